@@ -1,0 +1,48 @@
+# Everything a person needs: make demo, make test, make check.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+.PHONY: demo test test-fast check format docs clean
+
+demo: $(VENV)/.ready  ## evaluate SmolLM2 on three tasks with a real vLLM
+	$(BIN)/enginehouse eval --config examples/demo.yaml
+
+test: $(VENV)/.ready-dev  ## every test, the real vLLM included
+	$(BIN)/python -m pytest -n 2 -m "not engine and not gpu"
+	$(BIN)/python -m pytest -m "engine and not gpu"
+
+test-fast: $(VENV)/.ready-dev  ## without the real vLLM, under a minute
+	$(BIN)/python -m pytest -q -n 2 -m "not engine and not gpu"
+
+check: $(VENV)/.ready-dev  ## style, types, import layers, generated docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/write_reference.py --check
+
+format: $(VENV)/.ready-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.ready-dev  ## regenerate docs/reference.md from the code
+	$(BIN)/python tools/write_reference.py
+
+clean:
+	rm -rf $(VENV)
+
+$(BIN)/uv: requirements/base.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements/base.txt)"
+	touch $@
+
+$(VENV)/.ready: $(BIN)/uv requirements/base.txt pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements/base.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements/dev.txt
+	touch $@

@@ -1,0 +1,72 @@
+"""The table of commands. Only the command that is called is imported, so --help stays quick."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import typer
+
+from enginehouse.core.registry import load_object
+
+
+@dataclass(frozen=True)
+class CommandEntry:
+    """A command (or group of commands) and what the list of commands says about it."""
+
+    target: str
+    help: str
+
+
+COMMANDS = {
+    "eval": CommandEntry("enginehouse.cli.evaluate:evaluate", "Evaluate a model on tasks."),
+    "resume": CommandEntry("enginehouse.cli.evaluate:resume", "Ask what a run has not asked yet."),
+    "runs": CommandEntry("enginehouse.cli.runs:runs", "List evaluation runs."),
+    "show": CommandEntry("enginehouse.cli.runs:show", "Show a run's report, or one of its samples."),
+    "tasks": CommandEntry("enginehouse.cli.tasks:tasks", "List the tasks and what they need."),
+    "serve": CommandEntry("enginehouse.cli.serve:serve", "Serve a model until Ctrl-C, or detached."),
+    "ps": CommandEntry("enginehouse.cli.servers:ps", "List servers."),
+    "logs": CommandEntry("enginehouse.cli.servers:logs", "Print a server's log."),
+    "stop": CommandEntry("enginehouse.cli.servers:stop", "Stop a server and prove it."),
+    "install": CommandEntry("enginehouse.cli.install:install", "Build an engine environment."),
+    "envs": CommandEntry("enginehouse.cli.install:envs", "List or remove engine environments."),
+}
+
+
+def build_app(arguments: Sequence[str]) -> typer.Typer:
+    """The application; of its commands, only the one that `arguments` call is really there."""
+    app = typer.Typer(
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        help="Runs LLM inference engines and evaluates the models they serve.",
+        epilog="Exit codes and errors: docs/errors.md",
+    )
+    app.callback()(_version)
+    called = next((a for a in arguments if not a.startswith("-")), None)
+    completing = "_ENGINEHOUSE_COMPLETE" in os.environ
+    for name, entry in COMMANDS.items():
+        if completing or name == called:
+            command = load_object(entry.target)
+        else:
+            command = _stub
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, help=entry.help)
+        else:
+            app.command(name, help=entry.help)(command)
+    return app
+
+
+def _stub() -> None:
+    """Stand for a command that was not called."""
+
+
+def _version(
+    *, version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True)
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"enginehouse {installed('enginehouse')}")
+        raise typer.Exit

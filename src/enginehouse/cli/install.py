@@ -1,0 +1,75 @@
+"""enginehouse install, enginehouse envs, enginehouse envs remove."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from enginehouse.cli.console import Console, run_async
+from enginehouse.cli.options import (
+    JsonOption,
+    QuietOption,
+    VariantOption,
+    VerboseOption,
+    VersionOption,
+)
+from enginehouse.provisioning.environments import ensure_environment, plan_environment
+from enginehouse.provisioning.inventory import list_environments, remove_environment
+from enginehouse.store.layout import Layout
+
+envs = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+
+
+def install(
+    engine: Annotated[str, typer.Argument(help="The engine: vllm.")] = "vllm",
+    *,
+    variant: VariantOption = None,
+    version: VersionOption = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would be built; build nothing.")] = False,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Build an isolated environment for an engine; nothing happens if it is there."""
+    console = Console(json=json, verbose=verbose, quiet=quiet)
+    planned = plan_environment(engine, version=version, variant=variant)
+    if plan:
+        console.result(planned, text=lambda: console.say(planned.describe()))
+        return
+    built = run_async(
+        ensure_environment(planned, layout=Layout.from_environment(), notify=console.note)
+    )
+    summary = {"key": built.key, "python": str(built.python), "version": built.version}
+    console.result(summary, text=lambda: console.say(f"{built.key}: {built.python}"))
+
+
+@envs.callback()
+def list_all(
+    context: typer.Context,
+    *,
+    json: JsonOption = False,
+) -> None:
+    """List engine environments."""
+    if context.invoked_subcommand:
+        return
+    console = Console(json=json)
+    found = list_environments(Layout.from_environment())
+    if json:
+        console.data(found)
+        return
+    for environment in found:
+        console.say(
+            f"{environment.key}  {environment.size_bytes / 2**30:.1f} GiB  {environment.python}"
+        )
+    if not found:
+        console.note("no engine environments; `enginehouse install vllm` builds one")
+
+
+@envs.command()
+def remove(
+    key: Annotated[str, typer.Argument(help="A key that `enginehouse envs` lists.")],
+) -> None:
+    """Remove an engine environment."""
+    remove_environment(key, layout=Layout.from_environment())
+    Console().note(f"removed {key}")

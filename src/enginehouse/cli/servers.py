@@ -1,0 +1,54 @@
+"""enginehouse ps, logs, stop."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from enginehouse.cli.console import Console, run_async
+from enginehouse.cli.options import JsonOption
+from enginehouse.servers.records import find_server, list_servers, stop_server
+from enginehouse.store.layout import Layout
+
+NameArgument = Annotated[str, typer.Argument(help="A name that `enginehouse ps` lists.")]
+
+
+def ps(*, json: JsonOption = False) -> None:
+    """List the servers that were started here."""
+    console = Console(json=json)
+    found = list_servers(Layout.from_environment())
+    if json:
+        console.data(found)
+        return
+    for status in found:
+        record = status.record
+        console.say(f"{record.name}  {status.state}  {record.base_url}  pid {record.pid}")
+    if not found:
+        console.note("no servers; `enginehouse serve MODEL --detach` starts one")
+
+
+def logs(
+    name: NameArgument,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+) -> None:
+    """Print a server's log."""
+    path = find_server(name, layout=Layout.from_environment()).record.log
+    with path.open(errors="replace") as log:
+        while True:
+            if text := log.read(1 << 16):
+                sys.stdout.write(text)
+                continue
+            sys.stdout.flush()
+            if not follow:
+                return
+            time.sleep(0.3)
+
+
+def stop(name: NameArgument) -> None:
+    """Stop a server; returns when no process of it is alive and its port is free."""
+    run_async(stop_server(name, layout=Layout.from_environment()))
+    Console().note(f"stopped {name}: no process left, port free")

@@ -1,0 +1,20 @@
+"""enginehouse tasks."""
+
+from __future__ import annotations
+
+from enginehouse.cli.console import Console
+from enginehouse.cli.options import JsonOption
+
+
+def tasks(*, json: JsonOption = False) -> None:
+    """List the tasks: size, licence, what "correct" means, what they need."""
+    from enginehouse.tasks.registry import list_tasks
+
+    found = list_tasks()
+    Console(json=json).result(found, text=lambda: _table(found))
+
+
+def _table(found: object) -> None:
+    from enginehouse.report.terminal import print_tasks
+
+    print_tasks(found)

@@ -1,0 +1,1 @@
+"""The HTTP sampler: transport, retries, limits, streaming."""

@@ -1,0 +1,263 @@
+"""A Sampler over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Self
+
+from enginehouse.client.limits import Adaptive, AdaptiveController, Limit
+from enginehouse.client.retry import Retries, Tried, with_retries
+from enginehouse.client.transport import (
+    AiohttpTransport,
+    Timeouts,
+    Transport,
+    WireReply,
+    WireRequest,
+    WireStream,
+    normal_base_url,
+)
+from enginehouse.core.errors import (
+    ConfigurationError,
+    MalformedResponseError,
+    UnknownModelError,
+    WireError,
+)
+from enginehouse.core.messages import ChatPrompt
+from enginehouse.core.sampler import (
+    Capabilities,
+    Capability,
+    Delta,
+    Load,
+    LoadSignal,
+    SampleRequest,
+    SampleResponse,
+    Timing,
+)
+from enginehouse.dialects import openai_chat, openai_completions
+from enginehouse.dialects.base import Dialect
+from enginehouse.dialects.openai_errors import error_reply
+from enginehouse.dialects.openai_replies import decode_models, decode_tokenize, encode_tokenize
+from enginehouse.dialects.openai_requests import require
+from enginehouse.dialects.server_sent_events import EventParser
+
+DEFAULT_CONCURRENCY = 64
+
+
+class HTTPSampler:
+    """Asks one OpenAI-compatible server; an asynchronous context manager.
+
+    `base_url` may end in /v1. `model` None is the first that the server lists. `concurrency` is a
+    number, or Adaptive bounds; None is Adaptive() where there is a load signal to follow, else 64.
+    Any number of tasks may share one sampler; requests beyond the limit wait here.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        model: str | None = None,
+        capabilities: Capabilities,
+        api_key: str | None = None,
+        concurrency: int | Adaptive | None = None,
+        load_signal: LoadSignal | None = None,
+        timeouts: Timeouts | None = None,
+        retries: Retries | None = None,
+    ) -> None:
+        self.base_url = normal_base_url(base_url)
+        self._model = model
+        self._capabilities = capabilities
+        self._api_key = api_key
+        self._load_signal = load_signal
+        self._timeouts = timeouts or Timeouts()
+        self._retries = retries or Retries()
+        if concurrency is None:
+            concurrency = DEFAULT_CONCURRENCY if load_signal is None else Adaptive()
+        if isinstance(concurrency, Adaptive) and load_signal is None:
+            raise ConfigurationError(
+                "adaptive concurrency has no load signal to follow",
+                fix="give a number, or the engine's load_signal",
+            )
+        self._adaptive = concurrency if isinstance(concurrency, Adaptive) else None
+        self._limit = Limit(concurrency.start if isinstance(concurrency, Adaptive) else concurrency)
+        self._open: Transport | None = None
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Open the connection pool and find the default model. Raises WireError."""
+        async with AsyncExitStack() as stack:
+            self._open = await stack.enter_async_context(
+                AiohttpTransport(self.base_url, api_key=self._api_key, timeouts=self._timeouts)
+            )
+            if self._model is None:
+                self._model = await self._first_model()
+            if self._adaptive is not None:
+                controller = AdaptiveController(self._limit, bounds=self._adaptive)
+                task = asyncio.create_task(controller.run(self._load_or_none))
+                stack.push_async_callback(_cancelled, task)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+        self._open = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What may be asked of the server."""
+        return self._capabilities
+
+    @property
+    def model(self) -> str:
+        """The name that requests without one ask for."""
+        assert self._model is not None, "known once the sampler is entered"
+        return self._model
+
+    @property
+    def concurrency(self) -> int:
+        """How many requests may be under way just now."""
+        return self._limit.limit
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are under way just now."""
+        return self._limit.held
+
+    async def sample(self, request: SampleRequest) -> SampleResponse:
+        """Ask once. Raises WireError; retryable errors have been retried already."""
+        dialect = _dialect(request)
+        wire = self._encode(dialect, request, stream=False)
+        async with self._limit:
+            tried = await self._send(wire)
+        reply = tried.value
+        timing = Timing(started=reply.started, elapsed=reply.elapsed, attempts=tried.attempts)
+        return dialect.decode(reply.body, request=request, timing=timing)
+
+    async def stream(self, request: SampleRequest) -> AsyncIterator[Delta]:
+        """Ask once, yielding the answer as it is made; retried only until the reply begins.
+
+        A consumer that may leave early closes it with contextlib.aclosing.
+        """
+        dialect = _dialect(request)
+        wire = self._encode(dialect, request, stream=True)
+        async with self._limit, AsyncExitStack() as stack:
+
+            async def begin() -> WireStream:
+                async with AsyncExitStack() as failing:
+                    stream = await failing.enter_async_context(self._transport.stream(wire))
+                    if stream.status != 200:
+                        raise self._error(stream.status, stream.body, stream.retry_after)
+                    stack.push_async_exit(failing.pop_all())
+                    return stream
+
+            tried = await with_retries(begin, retries=self._retries)
+            async for data in _events(tried.value):
+                try:
+                    deltas = dialect.decode_chunk(data)
+                except WireError as error:
+                    raise self._redacted(error) from None
+                for delta in deltas:
+                    yield delta
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """The engine's own token ids of `text`. Raises WireError."""
+        require(self._capabilities, Capability.TOKENIZE, "tokenize")
+        body = encode_tokenize(text, model=self.model, add_special_tokens=add_special_tokens)
+        async with self._limit:
+            tried = await self._send(WireRequest("POST", "/tokenize", body))
+        return decode_tokenize(tried.value.body)
+
+    async def models(self) -> tuple[str, ...]:
+        """The names that the server lists. Raises WireError."""
+        tried = await self._send(WireRequest("GET", "/v1/models"))
+        return decode_models(tried.value.body)
+
+    async def load(self) -> Load | None:
+        """The server's queue now; None without a load signal, or if the server does not say.
+
+        Raises WireError; asked once, never retried.
+        """
+        if self._load_signal is None:
+            return None
+        reply = await self._transport.send(WireRequest("GET", self._load_signal.path))
+        if reply.status != 200:
+            raise self._error(reply.status, reply.body, reply.retry_after)
+        return self._load_signal.parse(reply.body.decode("utf-8", "replace"))
+
+    async def _load_or_none(self) -> Load | None:
+        try:
+            return await self.load()
+        except WireError:
+            return None
+
+    async def _first_model(self) -> str:
+        names = await self.models()
+        if not names:
+            raise UnknownModelError(f"the server at {self.base_url} lists no model")
+        return names[0]
+
+    @property
+    def _transport(self) -> Transport:
+        if self._open is None:
+            raise RuntimeError("use the sampler inside `async with`")
+        return self._open
+
+    def _encode(self, dialect: Dialect, request: SampleRequest, *, stream: bool) -> WireRequest:
+        body = dialect.encode(
+            request,
+            model=request.model or self.model,
+            capabilities=self._capabilities,
+            stream=stream,
+        )
+        return WireRequest("POST", dialect.path, body)
+
+    async def _send(self, wire: WireRequest) -> Tried[WireReply]:
+        transport = self._transport
+
+        async def attempt() -> WireReply:
+            reply = await transport.send(wire)
+            if reply.status != 200:
+                raise self._error(reply.status, reply.body, reply.retry_after)
+            return reply
+
+        return await with_retries(attempt, retries=self._retries)
+
+    def _error(self, status: int, body: bytes, retry_after: float | None) -> WireError:
+        return self._redacted(error_reply(status, body, retry_after=retry_after))
+
+    def _redacted(self, error: WireError) -> WireError:
+        # some servers quote the key that they refuse
+        if key := self._api_key:
+            error.message = error.message.replace(key, "***")
+            error.args = (error.message,)
+            error.why = error.why and error.why.replace(key, "***")
+        return error
+
+
+def _dialect(request: SampleRequest) -> Dialect:
+    return openai_chat if isinstance(request.prompt, ChatPrompt) else openai_completions
+
+
+async def _events(stream: WireStream) -> AsyncIterator[bytes]:
+    """The data of every event before [DONE]; a stream that ends without it broke off."""
+    parser = EventParser()
+    async for chunk in stream.chunks:
+        for data in parser.feed(chunk):
+            if data == b"[DONE]":
+                return
+            yield data
+    for data in parser.close():
+        if data == b"[DONE]":
+            return
+        yield data
+    raise MalformedResponseError(
+        "the stream ended before it was complete",
+        why="the server closed it without [DONE]",
+        fix="read the server's log; a server that died while answering looks like this",
+    )
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

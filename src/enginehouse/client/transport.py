@@ -1,0 +1,269 @@
+"""The seam between the sampler and the network: one request, one reply."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Protocol, Self
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from enginehouse.core.errors import (
+    ConfigurationError,
+    ConnectionFailedError,
+    MalformedResponseError,
+    RequestTimeoutError,
+    WireError,
+)
+
+# vLLM closes a connection that was idle for 5 s; reusing one it is about to close loses a request
+KEEP_ALIVE = 4.0
+_LARGE_BODY = 2**20
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """In seconds, None is none. `first_byte` bounds every wait for the server's next bytes.
+
+    Without streaming the first byte comes when the whole answer is done, so `first_byte` must
+    allow for the longest answer, queueing included.
+    """
+
+    connect: float = 10.0
+    first_byte: float | None = None
+    total: float | None = 1200.0
+
+
+class WireRequest(msgspec.Struct, frozen=True):
+    """One HTTP request; `path` begins with a slash and follows the server's base URL."""
+
+    method: str
+    path: str
+    body: bytes | None = None
+
+
+class WireReply(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole reply. `started`: seconds since the epoch; `elapsed`: seconds until its last byte."""
+
+    status: int
+    body: bytes
+    retry_after: float | None
+    started: float
+    elapsed: float
+
+
+class WireStream(msgspec.Struct, frozen=True, kw_only=True):
+    """A reply whose body is still coming; `body` is there instead of chunks if it is an error."""
+
+    status: int
+    retry_after: float | None
+    chunks: AsyncIterator[bytes]
+    body: bytes = b""
+
+
+class Transport(Protocol):
+    """Carries requests to one server. Every failure below HTTP is a WireError."""
+
+    async def send(self, request: WireRequest) -> WireReply:
+        """Send and read the whole reply, whatever its status."""
+        ...
+
+    def stream(self, request: WireRequest) -> AbstractAsyncContextManager[WireStream]:
+        """Send and enter the block with the reply's head."""
+        ...
+
+    async def close(self) -> None:
+        """Close every connection. Idempotent."""
+        ...
+
+
+class AiohttpTransport:
+    """Carries requests over pooled keep-alive connections; how many at once is the caller's choice.
+
+    `base_url` may end in /v1. Make it inside a running loop. Nothing it raises holds `api_key`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        timeouts: Timeouts | None = None,
+        keep_alive: float = KEEP_ALIVE,
+    ) -> None:
+        self.base_url = normal_base_url(base_url)
+        self.timeouts = timeouts or Timeouts()
+        self._urls: dict[str, URL] = {}
+        # an empty Accept-Encoding keeps proxies from compressing what we would only unpack again
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if api_key is not None:
+            headers["Authorization"] = f"Bearer {_checked_key(api_key)}"
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=keep_alive),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(
+                total=self.timeouts.total,
+                sock_connect=self.timeouts.connect,
+                sock_read=self.timeouts.first_byte,
+            ),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every connection. Idempotent."""
+        await self._session.close()
+
+    async def send(self, request: WireRequest) -> WireReply:
+        """Send and read the whole reply, whatever its status; raises WireError below HTTP."""
+        started = time.time()
+        begun = time.perf_counter()
+        response: aiohttp.ClientResponse | None = None
+        try:
+            response = await self._request(request)
+            body = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._failure(
+                error, answered=response is not None, waited=time.perf_counter() - begun
+            ) from None
+        finally:
+            if response is not None:
+                response.release()
+        return WireReply(
+            status=response.status,
+            body=body,
+            retry_after=None if response.status < 400 else _retry_after(response),
+            started=started,
+            elapsed=time.perf_counter() - begun,
+        )
+
+    @asynccontextmanager
+    async def stream(self, request: WireRequest) -> AsyncIterator[WireStream]:
+        """Send and enter the block with the reply's head; the error statuses' bodies are read."""
+        begun = time.perf_counter()
+        with self._translated(begun, answered=False):
+            response = await self._request(request)
+        try:
+            body = b""
+            if response.status != 200:
+                with self._translated(begun, answered=True):
+                    body = await response.read()
+            yield WireStream(
+                status=response.status,
+                retry_after=_retry_after(response),
+                chunks=self._chunks(response, begun),
+                body=body,
+            )
+        finally:
+            # closing, not releasing, tells the server to stop generating for nobody
+            response.close()
+
+    async def _chunks(self, response: aiohttp.ClientResponse, begun: float) -> AsyncIterator[bytes]:
+        while True:
+            with self._translated(begun, answered=True):
+                chunk = await response.content.readany()
+            if not chunk:
+                return
+            yield chunk
+
+    async def _request(self, request: WireRequest) -> aiohttp.ClientResponse:
+        url = self._urls.get(request.path)
+        if url is None:
+            url = self._urls[request.path] = URL(self.base_url + request.path)
+        body: bytes | io.BytesIO | None = request.body
+        if request.body is not None and len(request.body) > _LARGE_BODY:
+            body = io.BytesIO(request.body)
+        return await self._session.request(request.method, url, data=body, allow_redirects=False)
+
+    @contextmanager
+    def _translated(self, begun: float, *, answered: bool) -> Iterator[None]:
+        try:
+            yield
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            waited = time.perf_counter() - begun
+            raise self._failure(error, answered=answered, waited=waited) from None
+
+    def _failure(self, error: Exception, *, answered: bool, waited: float) -> WireError:
+        """`answered`: the reply had begun. The cause is not chained: its repr may hold headers."""
+        if isinstance(error, TimeoutError):
+            return self._timeout(error, answered=answered, waited=waited)
+        why = str(error) or type(error).__name__
+        if answered or isinstance(error, aiohttp.ClientResponseError):
+            return MalformedResponseError(
+                f"the reply of {self.base_url} broke off or is not HTTP",
+                why=why,
+                fix="read the server's log; a server that died while answering looks like this",
+            )
+        return ConnectionFailedError(
+            f"no reply came from {self.base_url}",
+            why=why,
+            fix="check that the server runs and listens there",
+        )
+
+    def _timeout(self, error: Exception, *, answered: bool, waited: float) -> WireError:
+        timeouts = self.timeouts
+        spent = timeouts.total is not None and waited >= timeouts.total
+        if isinstance(error, aiohttp.ConnectionTimeoutError) and not spent:
+            return RequestTimeoutError(
+                f"connecting to {self.base_url} took longer than {timeouts.connect:g} s",
+                fix="check the address and that the server accepts connections",
+            )
+        if isinstance(error, aiohttp.SocketTimeoutError):
+            awaited = "the next bytes of the reply" if answered else "the first byte of the reply"
+            return RequestTimeoutError(
+                f"waiting for {awaited} took longer than {timeouts.first_byte:g} s",
+                why=f"{self.base_url} was silent; {waited:.1f} s had passed since the start",
+                fix="raise Timeouts.first_byte, lower max_tokens, or ask less at once",
+            )
+        return RequestTimeoutError(
+            f"the whole request took longer than {timeouts.total or waited:g} s",
+            why="the reply was still coming" if answered else "no byte of the reply had come",
+            fix="raise Timeouts.total, lower max_tokens, or ask less at once",
+        )
+
+
+def normal_base_url(base_url: str) -> str:
+    """The server's root, without a trailing slash or /v1; ConfigurationError if it is none."""
+    text = base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+    try:
+        url = URL(text)
+        wrong = url.scheme not in ("http", "https") or not url.host or bool(url.query_string)
+    except ValueError:
+        wrong = True
+    if wrong:
+        raise ConfigurationError(
+            f"{base_url!r} is not the address of a server",
+            fix="give one such as http://127.0.0.1:8000 or https://host/v1",
+        )
+    if url.user is not None or url.password is not None:
+        raise ConfigurationError(
+            f"the address of {url.host} holds credentials",
+            why="addresses end up in logs and reports",
+            fix="give the API key separately",
+        )
+    return text
+
+
+def _checked_key(api_key: str) -> str:
+    if not api_key.isascii() or not api_key.isprintable() or " " in api_key or not api_key:
+        raise ConfigurationError(
+            "the API key is empty or holds white space or characters outside ASCII",
+            fix="check how it was copied (a trailing newline, often)",
+        )
+    return api_key
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    try:
+        seconds = float(response.headers["Retry-After"])
+    except (KeyError, ValueError):
+        return None
+    return seconds if 0 <= seconds < float("inf") else None

@@ -1,0 +1,1 @@
+"""Words every room shares: errors, messages, sampling, the sampler protocol. No I/O."""

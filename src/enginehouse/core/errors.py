@@ -1,0 +1,257 @@
+"""The one error tree.
+
+EnginehouseError
+├── ConfigurationError        a wrong option, key or value: nothing was started
+│   ├── UnknownNameError      no engine, task, key … of that name; the nearest is named
+│   └── FlagError             the engine has no such flag (any more)
+├── ProvisioningError         an engine environment could not be built or does not work
+├── ModelError                the model cannot be had
+│   ├── ModelNotFoundError
+│   └── ModelGatedError
+├── ServerError               a server did not start, died, or could not be stopped
+│   ├── StartError
+│   ├── PortError
+│   ├── StopError
+│   └── ServerGoneError       it stopped answering in the middle of the work
+├── WireError                 one request failed
+│   ├── ConnectionFailedError         retryable: nothing was received
+│   ├── RequestTimeoutError           names what timed out
+│   ├── RateLimitedError              retryable after `retry_after` seconds
+│   ├── ServerFaultError              5xx
+│   ├── BadRequestError               4xx: asking again would not help
+│   │   ├── UnauthorizedError
+│   │   ├── UnknownModelError
+│   │   └── ContextOverflowError
+│   ├── MalformedResponseError        a reply that is not what the dialect says
+│   └── UnsupportedError              the engine does not do that; refused before sending
+├── TaskError                 a task's data or scoring is broken
+│   └── DataError
+├── StoreError                a run folder cannot be read or written
+│   ├── RunNotFoundError
+│   └── RunLockedError
+└── NoHeadlineError           too many samples failed: there is no score
+
+`retryable` says whether the same call may succeed unchanged; `stage` says whose doing it was.
+Every class has the exit code that the command line ends with.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like `name`, or None if nothing is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+class EnginehouseError(Exception):
+    """What happened (`message`), why (`why`), what to do next (`fix`), and the log's path."""
+
+    stage: ClassVar[str] = "enginehouse"
+    retryable: ClassVar[bool] = False
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        why: str | None = None,
+        fix: str | None = None,
+        log: Path | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.why = why
+        self.fix = fix
+        self.log = log
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        if self.why:
+            lines.append(f"  why:  {self.why}")
+        if self.fix:
+            lines.append(f"  next: {self.fix}")
+        if self.log:
+            lines.append(f"  log:  {self.log}")
+        return "\n".join(lines)
+
+
+class ConfigurationError(EnginehouseError):
+    """A wrong option, key or value; raised before anything is started."""
+
+    stage = "configuration"
+    exit_code = 2
+
+
+class UnknownNameError(ConfigurationError):
+    """There is nothing of that name; the message lists what there is."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = nearest(name, names)
+        super().__init__(
+            f"there is no {kind} called {name!r}",
+            fix=(f"did you mean {close!r}? " if close else "") + f"known: {', '.join(names)}",
+        )
+        self.kind = kind
+        self.name = name
+        self.known = tuple(names)
+
+
+class FlagError(ConfigurationError):
+    """The installed engine does not know a flag, or no longer does."""
+
+
+class ProvisioningError(EnginehouseError):
+    """An engine environment could not be built, or does not work."""
+
+    stage = "provision"
+    exit_code = 3
+
+
+class ModelError(EnginehouseError):
+    """The model cannot be had or is no model."""
+
+    stage = "model"
+    exit_code = 4
+
+
+class ModelNotFoundError(ModelError):
+    """Neither the hub nor the disk has it."""
+
+
+class ModelGatedError(ModelError):
+    """The hub has it, but not for this token."""
+
+
+class ServerError(EnginehouseError):
+    """A server did not start, died, or could not be stopped."""
+
+    stage = "start"
+    exit_code = 5
+
+
+class StartError(ServerError):
+    """The server did not become ready."""
+
+
+class PortError(ServerError):
+    """The port is taken, or none is free."""
+
+
+class StopError(ServerError):
+    """Something of the server is still alive."""
+
+
+class ServerGoneError(ServerError):
+    """The server stopped answering; nothing more can be asked of it."""
+
+    stage = "wire"
+
+
+class WireError(EnginehouseError):
+    """One request failed."""
+
+    stage = "wire"
+    exit_code = 6
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        why: str | None = None,
+        fix: str | None = None,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(message, why=why, fix=fix)
+        self.status = status
+
+
+class ConnectionFailedError(WireError):
+    """The connection was refused or broke before a byte of the reply came."""
+
+    retryable = True
+
+
+class RequestTimeoutError(WireError):
+    """Connecting, the first byte, or the whole request took too long; the message says which."""
+
+
+class RateLimitedError(WireError):
+    """429, or 503 with Retry-After. `retry_after` is in seconds, None if the server named none."""
+
+    retryable = True
+
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, status: int | None = None
+    ) -> None:
+        super().__init__(message, status=status)
+        self.retry_after = retry_after
+
+
+class ServerFaultError(WireError):
+    """The server answered 5xx."""
+
+    retryable = True
+
+
+class BadRequestError(WireError):
+    """The server refused the request; asking again would not help."""
+
+
+class UnauthorizedError(BadRequestError):
+    """401 or 403."""
+
+
+class UnknownModelError(BadRequestError):
+    """The server does not serve a model of that name."""
+
+
+class ContextOverflowError(BadRequestError):
+    """Prompt and max_tokens do not fit the model's context."""
+
+
+class MalformedResponseError(WireError):
+    """The reply is not what the dialect says."""
+
+
+class UnsupportedError(WireError):
+    """The engine does not do that, or would silently ignore it; refused before sending."""
+
+
+class TaskError(EnginehouseError):
+    """A task's definition or scoring is broken."""
+
+    stage = "task"
+    exit_code = 7
+
+
+class DataError(TaskError):
+    """A task's data is missing, unreadable or not what the task expects."""
+
+
+class StoreError(EnginehouseError):
+    """A run folder cannot be read or written."""
+
+    stage = "store"
+    exit_code = 8
+
+
+class RunNotFoundError(StoreError):
+    """There is no such run."""
+
+
+class RunLockedError(StoreError):
+    """Another process is working on the run."""
+
+
+class NoHeadlineError(EnginehouseError):
+    """Too many samples failed for a score to mean anything; the run itself is complete."""
+
+    stage = "evaluation"
+    exit_code = 9

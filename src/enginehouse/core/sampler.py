@@ -1,0 +1,165 @@
+"""The protocols between whoever samples and whatever answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from enginehouse.core.messages import Prompt
+from enginehouse.core.sampling import SamplingParameters
+
+
+class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt and how to sample it. `model` None is the server's default model."""
+
+    prompt: Prompt
+    parameters: SamplingParameters = SamplingParameters()
+    model: str | None = None
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Natural-log probability of one token; `top` are the most likely at its place."""
+
+    logprob: float
+    text: str
+    token_id: int | None = None
+    rank: int | None = None
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One answer. finish_reason "length" means that max_tokens cut it off."""
+
+    text: str
+    finish_reason: str | None
+    token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    reasoning: str | None = None
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`started` in seconds since the epoch; the rest are durations in seconds.
+
+    `elapsed` is that of the attempt which succeeded; `attempts` counts it and the failed ones.
+    """
+
+    started: float
+    elapsed: float
+    first_token: float | None = None
+    attempts: int = 1
+
+
+class SampleResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What came back. prompt_logprobs[i] belongs to prompt token i; the first is None."""
+
+    completions: tuple[Completion, ...]
+    model: str
+    request_id: str
+    prompt_tokens: int
+    completion_tokens: int
+    timing: Timing
+    prompt_token_ids: tuple[int, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A piece of a streamed answer; the last piece of a completion has its finish_reason."""
+
+    text: str
+    index: int = 0
+    token_ids: tuple[int, ...] | None = None
+    finish_reason: str | None = None
+
+
+class Capability(StrEnum):
+    """What an engine may or may not be able to do."""
+
+    CHAT = "chat"
+    TEXT = "text"
+    TOKENS = "tokens"
+    TOKENIZE = "tokenize"
+    STREAM = "stream"
+    N = "n"
+    SEED = "seed"
+    TOP_K = "top_k"
+    MIN_P = "min_p"
+    REPETITION_PENALTY = "repetition_penalty"
+    IGNORE_EOS = "ignore_eos"
+    TOKEN_IDS = "token_ids"
+    LOGPROBS = "logprobs"
+    PROMPT_LOGPROBS = "prompt_logprobs"
+    JSON_SCHEMA = "json_schema"
+    CHOICE = "choice"
+    REGEX = "regex"
+    GRAMMAR = "grammar"
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine does, and the request fields that it would accept and silently ignore.
+
+    `ignored` maps such a field to what to use instead; the client refuses it.
+    """
+
+    supports: frozenset[Capability]
+    ignored: Mapping[str, str] = msgspec.field(default_factory=dict)
+
+
+class Sampler(Protocol):
+    """Anything that returns completions."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What may be asked of it."""
+        ...
+
+    async def sample(self, request: SampleRequest) -> SampleResponse:
+        """Ask once. Raises WireError; retryable errors have been retried already."""
+        ...
+
+    def stream(self, request: SampleRequest) -> AsyncIterator[Delta]:
+        """Ask once, yielding the answer as it is made."""
+        ...
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """The engine's own token ids of `text`."""
+        ...
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """A server's queue at one moment. kv_cache_usage is a fraction in [0, 1]."""
+
+    running: int
+    waiting: int
+    kv_cache_usage: float | None = None
+    prompt_tokens: int | None = None
+    generation_tokens: int | None = None
+
+
+class LoadSignal(Protocol):
+    """How a client reads an engine's queue; supplied by the engine, polled by the client."""
+
+    @property
+    def path(self) -> str:
+        """The path to GET."""
+        ...
+
+    def parse(self, body: str) -> Load | None:
+        """The queue, or None if the body does not say."""
+        ...
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """Who answered. Every field that could not be known is None with the reason in `unknown`."""
+
+    engine: str | None
+    engine_version: str | None
+    engine_arguments: tuple[str, ...] | None
+    environment: str | None
+    model: str
+    weights_digest: str | None
+    chat_template_digest: str | None
+    base_url: str
+    unknown: Mapping[str, str] = msgspec.field(default_factory=dict)

@@ -1,0 +1,164 @@
+"""POST /v1/chat/completions: conversations, for which the engine applies the chat template."""
+
+from __future__ import annotations
+
+import msgspec
+
+from enginehouse.core.messages import ChatPrompt
+from enginehouse.core.sampler import (
+    Capabilities,
+    Capability,
+    Completion,
+    Delta,
+    SampleRequest,
+    SampleResponse,
+    Timing,
+    TokenLogprob,
+)
+from enginehouse.dialects.openai_errors import stream_error
+from enginehouse.dialects.openai_replies import (
+    PromptEntries,
+    Usage,
+    check_choices,
+    decode_prompt_logprobs,
+    decode_reply,
+    token_ids_or_none,
+)
+from enginehouse.dialects.openai_requests import request_body, require
+
+path = "/v1/chat/completions"
+
+
+class _Candidate(msgspec.Struct):
+    token: str
+    logprob: float
+
+
+class _Token(msgspec.Struct):
+    token: str
+    logprob: float
+    top_logprobs: list[_Candidate] | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Token] | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    index: int = 0
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+    token_ids: list[int] | None = None
+
+
+class _Reply(msgspec.Struct):
+    choices: list[_Choice]
+    usage: Usage
+    model: str
+    id: str = ""
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptEntries | None = None
+
+
+class _StreamChoice(msgspec.Struct):
+    delta: _Message
+    index: int = 0
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_StreamChoice]
+
+
+_reply = msgspec.json.Decoder(_Reply)
+_chunk = msgspec.json.Decoder(_Chunk)
+
+
+def encode(
+    request: SampleRequest, *, model: str, capabilities: Capabilities, stream: bool
+) -> bytes:
+    """See Dialect.encode; the prompt is a ChatPrompt."""
+    assert isinstance(request.prompt, ChatPrompt)
+    require(capabilities, Capability.CHAT, "chat prompts")
+    top = request.parameters.logprobs
+    return request_body(
+        request,
+        model=model,
+        prompt={"messages": request.prompt.messages},
+        logprobs={"logprobs": False} if top is None else {"logprobs": True, "top_logprobs": top},
+        capabilities=capabilities,
+        stream=stream,
+    )
+
+
+def decode(body: bytes, *, request: SampleRequest, timing: Timing) -> SampleResponse:
+    """See Dialect.decode."""
+    reply = decode_reply(_reply, body)
+    if len(reply.choices) > 1:
+        reply.choices.sort(key=lambda choice: choice.index)
+    completions = tuple([_completion(choice) for choice in reply.choices])
+    check_choices(completions, request, body)
+    return SampleResponse(
+        completions=completions,
+        model=reply.model,
+        request_id=reply.id,
+        prompt_tokens=reply.usage.prompt_tokens,
+        completion_tokens=reply.usage.completion_tokens,
+        timing=timing,
+        prompt_token_ids=token_ids_or_none(reply.prompt_token_ids),
+        prompt_logprobs=decode_prompt_logprobs(
+            reply.prompt_logprobs, token_ids=reply.prompt_token_ids, request=request, body=body
+        ),
+    )
+
+
+def decode_chunk(data: bytes) -> tuple[Delta, ...]:
+    """See Dialect.decode_chunk; reasoning is left out, as it is from Completion.text."""
+    if error := stream_error(data):
+        raise error
+    return tuple(
+        Delta(
+            text=choice.delta.content or "",
+            index=choice.index,
+            token_ids=token_ids_or_none(choice.token_ids),
+            finish_reason=choice.finish_reason,
+        )
+        for choice in decode_reply(_chunk, data).choices
+    )
+
+
+def _completion(choice: _Choice) -> Completion:
+    message = choice.message
+    return Completion(
+        text=message.content or "",
+        finish_reason=choice.finish_reason,
+        token_ids=token_ids_or_none(choice.token_ids),
+        logprobs=None if choice.logprobs is None else _logprobs(choice.logprobs, choice.token_ids),
+        reasoning=message.reasoning or message.reasoning_content,
+    )
+
+
+def _logprobs(wire: _Logprobs, ids: list[int] | None) -> tuple[TokenLogprob, ...] | None:
+    if wire.content is None:
+        return None
+    aligned = ids if ids is not None and len(ids) == len(wire.content) else None
+    return tuple(
+        TokenLogprob(
+            logprob=token.logprob,
+            text=token.token,
+            token_id=None if aligned is None else aligned[place],
+            top=tuple(
+                TokenLogprob(logprob=candidate.logprob, text=candidate.token)
+                for candidate in token.top_logprobs or ()
+            ),
+        )
+        for place, token in enumerate(wire.content)
+    )

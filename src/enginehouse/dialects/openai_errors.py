@@ -1,0 +1,98 @@
+"""Error replies of OpenAI-compatible servers, as errors of core.
+
+Bodies seen: {"error": {"message", "type", "param", "code"}} (vLLM, OpenAI), {"error": "text"}
+(vLLM's API key guard), {"detail": …} (FastAPI), {"object": "error", "message"} (old vLLM), text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from enginehouse.core.errors import (
+    BadRequestError,
+    ContextOverflowError,
+    RateLimitedError,
+    ServerFaultError,
+    UnauthorizedError,
+    UnknownModelError,
+    WireError,
+)
+from enginehouse.dialects.openai_replies import excerpt
+
+_CONTEXT = re.compile(
+    r"maximum context length|max_model_len|context_length_exceeded|exceeds the context"
+    r"|longer than the model's context",
+    re.IGNORECASE,
+)
+_UNKNOWN_MODEL = re.compile(
+    r"model.*(does not exist|not found|not exist)|model_not_found", re.IGNORECASE | re.DOTALL
+)
+
+
+def error_reply(status: int, body: bytes, *, retry_after: float | None = None) -> WireError:
+    """The error that a reply with a status of 300 or above stands for."""
+    message = _message(body)
+    said = f"the server answered {status}: {message}"
+    if status == 429 or (status == 503 and retry_after is not None):
+        return RateLimitedError(said, retry_after=retry_after, status=status)
+    if status >= 500 and status != 501:
+        return ServerFaultError(
+            said, fix="read the server's log: the cause is there", status=status
+        )
+    return _refusal(status, message, said)
+
+
+def _refusal(status: int, message: str, said: str) -> BadRequestError:
+    if status in (401, 403):
+        return UnauthorizedError(
+            said, fix="give the API key that the server was started with", status=status
+        )
+    if _UNKNOWN_MODEL.search(message) and status in (400, 404):
+        return UnknownModelError(
+            said, fix="ask for a name that the server lists under /v1/models", status=status
+        )
+    if _CONTEXT.search(message):
+        return ContextOverflowError(
+            said, fix="lower max_tokens, shorten the prompt, or raise max_model_len", status=status
+        )
+    if status in (404, 405) or status < 400:
+        return BadRequestError(
+            said, fix="check the address: it should end in the host or in /v1", status=status
+        )
+    return BadRequestError(said, status=status)
+
+
+def stream_error(data: bytes) -> WireError | None:
+    """The error in one event of a stream, None if it holds none."""
+    if b'"error"' not in data:
+        return None
+    decoded = _decode(data)
+    error = decoded.get("error") if isinstance(decoded, dict) else None
+    if not error:
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    return error_reply(code if isinstance(code, int) and code >= 400 else 500, data)
+
+
+def _decode(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _message(body: bytes) -> str:
+    decoded = _decode(body)
+    if isinstance(decoded, dict):
+        error = decoded.get("error", decoded)
+        if isinstance(error, str):
+            return error
+        if isinstance(error, dict):
+            message = error.get("message") or error.get("detail")
+            if isinstance(message, str):
+                code = error.get("code")
+                return f"{message} ({code})" if isinstance(code, str) else message
+    return excerpt(body)

@@ -1,0 +1,151 @@
+"""Reply parts that OpenAI's chat and text completions share, and the small endpoints beside them.
+
+Typed decoding: a reply that lacks a needed field, or has one of another type, is malformed.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from enginehouse.core.errors import MalformedResponseError
+from enginehouse.core.messages import TokenPrompt
+from enginehouse.core.sampler import Completion, SampleRequest, TokenLogprob
+
+_EXCERPT = 300
+T = TypeVar("T")
+
+
+class Usage(msgspec.Struct):
+    """Token counts; the completion's are summed over the choices."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+
+
+class PromptEntry(msgspec.Struct):
+    """vLLM's log-probability of one candidate for a place in the prompt."""
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+PromptEntries = list[dict[int, PromptEntry] | None]
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+_models = msgspec.json.Decoder(_Models)
+_tokens = msgspec.json.Decoder(_Tokens)
+_encode = msgspec.json.Encoder().encode
+
+
+def excerpt(body: bytes) -> str:
+    """The beginning of a body, for an error message."""
+    text = body[: _EXCERPT * 4].decode("utf-8", "replace").strip()
+    return (text[:_EXCERPT] + " …" if len(text) > _EXCERPT else text) or "(empty)"
+
+
+def decode_reply(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Decode `body`, or raise MalformedResponseError with the reason and an excerpt."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise malformed(str(error), body) from None
+
+
+def malformed(why: str, body: bytes) -> MalformedResponseError:
+    """The error for a reply that is not what was asked for."""
+    return MalformedResponseError(
+        "the reply is not what this protocol says",
+        why=f"{why}; it begins: {excerpt(body)}",
+        fix="check that the address is that of an OpenAI-compatible server",
+    )
+
+
+def check_choices(completions: tuple[Completion, ...], request: SampleRequest, body: bytes) -> None:
+    """Raise MalformedResponseError if the reply lacks answers or log-probabilities asked for."""
+    wanted = request.parameters.n
+    if len(completions) != wanted:
+        raise malformed(f"{wanted} choices were asked for, {len(completions)} came", body)
+    if request.parameters.logprobs is not None and any(c.logprobs is None for c in completions):
+        raise malformed("logprobs were asked for, none came", body)
+
+
+def decode_prompt_logprobs(
+    entries: PromptEntries | None,
+    *,
+    token_ids: list[int] | None,
+    request: SampleRequest,
+    body: bytes,
+) -> tuple[TokenLogprob | None, ...] | None:
+    """One log-probability per prompt token, the first None; None if they were not asked for."""
+    wanted = request.parameters.prompt_logprobs
+    if wanted is None:
+        return None
+    if entries is None:
+        raise malformed("prompt_logprobs were asked for, none came", body)
+    prompt = request.prompt
+    ids = prompt.token_ids if isinstance(prompt, TokenPrompt) else token_ids
+    if ids is None or len(ids) != len(entries):
+        raise malformed("prompt_logprobs do not match the prompt's token ids", body)
+    decoded: list[TokenLogprob | None] = []
+    for token_id, candidates in zip(ids, entries, strict=True):
+        if candidates is None:
+            decoded.append(None)
+            continue
+        entry = candidates.get(token_id)
+        if entry is None:
+            raise malformed(f"prompt_logprobs lack the prompt's own token {token_id}", body)
+        top = _most_likely(candidates, wanted) if wanted else ()
+        decoded.append(_prompt_token(token_id, entry, top))
+    return tuple(decoded)
+
+
+def _prompt_token(
+    token_id: int, entry: PromptEntry, top: tuple[TokenLogprob, ...] = ()
+) -> TokenLogprob:
+    return TokenLogprob(
+        logprob=entry.logprob,
+        text=entry.decoded_token or "",
+        token_id=token_id,
+        rank=entry.rank,
+        top=top,
+    )
+
+
+def _most_likely(candidates: dict[int, PromptEntry], count: int) -> tuple[TokenLogprob, ...]:
+    ranked = sorted(candidates.items(), key=lambda pair: -pair[1].logprob)
+    return tuple(_prompt_token(token_id, entry) for token_id, entry in ranked[:count])
+
+
+def token_ids_or_none(ids: list[int] | None) -> tuple[int, ...] | None:
+    """Ids as core keeps them."""
+    return None if ids is None else tuple(ids)
+
+
+def decode_models(body: bytes) -> tuple[str, ...]:
+    """The names in a reply of GET /v1/models, in the server's order."""
+    return tuple(model.id for model in decode_reply(_models, body).data)
+
+
+def encode_tokenize(text: str, *, model: str, add_special_tokens: bool) -> bytes:
+    """The body of vLLM's POST /tokenize."""
+    return _encode({"model": model, "prompt": text, "add_special_tokens": add_special_tokens})
+
+
+def decode_tokenize(body: bytes) -> tuple[int, ...]:
+    """The token ids in a reply of POST /tokenize."""
+    return tuple(decode_reply(_tokens, body).tokens)

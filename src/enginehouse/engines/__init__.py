@@ -1,0 +1,1 @@
+"""Everything that is peculiar to an engine: command line, capabilities, readiness, diagnosis."""

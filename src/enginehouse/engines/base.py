@@ -1,0 +1,98 @@
+"""What an engine is, to those who start and ask it. One engine is one file beside this one."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+
+from enginehouse.core.sampler import Capabilities, LoadSignal
+from enginehouse.executors.base import Command
+from enginehouse.provisioning.environments import EngineEnvironment
+
+PositiveInt = Annotated[int, Field(ge=1)]
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+class ServerOptions(BaseModel):
+    """How a server is to be started; None leaves the engine's own default.
+
+    `env_vars` is added to the child's environment, `extra_args` to its command line (one string,
+    split as a shell would, or a list).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    tensor_parallel_size: PositiveInt | None = None
+    pipeline_parallel_size: PositiveInt | None = None
+    data_parallel_size: PositiveInt | None = None
+    dtype: DType | None = None
+    max_model_len: PositiveInt | None = None
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_num_seqs: PositiveInt | None = None
+    max_num_batched_tokens: PositiveInt | None = None
+    enable_prefix_caching: bool | None = None
+    enable_chunked_prefill: bool | None = None
+    enforce_eager: bool | None = None
+    trust_remote_code: bool = False
+    enable_lora: bool = False
+    max_loras: PositiveInt | None = None
+    max_lora_rank: PositiveInt | None = None
+    served_model_name: str | None = None
+    api_key: Annotated[str | None, Field(repr=False)] = None
+    env_vars: Mapping[str, str] = Field(default_factory=dict)
+    extra_args: str | Sequence[str] = ()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only; other names count as not."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class LaunchContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine must know, besides the options, to write its command line."""
+
+    environment: EngineEnvironment
+    model_path: str
+    served_model_name: str
+    port: int
+    internal_port: int
+    development_endpoints: bool
+
+
+class Engine(Protocol):
+    """Stateless facts about one kind of engine."""
+
+    name: str
+    health_path: str
+    models_path: str
+    canary_path: str
+    version_path: str
+    load_signal: LoadSignal
+
+    def capabilities(self, version: str | None) -> Capabilities:
+        """What this version does; None is a server of unknown version."""
+        ...
+
+    def check(self, options: ServerOptions, *, environment: EngineEnvironment) -> None:
+        """Raise FlagError for a flag that this environment's engine lacks; starts nothing."""
+        ...
+
+    def command(self, options: ServerOptions, *, context: LaunchContext) -> Command:
+        """The command line and environment of a server. The API key goes into the environment."""
+        ...
+
+    def first_cause(self, log: Path) -> str | None:
+        """The line of a failed server's log that says why, or None."""
+        ...

@@ -1,0 +1,154 @@
+"""Puts one sample to the sampler and makes its record."""
+
+from __future__ import annotations
+
+import msgspec
+
+from enginehouse.core.errors import (
+    MalformedResponseError,
+    ServerFaultError,
+    TaskError,
+    UnsupportedError,
+    WireError,
+)
+from enginehouse.core.messages import ChatPrompt, Message
+from enginehouse.core.sampler import Capability, Sampler, SampleRequest
+from enginehouse.core.sampling import SamplingParameters
+from enginehouse.evaluation.loglikelihood import ask_choices, continuation_of, encode_choices
+from enginehouse.evaluation.plan import TaskPlan, sample_seed
+from enginehouse.evaluation.records import EvaluationSpec, Failure, SampleRecord
+from enginehouse.tasks.base import Choose, Generate, Item
+
+_FOR_CHOICES = (Capability.TOKENIZE, Capability.TOKENS, Capability.PROMPT_LOGPROBS)
+_NOT_ANSWERED = ("abort", "error")
+
+
+class Unit(msgspec.Struct, frozen=True, gc=False):
+    """One sample to ask."""
+
+    plan: TaskPlan
+    position: int
+    repeat: int
+
+
+class Asker:
+    """Asks samples of one sampler as the spec says. `provenance` is the record's id."""
+
+    def __init__(self, spec: EvaluationSpec, sampler: Sampler, *, provenance: int) -> None:
+        self.seeded = Capability.SEED in sampler.capabilities.supports
+        self._spec = spec
+        self._sampler = sampler
+        self._provenance = provenance
+        self._common = SamplingParameters(
+            temperature=spec.temperature,
+            top_p=spec.top_p,
+            top_k=spec.top_k,
+            min_p=spec.min_p,
+            repetition_penalty=spec.repetition_penalty,
+            presence_penalty=spec.presence_penalty,
+            frequency_penalty=spec.frequency_penalty,
+        )
+
+    async def ask(self, unit: Unit) -> SampleRecord:
+        """Ask once. A WireError becomes the record's failure; anything else is raised.
+
+        Raises ConnectionFailedError's record like any other: whether the server is gone is for
+        the caller to judge. Raises TaskError when the task cannot say what to ask.
+        """
+        item = unit.plan.item(unit.position)
+        record = SampleRecord(
+            task=unit.plan.name,
+            item=item.id,
+            position=unit.position,
+            repeat=unit.repeat,
+            provenance=self._provenance,
+            requests=(),
+        )
+        question = _question(unit.plan, item)
+        if isinstance(question, Choose):
+            return await self._choose(question, record)
+        return await self._generate(question, record, max_tokens=unit.plan.max_tokens)
+
+    async def _generate(
+        self, question: Generate, record: SampleRecord, *, max_tokens: int | None
+    ) -> SampleRecord:
+        request = self._request(question, record, max_tokens=max_tokens)
+        try:
+            response = await self._sampler.sample(request)
+            if not response.completions:
+                raise MalformedResponseError("the reply has no completion")
+            reason = response.completions[0].finish_reason
+            if reason in _NOT_ANSWERED:
+                raise ServerFaultError(
+                    "the engine gave the answer up", why=f"finish_reason is {reason!r}"
+                )
+        except WireError as error:
+            return msgspec.structs.replace(record, requests=(request,), failure=_failure(error))
+        return msgspec.structs.replace(record, requests=(request,), responses=(response,))
+
+    def _request(
+        self, question: Generate, record: SampleRecord, *, max_tokens: int | None
+    ) -> SampleRequest:
+        spec = self._spec
+        parameters = msgspec.structs.replace(
+            self._common,
+            max_tokens=max_tokens or question.max_tokens,
+            stop=question.stop if spec.stop is None else spec.stop,
+            seed=sample_seed(spec.seed, record.task, record.item, record.repeat)
+            if self.seeded
+            else None,
+        )
+        prompt = question.prompt
+        if spec.system is not None:
+            turns = [m for m in prompt.messages if m.role != "system"]
+            prompt = ChatPrompt((Message(role="system", content=spec.system), *turns))
+        return SampleRequest(prompt=prompt, parameters=parameters)
+
+    async def _choose(self, question: Choose, record: SampleRecord) -> SampleRecord:
+        requests: tuple[SampleRequest, ...] = ()
+        try:
+            choices = await encode_choices(self._sampler, question)
+            requests = tuple(choice.request for choice in choices)
+            responses = await ask_choices(self._sampler, choices)
+            continuations = tuple(map(continuation_of, choices, responses))
+        except WireError as error:
+            return msgspec.structs.replace(record, requests=requests, failure=_failure(error))
+        return msgspec.structs.replace(
+            record,
+            requests=requests,
+            responses=tuple(
+                msgspec.structs.replace(r, prompt_logprobs=None, prompt_token_ids=None)
+                for r in responses
+            ),
+            continuations=continuations,
+        )
+
+
+def check_capabilities(plan: TaskPlan, sampler: Sampler) -> None:
+    """Raise UnsupportedError if the sampler cannot be asked this task's questions."""
+    question = _question(plan, plan.item(0))
+    needed = _FOR_CHOICES if isinstance(question, Choose) else (Capability.CHAT,)
+    if missing := [c.value for c in needed if c not in sampler.capabilities.supports]:
+        raise UnsupportedError(
+            f"task {plan.name} cannot be asked of this engine",
+            why=f"it does not support {', '.join(missing)}",
+            fix="leave the task out, or use an engine that does (vllm)",
+        )
+
+
+def _question(plan: TaskPlan, item: Item) -> Generate | Choose:
+    try:
+        return plan.task.ask(item)
+    except Exception as error:  # a user's template may raise anything
+        raise TaskError(
+            f"task {plan.name} cannot say what to ask about item {item.id}",
+            why=f"{type(error).__name__}: {error}",
+            fix="correct the task or its data, then resume",
+        ) from error
+
+
+def _failure(error: WireError) -> Failure:
+    message = f"{error.message}: {error.why}" if error.why else error.message
+    return Failure(
+        error=type(error).__name__, stage=error.stage, message=message, status=error.status
+    )

@@ -1,0 +1,168 @@
+"""The running state of an evaluation: what its journal says, added up record by record.
+
+The same code reads a journal again and follows one that is being written. It holds a byte per
+sample and 16 bytes per sample and metric, so that memory hardly grows with the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginehouse.core.errors import StoreError
+from enginehouse.evaluation.records import (
+    JOURNAL_FORMAT,
+    DatasetRecord,
+    HeaderRecord,
+    ProvenanceRecord,
+    Record,
+    SampleRecord,
+    ScoreRecord,
+)
+from enginehouse.store.journal import read_journal
+from enginehouse.tasks.base import Measure, Outcome
+
+MISSING, ASKED = 0, 1
+CODES = {outcome: code for code, outcome in enumerate(Outcome, start=2)}
+FAILED = CODES[Outcome.FAILED]
+
+
+class MeasureColumn:
+    """One metric's values and weights, flat over (items, repeats); weight 0 is absent."""
+
+    def __init__(self, size: int) -> None:
+        self.values: NDArray[np.float64] = np.zeros(size)
+        self.weights: NDArray[np.float64] = np.zeros(size)
+
+    def put(self, index: int, measure: Measure) -> None:
+        """Set one sample's measure."""
+        self.values[index] = measure.value
+        self.weights[index] = measure.weight
+
+
+class TaskLedger:
+    """One task: a state per sample (MISSING, ASKED, or an outcome's code) and its measures."""
+
+    def __init__(self, record: DatasetRecord) -> None:
+        self.record = record
+        self.states = bytearray(record.items * record.samples)
+        self.counts = [0] * (2 + len(CODES))
+        self.counts[MISSING] = len(self.states)
+        self.measures: dict[str, MeasureColumn] = {}
+
+    def index(self, record: SampleRecord | ScoreRecord) -> int:
+        """Where the record's sample lies in `states`. Raises StoreError if nowhere."""
+        if not (
+            0 <= record.position < self.record.items and 0 <= record.repeat < self.record.samples
+        ):
+            raise StoreError(
+                f"the journal has a sample of {record.task} outside the run",
+                why=f"position {record.position}, repeat {record.repeat}",
+            )
+        return record.position * self.record.samples + record.repeat
+
+    def set_state(self, index: int, state: int) -> None:
+        """Replace a sample's state; whatever was measured before is void."""
+        before = self.states[index]
+        self.counts[before] -= 1
+        self.counts[state] += 1
+        self.states[index] = state
+        if before > ASKED:
+            for column in self.measures.values():
+                column.weights[index] = 0
+
+    def put(self, index: int, measures: dict[str, Measure]) -> None:
+        """Set a sample's measures."""
+        for name, measure in measures.items():
+            if (column := self.measures.get(name)) is None:
+                column = self.measures[name] = MeasureColumn(len(self.states))
+            column.put(index, measure)
+
+    def outcomes(self) -> dict[str, int]:
+        """How many samples had each outcome."""
+        return {outcome.value: self.counts[code] for outcome, code in CODES.items()}
+
+
+@dataclass
+class Session:
+    """What one provenance's samples cost; `begin` and `end` in seconds since the epoch."""
+
+    record: ProvenanceRecord
+    begin: float = float("inf")
+    end: float = float("-inf")
+    requests: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+@dataclass
+class Ledger:
+    """A whole run. `unscored` maps (task, index) of answered samples to their journal offset."""
+
+    header: HeaderRecord | None = None
+    sessions: dict[int, Session] = field(default_factory=dict)
+    tasks: dict[str, TaskLedger] = field(default_factory=dict)
+    unscored: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def add(self, record: Record, *, offset: int) -> None:
+        """Take one record into account. Raises StoreError for one that fits nowhere."""
+        if isinstance(record, ScoreRecord):
+            self._add_score(record)
+        elif isinstance(record, SampleRecord):
+            self._add_sample(record, offset)
+        elif isinstance(record, DatasetRecord):
+            self.tasks[record.task] = TaskLedger(record)
+        elif isinstance(record, ProvenanceRecord):
+            self.sessions[record.id] = Session(record)
+        else:
+            if record.format != JOURNAL_FORMAT:
+                raise StoreError(
+                    f"the journal has format {record.format}, this is made for {JOURNAL_FORMAT}",
+                    fix="use the version of Enginehouse that wrote it (see run.json)",
+                )
+            self.header = record
+
+    def _add_sample(self, record: SampleRecord, offset: int) -> None:
+        task = self._task(record)
+        index = task.index(record)
+        if record.failure is not None:
+            task.set_state(index, FAILED)
+            self.unscored.pop((record.task, index), None)
+            return
+        task.set_state(index, ASKED)
+        self.unscored[record.task, index] = offset
+        if (session := self.sessions.get(record.provenance)) is None:
+            raise StoreError(f"the journal has a sample of {record.task} without a provenance")
+        for response in record.responses:
+            timing = response.timing
+            session.begin = min(session.begin, timing.started)
+            session.end = max(session.end, timing.started + timing.elapsed)
+            session.requests += 1
+            session.prompt_tokens += response.prompt_tokens
+            session.generated_tokens += response.completion_tokens
+
+    def _add_score(self, record: ScoreRecord) -> None:
+        task = self._task(record)
+        index = task.index(record)
+        task.set_state(index, CODES[record.outcome])
+        task.put(index, dict(record.measures))
+        self.unscored.pop((record.task, index), None)
+
+    def _task(self, record: SampleRecord | ScoreRecord) -> TaskLedger:
+        try:
+            return self.tasks[record.task]
+        except KeyError:
+            raise StoreError(
+                f"the journal has a sample of {record.task} before that task's data"
+            ) from None
+
+
+def read_ledger(journal: Path) -> Ledger:
+    """What the journal says so far; empty if there is none. Raises StoreError. Blocking."""
+    ledger = Ledger()
+    for entry in read_journal(journal, Record):
+        ledger.add(entry.record, offset=entry.offset)
+    return ledger

@@ -1,0 +1,176 @@
+"""What an evaluation is told (EvaluationSpec) and what it writes down (the journal's records)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import msgspec
+
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.sampler import Provenance, SampleRequest, SampleResponse
+from enginehouse.tasks.base import Measure, Outcome
+
+JOURNAL_FORMAT = 1
+
+
+class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A task to evaluate; `limit` None takes every item.
+
+    `samples` and `max_tokens` None leave it to the evaluation.
+    With a limit the items are the first ones in a seeded order (see `plan.select`), not of the
+    file: an unbiased sample, the same for every model under the same seed, and a smaller limit's
+    items are among a larger one's.
+    """
+
+    name: str
+    limit: int | None = None
+    samples: int | None = None
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "samples", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name} of task {self.name} must be at least 1")
+
+
+class EvaluationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to evaluate and how to ask; raises ConfigurationError when made of nonsense.
+
+    `samples` is how often each item is asked (log-likelihood tasks: always once). None in
+    `max_tokens` and `stop` leaves the task's own; `system` replaces or adds the system message.
+    Above the fraction `max_failed` of failed samples a task gets no headline. `concurrency` is
+    the number of samples in flight; None leaves it to the sampler (at most 1,024).
+    """
+
+    tasks: tuple[TaskSpec, ...]
+    samples: int = 1
+    seed: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    max_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
+    system: str | None = None
+    max_failed: float = 0.01
+    concurrency: int | None = None
+
+    def __post_init__(self) -> None:
+        names = [task.name for task in self.tasks]
+        checks = (
+            (bool(names), "name at least one task"),
+            (len(set(names)) == len(names), f"a task is named twice: {', '.join(names)}"),
+            (self.samples >= 1, "samples must be at least 1"),
+            (self.temperature >= 0, "temperature must be at least 0"),
+            (0 < self.top_p <= 1, "top_p must be in (0, 1]"),
+            (self.top_k >= 0, "top_k must be at least 0 (0 is off)"),
+            (0 <= self.min_p <= 1, "min_p must be in [0, 1]"),
+            (self.max_tokens is None or self.max_tokens >= 1, "max_tokens must be at least 1"),
+            (0 <= self.max_failed <= 1, "max_failed is a fraction in [0, 1]"),
+            (self.concurrency is None or self.concurrency >= 1, "concurrency must be at least 1"),
+        )
+        for fine, message in checks:
+            if not fine:
+                raise ConfigurationError(message)
+
+
+class HeaderRecord(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_field="record"):
+    """The first line."""
+
+    format: int
+    run: str
+    created: datetime
+    spec: EvaluationSpec
+
+
+class ProvenanceRecord(
+    msgspec.Struct, frozen=True, kw_only=True, tag="provenance", tag_field="record"
+):
+    """Who answers from here on; one per process that sampled for the run.
+
+    `repaired_bytes` of a torn line were cut off the journal before. `seeded` is false when the
+    engine takes no seed, so that none was sent.
+    """
+
+    id: int
+    started: datetime
+    provenance: Provenance
+    seeded: bool
+    repaired_bytes: int = 0
+
+
+class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True, tag="dataset", tag_field="record"):
+    """A task's data: `items` are evaluated `samples` times each, out of `full_size` (or unknown).
+
+    `headline` says what "correct" means for the task.
+    """
+
+    task: str
+    version: int
+    headline: str
+    source: str
+    licence: str
+    digest: str
+    items: int
+    samples: int
+    full_size: int | None
+    subset: bool
+
+
+class Continuation(msgspec.Struct, frozen=True, kw_only=True):
+    """Natural-log probabilities of a continuation's tokens (the prompt's last ones); their sum."""
+
+    loglikelihood: float
+    logprobs: tuple[float, ...]
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a sample failed: an error's class, stage and text, and the HTTP status if there was."""
+
+    error: str
+    stage: str
+    message: str
+    status: int | None = None
+
+
+class SampleRecord(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="sample", tag_field="record"
+):
+    """A sample that was asked; written before it is scored. The latest of a key counts.
+
+    The key is (task, position, repeat); `position` counts the evaluated items from 0. A written
+    answer has one request and one response; a choice has one of each per continuation, with the
+    prompt's log-probabilities reduced to `continuations`. `provenance` is a ProvenanceRecord's id.
+    """
+
+    task: str
+    item: str
+    position: int
+    repeat: int
+    provenance: int
+    requests: tuple[SampleRequest, ...]
+    responses: tuple[SampleResponse, ...] = ()
+    continuations: tuple[Continuation, ...] | None = None
+    failure: Failure | None = None
+
+
+class ScoreRecord(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="score", tag_field="record"
+):
+    """The score of the sample with the same key."""
+
+    task: str
+    item: str
+    position: int
+    repeat: int
+    outcome: Outcome
+    measures: Mapping[str, Measure] = {}
+    answer: str | None = None
+
+
+Record = HeaderRecord | ProvenanceRecord | DatasetRecord | SampleRecord | ScoreRecord

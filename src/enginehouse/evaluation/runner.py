@@ -1,0 +1,269 @@
+"""Runs an evaluation: every missing sample is asked once, journaled, then scored."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from enginehouse.core.errors import (
+    ConfigurationError,
+    ConnectionFailedError,
+    EnginehouseError,
+    ServerError,
+    ServerGoneError,
+)
+from enginehouse.core.sampler import Provenance, Sampler
+from enginehouse.evaluation.asking import Asker, Unit, check_capabilities
+from enginehouse.evaluation.ledger import ASKED, FAILED, MISSING, Ledger, read_ledger
+from enginehouse.evaluation.plan import TaskData, TaskPlan, plan_tasks
+from enginehouse.evaluation.records import (
+    JOURNAL_FORMAT,
+    EvaluationSpec,
+    HeaderRecord,
+    ProvenanceRecord,
+    Record,
+    SampleRecord,
+)
+from enginehouse.evaluation.scoring import score_sample
+from enginehouse.evaluation.summary import summarise
+from enginehouse.report.summary import Progress, Report, TaskProgress
+from enginehouse.store.journal import Journal, read_record
+from enginehouse.store.runs import Run, RunStatus
+
+MOST_IN_FLIGHT = 1024
+GONE_AFTER = 10  # connection failures in a row, beyond those that were in flight together
+_TICK = 0.5  # seconds between progress reports
+_BREATH = 0.05  # seconds after which a worker that never waited lets others run
+
+
+async def evaluate(
+    spec: EvaluationSpec,
+    *,
+    tasks: TaskData,
+    sampler: Sampler,
+    provenance: Provenance,
+    run: Run,
+    progress: Callable[[Progress], None] = lambda _: None,
+    retry_failed: bool = False,
+) -> Report:
+    """Ask what `run`'s journal lacks, score it, and return the report (also in report.json).
+
+    `tasks` maps every task's name in the spec to the task and its loaded data. A new run and a
+    resumed one are the same call; a finished one asks nothing. Failed samples count as done
+    unless `retry_failed`. `progress` is called from the event loop every half second and at the
+    end. Cancellable at any moment: what was in flight is dropped and asked on resume.
+
+    Raises, leaving the run resumable: ConfigurationError (the spec or the data is not the one the
+    run began with), RunLockedError, UnsupportedError (before anything is asked), ServerGoneError,
+    TaskError (a task's code or scoring is broken), StoreError (disk full …). Failed samples do
+    not raise: see `require_headlines`.
+    """
+    with run.hold():
+        run.update(status=RunStatus.RUNNING, finished=None)
+        try:
+            with Journal(run.journal_path) as journal:
+                work = _Evaluation(spec, plan_tasks(spec, tasks), journal, progress)
+                work.prepare(run.info.id)
+                work.score_unscored()
+                await work.ask_missing(sampler, provenance, retry_failed=retry_failed)
+                del work  # its state would double the memory of summing up
+            report = summarise(run)
+            run.write_report(msgspec.json.format(msgspec.json.encode(report)))
+            run.finish(RunStatus.COMPLETE)
+        except BaseException as error:
+            _note_end(run, error)
+            raise
+    return report
+
+
+def _note_end(run: Run, error: BaseException) -> None:
+    stopped = isinstance(error, (ServerError, asyncio.CancelledError, KeyboardInterrupt))
+    try:
+        run.finish(RunStatus.INTERRUPTED if stopped else RunStatus.FAILED)
+    except EnginehouseError as second:  # a full disk must not hide the first error
+        error.add_note(str(second))
+
+
+class _Evaluation:
+    """One process's work on a run."""
+
+    def __init__(
+        self,
+        spec: EvaluationSpec,
+        plans: Sequence[TaskPlan],
+        journal: Journal,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self._spec = spec
+        self._plans = {plan.name: plan for plan in plans}
+        self._journal = journal
+        self._ledger: Ledger = read_ledger(journal.path)
+        self._progress = progress
+        self._held: list[SampleRecord] = []  # connection failures since the last answer
+        self._answered = 0
+        self._limit = GONE_AFTER
+        self._started = time.monotonic()
+        self._breath = self._started
+        self._session = -1
+        self._done_before = 0
+
+    def prepare(self, run_id: str) -> None:
+        """Write what the journal's head lacks. Raises ConfigurationError if it says otherwise."""
+        if (header := self._ledger.header) is None:
+            header = HeaderRecord(
+                format=JOURNAL_FORMAT, run=run_id, created=datetime.now(UTC), spec=self._spec
+            )
+            self._write(header)
+        asked = msgspec.structs.replace(self._spec, concurrency=None)
+        if changed := _differences(msgspec.structs.replace(header.spec, concurrency=None), asked):
+            raise ConfigurationError(
+                f"run {run_id} was begun with another {', '.join(changed)}",
+                why="its answers and new ones could not be added up",
+                fix="resume it as it was begun, or start a new run",
+            )
+        for plan in self._plans.values():
+            if (known := self._ledger.tasks.get(plan.name)) is None:
+                self._write(plan.record)
+            elif changed := _differences(known.record, plan.record):
+                raise ConfigurationError(
+                    f"the data or version of task {plan.name} changed since run {run_id} began",
+                    why=f"another {', '.join(changed)}",
+                    fix="restore what it was begun with, or start a new run",
+                )
+
+    def score_unscored(self) -> None:
+        """Score the answers that a killed process left unscored."""
+        for (task, _), offset in sorted(self._ledger.unscored.items(), key=lambda pair: pair[1]):
+            sample = read_record(self._journal.path, Record, offset=offset)
+            self._write(score_sample(self._plans[task], sample))
+
+    async def ask_missing(
+        self, sampler: Sampler, provenance: Provenance, *, retry_failed: bool
+    ) -> None:
+        """Ask every missing sample, a bounded number at a time."""
+        wanted = (MISSING, FAILED) if retry_failed else (MISSING,)
+        missing = sum(t.counts[state] for t in self._ledger.tasks.values() for state in wanted)
+        if missing:
+            for plan in self._plans.values():
+                check_capabilities(plan, sampler)
+            self._session = len(self._ledger.sessions)
+            asker = Asker(self._spec, sampler, provenance=self._session)
+            self._write(
+                ProvenanceRecord(
+                    id=self._session,
+                    started=datetime.now(UTC),
+                    provenance=provenance,
+                    seeded=asker.seeded,
+                    repaired_bytes=self._journal.repaired_bytes,
+                )
+            )
+            workers = min(self._spec.concurrency or MOST_IN_FLIGHT, missing)
+            self._limit = workers + GONE_AFTER
+            self._started = self._breath = time.monotonic()
+            self._done_before = self._done()
+            await self._run_workers(workers, asker, self._units(wanted))
+            self._end_streak()
+        self._progress(self._state())
+
+    def _units(self, wanted: tuple[int, ...]) -> Iterator[Unit]:
+        for plan in self._plans.values():
+            states = self._ledger.tasks[plan.name].states
+            samples = plan.record.samples
+            for index in range(len(states)):
+                if states[index] in wanted:
+                    yield Unit(plan, *divmod(index, samples))
+
+    async def _run_workers(self, count: int, asker: Asker, units: Iterator[Unit]) -> None:
+        workers = {asyncio.create_task(self._work(asker, units)) for _ in range(count)}
+        pending = workers
+        try:
+            while pending:
+                done, pending = await asyncio.wait(
+                    pending, timeout=_TICK, return_when=asyncio.FIRST_EXCEPTION
+                )
+                for worker in done:
+                    worker.result()
+                self._progress(self._state())
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _work(self, asker: Asker, units: Iterator[Unit]) -> None:
+        for unit in units:
+            self._settle(await asker.ask(unit))
+            if (now := time.monotonic()) - self._breath > _BREATH:
+                self._breath = now
+                await asyncio.sleep(0)
+
+    def _settle(self, sample: SampleRecord) -> None:
+        failure = sample.failure
+        if failure is not None and failure.error == ConnectionFailedError.__name__:
+            self._held.append(sample)
+            if len(self._held) >= self._limit:
+                raise self._gone()
+            return
+        if failure is None or failure.status is not None:
+            self._answered += 1
+            self._record_held()
+        self._write(sample)
+        if failure is None:
+            self._write(score_sample(self._plans[sample.task], sample))
+
+    def _end_streak(self) -> None:
+        if self._held and (len(self._held) >= GONE_AFTER or not self._answered):
+            raise self._gone()
+        self._record_held()
+
+    def _record_held(self) -> None:
+        """The server is there, so these samples failed for a reason of their own."""
+        for sample in self._held:
+            self._write(sample)
+        self._held.clear()
+
+    def _gone(self) -> ServerGoneError:
+        last = self._held[-1].failure
+        missing = sum(task.counts[MISSING] for task in self._ledger.tasks.values())
+        return ServerGoneError(
+            f"the server is gone: {len(self._held)} requests in a row could not connect",
+            why=last.message if last else None,
+            fix=f"look at the server's log, start it again, and resume: {missing} samples are "
+            "missing, and none was counted as failed for this",
+        )
+
+    def _write(self, record: Record) -> None:
+        self._ledger.add(record, offset=self._journal.append(record))
+
+    def _done(self) -> int:
+        return sum(sum(task.counts[ASKED + 1 :]) for task in self._ledger.tasks.values())
+
+    def _state(self) -> Progress:
+        ledger = self._ledger
+        tasks = tuple(
+            TaskProgress(
+                task=name,
+                done=sum(task.counts[ASKED + 1 :]),
+                total=len(task.states),
+                outcomes=task.outcomes(),
+            )
+            for name, task in ledger.tasks.items()
+        )
+        elapsed = time.monotonic() - self._started
+        tokens = ledger.sessions[self._session].generated_tokens if self._session >= 0 else 0
+        done = self._done() - self._done_before
+        missing = sum(task.counts[MISSING] for task in ledger.tasks.values())
+        return Progress(
+            tasks=tasks,
+            elapsed=elapsed,
+            generated_tokens=tokens,
+            tokens_per_second=tokens / elapsed if tokens and elapsed else None,
+            seconds_left=missing * elapsed / done if done > 0 else None,
+        )
+
+
+def _differences(one: msgspec.Struct, other: msgspec.Struct) -> list[str]:
+    return [n for n in one.__struct_fields__ if getattr(one, n) != getattr(other, n)]

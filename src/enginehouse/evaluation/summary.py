@@ -1,0 +1,233 @@
+"""A run's journal summed up: the report, and single samples. Reads nothing but the journal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from enginehouse.core.errors import ConfigurationError, NoHeadlineError
+from enginehouse.core.sampler import Provenance
+from enginehouse.evaluation.ledger import ASKED, CODES, Ledger, Session, TaskLedger, read_ledger
+from enginehouse.evaluation.records import EvaluationSpec, Record, SampleRecord, ScoreRecord
+from enginehouse.report.summary import Figure, Report, SampleView, TaskReport, Throughput
+from enginehouse.statistics.intervals import Floats, interval_of_ratio
+from enginehouse.store.journal import read_journal
+from enginehouse.store.runs import Run
+from enginehouse.tasks.base import Outcome
+
+
+def summarise(run: Run) -> Report:
+    """The report of what the journal holds, finished or not. Raises StoreError. Blocking.
+
+    Headline: correct / (all - failed), with unparsable and truncated answers in the denominator.
+    Metrics: Σ value / Σ weight over the samples that did not fail. Intervals at 95 %: see
+    `statistics.interval_of_ratio`.
+    """
+    ledger = read_ledger(run.journal_path)
+    spec = ledger.header.spec if ledger.header else None
+    records = [session.record for session in ledger.sessions.values()]
+    complete = bool(ledger.tasks) and not any(sum(_open(t)) for t in ledger.tasks.values())
+    return Report(
+        run=run.info.id,
+        folder=str(run.folder),
+        model=records[-1].provenance.model if records else run.info.model,
+        complete=complete and spec is not None and len(ledger.tasks) == len(spec.tasks),
+        seed=spec.seed if spec else 0,
+        temperature=spec.temperature if spec else 0.0,
+        tasks=tuple(_task_report(t, spec) for t in ledger.tasks.values()) if spec else (),
+        throughput=_throughput(list(ledger.sessions.values())),
+        provenance=_answerers(ledger),
+        notes=tuple(_notes(ledger, spec)),
+    )
+
+
+def require_headlines(report: Report) -> None:
+    """Raise NoHeadlineError if a task of a complete run has no headline."""
+    without = [task for task in report.tasks if task.headline is None]
+    if without:
+        raise NoHeadlineError(
+            f"no score for {', '.join(task.task for task in without)}",
+            why="; ".join(f"{task.task}: {task.no_headline}" for task in without),
+            fix=f"`enginehouse resume {report.run} --retry-failed` asks the failed samples again",
+        )
+
+
+def find_sample(run: Run, number: int) -> SampleView:
+    """A sample by its number from 1, counted through tasks, then items, then repeats.
+
+    Raises ConfigurationError for a number that the run does not have or has not asked yet, and
+    StoreError. Blocking: reads the whole journal.
+    """
+    ledger = read_ledger(run.journal_path)
+    total = sum(len(task.states) for task in ledger.tasks.values())
+    if not 1 <= number <= total:
+        raise ConfigurationError(f"run {run.info.id} has samples 1 to {total}, not {number}")
+    index = number - 1
+    for task in ledger.tasks.values():
+        if index < len(task.states):
+            break
+        index -= len(task.states)
+    sample, score = _find_records(run.journal_path, task, index)
+    if sample is None:
+        raise ConfigurationError(
+            f"sample {number} of run {run.info.id} has not been asked yet",
+            fix=f"`enginehouse resume {run.info.id}` asks it",
+        )
+    return _view(sample, score, number=number, total=total)
+
+
+def _find_records(
+    journal: Path, task: TaskLedger, index: int
+) -> tuple[SampleRecord | None, ScoreRecord | None]:
+    sample, score = None, None
+    for entry in read_journal(journal, Record):
+        record = entry.record
+        if not isinstance(record, (SampleRecord, ScoreRecord)):
+            continue
+        if record.task != task.record.task or task.index(record) != index:
+            continue
+        if isinstance(record, SampleRecord):
+            sample, score = record, None
+        else:
+            score = record
+    return sample, score
+
+
+def _view(
+    sample: SampleRecord, score: ScoreRecord | None, *, number: int, total: int
+) -> SampleView:
+    failure = sample.failure
+    outcome = score.outcome.value if score else None
+    return SampleView(
+        number=number,
+        total=total,
+        task=sample.task,
+        item=sample.item,
+        repeat=sample.repeat,
+        requests=sample.requests,
+        responses=sample.responses,
+        loglikelihoods=None
+        if sample.continuations is None
+        else tuple(c.loglikelihood for c in sample.continuations),
+        outcome=Outcome.FAILED.value if failure else outcome,
+        answer=score.answer if score else None,
+        measures={n: m.value for n, m in score.measures.items()} if score else {},
+        failure=f"{failure.error} ({failure.stage}): {failure.message}" if failure else None,
+    )
+
+
+def _open(task: TaskLedger) -> list[int]:
+    return task.counts[: ASKED + 1]
+
+
+def _task_report(task: TaskLedger, spec: EvaluationSpec) -> TaskReport:
+    record = task.record
+    shape = (record.items, record.samples)
+    states = np.frombuffer(task.states, dtype=np.uint8).reshape(shape)
+    scored = (states > ASKED) & (states != CODES[Outcome.FAILED])
+    why_not = _why_no_headline(task, spec.max_failed)
+    metrics = {}
+    for name, column in sorted(task.measures.items()):
+        weights = np.where(scored, column.weights.reshape(shape), 0.0)
+        if (figure := _figure(column.values.reshape(shape), weights)) is not None:
+            metrics[name] = figure
+    return TaskReport(
+        task=record.task,
+        version=record.version,
+        headline_name=record.headline,
+        headline=None
+        if why_not
+        else _figure((states == CODES[Outcome.CORRECT]).astype(float), scored.astype(float)),
+        no_headline=why_not,
+        metrics=metrics,
+        outcomes=task.outcomes(),
+        samples=len(task.states),
+        items=record.items,
+        samples_per_item=record.samples,
+        full_size=record.full_size,
+        subset=record.subset,
+        source=record.source,
+        licence=record.licence,
+        digest=record.digest,
+    )
+
+
+def _why_no_headline(task: TaskLedger, max_failed: float) -> str | None:
+    done = sum(task.counts[ASKED + 1 :])
+    failed = task.counts[CODES[Outcome.FAILED]]
+    if not done:
+        return "no sample was asked and scored yet"
+    if failed == done:
+        return f"all {failed:,} samples failed"
+    if failed / done > max_failed:
+        return (
+            f"{failed:,} of {done:,} samples failed ({failed / done:.1%}), "
+            f"more than the {max_failed:.1%} allowed"
+        )
+    return None
+
+
+def _figure(values: Floats, weights: Floats) -> Figure | None:
+    total = float(weights.sum())
+    if not total:
+        return None
+    value = float(values[weights > 0].sum()) / total
+    return Figure(value=value, interval=interval_of_ratio(values, weights))
+
+
+def _answerers(ledger: Ledger) -> tuple[Provenance, ...]:
+    """Every different provenance of an answer, in order."""
+    found: list[Provenance] = []
+    for session in ledger.sessions.values():
+        if session.requests and session.record.provenance not in found:
+            found.append(session.record.provenance)
+    return tuple(found)
+
+
+def _throughput(sessions: list[Session]) -> Throughput:
+    wall = sum(s.end - s.begin for s in sessions if s.requests)
+    requests = sum(s.requests for s in sessions)
+    prompt = sum(s.prompt_tokens for s in sessions)
+    generated = sum(s.generated_tokens for s in sessions)
+    return Throughput(
+        wall_seconds=wall,
+        requests=requests,
+        prompt_tokens=prompt,
+        generated_tokens=generated,
+        requests_per_second=requests / wall if wall else None,
+        prompt_tokens_per_second=prompt / wall if wall else None,
+        generated_tokens_per_second=generated / wall if wall else None,
+    )
+
+
+def _notes(ledger: Ledger, spec: EvaluationSpec | None) -> list[str]:
+    notes = []
+    wanted = {t.name: t.samples or spec.samples for t in spec.tasks} if spec else {}
+    for task in ledger.tasks.values():
+        record = task.record
+        if record.subset:
+            of = f"{record.full_size:,}" if record.full_size is not None else "an unknown number of"
+            notes.append(f"{record.task}: a subset, {record.items:,} of {of} items")
+        if record.samples < wanted.get(record.task, 1):
+            notes.append(f"{record.task}: asked once per item, its log-likelihoods do not vary")
+        if spec and spec.temperature == 0 and record.samples > 1:
+            notes.append(
+                f"{record.task}: {record.samples} samples per item at temperature 0 differ only "
+                "by the engine's own nondeterminism"
+            )
+        if asked := sum(_open(task)):
+            notes.append(f"{record.task}: {asked:,} samples are missing, the run is incomplete")
+    for session in ledger.sessions.values():
+        if not session.record.seeded:
+            notes.append("the engine takes no seed: the same samples cannot be drawn again")
+        if cut := session.record.repaired_bytes:
+            notes.append(f"a torn journal line ({cut} bytes) was cut off when the run was resumed")
+    engines = {
+        (s.record.provenance.engine_version, s.record.provenance.weights_digest)
+        for s in ledger.sessions.values()
+        if s.requests
+    }
+    if len(engines) > 1:
+        notes.append("the answers come from different engine versions or weights: see provenance")
+    return notes

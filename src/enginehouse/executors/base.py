@@ -1,0 +1,44 @@
+"""What an executor runs, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """A program's argument vector and its whole environment (nothing is inherited)."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+class Process(Protocol):
+    """A process that an executor started, with all its descendants."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is also its session and group id."""
+        ...
+
+    def exit_code(self) -> int | None:
+        """None while it runs; negative for a signal."""
+        ...
+
+    async def stop(self, *, grace: float) -> None:
+        """SIGTERM, wait `grace` seconds, SIGKILL the group and every descendant.
+
+        Idempotent. Raises StopError, naming pids, if something is alive after that.
+        """
+        ...
+
+
+class Executor(Protocol):
+    """Runs commands somewhere."""
+
+    async def start(self, command: Command, *, log: Path) -> Process:
+        """Start it in a session of its own, standard output and error appended to `log`."""
+        ...

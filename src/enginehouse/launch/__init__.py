@@ -1,0 +1,1 @@
+"""Plans made of configuration, and the wiring that carries them out."""

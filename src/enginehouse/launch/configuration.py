@@ -1,0 +1,172 @@
+"""What a user may configure, from YAML and from the command line. Unknown keys are errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from enginehouse.core.errors import ConfigurationError, nearest
+from enginehouse.engines.base import ServerOptions
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
+
+
+class ServeConfig(_Strict):
+    """A model, and the server that is to serve it."""
+
+    model: str | None = None
+    """A Hugging Face handle, a checkpoint folder, a GGUF file, or a bundled name (smollm2)."""
+    path: Path | None = None
+    """A local checkpoint to fall back to when the handle cannot be had."""
+    engine: Literal["vllm"] | None = None
+    """The engine; chosen by what this machine can run when not given."""
+    python: Path | None = None
+    """The Python of an existing engine environment."""
+    version: str | None = None
+    """The engine's version, for a managed environment."""
+    variant: Literal["cpu", "cuda"] | None = None
+    """The engine's build, for a managed environment; chosen by the machine when not given."""
+    start_timeout: Annotated[float, Field(gt=0)] = 900.0
+    """Seconds that the server may take to become ready."""
+    server: ServerOptions = ServerOptions()
+    """How the server is started."""
+
+
+class TaskConfig(_Strict):
+    """One task of an evaluation; None takes the evaluation's own setting."""
+
+    name: str
+    """A task's name, or the path of a task's YAML file."""
+    data: str | None = None
+    """The data to use instead of the task's own: a file, or hf:owner/name:file."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """How many items."""
+    samples: Annotated[int, Field(ge=1)] | None = None
+    """How often each item is asked."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """The longest answer, in tokens."""
+
+
+class EvaluationConfig(ServeConfig):
+    """One evaluation: a model (or the URL of a server) and tasks."""
+
+    url: str | None = None
+    """The base URL of a running server, which is used and never stopped."""
+    tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
+    """What to evaluate."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """How many items of each task; a seeded choice, the same for every model."""
+    samples: Annotated[int, Field(ge=1)] = 1
+    """How often each item is asked."""
+    seed: int = 0
+    """Decides which items, their order, and every sample's seed."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling; 1 is off."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Only the k most likely tokens; 0 is off."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """The longest answer, in tokens, instead of each task's own."""
+    system: str | None = None
+    """A system message put before every conversation."""
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """Requests in flight at most; without it, what the server's queue allows."""
+    max_failed: Fraction = 0.01
+    """The share of failed samples above which there is no headline."""
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [{"name": task} if isinstance(task, str) else task for task in value]
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EvaluationConfig:
+        if self.url is None and self.model is None and self.path is None:
+            raise ValueError("give a model (or path), or the url of a server")
+        return self
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigurationError naming file and line."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read {path}", why=error.strerror, fix="check the path given to --config"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8 text", why=str(error)) from error
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigurationError(f"{path}{where}: not valid YAML", why=problem) from error
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{path} must be a mapping of keys to values", why=f"it is {type(value).__name__}")
+    return value
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` that are not None, mappings merged key by key."""
+    result = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            result[key] = merged(result[key], value)
+        elif value is not None:
+            result[key] = value
+    return result
+
+
+def parse(kind: type[Config], values: Mapping[str, Any], *, origin: str) -> Config:
+    """Validate `values`. Raises ConfigurationError naming each key, what is wrong, and the nearest."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(kind, dict(problem)) for problem in error.errors()]
+        raise ConfigurationError(
+            f"{origin}: {lines[0]}" if len(lines) == 1 else f"{origin}:\n  " + "\n  ".join(lines),
+            fix="`enginehouse serve --help`, `enginehouse eval --help` and docs/reference.md list the keys",
+        ) from error
+
+
+def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:
+    location = problem["loc"]
+    where = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        known = _fields(kind, location[:-1])
+        close = nearest(str(location[-1]), known)
+        hint = f"did you mean {close!r}?" if close else f"known: {', '.join(sorted(known))}"
+        return f"unknown key {where!r}; {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{where!r} is missing"
+    if not where:
+        return message
+    return f"{where!r}: {message} (got {problem['input']!r})"
+
+
+def _fields(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        if part == "server":
+            kind = ServerOptions
+        elif part == "tasks":
+            kind = TaskConfig
+    return list(kind.model_fields)

@@ -1,0 +1,210 @@
+"""From a model reference to a healthy server with a sampler, and back to an idle machine."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from enginehouse.client.sampler import HTTPSampler
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.sampler import Provenance
+from enginehouse.engines.base import Engine
+from enginehouse.engines.registry import ENGINES
+from enginehouse.launch.configuration import EvaluationConfig, ServeConfig, merged, parse
+from enginehouse.provisioning.environments import EngineEnvironment, find_environment
+from enginehouse.provisioning.models import ResolvedModel, resolve_model
+from enginehouse.servers.server import Server, attach_server, start_server
+from enginehouse.store.layout import Layout
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that must be right before a server is started."""
+
+    engine: Engine
+    environment: EngineEnvironment
+    model: ResolvedModel
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A ready server and the way to ask it."""
+
+    server: Server
+    sampler: HTTPSampler
+    provenance: Provenance
+
+    @property
+    def url(self) -> str:
+        """The server's base URL, without /v1."""
+        return self.server.base_url
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names that requests may use; the first is the default."""
+        return self.server.models
+
+
+def choose_engine(wanted: str | None, *, notify: Notify) -> str:
+    """The wanted engine, or vLLM where it can run. Raises ConfigurationError elsewhere."""
+    if wanted:
+        notify(f"engine: {wanted}, as asked")
+        return wanted
+    machine = platform.machine().lower()
+    if sys.platform == "linux" and machine in {"x86_64", "amd64", "aarch64", "arm64"}:
+        notify(f"engine: vllm, which runs on {sys.platform} {machine}")
+        return "vllm"
+    raise ConfigurationError(
+        f"no engine of ours runs on {sys.platform} {machine}",
+        why="vLLM needs Linux on x86-64 or arm64",
+        fix="use a server elsewhere with --url, or name an engine with --engine",
+    )
+
+
+async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Prepared:
+    """Find or build the engine environment, find the model, check every flag; start nothing."""
+    reference = config.model or (str(config.path) if config.path else None)
+    if reference is None:
+        raise ConfigurationError(
+            "there is no model to serve",
+            fix="name one: a Hugging Face handle, a checkpoint folder, a GGUF file, or smollm2",
+        )
+    name = choose_engine(config.engine, notify=notify)
+    environment = await find_environment(
+        name,
+        python=config.python,
+        version=config.version,
+        variant=config.variant,
+        layout=layout,
+        notify=notify,
+    )
+    engine: Engine = ENGINES.load(name)()
+    engine.check(config.server, environment=environment)
+    model = await resolve_model(
+        reference,
+        fallback_path=config.path if config.model else None,
+        environment=environment,
+        layout=layout,
+        notify=notify,
+    )
+    return Prepared(engine=engine, environment=environment, model=model)
+
+
+@asynccontextmanager
+async def serving(
+    config: ServeConfig,
+    *,
+    layout: Layout,
+    notify: Notify,
+    concurrency: int | None = None,
+) -> AsyncIterator[Serving]:
+    """A server of our own; stopped, with every descendant, when the block ends however it ends."""
+    prepared = await prepare(config, layout=layout, notify=notify)
+    async with (
+        start_server(
+            prepared.model,
+            engine=prepared.engine,
+            environment=prepared.environment,
+            options=config.server,
+            layout=layout,
+            notify=notify,
+            start_timeout=config.start_timeout,
+        ) as server,
+        _sampler(server, prepared.engine, concurrency=concurrency) as sampler,
+    ):
+        yield Serving(server=server, sampler=sampler, provenance=_provenance(server, prepared))
+
+
+@asynccontextmanager
+async def attached(
+    config: EvaluationConfig, *, notify: Notify
+) -> AsyncIterator[Serving]:
+    """The server at `config.url`, which is not ours and is never stopped."""
+    engine: Engine = ENGINES.load(config.engine or "vllm")()
+    assert config.url is not None
+    server = await attach_server(config.url, api_key=config.server.api_key, engine=engine)
+    model = config.model or server.models[0]
+    if model not in server.models:
+        raise ConfigurationError(
+            f"the server at {server.base_url} does not serve {model!r}",
+            fix=f"leave the model out, or name one of: {', '.join(server.models)}",
+        )
+    notify(f"using {server.base_url}, which serves {', '.join(server.models)}; it is not ours to stop")
+    async with _sampler(server, engine, concurrency=config.concurrency, model=model) as sampler:
+        yield Serving(server=server, sampler=sampler, provenance=_foreign(server, model))
+
+
+def _sampler(
+    server: Server, engine: Engine, *, concurrency: int | None, model: str | None = None
+) -> HTTPSampler:
+    return HTTPSampler(
+        server.base_url,
+        model=model or server.models[0],
+        capabilities=engine.capabilities(server.version),
+        api_key=server.api_key,
+        concurrency=concurrency,
+        load_signal=engine.load_signal,
+    )
+
+
+def _provenance(server: Server, prepared: Prepared) -> Provenance:
+    model = prepared.model
+    return Provenance(
+        engine=prepared.environment.engine,
+        engine_version=prepared.environment.version,
+        engine_arguments=server.command,
+        environment=prepared.environment.key or str(prepared.environment.python),
+        model=model.reference,
+        weights_digest=model.weights_digest,
+        chat_template_digest=model.chat_template_digest,
+        base_url=server.base_url,
+        unknown=model.unknown,
+    )
+
+
+def _foreign(server: Server, model: str) -> Provenance:
+    reason = "the server at --url is not ours"
+    fields = ("engine_arguments", "environment", "weights_digest", "chat_template_digest")
+    unknown = dict.fromkeys(fields, reason)
+    if server.version is None:
+        unknown |= dict.fromkeys(("engine", "engine_version"), "the server does not say")
+    return Provenance(
+        engine=server.engine,
+        engine_version=server.version,
+        engine_arguments=None,
+        environment=None,
+        model=model,
+        weights_digest=None,
+        chat_template_digest=None,
+        base_url=server.base_url,
+        unknown=unknown,
+    )
+
+
+@asynccontextmanager
+async def serve(
+    model: str,
+    *,
+    notify: Notify = lambda _: None,
+    concurrency: int | None = None,
+    engine: str | None = None,
+    python: str | None = None,
+    **server: Any,
+) -> AsyncIterator[Serving]:
+    """Serve `model` for the length of the block: what `enginehouse serve` does.
+
+    `server` holds the fields of ServerOptions (max_model_len=4096, …). Raises ConfigurationError,
+    ProvisioningError, ModelError or ServerError, each saying what to do next.
+    """
+    values = merged({}, {"model": model, "engine": engine, "python": python, "server": server})
+    config = parse(ServeConfig, values, origin="serve()")
+    async with serving(
+        config, layout=Layout.from_environment(), notify=notify, concurrency=concurrency
+    ) as ready:
+        yield ready

@@ -1,0 +1,1 @@
+"""Engine environments and model files: found, built, verified, before anything is started."""

@@ -1,0 +1,166 @@
+"""Builds one engine environment with uv and has it describe itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from enginehouse.core.errors import ProvisioningError
+from enginehouse.provisioning.description import Description, describe
+from enginehouse.provisioning.plans import EnvironmentPlan
+from enginehouse.provisioning.programs import run_program
+
+RECORD = "enginehouse.json"
+_PHASES = (
+    "Resolved",
+    "Downloading",
+    "Downloaded",
+    "Building",
+    "Built",
+    "Prepared",
+    "Installed",
+    "Uninstalled",
+)
+_FIXES = (
+    (
+        ("No space left on device", "os error 28"),
+        "free some disk space (an environment takes 4 GB)",
+    ),
+    (
+        ("dns error", "error sending request", "Connection refused", "timed out", "Network is"),
+        "check the network, the proxy and, for another registry, UV_DEFAULT_INDEX",
+    ),
+    (
+        ("No solution found", "not found in the package registry", "no wheels", "no version of"),
+        "use another Python or registry, set PIP_FIND_LINKS, or give an install with --python PATH",
+    ),
+    (("Permission denied", "os error 13"), "check who owns the folder, or set ENGINEHOUSE_HOME"),
+)
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished environment's `enginehouse.json`. `created` is in seconds since 1970."""
+
+    key: str
+    engine: str
+    version: str
+    variant: str
+    created: float
+    base_python: str
+    requirements_digest: str
+    description: Description
+
+
+def python_of(folder: Path) -> Path:
+    """The interpreter of the environment in `folder`."""
+    return folder / "bin" / "python"
+
+
+async def build(
+    plan: EnvironmentPlan, *, folder: Path, log: Path, notify: Callable[[str], None]
+) -> Record:
+    """Build, verify and mark an environment in the empty `folder`, which may be renamed after.
+
+    Raises ProvisioningError, naming the log.
+    """
+    requirements = folder / "requirements.txt"
+    await _uv(
+        plan,
+        [
+            "venv",
+            "--relocatable",
+            "--allow-existing",
+            "--python",
+            str(plan.base_python),
+            str(folder),
+        ],
+        log=log,
+        notify=notify,
+    )
+    requirements.write_text(plan.requirements, encoding="utf-8")
+    # sync and not install: torchvision, which some requirement names, must stay out.
+    backend = ["--torch-backend", plan.torch_backend] if plan.torch_backend else []
+    await _uv(
+        plan,
+        ["pip", "sync", "--python", str(python_of(folder)), *backend, str(requirements)],
+        log=log,
+        notify=notify,
+    )
+    notify(f"verifying: importing {plan.engine} and reading its flags")
+    description = await _verify(plan, folder, log=log)
+    record = Record(
+        key=plan.key,
+        engine=plan.engine,
+        version=description.version,
+        variant=plan.variant,
+        created=time.time(),
+        base_python=str(plan.base_python),
+        requirements_digest=plan.requirements_digest,
+        description=description,
+    )
+    with (folder / RECORD).open("wb") as file:
+        file.write(msgspec.json.encode(record))
+        file.flush()
+        os.fsync(file.fileno())
+    return record
+
+
+async def _verify(plan: EnvironmentPlan, folder: Path, *, log: Path) -> Description:
+    python = python_of(folder)
+    found = await describe(python, engine=plan.engine, variant=plan.variant, log=log, managed=True)
+    problems = []
+    if found.version.partition("+")[0] != plan.version:
+        problems.append(f"its version is {found.version}, not {plan.version}")
+    if found.variant != plan.variant:
+        problems.append(f"its torch was built for {found.variant}, not {plan.variant}")
+    if not found.flags:
+        problems.append("its server has no flags")
+    if problems:
+        raise ProvisioningError(
+            f"the new {plan.engine} environment is not what was planned",
+            why="; ".join(problems),
+            fix="look at where the packages came from (PIP_FIND_LINKS, UV_* variables)",
+            log=log,
+        )
+    return found
+
+
+async def _uv(
+    plan: EnvironmentPlan, arguments: list[str], *, log: Path, notify: Callable[[str], None]
+) -> None:
+    import uv
+
+    env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    env |= {"UV_PYTHON_DOWNLOADS": "never", "NO_COLOR": "1"}
+    if plan.find_links:
+        env["UV_FIND_LINKS"] = plan.find_links
+
+    def progress(line: str) -> None:
+        if line.startswith(_PHASES):
+            notify(f"uv: {line}")
+
+    # Run in the log's folder, so that no project's settings around the user's folder apply.
+    finished = await run_program(
+        [uv.find_uv_bin(), *arguments], env=env, cwd=log.parent, log=log, on_line=progress
+    )
+    if finished.returncode:
+        fixes = (fix for signs, fix in _FIXES if any(sign in finished.errors for sign in signs))
+        raise ProvisioningError(
+            f"uv could not build the {plan.engine} environment (uv {arguments[0]})",
+            why=_reason(finished.errors, finished.returncode),
+            fix=next(fixes, "the log has uv's whole output"),
+            log=log,
+        )
+
+
+def _reason(errors: str, returncode: int) -> str:
+    """The lines of uv's error, without its progress."""
+    if returncode < 0:
+        return f"it was killed by signal {-returncode}"
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    start = next((at for at, line in enumerate(lines) if line.startswith(("error", "\u00d7"))), 0)
+    return " ".join(lines[start : start + 4])

@@ -1,0 +1,78 @@
+"""What an engine environment says of itself, when its own Python imports the engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from enginehouse.core.errors import ProvisioningError
+from enginehouse.provisioning.programs import PAYLOADS, Finished, python_environ, run_program
+
+
+class Flag(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One option of the engine's server: whether it takes a value, and which."""
+
+    takes_value: bool
+    choices: tuple[str, ...] | None = None
+    deprecated: bool = False
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """What payloads/describe_vllm.py prints.
+
+    `variant` is what its torch was built for. `identity` changes with every new install. `flags`
+    is None if the identity was the one that the caller knew already.
+    """
+
+    version: str
+    variant: str
+    python: str
+    identity: str
+    packages: Mapping[str, str]
+    flags: Mapping[str, Flag] | None
+
+
+async def describe(
+    python: Path,
+    *,
+    engine: str,
+    log: Path,
+    variant: str | None = None,
+    managed: bool,
+    known_identity: str | None = None,
+) -> Description:
+    """Import the engine in `python` and ask what it is; 3 to 15 seconds.
+
+    `variant` is what it should be, None if that is to be found out. A managed environment may be
+    written to (Python's byte code). Raises ProvisioningError with the import's own error.
+    """
+    env = python_environ(write_bytecode=managed)
+    env["VLLM_NO_USAGE_STATS"] = "1"
+    if variant == "cpu":
+        env["VLLM_TARGET_DEVICE"] = "cpu"
+    argv = [str(python), str(PAYLOADS / f"describe_{engine}.py")]
+    argv += [known_identity] if known_identity else []
+    failed = f"{python} cannot import {engine}"
+    try:
+        finished = await run_program(argv, env=env, cwd=log.parent, log=log)
+    except OSError as error:
+        raise ProvisioningError(
+            f"{python} cannot be run", why=os.strerror(error.errno or 0), log=log
+        ) from error
+    if finished.returncode:
+        raise ProvisioningError(failed, why=_reason(finished), log=log)
+    try:
+        return msgspec.json.decode(finished.output.splitlines()[-1], type=Description)
+    except (IndexError, msgspec.DecodeError) as error:
+        raise ProvisioningError(
+            failed, why=f"its description cannot be read: {error}", log=log
+        ) from error
+
+
+def _reason(finished: Finished) -> str | None:
+    if finished.returncode < 0:
+        return f"it was killed by signal {-finished.returncode}"
+    return finished.why()

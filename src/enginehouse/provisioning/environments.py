@@ -1,0 +1,222 @@
+"""Engine environments: isolated, content-addressed installs of an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from enginehouse.core.errors import ConfigurationError, ProvisioningError, UnknownNameError
+from enginehouse.provisioning import content_folders
+from enginehouse.provisioning.building import RECORD, Record, build, python_of
+from enginehouse.provisioning.description import Description, Flag, describe
+from enginehouse.provisioning.plans import DEFAULT_VERSIONS, EnvironmentPlan, plan_environment
+from enginehouse.provisioning.programs import new_log
+from enginehouse.store.layout import Layout
+
+__all__ = [
+    "EngineEnvironment",
+    "EnvironmentPlan",
+    "Flag",
+    "ensure_environment",
+    "existing_environment",
+    "find_environment",
+    "plan_environment",
+    "read_record",
+]
+
+Notify = Callable[[str], None]
+
+
+class EngineEnvironment(msgspec.Struct, frozen=True, kw_only=True):
+    """An install that was seen to import its engine.
+
+    `key` is the content address of a managed environment, None for one that the user brought.
+    `flags` maps every spelling of every server option ("--max-model-len") to what it takes.
+    `packages` has the versions of torch, transformers and the like, as far as they are installed.
+    """
+
+    engine: str
+    version: str
+    variant: str
+    python: Path
+    key: str | None
+    flags: Mapping[str, Flag]
+    packages: Mapping[str, str] = msgspec.field(default_factory=dict)
+
+
+async def find_environment(
+    engine: str = "vllm",
+    *,
+    python: Path | None,
+    version: str | None,
+    variant: str | None,
+    layout: Layout,
+    notify: Notify,
+) -> EngineEnvironment:
+    """The environment to use: `python`, ENGINEHOUSE_VLLM_PYTHON, GRAIL_VLLM_PYTHON or ours.
+
+    The first of these that is given; ours is built if it is not there. `version` and `variant` choose ours; another's must agree
+    with them. Raises ProvisioningError or ConfigurationError.
+    """
+    own_variable = f"ENGINEHOUSE_{engine.upper()}_PYTHON"
+    variables = [own_variable] + (["GRAIL_VLLM_PYTHON"] if engine == "vllm" else [])
+    given = [("--python", python)] if python else []
+    given += [(name, Path(value)) for name in variables if (value := os.environ.get(name))]
+    if not given:
+        plan = plan_environment(engine, version=version, variant=variant)
+        return await ensure_environment(plan, layout=layout, notify=notify)
+    origin, path = given[0]
+    found = await existing_environment(path, engine=engine, layout=layout, origin=origin)
+    _check_agreement(found, origin, version=version, variant=variant)
+    notify(
+        f"environment: {found.python}, from {origin}: {engine} {found.version} ({found.variant})"
+    )
+    return found
+
+
+async def ensure_environment(
+    plan: EnvironmentPlan, *, layout: Layout, notify: Notify
+) -> EngineEnvironment:
+    """The planned environment, built if it is not there yet; idempotent, safe across processes.
+
+    Raises ProvisioningError, naming the log; a failed or killed build leaves nothing to be found.
+    """
+    final = layout.environments / plan.key
+    if record := read_record(final):
+        notify(f"environment: {plan.key}, built before")
+        return _managed(record, final)
+
+    def waiting() -> None:
+        notify(f"another process is building {plan.key}; waiting for it")
+
+    async with content_folders.claimed(layout.environments, plan.key, on_wait=waiting):
+        if record := read_record(final):
+            notify(f"environment: {plan.key}, built by another process just now")
+            return _managed(record, final)
+        record = await _build(plan, layout=layout, notify=notify)
+        return _managed(record, final)
+
+
+async def existing_environment(
+    python: Path, *, engine: str, layout: Layout, origin: str
+) -> EngineEnvironment:
+    """An install that we did not make, checked by importing the engine (3 seconds or more).
+
+    `origin` is the option or variable that named it. Its flags are dumped once per install and
+    then cached. Raises ProvisioningError with what to run instead.
+    """
+    if engine not in DEFAULT_VERSIONS:
+        raise UnknownNameError("engine", engine, DEFAULT_VERSIONS)
+    fix = f"correct {origin}, or run `enginehouse install {engine}` and leave it out"
+    path = _interpreter(python, origin=origin, fix=fix)
+    name = hashlib.sha256(str(path).encode()).hexdigest()[:24]
+    cached_at = layout.descriptions / f"{name}.json"
+    cached = _cached_description(cached_at)
+    try:
+        found = await describe(
+            path,
+            engine=engine,
+            log=new_log(layout, f"check-{engine}"),
+            managed=False,
+            known_identity=cached.identity if cached else None,
+        )
+    except ProvisioningError as error:
+        raise ProvisioningError(
+            f"{error.message} (from {origin})", why=error.why, fix=fix, log=error.log
+        ) from error
+    flags = found.flags
+    if flags is None:
+        assert cached is not None
+        flags = cached.flags
+    else:
+        _write(cached_at, msgspec.json.encode(found))
+    return EngineEnvironment(
+        engine=engine,
+        version=found.version,
+        variant=found.variant,
+        python=path,
+        key=None,
+        flags=flags or {},
+        packages=found.packages,
+    )
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of the finished, working environment in `folder`, or None. Blocking, quick."""
+    try:
+        record = msgspec.json.decode((folder / RECORD).read_bytes(), type=Record)
+    except (OSError, msgspec.DecodeError):
+        return None
+    # The base interpreter may have been removed or upgraded away since.
+    return record if python_of(folder).exists() else None
+
+
+async def _build(plan: EnvironmentPlan, *, layout: Layout, notify: Notify) -> Record:
+    started = time.monotonic()
+    log = new_log(layout, f"install-{plan.key}")
+    notify(f"environment: building {plan.key} (log: {log})")
+    parent = layout.environments
+    folder = await asyncio.to_thread(content_folders.new_folder, parent, plan.key)
+    try:
+        record = await build(plan, folder=folder, log=log, notify=notify)
+        await asyncio.to_thread(content_folders.publish, folder, parent, plan.key)
+    except BaseException:
+        content_folders.abandon(folder)
+        raise
+    notify(f"environment: {plan.key} is ready after {time.monotonic() - started:.0f} s")
+    return record
+
+
+def _managed(record: Record, folder: Path) -> EngineEnvironment:
+    return EngineEnvironment(
+        engine=record.engine,
+        version=record.version,
+        variant=record.variant,
+        python=python_of(folder),
+        key=record.key,
+        flags=record.description.flags or {},
+        packages=record.description.packages,
+    )
+
+
+def _interpreter(python: Path, *, origin: str, fix: str) -> Path:
+    """The absolute path; its links are kept, for they lead out of the environment."""
+    path = Path(os.path.abspath(python.expanduser()))  # noqa: PTH100 (resolve follows links)
+    if path.is_dir():
+        path = python_of(path)
+    if not path.exists():
+        raise ProvisioningError(f"there is no Python at {path} (from {origin})", fix=fix)
+    return path
+
+
+def _check_agreement(
+    found: EngineEnvironment, origin: str, *, version: str | None, variant: str | None
+) -> None:
+    wanted = {"version": version, "variant": variant}
+    has = {"version": found.version.partition("+")[0], "variant": found.variant}
+    for name, value in wanted.items():
+        if value is not None and value != has[name]:
+            raise ConfigurationError(
+                f"{origin} has {found.engine} of {name} {has[name]}, not {value}",
+                fix=f"leave out --{name}, or {origin}",
+            )
+
+
+def _cached_description(path: Path) -> Description | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Description)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)

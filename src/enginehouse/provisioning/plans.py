@@ -1,0 +1,163 @@
+"""Which engine environment to build, decided before anything is done."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+
+from enginehouse.core.errors import ConfigurationError, UnknownNameError
+
+DEFAULT_VERSIONS = {"vllm": "0.32.0"}
+VARIANTS = ("cpu", "cuda")
+
+
+class EnvironmentPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """An environment to be built: what will be in it, and where that comes from.
+
+    `requirements` is the pinned file's text. `find_links` (comma-separated) and `torch_backend`
+    say where uv gets torch; they, and `base_python`'s place, are no part of the content key.
+    """
+
+    engine: str
+    version: str
+    variant: str
+    python_version: str
+    base_python: Path
+    requirements: str
+    torch_backend: str | None = None
+    find_links: str | None = None
+
+    @property
+    def requirements_digest(self) -> str:
+        """SHA-256 of the pinned file's text."""
+        return hashlib.sha256(self.requirements.encode()).hexdigest()
+
+    @property
+    def key(self) -> str:
+        """The content address: two plans of the same key give the same environment."""
+        # A home may be shared by machines of different kinds, hence the platform.
+        content = f"{sys.platform} {platform.machine()}\n{self.requirements}"
+        digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+        return f"{self.engine}-{self.version}-{self.variant}-py{self.python_version}-{digest}"
+
+    def describe(self) -> str:
+        """A few lines for people."""
+        places = {
+            "PIP_FIND_LINKS, then the registry": self.find_links,
+            f"uv's torch backend {self.torch_backend}": self.torch_backend,
+        }
+        source = next((text for text, used in places.items() if used), "the registry")
+        count = sum(1 for line in self.requirements.splitlines() if "==" in line)
+        return (
+            f"{self.engine} {self.version} for {self.variant}, {count} pinned requirements\n"
+            f"  environment  {self.key}\n"
+            f"  Python       {self.python_version}, {self.base_python}\n"
+            f"  torch from   {source}"
+        )
+
+
+def plan_environment(
+    engine: str = "vllm",
+    *,
+    version: str | None = None,
+    variant: str | None = None,
+    has_cuda: Callable[[], bool] | None = None,
+) -> EnvironmentPlan:
+    """Plan an engine's environment; None means our default version, and what this machine has.
+
+    Only reads files and the environment. Raises ConfigurationError for what is not pinned.
+    """
+    if engine not in DEFAULT_VERSIONS:
+        raise UnknownNameError("engine to install", engine, DEFAULT_VERSIONS)
+    if variant is None:
+        variant = "cuda" if (has_cuda or cuda_is_there)() else "cpu"
+    elif variant not in VARIANTS:
+        raise UnknownNameError("variant", variant, VARIANTS)
+    version = version or DEFAULT_VERSIONS[engine]
+    links = find_links()
+    return EnvironmentPlan(
+        engine=engine,
+        version=version,
+        variant=variant,
+        python_version=f"{sys.version_info[0]}.{sys.version_info[1]}",
+        base_python=_base_python(),
+        requirements=_pinned_requirements(engine, version, variant),
+        torch_backend=_torch_backend(variant, links),
+        find_links=links,
+    )
+
+
+def cuda_is_there() -> bool:
+    """Whether this machine shows us an NVIDIA GPU; loads no driver and starts nothing."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1", "NoDevFiles"}:
+        return False
+    devices = Path("/dev")
+    return any(devices.glob("nvidia[0-9]*")) or (
+        (devices / "dxg").exists() and Path("/usr/lib/wsl/lib/libcuda.so.1").exists()
+    )
+
+
+def pinned_versions(engine: str, variant: str) -> tuple[str, ...]:
+    """The versions that this project pins, newest first."""
+
+    def found() -> Iterator[str]:
+        for file in _requirements_folder().iterdir():
+            name = file.name.removesuffix(".txt")
+            if name.startswith(f"{engine}-") and name.endswith(f"-{variant}"):
+                yield name.removeprefix(f"{engine}-").removesuffix(f"-{variant}")
+
+    return tuple(sorted(found(), key=_numbers, reverse=True))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _requirements_folder() -> resources.abc.Traversable:
+    return resources.files("enginehouse.provisioning") / "requirements"
+
+
+def _pinned_requirements(engine: str, version: str, variant: str) -> str:
+    file = _requirements_folder() / f"{engine}-{version}-{variant}.txt"
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        known = ", ".join(pinned_versions(engine, variant))
+        raise ConfigurationError(
+            f"{engine} {version} is not pinned here for {variant}",
+            why=f"pinned: {known}",
+            fix="take one of these, or use any other install with --python PATH",
+        ) from None
+
+
+def _base_python() -> Path:
+    """The interpreter that our own virtual environment was made from."""
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    found = Path(sys.base_prefix) / "bin" / version
+    return found if found.exists() else Path(sys.executable)
+
+
+def find_links() -> str | None:
+    """What UV_FIND_LINKS is to be: pip's own setting is obeyed too."""
+    if own := os.environ.get("UV_FIND_LINKS"):
+        return own
+    links = os.environ.get("PIP_FIND_LINKS", "").split()
+    return ",".join(links) or None  # pip separates them by spaces, uv by commas
+
+
+def _torch_backend(variant: str, links: str | None) -> str | None:
+    """Uv's name for the index to take torch from, None for where everything else comes from.
+
+    The CUDA set is pinned to the CUDA libraries of the registry's own torch build, which is the
+    one that vLLM's wheel was compiled against: any other backend would not fit it.
+    """
+    if variant != "cpu" or links or os.environ.get("UV_TORCH_BACKEND"):
+        return None
+    return "cpu"

@@ -1,0 +1,134 @@
+"""What is shown, as plain data (every struct here is JSON)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from enginehouse.core.sampler import Provenance, SampleRequest, SampleResponse
+from enginehouse.statistics.intervals import Interval
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """A measured value; `interval` is None where too little was measured for one."""
+
+    value: float
+    interval: Interval | None
+
+
+class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One task's result.
+
+    `outcomes` counts correct, wrong, unparsable, truncated, failed; what is missing to `samples`
+    was not asked or scored (the run is incomplete). `headline` is correct / (all - failed), named
+    `headline_name`; it is None for the reason in `no_headline`. `metrics` are Σ value / Σ weight
+    over the samples that did not fail. `subset` is true unless every item of the benchmark
+    (`full_size`, None if unknown) was evaluated.
+    """
+
+    task: str
+    version: int
+    headline_name: str
+    headline: Figure | None
+    no_headline: str | None
+    metrics: Mapping[str, Figure]
+    outcomes: Mapping[str, int]
+    samples: int
+    items: int
+    samples_per_item: int
+    full_size: int | None
+    subset: bool
+    source: str
+    licence: str
+    digest: str
+
+    @property
+    def done(self) -> int:
+        """Samples with an outcome."""
+        return sum(self.outcomes.values())
+
+
+class Throughput(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server did while sampling went on (`wall_seconds`, pauses between resumes out)."""
+
+    wall_seconds: float
+    requests: int
+    prompt_tokens: int
+    generated_tokens: int
+    requests_per_second: float | None
+    prompt_tokens_per_second: float | None
+    generated_tokens_per_second: float | None
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """One run's result. `provenance` has every different one that answered, in order."""
+
+    run: str
+    folder: str
+    model: str
+    complete: bool
+    seed: int
+    temperature: float
+    tasks: tuple[TaskReport, ...]
+    throughput: Throughput
+    provenance: tuple[Provenance, ...]
+    notes: tuple[str, ...]
+
+
+class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far one task is; `outcomes` sum to `done`."""
+
+    task: str
+    done: int
+    total: int
+    outcomes: Mapping[str, int]
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a run is. Tokens and times are those since this process began to sample.
+
+    `tokens_per_second` and `seconds_left` are None until something has been measured.
+    """
+
+    tasks: tuple[TaskProgress, ...]
+    elapsed: float
+    generated_tokens: int
+    tokens_per_second: float | None
+    seconds_left: float | None
+
+    @property
+    def done(self) -> int:
+        """Samples with an outcome, over all tasks."""
+        return sum(task.done for task in self.tasks)
+
+    @property
+    def total(self) -> int:
+        """Samples planned, over all tasks."""
+        return sum(task.total for task in self.tasks)
+
+    @property
+    def failed(self) -> int:
+        """Samples that failed, over all tasks."""
+        return sum(task.outcomes.get("failed", 0) for task in self.tasks)
+
+
+class SampleView(msgspec.Struct, frozen=True, kw_only=True):
+    """One sample as it stands in the journal; `number` counts from 1 through the whole run.
+
+    `outcome` is None while it is unscored. `loglikelihoods` are those of a choice's
+    continuations, None for a written answer. `failure` is "Class (stage): message".
+    """
+
+    number: int
+    total: int
+    task: str
+    item: str
+    repeat: int
+    requests: tuple[SampleRequest, ...]
+    responses: tuple[SampleResponse, ...]
+    loglikelihoods: tuple[float, ...] | None
+    outcome: str | None
+    answer: str | None
+    measures: Mapping[str, float]
+    failure: str | None

@@ -1,0 +1,315 @@
+"""Reports, samples and lists of runs as a terminal shows them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import IO, Protocol
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from enginehouse.core.messages import ChatPrompt, Prompt, TextPrompt
+from enginehouse.core.sampler import SampleRequest, SampleResponse
+from enginehouse.report.summary import Figure, Report, SampleView, TaskReport, Throughput
+from enginehouse.store.runs import RunInfo, RunStatus
+
+_TABLE_WIDTH = 78
+_OUTCOMES = ("correct", "wrong", "unparsable", "truncated", "failed")
+_STATUS_STYLES = {
+    RunStatus.COMPLETE: "green",
+    RunStatus.RUNNING: "cyan",
+    RunStatus.INTERRUPTED: "yellow",
+    RunStatus.FAILED: "red",
+    RunStatus.UNREADABLE: "red",
+}
+
+
+def make_console(file: IO[str]) -> Console:
+    """A console that colours only a terminal (never with NO_COLOR set) and interprets no markup.
+
+    Without a terminal, lines are as long as COLUMNS says, or 100.
+    """
+    width = None if file.isatty() or "COLUMNS" in os.environ else 100
+    return Console(file=file, width=width, markup=False, highlight=False, emoji=False)
+
+
+class TaskFacts(Protocol):
+    """What the list of tasks shows of one."""
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        ...
+
+    @property
+    def size(self) -> int | None:
+        """Number of items, if known."""
+        ...
+
+    @property
+    def licence(self) -> str:
+        """The data's licence."""
+        ...
+
+    @property
+    def headline(self) -> str:
+        """What "correct" means."""
+        ...
+
+    @property
+    def needs(self) -> str:
+        """What must be installed or given first."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """One line."""
+        ...
+
+
+def print_report(report: Report, *, file: IO[str] | None = None) -> None:
+    """Print a report, by default to standard output."""
+    make_console(file or sys.stdout).print(render_report(report))
+
+
+def print_runs(runs: Sequence[RunInfo], *, file: IO[str] | None = None) -> None:
+    """Print the list of runs, by default to standard output."""
+    make_console(file or sys.stdout).print(render_runs(runs))
+
+
+def print_tasks(tasks: Iterable[TaskFacts], *, file: IO[str] | None = None) -> None:
+    """Print the list of tasks, by default to standard output."""
+    make_console(file or sys.stdout).print(render_tasks(tasks))
+
+
+def render_tasks(tasks: Iterable[TaskFacts]) -> RenderableType:
+    """One line per task."""
+    table = _table("task", "items", "licence", "correct means", "needs", "what it is", right=(1,))
+    for task in tasks:
+        size = "" if task.size is None else f"{task.size:,}"
+        cells = (size, task.licence, task.headline, task.needs, task.description)
+        table.add_row(Text(task.name, style="bold"), *(Text(cell) for cell in cells))
+    return table
+
+
+def render_report(report: Report) -> RenderableType:
+    """Scores with intervals, counts of every outcome, throughput, data, notes, and the place."""
+    parts: list[RenderableType] = [_title(report), Text()]
+    if report.tasks:
+        parts += [_Tasks(report.tasks), Text()]
+    parts += [_facts(report)]
+    if report.notes:
+        parts += [Text(), *(Text(f"note: {note}", style="yellow") for note in report.notes)]
+    return Group(*parts)
+
+
+def render_runs(runs: Sequence[RunInfo]) -> RenderableType:
+    """One line per run."""
+    if not runs:
+        return Text("no runs yet: `enginehouse eval MODEL --task TASK` makes one")
+    table = _table("run", "status", "created (UTC)", "model", "tasks")
+    for run in runs:
+        table.add_row(
+            Text(run.id),
+            Text(run.status.value, style=_STATUS_STYLES[run.status]),
+            Text(f"{run.created:%Y-%m-%d %H:%M}"),
+            Text(run.model),
+            Text(", ".join(run.tasks)),
+        )
+    return table
+
+
+def render_sample(sample: SampleView) -> str:
+    """One sample in full: what was asked, what came back, what became of it. Plain text."""
+    place = f"task {sample.task}, item {sample.item}, repeat {sample.repeat}"
+    lines = [
+        f"sample {sample.number} of {sample.total}: {place}",
+        f"outcome: {sample.outcome or 'not scored yet'}",
+    ]
+    if sample.failure:
+        lines.append(f"failure: {sample.failure}")
+    if sample.answer is not None:
+        lines.append(f"answer understood: {sample.answer}")
+    for name, value in sample.measures.items():
+        lines.append(f"{name}: {value:g}")
+    if sample.requests:
+        lines.append(_parameters(sample.requests[0]))
+    lines += [_timing(response) for response in sample.responses]
+    if sample.loglikelihoods is None:
+        for request in sample.requests:
+            lines += ["", *_prompt(request.prompt)]
+        for response in sample.responses:
+            lines += ["", *_completions(response)]
+    else:
+        for i, (request, loglikelihood) in enumerate(
+            zip(sample.requests, sample.loglikelihoods, strict=True)
+        ):
+            lines += ["", f"continuation {i}: log-likelihood {loglikelihood:.4f}"]
+            lines += _prompt(request.prompt)
+    return "\n".join(lines) + "\n"
+
+
+def _title(report: Report) -> Text:
+    title = Text.assemble(("Evaluation of ", "bold"), (report.model, "bold"))
+    if not report.complete:
+        title.append(" (incomplete)", style="bold red")
+    return title
+
+
+class _Tasks:
+    """Two tables where they fit, else a few lines per task."""
+
+    def __init__(self, tasks: Sequence[TaskReport]) -> None:
+        self._tasks = tasks
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width < _TABLE_WIDTH:
+            for task in self._tasks:
+                yield from _stacked(task)
+            return
+        yield _scores(self._tasks)
+        for task in self._tasks:
+            if task.no_headline:
+                yield Text(f"{task.task} has no score: {task.no_headline}", style="red")
+        yield Text()
+        yield _outcomes(self._tasks)
+
+
+def _scores(tasks: Iterable[TaskReport]) -> Table:
+    table = _table("task", "metric", "score", "95 % interval", "method", right=(2, 3))
+    for task in tasks:
+        for i, (metric, figure) in enumerate(_figures(task)):
+            table.add_row(_name(task) if i == 0 else Text(), Text(metric), *_figure(figure))
+    return table
+
+
+def _stacked(task: TaskReport) -> Iterable[Text]:
+    yield _name(task)
+    for metric, figure in _figures(task):
+        score, interval, method = (str(cell) for cell in _figure(figure))
+        yield Text(
+            f"  {metric}: {score}, {interval} ({method})" if method else f"  {metric}: {score}"
+        )
+    if task.no_headline:
+        yield Text(f"  no score: {task.no_headline}", style="red")
+    counts = ", ".join(f"{task.outcomes.get(name, 0):,} {name}" for name in _OUTCOMES)
+    yield Text(f"  {task.done:,} of {task.samples:,} samples: {counts}")
+
+
+def _name(task: TaskReport) -> Text:
+    return Text(task.task + (" (subset)" if task.subset else ""), style="bold")
+
+
+def _figures(task: TaskReport) -> Iterable[tuple[str, Figure | None]]:
+    yield task.headline_name, task.headline
+    yield from task.metrics.items()
+
+
+def _figure(figure: Figure | None) -> tuple[Text, Text, Text]:
+    if figure is None:
+        return Text("none", style="red"), Text(), Text()
+    interval = figure.interval
+    return (
+        Text(f"{figure.value:.1%}"),
+        Text(f"{interval.low:.1%} to {interval.high:.1%}" if interval else "too few items"),
+        Text(interval.method if interval else ""),
+    )
+
+
+def _outcomes(tasks: Iterable[TaskReport]) -> Table:
+    table = _table("task", "samples", *_OUTCOMES, right=range(1, 7))
+    for task in tasks:
+        of = "" if task.done == task.samples else f" of {task.samples:,}"
+        cells = [Text(f"{task.outcomes.get(name, 0):,}") for name in _OUTCOMES]
+        if task.outcomes.get("failed"):
+            cells[-1].stylize("bold red")
+        table.add_row(Text(task.task), Text(f"{task.done:,}{of}"), *cells)
+    return table
+
+
+def _facts(report: Report) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = [("throughput", throughput_line(report.throughput))]
+    for task in report.tasks:
+        size = f"{task.full_size:,}" if task.full_size is not None else "an unknown number of"
+        repeats = f", {task.samples_per_item} samples each" if task.samples_per_item > 1 else ""
+        data = f"version {task.version}; {task.source}; {task.licence}; sha256 {task.digest[:12]}"
+        rows.append((task.task, f"{task.items:,} of {size} items{repeats}; {data}"))
+    for p in report.provenance:
+        engine = f"{p.engine or 'unknown engine'} {p.engine_version or ''}".strip()
+        weights = f", weights {p.weights_digest[:12]}" if p.weights_digest else ""
+        rows.append(("answered by", f"{engine} at {p.base_url}{weights}"))
+    asked = f"seed {report.seed}, temperature {report.temperature:g}"
+    rows += [("sampling", asked), ("run", report.run), ("stored in", report.folder)]
+    for name, value in rows:
+        table.add_row(Text(name, style="bold"), Text(value))
+    return table
+
+
+def throughput_line(throughput: Throughput) -> str:
+    """Rates and totals of a run in one line."""
+    t = throughput
+    if not t.requests:
+        return "no requests were answered"
+    rates = (
+        f"{t.generated_tokens_per_second or 0:,.0f} generated tokens/s, "
+        f"{t.prompt_tokens_per_second or 0:,.0f} prompt tokens/s, "
+        f"{t.requests_per_second or 0:,.1f} requests/s"
+    )
+    return (
+        f"{rates} ({t.requests:,} requests, {t.generated_tokens:,} + {t.prompt_tokens:,} tokens "
+        f"in {t.wall_seconds:,.1f} s)"
+    )
+
+
+def _parameters(request: SampleRequest) -> str:
+    p = request.parameters
+    stop = f", stop {list(p.stop)}" if p.stop else ""
+    return (
+        f"sampling: seed {p.seed}, temperature {p.temperature:g}, top_p {p.top_p:g}, "
+        f"top_k {p.top_k}, min_p {p.min_p:g}, repetition_penalty {p.repetition_penalty:g}, "
+        f"presence_penalty {p.presence_penalty:g}, frequency_penalty {p.frequency_penalty:g}, "
+        f"max_tokens {p.max_tokens}{stop}"
+    )
+
+
+def _timing(response: SampleResponse) -> str:
+    t = response.timing
+    first = f", first token after {t.first_token:.3f} s" if t.first_token is not None else ""
+    return (
+        f"answered by {response.model} in {t.elapsed:.3f} s{first}, attempts: {t.attempts}, "
+        f"{response.prompt_tokens} prompt and {response.completion_tokens} generated tokens"
+    )
+
+
+def _prompt(prompt: Prompt) -> list[str]:
+    if isinstance(prompt, ChatPrompt):
+        return [f"[{m.role}]\n{m.content}" for m in prompt.messages]
+    if isinstance(prompt, TextPrompt):
+        return [f"[text]\n{prompt.text}"]
+    return [f"[{len(prompt.token_ids)} tokens] {' '.join(map(str, prompt.token_ids))}"]
+
+
+def _completions(response: SampleResponse) -> list[str]:
+    lines = []
+    for completion in response.completions:
+        if completion.reasoning:
+            lines.append(f"[reasoning]\n{completion.reasoning}")
+        lines.append(f"[answer, finish reason {completion.finish_reason}]\n{completion.text}")
+    return lines
+
+
+def _table(*columns: str, right: Iterable[int] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    numeric = set(right)
+    for i, column in enumerate(columns):
+        if i in numeric:  # a number that is broken over lines cannot be read
+            table.add_column(column, justify="right", no_wrap=True)
+        else:
+            table.add_column(column, overflow="fold")
+    return table

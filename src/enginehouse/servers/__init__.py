@@ -1,0 +1,1 @@
+"""One server's life: lease ports, spawn, see it ready, stop it and prove it."""

@@ -1,0 +1,156 @@
+"""When a server is ready: its process lives, it says so, it serves the name, it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import aiohttp
+import msgspec
+
+from enginehouse.core.errors import StartError
+from enginehouse.engines.base import Engine
+from enginehouse.executors.base import Process
+
+T = TypeVar("T")
+_FIRST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.05, 0.5, 1.3
+_PROBE = aiohttp.ClientTimeout(total=5)
+_PATIENT = aiohttp.ClientTimeout(total=None)
+
+
+class _Models(msgspec.Struct):
+    class Card(msgspec.Struct):
+        id: str
+
+    data: list[Card]
+
+
+async def wait_until_ready(
+    process: Process,
+    *,
+    base_url: str,
+    engine: Engine,
+    model: str,
+    api_key: str | None,
+    limit: float,
+) -> tuple[str, ...]:
+    """Wait; return the names that the server serves.
+
+    Raises StartError as soon as the process ends, when `limit` seconds are over (it says how
+    far it came), or when the server is up but does not do its work. The caller adds log and cause.
+    """
+    said = "it has not answered yet"
+
+    def note(what: str) -> None:
+        nonlocal said
+        said = what
+
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    async with aiohttp.ClientSession(base_url, headers=headers) as session:
+        probes = asyncio.create_task(_probe(session, engine=engine, model=model, note=note))
+        end = asyncio.create_task(_end_of(process))
+        try:
+            await asyncio.wait({probes, end}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if probes.done():
+                return probes.result()
+            if end.done():
+                raise StartError(f"the server ended with {describe_exit(end.result())}")
+            raise StartError(f"the server was not ready after {limit:.0f} s", why=said)
+        finally:
+            probes.cancel()
+            end.cancel()
+            await asyncio.gather(probes, end, return_exceptions=True)
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words: "signal SIGKILL" rather than -9."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
+
+
+async def _end_of(process: Process) -> int:
+    while (code := process.exit_code()) is None:  # noqa: ASYNC110 - only the kernel knows
+        await asyncio.sleep(0.1)
+    return code
+
+
+async def _probe(
+    session: aiohttp.ClientSession, *, engine: Engine, model: str, note: Callable[[str], None]
+) -> tuple[str, ...]:
+    async def healthy() -> bool:
+        async with session.get(engine.health_path, timeout=_PROBE) as reply:
+            note(f"{engine.health_path} answered {reply.status}")
+            return reply.status == 200
+
+    await _until(healthy, note=note)
+    names = await _served(session, path=engine.models_path)
+    if model not in names:
+        raise StartError(
+            f"the server serves {', '.join(names) or 'nothing'}, not {model}",
+            fix="check served_model_name and extra_args",
+        )
+    note("it is healthy, but has not answered a one-token request")
+    await _canary(session, path=engine.canary_path, model=model)
+    return names
+
+
+async def _until(probe: Callable[[], Awaitable[bool]], *, note: Callable[[str], None]) -> None:
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            if await probe():
+                return
+        except (aiohttp.ClientError, TimeoutError) as error:
+            if not isinstance(error, aiohttp.ClientConnectorError):
+                note(f"it accepts connections but does not answer ({type(error).__name__})")
+        await asyncio.sleep(pause)
+        pause = min(pause * _GROWTH, _LONGEST_PAUSE)
+
+
+async def _served(session: aiohttp.ClientSession, *, path: str) -> tuple[str, ...]:
+    try:
+        async with session.get(path, timeout=_PATIENT) as reply:
+            body = await reply.read()
+    except aiohttp.ClientError as error:
+        raise StartError(f"the server is healthy, but broke off {path}", why=str(error)) from error
+    names = parse_models(body) if reply.status == 200 else None
+    if names is None:
+        raise StartError(
+            f"the server is healthy, but {path} got {reply.status}", why=_excerpt(body)
+        )
+    return names
+
+
+def parse_models(body: bytes) -> tuple[str, ...] | None:
+    """The names in an OpenAI list of models; None if it is no such list."""
+    try:
+        models = msgspec.json.decode(body, type=_Models)
+    except msgspec.MsgspecError:
+        return None
+    return tuple(card.id for card in models.data)
+
+
+async def _canary(session: aiohttp.ClientSession, *, path: str, model: str) -> None:
+    request: dict[str, Any] = {"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0.0}
+    try:
+        async with session.post(path, json=request, timeout=_PATIENT) as reply:
+            body = await reply.read()
+    except aiohttp.ClientError as error:
+        raise StartError(
+            "the server is healthy, but broke off a one-token request", why=str(error)
+        ) from error
+    if reply.status != 200:
+        raise StartError(
+            f"the server is healthy, but a one-token request got {reply.status}", why=_excerpt(body)
+        )
+
+
+def _excerpt(body: bytes) -> str:
+    text = body.decode(errors="replace").strip()
+    return text if len(text) <= 300 else f"{text[:300]}…"

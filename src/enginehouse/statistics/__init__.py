@@ -1,0 +1,1 @@
+"""Intervals for what an evaluation measures. Pure functions."""

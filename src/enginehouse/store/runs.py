@@ -1,0 +1,272 @@
+"""Run folders: one evaluation each, found again by its id."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from enginehouse.core.errors import RunLockedError, RunNotFoundError, StoreError, nearest
+from enginehouse.store.layout import Layout
+
+_LOCK_WAIT = 0.3  # seconds; long enough for someone who only looks whether the lock is held
+
+
+class RunStatus(StrEnum):
+    """How far a run got. `unreadable` is never stored: its run.json cannot be read."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    UNREADABLE = "unreadable"
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What run.json holds. `server_log` is the path of the server's log, if it was ours."""
+
+    id: str
+    status: RunStatus
+    created: datetime
+    model: str
+    tasks: tuple[str, ...]
+    versions: Mapping[str, str]
+    finished: datetime | None = None
+    server_log: str | None = None
+
+
+class Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """Who works on a run."""
+
+    pid: int
+    host: str
+    since: datetime
+
+
+class Run:
+    """One run's folder. Reading is free to all; whoever evaluates holds it (`hold`)."""
+
+    def __init__(self, folder: Path, info: RunInfo) -> None:
+        self.folder = folder
+        self.info = info
+        self._lock = FileLock(folder / "lock", thread_local=False)
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration, which can be run again."""
+        return self.folder / "config.yaml"
+
+    @property
+    def journal_path(self) -> Path:
+        """The journal; absent until the evaluation begins."""
+        return self.folder / "journal.jsonl"
+
+    @property
+    def report_path(self) -> Path:
+        """The finished report as JSON; always rebuildable from the journal."""
+        return self.folder / "report.json"
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of run.json, atomically. Raises StoreError."""
+        info = msgspec.structs.replace(self.info, **changes)
+        _replace(self.folder / "run.json", msgspec.json.format(msgspec.json.encode(info)))
+        self.info = info
+
+    def finish(self, status: RunStatus) -> None:
+        """Note that nobody works on it any more."""
+        self.update(status=status, finished=datetime.now(UTC))
+
+    def write_report(self, report: bytes) -> None:
+        """Keep the report (JSON), atomically. Raises StoreError."""
+        _replace(self.report_path, report)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Exclude every other evaluator of this run, in this process and in others.
+
+        Re-entrant for the same Run object. Raises RunLockedError, naming the holder, at once.
+        The lock dies with its process, kill -9 included.
+        """
+        try:
+            self._lock.acquire(timeout=_LOCK_WAIT, poll_interval=0.02)
+        except Timeout:
+            raise self._locked() from None
+        except OSError as error:
+            raise StoreError(f"cannot lock {self.folder}", why=str(error)) from error
+        try:
+            holder = Holder(pid=os.getpid(), host=socket.gethostname(), since=datetime.now(UTC))
+            with suppress(StoreError):  # it only words the other's error; a full disk may forbid it
+                _replace(self.folder / "holder.json", msgspec.json.encode(holder))
+            yield
+        finally:
+            self._lock.release()
+
+    def is_held(self) -> bool:
+        """Whether somebody holds it now."""
+        if self._lock.is_locked:
+            return True
+        if not (self.folder / "lock").exists():
+            return False
+        try:
+            with FileLock(self.folder / "lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # a run of somebody else that we may only read
+            return False
+
+    def _locked(self) -> RunLockedError:
+        try:
+            data = (self.folder / "holder.json").read_bytes()
+            holder = msgspec.json.decode(data, type=Holder)
+            who = (
+                f"process {holder.pid} on {holder.host}, since {holder.since:%Y-%m-%d %H:%M:%S} UTC"
+            )
+        except (OSError, msgspec.DecodeError):
+            who = "another process"
+        return RunLockedError(
+            f"run {self.info.id} is being worked on by {who}",
+            fix="wait until it ends, or stop that process",
+        )
+
+
+def create_run(
+    layout: Layout,
+    *,
+    model: str,
+    tasks: Sequence[str],
+    config: str,
+    versions: Mapping[str, str],
+) -> Run:
+    """Make a new run's folder with run.json and config.yaml; it appears whole or not at all.
+
+    The id is `<UTC time>-<model>-<first task>[+<further tasks>]-<4 random hex digits>`; ids sort
+    by time. Raises StoreError.
+    """
+    created = datetime.now(UTC)
+    more = f"+{len(tasks) - 1}" if len(tasks) > 1 else ""
+    stem = f"{created:%Y%m%d-%H%M%S}-{_slug(model)}-{_slug(tasks[0])}{more}"
+    while (layout.runs / (name := f"{stem}-{secrets.token_hex(2)}")).exists():
+        pass
+    info = RunInfo(
+        id=name,
+        status=RunStatus.RUNNING,
+        created=created,
+        model=model,
+        tasks=tuple(tasks),
+        versions=versions,
+    )
+    unfinished = layout.runs / f".{name}"
+    try:
+        unfinished.mkdir(parents=True)
+        (unfinished / "config.yaml").write_text(config, encoding="utf-8")
+        (unfinished / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(info)))
+        unfinished.rename(layout.runs / name)
+    except OSError as error:
+        raise StoreError(
+            f"cannot create the run folder {layout.runs / name}",
+            why=str(error),
+            fix="make room or check the permissions; ENGINEHOUSE_HOME moves everything",
+        ) from error
+    return Run(layout.runs / name, info)
+
+
+def open_run(layout: Layout, reference: str) -> Run:
+    """The run with that id, that unique beginning of an id, or that folder.
+
+    Raises RunNotFoundError, naming the nearest id or the several that match.
+    """
+    folder = Path(reference).expanduser()
+    if (folder / "run.json").is_file():
+        return _load(folder.absolute())
+    known = _folders(layout)
+    matches = [f for f in known if f.name == reference] or [
+        f for f in known if reference and f.name.startswith(reference)
+    ]
+    if len(matches) == 1:
+        return _load(matches[0])
+    if matches:
+        names = ", ".join(f.name for f in matches[:5])
+        more = f" and {len(matches) - 5} more" if len(matches) > 5 else ""
+        raise RunNotFoundError(
+            f"{len(matches)} runs begin with {reference!r}", fix=f"say which: {names}{more}"
+        )
+    ids = [f.name for f in known]
+    close = nearest(reference, ids)
+    latest = ", ".join(sorted(ids, reverse=True)[:5])
+    raise RunNotFoundError(
+        f"there is no run {reference!r}",
+        why=f"{layout.runs} holds {len(known)} runs",
+        fix=(f"did you mean {close!r}? " if close else "")
+        + (f"the latest are {latest}" if latest else "start one with `enginehouse eval`"),
+    )
+
+
+def list_runs(layout: Layout) -> list[RunInfo]:
+    """Every run, the latest first. A run whose process is gone shows as interrupted."""
+    return [_observed(folder) for folder in sorted(_folders(layout), reverse=True)]
+
+
+def _observed(folder: Path) -> RunInfo:
+    try:
+        run = _load(folder)
+    except StoreError:
+        return RunInfo(
+            id=folder.name,
+            status=RunStatus.UNREADABLE,
+            created=datetime.fromtimestamp(folder.stat().st_mtime, UTC),
+            model="",
+            tasks=(),
+            versions={},
+        )
+    if run.info.status is RunStatus.RUNNING and not run.is_held():
+        return msgspec.structs.replace(run.info, status=RunStatus.INTERRUPTED)
+    return run.info
+
+
+def _folders(layout: Layout) -> list[Path]:
+    try:
+        entries = list(os.scandir(layout.runs))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StoreError(f"cannot read {layout.runs}", why=str(error)) from error
+    return [Path(e.path) for e in entries if not e.name.startswith(".") and e.is_dir()]
+
+
+def _load(folder: Path) -> Run:
+    path = folder / "run.json"
+    try:
+        return Run(folder, msgspec.json.decode(path.read_bytes(), type=RunInfo))
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StoreError(
+            f"{path} cannot be read", why=str(error), fix="remove the folder, or restore the file"
+        ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise StoreError(
+            f"cannot write {path}", why=str(error), fix="make room or check the permissions"
+        ) from error
+
+
+def _slug(name: str) -> str:
+    last = name.rstrip("/").rsplit("/", 1)[-1].lower()
+    return re.sub(r"[^a-z0-9._]+", "-", last).strip("-.")[:40] or "model"

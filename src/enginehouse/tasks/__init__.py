@@ -1,0 +1,1 @@
+"""Benchmarks: what to ask, and how an answer is scored. They never see an engine."""

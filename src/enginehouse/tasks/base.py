@@ -1,0 +1,126 @@
+"""What a task is. One benchmark is one file beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Protocol
+
+import msgspec
+
+from enginehouse.core.messages import ChatPrompt
+
+
+class Item(msgspec.Struct, frozen=True, kw_only=True):
+    """One question. `id` is unique within the data set and stable between loads; `data` is JSON."""
+
+    id: str
+    data: dict[str, Any]
+
+
+class Dataset(msgspec.Struct, frozen=True, kw_only=True):
+    """A task's items and where they came from.
+
+    `digest` is the SHA-256 of the source's bytes (for generated data: of the items as JSON).
+    `full_size` is the number of items of the whole benchmark; with fewer items (`is_subset`)
+    every report says so.
+    """
+
+    items: Sequence[Item]
+    source: str
+    licence: str
+    digest: str
+    full_size: int | None
+
+    @property
+    def is_subset(self) -> bool:
+        """Whether items are missing, or may be missing."""
+        return self.full_size is None or len(self.items) < self.full_size
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", tag_field="ask"):
+    """Ask the model to write; the user may override max_tokens and stop."""
+
+    prompt: ChatPrompt
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+class Choose(msgspec.Struct, frozen=True, kw_only=True, tag="choose", tag_field="ask"):
+    """Ask for the log-likelihood of each continuation of `context`."""
+
+    context: str
+    continuations: tuple[str, ...]
+
+
+class Outcome(StrEnum):
+    """What became of a sample. `truncated` and `failed` are given by the runner, not by tasks."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNPARSABLE = "unparsable"
+    TRUNCATED = "truncated"
+    FAILED = "failed"
+
+
+class Measure(msgspec.Struct, frozen=True):
+    """One sample's share of a metric, which is Σ value / Σ weight over the samples."""
+
+    value: float
+    weight: float = 1.0
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """A sample's outcome, its measures by metric name, and the answer as it was understood."""
+
+    outcome: Outcome
+    measures: Mapping[str, Measure] = msgspec.field(default_factory=dict)
+    answer: str | None = None
+
+
+class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What `enginehouse tasks` shows.
+
+    `headline` names what "correct" means; `metrics` are the further ones in Score.measures.
+    `needs` says what must be installed or given first, "" if nothing. `version` changes whenever
+    prompts or scoring change, so that figures of different versions are never compared.
+    """
+
+    name: str
+    version: int
+    description: str
+    kind: str
+    headline: str
+    metrics: tuple[str, ...]
+    licence: str
+    size: int | None
+    source: str
+    needs: str = ""
+
+
+class Task(Protocol):
+    """A benchmark. Loading and scoring are deterministic; everything random takes a seed."""
+
+    @property
+    def info(self) -> TaskInfo:
+        """Facts about the task; reading them loads no data."""
+        ...
+
+    def load(self, *, data: str | None, seed: int) -> Dataset:
+        """All items, from `data` (a user's file or a hub data set) or the task's own source.
+
+        Raises DataError with what to do when the data cannot be had. Blocking.
+        """
+        ...
+
+    def ask(self, item: Item) -> Generate | Choose:
+        """What to ask about `item`."""
+        ...
+
+    def score_text(self, item: Item, text: str) -> Score:
+        """Score a written answer that was not truncated."""
+        ...
+
+    def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
+        """Score from the summed natural-log probabilities, in the order of the continuations."""
+        ...

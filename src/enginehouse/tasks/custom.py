@@ -1,0 +1,275 @@
+"""A user's own task: a YAML file that names the data, the prompt and the metric."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from enginehouse.core.errors import ConfigurationError, nearest
+from enginehouse.core.messages import ChatPrompt, Message
+from enginehouse.tasks.answers import strip_reasoning
+from enginehouse.tasks.base import Choose, Dataset, Generate, Item, Score, TaskInfo
+from enginehouse.tasks.data import Row, read_rows, user_source
+from enginehouse.tasks.gsm8k import last_number
+from enginehouse.tasks.metrics import CHOICE, MEANINGS, REGEX, Judge, UserMetric, load_metric
+from enginehouse.tasks.multiple_choice import score_loglikelihoods
+from enginehouse.tasks.templates import Template
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Definition(BaseModel):
+    """The keys of a task's YAML file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    """What the task is called in reports."""
+    data: Text
+    """A JSONL, JSON or CSV file, relative to the YAML file, or hf:owner/name:file."""
+    prompt: Text
+    """The user's turn, a Jinja template over the record's fields; with `choice`, the context."""
+    description: str = ""
+    """One line for the list of tasks."""
+    licence: str = "not stated"
+    """The data's licence."""
+    id: str | None = None
+    """The field that names an item; without it, its place in the file, from 0."""
+    system: Text | None = None
+    """The system turn, a Jinja template."""
+    metric: Text = "exact_match"
+    """exact_match, contains, number, regex:PATTERN, choice, or module:function."""
+    answer: Text | None = None
+    """The field with the right answer, or a Jinja template for it."""
+    choices: Text | None = None
+    """With `choice`: the field with the list of choices, each asked behind a space."""
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    """The longest answer, in tokens."""
+    stop: tuple[Text, ...] = ()
+    """Texts that end the answer."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Definition:
+        function = ":" in self.metric and not self.metric.startswith(REGEX)
+        if self.answer is None and not function:
+            raise ValueError(f"the metric {self.metric!r} needs 'answer'")
+        if self.metric == CHOICE:
+            if self.choices is None:
+                raise ValueError("the metric 'choice' needs 'choices'")
+            if self.system is not None or self.stop:
+                raise ValueError("the metric 'choice' asks for no text: no 'system', no 'stop'")
+        elif self.choices is not None:
+            raise ValueError("'choices' goes with the metric 'choice' only")
+        return self
+
+
+def load_custom(path: Path) -> CustomTask:
+    """The task in a YAML file; its metric is imported, its data are not read.
+
+    Raises ConfigurationError naming the file, the key, and the nearest key for an unknown one.
+    """
+    content = _read(path)
+    definition = _parse(content, path)
+    metric = None
+    if definition.metric != CHOICE:
+        metric = load_metric(definition.metric, folder=path.parent)
+    source = metric.source if isinstance(metric, UserMetric) else b""
+    # Whatever changes prompt or scoring changes the version.
+    version = int.from_bytes(hashlib.sha256(content + b"\0" + source).digest()[:4]) >> 1
+    return CustomTask(definition, path=path, metric=metric, version=version)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read the task {path}", why=error.strerror, fix="check the path"
+        ) from error
+
+
+def _parse(content: bytes, path: Path) -> Definition:
+    try:
+        values = yaml.safe_load(content.decode("utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigurationError(f"{path}{where}: not YAML", why=problem) from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(
+            f"{path} must map keys to values", why=f"it is {type(values).__name__}"
+        )
+    try:
+        return Definition.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(problem["loc"], problem) for problem in error.errors()]
+        raise ConfigurationError(f"{path}: {'; '.join(problems)}") from error
+
+
+def _explain(location: tuple[int | str, ...], problem: Any) -> str:
+    where = ".".join(map(str, location))
+    if problem["type"] == "extra_forbidden":
+        close = nearest(where, Definition.model_fields)
+        known = ", ".join(Definition.model_fields)
+        return f"unknown key {where!r}, " + (
+            f"did you mean {close!r}?" if close else f"known: {known}"
+        )
+    if problem["type"] == "missing":
+        return f"{where!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where!r}: {message}" if where else message
+
+
+class CustomTask:
+    """The task that a YAML file defines."""
+
+    def __init__(
+        self,
+        definition: Definition,
+        *,
+        path: Path,
+        metric: Judge | UserMetric | None,
+        version: int,
+    ) -> None:
+        self._definition = definition
+        self._path = path
+        self._metric = metric
+        self._version = version
+        self._prompt = Template(definition.prompt, origin=f"{path}: prompt")
+        self._system = (
+            Template(definition.system, origin=f"{path}: system") if definition.system else None
+        )
+        self._answer = (
+            Template(definition.answer, origin=f"{path}: answer")
+            if definition.answer and re.search(r"\{\{|\{%", definition.answer)
+            else None
+        )
+
+    @property
+    def info(self) -> TaskInfo:
+        """Facts about the task; reading them loads no data."""
+        metric = self._definition.metric
+        return TaskInfo(
+            name=self._definition.name,
+            version=self._version,
+            description=self._definition.description,
+            kind="generate" if self._metric else "choose",
+            headline=MEANINGS.get(metric, metric),
+            metrics=() if self._metric else ("acc",),
+            licence=self._definition.licence,
+            size=None,
+            source=self._definition.data,
+        )
+
+    def load(self, *, data: str | None, seed: int) -> Dataset:  # noqa: ARG002  nothing is drawn
+        """The records of the file, every prompt and answer tried once.
+
+        Raises DataError naming the file and line, or the template's line and the item. Blocking.
+        """
+        if data is None:
+            source = user_source(self._definition.data, base=self._path.parent)
+        else:
+            source = user_source(data)
+        items: dict[str, Item] = {}
+        for row in read_rows(source):
+            item = Item(id=self._id(row), data=msgspec.to_builtins(row.fields))
+            if item.id in items:
+                raise row.error(f"the id {item.id!r} is there more than once")
+            self._try(item, row)
+            items[item.id] = item
+        return Dataset(
+            items=tuple(items.values()),
+            source=source.name,
+            licence=self._definition.licence,
+            digest=source.digest,
+            full_size=len(items),
+        )
+
+    def ask(self, item: Item) -> Generate | Choose:
+        """The filled-in prompt."""
+        definition = self._definition
+        prompt = self._prompt.render(item.data, item=item.id)
+        if definition.choices:
+            choices = item.data[definition.choices]
+            return Choose(context=prompt, continuations=tuple(f" {c}" for c in choices))
+        turns = [Message("user", prompt)]
+        if self._system:
+            turns.insert(0, Message("system", self._system.render(item.data, item=item.id)))
+        return Generate(
+            prompt=ChatPrompt(tuple(turns)),
+            max_tokens=definition.max_tokens,
+            stop=definition.stop,
+        )
+
+    def score_text(self, item: Item, text: str) -> Score:
+        """Score by the metric, reasoning left out. Raises TaskError for a user's bad metric."""
+        assert self._metric is not None
+        visible = strip_reasoning(text)
+        if isinstance(self._metric, UserMetric):
+            name = self._definition.name
+            return self._metric.score(visible, item.data, task=name, item=item.id)
+        return self._metric(visible, self._right(item))
+
+    def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
+        """Correct by acc_norm; the measure `acc` beside it."""
+        assert self._definition.choices is not None
+        choices = item.data[self._definition.choices]
+        gold = _position(self._right(item), choices)
+        assert gold is not None
+        return score_loglikelihoods(loglikelihoods, choices=choices, gold=gold)
+
+    def _id(self, row: Row) -> str:
+        if self._definition.id is None:
+            return str(row.index)
+        value = row.value(self._definition.id)
+        if not isinstance(value, str | int) or value == "":
+            raise row.error(f"the id {self._definition.id!r} must be a text or a whole number")
+        return str(value)
+
+    def _try(self, item: Item, row: Row) -> None:
+        definition = self._definition
+        choices = list(row.texts(definition.choices)) if definition.choices else []
+        if definition.answer and not self._answer:
+            given = row.value(definition.answer)
+            if not isinstance(given, str | int | float):
+                raise row.error(f"{definition.answer!r} must be a text or a number, got {given!r}")
+        self.ask(item)
+        if definition.answer is None:
+            return
+        right = self._right(item)
+        if definition.choices and _position(right, choices) is None:
+            raise row.error(
+                f"the answer {right!r} is none of the choices, nor one's place or letter"
+            )
+        if definition.metric == "number" and last_number(right) is None:
+            raise row.error(f"the answer {right!r} has no number in it")
+        if not right.strip():
+            raise row.error("the answer is empty")
+
+    def _right(self, item: Item) -> str:
+        if self._answer:
+            return self._answer.render(item.data, item=item.id)
+        assert self._definition.answer is not None
+        return str(item.data[self._definition.answer])
+
+
+def _position(answer: str, choices: Sequence[str]) -> int | None:
+    """Where the answer is: a choice's own text, its place from 0, or its letter from A."""
+    if answer in choices:
+        return choices.index(answer)
+    if re.fullmatch(r"[0-9]{1,4}", answer):
+        place = int(answer)
+    elif len(answer) == 1 and answer in string.ascii_uppercase:
+        place = string.ascii_uppercase.index(answer)
+    else:
+        return None
+    return place if place < len(choices) else None

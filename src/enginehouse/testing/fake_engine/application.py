@@ -1,0 +1,88 @@
+"""The fake's routes, and what vLLM does around all of them: API key, errors, access log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from enginehouse.testing.fake_engine import administration as admin
+from enginehouse.testing.fake_engine.errors import ApiError
+from enginehouse.testing.fake_engine.generation import ENGINE, chat, completions
+from enginehouse.testing.fake_engine.state import Engine
+
+_GUARDED = ("/v1", "/v2", "/inference")
+
+
+def make_application(engine: Engine, *, environment: Mapping[str, str]) -> web.Application:
+    """The fake as an application; endpoints that vLLM switches on by environment are too."""
+    keys = engine.arguments.api_key or [environment.get("VLLM_API_KEY", "")]
+    application = web.Application(
+        middlewares=[_access_log, _guard({key for key in keys if key}), _errors],
+        client_max_size=2**28,
+    )
+    application[ENGINE] = engine
+    routes = [
+        web.get("/health", admin.health),
+        web.get("/version", admin.version),
+        web.get("/metrics", admin.metrics),
+        web.get("/v1/models", admin.models),
+        web.post("/v1/chat/completions", chat),
+        web.post("/v1/completions", completions),
+        web.post("/tokenize", admin.tokenize),
+        web.post("/detokenize", admin.detokenize),
+    ]
+    if environment.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0") not in ("", "0"):
+        routes += [
+            web.post("/v1/load_lora_adapter", admin.load_adapter),
+            web.post("/v1/unload_lora_adapter", admin.unload_adapter),
+        ]
+    if environment.get("VLLM_SERVER_DEV_MODE", "0") not in ("", "0"):
+        routes += [
+            web.post("/collective_rpc", admin.collective_rpc),
+            web.post("/reset_prefix_cache", admin.reset_prefix_cache),
+            web.post("/sleep", admin.sleep),
+            web.post("/wake_up", admin.wake_up),
+            web.get("/is_sleeping", admin.is_sleeping),
+        ]
+    application.add_routes(routes)
+    return application
+
+
+@web.middleware
+async def _access_log(request: web.Request, handler: Handler) -> web.StreamResponse:
+    response = await handler(request)
+    if not request.app[ENGINE].arguments.disable_uvicorn_access_log:
+        host, port = request.transport.get_extra_info("peername")[:2] if request.transport else "??"
+        reason = HTTPStatus(response.status).phrase
+        line = f'{host}:{port} - "{request.method} {request.path_qs} HTTP/1.1"'
+        sys.stdout.write(f"INFO:     {line} {response.status} {reason}\n")
+        sys.stdout.flush()
+    return response
+
+
+def _guard(keys: set[str]) -> Middleware:
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if keys and request.path.startswith(_GUARDED):
+            scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or key not in keys:
+                return web.json_response({"error": "Unauthorized"}, status=401)
+        return await handler(request)
+
+    return guard
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return web.json_response(error.body(), status=error.status)
+    except web.HTTPException as error:
+        if error.status not in (404, 405):
+            raise
+        return web.json_response({"detail": error.reason}, status=error.status)

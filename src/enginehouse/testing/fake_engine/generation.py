@@ -1,0 +1,133 @@
+"""The two endpoints that generate."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+
+import msgspec
+from aiohttp import web
+
+from enginehouse.testing.fake_engine import tokenizer
+from enginehouse.testing.fake_engine.errors import ApiError, prompt_too_long
+from enginehouse.testing.fake_engine.model import Question
+from enginehouse.testing.fake_engine.replies import Reply
+from enginehouse.testing.fake_engine.requests import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    check_sampling,
+    constraint,
+    parse,
+)
+from enginehouse.testing.fake_engine.state import Engine
+
+ENGINE = web.AppKey("engine", Engine)
+_encode = msgspec.json.Encoder().encode
+Asked = ChatRequest | CompletionRequest
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    """POST /v1/chat/completions."""
+    asked: ChatRequest = parse(await request.read(), ChatRequest)
+    if not asked.messages:
+        raise ApiError(
+            "Cannot apply chat template to an empty conversation. Provide at least one message."
+        )
+    users = [message.text for message in asked.messages if message.role == "user"]
+    ids = _encoded(render(asked.messages), limit=request.app[ENGINE].max_model_len)
+    return await _answer(request, asked, ids=ids, user_text=users[-1] if users else "")
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    """POST /v1/completions."""
+    asked: CompletionRequest = parse(await request.read(), CompletionRequest)
+    if asked.prompt == "":
+        raise ApiError(
+            "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)",
+            parameter="prompt",
+        )
+    if asked.prompt == []:
+        raise ApiError("You must pass at least one prompt")
+    if isinstance(asked.prompt, str):
+        text = asked.prompt
+        ids = _encoded(text, limit=request.app[ENGINE].max_model_len)
+    else:
+        ids = asked.prompt
+        check_vocabulary(ids)
+        text = tokenizer.decode(ids)
+    return await _answer(request, asked, ids=ids, user_text=text)
+
+
+def render(messages: list[ChatMessage]) -> str:
+    """ChatML, with the assistant's turn opened."""
+    turns = "".join(f"<|im_start|>{m.role}\n{m.text}<|im_end|>\n" for m in messages)
+    return turns + "<|im_start|>assistant\n"
+
+
+def _encoded(text: str, *, limit: int) -> list[int]:
+    """Token ids; a text that is too long by far is refused uncounted, as vLLM does."""
+    if len(text) > limit * tokenizer.LONGEST_TOKEN:
+        raise prompt_too_long(limit + 1, limit, counted="at least ")
+    return tokenizer.encode(text)
+
+
+def check_vocabulary(ids: list[int]) -> None:
+    """Raise ApiError for an id that no token has."""
+    for token in ids:
+        if not 0 <= token < tokenizer.VOCABULARY_SIZE:
+            raise ApiError(f"Token id {token} is out of vocabulary")
+
+
+async def _answer(
+    request: web.Request, asked: Asked, *, ids: list[int], user_text: str
+) -> web.StreamResponse:
+    engine = request.app[ENGINE]
+    weights = engine.weights_of(asked.model)
+    check_sampling(asked, top=asked.top, max_logprobs=engine.arguments.max_logprobs)
+    is_chat = isinstance(asked, ChatRequest)
+    budget = engine.budget(asked, prompt=len(ids), default=None if is_chat else 16)
+    question = Question(weights=weights, ids=ids, user_text=user_text)
+    structured = constraint(asked)
+    async with engine.slot():
+        answers = engine.model.answers(question, asked, budget=budget, structured=structured)
+        reply = Reply(
+            id=("chatcmpl-" if is_chat else "cmpl-") + secrets.token_hex(8),
+            created=int(time.time()),
+            model=asked.model or engine.names[0],
+            chat=is_chat,
+            question=question,
+            answers=answers,
+            top=asked.top,
+            prompt_top=None if asked.stream else asked.prompt_logprobs,
+            token_ids=bool(asked.return_token_ids),
+            usage_in_stream=bool((asked.stream_options or {}).get("include_usage")),
+        )
+        made = _finish(engine, reply)
+        if asked.stream:
+            return await _stream(request, reply, pause=engine.token_latency)
+        await asyncio.sleep(engine.token_latency * made)
+    return web.json_response(body=_encode(reply.body()))
+
+
+def _finish(engine: Engine, reply: Reply) -> int:
+    """Count the answers; returns the length of the longest."""
+    engine.prompt_tokens += len(reply.question.ids)
+    for answer in reply.answers:
+        engine.generation_tokens += len(answer.ids)
+        engine.finished[answer.finish_reason] += 1
+    return max(len(answer.ids) for answer in reply.answers)
+
+
+async def _stream(request: web.Request, reply: Reply, *, pause: float) -> web.StreamResponse:
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+    )
+    await response.prepare(request)
+    for chunk in reply.chunks():
+        await response.write(b"data: " + _encode(chunk) + b"\n\n")
+        await asyncio.sleep(pause)
+    await response.write(b"data: [DONE]\n\n")
+    await response.write_eof()
+    return response

@@ -1,0 +1,92 @@
+"""When a request is asked again, and how long that waits."""
+
+from __future__ import annotations
+
+import pytest
+
+from enginehouse.client.retry import Retries, with_retries
+from enginehouse.core.errors import (
+    BadRequestError,
+    ConnectionFailedError,
+    RateLimitedError,
+    RequestTimeoutError,
+    ServerFaultError,
+    WireError,
+)
+
+
+class Play:
+    """Fails with each error in turn, then succeeds; notes the pauses."""
+
+    def __init__(self, *errors: WireError) -> None:
+        self.errors = list(errors)
+        self.pauses: list[float] = []
+
+    async def attempt(self) -> str:
+        """One attempt."""
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+    async def sleep(self, seconds: float) -> None:
+        """No time passes."""
+        self.pauses.append(seconds)
+
+    async def run(self, retries: Retries, *, draw: float = 1.0) -> tuple[str, int]:
+        """The value and the attempts it took."""
+        tried = await with_retries(
+            self.attempt, retries=retries, sleep=self.sleep, draw=lambda: draw
+        )
+        return tried.value, tried.attempts
+
+
+async def test_retryable_errors_are_retried_with_growing_pauses():
+    """The bound of the pause doubles up to the cap."""
+    play = Play(*(ConnectionFailedError("no") for _ in range(6)))
+    value = await play.run(Retries(attempts=7, base=0.5, cap=4.0))
+    assert value == ("done", 7)
+    assert play.pauses == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
+
+
+async def test_the_pause_is_drawn_from_the_whole_interval():
+    """Full jitter: down to no pause at all, so that clients do not come back together."""
+    for draw, pause in ((0.0, 0.0), (0.25, 0.125)):
+        play = Play(ServerFaultError("no"))
+        await play.run(Retries(base=0.5), draw=draw)
+        assert play.pauses == [pause]
+
+
+async def test_attempts_are_bounded_and_the_last_error_is_raised():
+    """The error is the server's own, with the number of attempts noted."""
+    play = Play(ServerFaultError("first"), ServerFaultError("second"), ServerFaultError("third"))
+    with pytest.raises(ServerFaultError, match="second") as caught:
+        await play.run(Retries(attempts=2))
+    assert caught.value.__notes__ == ["after 2 attempts"]
+    assert len(play.pauses) == 1
+
+
+@pytest.mark.parametrize("kind", [BadRequestError, RequestTimeoutError])
+async def test_other_errors_are_not_retried(kind: type[WireError]):
+    """Asking again would not help, or would double a wait that was too long already."""
+    play = Play(kind("no"))
+    with pytest.raises(kind):
+        await play.run(Retries(attempts=5))
+    assert play.pauses == []
+
+
+async def test_retry_after_is_obeyed():
+    """At least as long as the server asked for, however short the back-off would be."""
+    play = Play(RateLimitedError("slow down", retry_after=30.0))
+    await play.run(Retries(base=0.5), draw=0.5)
+    assert play.pauses == [30.25]
+    play = Play(RateLimitedError("slow down"))
+    await play.run(Retries(base=0.5), draw=0.5)
+    assert play.pauses == [0.25]
+
+
+async def test_a_retry_after_beyond_patience_is_an_error_at_once():
+    """A server that says "in an hour" does not hang a run."""
+    play = Play(RateLimitedError("slow down", retry_after=3600.0))
+    with pytest.raises(RateLimitedError):
+        await play.run(Retries(patience=120.0))
+    assert play.pauses == []

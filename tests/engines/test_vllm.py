@@ -1,0 +1,383 @@
+from __future__ import annotations
+
+import os
+import re
+
+import msgspec
+import psutil
+import pytest
+
+from enginehouse.core.errors import ConfigurationError, FlagError
+from enginehouse.core.sampler import Capability, Load
+from enginehouse.engines import arguments
+from enginehouse.engines.base import LaunchContext, ServerOptions
+from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.vllm import VllmEngine
+from enginehouse.engines.vllm_history import IGNORED_FIELDS, REMOVED_FLAGS
+
+ENGINE = VllmEngine()
+
+
+@pytest.fixture
+def few_cores(monkeypatch):
+    """A machine of two cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+
+
+@pytest.fixture
+def many_cores(monkeypatch):
+    """A machine of 64 cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+
+
+def command(environment, *, development_endpoints=True, **options: object):
+    """The command of a server with these options."""
+    context = LaunchContext(
+        environment=environment,
+        model_path="/models/m",
+        served_model_name="served",
+        port=4000,
+        internal_port=4001,
+        development_endpoints=development_endpoints,
+    )
+    return ENGINE.command(ServerOptions(**options), context=context)
+
+
+def check(environment, **options: object):
+    """Check these options against the environment's flags."""
+    ENGINE.check(ServerOptions(**options), environment=environment)
+
+
+def test_registry_knows_it():
+    """`vllm` is an engine by name."""
+    assert ENGINES.names() == ("vllm",)
+    assert isinstance(ENGINES.load("vllm")(), VllmEngine)
+
+
+def test_cpu_build_is_not_started_through_vllm_serve(environment):
+    """`vllm serve` cannot find the CPU build, whose distribution has another name."""
+    argv = command(environment).argv
+    assert argv[:3] == ("/engines/vllm/bin/python", "-m", "vllm.entrypoints.openai.api_server")
+    assert argv[argv.index("--model") + 1] == "/models/m"
+
+
+def test_cuda_build_is_started_through_vllm_serve(cuda):
+    """The CUDA build takes the model as `vllm serve`'s argument."""
+    argv = command(cuda).argv
+    assert argv[1:5] == ("-m", "vllm.entrypoints.cli.main", "serve", "/models/m")
+    assert "--enforce-eager" not in argv
+
+
+def test_address_and_name_are_always_said(environment):
+    """Host, port and served name never depend on the engine's defaults."""
+    argv = command(environment).argv
+    for flag, value in {
+        "--host": "127.0.0.1",
+        "--port": "4000",
+        "--served-model-name": "served",
+        "--generation-config": "vllm",
+    }.items():
+        assert argv[argv.index(flag) + 1] == value
+
+
+def test_every_typed_option_has_a_flag_that_exists(environment):
+    """Each option reaches the command line as a flag that the real vLLM has."""
+    options = {
+        "tensor_parallel_size": 2,
+        "pipeline_parallel_size": 2,
+        "data_parallel_size": 2,
+        "dtype": "bfloat16",
+        "max_model_len": 4096,
+        "gpu_memory_utilization": 0.95,
+        "max_num_seqs": 64,
+        "max_num_batched_tokens": 8192,
+        "enable_prefix_caching": True,
+        "enable_chunked_prefill": False,
+        "enforce_eager": False,
+        "trust_remote_code": True,
+        "enable_lora": True,
+        "max_loras": 2,
+        "max_lora_rank": 64,
+    }
+    check(environment, **options)
+    argv = command(environment, **options).argv
+    for word in (
+        "--tensor-parallel-size",
+        "0.95",
+        "--no-enforce-eager",
+        "--no-enable-chunked-prefill",
+    ):
+        assert argv.count(word) == 1
+    known = {a.flag for a in arguments.read(argv[5:])} <= set(environment.flags)
+    assert known
+
+
+def test_own_defaults_exist_in_the_real_engine(environment, few_cores):
+    """What we add by ourselves is checked against the real list, too."""
+    words = command(environment).argv[3:]
+    arguments.check(arguments.read(words), flags=environment.flags, removed={}, engine="vllm")
+
+
+def test_own_defaults_give_way(environment):
+    """What the user says in extra_args is not said a second time."""
+    argv = command(environment, extra_args="--generation-config auto -cc.mode 3").argv
+    assert argv.count("--generation-config") == 1
+    assert "--enforce-eager" not in argv
+
+
+def test_own_defaults_are_left_out_where_unknown(environment):
+    """An older vLLM without --structured-outputs-config is not given it."""
+    flags = {k: v for k, v in environment.flags.items() if k != "--structured-outputs-config"}
+    argv = command(msgspec.structs.replace(environment, flags=flags)).argv
+    assert "--structured-outputs-config" not in argv
+
+
+def test_cpu_never_cuts_a_prefill(environment):
+    """A cut prefill of a seeded request kills the CPU engine, unless the user wants to risk it."""
+    assert "--no-enable-chunked-prefill" in command(environment).argv
+    for options in ({"enable_chunked_prefill": True}, {"max_num_batched_tokens": 2048}):
+        assert "--no-enable-chunked-prefill" not in command(environment, **options).argv
+
+
+def test_data_parallel_has_one_api_server(cuda):
+    """Several API servers cannot load an adapter at run time."""
+    argv = command(cuda, data_parallel_size=2).argv
+    assert argv[argv.index("--api-server-count") + 1] == "1"
+    assert "--api-server-count" in command(cuda, extra_args="-dp 2").argv
+    assert "--api-server-count" not in command(cuda).argv
+
+
+def test_environment_is_an_allow_list(environment, monkeypatch):
+    """Only what the issue lists is inherited; secrets of ours are not."""
+    listed = (
+        "HF_TOKEN",
+        "CUDA_VISIBLE_DEVICES",
+        "NCCL_DEBUG",
+        "TRANSFORMERS_CACHE",
+        "https_proxy",
+        "NO_PROXY",
+        "VLLM_LOGGING_LEVEL",
+        "LD_LIBRARY_PATH",
+    )
+    for name in (*listed, "AWS_SECRET_ACCESS_KEY", "PYTHONPATH", "LD_PRELOAD", "XHF_X", "PATHS"):
+        monkeypatch.setenv(name, "value")
+    env = command(environment).env
+    assert {name: env.get(name) for name in listed} == dict.fromkeys(listed, "value")
+    assert not {"AWS_SECRET_ACCESS_KEY", "PYTHONPATH", "LD_PRELOAD", "XHF_X", "PATHS"} & set(env)
+
+
+def test_the_engines_own_programs_come_first(environment, monkeypatch):
+    """The environment's bin folder leads PATH, also when env_vars sets PATH."""
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert command(environment).env["PATH"] == "/engines/vllm/bin:/usr/bin"
+    assert command(environment, env_vars={"PATH": "/x"}).env["PATH"] == "/engines/vllm/bin:/x"
+
+
+def test_api_key_is_only_in_the_environment(environment):
+    """A key on the command line could be read by every user of the machine."""
+    made = command(environment, api_key="s3cret")
+    assert made.env["VLLM_API_KEY"] == "s3cret"
+    assert "s3cret" not in " ".join(made.argv)
+    assert "s3cret" not in repr(ServerOptions(api_key="s3cret"))
+
+
+def test_inherited_key_and_ports_are_not_passed_on(environment, monkeypatch):
+    """A VLLM_API_KEY or VLLM_PORT that lies about would lock us out, or collide."""
+    monkeypatch.setenv("VLLM_API_KEY", "theirs")
+    monkeypatch.setenv("VLLM_PORT", "1")
+    env = command(environment).env
+    assert "VLLM_API_KEY" not in env
+    assert env["VLLM_PORT"] == "4001"
+
+
+def test_development_endpoints_only_where_wanted(environment, monkeypatch):
+    """They are unprotected: off unless the context says so, even if the parent has them on."""
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    off = command(environment, development_endpoints=False, host="0.0.0.0", api_key="k").env
+    assert not {"VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"} & set(off)
+    assert command(environment).env["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_cpu_settings_on_few_cores(environment, few_cores):
+    """Two cores: none reserved, and no worker process besides the engine."""
+    env = command(environment).env
+    assert env["VLLM_TARGET_DEVICE"] == "cpu"
+    assert env["VLLM_CPU_NUM_OF_RESERVED_CPU"] == "0"
+    assert (env["VLLM_ENABLE_V1_MULTIPROCESSING"], env["OMP_NUM_THREADS"]) == ("0", "2")
+    parallel = command(environment, tensor_parallel_size=2).env
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in parallel
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in command(environment, extra_args="-tp 2").env
+
+
+def test_cpu_settings_on_many_cores(environment, many_cores):
+    """Many cores: vLLM's own thread binding is left alone."""
+    env = command(environment).env
+    assert not {"VLLM_CPU_NUM_OF_RESERVED_CPU", "OMP_NUM_THREADS"} & set(env)
+
+
+@pytest.mark.parametrize(("total", "space"), [(4, "1"), (16, "2"), (23, "2"), (512, "4")])
+def test_kv_cache_is_a_share_of_memory(environment, monkeypatch, total, space):
+    """An eighth of the memory, in whole GiB, from 1 to 4, unless the user decides."""
+    memory = psutil.virtual_memory()._replace(total=total << 30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    assert command(environment).env["VLLM_CPU_KVCACHE_SPACE"] == space
+    chosen = command(environment, extra_args="--kv-cache-memory-bytes 1G").env
+    assert "VLLM_CPU_KVCACHE_SPACE" not in chosen
+    given = command(environment, env_vars={"VLLM_CPU_KVCACHE_SPACE": "7"}).env
+    assert given["VLLM_CPU_KVCACHE_SPACE"] == "7"
+
+
+def test_open_address_demands_a_key(environment):
+    """On an address that others reach, no key is no server."""
+    with pytest.raises(ConfigurationError, match=r"0\.0\.0\.0 can be reached"):
+        check(environment, host="0.0.0.0")
+    check(environment, host="0.0.0.0", api_key="k")
+    for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
+        check(environment, host=host)
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "fix"),
+    [
+        ({"extra_args": "--port 1"}, "cannot have --port", "option port"),
+        (
+            {"extra_args": "--served_model_name=x"},
+            "--served-model-name",
+            "option served_model_name",
+        ),
+        ({"extra_args": "--api-key x"}, "--api-key", "option api_key"),
+        ({"extra_args": "--hf-token x"}, "--hf-token", "HF_TOKEN"),
+        ({"extra_args": "-tp 2", "tensor_parallel_size": 1}, "tensor_parallel_size", "one of"),
+        ({"extra_args": "--no-enforce-eager", "enforce_eager": True}, "enforce_eager", "one of"),
+        ({"env_vars": {"VLLM_API_KEY": "x"}}, "VLLM_API_KEY", "api_key"),
+        ({"env_vars": {"VLLM_PORT": "1"}}, "VLLM_PORT", "leased"),
+        ({"max_loras": 2}, "without enable_lora", "set enable_lora"),
+        ({"enable_lora": True, "max_lora_rank": 24}, "max_lora_rank 24", "use 32"),
+        ({"enable_lora": True, "max_lora_rank": 600}, "max_lora_rank 600", "at most 512"),
+        ({"extra_args": ["--swap-space", "4"]}, "no longer has --swap-space", "computed again"),
+    ],
+)
+def test_contradictions_are_refused(environment, options, message, fix):
+    """What would be overridden, ignored or refused later is refused now, with the way out."""
+    with pytest.raises(ConfigurationError, match=re.escape(message)) as caught:
+        check(environment, **options)
+    assert fix in caught.value.fix
+
+
+def test_typed_option_may_come_through_extra_args(environment):
+    """A configuration that has everything in extra_args works."""
+    check(environment, extra_args="--max-model-len 4096 --enable-prefix-caching -tp 1")
+
+
+def test_missing_flag_of_a_typed_option_is_a_flag_error(environment):
+    """An engine without the option's flag is named, with its version."""
+    old = msgspec.structs.replace(environment, flags={"--host": environment.flags["--host"]})
+    with pytest.raises(FlagError, match=r"vllm 0.32.0 \(cpu\) has no flag --max-num-seqs"):
+        check(old, max_num_seqs=4)
+
+
+def test_removed_flags_are_gone_and_their_advice_exists(flags):
+    """No flag is called removed that the real list has; every flag recommended is in it."""
+    assert not set(REMOVED_FLAGS) & set(flags)
+    advised = {f for text in REMOVED_FLAGS.values() for f in re.findall(r"--[a-z][a-z-]+", text)}
+    assert advised - {"--variant"} <= set(flags)
+
+
+def test_capabilities_cover_everything_and_refuse_what_is_ignored():
+    """It does all there is; the removed guided fields point to structured_outputs."""
+    capabilities = ENGINE.capabilities(None)
+    assert capabilities.supports == set(Capability)
+    assert capabilities.ignored["guided_json"] == "structured_outputs"
+    assert "structured_outputs" not in IGNORED_FIELDS
+    assert "logit_bias" not in IGNORED_FIELDS
+
+
+METRICS = """\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="m {x}"} 3.0
+vllm:num_requests_running{engine="1",model_name="m {x}"} 4.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 5.0
+vllm:num_requests_waiting{engine="1",model_name="m"} 1.0
+vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 99.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.5
+vllm:prompt_tokens_total{engine="0",model_name="m"} 1.25e+06
+vllm:prompt_tokens_created{engine="0",model_name="m"} 1.79e+09
+vllm:generation_tokens_total{engine="0",model_name="m"} 42.0
+"""
+
+
+def test_load_is_summed_over_engines():
+    """Counts add up over data-parallel engines; the fullest cache counts."""
+    assert ENGINE.load_signal.parse(METRICS) == Load(
+        running=7, waiting=6, kv_cache_usage=0.5, prompt_tokens=1_250_000, generation_tokens=42
+    )
+
+
+@pytest.mark.parametrize("body", ["", "<html>", "vllm:num_requests_running 1.0\n"])
+def test_a_page_without_queue_is_no_load(body):
+    """Not a vLLM, or not its metrics: the client must not take that for an empty queue."""
+    assert ENGINE.load_signal.parse(body) is None
+
+
+CORE = "(EngineCore pid=7) ERROR 11-21 04:30:17 [core.py:1510] "
+LOGS = {
+    "the engine's exception, not the server's closing one": (
+        f"""\
+{CORE}EngineCore failed to start.
+{CORE}Traceback (most recent call last):
+{CORE}  File "core.py", line 1, in f
+{CORE}ValueError: no room
+{CORE}RuntimeError: a later one
+RuntimeError: Engine core initialization failed. See root cause above.
+""",
+        "ValueError: no room",
+    ),
+    "a worker's traceback without a level": (
+        """\
+(Worker_TP1 pid=9) Traceback (most recent call last):
+(Worker_TP1 pid=9) torch.OutOfMemoryError: CUDA out of memory.
+(APIServer pid=1) RuntimeError: Engine core initialization failed.
+""",
+        "torch.OutOfMemoryError: CUDA out of memory.",
+    ),
+    "what pydantic found wrong": (
+        """\
+Traceback (most recent call last):
+pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
+  Value error, max_model_len is too large [type=value_error, input_value=x]
+    For further information visit the documentation
+""",
+        "max_model_len is too large",
+    ),
+    "argparse's complaint": (
+        """\
+usage: api_server.py [options]
+api_server.py: error: unrecognized arguments: --x
+""",
+        "api_server.py: error: unrecognized arguments: --x",
+    ),
+    "the last error if nothing better": (
+        """\
+(APIServer pid=1) WARNING 11-21 04:30:17 [a.py:1] ValueError: only a warning
+(APIServer pid=1) ERROR 11-21 04:30:18 [a.py:1] it went wrong
+(APIServer pid=1) INFO 11-21 04:30:19 [a.py:1] bye
+""",
+        "it went wrong",
+    ),
+    "nothing": ("INFO: started\nloading…\n", None),
+}
+
+
+@pytest.mark.parametrize(("text", "cause"), LOGS.values(), ids=LOGS.keys())
+def test_first_cause(tmp_path, text, cause):
+    """A failed start's log gives the line that says why."""
+    log = tmp_path / "server.log"
+    log.write_text(text)
+    assert ENGINE.first_cause(log) == cause
+
+
+def test_first_cause_of_no_log(tmp_path):
+    """A log that is not there has no cause, and is no error of its own."""
+    assert ENGINE.first_cause(tmp_path / "none") is None

@@ -1,0 +1,20 @@
+"""Makes the fakes in support/ importable, here and in child processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from enginehouse.store.layout import Layout
+
+SUPPORT = Path(__file__).parent / "support"
+if str(SUPPORT) not in sys.path:
+    sys.path.append(str(SUPPORT))
+
+
+@pytest.fixture
+def layout() -> Layout:
+    """The test's own folders."""
+    return Layout.from_environment()

@@ -1,0 +1,509 @@
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from typing import Any
+
+import msgspec
+import pytest
+from evaluation_fakes import (
+    PROVENANCE,
+    AddOne,
+    FakeSampler,
+    PickFirst,
+    dataset,
+    new_run,
+    question,
+    solve,
+)
+
+from enginehouse.core.errors import (
+    BadRequestError,
+    ConfigurationError,
+    ConnectionFailedError,
+    NoHeadlineError,
+    RequestTimeoutError,
+    RunLockedError,
+    ServerGoneError,
+    StoreError,
+    TaskError,
+    UnsupportedError,
+)
+from enginehouse.core.messages import ChatPrompt, Message
+from enginehouse.core.sampler import Capability, Completion
+from enginehouse.evaluation import (
+    EvaluationSpec,
+    TaskSpec,
+    evaluate,
+    require_headlines,
+    summarise,
+)
+from enginehouse.evaluation.plan import sample_seed
+from enginehouse.evaluation.records import (
+    DatasetRecord,
+    HeaderRecord,
+    ProvenanceRecord,
+    Record,
+    SampleRecord,
+    ScoreRecord,
+)
+from enginehouse.store import journal as journal_module
+from enginehouse.store.journal import read_journal
+from enginehouse.store.runs import RunStatus, open_run
+from enginehouse.tasks.base import Measure, Outcome, Score
+
+SPEC = EvaluationSpec(tasks=(TaskSpec(name="addone"),), concurrency=4)
+
+
+async def run_it(run, spec=SPEC, *, tasks=None, sampler=None, size=10, **options: Any):
+    """Evaluate AddOne over `size` items, unless told otherwise."""
+    return await evaluate(
+        spec,
+        tasks=tasks or {"addone": (AddOne(), dataset(size))},
+        sampler=sampler or FakeSampler(),
+        run=run,
+        **{"provenance": PROVENANCE, **options},
+    )
+
+
+def records(run, kind=None):
+    """The journal's records, of one kind or all."""
+    found = [entry.record for entry in read_journal(run.journal_path, Record)]
+    return [record for record in found if kind is None or isinstance(record, kind)]
+
+
+async def test_whole_evaluation(layout):
+    """Every sample is asked once, journaled before its score, and the run ends complete."""
+    run, sampler = new_run(layout), FakeSampler()
+    report = await run_it(run, sampler=sampler)
+    assert len(sampler.requests) == 10
+    kinds = [type(r) for r in records(run)]
+    assert kinds[:3] == [HeaderRecord, DatasetRecord, ProvenanceRecord]
+    assert Counter(kinds[3:]) == {SampleRecord: 10, ScoreRecord: 10}
+    order = [(type(r), r.position) for r in records(run)[3:]]
+    assert all(order.index((SampleRecord, i)) < order.index((ScoreRecord, i)) for i in range(10))
+    assert report.complete
+    assert report.tasks[0].outcomes["correct"] == 10
+    assert run.info.status is RunStatus.COMPLETE
+    assert run.info.finished is not None
+    assert report == summarise(run)
+    assert msgspec.json.decode(run.report_path.read_bytes(), type=type(report)) == report
+
+
+async def test_request_is_journaled_exactly_as_sent(layout):
+    """All sampling parameters, the seed, the task's stop and the prompt are in the record."""
+    spec = msgspec.structs.replace(
+        SPEC, temperature=0.7, top_p=0.9, top_k=5, min_p=0.1, repetition_penalty=1.1,
+        presence_penalty=0.2, frequency_penalty=0.3, seed=42,
+    )  # fmt: skip
+    run, sampler = new_run(layout), FakeSampler()
+    await run_it(run, spec, sampler=sampler)
+    by_item = {r.item: r for r in records(run, SampleRecord)}
+    for request in sampler.requests:
+        record = by_item[f"q{question(request)}"]
+        assert record.requests == (request,)
+        p = request.parameters
+        assert p.seed == sample_seed(42, "addone", record.item, 0)
+        assert (p.temperature, p.top_p, p.top_k, p.min_p) == (0.7, 0.9, 5, 0.1)
+        assert (p.repetition_penalty, p.presence_penalty, p.frequency_penalty) == (1.1, 0.2, 0.3)
+        assert (p.max_tokens, p.stop, p.n) == (64, ("\n",), 1)
+    raw = run.journal_path.read_text()
+    assert '"temperature":0.7' in raw
+    assert '"token_ids":[1,2]' in raw
+
+
+async def test_overrides_replace_the_tasks_own(layout):
+    """max_tokens (the task's entry first), stop (an empty one too) and the system message."""
+    spec = EvaluationSpec(
+        tasks=(TaskSpec(name="addone", max_tokens=9), TaskSpec(name="b")),
+        max_tokens=5,
+        stop=(),
+        system="Be brief.",
+    )
+    sampler = FakeSampler()
+    tasks = {name: (AddOne(name), dataset(1)) for name in ("addone", "b")}
+    await run_it(new_run(layout), spec, tasks=tasks, sampler=sampler)
+    assert [r.parameters.max_tokens for r in sampler.requests] == [9, 5]
+    assert {r.parameters.stop for r in sampler.requests} == {()}
+    assert sampler.requests[0].prompt == ChatPrompt(
+        (Message("system", "Be brief."), Message("user", "0 + 1 = ?"))
+    )
+
+
+async def test_seeds_are_paired_between_models(layout):
+    """Two runs with the same seed send the same requests, repeats differing by their seeds."""
+    spec = msgspec.structs.replace(SPEC, samples=3, temperature=1.0)
+    one, other = FakeSampler(), FakeSampler(lambda _: "no")
+    await run_it(new_run(layout), spec, sampler=one)
+    await run_it(new_run(layout), spec, sampler=other)
+    assert one.requests == other.requests
+    assert len({r.parameters.seed for r in one.requests}) == 30
+
+
+async def test_engine_without_seeds_gets_none_and_the_report_says_so(layout):
+    """A field that the engine does not know is not sent behind the user's back."""
+    sampler = FakeSampler(capabilities=frozenset({Capability.CHAT}))
+    report = await run_it(new_run(layout), sampler=sampler)
+    assert {r.parameters.seed for r in sampler.requests} == {None}
+    assert any("takes no seed" in note for note in report.notes)
+
+
+async def test_resume_asks_exactly_what_is_missing(layout):
+    """A run cut in two by cancellation asks each sample once over both processes."""
+    run, first = new_run(layout), FakeSampler()
+
+    def stop_at_seven(request):
+        if len(first.requests) == 7:
+            raise asyncio.CancelledError
+        return solve(request)
+
+    first.reply = stop_at_seven
+    with pytest.raises(asyncio.CancelledError):
+        await run_it(run, sampler=first)
+    assert run.info.status is RunStatus.INTERRUPTED
+    done = {r.item for r in records(run, SampleRecord)}
+    assert 0 < len(done) < 10
+    partial = summarise(run)
+    assert not partial.complete
+    assert any("missing" in note for note in partial.notes)
+    second = FakeSampler()
+    elsewhere = msgspec.structs.replace(PROVENANCE, base_url="http://127.0.0.1:2")
+    report = await run_it(open_run(layout, run.info.id), sampler=second, provenance=elsewhere)
+    assert {f"q{question(r)}" for r in second.requests} == {f"q{i}" for i in range(10)} - done
+    assert report.tasks[0].outcomes["correct"] == 10
+    assert report.provenance == (PROVENANCE, elsewhere)
+    sessions = {r.item: r.provenance for r in records(run, SampleRecord)}
+    assert {item: int(item not in done) for item in sessions} == sessions
+
+
+async def test_finished_run_asks_nothing(layout):
+    """Resuming a complete run gives its report again, without a request or a new record."""
+    run = new_run(layout)
+    report = await run_it(run)
+    before = run.journal_path.read_bytes()
+    sampler = FakeSampler()
+    assert await run_it(run, sampler=sampler) == report
+    assert sampler.requests == []
+    assert run.journal_path.read_bytes() == before
+
+
+async def test_cancelling_the_callers_task_ends_everything(layout):
+    """Ctrl-C: no request stays in flight, the status is interrupted, the lock is free."""
+    run, started = new_run(layout), asyncio.Event()
+
+    class Hangs(FakeSampler):
+        async def sample(self, request):
+            self.in_flight += 1
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.in_flight -= 1
+
+    sampler = Hangs()
+    work = asyncio.create_task(run_it(run, sampler=sampler))
+    await started.wait()
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert sampler.in_flight == 0
+    assert run.info.status is RunStatus.INTERRUPTED
+    assert not run.is_held()
+
+
+async def test_answers_are_kept_when_scoring_breaks(layout):
+    """A task's bug stops the run; after the fix its answers are scored without asking again."""
+    run, asked = new_run(layout), FakeSampler()
+
+    class Broken(AddOne):
+        def score_text(self, item, text):
+            if item.id == "q3":
+                raise KeyError("oops")
+            return super().score_text(item, text)
+
+    with pytest.raises(TaskError, match="could not score item q3") as caught:
+        await run_it(run, tasks={"addone": (Broken(), dataset(10))}, sampler=asked)
+    assert "KeyError: 'oops'" in str(caught.value)
+    assert run.info.status is RunStatus.FAILED
+    again = FakeSampler()
+    report = await run_it(run, sampler=again)
+    journaled = {r.item for r in records(run, SampleRecord)}
+    assert "q3" not in {f"q{question(r)}" for r in again.requests}
+    assert len(journaled) == 10
+    assert len(records(run, SampleRecord)) == 10
+    assert report.tasks[0].outcomes["correct"] == 10
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        Score(outcome=Outcome.FAILED),
+        Score(outcome=Outcome.TRUNCATED),
+        Score(outcome=Outcome.CORRECT, measures={"m": Measure(float("nan"))}),
+        Score(outcome=Outcome.CORRECT, measures={"m": Measure(1.0, -1.0)}),
+    ],
+)
+async def test_scores_that_cannot_be_counted_stop_the_run(layout, score):
+    """NaN, a negative weight, or an outcome that only the runner gives: a broken task."""
+
+    class Odd(AddOne):
+        def score_text(self, item, text):
+            return score
+
+    with pytest.raises(TaskError, match="what cannot be counted"):
+        await run_it(new_run(layout), tasks={"addone": (Odd(), dataset(2))})
+
+
+async def test_task_that_cannot_ask_stops_the_run(layout):
+    """A user's template that raises is the task's fault and names the item."""
+
+    class Mute(AddOne):
+        def ask(self, item):
+            if item.id == "q1":
+                raise ValueError("no field 'x'")
+            return super().ask(item)
+
+    with pytest.raises(TaskError, match="what to ask about item q1"):
+        await run_it(new_run(layout), tasks={"addone": (Mute(), dataset(2))})
+
+
+async def test_failed_sample_is_a_row_and_the_run_goes_on(layout):
+    """A WireError is recorded with class and stage, never scored, and counted apart."""
+    run, task = new_run(layout), AddOne()
+
+    def reply(request):
+        if question(request) == 4:
+            return RequestTimeoutError("no first byte within 60 s", why="server busy")
+        return solve(request)
+
+    spec = msgspec.structs.replace(SPEC, max_failed=0.2)
+    report = await run_it(
+        run, spec, tasks={"addone": (task, dataset(10))}, sampler=FakeSampler(reply)
+    )
+    (failed,) = [r for r in records(run, SampleRecord) if r.failure]
+    assert (failed.item, failed.failure.error, failed.failure.stage) == (
+        "q4",
+        "RequestTimeoutError",
+        "wire",
+    )
+    assert failed.failure.message == "no first byte within 60 s: server busy"
+    assert failed.requests[0].parameters.seed == sample_seed(0, "addone", "q4", 0)
+    assert "q4" not in task.scored
+    assert report.tasks[0].outcomes == {
+        "correct": 9, "wrong": 0, "unparsable": 0, "truncated": 0, "failed": 1,
+    }  # fmt: skip
+    assert report.tasks[0].headline.value == 1.0
+    require_headlines(report)
+
+
+async def test_too_many_failures_leave_no_headline(layout):
+    """Above max_failed there is no score, and the reason is given; the run is complete."""
+    sampler = FakeSampler(
+        lambda r: BadRequestError("bad", status=400) if question(r) < 2 else solve(r)
+    )
+    report = await run_it(new_run(layout), sampler=sampler)
+    assert report.complete
+    assert report.tasks[0].headline is None
+    assert report.tasks[0].no_headline == (
+        "2 of 10 samples failed (20.0%), more than the 1.0% allowed"
+    )
+    with pytest.raises(NoHeadlineError, match="no score for addone"):
+        require_headlines(report)
+
+
+async def test_failed_samples_are_done_unless_retried(layout):
+    """A resume leaves them; retry_failed asks them again, and the later record counts, once."""
+    run = new_run(layout)
+    sick = FakeSampler(
+        lambda r: BadRequestError("bad", status=400) if question(r) < 3 else solve(r)
+    )
+    await run_it(run, sampler=sick)
+    idle = FakeSampler()
+    await run_it(run, sampler=idle)
+    assert idle.requests == []
+    half = FakeSampler(
+        lambda r: BadRequestError("bad", status=400) if question(r) < 1 else solve(r)
+    )
+    report = await run_it(run, sampler=half, retry_failed=True)
+    assert sorted(question(r) for r in half.requests) == [0, 1, 2]
+    outcomes = report.tasks[0].outcomes
+    assert (outcomes["correct"], outcomes["failed"], sum(outcomes.values())) == (9, 1, 10)
+    cured = await run_it(run, retry_failed=True)
+    assert cured.tasks[0].headline.value == 1.0
+    assert cured.tasks[0].outcomes["failed"] == 0
+
+
+async def test_server_that_is_gone_stops_the_run(layout):
+    """After a bounded number of refused connections the run stops; none is counted as failed."""
+    run = new_run(layout)
+
+    def dies(request):
+        return solve(request) if question(request) < 20 else ConnectionFailedError("refused")
+
+    sampler = FakeSampler(dies)
+    with pytest.raises(ServerGoneError, match=r"1\d requests in a row could not") as caught:
+        await run_it(run, sampler=sampler, size=1000)
+    assert "980 samples are missing" in str(caught.value)
+    assert len(sampler.requests) < 40
+    assert run.info.status is RunStatus.INTERRUPTED
+    assert [r for r in records(run, SampleRecord) if r.failure] == []
+    report = await run_it(run, size=1000)
+    assert report.tasks[0].outcomes["correct"] == 1000
+
+
+async def test_small_run_without_any_answer_stops_too(layout):
+    """Three samples, all refused: the server is gone, which is not three failed samples."""
+    run = new_run(layout)
+    with pytest.raises(ServerGoneError):
+        await run_it(run, sampler=FakeSampler(lambda _: ConnectionFailedError("refused")), size=3)
+    assert records(run, SampleRecord) == []
+
+
+async def test_single_refused_connections_are_failures(layout):
+    """The server answered before and after: those samples failed, wherever they stand."""
+    sampler = FakeSampler(
+        lambda r: ConnectionFailedError("reset") if question(r) in (3, 50, 99) else solve(r)
+    )
+    run = new_run(layout)
+    report = await run_it(run, sampler=sampler, size=100)
+    assert report.tasks[0].outcomes["failed"] == 3
+    assert {r.item for r in records(run, SampleRecord) if r.failure} == {"q3", "q50", "q99"}
+
+
+async def test_truncated_whatever_the_text_says(layout):
+    """finish_reason "length" is truncated; its measures keep their weight and count 0."""
+
+    def reply(request):
+        n = question(request)
+        return Completion(text=solve(request), finish_reason="length" if n == 0 else "stop")
+
+    report = await run_it(new_run(layout), sampler=FakeSampler(reply), size=4)
+    assert report.tasks[0].outcomes["truncated"] == 1
+    assert report.tasks[0].headline.value == 0.75
+    assert report.tasks[0].metrics["parts"].value == pytest.approx(6 / 8)
+
+
+async def test_unparsable_counts_nowhere(layout):
+    """The task gave 1 of 2 parts to an unparsable answer; it counts 0 of 2."""
+    sampler = FakeSampler(lambda r: "none" if question(r) == 0 else solve(r))
+    report = await run_it(new_run(layout), sampler=sampler, size=4)
+    assert report.tasks[0].outcomes["unparsable"] == 1
+    assert report.tasks[0].metrics["parts"].value == pytest.approx(6 / 8)
+
+
+async def test_aborted_answer_is_a_failure(layout):
+    """The engine gave up in the middle of an answer: not the model's fault."""
+    run = new_run(layout)
+    sampler = FakeSampler(lambda r: Completion(text="4", finish_reason="abort"))
+    report = await run_it(run, sampler=sampler, size=2)
+    assert report.tasks[0].outcomes["failed"] == 2
+    assert records(run, SampleRecord)[0].failure.error == "ServerFaultError"
+
+
+async def test_choices_share_the_pool_with_written_answers(layout):
+    """Both kinds in one run; a choice is one sample of several requests, kept without bulk."""
+    spec = EvaluationSpec(tasks=(TaskSpec(name="addone"), TaskSpec(name="pick")), samples=2)
+    run, sampler = new_run(layout, "addone", "pick"), FakeSampler()
+    tasks = {"addone": (AddOne(), dataset(3)), "pick": (PickFirst("pick"), dataset(5))}
+    report = await run_it(run, spec, tasks=tasks, sampler=sampler)
+    assert [t.done for t in report.tasks] == [6, 5]
+    assert report.tasks[1].headline.value == 1.0
+    assert report.tasks[1].metrics["acc"].interval.method == "wilson"
+    sample = next(r for r in records(run, SampleRecord) if r.task == "pick")
+    assert len(sample.requests) == len(sample.responses) == len(sample.continuations) == 2
+    assert sample.responses[0].prompt_logprobs is None
+    assert sampler.most_in_flight > 6
+    assert any("pick: asked once per item" in note for note in report.notes)
+    assert any("at temperature 0" in note for note in report.notes)
+
+
+async def test_engine_that_cannot_score_prompts_is_refused_before_asking(layout):
+    """Without prompt log-probabilities a choice task cannot be evaluated: nothing is asked."""
+    spec = EvaluationSpec(tasks=(TaskSpec(name="addone"), TaskSpec(name="pick")))
+    sampler = FakeSampler(capabilities=frozenset({Capability.CHAT, Capability.TOKENIZE}))
+    tasks = {"addone": (AddOne(), dataset(3)), "pick": (PickFirst("pick"), dataset(5))}
+    with pytest.raises(UnsupportedError, match="task pick") as caught:
+        await run_it(new_run(layout), spec, tasks=tasks, sampler=sampler)
+    assert "prompt_logprobs" in str(caught.value)
+    assert sampler.requests == []
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 50])
+async def test_concurrency_bounds_what_is_in_flight(layout, concurrency):
+    """Never more samples than allowed, and as many as allowed."""
+    spec = msgspec.structs.replace(SPEC, concurrency=concurrency)
+    sampler = FakeSampler()
+    await run_it(new_run(layout), spec, sampler=sampler, size=20)
+    assert sampler.most_in_flight == min(concurrency, 20)
+
+
+async def test_resume_with_another_spec_or_data_is_refused(layout):
+    """Answers to other questions cannot be added up; concurrency alone may change."""
+    run = new_run(layout)
+    await run_it(run)
+    with pytest.raises(ConfigurationError, match="another seed, temperature"):
+        await run_it(run, msgspec.structs.replace(SPEC, seed=1, temperature=0.5))
+    changed = msgspec.structs.replace(dataset(10), digest="e" * 64)
+    with pytest.raises(ConfigurationError, match="data or version of task addone") as caught:
+        await run_it(run, tasks={"addone": (AddOne(), changed)})
+    assert "another digest" in str(caught.value)
+    with pytest.raises(ConfigurationError, match="another version"):
+        await run_it(run, tasks={"addone": (AddOne(version=2), dataset(10))})
+    await run_it(run, msgspec.structs.replace(SPEC, concurrency=99))
+    assert run.info.status is RunStatus.COMPLETE
+
+
+async def test_two_resumers_exclude_each_other(layout):
+    """The second one is refused at once and changes nothing."""
+    run = new_run(layout)
+    other = open_run(layout, run.info.id)
+    with other.hold(), pytest.raises(RunLockedError):
+        await run_it(run)
+    assert not run.journal_path.exists()
+    assert open_run(layout, run.info.id).info.status is RunStatus.RUNNING
+
+
+async def test_disk_full_stops_the_run_and_resumes(layout, monkeypatch):
+    """The journal cannot grow: StoreError, whole lines only, and a resume completes the run."""
+    run, real, budget = new_run(layout), os.write, 3000
+
+    def write(file, data):
+        nonlocal budget
+        taken = data[:budget]
+        budget -= len(taken)
+        if not taken:
+            raise OSError(28, "No space left on device")
+        return real(file, taken)
+
+    monkeypatch.setattr(journal_module.os, "write", write)
+    with pytest.raises(StoreError, match="cannot append to"):
+        await run_it(run)
+    monkeypatch.undo()
+    assert run.journal_path.read_bytes().endswith(b"}\n")
+    assert run.info.status is RunStatus.FAILED
+    report = await run_it(run)
+    assert report.tasks[0].outcomes["correct"] == 10
+    assert len(records(run, SampleRecord)) == 10
+
+
+async def test_progress_tells_the_last_state(layout):
+    """The final progress has everything done, with outcomes, tokens and no time left."""
+    seen = []
+    sampler = FakeSampler(lambda r: "0" if question(r) < 3 else solve(r))
+    await run_it(new_run(layout), sampler=sampler, progress=seen.append)
+    last = seen[-1]
+    assert (last.done, last.total, last.failed) == (10, 10, 0)
+    assert last.tasks[0].outcomes["wrong"] == 3
+    assert last.generated_tokens == 20
+    assert last.seconds_left == 0
+
+
+async def test_resumed_progress_counts_what_was_done_before(layout):
+    """A bar that goes on where it stopped, while tokens are those of this process."""
+    run, seen = new_run(layout), []
+    sick = FakeSampler(lambda r: BadRequestError("x", status=400) if question(r) else solve(r))
+    await run_it(run, sampler=sick)
+    await run_it(run, progress=seen.append, retry_failed=True)
+    assert seen[-1].done == 10
+    assert seen[-1].generated_tokens == 18

@@ -1,0 +1,102 @@
+"""Configuration from YAML: every mistake is named, with the nearest key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.launch.configuration import EvaluationConfig, ServeConfig, merged, parse, read_yaml
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("name", ["qwen3-14b.yaml", "qwen3-14b-lora.yaml"])
+def test_example_servers_parse(name: str) -> None:
+    """The example servers are valid and hold the values their comments promise."""
+    server = parse(ServeConfig, read_yaml(EXAMPLES / name), origin=name).server
+    assert server.gpu_memory_utilization == 0.95
+    assert (server.max_num_seqs, server.max_model_len) == (64, 4096)
+    assert server.enable_prefix_caching
+    assert server.enable_chunked_prefill
+    assert server.enable_lora == ("lora" in name)
+
+
+def test_demo_parses() -> None:
+    """The demo evaluates the three tasks with their own limits."""
+    config = parse(EvaluationConfig, read_yaml(EXAMPLES / "demo.yaml"), origin="demo")
+    assert [(t.name, t.limit) for t in config.tasks] == [
+        ("gsm8k", 15),
+        ("hellaswag", 30),
+        ("instructions", 15),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"modle": "smollm2", "tasks": ["gsm8k"]}, "did you mean 'model'?"),
+        (
+            {"model": "m", "tasks": ["t"], "server": {"max_modl_len": 1}},
+            "unknown key 'server.max_modl_len'; did you mean 'max_model_len'?",
+        ),
+        ({"model": "m", "tasks": [{"name": "t", "limt": 3}]}, "did you mean 'limit'?"),
+        ({"model": "m", "tasks": []}, "'tasks'"),
+        ({"tasks": ["gsm8k"]}, "give a model (or path), or the url of a server"),
+        ({"model": "m", "tasks": ["t"], "temperature": "hot"}, "'temperature'"),
+        ({"model": "m", "tasks": ["t"], "limit": 0}, "'limit'"),
+        ({"model": "m"}, "'tasks' is missing"),
+    ],
+)
+def test_mistakes_are_named(values: dict[str, object], expected: str) -> None:
+    """A wrong key names the nearest one; a wrong value names the key."""
+    with pytest.raises(ConfigurationError) as caught:
+        parse(EvaluationConfig, values, origin="eval.yaml")
+    assert expected in str(caught.value)
+    assert str(caught.value).startswith("eval.yaml: ")
+
+
+def test_several_mistakes_are_all_listed() -> None:
+    """One look shows everything that must be mended."""
+    with pytest.raises(ConfigurationError) as caught:
+        parse(EvaluationConfig, {"modl": 1, "limit": "x"}, origin="f")
+    assert "modl" in str(caught.value)
+    assert "'limit'" in str(caught.value)
+    assert "'tasks' is missing" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"model: [1\ntasks: x", "line 2"),
+        (b"- a\n- b", "must be a mapping"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+    ],
+)
+def test_malformed_files(tmp_path: Path, content: bytes, expected: str) -> None:
+    """A malformed file is named, with the line where there is one."""
+    path = tmp_path / "eval.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=expected) as caught:
+        read_yaml(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    """A file that is not there is named."""
+    with pytest.raises(ConfigurationError, match="No such file"):
+        read_yaml(tmp_path / "nowhere.yaml")
+
+
+def test_the_command_line_wins() -> None:
+    """Options given override the file; options not given leave it alone."""
+    base = {"model": "a", "server": {"port": 1, "dtype": "auto"}}
+    over = {"model": "b", "seed": None, "server": {"port": 2}}
+    assert merged(base, over) == {"model": "b", "server": {"port": 2, "dtype": "auto"}}
+
+
+def test_tasks_may_be_plain_names() -> None:
+    """`tasks: [gsm8k]` is short for `tasks: [{name: gsm8k}]`."""
+    config = parse(EvaluationConfig, {"model": "m", "tasks": ["gsm8k"]}, origin="f")
+    assert config.tasks[0].name == "gsm8k"

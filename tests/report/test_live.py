@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from enginehouse.report.live import LiveBar, PlainLines, progress_display, status_line
+from enginehouse.report.summary import Progress, TaskProgress
+
+
+def state(done: int, *, failed: int = 0, tokens: float | None = 120.0) -> Progress:
+    """Two tasks, the first `done` of 50."""
+    return Progress(
+        tasks=(
+            TaskProgress(
+                task="gsm8k", done=done, total=50, outcomes={"correct": done, "failed": failed}
+            ),
+            TaskProgress(task="ifeval", done=0, total=1000, outcomes={}),
+        ),
+        elapsed=65.4,
+        generated_tokens=1000,
+        tokens_per_second=tokens,
+        seconds_left=3725.0 if tokens else None,
+    )
+
+
+class Clock:
+    """Time that tests set."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        """The time set."""
+        return self.now
+
+
+def test_status_line():
+    """Samples, failures, speed, elapsed and remaining time."""
+    expected = "10/1,050 samples, 2 failed, 120 tokens/s, 1:05, 1:02:05 left"
+    assert status_line(state(10, failed=2)) == expected
+
+
+def test_nothing_known_yet():
+    """Before the first answer speed and time left are unknown, not 0."""
+    assert (
+        status_line(state(0, tokens=None)) == "0/1,050 samples, 0 failed, ? tokens/s, 1:05, ? left"
+    )
+
+
+def test_plain_lines_come_every_few_seconds():
+    """One line at the start, then one per interval, and the last state at the end."""
+    clock, stream = Clock(), io.StringIO()
+    with PlainLines(stream, interval=5.0, clock=clock) as lines:
+        for second in range(12):
+            clock.now = float(second)
+            lines(state(second))
+    shown = stream.getvalue().splitlines()
+    assert [line.split("/")[0] for line in shown] == ["0", "5", "10", "11"]
+    assert shown[0].endswith("[gsm8k 0/50, ifeval 0/1,000]")
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_last_line_is_not_repeated():
+    """A state that was just printed is not printed again; without any, nothing is."""
+    stream = io.StringIO()
+    with PlainLines(stream, clock=Clock()) as lines:
+        lines(state(1))
+    assert len(stream.getvalue().splitlines()) == 1
+    silent = io.StringIO()
+    with PlainLines(silent, clock=Clock()):
+        pass
+    assert silent.getvalue() == ""
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_live_bar_draws_tasks_and_status(width):
+    """Every task's count and the status are on the screen, however narrow."""
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=width, markup=False)
+    with LiveBar(console) as bar:
+        bar(state(3))
+        bar(state(50, failed=1))
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert "3/50" in shown
+    assert "50/50" in shown
+    assert "0/1,000" in shown
+    assert "1 failed" in " ".join(shown.split())
+
+
+def test_display_is_chosen_by_the_terminal(monkeypatch):
+    """A bar where the cursor can move; lines in pipes and on dumb terminals."""
+    stream = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Console(file=stream, force_terminal=True)
+    assert isinstance(progress_display(terminal, stream), LiveBar)
+    assert isinstance(progress_display(Console(file=stream), stream), PlainLines)
+    monkeypatch.setenv("TERM", "dumb")
+    dumb = Console(file=stream, force_terminal=True)
+    assert isinstance(progress_display(dumb, stream), PlainLines)
+
+
+def test_bar_leaves_the_terminal_usable_after_an_error():
+    """The cursor comes back when the run is interrupted."""
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=60)
+
+    def interrupted() -> None:
+        with LiveBar(console) as bar:
+            bar(state(1))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert stream.getvalue().rstrip().endswith("\x1b[?25h")

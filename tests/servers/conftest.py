@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+from enginehouse.provisioning.models import ResolvedModel
+
+from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.vllm import VllmEngine
+from enginehouse.executors import tree
+from enginehouse.provisioning.environments import EngineEnvironment
+from enginehouse.servers import server
+from enginehouse.servers.records import ServerRecord, list_servers
+from enginehouse.servers.server import Server, launch_detached, start_server, stop_server
+from enginehouse.store.layout import Layout
+from enginehouse.testing.fake_environment import make_fake_environment
+
+
+@pytest.fixture(autouse=True)
+def _short_graces(monkeypatch):
+    """A fake that ignores SIGTERM is killed soon."""
+    monkeypatch.setattr(tree, "ORPHAN_GRACE", 0.2)
+    monkeypatch.setattr(server, "STOP_GRACE", 3.0)
+    monkeypatch.setattr(server, "START_GRACE", 1.0)
+
+
+@pytest.fixture
+def layout(tmp_path) -> Layout:
+    """Folders of this test's own."""
+    home = tmp_path / "layout"
+    return Layout(cache=home / "cache", state=home / "state", config=home / "config")
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> EngineEnvironment:
+    """An environment whose vLLM is the fake engine."""
+    python = make_fake_environment(tmp_path_factory.mktemp("environment") / "vllm")
+    return EngineEnvironment(
+        engine="vllm", version="0.32.0", variant="cpu", python=python, key="fake", flags={}
+    )
+
+
+@pytest.fixture
+def model(tmp_path) -> ResolvedModel:
+    """A model that the fake engine takes on trust."""
+    return ResolvedModel(
+        reference="org/Tiny-Model",
+        name="Tiny-Model",
+        source="path",
+        path=Path(tmp_path),
+        weights_digest="w",
+        chat_template_digest="c",
+        unknown={},
+        notes=(),
+    )
+
+
+Starting = AbstractAsyncContextManager[Server]
+
+
+class Starter:
+    """Start servers of the fake engine; fakes misbehave by VLLM_FAKE_… in `env`."""
+
+    def __init__(self, *, model, environment, layout) -> None:
+        self.fixed = {"engine": VllmEngine(), "environment": environment, "layout": layout}
+        self.model = model
+        self.layout = layout
+        self.said: list[str] = []
+
+    def __call__(self, *, name=None, start_timeout=30.0, env=None, **options: object) -> Starting:
+        """A foreground server for a block."""
+        return start_server(self.model, **self._arguments(name, start_timeout, env, options))
+
+    async def detached(self, *, name=None, env=None, **options: object) -> ServerRecord:
+        """A detached server."""
+        return await launch_detached(self.model, **self._arguments(name, 30.0, env, options))
+
+    def _arguments(self, name, start_timeout, env, options):
+        return self.fixed | {
+            "options": ServerOptions(env_vars=env or {}, **options),
+            "notify": self.said.append,
+            "name": name,
+            "start_timeout": start_timeout,
+        }
+
+
+@pytest.fixture
+async def start(model, environment, layout):
+    """What starts servers; anything that a test leaves detached is stopped after it."""
+    yield Starter(model=model, environment=environment, layout=layout)
+    for status in list_servers(layout):
+        await stop_server(status.record.name, layout=layout, grace=1)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+
+import aiohttp.web
+import msgspec
+import pytest
+
+from enginehouse.core.errors import (
+    ConfigurationError,
+    ConnectionFailedError,
+    MalformedResponseError,
+    RequestTimeoutError,
+    ServerFaultError,
+    UnauthorizedError,
+)
+from enginehouse.engines.vllm import VllmEngine
+from enginehouse.servers import endpoint
+from enginehouse.servers.endpoint import Server, attach_server, curl_line
+
+ENGINE = VllmEngine()
+
+
+@pytest.fixture
+async def web():
+    """Serve given replies, path → (status, body), on loopback; gives the base URL."""
+    runners = []
+
+    async def serve(replies):
+        async def answer(request):
+            status, body = replies.get(request.path, (404, "no"))
+            return aiohttp.web.Response(status=status, text=body)
+
+        app = aiohttp.web.Application()
+        app.router.add_route("*", "/{rest:.*}", answer)
+        runner = aiohttp.web.AppRunner(app)
+        await runner.setup()
+        runners.append(runner)
+        site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        return f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    yield serve
+    for runner in runners:
+        await runner.cleanup()
+
+
+async def test_models_and_version_are_asked(web):
+    """What the server tells is known, the rest is None, and it is not ours."""
+    url = await web(
+        {
+            "/v1/models": (200, '{"data": [{"id": "a"}, {"id": "b"}]}'),
+            "/version": (200, '{"version": "0.9"}'),
+        }
+    )
+    for written in (url, f"{url}/", f"{url}/v1", f"{url}/v1/"):
+        server = await attach_server(written, api_key="k", engine=ENGINE)
+        assert (server.base_url, server.models) == (url, ("a", "b"))
+        assert (server.engine, server.version, server.api_key) == ("vllm", "0.9", "k")
+        assert (server.owned, server.pid, server.log, server.command) == (False, None, None, None)
+
+
+async def test_a_server_that_tells_no_version(web):
+    """Without /version, engine and version are unknown, not guessed."""
+    url = await web({"/v1/models": (200, '{"data": [{"id": "a"}]}')})
+    server = await attach_server(url, engine=ENGINE)
+    assert (server.engine, server.version) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "message"),
+    [
+        ((401, "{}"), UnauthorizedError, "wants an API key"),
+        ((503, "x"), ServerFaultError, "answered 503"),
+        ((404, "x"), MalformedResponseError, "no OpenAI-compatible server"),
+        ((200, "<html>"), MalformedResponseError, "no OpenAI-compatible server"),
+    ],
+)
+async def test_a_wrong_server_is_told_in_words(web, reply, kind, message):
+    """Each way in which a URL is wrong has its own error and advice."""
+    url = await web({"/v1/models": reply})
+    with pytest.raises(kind, match=message) as caught:
+        await attach_server(url, engine=ENGINE)
+    assert caught.value.fix
+
+
+async def test_a_wrong_key_is_told_from_a_missing_one(web):
+    """With a key given, the key is what the server refused."""
+    url = await web({"/v1/models": (403, "{}")})
+    with pytest.raises(UnauthorizedError, match="refused the API key"):
+        await attach_server(url, api_key="bad")
+
+
+async def test_nothing_there():
+    """A closed port is a failed connection, with the address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(ConnectionFailedError, match=f"nothing answers at http://127.0.0.1:{port}"):
+        await attach_server(f"http://127.0.0.1:{port}")
+
+
+async def test_silence_is_a_timeout(monkeypatch):
+    """A port that accepts and never answers does not hang us."""
+    monkeypatch.setattr(endpoint, "_PATIENCE", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(RequestTimeoutError, match="did not answer /v1/models"):
+            await attach_server(f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "", "127.0.0.1"])
+async def test_what_is_no_url(url):
+    """A URL without scheme or host is refused with an example, before any connection."""
+    with pytest.raises(ConfigurationError, match="not the URL of a server") as caught:
+        await attach_server(url)
+    assert "http://" in caught.value.fix
+
+
+def made(**changes: object) -> Server:
+    """A server, not ours, with some fields changed."""
+    fields = {
+        "name": None,
+        "base_url": "http://127.0.0.1:9",
+        "models": ("it's a model",),
+        "pid": None,
+        "log": None,
+        "engine": None,
+        "version": None,
+        "environment": None,
+        "command": None,
+        "api_key": None,
+        "owned": False,
+    }
+    return Server(**fields | changes)
+
+
+def run(line: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a line in a shell where `curl` prints its arguments, one a line."""
+    shell = 'curl() { printf "%s\\n" "$@"; }\n' + line
+    path = {"PATH": os.environ["PATH"]}
+    return subprocess.run(
+        ["/bin/sh", "-c", shell], capture_output=True, text=True, env=path | env, check=False
+    )
+
+
+def test_curl_line_survives_the_shell():
+    """Quotes in a model's name reach the server as they are."""
+    words = run(curl_line(made())).stdout.splitlines()
+    assert words[0] == "http://127.0.0.1:9/v1/completions"
+    assert msgspec.json.decode(words[-1])["model"] == "it's a model"
+    assert "Authorization" not in " ".join(words)
+
+
+def test_curl_line_has_the_keys_variable_and_not_the_key():
+    """The key is read from a variable, and the shell says so when it is not set."""
+    server = made(api_key="s3cret")
+    line = curl_line(server)
+    assert "s3cret" not in line + repr(server)
+    assert "Authorization: Bearer abc" in run(line, ENGINEHOUSE_API_KEY="abc").stdout
+    assert "must hold the API key" in run(line).stderr

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enginehouse.core.errors import StoreError
+from enginehouse.store import journal as journal_module
+from enginehouse.store.journal import Journal, read_journal, read_record
+
+
+class Line(msgspec.Struct):
+    """A record of these tests."""
+
+    number: int
+    text: str = ""
+
+
+def fill(path: Path, count: int) -> None:
+    """`count` records."""
+    with Journal(path) as journal:
+        for number in range(count):
+            journal.append(Line(number, "é\n" * number))
+
+
+def numbers(path: Path) -> list[int]:
+    """What the journal holds."""
+    return [entry.record.number for entry in read_journal(path, Line)]
+
+
+def test_what_is_appended_is_read_back(tmp_path):
+    """Records come back in order, newlines in texts and all, and by their offsets."""
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as journal:
+        offsets = [journal.append(Line(i, "a\nb\u2028c")) for i in range(3)]
+    with Journal(path) as journal:
+        offsets.append(journal.append(Line(3)))
+    entries = list(read_journal(path, Line))
+    assert [e.record for e in entries] == [*(Line(i, "a\nb\u2028c") for i in range(3)), Line(3)]
+    assert [e.offset for e in entries] == offsets
+    assert read_record(path, Line, offset=offsets[2]) == Line(2, "a\nb\u2028c")
+
+
+def test_missing_journal_is_empty(tmp_path):
+    """A run killed before its first record has nothing, which is no error."""
+    assert numbers(tmp_path / "none.jsonl") == []
+
+
+def test_torn_last_line_at_every_byte(tmp_path):
+    """Cut anywhere in the last record: readers see the others, opening repairs it."""
+    path = tmp_path / "j.jsonl"
+    fill(path, 4)
+    whole = path.read_bytes()
+    begin = whole.rstrip(b"\n").rfind(b"\n") + 1
+    for end in range(begin, len(whole)):
+        path.write_bytes(whole[:end])
+        assert numbers(path) == [0, 1, 2]
+        with Journal(path) as journal:
+            assert journal.repaired_bytes == end - begin
+            journal.append(Line(9))
+        assert numbers(path) == [0, 1, 2, 9]
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 5000, b"\0\0\n", b'{"number":\n', b"\xff\xfe\n{\n"])
+def test_garbage_at_the_end_is_cut(tmp_path, tail):
+    """What a power cut may leave (zeros, half blocks) is cut off, newline or not."""
+    path = tmp_path / "j.jsonl"
+    fill(path, 2)
+    with path.open("ab") as file:
+        file.write(tail)
+    assert numbers(path) == [0, 1]
+    with Journal(path) as journal:
+        assert journal.repaired_bytes == len(tail)
+    assert numbers(path) == [0, 1]
+
+
+def test_only_garbage(tmp_path):
+    """A journal whose very first line is torn becomes empty."""
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(b'{"num')
+    with Journal(path) as journal:
+        assert journal.repaired_bytes == 5
+    assert path.read_bytes() == b""
+
+
+def test_long_lines_are_repaired(tmp_path):
+    """The last line may be longer than any block that is read at once."""
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as journal:
+        journal.append(Line(0, "x" * 300_000))
+        journal.append(Line(1, "y" * 300_000))
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 1)
+    with Journal(path) as journal:
+        assert journal.repaired_bytes > 300_000
+    assert numbers(path) == [0]
+
+
+def test_broken_line_in_the_middle_is_an_error(tmp_path):
+    """File and line are named, and nothing is cut."""
+    path = tmp_path / "j.jsonl"
+    fill(path, 4)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = b'{"number": 1\n'
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(StoreError, match=r"j\.jsonl, line 2 is broken"):
+        numbers(path)
+    with Journal(path) as journal:
+        assert journal.repaired_bytes == 0
+
+
+def test_foreign_record_is_an_error_even_at_the_end(tmp_path):
+    """Whole JSON that is no record is of another version, not torn: it must not be cut."""
+    path = tmp_path / "j.jsonl"
+    fill(path, 2)
+    with path.open("ab") as file:
+        file.write(b'{"later": 1}\n')
+    with Journal(path) as journal:
+        assert journal.repaired_bytes == 0
+    with pytest.raises(StoreError, match="line 3 is broken"):
+        numbers(path)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 5), st.integers(0, 400))
+def test_any_cut_loses_only_what_is_after_it(tmp_path_factory, count, end):
+    """Truncate a journal anywhere: exactly the whole lines before the cut survive."""
+    path = tmp_path_factory.mktemp("j") / "j.jsonl"
+    fill(path, count)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:end])
+    with Journal(path):
+        pass
+    assert numbers(path) == list(range(whole[:end].count(b"\n")))
+
+
+def test_full_device_names_path_and_free_space():
+    """/dev/full refuses every write: a StoreError that says where and how much is free."""
+    with Journal(Path("/dev/full")) as journal, pytest.raises(StoreError) as caught:
+        journal.append(Line(1))
+    assert "/dev/full" in str(caught.value)
+    assert "MB free" in str(caught.value)
+    assert "No space left" in str(caught.value)
+
+
+def test_part_of_a_line_is_taken_back(tmp_path, monkeypatch):
+    """A disk that takes half the line, or half of it and then fails: nothing of it stays."""
+    path = tmp_path / "j.jsonl"
+    real_write = os.write
+
+    def half(file: int, data: bytes) -> int:
+        return real_write(file, data[: len(data) // 2])
+
+    def half_then_fail(file: int, data: bytes) -> int:
+        half(file, data)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Journal(path) as journal:
+        journal.append(Line(0))
+        for broken in (half, half_then_fail):
+            monkeypatch.setattr(journal_module.os, "write", broken)
+            with pytest.raises(StoreError, match="cannot append"):
+                journal.append(Line(1))
+            assert numbers(path) == [0]
+            assert path.read_bytes().endswith(b"\n")
+            monkeypatch.setattr(journal_module.os, "write", real_write)
+        journal.append(Line(2))
+    assert numbers(path) == [0, 2]
+
+
+def test_file_size_limit_leaves_whole_lines(tmp_path):
+    """The kernel itself cuts a write short at RLIMIT_FSIZE: the journal stays whole."""
+    path = tmp_path / "j.jsonl"
+    program = (
+        "import sys, resource, signal; from pathlib import Path\n"
+        "from enginehouse.store.journal import Journal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "from enginehouse.core.errors import StoreError\n"
+        "journal = Journal(Path(sys.argv[1]))\n"
+        "try:\n"
+        "    while True: journal.append({'number': 1, 'text': 'x' * 77})\n"
+        "except StoreError as error: print(error.message)\n"
+    )
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    out = subprocess.run(
+        [sys.executable, "-c", program, str(path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "cannot append" in out.stdout
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert lines
+    assert all(json.loads(line) for line in lines)
+    assert lines[-1].endswith(b"\n")
+
+
+def test_killed_writer_loses_nothing_that_append_returned(tmp_path):
+    """Kill -9 in the middle of appending: every record that was reported is there, in order."""
+    path = tmp_path / "j.jsonl"
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from enginehouse.store.journal import Journal\n"
+        "journal = Journal(Path(sys.argv[1]))\n"
+        "for i in range(10**9):\n"
+        "    journal.append({'number': i, 'text': 'x' * (i % 5000)})\n"
+        "    print(i, flush=True)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, str(path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    for _ in range(200):
+        child.stdout.readline()
+    child.send_signal(signal.SIGKILL)
+    rest = child.stdout.read().split()
+    child.stdout.close()
+    child.wait()
+    reported = int(rest[-1]) if rest else 199
+    with Journal(path):
+        pass
+    found = numbers(path)
+    assert found == list(range(len(found)))
+    assert len(found) >= reported
+
+
+def test_unwritable_folder_is_a_store_error(tmp_path):
+    """A folder that is not there: the message names the path."""
+    with pytest.raises(StoreError, match="cannot open"):
+        Journal(tmp_path / "no" / "j.jsonl")
+
+
+def test_close_is_idempotent(tmp_path):
+    """Closing twice is fine."""
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.close()
+    journal.close()
