@@ -23,9 +23,13 @@ COMMANDS = {
     "eval": CommandEntry("enginehouse.cli.evaluate:evaluate", "Evaluate a model on tasks."),
     "resume": CommandEntry("enginehouse.cli.evaluate:resume", "Ask what a run has not asked yet."),
     "runs": CommandEntry("enginehouse.cli.runs:runs", "List evaluation runs."),
-    "show": CommandEntry("enginehouse.cli.runs:show", "Show a run's report, or one of its samples."),
+    "show": CommandEntry(
+        "enginehouse.cli.runs:show", "Show a run's report, or one of its samples."
+    ),
     "tasks": CommandEntry("enginehouse.cli.tasks:tasks", "List the tasks and what they need."),
-    "serve": CommandEntry("enginehouse.cli.serve:serve", "Serve a model until Ctrl-C, or detached."),
+    "serve": CommandEntry(
+        "enginehouse.cli.serve:serve", "Serve a model until Ctrl-C, or detached."
+    ),
     "ps": CommandEntry("enginehouse.cli.servers:ps", "List servers."),
     "logs": CommandEntry("enginehouse.cli.servers:logs", "Print a server's log."),
     "stop": CommandEntry("enginehouse.cli.servers:stop", "Stop a server and prove it."),

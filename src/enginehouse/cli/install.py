@@ -16,6 +16,7 @@ from enginehouse.cli.options import (
 )
 from enginehouse.provisioning.environments import ensure_environment, plan_environment
 from enginehouse.provisioning.inventory import list_environments, remove_environment
+from enginehouse.report.terminal import print_rows
 from enginehouse.store.layout import Layout
 
 envs = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
@@ -26,7 +27,9 @@ def install(
     *,
     variant: VariantOption = None,
     version: VersionOption = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print what would be built; build nothing.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print what would be built; build nothing.")
+    ] = False,
     json: JsonOption = False,
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
@@ -58,12 +61,14 @@ def list_all(
     if json:
         console.data(found)
         return
-    for environment in found:
-        console.say(
-            f"{environment.key}  {environment.size_bytes / 2**30:.1f} GiB  {environment.python}"
-        )
     if not found:
         console.note("no engine environments; `enginehouse install vllm` builds one")
+        return
+    rows = [
+        (e.key, f"{e.size_bytes / 2**30:.1f} GiB", "yes" if e.in_use else "no", str(e.python))
+        for e in found
+    ]
+    print_rows(("environment", "size", "in use", "python"), rows)
 
 
 @envs.command()

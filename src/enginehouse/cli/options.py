@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more; tracebacks of errors.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say more; tracebacks of errors.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say results and errors only.")]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="A YAML file; options on the command line win.")
@@ -29,7 +31,9 @@ PythonOption = Annotated[
     Path | None, typer.Option("--python", help="The Python of an existing engine environment.")
 ]
 VersionOption = Annotated[str | None, typer.Option("--version", help="The engine's version.")]
-VariantOption = Annotated[str | None, typer.Option("--variant", help="The engine's build: cpu or cuda.")]
+VariantOption = Annotated[
+    str | None, typer.Option("--variant", help="The engine's build: cpu or cuda.")
+]
 StartTimeoutOption = Annotated[
     float | None, typer.Option("--start-timeout", help="Seconds until the server must be ready.")
 ]

@@ -10,7 +10,8 @@ import typer
 
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption
-from enginehouse.servers.records import find_server, list_servers, stop_server
+from enginehouse.servers.records import find_server, list_servers
+from enginehouse.servers.server import stop_server
 from enginehouse.store.layout import Layout
 
 NameArgument = Annotated[str, typer.Argument(help="A name that `enginehouse ps` lists.")]
@@ -18,15 +19,25 @@ NameArgument = Annotated[str, typer.Argument(help="A name that `enginehouse ps` 
 
 def ps(*, json: JsonOption = False) -> None:
     """List the servers that were started here."""
+    from enginehouse.report.terminal import print_rows
+
     console = Console(json=json)
     found = list_servers(Layout.from_environment())
     if json:
         console.data(found)
-        return
-    for status in found:
-        record = status.record
-        console.say(f"{record.name}  {status.state}  {record.base_url}  pid {record.pid}")
-    if not found:
+    elif found:
+        rows = [
+            (
+                s.record.name,
+                s.state.value,
+                s.record.base_url,
+                str(s.record.process.pid),
+                s.record.model,
+            )
+            for s in found
+        ]
+        print_rows(("server", "state", "url", "pid", "model"), rows)
+    else:
         console.note("no servers; `enginehouse serve MODEL --detach` starts one")
 
 
@@ -36,7 +47,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
 ) -> None:
     """Print a server's log."""
-    path = find_server(name, layout=Layout.from_environment()).record.log
+    path = find_server(name, layout=Layout.from_environment()).log
     with path.open(errors="replace") as log:
         while True:
             if text := log.read(1 << 16):

@@ -120,7 +120,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or str(error)
         raise ConfigurationError(f"{path}{where}: not valid YAML", why=problem) from error
     if not isinstance(value, dict):
-        raise ConfigurationError(f"{path} must be a mapping of keys to values", why=f"it is {type(value).__name__}")
+        raise ConfigurationError(
+            f"{path} must be a mapping of keys to values", why=f"it is {type(value).__name__}"
+        )
     return value
 
 

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import platform
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.errors import ConfigurationError, ServerError
 from enginehouse.core.sampler import Provenance
-from enginehouse.engines.base import Engine
+from enginehouse.engines.base import Engine, ServerOptions
 from enginehouse.engines.registry import ENGINES
+from enginehouse.executors.tree import identify, is_alive
 from enginehouse.launch.configuration import EvaluationConfig, ServeConfig, merged, parse
 from enginehouse.provisioning.environments import EngineEnvironment, find_environment
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
-from enginehouse.servers.server import Server, attach_server, start_server
+from enginehouse.servers.endpoint import API_KEY_VARIABLE
+from enginehouse.servers.server import Server, attach_server, launch_detached, start_server
 from enginehouse.store.layout import Layout
 
 Notify = Callable[[str], None]
+
+_WATCH = 0.5  # seconds between looks at a server that nobody asks
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Prepared:
     engine: Engine
     environment: EngineEnvironment
     model: ResolvedModel
+    options: ServerOptions
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,8 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
         notify=notify,
     )
     engine: Engine = ENGINES.load(name)()
-    engine.check(config.server, environment=environment)
+    options = _with_api_key(config.server)
+    engine.check(options, environment=environment)
     model = await resolve_model(
         reference,
         fallback_path=config.path if config.model else None,
@@ -93,7 +101,7 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
         layout=layout,
         notify=notify,
     )
-    return Prepared(engine=engine, environment=environment, model=model)
+    return Prepared(engine=engine, environment=environment, model=model, options=options)
 
 
 @asynccontextmanager
@@ -107,37 +115,103 @@ async def serving(
     """A server of our own; stopped, with every descendant, when the block ends however it ends."""
     prepared = await prepare(config, layout=layout, notify=notify)
     async with (
-        start_server(
-            prepared.model,
-            engine=prepared.engine,
-            environment=prepared.environment,
-            options=config.server,
-            layout=layout,
-            notify=notify,
-            start_timeout=config.start_timeout,
-        ) as server,
+        _started(prepared, config, layout=layout, notify=notify) as server,
         _sampler(server, prepared.engine, concurrency=concurrency) as sampler,
     ):
         yield Serving(server=server, sampler=sampler, provenance=_provenance(server, prepared))
 
 
+def _started(
+    prepared: Prepared,
+    config: ServeConfig,
+    *,
+    layout: Layout,
+    notify: Notify,
+    name: str | None = None,
+) -> AbstractAsyncContextManager[Server]:
+    return start_server(
+        prepared.model,
+        engine=prepared.engine,
+        environment=prepared.environment,
+        options=prepared.options,
+        layout=layout,
+        notify=notify,
+        start_timeout=config.start_timeout,
+        name=name,
+    )
+
+
+async def serve_until_stopped(
+    config: ServeConfig,
+    *,
+    name: str | None,
+    layout: Layout,
+    notify: Notify,
+    ready: Callable[[Server], None],
+) -> None:
+    """Serve until cancelled. Raises ServerError if the server ends before that."""
+    prepared = await prepare(config, layout=layout, notify=notify)
+    async with _started(prepared, config, name=name, layout=layout, notify=notify) as server:
+        ready(server)
+        assert server.pid is not None
+        process = identify(server.pid)
+        while process is not None and is_alive(process):
+            await asyncio.sleep(_WATCH)
+        raise ServerError(
+            f"the server {server.name} ended by itself",
+            why=prepared.engine.first_cause(server.log) if server.log else None,
+            fix="read the log, mend the cause and serve again",
+            log=server.log,
+        )
+
+
+async def serve_detached(
+    config: ServeConfig,
+    *,
+    name: str | None,
+    layout: Layout,
+    notify: Notify,
+    ready: Callable[[Server], None],
+) -> None:
+    """Start a server that outlives us; `servers.stop_server` ends it."""
+    prepared = await prepare(config, layout=layout, notify=notify)
+    ready(
+        await launch_detached(
+            prepared.model,
+            engine=prepared.engine,
+            environment=prepared.environment,
+            options=prepared.options,
+            layout=layout,
+            notify=notify,
+            start_timeout=config.start_timeout,
+            name=name,
+        )
+    )
+
+
 @asynccontextmanager
-async def attached(
-    config: EvaluationConfig, *, notify: Notify
-) -> AsyncIterator[Serving]:
+async def attached(config: EvaluationConfig, *, notify: Notify) -> AsyncIterator[Serving]:
     """The server at `config.url`, which is not ours and is never stopped."""
     engine: Engine = ENGINES.load(config.engine or "vllm")()
     assert config.url is not None
-    server = await attach_server(config.url, api_key=config.server.api_key, engine=engine)
+    api_key = _with_api_key(config.server).api_key
+    server = await attach_server(config.url, api_key=api_key, engine=engine)
     model = config.model or server.models[0]
     if model not in server.models:
         raise ConfigurationError(
             f"the server at {server.base_url} does not serve {model!r}",
             fix=f"leave the model out, or name one of: {', '.join(server.models)}",
         )
-    notify(f"using {server.base_url}, which serves {', '.join(server.models)}; it is not ours to stop")
+    notify(
+        f"using {server.base_url}, which serves {', '.join(server.models)}; it is not ours to stop"
+    )
     async with _sampler(server, engine, concurrency=config.concurrency, model=model) as sampler:
         yield Serving(server=server, sampler=sampler, provenance=_foreign(server, model))
+
+
+def _with_api_key(options: ServerOptions) -> ServerOptions:
+    key = options.api_key or os.environ.get(API_KEY_VARIABLE)
+    return options.model_copy(update={"api_key": key})
 
 
 def _sampler(

@@ -50,7 +50,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
                     f"{file} is a Git LFS pointer, not the weights",
                     fix=f"run `git lfs pull` in {folder}",
                 )
-    notes = ()
+    notes: tuple[str, ...] = ()
     if not any(next(folder.glob(pattern), None) for pattern in _TOKENIZERS):
         notes = ("the folder has no tokenizer: the engine may refuse it",)
     return Checkpoint(folder=folder, config=config, weights=weights, notes=notes)

@@ -61,8 +61,8 @@ async def find_environment(
 ) -> EngineEnvironment:
     """The environment to use: `python`, ENGINEHOUSE_VLLM_PYTHON, GRAIL_VLLM_PYTHON or ours.
 
-    The first of these that is given; ours is built if it is not there. `version` and `variant` choose ours; another's must agree
-    with them. Raises ProvisioningError or ConfigurationError.
+    The first of these that is given; ours is built if it is not there. `version` and `variant`
+    choose ours; another's must agree. Raises ProvisioningError or ConfigurationError.
     """
     own_variable = f"ENGINEHOUSE_{engine.upper()}_PYTHON"
     variables = [own_variable] + (["GRAIL_VLLM_PYTHON"] if engine == "vllm" else [])

@@ -7,16 +7,19 @@ HF_HUB_OFFLINE); they are read when called, not when imported.
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import threading
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import msgspec
 from huggingface_hub import HfApi, constants, errors, get_token, snapshot_download
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.utils.tqdm import tqdm
 
 from enginehouse.core.errors import ModelError, ModelGatedError, ModelNotFoundError
 
@@ -85,16 +88,18 @@ def _look_up(repository: str, revision: str | None) -> ModelInfo:
         )
         if info.gated:
             api.auth_check(repository)
-    except (httpx2.TransportError, errors.OfflineModeIsEnabled) as error:
-        raise _UnreachableError(
-            f"the hub cannot be reached ({type(error).__name__}: {error})"
-        ) from error
     except errors.HfHubHTTPError as error:
         if error.response.status_code >= 500:
             raise _UnreachableError(
                 f"the hub answers with status {error.response.status_code}"
             ) from error
         raise _refusal(error, repository, revision) from error
+    except (HTTPError, errors.OfflineModeIsEnabled) as error:
+        raise _UnreachableError(
+            f"the hub cannot be reached ({type(error).__name__}: {error})"
+        ) from error
+    except ValueError as error:
+        raise _UnreachableError(f"{_endpoint()} does not answer as a hub does: {error}") from error
     return info
 
 
@@ -156,9 +161,9 @@ async def _download(repository: str, info: ModelInfo, notify: Notify) -> Snapsho
         stop.set()
         await asyncio.wait([task])
         raise
-    except (httpx2.TransportError, OSError) as error:
-        if isinstance(error, errors.HfHubHTTPError):
-            raise _refusal(error, repository, info.sha) from error
+    except errors.HfHubHTTPError as error:
+        raise _refusal(error, repository, info.sha) from error
+    except (HTTPError, OSError) as error:
         raise ModelError(
             f"the download of {repository} broke off",
             why=f"{type(error).__name__}: {error}",
@@ -208,8 +213,6 @@ def _patterns(repository: str, names: Sequence[str]) -> list[str]:
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    from fnmatch import fnmatch
-
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
@@ -237,43 +240,32 @@ def _cached(repository: str, revision: str | None, notify: Notify, *, reason: st
     )
 
 
-def _progress_class(notify: Notify, stop: threading.Event) -> type[Any]:
+def _progress_class(notify: Notify, stop: threading.Event) -> type[tqdm]:
     """A progress bar, as snapshot_download wants one, that says tenths and can end the download."""
-    lock = threading.Lock()
 
-    class Progress:
-        """Counts the bytes that were written; the other bars count files or bytes received."""
+    class Progress(tqdm):
+        """Draws nothing; of the three bars it speaks for the one of bytes written."""
+
+        monitor_interval = 0
 
         def __init__(self, *args: Any, **options: Any) -> None:
-            self._items = args[0] if args else options.get("iterable")
-            self.total: float = options.get("total") or 0
-            self._counts = str(options.get("desc", "")).startswith("Reconstruct")
-            self.n: float = 0
+            super().__init__(  # type: ignore[no-untyped-call]
+                *args, **(options | {"file": io.StringIO(), "disable": False})
+            )
+            self._speaks = str(options.get("desc", "")).startswith("Reconstruct")
             self._said = 0
 
-        def __iter__(self) -> Any:
-            return iter(self._items or ())
-
-        def __enter__(self) -> Progress:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            return None
-
-        def update(self, amount: float | None = 1) -> None:
+        def update(self, n: float | None = 1) -> bool | None:
             if stop.is_set():
                 raise InterruptedError
-            with lock:
-                self.n += amount or 0
-                step = int(self.n / self.total * _PROGRESS_STEPS) if self.total else 0
-                if self._counts and step > self._said:
-                    self._said = step
-                    notify(f"model: {self.n / 1e9:.2f} of {self.total / 1e9:.2f} GB")
+            drawn: bool | None = super().update(n)
+            step = int(self.n / self.total * _PROGRESS_STEPS) if self.total else 0
+            if self._speaks and step > self._said:
+                self._said = step
+                notify(f"model: {self.n / 1e9:.2f} of {self.total / 1e9:.2f} GB")
+            return drawn
 
-        def __getattr__(self, name: str) -> Any:
-            """Whatever else a bar can do changes only how it looks."""
-            if name.startswith("_"):
-                raise AttributeError(name)
-            return lambda *_, **__: None
+        def display(self, *_: Any, **__: Any) -> bool:
+            return True
 
     return Progress

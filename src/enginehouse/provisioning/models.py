@@ -96,9 +96,7 @@ async def _fall_back(
     notify: Notify,
 ) -> ResolvedModel:
     try:
-        return await _from_disk(
-            path.expanduser(), str(path), environment=environment, layout=layout, notify=notify
-        )
+        return await _from_disk(str(path), environment=environment, layout=layout, notify=notify)
     except ModelError as second:
         raise type(error)(
             f"neither the model nor its fall-back can be had: {error.message}; {second.message}",
@@ -112,12 +110,11 @@ async def _resolve(
     reference: ModelReference, *, environment: EngineEnvironment, layout: Layout, notify: Notify
 ) -> ResolvedModel:
     text = reference.text
-    path = Path(text).expanduser()
-    if path.exists() or reference.kind is ReferenceKind.PATH:
+    if _exists(text) or reference.kind is ReferenceKind.PATH:
         if reference.kind is not ReferenceKind.PATH:
             other = "hub handle" if reference.kind is ReferenceKind.HANDLE else "bundled model"
             notify(f"model: {text} is a folder here, so it is not taken as a {other}")
-        return await _from_disk(path, text, environment=environment, layout=layout, notify=notify)
+        return await _from_disk(text, environment=environment, layout=layout, notify=notify)
     if reference.kind is ReferenceKind.HANDLE:
         return await _from_hub(reference, layout=layout, notify=notify)
     if text not in BUNDLED:
@@ -148,31 +145,21 @@ async def _bundled(
 
 
 async def _from_disk(
-    path: Path, reference: str, *, environment: EngineEnvironment, layout: Layout, notify: Notify
+    reference: str, *, environment: EngineEnvironment, layout: Layout, notify: Notify
 ) -> ResolvedModel:
-    path = path.absolute()
-    if path.is_file() and path.suffix.lower() == ".gguf":
+    path = _located(reference)
+    if path.suffix.lower() == ".gguf":
         folder = await converted_checkpoint(
             path, environment=environment, layout=layout, notify=notify
         )
         return await _described(
             folder, reference=reference, name=path.stem, source="gguf", layout=layout
         )
-    if path.is_file():
-        raise ModelError(
-            f"{path} is a file, but no GGUF file",
-            fix=f"give the folder that holds the whole checkpoint: {path.parent}",
-        )
-    if not path.is_dir():
-        close = nearest(path.name, _siblings(path))
-        raise ModelNotFoundError(
-            f"there is no model at {path}",
-            fix=f"did you mean {path.with_name(close)}?" if close else "check the path",
-        )
-    notify(f"model: the checkpoint in {path}")
-    return await _described(
+    found = await _described(
         path, reference=reference, name=path.name, source="folder", layout=layout
     )
+    notify(f"model: the checkpoint in {path}")
+    return found
 
 
 async def _from_hub(reference: ModelReference, *, layout: Layout, notify: Notify) -> ResolvedModel:
@@ -220,5 +207,24 @@ async def _described(
     )
 
 
-def _siblings(path: Path) -> list[str]:
-    return [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+def _exists(reference: str) -> bool:
+    return Path(reference).expanduser().exists()
+
+
+def _located(reference: str) -> Path:
+    """The absolute path of a GGUF file or a folder. Raises ModelError for anything else."""
+    path = Path(reference).expanduser().absolute()
+    is_gguf = path.suffix.lower() == ".gguf"
+    if path.is_file() and not is_gguf:
+        raise ModelError(
+            f"{path} is a file, but no GGUF file",
+            fix=f"give the folder that holds the whole checkpoint: {path.parent}",
+        )
+    if not path.exists():
+        names = [sibling.name for sibling in path.parent.glob("*")]
+        close = nearest(path.name, names)
+        raise ModelNotFoundError(
+            f"there is no model at {path}",
+            fix=f"did you mean {path.with_name(close)}?" if close else "check the path",
+        )
+    return path

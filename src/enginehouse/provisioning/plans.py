@@ -16,6 +16,7 @@ from enginehouse.core.errors import ConfigurationError, UnknownNameError
 
 DEFAULT_VERSIONS = {"vllm": "0.32.0"}
 VARIANTS = ("cpu", "cuda")
+DEVICES = Path("/dev")
 
 
 class EnvironmentPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,9 +99,9 @@ def cuda_is_there() -> bool:
     """Whether this machine shows us an NVIDIA GPU; loads no driver and starts nothing."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1", "NoDevFiles"}:
         return False
-    devices = Path("/dev")
-    return any(devices.glob("nvidia[0-9]*")) or (
-        (devices / "dxg").exists() and Path("/usr/lib/wsl/lib/libcuda.so.1").exists()
+
+    return any(DEVICES.glob("nvidia[0-9]*")) or (
+        (DEVICES / "dxg").exists() and Path("/usr/lib/wsl/lib/libcuda.so.1").exists()
     )
 
 

@@ -36,6 +36,16 @@ def make_console(file: IO[str]) -> Console:
     return Console(file=file, width=width, markup=False, highlight=False, emoji=False)
 
 
+def print_rows(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, file: IO[str] | None = None
+) -> None:
+    """Print a plain table, by default to standard output."""
+    table = _table(*columns)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    make_console(file or sys.stdout).print(table)
+
+
 class TaskFacts(Protocol):
     """What the list of tasks shows of one."""
 

@@ -89,7 +89,7 @@ async def launch_detached(
     notify: Notify,
     start_timeout: float = 900.0,
     name: str | None = None,
-) -> ServerRecord:
+) -> Server:
     """A ready server that outlives us, until `stop_server`. Raises as `start_server` does.
 
     If it does not become ready, or we are cancelled before, it is stopped.
@@ -98,8 +98,7 @@ async def launch_detached(
     async with launch.until_stopped(notify):
         server = await launch.start(name, detached=True, limit=start_timeout, notify=notify)
         launch.let_go()
-    assert server.name is not None
-    return find_server(server.name, layout=layout)
+    return server
 
 
 async def stop_server(name: str, *, layout: Layout, grace: float = STOP_GRACE) -> None:

@@ -1,0 +1,81 @@
+"""enginehouse serve."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from enginehouse.cli.console import Console, run_async
+from enginehouse.cli.options import (
+    ConfigOption,
+    EngineOption,
+    JsonOption,
+    ModelArgument,
+    PathOption,
+    PythonOption,
+    QuietOption,
+    StartTimeoutOption,
+    VariantOption,
+    VerboseOption,
+    VersionOption,
+    with_server_options,
+)
+from enginehouse.launch.configuration import ServeConfig, merged, parse, read_yaml
+from enginehouse.launch.serving import serve_detached, serve_until_stopped
+from enginehouse.servers.server import Server, curl_line
+from enginehouse.store.layout import Layout
+
+
+@with_server_options
+def serve(  # noqa: PLR0913 (each parameter is an option)
+    model: ModelArgument = None,
+    *,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Leave it running; `enginehouse stop` ends it.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option("--name", help="What ps, logs and stop call it.")
+    ] = None,
+    config: ConfigOption = None,
+    path: PathOption = None,
+    engine: EngineOption = None,
+    python: PythonOption = None,
+    version: VersionOption = None,
+    variant: VariantOption = None,
+    start_timeout: StartTimeoutOption = None,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+    server: dict[str, Any],
+) -> None:
+    """Serve a model until Ctrl-C, or detached."""
+    console = Console(json=json, verbose=verbose, quiet=quiet)
+    given = {
+        key: value
+        for key, value in locals().items()
+        if key in ServeConfig.model_fields and value is not None
+    }
+    values = merged(read_yaml(config) if config else {}, given)
+    settings = parse(ServeConfig, values, origin=str(config) if config else "the command line")
+    layout = Layout.from_environment()
+
+    def ready(found: Server) -> None:
+        facts = {
+            "url": found.base_url,
+            "models": found.models,
+            "name": found.name,
+            "pid": found.pid,
+        }
+        console.result(facts, text=lambda: _announce(found, console, detached=detach))
+
+    work = serve_detached if detach else serve_until_stopped
+    run_async(work(settings, name=name, layout=layout, notify=console.note, ready=ready))
+
+
+def _announce(server: Server, console: Console, *, detached: bool) -> None:
+    end = f"enginehouse stop {server.name}" if detached else "Ctrl-C"
+    console.say(f"url:    {server.base_url}/v1")
+    console.say(f"models: {', '.join(server.models)}")
+    console.say(f"try:    {curl_line(server)}")
+    console.say(f"stop:   {end}")

@@ -1,0 +1,219 @@
+"""From a configuration to a report: data, run folder, server, samples, scores."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from enginehouse import evaluation
+from enginehouse.core.errors import StoreError
+from enginehouse.evaluation import EvaluationSpec, TaskSpec
+from enginehouse.launch.configuration import EvaluationConfig, merged, parse, read_yaml
+from enginehouse.launch.serving import Notify, Serving, attached, serving
+from enginehouse.report.summary import Progress, Report
+from enginehouse.store.layout import Layout
+from enginehouse.store.runs import Run, RunStatus, create_run, open_run
+from enginehouse.tasks.base import Dataset, Task
+from enginehouse.tasks.registry import load_task
+
+OnProgress = Callable[[Progress], None]
+_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+
+
+async def run_evaluation(
+    config: EvaluationConfig,
+    *,
+    layout: Layout,
+    notify: Notify,
+    progress: OnProgress = lambda _: None,
+) -> Report:
+    """Evaluate from the beginning, in a new run folder.
+
+    The data is loaded before the folder is made, and everything else that can fail fails before a
+    server is started. Raises EnginehouseError; what was asked until then stays in the run.
+    """
+    config = _with_absolute_paths(config)
+    tasks = await asyncio.to_thread(_load_tasks, config)
+    run = create_run(
+        layout,
+        model=config.model or str(config.path or config.url),
+        tasks=[name for name in tasks],
+        config=resolved_yaml(config),
+        versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},
+    )
+    notify(f"run: {run.info.id}")
+    return await _carry_out(run, config, tasks, layout, notify, progress)
+
+
+async def resume_evaluation(
+    reference: str,
+    *,
+    layout: Layout,
+    notify: Notify,
+    progress: OnProgress = lambda _: None,
+    retry_failed: bool = False,
+) -> Report:
+    """Ask what a run has not asked yet; a complete run asks nothing and starts no server."""
+    run = open_run(layout, reference)
+    with run.hold():
+        if _is_complete(run) and not (retry_failed and _has_failures(run)):
+            notify(f"run {run.info.id} is complete: nothing to ask")
+            return evaluation.summarise(run)
+        config = parse(EvaluationConfig, read_yaml(run.config_path), origin=str(run.config_path))
+        tasks = await asyncio.to_thread(_load_tasks, config)
+        notify(f"run: {run.info.id}, resumed")
+        return await _carry_out(run, config, tasks, layout, notify, progress, retry_failed)
+
+
+async def evaluate(
+    model: str | None = None,
+    *,
+    tasks: Sequence[str],
+    notify: Notify = lambda _: None,
+    progress: OnProgress = lambda _: None,
+    **settings: Any,
+) -> Report:
+    """Evaluate `model` on `tasks`: what `enginehouse eval` does.
+
+    `settings` holds the other fields of EvaluationConfig (limit=15, url=…, server={…}). Raises
+    EnginehouseError. Failed samples do not raise: a task with too many has no headline.
+    """
+    values = merged({}, {"model": model, "tasks": list(tasks), **settings})
+    config = parse(EvaluationConfig, values, origin="evaluate()")
+    layout = Layout.from_environment()
+    return await run_evaluation(config, layout=layout, notify=notify, progress=progress)
+
+
+def resolved_yaml(config: EvaluationConfig) -> str:
+    """The whole configuration as a file that can be run again; secrets are left out."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    server = values["server"]
+    hidden = ["api_key"] if server.pop("api_key", None) else []
+    for name in [name for name in server["env_vars"] if _SECRET.search(name)]:
+        del server["env_vars"][name]
+        hidden.append(f"env_vars.{name}")
+    head = "# Run it again: enginehouse eval --config FILE\n"
+    if hidden:
+        head += f"# Left out because they are secrets: {', '.join(hidden)}\n"
+    return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+async def _carry_out(
+    run: Run,
+    config: EvaluationConfig,
+    tasks: dict[str, tuple[Task, Dataset]],
+    layout: Layout,
+    notify: Notify,
+    progress: OnProgress,
+    retry_failed: bool = False,  # noqa: FBT001, FBT002 (one caller, next to it)
+) -> Report:
+    with run.hold():
+        try:
+            run.update(status=RunStatus.RUNNING, finished=None)
+            async with _server(config, layout=layout, notify=notify) as ready:
+                if ready.server.log:
+                    run.update(server_log=str(ready.server.log))
+                return await evaluation.evaluate(
+                    _spec(config, tasks),
+                    tasks=tasks,
+                    sampler=ready.sampler,
+                    provenance=ready.provenance,
+                    run=run,
+                    progress=progress,
+                    retry_failed=retry_failed,
+                )
+        except BaseException as error:
+            _note_end(run, error)
+            notify(f"the run is kept; go on with: enginehouse resume {run.info.id}")
+            raise
+
+
+def _note_end(run: Run, error: BaseException) -> None:
+    if run.info.status is not RunStatus.RUNNING:
+        return
+    stopped = isinstance(error, asyncio.CancelledError)
+    try:
+        run.finish(RunStatus.INTERRUPTED if stopped else RunStatus.FAILED)
+    except StoreError as second:  # a full disk must not hide the first error
+        error.add_note(str(second))
+
+
+@asynccontextmanager
+async def _server(
+    config: EvaluationConfig, *, layout: Layout, notify: Notify
+) -> AsyncIterator[Serving]:
+    if config.url is not None:
+        async with attached(config, notify=notify) as ready:
+            yield ready
+    else:
+        async with serving(
+            config, layout=layout, notify=notify, concurrency=config.concurrency
+        ) as ready:
+            yield ready
+
+
+def _load_tasks(config: EvaluationConfig) -> dict[str, tuple[Task, Dataset]]:
+    """Tasks and data by the task's own name; blocking."""
+    loaded: dict[str, tuple[Task, Dataset]] = {}
+    for chosen in config.tasks:
+        task = load_task(chosen.name)
+        loaded[task.info.name] = (task, task.load(data=chosen.data, seed=config.seed))
+    return loaded
+
+
+def _spec(config: EvaluationConfig, tasks: dict[str, tuple[Task, Dataset]]) -> EvaluationSpec:
+    return EvaluationSpec(
+        tasks=tuple(
+            TaskSpec(
+                name=name,
+                limit=chosen.limit or config.limit,
+                samples=chosen.samples,
+                max_tokens=chosen.max_tokens,
+            )
+            for name, chosen in zip(tasks, config.tasks, strict=True)
+        ),
+        samples=config.samples,
+        seed=config.seed,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        max_tokens=config.max_tokens,
+        system=config.system,
+        max_failed=config.max_failed,
+        concurrency=config.concurrency,
+    )
+
+
+def _with_absolute_paths(config: EvaluationConfig) -> EvaluationConfig:
+    """So that the resolved file means the same from any folder."""
+
+    def absolute(path: str | None) -> str | None:
+        return str(Path(path).absolute()) if path is not None and Path(path).exists() else path
+
+    tasks = tuple(
+        task.model_copy(update={"name": absolute(task.name), "data": absolute(task.data)})
+        for task in config.tasks
+    )
+    changes = {
+        "tasks": tasks,
+        "model": absolute(config.model),
+        "path": config.path and config.path.absolute(),
+        "python": config.python and config.python.absolute(),
+    }
+    return config.model_copy(update=changes)
+
+
+def _is_complete(run: Run) -> bool:
+    return run.journal_path.exists() and evaluation.summarise(run).complete
+
+
+def _has_failures(run: Run) -> bool:
+    return any(task.outcomes.get("failed", 0) for task in evaluation.summarise(run).tasks)
