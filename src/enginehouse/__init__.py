@@ -1,6 +1,6 @@
 """Runs LLM inference engines (vLLM first) and evaluates the models they serve.
 
-`serve` and `evaluate` do what the commands of the same names do; docs/getting-started.md shows both.
+`serve` and `evaluate` do what the commands do; docs/getting-started.md shows both.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -18,15 +19,16 @@ from enginehouse.evaluation import evaluate, summarise
 from enginehouse.evaluation.ledger import ASKED, MISSING, read_ledger
 from enginehouse.evaluation.records import Record, SampleRecord, ScoreRecord
 from enginehouse.store.journal import read_journal
+from enginehouse.store.layout import Layout
 from enginehouse.store.runs import Run, RunStatus, list_runs
 
 PROGRAM = Path(resumable_evaluation.__file__)
 
 
-def start(run: Run, seed: int) -> subprocess.Popen[bytes]:
+def start(run: Run, seed: int, *death: str) -> subprocess.Popen[bytes]:
     """A process that works on the run."""
     return subprocess.Popen(
-        [sys.executable, str(PROGRAM), str(run.folder), str(seed)],
+        [sys.executable, str(PROGRAM), str(run.folder), str(seed), *death],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stderr=subprocess.PIPE,
     )
@@ -61,31 +63,14 @@ def keys(run: Run) -> tuple[Counter[tuple[str, str, int]], Counter[tuple[str, st
     return samples, scores
 
 
-async def test_killed_again_and_again(layout):
-    """Every sample is journaled and scored once, and the report is that of an undisturbed run."""
-    moments = random.Random(20)
-    run, killed = new_run(layout, "addone", "pick"), 0
-    while True:
-        child = start(run, killed)
-        # from before the header to beyond what a process adds, at every kind of moment
-        if not grow(run, child, size(run) + moments.choice([0, 1, 300, 9_000, 40_000, 60_000])):
-            break
-        child.kill()
-        child.communicate()
-        killed += 1
-        # complete: killed while it was exiting after its last write
-        assert list_runs(layout)[0].status in (RunStatus.INTERRUPTED, RunStatus.COMPLETE)
-    _, errors = child.communicate()
-    assert child.returncode == 0, errors.decode()
-    assert killed >= 6
-
+async def check(run: Run, layout: Layout) -> None:
+    """Every sample is journaled and scored once; the report is that of an undisturbed run."""
     samples, scores = keys(run)
     assert len(samples) == 120 * 3 + 60
     assert set(samples.values()) == {1}
     assert set(scores.values()) == {1}
     ledger = read_ledger(run.journal_path)
     assert all(t.counts[MISSING] == t.counts[ASKED] == 0 for t in ledger.tasks.values())
-
     undisturbed = new_run(layout, "addone", "pick")
     whole = await evaluate(
         resumable_evaluation.SPEC,
@@ -100,6 +85,41 @@ async def test_killed_again_and_again(layout):
     assert resumed.tasks[0].outcomes["failed"] > 0
     saved = msgspec.json.decode(run.report_path.read_bytes(), type=type(resumed))
     assert saved == resumed
+
+
+async def test_killed_at_its_own_writes(layout):
+    """Killed before, after and in the middle of seeded writes, from the very first on."""
+    moments = random.Random(20)
+    deaths = [(n, how) for n in (1, 2, 3, 4, 5) for how in ("before", "half", "after")]
+    deaths += [(moments.randint(6, 120), moments.choice(["half", "after"])) for _ in range(8)]
+    run = new_run(layout, "addone", "pick")
+    for seed, (write, how) in enumerate(deaths):
+        child = start(run, seed, str(write), how)
+        _, errors = child.communicate()
+        assert child.returncode == -signal.SIGKILL, errors.decode()
+        assert list_runs(layout)[0].status is RunStatus.INTERRUPTED
+    child = start(run, 99)
+    _, errors = child.communicate()
+    assert child.returncode == 0, errors.decode()
+    await check(run, layout)
+
+
+async def test_killed_from_outside(layout):
+    """Killed whenever the journal has grown by some amount, starting up and ending included."""
+    moments = random.Random(21)
+    run, killed = new_run(layout, "addone", "pick"), 0
+    while True:
+        child = start(run, killed)
+        if not grow(run, child, size(run) + moments.choice([0, 1, 300, 9_000, 60_000])):
+            break
+        child.kill()
+        child.communicate()
+        killed += 1
+        # complete: killed while it was exiting after its last write
+        assert list_runs(layout)[0].status in (RunStatus.INTERRUPTED, RunStatus.COMPLETE)
+    _, errors = child.communicate()
+    assert child.returncode == 0, errors.decode()
+    await check(run, layout)
 
 
 async def test_every_cut_of_the_journals_end_resumes(layout):

@@ -36,7 +36,7 @@ def test_leftovers_of_dead_builders_are_removed(tmp_path: Path):
     with content_folders.locked(tmp_path, "k"):
         folder = content_folders.new_folder(tmp_path, "k")
     assert [path.name for path in (tmp_path / ".building").iterdir()] == ["k"]
-    assert [path for path in (tmp_path / ".building" / "k").iterdir()] == [folder]
+    assert list((tmp_path / ".building" / "k").iterdir()) == [folder]
 
 
 def test_living_builders_keep_theirs(tmp_path: Path):

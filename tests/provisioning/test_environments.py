@@ -28,9 +28,9 @@ from enginehouse.testing.fake_environment import make_fake_environment
 BUILDER = """
 import asyncio, sys
 import msgspec
-from enginehouse.provisioning.environments import EnvironmentPlan, ensure_environment
+from enginehouse.provisioning.environments import ensure_environment, plan_environment
 from enginehouse.store.layout import Layout
-plan = msgspec.json.decode(sys.argv[1], type=EnvironmentPlan)
+plan = msgspec.structs.replace(plan_environment(variant="cpu"), requirements=sys.argv[1])
 def say(line):
     print(line, flush=True)
 built = asyncio.run(ensure_environment(plan, layout=Layout.from_environment(), notify=say))
@@ -41,7 +41,7 @@ print("key", built.key, flush=True)
 def _start_builder(plan: EnvironmentPlan) -> subprocess.Popen[str]:
     source = Path(environments.__file__).parents[2]
     return subprocess.Popen(
-        [sys.executable, "-c", BUILDER, msgspec.json.encode(plan).decode()],
+        [sys.executable, "-c", BUILDER, plan.requirements],
         env=os.environ | {"PYTHONPATH": str(source)},
         stdout=subprocess.PIPE,
         text=True,
@@ -68,16 +68,16 @@ async def test_an_environment_is_built_and_verified(
 async def test_the_interpreter_works_where_it_was_moved_to(
     plan: EnvironmentPlan, layout: Layout, notes: list[str]
 ):
-    """The rename into place leaves a Python that finds its packages, and no trace of the old path."""
+    """The rename into place leaves a Python that finds its packages, and no old path."""
     built = await ensure_environment(plan, layout=layout, notify=notes.append)
     script = "import sys, vllm; print(sys.prefix); print(vllm.__file__)"
-    result = subprocess.run(
-        [built.python, "-c", script], capture_output=True, text=True, check=True
+    result = await asyncio.to_thread(
+        subprocess.run, [built.python, "-c", script], capture_output=True, text=True, check=True
     )
     home = str(layout.environments / plan.key)
     assert result.stdout.splitlines()[0] == home
     assert result.stdout.splitlines()[1].startswith(home)
-    for path in Path(home, "bin").iterdir():
+    for path in list(built.python.parent.glob("*")):
         if not path.is_symlink():
             assert ".building" not in path.read_text(errors="replace")
 
@@ -215,7 +215,7 @@ async def test_an_existing_python_is_described(tmp_path: Path, layout: Layout):
 async def test_flags_are_dumped_once_but_the_import_is_checked_each_time(
     tmp_path: Path, layout: Layout
 ):
-    """The second time only the import is done; a changed install is read anew; a broken one fails."""
+    """The second time only the import is done; a changed install is read anew."""
     python = make_fake_environment(tmp_path / "env")
     package = next((tmp_path / "env").glob("lib/*/site-packages/vllm"))
     first = await existing_environment(python, engine="vllm", layout=layout, origin="--python")

@@ -102,7 +102,7 @@ def test_pips_find_links_are_handed_on(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_elsewhere_torch_comes_from_its_own_index(monkeypatch: pytest.MonkeyPatch):
-    """Without links the CPU build takes uv's torch backend; the user's own setting is left alone."""
+    """Without links the CPU build takes uv's torch backend, unless the user set one."""
     _no_settings(monkeypatch)
     assert plan_environment(variant="cpu").torch_backend == "cpu"
     assert plan_environment(variant="cuda").torch_backend is None

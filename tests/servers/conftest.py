@@ -4,14 +4,14 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
-from enginehouse.provisioning.models import ResolvedModel
 
 from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.executors import tree
 from enginehouse.provisioning.environments import EngineEnvironment
+from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.servers import server
-from enginehouse.servers.records import ServerRecord, list_servers
+from enginehouse.servers.records import ServerRecord, find_server, list_servers
 from enginehouse.servers.server import Server, launch_detached, start_server, stop_server
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
@@ -73,8 +73,9 @@ class Starter:
         return start_server(self.model, **self._arguments(name, start_timeout, env, options))
 
     async def detached(self, *, name=None, env=None, **options: object) -> ServerRecord:
-        """A detached server."""
-        return await launch_detached(self.model, **self._arguments(name, 30.0, env, options))
+        """A detached server's record."""
+        server = await launch_detached(self.model, **self._arguments(name, 30.0, env, options))
+        return find_server(server.name, layout=self.layout)
 
     def _arguments(self, name, start_timeout, env, options):
         return self.fixed | {

@@ -47,14 +47,11 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         help="Runs LLM inference engines and evaluates the models they serve.",
         epilog="Exit codes and errors: docs/errors.md",
     )
-    app.callback()(_version)
+    app.callback()(_options)
     called = next((a for a in arguments if not a.startswith("-")), None)
     completing = "_ENGINEHOUSE_COMPLETE" in os.environ
     for name, entry in COMMANDS.items():
-        if completing or name == called:
-            command = load_object(entry.target)
-        else:
-            command = _stub
+        command = load_object(entry.target) if completing or name == called else _stub
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name, help=entry.help)
         else:
@@ -66,11 +63,18 @@ def _stub() -> None:
     """Stand for a command that was not called."""
 
 
-def _version(
-    *, version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True)
-) -> None:
-    if version:
-        from importlib.metadata import version as installed
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 (typer calls it)
+    if wanted:
+        from importlib.metadata import version
 
-        typer.echo(f"enginehouse {installed('enginehouse')}")
+        typer.echo(f"enginehouse {version('enginehouse')}")
         raise typer.Exit
+
+
+def _options(
+    *,
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", is_eager=True, callback=_print_version
+    ),
+) -> None:
+    """Take the options that stand before a command."""

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class Console:
-    """Quiet (-q) says results and errors only; verbose (-v) adds tracebacks; json is for programs."""
+    """Quiet says results and errors only, verbose adds tracebacks, json is for programs."""
 
     def __init__(self, *, json: bool = False, verbose: bool = False, quiet: bool = False) -> None:
         self.json = json

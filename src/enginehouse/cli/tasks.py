@@ -8,13 +8,8 @@ from enginehouse.cli.options import JsonOption
 
 def tasks(*, json: JsonOption = False) -> None:
     """List the tasks: size, licence, what "correct" means, what they need."""
+    from enginehouse.report.terminal import print_tasks
     from enginehouse.tasks.registry import list_tasks
 
     found = list_tasks()
-    Console(json=json).result(found, text=lambda: _table(found))
-
-
-def _table(found: object) -> None:
-    from enginehouse.report.terminal import print_tasks
-
-    print_tasks(found)
+    Console(json=json).result(found, text=lambda: print_tasks(found))

@@ -62,7 +62,7 @@ class EvaluationConfig(ServeConfig):
 
     url: str | None = None
     """The base URL of a running server, which is used and never stopped."""
-    tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
+    tasks: tuple[TaskConfig, ...]
     """What to evaluate."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """How many items of each task; a seeded choice, the same for every model."""
@@ -96,6 +96,10 @@ class EvaluationConfig(ServeConfig):
     def _one_source(self) -> EvaluationConfig:
         if self.url is None and self.model is None and self.path is None:
             raise ValueError("give a model (or path), or the url of a server")
+        if not self.tasks:
+            raise ValueError(
+                "'tasks' is empty: name at least one, as `enginehouse tasks` lists them"
+            )
         return self
 
 
@@ -138,14 +142,14 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse(kind: type[Config], values: Mapping[str, Any], *, origin: str) -> Config:
-    """Validate `values`. Raises ConfigurationError naming each key, what is wrong, and the nearest."""
+    """Validate `values`. Raises ConfigurationError naming each wrong key and the nearest one."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         lines = [_explain(kind, dict(problem)) for problem in error.errors()]
         raise ConfigurationError(
             f"{origin}: {lines[0]}" if len(lines) == 1 else f"{origin}:\n  " + "\n  ".join(lines),
-            fix="`enginehouse serve --help`, `enginehouse eval --help` and docs/reference.md list the keys",
+            fix="docs/reference.md lists every key; so does --help, as options",
         ) from error
 
 
@@ -157,7 +161,7 @@ def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:
         close = nearest(str(location[-1]), known)
         hint = f"did you mean {close!r}?" if close else f"known: {', '.join(sorted(known))}"
         return f"unknown key {where!r}; {hint}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message: str = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"{where!r} is missing"
     if not where:

@@ -45,7 +45,7 @@ async def run_evaluation(
     run = create_run(
         layout,
         model=config.model or str(config.path or config.url),
-        tasks=[name for name in tasks],
+        tasks=list(tasks),
         config=resolved_yaml(config),
         versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},
     )

@@ -155,7 +155,7 @@ async def serve_until_stopped(
         ready(server)
         assert server.pid is not None
         process = identify(server.pid)
-        while process is not None and is_alive(process):
+        while process is not None and is_alive(process):  # noqa: ASYNC110 (nothing tells us)
             await asyncio.sleep(_WATCH)
         raise ServerError(
             f"the server {server.name} ended by itself",

@@ -72,7 +72,7 @@ def _indexed(folder: Path, index: str, names: set[str]) -> tuple[Path, ...]:
     try:
         content = json.loads((folder / index).read_text(encoding="utf-8"))
         wanted = sorted(set(content["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{folder / index} is no index of weights", why=str(error)) from error
     if missing := [name for name in wanted if name not in names]:
         raise ModelError(

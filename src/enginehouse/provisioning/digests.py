@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from enginehouse.provisioning.content_folders import write_file
 from enginehouse.store.layout import Layout
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -59,10 +60,7 @@ def file_digest(path: Path, *, layout: Layout) -> str:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     path_, size, mtime_ns, inode = like
     record = _Remembered(path=path_, size=size, mtime_ns=mtime_ns, inode=inode, sha256=sha256)
-    remembered_at.parent.mkdir(parents=True, exist_ok=True)
-    temporary = remembered_at.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(msgspec.json.encode(record))
-    temporary.replace(remembered_at)
+    write_file(remembered_at, msgspec.json.encode(record))
     return sha256
 
 

@@ -135,7 +135,7 @@ async def existing_environment(
         assert cached is not None
         flags = cached.flags
     else:
-        _write(cached_at, msgspec.json.encode(found))
+        content_folders.write_file(cached_at, msgspec.json.encode(found))
     return EngineEnvironment(
         engine=engine,
         version=found.version,
@@ -213,10 +213,3 @@ def _cached_description(path: Path) -> Description | None:
         return msgspec.json.decode(path.read_bytes(), type=Description)
     except (OSError, msgspec.DecodeError):
         return None
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -121,6 +121,7 @@ def render_runs(runs: Sequence[RunInfo]) -> RenderableType:
     if not runs:
         return Text("no runs yet: `enginehouse eval MODEL --task TASK` makes one")
     table = _table("run", "status", "created (UTC)", "model", "tasks")
+    table.columns[0].no_wrap = True  # an id is there to be copied
     for run in runs:
         table.add_row(
             Text(run.id),

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from enginehouse.core.errors import ModelError
+from enginehouse.provisioning.checkpoints import read_checkpoint
+
+INDEX = "model.safetensors.index.json"
+
+
+def _folder(path: Path, files: Mapping[str, object]) -> Path:
+    path.mkdir(exist_ok=True)
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text(text)
+    return path
+
+
+def test_a_whole_checkpoint(tmp_path: Path):
+    """Its configuration and the weight files that engines load."""
+    files = {
+        "config.json": {"model_type": "llama"},
+        "model.safetensors": "w",
+        "pytorch_model.bin": "the same, older",
+        "tokenizer.json": {},
+    }
+    found = read_checkpoint(_folder(tmp_path / "m", files))
+    assert found.config == {"model_type": "llama"}
+    assert [path.name for path in found.weights] == ["model.safetensors"]
+    assert found.notes == ()
+
+
+def test_what_trainers_leave_is_no_weight(tmp_path: Path):
+    """training_args.bin and optimizer.bin lie beside a checkpoint's own *.bin files."""
+    names = ("config.json", "pytorch_model.bin", "training_args.bin", "optimizer.bin")
+    found = read_checkpoint(_folder(tmp_path / "m", dict.fromkeys(names, "{}")))
+    assert [path.name for path in found.weights] == ["pytorch_model.bin"]
+    assert "tokenizer" in found.notes[0]
+
+
+def test_the_index_says_which_files_count(tmp_path: Path):
+    """A second copy of the weights (consolidated) is not among them."""
+    files = {
+        "config.json": {},
+        INDEX: {"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}},
+        "m-1.safetensors": "1",
+        "m-2.safetensors": "2",
+        "consolidated.safetensors": "12",
+    }
+    found = read_checkpoint(_folder(tmp_path / "m", files))
+    assert [path.name for path in found.weights] == ["m-1.safetensors", "m-2.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, "no config.json, and is empty"),
+        ({"readme": ""}, "no config.json"),
+        ({"config.json": "{"}, "not JSON"),
+        ({"config.json": {}}, "holds no weights"),
+        ({"config.json": {}, "training_args.bin": ""}, "holds no weights"),
+        (
+            {"config.json": {}, INDEX: {"weight_map": {"a": "m-1.safetensors"}}},
+            "lacks 1 of 1 weight files",
+        ),
+        ({"config.json": {}, INDEX: "[]", "m.safetensors": "w"}, "no index of weights"),
+        (
+            {"config.json": {}, "model.safetensors": "version https://git-lfs.github.com/spec/v1"},
+            "git lfs pull",
+        ),
+        (
+            {"adapter_config.json": {"base_model_name_or_path": "Qwen/Qwen3-14B"}},
+            "LoRA adapter, not a model.*give Qwen/Qwen3-14B as the model",
+        ),
+        ({"adapter_config.json": "{"}, "LoRA adapter"),
+        ({"m.gguf": "GGUF"}, "give the file itself: .*m.gguf"),
+        ({"checkpoint-20/config.json": {}}, "did you mean .*checkpoint-20"),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path: Path, files: dict[str, object], expected: str):
+    """Each kind of folder that is no model is told apart, with what to do."""
+    folder = _folder(tmp_path / "m", files)
+    with pytest.raises(ModelError, match=f"(?s){expected}"):
+        read_checkpoint(folder)
