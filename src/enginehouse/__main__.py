@@ -11,10 +11,15 @@ def main() -> None:
     from enginehouse.cli.console import Interrupted
     from enginehouse.core.errors import EnginehouseError
 
+    arguments = sys.argv[1:]
     try:
-        build_app(sys.argv[1:])(prog_name="enginehouse")
+        if arguments and arguments[0] in {"eval", "serve"}:
+            from enginehouse.cli.options import refuse_removed_flags
+
+            refuse_removed_flags(arguments)
+        build_app(arguments)(prog_name="enginehouse")
     except EnginehouseError as error:
-        if "-v" in sys.argv[1:] or "--verbose" in sys.argv[1:]:
+        if not {"-v", "--verbose"}.isdisjoint(arguments):
             import traceback
 
             traceback.print_exc()

@@ -9,6 +9,7 @@ import pytest
 
 from enginehouse.core.errors import ModelError, ModelNotFoundError
 from enginehouse.provisioning import models
+from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import EngineEnvironment, find_environment
 from enginehouse.provisioning.models import BundledModel, ResolvedModel, resolve_model
 from enginehouse.store.layout import Layout
@@ -198,7 +199,7 @@ async def test_a_bundled_model_comes_out_of_its_package(
 
 @pytest.mark.engine
 async def test_smollm2_becomes_a_checkpoint():
-    """The bundled model is a Llama in bfloat16, whose digest does not depend on where it is made."""
+    """The bundled model is a Llama in bfloat16 with the same digest wherever it is made."""
     layout = Layout.from_environment()
     environment = await find_environment(
         python=None, version=None, variant="cpu", layout=layout, notify=lambda _: None
@@ -206,7 +207,7 @@ async def test_smollm2_becomes_a_checkpoint():
     found = await resolve_model(
         "smollm2", environment=environment, layout=layout, notify=lambda _: None
     )
-    config = json.loads(Path(found.path, "config.json").read_text())
+    config = read_checkpoint(Path(found.path)).config
     assert config["model_type"] == "llama"
     assert config["dtype"] == "bfloat16"
     assert found.name == "smollm2"

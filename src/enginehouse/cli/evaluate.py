@@ -22,6 +22,7 @@ from enginehouse.cli.options import (
     VersionOption,
     with_server_options,
 )
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.evaluation import require_headlines
 from enginehouse.launch.configuration import EvaluationConfig, merged, parse, read_yaml
 from enginehouse.launch.evaluating import resume_evaluation, run_evaluation
@@ -85,6 +86,11 @@ def evaluate(  # noqa: PLR0913 (each parameter is an option)
     }
     given["tasks"] = _tasks(task, data)
     values = merged(read_yaml(config) if config else {}, given)
+    if not values.get("tasks"):
+        raise ConfigurationError(
+            "there is no task to evaluate",
+            fix="name one with --task, several by repeating it; `enginehouse tasks` lists them",
+        )
     origin = str(config) if config else "the command line"
     settings = parse(EvaluationConfig, values, origin=origin)
     with progress_display(make_console(sys.stderr), sys.stderr) as display:
@@ -125,8 +131,6 @@ def resume(
 
 
 def _tasks(names: list[str] | None, data: str | None) -> list[dict[str, str]] | None:
-    from enginehouse.core.errors import ConfigurationError
-
     if data is not None and len(names or ()) != 1:
         raise ConfigurationError(
             "--data needs exactly one --task",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -78,6 +78,17 @@ def with_server_options(command: Callable[..., Any]) -> Callable[..., Any]:
         p.name: hints[p.name] for p in own
     }
     return wrapper
+
+
+def refuse_removed_flags(arguments: Sequence[str]) -> None:
+    """Say what replaces an engine's flag that is given as an option but no longer exists."""
+    from enginehouse.core.errors import FlagError
+    from enginehouse.engines.vllm_history import REMOVED_FLAGS
+
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag in REMOVED_FLAGS and flag != "--task":  # ours has that name
+            raise FlagError(f"vllm no longer has {flag}", fix=REMOVED_FLAGS[flag])
 
 
 def _option(name: str, annotation: Any, flag: str) -> tuple[Any, list[str]]:

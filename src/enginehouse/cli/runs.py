@@ -36,4 +36,4 @@ def show(
         console.result(report, text=lambda: print_report(report))
     else:
         view = find_sample(found, sample)
-        console.result(view, text=lambda: console.say(render_sample(view)))
+        console.result(view, text=lambda: console.say(render_sample(view).rstrip()))

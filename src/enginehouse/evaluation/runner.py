@@ -151,6 +151,7 @@ class _Evaluation:
             for plan in self._plans.values():
                 check_capabilities(plan, sampler)
             self._session = len(self._ledger.sessions)
+            self._demand_same_weights(provenance)
             asker = Asker(self._spec, sampler, provenance=self._session)
             self._write(
                 ProvenanceRecord(
@@ -168,6 +169,20 @@ class _Evaluation:
             await self._run_workers(workers, asker, self._units(wanted))
             self._end_streak()
         self._progress(self._state())
+
+    def _demand_same_weights(self, provenance: Provenance) -> None:
+        known = {
+            session.record.provenance.weights_digest
+            for session in self._ledger.sessions.values()
+            if session.requests
+        } - {None}
+        digest = provenance.weights_digest
+        if digest is not None and known and known != {digest}:
+            raise ConfigurationError(
+                f"the weights of {provenance.model} changed since the run began",
+                why=f"digest {digest[:12]}, then {', '.join(sorted(str(k)[:12] for k in known))}",
+                fix="restore the checkpoint that the run began with, or start a new run",
+            )
 
     def _units(self, wanted: tuple[int, ...]) -> Iterator[Unit]:
         for plan in self._plans.values():

@@ -79,7 +79,7 @@ class EvaluationConfig(ServeConfig):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """The longest answer, in tokens, instead of each task's own."""
     system: str | None = None
-    """A system message put before every conversation."""
+    """A system message for every conversation, instead of a task's own."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """Requests in flight at most; without it, what the server's queue allows."""
     max_failed: Fraction = 0.01

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from enginehouse import evaluation
-from enginehouse.core.errors import StoreError
+from enginehouse.core.errors import ConfigurationError, StoreError
 from enginehouse.evaluation import EvaluationSpec, TaskSpec
 from enginehouse.launch.configuration import EvaluationConfig, merged, parse, read_yaml
 from enginehouse.launch.serving import Notify, Serving, attached, serving
@@ -165,6 +165,10 @@ def _load_tasks(config: EvaluationConfig) -> dict[str, tuple[Task, Dataset]]:
     loaded: dict[str, tuple[Task, Dataset]] = {}
     for chosen in config.tasks:
         task = load_task(chosen.name)
+        if task.info.name in loaded:
+            raise ConfigurationError(
+                f"the task {task.info.name} is named twice", fix="name each task once"
+            )
         loaded[task.info.name] = (task, task.load(data=chosen.data, seed=config.seed))
     return loaded
 

@@ -53,7 +53,7 @@ async def hub_snapshot(repository: str, *, revision: str | None, notify: Notify)
         info = await asyncio.to_thread(_look_up, repository, revision)
     except _UnreachableError as error:
         return await asyncio.to_thread(_cached, repository, revision, notify, reason=str(error))
-    return await _download(repository, info, notify)
+    return await _download(repository, info, revision=revision, notify=notify)
 
 
 class _UnreachableError(Exception):
@@ -141,7 +141,9 @@ def _refusal(error: errors.HfHubHTTPError, repository: str, revision: str | None
     )
 
 
-async def _download(repository: str, info: ModelInfo, notify: Notify) -> Snapshot:
+async def _download(
+    repository: str, info: ModelInfo, *, revision: str | None, notify: Notify
+) -> Snapshot:
     assert info.sha is not None
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     patterns = _patterns(repository, list(sizes))
@@ -153,7 +155,7 @@ async def _download(repository: str, info: ModelInfo, notify: Notify) -> Snapsho
     )
     stop = threading.Event()
     task = asyncio.get_running_loop().run_in_executor(
-        None, _fetch, repository, info.sha, patterns, _progress_class(notify, stop)
+        None, _fetch, repository, revision, patterns, _progress_class(notify, stop)
     )
     try:
         folder = await asyncio.shield(task)
@@ -162,21 +164,22 @@ async def _download(repository: str, info: ModelInfo, notify: Notify) -> Snapsho
         await asyncio.wait([task])
         raise
     except errors.HfHubHTTPError as error:
-        raise _refusal(error, repository, info.sha) from error
+        raise _refusal(error, repository, revision) from error
     except (HTTPError, OSError) as error:
         raise ModelError(
             f"the download of {repository} broke off",
             why=f"{type(error).__name__}: {error}",
             fix="run the same command again: what is there already is not downloaded twice",
         ) from error
-    return Snapshot(folder=folder, revision=info.sha)
+    return Snapshot(folder=folder, revision=folder.name)
 
 
-def _fetch(repository: str, sha: str, patterns: list[str], progress: type[Any]) -> Path:
+def _fetch(repository: str, revision: str | None, patterns: list[str], progress: type[Any]) -> Path:
+    # Not by its commit: only then does the cache know, offline, what the branch stood for.
     return Path(
         snapshot_download(
             repository,
-            revision=sha,
+            revision=revision,
             cache_dir=_cache(),
             endpoint=_endpoint(),
             allow_patterns=patterns,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import IO, Protocol
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -96,13 +97,15 @@ def print_tasks(tasks: Iterable[TaskFacts], *, file: IO[str] | None = None) -> N
 
 
 def render_tasks(tasks: Iterable[TaskFacts]) -> RenderableType:
-    """One line per task."""
-    table = _table("task", "items", "licence", "correct means", "needs", "what it is", right=(1,))
+    """A paragraph per task."""
+    parts: list[RenderableType] = []
     for task in tasks:
-        size = "" if task.size is None else f"{task.size:,}"
-        cells = (size, task.licence, task.headline, task.needs, task.description)
-        table.add_row(Text(task.name, style="bold"), *(Text(cell) for cell in cells))
-    return table
+        size = "" if task.size is None else f"  {task.size:,} items"
+        parts.append(Text(task.name, style="bold") + Text(f"{size}, {task.licence}"))
+        lines = [task.description, f"correct: {task.headline}"]
+        lines += [f"needs:   {task.needs}"] if task.needs else []
+        parts += [Padding(Text(line), (0, 0, 0, 2)) for line in lines]
+    return Group(*parts)
 
 
 def render_report(report: Report) -> RenderableType:

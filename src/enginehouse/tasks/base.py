@@ -118,7 +118,7 @@ class Task(Protocol):
         ...
 
     def score_text(self, item: Item, text: str) -> Score:
-        """Score a written answer that was not truncated."""
+        """Score a written answer; of a truncated one only the measures' weights are used."""
         ...
 
     def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
