@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
+
+import psutil
 
 from enginehouse.provisioning import content_folders
 
@@ -37,6 +41,19 @@ def test_leftovers_of_dead_builders_are_removed(tmp_path: Path):
         folder = content_folders.new_folder(tmp_path, "k")
     assert [path.name for path in (tmp_path / ".building").iterdir()] == ["k"]
     assert list((tmp_path / ".building" / "k").iterdir()) == [folder]
+
+
+def test_orphans_of_dead_builders_are_ended(tmp_path: Path):
+    """A program that a killed builder left behind does not go on writing."""
+    leftover = tmp_path / ".building" / "k" / "dead"
+    leftover.mkdir(parents=True)
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", "input()", str(leftover / "file")], stdin=subprocess.PIPE
+    )
+    with orphan, content_folders.locked(tmp_path, "k"):
+        content_folders.new_folder(tmp_path, "k")
+        assert not psutil.pid_exists(orphan.pid)
+    assert not leftover.exists()
 
 
 def test_living_builders_keep_theirs(tmp_path: Path):

@@ -151,6 +151,7 @@ async def test_kill_9_leaves_nothing_half_present(
     assert not (layout.environments / plan.key).exists()
     built = await ensure_environment(plan, layout=layout, notify=notes.append)
     assert [found.key for found in list_environments(layout)] == [built.key]
+    assert list((layout.environments / ".building").iterdir()) == []
 
 
 async def test_two_builders_make_one_environment(plan: EnvironmentPlan, layout: Layout):

@@ -2,23 +2,28 @@
 
 Under one parent, a folder's final place is `<parent>/<key>`. It is built in
 `<parent>/.building/<key>/<random>` under the lock `<parent>/.locks/<key>`. A builder that is
-killed leaves only a folder in `.building`, which the next builder under that parent removes.
+killed leaves only a folder in `.building`, and perhaps a program that still writes into it; the
+next builder under that parent ends the one and removes the other.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 _BUILDING = ".building"
 _LOCKS = ".locks"
 _POLL_SECONDS = 0.1
+_ORPHAN_SECONDS = 10.0
 
 
 def _lock(parent: Path, key: str) -> FileLock:
@@ -63,16 +68,31 @@ def new_folder(parent: Path, key: str) -> Path:
     building.mkdir(parents=True, exist_ok=True)
     for leftover in building.iterdir():
         if leftover.name == key:
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove_leftover(leftover)
             continue
         lock = _lock(parent, leftover.name)
         try:
             with lock.acquire(timeout=0):
-                shutil.rmtree(leftover, ignore_errors=True)
+                _remove_leftover(leftover)
         except Timeout:
             continue  # somebody is building it now
     (building / key).mkdir(exist_ok=True)
     return Path(tempfile.mkdtemp(dir=building / key))
+
+
+def _remove_leftover(leftover: Path) -> None:
+    """Remove a folder whose builder is dead: we hold its lock, so whoever uses it is an orphan."""
+    prefix = f"{leftover}{os.sep}"
+    orphans = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(word.startswith(prefix) for word in process.info["cmdline"] or ())
+    ]
+    for orphan in orphans:
+        with contextlib.suppress(psutil.Error):
+            orphan.kill()
+    psutil.wait_procs(orphans, timeout=_ORPHAN_SECONDS)
+    shutil.rmtree(leftover, ignore_errors=True)
 
 
 def publish(built: Path, parent: Path, key: str) -> Path:
