@@ -6,6 +6,7 @@ import pytest
 
 from enginehouse.core.errors import DataError
 from enginehouse.tasks.base import Generate, Item, Measure, Outcome
+from enginehouse.tasks.data import Source
 from enginehouse.tasks.ifeval import IFEval
 from enginehouse.tasks.instruction_checkers.scoring import loose_versions
 
@@ -128,26 +129,24 @@ def test_the_hub_is_the_default(write, monkeypatch):
     """Without data, and for hf:owner/name:file, the file comes from the hub."""
     wanted = []
 
-    def download(repository, name, *, repo_type):
-        wanted.append((repository, name, repo_type))
-        return write([ROW])
+    def fetch(reference):
+        wanted.append(reference)
+        content = Path(write([ROW])).read_bytes()
+        return Source(content=content, name=reference, kind=".jsonl")
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("enginehouse.tasks.data.hub_source", fetch)
     dataset = IFEval().load(data=None, seed=0)
     assert dataset.source == IFEval().info.source
     assert dataset.licence == "Apache-2.0"
     IFEval().load(data="hf:someone/prompts:mine.jsonl", seed=0)
-    assert wanted == [
-        ("google/IFEval", "ifeval_input_data.jsonl", "dataset"),
-        ("someone/prompts", "mine.jsonl", "dataset"),
-    ]
+    assert wanted == [IFEval().info.source, "hf:someone/prompts:mine.jsonl"]
 
 
 def test_an_unreachable_hub(monkeypatch, tmp_path):
     """Offline and not in the cache: the error says so and how to go on."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DataError, match=r"(?s)hf:google/IFEval.*--data"):
+    with pytest.raises(DataError, match=r"(?s)google/IFEval.*give the file with `data`"):
         IFEval().load(data=None, seed=0)
 
 

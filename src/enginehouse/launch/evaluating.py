@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
 from enginehouse import evaluation
@@ -64,9 +65,11 @@ async def resume_evaluation(
     """Ask what a run has not asked yet; a complete run asks nothing and starts no server."""
     run = open_run(layout, reference)
     with run.hold():
-        if _is_complete(run) and not (retry_failed and _has_failures(run)):
+        report = evaluation.summarise(run) if run.journal_path.exists() else None
+        if report and report.complete and not (retry_failed and _has_failures(report)):
             notify(f"run {run.info.id} is complete: nothing to ask")
-            return evaluation.summarise(run)
+            _note_complete(run, report)
+            return report
         config = parse(EvaluationConfig, read_yaml(run.config_path), origin=str(run.config_path))
         tasks = await asyncio.to_thread(_load_tasks, config)
         notify(f"run: {run.info.id}, resumed")
@@ -215,9 +218,12 @@ def _with_absolute_paths(config: EvaluationConfig) -> EvaluationConfig:
     return config.model_copy(update=changes)
 
 
-def _is_complete(run: Run) -> bool:
-    return run.journal_path.exists() and evaluation.summarise(run).complete
+def _note_complete(run: Run, report: Report) -> None:
+    """Write what a process that was killed after the last sample could not write any more."""
+    if run.info.status is not RunStatus.COMPLETE or not run.report_path.exists():
+        run.write_report(msgspec.json.format(msgspec.json.encode(report)))
+        run.finish(RunStatus.COMPLETE)
 
 
-def _has_failures(run: Run) -> bool:
-    return any(task.outcomes.get("failed", 0) for task in evaluation.summarise(run).tasks)
+def _has_failures(report: Report) -> bool:
+    return any(task.outcomes.get("failed", 0) for task in report.tasks)

@@ -8,9 +8,12 @@ import importlib
 import io
 import os
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import msgspec
 
@@ -115,6 +118,7 @@ def hub_source(reference: str) -> Source:
         )
     from huggingface_hub import hf_hub_download
 
+    endpoint = os.environ.get("HF_ENDPOINT")
     try:
         path = Path(
             hf_hub_download(
@@ -122,7 +126,8 @@ def hub_source(reference: str) -> Source:
                 match["file"],
                 repo_type="dataset",
                 revision=match["revision"],
-                endpoint=os.environ.get("HF_ENDPOINT"),
+                endpoint=endpoint,
+                local_files_only=not _hub_answers(endpoint),
             )
         )
         content = path.read_bytes()
@@ -132,6 +137,21 @@ def hub_source(reference: str) -> Source:
     commit = path.parts[-len(Path(match["file"]).parts) - 1]
     name = f"hf:{match['id']}@{commit}:{match['file']}"
     return Source(content=content, name=name, kind=path.suffix.lower())
+
+
+def _hub_answers(endpoint: str | None) -> bool:
+    """Whether the hub can be reached at all: a download would try again for half a minute."""
+    from huggingface_hub import constants
+
+    address = urlsplit(endpoint or constants.ENDPOINT)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    if constants.HF_HUB_OFFLINE or getproxies().get(address.scheme):
+        return not constants.HF_HUB_OFFLINE
+    try:
+        with socket.create_connection((address.hostname or "", port), timeout=10):
+            return True
+    except OSError:
+        return False
 
 
 def _hub_error(error: Exception, *, repository: str, file: str) -> DataError:

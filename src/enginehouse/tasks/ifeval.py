@@ -6,15 +6,12 @@ as google-research/instruction_following_eval does.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from enginehouse.core.errors import DataError
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.tasks.base import Dataset, Generate, Item, Score, TaskInfo
+from enginehouse.tasks.data import read_rows, user_source
 from enginehouse.tasks.instruction_checkers.scoring import (
     HEADLINE,
     METRICS,
@@ -51,13 +48,13 @@ class IFEval:
 
         Raises DataError for a file that cannot be had or read, and for what no checker can check.
         """
-        source = data or HUB
-        content = _content(source)
+        source = user_source(data or HUB)
+        rows = [row.fields for row in read_rows(source)]
         return Dataset(
-            items=read_items(_rows(content, where=source), where=source),
-            source=source,
+            items=read_items(rows, where=source.name),
+            source=source.name,
             licence="the user's file" if data else "Apache-2.0",
-            digest=hashlib.sha256(content).hexdigest(),
+            digest=source.digest,
             full_size=SIZE,
         )
 
@@ -74,41 +71,3 @@ class IFEval:
     def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
         """Not asked for: `ask` gives no choices."""
         raise NotImplementedError
-
-
-def _content(source: str) -> bytes:
-    try:
-        return (_download(source) if source.startswith("hf:") else Path(source)).read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"cannot read {source}", why=str(error), fix="name a readable file with --data"
-        ) from error
-
-
-def _download(source: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    _, _, place = source.partition(":")
-    repository, _, name = place.partition(":")
-    try:
-        return Path(hf_hub_download(repository, name, repo_type="dataset"))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise DataError(
-            f"cannot download {source}",
-            why=str(error),
-            fix="check the connection and HF_HUB_OFFLINE, or give the file with --data",
-        ) from error
-
-
-def _rows(content: bytes, *, where: str) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        try:
-            if line.strip():
-                rows.append(json.loads(line))
-        except ValueError as error:
-            raise DataError(
-                f"{where}, line {number}: no JSON", why=str(error), fix="write one object a line"
-            ) from error
-    return rows
