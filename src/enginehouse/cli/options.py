@@ -10,6 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from enginehouse.core.errors import ConfigurationError, FlagError
+from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.vllm_history import REMOVED_FLAGS
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 VerboseOption = Annotated[
@@ -19,88 +25,75 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say results an
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="A YAML file; options on the command line win.")
 ]
-ModelArgument = Annotated[
-    str | None,
-    typer.Argument(help="A Hugging Face handle, checkpoint folder, GGUF file, or smollm2."),
-]
-PathOption = Annotated[
-    Path | None, typer.Option("--path", help="A local checkpoint if the handle cannot be had.")
-]
-EngineOption = Annotated[str | None, typer.Option("--engine", help="The engine (vllm).")]
-PythonOption = Annotated[
-    Path | None, typer.Option("--python", help="The Python of an existing engine environment.")
-]
 VersionOption = Annotated[str | None, typer.Option("--version", help="The engine's version.")]
 VariantOption = Annotated[
     str | None, typer.Option("--variant", help="The engine's build: cpu or cuda.")
 ]
-StartTimeoutOption = Annotated[
-    float | None, typer.Option("--start-timeout", help="Seconds until the server must be ready.")
-]
+
+_SPECIAL = {"tasks": ["--task", "-t"], "env_vars": ["--env"]}
 
 
-def with_server_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command one option for every field of ServerOptions.
+def with_config_options(kind: type[BaseModel]) -> Callable[[Callable[..., Any]], Any]:
+    """Give a command an option for every field of a configuration and of its server's options.
 
-    The command takes them as its last argument, `server`: a dict of those that were given.
+    The command takes those that were given as its last argument, `given`, nested as in YAML.
     """
-    from enginehouse.engines.base import ServerOptions
 
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "server"]
-    names: list[str] = []
-    added: list[inspect.Parameter] = []
-    for name, field in ServerOptions.model_fields.items():
-        flag = "--" + name.replace("_", "-")
-        kind, flags = _option(name, field.annotation, flag)
-        names.append(name)
-        option = typer.Option(*flags, help=field.description, rich_help_panel="Server")
-        added.append(
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=Annotated[kind, option],
-            )
-        )
+    def decorate(command: Callable[..., Any]) -> Any:
+        hints = inspect.get_annotations(command, eval_str=True)
+        own = [
+            p.replace(annotation=hints[p.name])
+            for p in inspect.signature(command).parameters.values()
+            if p.name != "given"
+        ]
+        fields = [n for n in kind.model_fields if n != "server"]
+        options = [_parameter(name, kind.model_fields[name]) for name in fields]
+        server = [_parameter(n, f, "Server") for n, f in ServerOptions.model_fields.items()]
 
-    @functools.wraps(command)
-    def wrapper(**values: Any) -> Any:
-        server = {name: values.pop(name) for name in names}
-        server["env_vars"] = _pairs(server["env_vars"] or ())
-        return command(**values, server={k: v for k, v in server.items() if v not in (None, {})})
+        @functools.wraps(command)
+        def wrapper(**values: Any) -> Any:
+            chosen = {n: v for p in server if (v := values.pop(n := p.name)) not in (None, [])}
+            if pairs := chosen.get("env_vars"):
+                chosen["env_vars"] = _pairs(pairs)
+            given = {n: v for n in fields if (v := values.pop(n)) not in (None, [])}
+            return command(**values, given=given | {"server": chosen})
 
-    hints = inspect.get_annotations(command, eval_str=True)
-    wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        + added
-    )
-    wrapper.__annotations__ = {p.name: p.annotation for p in added} | {
-        p.name: hints[p.name] for p in own
-    }
-    return wrapper
+        parameters = sorted([*own, *options, *server], key=lambda p: p.name != "model")
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapper
+
+    return decorate
 
 
 def refuse_removed_flags(arguments: Sequence[str]) -> None:
     """Say what replaces an engine's flag that is given as an option but no longer exists."""
-    from enginehouse.core.errors import FlagError
-    from enginehouse.engines.vllm_history import REMOVED_FLAGS
-
     for argument in arguments:
         flag = argument.partition("=")[0]
         if flag in REMOVED_FLAGS and flag != "--task":  # ours has that name
             raise FlagError(f"vllm no longer has {flag}", fix=REMOVED_FLAGS[flag])
 
 
-def _option(name: str, annotation: Any, flag: str) -> tuple[Any, list[str]]:
-    if name == "env_vars":
-        return list[str] | None, ["--env"]
-    if name == "extra_args":
-        return str | None, [flag]
-    kinds = set(_plain(annotation))
-    if bool in kinds:
-        return bool | None, [f"{flag}/--no-{flag[2:]}"]
-    kind = int if int in kinds else float if float in kinds else str
-    return kind | None, [flag]
+def _parameter(name: str, field: FieldInfo, panel: str | None = None) -> inspect.Parameter:
+    kinds = set(_plain(field.annotation))
+    flag = "--" + name.replace("_", "-")
+    flags = _SPECIAL.get(name, [f"{flag}/--no-{flag[2:]}" if bool in kinds else flag])
+    kind: Any
+    if name in _SPECIAL:
+        kind = list[str]
+    else:
+        kind = next((k for k in (bool, int, float, Path) if k in kinds), str)
+    option = (
+        typer.Argument(help=field.description)
+        if name == "model"
+        else typer.Option(*flags, help=field.description, rich_help_panel=panel)
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],
+    )
 
 
 def _plain(annotation: Any) -> list[Any]:
@@ -115,8 +108,6 @@ def _plain(annotation: Any) -> list[Any]:
 
 
 def _pairs(values: Any) -> dict[str, str]:
-    from enginehouse.core.errors import ConfigurationError
-
     pairs: dict[str, str] = {}
     for value in values:
         key, equals, text = value.partition("=")

@@ -9,17 +9,10 @@ import typer
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import (
     ConfigOption,
-    EngineOption,
     JsonOption,
-    ModelArgument,
-    PathOption,
-    PythonOption,
     QuietOption,
-    StartTimeoutOption,
-    VariantOption,
     VerboseOption,
-    VersionOption,
-    with_server_options,
+    with_config_options,
 )
 from enginehouse.launch.configuration import ServeConfig, merged, parse, read_yaml
 from enginehouse.launch.serving import serve_detached, serve_until_stopped
@@ -27,9 +20,8 @@ from enginehouse.servers.server import Server, curl_line
 from enginehouse.store.layout import Layout
 
 
-@with_server_options
-def serve(  # noqa: PLR0913 (each parameter is an option)
-    model: ModelArgument = None,
+@with_config_options(ServeConfig)
+def serve(
     *,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Leave it running; `enginehouse stop` ends it.")
@@ -38,26 +30,15 @@ def serve(  # noqa: PLR0913 (each parameter is an option)
         str | None, typer.Option("--name", help="What ps, logs and stop call it.")
     ] = None,
     config: ConfigOption = None,
-    path: PathOption = None,
-    engine: EngineOption = None,
-    python: PythonOption = None,
-    version: VersionOption = None,
-    variant: VariantOption = None,
-    start_timeout: StartTimeoutOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
-    server: dict[str, Any],
+    given: dict[str, Any],
 ) -> None:
     """Serve a model until Ctrl-C, or detached."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
-    given = {
-        key: value
-        for key, value in locals().items()
-        if key in ServeConfig.model_fields and value is not None
-    }
     values = merged(read_yaml(config) if config else {}, given)
-    settings = parse(ServeConfig, values, origin=str(config) if config else "the command line")
+    settings = parse(ServeConfig, values, origin=str(config or "the command line"))
     layout = Layout.from_environment()
 
     def ready(found: Server) -> None:
