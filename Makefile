@@ -13,8 +13,8 @@ test: $(VENV)/.ready-dev  ## every test, the real vLLM included
 	$(BIN)/python -m pytest -n 2 -m "not engine and not gpu"
 	$(BIN)/python -m pytest -m "engine and not gpu"
 
-test-fast: $(VENV)/.ready-dev  ## without the real vLLM, under a minute
-	$(BIN)/python -m pytest -q -n 2 -m "not engine and not gpu"
+test-fast: $(VENV)/.ready-dev  ## without the real vLLM and the slow tests, under a minute
+	$(BIN)/python -m pytest -q -n 2 -m "not engine and not gpu and not slow"
 
 check: $(VENV)/.ready-dev  ## style, types, import layers, generated docs
 	$(BIN)/ruff check .

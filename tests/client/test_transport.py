@@ -189,3 +189,4 @@ async def test_closing_twice():
     transport = AiohttpTransport("http://127.0.0.1:1")
     await transport.close()
     await transport.close()
+    assert transport._session.closed

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import msgspec
+import pytest
 import resumable_evaluation
 from evaluation_fakes import PROVENANCE, FakeSampler, new_run
 
@@ -87,6 +88,7 @@ async def check(run: Run, layout: Layout) -> None:
     assert saved == resumed
 
 
+@pytest.mark.slow
 async def test_killed_at_its_own_writes(layout):
     """Killed before, after and in the middle of seeded writes, from the very first on."""
     moments = random.Random(20)
@@ -104,6 +106,7 @@ async def test_killed_at_its_own_writes(layout):
     await check(run, layout)
 
 
+@pytest.mark.slow
 async def test_killed_from_outside(layout):
     """Killed whenever the journal has grown by some amount, starting up and ending included."""
     moments = random.Random(21)

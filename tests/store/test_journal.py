@@ -246,7 +246,10 @@ def test_unwritable_folder_is_a_store_error(tmp_path):
 
 
 def test_close_is_idempotent(tmp_path):
-    """Closing twice is fine."""
-    journal = Journal(tmp_path / "j.jsonl")
+    """Closing twice is fine, and changes nothing."""
+    path = tmp_path / "j.jsonl"
+    journal = Journal(path)
+    journal.append({"a": 1})
     journal.close()
     journal.close()
+    assert path.read_bytes() == b'{"a":1}\n'

@@ -26,6 +26,7 @@ def item(task: ReasoningGym) -> Item:
 
 
 @needed
+@pytest.mark.slow
 def test_items_depend_on_the_seed_only():
     """Pinned, for a generator that walks over sets, whose order depends on the process."""
     data = ReasoningGym("isomorphic_strings", size=5).load(data=None, seed=3)
@@ -71,6 +72,7 @@ def test_a_scorer_that_raises_could_not_read_the_answer(task, item, monkeypatch)
 
 
 @needed
+@pytest.mark.slow
 def test_scoring_without_loading_first(item):
     """A resumed run may score with a fresh object: the item alone is enough."""
     score = ReasoningGym("chain_sum", size=2).score_text(
@@ -88,6 +90,7 @@ def test_the_question_says_how_to_answer(task, item):
 
 
 @needed
+@pytest.mark.slow
 def test_wrong_uses_are_told():
     """Data are generated; `composite` needs options; a generator's own failure is shown."""
     with pytest.raises(ConfigurationError, match="takes no data"):
