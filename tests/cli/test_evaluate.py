@@ -39,7 +39,9 @@ def test_report_has_the_known_scores(house: House):
     (run,) = house.runs
     assert line(done.out, "run", run.name)
     assert str(run) in "".join(done.out.split())  # a long path is folded
-    assert re.search(r"answered by\s+vllm 0\.32\.0 at http://127\.0\.0\.1:\d+, weights \w{12}", done.out)
+    assert re.search(
+        r"answered by\s+vllm 0\.32\.0 at http://127\.0\.0\.1:\d+, weights \w{12}", done.out
+    )
     assert re.search(r"throughput\s+[\d,]+ generated tokens/s", done.out)
     assert "24 of 24 items" in done.out
     house.nothing_left()
@@ -51,7 +53,14 @@ def test_progress_goes_to_standard_error(house: House, call):
     house.model()
     words = ("eval", "tiny", *many_sums(house), "--max-failed", "0.1")
     done = call(*words)
-    for said in ("run: ", "engine: vllm", "environment: ", "model: ", "starting vllm", "ready after"):
+    for said in (
+        "run: ",
+        "engine: vllm",
+        "environment: ",
+        "model: ",
+        "starting vllm",
+        "ready after",
+    ):
         assert said in done.err
         assert said not in done.out
     assert "24/24 samples, 2 failed" in done.err
@@ -145,7 +154,7 @@ def hellaswag_by_hand(model: Path) -> tuple[float, float]:
 def test_every_sample_can_be_shown(house: House, call):
     """`runs` lists the run, `show --sample` gives request, answer and outcome of each sample."""
     house.model()
-    done = house.run("eval", "tiny", *many_sums(house), "--max-failed", "0.1")
+    done = call("eval", "tiny", *many_sums(house), "--max-failed", "0.1")
     assert done.code == 0, done.err
     (run,) = house.runs
     listed = call("runs")
@@ -176,12 +185,12 @@ def test_provenance_is_whole(house: House, call):
     assert provenance["environment"] == house.env["ENGINEHOUSE_VLLM_PYTHON"]
 
 
-def test_secrets_are_nowhere(house: House):
+def test_secrets_are_nowhere(house: House, call):
     """The API key and a token reach the engine, and no file, report or message of ours."""
     house.model()
     secrets = {"api-key": "k3y-of-the-server", "token": "hf_of_the_user", "other": "p4ss-w0rd"}
     started = house.folder / "starts"
-    done = house.run(
+    done = call(
         "eval",
         "tiny",
         *many_sums(house),
@@ -191,7 +200,9 @@ def test_secrets_are_nowhere(house: House):
     )
     assert done.code == 0, done.err
     seen = json.loads(started.read_text())["env"]
-    assert [seen[name] for name in ("VLLM_API_KEY", "HF_TOKEN", "DB_PASSWORD")] == [*secrets.values()]
+    assert [seen[name] for name in ("VLLM_API_KEY", "HF_TOKEN", "DB_PASSWORD")] == [
+        *secrets.values()
+    ]
     files = [file for file in house.home.rglob("*") if file.is_file()]
     texts = [done.out, done.err, *(file.read_text(errors="replace") for file in files)]
     assert len(files) > 8

@@ -41,7 +41,7 @@ def evaluate(
     console = Console(json=json, verbose=verbose, quiet=quiet)
     given["tasks"] = _tasks(given.get("tasks"), data)
     values = merged(read_yaml(config) if config else {}, given)
-    if not values.get("tasks"):
+    if not config and not values.get("tasks"):
         raise ConfigurationError(
             "there is no task to evaluate",
             fix="name one with --task, several by repeating it; `enginehouse tasks` lists them",

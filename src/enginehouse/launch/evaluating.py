@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import re
+import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -39,7 +40,8 @@ async def run_evaluation(
     """Evaluate from the beginning, in a new run folder.
 
     The data is loaded before the folder is made, and everything else that can fail fails before a
-    server is started. Raises EnginehouseError; what was asked until then stays in the run.
+    server is started. Raises EnginehouseError; what was asked until then stays in the run. A run
+    whose configuration is wrong is removed: it could never be resumed.
     """
     config = _with_absolute_paths(config)
     tasks = await asyncio.to_thread(_load_tasks, config)
@@ -51,7 +53,12 @@ async def run_evaluation(
         versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},
     )
     notify(f"run: {run.info.id}")
-    return await _carry_out(run, config, tasks, layout, notify, progress)
+    try:
+        return await _carry_out(run, config, tasks, layout, notify, progress)
+    except ConfigurationError:
+        if not run.journal_path.exists():  # nothing was asked, and resuming could not succeed
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
 
 
 async def resume_evaluation(
@@ -122,9 +129,9 @@ async def _carry_out(
         try:
             run.update(status=RunStatus.RUNNING, finished=None)
             async with _server(config, layout=layout, notify=notify) as ready:
-                if ready.server.log:
-                    run.update(server_log=str(ready.server.log))
-                return await evaluation.evaluate(
+                log = ready.server.log
+                run.update(model=ready.provenance.model, server_log=str(log) if log else None)
+                asking = evaluation.evaluate(
                     _spec(config, tasks),
                     tasks=tasks,
                     sampler=ready.sampler,
@@ -133,9 +140,11 @@ async def _carry_out(
                     progress=progress,
                     retry_failed=retry_failed,
                 )
+                return await ready.while_it_lives(asking)
         except BaseException as error:
             _note_end(run, error)
-            notify(f"the run is kept; go on with: enginehouse resume {run.info.id}")
+            if run.journal_path.exists() or not isinstance(error, ConfigurationError):
+                notify(f"the run is kept; go on with: enginehouse resume {run.info.id}")
             raise
 
 

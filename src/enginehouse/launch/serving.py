@@ -6,13 +6,13 @@ import asyncio
 import os
 import platform
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.core.errors import ConfigurationError, ServerError
+from enginehouse.core.errors import ConfigurationError, ServerGoneError
 from enginehouse.core.sampler import Provenance
 from enginehouse.engines.base import Engine, ServerOptions
 from enginehouse.engines.registry import ENGINES
@@ -25,6 +25,7 @@ from enginehouse.servers.server import Server, attach_server, launch_detached, s
 from enginehouse.store.layout import Layout
 
 Notify = Callable[[str], None]
+Result = TypeVar("Result")
 
 _WATCH = 0.5  # seconds between looks at a server that nobody asks
 
@@ -44,6 +45,7 @@ class Serving:
     """A ready server and the way to ask it."""
 
     server: Server
+    engine: Engine
     sampler: HTTPSampler
     provenance: Provenance
 
@@ -56,6 +58,25 @@ class Serving:
     def models(self) -> tuple[str, ...]:
         """The names that requests may use; the first is the default."""
         return self.server.models
+
+    async def while_it_lives(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """The result of `work`, which is cancelled if the server ends by itself before it.
+
+        Then raises ServerGoneError. A server that is not ours is not watched.
+        """
+        if self.server.pid is None:
+            return await work
+        doing = asyncio.ensure_future(work)
+        end = asyncio.ensure_future(_end(self.server, engine=self.engine))
+        try:
+            await asyncio.wait({doing, end}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            doing.cancel()
+            end.cancel()
+            await asyncio.gather(doing, end, return_exceptions=True)
+        if doing.cancelled() and not end.cancelled():
+            raise end.result()
+        return doing.result()
 
 
 def choose_engine(wanted: str | None, *, notify: Notify) -> str:
@@ -118,7 +139,12 @@ async def serving(
         _started(prepared, config, layout=layout, notify=notify) as server,
         _sampler(server, prepared.engine, concurrency=concurrency) as sampler,
     ):
-        yield Serving(server=server, sampler=sampler, provenance=_provenance(server, prepared))
+        yield Serving(
+            server=server,
+            engine=prepared.engine,
+            sampler=sampler,
+            provenance=_provenance(server, prepared),
+        )
 
 
 def _started(
@@ -141,6 +167,21 @@ def _started(
     )
 
 
+async def _end(server: Server, *, engine: Engine) -> ServerGoneError:
+    """Wait until a server of ours ends by itself; the error that says so."""
+    assert server.pid is not None
+    process = identify(server.pid)
+    while process is not None and is_alive(process):  # noqa: ASYNC110 (nothing tells us)
+        await asyncio.sleep(_WATCH)
+    cause = engine.first_cause(server.log) if server.log else None
+    return ServerGoneError(
+        f"the server {server.name} ended by itself",
+        why=cause or "its log does not say; one that the kernel killed for memory looks like this",
+        fix="read the log and mend the cause; then serve again, or resume the run",
+        log=server.log,
+    )
+
+
 async def serve_until_stopped(
     config: ServeConfig,
     *,
@@ -149,20 +190,11 @@ async def serve_until_stopped(
     notify: Notify,
     ready: Callable[[Server], None],
 ) -> None:
-    """Serve until cancelled. Raises ServerError if the server ends before that."""
+    """Serve until cancelled. Raises ServerGoneError if the server ends before that."""
     prepared = await prepare(config, layout=layout, notify=notify)
     async with _started(prepared, config, name=name, layout=layout, notify=notify) as server:
         ready(server)
-        assert server.pid is not None
-        process = identify(server.pid)
-        while process is not None and is_alive(process):  # noqa: ASYNC110 (nothing tells us)
-            await asyncio.sleep(_WATCH)
-        raise ServerError(
-            f"the server {server.name} ended by itself",
-            why=prepared.engine.first_cause(server.log) if server.log else None,
-            fix="read the log, mend the cause and serve again",
-            log=server.log,
-        )
+        raise await _end(server, engine=prepared.engine)
 
 
 async def serve_detached(
@@ -206,7 +238,9 @@ async def attached(config: EvaluationConfig, *, notify: Notify) -> AsyncIterator
         f"using {server.base_url}, which serves {', '.join(server.models)}; it is not ours to stop"
     )
     async with _sampler(server, engine, concurrency=config.concurrency, model=model) as sampler:
-        yield Serving(server=server, sampler=sampler, provenance=_foreign(server, model))
+        yield Serving(
+            server=server, engine=engine, sampler=sampler, provenance=_foreign(server, model)
+        )
 
 
 def _with_api_key(options: ServerOptions) -> ServerOptions:

@@ -124,7 +124,8 @@ def render_runs(runs: Sequence[RunInfo]) -> RenderableType:
     if not runs:
         return Text("no runs yet: `enginehouse eval MODEL --task TASK` makes one")
     table = _table("run", "status", "created (UTC)", "model", "tasks")
-    table.columns[0].no_wrap = True  # an id is there to be copied
+    for column in table.columns[:3]:  # an id is there to be copied
+        column.no_wrap = True
     for run in runs:
         table.add_row(
             Text(run.id),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -44,14 +45,16 @@ def until(condition: Callable[[], Any], what: Callable[[], str] | str) -> Any:
     while not (found := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(what if isinstance(what, str) else what())
-        time.sleep(0.005)
+        time.sleep(0.01)
     return found
 
 
 class Running:
     """A command that was started; what it says is read from files, so that it never waits."""
 
-    def __init__(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path):
+    def __init__(
+        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path
+    ) -> None:
         self.out, self.err = log.with_suffix(".out"), log.with_suffix(".err")
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(
@@ -98,7 +101,9 @@ class Running:
 class House:
     """One user's machine, below one folder: home, engine environment, model, working folder."""
 
-    def __init__(self, folder: Path, *, python: Path | None, env: Mapping[str, str] | None = None):
+    def __init__(
+        self, folder: Path, *, python: Path | None, env: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.home = folder / "home"
         self.work = folder / "work"
@@ -192,7 +197,7 @@ class House:
 
 def url_of(said: str) -> str:
     """The address in «ready after 0.2 s: http://127.0.0.1:20000»."""
-    return said.split("ready after ")[1].split(": ")[1].split()[0]
+    return re.findall(r"ready after \S+ s: (http://\S+)", said)[-1]
 
 
 def port_is_free(url: str) -> bool:

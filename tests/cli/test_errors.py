@@ -1,0 +1,274 @@
+"""What a user may get wrong: the exit code, what happened, what to do; nothing is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import House, sums
+
+from enginehouse.core.errors import EnginehouseError
+
+
+@pytest.fixture
+def words(house: House) -> tuple[str, ...]:
+    """An `eval` that would work."""
+    house.model()
+    items, canned = sums(right=2)
+    house.task(items)
+    return ("eval", "tiny", "--task", "sums.yaml", "--env", house.answers(canned))
+
+
+# What is added to `words`, the exit code, and parts of the message.
+OPTIONS = [
+    (
+        "--extra-args=--max-modl-len 5",
+        2,
+        "vllm 0.32.0 (cpu) has no flag --max-modl-len",
+        "did you mean --max-model-len?",
+    ),
+    (
+        "--extra-args=--swap-space 4",
+        2,
+        "no longer has --swap-space",
+        "leave it out: a preempted request is computed again",
+        "--kv-offloading-size",
+    ),
+    ("--swap-space=4", 2, "vllm no longer has --swap-space", "leave it out"),
+    ("--extra-args=--port 5", 2, "extra_args cannot have --port", "use the option port"),
+    ("--extra-args=--enforce-eager yes", 2, "--enforce-eager takes no value, got 'yes'"),
+    ("--extra-args=--model-impl 'a", 2, "cannot be split into words", "close the quote"),
+    ("--max-modl-len=5", 2, "No such option: --max-modl-len", "--max-model-len"),
+    ("--max-model-len=many", 2, "Invalid value for '--max-model-len'", "valid integer"),
+    ("--limit=0", 2, "'limit': Input should be greater than or equal to 1 (got 0)"),
+    ("--dtype=float99", 2, "'server.dtype'", "'bfloat16'", "(got 'float99')"),
+    ("--variant=tpu", 2, "'variant'", "(got 'tpu')"),
+    ("--engine=vlm", 2, "'engine'", "(got 'vlm')"),
+    ("--env=NOTHING", 2, "--env 'NOTHING' is not NAME=VALUE"),
+    ("--env=VLLM_PORT=5", 2, "env_vars cannot set VLLM_PORT", "internal ports are leased"),
+    ("--host=0.0.0.0", 2, "0.0.0.0 can be reached from elsewhere and needs an API key"),
+    ("--host=192.0.2.1", 2, "needs an API key", "set api_key"),
+    ("--max-lora-rank=8", 2, "do nothing without enable_lora", "set enable_lora"),
+    ("--version=0.31.0", 2, "ENGINEHOUSE_VLLM_PYTHON has vllm of version 0.32.0, not 0.31.0"),
+    ("--python=/nowhere/python", 3, "there is no Python at /nowhere/python (from --python)"),
+    ("--python=" + sys.executable, 3, "cannot import vllm (from --python)", "No module named"),
+    ("--config=missing.yaml", 2, "cannot read missing.yaml", "check the path given to --config"),
+    ("--task=gsm9k", 2, "there is no task called 'gsm9k'", "did you mean 'gsm8k'?"),
+    ("--task=sums.yaml", 2, "the task sums is named twice"),
+    ("--task=other.yaml", 2, "cannot read the task other.yaml", "check the path"),
+]
+
+
+@pytest.mark.parametrize("case", OPTIONS, ids=lambda case: case[0].split("/")[0])
+def test_a_wrong_option(house: House, call, words: tuple[str, ...], case: tuple[object, ...]):
+    """Named with what to do instead; no server is started for it."""
+    option, code, *parts = case
+    done = call(*words, option)
+    check(done, code, parts)
+    assert "starting vllm" not in done.err
+    assert (house.runs == []) == (code == 2)  # a run that could never be resumed is not kept
+    assert ("enginehouse resume" in done.err) == bool(house.runs)
+
+
+def check(done, code: object, parts: list[str]) -> None:
+    """The exit code, every part of the message, no traceback, nothing on standard output."""
+    assert done.code == code, done.err
+    for part in parts:
+        assert part in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+
+
+YAMLS = [
+    ("modle: tiny\ntasks: [sums.yaml]", "unknown key 'modle'; did you mean 'model'?"),
+    ("model: tiny\ntaskss: [sums.yaml]", "unknown key 'taskss'; did you mean 'tasks'?"),
+    (
+        "model: tiny\ntasks: [sums.yaml]\nserver: {max_modl_len: 5}",
+        "unknown key 'server.max_modl_len'; did you mean 'max_model_len'?",
+    ),
+    ("model: tiny\ntasks: [{name: sums.yaml, limt: 5}]", "did you mean 'limit'?"),
+    ("model: tiny\ntasks: [sums.yaml]\nlimit: few", "'limit'"),
+    ("model: [tiny\ntasks: x", "eval.yaml, line 2"),
+    ("- model\n- tasks", "eval.yaml must be a mapping of keys to values"),
+    ("tasks: [sums.yaml]", "give a model (or path), or the url of a server"),
+    ("model: tiny", "'tasks' is missing"),
+    ("model: tiny\ntasks: []", "'tasks' is empty"),
+    ("", "must be a mapping"),
+]
+
+
+@pytest.mark.parametrize(("text", "part"), YAMLS, ids=range(len(YAMLS)))
+def test_a_wrong_yaml(house: House, call, words: tuple[str, ...], text: str, part: str):
+    """The file and the key are named, and the nearest key."""
+    house.write("eval.yaml", text)
+    done = call("eval", "--config", "eval.yaml")
+    check(done, 2, ["eval.yaml", part])
+    assert house.runs == []
+
+
+def test_several_mistakes_in_a_yaml_are_all_named(house: House, call, words: tuple[str, ...]):
+    """One look is enough to mend the file."""
+    house.write("eval.yaml", "model: tiny\ntasks: [sums.yaml]\nlimitt: 5\ntemperature: -1\n")
+    check(call("eval", "--config", "eval.yaml"), 2, ["'limitt'", "'limit'?", "'temperature'"])
+
+
+TASKS = [
+    ({"promt": "x"}, 2, "unknown key 'promt', did you mean 'prompt'?"),
+    ({"metric": "exactmatch"}, 2, "did you mean 'exact_match'?"),
+    ({"metric": "no_such_module:judge"}, 2, "put no_such_module.py beside the YAML file"),
+    ({"prompt": "{{ askk }}"}, 7, "askk"),
+    ({"prompt": "{{ ask"}, 2, "prompt"),
+    ({"answer": "rihgt"}, 7, "there is no field 'rihgt'", "did you mean 'right'?"),
+    ({"data": "nowhere.jsonl"}, 7, "cannot read the data file", "nowhere.jsonl", "No such file"),
+]
+
+
+@pytest.mark.parametrize("case", TASKS, ids=lambda case: str(case[0]))
+def test_a_wrong_task_of_ones_own(house: House, call, case: tuple[object, ...]):
+    """File, key, field and item are named before anything is started."""
+    house.model()
+    changes, code, *parts = case
+    house.task(sums(right=1)[0], **changes)
+    check(call("eval", "tiny", "--task", "sums.yaml"), code, parts)
+    assert house.runs == []
+
+
+def test_unreadable_data(house: House, call):
+    """A file that is no JSONL is named with its line."""
+    house.model()
+    house.task(sums(right=1)[0])
+    house.write("sums.jsonl", '{"ask": "1 + 1", "right": "2"}\n{"ask": \n')
+    check(call("eval", "tiny", "--task", "sums.yaml"), 7, ["sums.jsonl", "line 2"])
+    check(call("eval", "tiny", "-t", "hellaswag", "--data", "no.jsonl"), 7, ["no.jsonl"])
+    several = call("eval", "tiny", "-t", "hellaswag", "-t", "ifeval", "--data", "no.jsonl")
+    check(several, 2, ["--data needs exactly one --task"])
+
+
+MODELS = [
+    ("tinny", "there is no model 'tinny'", "owner/name"),
+    ("smolm2", "did you mean 'smollm2'?"),
+    ("./tinny", "there is no model at", "did you mean"),
+    ("empty", "is no model", "it has no config.json, and is empty"),
+    ("adapter", "is a LoRA adapter, not a model", "give org/base as the model"),
+    ("pointer", "is a Git LFS pointer, not the weights", "git lfs pull"),
+    ("weightless", "holds no weights"),
+    ("file.gguf", "is not a GGUF file"),
+    ("runs", "is no model", "did you mean", "checkpoint-20?"),
+]
+
+
+@pytest.mark.parametrize("case", MODELS, ids=lambda case: case[0])
+def test_what_is_no_model(house: House, call, words: tuple[str, ...], case: tuple[str, ...]):
+    """Exit code 4, the reason and the way out, before a server is started."""
+    (house.work / "empty").mkdir()
+    house.write("adapter/adapter_config.json", json.dumps({"base_model_name_or_path": "org/base"}))
+    house.write("pointer/config.json", "{}")
+    house.write("pointer/model.safetensors", "version https://git-lfs.github.com/spec/v1\n")
+    house.write("weightless/config.json", "{}")
+    house.write("file.gguf", "no")
+    house.write("runs/checkpoint-20/config.json", "{}")
+    reference, *parts = case
+    done = call("serve", reference)
+    check(done, 4, parts)
+    assert "starting vllm" not in done.err
+
+
+def test_a_taken_port(house: House, call, words: tuple[str, ...]):
+    """Exit code 5 and who has it."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        done = call(*words, "--port", str(port))
+    check(done, 5, [f"port {port} is taken by", f"(pid {os.getpid()})", "name another port"])
+
+
+def test_nothing_to_do(house: House, call):
+    """A command without what it needs says what that is."""
+    check(call("eval"), 2, ["no task to evaluate", "enginehouse tasks"])
+    check(call("serve"), 2, ["there is no model to serve", "smollm2"])
+    check(call("serve", "a", "b"), 2, ["unexpected extra argument"])
+    check(call("evel"), 2, ["No such command 'evel'"])
+    check(call("resume"), 2, ["Missing argument"])
+
+
+def test_an_unknown_run_or_server(house: House, call, words: tuple[str, ...]):
+    """The nearest one is named, or how to make one."""
+    check(call("show", "2026"), 8, ["there is no run '2026'", "start one with `enginehouse eval`"])
+    assert call(*words).code == 0
+    (run,) = house.runs
+    wrong = run.name[:-1]
+    mistyped = call("show", wrong.replace("tiny", "tinny"))
+    check(mistyped, 8, [f"did you mean '{run.name}'?"])
+    check(call("resume", "none"), 8, ["holds 1 runs", f"the latest are {run.name}"])
+    assert call(*words).code == 0
+    check(call("show", "2"), 8, ["2 runs begin with '2'", run.name])
+    for command in ("stop", "logs"):
+        check(call(command, "mine"), 2, ["there is no server called 'mine'"])
+    check(call("envs", "remove", "mine"), 2, ["there is no engine environment called 'mine'"])
+
+
+def test_a_metric_that_breaks(house: House, call):
+    """Exit code 7 with task, item and the user's own error; the answers are kept."""
+    house.model()
+    house.write("mine.py", "def judge(text, item):\n    return item['rigth'] == text\n")
+    house.task(sums(right=3)[0], metric="mine:judge")
+    done = call("eval", "tiny", "--task", "sums.yaml")
+    check(done, 7, ["task sums", "item", "raised KeyError: 'rigth'", "enginehouse resume"])
+    house.nothing_left()
+
+
+def test_verbose_adds_the_traceback(call, words: tuple[str, ...]):
+    """-v: where in the program it happened, then the same words."""
+    done = call(*words, "--extra-args", "--swap-space 4", "-v")
+    assert done.code == 2
+    assert "Traceback" in done.err
+    assert "no longer has --swap-space" in done.err
+
+
+def test_every_error_class_has_a_documented_exit_code():
+    """0 to 9, and nothing else: scripts depend on them."""
+    classes, codes = [EnginehouseError], set()
+    while classes:
+        found = classes.pop()
+        codes.add(found.exit_code)
+        classes += found.__subclasses__()
+    assert codes == set(range(1, 10))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 300 KB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"may not mount a small disk: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk(house: House, call, small_disk: Path):
+    """Exit code 8 and how much room there is; with room again the run goes on, nothing lost."""
+    house.home = small_disk
+    house.env["ENGINEHOUSE_HOME"] = str(small_disk)
+    house.model()
+    items, canned = sums(right=400)
+    house.task(items)
+    words = ("--concurrency", "4", "--env", house.answers(canned))
+    done = call("eval", "tiny", "--task", "sums.yaml", *words)
+    check(done, 8, ["cannot append to", "0.0 MB free there", "make room", "resume"])
+    house.nothing_left()
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    run = re.findall(r"enginehouse resume (\S+)", done.err)[0]
+    resumed = call("resume", run, "--json")
+    assert resumed.code == 0, resumed.err
+    assert resumed.report["tasks"][0]["outcomes"]["correct"] == 400

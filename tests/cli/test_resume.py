@@ -1,0 +1,85 @@
+"""`enginehouse resume`: who may, what it needs, and what it refuses."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from command_line import House, journaled, sums, until
+
+from enginehouse.core.errors import RunLockedError
+
+
+@pytest.fixture
+def words(house: House) -> tuple[str, ...]:
+    """`eval` of twelve samples, one at a time."""
+    house.model()
+    items, canned = sums(right=9, wrong=3)
+    words = ("eval", "tiny", "--task", str(house.task(items)), "--concurrency", "1")
+    return (*words, "--env", house.answers(canned), "--env", "VLLM_FAKE_TOKEN_LATENCY=0.01")
+
+
+def interrupted(house: House, words: tuple[str, ...], *, after: int = 1) -> str:
+    """A run that was begun and killed; its server is stopped. Gives its id."""
+    running = house.start(*words)
+    running.until("ready after")
+    (run,) = house.runs
+    until(lambda: len(journaled(run).outcomes) >= after, "no sample is scored")
+    running.interrupt()
+    assert running.end().code == 130
+    return run.name
+
+
+def test_two_at_once(house: House, call, words: tuple[str, ...]):
+    """One of two resumers gets exit code 8 and the other's pid; that one finishes."""
+    name = interrupted(house, words)
+    one = house.start("resume", name)
+    one.until("resumed")
+    one.interrupt(signal.SIGSTOP)
+    other = call("resume", name)
+    one.interrupt(signal.SIGCONT)
+    assert other.code == RunLockedError.exit_code == 8
+    assert f"run {name} is being worked on by process {one.pid} on" in other.err
+    done = one.end()
+    assert done.code == 0, done.err
+    assert "75.0%" in done.out
+    assert set(journaled(house.runs[0]).samples.values()) == {1}
+
+
+def test_a_complete_run_asks_nothing(house: House, call, words: tuple[str, ...]):
+    """The report is printed again; no server is started and no engine looked for."""
+    done = call(*words, "--json")
+    assert done.code == 0, done.err
+    again = call("resume", done.report["run"], "--json", ENGINEHOUSE_VLLM_PYTHON="/nowhere")
+    assert again.code == 0, again.err
+    assert "is complete: nothing to ask" in again.err
+    assert again.report == done.report
+
+
+def test_what_changed_in_between(house: House, call, words: tuple[str, ...]):
+    """Answers to other questions, or of other weights, are not added up: exit code 2.
+
+    With everything as it was, the run goes on, from any folder, by the place of its own.
+    """
+    name = interrupted(house, words, after=4)
+    assert not call("show", name[:16], "--json").report["complete"]
+    before = journaled(house.runs[0])
+    changed = f"the data or version of task sums changed since run {name} began"
+    changes = {
+        "sums.jsonl": (changed, "another digest"),
+        "sums.yaml": (changed, "another version"),
+        "tiny/model.safetensors": ("the weights of", "changed since the run began"),
+    }
+    for file, parts in changes.items():
+        path = house.work / file
+        content = path.read_bytes()
+        path.write_bytes(content + b"\n")
+        done = call("resume", name)
+        assert done.code == 2
+        assert [part for part in parts if part not in done.err] == []
+        assert journaled(house.runs[0]) == before
+        path.write_bytes(content)
+    house.work = house.folder
+    done = call("resume", str(house.runs[0]), "--json")
+    assert done.report["complete"]
+    assert done.report["tasks"][0]["outcomes"]["correct"] == 9

@@ -1,0 +1,154 @@
+"""`enginehouse serve` in the foreground and detached; ps, logs, stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+from command_line import House, port_is_free, until
+
+CAUSE = "RuntimeError: CUDA error: an illegal memory access was encountered"
+
+
+def ask(said: str, **env: str) -> dict[str, object]:
+    """Run the curl line that `serve` printed, as its reader would."""
+    line = re.search(r"^try: +(.*)$", said, re.MULTILINE)
+    assert line is not None, said
+    run = ["bash", "-c", line[1]]
+    found = subprocess.run(
+        run, capture_output=True, text=True, env={**os.environ, **env}, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
+
+
+def test_in_the_foreground_until_ctrl_c(house: House):
+    """It prints URL, models and a curl line that works; Ctrl-C ends it and all of it."""
+    house.model()
+    running = house.start("serve", "tiny", "--env", house.answers({"capital": "Paris."}))
+    said = running.until("stop:   Ctrl-C")
+    url = re.findall(r"^url: +(http://127\.0\.0\.1:\d+)/v1$", said, re.MULTILINE)[0]
+    assert re.search(r"^models: tiny$", said, re.MULTILINE)
+    reply = ask(said)
+    assert reply["model"] == "tiny"
+    assert reply["choices"][0]["text"] == "Paris."
+    running.interrupt()
+    done = running.end()
+    assert done.code == 130
+    assert done.err.splitlines()[-1] == "interrupted; everything that was started has been stopped"
+    house.nothing_left()
+    assert port_is_free(url)
+
+
+def test_detached_then_ps_logs_stop(house: House, call):
+    """It outlives the command; ps lists it, logs prints its log, stop proves that it is gone."""
+    house.model()
+    begun = house.run("serve", "tiny", "--detach", "--name", "mine", "--api-key", "k3y")
+    assert begun.code == 0, begun.err
+    assert "enginehouse stop mine" in begun.out
+    assert ask(begun.out, ENGINEHOUSE_API_KEY="k3y")["model"] == "tiny"
+    (server,) = call("ps", "--json").report
+    assert (server["state"], server["record"]["detached"]) == ("ready", True)
+    url = server["record"]["base_url"]
+    table = call("ps").out.splitlines()
+    assert table[0].split() == ["server", "state", "url", "pid", "model"]
+    assert table[1].split()[:3] == ["mine", "ready", url]
+    assert "Application startup complete." in call("logs", "mine").out
+    again = call("serve", "tiny", "--detach", "--name", "mine")
+    assert (again.code, "there is a server called mine" in again.err) == (2, True)
+    stopped = call("stop", "mine")
+    assert stopped.code == 0
+    assert "stopped mine: no process left, port free" in stopped.err
+    house.nothing_left()
+    assert port_is_free(url)
+    assert call("stop", "mine").code == 2
+    files = [file for file in house.home.rglob("*") if file.is_file()]
+    assert not [file for file in files if "k3y" in file.read_text(errors="replace")]
+
+
+def test_logs_follow(house: House, call):
+    """`logs -f` goes on with what is written, until Ctrl-C."""
+    house.model()
+    call("serve", "tiny", "-d", "--name", "mine", "-q")
+    following = house.start("logs", "mine", "-f")
+    following.until("Application startup complete.")
+    with (house.home / "state/servers/mine/server.log").open("a") as log:
+        log.write("one more line\n")
+    following.until("one more line")
+    following.interrupt()
+    assert following.end().code in (130, -signal.SIGINT)
+    assert call("stop", "mine").code == 0
+
+
+def test_json(house: House, call):
+    """--json is one document on standard output, for programs."""
+    house.model()
+    begun = call("serve", "tiny", "-d", "--json", "-q", "--served-model-name", "other")
+    facts = begun.report
+    assert facts["models"] == ["other"]
+    assert begun.err == ""
+    assert call("stop", facts["name"]).code == 0
+
+
+def test_the_server_dies_by_itself(house: House, call):
+    """Exit code 5, the engine's own first cause, the log; nothing is left."""
+    house.model()
+    running = house.start("serve", "tiny", "--name", "mine", "--env", "VLLM_FAKE_CHILD=group")
+    running.until("Ctrl-C")
+    log = house.home / "state/servers/mine/server.log"
+    with log.open("a") as file:
+        file.write(f"(EngineCore pid=7) ERROR 11-21 03:52:51 [core.py:1132] {CAUSE}\n")
+    (server,) = call("ps", "--json").report
+    os.kill(server["record"]["process"]["pid"], signal.SIGKILL)
+    done = running.end()
+    assert done.code == 5
+    assert "error: the server mine ended by itself" in done.err
+    assert CAUSE in done.err
+    assert str(log) in done.err
+    house.nothing_left()
+
+
+def test_a_start_that_fails(house: House, call):
+    """Exit code 5, the engine's own first cause, the log; detached as well."""
+    house.model()
+    cause = "ValueError: No available memory for the cache blocks."
+    for words in ((), ("--detach",)):
+        done = call("serve", "tiny", *words, "--env", f"VLLM_FAKE_START_ERROR={cause}")
+        assert done.code == 5
+        assert "the server ended with exit code 1" in done.err
+        assert f"why:  {cause}" in done.err
+        assert re.search(r"log:  \S+/server\.log", done.err)
+        house.nothing_left()
+
+
+def test_a_start_that_takes_too_long(house: House, call):
+    """--start-timeout ends it, and says so."""
+    house.model()
+    words = ("--start-timeout", "1", "--env", "VLLM_FAKE_START_DELAY=inf")
+    done = call("serve", "tiny", *words)
+    assert done.code == 5
+    assert "the server was not ready after 1 s" in done.err
+    assert "it has not answered yet" in done.err
+    house.nothing_left()
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped by another"])
+def test_its_controller_goes(house: House, call, how: str):
+    """A killed controller's server is abandoned, and `stop` ends it; without a server it ends."""
+    house.model()
+    running = house.start("serve", "tiny", "--name", "mine")
+    running.until("Ctrl-C")
+    if how == "killed":
+        running.kill()
+        (server,) = call("ps", "--json").report
+        assert server["state"] == "abandoned"
+        assert "abandoned" in call("ps").out
+    assert call("stop", "mine").code == 0
+    until(lambda: not house.processes(), lambda: str(house.processes()))
+    if how != "killed":
+        assert running.end().code == 5
+    house.nothing_left()
