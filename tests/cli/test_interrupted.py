@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from command_line import House, journaled, sums, until
+from command_line import House, journaled, scored, sums, until
 
 from enginehouse.testing.fake_environment import make_fake_environment
 
@@ -62,7 +62,7 @@ def test_while_sampling(
     running = house.start(*words, *slow(0.05))
     running.until("ready after")
     (run,) = house.runs
-    until(lambda: len(journaled(run).outcomes) >= 2, "no sample is scored")
+    until(lambda: scored(run) >= 2, "no sample is scored")
     running.interrupt(number)
     check_end(house, running.end(), code)
     assert 2 <= len(journaled(run).outcomes) < 10
@@ -98,7 +98,7 @@ def test_the_server_dies_while_sampling(house: House, call, words: tuple[str, ..
     running = house.start(*words, *slow(0.05))
     running.until("ready after")
     (run,) = house.runs
-    until(lambda: len(journaled(run).outcomes) >= 2, "no sample is scored")
+    until(lambda: scored(run) >= 2, "no sample is scored")
     (server,) = call("ps", "--json").report
     os.kill(server["record"]["process"]["pid"], signal.SIGKILL)
     done = running.end()

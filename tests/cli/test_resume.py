@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-from command_line import House, journaled, sums, until
+from command_line import House, journaled, scored, sums, until
 
 from enginehouse.core.errors import RunLockedError
 
@@ -24,7 +24,7 @@ def interrupted(house: House, words: tuple[str, ...], *, after: int = 1) -> str:
     running = house.start(*words)
     running.until("ready after")
     (run,) = house.runs
-    until(lambda: len(journaled(run).outcomes) >= after, "no sample is scored")
+    until(lambda: scored(run) >= after, "no sample is scored")
     running.interrupt()
     assert running.end().code == 130
     return run.name

@@ -244,6 +244,12 @@ def journaled(run: Path) -> Journaled:
     return Journaled(samples, scores, outcomes)
 
 
+def scored(run: Path) -> int:
+    """How many scores the journal holds, looked at quickly."""
+    journal = run / "journal.jsonl"
+    return journal.read_bytes().count(b'"record":"score"') if journal.exists() else 0
+
+
 def sums(
     *, right: int = 0, wrong: int = 0, unparsable: int = 0, truncated: int = 0, failed: int = 0
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:

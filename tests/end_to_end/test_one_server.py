@@ -1,0 +1,145 @@
+"""One real vLLM, started detached by the command line, asked in every way, stopped and gone."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+from command_line import House, port_is_free
+
+from enginehouse.client.sampler import HTTPSampler
+from enginehouse.engines.vllm import VllmEngine
+from enginehouse.evaluation.records import Record, SampleRecord
+from enginehouse.executors.tree import identify
+from enginehouse.store.journal import read_journal
+from enginehouse.tasks.base import Choose
+from enginehouse.tasks.registry import load_task
+from enginehouse.testing.check_engine import CASES, check
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+
+class Served(NamedTuple):
+    """The server: what `serve` said, and its URL."""
+
+    said: str
+    url: str
+
+
+@pytest.fixture(scope="module")
+def served(house: House) -> Iterator[Served]:
+    """`enginehouse serve smollm2 --detach`, then `enginehouse stop`, which leaves nothing."""
+    begun = house.run("serve", "smollm2", "--detach", "--name", "mine", "--max-model-len", "2048")
+    assert begun.code == 0, begun.err
+    url = re.findall(r"^url: +(http://\S+)/v1$", begun.out, re.MULTILINE)[0]
+    yield Served(begun.out, url)
+    (server,) = house.run("ps", "--json").report
+    assert server["state"] == "ready"
+    assert len(server["pids"]) > 1 or server["pids"] == [server["record"]["process"]["pid"]]
+    stopped = house.run("stop", "mine")
+    assert stopped.code == 0, stopped.err
+    assert [pid for pid in server["pids"] if identify(pid)] == []
+    assert port_is_free(url)
+
+
+async def test_conformance(served: Served):
+    """Every promise that the fake engine keeps, the real one keeps."""
+    capabilities = VllmEngine().capabilities(None)
+    async with HTTPSampler(served.url, capabilities=capabilities) as sampler:
+        results = await check(sampler)
+    assert [result for result in results if result.outcome != "passed"] == []
+    assert len(results) == len(CASES)
+
+
+def test_the_curl_line_works(served: Served):
+    """What `serve` prints can be pasted into a shell."""
+    line = re.findall(r"^try: +(.*)$", served.said, re.MULTILINE)[0]
+    run = ["bash", "-c", line]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["choices"][0]["text"].strip()
+
+
+def test_three_tasks(house: House, served: Served):
+    """`eval --url`: gsm8k, hellaswag and instructions, whole and with their own kinds of score."""
+    words = [word for task in ("gsm8k", "hellaswag", "instructions") for word in ("-t", task)]
+    done = house.run("eval", "--url", served.url, *words, "--limit", "3", "--json")
+    assert done.code == 0, done.err
+    report = done.report
+    assert report["complete"]
+    assert {task["task"]: task["samples"] for task in report["tasks"]} == {
+        "gsm8k": 3,
+        "hellaswag": 3,
+        "instructions": 3,
+    }
+    for task in report["tasks"]:
+        assert task["subset"]
+        assert task["headline"] is not None
+        assert task["outcomes"]["failed"] == 0
+        assert sum(task["outcomes"].values()) == 3
+    assert report["throughput"]["requests"] == 3 + 12 + 3
+    (provenance,) = report["provenance"]
+    assert provenance["engine_version"].startswith("0.")
+    assert provenance["weights_digest"] is None
+    samples = asked(Path(report["folder"]))
+    for sample in samples["gsm8k"]:
+        (completion,) = sample.responses[0].completions
+        assert completion.token_ids is not None
+        assert len(completion.token_ids) == sample.responses[0].completion_tokens
+    check_loglikelihoods(served.url, samples["hellaswag"][0])
+
+
+def asked(run: Path) -> dict[str, list[SampleRecord]]:
+    """The journaled samples by task, in the order of their positions."""
+    found: dict[str, list[SampleRecord]] = {}
+    for entry in read_journal(run / "journal.jsonl", Record):
+        if isinstance(entry.record, SampleRecord):
+            found.setdefault(entry.record.task, []).append(entry.record)
+    return {task: sorted(found[task], key=lambda sample: sample.position) for task in found}
+
+
+def check_loglikelihoods(url: str, sample: SampleRecord) -> None:
+    """They are those of a plain request with the text and `echo`, summed over the ending."""
+    task = load_task("hellaswag")
+    items = {item.id: item for item in task.load(data=None, seed=0).items}
+    question = task.ask(items[sample.item])
+    assert isinstance(question, Choose)
+    assert sample.continuations is not None
+    for ending, found in zip(question.continuations, sample.continuations, strict=True):
+        body = {"prompt": question.context + ending, "echo": True, "logprobs": 0}
+        body |= {"model": "smollm2", "max_tokens": 1, "temperature": 0}
+        (choice,) = ask(f"{url}/v1/completions", body)["choices"]
+        logprobs = choice["logprobs"]
+        start = logprobs["text_offset"].index(len(question.context))
+        own = logprobs["token_logprobs"][start:-1]  # the last one is generated
+        assert len(own) == len(found.logprobs)
+        assert sum(own) == pytest.approx(found.loglikelihood, rel=0.02)
+
+
+def ask(url: str, body: dict[str, Any]) -> Any:
+    """POST JSON, without the client."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, msgspec.json.encode(body), headers)
+    with urllib.request.urlopen(request) as reply:
+        return json.load(reply)
+
+
+def test_greedy_answers_come_again(house: House, served: Served):
+    """The same seed asks the same items, and at temperature 0 gets the same answers."""
+
+    def answers() -> list[tuple[str, str]]:
+        words = ("-t", "instructions", "--limit", "2", "--seed", "5", "--concurrency", "1")
+        done = house.run("eval", "--url", served.url, *words, "--max-tokens", "64", "--json")
+        assert done.code == 0, done.err
+        samples = asked(Path(done.report["folder"]))["instructions"]
+        return [(sample.item, sample.responses[0].completions[0].text) for sample in samples]
+
+    first = answers()
+    assert len(first) == 2
+    assert answers() == first

@@ -1,0 +1,79 @@
+"""Runs that start their own real vLLM: killed and resumed, and one that cannot start."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from command_line import House, journaled, port_is_free, scored, until, url_of
+
+from enginehouse.executors.tree import identify
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
+
+
+def test_killed_and_resumed(house: House):
+    """Kill -9 in the middle: the server is abandoned, `stop` ends all of it, `resume` the run."""
+    words = ("--task", "instructions", "--limit", "4", "--concurrency", "1")
+    running = house.start("eval", "smollm2", *words, "--max-model-len", "1024")
+    url = url_of(running.until("ready after"))
+    (run,) = house.runs
+    until(lambda: scored(run), "no sample is scored")
+    assert running.kill().code == -signal.SIGKILL
+    before = journaled(run)
+    assert 1 <= len(before.outcomes) < 4
+    (server,) = house.run("ps", "--json").report
+    assert server["state"] == "abandoned"
+    assert server["pids"]
+    name = server["record"]["name"]
+    stopped = house.run("stop", name)
+    assert stopped.code == 0, stopped.err
+    assert [pid for pid in server["pids"] if identify(pid)] == []
+    assert port_is_free(url)
+    house.nothing_left()
+    done = house.run("resume", run.name, "--json")
+    assert done.code == 0, done.err
+    after = journaled(run)
+    assert len(after.samples) == 4
+    assert {*after.samples.values(), *after.scores.values()} == {1}
+    assert before.outcomes.items() <= after.outcomes.items()
+    check_provenance(done.report["provenance"])
+    house.nothing_left()
+
+
+def check_provenance(found: list[dict[str, object]]) -> None:
+    """Both sessions are there if their addresses differ; each says all that answered."""
+    for provenance in found:
+        assert provenance["engine"] == "vllm"
+        assert re.match(r"\d+\.\d+", str(provenance["engine_version"]))
+        assert re.fullmatch("[0-9a-f]{64}", str(provenance["weights_digest"]))
+        assert re.fullmatch("[0-9a-f]{64}", str(provenance["chat_template_digest"]))
+        arguments = provenance["engine_arguments"]
+        assert isinstance(arguments, list)
+        assert arguments[arguments.index("--max-model-len") + 1] == "1024"
+        assert str(provenance["environment"]).startswith("vllm-")
+    assert len({str(provenance["weights_digest"]) for provenance in found}) == 1
+
+
+def test_a_start_that_vllm_refuses(house: House):
+    """Exit code 5, vLLM's own first reason in words, its log; nothing is left."""
+    done = house.run("serve", "smollm2", "--max-model-len", "1000000")
+    assert done.code == 5
+    assert "the server ended with exit code 1" in done.err
+    assert "max_model_len (1000000) is greater than the derived max_model_len" in done.err
+    log = re.findall(r"log:  (\S+)", done.err)[-1]
+    assert "Traceback" in Path(log).read_text()
+    house.nothing_left()
+
+
+def test_a_flag_that_vllm_has_not(house: House):
+    """Told from the list dumped at install, in a second, before anything is started."""
+    done = house.run("serve", "smollm2", "--extra-args", "--swap-space 4")
+    assert done.code == 2
+    assert "no longer has --swap-space" in done.err
+    wrong = house.run("serve", "smollm2", "--extra-args", "--kv-cache-dtype fp99")
+    assert wrong.code == 2
+    assert "--kv-cache-dtype cannot be 'fp99'" in wrong.err
+    assert "starting vllm" not in done.err + wrong.err
