@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,10 +51,13 @@ def call(
             patch.setattr(sys, "argv", ["enginehouse", *words])
             capsys.readouterr()
             code: object = 0
+            handler = signal.getsignal(signal.SIGINT)
             try:
                 main()
             except SystemExit as exit_:
                 code = exit_.code
+            finally:
+                signal.signal(signal.SIGINT, handler)
             out, err = capsys.readouterr()
         return Finished(code if isinstance(code, int) else 0, out, err)
 

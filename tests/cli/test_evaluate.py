@@ -196,7 +196,7 @@ def test_secrets_are_nowhere(house: House, call):
         *many_sums(house),
         *("--max-failed", "0.1", "--api-key", secrets["api-key"], "-v"),
         *("--env", f"HF_TOKEN={secrets['token']}", "--env", f"DB_PASSWORD={secrets['other']}"),
-        *("--env", f"VLLM_FAKE_RECORD={started}"),
+        *("--env", f"VLLM_FAKE_RECORD={started}", "--env", "TOKENIZERS_PARALLELISM=false"),
     )
     assert done.code == 0, done.err
     seen = json.loads(started.read_text())["env"]
@@ -209,6 +209,18 @@ def test_secrets_are_nowhere(house: House, call):
     assert not [secret for secret in secrets.values() for text in texts if secret in text]
     config = (house.runs[0] / "config.yaml").read_text()
     assert "secrets: api_key, env_vars.HF_TOKEN, env_vars.DB_PASSWORD" in config
+    assert "TOKENIZERS_PARALLELISM: 'false'" in config
+
+
+def test_options_win_over_a_tasks_own_settings(house: House, call):
+    """--limit on the command line also replaces the limit that the file gives one task."""
+    house.model()
+    items, canned = sums(right=6)
+    task = {"name": str(house.task(items)), "limit": 4}
+    config = house.write("eval.yaml", json.dumps({"model": "tiny", "tasks": [task]}))
+    words = ("eval", "--config", str(config), "--env", house.answers(canned), "--json")
+    assert call(*words).report["tasks"][0]["items"] == 4
+    assert call(*words, "--limit", "2").report["tasks"][0]["items"] == 2
 
 
 def test_the_first_items_of_a_seeded_order(house: House, call):

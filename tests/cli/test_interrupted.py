@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,17 @@ def slow(seconds: float) -> tuple[str, str]:
 
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+def test_while_python_imports(house: House):
+    """Ctrl-C in the first moments is no traceback."""
+    code = "import signal, sys; from enginehouse.__main__ import main\n"
+    code += "import enginehouse.cli\n"
+    code += "class Late:\n    def find_spec(self, name, *_):\n"
+    code += "        if name == 'typer': signal.raise_signal(signal.SIGINT)\n"
+    code += "sys.meta_path.insert(0, Late())\nmain()\n"
+    done = house.start_program([sys.executable, "-c", code, "ps"]).end()
+    assert (done.code, done.out, done.err) == (-signal.SIGINT, "", "")
 
 
 def test_while_the_environment_is_checked(house: House, words: tuple[str, ...], tmp_path: Path):

@@ -46,6 +46,20 @@ def test_two_at_once(house: House, call, words: tuple[str, ...]):
     assert set(journaled(house.runs[0]).samples.values()) == {1}
 
 
+def test_the_server_that_a_killed_run_left(house: House, call, words: tuple[str, ...]):
+    """Resume stops it before it starts its own; one of somebody else is only named."""
+    running = house.start(*words)
+    running.until("ready after")
+    (run,) = house.runs
+    until(lambda: scored(run) >= 1, "no sample is scored")
+    running.kill()
+    (left,) = call("ps", "--json").report
+    done = call("resume", run.name)
+    assert done.code == 0, done.err
+    assert f"stopping {left['record']['name']}, which the killed run left behind" in done.err
+    assert set(journaled(run).samples.values()) == {1}
+
+
 def test_a_complete_run_asks_nothing(house: House, call, words: tuple[str, ...]):
     """The report is printed again; no server is started and no engine looked for."""
     done = call(*words, "--json")

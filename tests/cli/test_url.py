@@ -84,6 +84,7 @@ def test_a_missing_and_a_wrong_key(house: House, call, words, answers):
         ("http://127.0.0.1:1", 6, "nothing answers at http://127.0.0.1:1"),
         ("127.0.0.1:8000", 2, "'127.0.0.1:8000' is not the URL of a server"),
         ("ftp://somewhere", 2, "write it like http://127.0.0.1:8000"),
+        ("http://me:secret@127.0.0.1:8000", 2, "the url holds a password"),
     ],
 )
 def test_a_wrong_url(house: House, call, words, url: str, code: int, said: str):
@@ -91,6 +92,19 @@ def test_a_wrong_url(house: House, call, words, url: str, code: int, said: str):
     done = call("eval", "--url", url, *words)
     assert (done.code, "Traceback" in done.err) == (code, False)
     assert said in done.err
+    assert "secret" not in "".join(str(file) for file in house.home.rglob("*"))
+
+
+def test_options_without_effect_are_named(house: House, call, words, answers):
+    """What only a server of ours would take is not dropped in silence."""
+    with fake_engine(house, VLLM_FAKE_ANSWERS=answers) as url:
+        given = ("--max-model-len", "5", "--env", "A=b", "--variant", "cpu", "--api-key", "k")
+        done = call("eval", "--url", url, *words, *given)
+        assert done.code == 0, done.err
+        assert "without effect on a server that runs already: variant, max_model_len, env_vars" in (
+            done.err
+        )
+        assert "without effect" not in call("eval", "--url", url, *words).err
 
 
 def test_what_answers_is_no_engine(house: House, call, words):

@@ -306,7 +306,8 @@ async def test_too_many_failures_leave_no_headline(layout):
     assert report.complete
     assert report.tasks[0].headline is None
     assert report.tasks[0].no_headline == (
-        "2 of 10 samples failed (20.0%), more than the 1.0% allowed"
+        "2 of 10 samples failed (20.0%), more than the 1.0% allowed; "
+        "most of them with BadRequestError"
     )
     with pytest.raises(NoHeadlineError, match="no score for addone"):
         require_headlines(report)

@@ -76,7 +76,7 @@ async def test_everything_failed(layout):
     """No denominator: no headline, no metrics, and no crash."""
     run, report = await evaluated(layout, reply=lambda _: BadRequestError("x", status=400))
     assert report.tasks[0].headline is None
-    assert report.tasks[0].no_headline == "all 10 samples failed"
+    assert report.tasks[0].no_headline == "all 10 samples failed, most of them with BadRequestError"
     assert report.tasks[0].metrics == {}
     assert summarise(run) == report
 

@@ -46,6 +46,7 @@ def evaluate(
             "there is no task to evaluate",
             fix="name one with --task, several by repeating it; `enginehouse tasks` lists them",
         )
+    _override_tasks(values, given)
     settings = parse(EvaluationConfig, values, origin=str(config or "the command line"))
     with progress_display(make_console(sys.stderr), sys.stderr) as display:
         report = run_async(
@@ -82,6 +83,15 @@ def resume(
             )
         )
     _finish(report, console)
+
+
+def _override_tasks(values: dict[str, Any], given: dict[str, Any]) -> None:
+    """Let an option win over what the file says of a single task, too."""
+    for task in values.get("tasks") or ():
+        if isinstance(task, dict):
+            for name in ("limit", "samples", "max_tokens"):
+                if name in given:
+                    task.pop(name, None)
 
 
 def _tasks(names: list[str] | None, data: str | None) -> list[dict[str, str]] | None:

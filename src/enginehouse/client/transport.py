@@ -226,7 +226,7 @@ class AiohttpTransport:
         return RequestTimeoutError(
             f"the whole request took longer than {timeouts.total or waited:g} s",
             why="the reply was still coming" if answered else "no byte of the reply had come",
-            fix="raise Timeouts.total, lower max_tokens, or ask less at once",
+            fix="lower max_tokens or the concurrency; the server may be overloaded",
         )
 
 

@@ -96,7 +96,8 @@ class UnknownNameError(ConfigurationError):
         close = nearest(name, names)
         super().__init__(
             f"there is no {kind} called {name!r}",
-            fix=(f"did you mean {close!r}? " if close else "") + f"known: {', '.join(names)}",
+            fix=(f"did you mean {close!r}? " if close else "")
+            + (f"known: {', '.join(names)}" if names else f"there is no {kind} at all yet"),
         )
         self.kind = kind
         self.name = name

@@ -152,7 +152,10 @@ class LoadSignal(Protocol):
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """Who answered. Every field that could not be known is None with the reason in `unknown`."""
+    """Who answered; `revision` is a hub model's commit.
+
+    Every other field that could not be known is None with the reason in `unknown`.
+    """
 
     engine: str | None
     engine_version: str | None
@@ -162,4 +165,5 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     weights_digest: str | None
     chat_template_digest: str | None
     base_url: str
+    revision: str | None = None
     unknown: Mapping[str, str] = msgspec.field(default_factory=dict)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Protocol
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Capabilities, LoadSignal
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
@@ -81,6 +82,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def demand_api_key(options: ServerOptions) -> None:
+    """Raise ConfigurationError for a server that others can reach and that has no API key."""
+    if not is_loopback(options.host) and not options.api_key:
+        raise ConfigurationError(
+            f"a server on {options.host} can be reached from elsewhere and needs an API key",
+            fix="set api_key (or ENGINEHOUSE_API_KEY), or leave host at 127.0.0.1",
+        )
 
 
 class LaunchContext(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from enginehouse.core.errors import ConfigurationError, FlagError
 from enginehouse.core.sampler import Capabilities, Capability, Load
 from enginehouse.engines import arguments
 from enginehouse.engines.arguments import Argument
-from enginehouse.engines.base import LaunchContext, ServerOptions, is_loopback
+from enginehouse.engines.base import LaunchContext, ServerOptions, demand_api_key
 from enginehouse.engines.vllm_history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
@@ -127,11 +127,7 @@ class VllmEngine:
 
     def check(self, options: ServerOptions, *, environment: EngineEnvironment) -> None:
         """Raise ConfigurationError or FlagError for what this vLLM would not do; start nothing."""
-        if not is_loopback(options.host) and not options.api_key:
-            raise ConfigurationError(
-                f"a server on {options.host} can be reached from elsewhere and needs an API key",
-                fix="set api_key, or leave host at 127.0.0.1",
-            )
+        demand_api_key(options)
         for name in options.env_vars:
             if name in _OURS:
                 raise ConfigurationError(f"env_vars cannot set {name}", fix=_OURS[name])

@@ -143,7 +143,7 @@ def _question(plan: TaskPlan, item: Item) -> Generate | Choose:
         raise TaskError(
             f"task {plan.name} cannot say what to ask about item {item.id}",
             why=f"{type(error).__name__}: {error}",
-            fix="correct the task or its data, then resume",
+            fix="correct the task or its data and start a new run",
         ) from error
 
 

@@ -6,6 +6,7 @@ sample and 16 bytes per sample and metric, so that memory hardly grows with the 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class TaskLedger:
         self.counts = [0] * (2 + len(CODES))
         self.counts[MISSING] = len(self.states)
         self.measures: dict[str, MeasureColumn] = {}
+        self.failures: Counter[str] = Counter()  # error classes, of every attempt
 
     def index(self, record: SampleRecord | ScoreRecord) -> int:
         """Where the record's sample lies in `states`. Raises StoreError if nowhere."""
@@ -130,6 +132,7 @@ class Ledger:
         index = task.index(record)
         if record.failure is not None:
             task.set_state(index, FAILED)
+            task.failures[record.failure.error] += 1
             self.unscored.pop((record.task, index), None)
             return
         task.set_state(index, ASKED)

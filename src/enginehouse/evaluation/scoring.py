@@ -51,7 +51,7 @@ def _by_task(plan: TaskPlan, sample: SampleRecord) -> Score:
         raise TaskError(
             f"task {plan.name} could not score item {sample.item}",
             why=f"{type(error).__name__}: {error}",
-            fix="correct the task, then resume: the answers are kept and only scores are missing",
+            fix="correct the task and start a new run; a run refuses a task that has changed",
         ) from error
 
 
@@ -66,6 +66,6 @@ def _checked(score: Score, task: str, item: str) -> Score:
         raise TaskError(
             f"task {task} scored item {item} with what cannot be counted",
             why=problem,
-            fix="correct the task, then resume: the answers are kept and only scores are missing",
+            fix="correct the task and start a new run; a run refuses a task that has changed",
         )
     return score

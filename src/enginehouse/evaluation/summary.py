@@ -49,7 +49,8 @@ def require_headlines(report: Report) -> None:
         raise NoHeadlineError(
             f"no score for {', '.join(task.task for task in without)}",
             why="; ".join(f"{task.task}: {task.no_headline}" for task in without),
-            fix=f"`enginehouse resume {report.run} --retry-failed` asks the failed samples again",
+            fix=f"`enginehouse show {report.run} --sample N` shows one; once the cause is mended, "
+            f"`enginehouse resume {report.run} --retry-failed` asks the failed samples again",
         )
 
 
@@ -159,13 +160,17 @@ def _why_no_headline(task: TaskLedger, max_failed: float) -> str | None:
     if not done:
         return "no sample was asked and scored yet"
     if failed == done:
-        return f"all {failed:,} samples failed"
+        return f"all {failed:,} samples failed, {_commonest(task)}"
     if failed / done > max_failed:
         return (
             f"{failed:,} of {done:,} samples failed ({failed / done:.1%}), "
-            f"more than the {max_failed:.1%} allowed"
+            f"more than the {max_failed:.1%} allowed; {_commonest(task)}"
         )
     return None
+
+
+def _commonest(task: TaskLedger) -> str:
+    return f"most of them with {task.failures.most_common(1)[0][0]}"
 
 
 def _figure(values: Floats, weights: Floats) -> Figure | None:

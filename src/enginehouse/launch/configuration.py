@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -96,6 +97,11 @@ class EvaluationConfig(ServeConfig):
     def _one_source(self) -> EvaluationConfig:
         if self.url is None and self.model is None and self.path is None:
             raise ValueError("give a model (or path), or the url of a server")
+        if self.url is not None and "@" in urlsplit(self.url).netloc:
+            raise ValueError(
+                "the url holds a password, which would be stored with the run: leave it out; "
+                "a key belongs into ENGINEHOUSE_API_KEY"
+            )
         if not self.tasks:
             raise ValueError(
                 "'tasks' is empty: name at least one, as `enginehouse tasks` lists them"

@@ -16,18 +16,20 @@ import msgspec
 import yaml
 
 from enginehouse import evaluation
-from enginehouse.core.errors import ConfigurationError, StoreError
+from enginehouse.core.errors import ConfigurationError, ModelError, StoreError
 from enginehouse.evaluation import EvaluationSpec, TaskSpec
 from enginehouse.launch.configuration import EvaluationConfig, merged, parse, read_yaml
 from enginehouse.launch.serving import Notify, Serving, attached, serving
 from enginehouse.report.summary import Progress, Report
+from enginehouse.servers.records import ServerState, list_servers
+from enginehouse.servers.server import stop_server
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import Run, RunStatus, create_run, open_run
 from enginehouse.tasks.base import Dataset, Task
 from enginehouse.tasks.registry import load_task
 
 OnProgress = Callable[[Progress], None]
-_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+_SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)$", re.IGNORECASE)
 
 
 async def run_evaluation(
@@ -55,7 +57,7 @@ async def run_evaluation(
     notify(f"run: {run.info.id}")
     try:
         return await _carry_out(run, config, tasks, layout, notify, progress)
-    except ConfigurationError:
+    except (ConfigurationError, ModelError):
         if not run.journal_path.exists():  # nothing was asked, and resuming could not succeed
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
@@ -80,6 +82,7 @@ async def resume_evaluation(
         config = parse(EvaluationConfig, read_yaml(run.config_path), origin=str(run.config_path))
         tasks = await asyncio.to_thread(_load_tasks, config)
         notify(f"run: {run.info.id}, resumed")
+        await _stop_abandoned(run, layout=layout, notify=notify)
         return await _carry_out(run, config, tasks, layout, notify, progress, retry_failed)
 
 
@@ -143,9 +146,22 @@ async def _carry_out(
                 return await ready.while_it_lives(asking)
         except BaseException as error:
             _note_end(run, error)
-            if run.journal_path.exists() or not isinstance(error, ConfigurationError):
+            if run.journal_path.exists() or not isinstance(error, (ConfigurationError, ModelError)):
                 notify(f"the run is kept; go on with: enginehouse resume {run.info.id}")
             raise
+
+
+async def _stop_abandoned(run: Run, *, layout: Layout, notify: Notify) -> None:
+    """Stop the server that a killed process left to this run; name the others."""
+    for status in list_servers(layout):
+        record = status.record
+        if status.state is not ServerState.ABANDONED:
+            continue
+        if str(record.log) == run.info.server_log:
+            notify(f"stopping {record.name}, which the killed run left behind")
+            await stop_server(record.name, layout=layout)
+        else:
+            notify(f"{record.name} was left behind: `enginehouse stop {record.name}` ends it")
 
 
 def _note_end(run: Run, error: BaseException) -> None:

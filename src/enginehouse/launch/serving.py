@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import ConfigurationError, ServerGoneError
 from enginehouse.core.sampler import Provenance
-from enginehouse.engines.base import Engine, ServerOptions
+from enginehouse.engines.base import Engine, ServerOptions, demand_api_key
 from enginehouse.engines.registry import ENGINES
 from enginehouse.executors.tree import identify, is_alive
 from enginehouse.launch.configuration import EvaluationConfig, ServeConfig, merged, parse
@@ -103,6 +103,8 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
             "there is no model to serve",
             fix="name one: a Hugging Face handle, a checkpoint folder, a GGUF file, or smollm2",
         )
+    options = _with_api_key(config.server)
+    demand_api_key(options)
     name = choose_engine(config.engine, notify=notify)
     environment = await find_environment(
         name,
@@ -113,7 +115,6 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
         notify=notify,
     )
     engine: Engine = ENGINES.load(name)()
-    options = _with_api_key(config.server)
     engine.check(options, environment=environment)
     model = await resolve_model(
         reference,
@@ -237,10 +238,18 @@ async def attached(config: EvaluationConfig, *, notify: Notify) -> AsyncIterator
     notify(
         f"using {server.base_url}, which serves {', '.join(server.models)}; it is not ours to stop"
     )
+    if unused := _unused(config):
+        notify(f"given, but without effect on a server that runs already: {', '.join(unused)}")
     async with _sampler(server, engine, concurrency=config.concurrency, model=model) as sampler:
         yield Serving(
             server=server, engine=engine, sampler=sampler, provenance=_foreign(server, model)
         )
+
+
+def _unused(config: EvaluationConfig) -> list[str]:
+    """The settings that only a server of ours would take."""
+    own = [n for n in ("path", "python", "version", "variant") if getattr(config, n) is not None]
+    return own + [n for n in config.server.model_dump(exclude_defaults=True) if n != "api_key"]
 
 
 def _with_api_key(options: ServerOptions) -> ServerOptions:
@@ -272,6 +281,7 @@ def _provenance(server: Server, prepared: Prepared) -> Provenance:
         weights_digest=model.weights_digest,
         chat_template_digest=model.chat_template_digest,
         base_url=server.base_url,
+        revision=model.revision,
         unknown=model.unknown,
     )
 

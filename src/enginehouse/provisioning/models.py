@@ -78,7 +78,8 @@ async def resolve_model(
     except ModelError as error:
         if fallback_path is None:
             raise
-        notify(f"model: {reference} cannot be had ({error.message}); trying {fallback_path}")
+        why = error.why or error.message
+        notify(f"model: {reference} cannot be had ({why}); trying {fallback_path}")
         return await _fall_back(
             error, fallback_path, environment=environment, layout=layout, notify=notify
         )

@@ -306,7 +306,7 @@ def _read_parquet(source: Source) -> Records:
     except ImportError as error:
         raise DataError(
             f"reading {source.name} needs the package pyarrow",
-            fix="pip install 'enginehouse[parquet]', or give a JSONL or CSV file with `data`",
+            fix="pip install pyarrow, or give a JSONL or CSV file with `data`",
         ) from error
     try:
         table = parquet.read_table(io.BytesIO(source.content))

@@ -40,7 +40,7 @@ PREFIX: Final = "reasoning_gym/"
 SIZE: Final = 100
 MAX_TOKENS: Final = 1024
 LICENCE: Final = "Apache License 2.0"
-INSTALL: Final = "pip install 'enginehouse[reasoning-gym]'"
+INSTALL: Final = "pip install reasoning-gym==0.1.25"
 
 INSTRUCTION: Final = (
     "Think step by step, then give the final answer, and nothing else, between <answer> and "
