@@ -7,13 +7,13 @@ import signal
 import aiohttp
 import psutil
 import pytest
-from enginehouse.provisioning.models import resolve_model
 
 from enginehouse.core.errors import StartError
 from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.executors.tree import identify
 from enginehouse.provisioning.environments import find_environment
+from enginehouse.provisioning.models import resolve_model
 from enginehouse.servers.records import list_servers
 from enginehouse.servers.server import attach_server, start_server
 from enginehouse.store.layout import Layout

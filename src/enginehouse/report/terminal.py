@@ -227,9 +227,11 @@ def _figure(figure: Figure | None) -> tuple[Text, Text, Text]:
     if figure is None:
         return Text("none", style="red"), Text(), Text()
     interval = figure.interval
+    # A user's measure need not be a share; anything above 1 is no percentage.
+    style = ".1%" if max(figure.value, interval.high if interval else 0.0) <= 1 else ".3g"
     return (
-        Text(f"{figure.value:.1%}"),
-        Text(f"{interval.low:.1%} to {interval.high:.1%}" if interval else "too few items"),
+        Text(f"{figure.value:{style}}"),
+        Text(f"{interval.low:{style}} to {interval.high:{style}}" if interval else "too few items"),
         Text(interval.method if interval else ""),
     )
 
