@@ -153,6 +153,24 @@ async def test_what_is_wrong_is_raised(house: House, settings: dict[str, object]
     assert house.runs == []
 
 
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("PGPASSWORD", True),
+        ("OPENAI_APIKEY", True),
+        ("AWS_SECRET_ACCESS_KEY", True),
+        ("hf_token", True),
+        ("TOKENIZERS_PARALLELISM", False),
+        ("VLLM_KEYED_CACHE", False),
+    ],
+)
+def test_which_variables_are_secrets(name: str, secret: bool):  # noqa: FBT001
+    """A name that ends like a secret's is one; settings that only mention tokens are kept."""
+    values = {"model": "m", "tasks": ["gsm8k"], "server": {"env_vars": {name: "the-value"}}}
+    text = resolved_yaml(parse(EvaluationConfig, values, origin="test"))
+    assert ("the-value" not in text) == secret
+
+
 def test_the_resolved_configuration_is_whole_and_has_no_secret():
     """It parses to the same configuration, less the secrets, which its head names."""
     config = parse(

@@ -295,7 +295,7 @@ async def test_a_port_that_stays_taken_is_no_stop(start, layout, monkeypatch):
 
 
 KILLED = """
-import asyncio, sys
+import asyncio, signal, sys
 from pathlib import Path
 from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.vllm import VllmEngine
@@ -317,6 +317,7 @@ async def main():
         print("ready", flush=True)
         await asyncio.sleep(60)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs begin with it ignored
 asyncio.run(main())
 """
 
