@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -48,16 +50,7 @@ def evaluate(
         )
     _override_tasks(values, given)
     settings = parse(EvaluationConfig, values, origin=str(config or "the command line"))
-    with progress_display(make_console(sys.stderr), sys.stderr) as display:
-        report = run_async(
-            run_evaluation(
-                settings,
-                layout=Layout.from_environment(),
-                notify=console.note,
-                progress=(lambda _: None) if quiet else display,
-            )
-        )
-    _finish(report, console)
+    _carry_out(partial(run_evaluation, settings), console)
 
 
 def resume(
@@ -72,22 +65,13 @@ def resume(
 ) -> None:
     """Ask exactly what a run has not asked yet, score it, and report."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
-    with progress_display(make_console(sys.stderr), sys.stderr) as display:
-        report = run_async(
-            resume_evaluation(
-                run,
-                layout=Layout.from_environment(),
-                notify=console.note,
-                progress=(lambda _: None) if quiet else display,
-                retry_failed=retry_failed,
-            )
-        )
-    _finish(report, console)
+    _carry_out(partial(resume_evaluation, run, retry_failed=retry_failed), console)
 
 
 def _override_tasks(values: dict[str, Any], given: dict[str, Any]) -> None:
     """Let an option win over what the file says of a single task, too."""
-    for task in values.get("tasks") or ():
+    tasks = values.get("tasks")
+    for task in tasks if isinstance(tasks, list) else ():
         if isinstance(task, dict):
             for name in ("limit", "samples", "max_tokens"):
                 if name in given:
@@ -103,6 +87,14 @@ def _tasks(names: list[str] | None, data: str | None) -> list[dict[str, str]] | 
     return [{"name": n} | ({"data": data} if data else {}) for n in names] if names else None
 
 
-def _finish(report: Report, console: Console) -> None:
+def _carry_out(work: Callable[..., Coroutine[Any, Any, Report]], console: Console) -> None:
+    with progress_display(make_console(sys.stderr), sys.stderr) as display:
+        report = run_async(
+            work(
+                layout=Layout.from_environment(),
+                notify=console.note,
+                progress=(lambda _: None) if console.quiet else display,
+            )
+        )
     console.result(report, text=lambda: print_report(report))
     require_headlines(report)

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -136,8 +136,9 @@ async def serving(
 ) -> AsyncIterator[Serving]:
     """A server of our own; stopped, with every descendant, when the block ends however it ends."""
     prepared = await prepare(config, layout=layout, notify=notify)
+    arguments = _arguments(prepared, config, layout=layout, notify=notify)
     async with (
-        _started(prepared, config, layout=layout, notify=notify) as server,
+        start_server(prepared.model, **arguments) as server,
         _sampler(server, prepared.engine, concurrency=concurrency) as sampler,
     ):
         yield Serving(
@@ -148,24 +149,17 @@ async def serving(
         )
 
 
-def _started(
-    prepared: Prepared,
-    config: ServeConfig,
-    *,
-    layout: Layout,
-    notify: Notify,
-    name: str | None = None,
-) -> AbstractAsyncContextManager[Server]:
-    return start_server(
-        prepared.model,
-        engine=prepared.engine,
-        environment=prepared.environment,
-        options=prepared.options,
-        layout=layout,
-        notify=notify,
-        start_timeout=config.start_timeout,
-        name=name,
-    )
+def _arguments(
+    prepared: Prepared, config: ServeConfig, *, layout: Layout, notify: Notify
+) -> dict[str, Any]:
+    return {
+        "engine": prepared.engine,
+        "environment": prepared.environment,
+        "options": prepared.options,
+        "layout": layout,
+        "notify": notify,
+        "start_timeout": config.start_timeout,
+    }
 
 
 async def _end(server: Server, *, engine: Engine) -> ServerGoneError:
@@ -193,7 +187,8 @@ async def serve_until_stopped(
 ) -> None:
     """Serve until cancelled. Raises ServerGoneError if the server ends before that."""
     prepared = await prepare(config, layout=layout, notify=notify)
-    async with _started(prepared, config, name=name, layout=layout, notify=notify) as server:
+    arguments = _arguments(prepared, config, layout=layout, notify=notify)
+    async with start_server(prepared.model, name=name, **arguments) as server:
         ready(server)
         raise await _end(server, engine=prepared.engine)
 
@@ -208,18 +203,8 @@ async def serve_detached(
 ) -> None:
     """Start a server that outlives us; `servers.stop_server` ends it."""
     prepared = await prepare(config, layout=layout, notify=notify)
-    ready(
-        await launch_detached(
-            prepared.model,
-            engine=prepared.engine,
-            environment=prepared.environment,
-            options=prepared.options,
-            layout=layout,
-            notify=notify,
-            start_timeout=config.start_timeout,
-            name=name,
-        )
-    )
+    arguments = _arguments(prepared, config, layout=layout, notify=notify)
+    ready(await launch_detached(prepared.model, name=name, **arguments))
 
 
 @asynccontextmanager
