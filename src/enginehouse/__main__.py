@@ -9,7 +9,8 @@ import sys
 def main() -> None:
     """Run the command line. Exit codes are listed in docs/errors.md."""
     # Ctrl-C ends it quietly while it imports; commands that start something handle it themselves.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from enginehouse.cli.app import build_app
     from enginehouse.cli.console import Interrupted
     from enginehouse.core.errors import EnginehouseError

@@ -94,6 +94,7 @@ def test_json(house: House, call):
     assert call("stop", facts["name"]).code == 0
 
 
+@pytest.mark.slow
 def test_the_server_dies_by_itself(house: House, call):
     """Exit code 5, the engine's own first cause, the log; nothing is left."""
     house.model()

@@ -69,7 +69,9 @@ def test_the_curl_line_works(served: Served):
 def test_three_tasks(house: House, served: Served):
     """`eval --url`: gsm8k, hellaswag and instructions, whole and with their own kinds of score."""
     words = [word for task in ("gsm8k", "hellaswag", "instructions") for word in ("-t", task)]
-    done = house.run("eval", "--url", served.url, *words, "--limit", "3", "--json")
+    done = house.run(
+        "eval", "--url", served.url, *words, "--limit", "3", "--max-tokens", "160", "--json"
+    )
     assert done.code == 0, done.err
     report = done.report
     assert report["complete"]
@@ -135,7 +137,7 @@ def test_greedy_answers_come_again(house: House, served: Served):
 
     def answers() -> list[tuple[str, str]]:
         words = ("-t", "instructions", "--limit", "2", "--seed", "5", "--concurrency", "1")
-        done = house.run("eval", "--url", served.url, *words, "--max-tokens", "64", "--json")
+        done = house.run("eval", "--url", served.url, *words, "--max-tokens", "32", "--json")
         assert done.code == 0, done.err
         samples = asked(Path(done.report["folder"]))["instructions"]
         return [(sample.item, sample.responses[0].completions[0].text) for sample in samples]

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
 def test_killed_and_resumed(house: House):
     """Kill -9 in the middle: the server is abandoned, `stop` ends all of it, `resume` the run."""
-    words = ("--task", "instructions", "--limit", "4", "--concurrency", "1")
+    words = ("--task", "instructions", "--limit", "4", "--concurrency", "1", "--max-tokens", "96")
     running = house.start("eval", "smollm2", *words, "--max-model-len", "1024")
     url = url_of(running.until("ready after"))
     (run,) = house.runs

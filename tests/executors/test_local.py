@@ -106,3 +106,43 @@ async def test_released_process_lives_on(tmp_path):
     assert identify(process.pid) == process.identity
     os.kill(process.pid, signal.SIGKILL)
     await until(lambda: os.waitpid(process.pid, os.WNOHANG)[0] == process.pid)
+
+
+async def test_what_is_not_noted_does_not_begin(tmp_path):
+    """If the note fails, the program was never there; what is noted is the process that runs."""
+    made = tmp_path / "made"
+    program = python(f"open({str(made)!r}, 'w').close()")
+
+    def fail(_):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        await LocalExecutor().start(program, log=tmp_path / "log", note=fail)
+    assert not made.exists()
+    noted = []
+    process = await LocalExecutor().start(program, log=tmp_path / "log", note=noted.append)
+    await until(made.exists)
+    assert noted == [process.identity]
+    await process.stop(grace=1)
+
+
+async def test_killed_before_it_noted_we_leave_no_process(tmp_path):
+    """Kill -9 between the process's making and its record: the program never begins."""
+    code = f"""
+import asyncio, os, signal, sys
+from pathlib import Path
+from enginehouse.executors.base import Command
+from enginehouse.executors.local import LocalExecutor
+def note(process):
+    print(process.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+program = Command(argv=(sys.executable, "-c", "import time; time.sleep(60)"), env={{}})
+asyncio.run(LocalExecutor().start(program, log=Path({str(tmp_path / "log")!r}), note=note))
+"""
+    env = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, env=env, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    await until(lambda: identify(int(output)) is None)

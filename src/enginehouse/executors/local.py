@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from enginehouse.core.errors import StartError
@@ -11,6 +13,9 @@ from enginehouse.executors.base import Command
 from enginehouse.executors.tree import ProcessIdentity, ProcessTree, identify
 
 LOOK_EVERY = 1.0
+# A shell that becomes the program when it is told to, and ends if we end before that. What shells
+# add to the environment is taken out again.
+_GATE = 'read -r go && exec env -u PWD -u OLDPWD -u SHLVL -u _ "$@" </dev/null'
 
 
 class LocalProcess:
@@ -54,29 +59,44 @@ class LocalProcess:
 class LocalExecutor:
     """Runs commands on this machine."""
 
-    async def start(self, command: Command, *, log: Path) -> LocalProcess:
+    async def start(
+        self,
+        command: Command,
+        *,
+        log: Path,
+        note: Callable[[ProcessIdentity], None] = lambda _: None,
+    ) -> LocalProcess:
         """Start it in a session of its own, standard output and error appended to `log`.
 
-        Blocks for milliseconds. Raises StartError if the program cannot be run at all.
+        `note` is told the process before the program begins in it; killed before `note` has
+        returned, we leave no process behind that nobody knows. Blocks for milliseconds. Raises
+        StartError if the program cannot be run at all, and what `note` raises.
         """
-        log.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with log.open("ab") as output:
-                child = subprocess.Popen(  # noqa: ASYNC220 - a cancelled await would lose the child
-                    command.argv,
-                    env=dict(command.env),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-        except OSError as error:
+        program = command.argv[0]
+        if shutil.which(program, path=command.env.get("PATH")) is None:
             raise StartError(
-                f"cannot run {command.argv[0]}",
-                why=str(error),
+                f"cannot run {program}",
+                why="there is no such program, or it may not be executed",
                 fix="check that the engine environment is still there: enginehouse envs",
-            ) from error
-        identity = identify(child.pid)
-        if identity is None:  # it has ended already: what matters is its exit code, and its log
-            identity = ProcessIdentity(pid=child.pid, started=0.0)
+            )
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            child = subprocess.Popen(  # noqa: ASYNC220 - a cancelled await would lose the child
+                ("/bin/sh", "-c", _GATE, "sh", *command.argv),
+                env=dict(command.env),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        assert child.stdin is not None
+        identity = identify(child.pid) or ProcessIdentity(pid=child.pid, started=0.0)
+        try:
+            note(identity)
+            child.stdin.write(b"go\n")
+            child.stdin.close()
+        except BaseException:
+            child.kill()
+            child.communicate()
+            raise
         return LocalProcess(child, identity)

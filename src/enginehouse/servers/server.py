@@ -16,7 +16,7 @@ import msgspec
 from enginehouse.core.errors import StartError, StopError
 from enginehouse.engines.base import Engine, LaunchContext, ServerOptions, is_loopback
 from enginehouse.executors.local import LocalExecutor, LocalProcess
-from enginehouse.executors.tree import ProcessTree, identify
+from enginehouse.executors.tree import ProcessIdentity, ProcessTree, identify
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.servers.endpoint import Server, attach_server, curl_line
@@ -131,7 +131,7 @@ class _Launch:
     layout: Layout
     lease: PortLease | None = None
     process: LocalProcess | None = None
-    recorded: str | None = None
+    record: ServerRecord | None = None
     grace: float = START_GRACE
 
     async def start(
@@ -143,11 +143,10 @@ class _Launch:
         served = self.options.served_model_name or self.model.name
         folder = make_folder(self.layout, model=served, name=name)
         log = folder / "server.log"
-        server = await self._spawn(served, name=folder.name, log=log)
-        record = self._record(server, detached=detached)
-        self._write(record)
+        server = await self._spawn(served, name=folder.name, log=log, detached=detached)
         notify(f"starting {server.engine} {server.version} as {folder.name}; log: {log}")
         assert self.process is not None
+        assert self.record is not None
         try:
             models = await wait_until_ready(
                 self.process,
@@ -166,11 +165,11 @@ class _Launch:
                 log=log,
             ) from error
         self.grace = STOP_GRACE
-        self._write(msgspec.structs.replace(record, ready=True, models=models))
+        self._write(msgspec.structs.replace(self.record, ready=True, models=models))
         notify(f"ready after {time.monotonic() - began:.1f} s: {server.base_url}")
         return replace(server, models=models)
 
-    async def _spawn(self, served: str, *, name: str, log: Path) -> Server:
+    async def _spawn(self, served: str, *, name: str, log: Path, detached: bool) -> Server:
         options = self.options
         self.lease = lease_ports(self.layout, host=options.host, wanted=options.port, name=name)
         context = LaunchContext(
@@ -182,13 +181,11 @@ class _Launch:
             development_endpoints=is_loopback(options.host),
         )
         command = self.engine.command(options, context=context)
-        self.process = await LocalExecutor().start(command, log=log)
-        self.lease = hand_over(self.layout, self.lease, owner=self.process.identity)
-        return Server(
+        server = Server(
             name=name,
             base_url=f"http://{_reachable(options.host)}:{self.lease.port}",
             models=(served,),
-            pid=self.process.pid,
+            pid=None,
             log=log,
             engine=self.engine.name,
             version=self.environment.version,
@@ -198,16 +195,23 @@ class _Launch:
             owned=True,
         )
 
-    def _record(self, server: Server, *, detached: bool) -> ServerRecord:
+        def note(process: ProcessIdentity) -> None:
+            assert self.lease is not None
+            self.lease = hand_over(self.layout, self.lease, owner=process)
+            self._write(self._record(server, process, detached=detached))
+
+        self.process = await LocalExecutor().start(command, log=log, note=note)
+        return replace(server, pid=self.process.pid)
+
+    def _record(self, server: Server, process: ProcessIdentity, *, detached: bool) -> ServerRecord:
         starter = identify(os.getpid())
         assert starter is not None
-        assert self.process is not None
         assert self.lease is not None
         assert server.name is not None
         assert server.log is not None
         return ServerRecord(
             name=server.name,
-            process=self.process.identity,
+            process=process,
             starter=starter,
             detached=detached,
             ready=False,
@@ -226,7 +230,7 @@ class _Launch:
         )
 
     def _write(self, record: ServerRecord) -> None:
-        self.recorded = record.name
+        self.record = record
         write_record(self.layout, record)
 
     @asynccontextmanager
@@ -250,13 +254,13 @@ class _Launch:
         """Leave everything to whoever finds the record."""
         assert self.process is not None
         self.process.release()
-        self.process = self.lease = self.recorded = None
+        self.process = self.lease = self.record = None
 
     def _forget(self) -> None:
         if self.lease is not None:
             release_ports(self.layout, self.lease)
-        if self.recorded is not None:
-            remove_record(self.layout, self.recorded)
+        if self.record is not None:
+            remove_record(self.layout, self.record.name)
 
 
 def _reachable(host: str) -> str:

@@ -22,7 +22,8 @@ from enginehouse.evaluation.records import Record, SampleRecord, ScoreRecord
 from enginehouse.store.journal import read_journal
 
 SOURCE = Path(__file__).parents[3] / "src"
-DEADLINE = 60.0
+DEADLINE = 60.0  # seconds that a condition may take to come true
+POLL = 0.01  # seconds between looks
 WORDS = "alpha beta gamma delta "
 
 
@@ -45,7 +46,7 @@ def until(condition: Callable[[], Any], what: Callable[[], str] | str) -> Any:
     while not (found := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(what if isinstance(what, str) else what())
-        time.sleep(0.01)
+        time.sleep(POLL)
     return found
 
 
@@ -153,6 +154,9 @@ class House:
 
     def start_program(self, argv: Sequence[str], **env: str) -> Running:
         """Start any program in this user's place."""
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # The tests run as a shell's background job: children would ignore Ctrl-C, too.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         log = self.folder / f"command-{len(self._commands)}"
         running = Running(argv, env=self.env | env, cwd=self.work, log=log)
         self._commands.append(running)
