@@ -146,7 +146,7 @@ def _unusable(base: str, reply: _Reply, *, api_key: str | None) -> WireError:
         return UnauthorizedError(
             f"the server at {base} refused "
             + ("the API key" if api_key else "us: it wants an API key"),
-            fix="give its key with api_key (--api-key)",
+            fix="give its key in ENGINEHOUSE_API_KEY, or with --api-key",
             status=status,
         )
     if status >= 500:
