@@ -375,9 +375,10 @@ def test_first_cause(tmp_path, text, cause):
     """A failed start's log gives the line that says why."""
     log = tmp_path / "server.log"
     log.write_text(text)
-    assert ENGINE.first_cause(log) == cause
+    diagnosis = ENGINE.diagnose(log)
+    assert (diagnosis and diagnosis.cause) == cause
 
 
 def test_first_cause_of_no_log(tmp_path):
     """A log that is not there has no cause, and is no error of its own."""
-    assert ENGINE.first_cause(tmp_path / "none") is None
+    assert ENGINE.diagnose(tmp_path / "none") is None

@@ -74,6 +74,8 @@ class EnginehouseError(Exception):
         lines = [self.message]
         if self.why:
             lines.append(f"  why:  {self.why}")
+        if evidence := getattr(self, "evidence", None):
+            lines.append(f"  seen: {evidence}")
         if self.fix:
             lines.append(f"  next: {self.fix}")
         if self.log:
@@ -131,10 +133,28 @@ class ModelGatedError(ModelError):
 
 
 class ServerError(EnginehouseError):
-    """A server did not start, died, or could not be stopped."""
+    """A server did not start, died, or could not be stopped.
+
+    `kind` names the diagnosis where there is one ("out_of_memory" …); `evidence` is its line of
+    the engine's log.
+    """
 
     stage = "start"
     exit_code = 5
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        why: str | None = None,
+        fix: str | None = None,
+        log: Path | None = None,
+        kind: str | None = None,
+        evidence: str | None = None,
+    ) -> None:
+        super().__init__(message, why=why, fix=fix, log=log)
+        self.kind = kind
+        self.evidence = evidence
 
 
 class StartError(ServerError):

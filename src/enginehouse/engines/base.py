@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Capabilities, LoadSignal
+from enginehouse.engines.diagnosis import Diagnosis
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
 
@@ -126,6 +127,10 @@ class Engine(Protocol):
         """The command line and environment of a server. The API key goes into the environment."""
         ...
 
-    def first_cause(self, log: Path) -> str | None:
-        """The line of a failed server's log that says why, or None."""
+    def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
+        """Why a server failed, from its log and exit code; None if neither says anything.
+
+        `exit_code` is negative for a signal, None while it runs or where it is not known. Blocks
+        for as long as reading the log takes.
+        """
         ...

@@ -17,6 +17,7 @@ from enginehouse.core.sampler import Capabilities, Capability, Load
 from enginehouse.engines import arguments
 from enginehouse.engines.arguments import Argument
 from enginehouse.engines.base import LaunchContext, ServerOptions, demand_api_key
+from enginehouse.engines.diagnosis import READ_THE_LOG, Diagnosis, FailureKind
 from enginehouse.engines.vllm_history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
@@ -174,16 +175,19 @@ class VllmEngine:
         )
         return env
 
-    def first_cause(self, log: Path) -> str | None:
+    def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:  # noqa: ARG002
         """The first exception of an engine or worker process, else the log's last error line.
 
         The API server's closing traceback only says that the engine failed.
         """
         try:
             with log.open(encoding="utf-8", errors="replace") as lines:
-                return _first_cause(lines)
+                cause = _first_cause(lines)
         except OSError:
             return None
+        if cause is None:
+            return None
+        return Diagnosis(kind=FailureKind.UNKNOWN, evidence=cause, cause=cause, fix=READ_THE_LOG)
 
 
 def _first_cause(lines: Iterator[str]) -> str | None:

@@ -15,6 +15,7 @@ from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import ConfigurationError, ServerGoneError
 from enginehouse.core.sampler import Provenance
 from enginehouse.engines.base import Engine, ServerOptions, demand_api_key
+from enginehouse.engines.diagnosis import explained
 from enginehouse.engines.registry import ENGINES
 from enginehouse.executors.tree import identify, is_alive
 from enginehouse.launch.configuration import EvaluationConfig, ServeConfig, merged, parse
@@ -168,13 +169,12 @@ async def _end(server: Server, *, engine: Engine) -> ServerGoneError:
     process = identify(server.pid)
     while process is not None and is_alive(process):  # noqa: ASYNC110 (nothing tells us)
         await asyncio.sleep(_WATCH)
-    cause = engine.first_cause(server.log) if server.log else None
-    return ServerGoneError(
+    error = ServerGoneError(
         f"the server {server.name} ended by itself",
-        why=cause or "its log does not say; one that the kernel killed for memory looks like this",
+        why="its log does not say; one that the kernel killed for memory looks like this",
         fix="read the log and mend the cause; then serve again, or resume the run",
-        log=server.log,
     )
+    return explained(error, engine.diagnose(server.log) if server.log else None, log=server.log)
 
 
 async def serve_until_stopped(

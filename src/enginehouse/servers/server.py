@@ -15,6 +15,7 @@ import msgspec
 
 from enginehouse.core.errors import StartError, StopError
 from enginehouse.engines.base import Engine, LaunchContext, ServerOptions, is_loopback
+from enginehouse.engines.diagnosis import explained
 from enginehouse.executors.local import LocalExecutor, LocalProcess
 from enginehouse.executors.tree import ProcessIdentity, ProcessTree, identify
 from enginehouse.provisioning.environments import EngineEnvironment
@@ -157,13 +158,8 @@ class _Launch:
                 limit=limit,
             )
         except StartError as error:
-            cause = self.engine.first_cause(log)
-            raise StartError(
-                error.message,
-                why=cause or error.why,
-                fix=error.fix or "read the log; the first error in it is the one that counts",
-                log=log,
-            ) from error
+            diagnosis = self.engine.diagnose(log, exit_code=self.process.exit_code())
+            raise explained(error, diagnosis, log=log) from error
         self.grace = STOP_GRACE
         self._write(msgspec.structs.replace(self.record, ready=True, models=models))
         notify(f"ready after {time.monotonic() - began:.1f} s: {server.base_url}")
