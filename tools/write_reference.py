@@ -24,6 +24,7 @@ from enginehouse.core import errors, sampler, sampling
 from enginehouse.engines.base import ServerOptions
 from enginehouse.evaluation import records
 from enginehouse.launch.configuration import EvaluationConfig, ServeConfig, TaskConfig
+from enginehouse.launch.doctor import Finding
 from enginehouse.provisioning.inventory import InstalledEnvironment
 from enginehouse.provisioning.plans import EnvironmentPlan
 from enginehouse.report import summary
@@ -43,7 +44,7 @@ EXIT_CODES = {
     0: "done",
     1: "an error that Enginehouse did not foresee: a traceback is printed; please report it",
     2: "wrong usage or configuration",
-    3: "an engine environment could not be built or does not work",
+    3: "an engine environment could not be built or does not work; `doctor` found a problem",
     4: "the model cannot be had",
     5: "a server did not start, died, or could not be stopped",
     6: "a server that was to be used does not answer as it must, or refuses",
@@ -70,6 +71,7 @@ VARIABLES = {
     "UV_DEFAULT_INDEX": "The package registry that uv asks.",
     "UV_TORCH_BACKEND": "Where uv takes torch from; ours is cpu for the CPU build.",
     "CUDA_VISIBLE_DEVICES": "Empty or -1: the machine counts as one without a GPU.",
+    "LD_LIBRARY_PATH": "Handed on to engines; `doctor` warns of a CUDA in it.",
     "NO_COLOR": "No colours.",
     "COLUMNS": "The width of tables when the output is no terminal (else 100).",
 }
@@ -91,6 +93,7 @@ JSON_OUTPUT: Mapping[str, type] = {
     "`tasks`": TaskInfo,
     "`ps`": ServerStatus,
     "`envs`": InstalledEnvironment,
+    "`doctor`": Finding,
     "`install --plan`": EnvironmentPlan,
 }
 JSON_PARTS = (summary.TaskReport, summary.Figure, Interval, summary.Throughput, ServerRecord)

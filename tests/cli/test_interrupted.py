@@ -50,7 +50,10 @@ def test_while_the_environment_is_checked(house: House, words: tuple[str, ...], 
     (package,) = (tmp_path / "slow").glob("lib/*/site-packages/vllm/__init__.py")
     package.write_text("import time\ntime.sleep(60)\n")
     running = house.start(*words, "--python", str(python))
-    until(lambda: len(house.processes()) == 2, "the check does not begin")
+    until(
+        lambda: any(str(python) in process.cmdline() for process in house.processes()[1:]),
+        "the check does not begin",
+    )
     running.interrupt()
     check_end(house, running.end(), 130)
 
@@ -105,9 +108,29 @@ def test_interrupted_again_while_stopping(house: House, words: tuple[str, ...]):
     check_end(house, running.end(), 130)
 
 
+@pytest.mark.slow
 def test_the_server_dies_while_sampling(house: House, call, words: tuple[str, ...]):
+    """It is started again, no sample is lost, doubled or failed for it, and the report names it."""
+    running = house.start(*words, *slow(0.05), "--json")
+    running.until("ready after")
+    (run,) = house.runs
+    until(lambda: scored(run) >= 2, "no sample is scored")
+    (server,) = call("ps", "--json").report
+    os.kill(server["record"]["process"]["pid"], signal.SIGKILL)
+    done = running.end()
+    assert done.code == 0, done.err
+    assert "starting it again" in done.err
+    assert done.report["tasks"][0]["outcomes"]["correct"] == 10
+    assert {*journaled(run).samples.values()} == {1}
+    (incident,) = done.report["incidents"]
+    assert incident["kind"] == "killed"
+    assert incident["consequence"] == "started again"
+    house.nothing_left()
+
+
+def test_the_server_dies_and_is_not_to_be_restarted(house: House, call, words: tuple[str, ...]):
     """Exit code 5, no sample counted as failed for it, and a resume finishes the run."""
-    running = house.start(*words, *slow(0.05))
+    running = house.start(*words, *slow(0.05), "--max-restarts", "0")
     running.until("ready after")
     (run,) = house.runs
     until(lambda: scored(run) >= 2, "no sample is scored")
@@ -115,7 +138,7 @@ def test_the_server_dies_while_sampling(house: House, call, words: tuple[str, ..
     os.kill(server["record"]["process"]["pid"], signal.SIGKILL)
     done = running.end()
     assert done.code == 5, done.err
-    assert f"the server {server['record']['name']} ended by itself" in done.err
+    assert f"the server {server['record']['name']} failed: it ended with signal SIGKILL" in done.err
     assert f"log:  {server['record']['log']}" in done.err
     assert KEPT.format(run.name) in done.err
     assert "failed" not in journaled(run).counts()

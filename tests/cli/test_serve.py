@@ -98,7 +98,8 @@ def test_json(house: House, call):
 def test_the_server_dies_by_itself(house: House, call):
     """Exit code 5, the engine's own first cause, the log; nothing is left."""
     house.model()
-    running = house.start("serve", "tiny", "--name", "mine", "--env", "VLLM_FAKE_CHILD=group")
+    words = ("--max-restarts", "0", "--env", "VLLM_FAKE_CHILD=group")
+    running = house.start("serve", "tiny", "--name", "mine", *words)
     running.until("Ctrl-C")
     log = house.home / "state/servers/mine/server.log"
     with log.open("a") as file:
@@ -107,7 +108,9 @@ def test_the_server_dies_by_itself(house: House, call):
     os.kill(server["record"]["process"]["pid"], signal.SIGKILL)
     done = running.end()
     assert done.code == 5
-    assert "error: the server mine ended by itself" in done.err
+    assert (
+        "error: the server mine failed: it ended with signal SIGKILL; given up after 0" in done.err
+    )
     assert CAUSE in done.err
     assert str(log) in done.err
     house.nothing_left()
@@ -116,7 +119,7 @@ def test_the_server_dies_by_itself(house: House, call):
 def test_a_start_that_fails(house: House, call):
     """Exit code 5, the engine's own first cause, the log; detached as well."""
     house.model()
-    cause = "ValueError: No available memory for the cache blocks."
+    cause = "ValueError: nobody has seen this before"
     for words in ((), ("--detach",)):
         done = call("serve", "tiny", *words, "--env", f"VLLM_FAKE_START_ERROR={cause}")
         assert done.code == 5
@@ -137,19 +140,45 @@ def test_a_start_that_takes_too_long(house: House, call):
     house.nothing_left()
 
 
-@pytest.mark.parametrize("how", ["killed", "stopped by another"])
-def test_its_controller_goes(house: House, call, how: str):
-    """A killed controller's server is abandoned, and `stop` ends it; without a server it ends."""
+def test_its_controller_is_killed(house: House, call):
+    """Nobody does anything, and its server is gone; that it ended can still be seen."""
     house.model()
     running = house.start("serve", "tiny", "--name", "mine")
     running.until("Ctrl-C")
-    if how == "killed":
-        running.kill()
-        (server,) = call("ps", "--json").report
-        assert server["state"] == "abandoned"
-        assert "abandoned" in call("ps").out
-    assert call("stop", "mine").code == 0
+    running.kill()
     until(lambda: not house.processes(), lambda: str(house.processes()))
-    if how != "killed":
-        assert running.end().code == 5
+    assert call("ps", "--json").report == []
+    (server,) = call("ps", "--all", "--json").report
+    assert (server["record"]["name"], server["state"]) == ("mine", "stopped")
+    assert "the process that started this server is gone" in call("logs", "mine").out
+    house.nothing_left()
+
+
+def test_stopped_by_another(house: House, call):
+    """A server that was stopped by name is not started again: its controller ends and says so."""
+    house.model()
+    running = house.start("serve", "tiny", "--name", "mine")
+    running.until("Ctrl-C")
+    assert call("stop", "mine").code == 0
+    done = running.end()
+    assert done.code == 5
+    assert "it was stopped by `enginehouse stop`" in done.err
+    house.nothing_left()
+
+
+def test_it_dies_and_is_started_again(house: House, call):
+    """The same name and URL, without a word of the user."""
+    house.model()
+    running = house.start("serve", "tiny", "--name", "mine", "--json")
+    running.until('"pid"')
+    (before,) = call("ps", "--json").report
+    os.kill(before["record"]["process"]["pid"], signal.SIGKILL)
+    running.until("starting it again")
+    until(lambda: running.err.read_text().count("ready after") == 2, "it is not ready again")
+    (after,) = call("ps", "--json").report
+    assert after["state"] == "ready"
+    assert after["record"]["base_url"] == before["record"]["base_url"]
+    assert after["record"]["process"] != before["record"]["process"]
+    running.interrupt()
+    assert running.end().code == 130
     house.nothing_left()

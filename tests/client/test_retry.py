@@ -90,3 +90,41 @@ async def test_a_retry_after_beyond_patience_is_an_error_at_once():
     with pytest.raises(RateLimitedError):
         await play.run(Retries(patience=120.0))
     assert play.pauses == []
+
+
+async def test_refusals_are_waited_out_and_are_no_failed_attempts():
+    """A busy server is no broken one: five attempts are still left for what is broken."""
+    busy = [RateLimitedError("slow down", retry_after=1.0) for _ in range(50)]
+    broken = [ServerFaultError("no") for _ in range(4)]
+    play = Play(*busy[:25], *broken, *busy[25:])
+    value = await play.run(Retries(attempts=5, base=0.5), draw=0.0)
+    assert value == ("done", 55)
+    assert play.pauses == [1.0] * 25 + [0.0] * 4 + [1.0] * 25
+
+
+async def test_refusals_end_with_the_endurance():
+    """A request waits for so long in all, whether the server names a time or not."""
+    play = Play(*(RateLimitedError("slow down", retry_after=30.0) for _ in range(9)))
+    with pytest.raises(RateLimitedError) as caught:
+        await play.run(Retries(endurance=100.0), draw=0.0)
+    assert play.pauses == [30.0] * 4
+    assert caught.value.__notes__ == ["after 5 attempts"]
+    play = Play(*(RateLimitedError("slow down") for _ in range(1000)))
+    with pytest.raises(RateLimitedError):
+        await play.run(Retries(base=0.5, cap=20.0, endurance=100.0), draw=1.0)
+    assert 100.0 < sum(play.pauses) <= 120.0
+
+
+async def test_what_is_added_to_a_named_time_does_not_grow():
+    """The server says how long it takes; more would only leave it idle."""
+    play = Play(*(RateLimitedError("slow down", retry_after=1.0) for _ in range(9)))
+    await play.run(Retries(base=0.5, cap=20.0), draw=1.0)
+    assert play.pauses == [1.5] * 9
+
+
+async def test_refusals_that_take_no_time_are_failed_attempts():
+    """So that nothing loops for ever without waiting."""
+    play = Play(*(RateLimitedError("slow down", retry_after=0.0) for _ in range(9)))
+    with pytest.raises(RateLimitedError):
+        await play.run(Retries(attempts=5, base=0.0))
+    assert len(play.pauses) == 4

@@ -249,13 +249,13 @@ async def collect(client: HTTPSampler, into: list[str]) -> None:
 
 
 async def test_a_stream(scripted: Start):
-    """Comments and the usage are passed over."""
+    """Comments are passed over; the usage is a last piece without text."""
     usage = 'data: {"choices":[],"usage":{"prompt_tokens":1}}'
     server = await scripted(events(": keep-alive", piece("Hel"), piece("lo"), usage))
     got: list[str] = []
     async with sampler(server.url) as client:
         await collect(client, got)
-    assert got == ["Hel", "lo"]
+    assert got == ["Hel", "lo", ""]
 
 
 async def test_a_stream_is_retried_until_it_begins(scripted: Start):

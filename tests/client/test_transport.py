@@ -83,6 +83,19 @@ async def test_connections_are_reused(scripted: Start):
     assert server.connections == 1
 
 
+async def test_a_fresh_connection(scripted: Start):
+    """Whoever asks for one gets it, whatever is kept; it is not kept itself."""
+    server = await scripted(reply(b"ok"))
+    fresh = WireRequest("POST", "/v1/x", b"{}", fresh=True)
+    async with AiohttpTransport(server.url, api_key=KEY) as transport:
+        for request in (ASK, fresh, fresh, ASK):
+            assert (await transport.send(request)).body == b"ok"
+    assert server.connections == 3
+    heads = [sent.partition(b"\r\n\r\n")[0] for sent in server.requests]
+    assert all(KEY.encode() in head for head in heads)
+    assert [b"Connection: close" in head for head in heads] == [False, True, True, False]
+
+
 async def test_a_large_body_is_sent_whole(scripted: Start):
     """Two megabytes of token ids, for example."""
     server = await scripted(reply(b"ok"))
@@ -189,4 +202,4 @@ async def test_closing_twice():
     transport = AiohttpTransport("http://127.0.0.1:1")
     await transport.close()
     await transport.close()
-    assert transport._session.closed
+    assert transport._pooled.closed

@@ -9,7 +9,14 @@ import pytest
 
 from enginehouse.core.errors import ContextOverflowError, MalformedResponseError, ServerFaultError
 from enginehouse.core.messages import ChatPrompt, Message
-from enginehouse.core.sampler import Delta, SampleRequest, SampleResponse, Timing, TokenLogprob
+from enginehouse.core.sampler import (
+    Delta,
+    SampleRequest,
+    SampleResponse,
+    Timing,
+    TokenLogprob,
+    Usage,
+)
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.dialects import openai_chat
 
@@ -164,15 +171,17 @@ def test_a_page_that_is_no_json_is_malformed():
 
 
 def test_chunks_of_a_stream():
-    """The opening chunk is empty, a token's chunk has its id, the usage chunk has no choices."""
+    """The opening chunk is empty, a token's chunk has its id; the usage is a piece of its own."""
     opening = b'{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}'
     middle = b'{"choices":[{"index":0,"delta":{"content":"The"},"token_ids":[504]}]}'
     last = b'{"choices":[{"index":1,"delta":{"content":"."},"finish_reason":"stop"}]}'
     usage = b'{"choices":[],"usage":{"prompt_tokens":1}}'
+    continuous = b'{"choices":[{"delta":{"content":"x"}}],"usage":{"prompt_tokens":1}}'
     assert openai_chat.decode_chunk(opening) == (Delta(text=""),)
     assert openai_chat.decode_chunk(middle) == (Delta(text="The", token_ids=(504,)),)
     assert openai_chat.decode_chunk(last) == (Delta(text=".", index=1, finish_reason="stop"),)
-    assert openai_chat.decode_chunk(usage) == ()
+    assert openai_chat.decode_chunk(usage) == (Delta(text="", usage=Usage(1, 0)),)
+    assert openai_chat.decode_chunk(continuous) == (Delta(text="x"),)
 
 
 def test_errors_inside_a_stream():

@@ -9,7 +9,14 @@ import pytest
 
 from enginehouse.core.errors import MalformedResponseError
 from enginehouse.core.messages import Prompt, TextPrompt, TokenPrompt
-from enginehouse.core.sampler import Delta, SampleRequest, SampleResponse, Timing, TokenLogprob
+from enginehouse.core.sampler import (
+    Delta,
+    SampleRequest,
+    SampleResponse,
+    Timing,
+    TokenLogprob,
+    Usage,
+)
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.dialects import openai_completions
 
@@ -118,3 +125,5 @@ def test_chunks_of_a_stream():
     assert openai_completions.decode_chunk(data) == (
         Delta(text=" Our", index=1, token_ids=(3698,), finish_reason="length"),
     )
+    usage = b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}'
+    assert openai_completions.decode_chunk(usage) == (Delta(text="", usage=Usage(1, 2)),)

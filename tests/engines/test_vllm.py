@@ -38,6 +38,7 @@ def command(environment, *, development_endpoints=True, **options: object):
         served_model_name="served",
         port=4000,
         internal_port=4001,
+        start_limit=1800.5,
         development_endpoints=development_endpoints,
     )
     return ENGINE.command(ServerOptions(**options), context=context)
@@ -305,13 +306,25 @@ vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.5
 vllm:prompt_tokens_total{engine="0",model_name="m"} 1.25e+06
 vllm:prompt_tokens_created{engine="0",model_name="m"} 1.79e+09
 vllm:generation_tokens_total{engine="0",model_name="m"} 42.0
+vllm:num_preemptions_total{engine="0",model_name="m"} 2.0
+vllm:num_preemptions_created{engine="0",model_name="m"} 1.79e+09
+vllm:prefix_cache_queries_total{engine="0",model_name="m"} 100.0
+vllm:prefix_cache_hits_total{engine="0",model_name="m"} 48.0
+vllm:external_prefix_cache_hits_total{engine="0",model_name="m"} 7.0
 """
 
 
 def test_load_is_summed_over_engines():
     """Counts add up over data-parallel engines; the fullest cache counts."""
     assert ENGINE.load_signal.parse(METRICS) == Load(
-        running=7, waiting=6, kv_cache_usage=0.5, prompt_tokens=1_250_000, generation_tokens=42
+        running=7,
+        waiting=6,
+        kv_cache_usage=0.5,
+        prompt_tokens=1_250_000,
+        generation_tokens=42,
+        preemptions=2,
+        prefix_cache_queries=100,
+        prefix_cache_hits=48,
     )
 
 
@@ -319,66 +332,3 @@ def test_load_is_summed_over_engines():
 def test_a_page_without_queue_is_no_load(body):
     """Not a vLLM, or not its metrics: the client must not take that for an empty queue."""
     assert ENGINE.load_signal.parse(body) is None
-
-
-CORE = "(EngineCore pid=7) ERROR 11-21 04:30:17 [core.py:1510] "
-LOGS = {
-    "the engine's exception, not the server's closing one": (
-        f"""\
-{CORE}EngineCore failed to start.
-{CORE}Traceback (most recent call last):
-{CORE}  File "core.py", line 1, in f
-{CORE}ValueError: no room
-{CORE}RuntimeError: a later one
-RuntimeError: Engine core initialization failed. See root cause above.
-""",
-        "ValueError: no room",
-    ),
-    "a worker's traceback without a level": (
-        """\
-(Worker_TP1 pid=9) Traceback (most recent call last):
-(Worker_TP1 pid=9) torch.OutOfMemoryError: CUDA out of memory.
-(APIServer pid=1) RuntimeError: Engine core initialization failed.
-""",
-        "torch.OutOfMemoryError: CUDA out of memory.",
-    ),
-    "what pydantic found wrong": (
-        """\
-Traceback (most recent call last):
-pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
-  Value error, max_model_len is too large [type=value_error, input_value=x]
-    For further information visit the documentation
-""",
-        "max_model_len is too large",
-    ),
-    "argparse's complaint": (
-        """\
-usage: api_server.py [options]
-api_server.py: error: unrecognized arguments: --x
-""",
-        "api_server.py: error: unrecognized arguments: --x",
-    ),
-    "the last error if nothing better": (
-        """\
-(APIServer pid=1) WARNING 11-21 04:30:17 [a.py:1] ValueError: only a warning
-(APIServer pid=1) ERROR 11-21 04:30:18 [a.py:1] it went wrong
-(APIServer pid=1) INFO 11-21 04:30:19 [a.py:1] bye
-""",
-        "it went wrong",
-    ),
-    "nothing": ("INFO: started\nloading…\n", None),
-}
-
-
-@pytest.mark.parametrize(("text", "cause"), LOGS.values(), ids=LOGS.keys())
-def test_first_cause(tmp_path, text, cause):
-    """A failed start's log gives the line that says why."""
-    log = tmp_path / "server.log"
-    log.write_text(text)
-    diagnosis = ENGINE.diagnose(log)
-    assert (diagnosis and diagnosis.cause) == cause
-
-
-def test_first_cause_of_no_log(tmp_path):
-    """A log that is not there has no cause, and is no error of its own."""
-    assert ENGINE.diagnose(tmp_path / "none") is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 
 import pytest
@@ -12,7 +11,7 @@ from command_line import House, port_is_free
 
 import enginehouse
 from enginehouse import ChatPrompt, EnginehouseError, Message, SampleRequest
-from enginehouse.core.errors import ConfigurationError, ModelError, ServerGoneError, StartError
+from enginehouse.core.errors import ConfigurationError, ModelError, StartError
 from enginehouse.launch.configuration import EvaluationConfig, TaskConfig
 from enginehouse.launch.serving import attached, choose_engine
 from enginehouse.testing.fake_engine import running_fake_engine
@@ -101,30 +100,12 @@ async def test_no_model(house: House):
             pytest.fail("it cannot be ready")
 
 
-async def test_work_ends_with_the_server(house: House):
-    """Work that is bound to the server's life fails at once when that ends, with its log."""
-    async with enginehouse.serve(str(house.model())) as server:
-        assert await server.while_it_lives(server.sampler.tokenize("hello")) != ()
-        with pytest.raises(ZeroDivisionError):
-            await server.while_it_lives(broken())
-        assert server.server.pid is not None
-        os.kill(server.server.pid, signal.SIGKILL)
-        with pytest.raises(ServerGoneError, match="ended by itself") as caught:
-            await server.while_it_lives(asyncio.sleep(60))
-        assert caught.value.log == server.server.log
-
-
-async def broken() -> None:
-    """Raises."""
-    raise ZeroDivisionError
-
-
 async def test_a_server_of_somebody_else(house: House):
     """It is asked, not watched, and left running; what cannot be known is null with its reason."""
     async with running_fake_engine(model="theirs") as handle:
         config = EvaluationConfig(url=handle.url, tasks=(TaskConfig(name="instructions"),))
         async with attached(config, notify=lambda _: None) as server:
-            response = await server.while_it_lives(server.sampler.sample(HELLO))
+            response = await server.sampler.sample(HELLO)
             assert response.completions[0].text
             assert server.provenance.weights_digest is None
             assert server.provenance.unknown["weights_digest"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,14 @@ from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.servers import server
 from enginehouse.servers.records import ServerRecord, find_server, list_servers
-from enginehouse.servers.server import Server, launch_detached, start_server, stop_server
+from enginehouse.servers.server import (
+    OwnedServer,
+    Server,
+    StartLimits,
+    launch_detached,
+    start_server,
+    stop_server,
+)
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
 
@@ -56,7 +64,7 @@ def model(tmp_path) -> ResolvedModel:
     )
 
 
-Starting = AbstractAsyncContextManager[Server]
+_LIMITS = StartLimits(total=30.0, silence=30.0)
 
 
 class Starter:
@@ -68,21 +76,29 @@ class Starter:
         self.layout = layout
         self.said: list[str] = []
 
-    def __call__(self, *, name=None, start_timeout=30.0, env=None, **options: object) -> Starting:
+    @asynccontextmanager
+    async def __call__(self, **settings: object) -> AsyncIterator[Server]:
         """A foreground server for a block."""
-        return start_server(self.model, **self._arguments(name, start_timeout, env, options))
+        async with self.owned(**settings) as owned:
+            yield owned.server
+
+    def owned(
+        self, *, name=None, limits=_LIMITS, env=None, **options: object
+    ) -> AbstractAsyncContextManager[OwnedServer]:
+        """A foreground server for a block, as its owner has it."""
+        return start_server(self.model, **self._arguments(name, limits, env, options))
 
     async def detached(self, *, name=None, env=None, **options: object) -> ServerRecord:
         """A detached server's record."""
-        server = await launch_detached(self.model, **self._arguments(name, 30.0, env, options))
+        server = await launch_detached(self.model, **self._arguments(name, _LIMITS, env, options))
         return find_server(server.name, layout=self.layout)
 
-    def _arguments(self, name, start_timeout, env, options):
+    def _arguments(self, name, limits, env, options):
         return self.fixed | {
             "options": ServerOptions(env_vars=env or {}, **options),
             "notify": self.said.append,
             "name": name,
-            "start_timeout": start_timeout,
+            "limits": limits,
         }
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from enginehouse.core.errors import StartError
 from enginehouse.engines.vllm import VllmEngine
-from enginehouse.servers.readiness import describe_exit, parse_models, wait_until_ready
+from enginehouse.executors.base import Effort
+from enginehouse.servers.readiness import StartLimits, describe_exit, parse_models, wait_until_ready
 
 MODELS = '{"object": "list", "data": [{"id": "m", "owned_by": "vllm"}, {"id": "adapter"}]}'
 
@@ -23,6 +24,10 @@ class Alive:
     def exit_code(self) -> int | None:
         """As given."""
         return self.code
+
+    def effort(self) -> Effort:
+        """None."""
+        return Effort(logged=0, read=0)
 
     async def stop(self, *, grace: float) -> None:
         """Not allowed."""
@@ -64,7 +69,7 @@ def ready(url, *, process=None, limit=20.0, model="m"):
         engine=VllmEngine(),
         model=model,
         api_key=None,
-        limit=limit,
+        limits=StartLimits(total=limit),
     )
 
 
@@ -112,7 +117,7 @@ async def test_a_process_that_ends_is_noticed_at_once():
 async def test_after_the_limit_it_says_how_far_it_came(web):
     """Unhealthy all along: the error has the last answer."""
     url = await web({"/health": [(503, "")]})
-    with pytest.raises(StartError, match="not ready after 1 s") as caught:
+    with pytest.raises(StartError, match=r"not ready after 0\.6 s") as caught:
         await ready(url, limit=0.6)
     assert caught.value.why == "/health answered 503"
 

@@ -51,7 +51,8 @@ async def seeded(session, *, words, requests):
 async def test_a_real_vllm_is_ready_works_and_is_gone(arguments, layout):
     """It is ready with our flags and key, survives long seeded prompts, and is gone after."""
     options = ServerOptions(api_key="s3cret", served_model_name="smollm2")
-    async with start_server(**arguments, options=options) as server:
+    async with start_server(**arguments, options=options) as owned:
+        server = owned.server
         headers = {"Authorization": "Bearer s3cret"}
         async with aiohttp.ClientSession(server.base_url, headers=headers) as session:
             assert await seeded(session, words=700, requests=4) == [200] * 4
@@ -69,7 +70,8 @@ async def test_a_real_vllm_is_ready_works_and_is_gone(arguments, layout):
 
 async def test_a_killed_engine_core_leaves_nothing(arguments, layout):
     """After kill -9 of EngineCore in the block, the rest of vLLM is gone after the block."""
-    async with start_server(**arguments, options=ServerOptions()) as server:
+    async with start_server(**arguments, options=ServerOptions()) as owned:
+        server = owned.server
         (status,) = list_servers(layout)
         processes = psutil.Process(server.pid).children(recursive=True)
         (core,) = [p for p in processes if "EngineCore" in p.name()]

@@ -44,7 +44,7 @@ def record(process, *, name="one", started=1.0, **changes: object) -> ServerReco
         process=process,
         starter=US,
         detached=False,
-        ready=True,
+        state=ServerState.READY,
         base_url="http://127.0.0.1:4000",
         host="127.0.0.1",
         models=("m",),
@@ -82,21 +82,26 @@ def test_a_record_survives_the_disk(layout, sleeper):
 
 
 def test_states(layout, sleeper):
-    """Starting, ready, abandoned by a starter that is gone, dead: each is told from the others."""
+    """What its record says, whether it lives, and whether anybody is left to stop it."""
     alive = identify(sleeper.pid)
     gone = msgspec.structs.replace(alive, started=alive.started - 9)
-    keep(layout, record(alive, name="starting", ready=False))
+    keep(layout, record(alive, name="starting", state=ServerState.STARTING))
     keep(layout, record(alive, name="ready"))
     keep(layout, record(alive, name="abandoned", starter=gone))
     keep(layout, record(alive, name="detached", starter=gone, detached=True))
-    keep(layout, record(gone, name="dead"))
+    keep(layout, record(gone, name="failed"))
+    keep(layout, record(gone, name="reaped", starter=gone))
     assert states(layout) == {
         "starting": ServerState.STARTING,
         "ready": ServerState.READY,
-        "abandoned": ServerState.ABANDONED,
+        "abandoned": ServerState.READY,
         "detached": ServerState.READY,
-        "dead": ServerState.DEAD,
+        "failed": ServerState.FAILED,
     }
+    abandoned = [status.record.name for status in list_servers(layout) if status.abandoned]
+    assert abandoned == ["abandoned"]
+    (ended,) = (s for s in list_servers(layout, ended=True) if s.record.name == "reaped")
+    assert ended.state is ServerState.STOPPED
 
 
 def test_list_has_the_processes_and_is_ordered(layout, sleeper):

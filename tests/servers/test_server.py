@@ -20,10 +20,17 @@ from enginehouse.core.errors import (
     UnknownNameError,
 )
 from enginehouse.executors.tree import identify
+from enginehouse.servers import health
 from enginehouse.servers import server as server_module
-from enginehouse.servers.ports import is_free
-from enginehouse.servers.records import ServerState, list_servers
-from enginehouse.servers.server import attach_server, curl_line, stop_server
+from enginehouse.servers.ports import is_free, lease_ports, release_ports
+from enginehouse.servers.records import ServerState, find_server, list_servers
+from enginehouse.servers.server import (
+    StartLimits,
+    attach_server,
+    curl_line,
+    stop_server,
+    survey,
+)
 
 DEADLINE = 30
 
@@ -189,7 +196,7 @@ async def test_a_killed_leader_leaves_no_orphan(start, layout):
         pids = family(server.pid)
         assert len(pids) > 1
         os.kill(server.pid, signal.SIGKILL)
-        await until(lambda: list_servers(layout)[0].state is ServerState.DEAD)
+        await until(lambda: list_servers(layout)[0].state is ServerState.FAILED)
     assert not alive(pids)
     assert nothing_is_left(layout)
 
@@ -207,13 +214,70 @@ async def test_a_failed_start_says_why_at_once(start, layout):
     assert nothing_is_left(layout)
 
 
-async def test_a_start_that_takes_too_long_is_stopped(start, layout):
-    """After the limit it is stopped, and the error says how far it came."""
-    with pytest.raises(StartError, match="not ready after 1 s") as caught:
-        async with start(env={"VLLM_FAKE_START_DELAY": "inf"}, start_timeout=1.0):
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (StartLimits(total=0.7, silence=30), "not ready after 0.7 s"),
+        (StartLimits(total=30, silence=0.7), "neither logged nor loaded anything for 0.7 s"),
+    ],
+)
+async def test_a_start_that_takes_too_long_is_stopped(start, layout, limits, said):
+    """After a limit it is stopped, and the error says which one and how far it came."""
+    with pytest.raises(StartError, match=said) as caught:
+        async with start(env={"VLLM_FAKE_START_DELAY": "inf"}, limits=limits):
             pytest.fail("it cannot be ready")
     assert caught.value.why == "it has not answered yet"
+    assert "--progress-timeout" in caught.value.fix
     assert nothing_is_left(layout)
+
+
+async def test_a_restart_keeps_name_and_url(start, layout):
+    """A server that was killed is a new process at the old address, with a log of its own."""
+    async with start.owned(env={"VLLM_FAKE_CHILD": "group"}) as owned:
+        before = owned.server
+        pids = family(before.pid)
+        os.kill(before.pid, signal.SIGKILL)
+        await until(lambda: owned.exit_code() is not None)
+        await owned.restart()
+        after = owned.server
+        assert (after.name, after.base_url, after.models) == (
+            before.name,
+            before.base_url,
+            before.models,
+        )
+        assert after.pid != before.pid
+        assert (before.log.name, after.log.name) == ("server.log", "server-2.log")
+        assert not alive(pids)
+        (status,) = list_servers(layout)
+        assert (status.state, status.record.log) == (ServerState.READY, after.log)
+    assert not alive([after.pid])
+    assert nothing_is_left(layout)
+
+
+async def test_an_ended_server_is_still_known(start, layout):
+    """Its name, its end and its log can be asked for as long as the log is kept."""
+    async with start(name="mine") as server:
+        pass
+    (status,) = list_servers(layout, ended=True)
+    assert (status.record.name, status.state) == ("mine", ServerState.STOPPED)
+    assert find_server("mine", layout=layout, ended=True).log == server.log
+    with pytest.raises(StartError):
+        async with start(name="mine", env={"VLLM_FAKE_START_ERROR": "ValueError: no"}):
+            pytest.fail("it cannot be ready")
+    (status,) = list_servers(layout, ended=True)
+    assert status.state is ServerState.FAILED
+
+
+async def test_a_survey_asks_for_health(start, layout, monkeypatch):
+    """A server whose process lives but that does not answer is not called ready."""
+    record = await start.detached(name="deaf")
+    assert [status.state for status in await survey(layout)] == [ServerState.READY]
+    monkeypatch.setattr(health, "_PROBE", aiohttp.ClientTimeout(total=0.2))
+    os.kill(record.process.pid, signal.SIGSTOP)
+    try:
+        assert [status.state for status in await survey(layout)] == [ServerState.DEGRADED]
+    finally:
+        os.kill(record.process.pid, signal.SIGCONT)
 
 
 async def test_wrong_options_start_nothing(start, layout):
@@ -269,7 +333,7 @@ async def test_a_dead_server_is_shown_dead_and_cleaned_by_stop(start, layout):
     record = await start.detached(name="gone", env={"VLLM_FAKE_CHILD": "group"})
     pids = family(record.process.pid)
     os.kill(record.process.pid, signal.SIGKILL)
-    await until(lambda: list_servers(layout)[0].state is ServerState.DEAD)
+    await until(lambda: list_servers(layout)[0].state is ServerState.FAILED)
     await stop_server("gone", layout=layout, grace=1)
     assert not alive(pids)
     assert nothing_is_left(layout)
@@ -291,7 +355,7 @@ async def test_a_port_that_stays_taken_is_no_stop(start, layout, monkeypatch):
         async with start():
             pass
     monkeypatch.undo()
-    assert [status.state for status in list_servers(layout)] == [ServerState.DEAD]
+    assert [status.state for status in list_servers(layout)] == [ServerState.FAILED]
 
 
 KILLED = """
@@ -337,15 +401,41 @@ def controller(layout, environment, tmp_path):
         process.kill()
 
 
-async def test_kill_of_the_controller_leaves_a_server_that_can_be_stopped(controller, layout):
-    """After kill -9 of the process that serves, the server is abandoned and can be stopped."""
+async def test_kill_of_the_controller_leaves_nothing(controller, layout):
+    """After kill -9 of the process that serves, the reaper ends the server."""
+    (status,) = list_servers(layout)
+    controller.kill()
+    controller.wait()
+    await until(lambda: not alive(status.pids))
+    assert not release_dead(layout)
+    assert nothing_is_left(layout)
+    assert "the process that started this server is gone" in status.record.log.read_text()
+
+
+async def test_kill_of_controller_and_reaper_leaves_a_server_that_can_be_stopped(
+    controller, layout
+):
+    """Where not even the reaper is left, the server is listed as abandoned and can be stopped."""
+    (reaper,) = (
+        child
+        for child in psutil.Process(controller.pid).children()
+        if "enginehouse.executors.reaper" in child.cmdline()
+    )
+    reaper.kill()
     controller.kill()
     controller.wait()
     (status,) = list_servers(layout)
-    assert status.state is ServerState.ABANDONED
+    assert status.abandoned
     await stop_server(status.record.name, layout=layout)
     assert not alive(status.pids)
     assert nothing_is_left(layout)
+
+
+def release_dead(layout) -> bool:
+    """Drop the leases of dead owners, as the next lease does; whether a live one is left."""
+    lease = lease_ports(layout, host="127.0.0.1", wanted=None, name="next")
+    release_ports(layout, lease)
+    return bool(list(layout.ports.glob("*.json")))
 
 
 async def test_ctrl_c_in_the_controller_stops_the_server(controller, layout):

@@ -34,6 +34,9 @@ COMMANDS = {
     "logs": CommandEntry("enginehouse.cli.servers:logs", "Print a server's log."),
     "stop": CommandEntry("enginehouse.cli.servers:stop", "Stop a server and prove it."),
     "install": CommandEntry("enginehouse.cli.install:install", "Build an engine environment."),
+    "doctor": CommandEntry(
+        "enginehouse.cli.doctor:doctor", "Check this machine before anything fails."
+    ),
     "envs": CommandEntry("enginehouse.cli.install:envs", "List or remove engine environments."),
 }
 

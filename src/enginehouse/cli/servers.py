@@ -10,26 +10,32 @@ import typer
 
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption
-from enginehouse.servers.records import find_server, list_servers
-from enginehouse.servers.server import stop_server
+from enginehouse.servers.records import find_server
+from enginehouse.servers.server import stop_server, survey
 from enginehouse.store.layout import Layout
 
 NameArgument = Annotated[str, typer.Argument(help="A name that `enginehouse ps` lists.")]
 
 
-def ps(*, json: JsonOption = False) -> None:
-    """List the servers that were started here."""
+def ps(
+    *,
+    every: Annotated[
+        bool, typer.Option("--all", "-a", help="Stopped servers, too, as long as logs are kept.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """List the servers that were started here, and whether they work."""
     from enginehouse.report.terminal import print_rows
 
     console = Console(json=json)
-    found = list_servers(Layout.from_environment())
+    found = run_async(survey(Layout.from_environment(), ended=every))
     if json:
         console.data(found)
     elif found:
         rows = [
             (
                 s.record.name,
-                s.state.value,
+                s.state.value + (" (abandoned)" if s.abandoned else ""),
                 s.record.base_url,
                 str(s.record.process.pid),
                 s.record.model,
@@ -47,7 +53,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
 ) -> None:
     """Print a server's log."""
-    path = find_server(name, layout=Layout.from_environment()).log
+    path = find_server(name, layout=Layout.from_environment(), ended=True).log
     with path.open(errors="replace") as log:
         while True:
             if text := log.read(1 << 16):

@@ -16,19 +16,23 @@ from enginehouse.core.errors import RateLimitedError, WireError
 
 T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[None]]
+_STEEP = 60  # doublings after which no cap can be lower
 
 
 class Retries(msgspec.Struct, frozen=True, kw_only=True):
     """At most `attempts` tries; before try k + 1 a pause from [0, min(cap, base · 2^(k-1))] s.
 
-    A server's Retry-After is waited for in full, unless it is longer than `patience` seconds: then
-    the error is raised at once.
+    A server that refuses because it is busy (429, or 503 with Retry-After) works, so that its
+    refusals are no failed tries: they are waited out, as long as Retry-After says and up to `base`
+    on top. A Retry-After longer than `patience` is an error at once, and so is any refusal after
+    `endurance` seconds of such waits.
     """
 
     attempts: int = 5
     base: float = 0.5
     cap: float = 20.0
     patience: float = 120.0
+    endurance: float = 1200.0
 
 
 class Tried(msgspec.Struct, Generic[T], frozen=True):
@@ -49,27 +53,24 @@ async def with_retries(
 
     Raises the last error. `draw` gives uniform numbers in [0, 1).
     """
-    made = 0
+    made = failed = 0
+    waited = 0.0
     while True:
         made += 1
         try:
             return Tried(await attempt(), made)
         except WireError as error:
-            pause = _pause(error, made=made, retries=retries, draw=draw)
-            if pause is None:
+            asked = (error.retry_after or 0.0) if isinstance(error, RateLimitedError) else 0.0
+            steps = 0 if asked else min(made - 1, _STEEP)
+            pause = asked + draw() * min(retries.cap, retries.base * 2.0**steps)
+            if isinstance(error, RateLimitedError) and pause > 0:
+                given_up = asked > retries.patience or waited > retries.endurance
+                waited += pause
+            else:
+                failed += 1
+                given_up = not error.retryable or failed >= retries.attempts
+            if given_up:
                 if made > 1:
                     error.add_note(f"after {made} attempts")
                 raise
         await sleep(pause)
-
-
-def _pause(
-    error: WireError, *, made: int, retries: Retries, draw: Callable[[], float]
-) -> float | None:
-    """Seconds to wait before the next attempt, None if there must not be one."""
-    if not error.retryable or made >= retries.attempts:
-        return None
-    jitter = draw() * min(retries.cap, retries.base * 2.0 ** (made - 1))
-    if isinstance(error, RateLimitedError) and error.retry_after is not None:
-        return error.retry_after + jitter if error.retry_after <= retries.patience else None
-    return jitter

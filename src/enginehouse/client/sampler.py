@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from typing import Self
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from typing import Protocol, Self, TypeVar
+
+import msgspec
 
 from enginehouse.client.limits import Adaptive, AdaptiveController, Limit
 from enginehouse.client.retry import Retries, Tried, with_retries
@@ -20,6 +22,7 @@ from enginehouse.client.transport import (
 )
 from enginehouse.core.errors import (
     ConfigurationError,
+    ConnectionFailedError,
     MalformedResponseError,
     UnknownModelError,
     WireError,
@@ -43,6 +46,25 @@ from enginehouse.dialects.openai_requests import require
 from enginehouse.dialects.server_sent_events import EventParser
 
 DEFAULT_CONCURRENCY = 64
+_LOAD_TIMEOUT = 5.0  # seconds; an older reading says nothing about the queue now
+_NO_TURN = nullcontext()
+T = TypeVar("T")
+
+
+class Delivery(Protocol):
+    """What every request goes through once it has a place among those under way.
+
+    Whoever keeps the server alive delivers a request again that a dead server took with it.
+    """
+
+    async def __call__(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """The result of `attempt`, called once or more often."""
+        ...
+
+
+async def delivered_once(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Delivery where nobody keeps the server alive."""
+    return await attempt()
 
 
 class HTTPSampler:
@@ -50,10 +72,11 @@ class HTTPSampler:
 
     `base_url` may end in /v1. `model` None is the first that the server lists. `concurrency` is a
     number, or Adaptive bounds; None is Adaptive() where there is a load signal to follow, else 64.
+    `one_at_a_time` tells the requests that the server bears only one by one.
     Any number of tasks may share one sampler; requests beyond the limit wait here.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (all but two are optional, and independent of one another)
         self,
         base_url: str,
         *,
@@ -64,6 +87,8 @@ class HTTPSampler:
         load_signal: LoadSignal | None = None,
         timeouts: Timeouts | None = None,
         retries: Retries | None = None,
+        one_at_a_time: Callable[[SampleRequest], bool] | None = None,
+        deliver: Delivery = delivered_once,
     ) -> None:
         self.base_url = normal_base_url(base_url)
         self._model = model
@@ -72,6 +97,9 @@ class HTTPSampler:
         self._load_signal = load_signal
         self._timeouts = timeouts or Timeouts()
         self._retries = retries or Retries()
+        self._one_at_a_time = one_at_a_time
+        self._alone = asyncio.Lock()
+        self._deliver = deliver
         if concurrency is None:
             concurrency = DEFAULT_CONCURRENCY if load_signal is None else Adaptive()
         if isinstance(concurrency, Adaptive) and load_signal is None:
@@ -128,7 +156,7 @@ class HTTPSampler:
         """Ask once. Raises WireError; retryable errors have been retried already."""
         dialect = _dialect(request)
         wire = self._encode(dialect, request, stream=False)
-        async with self._limit:
+        async with self._turn(request), self._limit:
             tried = await self._send(wire)
         reply = tried.value
         timing = Timing(started=reply.started, elapsed=reply.elapsed, attempts=tried.attempts)
@@ -141,9 +169,9 @@ class HTTPSampler:
         """
         dialect = _dialect(request)
         wire = self._encode(dialect, request, stream=True)
-        async with self._limit, AsyncExitStack() as stack:
+        async with self._turn(request), self._limit, AsyncExitStack() as stack:
 
-            async def begin() -> WireStream:
+            async def begin(wire: WireRequest) -> WireStream:
                 async with AsyncExitStack() as failing:
                     stream = await failing.enter_async_context(self._transport.stream(wire))
                     if stream.status != 200:
@@ -151,7 +179,7 @@ class HTTPSampler:
                     stack.push_async_exit(failing.pop_all())
                     return stream
 
-            tried = await with_retries(begin, retries=self._retries)
+            tried = await self._tried(begin, wire)
             async for data in _events(tried.value):
                 try:
                     deltas = dialect.decode_chunk(data)
@@ -187,8 +215,9 @@ class HTTPSampler:
 
     async def _load_or_none(self) -> Load | None:
         try:
-            return await self.load()
-        except WireError:
+            async with asyncio.timeout(_LOAD_TIMEOUT):
+                return await self.load()
+        except (WireError, TimeoutError):
             return None
 
     async def _first_model(self) -> str:
@@ -215,13 +244,31 @@ class HTTPSampler:
     async def _send(self, wire: WireRequest) -> Tried[WireReply]:
         transport = self._transport
 
-        async def attempt() -> WireReply:
+        async def attempt(wire: WireRequest) -> WireReply:
             reply = await transport.send(wire)
             if reply.status != 200:
                 raise self._error(reply.status, reply.body, reply.retry_after)
             return reply
 
-        return await with_retries(attempt, retries=self._retries)
+        return await self._tried(attempt, wire)
+
+    async def _tried(
+        self, send: Callable[[WireRequest], Awaitable[T]], wire: WireRequest
+    ) -> Tried[T]:
+        async def attempt() -> T:
+            nonlocal wire
+            try:
+                return await send(wire)
+            except ConnectionFailedError:
+                # where one kept connection was closed under us, the others may be, too
+                wire = msgspec.structs.replace(wire, fresh=True)
+                raise
+
+        return await self._deliver(lambda: with_retries(attempt, retries=self._retries))
+
+    def _turn(self, request: SampleRequest) -> AbstractAsyncContextManager[None]:
+        alone = self._one_at_a_time is not None and self._one_at_a_time(request)
+        return self._alone if alone else _NO_TURN
 
     def _error(self, status: int, body: bytes, retry_after: float | None) -> WireError:
         return self._redacted(error_reply(status, body, retry_after=retry_after))

@@ -38,11 +38,15 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WireRequest(msgspec.Struct, frozen=True):
-    """One HTTP request; `path` begins with a slash and follows the server's base URL."""
+    """One HTTP request; `path` begins with a slash and follows the server's base URL.
+
+    `fresh`: on a new connection of its own, which no server can just have closed for idleness.
+    """
 
     method: str
     path: str
     body: bytes | None = None
+    fresh: bool = False
 
 
 class WireReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,15 +105,21 @@ class AiohttpTransport:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if api_key is not None:
             headers["Authorization"] = f"Bearer {_checked_key(api_key)}"
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=keep_alive),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=headers,
-            timeout=aiohttp.ClientTimeout(
-                total=self.timeouts.total,
-                sock_connect=self.timeouts.connect,
-                sock_read=self.timeouts.first_byte,
-            ),
+        self._pooled, self._fresh = (
+            aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(
+                    total=self.timeouts.total,
+                    sock_connect=self.timeouts.connect,
+                    sock_read=self.timeouts.first_byte,
+                ),
+            )
+            for connector in (
+                aiohttp.TCPConnector(limit=0, keepalive_timeout=keep_alive),
+                aiohttp.TCPConnector(limit=0, force_close=True),
+            )
         )
 
     async def __aenter__(self) -> Self:
@@ -120,7 +130,8 @@ class AiohttpTransport:
 
     async def close(self) -> None:
         """Close every connection. Idempotent."""
-        await self._session.close()
+        await self._pooled.close()
+        await self._fresh.close()
 
     async def send(self, request: WireRequest) -> WireReply:
         """Send and read the whole reply, whatever its status; raises WireError below HTTP."""
@@ -181,7 +192,8 @@ class AiohttpTransport:
         body: bytes | io.BytesIO | None = request.body
         if request.body is not None and len(request.body) > _LARGE_BODY:
             body = io.BytesIO(request.body)
-        return await self._session.request(request.method, url, data=body, allow_redirects=False)
+        session = self._fresh if request.fresh else self._pooled
+        return await session.request(request.method, url, data=body, allow_redirects=False)
 
     @contextmanager
     def _translated(self, begun: float, *, answered: bool) -> Iterator[None]:
@@ -196,6 +208,8 @@ class AiohttpTransport:
         if isinstance(error, TimeoutError):
             return self._timeout(error, answered=answered, waited=waited)
         why = str(error) or type(error).__name__
+        if isinstance(error, aiohttp.ClientPayloadError):
+            why = "the connection ended before all that was announced had come"
         if answered or isinstance(error, aiohttp.ClientResponseError):
             return MalformedResponseError(
                 f"the reply of {self.base_url} broke off or is not HTTP",

@@ -18,6 +18,7 @@ EnginehouseError
 │   ├── RequestTimeoutError           names what timed out
 │   ├── RateLimitedError              retryable after `retry_after` seconds
 │   ├── ServerFaultError              5xx
+│   ├── EngineKilledError             this request alone ended the engine
 │   ├── BadRequestError               4xx: asking again would not help
 │   │   ├── UnauthorizedError
 │   │   ├── UnknownModelError
@@ -219,6 +220,12 @@ class ServerFaultError(WireError):
     """The server answered 5xx."""
 
     retryable = True
+
+
+class EngineKilledError(WireError):
+    """The request ended the engine, again and alone; asking once more would, too."""
+
+    stage = "engine"
 
 
 class BadRequestError(WireError):

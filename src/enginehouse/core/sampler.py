@@ -65,13 +65,24 @@ class SampleResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
+class Usage(msgspec.Struct, frozen=True):
+    """The server's own token counts; the completion's are summed over the choices."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+
+
 class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A piece of a streamed answer; the last piece of a completion has its finish_reason."""
+    """A piece of a streamed answer; the last piece of a completion has its finish_reason.
+
+    `usage` comes in a piece of its own, the last of all, from servers that were asked for it.
+    """
 
     text: str
     index: int = 0
     token_ids: tuple[int, ...] | None = None
     finish_reason: str | None = None
+    usage: Usage | None = None
 
 
 class Capability(StrEnum):
@@ -129,13 +140,20 @@ class Sampler(Protocol):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """A server's queue at one moment. kv_cache_usage is a fraction in [0, 1]."""
+    """A server's queue at one moment, and what it has counted since it started.
+
+    kv_cache_usage is a fraction in [0, 1]; prefix_cache_queries are the prompt tokens that were
+    looked up in the prefix cache, prefix_cache_hits those found there.
+    """
 
     running: int
     waiting: int
     kv_cache_usage: float | None = None
     prompt_tokens: int | None = None
     generation_tokens: int | None = None
+    preemptions: int | None = None
+    prefix_cache_queries: int | None = None
+    prefix_cache_hits: int | None = None
 
 
 class LoadSignal(Protocol):

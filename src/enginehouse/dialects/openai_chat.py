@@ -14,11 +14,11 @@ from enginehouse.core.sampler import (
     SampleResponse,
     Timing,
     TokenLogprob,
+    Usage,
 )
 from enginehouse.dialects.openai_errors import stream_error
 from enginehouse.dialects.openai_replies import (
     PromptEntries,
-    Usage,
     check_choices,
     decode_prompt_logprobs,
     decode_reply,
@@ -76,6 +76,7 @@ class _StreamChoice(msgspec.Struct):
 
 class _Chunk(msgspec.Struct):
     choices: list[_StreamChoice]
+    usage: Usage | None = None
 
 
 _reply = msgspec.json.Decoder(_Reply)
@@ -124,6 +125,9 @@ def decode_chunk(data: bytes) -> tuple[Delta, ...]:
     """See Dialect.decode_chunk; reasoning is left out, as it is from Completion.text."""
     if error := stream_error(data):
         raise error
+    chunk = decode_reply(_chunk, data)
+    if chunk.usage is not None and not chunk.choices:
+        return (Delta(text="", usage=chunk.usage),)
     return tuple(
         Delta(
             text=choice.delta.content or "",
@@ -131,7 +135,7 @@ def decode_chunk(data: bytes) -> tuple[Delta, ...]:
             token_ids=token_ids_or_none(choice.token_ids),
             finish_reason=choice.finish_reason,
         )
-        for choice in decode_reply(_chunk, data).choices
+        for choice in chunk.choices
     )
 
 

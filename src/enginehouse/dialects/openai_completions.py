@@ -14,11 +14,11 @@ from enginehouse.core.sampler import (
     SampleResponse,
     Timing,
     TokenLogprob,
+    Usage,
 )
 from enginehouse.dialects.openai_errors import stream_error
 from enginehouse.dialects.openai_replies import (
     PromptEntries,
-    Usage,
     check_choices,
     decode_prompt_logprobs,
     decode_reply,
@@ -55,6 +55,7 @@ class _Reply(msgspec.Struct):
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice]
+    usage: Usage | None = None
 
 
 _reply = msgspec.json.Decoder(_Reply)
@@ -109,6 +110,9 @@ def decode_chunk(data: bytes) -> tuple[Delta, ...]:
     """See Dialect.decode_chunk."""
     if error := stream_error(data):
         raise error
+    chunk = decode_reply(_chunk, data)
+    if chunk.usage is not None and not chunk.choices:
+        return (Delta(text="", usage=chunk.usage),)
     return tuple(
         Delta(
             text=choice.text,
@@ -116,7 +120,7 @@ def decode_chunk(data: bytes) -> tuple[Delta, ...]:
             token_ids=token_ids_or_none(choice.token_ids),
             finish_reason=choice.finish_reason,
         )
-        for choice in decode_reply(_chunk, data).choices
+        for choice in chunk.choices
     )
 
 

@@ -14,14 +14,8 @@ from enginehouse.core.messages import TokenPrompt
 from enginehouse.core.sampler import Completion, SampleRequest, TokenLogprob
 
 _EXCERPT = 300
+_TRUNCATED = "Input data was truncated"  # msgspec's words
 T = TypeVar("T")
-
-
-class Usage(msgspec.Struct):
-    """Token counts; the completion's are summed over the choices."""
-
-    prompt_tokens: int
-    completion_tokens: int = 0
 
 
 class PromptEntry(msgspec.Struct):
@@ -63,6 +57,8 @@ def decode_reply(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if body and str(error) == _TRUNCATED:
+            raise _cut_off(body) from None
         raise malformed(str(error), body) from None
 
 
@@ -72,6 +68,15 @@ def malformed(why: str, body: bytes) -> MalformedResponseError:
         "the reply is not what this protocol says",
         why=f"{why}; it begins: {excerpt(body)}",
         fix="check that the address is that of an OpenAI-compatible server",
+    )
+
+
+def _cut_off(body: bytes) -> MalformedResponseError:
+    return MalformedResponseError(
+        "the reply stops in the middle of its JSON",
+        why=f"{len(body)} bytes came, and the server said that this was all; it begins: "
+        f"{excerpt(body)}",
+        fix="read the log of the server, and of any proxy before it: one of them ended the reply",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
@@ -11,7 +11,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.core.sampler import Capabilities, LoadSignal
+from enginehouse.core.sampler import Capabilities, LoadSignal, SampleRequest
 from enginehouse.engines.diagnosis import Diagnosis
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
@@ -71,6 +71,8 @@ class ServerOptions(BaseModel):
     """The key that requests must carry; also taken from ENGINEHOUSE_API_KEY."""
     env_vars: Mapping[str, str] = Field(default_factory=dict)
     """Variables added to the engine's environment (--env NAME=VALUE)."""
+    avoid_quirks: bool = True
+    """Whether what is known to kill this version of the engine is avoided."""
     extra_args: str | Sequence[str] = ()
     """Further flags of the engine, in one string or a list."""
 
@@ -95,14 +97,30 @@ def demand_api_key(options: ServerOptions) -> None:
 
 
 class LaunchContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine must know, besides the options, to write its command line."""
+    """What an engine must know, besides the options, to write its command line.
+
+    `start_limit`: seconds that the start may take; the engine's own limit should not be shorter.
+    """
 
     environment: EngineEnvironment
     model_path: str
     served_model_name: str
     port: int
     internal_port: int
+    start_limit: float
     development_endpoints: bool
+
+
+class Quirk(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that kills an engine, and how it is avoided: by a flag, or by the client.
+
+    `one_at_a_time` tells the requests that must not meet one another.
+    """
+
+    name: str
+    kills: str
+    avoided: str
+    one_at_a_time: Callable[[SampleRequest], bool] | None = None
 
 
 class Engine(Protocol):
@@ -125,6 +143,12 @@ class Engine(Protocol):
 
     def command(self, options: ServerOptions, *, context: LaunchContext) -> Command:
         """The command line and environment of a server. The API key goes into the environment."""
+        ...
+
+    def quirks(
+        self, options: ServerOptions, *, environment: EngineEnvironment
+    ) -> tuple[Quirk, ...]:
+        """The quirks that a server so started would have, and that are avoided."""
         ...
 
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:

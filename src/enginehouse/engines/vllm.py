@@ -5,6 +5,7 @@ Facts below were read in the sources of 0.32.0 and tried on its CPU build, unles
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,11 +15,12 @@ import psutil
 
 from enginehouse.core.errors import ConfigurationError, FlagError
 from enginehouse.core.sampler import Capabilities, Capability, Load
-from enginehouse.engines import arguments
+from enginehouse.engines import arguments, vllm_diagnosis
 from enginehouse.engines.arguments import Argument
-from enginehouse.engines.base import LaunchContext, ServerOptions, demand_api_key
-from enginehouse.engines.diagnosis import READ_THE_LOG, Diagnosis, FailureKind
+from enginehouse.engines.base import LaunchContext, Quirk, ServerOptions, demand_api_key
+from enginehouse.engines.diagnosis import Diagnosis
 from enginehouse.engines.vllm_history import IGNORED_FIELDS, REMOVED_FLAGS
+from enginehouse.engines.vllm_quirks import LORA_PROMPT_LOGPROBS, SEEDED_CHUNKED_PREFILL
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
 
@@ -77,13 +79,10 @@ _STRUCTURED = '{"disable_any_whitespace": true, "backend": "xgrammar"}'
 
 _METRIC = re.compile(
     r"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc|prompt_tokens_total"
-    r"|generation_tokens_total)(?:\{.*\})? (\S+)",
+    r"|generation_tokens_total|num_preemptions_total|prefix_cache_(?:queries|hits)_total)"
+    r"(?:\{.*\})? (\S+)",
     re.MULTILINE,
 )
-_LOG_LINE = re.compile(
-    r"^\((?P<process>[A-Za-z]+)\S*(?: pid=\d+)?\) (?:(?P<level>[A-Z]+) [\d-]+ [\d:]+ \[\S+\] ?)?"
-)
-_EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit)\b(?!\w|\()")
 
 
 class VllmLoadSignal:
@@ -105,6 +104,9 @@ class VllmLoadSignal:
             kv_cache_usage=max(usage) if usage else None,
             prompt_tokens=_total(found.get("prompt_tokens_total")),
             generation_tokens=_total(found.get("generation_tokens_total")),
+            preemptions=_total(found.get("num_preemptions_total")),
+            prefix_cache_queries=_total(found.get("prefix_cache_queries_total")),
+            prefix_cache_hits=_total(found.get("prefix_cache_hits_total")),
         )
 
 
@@ -153,6 +155,22 @@ class VllmEngine:
         argv = (*_program(context), *name, *address, *typed, *own, *extra)
         return Command(argv=argv, env=self._variables(options, context, named))
 
+    def quirks(
+        self, options: ServerOptions, *, environment: EngineEnvironment
+    ) -> tuple[Quirk, ...]:
+        """The crashes of the CPU build that requests provoke, as far as they are avoided."""
+        if environment.variant != "cpu" or not options.avoid_quirks:
+            return ()
+        extra = {argument.flag for argument in arguments.read(arguments.split(options.extra_args))}
+        found = []
+        if SEEDED_CHUNKED_PREFILL.avoided in _defaults(
+            options, environment, extra | set(_typed(options))
+        ):
+            found.append(SEEDED_CHUNKED_PREFILL)
+        if options.enable_lora or "--enable-lora" in extra:
+            found.append(LORA_PROMPT_LOGPROBS)
+        return tuple(found)
+
     def _variables(
         self, options: ServerOptions, context: LaunchContext, named: set[str]
     ) -> Mapping[str, str]:
@@ -163,6 +181,7 @@ class VllmEngine:
         # Above the client's own idle limit, or a request meets a connection that is being closed.
         env["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "120"
         env["VLLM_PORT"] = str(context.internal_port)
+        env["VLLM_ENGINE_READY_TIMEOUT_S"] = str(math.ceil(context.start_limit))
         if context.environment.variant == "cpu":
             env = _cpu_variables(options, named) | env | {"VLLM_TARGET_DEVICE": "cpu"}
         if context.development_endpoints:
@@ -175,42 +194,9 @@ class VllmEngine:
         )
         return env
 
-    def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:  # noqa: ARG002
-        """The first exception of an engine or worker process, else the log's last error line.
-
-        The API server's closing traceback only says that the engine failed.
-        """
-        try:
-            with log.open(encoding="utf-8", errors="replace") as lines:
-                cause = _first_cause(lines)
-        except OSError:
-            return None
-        if cause is None:
-            return None
-        return Diagnosis(kind=FailureKind.UNKNOWN, evidence=cause, cause=cause, fix=READ_THE_LOG)
-
-
-def _first_cause(lines: Iterator[str]) -> str | None:
-    last = None
-    for line in lines:
-        head = _LOG_LINE.match(line)
-        text = _text(line)
-        level = head["level"] if head else None
-        if level not in (None, "ERROR", "CRITICAL"):
-            continue
-        failed = _EXCEPTION.match(text)
-        if failed and "validation error" in text:  # pydantic says what is wrong in the next line
-            text = _text(next(lines, "")).removeprefix("Value error, ").partition(" [type=")[0]
-        if failed and head and head["process"] != "APIServer":
-            return text
-        if failed or level or ": error: " in text:
-            last = text or last
-    return last
-
-
-def _text(line: str) -> str:
-    head = _LOG_LINE.match(line)
-    return line[head.end() if head else 0 :].strip()
+    def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
+        """By the rules of vllm_failures.py, else the first exception of the engine's processes."""
+        return vllm_diagnosis.diagnose(log, exit_code=exit_code)
 
 
 def _program(context: LaunchContext) -> tuple[str, ...]:
@@ -262,10 +248,12 @@ def _defaults(
         compiles = named & {"--optimization-level", "--compilation-config", "-cc"}
         if free("--enforce-eager") and not compiles:
             yield "--enforce-eager"
-        # A seeded request whose prefill is cut in two kills the CPU engine (its generator has no
-        # offset to set back), and any full batch cuts one, whatever max_num_batched_tokens is.
-        if free("--enable-chunked-prefill") and "--max-num-batched-tokens" not in named:
-            yield "--no-enable-chunked-prefill"
+        if (
+            options.avoid_quirks
+            and free("--enable-chunked-prefill")
+            and "--max-num-batched-tokens" not in named
+        ):
+            yield SEEDED_CHUNKED_PREFILL.avoided
 
 
 def _cpu_variables(options: ServerOptions, named: set[str]) -> dict[str, str]:

@@ -16,6 +16,13 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     env: Mapping[str, str]
 
 
+class Effort(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process has done so far, in bytes: written to its log, and read from anywhere."""
+
+    logged: int
+    read: int
+
+
 class Process(Protocol):
     """A process that an executor started, with all its descendants."""
 
@@ -26,6 +33,10 @@ class Process(Protocol):
 
     def exit_code(self) -> int | None:
         """None while it runs; negative for a signal."""
+        ...
+
+    def effort(self) -> Effort:
+        """What it and its descendants have done; 0 read where the system does not tell."""
         ...
 
     async def stop(self, *, grace: float) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from enginehouse.core.errors import StartError
-from enginehouse.executors.base import Command
+from enginehouse.executors.base import Command, Effort
+from enginehouse.executors.reaper import Reaper
 from enginehouse.executors.tree import ProcessIdentity, ProcessTree, identify
 
 LOOK_EVERY = 1.0
@@ -19,10 +20,22 @@ _GATE = 'read -r go && exec env -u PWD -u OLDPWD -u SHLVL -u _ "$@" </dev/null'
 
 
 class LocalProcess:
-    """A child in a session of its own; its descendants are noted while it lives."""
+    """A child in a session of its own; its descendants are noted while it lives.
 
-    def __init__(self, child: subprocess.Popen[bytes], identity: ProcessIdentity) -> None:
+    Should we end without having stopped it, `reaper` does.
+    """
+
+    def __init__(
+        self,
+        child: subprocess.Popen[bytes],
+        identity: ProcessIdentity,
+        *,
+        reaper: Reaper,
+        log: Path,
+    ) -> None:
         self._child = child
+        self._log = log
+        self._reaper = reaper
         self.identity = identity
         self._tree = ProcessTree(identity)
         self._stopped = False
@@ -37,17 +50,29 @@ class LocalProcess:
         """None while it runs; negative for a signal."""
         return self._child.poll()
 
+    def effort(self) -> Effort:
+        """What it and its descendants have done."""
+        return Effort(logged=self._log.stat().st_size, read=self._tree.bytes_read())
+
+    def pids(self) -> frozenset[int]:
+        """Every process that was ever seen to belong to it."""
+        return self._tree.pids
+
     async def stop(self, *, grace: float) -> None:
         """End it with every descendant: see `ProcessTree.stop`. Idempotent."""
         if self._stopped:
             return
         self._watch.cancel()
-        await self._tree.stop(grace=grace, reap=self._child.poll)
+        try:
+            await self._tree.stop(grace=grace, reap=self._child.poll)
+        finally:  # even cancelled, it has killed what there was
+            self._reaper.dismiss()
         self._stopped = True
 
     def release(self) -> None:
         """Stop watching and leave it running, whatever becomes of us (a detached server)."""
         self._watch.cancel()
+        self._reaper.dismiss()
         self._child.returncode = 0  # or Popen warns that a child is still running
 
     async def _look_again_and_again(self) -> None:
@@ -68,8 +93,8 @@ class LocalExecutor:
     ) -> LocalProcess:
         """Start it in a session of its own, standard output and error appended to `log`.
 
-        `note` is told the process before the program begins in it; killed before `note` has
-        returned, we leave no process behind that nobody knows. Blocks for milliseconds. Raises
+        It does not outlive us unless it is released, whatever ends us (see `Reaper`). `note` is
+        told the process before the program begins in it. Blocks for milliseconds. Raises
         StartError if the program cannot be run at all, and what `note` raises.
         """
         program = command.argv[0]
@@ -91,12 +116,16 @@ class LocalExecutor:
             )
         assert child.stdin is not None
         identity = identify(child.pid) or ProcessIdentity(pid=child.pid, started=0.0)
+        reaper: Reaper | None = None
         try:
             note(identity)
+            reaper = Reaper(identity, log=log)
             child.stdin.write(b"go\n")
             child.stdin.close()
         except BaseException:
             child.kill()
             child.communicate()
+            if reaper is not None:
+                reaper.dismiss()
             raise
-        return LocalProcess(child, identity)
+        return LocalProcess(child, identity, reaper=reaper, log=log)

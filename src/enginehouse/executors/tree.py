@@ -66,7 +66,22 @@ class ProcessTree:
     def __init__(self, leader: ProcessIdentity) -> None:
         self.leader = leader
         self._seen: set[psutil.Process] = set()
+        self._pids: set[int] = {leader.pid}
         self.look()
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """Every process that was ever seen to belong to it, alive or not."""
+        return frozenset(self._pids)
+
+    def bytes_read(self) -> int:
+        """What those alive have read from files and pipes, or mapped from a disk, so far."""
+        total = 0
+        for process in self._seen:
+            with contextlib.suppress(psutil.Error, OSError, AttributeError):
+                counters = process.io_counters()
+                total += max(counters.read_chars, counters.read_bytes)
+        return total
 
     def look(self) -> tuple[psutil.Process, ...]:
         """Every process of the tree that is alive now, remembered from now on.
@@ -89,6 +104,7 @@ class ProcessTree:
                 if child not in self._seen and _runs(child):
                     self._seen.add(child)
                     fresh.append(child)
+        self._pids.update(process.pid for process in self._seen)
         return tuple(sorted(self._seen, key=lambda process: process.pid))
 
     async def stop(self, *, grace: float, reap: Callable[[], object] = lambda: None) -> None:

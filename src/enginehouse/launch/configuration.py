@@ -37,8 +37,12 @@ class ServeConfig(_Strict):
     """The engine's version, for a managed environment."""
     variant: Literal["cpu", "cuda"] | None = None
     """The engine's build, for a managed environment; chosen by the machine when not given."""
-    start_timeout: Annotated[float, Field(gt=0)] = 900.0
-    """Seconds that the server may take to become ready."""
+    start_timeout: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds that the server may take to become ready, however well it gets on."""
+    progress_timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without log or load progress while it starts, or without a token under work."""
+    max_restarts: Annotated[int, Field(ge=0)] = 10
+    """How often a server that dies under work is started again."""
     server: ServerOptions = ServerOptions()
     """How the server is started."""
 
@@ -109,6 +113,46 @@ class EvaluationConfig(ServeConfig):
         return self
 
 
+class BenchConfig(ServeConfig):
+    """A load for a model that is served for it, or for the server at a URL."""
+
+    url: str | None = None
+    """The base URL of a running server, which is used and never stopped."""
+    concurrency: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
+    """Requests in flight; several, one after another, as in 1,8,32."""
+    input_tokens: Annotated[int, Field(ge=1)] = 512
+    """The length of every prompt, in tokens."""
+    output_tokens: Annotated[int, Field(ge=1)] = 128
+    """The length of every answer, in tokens."""
+    requests: Annotated[int, Field(ge=1)] | None = None
+    """Requests at each concurrency; 4 times the concurrency, but at least 32, when not given."""
+    warmup: Annotated[int, Field(ge=0)] | None = None
+    """Requests before each measurement that do not count; as many as in flight when not given."""
+    seed: int = 0
+    """Decides the prompts' tokens, except their first few, which are always new."""
+    max_failed: Fraction = 0.01
+    """The share of failed requests above which the command fails."""
+
+    @field_validator("concurrency", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",")]
+        return [value] if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> BenchConfig:
+        if self.url is None and self.model is None and self.path is None:
+            raise ValueError("give a model (or path), or the url of a server")
+        if not self.concurrency:
+            raise ValueError("'concurrency' is empty: give at least one number")
+        own = [n for n in ("path", "python", "version", "variant") if getattr(self, n) is not None]
+        own += [n for n in self.server.model_dump(exclude_defaults=True) if n != "api_key"]
+        if self.url is not None and own:
+            raise ValueError(f"without effect on a server that runs already: {', '.join(own)}")
+        return self
+
+
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -121,7 +165,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"cannot read {path}", why=error.strerror, fix="check the path given to --config"
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path} is not UTF-8 text", why=str(error)) from error
+        raise ConfigurationError(
+            f"{path} is not UTF-8 text", why=str(error), fix="save it as UTF-8"
+        ) from error
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

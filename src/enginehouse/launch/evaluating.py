@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import platform
 import re
 import shutil
@@ -16,12 +17,13 @@ import msgspec
 import yaml
 
 from enginehouse import evaluation
-from enginehouse.core.errors import ConfigurationError, ModelError, StoreError
+from enginehouse.core.errors import ConfigurationError, ModelError, StoreError, UnknownNameError
+from enginehouse.core.incidents import Incident
 from enginehouse.evaluation import EvaluationSpec, TaskSpec
 from enginehouse.launch.configuration import EvaluationConfig, merged, parse, read_yaml
-from enginehouse.launch.serving import Notify, Serving, attached, serving
+from enginehouse.launch.serving import Notify, OnIncident, Serving, attached, serving
 from enginehouse.report.summary import Progress, Report
-from enginehouse.servers.records import ServerState, list_servers
+from enginehouse.servers.records import list_servers
 from enginehouse.servers.server import stop_server
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import Run, RunStatus, create_run, open_run
@@ -131,10 +133,14 @@ async def _carry_out(
     with run.hold():
         try:
             run.update(status=RunStatus.RUNNING, finished=None)
-            async with _server(config, layout=layout, notify=notify) as ready:
+
+            def note(incident: Incident) -> None:
+                run.update(incidents=(*run.info.incidents, incident))
+
+            async with _server(config, layout=layout, notify=notify, note=note) as ready:
                 log = ready.server.log
                 run.update(model=ready.provenance.model, server_log=str(log) if log else None)
-                asking = evaluation.evaluate(
+                return await evaluation.evaluate(
                     _spec(config, tasks),
                     tasks=tasks,
                     sampler=ready.sampler,
@@ -143,7 +149,6 @@ async def _carry_out(
                     progress=progress,
                     retry_failed=retry_failed,
                 )
-                return await ready.while_it_lives(asking)
         except BaseException as error:
             _note_end(run, error)
             if run.journal_path.exists() or not isinstance(error, (ConfigurationError, ModelError)):
@@ -152,16 +157,12 @@ async def _carry_out(
 
 
 async def _stop_abandoned(run: Run, *, layout: Layout, notify: Notify) -> None:
-    """Stop the server that a killed process left to this run; name the others."""
+    """See the server of this run's killed process gone, before a new one needs its memory."""
     for status in list_servers(layout):
-        record = status.record
-        if status.state is not ServerState.ABANDONED:
-            continue
-        if str(record.log) == run.info.server_log:
-            notify(f"stopping {record.name}, which the killed run left behind")
-            await stop_server(record.name, layout=layout)
-        else:
-            notify(f"{record.name} was left behind: `enginehouse stop {record.name}` ends it")
+        if status.abandoned and str(status.record.log) == run.info.server_log:
+            notify(f"stopping {status.record.name}, which the killed run left behind")
+            with contextlib.suppress(UnknownNameError):  # its reaper was faster
+                await stop_server(status.record.name, layout=layout)
 
 
 def _note_end(run: Run, error: BaseException) -> None:
@@ -176,14 +177,14 @@ def _note_end(run: Run, error: BaseException) -> None:
 
 @asynccontextmanager
 async def _server(
-    config: EvaluationConfig, *, layout: Layout, notify: Notify
+    config: EvaluationConfig, *, layout: Layout, notify: Notify, note: OnIncident
 ) -> AsyncIterator[Serving]:
     if config.url is not None:
         async with attached(config, notify=notify) as ready:
             yield ready
     else:
         async with serving(
-            config, layout=layout, notify=notify, concurrency=config.concurrency
+            config, layout=layout, notify=notify, concurrency=config.concurrency, on_incident=note
         ) as ready:
             yield ready
 

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from enginehouse.client.sampler import HTTPSampler
-from enginehouse.core.errors import ConfigurationError, ServerGoneError
+from enginehouse.client.sampler import Delivery, HTTPSampler, delivered_once
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.incidents import Incident
 from enginehouse.core.sampler import Provenance
-from enginehouse.engines.base import Engine, ServerOptions, demand_api_key
-from enginehouse.engines.diagnosis import explained
+from enginehouse.engines.base import Engine, Quirk, ServerOptions, demand_api_key
 from enginehouse.engines.registry import ENGINES
-from enginehouse.executors.tree import identify, is_alive
 from enginehouse.launch.configuration import EvaluationConfig, ServeConfig, merged, parse
+from enginehouse.launch.supervising import Supervisor, supervised
 from enginehouse.provisioning.environments import EngineEnvironment, find_environment
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
 from enginehouse.servers.endpoint import API_KEY_VARIABLE
-from enginehouse.servers.server import Server, attach_server, launch_detached, start_server
+from enginehouse.servers.server import (
+    OwnedServer,
+    Server,
+    StartLimits,
+    attach_server,
+    launch_detached,
+    start_server,
+)
 from enginehouse.store.layout import Layout
 
 Notify = Callable[[str], None]
-Result = TypeVar("Result")
-
-_WATCH = 0.5  # seconds between looks at a server that nobody asks
+OnIncident = Callable[[Incident], None]
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,24 @@ class Prepared:
     model: ResolvedModel
     options: ServerOptions
 
+    def quirks(self) -> tuple[Quirk, ...]:
+        """What is known to kill this engine as it is to be started, and is avoided."""
+        return self.engine.quirks(self.options, environment=self.environment)
+
 
 @dataclass(frozen=True)
 class Serving:
     """A ready server and the way to ask it."""
 
-    server: Server
+    current: Callable[[], Server]
     engine: Engine
     sampler: HTTPSampler
     provenance: Provenance
+
+    @property
+    def server(self) -> Server:
+        """The server as it is now: a restart changes its pid and log."""
+        return self.current()
 
     @property
     def url(self) -> str:
@@ -59,25 +72,6 @@ class Serving:
     def models(self) -> tuple[str, ...]:
         """The names that requests may use; the first is the default."""
         return self.server.models
-
-    async def while_it_lives(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """The result of `work`, which is cancelled if the server ends by itself before it.
-
-        Then raises ServerGoneError. A server that is not ours is not watched.
-        """
-        if self.server.pid is None:
-            return await work
-        doing = asyncio.ensure_future(work)
-        end = asyncio.ensure_future(_end(self.server, engine=self.engine))
-        try:
-            await asyncio.wait({doing, end}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            doing.cancel()
-            end.cancel()
-            await asyncio.gather(doing, end, return_exceptions=True)
-        if doing.cancelled() and not end.cancelled():
-            raise end.result()
-        return doing.result()
 
 
 def choose_engine(wanted: str | None, *, notify: Notify) -> str:
@@ -124,7 +118,11 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
         layout=layout,
         notify=notify,
     )
-    return Prepared(engine=engine, environment=environment, model=model, options=options)
+    prepared = Prepared(engine=engine, environment=environment, model=model, options=options)
+    for quirk in prepared.quirks():
+        if quirk.one_at_a_time:
+            notify(f"{quirk.kills} would kill this engine: {quirk.avoided}")
+    return prepared
 
 
 @asynccontextmanager
@@ -134,47 +132,62 @@ async def serving(
     layout: Layout,
     notify: Notify,
     concurrency: int | None = None,
+    on_incident: OnIncident = lambda _: None,
 ) -> AsyncIterator[Serving]:
-    """A server of our own; stopped, with every descendant, when the block ends however it ends."""
+    """A server of our own; stopped, with every descendant, when the block ends however it ends.
+
+    One that dies under work is started again, and what it took with it is asked again: see
+    `launch.supervising`. `on_incident` is told each death.
+    """
     prepared = await prepare(config, layout=layout, notify=notify)
-    arguments = _arguments(prepared, config, layout=layout, notify=notify)
     async with (
-        start_server(prepared.model, **arguments) as server,
-        _sampler(server, prepared.engine, concurrency=concurrency) as sampler,
+        _started(prepared, config, name=None, layout=layout, notify=notify) as owned,
+        _supervised(owned, config, notify=notify, on_incident=on_incident) as supervisor,
+        _sampler(
+            owned.server,
+            prepared.engine,
+            concurrency=concurrency,
+            quirks=prepared.quirks(),
+            deliver=supervisor.deliver,
+        ) as sampler,
     ):
         yield Serving(
-            server=server,
+            current=lambda: owned.server,
             engine=prepared.engine,
             sampler=sampler,
-            provenance=_provenance(server, prepared),
+            provenance=_provenance(owned.server, prepared),
         )
 
 
-def _arguments(
-    prepared: Prepared, config: ServeConfig, *, layout: Layout, notify: Notify
-) -> dict[str, Any]:
-    return {
-        "engine": prepared.engine,
-        "environment": prepared.environment,
-        "options": prepared.options,
-        "layout": layout,
-        "notify": notify,
-        "start_timeout": config.start_timeout,
-    }
-
-
-async def _end(server: Server, *, engine: Engine) -> ServerGoneError:
-    """Wait until a server of ours ends by itself; the error that says so."""
-    assert server.pid is not None
-    process = identify(server.pid)
-    while process is not None and is_alive(process):  # noqa: ASYNC110 (nothing tells us)
-        await asyncio.sleep(_WATCH)
-    error = ServerGoneError(
-        f"the server {server.name} ended by itself",
-        why="its log does not say; one that the kernel killed for memory looks like this",
-        fix="read the log and mend the cause; then serve again, or resume the run",
+def _started(
+    prepared: Prepared, config: ServeConfig, *, name: str | None, layout: Layout, notify: Notify
+) -> AbstractAsyncContextManager[OwnedServer]:
+    return start_server(
+        prepared.model,
+        name=name,
+        engine=prepared.engine,
+        environment=prepared.environment,
+        options=prepared.options,
+        layout=layout,
+        notify=notify,
+        limits=_limits(config),
     )
-    return explained(error, engine.diagnose(server.log) if server.log else None, log=server.log)
+
+
+def _supervised(
+    owned: OwnedServer, config: ServeConfig, *, notify: Notify, on_incident: OnIncident
+) -> AbstractAsyncContextManager[Supervisor]:
+    return supervised(
+        owned,
+        patience=config.progress_timeout,
+        max_restarts=config.max_restarts,
+        notify=notify,
+        on_incident=on_incident,
+    )
+
+
+def _limits(config: ServeConfig) -> StartLimits:
+    return StartLimits(total=config.start_timeout, silence=config.progress_timeout)
 
 
 async def serve_until_stopped(
@@ -185,12 +198,17 @@ async def serve_until_stopped(
     notify: Notify,
     ready: Callable[[Server], None],
 ) -> None:
-    """Serve until cancelled. Raises ServerGoneError if the server ends before that."""
+    """Serve until cancelled, starting the server again if it ends by itself.
+
+    Raises ServerGoneError when it is given up.
+    """
     prepared = await prepare(config, layout=layout, notify=notify)
-    arguments = _arguments(prepared, config, layout=layout, notify=notify)
-    async with start_server(prepared.model, name=name, **arguments) as server:
-        ready(server)
-        raise await _end(server, engine=prepared.engine)
+    async with (
+        _started(prepared, config, name=name, layout=layout, notify=notify) as owned,
+        _supervised(owned, config, notify=notify, on_incident=lambda _: None) as supervisor,
+    ):
+        ready(owned.server)
+        await supervisor.watching
 
 
 async def serve_detached(
@@ -201,10 +219,19 @@ async def serve_detached(
     notify: Notify,
     ready: Callable[[Server], None],
 ) -> None:
-    """Start a server that outlives us; `servers.stop_server` ends it."""
+    """Start a server that outlives us; `servers.stop_server` ends it. Nobody restarts it."""
     prepared = await prepare(config, layout=layout, notify=notify)
-    arguments = _arguments(prepared, config, layout=layout, notify=notify)
-    ready(await launch_detached(prepared.model, name=name, **arguments))
+    server = await launch_detached(
+        prepared.model,
+        name=name,
+        engine=prepared.engine,
+        environment=prepared.environment,
+        options=prepared.options,
+        layout=layout,
+        notify=notify,
+        limits=_limits(config),
+    )
+    ready(server)
 
 
 @asynccontextmanager
@@ -227,7 +254,10 @@ async def attached(config: EvaluationConfig, *, notify: Notify) -> AsyncIterator
         notify(f"given, but without effect on a server that runs already: {', '.join(unused)}")
     async with _sampler(server, engine, concurrency=config.concurrency, model=model) as sampler:
         yield Serving(
-            server=server, engine=engine, sampler=sampler, provenance=_foreign(server, model)
+            current=lambda: server,
+            engine=engine,
+            sampler=sampler,
+            provenance=_foreign(server, model),
         )
 
 
@@ -243,8 +273,15 @@ def _with_api_key(options: ServerOptions) -> ServerOptions:
 
 
 def _sampler(
-    server: Server, engine: Engine, *, concurrency: int | None, model: str | None = None
+    server: Server,
+    engine: Engine,
+    *,
+    concurrency: int | None,
+    model: str | None = None,
+    quirks: tuple[Quirk, ...] = (),
+    deliver: Delivery = delivered_once,
 ) -> HTTPSampler:
+    alone = [quirk.one_at_a_time for quirk in quirks if quirk.one_at_a_time]
     return HTTPSampler(
         server.base_url,
         model=model or server.models[0],
@@ -252,6 +289,8 @@ def _sampler(
         api_key=server.api_key,
         concurrency=concurrency,
         load_signal=engine.load_signal,
+        one_at_a_time=(lambda request: any(rule(request) for rule in alone)) if alone else None,
+        deliver=deliver,
     )
 
 

@@ -29,6 +29,17 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Check that `folder` holds a whole model. Raises ModelError saying what is missing."""
+    try:
+        return _read(folder)
+    except OSError as error:
+        raise ModelError(
+            f"cannot read {error.filename or folder}",
+            why=error.strerror,
+            fix="check its permissions, and the disk or share that it is on",
+        ) from error
+
+
+def _read(folder: Path) -> Checkpoint:
     names = {path.name for path in folder.iterdir()}
     if "config.json" not in names:
         raise _no_model(folder, names)

@@ -105,14 +105,6 @@ def publish(built: Path, parent: Path, key: str) -> Path:
     return final
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a small file that is there whole or not at all; the last writer wins. Blocking."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        file.write(content)
-    Path(file.name).replace(path)
-
-
 def discard(parent: Path, key: str) -> None:
     """Remove the folder of `key`: gone at once for everyone else. The caller holds its lock."""
     final = parent / key

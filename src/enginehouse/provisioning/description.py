@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ import msgspec
 
 from enginehouse.core.errors import ProvisioningError
 from enginehouse.provisioning.programs import PAYLOADS, Finished, python_environ, run_program
+
+PATIENCE = 600.0  # seconds; a first import from a slow share takes minutes
 
 
 class Flag(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -44,7 +47,7 @@ async def describe(
     managed: bool,
     known_identity: str | None = None,
 ) -> Description:
-    """Import the engine in `python` and ask what it is; 3 to 15 seconds.
+    """Import the engine in `python` and ask what it is; 3 to 15 seconds, PATIENCE at most.
 
     `variant` is what it should be, None if that is to be found out. A managed environment may be
     written to (Python's byte code). Raises ProvisioningError with the import's own error.
@@ -57,7 +60,12 @@ async def describe(
     argv += [known_identity] if known_identity else []
     failed = f"{python} cannot import {engine}"
     try:
-        finished = await run_program(argv, env=env, cwd=log.parent, log=log)
+        async with asyncio.timeout(PATIENCE):
+            finished = await run_program(argv, env=env, cwd=log.parent, log=log)
+    except TimeoutError:
+        raise ProvisioningError(
+            failed, why=f"it has not said what it is for {PATIENCE:g} s", log=log
+        ) from None
     except OSError as error:
         raise ProvisioningError(
             f"{python} cannot be run", why=os.strerror(error.errno or 0), log=log
@@ -67,12 +75,15 @@ async def describe(
     try:
         return msgspec.json.decode(finished.output.splitlines()[-1], type=Description)
     except (IndexError, msgspec.DecodeError) as error:
+        said = finished.why()
         raise ProvisioningError(
-            failed, why=f"its description cannot be read: {error}", log=log
+            failed,
+            why=f"instead of its description it printed {said!r}" if said else "it printed nothing",
+            log=log,
         ) from error
 
 
-def _reason(finished: Finished) -> str | None:
+def _reason(finished: Finished) -> str:
     if finished.returncode < 0:
         return f"it was killed by signal {-finished.returncode}"
-    return finished.why()
+    return finished.why() or f"it said nothing and ended with exit code {finished.returncode}"

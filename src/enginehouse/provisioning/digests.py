@@ -7,12 +7,14 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from enginehouse.provisioning.content_folders import write_file
+from enginehouse.core.errors import StoreError
+from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -60,7 +62,8 @@ def file_digest(path: Path, *, layout: Layout) -> str:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     path_, size, mtime_ns, inode = like
     record = _Remembered(path=path_, size=size, mtime_ns=mtime_ns, inode=inode, sha256=sha256)
-    write_file(remembered_at, msgspec.json.encode(record))
+    with suppress(StoreError):  # remembering only spares time
+        write_whole(remembered_at, msgspec.json.encode(record))
     return sha256
 
 

@@ -7,16 +7,23 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from enginehouse.core.errors import ConfigurationError, ProvisioningError, UnknownNameError
+from enginehouse.core.errors import (
+    ConfigurationError,
+    ProvisioningError,
+    StoreError,
+    UnknownNameError,
+)
 from enginehouse.provisioning import content_folders
 from enginehouse.provisioning.building import RECORD, Record, build, python_of
 from enginehouse.provisioning.description import Description, Flag, describe
 from enginehouse.provisioning.plans import DEFAULT_VERSIONS, EnvironmentPlan, plan_environment
 from enginehouse.provisioning.programs import new_log
+from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
 __all__ = [
@@ -135,7 +142,8 @@ async def existing_environment(
         assert cached is not None
         flags = cached.flags
     else:
-        content_folders.write_file(cached_at, msgspec.json.encode(found))
+        with suppress(StoreError):  # remembering only spares time
+            write_whole(cached_at, msgspec.json.encode(found))
     return EngineEnvironment(
         engine=engine,
         version=found.version,

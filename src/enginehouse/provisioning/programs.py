@@ -15,6 +15,8 @@ from typing import IO
 
 import msgspec
 
+from enginehouse.executors.reaper import Reaper
+from enginehouse.executors.tree import identify
 from enginehouse.store.layout import Layout
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
@@ -64,7 +66,8 @@ async def run_program(
     """Run a program to its end, whatever its exit status; `log` is appended to.
 
     `on_line` gets each line of standard error. If this is cancelled, the program and the
-    processes that it started are killed first. Raises OSError if it cannot be started.
+    processes that it started are killed first; if we are killed, a reaper ends them. Raises
+    OSError if it cannot be started.
     """
     with log.open("ab") as sink:
         sink.write(f"$ {shlex.join(argv)}\n".encode())
@@ -79,6 +82,8 @@ async def run_program(
             limit=_LONGEST_LINE,
             start_new_session=True,
         )
+        leader = identify(process.pid)
+        reaper = Reaper(leader, log=log) if leader else None
         try:
             assert process.stdout is not None
             assert process.stderr is not None
@@ -89,6 +94,8 @@ async def run_program(
             )
         finally:
             await _kill(process)
+            if reaper is not None:
+                reaper.dismiss()
         return Finished(returncode=returncode, output=output, errors=errors)
 
 

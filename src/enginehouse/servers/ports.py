@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from enginehouse.core.errors import PortError
 from enginehouse.executors.tree import ProcessIdentity, identify, is_alive
+from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
 INTERNAL_PORTS = 31
@@ -42,7 +43,7 @@ class PortLease(msgspec.Struct, frozen=True, kw_only=True):
 def lease_ports(layout: Layout, *, host: str, wanted: int | None, name: str) -> PortLease:
     """A lease owned by this process, on `wanted` or on a free port. Blocks for milliseconds.
 
-    Raises PortError: who has the wanted port, or that none is free.
+    Raises PortError: who has the wanted port, or that none is free; StoreError.
     """
     owner = identify(os.getpid())
     assert owner is not None
@@ -181,7 +182,7 @@ def _file(layout: Layout, lease: PortLease) -> Path:
 
 
 def _write(layout: Layout, lease: PortLease) -> None:
-    _file(layout, lease).write_bytes(msgspec.json.encode(lease))
+    write_whole(_file(layout, lease), msgspec.json.encode(lease))
 
 
 def _locked(layout: Layout) -> FileLock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -15,7 +16,10 @@ from enginehouse.engines.base import Engine
 from enginehouse.executors.base import Process
 
 T = TypeVar("T")
-_FIRST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.05, 0.5, 1.3
+_TICK = 1.0  # seconds between looks at a start's progress
+_NOTABLE = 1 << 20  # bytes; whoever only waits reads a few as well
+_BE_PATIENT = "read the log; if it was getting on, raise --start-timeout or --progress-timeout"
+_FIRST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.05, 0.1, 1.3
 _PROBE = aiohttp.ClientTimeout(total=5)
 _PATIENT = aiohttp.ClientTimeout(total=None)
 
@@ -27,6 +31,13 @@ class _Models(msgspec.Struct):
     data: list[Card]
 
 
+class StartLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds that a start may take in all, and without a sign that it gets on."""
+
+    total: float = 3600.0
+    silence: float = 600.0
+
+
 async def wait_until_ready(
     process: Process,
     *,
@@ -34,11 +45,11 @@ async def wait_until_ready(
     engine: Engine,
     model: str,
     api_key: str | None,
-    limit: float,
+    limits: StartLimits,
 ) -> tuple[str, ...]:
     """Wait; return the names that the server serves.
 
-    Raises StartError as soon as the process ends, when `limit` seconds are over (it says how
+    Raises StartError as soon as the process ends, when one of the limits is over (it says how
     far it came), or when the server is up but does not do its work. The caller adds log and cause.
     """
     said = "it has not answered yet"
@@ -51,17 +62,19 @@ async def wait_until_ready(
     async with aiohttp.ClientSession(base_url, headers=headers) as session:
         probes = asyncio.create_task(_probe(session, engine=engine, model=model, note=note))
         end = asyncio.create_task(_end_of(process))
+        patience = asyncio.create_task(_end_of_patience(process, limits))
+        tasks = {probes, end, patience}
         try:
-            await asyncio.wait({probes, end}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if probes.done():
                 return probes.result()
             if end.done():
                 raise StartError(f"the server ended with {describe_exit(end.result())}")
-            raise StartError(f"the server was not ready after {limit:.0f} s", why=said)
+            raise StartError(patience.result(), why=said, fix=_BE_PATIENT)
         finally:
-            probes.cancel()
-            end.cancel()
-            await asyncio.gather(probes, end, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def describe_exit(code: int) -> str:
@@ -78,6 +91,21 @@ async def _end_of(process: Process) -> int:
     while (code := process.exit_code()) is None:  # noqa: ASYNC110 - only the kernel knows
         await asyncio.sleep(0.1)
     return code
+
+
+async def _end_of_patience(process: Process, limits: StartLimits) -> str:
+    """Wait until a limit is over; which one."""
+    began = heard = time.monotonic()
+    before = process.effort()
+    while True:
+        await asyncio.sleep(min(_TICK, limits.total / 10, limits.silence / 10))
+        now, effort = time.monotonic(), process.effort()
+        if effort.logged != before.logged or effort.read > before.read + _NOTABLE:
+            before, heard = effort, now
+        if now - began > limits.total:
+            return f"the server was not ready after {limits.total:g} s"
+        if now - heard > limits.silence:
+            return f"the server has neither logged nor loaded anything for {limits.silence:g} s"
 
 
 async def _probe(

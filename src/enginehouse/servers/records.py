@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import shutil
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from enginehouse.core.errors import ConfigurationError, UnknownNameError
+from enginehouse.core.errors import ConfigurationError, StoreError, UnknownNameError
 from enginehouse.executors.tree import ProcessIdentity, ProcessTree, is_alive
 from enginehouse.servers.ports import PortLease
+from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
 KEPT_LOGS = 50
+_CURRENT, _ENDED = "server.json", "ended.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.ASCII)
+
+
+class ServerState(StrEnum):
+    """A server's state.
+
+    `degraded`: it lives, but does not answer as it should; it may recover. `failed`: it ended by
+    itself, or its engine is dead. `stopped`: we ended it.
+    """
+
+    STARTING = "starting"
+    READY = "ready"
+    DEGRADED = "degraded"
+    FAILED = "failed"
+    STOPPED = "stopped"
 
 
 class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One server of ours. The API key is in no record, only whether there is one.
 
-    `starter` is the process that started it; unless `detached`, that process stops it, too.
-    `started` is in seconds since the epoch.
+    `starter` is the process that started it; unless `detached`, that process stops it, too, and
+    keeps `state` true. `started` is in seconds since the epoch.
     """
 
     name: str
     process: ProcessIdentity
     starter: ProcessIdentity
     detached: bool
-    ready: bool
+    state: ServerState
     base_url: str
     host: str
     models: tuple[str, ...]
@@ -47,35 +63,50 @@ class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
     started: float
 
 
-class ServerState(StrEnum):
-    """`abandoned`: it runs, but the process that was to stop it is gone."""
-
-    STARTING = "starting"
-    READY = "ready"
-    ABANDONED = "abandoned"
-    DEAD = "dead"
-
-
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A record, and what is true of it now. `pids`: every process of it that is alive."""
+    """A record, and what is true of it now. `pids`: every process of it that is alive.
+
+    `abandoned`: it runs although the process that was to stop it is gone, and its reaper, too.
+    """
 
     record: ServerRecord
     state: ServerState
     pids: tuple[int, ...]
+    abandoned: bool = False
 
 
-def list_servers(layout: Layout) -> list[ServerStatus]:
-    """Every server with a record, the oldest first; dead ones too, until they are stopped."""
-    statuses = [_status(record) for record in _records(layout)]
+def list_servers(layout: Layout, *, ended: bool = False) -> list[ServerStatus]:
+    """Every server with a record, the oldest first; failed ones too, until they are stopped.
+
+    `ended` adds those that were stopped, as long as their logs are kept. One that its reaper ended
+    counts as stopped.
+    """
+    statuses = []
+    for record in _records(layout, _CURRENT):
+        status = _status(record)
+        if not status.pids and not record.detached and not is_alive(record.starter):
+            remove_record(layout, record.name)
+        else:
+            statuses.append(status)
+    if ended:
+        statuses += [
+            ServerStatus(record=record, state=record.state, pids=())
+            for record in _records(layout, _ENDED)
+        ]
     return sorted(statuses, key=lambda status: status.record.started)
 
 
-def find_server(name: str, *, layout: Layout) -> ServerRecord:
-    """The record of that name. Raises UnknownNameError, which lists the known ones."""
-    record = _load(layout.servers / name / "server.json")
-    if record is None:
-        raise UnknownNameError("server", name, (r.name for r in _records(layout)))
-    return record
+def find_server(name: str, *, layout: Layout, ended: bool = False) -> ServerRecord:
+    """The record of that name, with `ended` also a stopped server's.
+
+    Raises UnknownNameError, which lists the known ones.
+    """
+    kinds = (_CURRENT, _ENDED) if ended else (_CURRENT,)
+    for kind in kinds:
+        if record := _load(layout.servers / name / kind):
+            return record
+    known = (record.name for kind in kinds for record in _records(layout, kind))
+    raise UnknownNameError("server", name, known)
 
 
 def make_folder(layout: Layout, *, model: str, name: str | None) -> Path:
@@ -104,7 +135,7 @@ def _named_folder(layout: Layout, name: str) -> Path:
             fix="use small letters, digits, '.', '_' and '-', a letter or digit first",
         )
     folder = layout.servers / name
-    record = _load(folder / "server.json")
+    record = _load(folder / _CURRENT)
     if record is not None:
         if _status(record).pids:
             raise ConfigurationError(
@@ -113,39 +144,42 @@ def _named_folder(layout: Layout, name: str) -> Path:
             )
         remove_record(layout, name)
     folder.mkdir(exist_ok=True)
-    (folder / "server.log").unlink(missing_ok=True)
+    for log in folder.glob("server*.log"):
+        log.unlink()
     return folder
 
 
 def write_record(layout: Layout, record: ServerRecord) -> None:
-    """Write it readable by its owner only, whole or not at all."""
-    file = layout.servers / record.name / "server.json"
-    new = file.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(msgspec.json.format(msgspec.json.encode(record, enc_hook=str)))
-    new.replace(file)
+    """Write it readable by its owner only, whole or not at all. Raises StoreError."""
+    _put(layout.servers / record.name / _CURRENT, record)
 
 
-def remove_record(layout: Layout, name: str) -> None:
-    """Forget the server; its log stays, for a while. Idempotent."""
-    (layout.servers / name / "server.json").unlink(missing_ok=True)
+def _put(file: Path, record: ServerRecord) -> None:
+    content = msgspec.json.format(msgspec.json.encode(record, enc_hook=str))
+    write_whole(file, content, private=True)
+
+
+def remove_record(layout: Layout, name: str, *, state: ServerState = ServerState.STOPPED) -> None:
+    """Count the server among the ended ones, whose logs stay for a while. Idempotent."""
+    folder = layout.servers / name
+    if record := _load(folder / _CURRENT):
+        with suppress(StoreError):  # a full disk must not keep an ended server among the living
+            _put(folder / _ENDED, msgspec.structs.replace(record, state=state))
+    (folder / _CURRENT).unlink(missing_ok=True)
 
 
 def _status(record: ServerRecord) -> ServerStatus:
     pids = tuple(process.pid for process in ProcessTree(record.process).look())
-    if not is_alive(record.process):
-        state = ServerState.DEAD
-    elif not record.detached and not is_alive(record.starter):
-        state = ServerState.ABANDONED
-    else:
-        state = ServerState.READY if record.ready else ServerState.STARTING
-    return ServerStatus(record=record, state=state, pids=pids)
+    return ServerStatus(
+        record=record,
+        state=record.state if is_alive(record.process) else ServerState.FAILED,
+        pids=pids,
+        abandoned=bool(pids) and not record.detached and not is_alive(record.starter),
+    )
 
 
-def _records(layout: Layout) -> list[ServerRecord]:
-    files = layout.servers.glob("*/server.json")
+def _records(layout: Layout, kind: str) -> list[ServerRecord]:
+    files = layout.servers.glob(f"*/{kind}")
     return [record for file in files if (record := _load(file)) is not None]
 
 
@@ -161,7 +195,7 @@ def _decode(kind: type, value: Any) -> Any:
 
 
 def _forget_old_logs(layout: Layout) -> None:
-    ended = [f for f in layout.servers.iterdir() if f.is_dir() and not (f / "server.json").exists()]
+    ended = [f for f in layout.servers.iterdir() if f.is_dir() and not (f / _CURRENT).exists()]
     ended.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
     for folder in ended[KEPT_LOGS:]:
         shutil.rmtree(folder, ignore_errors=True)

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import msgspec
 
-from enginehouse.core.errors import StartError, StopError
+from enginehouse.core.errors import StartError, StopError, UnknownNameError
 from enginehouse.engines.base import Engine, LaunchContext, ServerOptions, is_loopback
-from enginehouse.engines.diagnosis import explained
+from enginehouse.engines.diagnosis import Diagnosis, explained
+from enginehouse.engines.registry import ENGINES
 from enginehouse.executors.local import LocalExecutor, LocalProcess
 from enginehouse.executors.tree import ProcessIdentity, ProcessTree, identify
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.servers.endpoint import Server, attach_server, curl_line
+from enginehouse.servers.health import glance
 from enginehouse.servers.ports import (
     PortLease,
     hand_over,
@@ -29,9 +31,11 @@ from enginehouse.servers.ports import (
     release_ports,
     who_has,
 )
-from enginehouse.servers.readiness import wait_until_ready
+from enginehouse.servers.readiness import StartLimits, wait_until_ready
 from enginehouse.servers.records import (
     ServerRecord,
+    ServerState,
+    ServerStatus,
     find_server,
     list_servers,
     make_folder,
@@ -41,13 +45,16 @@ from enginehouse.servers.records import (
 from enginehouse.store.layout import Layout
 
 __all__ = [
+    "OwnedServer",
     "Server",
+    "StartLimits",
     "attach_server",
     "curl_line",
     "launch_detached",
     "list_servers",
     "start_server",
     "stop_server",
+    "survey",
 ]
 
 Notify = Callable[[str], None]
@@ -55,6 +62,7 @@ Notify = Callable[[str], None]
 STOP_GRACE = 15.0
 START_GRACE = 3.0  # a vLLM that is still starting does not heed SIGTERM: nothing to wait for
 _PORT_WAIT = 5.0
+_LIMITS = StartLimits()
 
 
 @asynccontextmanager
@@ -66,18 +74,19 @@ async def start_server(
     options: ServerOptions,
     layout: Layout,
     notify: Notify,
-    start_timeout: float = 900.0,
+    limits: StartLimits = _LIMITS,
     name: str | None = None,
-) -> AsyncIterator[Server]:
+) -> AsyncIterator[OwnedServer]:
     """A ready server for the length of the block, stopped however the block ends.
 
-    Stopped means that none of its processes is alive and its port is free; both are checked.
-    Raises ConfigurationError before anything starts; PortError; StartError with cause and log;
-    StopError.
+    Stopped means that none of its processes is alive and its port is free; both are checked. If we
+    are killed in the block, a reaper ends its processes. Raises ConfigurationError before anything
+    starts; PortError; StartError with cause and log; StopError.
     """
-    launch = _Launch(model, engine, environment, options, layout)
-    async with launch.until_stopped(notify):
-        yield await launch.start(name, detached=False, limit=start_timeout, notify=notify)
+    owned = OwnedServer(model, engine, environment, options, layout, notify, limits)
+    async with owned.until_stopped():
+        await owned.start(name, detached=False)
+        yield owned
 
 
 async def launch_detached(
@@ -88,18 +97,18 @@ async def launch_detached(
     options: ServerOptions,
     layout: Layout,
     notify: Notify,
-    start_timeout: float = 900.0,
+    limits: StartLimits = _LIMITS,
     name: str | None = None,
 ) -> Server:
     """A ready server that outlives us, until `stop_server`. Raises as `start_server` does.
 
-    If it does not become ready, or we are cancelled before, it is stopped.
+    If it does not become ready, or we are cancelled or killed before, it is stopped.
     """
-    launch = _Launch(model, engine, environment, options, layout)
-    async with launch.until_stopped(notify):
-        server = await launch.start(name, detached=True, limit=start_timeout, notify=notify)
-        launch.let_go()
-    return server
+    owned = OwnedServer(model, engine, environment, options, layout, notify, limits)
+    async with owned.until_stopped():
+        await owned.start(name, detached=True)
+        owned.let_go()
+    return owned.server
 
 
 async def stop_server(name: str, *, layout: Layout, grace: float = STOP_GRACE) -> None:
@@ -109,11 +118,27 @@ async def stop_server(name: str, *, layout: Layout, grace: float = STOP_GRACE) -
     UnknownNameError, or StopError naming what is still there.
     """
     record = find_server(name, layout=layout)
+    # Whoever serves it learns from this that it is not to be started again.
+    write_record(layout, msgspec.structs.replace(record, state=ServerState.STOPPED))
     pid = record.process.pid
     await ProcessTree(record.process).stop(grace=grace, reap=lambda: _reap(pid))
     await _demand_free_port(record.lease.port, host=record.host)
     release_ports(layout, record.lease)
     remove_record(layout, name)
+
+
+async def survey(layout: Layout, *, ended: bool = False) -> list[ServerStatus]:
+    """As `list_servers`, with one look at /health of each server that should be ready: 5 s."""
+
+    async def looked_at(status: ServerStatus) -> ServerStatus:
+        if status.state is not ServerState.READY:
+            return status
+        engine: Engine = ENGINES.load(status.record.engine)()
+        health = await glance(status.record.base_url, engine=engine)
+        return msgspec.structs.replace(status, state=health.state)
+
+    statuses = list_servers(layout, ended=ended)
+    return list(await asyncio.gather(*map(looked_at, statuses)))
 
 
 def _reap(pid: int) -> None:
@@ -122,64 +147,122 @@ def _reap(pid: int) -> None:
 
 
 @dataclass
-class _Launch:
-    """What a start has acquired so far; `until_stopped` gives back exactly that."""
+class OwnedServer:
+    """A server of ours: what a start has acquired so far, which `until_stopped` gives back.
+
+    `server` says what it is now; it keeps name and URL over a restart.
+    """
 
     model: ResolvedModel
     engine: Engine
     environment: EngineEnvironment
     options: ServerOptions
     layout: Layout
-    lease: PortLease | None = None
-    process: LocalProcess | None = None
-    record: ServerRecord | None = None
-    grace: float = START_GRACE
+    notify: Notify
+    limits: StartLimits
+    _server: Server | None = None
+    _lease: PortLease | None = None
+    _process: LocalProcess | None = None
+    _record: ServerRecord | None = None
+    _grace: float = START_GRACE
+    _starts: int = 0
 
-    async def start(
-        self, name: str | None, *, detached: bool, limit: float, notify: Notify
-    ) -> Server:
-        """Start it and see it ready."""
+    @property
+    def server(self) -> Server:
+        """The server as it is now."""
+        assert self._server is not None, "known once it is started"
+        return self._server
+
+    def exit_code(self) -> int | None:
+        """None while its first process runs; negative for a signal."""
+        assert self._process is not None
+        return self._process.exit_code()
+
+    def diagnose(self) -> Diagnosis | None:
+        """Why it failed, as far as its log and its exit code say."""
+        assert self.server.log is not None
+        return self.engine.diagnose(self.server.log, exit_code=self.exit_code())
+
+    def is_stopped(self) -> bool:
+        """Whether somebody else has stopped it (`stop_server`), or is about to."""
+        try:
+            record = find_server(self.server.name or "", layout=self.layout)
+        except UnknownNameError:
+            return True
+        return record.state is ServerState.STOPPED
+
+    def note_state(self, state: ServerState) -> None:
+        """Let others who list it know."""
+        assert self._record is not None
+        if self._record.state is not state:
+            self._write(msgspec.structs.replace(self._record, state=state))
+
+    async def start(self, name: str | None, *, detached: bool) -> None:
+        """Start it and see it ready. Raises as `start_server` does."""
         self.engine.check(self.options, environment=self.environment)
-        began = time.monotonic()
         served = self.options.served_model_name or self.model.name
         folder = make_folder(self.layout, model=served, name=name)
-        log = folder / "server.log"
-        server = await self._spawn(served, name=folder.name, log=log, detached=detached)
-        notify(f"starting {server.engine} {server.version} as {folder.name}; log: {log}")
-        assert self.process is not None
-        assert self.record is not None
+        self._lease = lease_ports(
+            self.layout, host=self.options.host, wanted=self.options.port, name=folder.name
+        )
+        await self._begin(served, folder=folder, detached=detached)
+
+    async def restart(self) -> None:
+        """End what is left of it and start it again: same name, same URL, a new log.
+
+        Raises StopError, or StartError with cause and log.
+        """
+        assert self._process is not None
+        assert self._lease is not None
+        assert self.server.log is not None
+        owner = identify(os.getpid())
+        assert owner is not None
+        self._lease = hand_over(self.layout, self._lease, owner=owner)
+        await self._end()
+        self._grace = START_GRACE
+        await self._begin(self.server.models[0], folder=self.server.log.parent, detached=False)
+
+    async def _begin(self, served: str, *, folder: Path, detached: bool) -> None:
+        began = time.monotonic()
+        self._starts += 1
+        log = folder / ("server.log" if self._starts == 1 else f"server-{self._starts}.log")
+        await self._spawn(served, name=folder.name, log=log, detached=detached)
+        server = self.server
+        self.notify(f"starting {server.engine} {server.version} as {server.name}; log: {log}")
+        assert self._process is not None
         try:
             models = await wait_until_ready(
-                self.process,
+                self._process,
                 base_url=server.base_url,
                 engine=self.engine,
                 model=served,
                 api_key=server.api_key,
-                limit=limit,
+                limits=self.limits,
             )
         except StartError as error:
-            diagnosis = self.engine.diagnose(log, exit_code=self.process.exit_code())
-            raise explained(error, diagnosis, log=log) from error
-        self.grace = STOP_GRACE
-        self._write(msgspec.structs.replace(self.record, ready=True, models=models))
-        notify(f"ready after {time.monotonic() - began:.1f} s: {server.base_url}")
-        return replace(server, models=models)
+            raise explained(error, self.diagnose(), log=log) from error
+        self._grace = STOP_GRACE
+        assert self._record is not None
+        self._write(msgspec.structs.replace(self._record, state=ServerState.READY, models=models))
+        self._server = replace(server, models=models)
+        self.notify(f"ready after {time.monotonic() - began:.1f} s: {server.base_url}")
 
-    async def _spawn(self, served: str, *, name: str, log: Path, detached: bool) -> Server:
+    async def _spawn(self, served: str, *, name: str, log: Path, detached: bool) -> None:
         options = self.options
-        self.lease = lease_ports(self.layout, host=options.host, wanted=options.port, name=name)
+        assert self._lease is not None
         context = LaunchContext(
             environment=self.environment,
             model_path=str(self.model.path),
             served_model_name=served,
-            port=self.lease.port,
-            internal_port=self.lease.internal,
+            port=self._lease.port,
+            internal_port=self._lease.internal,
+            start_limit=self.limits.total,
             development_endpoints=is_loopback(options.host),
         )
         command = self.engine.command(options, context=context)
-        server = Server(
+        self._server = server = Server(
             name=name,
-            base_url=f"http://{_reachable(options.host)}:{self.lease.port}",
+            base_url=f"http://{_reachable(options.host)}:{self._lease.port}",
             models=(served,),
             pid=None,
             log=log,
@@ -192,17 +275,19 @@ class _Launch:
         )
 
         def note(process: ProcessIdentity) -> None:
-            assert self.lease is not None
-            self.lease = hand_over(self.layout, self.lease, owner=process)
-            self._write(self._record(server, process, detached=detached))
+            assert self._lease is not None
+            self._lease = hand_over(self.layout, self._lease, owner=process)
+            self._write(self._new_record(server, process, detached=detached))
 
-        self.process = await LocalExecutor().start(command, log=log, note=note)
-        return replace(server, pid=self.process.pid)
+        self._process = await LocalExecutor().start(command, log=log, note=note)
+        self._server = replace(server, pid=self._process.pid)
 
-    def _record(self, server: Server, process: ProcessIdentity, *, detached: bool) -> ServerRecord:
+    def _new_record(
+        self, server: Server, process: ProcessIdentity, *, detached: bool
+    ) -> ServerRecord:
         starter = identify(os.getpid())
         assert starter is not None
-        assert self.lease is not None
+        assert self._lease is not None
         assert server.name is not None
         assert server.log is not None
         return ServerRecord(
@@ -210,7 +295,7 @@ class _Launch:
             process=process,
             starter=starter,
             detached=detached,
-            ready=False,
+            state=ServerState.STARTING,
             base_url=server.base_url,
             host=self.options.host,
             models=server.models,
@@ -220,43 +305,50 @@ class _Launch:
             model=self.model.reference,
             command=server.command or (),
             has_api_key=server.api_key is not None,
-            lease=self.lease,
+            lease=self._lease,
             log=server.log,
             started=time.time(),
         )
 
     def _write(self, record: ServerRecord) -> None:
-        self.record = record
+        self._record = record
         write_record(self.layout, record)
 
     @asynccontextmanager
-    async def until_stopped(self, notify: Notify) -> AsyncIterator[None]:
+    async def until_stopped(self) -> AsyncIterator[None]:
         """Give back, at the end of the block, what was acquired in it."""
+        state = ServerState.STOPPED
         try:
             yield
         finally:
             try:
-                if self.process is not None:
-                    notify("stopping the server")
-                    await self.process.stop(grace=self.grace)
-                    assert self.lease is not None
-                    await _demand_free_port(self.lease.port, host=self.options.host)
+                if self._process is not None:
+                    if self._process.exit_code() is not None:
+                        state = ServerState.FAILED
+                    self.notify("stopping the server")
+                    await self._end()
             except asyncio.CancelledError:
-                self._forget()  # cancelled once more: the processes have been killed
+                self._forget(state)  # cancelled once more: the processes have been killed
                 raise
-            self._forget()
+            self._forget(state)
+
+    async def _end(self) -> None:
+        assert self._process is not None
+        assert self._lease is not None
+        await self._process.stop(grace=self._grace)
+        await _demand_free_port(self._lease.port, host=self.options.host)
 
     def let_go(self) -> None:
         """Leave everything to whoever finds the record."""
-        assert self.process is not None
-        self.process.release()
-        self.process = self.lease = self.record = None
+        assert self._process is not None
+        self._process.release()
+        self._process = self._lease = self._record = None
 
-    def _forget(self) -> None:
-        if self.lease is not None:
-            release_ports(self.layout, self.lease)
-        if self.record is not None:
-            remove_record(self.layout, self.record.name)
+    def _forget(self, state: ServerState) -> None:
+        if self._lease is not None:
+            release_ports(self.layout, self._lease)
+        if self._record is not None:
+            remove_record(self.layout, self._record.name, state=state)
 
 
 def _reachable(host: str) -> str:

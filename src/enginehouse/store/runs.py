@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from enginehouse.core.errors import RunLockedError, RunNotFoundError, StoreError, nearest
+from enginehouse.core.incidents import Incident
+from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
 _LOCK_WAIT = 0.3  # seconds; long enough for someone who only looks whether the lock is held
@@ -33,7 +36,10 @@ class RunStatus(StrEnum):
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What run.json holds. `server_log` is the path of the server's log, if it was ours."""
+    """What run.json holds. `server_log` is the path of the server's log, if it was ours.
+
+    `incidents`: the deaths of servers of ours while they worked for it.
+    """
 
     id: str
     status: RunStatus
@@ -43,6 +49,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     versions: Mapping[str, str]
     finished: datetime | None = None
     server_log: str | None = None
+    incidents: tuple[Incident, ...] = ()
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +86,7 @@ class Run:
     def update(self, **changes: Any) -> None:
         """Change fields of run.json, atomically. Raises StoreError."""
         info = msgspec.structs.replace(self.info, **changes)
-        _replace(self.folder / "run.json", msgspec.json.format(msgspec.json.encode(info)))
+        write_whole(self.folder / "run.json", msgspec.json.format(msgspec.json.encode(info)))
         self.info = info
 
     def finish(self, status: RunStatus) -> None:
@@ -88,7 +95,7 @@ class Run:
 
     def write_report(self, report: bytes) -> None:
         """Keep the report (JSON), atomically. Raises StoreError."""
-        _replace(self.report_path, report)
+        write_whole(self.report_path, report)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -106,7 +113,7 @@ class Run:
         try:
             holder = Holder(pid=os.getpid(), host=socket.gethostname(), since=datetime.now(UTC))
             with suppress(StoreError):  # it only words the other's error; a full disk may forbid it
-                _replace(self.folder / "holder.json", msgspec.json.encode(holder))
+                write_whole(self.folder / "holder.json", msgspec.json.encode(holder))
             yield
         finally:
             self._lock.release()
@@ -173,6 +180,7 @@ def create_run(
         (unfinished / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(info)))
         unfinished.rename(layout.runs / name)
     except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise StoreError(
             f"cannot create the run folder {layout.runs / name}",
             why=str(error),
@@ -248,22 +256,13 @@ def _load(folder: Path) -> Run:
     path = folder / "run.json"
     try:
         return Run(folder, msgspec.json.decode(path.read_bytes(), type=RunInfo))
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be read", why=str(error), fix="check its permissions, and the disk"
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(
             f"{path} cannot be read", why=str(error), fix="remove the folder, or restore the file"
-        ) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise StoreError(
-            f"cannot write {path}", why=str(error), fix="make room or check the permissions"
         ) from error
 
 

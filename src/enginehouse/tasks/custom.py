@@ -103,10 +103,14 @@ def _parse(content: bytes, path: Path) -> Definition:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise ConfigurationError(f"{path}{where}: not YAML", why=problem) from error
+        raise ConfigurationError(
+            f"{path}{where}: not YAML", why=problem, fix="correct it; the file must be UTF-8 text"
+        ) from error
     if not isinstance(values, dict):
         raise ConfigurationError(
-            f"{path} must map keys to values", why=f"it is {type(values).__name__}"
+            f"{path} must map keys to values",
+            why="it is empty" if values is None else f"it holds a {type(values).__name__}",
+            fix="give name, data, prompt and answer; docs/tasks.md has an example",
         )
     try:
         return Definition.model_validate(values)

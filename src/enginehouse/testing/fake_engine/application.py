@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from aiohttp import web
@@ -17,11 +17,13 @@ from enginehouse.testing.fake_engine.state import Engine
 _GUARDED = ("/v1", "/v2", "/inference")
 
 
-def make_application(engine: Engine, *, environment: Mapping[str, str]) -> web.Application:
+def make_application(
+    engine: Engine, *, environment: Mapping[str, str], middlewares: Sequence[Middleware] = ()
+) -> web.Application:
     """The fake as an application; endpoints that vLLM switches on by environment are too."""
     keys = engine.arguments.api_key or [environment.get("VLLM_API_KEY", "")]
     application = web.Application(
-        middlewares=[_access_log, _guard({key for key in keys if key}), _errors],
+        middlewares=[_access_log, _guard({key for key in keys if key}), _errors, *middlewares],
         client_max_size=2**28,
     )
     application[ENGINE] = engine

@@ -2,9 +2,17 @@
 
 VLLM_FAKE_START_ERROR    text: print vLLM's traceback around it and exit 1
 VLLM_FAKE_START_DELAY    seconds before it listens; inf is never
+VLLM_FAKE_START_PROGRESS seconds between the progress lines that it writes until then; none without
+VLLM_FAKE_START_LINES    how many of them it writes at most, to be silent from then on
 VLLM_FAKE_IGNORE_SIGTERM 1: only SIGKILL ends it
 VLLM_FAKE_CHILD          group or session: leave an EngineCore process behind that ignores SIGTERM,
-                         in this process's group or in a session of its own; it ends after a minute
+                         in this process's group or in a session of its own; it ends after a minute.
+                         core: an EngineCore process as vLLM has it: it ends with this process, and
+                         when it ends before, the engine is dead (the fault die, without a cause)
+VLLM_FAKE_FAULTS         a JSON array, or the path of a file with one: which requests meet with
+                         what, as faults.py says. With [{"fault": "die", "match": "poison"}] any
+                         request with that word kills the engine, and whatever else is under way
+VLLM_FAKE_STATE          path of a file in which the counts of the faults outlive the process
 VLLM_FAKE_ANSWERS        path of a JSON object: regular expression → answer
 VLLM_FAKE_TOKEN_LATENCY  seconds per generated token
 VLLM_FAKE_RECORD         path of a file to which every start appends a JSON line: pid, argv, env
@@ -12,11 +20,14 @@ VLLM_FAKE_RECORD         path of a file to which every start appends a JSON line
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -27,6 +38,9 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready", flush=True)
 time.sleep(60)
 """
+_CORE = "import sys; sys.stdin.read()"
+_MOMENT = "11-21 03:52:51"
+ENGINE_DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
 class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +53,10 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
     answers: str | None = None
     token_latency: float = 0.0
     record: str | None = None
+    start_progress: float = math.inf
+    start_lines: float = math.inf
+    faults: str | None = None
+    state: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Behaviour:
@@ -55,6 +73,10 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
             answers=get("ANSWERS"),
             token_latency=float(get("TOKEN_LATENCY") or 0),
             record=get("RECORD"),
+            start_progress=float(get("START_PROGRESS") or math.inf),
+            start_lines=float(get("START_LINES") or math.inf),
+            faults=get("FAULTS"),
+            state=get("STATE"),
         )
 
 
@@ -78,24 +100,69 @@ def leave_child(where: str) -> int:
     return child.pid
 
 
+@asynccontextmanager
+async def engine_core() -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that is vLLM's EngineCore to whoever looks; it ends with this one, however."""
+    core = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _CORE, "VLLM::EngineCore", stdin=asyncio.subprocess.PIPE
+    )
+    try:
+        yield core
+    finally:
+        if core.returncode is None:
+            core.kill()
+        await core.wait()
+
+
 def start_error_log(message: str) -> str:
     """What vLLM prints when its engine core fails with `message`."""
-    pid = os.getpid()
-    core = f"(EngineCore pid={pid + 1}) ERROR 11-21 03:52:51 [core.py:1132]"
-    lines = (
-        "EngineCore failed to start.",
-        "Traceback (most recent call last):",
-        '  File "vllm/v1/engine/core.py", line 1123, in run_engine_core',
-        "    engine_core = EngineCoreProc(*args, **kwargs)",
-        message,
-    )
-    server = f"(APIServer pid={pid})"
+    server = f"(APIServer pid={os.getpid()})"
     return "\n".join(
         [
-            *(f"{core} {line}" for line in lines),
+            _core_failure(
+                "EngineCore failed to start.",
+                place="core.py:1132",
+                call="engine_core = EngineCoreProc(*args, **kwargs)",
+                cause=message,
+            ),
             f"{server} Traceback (most recent call last):",
             f'{server}   File "vllm/v1/engine/utils.py", line 980, in wait_for_engine_startup',
             f"{server} RuntimeError: Engine core initialization failed. See root cause above.",
             "",
         ]
     )
+
+
+def death_log(cause: str) -> str:
+    """What vLLM prints when its engine core dies at work; without a cause, when it was killed."""
+    server = f"(APIServer pid={os.getpid()})"
+    first = f"{server} WARNING {_MOMENT} [core_client.py:817] [shutdown] MPClient: engine core "
+    first += "exited unexpectedly; starting cleanup"
+    if cause:
+        first = _core_failure(
+            "EngineCore encountered a fatal error.",
+            place="core.py:1512",
+            call="engine_core.run_busy_loop()",
+            cause=cause,
+        )
+    lines = (
+        "AsyncLLM output_handler failed.",
+        "Traceback (most recent call last):",
+        '  File "vllm/v1/engine/core_client.py", line 1189, in get_output_async',
+        "    raise self._format_exception(outputs) from None",
+        f"vllm.v1.engine.exceptions.EngineDeadError: {ENGINE_DEAD}",
+    )
+    prefix = f"{server} ERROR {_MOMENT} [async_llm.py:906] "
+    return "\n".join([first, *(prefix + line for line in lines), ""])
+
+
+def _core_failure(what: str, *, place: str, call: str, cause: str) -> str:
+    lines = (
+        what,
+        "Traceback (most recent call last):",
+        '  File "vllm/v1/engine/core.py", line 1123, in run_engine_core',
+        f"    {call}",
+        cause,
+    )
+    prefix = f"(EngineCore pid={os.getpid() + 1}) ERROR {_MOMENT} [{place}] "
+    return "\n".join(prefix + line for line in lines)

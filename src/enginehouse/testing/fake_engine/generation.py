@@ -24,6 +24,8 @@ from enginehouse.testing.fake_engine.requests import (
 from enginehouse.testing.fake_engine.state import Engine
 
 ENGINE = web.AppKey("engine", Engine)
+STREAM = web.RequestKey("stream", web.StreamResponse)  # a reply that has begun
+CUT = web.RequestKey("cut", bool)  # send half of the stream, and leave its end to the middleware
 _encode = msgspec.json.Encoder().encode
 Asked = ChatRequest | CompletionRequest
 
@@ -125,9 +127,14 @@ async def _stream(request: web.Request, reply: Reply, *, pause: float) -> web.St
         headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
     )
     await response.prepare(request)
-    for chunk in reply.chunks():
+    request[STREAM] = response
+    chunks = list(reply.chunks())
+    cut = CUT in request
+    for chunk in chunks[: len(chunks) // 2] if cut else chunks:
         await response.write(b"data: " + _encode(chunk) + b"\n\n")
         await asyncio.sleep(pause)
+    if cut:
+        return response
     await response.write(b"data: [DONE]\n\n")
     await response.write_eof()
     return response

@@ -8,9 +8,10 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -31,15 +32,16 @@ async def running_fake_engine(
     model: str = "fake-model",
     answers: Mapping[str, str] | None = None,
     token_latency: float = 0.0,
+    faults: Sequence[Mapping[str, Any]] = (),
     env: Mapping[str, str] | None = None,
     start_timeout: float = 30.0,
 ) -> AsyncIterator[FakeEngineHandle]:
     """A fake engine in a process of its own on a port from the kernel; killed when the block ends.
 
     `arguments` are further flags. `answers` maps regular expressions on the last user message (or
-    the whole text prompt) to answers. Adapter and development endpoints are on; `env` is added to
-    the environment (VLLM_FAKE_…, VLLM_API_KEY …). Raises TimeoutError or RuntimeError, with its
-    output, if it does not start.
+    the whole text prompt) to answers; `faults` are those of faults.py. Adapter and development
+    endpoints are on; `env` is added to the environment (VLLM_FAKE_…, VLLM_API_KEY …). Raises
+    TimeoutError or RuntimeError, with its output, if it does not start.
     """
     with tempfile.TemporaryDirectory() as folder:
         variables = {
@@ -48,6 +50,7 @@ async def running_fake_engine(
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "VLLM_SERVER_DEV_MODE": "1",
             "VLLM_FAKE_TOKEN_LATENCY": str(token_latency),
+            "VLLM_FAKE_FAULTS": json.dumps(list(faults)),
         }
         if answers is not None:
             file = Path(folder) / "answers.json"

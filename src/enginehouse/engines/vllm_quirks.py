@@ -1,0 +1,25 @@
+"""What kills vLLM and can be avoided, tried on the CPU build of 0.32.0."""
+
+from __future__ import annotations
+
+from enginehouse.core.sampler import SampleRequest
+from enginehouse.engines.base import Quirk
+
+
+def _wants_prompt_logprobs(request: SampleRequest) -> bool:
+    return request.parameters.prompt_logprobs is not None
+
+
+# The CPU's random generator has no offset to set back, and any full batch cuts a prefill in two,
+# whatever max_num_batched_tokens is.
+SEEDED_CHUNKED_PREFILL = Quirk(
+    name="seeded chunked prefill",
+    kills="a request with a seed whose prefill is cut in two",
+    avoided="--no-enable-chunked-prefill",
+)
+LORA_PROMPT_LOGPROBS = Quirk(
+    name="prompt log-probabilities with LoRA",
+    kills="two requests for prompt log-probabilities in one batch, where LoRA is enabled",
+    avoided="such requests are sent one at a time",
+    one_at_a_time=_wants_prompt_logprobs,
+)

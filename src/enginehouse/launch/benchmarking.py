@@ -1,0 +1,264 @@
+"""`enginehouse bench`: a server under load, its own or one at a URL, measured from outside."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import islice
+
+from enginehouse.client.retry import Retries
+from enginehouse.client.sampler import HTTPSampler
+from enginehouse.core.errors import ConfigurationError, WireError
+from enginehouse.core.messages import TokenPrompt
+from enginehouse.core.sampler import Load, SampleRequest
+from enginehouse.core.sampling import SamplingParameters
+from enginehouse.engines.base import Engine
+from enginehouse.engines.registry import ENGINES
+from enginehouse.launch.closed_loop import TimedRequest, run_closed_loop
+from enginehouse.launch.configuration import BenchConfig
+from enginehouse.launch.random_prompts import ordinary_tokens, random_prompts
+from enginehouse.launch.serving import serving
+from enginehouse.report.benchmark import (
+    Benchmark,
+    FailedRequests,
+    Latencies,
+    LoadMeasurement,
+    ServerCounts,
+)
+from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
+from enginehouse.statistics.percentiles import percentiles
+from enginehouse.store.layout import Layout
+
+Notify = Callable[[str], None]
+BUSY_CLIENT = 0.9  # share of a core from which on it may be the client that was measured
+_FEWEST, _EACH = 32, 4
+_NEWS = 10.0  # seconds between lines about progress
+_ONCE = Retries(attempts=1, base=0, cap=0, patience=0, endurance=0)
+_STRANGERS = 0.01  # of our tokens: fewer than that may be the canaries of whoever keeps the server
+
+
+async def run_benchmark(config: BenchConfig, *, layout: Layout, notify: Notify) -> Benchmark:
+    """Measure every concurrency, one after another; a server of our own is stopped at the end.
+
+    Raises what `serving` does, WireError for a server that cannot be used or fails all of the
+    warm-up, and ConfigurationError. Requests that fail later are in what comes back.
+    """
+    async with _server(config, layout=layout, notify=notify) as (server, engine):
+        model = _model(config, server)
+        async with HTTPSampler(
+            server.base_url,
+            model=model,
+            capabilities=engine.capabilities(server.version),
+            api_key=server.api_key,
+            concurrency=max(config.concurrency),
+            load_signal=engine.load_signal,
+            retries=_ONCE,
+        ) as sampler:
+            prompts = random_prompts(
+                await ordinary_tokens(sampler), length=config.input_tokens, seed=config.seed
+            )
+            loads = [
+                await _measure(sampler, prompts, config, concurrency=concurrency, notify=notify)
+                for concurrency in config.concurrency
+            ]
+    return Benchmark(
+        url=server.base_url,
+        model=model,
+        engine=server.engine,
+        engine_version=server.version,
+        engine_arguments=server.command,
+        input_tokens=config.input_tokens,
+        output_tokens=config.output_tokens,
+        seed=config.seed,
+        loads=tuple(loads),
+    )
+
+
+def require_answers(benchmark: Benchmark, *, max_failed: float) -> None:
+    """Raise WireError if more than that share of a concurrency's requests failed."""
+    for load in benchmark.loads:
+        if load.failed > max_failed * load.requests:
+            worst = max(load.failures.values(), key=lambda failures: failures.count)
+            raise WireError(
+                f"{load.failed:,} of {load.requests:,} requests failed at concurrency "
+                f"{load.concurrency}: these figures are not the server's",
+                why=worst.example,
+                fix="read the server's log; --max-failed allows more",
+            )
+
+
+@asynccontextmanager
+async def _server(
+    config: BenchConfig, *, layout: Layout, notify: Notify
+) -> AsyncIterator[tuple[Server, Engine]]:
+    if config.url is None:
+        async with serving(config, layout=layout, notify=notify, concurrency=1) as ready:
+            yield ready.server, ready.engine
+        return
+    engine: Engine = ENGINES.load(config.engine or "vllm")()
+    key = config.server.api_key or os.environ.get(API_KEY_VARIABLE)
+    yield await attach_server(config.url, api_key=key, engine=engine), engine
+
+
+def _model(config: BenchConfig, server: Server) -> str:
+    if config.url is None or config.model is None:
+        return server.models[0]
+    if config.model not in server.models:
+        raise ConfigurationError(
+            f"the server at {server.base_url} does not serve {config.model!r}",
+            fix=f"leave the model out, or name one of: {', '.join(server.models)}",
+        )
+    return config.model
+
+
+async def _measure(
+    sampler: HTTPSampler,
+    prompts: Iterator[TokenPrompt],
+    config: BenchConfig,
+    *,
+    concurrency: int,
+    notify: Notify,
+) -> LoadMeasurement:
+    count = config.requests or max(_FEWEST, _EACH * concurrency)
+    warmup = concurrency if config.warmup is None else config.warmup
+    notify(f"concurrency {concurrency}: {warmup:,} requests to warm up, then {count:,}")
+    await _warm_up(sampler, _requests(prompts, warmup, config), concurrency=concurrency)
+    requests = _requests(prompts, count, config)
+    before = await _load(sampler)
+    cpu, begun = time.process_time(), time.perf_counter()
+    timed = await run_closed_loop(
+        sampler, requests, concurrency=concurrency, progress=_news(concurrency, count, notify)
+    )
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - begun
+    counts = _counted(before, await _load(sampler))
+    return _summary(
+        timed,
+        config,
+        concurrency=concurrency,
+        warmup=warmup,
+        client_cpu=cpu / wall,
+        server=counts,
+    )
+
+
+def _requests(
+    prompts: Iterator[TokenPrompt], count: int, config: BenchConfig
+) -> list[SampleRequest]:
+    parameters = SamplingParameters(
+        temperature=0.0,
+        max_tokens=config.output_tokens,
+        ignore_eos=True,
+        extra={"stream_options": {"include_usage": True}},
+    )
+    return [SampleRequest(prompt=p, parameters=parameters) for p in islice(prompts, count)]
+
+
+async def _warm_up(
+    sampler: HTTPSampler, requests: Sequence[SampleRequest], *, concurrency: int
+) -> None:
+    timed = await run_closed_loop(sampler, requests, concurrency=concurrency)
+    failures = [request.failure for request in timed if request.failure]
+    if failures and len(failures) == len(timed):
+        raise failures[0]
+
+
+def _news(concurrency: int, count: int, notify: Notify) -> Callable[[TimedRequest], None]:
+    """A line about progress every few seconds."""
+    following = time.monotonic() + _NEWS
+    done = failed = 0
+
+    def progress(timed: TimedRequest) -> None:
+        nonlocal following, done, failed
+        done += 1
+        failed += timed.failure is not None
+        if time.monotonic() >= following:
+            following = time.monotonic() + _NEWS
+            notify(f"concurrency {concurrency}: {done:,} of {count:,}, {failed:,} failed")
+
+    return progress
+
+
+async def _load(sampler: HTTPSampler) -> Load | None:
+    try:
+        return await sampler.load()
+    except WireError:
+        return None
+
+
+def _counted(before: Load | None, after: Load | None) -> ServerCounts | None:
+    if before is None or after is None:
+        return None
+
+    def grown(early: int | None, late: int | None) -> int | None:
+        return None if early is None or late is None or late < early else late - early
+
+    return ServerCounts(
+        prompt_tokens=grown(before.prompt_tokens, after.prompt_tokens),
+        output_tokens=grown(before.generation_tokens, after.generation_tokens),
+        preemptions=grown(before.preemptions, after.preemptions),
+        prefix_cache_queries=grown(before.prefix_cache_queries, after.prefix_cache_queries),
+        prefix_cache_hits=grown(before.prefix_cache_hits, after.prefix_cache_hits),
+    )
+
+
+def _summary(
+    timed: Sequence[TimedRequest],
+    config: BenchConfig,
+    *,
+    concurrency: int,
+    warmup: int,
+    client_cpu: float,
+    server: ServerCounts | None,
+) -> LoadMeasurement:
+    good = [request for request in timed if request.failure is None]
+    seconds = max(r.ended for r in timed) - min(r.started for r in timed)
+    prompt_tokens = sum(r.prompt_tokens or config.input_tokens for r in good)
+    output_tokens = sum(r.output_tokens for r in good)
+    chunks = sum(len(r.chunks) for r in good)
+    odd = sum(r.output_tokens != config.output_tokens for r in good)
+    return LoadMeasurement(
+        concurrency=concurrency,
+        requests=len(timed),
+        failed=len(timed) - len(good),
+        failures=_failures(timed),
+        warmup=warmup,
+        seconds=seconds,
+        requests_per_second=len(good) / seconds,
+        output_tokens_per_second=output_tokens / seconds,
+        total_tokens_per_second=(prompt_tokens + output_tokens) / seconds,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        tokens_per_chunk=output_tokens / chunks if chunks else None,
+        latencies=_latencies(good),
+        client_cpu=client_cpu,
+        server=server,
+        notes=(),
+    )
+
+
+def _latencies(good: Sequence[TimedRequest]) -> Latencies:
+    return Latencies(
+        first_token=percentiles([r.first_token for r in good]),
+        per_output_token=percentiles(
+            [
+                (r.end_to_end - r.first_token) / (r.output_tokens - 1)
+                for r in good
+                if r.output_tokens > 1
+            ]
+        ),
+        inter_token=percentiles([gap for r in good for gap in r.gaps]),
+        end_to_end=percentiles([r.end_to_end for r in good]),
+    )
+
+
+def _failures(timed: Sequence[TimedRequest]) -> dict[str, FailedRequests]:
+    errors = [request.failure for request in timed if request.failure]
+    counts = Counter(type(error).__name__ for error in errors)
+    first = {type(error).__name__: error for error in reversed(errors)}
+    return {
+        kind: FailedRequests(count=count, example=first[kind].message)
+        for kind, count in counts.most_common()
+    }

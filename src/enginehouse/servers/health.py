@@ -1,0 +1,155 @@
+"""Whether a server works, from every sign at once, since each of them lies at times.
+
+A process can live with a dead engine; /health can say 200 with dead workers, and not answer in time
+under a burst; metrics stand still when nobody asks. So: the process has not ended, /health answers,
+and where that is not enough, tokens are being counted or a one-token request is answered.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from enginehouse.core.sampler import Load
+from enginehouse.engines.base import Engine
+from enginehouse.servers.readiness import describe_exit
+from enginehouse.servers.records import ServerState
+
+DEGRADED_AFTER = 30.0  # seconds without a sign of work
+_PROBE = aiohttp.ClientTimeout(total=5)
+_CANARY = aiohttp.ClientTimeout(total=10)
+_ENGINE_DEAD = 503
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """A state, and why it is not `ready`."""
+
+    state: ServerState
+    reason: str | None = None
+
+
+_READY = Health(state=ServerState.READY)
+
+
+class HealthMonitor:
+    """Looks at one server again and again; `session` has its base URL and its API key.
+
+    `exit_code` gives None while the process runs. `busy` tells whether we wait for an answer: a
+    server that seems idle meanwhile is not. `patience`: seconds without any sign of work after
+    which a server counts as failed.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        *,
+        engine: Engine,
+        model: str,
+        exit_code: Callable[[], int | None],
+        patience: float,
+        busy: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._session = session
+        self._engine = engine
+        self._model = model
+        self._exit_code = exit_code
+        self._patience = patience
+        self._busy = busy
+        self._clock = clock
+        self._tokens: int | None = None
+        self._worked = clock()
+        self.has_worked = False
+
+    def restarted(self) -> None:
+        """Forget what was seen: the server is a new process."""
+        self._tokens = None
+        self._worked = self._clock()
+        self.has_worked = False
+
+    async def glance(self) -> Health:
+        """Process and /health only: at most 5 s."""
+        if (code := self._exit_code()) is not None:
+            return Health(state=ServerState.FAILED, reason=f"it ended with {describe_exit(code)}")
+        status = await self._get_status(self._engine.health_path)
+        if status == _ENGINE_DEAD:
+            return Health(
+                state=ServerState.FAILED,
+                reason=f"{self._engine.health_path} says that its engine is dead",
+            )
+        if status == 200:
+            return _READY
+        said = "does not answer" if status is None else f"answers {status}"
+        return Health(state=ServerState.DEGRADED, reason=f"{self._engine.health_path} {said}")
+
+    async def look(self) -> Health:
+        """Every sign: at most 20 s, as a rule milliseconds; a canary only where in doubt."""
+        health = await self.glance()
+        if health.state is ServerState.FAILED:
+            return health
+        load = await self._load()
+        if self._has_counted(load):
+            self.has_worked = True
+            self._worked = self._clock()
+        elif (health is _READY and self._is_idle(load)) or await self._answers():
+            self._worked = self._clock()
+        return self._judged(health)
+
+    def _is_idle(self, load: Load | None) -> bool:
+        return load is not None and not load.running + load.waiting and not self._busy()
+
+    def _judged(self, health: Health) -> Health:
+        silent = self._clock() - self._worked
+        if silent <= DEGRADED_AFTER:
+            return health
+        state = ServerState.FAILED if silent > self._patience else ServerState.DEGRADED
+        return Health(state=state, reason=f"it has not made a token for {silent:.0f} s")
+
+    def _has_counted(self, load: Load | None) -> bool:
+        if load is None:
+            return False
+        tokens = (load.prompt_tokens or 0) + (load.generation_tokens or 0)
+        before, self._tokens = self._tokens, tokens
+        return before is not None and tokens > before
+
+    async def _get_status(self, path: str) -> int | None:
+        try:
+            async with self._session.get(path, timeout=_PROBE) as reply:
+                return reply.status
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return None
+
+    async def _load(self) -> Load | None:
+        signal = self._engine.load_signal
+        try:
+            async with self._session.get(signal.path, timeout=_PROBE) as reply:
+                return signal.parse(await reply.text()) if reply.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return None
+
+    async def _answers(self) -> bool:
+        body: dict[str, Any] = {
+            "model": self._model,
+            "prompt": "1",
+            "max_tokens": 1,
+            "temperature": 0.0,
+        }
+        try:
+            async with self._session.post(
+                self._engine.canary_path, json=body, timeout=_CANARY
+            ) as reply:
+                return reply.status == 200
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
+
+
+async def glance(base_url: str, *, engine: Engine) -> Health:
+    """/health of a server whose process lives: at most 5 s. Nothing to remember, no canary."""
+    async with aiohttp.ClientSession(base_url) as session:
+        return await HealthMonitor(
+            session, engine=engine, model="", exit_code=lambda: None, patience=0
+        ).glance()

@@ -1,0 +1,31 @@
+"""Small files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from enginehouse.core.errors import StoreError
+
+
+def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write or replace a file; the last writer wins. `private`: only its owner may read it.
+
+    Makes the folder. Raises StoreError, and leaves what was there, when it cannot be written.
+    Blocking.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(2)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, 0o600 if private else 0o666), "wb") as file:
+            file.write(content)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise StoreError(
+            f"cannot write {path}", why=str(error), fix="make room or check the permissions"
+        ) from error

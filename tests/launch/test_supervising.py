@@ -1,0 +1,185 @@
+"""A server that dies under work: restarted, what was in flight asked again, the killer found."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+
+import aiohttp
+import pytest
+from command_line import House
+
+from enginehouse import (
+    ChatPrompt,
+    Message,
+    SampleRequest,
+    SampleResponse,
+    SamplingParameters,
+)
+from enginehouse.core.errors import EngineKilledError, ServerFaultError, ServerGoneError
+from enginehouse.launch import supervising
+from enginehouse.launch.configuration import ServeConfig, parse
+from enginehouse.launch.serving import serving
+from enginehouse.servers import health
+from enginehouse.store.layout import Layout
+
+SLOW = {"VLLM_FAKE_TOKEN_LATENCY": "0.02"}
+
+
+def asking(text: str, *, tokens: int = 16) -> SampleRequest:
+    """A request that takes a third of a second."""
+    return SampleRequest(
+        prompt=ChatPrompt((Message("user", text),)),
+        parameters=SamplingParameters(max_tokens=tokens),
+    )
+
+
+async def until(condition) -> None:
+    """Wait for a condition, at most half a minute."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - other processes bring it about
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def served(house: House):
+    """Serve the fake with these settings, and note the incidents."""
+    incidents: list = []
+    notes: list[str] = []
+
+    def serve(*, env: dict[str, str] | None = None, **settings: object):
+        values = {"model": str(house.model()), "server": {"env_vars": SLOW | (env or {})}}
+        config = parse(ServeConfig, values | settings, origin="test")
+        return serving(
+            config,
+            layout=Layout.from_environment(),
+            notify=notes.append,
+            concurrency=8,
+            on_incident=incidents.append,
+        )
+
+    serve.incidents, serve.notes = incidents, notes
+    return serve
+
+
+@pytest.mark.slow
+async def test_killed_under_work(house: House, served):
+    """Every request is answered; the server is a new one at the old address."""
+    async with served() as ready:
+        asked = [asyncio.create_task(ready.sampler.sample(asking(f"{n}"))) for n in range(24)]
+        await until(lambda: ready.sampler.in_flight == 8)
+        os.kill(ready.server.pid, signal.SIGKILL)
+        responses = await asyncio.gather(*asked)
+        assert all(response.completions[0].finish_reason for response in responses)
+    (incident,) = served.incidents
+    assert incident.in_flight == 8
+    assert incident.consequence == "started again"
+    assert "SIGKILL" in " ".join(served.notes)
+    house.nothing_left()
+
+
+@pytest.mark.slow
+async def test_killed_while_nobody_asks(house: House, served):
+    """The next request finds a server."""
+    async with served() as ready:
+        os.kill(ready.server.pid, signal.SIGKILL)
+        await until(lambda: served.incidents)
+        assert (await ready.sampler.sample(asking("x"))).completions
+    assert served.incidents[0].in_flight == 0
+    house.nothing_left()
+
+
+@pytest.mark.slow
+async def test_given_up_after_too_many_restarts(house: House, served, monkeypatch):
+    """Whoever asks is told so, with cause and log, and so is whoever asks later."""
+    monkeypatch.setattr(supervising, "_GLANCE", 0.05)
+    async with served(max_restarts=1) as ready:
+        asked = asyncio.create_task(ready.sampler.sample(asking("x", tokens=400)))
+        for deaths in (1, 2):
+            pid = ready.server.pid
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda deaths=deaths: len(served.incidents) == deaths)
+            if deaths == 1:
+                await until(lambda pid=pid: ready.server.pid != pid)
+        for late in (asked, ready.sampler.sample(asking("y"))):
+            with pytest.raises(ServerGoneError, match="given up after 1 restarts") as caught:
+                await late
+            assert caught.value.log is not None
+    assert [i.consequence for i in served.incidents] == [
+        "started again",
+        "given up after 1 restarts (max_restarts)",
+    ]
+    house.nothing_left()
+
+
+@pytest.mark.slow
+async def test_cancelled_while_it_is_started_again(house: House, served):
+    """The caller's cancellation is no lost request: it ends at once, and nothing is left."""
+    async with served() as ready:
+        asked = asyncio.create_task(ready.sampler.sample(asking("x", tokens=400)))
+        await until(lambda: ready.sampler.in_flight)
+        os.kill(ready.server.pid, signal.SIGKILL)
+        await until(lambda: served.incidents)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+    house.nothing_left()
+
+
+def killers(path, *, reply: str, match: str = "KILL") -> dict[str, str]:
+    """env_vars of a fake that a request with the word ends, as seeded chunked prefill ends vLLM."""
+    path.write_text(json.dumps([{"fault": "die", "match": match, "reply": reply}]))
+    return {"VLLM_FAKE_FAULTS": str(path)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reply", ["500", "reset", "hang"])
+async def test_the_killer_is_found_and_all_others_are_answered(
+    house: House, served, tmp_path, reply
+):
+    """It dies with others, then alone twice: only it fails, with the engine's own cause."""
+    texts = [f"{n}" for n in range(10)]
+    texts.insert(4, "KILL")
+    async with served(env=killers(tmp_path / "faults.json", reply=reply)) as ready:
+        results = await asyncio.gather(
+            *(ready.sampler.sample(asking(text)) for text in texts), return_exceptions=True
+        )
+        error = results.pop(4)
+        assert isinstance(error, EngineKilledError), error
+        assert "offset" in str(error) or "seed" in str(error)
+        assert all(isinstance(result, SampleResponse) for result in results)
+        await until(lambda: len(served.incidents) == 3)
+    assert {incident.kind for incident in served.incidents} == {"engine_died"}
+    house.nothing_left()
+
+
+@pytest.mark.slow
+async def test_an_error_of_a_living_server_is_the_callers(house: House, served, tmp_path):
+    """A 500 from a server that goes on working is no death."""
+    (tmp_path / "faults.json").write_text('[{"fault": "status", "status": 500, "match": "BAD"}]')
+    async with served(env={"VLLM_FAKE_FAULTS": str(tmp_path / "faults.json")}) as ready:
+        with pytest.raises(ServerFaultError):
+            await ready.sampler.sample(asking("BAD"))
+        assert (await ready.sampler.sample(asking("good"))).completions
+    assert served.incidents == []
+
+
+@pytest.mark.slow
+async def test_an_engine_that_hangs_is_killed_and_replaced(
+    house: House, served, tmp_path, monkeypatch
+):
+    """/health says 200 all the time: no token and no answer to a canary tell that it is dead."""
+    monkeypatch.setattr(supervising, "_LOOK", 0.2)
+    monkeypatch.setattr(health, "_CANARY", aiohttp.ClientTimeout(total=0.5))
+    monkeypatch.setattr(health, "DEGRADED_AFTER", 1.0)
+    state = tmp_path / "state"
+    (tmp_path / "faults.json").write_text('[{"fault": "hang", "nth": [4, 5, 6, 7]}]')
+    env = {"VLLM_FAKE_FAULTS": str(tmp_path / "faults.json"), "VLLM_FAKE_STATE": str(state)}
+    async with served(env=env, progress_timeout=2.5) as ready:
+        for n in range(8):
+            assert (await ready.sampler.sample(asking(f"{n}"))).completions
+    assert {incident.in_flight for incident in served.incidents} == {1}
+    assert any("degraded" in note for note in served.notes)
+    house.nothing_left()
