@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from command_line import Finished, House, journaled, sums, until
 
@@ -20,6 +21,8 @@ from enginehouse.client import sampler as sampling
 from enginehouse.client.retry import Retries
 from enginehouse.client.transport import Timeouts
 from enginehouse.evaluation.records import Failure, Record, SampleRecord
+from enginehouse.launch import supervising
+from enginehouse.servers import health
 from enginehouse.store.journal import read_journal
 
 ITEMS = 50
@@ -123,6 +126,7 @@ LASTING: list[tuple[dict[str, Any], str, str, int | None]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LASTING, ids=lambda case: json.dumps(case[0]))
 def test_what_lasts_costs_only_the_samples_that_it_befalls(
     house: House, call: Call, words, case: tuple[dict[str, Any], str, str, int | None]
@@ -144,6 +148,7 @@ def test_what_lasts_costs_only_the_samples_that_it_befalls(
     assert set(journaled(run).scores.values()) == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reply", ["500", "reset"])
 def test_somebody_elses_server_that_dies(house: House, call: Call, words, reply: str):
     """Nobody restarts it: exit code 5, what could not be asked is missing and not failed."""
@@ -246,4 +251,20 @@ def test_a_restart_that_fails(house: House, call: Call, words):
     died, failed = incidents(house.runs[0])
     assert (died["kind"], failed["kind"]) == ("engine_died", "out_of_memory")
     assert failed["in_flight"] == 0
+    house.nothing_left()
+
+
+@pytest.mark.slow
+def test_a_health_that_lies(house: House, call: Call, words, monkeypatch: pytest.MonkeyPatch):
+    """200 for an engine that answers nobody: no token for so long, so it is started again."""
+    monkeypatch.setattr(health, "DEGRADED_AFTER", 1.0)
+    monkeypatch.setattr(health, "_CANARY", aiohttp.ClientTimeout(total=0.5))
+    monkeypatch.setattr(supervising, "_LOOK", 0.2)
+    monkeypatch.setattr(sampling, "Timeouts", Timeouts)
+    lie = {"fault": "die", "nth": [12], "reply": "hang", "lives": True, "health": 200}
+    done = call(*ours(house, lie), *words, "--progress-timeout", "2")
+    assert done.code == 0, done.err
+    assert "has not made a token for" in done.err
+    check(house, done, failed=set())
+    assert len(incidents(house.runs[0])) == 1
     house.nothing_left()

@@ -8,6 +8,7 @@ import pytest
 from command_line import House, journaled, scored, sums, until
 
 from enginehouse.core.errors import RunLockedError
+from enginehouse.executors.tree import identify
 
 
 @pytest.fixture
@@ -46,17 +47,21 @@ def test_two_at_once(house: House, call, words: tuple[str, ...]):
     assert set(journaled(house.runs[0]).samples.values()) == {1}
 
 
-def test_the_server_that_a_killed_run_left(house: House, call, words: tuple[str, ...]):
-    """Resume stops it before it starts its own; one of somebody else is only named."""
-    running = house.start(*words)
+@pytest.mark.slow
+def test_at_once_after_a_kill(house: House, call, words: tuple[str, ...]):
+    """The killed run's server is gone before the new one starts, whoever was faster."""
+    deaf = ("--env", "VLLM_FAKE_IGNORE_SIGTERM=1")  # the reaper needs its whole patience
+    running = house.start(*words, *deaf)
     running.until("ready after")
     (run,) = house.runs
     until(lambda: scored(run) >= 1, "no sample is scored")
-    running.kill()
     (left,) = call("ps", "--json").report
-    done = call("resume", run.name)
+    running.kill()
+    resumed = house.start("resume", run.name)
+    resumed.until("starting vllm")
+    assert identify(left["record"]["process"]["pid"]) is None
+    done = resumed.end()
     assert done.code == 0, done.err
-    assert f"stopping {left['record']['name']}, which the killed run left behind" in done.err
     assert set(journaled(run).samples.values()) == {1}
 
 
@@ -68,6 +73,20 @@ def test_a_complete_run_asks_nothing(house: House, call, words: tuple[str, ...])
     assert again.code == 0, again.err
     assert "is complete: nothing to ask" in again.err
     assert again.report == done.report
+
+
+def test_only_scores_are_missing(house: House, call, words: tuple[str, ...]):
+    """What was answered and not scored is scored without anybody to ask."""
+    done = call(*words, "--json")
+    (run,) = house.runs
+    lines = (run / "journal.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if '"record":"score"' not in line]
+    assert len(lines) - len(kept) == 12
+    (run / "journal.jsonl").write_text("".join(kept))
+    (run / "report.json").unlink()
+    again = call("resume", run.name, "--json", ENGINEHOUSE_VLLM_PYTHON="/nowhere")
+    assert again.code == 0, again.err
+    assert again.report["tasks"] == done.report["tasks"]
 
 
 def test_what_changed_in_between(house: House, call, words: tuple[str, ...]):
@@ -92,6 +111,7 @@ def test_what_changed_in_between(house: House, call, words: tuple[str, ...]):
         assert done.code == 2
         assert [part for part in parts if part not in done.err] == []
         assert journaled(house.runs[0]) == before
+        assert ("starting vllm" in done.err) == file.endswith("safetensors")
         path.write_bytes(content)
     house.work = house.folder
     done = call("resume", str(house.runs[0]), "--json")

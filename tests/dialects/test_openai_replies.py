@@ -25,3 +25,17 @@ def test_tokenize():
     assert asked == {"model": "m", "prompt": "Hi", "add_special_tokens": False}
     with pytest.raises(MalformedResponseError):
         decode_tokenize(b'{"tokens":["Hi"]}')
+
+
+@pytest.mark.parametrize("body", [b'{"data": [{"id"', b'{"data": [{"id": "m"}]'])
+def test_a_reply_that_stops_in_the_middle(body: bytes):
+    """Not taken for another protocol: somebody ended it too early."""
+    with pytest.raises(MalformedResponseError, match="stops in the middle of its JSON") as caught:
+        decode_models(body)
+    assert f"{len(body)} bytes came" in str(caught.value.why)
+
+
+def test_an_empty_reply_is_no_cut_off_one():
+    """It may come from anything."""
+    with pytest.raises(MalformedResponseError, match="not what this protocol says"):
+        decode_models(b"")

@@ -361,6 +361,24 @@ async def test_small_run_without_any_answer_stops_too(layout):
     assert records(run, SampleRecord) == []
 
 
+async def test_a_server_that_dies_with_the_last_samples_fails_none_of_them(layout):
+    """Fewer are left than a streak needs: a sample that was answered before tells the difference."""
+    run = new_run(layout)
+    answered = []
+
+    def dies(request):
+        if len(answered) < 97:
+            answered.append(request)
+            return solve(request)
+        return ConnectionFailedError("refused")
+
+    with pytest.raises(ServerGoneError, match="3 requests in a row could not connect"):
+        await run_it(run, sampler=FakeSampler(dies), size=100)
+    assert [r for r in records(run, SampleRecord) if r.failure] == []
+    report = await run_it(run, size=100)
+    assert report.tasks[0].outcomes["correct"] == 100
+
+
 async def test_single_refused_connections_are_failures(layout):
     """The server answered before and after: those samples failed, wherever they stand."""
     sampler = FakeSampler(

@@ -114,10 +114,10 @@ def test_update_is_atomic(layout, monkeypatch):
     run = make(layout)
     before = sorted(p.name for p in run.folder.iterdir())
 
-    def full(self: Path, data: bytes) -> int:
+    def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(StoreError, match="No space left"):
         run.finish(RunStatus.COMPLETE)
     monkeypatch.undo()
@@ -135,6 +135,7 @@ def test_create_on_a_full_disk_shows_no_run(layout, monkeypatch):
     with pytest.raises(StoreError, match="cannot create the run folder"):
         make(layout)
     assert list_runs(layout) == []
+    assert list(layout.runs.iterdir()) == []
 
 
 def test_two_holders_exclude_each_other(layout, holding_process):

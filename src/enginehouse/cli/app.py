@@ -26,6 +26,9 @@ COMMANDS = {
     "show": CommandEntry(
         "enginehouse.cli.runs:show", "Show a run's report, or one of its samples."
     ),
+    "compare": CommandEntry(
+        "enginehouse.cli.compare:compare", "Compare two runs on the same items."
+    ),
     "tasks": CommandEntry("enginehouse.cli.tasks:tasks", "List the tasks and what they need."),
     "serve": CommandEntry(
         "enginehouse.cli.serve:serve", "Serve a model until Ctrl-C, or detached."
@@ -33,6 +36,8 @@ COMMANDS = {
     "ps": CommandEntry("enginehouse.cli.servers:ps", "List servers."),
     "logs": CommandEntry("enginehouse.cli.servers:logs", "Print a server's log."),
     "stop": CommandEntry("enginehouse.cli.servers:stop", "Stop a server and prove it."),
+    "top": CommandEntry("enginehouse.cli.top:top", "Watch what every server does."),
+    "bench": CommandEntry("enginehouse.cli.bench:bench", "Measure a server under load."),
     "install": CommandEntry("enginehouse.cli.install:install", "Build an engine environment."),
     "doctor": CommandEntry(
         "enginehouse.cli.doctor:doctor", "Check this machine before anything fails."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,6 +15,7 @@ import msgspec
 from enginehouse.core.errors import ServerError
 
 Failed = TypeVar("Failed", bound=ServerError)
+_LEAST_ROOM = 1 << 16  # bytes; a disk with less cannot take a log
 READ_THE_LOG = "read the log; the first error in it is the one that counts"
 
 
@@ -115,6 +117,8 @@ def explained(error: Failed, diagnosis: Diagnosis | None, *, log: Path | None) -
 
     What a rule says to do is better than what the error says; that a log is there is not.
     """
+    if log is not None and (diagnosis is None or diagnosis.kind is FailureKind.UNKNOWN):
+        diagnosis = _full_disk(log) or diagnosis
     if diagnosis is None:
         return type(error)(error.message, why=error.why, fix=error.fix or READ_THE_LOG, log=log)
     known = diagnosis.kind is not FailureKind.UNKNOWN
@@ -125,4 +129,20 @@ def explained(error: Failed, diagnosis: Diagnosis | None, *, log: Path | None) -
         log=log,
         kind=diagnosis.kind.value,
         evidence=diagnosis.evidence if diagnosis.evidence != diagnosis.cause else None,
+    )
+
+
+def _full_disk(log: Path) -> Diagnosis | None:
+    """An engine whose log cannot be written ends, and cannot say why."""
+    try:
+        free = shutil.disk_usage(log.parent).free
+    except OSError:
+        return None
+    if free >= _LEAST_ROOM:
+        return None
+    return Diagnosis(
+        kind=FailureKind.DISK_FULL,
+        evidence="",
+        cause=f"the disk with its log is full ({free // 1024} KB free there)",
+        fix="make room, then run it again, or resume the run; ENGINEHOUSE_HOME moves everything",
     )

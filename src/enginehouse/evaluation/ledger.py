@@ -83,6 +83,11 @@ class TaskLedger:
                 column = self.measures[name] = MeasureColumn(len(self.states))
             column.put(index, measure)
 
+    def state_table(self) -> NDArray[np.uint8]:
+        """The states with shape (items, repeats), as they are now; not a copy."""
+        shape = (self.record.items, self.record.samples)
+        return np.frombuffer(self.states, dtype=np.uint8).reshape(shape)
+
     def outcomes(self) -> dict[str, int]:
         """How many samples had each outcome."""
         return {outcome.value: self.counts[code] for outcome, code in CODES.items()}

@@ -40,12 +40,30 @@ _TICK = 0.5  # seconds between progress reports
 _BREATH = 0.05  # seconds after which a worker that never waited lets others run
 
 
+def count_missing(
+    spec: EvaluationSpec, *, tasks: TaskData, run: Run, retry_failed: bool = False
+) -> int:
+    """How many samples `evaluate` would ask; answers that lack only their score are scored.
+
+    Raises as `evaluate` does, before there has to be anybody to ask.
+    """
+    with run.hold(), Journal(run.journal_path) as journal:
+        work = _Evaluation(spec, plan_tasks(spec, tasks), journal, lambda _: None)
+        work.prepare(run.info.id)
+        work.score_unscored()
+        return work.count(_wanted(retry_failed=retry_failed))
+
+
+def _wanted(*, retry_failed: bool) -> tuple[int, ...]:
+    return (MISSING, FAILED) if retry_failed else (MISSING,)
+
+
 async def evaluate(
     spec: EvaluationSpec,
     *,
     tasks: TaskData,
-    sampler: Sampler,
-    provenance: Provenance,
+    sampler: Sampler | None,
+    provenance: Provenance | None,
     run: Run,
     progress: Callable[[Progress], None] = lambda _: None,
     retry_failed: bool = False,
@@ -53,9 +71,9 @@ async def evaluate(
     """Ask what `run`'s journal lacks, score it, and return the report (also in report.json).
 
     `tasks` maps every task's name in the spec to the task and its loaded data. A new run and a
-    resumed one are the same call; a finished one asks nothing. Failed samples count as done
-    unless `retry_failed`. `progress` is called from the event loop every half second and at the
-    end. Cancellable at any moment: what was in flight is dropped and asked on resume.
+    resumed one are the same call; a finished one asks nothing, and needs nobody to ask (None).
+    Failed samples count as done unless `retry_failed`. `progress` is called from the event loop
+    every half second and at the end. Cancellable at any moment: what was in flight is dropped and asked on resume.
 
     Raises, leaving the run resumable: ConfigurationError (the spec or the data is not the one the
     run began with), RunLockedError, UnsupportedError (before anything is asked), ServerGoneError,
@@ -69,7 +87,10 @@ async def evaluate(
                 work = _Evaluation(spec, plan_tasks(spec, tasks), journal, progress)
                 work.prepare(run.info.id)
                 work.score_unscored()
-                await work.ask_missing(sampler, provenance, retry_failed=retry_failed)
+                if sampler is not None and provenance is not None:
+                    await work.ask_missing(
+                        sampler, provenance, wanted=_wanted(retry_failed=retry_failed)
+                    )
                 del work  # its state would double the memory of summing up
             report = summarise(run)
             run.write_report(msgspec.json.format(msgspec.json.encode(report)))
@@ -104,7 +125,7 @@ class _Evaluation:
         self._ledger: Ledger = read_ledger(journal.path)
         self._progress = progress
         self._held: list[SampleRecord] = []  # connection failures since the last answer
-        self._answered = 0
+        self._answered: Unit | None = None  # the last that anybody answered
         self._limit = GONE_AFTER
         self._started = time.monotonic()
         self._breath = self._started
@@ -141,13 +162,15 @@ class _Evaluation:
             sample = read_record(self._journal.path, Record, offset=offset)
             self._write(score_sample(self._plans[task], sample))
 
+    def count(self, states: tuple[int, ...]) -> int:
+        """How many samples are in one of the states."""
+        return sum(t.counts[state] for t in self._ledger.tasks.values() for state in states)
+
     async def ask_missing(
-        self, sampler: Sampler, provenance: Provenance, *, retry_failed: bool
+        self, sampler: Sampler, provenance: Provenance, *, wanted: tuple[int, ...]
     ) -> None:
-        """Ask every missing sample, a bounded number at a time."""
-        wanted = (MISSING, FAILED) if retry_failed else (MISSING,)
-        missing = sum(t.counts[state] for t in self._ledger.tasks.values() for state in wanted)
-        if missing:
+        """Ask every sample in a wanted state, a bounded number at a time."""
+        if missing := self.count(wanted):
             for plan in self._plans.values():
                 check_capabilities(plan, sampler)
             self._session = len(self._ledger.sessions)
@@ -167,7 +190,7 @@ class _Evaluation:
             self._started = self._breath = time.monotonic()
             self._done_before = self._done()
             await self._run_workers(workers, asker, self._units(wanted))
-            self._end_streak()
+            await self._end_streak(asker)
         self._progress(self._state())
 
     def _demand_same_weights(self, provenance: Provenance) -> None:
@@ -210,27 +233,32 @@ class _Evaluation:
 
     async def _work(self, asker: Asker, units: Iterator[Unit]) -> None:
         for unit in units:
-            self._settle(await asker.ask(unit))
+            self._settle(await asker.ask(unit), unit)
             if (now := time.monotonic()) - self._breath > _BREATH:
                 self._breath = now
                 await asyncio.sleep(0)
 
-    def _settle(self, sample: SampleRecord) -> None:
+    def _settle(self, sample: SampleRecord, unit: Unit) -> None:
         failure = sample.failure
-        if failure is not None and failure.error == ConnectionFailedError.__name__:
+        if _is_unconnected(sample):
             self._held.append(sample)
             if len(self._held) >= self._limit:
                 raise self._gone()
             return
         if failure is None or failure.status is not None:
-            self._answered += 1
+            self._answered = unit
             self._record_held()
         self._write(sample)
         if failure is None:
             self._write(score_sample(self._plans[sample.task], sample))
 
-    def _end_streak(self) -> None:
-        if self._held and (len(self._held) >= GONE_AFTER or not self._answered):
+    async def _end_streak(self, asker: Asker) -> None:
+        """Judge the last connection failures by one sample that was answered before."""
+        if self._held and (
+            len(self._held) >= GONE_AFTER
+            or self._answered is None
+            or _is_unconnected(await asker.ask(self._answered))
+        ):
             raise self._gone()
         self._record_held()
 
@@ -278,6 +306,10 @@ class _Evaluation:
             tokens_per_second=tokens / elapsed if tokens and elapsed else None,
             seconds_left=missing * elapsed / done if done > 0 else None,
         )
+
+
+def _is_unconnected(sample: SampleRecord) -> bool:
+    return sample.failure is not None and sample.failure.error == ConnectionFailedError.__name__
 
 
 def _differences(one: msgspec.Struct, other: msgspec.Struct) -> list[str]:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from enginehouse.core.errors import ConfigurationError, NoHeadlineError
+from enginehouse.core.incidents import Incident
 from enginehouse.core.sampler import Provenance
-from enginehouse.evaluation.ledger import ASKED, CODES, Ledger, Session, TaskLedger, read_ledger
+from enginehouse.evaluation.at_k import choose_ks, figure_of, figures_at_k
+from enginehouse.evaluation.ledger import (
+    ASKED,
+    CODES,
+    FAILED,
+    Ledger,
+    Session,
+    TaskLedger,
+    read_ledger,
+)
 from enginehouse.evaluation.records import EvaluationSpec, Record, SampleRecord, ScoreRecord
-from enginehouse.report.summary import Figure, Report, SampleView, TaskReport, Throughput
-from enginehouse.statistics.intervals import Floats, interval_of_ratio
+from enginehouse.report.summary import Report, SampleView, TaskReport, Throughput
 from enginehouse.store.journal import read_journal
 from enginehouse.store.runs import Run
 from enginehouse.tasks.base import Outcome
 
 
-def summarise(run: Run) -> Report:
-    """The report of what the journal holds, finished or not. Raises StoreError. Blocking.
+def summarise(run: Run, *, at_k: Sequence[int] | None = None) -> Report:
+    """The report of what the journal holds, finished or not. Blocking.
 
     Headline: correct / (all - failed), with unparsable and truncated answers in the denominator.
     Metrics: Σ value / Σ weight over the samples that did not fail. Intervals at 95 %: see
-    `statistics.interval_of_ratio`.
+    `statistics.interval_of_ratio`. `at_k` None: the powers of two up to the samples per item, if
+    those are several. Raises StoreError, and ConfigurationError for a k above them.
     """
     ledger = read_ledger(run.journal_path)
     spec = ledger.header.spec if ledger.header else None
@@ -35,10 +47,11 @@ def summarise(run: Run) -> Report:
         complete=complete and spec is not None and len(ledger.tasks) == len(spec.tasks),
         seed=spec.seed if spec else 0,
         temperature=spec.temperature if spec else 0.0,
-        tasks=tuple(_task_report(t, spec) for t in ledger.tasks.values()) if spec else (),
+        tasks=tuple(_task_report(t, spec, at_k) for t in ledger.tasks.values()) if spec else (),
         throughput=_throughput(list(ledger.sessions.values())),
         provenance=_answerers(ledger),
-        notes=tuple(_notes(ledger, spec)),
+        incidents=run.info.incidents,
+        notes=(*_notes(ledger, spec), *_deaths(run.info.incidents)),
     )
 
 
@@ -122,16 +135,17 @@ def _open(task: TaskLedger) -> list[int]:
     return task.counts[: ASKED + 1]
 
 
-def _task_report(task: TaskLedger, spec: EvaluationSpec) -> TaskReport:
+def _task_report(task: TaskLedger, spec: EvaluationSpec, at_k: Sequence[int] | None) -> TaskReport:
     record = task.record
     shape = (record.items, record.samples)
-    states = np.frombuffer(task.states, dtype=np.uint8).reshape(shape)
-    scored = (states > ASKED) & (states != CODES[Outcome.FAILED])
-    why_not = _why_no_headline(task, spec.max_failed)
+    states = task.state_table()
+    scored = (states > ASKED) & (states != FAILED)
+    ks = choose_ks(record, spec, at_k)
+    why_not = why_no_headline(task, spec.max_failed)
     metrics = {}
     for name, column in sorted(task.measures.items()):
         weights = np.where(scored, column.weights.reshape(shape), 0.0)
-        if (figure := _figure(column.values.reshape(shape), weights)) is not None:
+        if (figure := figure_of(column.values.reshape(shape), weights)) is not None:
             metrics[name] = figure
     return TaskReport(
         task=record.task,
@@ -139,7 +153,7 @@ def _task_report(task: TaskLedger, spec: EvaluationSpec) -> TaskReport:
         headline_name=record.headline,
         headline=None
         if why_not
-        else _figure((states == CODES[Outcome.CORRECT]).astype(float), scored.astype(float)),
+        else figure_of((states == CODES[Outcome.CORRECT]).astype(float), scored.astype(float)),
         no_headline=why_not,
         metrics=metrics,
         outcomes=task.outcomes(),
@@ -151,12 +165,14 @@ def _task_report(task: TaskLedger, spec: EvaluationSpec) -> TaskReport:
         source=record.source,
         licence=record.licence,
         digest=record.digest,
+        at_k=() if why_not else tuple(figures_at_k(task, k) for k in ks),
     )
 
 
-def _why_no_headline(task: TaskLedger, max_failed: float) -> str | None:
+def why_no_headline(task: TaskLedger, max_failed: float) -> str | None:
+    """Why what was scored so far gives no headline; None if it gives one."""
     done = sum(task.counts[ASKED + 1 :])
-    failed = task.counts[CODES[Outcome.FAILED]]
+    failed = task.counts[FAILED]
     if not done:
         return "no sample was asked and scored yet"
     if failed == done:
@@ -171,14 +187,6 @@ def _why_no_headline(task: TaskLedger, max_failed: float) -> str | None:
 
 def _commonest(task: TaskLedger) -> str:
     return f"most of them with {task.failures.most_common(1)[0][0]}"
-
-
-def _figure(values: Floats, weights: Floats) -> Figure | None:
-    total = float(weights.sum())
-    if not total:
-        return None
-    value = float(values[weights > 0].sum()) / total
-    return Figure(value=value, interval=interval_of_ratio(values, weights))
 
 
 def _answerers(ledger: Ledger) -> tuple[Provenance, ...]:
@@ -204,6 +212,13 @@ def _throughput(sessions: list[Session]) -> Throughput:
         prompt_tokens_per_second=prompt / wall if wall else None,
         generated_tokens_per_second=generated / wall if wall else None,
     )
+
+
+def _deaths(incidents: Sequence[Incident]) -> Iterator[str]:
+    """One note for each cause of death."""
+    for (kind, cause), count in Counter((i.kind, i.cause) for i in incidents).items():
+        times = "once" if count == 1 else f"{count} times"
+        yield f"the engine died {times} under work ({kind}): {cause}"
 
 
 def _notes(ledger: Ledger, spec: EvaluationSpec | None) -> list[str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from enginehouse.executors.tree import ProcessIdentity, ProcessTree
 
 GRACE = 10.0  # seconds for the tree to end by itself
+_UNHEEDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _LOOK_EVERY = 2.0
 
 
@@ -32,14 +33,19 @@ class Reaper:
 
     def __init__(self, leader: ProcessIdentity, *, log: Path) -> None:
         words = (str(leader.pid), repr(leader.started), leader.boot)
-        with log.open("ab") as output:
-            self._child = subprocess.Popen(
-                (sys.executable, "-P", "-m", "enginehouse.executors.reaper", *words),
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        # The child inherits the mask: it heeds no signal from its first moment on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _UNHEEDED)
+        try:
+            with log.open("ab") as output:
+                self._child = subprocess.Popen(
+                    (sys.executable, "-P", "-m", "enginehouse.executors.reaper", *words),
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def dismiss(self) -> None:
         """End the reaper, not the tree: that is gone, or is to outlive us. Idempotent."""
@@ -49,8 +55,6 @@ class Reaper:
 
 def main(argv: Sequence[str]) -> int:
     """Wait for the parent's end, then end the tree of the leader that `argv` identifies."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     pid, started, boot = argv
     tree = ProcessTree(ProcessIdentity(pid=int(pid), started=float(started), boot=boot))
     parent = sys.stdin.fileno()

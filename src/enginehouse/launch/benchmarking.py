@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
@@ -19,25 +18,17 @@ from enginehouse.engines.base import Engine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.closed_loop import TimedRequest, run_closed_loop
 from enginehouse.launch.configuration import BenchConfig
+from enginehouse.launch.load_figures import summarise
 from enginehouse.launch.random_prompts import ordinary_tokens, random_prompts
 from enginehouse.launch.serving import serving
-from enginehouse.report.benchmark import (
-    Benchmark,
-    FailedRequests,
-    Latencies,
-    LoadMeasurement,
-    ServerCounts,
-)
+from enginehouse.report.benchmark import Benchmark, LoadMeasurement
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
-from enginehouse.statistics.percentiles import percentiles
 from enginehouse.store.layout import Layout
 
 Notify = Callable[[str], None]
-BUSY_CLIENT = 0.9  # share of a core from which on it may be the client that was measured
 _FEWEST, _EACH = 32, 4
 _NEWS = 10.0  # seconds between lines about progress
 _ONCE = Retries(attempts=1, base=0, cap=0, patience=0, endurance=0)
-_STRANGERS = 0.01  # of our tokens: fewer than that may be the canaries of whoever keeps the server
 
 
 async def run_benchmark(config: BenchConfig, *, layout: Layout, notify: Notify) -> Benchmark:
@@ -133,14 +124,14 @@ async def _measure(
         sampler, requests, concurrency=concurrency, progress=_news(concurrency, count, notify)
     )
     cpu, wall = time.process_time() - cpu, time.perf_counter() - begun
-    counts = _counted(before, await _load(sampler))
-    return _summary(
+    return summarise(
         timed,
         config,
         concurrency=concurrency,
         warmup=warmup,
         client_cpu=cpu / wall,
-        server=counts,
+        before=before,
+        after=await _load(sampler),
     )
 
 
@@ -186,79 +177,3 @@ async def _load(sampler: HTTPSampler) -> Load | None:
         return await sampler.load()
     except WireError:
         return None
-
-
-def _counted(before: Load | None, after: Load | None) -> ServerCounts | None:
-    if before is None or after is None:
-        return None
-
-    def grown(early: int | None, late: int | None) -> int | None:
-        return None if early is None or late is None or late < early else late - early
-
-    return ServerCounts(
-        prompt_tokens=grown(before.prompt_tokens, after.prompt_tokens),
-        output_tokens=grown(before.generation_tokens, after.generation_tokens),
-        preemptions=grown(before.preemptions, after.preemptions),
-        prefix_cache_queries=grown(before.prefix_cache_queries, after.prefix_cache_queries),
-        prefix_cache_hits=grown(before.prefix_cache_hits, after.prefix_cache_hits),
-    )
-
-
-def _summary(
-    timed: Sequence[TimedRequest],
-    config: BenchConfig,
-    *,
-    concurrency: int,
-    warmup: int,
-    client_cpu: float,
-    server: ServerCounts | None,
-) -> LoadMeasurement:
-    good = [request for request in timed if request.failure is None]
-    seconds = max(r.ended for r in timed) - min(r.started for r in timed)
-    prompt_tokens = sum(r.prompt_tokens or config.input_tokens for r in good)
-    output_tokens = sum(r.output_tokens for r in good)
-    chunks = sum(len(r.chunks) for r in good)
-    odd = sum(r.output_tokens != config.output_tokens for r in good)
-    return LoadMeasurement(
-        concurrency=concurrency,
-        requests=len(timed),
-        failed=len(timed) - len(good),
-        failures=_failures(timed),
-        warmup=warmup,
-        seconds=seconds,
-        requests_per_second=len(good) / seconds,
-        output_tokens_per_second=output_tokens / seconds,
-        total_tokens_per_second=(prompt_tokens + output_tokens) / seconds,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        tokens_per_chunk=output_tokens / chunks if chunks else None,
-        latencies=_latencies(good),
-        client_cpu=client_cpu,
-        server=server,
-        notes=(),
-    )
-
-
-def _latencies(good: Sequence[TimedRequest]) -> Latencies:
-    return Latencies(
-        first_token=percentiles([r.first_token for r in good]),
-        per_output_token=percentiles(
-            [
-                (r.end_to_end - r.first_token) / (r.output_tokens - 1)
-                for r in good
-                if r.output_tokens > 1
-            ]
-        ),
-        inter_token=percentiles([gap for r in good for gap in r.gaps]),
-        end_to_end=percentiles([r.end_to_end for r in good]),
-    )
-
-
-def _failures(timed: Sequence[TimedRequest]) -> dict[str, FailedRequests]:
-    errors = [request.failure for request in timed if request.failure]
-    counts = Counter(type(error).__name__ for error in errors)
-    first = {type(error).__name__: error for error in reversed(errors)}
-    return {
-        kind: FailedRequests(count=count, example=first[kind].message)
-        for kind, count in counts.most_common()
-    }

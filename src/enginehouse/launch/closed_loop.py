@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from enginehouse.core.errors import MalformedResponseError, WireError
-from enginehouse.core.sampler import Delta, SampleRequest, Sampler
+from enginehouse.core.sampler import Delta, Sampler, SampleRequest
 
 Clock = Callable[[], float]
 
@@ -45,9 +45,7 @@ class TimedRequest:
     @property
     def gaps(self) -> list[float]:
         """Seconds between one chunk and the next."""
-        return [
-            late - early for early, late in zip(self.chunks, self.chunks[1:], strict=False)
-        ]
+        return [late - early for early, late in zip(self.chunks, self.chunks[1:], strict=False)]
 
 
 async def run_closed_loop(

@@ -116,6 +116,8 @@ class EvaluationConfig(ServeConfig):
 class BenchConfig(ServeConfig):
     """A load for a model that is served for it, or for the server at a URL."""
 
+    model: str | None = None
+    """The URL of a running server; or a model, as for serve, which is served for this."""
     url: str | None = None
     """The base URL of a running server, which is used and never stopped."""
     concurrency: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
@@ -133,6 +135,14 @@ class BenchConfig(ServeConfig):
     max_failed: Fraction = 0.01
     """The share of failed requests above which the command fails."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _url_for_model(cls, values: Any) -> Any:
+        model = values.get("model")
+        if isinstance(model, str) and "://" in model and not values.get("url"):
+            return {**values, "url": model, "model": None}
+        return values
+
     @field_validator("concurrency", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
@@ -146,6 +156,10 @@ class BenchConfig(ServeConfig):
             raise ValueError("give a model (or path), or the url of a server")
         if not self.concurrency:
             raise ValueError("'concurrency' is empty: give at least one number")
+        if self.requests is not None and self.requests < max(self.concurrency):
+            raise ValueError(
+                f"{self.requests} requests cannot be {max(self.concurrency)} in flight: ask for more"
+            )
         own = [n for n in ("path", "python", "version", "variant") if getattr(self, n) is not None]
         own += [n for n in self.server.model_dump(exclude_defaults=True) if n != "api_key"]
         if self.url is not None and own:

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -137,18 +138,22 @@ async def _carry_out(
             def note(incident: Incident) -> None:
                 run.update(incidents=(*run.info.incidents, incident))
 
+            evaluate = partial(
+                evaluation.evaluate,
+                _spec(config, tasks),
+                tasks=tasks,
+                run=run,
+                progress=progress,
+                retry_failed=retry_failed,
+            )
+            if run.journal_path.exists() and not evaluation.count_missing(
+                _spec(config, tasks), tasks=tasks, run=run, retry_failed=retry_failed
+            ):
+                return await evaluate(sampler=None, provenance=None)
             async with _server(config, layout=layout, notify=notify, note=note) as ready:
                 log = ready.server.log
                 run.update(model=ready.provenance.model, server_log=str(log) if log else None)
-                return await evaluation.evaluate(
-                    _spec(config, tasks),
-                    tasks=tasks,
-                    sampler=ready.sampler,
-                    provenance=ready.provenance,
-                    run=run,
-                    progress=progress,
-                    retry_failed=retry_failed,
-                )
+                return await evaluate(sampler=ready.sampler, provenance=ready.provenance)
         except BaseException as error:
             _note_end(run, error)
             if run.journal_path.exists() or not isinstance(error, (ConfigurationError, ModelError)):

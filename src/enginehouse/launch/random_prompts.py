@@ -20,14 +20,14 @@ async def ordinary_tokens(sampler: Sampler) -> tuple[int, ...]:
     Always the same for a tokenizer. Raises WireError, as from a server without /tokenize.
     """
     draw = random.Random(0)
-    words = ("".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 8))) for _ in range(_WORDS))
+    words = (
+        "".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 8))) for _ in range(_WORDS)
+    )
     ids = await sampler.tokenize(" ".join(words), add_special_tokens=False)
     return tuple(sorted(set(ids)))
 
 
-def random_prompts(
-    tokens: tuple[int, ...], *, length: int, seed: int
-) -> Iterator[TokenPrompt]:
+def random_prompts(tokens: tuple[int, ...], *, length: int, seed: int) -> Iterator[TokenPrompt]:
     """Endless prompts of exactly `length` of these tokens, drawn by the seed.
 
     Each begins with a few tokens (half of a short prompt at most, one at least) that no seed

@@ -12,7 +12,7 @@ from rich.text import Text
 from enginehouse.report.terminal import make_console, print_rows
 from enginehouse.statistics.percentiles import Percentiles, needed
 
-_BLANK = "–"
+_BLANK = "-"
 
 
 class Latencies(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,10 +103,10 @@ def print_benchmark(benchmark: Benchmark, *, file: IO[str] | None = None) -> Non
     )
     console.print()
     rates = ("requests/s", "output tok/s", "total tok/s")
-    columns = ("concurrency", "requests", "failed", "seconds", *rates, "client CPU")
+    columns = ["concurrency", "requests", "failed", "seconds", *rates, "client CPU"]
     print_rows(columns, map(_rates, benchmark.loads), file=file, right=range(len(columns)))
     console.print()
-    columns = ("concurrency", "latency, ms", "n", "mean", "p50", "p95", "p99")
+    columns = ["concurrency", "latency, ms", "n", "mean", "p50", "p95", "p99"]
     rows = [row for load in benchmark.loads for row in _latencies(load)]
     print_rows(columns, rows, file=file, right=(0, *range(2, len(columns))))
     notes = list(_notes(benchmark))

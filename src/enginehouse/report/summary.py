@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from enginehouse.core.incidents import Incident
 from enginehouse.core.sampler import Provenance, SampleRequest, SampleResponse
 from enginehouse.statistics.intervals import Interval
 
@@ -17,6 +18,23 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     interval: Interval | None
 
 
+class AtK(msgspec.Struct, frozen=True, kw_only=True):
+    """What k samples of each item give, estimated from all its samples that did not fail.
+
+    `pass_at_k` is the probability that at least one of k is correct; `mean_at_k` the mean over
+    items of the share of correct ones among the first k; `best_at_k` has, for each further metric,
+    the expected greatest value of k (that of "correct" is pass@k). Only `items` of them had k such
+    samples, `left_out` had fewer. None where no item had.
+    """
+
+    k: int
+    items: int
+    left_out: int
+    pass_at_k: Figure | None
+    mean_at_k: Figure | None
+    best_at_k: Mapping[str, Figure]
+
+
 class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     """One task's result.
 
@@ -24,7 +42,7 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     was not asked or scored (the run is incomplete). `headline` is correct / (all - failed), named
     `headline_name`; it is None for the reason in `no_headline`. `metrics` are Σ value / Σ weight
     over the samples that did not fail. `subset` is true unless every item of the benchmark
-    (`full_size`, None if unknown) was evaluated.
+    (`full_size`, None if unknown) was evaluated. `at_k` is empty without a headline.
     """
 
     task: str
@@ -42,6 +60,7 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     licence: str
     digest: str
+    at_k: tuple[AtK, ...] = ()
 
     @property
     def done(self) -> int:
@@ -62,7 +81,10 @@ class Throughput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """One run's result. `provenance` has every different one that answered, in order."""
+    """One run's result. `provenance` has every different one that answered, in order.
+
+    `incidents`: the deaths of servers of ours while they worked for it.
+    """
 
     run: str
     folder: str
@@ -74,6 +96,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     throughput: Throughput
     provenance: tuple[Provenance, ...]
     notes: tuple[str, ...]
+    incidents: tuple[Incident, ...] = ()
 
 
 class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):

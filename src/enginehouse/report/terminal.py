@@ -38,10 +38,14 @@ def make_console(file: IO[str]) -> Console:
 
 
 def print_rows(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, file: IO[str] | None = None
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    file: IO[str] | None = None,
+    right: Iterable[int] = (),
 ) -> None:
-    """Print a plain table, by default to standard output."""
-    table = _table(*columns)
+    """Print a plain table, by default to standard output; `right` are the columns of numbers."""
+    table = make_table(*columns, right=right)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     make_console(file or sys.stdout).print(table)
@@ -115,15 +119,20 @@ def render_report(report: Report) -> RenderableType:
         parts += [_Tasks(report.tasks), Text()]
     parts += [_facts(report)]
     if report.notes:
-        parts += [Text(), *(Text(f"note: {note}", style="yellow") for note in report.notes)]
+        parts += [Text(), *map(_note, report.notes)]
     return Group(*parts)
+
+
+def _note(note: str) -> Text:
+    """A line that is never folded, so that it can be searched for."""
+    return Text(f"note: {note}", style="yellow", no_wrap=True, overflow="ignore")
 
 
 def render_runs(runs: Sequence[RunInfo]) -> RenderableType:
     """One line per run."""
     if not runs:
         return Text("no runs yet: `enginehouse eval MODEL --task TASK` makes one")
-    table = _table("run", "status", "created (UTC)", "model", "tasks")
+    table = make_table("run", "status", "created (UTC)", "model", "tasks")
     for column in table.columns[:3]:  # an id is there to be copied
         column.no_wrap = True
     for run in runs:
@@ -189,12 +198,16 @@ class _Tasks:
         for task in self._tasks:
             if task.no_headline:
                 yield Text(f"{task.task} has no score: {task.no_headline}", style="red")
+        for task in self._tasks:
+            if task.at_k:
+                yield Text()
+                yield from _at_k(task)
         yield Text()
         yield _outcomes(self._tasks)
 
 
 def _scores(tasks: Iterable[TaskReport]) -> Table:
-    table = _table("task", "metric", "score", "95 % interval", "method", right=(2, 3))
+    table = make_table("task", "metric", "score", "95 % interval", "method", right=(2, 3))
     for task in tasks:
         for i, (metric, figure) in enumerate(_figures(task)):
             table.add_row(_name(task) if i == 0 else Text(), Text(metric), *_figure(figure))
@@ -210,6 +223,11 @@ def _stacked(task: TaskReport) -> Iterable[Text]:
         )
     if task.no_headline:
         yield Text(f"  no score: {task.no_headline}", style="red")
+    for row, cells in _at_k_rows(task):
+        for at, figure in zip(task.at_k, cells, strict=True):
+            score, interval, _ = (str(cell) for cell in _figure(figure))
+            yield Text(f"  {row}, k = {at.k}: {score}, {interval}")
+    yield from _left_out(task, indent="  ")
     counts = ", ".join(f"{task.outcomes.get(name, 0):,} {name}" for name in _OUTCOMES)
     yield Text(f"  {task.done:,} of {task.samples:,} samples: {counts}")
 
@@ -236,8 +254,38 @@ def _figure(figure: Figure | None) -> tuple[Text, Text, Text]:
     )
 
 
+def _at_k(task: TaskReport) -> Iterable[RenderableType]:
+    """A column per k, the 95 % interval below each figure."""
+    table = make_table(
+        task.task, *(f"k = {at.k}" for at in task.at_k), right=range(1, len(task.at_k) + 1)
+    )
+    for name, figures in _at_k_rows(task):
+        cells = []
+        for figure in figures:
+            score, interval, _ = _figure(figure)
+            cells.append(Text("\n").join([score, Text(str(interval), style="dim")]))
+        table.add_row(Text(name), *cells)
+    yield table
+    yield from _left_out(task)
+
+
+def _at_k_rows(task: TaskReport) -> Iterable[tuple[str, list[Figure | None]]]:
+    if task.at_k:
+        yield "pass@k", [at.pass_at_k for at in task.at_k]
+        yield "mean@k", [at.mean_at_k for at in task.at_k]
+    for name in dict.fromkeys(name for at in task.at_k for name in at.best_at_k):
+        yield f"best@k {name}", [at.best_at_k.get(name) for at in task.at_k]
+
+
+def _left_out(task: TaskReport, *, indent: str = "") -> Iterable[Text]:
+    for at in task.at_k:
+        if at.left_out:
+            why = f"{at.left_out:,} of {task.items:,} items have fewer samples that did not fail"
+            yield Text(f"{indent}k = {at.k}: {why}, and are left out", style="yellow")
+
+
 def _outcomes(tasks: Iterable[TaskReport]) -> Table:
-    table = _table("task", "samples", *_OUTCOMES, right=range(1, 7))
+    table = make_table("task", "samples", *_OUTCOMES, right=range(1, 7))
     for task in tasks:
         of = "" if task.done == task.samples else f" of {task.samples:,}"
         cells = [Text(f"{task.outcomes.get(name, 0):,}") for name in _OUTCOMES]
@@ -321,7 +369,8 @@ def _completions(response: SampleResponse) -> list[str]:
     return lines
 
 
-def _table(*columns: str, right: Iterable[int] = ()) -> Table:
+def make_table(*columns: str, right: Iterable[int] = ()) -> Table:
+    """A plain table without rows; `right` are the columns of numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     numeric = set(right)
     for i, column in enumerate(columns):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from enginehouse.executors.tree import ProcessIdentity, ProcessTree, identify
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.servers.endpoint import Server, attach_server, curl_line
+from enginehouse.servers.gpu_memory import demand_memory_back, read_baseline
 from enginehouse.servers.health import glance
 from enginehouse.servers.ports import (
     PortLease,
@@ -79,9 +80,10 @@ async def start_server(
 ) -> AsyncIterator[OwnedServer]:
     """A ready server for the length of the block, stopped however the block ends.
 
-    Stopped means that none of its processes is alive and its port is free; both are checked. If we
-    are killed in the block, a reaper ends its processes. Raises ConfigurationError before anything
-    starts; PortError; StartError with cause and log; StopError.
+    Stopped means that none of its processes is alive, its port is free, and no GPU memory is held
+    by them that was not before; all are checked. If we are killed in the block, a reaper ends its
+    processes. Raises ConfigurationError before anything starts; PortError; StartError with cause
+    and log; StopError.
     """
     owned = OwnedServer(model, engine, environment, options, layout, notify, limits)
     async with owned.until_stopped():
@@ -118,10 +120,12 @@ async def stop_server(name: str, *, layout: Layout, grace: float = STOP_GRACE) -
     UnknownNameError, or StopError naming what is still there.
     """
     record = find_server(name, layout=layout)
+    tree = ProcessTree(record.process)
     # Whoever serves it learns from this that it is not to be started again.
     write_record(layout, msgspec.structs.replace(record, state=ServerState.STOPPED))
     pid = record.process.pid
-    await ProcessTree(record.process).stop(grace=grace, reap=lambda: _reap(pid))
+    await tree.stop(grace=grace, reap=lambda: _reap(pid))
+    await demand_memory_back(tree.pids, baseline={})
     await _demand_free_port(record.lease.port, host=record.host)
     release_ports(layout, record.lease)
     remove_record(layout, name)
@@ -166,6 +170,7 @@ class OwnedServer:
     _record: ServerRecord | None = None
     _grace: float = START_GRACE
     _starts: int = 0
+    _gpu_baseline: Mapping[int, int] | None = None
 
     @property
     def server(self) -> Server:
@@ -260,6 +265,8 @@ class OwnedServer:
             development_endpoints=is_loopback(options.host),
         )
         command = self.engine.command(options, context=context)
+        if self.environment.variant == "cuda":
+            self._gpu_baseline = await read_baseline()
         self._server = server = Server(
             name=name,
             base_url=f"http://{_reachable(options.host)}:{self._lease.port}",
@@ -336,6 +343,8 @@ class OwnedServer:
         assert self._process is not None
         assert self._lease is not None
         await self._process.stop(grace=self._grace)
+        if self._gpu_baseline is not None:
+            await demand_memory_back(self._process.pids(), baseline=self._gpu_baseline)
         await _demand_free_port(self._lease.port, host=self.options.host)
 
     def let_go(self) -> None:

@@ -1,1 +1,1 @@
-"""Intervals for what an evaluation measures. Pure functions."""
+"""Intervals, paired tests and estimates for what an evaluation measures. Pure functions."""

@@ -61,31 +61,41 @@ def clustered_bootstrap(
     all its repeats). Clusters are drawn with replacement as often as there are clusters, and the
     ratio of each draw is taken: B. Efron, R. J. Tibshirani, "An Introduction to the Bootstrap"
     (1993), chapter 13 (percentiles); C. A. Field, A. H. Welsh, "Bootstrapping clustered data",
-    J. R. Stat. Soc. B 69 (2007) 369-390 (clusters). Where many clusters are equal they are drawn
-    together from a multinomial distribution, which is the same draw. None with fewer than two
-    clusters, or when the weights are all 0; the same `seed` gives the same interval.
+    J. R. Stat. Soc. B 69 (2007) 369-390 (clusters). None with fewer than two clusters, or when
+    the weights are all 0; the same `seed` gives the same interval.
     """
     if len(values) < 2 or not weights.sum():
         return None
-    pairs = np.stack([values, weights], axis=1)
-    generator = np.random.default_rng(seed)
-    ratios = np.empty(resamples)
-    step = max(1, _DRAWS_AT_ONCE // len(pairs))
-    kinds, counts = np.unique(pairs, axis=0, return_counts=True)
-    for first in range(0, resamples, step):
-        size = min(step, resamples - first)
-        if len(kinds) * 4 < len(pairs):
-            sums = generator.multinomial(len(pairs), counts / len(pairs), size=size) @ kinds
-        else:
-            drawn = generator.integers(len(pairs), size=(size, len(pairs)))
-            sums = np.stack([values[drawn].sum(axis=1), weights[drawn].sum(axis=1)], axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratios[first : first + size] = sums[:, 0] / sums[:, 1]
+    sums = resample_sums(np.stack([values, weights], axis=1), resamples=resamples, seed=seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = sums[:, 0] / sums[:, 1]
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(ratios, [tail, 1 - tail])
     return Interval(
         low=float(low), high=float(high), confidence=confidence, method="bootstrap by item"
     )
+
+
+def resample_sums(columns: Floats, *, resamples: int, seed: int) -> Floats:
+    """Column sums of clusters drawn with replacement: (clusters, columns) → (resamples, columns).
+
+    As many are drawn as there are clusters. Where many clusters are equal they are drawn together
+    from a multinomial distribution, which is the same draw.
+    """
+    clusters = len(columns)
+    generator = np.random.default_rng(seed)
+    sums = np.empty((resamples, columns.shape[1]))
+    step = max(1, _DRAWS_AT_ONCE // clusters)
+    kinds, counts = np.unique(columns, axis=0, return_counts=True)
+    for first in range(0, resamples, step):
+        size = min(step, resamples - first)
+        if len(kinds) * 4 < clusters:
+            drawn = generator.multinomial(clusters, counts / clusters, size=size) @ kinds
+        else:
+            chosen = generator.integers(clusters, size=(size, clusters))
+            drawn = np.stack([column[chosen].sum(axis=1) for column in columns.T], axis=1)
+        sums[first : first + size] = drawn
+    return sums
 
 
 def interval_of_ratio(

@@ -32,7 +32,7 @@ from enginehouse.testing.fake_engine.faults import (
     Truncate,
     text_of,
 )
-from enginehouse.testing.fake_engine.generation import CUT, STREAM
+from enginehouse.testing.fake_engine.generation import CUT, ENGINE, STREAM
 
 _SEND_RST = struct.pack("ii", 1, 0)  # SO_LINGER: on, no time
 Respond = Callable[[], Awaitable[web.StreamResponse]]
@@ -166,6 +166,7 @@ async def _dead_reply(request: web.Request, death: Die) -> web.StreamResponse:
     if death.reply == "reset":
         return _cut_off(request, reset=True)
     if death.reply == "hang":
+        request.app[ENGINE].running += 1  # for ever, as the metrics of an engine that is stuck say
         return await _never()
     error = ApiError(ENGINE_DEAD, status=500, kind="InternalServerError")
     if STREAM not in request:

@@ -1,0 +1,37 @@
+"""enginehouse bench."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from enginehouse.cli.console import Console, run_async
+from enginehouse.cli.options import (
+    ConfigOption,
+    JsonOption,
+    QuietOption,
+    VerboseOption,
+    with_config_options,
+)
+from enginehouse.launch.benchmarking import require_answers, run_benchmark
+from enginehouse.launch.configuration import BenchConfig, merged, parse, read_yaml
+from enginehouse.report.benchmark import print_benchmark
+from enginehouse.store.layout import Layout
+
+
+@with_config_options(BenchConfig)
+def bench(
+    *,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+    given: dict[str, Any],
+) -> None:
+    """Measure a model that is served for it, or the server at a URL, under load."""
+    console = Console(json=json, verbose=verbose, quiet=quiet)
+    values = merged(read_yaml(config) if config else {}, given)
+    settings = parse(BenchConfig, values, origin=str(config or "the command line"))
+    layout = Layout.from_environment()
+    benchmark = run_async(run_benchmark(settings, layout=layout, notify=console.note))
+    console.result(benchmark, text=lambda: print_benchmark(benchmark))
+    require_answers(benchmark, max_failed=settings.max_failed)

@@ -1,0 +1,75 @@
+"""enginehouse top."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.live import Live
+
+from enginehouse.cli.console import Console, Interrupted, run_async
+from enginehouse.cli.options import JsonOption
+from enginehouse.launch.observing import Observer
+from enginehouse.report.activity import Activity, print_activity, render_activity
+from enginehouse.report.terminal import make_console
+from enginehouse.store.layout import Layout
+
+UrlOption = Annotated[
+    list[str] | None, typer.Option("--url", help="A server that is not ours; may be repeated.")
+]
+
+
+def top(
+    *,
+    url: UrlOption = None,
+    interval: Annotated[
+        float, typer.Option("--interval", "-i", min=0.1, help="Seconds from one look to the next.")
+    ] = 2.0,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print one reading, over one interval, and end.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Watch what every server does: queue, KV cache, tokens/s, memory, GPUs; until Ctrl-C.
+
+    Without a terminal, a reading is printed every interval; with --json, each is a line.
+    """
+    try:
+        run_async(_watch(tuple(url or ()), interval=interval, once=once, json=json))
+    except Interrupted as interruption:
+        if interruption.number != signal.SIGINT:
+            raise
+
+
+async def _watch(urls: tuple[str, ...], *, interval: float, once: bool, json: bool) -> None:
+    async with Observer(Layout.from_environment(), urls=urls) as observer:
+        activity = await observer.look()
+        if once:
+            await asyncio.sleep(interval)
+            activity = await observer.look()
+            Console(json=json).result(activity, text=lambda: print_activity(activity))
+            return
+        with _display(json=json) as show:
+            while True:
+                show(activity)
+                await asyncio.sleep(interval)
+                activity = await observer.look()
+
+
+@contextmanager
+def _display(*, json: bool) -> Iterator[Callable[[Activity], None]]:
+    """What shows a reading: the whole screen of a terminal, else one after the other."""
+    console = make_console(sys.stdout)
+    if json:
+        yield lambda activity: console.out(msgspec.json.encode(activity).decode())
+    elif console.is_terminal and not console.is_dumb_terminal:
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            yield lambda activity: live.update(render_activity(activity), refresh=True)
+    else:
+        yield print_activity

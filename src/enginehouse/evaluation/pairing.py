@@ -1,0 +1,248 @@
+"""Whether two runs asked the same: what must be equal is refused, what should be is warned of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.messages import ChatPrompt
+from enginehouse.core.sampler import Provenance
+from enginehouse.core.sampling import SamplingParameters
+from enginehouse.evaluation.ledger import ASKED, Ledger, TaskLedger
+from enginehouse.evaluation.records import DatasetRecord, EvaluationSpec, Record, SampleRecord
+from enginehouse.store.journal import read_journal
+from enginehouse.store.runs import Run
+
+_SET_ASIDE = 0  # digest of what is not known, or not the same for every model (token ids)
+_NO_SEED = -1
+_ANSWERER = {
+    "engine": "engines",
+    "engine_version": "engine versions",
+    "chat_template_digest": "chat templates",
+}
+_DIGESTS = {"weights_digest": "weights", "chat_template_digest": "chat template"}
+_DATA = (
+    ("version", "versions of the task", "their prompts or scoring differ: evaluate one again"),
+    ("digest", "data (by SHA-256)", "evaluate both on the same data, with the same --seed"),
+    ("full_size", "sizes of the data", "evaluate both on the same data"),
+    ("items", "numbers of items", "evaluate both with the same --limit and --seed"),
+    ("samples", "numbers of samples per item", "evaluate both with the same --samples"),
+    ("headline", "meanings of «correct»", "evaluate one again"),
+)
+
+
+class Questions:
+    """What was asked of one task, in a few bytes per sample: digests of ids and prompts, seeds.
+
+    The system message is no part of a prompt's digest; it is compared as an option.
+    """
+
+    def __init__(self, record: DatasetRecord) -> None:
+        self.items: NDArray[np.uint64] = np.zeros(record.items, np.uint64)
+        self.prompts: NDArray[np.uint64] = np.zeros(record.items, np.uint64)
+        self.seeds: NDArray[np.int64] = np.full((record.items, record.samples), _NO_SEED, np.int64)
+        self.parameters: SamplingParameters | None = None
+
+    def add(self, record: SampleRecord) -> None:
+        """Take one sample into account."""
+        position = record.position
+        if not self.items[position]:
+            self.items[position] = _digest(record.item.encode())
+        if not record.requests:
+            return
+        request = record.requests[0]
+        self.seeds[position, record.repeat] = (
+            _NO_SEED if request.parameters.seed is None else request.parameters.seed
+        )
+        if self.parameters is None:
+            self.parameters = msgspec.structs.replace(request.parameters, seed=None)
+        if isinstance(request.prompt, ChatPrompt) and not self.prompts[position]:
+            asked = [m for m in request.prompt.messages if m.role != "system"]
+            self.prompts[position] = _digest(msgspec.json.encode(asked))
+
+
+@dataclass
+class Reading:
+    """A run's journal, added up: its ledger, and what was asked of each task."""
+
+    run: Run
+    ledger: Ledger = field(default_factory=Ledger)
+    questions: dict[str, Questions] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> EvaluationSpec:
+        """What the run was told; only of a run that began."""
+        assert self.ledger.header is not None
+        return self.ledger.header.spec
+
+    @property
+    def provenances(self) -> list[Provenance]:
+        """Who answered."""
+        return [s.record.provenance for s in self.ledger.sessions.values() if s.requests]
+
+
+def read_run(run: Run) -> Reading:
+    """Read a run's journal once, keeping no sample. Raises StoreError. Blocking."""
+    reading = Reading(run)
+    for entry in read_journal(run.journal_path, Record):
+        record = entry.record
+        reading.ledger.add(record, offset=entry.offset)
+        if isinstance(record, DatasetRecord):
+            reading.questions[record.task] = Questions(record)
+        elif isinstance(record, SampleRecord):
+            reading.questions[record.task].add(record)
+    return reading
+
+
+def common_tasks(a: Reading, b: Reading) -> list[str]:
+    """The tasks of both, each whole in both and asked in the same way.
+
+    Raises ConfigurationError, naming what differs: the two are one run; no task in common; samples
+    missing; another task version, data, number of items or samples, other items or prompts.
+    """
+    if a.run.folder.samefile(b.run.folder):
+        raise ConfigurationError(
+            f"both are run {a.run.info.id}", fix="name two different runs; `enginehouse runs`"
+        )
+    for reading in (a, b):
+        _demand_begun(reading)
+    common = [name for name in a.ledger.tasks if name in b.ledger.tasks]
+    if not common:
+        raise ConfigurationError(
+            "the runs have no task in common",
+            why="; ".join(f"{r.run.info.id}: {', '.join(r.run.info.tasks)}" for r in (a, b)),
+            fix="compare runs of the same tasks",
+        )
+    for name in common:
+        _demand_same_data(a.ledger.tasks[name].record, b.ledger.tasks[name].record)
+        for reading in (a, b):
+            _demand_whole(reading.ledger.tasks[name], reading.run)
+        _demand_same_questions(name, a, b)
+    return common
+
+
+def warnings(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
+    """What besides the weights differs between the runs, or is not known to be the same."""
+    for name in dict.fromkeys([*a.ledger.tasks, *b.ledger.tasks]):
+        if name not in a.ledger.tasks or name not in b.ledger.tasks:
+            yield f"task {name} is only in run {'A' if name in a.ledger.tasks else 'B'}"
+    for attribute, what in _ANSWERER.items():
+        yield from _differing_answerers(a, b, attribute, what)
+    for attribute, what in _DIGESTS.items():
+        for label, reading in (("A", a), ("B", b)):
+            yield from _unknown(label, reading, attribute, what)
+    if a.spec.system != b.spec.system:
+        yield f"different system messages: A {a.spec.system!r}, B {b.spec.system!r}"
+    yield from _differing_sampling(a, b, tasks)
+
+
+def _demand_same_data(a: DatasetRecord, b: DatasetRecord) -> None:
+    for attribute, what, fix in _DATA:
+        one, other = (_shown(getattr(record, attribute)) for record in (a, b))
+        if one != other:
+            raise ConfigurationError(
+                f"the runs have different {what} of {a.task}",
+                why=f"A {one}, B {other}: the pairs would not be pairs",
+                fix=fix,
+            )
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text[:12] if len(text) == hashlib.sha256().digest_size * 2 else text
+
+
+def _demand_begun(reading: Reading) -> None:
+    header, run = reading.ledger.header, reading.run
+    if header is None or len(reading.ledger.tasks) < len(header.spec.tasks):
+        raise ConfigurationError(
+            f"run {run.info.id} is not complete",
+            why="it has asked nothing yet",
+            fix=f"{_completing(run)}, then compare",
+        )
+
+
+def _completing(run: Run) -> str:
+    return "wait until it ends" if run.is_held() else f"`enginehouse resume {run.info.id}`"
+
+
+def _demand_whole(task: TaskLedger, run: Run) -> None:
+    if missing := sum(task.counts[: ASKED + 1]):
+        raise ConfigurationError(
+            f"run {run.info.id} is not complete",
+            why=f"{missing:,} of {len(task.states):,} samples of {task.record.task} are missing; "
+            "those that are there may be the easy ones",
+            fix=f"{_completing(run)}, then compare",
+        )
+
+
+def _demand_same_questions(name: str, a: Reading, b: Reading) -> None:
+    one, other = a.questions[name], b.questions[name]
+    pairs = (
+        ("items", one.items, other.items),
+        ("prompts", one.prompts, other.prompts),
+    )
+    for what, first, second in pairs:
+        known = (first != _SET_ASIDE) & (second != _SET_ASIDE)
+        if differing := int((first != second)[known].sum()):
+            seeds = f"; the runs' seeds are {a.spec.seed} and {b.spec.seed}"
+            raise ConfigurationError(
+                f"the runs asked different {what} of {name}",
+                why=f"{differing:,} of {len(first):,} differ"
+                + (seeds if a.spec.seed != b.spec.seed else ""),
+                fix="evaluate both with the same --limit and --seed",
+            )
+
+
+def _differing_answerers(a: Reading, b: Reading, attribute: str, what: str) -> Iterator[str]:
+    one, other = (
+        sorted({_shown(v) for p in r.provenances if (v := getattr(p, attribute)) is not None})
+        for r in (a, b)
+    )
+    if one and other and one != other:
+        yield f"different {what}: A {', '.join(one)}, B {', '.join(other)}"
+
+
+def _unknown(label: str, reading: Reading, attribute: str, what: str) -> Iterator[str]:
+    missing = [p for p in reading.provenances if getattr(p, attribute) is None]
+    if missing:
+        why = missing[0].unknown.get(attribute)
+        yield f"the {what} of {label} is not known" + (f": {why}" if why else "")
+
+
+def _differing_sampling(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
+    found: dict[str, list[str]] = {}
+    for name in tasks:
+        one, other = a.questions[name], b.questions[name]
+        if one.parameters is None or other.parameters is None:
+            continue
+        for option in one.parameters.__struct_fields__:
+            values = (getattr(one.parameters, option), getattr(other.parameters, option))
+            if values[0] != values[1]:
+                found.setdefault(f"different {option}: A {values[0]}, B {values[1]}", []).append(
+                    name
+                )
+        warm = max(one.parameters.temperature, other.parameters.temperature) > 0
+        if warm and (_NO_SEED in one.seeds or _NO_SEED in other.seeds):
+            found.setdefault("an engine takes no seed: answers are paired by item only", []).append(
+                name
+            )
+        elif warm and (one.seeds != other.seeds).any():
+            found.setdefault(
+                f"different seeds (--seed: A {a.spec.seed}, B {b.spec.seed}): answers are paired "
+                "by item only",
+                [],
+            ).append(name)
+    for text, names in found.items():
+        yield f"{text} ({', '.join(names)})"
+
+
+def _digest(data: bytes) -> int:
+    """A 64-bit digest, never 0."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") or 1

@@ -1,0 +1,129 @@
+"""A comparison as a terminal shows it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import IO
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.text import Text
+
+from enginehouse.report.comparison import Comparison, TaskComparison, Verdict
+from enginehouse.report.terminal import make_console, make_table
+from enginehouse.statistics.paired import PairedResult
+
+_STYLES = {
+    Verdict.B_BETTER: "bold green",
+    Verdict.A_BETTER: "bold red",
+    Verdict.NOT_SHOWN: "bold",
+    Verdict.TOO_FEW: "bold yellow",
+    Verdict.NO_SCORE: "bold red",
+}
+_COLUMNS = ("task", "metric", "A", "B", "B - A", "95 % interval", "p", "detectable")
+
+
+def print_comparison(comparison: Comparison, *, file: IO[str] | None = None) -> None:
+    """Print a comparison, by default to standard output."""
+    make_console(file or sys.stdout).print(render_comparison(comparison))
+
+
+def render_comparison(comparison: Comparison) -> RenderableType:
+    """The runs, every task's figures, the verdicts with what they rest on, warnings."""
+    runs = (("A", comparison.a), ("B", comparison.b))
+    parts: list[RenderableType] = [
+        Text.assemble((label, "bold"), f"  {run.model}  {run.run}") for label, run in runs
+    ]
+    if any(task.headline for task in comparison.tasks):
+        parts += [Text(), _Figures(comparison)]
+    for task in comparison.tasks:
+        parts += [Text(), Text.assemble((f"{task.task}: ", "bold"), _verdict(task))]
+        parts += [Text(f"  {line}") for line in _basis(task)]
+    parts += [Text(), *(Text(line, style="dim") for line in _legend(comparison))]
+    if comparison.warnings:
+        parts += [Text(), *(Text(f"warning: {w}", style="yellow") for w in comparison.warnings)]
+    return Group(*parts)
+
+
+class _Figures:
+    """A table where it fits, else a few lines per figure."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        several = comparison.correction is not None
+        self._columns = [*_COLUMNS, "p (Holm)"] if several else [*_COLUMNS]
+        self._rows = list(_rows(comparison, several=several))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = make_table(*self._columns, right=range(2, len(self._columns)))
+        for row in self._rows:
+            table.add_row(*map(Text, row))
+        if Measurement.get(console, options, table).minimum <= options.max_width:
+            yield table
+            return
+        for row in self._rows:
+            yield Text(f"{row[0] or ' '} {row[1]}", style="bold" if row[0] else "")
+            for column, cell in list(zip(self._columns, row, strict=True))[2:]:
+                yield Text(f"  {column}: {cell or 'none'}")
+
+
+def _rows(comparison: Comparison, *, several: bool) -> Iterator[list[str]]:
+    for task in comparison.tasks:
+        if task.headline is None:
+            continue
+        name = task.task + (" (subset)" if task.subset else "")
+        corrected = [_p(task.p_corrected)] if several else []
+        yield [name, task.headline_name, *_cells(task.headline), *corrected]
+        blank = [""] if several else []
+        for further in task.metrics:
+            yield ["", further.metric, *_cells(further.result), *blank]
+
+
+def _cells(result: PairedResult) -> list[str]:
+    interval = result.interval
+    share = max(abs(result.first), abs(result.second)) <= 1
+    scale, style = (100, ".1f") if share else (1, ".3g")
+    sides = [f"{scale * v:{style}}" + ("%" if share else "") for v in (result.first, result.second)]
+    bounds = (
+        "none"
+        if interval is None
+        else f"{scale * interval.low:+{style}} to {scale * interval.high:+{style}}"
+    )
+    least = "none" if result.detectable is None else f"{scale * result.detectable:{style}}"
+    return [*sides, f"{scale * result.difference:+{style}}", bounds, _p(result.p_value), least]
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "none"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _verdict(task: TaskComparison) -> Text:
+    return Text(task.words, style=_STYLES[task.verdict])
+
+
+def _basis(task: TaskComparison) -> Iterator[str]:
+    """What the verdict rests on: pairs, test, and how every outcome was counted."""
+    if (result := task.headline) is not None:
+        each = f", {task.samples_per_item} samples each" if task.samples_per_item > 1 else ""
+        alone = f"; right in A only {result.only_first:,}, in B only {result.only_second:,}"
+        yield f"{result.pairs:,} pairs ({task.items:,} items{each}){alone}; {result.method}"
+    failed, truncated, unparsable = task.failed, task.truncated, task.unparsable
+    yield (
+        f"failed: A {failed.a:,}, B {failed.b:,}; "
+        f"left out with their partners, {task.left_out:,} pairs"
+    )
+    yield (
+        f"truncated: A {truncated.a:,}, B {truncated.b:,}; "
+        f"unparsable: A {unparsable.a:,}, B {unparsable.b:,}; counted as not correct"
+    )
+
+
+def _legend(comparison: Comparison) -> Iterator[str]:
+    yield "Differences of percentages are in points. detectable: the least difference that one test"
+    yield "(two-sided, level 0.05) finds with 80 % power, given how much the pairs differ here."
+    if comparison.correction:
+        yield f"Verdicts use p after {comparison.correction}; intervals are not corrected."
+    if any(task.metrics for task in comparison.tasks):
+        yield "Verdicts are on each task's first line; the p of further metrics is not corrected."

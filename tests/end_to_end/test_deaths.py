@@ -1,0 +1,98 @@
+"""The real vLLM dies under work: by kill -9, and of the crashes that requests can cause."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+
+import psutil
+import pytest
+from command_line import House, journaled, scored, until
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
+
+WORDS = [
+    "seven",
+    "wise",
+    "owls",
+    "watch",
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jump",
+    "over",
+    "a",
+    "dog",
+]
+
+
+def check(house: House, done, *, samples: int) -> list[dict[str, object]]:
+    """Exit code 0, every sample there once and none failed, nothing left; gives the incidents."""
+    assert done.code == 0, done.err
+    (run,) = [run for run in house.runs if run.name == done.report["run"]]
+    state = journaled(run)
+    assert len(state.samples) == samples
+    assert {*state.samples.values(), *state.scores.values()} == {1}
+    assert "failed" not in state.counts()
+    house.nothing_left()
+    return done.report["incidents"]
+
+
+def test_engine_core_is_killed(house: House):
+    """Kill -9 of EngineCore in the middle of a run: vLLM is started again and the run completes."""
+    known = set(house.runs)
+    words = ("--task", "instructions", "--limit", "12", "--max-tokens", "48", "--json")
+    env = ("--env", "VLLM_ENABLE_V1_MULTIPROCESSING=1", "--concurrency", "4")
+    running = house.start("eval", "smollm2", *words, *env)
+    running.until("ready after")
+    (run,) = set(house.runs) - known
+    until(lambda: scored(run), "no sample is scored")
+    (server,) = house.run("ps", "--json").report
+    (core,) = [pid for pid in server["pids"] if "EngineCor" in psutil.Process(pid).name()]
+    os.kill(core, signal.SIGKILL)
+    (incident,) = check(house, running.end(), samples=12)
+    assert incident["kind"] == "killed"
+    assert incident["consequence"] == "started again"
+    assert "killed" in house.run("show", run.name).out
+
+
+def test_seeded_requests_with_chunked_prefill(house: House):
+    """With the avoidance off they kill vLLM; the run completes, and its report names the crash."""
+    rng = random.Random(0)
+    long = [" ".join(rng.choice(WORDS) for _ in range(1500)) for _ in range(2)]
+    items = [{"ask": text + " And then?", "right": "1"} for text in (*long, *WORDS[:2])]
+    task = house.task(items, name="long", max_tokens=8)
+    words = ("--task", str(task), "--temperature", "0.8", "--no-avoid-quirks", "--json")
+    incidents = check(house, house.run("eval", "smollm2", *words), samples=4)
+    assert incidents
+    assert {incident["kind"] for incident in incidents} == {"engine_died"}
+    assert all("offset" in str(incident["evidence"]) for incident in incidents)
+
+
+def test_prompt_logprobs_with_lora(house: House):
+    """With the avoidance off they kill vLLM in company; the run completes and names the crash."""
+    words = ("--task", "hellaswag", "--limit", "2", "--enable-lora", "--json")
+    done = house.run("eval", "smollm2", *words, "--no-avoid-quirks")
+    incidents = check(house, done, samples=2)
+    assert incidents
+    assert {incident["kind"] for incident in incidents} == {"engine_died"}
+    assert all("einsum" in str(incident["evidence"]) for incident in incidents)
+    report = house.run("show", done.report["run"]).out
+    assert "prompt log-probabilities" in report
+    avoided = house.run("eval", "smollm2", *words)
+    assert check(house, avoided, samples=2) == []
+    assert avoided.report["tasks"][0]["metrics"] == done.report["tasks"][0]["metrics"]
+
+
+def test_two_evaluations_at_the_same_moment(house: House):
+    """Both start their own vLLM and both finish."""
+    words = ("eval", "smollm2", "--task", "instructions", "--limit", "4", "--max-tokens", "32")
+    both = [house.start(*words, "--json", "--env", "VLLM_CPU_KVCACHE_SPACE=1") for _ in range(2)]
+    for running in both:
+        done = running.end()
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["complete"]
+    house.nothing_left()

@@ -1,0 +1,58 @@
+"""GPU memory after a stop, with the driver's answers given."""
+
+from __future__ import annotations
+
+import pytest
+
+from enginehouse.core.errors import StopError
+from enginehouse.servers import gpu_memory
+from enginehouse.servers.gpu_memory import demand_memory_back
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """What the driver answers, one mapping after the other, the last one for good."""
+
+    def answer(*answers: dict[int, int]) -> list[dict[int, int]]:
+        left = list(answers)
+        asked: list[dict[int, int]] = []
+
+        def read() -> dict[int, int]:
+            asked.append(left.pop(0) if len(left) > 1 else left[0])
+            return asked[-1]
+
+        monkeypatch.setattr(gpu_memory, "memory_by_pid", read)
+        monkeypatch.setattr(gpu_memory, "_POLL", 0.0)
+        return asked
+
+    return answer
+
+
+async def test_it_waits_until_the_memory_is_back(driver):
+    """Processes of others keep theirs; ours must have none before a stop is one."""
+    asked = driver({1: 5 << 30, 7: 1 << 30}, {1: 5 << 30, 7: 1 << 20}, {1: 5 << 30})
+    await demand_memory_back({7, 8}, baseline={1: 5 << 30})
+    assert len(asked) == 3
+
+
+async def test_a_pid_that_had_memory_before_is_not_ours(driver):
+    """A pid that came round again is judged by what it held before the launch."""
+    asked = driver({7: 1 << 30})
+    await demand_memory_back({7}, baseline={7: 1 << 30})
+    assert len(asked) == 1
+
+
+async def test_memory_that_stays_is_no_stop(driver, monkeypatch):
+    """The error names pid and size."""
+    monkeypatch.setattr(gpu_memory, "_WAIT", 0.0)
+    driver({7: 3 << 30})
+    with pytest.raises(StopError, match="3072 MiB by pid 7") as caught:
+        await demand_memory_back({7}, baseline={})
+    assert "nvidia-smi" in caught.value.fix
+
+
+async def test_without_a_gpu_nothing_is_waited_for(driver):
+    """No driver, no memory."""
+    asked = driver({})
+    await demand_memory_back({7}, baseline={})
+    assert len(asked) == 1

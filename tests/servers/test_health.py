@@ -1,0 +1,147 @@
+"""A server's state from its signs, each of which is made to lie in turn."""
+
+from __future__ import annotations
+
+import aiohttp
+import aiohttp.web
+import pytest
+
+from enginehouse.engines.vllm import VllmEngine
+from enginehouse.servers import health
+from enginehouse.servers.health import HealthMonitor
+from enginehouse.servers.records import ServerState
+
+PATIENCE = 100.0
+
+
+class Faked:
+    """A server that says of itself what it is told to, and a clock."""
+
+    def __init__(self) -> None:
+        self.health = 200
+        self.running = 0
+        self.tokens = 0
+        self.answers = True
+        self.metrics = True
+        self.exit_code: int | None = None
+        self.busy = False
+        self.now = 0.0
+        self.asked: list[str] = []
+
+    async def handle(self, request: aiohttp.web.Request) -> aiohttp.web.Response:
+        """Answer as told; 500 stands for silence where it would take time."""
+        self.asked.append(request.path)
+        if request.path == "/health":
+            return aiohttp.web.Response(status=self.health)
+        if request.path == "/metrics":
+            text = f"vllm:num_requests_running {self.running}\nvllm:num_requests_waiting 0\n"
+            text += f"vllm:generation_tokens_total {self.tokens}\n"
+            return aiohttp.web.Response(text=text, status=200 if self.metrics else 500)
+        return aiohttp.web.Response(status=200 if self.answers else 500)
+
+
+@pytest.fixture
+async def faked():
+    """A server, and a monitor that looks at it."""
+    server = Faked()
+    app = aiohttp.web.Application()
+    app.router.add_route("*", "/{rest:.*}", server.handle)
+    runner = aiohttp.web.AppRunner(app)
+    await runner.setup()
+    await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with aiohttp.ClientSession(url) as session:
+        server.monitor = HealthMonitor(
+            session,
+            engine=VllmEngine(),
+            model="m",
+            exit_code=lambda: server.exit_code,
+            patience=PATIENCE,
+            busy=lambda: server.busy,
+            clock=lambda: server.now,
+        )
+        yield server
+    await runner.cleanup()
+
+
+async def state_after(faked: Faked, seconds: float) -> ServerState:
+    """What a look says so much later."""
+    faked.now += seconds
+    return (await faked.monitor.look()).state
+
+
+async def test_idle_is_ready_for_ever_and_costs_no_token(faked):
+    """Nobody asks, nothing is counted: that is no sign of death, and needs no canary."""
+    for _ in range(5):
+        assert await state_after(faked, PATIENCE) is ServerState.READY
+    assert "/v1/completions" not in faked.asked
+
+
+async def test_tokens_are_a_sign_of_work(faked):
+    """While tokens are counted it works, however long a request takes; no canary is sent."""
+    faked.running = 3
+    await state_after(faked, 1)
+    faked.asked.clear()
+    for _ in range(5):
+        faked.tokens += 1
+        assert await state_after(faked, PATIENCE) is ServerState.READY
+    assert "/v1/completions" not in faked.asked
+    assert faked.monitor.has_worked
+
+
+async def test_no_token_and_no_answer_is_degraded_then_failed(faked):
+    """/health says 200 all the time; a canary that is answered would have saved it."""
+    faked.running, faked.answers = 3, False
+    assert await state_after(faked, 1) is ServerState.READY
+    assert await state_after(faked, health.DEGRADED_AFTER) is ServerState.DEGRADED
+    faked.answers = True
+    assert await state_after(faked, 1) is ServerState.READY
+    faked.answers = False
+    assert await state_after(faked, PATIENCE) is ServerState.DEGRADED
+    assert await state_after(faked, 1) is ServerState.FAILED
+
+
+async def test_an_engine_that_forgot_our_request_is_not_idle(faked):
+    """The server counts no request, but we wait for an answer: a canary decides."""
+    faked.busy, faked.answers = True, False
+    assert await state_after(faked, PATIENCE + 1) is ServerState.FAILED
+
+
+async def test_a_dead_engine_fails_at_once(faked):
+    """vLLM answers 503 only when its engine is dead."""
+    faked.health = 503
+    seen = await faked.monitor.look()
+    assert seen.state is ServerState.FAILED
+    assert "engine is dead" in (seen.reason or "")
+
+
+async def test_an_ended_process_fails_whatever_answers(faked):
+    """Another server may have taken the port."""
+    faked.exit_code = -9
+    seen = await faked.monitor.look()
+    assert (seen.state, seen.reason) == (ServerState.FAILED, "it ended with signal SIGKILL")
+    assert faked.asked == []
+
+
+async def test_health_that_does_not_answer_rightly_is_degraded(faked):
+    """It may be busy or behind a broken proxy; work that goes on keeps it from failing."""
+    faked.health = 502
+    for _ in range(3):
+        assert await state_after(faked, PATIENCE) is ServerState.DEGRADED
+    assert "/v1/completions" in faked.asked
+
+
+async def test_without_metrics_the_canary_decides(faked):
+    """An engine whose metrics cannot be read is asked for a token."""
+    faked.metrics = False
+    assert await state_after(faked, PATIENCE + 1) is ServerState.READY
+    faked.answers = False
+    assert await state_after(faked, PATIENCE + 1) is ServerState.FAILED
+
+
+async def test_a_restart_forgets(faked):
+    """The patience with the old process is not counted against the new one."""
+    faked.busy, faked.answers = True, False
+    await state_after(faked, PATIENCE - 1)
+    faked.monitor.restarted()
+    assert await state_after(faked, 2) is ServerState.READY
