@@ -108,7 +108,7 @@ async def test_an_engine_that_forgot_our_request_is_not_idle(faked):
 
 
 async def test_a_dead_engine_fails_at_once(faked):
-    """vLLM answers 503 only when its engine is dead."""
+    """A vLLM answers 503 only when its engine is dead."""
     faked.health = 503
     seen = await faked.monitor.look()
     assert seen.state is ServerState.FAILED

@@ -10,6 +10,7 @@ from itertools import islice
 
 from enginehouse.client.retry import Retries
 from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.transport import normal_base_url
 from enginehouse.core.errors import ConfigurationError, WireError
 from enginehouse.core.messages import TokenPrompt
 from enginehouse.core.sampler import Load, SampleRequest
@@ -91,7 +92,7 @@ async def _server(
         return
     engine: Engine = ENGINES.load(config.engine or "vllm")()
     key = config.server.api_key or os.environ.get(API_KEY_VARIABLE)
-    yield await attach_server(config.url, api_key=key, engine=engine), engine
+    yield await attach_server(normal_base_url(config.url), api_key=key, engine=engine), engine
 
 
 def _model(config: BenchConfig, server: Server) -> str:

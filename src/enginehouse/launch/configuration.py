@@ -157,9 +157,8 @@ class BenchConfig(ServeConfig):
         if not self.concurrency:
             raise ValueError("'concurrency' is empty: give at least one number")
         if self.requests is not None and self.requests < max(self.concurrency):
-            raise ValueError(
-                f"{self.requests} requests cannot be {max(self.concurrency)} in flight: ask for more"
-            )
+            most = max(self.concurrency)
+            raise ValueError(f"{self.requests} requests are never {most} in flight: ask for more")
         own = [n for n in ("path", "python", "version", "variant") if getattr(self, n) is not None]
         own += [n for n in self.server.model_dump(exclude_defaults=True) if n != "api_key"]
         if self.url is not None and own:

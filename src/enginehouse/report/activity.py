@@ -18,12 +18,12 @@ _STYLES = {"ready": "green", "starting": "cyan", "degraded": "yellow", "failed":
 _COLUMNS = (
     "server",
     "state",
-    "running",
-    "waiting",
-    "KV cache",
-    "prefix hits",
-    "prompt tok/s",
-    "output tok/s",
+    "run",
+    "wait",
+    "KV",
+    "hits",
+    "in tok/s",
+    "out tok/s",
     "CPU",
     "RSS",
 )
@@ -72,8 +72,9 @@ def render_activity(activity: Activity) -> RenderableType:
     """The time; a table of servers, one of GPUs where there are any, and what is wrong."""
     parts: list[RenderableType] = [Text(time.strftime("%H:%M:%S", time.localtime(activity.at)))]
     if activity.servers:
-        columns = [*_COLUMNS, "GPU memory"] if activity.gpus else list(_COLUMNS)
+        columns = [*_COLUMNS, "GPU"] if activity.gpus else list(_COLUMNS)
         table = make_table(*columns, right=range(2, len(columns)))
+        table.columns[0].no_wrap = True
         for server in activity.servers:
             cells = list(_cells(server))
             gpu = [_bytes(server.gpu_bytes)] if activity.gpus else []
