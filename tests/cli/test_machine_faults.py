@@ -159,7 +159,6 @@ def test_a_home_that_may_not_be_written(house: House, words):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="stopping it complains of the port, and hides why it failed", strict=True)
 def test_a_port_that_is_taken_in_the_last_moment(house: House, words):
     """By a program that came between our look and the engine's bind: its log says so."""
     with socket.socket() as probe:

@@ -145,3 +145,30 @@ def test_greedy_answers_come_again(house: House, served: Served):
     first = answers()
     assert len(first) == 2
     assert answers() == first
+
+
+def test_bench_counts_are_the_servers(house: House, served: Served):
+    """Exact lengths, no help from the prefix cache on a second run, and its own counters agree."""
+    words = ("--input-tokens", "48", "--output-tokens", "16", "--requests", "8")
+    for _ in range(2):
+        done = house.run("bench", served.url, *words, "--concurrency", "1,4", "--json")
+        assert done.code == 0, done.err
+        for load in done.report["loads"]:
+            assert (load["failed"], load["notes"]) == (0, [])
+            assert (load["prompt_tokens"], load["output_tokens"]) == (8 * 48, 8 * 16)
+            assert load["server"]["prompt_tokens"] == 8 * 48
+            assert load["server"]["output_tokens"] == 8 * 16
+            assert load["server"]["prefix_cache_hits"] == 0
+            latencies = load["latencies"]
+            assert 0 < latencies["per_output_token"]["p50"] < latencies["end_to_end"]["p50"]
+
+
+def test_top_shows_it(house: House, served: Served):
+    """Its queue, cache and processes."""
+    done = house.run("top", "--once", "--interval", "0.5", "--json")
+    (server,) = done.report["servers"]
+    assert (server["name"], server["state"], server["problem"]) == ("mine", "ready", None)
+    assert (server["running"], server["waiting"]) == (0, 0)
+    assert server["processes"] > 1
+    assert server["rss_bytes"] > 1 << 30
+    assert server["kv_cache_usage"] is not None

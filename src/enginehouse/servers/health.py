@@ -104,7 +104,7 @@ class HealthMonitor:
 
     def _judged(self, health: Health) -> Health:
         silent = self._clock() - self._worked
-        if silent <= DEGRADED_AFTER:
+        if silent <= min(DEGRADED_AFTER, self._patience):
             return health
         state = ServerState.FAILED if silent > self._patience else ServerState.DEGRADED
         return Health(state=state, reason=f"it has not made a token for {silent:.0f} s")

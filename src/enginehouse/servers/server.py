@@ -223,7 +223,8 @@ class OwnedServer:
         owner = identify(os.getpid())
         assert owner is not None
         self._lease = hand_over(self.layout, self._lease, owner=owner)
-        await self._end()
+        await self._process.stop(grace=self._grace)
+        await self._prove_stopped()
         self._grace = START_GRACE
         await self._begin(self.server.models[0], folder=self.server.log.parent, detached=False)
 
@@ -324,25 +325,35 @@ class OwnedServer:
     @asynccontextmanager
     async def until_stopped(self) -> AsyncIterator[None]:
         """Give back, at the end of the block, what was acquired in it."""
-        state = ServerState.STOPPED
         try:
             yield
-        finally:
+        except BaseException as error:
             try:
-                if self._process is not None:
-                    if self._process.exit_code() is not None:
-                        state = ServerState.FAILED
-                    self.notify("stopping the server")
-                    await self._end()
-            except asyncio.CancelledError:
-                self._forget(state)  # cancelled once more: the processes have been killed
-                raise
-            self._forget(state)
+                await self._give_back()
+            except StopError as second:  # it must not hide what ended the block
+                error.add_note(str(second))
+            raise
+        await self._give_back()
 
-    async def _end(self) -> None:
+    async def _give_back(self) -> None:
+        if self._process is None:
+            self._forget(ServerState.STOPPED)
+            return
+        ended = self._process.exit_code() is not None
+        self.notify("stopping the server")
+        try:
+            await self._process.stop(grace=self._grace)
+        except StopError:
+            raise  # something of it lives, and can be found by its record
+        except BaseException:
+            self._forget(ServerState.STOPPED)  # cancelled once more: the processes are killed
+            raise
+        self._forget(ServerState.FAILED if ended else ServerState.STOPPED)
+        await self._prove_stopped()
+
+    async def _prove_stopped(self) -> None:
         assert self._process is not None
         assert self._lease is not None
-        await self._process.stop(grace=self._grace)
         if self._gpu_baseline is not None:
             await demand_memory_back(self._process.pids(), baseline=self._gpu_baseline)
         await _demand_free_port(self._lease.port, host=self.options.host)

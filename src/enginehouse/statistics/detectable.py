@@ -1,14 +1,11 @@
-"""The smallest difference that a comparison would have found: «no difference» or «too few items».
-
-Every figure is for one two-sided test at level `alpha`, found with probability `power`.
-"""
+"""The smallest difference that a comparison would find: «no difference» or «too few items»."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-from scipy.special import bdtr, gammaln, stdtrit
+from scipy.special import bdtr, gammaln
 
 from enginehouse.statistics.intervals import Floats
 
@@ -20,7 +17,7 @@ def detectable_by_mcnemar(
 ) -> float | None:
     """Least |difference of two paired shares| that the exact McNemar test finds; None if none is.
 
-    `discordance` is the share of pairs that are right in one only, as observed. A difference
+    Found is: with probability `power` by one two-sided test at level `alpha`. `discordance` is the share of pairs that are right in one only, as observed. A difference
     cannot be larger than the discordance, so beyond the observed one every discordant pair is
     taken to go the same way. The power is the exact, unconditional one: the number m of discordant
     pairs is binomial(pairs, discordance), of which binomial(m, (1 + difference / discordance) / 2)
@@ -74,17 +71,6 @@ class _Discordant:
         share = (1 + difference / self._discordance) / 2
         k, m = self._critical, self._m
         return float((self._probability * (bdtr(k, m, share) + bdtr(k, m, 1 - share))).sum())
-
-
-def detectable_by_error(
-    error: float, clusters: int, *, alpha: float = 0.05, power: float = 0.8
-) -> float:
-    """Least |difference| that a t-test finds, from the difference's standard error.
-
-    (t(1 - alpha / 2) + t(power)) * error with clusters - 1 degrees of freedom: H. S. Bloom,
-    "Minimum detectable effects", Evaluation Review 19 (1995) 547-556.
-    """
-    return float((stdtrit(clusters - 1, 1 - alpha / 2) + stdtrit(clusters - 1, power)) * error)
 
 
 def _critical(m: Floats, alpha: float) -> Floats:
