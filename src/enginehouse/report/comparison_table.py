@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import IO
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.measure import Measurement
 from rich.text import Text
 
 from enginehouse.report.comparison import Comparison, TaskComparison, Verdict
@@ -21,7 +20,9 @@ _STYLES = {
     Verdict.TOO_FEW: "bold yellow",
     Verdict.NO_SCORE: "bold red",
 }
-_COLUMNS = ("task", "metric", "A", "B", "B - A", "95 % interval", "p", "detectable")
+_CORRECTED = "p (Holm)"
+_COLUMNS = ("task", "metric", "A", "B", "B - A", "95 % interval", "p", _CORRECTED, "detectable")
+_NAMES_WIDTH = 30  # of task and metric together; less than that cannot be read
 
 
 def print_comparison(comparison: Comparison, *, file: IO[str] | None = None) -> None:
@@ -51,20 +52,21 @@ class _Figures:
 
     def __init__(self, comparison: Comparison) -> None:
         several = comparison.correction is not None
-        self._columns = [*_COLUMNS, "p (Holm)"] if several else [*_COLUMNS]
+        self._columns = [c for c in _COLUMNS if several or c != _CORRECTED]
         self._rows = list(_rows(comparison, several=several))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        numbers = list(zip(self._columns, *self._rows, strict=True))[2:]
+        if _NAMES_WIDTH + sum(2 + max(map(len, column)) for column in numbers) > options.max_width:
+            for name, metric, *cells in self._rows:
+                yield Text.assemble((name, "bold"), "  " if name else "", metric)
+                for column, cell in zip(self._columns[2:], cells, strict=True):
+                    yield Text(f"  {column}: {cell}")
+            return
         table = make_table(*self._columns, right=range(2, len(self._columns)))
         for row in self._rows:
             table.add_row(*map(Text, row))
-        if Measurement.get(console, options, table).minimum <= options.max_width:
-            yield table
-            return
-        for row in self._rows:
-            yield Text(f"{row[0] or ' '} {row[1]}", style="bold" if row[0] else "")
-            for column, cell in list(zip(self._columns, row, strict=True))[2:]:
-                yield Text(f"  {column}: {cell or 'none'}")
+        yield table
 
 
 def _rows(comparison: Comparison, *, several: bool) -> Iterator[list[str]]:
@@ -73,13 +75,13 @@ def _rows(comparison: Comparison, *, several: bool) -> Iterator[list[str]]:
             continue
         name = task.task + (" (subset)" if task.subset else "")
         corrected = [_p(task.p_corrected)] if several else []
-        yield [name, task.headline_name, *_cells(task.headline), *corrected]
-        blank = [""] if several else []
+        yield [name, task.headline_name, *_cells(task.headline, corrected)]
+        blank = ["-"] if several else []
         for further in task.metrics:
-            yield ["", further.metric, *_cells(further.result), *blank]
+            yield ["", further.metric, *_cells(further.result, blank)]
 
 
-def _cells(result: PairedResult) -> list[str]:
+def _cells(result: PairedResult, corrected: list[str]) -> list[str]:
     interval = result.interval
     share = max(abs(result.first), abs(result.second)) <= 1
     scale, style = (100, ".1f") if share else (1, ".3g")
@@ -90,7 +92,8 @@ def _cells(result: PairedResult) -> list[str]:
         else f"{scale * interval.low:+{style}} to {scale * interval.high:+{style}}"
     )
     least = "none" if result.detectable is None else f"{scale * result.detectable:{style}}"
-    return [*sides, f"{scale * result.difference:+{style}}", bounds, _p(result.p_value), least]
+    difference = f"{scale * result.difference:+{style}}"
+    return [*sides, difference, bounds, _p(result.p_value), *corrected, least]
 
 
 def _p(value: float | None) -> str:
@@ -111,12 +114,12 @@ def _basis(task: TaskComparison) -> Iterator[str]:
         yield f"{result.pairs:,} pairs ({task.items:,} items{each}){alone}; {result.method}"
     failed, truncated, unparsable = task.failed, task.truncated, task.unparsable
     yield (
-        f"failed: A {failed.a:,}, B {failed.b:,}; "
-        f"left out with their partners, {task.left_out:,} pairs"
+        f"failed: A {failed.a:,}, B {failed.b:,} "
+        f"(left out with their partners: {task.left_out:,} pairs)"
     )
     yield (
         f"truncated: A {truncated.a:,}, B {truncated.b:,}; "
-        f"unparsable: A {unparsable.a:,}, B {unparsable.b:,}; counted as not correct"
+        f"unparsable: A {unparsable.a:,}, B {unparsable.b:,} (both count as not correct)"
     )
 
 

@@ -17,12 +17,13 @@ def detectable_by_mcnemar(
 ) -> float | None:
     """Least |difference of two paired shares| that the exact McNemar test finds; None if none is.
 
-    Found is: with probability `power` by one two-sided test at level `alpha`. `discordance` is the share of pairs that are right in one only, as observed. A difference
-    cannot be larger than the discordance, so beyond the observed one every discordant pair is
-    taken to go the same way. The power is the exact, unconditional one: the number m of discordant
-    pairs is binomial(pairs, discordance), of which binomial(m, (1 + difference / discordance) / 2)
-    go one way (S. W. Duffy, Biometrics 40 (1984) 1005-1015). The normal approximation of it, and
-    what it tends to, is R. J. Connor, Biometrics 43 (1987) 207-211.
+    Found is: with probability `power` by one two-sided test at level `alpha`. `discordance` is the
+    share of pairs that are right in one only, as observed. A difference cannot be larger than the
+    discordance, so beyond the observed one every discordant pair is taken to go the same way. The
+    power is the exact, unconditional one: the number m of discordant pairs is
+    binomial(pairs, discordance), of which binomial(m, (1 + difference / discordance) / 2) go one
+    way (S. W. Duffy, Biometrics 40 (1984) 1005-1015). The normal approximation of it, and what it
+    tends to, is R. J. Connor, Biometrics 43 (1987) 207-211.
     """
     if not 0 <= discordance <= 1:
         raise ValueError(f"discordance {discordance} is no share")
