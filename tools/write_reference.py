@@ -23,13 +23,21 @@ from enginehouse.cli.app import COMMANDS, build_app
 from enginehouse.core import errors, sampler, sampling
 from enginehouse.engines.base import ServerOptions
 from enginehouse.evaluation import records
-from enginehouse.launch.configuration import EvaluationConfig, ServeConfig, TaskConfig
+from enginehouse.executors.gpus import GpuReading
+from enginehouse.launch.configuration import (
+    BenchConfig,
+    EvaluationConfig,
+    ServeConfig,
+    TaskConfig,
+)
 from enginehouse.launch.doctor import Finding
 from enginehouse.provisioning.inventory import InstalledEnvironment
 from enginehouse.provisioning.plans import EnvironmentPlan
-from enginehouse.report import summary
+from enginehouse.report import activity, benchmark, comparison, summary
 from enginehouse.servers.records import ServerRecord, ServerStatus
 from enginehouse.statistics.intervals import Interval
+from enginehouse.statistics.paired import PairedResult
+from enginehouse.statistics.percentiles import Percentiles
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import RunInfo
 from enginehouse.tasks.base import Measure, TaskInfo
@@ -89,14 +97,36 @@ RUN_FILES = {
 JSON_OUTPUT: Mapping[str, type] = {
     "`eval`, `resume`, `show RUN`": summary.Report,
     "`show RUN --sample N`": summary.SampleView,
+    "`compare`": comparison.Comparison,
     "`runs`": RunInfo,
     "`tasks`": TaskInfo,
     "`ps`": ServerStatus,
     "`envs`": InstalledEnvironment,
     "`doctor`": Finding,
     "`install --plan`": EnvironmentPlan,
+    "`bench`": benchmark.Benchmark,
+    "`top`": activity.Activity,
 }
-JSON_PARTS = (summary.TaskReport, summary.Figure, Interval, summary.Throughput, ServerRecord)
+JSON_PARTS = (
+    summary.TaskReport,
+    summary.Figure,
+    summary.AtK,
+    Interval,
+    summary.Throughput,
+    ServerRecord,
+    benchmark.LoadMeasurement,
+    benchmark.FailedRequests,
+    benchmark.Latencies,
+    Percentiles,
+    benchmark.ServerCounts,
+    activity.ServerActivity,
+    GpuReading,
+    comparison.Compared,
+    comparison.TaskComparison,
+    comparison.MetricComparison,
+    comparison.OutcomeCounts,
+    PairedResult,
+)
 OWN_PARTS = (records.EvaluationSpec, records.TaskSpec, records.Continuation, records.Failure)
 ASKED = (sampler.SampleRequest, sampling.SamplingParameters, sampler.Provenance, Measure)
 ANSWERED = (sampler.SampleResponse, sampler.Completion, sampler.Timing)
@@ -213,7 +243,7 @@ def commands() -> Iterator[str]:
             yield from ("", f"### enginehouse {name} {sub}", "", f"{subcommand.help}", "")
             yield from table(("argument or option", "meaning"), command_options(subcommand, sub)[0])
     yield from ("", "### Options of a server", "")
-    yield "Of `serve` and `eval`. They are the [keys below `server:`](#server) of a file."
+    yield "Of `serve`, `eval` and `bench`. They are the [keys below `server:`](#server) of a file."
     yield ""
     yield from table(("option", "meaning"), server)
 
@@ -243,7 +273,10 @@ def configuration() -> Iterator[str]:
     yield from ("", *keys(EvaluationConfig, without=serve), "", "### tasks", "")
     yield "Each entry of `tasks` is a task's name, or a mapping. Its own `limit`, `samples` and"
     yield "`max_tokens` go before the evaluation's, also before an option on the command line."
-    yield from ("", *keys(TaskConfig), "", "### server", "", *keys(ServerOptions))
+    yield from ("", *keys(TaskConfig), "", "### bench --config", "")
+    yield "Those of `serve --config`, and:"
+    yield from ("", *keys(BenchConfig, without=serve))
+    yield from ("", "### server", "", *keys(ServerOptions))
     yield from ("", "### A task's file", "")
     yield "What `--task my.yaml` reads; [tasks.md](tasks.md) shows one."
     yield from ("", *keys(Definition))

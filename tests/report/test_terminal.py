@@ -16,7 +16,7 @@ from enginehouse.core.sampler import (
     Timing,
 )
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.report.summary import Figure, Report, SampleView, TaskReport, Throughput
+from enginehouse.report.summary import AtK, Figure, Report, SampleView, TaskReport, Throughput
 from enginehouse.report.terminal import (
     make_console,
     print_report,
@@ -107,6 +107,37 @@ def test_report_says_everything():
     header, counts = (line for line in shown.splitlines() if "unparsable" in line or " 9 " in line)
     assert header.split()[2:] == ["correct", "wrong", "unparsable", "truncated", "failed"]
     assert counts.split() == ["gsm8k", "15", "3", "9", "2", "1", "0"]
+
+
+AT_K = tuple(
+    AtK(
+        k=k,
+        items=15 - k,
+        left_out=k,
+        pass_at_k=Figure(value=0.1 * k, interval=wilson(k, 15)),
+        mean_at_k=None if k == 4 else Figure(value=0.21, interval=None),
+        best_at_k={"strict [em]": Figure(value=0.33, interval=wilson(5, 15))},
+    )
+    for k in (1, 2, 4)
+)
+
+
+@pytest.mark.parametrize("width", [40, 100])
+def test_figures_at_k(width):
+    """A column per k with the intervals below, or a line each; items left out are counted."""
+    report = msgspec.structs.replace(
+        REPORT, tasks=(msgspec.structs.replace(TASK, at_k=AT_K, samples_per_item=4),)
+    )
+    shown = text(report, width)
+    assert all(len(line) <= width for line in shown.splitlines())
+    for part in ("pass@k", "mean@k", "best@k strict [em]", "40.0%", "21.0%", "33.0%", "none"):
+        assert part in shown, part
+    words = " ".join(shown.split())
+    assert "k = 4: 4 of 15 items have fewer samples that did not fail, and are left out" in words
+    if width == 100:
+        (row,) = (line for line in shown.splitlines() if line.startswith("pass@k"))
+        assert row.split()[1:] == ["10.0%", "20.0%", "40.0%"]
+        assert "10.9% to 52.0%" in shown
 
 
 def test_missing_headline_gives_the_reason():

@@ -15,8 +15,10 @@ from enginehouse.store.runs import open_run
 
 
 def compare(
-    run_a: Annotated[str, typer.Argument(help="The baseline: a run's id, its beginning, folder.")],
-    run_b: Annotated[str, typer.Argument(help="The run that is compared with it.")],
+    run_a: Annotated[
+        str, typer.Argument(help="The baseline: a run's id, the beginning of one, or its folder.")
+    ],
+    run_b: Annotated[str, typer.Argument(help="The run that is compared with it, likewise.")],
     *,
     json: JsonOption = False,
 ) -> None:

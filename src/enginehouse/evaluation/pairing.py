@@ -28,7 +28,7 @@ _ANSWERER = {
 }
 _DIGESTS = {"weights_digest": "weights", "chat_template_digest": "chat template"}
 _DATA = (
-    ("version", "versions of the task", "their prompts or scoring differ: evaluate one again"),
+    ("version", "task versions", "evaluate one again: prompts or scoring differ"),
     ("digest", "data (by SHA-256)", "evaluate both on the same data, with the same --seed"),
     ("full_size", "sizes of the data", "evaluate both on the same data"),
     ("items", "numbers of items", "evaluate both with the same --limit and --seed"),
@@ -213,7 +213,7 @@ def _unknown(label: str, reading: Reading, attribute: str, what: str) -> Iterato
     missing = [p for p in reading.provenances if getattr(p, attribute) is None]
     if missing:
         why = missing[0].unknown.get(attribute)
-        yield f"the {what} of {label} is not known" + (f": {why}" if why else "")
+        yield f"unknown {what} in {label}" + (f": {why}" if why else "")
 
 
 def _differing_sampling(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:

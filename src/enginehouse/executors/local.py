@@ -54,6 +54,10 @@ class LocalProcess:
         """What it and its descendants have done."""
         return Effort(logged=self._log.stat().st_size, read=self._tree.bytes_read())
 
+    def look(self) -> None:
+        """Note its descendants now, without waiting for the next look."""
+        self._tree.look()
+
     def pids(self) -> frozenset[int]:
         """Every process that was ever seen to belong to it."""
         return self._tree.pids

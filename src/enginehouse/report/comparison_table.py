@@ -34,7 +34,7 @@ def render_comparison(comparison: Comparison) -> RenderableType:
     """The runs, every task's figures, the verdicts with what they rest on, warnings."""
     runs = (("A", comparison.a), ("B", comparison.b))
     parts: list[RenderableType] = [
-        Text.assemble((label, "bold"), f"  {run.model}  {run.run}") for label, run in runs
+        Text.assemble((label, "bold"), f"  {run.run}  {run.model}") for label, run in runs
     ]
     if any(task.headline for task in comparison.tasks):
         parts += [Text(), _Figures(comparison)]
@@ -124,8 +124,10 @@ def _basis(task: TaskComparison) -> Iterator[str]:
 
 
 def _legend(comparison: Comparison) -> Iterator[str]:
-    yield "Differences of percentages are in points. detectable: the least difference that one test"
-    yield "(two-sided, level 0.05) finds with 80 % power, given how much the pairs differ here."
+    yield (
+        "Differences of percentages are in points. detectable: the least difference that one test "
+        "(two-sided, level 0.05) finds with 80 % power, given how much the pairs differ here."
+    )
     if comparison.correction:
         yield f"Verdicts use p after {comparison.correction}; intervals are not corrected."
     if any(task.metrics for task in comparison.tasks):

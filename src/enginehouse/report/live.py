@@ -75,7 +75,7 @@ class PlainLines:
         self._clock = clock
         self._next = clock()
         self._latest: Progress | None = None
-        self._shown: Progress | None = None
+        self._shown = ""
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +86,7 @@ class PlainLines:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._latest is not None and self._latest is not self._shown:
+        if self._latest is not None:
             self._print(self._latest)
 
     def __call__(self, progress: Progress) -> None:
@@ -97,10 +97,12 @@ class PlainLines:
             self._print(progress)
 
     def _print(self, progress: Progress) -> None:
-        self._shown = progress
         tasks = ", ".join(f"{t.task} {t.done:,}/{t.total:,}" for t in progress.tasks)
-        self._stream.write(f"{status_line(progress)} [{tasks}]\n")
-        self._stream.flush()
+        line = f"{status_line(progress)} [{tasks}]\n"
+        if line != self._shown:
+            self._shown = line
+            self._stream.write(line)
+            self._stream.flush()
 
 
 def progress_display(console: Console, stream: IO[str]) -> ProgressDisplay:

@@ -247,6 +247,7 @@ class OwnedServer:
             )
         except StartError as error:
             raise explained(error, self.diagnose(), log=log) from error
+        self._process.look()
         self._grace = STOP_GRACE
         assert self._record is not None
         self._write(msgspec.structs.replace(self._record, state=ServerState.READY, models=models))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import bdtr, gammaln
 
 from enginehouse.statistics.intervals import Floats
+
+Integers = NDArray[np.int_]
 
 _PRECISION = 0.005  # of the figure itself
 
@@ -59,7 +62,7 @@ class _Discordant:
         spread = 8 * math.sqrt(pairs * discordance * (1 - discordance)) + 8
         least = max(0, math.floor(pairs * discordance - spread))
         most = min(pairs, math.ceil(pairs * discordance + spread))
-        m = np.arange(least, most + 1, dtype=float)
+        m = np.arange(least, most + 1)
         critical = _critical(m, alpha)
         some = critical >= 0
         self._m, self._critical = m[some], critical[some]
@@ -74,17 +77,17 @@ class _Discordant:
         return float((self._probability * (bdtr(k, m, share) + bdtr(k, m, 1 - share))).sum())
 
 
-def _critical(m: Floats, alpha: float) -> Floats:
+def _critical(m: Integers, alpha: float) -> Integers:
     """The most k with 2 * P(binomial(m, 1/2) ≤ k) ≤ alpha; -1 where there is none."""
-    low, high = np.full(len(m), -1.0), np.floor(m / 2)
+    low, high = np.full(len(m), -1), m // 2
     while (high - low > 1).any():
-        middle = np.floor((low + high) / 2)
+        middle = (low + high) // 2
         rejects = (middle >= 0) & (2 * bdtr(np.maximum(middle, 0), m, 0.5) <= alpha)
         low, high = np.where(rejects, middle, low), np.where(rejects, high, middle)
     return low
 
 
-def _binomial(k: Floats, trials: int, share: float) -> Floats:
+def _binomial(k: Integers, trials: int, share: float) -> Floats:
     if share in (0.0, 1.0):
         return np.where(k == trials * share, 1.0, 0.0)
     ways = gammaln(trials + 1) - gammaln(k + 1) - gammaln(trials - k + 1)

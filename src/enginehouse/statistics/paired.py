@@ -17,6 +17,7 @@ from enginehouse.statistics.detectable import detectable_by_mcnemar
 from enginehouse.statistics.intervals import Floats, Interval, resample_sums
 
 LEAST_ITEMS = 6  # of five, not even differences that all agree are rare enough: 2 / 2⁵ > 0.05
+_ROUNDING = 1e-12  # a difference that is 0 but for it
 BOOTSTRAP = "paired bootstrap by item"
 
 
@@ -147,7 +148,7 @@ def paired_bootstrap(
     drawn = sums[:, 1] / sums[:, 3] - sums[:, 0] / sums[:, 2]
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    beyond = min((drawn <= _ROUNDING).sum(), (drawn >= -_ROUNDING).sum())
     return PairedBootstrap(
         interval=Interval(
             low=float(low),
