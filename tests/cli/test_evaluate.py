@@ -223,6 +223,7 @@ def test_options_win_over_a_tasks_own_settings(house: House, call):
     assert call(*words, "--limit", "2").report["tasks"][0]["items"] == 2
 
 
+@pytest.mark.slow
 def test_the_first_items_of_a_seeded_order(house: House, call):
     """--limit is a seeded choice, labelled a subset; --samples asks each item again."""
     house.model()

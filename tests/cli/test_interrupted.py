@@ -69,6 +69,7 @@ def test_while_the_server_starts(
     check_end(house, running.end(), code)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_while_sampling(
     house: House, call, words: tuple[str, ...], number: signal.Signals, code: int
@@ -128,6 +129,7 @@ def test_the_server_dies_while_sampling(house: House, call, words: tuple[str, ..
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_the_server_dies_and_is_not_to_be_restarted(house: House, call, words: tuple[str, ...]):
     """Exit code 5, no sample counted as failed for it, and a resume finishes the run."""
     running = house.start(*words, *slow(0.05), "--max-restarts", "0")

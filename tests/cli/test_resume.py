@@ -31,6 +31,7 @@ def interrupted(house: House, words: tuple[str, ...], *, after: int = 1) -> str:
     return run.name
 
 
+@pytest.mark.slow
 def test_two_at_once(house: House, call, words: tuple[str, ...]):
     """One of two resumers gets exit code 8 and the other's pid; that one finishes."""
     name = interrupted(house, words)
@@ -89,6 +90,7 @@ def test_only_scores_are_missing(house: House, call, words: tuple[str, ...]):
     assert again.report["tasks"] == done.report["tasks"]
 
 
+@pytest.mark.slow
 def test_what_changed_in_between(house: House, call, words: tuple[str, ...]):
     """Answers to other questions, or of other weights, are not added up: exit code 2.
 

@@ -362,7 +362,7 @@ async def test_small_run_without_any_answer_stops_too(layout):
 
 
 async def test_a_server_that_dies_with_the_last_samples_fails_none_of_them(layout):
-    """Fewer are left than a streak needs: a sample that was answered before tells the difference."""
+    """Fewer are left than a streak needs: one that was answered before tells the difference."""
     run = new_run(layout)
     answered = []
 

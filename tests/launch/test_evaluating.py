@@ -62,6 +62,7 @@ async def test_two_at_once(house: House):
     assert len({report.provenance[0].base_url for report in reports}) == 2
 
 
+@pytest.mark.slow
 async def test_cancelled_and_gone_on_with(house: House):
     """A cancelled evaluation stops its server; the rest is asked on resume, once."""
     items, canned = sums(right=8)

@@ -134,6 +134,7 @@ async def test_an_engine_of_another_version(
     assert list_environments(layout) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["environment: building", "uv: Installed", "verifying"])
 async def test_kill_9_leaves_nothing_half_present(
     moment: str, plan: EnvironmentPlan, layout: Layout, notes: list[str]

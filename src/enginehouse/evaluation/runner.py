@@ -73,7 +73,8 @@ async def evaluate(
     `tasks` maps every task's name in the spec to the task and its loaded data. A new run and a
     resumed one are the same call; a finished one asks nothing, and needs nobody to ask (None).
     Failed samples count as done unless `retry_failed`. `progress` is called from the event loop
-    every half second and at the end. Cancellable at any moment: what was in flight is dropped and asked on resume.
+    every half second and at the end. Cancellable at any moment: what was in flight is dropped and
+    asked on resume.
 
     Raises, leaving the run resumable: ConfigurationError (the spec or the data is not the one the
     run began with), RunLockedError, UnsupportedError (before anything is asked), ServerGoneError,
