@@ -87,7 +87,7 @@ class TaskFacts(Protocol):
 
 def print_report(report: Report, *, file: IO[str] | None = None) -> None:
     """Print a report, by default to standard output."""
-    make_console(file or sys.stdout).print(render_report(report))
+    make_console(file or sys.stdout).print(render_report(report), crop=False)
 
 
 def print_runs(runs: Sequence[RunInfo], *, file: IO[str] | None = None) -> None:
@@ -119,13 +119,12 @@ def render_report(report: Report) -> RenderableType:
         parts += [_Tasks(report.tasks), Text()]
     parts += [_facts(report)]
     if report.notes:
-        parts += [Text(), *map(_note, report.notes)]
+        notes = (
+            Text(f"note: {note}", style="yellow", no_wrap=True, overflow="ignore")
+            for note in report.notes
+        )
+        parts += [Text(), *notes]
     return Group(*parts)
-
-
-def _note(note: str) -> Text:
-    """A line that is never folded, so that it can be searched for."""
-    return Text(f"note: {note}", style="yellow", no_wrap=True, overflow="ignore")
 
 
 def render_runs(runs: Sequence[RunInfo]) -> RenderableType:
@@ -295,7 +294,7 @@ def _outcomes(tasks: Iterable[TaskReport]) -> Table:
     return table
 
 
-def _facts(report: Report) -> Table:
+def _facts(report: Report) -> Group:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -310,10 +309,18 @@ def _facts(report: Report) -> Table:
         weights = f", weights {p.weights_digest[:12]}" if p.weights_digest else ""
         rows.append(("answered by", f"{engine} at {p.base_url}{weights}"))
     asked = f"seed {report.seed}, temperature {report.temperature:g}"
-    rows += [("sampling", asked), ("run", report.run), ("stored in", report.folder)]
+    rows.append(("sampling", asked))
+    width = max(len(name) for name, _ in rows)
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(value))
-    return table
+    places = (("run", report.run), ("stored in", report.folder))
+    return Group(table, *(_whole(f"{name:<{width}}  ", value) for name, value in places))
+
+
+def _whole(label: str, value: str) -> Text:
+    """A line that is never folded: what it says is there to be copied."""
+    line = Text(no_wrap=True, overflow="ignore")
+    return line.append(label, style="bold").append(value)
 
 
 def throughput_line(throughput: Throughput) -> str:
