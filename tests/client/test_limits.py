@@ -171,3 +171,22 @@ def test_senseless_bounds_are_refused(bounds: dict[str, int]):
         Adaptive(**bounds)
     with pytest.raises(ConfigurationError):
         Limit(0)
+
+
+async def test_all_that_wait_may_be_cancelled_at_once():
+    """Each gets its cancellation, not an error of ours, and the places are free again."""
+    limit = Limit(1)
+
+    async def hold() -> None:
+        async with limit:
+            await asyncio.Event().wait()
+
+    tasks = [asyncio.create_task(hold()) for _ in range(3)]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(end) for end in ends] == [asyncio.CancelledError] * 3
+    assert (limit.held, limit.waiting) == (0, 0)
+    async with asyncio.timeout(5), limit:
+        assert limit.held == 1

@@ -62,11 +62,11 @@ def test_engine_core_is_killed(house: House):
 def test_seeded_requests_with_chunked_prefill(house: House):
     """With the avoidance off they kill vLLM; the run completes, and its report names the crash."""
     rng = random.Random(0)
-    long = [" ".join(rng.choice(WORDS) for _ in range(1500)) for _ in range(2)]
+    long = [" ".join(rng.choice(WORDS) for _ in range(1500)) for _ in range(4)]
     items = [{"ask": text + " And then?", "right": "1"} for text in (*long, *WORDS[:2])]
     task = house.task(items, name="long", max_tokens=8)
     words = ("--task", str(task), "--temperature", "0.8", "--no-avoid-quirks", "--json")
-    incidents = check(house, house.run("eval", "smollm2", *words), samples=4)
+    incidents = check(house, house.run("eval", "smollm2", *words), samples=6)
     assert incidents
     assert {incident["kind"] for incident in incidents} == {"engine_died"}
     assert all("offset" in str(incident["evidence"]) for incident in incidents)

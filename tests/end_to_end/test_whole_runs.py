@@ -24,6 +24,7 @@ def test_killed_and_resumed(house: House):
     assert 1 <= len(before.outcomes) < 4
     until(lambda: not house.processes(), "the reaper has not ended vLLM")
     assert port_is_free(url)
+    assert house.run("ps", "--json").report == []
     house.nothing_left()
     done = house.run("resume", run.name, "--json")
     assert done.code == 0, done.err

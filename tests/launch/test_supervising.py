@@ -18,11 +18,21 @@ from enginehouse import (
     SampleResponse,
     SamplingParameters,
 )
-from enginehouse.core.errors import EngineKilledError, ServerFaultError, ServerGoneError
+from enginehouse.core.errors import (
+    ConnectionFailedError,
+    EngineKilledError,
+    ServerFaultError,
+    ServerGoneError,
+)
 from enginehouse.launch import supervising
+from enginehouse.launch.admission import Admission
 from enginehouse.launch.configuration import ServeConfig, parse
 from enginehouse.launch.serving import serving
+from enginehouse.launch.supervising import Supervisor
 from enginehouse.servers import health
+from enginehouse.servers.health import Health
+from enginehouse.servers.records import ServerState, list_servers
+from enginehouse.servers.server import stop_server
 from enginehouse.store.layout import Layout
 
 SLOW = {"VLLM_FAKE_TOKEN_LATENCY": "0.02"}
@@ -185,3 +195,79 @@ async def test_an_engine_that_hangs_is_killed_and_replaced(
     assert incident.in_flight == 1
     assert any("degraded" in note for note in served.notes)
     house.nothing_left()
+
+
+@pytest.mark.slow
+async def test_who_waits_when_the_block_ends_is_told(house: House, served):
+    """Nobody hangs for ever on a server that will not be started again."""
+    async with served() as ready:
+        asked = asyncio.create_task(ready.sampler.sample(asking("x", tokens=400)))
+        await until(lambda: ready.sampler.in_flight)
+        os.kill(ready.server.pid, signal.SIGKILL)
+        await until(lambda: served.incidents)
+    async with asyncio.timeout(10):
+        with pytest.raises(ServerGoneError, match="has been stopped"):
+            await asked
+    house.nothing_left()
+
+
+@pytest.mark.slow
+async def test_a_stopped_server_is_not_started_again(house: House, served, monkeypatch):
+    """Whatever the supervisor writes meanwhile; whoever asks is told who ended it."""
+    monkeypatch.setattr(supervising, "_LOOK", 0.05)
+    layout = Layout.from_environment()
+    async with served() as ready:
+        asked = asyncio.create_task(ready.sampler.sample(asking("x", tokens=400)))
+        await until(lambda: ready.sampler.in_flight)
+        os.kill(ready.server.pid, signal.SIGSTOP)  # it does not end at once, and does not answer
+        stopping = asyncio.create_task(stop_server(ready.server.name, layout=layout, grace=1.5))
+        with pytest.raises(ServerGoneError, match="enginehouse stop"):
+            await asked
+        await stopping
+        assert list_servers(layout) == []
+    assert [i.consequence for i in served.incidents] == ["it was stopped by `enginehouse stop`"]
+    house.nothing_left()
+
+
+class Going:
+    """A server that refuses connections for three looks, and is then found dead."""
+
+    patience = 60.0
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    async def glance(self) -> Health:
+        """Degraded, degraded, degraded, failed."""
+        self.looks += 1
+        state = ServerState.FAILED if self.looks > 3 else ServerState.DEGRADED
+        return Health(state=state, reason="refuses")
+
+
+async def test_a_request_refused_while_the_server_goes_down_is_a_lost_one(monkeypatch):
+    """It is told nothing until the server is judged: then it is lost, and delivered again."""
+    monkeypatch.setattr(supervising, "_GLANCE", 0.0)
+    admission, monitor = Admission(), Going()
+    supervisor = Supervisor(
+        None,
+        monitor=monitor,
+        admission=admission,
+        max_restarts=1,
+        notify=lambda _: None,
+        on_incident=lambda _: None,
+    )
+    supervisor.watching = asyncio.create_task(asyncio.Event().wait())
+
+    async def refused() -> None:
+        raise ConnectionFailedError("refused")
+
+    delivery = asyncio.create_task(supervisor.deliver(refused))
+    await until(supervisor._down.done)
+    assert monitor.looks >= 4
+    (call,) = admission.close()
+    call.task.cancel()
+    await until(lambda: not admission.under_way)
+    assert (call.deaths, delivery.done()) == (1, False)  # it waits for the next server
+    for task in (delivery, supervisor.watching):
+        task.cancel()
+    await asyncio.gather(delivery, supervisor.watching, return_exceptions=True)

@@ -85,4 +85,4 @@ async def test_a_start_that_vllm_refuses_gives_its_reason(arguments):
     with pytest.raises(StartError, match="exit code 1") as caught:
         async with start_server(**arguments, options=options):
             pytest.fail("it cannot be ready")
-    assert "max_model_len (1000000) is greater than" in caught.value.why
+    assert "max_model_len (1000000) is greater than" in caught.value.evidence

@@ -160,7 +160,11 @@ def test_a_name_in_use_is_refused_and_a_dead_one_is_taken_over(layout, sleeper):
     keep(layout, record(alive))
     with pytest.raises(ConfigurationError, match=f"called one .pid {sleeper.pid}"):
         make_folder(layout, model="m", name="one")
-    keep(layout, record(msgspec.structs.replace(alive, started=alive.started - 9)))
+    gone = msgspec.structs.replace(alive, started=alive.started - 9)
+    keep(layout, record(gone))
+    with pytest.raises(ConfigurationError, match="called one"):  # it may be started again
+        make_folder(layout, model="m", name="one")
+    keep(layout, record(gone, detached=True))
     log = layout.servers / "one" / "server.log"
     log.write_text("old")
     assert make_folder(layout, model="m", name="one") == log.parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import msgspec
 
@@ -66,7 +67,8 @@ class Limit:
             if waiter.done() and not waiter.cancelled():
                 self._release()
             else:
-                self._waiters.remove(waiter)
+                with suppress(ValueError):  # who released a place has passed it over already
+                    self._waiters.remove(waiter)
             raise
 
     async def __aexit__(self, *_: object) -> None:

@@ -24,11 +24,13 @@ from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
     MalformedResponseError,
+    ServerFaultError,
     UnknownModelError,
     WireError,
 )
 from enginehouse.core.messages import ChatPrompt
 from enginehouse.core.sampler import (
+    GIVEN_UP,
     Capabilities,
     Capability,
     Delta,
@@ -157,10 +159,23 @@ class HTTPSampler:
         dialect = _dialect(request)
         wire = self._encode(dialect, request, stream=False)
         async with self._turn(request), self._limit:
-            tried = await self._send(wire)
+            return await self._deliver(lambda: self._answer(wire, dialect, request))
+
+    async def _answer(
+        self, wire: WireRequest, dialect: Dialect, request: SampleRequest
+    ) -> SampleResponse:
+        tried = await self._tried(self._reply, wire)
         reply = tried.value
         timing = Timing(started=reply.started, elapsed=reply.elapsed, attempts=tried.attempts)
-        return dialect.decode(reply.body, request=request, timing=timing)
+        response = dialect.decode(reply.body, request=request, timing=timing)
+        for completion in response.completions:
+            if completion.finish_reason in GIVEN_UP:
+                raise ServerFaultError(
+                    "the engine gave the answer up",
+                    why=f"finish_reason is {completion.finish_reason!r}",
+                    fix="ask again; a server that is being stopped does this",
+                )
+        return response
 
     async def stream(self, request: SampleRequest) -> AsyncIterator[Delta]:
         """Ask once, yielding the answer as it is made; retried only until the reply begins.
@@ -179,7 +194,7 @@ class HTTPSampler:
                     stack.push_async_exit(failing.pop_all())
                     return stream
 
-            tried = await self._tried(begin, wire)
+            tried = await self._deliver(lambda: self._tried(begin, wire))
             async for data in _events(tried.value):
                 try:
                     deltas = dialect.decode_chunk(data)
@@ -242,15 +257,13 @@ class HTTPSampler:
         return WireRequest("POST", dialect.path, body)
 
     async def _send(self, wire: WireRequest) -> Tried[WireReply]:
-        transport = self._transport
+        return await self._deliver(lambda: self._tried(self._reply, wire))
 
-        async def attempt(wire: WireRequest) -> WireReply:
-            reply = await transport.send(wire)
-            if reply.status != 200:
-                raise self._error(reply.status, reply.body, reply.retry_after)
-            return reply
-
-        return await self._tried(attempt, wire)
+    async def _reply(self, wire: WireRequest) -> WireReply:
+        reply = await self._transport.send(wire)
+        if reply.status != 200:
+            raise self._error(reply.status, reply.body, reply.retry_after)
+        return reply
 
     async def _tried(
         self, send: Callable[[WireRequest], Awaitable[T]], wire: WireRequest
@@ -264,7 +277,7 @@ class HTTPSampler:
                 wire = msgspec.structs.replace(wire, fresh=True)
                 raise
 
-        return await self._deliver(lambda: with_retries(attempt, retries=self._retries))
+        return await with_retries(attempt, retries=self._retries)
 
     def _turn(self, request: SampleRequest) -> AbstractAsyncContextManager[None]:
         alone = self._one_at_a_time is not None and self._one_at_a_time(request)

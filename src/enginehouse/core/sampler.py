@@ -30,6 +30,10 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     top: tuple[TokenLogprob, ...] = ()
 
 
+# finish reasons of an answer that the engine gave up, most often because it was shutting down
+GIVEN_UP = ("abort", "error")
+
+
 class Completion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One answer. finish_reason "length" means that max_tokens cut it off."""
 

@@ -12,7 +12,7 @@ from enginehouse.core.errors import (
     WireError,
 )
 from enginehouse.core.messages import ChatPrompt, Message
-from enginehouse.core.sampler import Capability, Sampler, SampleRequest
+from enginehouse.core.sampler import GIVEN_UP, Capability, Sampler, SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.evaluation.loglikelihood import ask_choices, continuation_of, encode_choices
 from enginehouse.evaluation.plan import TaskPlan, sample_seed
@@ -20,7 +20,6 @@ from enginehouse.evaluation.records import EvaluationSpec, Failure, SampleRecord
 from enginehouse.tasks.base import Choose, Generate, Item
 
 _FOR_CHOICES = (Capability.TOKENIZE, Capability.TOKENS, Capability.PROMPT_LOGPROBS)
-_NOT_ANSWERED = ("abort", "error")
 
 
 class Unit(msgspec.Struct, frozen=True, gc=False):
@@ -78,7 +77,7 @@ class Asker:
             if not response.completions:
                 raise MalformedResponseError("the reply has no completion")
             reason = response.completions[0].finish_reason
-            if reason in _NOT_ANSWERED:
+            if reason in GIVEN_UP:
                 raise ServerFaultError(
                     "the engine gave the answer up", why=f"finish_reason is {reason!r}"
                 )

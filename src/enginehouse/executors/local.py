@@ -82,6 +82,8 @@ class LocalProcess:
     async def _look_again_and_again(self) -> None:
         while self._child.poll() is None:
             self._tree.look()
+            if not self._reaper.is_there():
+                self._reaper = Reaper(self.identity, log=self._log)
             await asyncio.sleep(LOOK_EVERY)
 
 

@@ -47,6 +47,10 @@ class Reaper:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    def is_there(self) -> bool:
+        """Whether it watches; somebody may have killed it."""
+        return self._child.poll() is None
+
     def dismiss(self) -> None:
         """End the reaper, not the tree: that is gone, or is to outlive us. Idempotent."""
         self._child.kill()

@@ -67,6 +67,7 @@ class ProcessTree:
         self.leader = leader
         self._seen: set[psutil.Process] = set()
         self._pids: set[int] = {leader.pid}
+        self._read: dict[psutil.Process, int] = {}
         self.look()
 
     @property
@@ -75,13 +76,12 @@ class ProcessTree:
         return frozenset(self._pids)
 
     def bytes_read(self) -> int:
-        """What those alive have read from files and pipes, or mapped from a disk, so far."""
-        total = 0
+        """What they have read from files and pipes, or mapped from a disk, as far as we looked."""
         for process in self._seen:
             with contextlib.suppress(psutil.Error, OSError, AttributeError):
                 counters = process.io_counters()
-                total += max(counters.read_chars, counters.read_bytes)
-        return total
+                self._read[process] = max(counters.read_chars, counters.read_bytes)
+        return sum(self._read.values())
 
     def look(self) -> tuple[psutil.Process, ...]:
         """Every process of the tree that is alive now, remembered from now on.

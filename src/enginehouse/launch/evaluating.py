@@ -164,7 +164,8 @@ async def _carry_out(
 async def _stop_abandoned(run: Run, *, layout: Layout, notify: Notify) -> None:
     """See the server of this run's killed process gone, before a new one needs its memory."""
     for status in list_servers(layout):
-        if status.abandoned and str(status.record.log) == run.info.server_log:
+        log = run.info.server_log
+        if status.abandoned and log and status.record.log.parent == Path(log).parent:
             notify(f"stopping {status.record.name}, which the killed run left behind")
             with contextlib.suppress(UnknownNameError):  # its reaper was faster
                 await stop_server(status.record.name, layout=layout)

@@ -20,6 +20,7 @@ from enginehouse.core.errors import (
     ConnectionFailedError,
     EngineKilledError,
     MalformedResponseError,
+    RequestTimeoutError,
     ServerError,
     ServerFaultError,
     ServerGoneError,
@@ -38,7 +39,6 @@ Notify = Callable[[str], None]
 BARREN = 4  # deaths in a row between which nothing was answered
 _LOOK = 5.0  # seconds between full looks
 _GLANCE = 0.25  # seconds between looks at the process
-_LINGER = 5.0  # seconds in which a server that breaks off replies may be about to end
 _SIGNS = (ConnectionFailedError, MalformedResponseError, ServerFaultError)
 
 
@@ -104,27 +104,32 @@ class Supervisor:
         except _SIGNS:
             await self._outlive_death()
             raise
+        except RequestTimeoutError:
+            raise
         except WireError:
             self._barren = 0
             raise
         self._barren = 0
+        self._monitor.note_work()
         return result
 
     async def _outlive_death(self) -> None:
-        """Return if the server lives; if it is dead, this task is cancelled as lost."""
-        deadline = time.monotonic() + _LINGER
-        while time.monotonic() < deadline:
+        """Return if the server works; if it is dead, this task is cancelled as lost.
+
+        A server that does neither is about to end, or busy: the watcher judges it in time.
+        """
+        deadline = time.monotonic() + self._monitor.patience
+        while time.monotonic() < deadline and not self.watching.done():
             health = await self._monitor.glance()
             if health.state is ServerState.READY:
                 return
             if health.state is ServerState.FAILED:
                 self._report(health)
-                await asyncio.Event().wait()
             await asyncio.sleep(_GLANCE)
 
     def _killed(self) -> EngineKilledError:
         return EngineKilledError(
-            "this request ended the engine, with others and then twice alone",
+            "this request was under way at three deaths of the engine, at the last one alone",
             why=self._cause,
             fix="read the server's log; leave the item out, or avoid what its diagnosis names",
         )
@@ -141,6 +146,9 @@ class Supervisor:
         """
         try:
             await self._watch()
+        except asyncio.CancelledError:
+            self._admission.close_for_good(ServerGoneError("the server has been stopped"))
+            raise
         except Exception as error:
             self._admission.close_for_good(error)
             raise
@@ -186,6 +194,7 @@ class Supervisor:
             if given_up:
                 raise self._given_up(error, given_up)
             self._notify(f"{error.message}: {error.why}; starting it again")
+            self._owned.hold_port()
             await self._sleep(min(30.0, 2.0**self._barren - 1))
             self._restarts += 1
             self._barren += 1

@@ -65,6 +65,15 @@ class HealthMonitor:
         self._worked = clock()
         self.has_worked = False
 
+    @property
+    def patience(self) -> float:
+        """Seconds without any sign of work after which the server counts as failed."""
+        return self._patience
+
+    def note_work(self) -> None:
+        """Somebody got an answer: that is a sign of work as well."""
+        self._worked = self._clock()
+
     def restarted(self) -> None:
         """Forget what was seen: the server is a new process."""
         self._tokens = None
@@ -128,7 +137,7 @@ class HealthMonitor:
         try:
             async with self._session.get(signal.path, timeout=_PROBE) as reply:
                 return signal.parse(await reply.text()) if reply.status == 200 else None
-        except (aiohttp.ClientError, TimeoutError, OSError):
+        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError):
             return None
 
     async def _answers(self) -> bool:

@@ -19,7 +19,7 @@ from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
 KEPT_LOGS = 50
-_CURRENT, _ENDED = "server.json", "ended.json"
+_CURRENT, _ENDED, _STOP = "server.json", "ended.json", "stop"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.ASCII)
 
 
@@ -137,15 +137,15 @@ def _named_folder(layout: Layout, name: str) -> Path:
     folder = layout.servers / name
     record = _load(folder / _CURRENT)
     if record is not None:
-        if _status(record).pids:
+        if _status(record).pids or (not record.detached and is_alive(record.starter)):
             raise ConfigurationError(
                 f"there is a server called {name} (pid {record.process.pid})",
                 fix=f"choose another name, or stop it: enginehouse stop {name}",
             )
         remove_record(layout, name)
     folder.mkdir(exist_ok=True)
-    for log in folder.glob("server*.log"):
-        log.unlink()
+    for old in (folder / _STOP, *folder.glob("server*.log")):
+        old.unlink(missing_ok=True)
     return folder
 
 
@@ -157,6 +157,17 @@ def write_record(layout: Layout, record: ServerRecord) -> None:
 def _put(file: Path, record: ServerRecord) -> None:
     content = msgspec.json.format(msgspec.json.encode(record, enc_hook=str))
     write_whole(file, content, private=True)
+
+
+def mark_stopped(layout: Layout, name: str) -> None:
+    """Let whoever serves it know that it is not to be started again. Idempotent."""
+    (layout.servers / name / _STOP).touch()
+
+
+def is_marked_stopped(layout: Layout, name: str) -> bool:
+    """Whether somebody has stopped it, or is about to."""
+    folder = layout.servers / name
+    return (folder / _STOP).exists() or not (folder / _CURRENT).exists()
 
 
 def remove_record(layout: Layout, name: str, *, state: ServerState = ServerState.STOPPED) -> None:

@@ -13,7 +13,13 @@ from pathlib import Path
 
 import msgspec
 
-from enginehouse.core.errors import StartError, StopError, UnknownNameError
+from enginehouse.core.errors import (
+    ServerGoneError,
+    StartError,
+    StopError,
+    StoreError,
+    UnknownNameError,
+)
 from enginehouse.engines.base import Engine, LaunchContext, ServerOptions, is_loopback
 from enginehouse.engines.diagnosis import Diagnosis, explained
 from enginehouse.engines.registry import ENGINES
@@ -38,8 +44,10 @@ from enginehouse.servers.records import (
     ServerState,
     ServerStatus,
     find_server,
+    is_marked_stopped,
     list_servers,
     make_folder,
+    mark_stopped,
     remove_record,
     write_record,
 )
@@ -120,15 +128,23 @@ async def stop_server(name: str, *, layout: Layout, grace: float = STOP_GRACE) -
     UnknownNameError, or StopError naming what is still there.
     """
     record = find_server(name, layout=layout)
-    tree = ProcessTree(record.process)
-    # Whoever serves it learns from this that it is not to be started again.
-    write_record(layout, msgspec.structs.replace(record, state=ServerState.STOPPED))
-    pid = record.process.pid
-    await tree.stop(grace=grace, reap=lambda: _reap(pid))
-    await demand_memory_back(tree.pids, baseline={})
+    mark_stopped(layout, name)
+    while True:
+        before = record
+        await _stop_tree(before, grace=grace)
+        with contextlib.suppress(UnknownNameError):
+            record = find_server(name, layout=layout)
+        if record.process == before.process:  # else it had just been started again
+            break
     await _demand_free_port(record.lease.port, host=record.host)
     release_ports(layout, record.lease)
     remove_record(layout, name)
+
+
+async def _stop_tree(record: ServerRecord, *, grace: float) -> None:
+    tree = ProcessTree(record.process)
+    await tree.stop(grace=grace, reap=lambda: _reap(record.process.pid))
+    await demand_memory_back(tree.pids, baseline={})
 
 
 async def survey(layout: Layout, *, ended: bool = False) -> list[ServerStatus]:
@@ -190,17 +206,21 @@ class OwnedServer:
 
     def is_stopped(self) -> bool:
         """Whether somebody else has stopped it (`stop_server`), or is about to."""
-        try:
-            record = find_server(self.server.name or "", layout=self.layout)
-        except UnknownNameError:
-            return True
-        return record.state is ServerState.STOPPED
+        return is_marked_stopped(self.layout, self.server.name or "")
 
     def note_state(self, state: ServerState) -> None:
-        """Let others who list it know."""
+        """Let others who list it know, if the disk has room for it."""
         assert self._record is not None
         if self._record.state is not state:
-            self._write(msgspec.structs.replace(self._record, state=state))
+            with contextlib.suppress(StoreError):
+                self._write(msgspec.structs.replace(self._record, state=state))
+
+    def hold_port(self) -> None:
+        """Lease its port ourselves, so that nobody takes it while there is no process."""
+        assert self._lease is not None
+        owner = identify(os.getpid())
+        assert owner is not None
+        self._lease = hand_over(self.layout, self._lease, owner=owner)
 
     async def start(self, name: str | None, *, detached: bool) -> None:
         """Start it and see it ready. Raises as `start_server` does."""
@@ -215,16 +235,16 @@ class OwnedServer:
     async def restart(self) -> None:
         """End what is left of it and start it again: same name, same URL, a new log.
 
-        Raises StopError, or StartError with cause and log.
+        Raises StopError, ServerGoneError if `stop_server` was called meanwhile, or StartError with
+        cause and log.
         """
         assert self._process is not None
-        assert self._lease is not None
         assert self.server.log is not None
-        owner = identify(os.getpid())
-        assert owner is not None
-        self._lease = hand_over(self.layout, self._lease, owner=owner)
+        self.hold_port()
         await self._process.stop(grace=self._grace)
         await self._prove_stopped()
+        if self.is_stopped():
+            raise ServerGoneError(f"the server {self.server.name} was stopped by somebody else")
         self._grace = START_GRACE
         await self._begin(self.server.models[0], folder=self.server.log.parent, detached=False)
 
