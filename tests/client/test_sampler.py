@@ -179,6 +179,29 @@ async def test_how_often_a_failure_is_asked_again(
     assert len(server.requests) == asked
 
 
+@pytest.mark.parametrize("reason", ["abort", "error"])
+async def test_an_answer_that_the_engine_gave_up_is_none(scripted: Start, reason: str):
+    """With status 200, too: a server that is being stopped answers so what was under way."""
+    body = {
+        "id": "1",
+        "model": "m",
+        "choices": [{"message": {"content": "Hel"}, "finish_reason": reason}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+    }
+    server = await scripted(reply(json.dumps(body).encode()))
+    delivered = []
+
+    async def deliver(attempt):
+        delivered.append(attempt)
+        return await attempt()
+
+    async with sampler(server.url, deliver=deliver) as client:
+        with pytest.raises(ServerFaultError, match="gave the answer up") as caught:
+            await client.sample(HI)
+    assert reason in (caught.value.why or "")
+    assert len(delivered) == 1  # whoever keeps the server alive is the one to ask again
+
+
 async def test_a_timeout_is_not_retried(scripted: Start):
     """The engine may still be at work on it."""
     server = await scripted(raw(b"", close=False))

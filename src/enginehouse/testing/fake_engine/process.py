@@ -68,8 +68,7 @@ async def running_fake_engine(
         )
         drain: asyncio.Task[None] | None = None
         try:
-            async with asyncio.timeout(start_timeout):
-                url = await _address(process)
+            url = await asyncio.wait_for(_address(process), start_timeout)
             drain = asyncio.create_task(_drain(process))
             yield FakeEngineHandle(url=url, pid=process.pid)
         finally:
