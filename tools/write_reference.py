@@ -5,6 +5,7 @@
 """
 
 # ruff: noqa: INP001 (a command, not a package)
+# Over 400 lines because it reads in the order of the page that it writes.
 from __future__ import annotations
 
 import argparse

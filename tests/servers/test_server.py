@@ -20,8 +20,7 @@ from enginehouse.core.errors import (
     UnknownNameError,
 )
 from enginehouse.executors.tree import identify
-from enginehouse.servers import health
-from enginehouse.servers import server as server_module
+from enginehouse.servers import health, stopping
 from enginehouse.servers.ports import is_free, lease_ports, release_ports
 from enginehouse.servers.records import ServerState, find_server, list_servers
 from enginehouse.servers.server import (
@@ -349,8 +348,8 @@ async def test_stop_of_somebody_elses_foreground_server(start, layout):
 
 async def test_a_port_that_stays_taken_is_no_stop(start, layout, monkeypatch):
     """Gone processes are not enough: if the port is not free, the stop has failed and says who."""
-    monkeypatch.setattr(server_module, "_PORT_WAIT", 0.1)
-    monkeypatch.setattr(server_module, "is_free", lambda *_, **__: False)
+    monkeypatch.setattr(stopping, "_PORT_WAIT", 0.1)
+    monkeypatch.setattr(stopping, "is_free", lambda *_, **__: False)
     with pytest.raises(StopError, match="still taken"):
         async with start():
             pass

@@ -162,16 +162,21 @@ async def serving(
 def _started(
     prepared: Prepared, config: ServeConfig, *, name: str | None, layout: Layout, notify: Notify
 ) -> AbstractAsyncContextManager[OwnedServer]:
-    return start_server(
-        prepared.model,
-        name=name,
-        engine=prepared.engine,
-        environment=prepared.environment,
-        options=prepared.options,
-        layout=layout,
-        notify=notify,
-        limits=_limits(config),
-    )
+    return start_server(prepared.model, name=name, **_arguments(prepared, config, layout, notify))
+
+
+def _arguments(
+    prepared: Prepared, config: ServeConfig, layout: Layout, notify: Notify
+) -> dict[str, Any]:
+    limits = StartLimits(total=config.start_timeout, silence=config.progress_timeout)
+    return {
+        "engine": prepared.engine,
+        "environment": prepared.environment,
+        "options": prepared.options,
+        "layout": layout,
+        "notify": notify,
+        "limits": limits,
+    }
 
 
 def _supervised(
@@ -184,10 +189,6 @@ def _supervised(
         notify=notify,
         on_incident=on_incident,
     )
-
-
-def _limits(config: ServeConfig) -> StartLimits:
-    return StartLimits(total=config.start_timeout, silence=config.progress_timeout)
 
 
 async def serve_until_stopped(
@@ -221,17 +222,8 @@ async def serve_detached(
 ) -> None:
     """Start a server that outlives us; `servers.stop_server` ends it. Nobody restarts it."""
     prepared = await prepare(config, layout=layout, notify=notify)
-    server = await launch_detached(
-        prepared.model,
-        name=name,
-        engine=prepared.engine,
-        environment=prepared.environment,
-        options=prepared.options,
-        layout=layout,
-        notify=notify,
-        limits=_limits(config),
-    )
-    ready(server)
+    arguments = _arguments(prepared, config, layout, notify)
+    ready(await launch_detached(prepared.model, name=name, **arguments))
 
 
 @asynccontextmanager

@@ -18,13 +18,12 @@ from enginehouse.core.errors import (
     StartError,
     StopError,
     StoreError,
-    UnknownNameError,
 )
 from enginehouse.engines.base import Engine, LaunchContext, ServerOptions, is_loopback
 from enginehouse.engines.diagnosis import Diagnosis, explained
 from enginehouse.engines.registry import ENGINES
 from enginehouse.executors.local import LocalExecutor, LocalProcess
-from enginehouse.executors.tree import ProcessIdentity, ProcessTree, identify
+from enginehouse.executors.tree import ProcessIdentity, identify
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.servers.endpoint import Server, attach_server, curl_line
@@ -33,24 +32,21 @@ from enginehouse.servers.health import glance
 from enginehouse.servers.ports import (
     PortLease,
     hand_over,
-    is_free,
     lease_ports,
     release_ports,
-    who_has,
 )
 from enginehouse.servers.readiness import StartLimits, wait_until_ready
 from enginehouse.servers.records import (
     ServerRecord,
     ServerState,
     ServerStatus,
-    find_server,
     is_marked_stopped,
     list_servers,
     make_folder,
-    mark_stopped,
     remove_record,
     write_record,
 )
+from enginehouse.servers.stopping import STOP_GRACE, demand_free_port, stop_server
 from enginehouse.store.layout import Layout
 
 __all__ = [
@@ -68,9 +64,7 @@ __all__ = [
 
 Notify = Callable[[str], None]
 
-STOP_GRACE = 15.0
 START_GRACE = 3.0  # a vLLM that is still starting does not heed SIGTERM: nothing to wait for
-_PORT_WAIT = 5.0
 _LIMITS = StartLimits()
 
 
@@ -121,32 +115,6 @@ async def launch_detached(
     return owned.server
 
 
-async def stop_server(name: str, *, layout: Layout, grace: float = STOP_GRACE) -> None:
-    """Stop a server by name, whoever started it, and forget it; one that is dead is forgotten.
-
-    Knows its processes by pid and start, so a recycled pid is never touched. Raises
-    UnknownNameError, or StopError naming what is still there.
-    """
-    record = find_server(name, layout=layout)
-    mark_stopped(layout, name)
-    while True:
-        before = record
-        await _stop_tree(before, grace=grace)
-        with contextlib.suppress(UnknownNameError):
-            record = find_server(name, layout=layout)
-        if record.process == before.process:  # else it had just been started again
-            break
-    await _demand_free_port(record.lease.port, host=record.host)
-    release_ports(layout, record.lease)
-    remove_record(layout, name)
-
-
-async def _stop_tree(record: ServerRecord, *, grace: float) -> None:
-    tree = ProcessTree(record.process)
-    await tree.stop(grace=grace, reap=lambda: _reap(record.process.pid))
-    await demand_memory_back(tree.pids, baseline={})
-
-
 async def survey(layout: Layout, *, ended: bool = False) -> list[ServerStatus]:
     """As `list_servers`, with one look at /health of each server that should be ready: 5 s."""
 
@@ -159,11 +127,6 @@ async def survey(layout: Layout, *, ended: bool = False) -> list[ServerStatus]:
 
     statuses = list_servers(layout, ended=ended)
     return list(await asyncio.gather(*map(looked_at, statuses)))
-
-
-def _reap(pid: int) -> None:
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
 
 
 @dataclass
@@ -377,7 +340,7 @@ class OwnedServer:
         assert self._lease is not None
         if self._gpu_baseline is not None:
             await demand_memory_back(self._process.pids(), baseline=self._gpu_baseline)
-        await _demand_free_port(self._lease.port, host=self.options.host)
+        await demand_free_port(self._lease.port, host=self.options.host)
 
     def let_go(self) -> None:
         """Leave everything to whoever finds the record."""
@@ -396,15 +359,3 @@ def _reachable(host: str) -> str:
     """Where a client on this machine finds a server that listens on `host`."""
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not a bind
     return f"[{address}]" if ":" in address else address
-
-
-async def _demand_free_port(port: int, *, host: str) -> None:
-    deadline = time.monotonic() + _PORT_WAIT
-    while not is_free(port, host=host):
-        if time.monotonic() > deadline:
-            raise StopError(
-                f"every process of the server is gone, but port {port} is still taken",
-                why=f"by {who_has(port) or 'a process that we may not see'}",
-                fix="end that process; it may have taken the port in between",
-            )
-        await asyncio.sleep(0.05)
