@@ -127,7 +127,7 @@ def test_killed_at_every_stage(house: House, call, words: tuple[str, ...], tmp_p
         python = slow if number == 0 else house.env["ENGINEHOUSE_VLLM_PYTHON"]
         running = house.start("resume", run.name, ENGINEHOUSE_VLLM_PYTHON=python)
     assert unscored > 0
-    assert servers > 15
+    assert servers >= 12
     running.kill()
     reaped(house, call)
     for when in ("before", "after"):
