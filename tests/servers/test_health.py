@@ -145,3 +145,21 @@ async def test_a_restart_forgets(faked):
     await state_after(faked, PATIENCE - 1)
     faked.monitor.restarted()
     assert await state_after(faked, 2) is ServerState.READY
+
+
+async def test_a_server_that_closed_its_port_fails_soon():
+    """A process that lives and no longer listens was told to stop; its patience is not ours."""
+    now = [0.0]
+    async with aiohttp.ClientSession("http://127.0.0.1:9") as session:
+        monitor = HealthMonitor(
+            session,
+            engine=VllmEngine(),
+            model="m",
+            exit_code=lambda: None,
+            patience=PATIENCE,
+            clock=lambda: now[0],
+        )
+        assert (await monitor.look()).state is ServerState.DEGRADED
+        now[0] = health.DEAF_FOR + 1
+        seen = await monitor.look()
+    assert (seen.state, seen.reason) == (ServerState.FAILED, "it no longer listens on its port")

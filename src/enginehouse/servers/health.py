@@ -20,6 +20,8 @@ from enginehouse.servers.readiness import describe_exit
 from enginehouse.servers.records import ServerState
 
 DEGRADED_AFTER = 30.0  # seconds without a sign of work
+# Seconds: a vLLM that was told to stop closes its port, and then waits for its clients for ever.
+DEAF_FOR = 15.0
 _PROBE = aiohttp.ClientTimeout(total=5)
 _CANARY = aiohttp.ClientTimeout(total=10)
 _ENGINE_DEAD = 503
@@ -63,6 +65,7 @@ class HealthMonitor:
         self._clock = clock
         self._tokens: int | None = None
         self._worked = clock()
+        self._deaf_since: float | None = None
         self.has_worked = False
 
     @property
@@ -78,6 +81,7 @@ class HealthMonitor:
         """Forget what was seen: the server is a new process."""
         self._tokens = None
         self._worked = self._clock()
+        self._deaf_since = None
         self.has_worked = False
 
     async def glance(self) -> Health:
@@ -92,6 +96,8 @@ class HealthMonitor:
             )
         if status == 200:
             return _READY
+        if self._deaf_since is not None and self._clock() - self._deaf_since > DEAF_FOR:
+            return Health(state=ServerState.FAILED, reason="it no longer listens on its port")
         said = "does not answer" if status is None else f"answers {status}"
         return Health(state=ServerState.DEGRADED, reason=f"{self._engine.health_path} {said}")
 
@@ -128,7 +134,11 @@ class HealthMonitor:
     async def _get_status(self, path: str) -> int | None:
         try:
             async with self._session.get(path, timeout=_PROBE) as reply:
+                self._deaf_since = None
                 return reply.status
+        except aiohttp.ClientConnectorError:
+            self._deaf_since = self._clock() if self._deaf_since is None else self._deaf_since
+            return None
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None
 
