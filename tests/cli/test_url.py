@@ -35,8 +35,8 @@ def test_it_is_used_and_left_running(house: House, call, words, answers):
         assert (provenance["model"], provenance["base_url"]) == ("theirs", url)
         for field in ("engine_arguments", "environment", "weights_digest", "chat_template_digest"):
             assert provenance[field] is None
-            assert provenance["unknown"][field] == "the server at --url is not ours"
-        assert "it is not ours to stop" in done.err
+            assert provenance["unknown"][field] == "the server is not ours"
+        assert "which is not ours to stop" in done.err
         again = call("eval", "theirs", "--url", f"{url}/v1/", *words, "--json")
         assert again.report["tasks"] == done.report["tasks"]
         assert call("ps", "--json").report == []
@@ -70,8 +70,8 @@ def test_a_missing_and_a_wrong_key(house: House, call, words, answers):
     ("url", "code", "said"),
     [
         ("http://127.0.0.1:1", 6, "nothing answers at http://127.0.0.1:1"),
-        ("127.0.0.1:8000", 2, "'127.0.0.1:8000' is not the URL of a server"),
-        ("ftp://somewhere", 2, "write it like http://127.0.0.1:8000"),
+        ("127.0.0.1:8000", 2, "'127.0.0.1:8000' is not the address of a server"),
+        ("ftp://somewhere", 2, "give one such as http://127.0.0.1:8000"),
         ("http://me:secret@127.0.0.1:8000", 2, "the url holds a password"),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 from command_line import House, port_is_free
 
 from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.wire import VLLM
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.evaluation.records import Record, SampleRecord
 from enginehouse.executors.tree import identify
@@ -52,7 +53,7 @@ def served(house: House) -> Iterator[Served]:
 async def test_conformance(served: Served):
     """Every promise that the fake engine keeps, the real one keeps."""
     capabilities = VllmEngine().capabilities(None)
-    async with HTTPSampler(served.url, capabilities=capabilities) as sampler:
+    async with HTTPSampler(served.url, capabilities=capabilities, wire=VLLM) as sampler:
         results = await check(sampler)
     assert [result for result in results if result.outcome != "passed"] == []
     assert len(results) == len(CASES)

@@ -23,7 +23,7 @@ def environment(flags):
         engine="vllm",
         version="0.32.0",
         variant="cpu",
-        python=Path("/engines/vllm/bin/python"),
+        executable=Path("/engines/vllm/bin/python"),
         key="vllm-0.32.0-cpu",
         flags=flags,
     )

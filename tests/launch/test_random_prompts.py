@@ -5,6 +5,7 @@ from itertools import islice
 import pytest
 
 from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.wire import VLLM
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.launch.random_prompts import ordinary_tokens, random_prompts
 from enginehouse.testing.fake_engine import running_fake_engine
@@ -39,7 +40,7 @@ async def test_tokens_are_ordinary_ones():
     """They come from the server's tokenizer: many, without special ones, the same each time."""
     async with (
         running_fake_engine() as engine,
-        HTTPSampler(engine.url, capabilities=VllmEngine().capabilities(None)) as sampler,
+        HTTPSampler(engine.url, capabilities=VllmEngine().capabilities(None), wire=VLLM) as sampler,
     ):
         tokens = await ordinary_tokens(sampler)
         assert tokens == await ordinary_tokens(sampler)

@@ -12,8 +12,10 @@ from command_line import House, port_is_free
 import enginehouse
 from enginehouse import ChatPrompt, EnginehouseError, Message, SampleRequest
 from enginehouse.core.errors import ConfigurationError, ModelError, StartError
+from enginehouse.launch.asking import asking
 from enginehouse.launch.configuration import EvaluationConfig, TaskConfig
-from enginehouse.launch.serving import attached, choose_engine
+from enginehouse.launch.serving import choose_engine
+from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import running_fake_engine
 
 HELLO = SampleRequest(prompt=ChatPrompt((Message("user", "Say hello."),)))
@@ -75,7 +77,7 @@ async def test_two_at_once(house: House):
     [
         ({"max_modl_len": 5}, ConfigurationError, "did you mean 'max_model_len'?"),
         ({"max_model_len": "long"}, ConfigurationError, "'server.max_model_len'"),
-        ({"engine": "vlm"}, ConfigurationError, "'engine'"),
+        ({"engine": "vlm"}, ConfigurationError, "no engine called 'vlm'"),
         ({"extra_args": ["--swap-space", "4"]}, ConfigurationError, "no longer has --swap-space"),
         ({"host": "0.0.0.0"}, ConfigurationError, "needs an API key"),
         ({"python": "/nowhere"}, EnginehouseError, "there is no Python at /nowhere"),
@@ -104,7 +106,9 @@ async def test_a_server_of_somebody_else(house: House):
     """It is asked, not watched, and left running; what cannot be known is null with its reason."""
     async with running_fake_engine(model="theirs") as handle:
         config = EvaluationConfig(url=handle.url, tasks=(TaskConfig(name="instructions"),))
-        async with attached(config, notify=lambda _: None) as server:
+        async with asking(
+            config, layout=Layout.from_environment(), notify=lambda _: None
+        ) as server:
             response = await server.sampler.sample(HELLO)
             assert response.completions[0].text
             assert server.provenance.weights_digest is None

@@ -55,7 +55,7 @@ async def test_an_environment_is_built_and_verified(
     built = await ensure_environment(plan, layout=layout, notify=notes.append)
     assert (built.engine, built.version, built.variant) == ("vllm", "0.32.0", "cpu")
     assert built.key == plan.key
-    assert built.python == layout.environments / plan.key / "bin/python"
+    assert built.executable == layout.environments / plan.key / "bin/python"
     assert built.flags["--max-model-len"] == Flag(takes_value=True)
     assert built.flags["--no-enforce-eager"] == Flag(takes_value=False)
     assert built.flags["--dtype"].choices == ("auto", "bfloat16")
@@ -72,12 +72,12 @@ async def test_the_interpreter_works_where_it_was_moved_to(
     built = await ensure_environment(plan, layout=layout, notify=notes.append)
     script = "import sys, vllm; print(sys.prefix); print(vllm.__file__)"
     result = await asyncio.to_thread(
-        subprocess.run, [built.python, "-c", script], capture_output=True, text=True, check=True
+        subprocess.run, [built.executable, "-c", script], capture_output=True, text=True, check=True
     )
     home = str(layout.environments / plan.key)
     assert result.stdout.splitlines()[0] == home
     assert result.stdout.splitlines()[1].startswith(home)
-    for path in list(built.python.parent.glob("*")):
+    for path in list(built.executable.parent.glob("*")):
         if not path.is_symlink():
             assert ".building" not in path.read_text(errors="replace")
 
@@ -188,11 +188,11 @@ async def test_a_broken_environment_is_built_anew(
 ):
     """An interpreter that is gone (Python was upgraded) makes the environment absent."""
     built = await ensure_environment(plan, layout=layout, notify=notes.append)
-    built.python.unlink()
-    built.python.symlink_to("/no/such/python")
+    built.executable.unlink()
+    built.executable.symlink_to("/no/such/python")
     assert list_environments(layout) == []
     again = await ensure_environment(plan, layout=layout, notify=notes.append)
-    assert again.python.exists()
+    assert again.executable.exists()
 
 
 async def test_a_torn_record_is_no_environment(
@@ -210,7 +210,7 @@ async def test_an_existing_python_is_described(tmp_path: Path, layout: Layout):
     """Another's environment gives its engine's version and flags, and has no key."""
     python = make_fake_environment(tmp_path / "env", version="0.31.0")
     found = await existing_environment(python, engine="vllm", layout=layout, origin="--python")
-    assert (found.version, found.key, found.python) == ("0.31.0", None, python)
+    assert (found.version, found.key, found.executable) == ("0.31.0", None, python)
     assert "--max-model-len" in found.flags
 
 

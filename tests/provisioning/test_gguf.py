@@ -37,7 +37,7 @@ def environment(tmp_path: Path) -> EngineEnvironment:
         engine="vllm",
         version="0.32.0",
         variant="cpu",
-        python=python,
+        executable=python,
         key=None,
         flags={},
         packages=packages,
@@ -62,7 +62,7 @@ async def test_a_file_is_converted_once(
     assert folder.is_relative_to(layout.models)
     assert (folder / "config.json").exists()
     assert "llama" in notes[-1]
-    environment.python.unlink()
+    environment.executable.unlink()
     again = await converted_checkpoint(
         file, environment=environment, layout=layout, notify=notes.append
     )

@@ -186,7 +186,7 @@ async def test_a_handle_is_resolved(hub: FakeHub, notes: list[str], layout: Layo
         engine="vllm",
         version="0.32.0",
         variant="cpu",
-        python=tmp_path / "python",
+        executable=tmp_path / "python",
         key=None,
         flags={},
     )

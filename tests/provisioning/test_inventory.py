@@ -33,7 +33,7 @@ async def test_what_is_in_use_is_not_removed(plan: EnvironmentPlan, layout: Layo
     """A running process keeps its environment; the error names the process."""
     built = await ensure_environment(plan, layout=layout, notify=lambda _: None)
     process = subprocess.Popen(  # noqa: ASYNC220 (a bystander)
-        [built.python, "-c", "print(flush=True); input()"],
+        [built.executable, "-c", "print(flush=True); input()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

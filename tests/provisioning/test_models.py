@@ -24,7 +24,7 @@ def environment(tmp_path: Path) -> EngineEnvironment:
         engine="vllm",
         version="0.32.0",
         variant="cpu",
-        python=tmp_path / "python",
+        executable=tmp_path / "python",
         key=None,
         flags={},
     )

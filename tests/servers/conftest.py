@@ -45,7 +45,7 @@ def environment(tmp_path_factory) -> EngineEnvironment:
     """An environment whose vLLM is the fake engine."""
     python = make_fake_environment(tmp_path_factory.mktemp("environment") / "vllm")
     return EngineEnvironment(
-        engine="vllm", version="0.32.0", variant="cpu", python=python, key="fake", flags={}
+        engine="vllm", version="0.32.0", variant="cpu", executable=python, key="fake", flags={}
     )
 
 

@@ -90,7 +90,7 @@ async def test_a_wrong_key_is_told_from_a_missing_one(web):
     """With a key given, the key is what the server refused."""
     url = await web({"/v1/models": (403, "{}")})
     with pytest.raises(UnauthorizedError, match="refused the API key"):
-        await attach_server(url, api_key="bad")
+        await attach_server(url, api_key="bad", engine=ENGINE)
 
 
 async def test_nothing_there():
@@ -99,7 +99,7 @@ async def test_nothing_there():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with pytest.raises(ConnectionFailedError, match=f"nothing answers at http://127.0.0.1:{port}"):
-        await attach_server(f"http://127.0.0.1:{port}")
+        await attach_server(f"http://127.0.0.1:{port}", engine=ENGINE)
 
 
 async def test_silence_is_a_timeout(monkeypatch):
@@ -109,14 +109,14 @@ async def test_silence_is_a_timeout(monkeypatch):
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         with pytest.raises(RequestTimeoutError, match="did not answer /v1/models"):
-            await attach_server(f"http://127.0.0.1:{silent.getsockname()[1]}")
+            await attach_server(f"http://127.0.0.1:{silent.getsockname()[1]}", engine=ENGINE)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "", "127.0.0.1"])
 async def test_what_is_no_url(url):
     """A URL without scheme or host is refused with an example, before any connection."""
-    with pytest.raises(ConfigurationError, match="not the URL of a server") as caught:
-        await attach_server(url)
+    with pytest.raises(ConfigurationError, match="not the address of a server") as caught:
+        await attach_server(url, engine=ENGINE)
     assert "http://" in caught.value.fix
 
 

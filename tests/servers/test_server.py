@@ -19,6 +19,7 @@ from enginehouse.core.errors import (
     StopError,
     UnknownNameError,
 )
+from enginehouse.engines.vllm import VllmEngine
 from enginehouse.executors.tree import identify
 from enginehouse.servers import health, stopping
 from enginehouse.servers.ports import is_free, lease_ports, release_ports
@@ -302,7 +303,7 @@ async def test_an_open_address_has_no_development_endpoints(start):
         assert server.base_url.startswith("http://127.0.0.1:")
         env = psutil.Process(server.pid).environ()
         assert "VLLM_SERVER_DEV_MODE" not in env
-        attached = await attach_server(server.base_url, api_key="k")
+        attached = await attach_server(server.base_url, api_key="k", engine=VllmEngine())
         assert attached.models == server.models
 
 
@@ -311,7 +312,7 @@ async def test_detached_server_is_listed_used_and_stopped(start, layout):
     record = await start.detached(name="mine", env={"VLLM_FAKE_CHILD": "group"})
     (status,) = list_servers(layout)
     assert (status.record, status.state) == (record, ServerState.READY)
-    assert (await attach_server(record.base_url)).models == ("Tiny-Model",)
+    assert (await attach_server(record.base_url, engine=VllmEngine())).models == ("Tiny-Model",)
     await stop_server("mine", layout=layout)
     assert not alive(status.pids)
     assert is_free(record.lease.port, host="127.0.0.1")
@@ -370,7 +371,7 @@ from enginehouse.store.layout import Layout
 home, python = map(Path, sys.argv[1:])
 model = ResolvedModel(reference="m", name="m", source="path", path=home, weights_digest=None,
                       chat_template_digest=None, unknown={}, notes=())
-environment = EngineEnvironment(engine="vllm", version="0.32.0", variant="cpu", python=python,
+environment = EngineEnvironment(engine="vllm", version="0.32.0", variant="cpu", executable=python,
                                 key="fake", flags={})
 layout = Layout(cache=home / "cache", state=home / "state", config=home / "config")
 
@@ -391,7 +392,7 @@ def controller(layout, environment, tmp_path):
     script = tmp_path / "controller.py"
     script.write_text(KILLED)
     with subprocess.Popen(
-        [sys.executable, str(script), str(layout.state.parent), str(environment.python)],
+        [sys.executable, str(script), str(layout.state.parent), str(environment.executable)],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     ) as process:

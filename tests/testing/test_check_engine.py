@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.wire import VLLM
 from enginehouse.core.sampler import (
     Capabilities,
     Capability,
@@ -28,7 +29,7 @@ async def test_the_fake_engine_passes_every_case():
     capabilities = Capabilities(supports=SUPPORTS, ignored=IGNORED)
     async with (
         running_fake_engine() as engine,
-        HTTPSampler(engine.url, capabilities=capabilities) as sampler,
+        HTTPSampler(engine.url, capabilities=capabilities, wire=VLLM) as sampler,
     ):
         results = await check(sampler)
     assert {r.name: r.detail for r in results if r.outcome != "passed"} == {}

@@ -43,8 +43,8 @@ def install(
     built = run_async(
         ensure_environment(planned, layout=Layout.from_environment(), notify=console.note)
     )
-    summary = {"key": built.key, "python": str(built.python), "version": built.version}
-    console.result(summary, text=lambda: console.say(f"{built.key}: {built.python}"))
+    summary = {"key": built.key, "executable": str(built.executable), "version": built.version}
+    console.result(summary, text=lambda: console.say(f"{built.key}: {built.executable}"))
 
 
 @envs.callback()

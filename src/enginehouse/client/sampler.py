@@ -20,12 +20,14 @@ from enginehouse.client.transport import (
     WireStream,
     normal_base_url,
 )
+from enginehouse.client.wire import OPENAI, AdapterEndpoints, Wire
 from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
     MalformedResponseError,
     ServerFaultError,
     UnknownModelError,
+    UnsupportedError,
     WireError,
 )
 from enginehouse.core.messages import ChatPrompt
@@ -40,11 +42,7 @@ from enginehouse.core.sampler import (
     SampleResponse,
     Timing,
 )
-from enginehouse.dialects import openai_chat, openai_completions
-from enginehouse.dialects.base import Dialect
-from enginehouse.dialects.openai_errors import error_reply
-from enginehouse.dialects.openai_replies import decode_models, decode_tokenize, encode_tokenize
-from enginehouse.dialects.openai_requests import require
+from enginehouse.dialects.base import Dialect, require
 from enginehouse.dialects.server_sent_events import EventParser
 
 DEFAULT_CONCURRENCY = 64
@@ -70,9 +68,10 @@ async def delivered_once(attempt: Callable[[], Awaitable[T]]) -> T:
 
 
 class HTTPSampler:
-    """Asks one OpenAI-compatible server; an asynchronous context manager.
+    """Asks one server; an asynchronous context manager.
 
-    `base_url` may end in /v1. `model` None is the first that the server lists. `concurrency` is a
+    `base_url` may end in /v1; `wire` says how this kind of server is spoken to. `model` None is the
+    first that the server lists. `concurrency` is a
     number, or Adaptive bounds; None is Adaptive() where there is a load signal to follow, else 64.
     `one_at_a_time` tells the requests that the server bears only one by one.
     Any number of tasks may share one sampler; requests beyond the limit wait here.
@@ -84,6 +83,7 @@ class HTTPSampler:
         *,
         model: str | None = None,
         capabilities: Capabilities,
+        wire: Wire = OPENAI,
         api_key: str | None = None,
         concurrency: int | Adaptive | None = None,
         load_signal: LoadSignal | None = None,
@@ -95,6 +95,7 @@ class HTTPSampler:
         self.base_url = normal_base_url(base_url)
         self._model = model
         self._capabilities = capabilities
+        self._wire = wire
         self._api_key = api_key
         self._load_signal = load_signal
         self._timeouts = timeouts or Timeouts()
@@ -118,7 +119,12 @@ class HTTPSampler:
         """Open the connection pool and find the default model. Raises WireError."""
         async with AsyncExitStack() as stack:
             self._open = await stack.enter_async_context(
-                AiohttpTransport(self.base_url, api_key=self._api_key, timeouts=self._timeouts)
+                AiohttpTransport(
+                    self.base_url,
+                    api_key=self._api_key,
+                    authorize=self._wire.authorize,
+                    timeouts=self._timeouts,
+                )
             )
             if self._model is None:
                 self._model = await self._first_model()
@@ -156,7 +162,7 @@ class HTTPSampler:
 
     async def sample(self, request: SampleRequest) -> SampleResponse:
         """Ask once. Raises WireError; retryable errors have been retried already."""
-        dialect = _dialect(request)
+        dialect = self._dialect(request)
         wire = self._encode(dialect, request, stream=False)
         async with self._turn(request), self._limit:
             return await self._deliver(lambda: self._answer(wire, dialect, request))
@@ -182,7 +188,7 @@ class HTTPSampler:
 
         A consumer that may leave early closes it with contextlib.aclosing.
         """
-        dialect = _dialect(request)
+        dialect = self._dialect(request)
         wire = self._encode(dialect, request, stream=True)
         async with self._turn(request), self._limit, AsyncExitStack() as stack:
 
@@ -195,7 +201,7 @@ class HTTPSampler:
                     return stream
 
             tried = await self._deliver(lambda: self._tried(begin, wire))
-            async for data in _events(tried.value):
+            async for data in _events(tried.value, dialect):
                 try:
                     deltas = dialect.decode_chunk(data)
                 except WireError as error:
@@ -206,15 +212,39 @@ class HTTPSampler:
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """The engine's own token ids of `text`. Raises WireError."""
         require(self._capabilities, Capability.TOKENIZE, "tokenize")
-        body = encode_tokenize(text, model=self.model, add_special_tokens=add_special_tokens)
+        form = self._wire.tokenizing
+        assert form is not None, "an engine that declares tokenize has an endpoint for it"
+        body = form.encode(text, model=self.model, add_special_tokens=add_special_tokens)
         async with self._limit:
-            tried = await self._send(WireRequest("POST", "/tokenize", body))
-        return decode_tokenize(tried.value.body)
+            tried = await self._send(WireRequest("POST", form.path, body))
+        return form.decode(tried.value.body)
 
     async def models(self) -> tuple[str, ...]:
         """The names that the server lists. Raises WireError."""
-        tried = await self._send(WireRequest("GET", "/v1/models"))
-        return decode_models(tried.value.body)
+        path = self._wire.models_path
+        if path is None:
+            raise UnsupportedError(
+                f"the server at {self.base_url} does not list its models", fix="name the model"
+            )
+        tried = await self._send(WireRequest("GET", path))
+        return self._wire.decode_models(tried.value.body)
+
+    async def load_adapter(self, name: str, *, path: str) -> None:
+        """Load the LoRA adapter in `path`, a folder as the server sees it, under `name`."""
+        await self._send(self._adapters().load(name, path))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget the adapter `name`; requests for it are UnknownModelErrors from then on."""
+        await self._send(self._adapters().unload(name))
+
+    def _adapters(self) -> AdapterEndpoints:
+        require(self._capabilities, Capability.ADAPTERS, "LoRA adapters")
+        endpoints = self._wire.adapters
+        if endpoints is None:
+            raise UnsupportedError(
+                "this engine loads no adapters while it runs", fix="name them when it is started"
+            )
+        return endpoints
 
     async def load(self) -> Load | None:
         """The server's queue now; None without a load signal, or if the server does not say.
@@ -246,6 +276,18 @@ class HTTPSampler:
         if self._open is None:
             raise RuntimeError("use the sampler inside `async with`")
         return self._open
+
+    def _dialect(self, request: SampleRequest) -> Dialect:
+        chat = isinstance(request.prompt, ChatPrompt)
+        dialect = self._wire.chat if chat else self._wire.completions
+        if dialect is None:
+            what = "chat prompts" if chat else "prompts without a chat template"
+            raise UnsupportedError(
+                f"this engine does not support {what}",
+                why="it has no endpoint for them; nothing was sent",
+                fix=f"make the prompt a {'TextPrompt' if chat else 'ChatPrompt'}",
+            )
+        return dialect
 
     def _encode(self, dialect: Dialect, request: SampleRequest, *, stream: bool) -> WireRequest:
         body = dialect.encode(
@@ -284,7 +326,7 @@ class HTTPSampler:
         return self._alone if alone else _NO_TURN
 
     def _error(self, status: int, body: bytes, retry_after: float | None) -> WireError:
-        return self._redacted(error_reply(status, body, retry_after=retry_after))
+        return self._redacted(self._wire.error_reply(status, body, retry_after=retry_after))
 
     def _redacted(self, error: WireError) -> WireError:
         # some servers quote the key that they refuse
@@ -295,25 +337,21 @@ class HTTPSampler:
         return error
 
 
-def _dialect(request: SampleRequest) -> Dialect:
-    return openai_chat if isinstance(request.prompt, ChatPrompt) else openai_completions
-
-
-async def _events(stream: WireStream) -> AsyncIterator[bytes]:
-    """The data of every event before [DONE]; a stream that ends without it broke off."""
+async def _events(stream: WireStream, dialect: Dialect) -> AsyncIterator[bytes]:
+    """The data of every event before the last; a stream that ends without that broke off."""
     parser = EventParser()
     async for chunk in stream.chunks:
         for data in parser.feed(chunk):
-            if data == b"[DONE]":
+            if dialect.is_end(data):
                 return
             yield data
     for data in parser.close():
-        if data == b"[DONE]":
+        if dialect.is_end(data):
             return
         yield data
     raise MalformedResponseError(
         "the stream ended before it was complete",
-        why="the server closed it without [DONE]",
+        why="the server closed it without saying that this was all",
         fix="read the server's log; a server that died while answering looks like this",
     )
 

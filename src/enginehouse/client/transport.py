@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Protocol, Self
 
@@ -84,10 +84,16 @@ class Transport(Protocol):
         ...
 
 
+def bearer(api_key: str) -> dict[str, str]:
+    """The header that carries an API key (RFC 6750)."""
+    return {"Authorization": f"Bearer {api_key}"}
+
+
 class AiohttpTransport:
     """Carries requests over pooled keep-alive connections; how many at once is the caller's choice.
 
-    `base_url` may end in /v1. Make it inside a running loop. Nothing it raises holds `api_key`.
+    `base_url` may end in /v1; `authorize` makes the headers that carry `api_key`. Make it inside a
+    running loop. Nothing it raises holds the key.
     """
 
     def __init__(
@@ -95,6 +101,7 @@ class AiohttpTransport:
         base_url: str,
         *,
         api_key: str | None = None,
+        authorize: Callable[[str], Mapping[str, str]] = bearer,
         timeouts: Timeouts | None = None,
         keep_alive: float = KEEP_ALIVE,
     ) -> None:
@@ -104,7 +111,7 @@ class AiohttpTransport:
         # an empty Accept-Encoding keeps proxies from compressing what we would only unpack again
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if api_key is not None:
-            headers["Authorization"] = f"Bearer {_checked_key(api_key)}"
+            headers |= authorize(_checked_key(api_key))
         self._pooled, self._fresh = (
             aiohttp.ClientSession(
                 connector=connector,

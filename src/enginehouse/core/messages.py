@@ -6,14 +6,21 @@ from typing import Literal
 
 import msgspec
 
+from enginehouse.core.tool_calls import ToolCall
+
 Role = Literal["system", "user", "assistant", "tool"]
 
 
-class Message(msgspec.Struct, frozen=True):
-    """One turn of a conversation."""
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One turn of a conversation.
+
+    An assistant's turn may hold tool calls; a tool's turn answers the call `tool_call_id`.
+    """
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, tag="chat", tag_field="kind"):

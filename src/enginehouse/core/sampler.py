@@ -10,14 +10,21 @@ import msgspec
 
 from enginehouse.core.messages import Prompt
 from enginehouse.core.sampling import SamplingParameters
+from enginehouse.core.tool_calls import ToolCall, ToolDefinition
 
 
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt and how to sample it. `model` None is the server's default model."""
+    """One prompt and how to sample it. `model` None is the server's default model.
+
+    `tools` are offered to the model in its native form; `tool_choice` is "auto", "required",
+    "none" or the name of the one that must be called.
+    """
 
     prompt: Prompt
     parameters: SamplingParameters = SamplingParameters()
     model: str | None = None
+    tools: tuple[ToolDefinition, ...] = ()
+    tool_choice: str = "auto"
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -42,6 +49,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     token_ids: tuple[int, ...] | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -110,6 +118,8 @@ class Capability(StrEnum):
     CHOICE = "choice"
     REGEX = "regex"
     GRAMMAR = "grammar"
+    TOOLS = "tools"
+    ADAPTERS = "adapters"
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from enginehouse.core.sampler import Capabilities, Delta, SampleRequest, SampleResponse, Timing
+from enginehouse.core.errors import UnsupportedError
+from enginehouse.core.sampler import (
+    Capabilities,
+    Capability,
+    Delta,
+    SampleRequest,
+    SampleResponse,
+    Timing,
+)
 
 
 class Dialect(Protocol):
@@ -33,3 +41,17 @@ class Dialect(Protocol):
     def decode_chunk(self, data: bytes) -> tuple[Delta, ...]:
         """The pieces in one event of a streamed reply; raises what an error in it stands for."""
         ...
+
+    def is_end(self, data: bytes) -> bool:
+        """Whether an event says that the stream is complete; it is not decoded."""
+        ...
+
+
+def require(capabilities: Capabilities, capability: Capability, what: str) -> None:
+    """Raise UnsupportedError unless the engine has `capability`, which `what` needs."""
+    if capability not in capabilities.supports:
+        raise UnsupportedError(
+            f"this engine does not support {what}",
+            why=f"its declared capabilities lack {capability.value!r}; nothing was sent",
+            fix=f"leave {what} out, or use an engine that has it",
+        )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
-from enginehouse.core.messages import ChatPrompt
+from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.sampler import (
     Capabilities,
     Capability,
@@ -16,15 +18,20 @@ from enginehouse.core.sampler import (
     TokenLogprob,
     Usage,
 )
+from enginehouse.core.tool_calls import ToolCall
+from enginehouse.dialects.base import require
 from enginehouse.dialects.openai_errors import stream_error
 from enginehouse.dialects.openai_replies import (
     PromptEntries,
     check_choices,
     decode_prompt_logprobs,
     decode_reply,
+    is_end,
     token_ids_or_none,
 )
-from enginehouse.dialects.openai_requests import request_body, require
+from enginehouse.dialects.openai_requests import request_body
+
+__all__ = ["decode", "decode_chunk", "encode", "is_end", "path"]
 
 path = "/v1/chat/completions"
 
@@ -44,8 +51,19 @@ class _Logprobs(msgspec.Struct):
     content: list[_Token] | None = None
 
 
+class _Function(msgspec.Struct):
+    name: str
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    function: _Function
+    id: str | None = None
+
+
 class _Message(msgspec.Struct):
     content: str | None = None
+    tool_calls: list[_ToolCall] | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
 
@@ -67,8 +85,12 @@ class _Reply(msgspec.Struct):
     prompt_logprobs: PromptEntries | None = None
 
 
+class _Piece(msgspec.Struct):
+    content: str | None = None
+
+
 class _StreamChoice(msgspec.Struct):
-    delta: _Message
+    delta: _Piece
     index: int = 0
     finish_reason: str | None = None
     token_ids: list[int] | None = None
@@ -93,11 +115,31 @@ def encode(
     return request_body(
         request,
         model=model,
-        prompt={"messages": request.prompt.messages},
+        prompt={"messages": _messages(request.prompt.messages)},
         logprobs={"logprobs": False} if top is None else {"logprobs": True, "top_logprobs": top},
         capabilities=capabilities,
         stream=stream,
     )
+
+
+def _messages(messages: tuple[Message, ...]) -> Any:
+    if any(message.tool_calls for message in messages):
+        return [_message(message) for message in messages]
+    return messages
+
+
+def _message(message: Message) -> Any:
+    if not message.tool_calls:
+        return message
+    calls = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in message.tool_calls
+    ]
+    return {"role": message.role, "content": message.content or None, "tool_calls": calls}
 
 
 def decode(body: bytes, *, request: SampleRequest, timing: Timing) -> SampleResponse:
@@ -147,6 +189,15 @@ def _completion(choice: _Choice) -> Completion:
         token_ids=token_ids_or_none(choice.token_ids),
         logprobs=None if choice.logprobs is None else _logprobs(choice.logprobs, choice.token_ids),
         reasoning=message.reasoning or message.reasoning_content,
+        tool_calls=tuple([_call(at, call) for at, call in enumerate(message.tool_calls or ())]),
+    )
+
+
+def _call(place: int, call: _ToolCall) -> ToolCall:
+    # some servers leave the id out; a reply in the conversation needs one
+    function = call.function
+    return ToolCall(
+        id=call.id or f"call_{place}", name=function.name, arguments=function.arguments or "{}"
     )
 
 

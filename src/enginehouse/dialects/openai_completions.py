@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from enginehouse.core.errors import UnsupportedError
 from enginehouse.core.messages import TextPrompt, TokenPrompt
 from enginehouse.core.sampler import (
     Capabilities,
@@ -16,16 +17,20 @@ from enginehouse.core.sampler import (
     TokenLogprob,
     Usage,
 )
+from enginehouse.dialects.base import require
 from enginehouse.dialects.openai_errors import stream_error
 from enginehouse.dialects.openai_replies import (
     PromptEntries,
     check_choices,
     decode_prompt_logprobs,
     decode_reply,
+    is_end,
     malformed,
     token_ids_or_none,
 )
-from enginehouse.dialects.openai_requests import request_body, require
+from enginehouse.dialects.openai_requests import request_body
+
+__all__ = ["decode", "decode_chunk", "encode", "is_end", "path"]
 
 path = "/v1/completions"
 
@@ -66,6 +71,10 @@ def encode(
     request: SampleRequest, *, model: str, capabilities: Capabilities, stream: bool
 ) -> bytes:
     """See Dialect.encode; the prompt is a TextPrompt or a TokenPrompt."""
+    if request.tools:
+        raise UnsupportedError(
+            "tools need a conversation", fix="make the prompt a ChatPrompt of its messages"
+        )
     prompt: str | tuple[int, ...]
     if isinstance(request.prompt, TextPrompt):
         require(capabilities, Capability.TEXT, "text prompts")

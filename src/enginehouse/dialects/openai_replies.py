@@ -136,6 +136,11 @@ def _most_likely(candidates: dict[int, PromptEntry], count: int) -> tuple[TokenL
     return tuple(_prompt_token(token_id, entry) for token_id, entry in ranked[:count])
 
 
+def is_end(data: bytes) -> bool:
+    """See Dialect.is_end."""
+    return data == b"[DONE]"
+
+
 def token_ids_or_none(ids: list[int] | None) -> tuple[int, ...] | None:
     """Ids as core keeps them."""
     return None if ids is None else tuple(ids)

@@ -12,6 +12,7 @@ import msgspec
 from enginehouse.core.errors import ConfigurationError, UnsupportedError
 from enginehouse.core.sampler import Capabilities, Capability, SampleRequest
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
+from enginehouse.dialects.base import require
 
 _encode = msgspec.json.Encoder().encode
 _DEFAULTS = SamplingParameters()
@@ -33,16 +34,6 @@ _STRUCTURED = (
 )
 
 
-def require(capabilities: Capabilities, capability: Capability, what: str) -> None:
-    """Raise UnsupportedError unless the engine has `capability`, which `what` needs."""
-    if capability not in capabilities.supports:
-        raise UnsupportedError(
-            f"this engine does not support {what}",
-            why=f"its declared capabilities lack {capability.value!r}; nothing was sent",
-            fix=f"leave {what} out, or use an engine that has it",
-        )
-
-
 def request_body(
     request: SampleRequest,
     *,
@@ -59,7 +50,7 @@ def request_body(
     """
     parameters = request.parameters
     if stream:
-        _check_stream(parameters, capabilities)
+        _check_stream(request, capabilities)
     if parameters.logprobs is not None:
         require(capabilities, Capability.LOGPROBS, "logprobs")
     body: dict[str, Any] = {
@@ -86,13 +77,30 @@ def request_body(
         body["return_token_ids"] = True
     if parameters.structured is not None:
         body.update(_structured(parameters.structured, capabilities))
+    body.update(_tools(request, capabilities))
     if parameters.extra:
         _add_extra(body, parameters.extra, capabilities)
     return _encode(body)
 
 
-def _check_stream(parameters: SamplingParameters, capabilities: Capabilities) -> None:
+def _tools(request: SampleRequest, capabilities: Capabilities) -> dict[str, Any]:
+    if not request.tools:
+        return {}
+    require(capabilities, Capability.TOOLS, "native tool calls")
+    choice: str | dict[str, Any] = request.tool_choice
+    if choice not in ("auto", "required", "none"):
+        choice = {"type": "function", "function": {"name": choice}}
+    tools = [{"type": "function", "function": tool} for tool in request.tools]
+    return {"tools": tools, "tool_choice": choice}
+
+
+def _check_stream(request: SampleRequest, capabilities: Capabilities) -> None:
     require(capabilities, Capability.STREAM, "streaming")
+    parameters = request.parameters
+    if request.tools:
+        raise UnsupportedError(
+            "a streamed answer carries no tool calls", fix="use sample() instead of stream()"
+        )
     if parameters.logprobs is not None or parameters.prompt_logprobs is not None:
         # vLLM answers 200 and leaves prompt_logprobs out of a stream
         raise UnsupportedError(

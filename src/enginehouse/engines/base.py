@@ -5,11 +5,12 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from enginehouse.client.wire import Wire
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Capabilities, LoadSignal, SampleRequest
 from enginehouse.engines.diagnosis import Diagnosis
@@ -17,6 +18,7 @@ from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
 
 PositiveInt = Annotated[int, Field(ge=1)]
+ModelFormat = Literal["checkpoint", "gguf"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 
@@ -124,17 +126,61 @@ class Quirk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Engine(Protocol):
-    """Stateless facts about one kind of engine."""
+    """What can be asked of one kind of engine, and how. Stateless."""
 
     name: str
+    wire: Wire
+
+    @property
+    def tried(self) -> str | None:
+        """Against what it has been tested; None is «documented, not run»."""
+        ...
+
+    @property
+    def load_signal(self) -> LoadSignal | None:
+        """How its queue is read; None where it shows none."""
+        ...
+
+    def capabilities(self, version: str | None) -> Capabilities:
+        """What this version does; None is a server of unknown version."""
+        ...
+
+
+@runtime_checkable
+class RemoteEngine(Engine, Protocol):
+    """One that somebody else runs: we only ask.
+
+    Its address is `--url`, the first of `url_variables` that is set, or `default_url`; its key
+    the first of `key_variables` that is set. `needs_key`: nothing is sent without one.
+    """
+
+    url_variables: tuple[str, ...]
+    key_variables: tuple[str, ...]
+    needs_key: bool
+
+    @property
+    def default_url(self) -> str | None:
+        """The vendor's own address; None where there is none."""
+        ...
+
+
+@runtime_checkable
+class ServedEngine(Engine, Protocol):
+    """One that we start: besides, command lines and readings of logs."""
+
     health_path: str
     models_path: str
     canary_path: str
     version_path: str
-    load_signal: LoadSignal
 
-    def capabilities(self, version: str | None) -> Capabilities:
-        """What this version does; None is a server of unknown version."""
+    @property
+    def model_format(self) -> ModelFormat:
+        """What its servers load: a Hugging Face checkpoint's folder, or a GGUF file."""
+        ...
+
+    @property
+    def load_signal(self) -> LoadSignal:
+        """How its queue is read."""
         ...
 
     def check(self, options: ServerOptions, *, environment: EngineEnvironment) -> None:

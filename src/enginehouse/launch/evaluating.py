@@ -7,8 +7,7 @@ import contextlib
 import platform
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +20,9 @@ from enginehouse import evaluation
 from enginehouse.core.errors import ConfigurationError, ModelError, StoreError, UnknownNameError
 from enginehouse.core.incidents import Incident
 from enginehouse.evaluation import EvaluationSpec, TaskSpec
+from enginehouse.launch.asking import asking
 from enginehouse.launch.configuration import EvaluationConfig, merged, parse, read_yaml
-from enginehouse.launch.serving import Notify, OnIncident, Serving, attached, serving
+from enginehouse.launch.serving import Notify
 from enginehouse.report.summary import Progress, Report
 from enginehouse.servers.records import list_servers
 from enginehouse.servers.server import stop_server
@@ -150,7 +150,13 @@ async def _carry_out(
                 _spec(config, tasks), tasks=tasks, run=run, retry_failed=retry_failed
             ):
                 return await evaluate(sampler=None, provenance=None)
-            async with _server(config, layout=layout, notify=notify, note=note) as ready:
+            async with asking(
+                config,
+                layout=layout,
+                notify=notify,
+                concurrency=config.concurrency,
+                on_incident=note,
+            ) as ready:
                 log = ready.server.log
                 run.update(model=ready.provenance.model, server_log=str(log) if log else None)
                 return await evaluate(sampler=ready.sampler, provenance=ready.provenance)
@@ -179,20 +185,6 @@ def _note_end(run: Run, error: BaseException) -> None:
         run.finish(RunStatus.INTERRUPTED if stopped else RunStatus.FAILED)
     except StoreError as second:  # a full disk must not hide the first error
         error.add_note(str(second))
-
-
-@asynccontextmanager
-async def _server(
-    config: EvaluationConfig, *, layout: Layout, notify: Notify, note: OnIncident
-) -> AsyncIterator[Serving]:
-    if config.url is not None:
-        async with attached(config, notify=notify) as ready:
-            yield ready
-    else:
-        async with serving(
-            config, layout=layout, notify=notify, concurrency=config.concurrency, on_incident=note
-        ) as ready:
-            yield ready
 
 
 def _load_tasks(config: EvaluationConfig) -> dict[str, tuple[Task, Dataset]]:

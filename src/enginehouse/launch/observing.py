@@ -14,7 +14,7 @@ import msgspec
 
 from enginehouse.client.transport import normal_base_url
 from enginehouse.core.sampler import Load
-from enginehouse.engines.base import Engine
+from enginehouse.engines.base import ServedEngine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.executors.gpus import memory_by_pid, read_gpus
 from enginehouse.executors.usage import UsageMeter
@@ -109,7 +109,7 @@ class Observer:
         return await self._asked(activity, self._watched[url, None], ENGINES.load("vllm")())
 
     async def _asked(
-        self, activity: ServerActivity, watched: _Watched, engine: Engine
+        self, activity: ServerActivity, watched: _Watched, engine: ServedEngine
     ) -> ServerActivity:
         health, load = await asyncio.gather(
             glance(activity.url, engine=engine), self._load(activity.url, engine)
@@ -123,7 +123,7 @@ class Observer:
             found |= self._figures(load, watched)
         return msgspec.structs.replace(activity, **found)
 
-    async def _load(self, url: str, engine: Engine) -> Load | str:
+    async def _load(self, url: str, engine: ServedEngine) -> Load | str:
         """The server's queue, or why it is not known."""
         assert self._session is not None, "use the observer inside `async with`"
         path = engine.load_signal.path

@@ -14,9 +14,9 @@ from enginehouse.client.sampler import Delivery, HTTPSampler, delivered_once
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.incidents import Incident
 from enginehouse.core.sampler import Provenance
-from enginehouse.engines.base import Engine, Quirk, ServerOptions, demand_api_key
+from enginehouse.engines.base import Engine, Quirk, ServedEngine, ServerOptions, demand_api_key
 from enginehouse.engines.registry import ENGINES
-from enginehouse.launch.configuration import EvaluationConfig, ServeConfig, merged, parse
+from enginehouse.launch.configuration import ServeConfig, merged, parse
 from enginehouse.launch.supervising import Supervisor, supervised
 from enginehouse.provisioning.environments import EngineEnvironment, find_environment
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
@@ -25,7 +25,6 @@ from enginehouse.servers.server import (
     OwnedServer,
     Server,
     StartLimits,
-    attach_server,
     launch_detached,
     start_server,
 )
@@ -39,7 +38,7 @@ OnIncident = Callable[[Incident], None]
 class Prepared:
     """Everything that must be right before a server is started."""
 
-    engine: Engine
+    engine: ServedEngine
     environment: EngineEnvironment
     model: ResolvedModel
     options: ServerOptions
@@ -98,7 +97,7 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
             "there is no model to serve",
             fix="name one: a Hugging Face handle, a checkpoint folder, a GGUF file, or smollm2",
         )
-    options = _with_api_key(config.server)
+    options = with_api_key(config.server)
     demand_api_key(options)
     name = choose_engine(config.engine, notify=notify)
     environment = await find_environment(
@@ -110,6 +109,12 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
         notify=notify,
     )
     engine: Engine = ENGINES.load(name)()
+    if not isinstance(engine, ServedEngine):
+        raise ConfigurationError(
+            f"{name} is asked, not served",
+            why="it runs elsewhere",
+            fix=f"leave serving out: eval, bench, chat and sample take --engine {name}",
+        )
     engine.check(options, environment=environment)
     model = await resolve_model(
         reference,
@@ -143,7 +148,7 @@ async def serving(
     async with (
         _started(prepared, config, name=None, layout=layout, notify=notify) as owned,
         _supervised(owned, config, notify=notify, on_incident=on_incident) as supervisor,
-        _sampler(
+        make_sampler(
             owned.server,
             prepared.engine,
             concurrency=concurrency,
@@ -226,45 +231,13 @@ async def serve_detached(
     ready(await launch_detached(prepared.model, name=name, **arguments))
 
 
-@asynccontextmanager
-async def attached(config: EvaluationConfig, *, notify: Notify) -> AsyncIterator[Serving]:
-    """The server at `config.url`, which is not ours and is never stopped."""
-    engine: Engine = ENGINES.load(config.engine or "vllm")()
-    assert config.url is not None
-    api_key = _with_api_key(config.server).api_key
-    server = await attach_server(config.url, api_key=api_key, engine=engine)
-    model = config.model or server.models[0]
-    if model not in server.models:
-        raise ConfigurationError(
-            f"the server at {server.base_url} does not serve {model!r}",
-            fix=f"leave the model out, or name one of: {', '.join(server.models)}",
-        )
-    notify(
-        f"using {server.base_url}, which serves {', '.join(server.models)}; it is not ours to stop"
-    )
-    if unused := _unused(config):
-        notify(f"given, but without effect on a server that runs already: {', '.join(unused)}")
-    async with _sampler(server, engine, concurrency=config.concurrency, model=model) as sampler:
-        yield Serving(
-            current=lambda: server,
-            engine=engine,
-            sampler=sampler,
-            provenance=_foreign(server, model),
-        )
-
-
-def _unused(config: EvaluationConfig) -> list[str]:
-    """The settings that only a server of ours would take."""
-    own = [n for n in ("path", "python", "version", "variant") if getattr(config, n) is not None]
-    return own + [n for n in config.server.model_dump(exclude_defaults=True) if n != "api_key"]
-
-
-def _with_api_key(options: ServerOptions) -> ServerOptions:
+def with_api_key(options: ServerOptions) -> ServerOptions:
+    """The options with the key from the environment where they have none."""
     key = options.api_key or os.environ.get(API_KEY_VARIABLE)
     return options.model_copy(update={"api_key": key})
 
 
-def _sampler(
+def make_sampler(
     server: Server,
     engine: Engine,
     *,
@@ -273,11 +246,13 @@ def _sampler(
     quirks: tuple[Quirk, ...] = (),
     deliver: Delivery = delivered_once,
 ) -> HTTPSampler:
+    """What asks a server; not entered yet."""
     alone = [quirk.one_at_a_time for quirk in quirks if quirk.one_at_a_time]
     return HTTPSampler(
         server.base_url,
         model=model or server.models[0],
         capabilities=engine.capabilities(server.version),
+        wire=engine.wire,
         api_key=server.api_key,
         concurrency=concurrency,
         load_signal=engine.load_signal,
@@ -292,32 +267,13 @@ def _provenance(server: Server, prepared: Prepared) -> Provenance:
         engine=prepared.environment.engine,
         engine_version=prepared.environment.version,
         engine_arguments=server.command,
-        environment=prepared.environment.key or str(prepared.environment.python),
+        environment=prepared.environment.key or str(prepared.environment.executable),
         model=model.reference,
         weights_digest=model.weights_digest,
         chat_template_digest=model.chat_template_digest,
         base_url=server.base_url,
         revision=model.revision,
         unknown=model.unknown,
-    )
-
-
-def _foreign(server: Server, model: str) -> Provenance:
-    reason = "the server at --url is not ours"
-    fields = ("engine_arguments", "environment", "weights_digest", "chat_template_digest")
-    unknown = dict.fromkeys(fields, reason)
-    if server.version is None:
-        unknown |= dict.fromkeys(("engine", "engine_version"), "the server does not say")
-    return Provenance(
-        engine=server.engine,
-        engine_version=server.version,
-        engine_arguments=None,
-        environment=None,
-        model=model,
-        weights_digest=None,
-        chat_template_digest=None,
-        base_url=server.base_url,
-        unknown=unknown,
     )
 
 

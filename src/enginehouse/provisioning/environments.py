@@ -43,6 +43,7 @@ Notify = Callable[[str], None]
 class EngineEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     """An install that was seen to import its engine.
 
+    `executable` starts it: a virtual environment's interpreter, or a program such as llama-server.
     `key` is the content address of a managed environment, None for one that the user brought.
     `flags` maps every spelling of every server option ("--max-model-len") to what it takes.
     `packages` has the versions of torch, transformers and the like, as far as they are installed.
@@ -51,7 +52,7 @@ class EngineEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     version: str
     variant: str
-    python: Path
+    executable: Path
     key: str | None
     flags: Mapping[str, Flag]
     packages: Mapping[str, str] = msgspec.field(default_factory=dict)
@@ -82,7 +83,8 @@ async def find_environment(
     found = await existing_environment(path, engine=engine, layout=layout, origin=origin)
     _check_agreement(found, origin, version=version, variant=variant)
     notify(
-        f"environment: {found.python}, from {origin}: {engine} {found.version} ({found.variant})"
+        f"environment: {found.executable}, from {origin}: "
+        f"{engine} {found.version} ({found.variant})"
     )
     return found
 
@@ -148,7 +150,7 @@ async def existing_environment(
         engine=engine,
         version=found.version,
         variant=found.variant,
-        python=path,
+        executable=path,
         key=None,
         flags=flags or {},
         packages=found.packages,
@@ -186,7 +188,7 @@ def _managed(record: Record, folder: Path) -> EngineEnvironment:
         engine=record.engine,
         version=record.version,
         variant=record.variant,
-        python=python_of(folder),
+        executable=python_of(folder),
         key=record.key,
         flags=record.description.flags or {},
         packages=record.description.packages,

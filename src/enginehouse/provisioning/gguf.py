@@ -79,7 +79,7 @@ def _check_packages(environment: EngineEnvironment) -> None:
     missing = [name for name in _NEEDED if name not in environment.packages]
     if missing:
         raise ModelError(
-            f"{environment.python} cannot convert a GGUF file",
+            f"{environment.executable} cannot convert a GGUF file",
             why=f"it lacks {', '.join(missing)}",
             fix=f"install them there, or use our own environment: "
             f"`enginehouse install {environment.engine}`",
@@ -97,7 +97,7 @@ async def _convert(
     log = new_log(layout, f"convert-{file.stem}")
     notify(f"model: converting {file.name} to a checkpoint (log: {log})")
     env = python_environ(write_bytecode=environment.key is not None) | {"HF_HUB_OFFLINE": "1"}
-    argv = [str(environment.python), str(PAYLOADS / "convert_gguf.py"), str(file), str(folder)]
+    argv = [str(environment.executable), str(PAYLOADS / "convert_gguf.py"), str(file), str(folder)]
     finished = await run_program(argv, env=env, cwd=log.parent, log=log)
     if finished.returncode:
         raise ModelError(

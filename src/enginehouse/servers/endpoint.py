@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
+from enginehouse.client.transport import normal_base_url
 from enginehouse.core.errors import (
-    ConfigurationError,
     ConnectionFailedError,
     MalformedResponseError,
     RequestTimeoutError,
@@ -19,12 +19,10 @@ from enginehouse.core.errors import (
     UnauthorizedError,
     WireError,
 )
-from enginehouse.engines.base import Engine
-from enginehouse.servers.readiness import parse_models
+from enginehouse.engines.base import Engine, RemoteEngine, ServedEngine
 
 API_KEY_VARIABLE = "ENGINEHOUSE_API_KEY"
 _PATIENCE = 10.0
-_MODELS = "/v1/models"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,22 +73,25 @@ class _Version(msgspec.Struct):
 
 
 async def attach_server(
-    url: str, *, api_key: str | None = None, engine: Engine | None = None
+    url: str, *, engine: Engine, api_key: str | None = None, model: str | None = None
 ) -> Server:
     """The server at `url` (with or without /v1), asked for its models and its version.
 
-    Its engine and version are None where it does not say. Raises ConfigurationError for what is no
-    URL, and WireError, in words, for a server that cannot be used.
+    Where it lists no models, `model` is taken on trust; its engine and version are None where it
+    does not say. Raises ConfigurationError for what is no URL, and WireError, in words, for a
+    server that cannot be used.
     """
-    base = _base_url(url)
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    base = normal_base_url(url)
+    wire = engine.wire
+    headers = wire.authorize(api_key) if api_key else {}
+    version = None
+    served = isinstance(engine, ServedEngine)
     async with aiohttp.ClientSession(headers=headers) as session:
-        listed = await _get(session, base, engine.models_path if engine else _MODELS)
-        models = parse_models(listed.body) if listed.status == 200 else None
-        if models is None:
-            raise _unusable(base, listed, api_key=api_key)
-        version = None
-        if engine is not None:
+        models: tuple[str, ...] = (model,) if model else ()
+        if wire.models_path is not None:
+            reply = await _get(session, base, wire.models_path)
+            models = _listed(reply, base=base, engine=engine, api_key=api_key) or models
+        if isinstance(engine, ServedEngine):
             version = _version(await _get(session, base, engine.version_path))
     return Server(
         name=None,
@@ -98,7 +99,7 @@ async def attach_server(
         models=models,
         pid=None,
         log=None,
-        engine=engine.name if engine is not None and version is not None else None,
+        engine=engine.name if version is not None or not served else None,
         version=version,
         environment=None,
         command=None,
@@ -107,13 +108,16 @@ async def attach_server(
     )
 
 
-def _base_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ConfigurationError(
-            f"{url!r} is not the URL of a server", fix="write it like http://127.0.0.1:8000"
-        )
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
+def _listed(
+    reply: _Reply, *, base: str, engine: Engine, api_key: str | None
+) -> tuple[str, ...] | None:
+    """The names that the server lists; None for a hosted one that has no such list."""
+    if reply.status == 200:
+        with contextlib.suppress(MalformedResponseError):
+            return engine.wire.decode_models(reply.body)
+    if not isinstance(engine, ServedEngine) and reply.status in {404, 405}:
+        return None
+    raise _unusable(base, reply, api_key=api_key, engine=engine)
 
 
 async def _get(session: aiohttp.ClientSession, base: str, path: str) -> _Reply:
@@ -140,13 +144,13 @@ async def _get(session: aiohttp.ClientSession, base: str, path: str) -> _Reply:
         ) from error
 
 
-def _unusable(base: str, reply: _Reply, *, api_key: str | None) -> WireError:
+def _unusable(base: str, reply: _Reply, *, api_key: str | None, engine: Engine) -> WireError:
     status = reply.status
     if status in {401, 403}:
         return UnauthorizedError(
             f"the server at {base} refused "
             + ("the API key" if api_key else "us: it wants an API key"),
-            fix="give its key in ENGINEHOUSE_API_KEY, or with --api-key",
+            fix=f"give its key in {_key_variable(engine)}, or name a variable with --api-key-env",
             status=status,
         )
     if status >= 500:
@@ -155,10 +159,15 @@ def _unusable(base: str, reply: _Reply, *, api_key: str | None) -> WireError:
         )
     return MalformedResponseError(
         f"what answers at {base} is no OpenAI-compatible server",
-        why=f"{_MODELS} answered {status}, without a list of models",
+        why=f"{engine.wire.models_path} answered {status}, without a list of models",
         fix="give the address before /v1, as in http://127.0.0.1:8000",
         status=status,
     )
+
+
+def _key_variable(engine: Engine) -> str:
+    own = engine.key_variables if isinstance(engine, RemoteEngine) else ()
+    return next(iter(own), API_KEY_VARIABLE)
 
 
 def _version(reply: _Reply) -> str | None:

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 
 from enginehouse.core.sampler import Load
-from enginehouse.engines.base import Engine
+from enginehouse.engines.base import ServedEngine
 from enginehouse.servers.readiness import describe_exit
 from enginehouse.servers.records import ServerState
 
@@ -49,7 +49,7 @@ class HealthMonitor:
         self,
         session: aiohttp.ClientSession,
         *,
-        engine: Engine,
+        engine: ServedEngine,
         model: str,
         exit_code: Callable[[], int | None],
         patience: float,
@@ -166,7 +166,7 @@ class HealthMonitor:
             return False
 
 
-async def glance(base_url: str, *, engine: Engine) -> Health:
+async def glance(base_url: str, *, engine: ServedEngine) -> Health:
     """/health of a server whose process lives: at most 5 s. Nothing to remember, no canary."""
     async with aiohttp.ClientSession(base_url) as session:
         return await HealthMonitor(

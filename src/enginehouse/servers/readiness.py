@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 
 from enginehouse.core.errors import StartError
-from enginehouse.engines.base import Engine
+from enginehouse.engines.base import ServedEngine
 from enginehouse.executors.base import Process
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ async def wait_until_ready(
     process: Process,
     *,
     base_url: str,
-    engine: Engine,
+    engine: ServedEngine,
     model: str,
     api_key: str | None,
     limits: StartLimits,
@@ -109,7 +109,7 @@ async def _end_of_patience(process: Process, limits: StartLimits) -> str:
 
 
 async def _probe(
-    session: aiohttp.ClientSession, *, engine: Engine, model: str, note: Callable[[str], None]
+    session: aiohttp.ClientSession, *, engine: ServedEngine, model: str, note: Callable[[str], None]
 ) -> tuple[str, ...]:
     async def healthy() -> bool:
         async with session.get(engine.health_path, timeout=_PROBE) as reply:

@@ -19,7 +19,7 @@ from enginehouse.core.errors import (
     StopError,
     StoreError,
 )
-from enginehouse.engines.base import Engine, LaunchContext, ServerOptions, is_loopback
+from enginehouse.engines.base import LaunchContext, ServedEngine, ServerOptions, is_loopback
 from enginehouse.engines.diagnosis import Diagnosis, explained
 from enginehouse.engines.registry import ENGINES
 from enginehouse.executors.local import LocalExecutor, LocalProcess
@@ -72,7 +72,7 @@ _LIMITS = StartLimits()
 async def start_server(
     model: ResolvedModel,
     *,
-    engine: Engine,
+    engine: ServedEngine,
     environment: EngineEnvironment,
     options: ServerOptions,
     layout: Layout,
@@ -96,7 +96,7 @@ async def start_server(
 async def launch_detached(
     model: ResolvedModel,
     *,
-    engine: Engine,
+    engine: ServedEngine,
     environment: EngineEnvironment,
     options: ServerOptions,
     layout: Layout,
@@ -121,7 +121,7 @@ async def survey(layout: Layout, *, ended: bool = False) -> list[ServerStatus]:
     async def looked_at(status: ServerStatus) -> ServerStatus:
         if status.state is not ServerState.READY:
             return status
-        engine: Engine = ENGINES.load(status.record.engine)()
+        engine: ServedEngine = ENGINES.load(status.record.engine)()
         health = await glance(status.record.base_url, engine=engine)
         return msgspec.structs.replace(status, state=health.state)
 
@@ -137,7 +137,7 @@ class OwnedServer:
     """
 
     model: ResolvedModel
-    engine: Engine
+    engine: ServedEngine
     environment: EngineEnvironment
     options: ServerOptions
     layout: Layout
@@ -260,7 +260,7 @@ class OwnedServer:
             log=log,
             engine=self.engine.name,
             version=self.environment.version,
-            environment=self.environment.key or str(self.environment.python),
+            environment=self.environment.key or str(self.environment.executable),
             command=command.argv,
             api_key=options.api_key,
             owned=True,

@@ -1,0 +1,146 @@
+"""Whoever is to be asked: a server started for it, a running one, or a hosted API."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.sampler import Provenance
+from enginehouse.engines.base import Engine, RemoteEngine
+from enginehouse.engines.registry import ENGINES
+from enginehouse.launch.configuration import AskConfig
+from enginehouse.launch.serving import Notify, OnIncident, Serving, make_sampler, serving
+from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
+from enginehouse.store.layout import Layout
+
+
+@asynccontextmanager
+async def asking(
+    config: AskConfig,
+    *,
+    layout: Layout,
+    notify: Notify,
+    concurrency: int | None = None,
+    on_incident: OnIncident = lambda _: None,
+) -> AsyncIterator[Serving]:
+    """Someone to ask, for the length of the block; only a server of our own is stopped.
+
+    Raises what `serving` does, and WireError for a server that cannot be used.
+    """
+    if config.url is None and not isinstance(_engine(config), RemoteEngine):
+        async with serving(
+            config, layout=layout, notify=notify, concurrency=concurrency, on_incident=on_incident
+        ) as ready:
+            yield ready
+        return
+    server, engine = await attach(config)
+    model = _model(config, server, engine)
+    notify(f"using {model} at {server.base_url}, which is not ours to stop")
+    if unused := unused_settings(config):
+        notify(f"given, but without effect on a server that runs already: {', '.join(unused)}")
+    async with make_sampler(server, engine, concurrency=concurrency, model=model) as sampler:
+        yield Serving(
+            current=lambda: server,
+            engine=engine,
+            sampler=sampler,
+            provenance=_foreign(server, model),
+        )
+
+
+async def attach(config: AskConfig) -> tuple[Server, Engine]:
+    """The server that somebody else runs, asked for its models.
+
+    Raises ConfigurationError where address or key are missing, and WireError.
+    """
+    engine = _engine(config)
+    server = await attach_server(
+        _url(config, engine), engine=engine, api_key=_key(config, engine), model=config.model
+    )
+    return server, engine
+
+
+def unused_settings(config: AskConfig) -> list[str]:
+    """The settings that only a server of ours would take."""
+    own = [n for n in ("path", "python", "version", "variant") if getattr(config, n) is not None]
+    return own + [n for n in config.server.model_dump(exclude_defaults=True) if n != "api_key"]
+
+
+def _engine(config: AskConfig) -> Engine:
+    engine: Engine = ENGINES.load(config.engine or "vllm")()
+    return engine
+
+
+def _url(config: AskConfig, engine: Engine) -> str:
+    if config.url is not None:
+        return config.url
+    assert isinstance(engine, RemoteEngine)
+    named = (os.environ.get(name) for name in engine.url_variables)
+    url = next((value for value in named if value), engine.default_url)
+    if url is None:
+        raise ConfigurationError(
+            f"there is no address of a {engine.name} server",
+            fix=f"give --url, or set {engine.url_variables[0]}",
+        )
+    return url
+
+
+def _key(config: AskConfig, engine: Engine) -> str | None:
+    if name := config.api_key_env:
+        if key := os.environ.get(name):
+            return key
+        raise ConfigurationError(
+            f"the environment has no {name}, which was to hold the API key",
+            fix=f"export {name}=… first, or correct --api-key-env",
+        )
+    if config.server.api_key:
+        return config.server.api_key
+    if not isinstance(engine, RemoteEngine):
+        return os.environ.get(API_KEY_VARIABLE)
+    key = next((value for n in engine.key_variables if (value := os.environ.get(n))), None)
+    if key is None and engine.needs_key:
+        raise ConfigurationError(
+            f"there is no API key for {engine.name}; nothing was sent",
+            fix=f"export {engine.key_variables[0]}=…, or name another variable with --api-key-env",
+        )
+    return key
+
+
+def _model(config: AskConfig, server: Server, engine: Engine) -> str:
+    if config.model is None:
+        if isinstance(engine, RemoteEngine) or not server.models:
+            raise ConfigurationError(
+                f"{engine.name} needs the name of a model",
+                fix=f"name one, such as {server.models[0]}" if server.models else "name one",
+            )
+        return server.models[0]
+    # hosted APIs answer to aliases that they do not list
+    if config.model in server.models or isinstance(engine, RemoteEngine):
+        return config.model
+    raise ConfigurationError(
+        f"the server at {server.base_url} does not serve {config.model!r}",
+        fix=f"leave the model out, or name one of: {', '.join(server.models)}",
+    )
+
+
+def _foreign(server: Server, model: str) -> Provenance:
+    reason = "the server is not ours"
+    fields = ("engine_arguments", "environment", "weights_digest", "chat_template_digest")
+    unknown = dict.fromkeys(fields, reason)
+    unknown |= {
+        name: "the server does not say"
+        for name, value in (("engine", server.engine), ("engine_version", server.version))
+        if value is None
+    }
+    return Provenance(
+        engine=server.engine,
+        engine_version=server.version,
+        engine_arguments=None,
+        environment=None,
+        model=model,
+        weights_digest=None,
+        chat_template_digest=None,
+        base_url=server.base_url,
+        unknown=unknown,
+    )
