@@ -7,6 +7,17 @@ from pathlib import Path
 
 import pytest
 
+_SETTINGS = (
+    "ANTHROPIC_",
+    "ENGINEHOUSE_",
+    "GRAIL_",
+    "HF_",
+    "MEGATRON_",
+    "OPENAI_",
+    "OPENROUTER_",
+    "VLLM_",
+)
+
 
 @pytest.fixture(autouse=True)
 def _own_home(
@@ -16,10 +27,7 @@ def _own_home(
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     for name in list(os.environ):
-        if (
-            name.startswith(("ENGINEHOUSE_", "GRAIL_", "VLLM_", "HF_"))
-            and name != "ENGINEHOUSE_HOME"
-        ):
+        if name.startswith(_SETTINGS) and name != "ENGINEHOUSE_HOME":
             monkeypatch.delenv(name)
     if request.node.get_closest_marker("engine") is None:
         monkeypatch.setenv("ENGINEHOUSE_HOME", str(tmp_path / "home"))

@@ -14,7 +14,7 @@ import msgspec
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
 
-DEFAULT_VERSIONS = {"vllm": "0.32.0"}
+DEFAULT_VERSIONS = {"vllm": "0.32.0", "hf": "5.19.0"}
 VARIANTS = ("cpu", "cuda")
 DEVICES = Path("/dev")
 

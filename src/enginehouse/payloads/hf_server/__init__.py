@@ -1,0 +1,1 @@
+"""A plain OpenAI-compatible server over transformers, run by an engine environment's Python."""
