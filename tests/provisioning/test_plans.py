@@ -77,6 +77,13 @@ def test_a_version_that_is_not_pinned_lists_those_that_are():
     assert "--python PATH" in str(caught.value)
 
 
+def test_an_engine_without_a_cpu_build_says_so():
+    """SGLang is pinned for CUDA; a machine without a GPU is told in words."""
+    assert "sglang==0.5.23" in plan_environment("sglang", variant="cuda").requirements.splitlines()
+    with pytest.raises(ConfigurationError, match="sglang is provisioned for CUDA only here"):
+        plan_environment("sglang", has_cuda=lambda: False)
+
+
 def test_a_version_cannot_reach_other_files():
     """A version is a version, not a path."""
     with pytest.raises(ConfigurationError):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
+from aiohttp import test_utils, web
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.wire import VLLM
@@ -17,6 +19,8 @@ from enginehouse.core.sampler import (
     SampleResponse,
     Timing,
 )
+from enginehouse.engines.base import Engine
+from enginehouse.engines.registry import ENGINES
 from enginehouse.testing.check_engine import CASES, check
 from enginehouse.testing.fake_engine import running_fake_engine
 
@@ -24,14 +28,16 @@ SUPPORTS = frozenset(Capability) - {Capability.REGEX, Capability.GRAMMAR}
 IGNORED = {"guided_json": "structured.json_schema"}
 
 
-async def test_the_fake_engine_passes_every_case():
+async def test_the_fake_engine_passes_every_case(tmp_path: Path):
     """Nothing is skipped, either."""
     capabilities = Capabilities(supports=SUPPORTS, ignored=IGNORED)
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
     async with (
-        running_fake_engine() as engine,
+        running_fake_engine("--enable-lora") as engine,
         HTTPSampler(engine.url, capabilities=capabilities, wire=VLLM) as sampler,
     ):
-        results = await check(sampler)
+        await sampler.load_adapter("mine", path=str(tmp_path))
+        results = await check(sampler, adapter="mine")
     assert {r.name: r.detail for r in results if r.outcome != "passed"} == {}
     assert [result.name for result in results] == list(CASES)
 
@@ -49,6 +55,72 @@ async def test_a_strict_openai_server_is_asked_only_what_it_declares():
     assert "choice" in results["structured_choice"].detail
     assert results["undeclared_refused"].outcome == "passed"
     assert results["stream_chat"].outcome == "passed"
+
+
+async def test_an_engine_without_chat_is_asked_in_its_own_way():
+    """Cases that are about something else use the prompts that there are."""
+    capabilities = Capabilities(supports=frozenset({Capability.TEXT, Capability.SEED}))
+    async with (
+        running_fake_engine() as engine,
+        HTTPSampler(engine.url, capabilities=capabilities) as sampler,
+    ):
+        results = {result.name: result for result in await check(sampler)}
+    assert {r.name: r.detail for r in results.values() if r.outcome == "failed"} == {}
+    for name in ("stop", "seed", "greedy", "max_tokens", "unknown_model", "context_overflow"):
+        assert results[name].outcome == "passed"
+
+
+async def test_skips_say_why():
+    """A capability that lacks, an adapter that nobody named, or the caller's reason."""
+    reason = "the protocol names no model"
+    everything = Capabilities(supports=frozenset(Capability))
+    async with (
+        running_fake_engine() as engine,
+        HTTPSampler(engine.url, capabilities=everything, wire=VLLM) as sampler,
+    ):
+        only = {"unknown_model", "adapter"}
+        unknown, adapter = sorted(
+            await check(sampler, only=only, inapplicable={"unknown_model": reason}),
+            key=lambda result: result.name,
+            reverse=True,
+        )
+    assert (unknown.outcome, unknown.detail) == ("skipped", reason)
+    assert (adapter.outcome, adapter.detail) == ("skipped", "no adapter was named")
+
+
+class Recorder:
+    """A server that notes every request and answers none."""
+
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """Note it."""
+        self.requests.append(request.path)
+        return web.Response(status=500)
+
+
+@pytest.mark.parametrize("name", ENGINES.names())
+async def test_every_engine_refuses_what_it_does_not_declare(name: str):
+    """Before anything is sent: also by the fields that it would silently ignore."""
+    engine: Engine = ENGINES.load(name)()
+    recorder = Recorder()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", recorder.answer)
+    async with (
+        test_utils.TestServer(app) as server,
+        HTTPSampler(
+            str(server.make_url("")),
+            model="some-model",
+            capabilities=engine.capabilities(None),
+            wire=engine.wire,
+            concurrency=1,
+        ) as sampler,
+    ):
+        only = {"undeclared_refused", "ignored_fields_refused"}
+        results = await check(sampler, only=only)
+    assert {r.name: r.detail for r in results if r.outcome != "passed"} == {}
+    assert recorder.requests == []
 
 
 class Careless:
@@ -79,7 +151,7 @@ class Careless:
 @pytest.mark.parametrize("name", sorted(CASES))
 async def test_every_case_can_fail(name: str):
     """A case that a careless engine passes would check nothing."""
-    (result,) = await check(Careless(), only={name})
+    (result,) = await check(Careless(), only={name}, adapter="mine")
     if name in ("chat", "text", "greedy"):
         assert result.outcome == "passed", result.detail
     elif Capability.SEED in CASES[name].needs:

@@ -38,6 +38,12 @@ COMMANDS = {
     "stop": CommandEntry("enginehouse.cli.servers:stop", "Stop a server and prove it."),
     "top": CommandEntry("enginehouse.cli.top:top", "Watch what every server does."),
     "bench": CommandEntry("enginehouse.cli.bench:bench", "Measure a server under load."),
+    "check": CommandEntry(
+        "enginehouse.cli.check:check", "Try everything that a server should do, once."
+    ),
+    "chat": CommandEntry("enginehouse.cli.chat:chat", "Talk to a model in the terminal."),
+    "sample": CommandEntry("enginehouse.cli.sample:sample", "Sample answers to a file of prompts."),
+    "engines": CommandEntry("enginehouse.cli.engines:engines", "List what each engine can do."),
     "install": CommandEntry("enginehouse.cli.install:install", "Build an engine environment."),
     "doctor": CommandEntry(
         "enginehouse.cli.doctor:doctor", "Check this machine before anything fails."

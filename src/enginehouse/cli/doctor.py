@@ -12,7 +12,8 @@ import typer
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption, VariantOption, VersionOption
 from enginehouse.core.errors import ProvisioningError
-from enginehouse.launch.doctor import Finding, Verdict, examine
+from enginehouse.launch.doctor import examine
+from enginehouse.launch.findings import Finding, Verdict
 from enginehouse.store.layout import Layout
 
 

@@ -65,10 +65,10 @@ def list_all(
         console.note("no engine environments; `enginehouse install vllm` builds one")
         return
     rows = [
-        (e.key, f"{e.size_bytes / 2**30:.1f} GiB", "yes" if e.in_use else "no", str(e.python))
+        (e.key, f"{e.size_bytes / 2**30:.1f} GiB", "yes" if e.in_use else "no", str(e.executable))
         for e in found
     ]
-    print_rows(("environment", "size", "in use", "python"), rows)
+    print_rows(("environment", "size", "in use", "executable"), rows)
 
 
 @envs.command()

@@ -30,7 +30,8 @@ VariantOption = Annotated[
     str | None, typer.Option("--variant", help="The engine's build: cpu or cuda.")
 ]
 
-_SPECIAL = {"tasks": ["--task", "-t"], "env_vars": ["--env"]}
+_FLAGS = {"tasks": ["--task", "-t"], "env_vars": ["--env"], "json_schema": ["--schema"]}
+_REPEATED = {"tasks", "env_vars", "stop"}
 
 
 def with_config_options(kind: type[BaseModel]) -> Callable[[Callable[..., Any]], Any]:
@@ -77,9 +78,9 @@ def refuse_removed_flags(arguments: Sequence[str]) -> None:
 def _parameter(name: str, field: FieldInfo, panel: str | None = None) -> inspect.Parameter:
     kinds = set(_plain(field.annotation))
     flag = "--" + name.replace("_", "-")
-    flags = _SPECIAL.get(name, [f"{flag}/--no-{flag[2:]}" if bool in kinds else flag])
+    flags = _FLAGS.get(name, [f"{flag}/--no-{flag[2:]}" if bool in kinds else flag])
     kind: Any
-    if name in _SPECIAL:
+    if name in _REPEATED:
         kind = list[str]
     else:
         kind = next((k for k in (bool, int, float, Path) if k in kinds), str)

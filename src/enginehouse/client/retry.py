@@ -22,7 +22,7 @@ _STEEP = 60  # doublings after which no cap can be lower
 class Retries(msgspec.Struct, frozen=True, kw_only=True):
     """At most `attempts` tries; before try k + 1 a pause from [0, min(cap, base · 2^(k-1))] s.
 
-    A server that refuses because it is busy (429, or 503 with Retry-After) works, so that its
+    A server that refuses because it is busy (429, 529, or 503 with Retry-After) works, so that its
     refusals are no failed tries: they are waited out, as long as Retry-After says and up to `base`
     on top. A Retry-After longer than `patience` is an error at once, and so is any refusal after
     `endurance` seconds of such waits.
@@ -46,12 +46,14 @@ async def with_retries(
     attempt: Callable[[], Awaitable[T]],
     *,
     retries: Retries,
+    exhausted: Callable[[], bool] = lambda: False,
     sleep: Sleep = asyncio.sleep,
     draw: Callable[[], float] = random.random,
 ) -> Tried[T]:
     """Call `attempt` until it succeeds or fails with something that is not retryable.
 
-    Raises the last error. `draw` gives uniform numbers in [0, 1).
+    Raises the last error. Once `exhausted` says so, a refusal is an error at once. `draw` gives
+    uniform numbers in [0, 1).
     """
     made = failed = 0
     waited = 0.0
@@ -64,7 +66,8 @@ async def with_retries(
             steps = 0 if asked else min(made - 1, _STEEP)
             pause = asked + draw() * min(retries.cap, retries.base * 2.0**steps)
             if isinstance(error, RateLimitedError) and pause > 0:
-                given_up = asked > retries.patience or waited > retries.endurance
+                too_long = asked > retries.patience or waited > retries.endurance
+                given_up = too_long or exhausted()
                 waited += pause
             else:
                 failed += 1

@@ -10,6 +10,7 @@ from typing import Protocol, Self, TypeVar
 import msgspec
 
 from enginehouse.client.limits import Adaptive, AdaptiveController, Limit
+from enginehouse.client.rate_limits import Pace
 from enginehouse.client.retry import Retries, Tried, with_retries
 from enginehouse.client.transport import (
     AiohttpTransport,
@@ -19,12 +20,15 @@ from enginehouse.client.transport import (
     WireRequest,
     WireStream,
     normal_base_url,
+    redacted,
 )
+from enginehouse.client.unchecked import Unchecked
 from enginehouse.client.wire import OPENAI, AdapterEndpoints, Wire
 from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
     MalformedResponseError,
+    RateLimitedError,
     ServerFaultError,
     UnknownModelError,
     UnsupportedError,
@@ -100,6 +104,11 @@ class HTTPSampler:
         self._load_signal = load_signal
         self._timeouts = timeouts or Timeouts()
         self._retries = retries or Retries()
+        self._pace = (
+            Pace(patience=self._retries.patience, endurance=self._retries.endurance)
+            if wire.rate_limited
+            else None
+        )
         self._one_at_a_time = one_at_a_time
         self._alone = asyncio.Lock()
         self._deliver = deliver
@@ -114,6 +123,7 @@ class HTTPSampler:
         self._limit = Limit(concurrency.start if isinstance(concurrency, Adaptive) else concurrency)
         self._open: Transport | None = None
         self._stack = AsyncExitStack()
+        self._unchecked: Unchecked | None = None
 
     async def __aenter__(self) -> Self:
         """Open the connection pool and find the default model. Raises WireError."""
@@ -128,6 +138,8 @@ class HTTPSampler:
             )
             if self._model is None:
                 self._model = await self._first_model()
+            if (read := self._wire.unchecked) is not None:
+                self._unchecked = read(await self._list())
             if self._adaptive is not None:
                 controller = AdaptiveController(self._limit, bounds=self._adaptive)
                 task = asyncio.create_task(controller.run(self._load_or_none))
@@ -173,7 +185,10 @@ class HTTPSampler:
         tried = await self._tried(self._reply, wire)
         reply = tried.value
         timing = Timing(started=reply.started, elapsed=reply.elapsed, attempts=tried.attempts)
-        response = dialect.decode(reply.body, request=request, timing=timing)
+        try:
+            response = dialect.decode(reply.body, request=request, timing=timing)
+        except WireError as error:
+            raise self._redacted(error) from None
         for completion in response.completions:
             if completion.finish_reason in GIVEN_UP:
                 raise ServerFaultError(
@@ -194,9 +209,9 @@ class HTTPSampler:
 
             async def begin(wire: WireRequest) -> WireStream:
                 async with AsyncExitStack() as failing:
+                    turn = await self._pace.turn() if self._pace is not None else 0
                     stream = await failing.enter_async_context(self._transport.stream(wire))
-                    if stream.status != 200:
-                        raise self._error(stream.status, stream.body, stream.retry_after)
+                    self._check(stream, turn)
                     stack.push_async_exit(failing.pop_all())
                     return stream
 
@@ -221,17 +236,24 @@ class HTTPSampler:
 
     async def models(self) -> tuple[str, ...]:
         """The names that the server lists. Raises WireError."""
+        return self._wire.decode_models(await self._list())
+
+    async def _list(self) -> bytes:
         path = self._wire.models_path
         if path is None:
             raise UnsupportedError(
                 f"the server at {self.base_url} does not list its models", fix="name the model"
             )
-        tried = await self._send(WireRequest("GET", path))
-        return self._wire.decode_models(tried.value.body)
+        return (await self._send(WireRequest("GET", path))).value.body
 
-    async def load_adapter(self, name: str, *, path: str) -> None:
-        """Load the LoRA adapter in `path`, a folder as the server sees it, under `name`."""
-        await self._send(self._adapters().load(name, path))
+    async def load_adapter(self, name: str, *, path: str) -> str:
+        """Load the LoRA adapter in `path`, a folder as the server sees it, under `name`.
+
+        Returns the model that requests name to be answered by it.
+        """
+        endpoints = self._adapters()
+        await self._send(endpoints.load(name, path))
+        return endpoints.model(self.model, name)
 
     async def unload_adapter(self, name: str) -> None:
         """Forget the adapter `name`; requests for it are UnknownModelErrors from then on."""
@@ -290,22 +312,37 @@ class HTTPSampler:
         return dialect
 
     def _encode(self, dialect: Dialect, request: SampleRequest, *, stream: bool) -> WireRequest:
-        body = dialect.encode(
-            request,
-            model=request.model or self.model,
-            capabilities=self._capabilities,
-            stream=stream,
-        )
-        return WireRequest("POST", dialect.path, body)
+        model = request.model or self.model
+        body = dialect.encode(request, model=model, capabilities=self._capabilities, stream=stream)
+        if self._unchecked is not None:
+            self._unchecked.check(request, model=model)
+        return WireRequest(self._wire.method, dialect.path, body)
 
     async def _send(self, wire: WireRequest) -> Tried[WireReply]:
         return await self._deliver(lambda: self._tried(self._reply, wire))
 
     async def _reply(self, wire: WireRequest) -> WireReply:
+        turn = await self._pace.turn() if self._pace is not None else 0
         reply = await self._transport.send(wire)
-        if reply.status != 200:
-            raise self._error(reply.status, reply.body, reply.retry_after)
+        self._check(reply, turn)
         return reply
+
+    def _check(self, reply: WireReply | WireStream, turn: int) -> None:
+        """Raise the error that a reply stands for; `turn` is its request's number in the pace."""
+        pace, find = self._pace, self._wire.reply_error
+        error: WireError | None = None
+        if reply.status != 200:
+            error = self._error(reply.status, reply.body, reply.retry_after)
+        elif find is not None and (found := find(reply.body)):
+            error = self._redacted(found)
+        if pace is not None:
+            pace.note(turn, reply.headers)
+            if isinstance(error, RateLimitedError):
+                pace.refused(error.retry_after)
+            else:
+                pace.succeeded()
+        if error is not None:
+            raise error
 
     async def _tried(
         self, send: Callable[[WireRequest], Awaitable[T]], wire: WireRequest
@@ -319,7 +356,10 @@ class HTTPSampler:
                 wire = msgspec.structs.replace(wire, fresh=True)
                 raise
 
-        return await with_retries(attempt, retries=self._retries)
+        pace = self._pace
+        if pace is None:
+            return await with_retries(attempt, retries=self._retries)
+        return await with_retries(attempt, retries=self._retries, exhausted=lambda: pace.exhausted)
 
     def _turn(self, request: SampleRequest) -> AbstractAsyncContextManager[None]:
         alone = self._one_at_a_time is not None and self._one_at_a_time(request)
@@ -329,12 +369,7 @@ class HTTPSampler:
         return self._redacted(self._wire.error_reply(status, body, retry_after=retry_after))
 
     def _redacted(self, error: WireError) -> WireError:
-        # some servers quote the key that they refuse
-        if key := self._api_key:
-            error.message = error.message.replace(key, "***")
-            error.args = (error.message,)
-            error.why = error.why and error.why.replace(key, "***")
-        return error
+        return redacted(error, api_key=self._api_key)
 
 
 async def _events(stream: WireStream, dialect: Dialect) -> AsyncIterator[bytes]:

@@ -12,6 +12,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from enginehouse.client.rate_limits import retry_after
 from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
@@ -53,6 +54,7 @@ class WireReply(msgspec.Struct, frozen=True, kw_only=True):
     """A whole reply. `started`: seconds since the epoch; `elapsed`: seconds until its last byte."""
 
     status: int
+    headers: Mapping[str, str]
     body: bytes
     retry_after: float | None
     started: float
@@ -63,6 +65,7 @@ class WireStream(msgspec.Struct, frozen=True, kw_only=True):
     """A reply whose body is still coming; `body` is there instead of chunks if it is an error."""
 
     status: int
+    headers: Mapping[str, str]
     retry_after: float | None
     chunks: AsyncIterator[bytes]
     body: bytes = b""
@@ -157,8 +160,9 @@ class AiohttpTransport:
                 response.release()
         return WireReply(
             status=response.status,
+            headers=response.headers,
             body=body,
-            retry_after=None if response.status < 400 else _retry_after(response),
+            retry_after=None if response.status < 400 else retry_after(response.headers),
             started=started,
             elapsed=time.perf_counter() - begun,
         )
@@ -176,7 +180,8 @@ class AiohttpTransport:
                     body = await response.read()
             yield WireStream(
                 status=response.status,
-                retry_after=_retry_after(response),
+                headers=response.headers,
+                retry_after=retry_after(response.headers),
                 chunks=self._chunks(response, begun),
                 body=body,
             )
@@ -273,6 +278,15 @@ def normal_base_url(base_url: str) -> str:
     return text
 
 
+def redacted(error: WireError, *, api_key: str | None) -> WireError:
+    """The same error without the key, which some servers quote when they refuse it."""
+    if api_key:
+        error.message = error.message.replace(api_key, "***")
+        error.args = (error.message,)
+        error.why = error.why and error.why.replace(api_key, "***")
+    return error
+
+
 def _checked_key(api_key: str) -> str:
     if not api_key.isascii() or not api_key.isprintable() or " " in api_key or not api_key:
         raise ConfigurationError(
@@ -280,11 +294,3 @@ def _checked_key(api_key: str) -> str:
             fix="check how it was copied (a trailing newline, often)",
         )
     return api_key
-
-
-def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    try:
-        seconds = float(response.headers["Retry-After"])
-    except (KeyError, ValueError):
-        return None
-    return seconds if 0 <= seconds < float("inf") else None

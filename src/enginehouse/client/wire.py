@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from enginehouse.client.transport import WireRequest, bearer
+from enginehouse.client.unchecked import Unchecked
 from enginehouse.core.errors import WireError
 from enginehouse.dialects import openai_chat, openai_completions
 from enginehouse.dialects.base import Dialect
@@ -45,28 +46,38 @@ class Tokenizing:
 class AdapterEndpoints:
     """How LoRA adapters are loaded and unloaded while the server runs.
 
-    `load` takes the adapter's name and its folder as the server sees it; `unload` the name.
+    `load` takes the adapter's name and its folder as the server sees it; `unload` the name. `model`
+    makes, of the base model's name and the adapter's, what requests name to be answered by it.
     """
 
     load: Callable[[str, str], WireRequest]
     unload: Callable[[str], WireRequest]
+    model: Callable[[str, str], str] = lambda _, adapter: adapter
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wire:
     """A kind of server, on the wire; None stands for what it does not have.
 
-    `authorize` makes the headers that carry an API key. `decode_models` reads the served names.
+    `method` is that of generation. `authorize` makes the headers that carry an API key.
+    `reply_error` finds the error in a reply whose status is 200, if there may be one.
+    `decode_models` reads the served names. `rate_limited`: the headers of its replies tell how much
+    may still be asked. `unchecked` reads, from the reply with the models, what the server would let
+    pass.
     """
 
     chat: Dialect | None = openai_chat
     completions: Dialect | None = openai_completions
+    method: str = "POST"
     error_reply: ErrorReply = error_reply
+    reply_error: Callable[[bytes], WireError | None] | None = None
     authorize: Callable[[str], Mapping[str, str]] = bearer
     models_path: str | None = "/v1/models"
     decode_models: Callable[[bytes], tuple[str, ...]] = decode_models
     tokenizing: Tokenizing | None = None
     adapters: AdapterEndpoints | None = None
+    rate_limited: bool = False
+    unchecked: Callable[[bytes], Unchecked] | None = None
 
 
 def _load(name: str, path: str) -> WireRequest:

@@ -21,10 +21,12 @@ EnginehouseError
 │   ├── EngineKilledError             this request alone ended the engine
 │   ├── BadRequestError               4xx: asking again would not help
 │   │   ├── UnauthorizedError
+│   │   ├── ForbiddenError
+│   │   ├── NoCreditError
 │   │   ├── UnknownModelError
 │   │   └── ContextOverflowError
 │   ├── MalformedResponseError        a reply that is not what the dialect says
-│   └── UnsupportedError              the engine does not do that; refused before sending
+│   └── UnsupportedError              the engine does not do that; mostly refused before sending
 ├── TaskError                 a task's data or scoring is broken
 │   └── DataError
 ├── StoreError                a run folder cannot be read or written
@@ -210,9 +212,15 @@ class RateLimitedError(WireError):
     retryable = True
 
     def __init__(
-        self, message: str, *, retry_after: float | None = None, status: int | None = None
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        status: int | None = None,
+        why: str | None = None,
+        fix: str | None = None,
     ) -> None:
-        super().__init__(message, status=status)
+        super().__init__(message, why=why, fix=fix, status=status)
         self.retry_after = retry_after
 
 
@@ -233,7 +241,15 @@ class BadRequestError(WireError):
 
 
 class UnauthorizedError(BadRequestError):
-    """401 or 403."""
+    """401, or 403 of a server that knows but one key."""
+
+
+class ForbiddenError(BadRequestError):
+    """403 of a hosted API: the key is good, but may not do this."""
+
+
+class NoCreditError(BadRequestError):
+    """The account behind the key has nothing left to pay with."""
 
 
 class UnknownModelError(BadRequestError):
@@ -249,7 +265,7 @@ class MalformedResponseError(WireError):
 
 
 class UnsupportedError(WireError):
-    """The engine does not do that, or would silently ignore it; refused before sending."""
+    """The engine does not do that: it says so, or nothing was sent as it would be ignored."""
 
 
 class TaskError(EnginehouseError):

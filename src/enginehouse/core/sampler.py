@@ -125,11 +125,13 @@ class Capability(StrEnum):
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine does, and the request fields that it would accept and silently ignore.
 
-    `ignored` maps such a field to what to use instead; the client refuses it.
+    `ignored` maps such a field to what to use instead; the client refuses it. `most_logprobs` is
+    how many candidates per token it gives besides the chosen one, None where that is not known.
     """
 
     supports: frozenset[Capability]
     ignored: Mapping[str, str] = msgspec.field(default_factory=dict)
+    most_logprobs: int | None = None
 
 
 class Sampler(Protocol):
@@ -156,6 +158,7 @@ class Sampler(Protocol):
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """A server's queue at one moment, and what it has counted since it started.
 
+    `steps` are the batches it computed, from servers that count a request's tokens at its end.
     kv_cache_usage is a fraction in [0, 1]; prefix_cache_queries are the prompt tokens that were
     looked up in the prefix cache, prefix_cache_hits those found there.
     """
@@ -168,6 +171,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int | None = None
     prefix_cache_queries: int | None = None
     prefix_cache_hits: int | None = None
+    steps: int | None = None
 
 
 class LoadSignal(Protocol):

@@ -45,6 +45,7 @@ class _Token(msgspec.Struct):
     token: str
     logprob: float
     top_logprobs: list[_Candidate] | None = None
+    id: int | None = None  # llama-server's
 
 
 class _Logprobs(msgspec.Struct):
@@ -63,6 +64,7 @@ class _ToolCall(msgspec.Struct):
 
 class _Message(msgspec.Struct):
     content: str | None = None
+    refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
@@ -74,6 +76,9 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
     token_ids: list[int] | None = None
+    # where SGLang has what vLLM has in token_ids, and beside the choices
+    response_token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class _Reply(msgspec.Struct):
@@ -87,6 +92,7 @@ class _Reply(msgspec.Struct):
 
 class _Piece(msgspec.Struct):
     content: str | None = None
+    refusal: str | None = None
 
 
 class _StreamChoice(msgspec.Struct):
@@ -115,14 +121,15 @@ def encode(
     return request_body(
         request,
         model=model,
-        prompt={"messages": _messages(request.prompt.messages)},
+        prompt={"messages": encode_messages(request.prompt.messages)},
         logprobs={"logprobs": False} if top is None else {"logprobs": True, "top_logprobs": top},
         capabilities=capabilities,
         stream=stream,
     )
 
 
-def _messages(messages: tuple[Message, ...]) -> Any:
+def encode_messages(messages: tuple[Message, ...]) -> Any:
+    """The conversation as the API writes it."""
     if any(message.tool_calls for message in messages):
         return [_message(message) for message in messages]
     return messages
@@ -156,7 +163,9 @@ def decode(body: bytes, *, request: SampleRequest, timing: Timing) -> SampleResp
         prompt_tokens=reply.usage.prompt_tokens,
         completion_tokens=reply.usage.completion_tokens,
         timing=timing,
-        prompt_token_ids=token_ids_or_none(reply.prompt_token_ids),
+        prompt_token_ids=token_ids_or_none(
+            reply.prompt_token_ids or reply.choices[0].prompt_token_ids
+        ),
         prompt_logprobs=decode_prompt_logprobs(
             reply.prompt_logprobs, token_ids=reply.prompt_token_ids, request=request, body=body
         ),
@@ -172,7 +181,7 @@ def decode_chunk(data: bytes) -> tuple[Delta, ...]:
         return (Delta(text="", usage=chunk.usage),)
     return tuple(
         Delta(
-            text=choice.delta.content or "",
+            text=choice.delta.content or choice.delta.refusal or "",
             index=choice.index,
             token_ids=token_ids_or_none(choice.token_ids),
             finish_reason=choice.finish_reason,
@@ -183,11 +192,12 @@ def decode_chunk(data: bytes) -> tuple[Delta, ...]:
 
 def _completion(choice: _Choice) -> Completion:
     message = choice.message
+    ids = choice.response_token_ids if choice.token_ids is None else choice.token_ids
     return Completion(
-        text=message.content or "",
-        finish_reason=choice.finish_reason,
-        token_ids=token_ids_or_none(choice.token_ids),
-        logprobs=None if choice.logprobs is None else _logprobs(choice.logprobs, choice.token_ids),
+        text=message.content or message.refusal or "",
+        finish_reason="refusal" if message.refusal else choice.finish_reason,
+        token_ids=token_ids_or_none(ids),
+        logprobs=None if choice.logprobs is None else _logprobs(choice.logprobs, ids),
         reasoning=message.reasoning or message.reasoning_content,
         tool_calls=tuple([_call(at, call) for at, call in enumerate(message.tool_calls or ())]),
     )
@@ -209,7 +219,7 @@ def _logprobs(wire: _Logprobs, ids: list[int] | None) -> tuple[TokenLogprob, ...
         TokenLogprob(
             logprob=token.logprob,
             text=token.token,
-            token_id=None if aligned is None else aligned[place],
+            token_id=token.id if aligned is None else aligned[place],
             top=tuple(
                 TokenLogprob(logprob=candidate.logprob, text=candidate.token)
                 for candidate in token.top_logprobs or ()

@@ -18,17 +18,29 @@ from enginehouse.core.errors import (
     ServerFaultError,
     UnauthorizedError,
     UnknownModelError,
+    UnsupportedError,
     WireError,
 )
 from enginehouse.dialects.openai_replies import excerpt
 
 _CONTEXT = re.compile(
     r"maximum context length|max_model_len|context_length_exceeded|exceeds the context"
-    r"|longer than the model's context",
+    r"|longer than the model's context|exceeds the available context size"
+    r"|max_completion_tokens is too large",
     re.IGNORECASE,
 )
 _UNKNOWN_MODEL = re.compile(
-    r"model.*(does not exist|not found|not exist)|model_not_found", re.IGNORECASE | re.DOTALL
+    r"model.*(does not exist|not found|not exist)|model_not_found|adapter.*never been loaded",
+    re.IGNORECASE | re.DOTALL,
+)
+
+# What a server was not started for, or what its constrained decoding cannot take (vLLM 0.32,
+# llama-server, OpenAI): another way of asking may do.
+_UNSUPPORTED = re.compile(
+    r"tool[ _]choice.* requires.*--tool-call-parser|tools param requires --jinja"
+    r"|features not supported by|Invalid schema for response_format|failed to parse grammar"
+    r"|Unsupported JSON schema|Error compiling (json|grammar)|Failed to convert .* to .*grammar",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -45,7 +57,11 @@ def error_reply(status: int, body: bytes, *, retry_after: float | None = None) -
     return _refusal(status, message, said)
 
 
-def _refusal(status: int, message: str, said: str) -> BadRequestError:
+def _refusal(status: int, message: str, said: str) -> WireError:
+    if status in (400, 501) and _UNSUPPORTED.search(message):
+        return UnsupportedError(
+            said, fix="start the server with what it names, or ask without it", status=status
+        )
     if status in (401, 403):
         return UnauthorizedError(
             said, fix="give the API key that the server was started with", status=status

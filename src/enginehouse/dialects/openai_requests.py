@@ -15,9 +15,9 @@ from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 from enginehouse.dialects.base import require
 
 _encode = msgspec.json.Encoder().encode
-_DEFAULTS = SamplingParameters()
+DEFAULTS = SamplingParameters()
 # wire fields that only some engines know, sent whatever their value to those that do
-_OPTIONAL = (
+OPTIONAL = (
     ("n", Capability.N),
     ("seed", Capability.SEED),
     ("top_k", Capability.TOP_K),
@@ -50,9 +50,8 @@ def request_body(
     """
     parameters = request.parameters
     if stream:
-        _check_stream(request, capabilities)
-    if parameters.logprobs is not None:
-        require(capabilities, Capability.LOGPROBS, "logprobs")
+        check_stream(request, capabilities)
+    check_logprobs(parameters, capabilities)
     body: dict[str, Any] = {
         "model": model,
         **prompt,
@@ -65,11 +64,11 @@ def request_body(
         "stream": stream,
     }
     supports = capabilities.supports
-    for name, capability in _OPTIONAL:
+    for name, capability in OPTIONAL:
         value = getattr(parameters, name)
         if capability in supports:
             body[name] = value
-        elif value != getattr(_DEFAULTS, name):
+        elif value != getattr(DEFAULTS, name):
             require(capabilities, capability, name)
     if Capability.LOGPROBS in supports:
         body.update(logprobs)
@@ -79,8 +78,60 @@ def request_body(
         body.update(_structured(parameters.structured, capabilities))
     body.update(_tools(request, capabilities))
     if parameters.extra:
-        _add_extra(body, parameters.extra, capabilities)
+        add_extra(body, parameters.extra, capabilities)
     return _encode(body)
+
+
+def hosted_body(
+    request: SampleRequest,
+    *,
+    model: str,
+    messages: Any,
+    length: str,
+    capabilities: Capabilities,
+    stream: bool,
+) -> dict[str, Any]:
+    """The fields of a chat request to a hosted API; `length` is what it calls max_tokens.
+
+    Only what differs from the API's documented default is sent (temperature 1, top_p 1, no
+    penalties): models that reason refuse those fields, whatever their value.
+    """
+    parameters = request.parameters
+    check_logprobs(parameters, capabilities)
+    body: dict[str, Any] = {"model": model, "messages": messages, length: parameters.max_tokens}
+    if stream:
+        check_stream(request, capabilities)
+        body["stream"] = True
+    if parameters.temperature != 1:
+        body["temperature"] = parameters.temperature
+    for name in ("top_p", "presence_penalty", "frequency_penalty", "stop"):
+        if (value := getattr(parameters, name)) != getattr(DEFAULTS, name):
+            body[name] = value
+    for name, capability in OPTIONAL:
+        if (value := getattr(parameters, name)) != getattr(DEFAULTS, name):
+            require(capabilities, capability, name)
+            body[name] = value
+    if parameters.logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": parameters.logprobs}
+    if parameters.structured is not None:
+        body |= _structured(parameters.structured, capabilities)
+    body |= _tools(request, capabilities)
+    add_extra(body, parameters.extra, capabilities)
+    return body
+
+
+def check_logprobs(parameters: SamplingParameters, capabilities: Capabilities) -> None:
+    """Raise UnsupportedError for log-probabilities, or candidates, that the engine lacks."""
+    wanted, most = parameters.logprobs, capabilities.most_logprobs
+    if wanted is None:
+        return
+    require(capabilities, Capability.LOGPROBS, "logprobs")
+    if most is not None and wanted > most:
+        raise UnsupportedError(
+            f"this engine does not give {wanted} candidates per token",
+            why=f"{most} is its most; nothing was sent",
+            fix=f"let logprobs be at most {most}",
+        )
 
 
 def _tools(request: SampleRequest, capabilities: Capabilities) -> dict[str, Any]:
@@ -94,7 +145,8 @@ def _tools(request: SampleRequest, capabilities: Capabilities) -> dict[str, Any]
     return {"tools": tools, "tool_choice": choice}
 
 
-def _check_stream(request: SampleRequest, capabilities: Capabilities) -> None:
+def check_stream(request: SampleRequest, capabilities: Capabilities) -> None:
+    """Raise UnsupportedError for what no stream carries."""
     require(capabilities, Capability.STREAM, "streaming")
     parameters = request.parameters
     if request.tools:
@@ -123,7 +175,8 @@ def _structured(structured: StructuredOutput, capabilities: Capabilities) -> dic
     return {}
 
 
-def _add_extra(body: dict[str, Any], extra: dict[str, Any], capabilities: Capabilities) -> None:
+def add_extra(body: dict[str, Any], extra: dict[str, Any], capabilities: Capabilities) -> None:
+    """Add the user's own fields; raises UnsupportedError and ConfigurationError."""
     for name, value in extra.items():
         if name in capabilities.ignored:
             raise UnsupportedError(

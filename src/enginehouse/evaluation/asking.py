@@ -12,12 +12,14 @@ from enginehouse.core.errors import (
     WireError,
 )
 from enginehouse.core.messages import ChatPrompt, Message
-from enginehouse.core.sampler import GIVEN_UP, Capability, Sampler, SampleRequest
+from enginehouse.core.sampler import GIVEN_UP, Capabilities, Capability, Sampler, SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.evaluation.loglikelihood import ask_choices, continuation_of, encode_choices
-from enginehouse.evaluation.plan import TaskPlan, sample_seed
+from enginehouse.evaluation.plan import TaskData, TaskPlan, plan_tasks, sample_seed
 from enginehouse.evaluation.records import EvaluationSpec, Failure, SampleRecord
-from enginehouse.tasks.base import Choose, Generate, Item
+from enginehouse.evaluation.tool_calls import ask_calls, check_steps, with_result
+from enginehouse.tasks.base import CallTools, Choose, Generate, Item, Question
+from enginehouse.tools import Ladder
 
 _FOR_CHOICES = (Capability.TOKENIZE, Capability.TOKENS, Capability.PROMPT_LOGPROBS)
 
@@ -38,6 +40,7 @@ class Asker:
         self._spec = spec
         self._sampler = sampler
         self._provenance = provenance
+        self._ladder = Ladder(spec.tool_steps)
         self._common = SamplingParameters(
             temperature=spec.temperature,
             top_p=spec.top_p,
@@ -66,6 +69,8 @@ class Asker:
         question = _question(unit.plan, item)
         if isinstance(question, Choose):
             return await self._choose(question, record)
+        if isinstance(question, CallTools):
+            return await self._call(question, record, max_tokens=unit.plan.max_tokens)
         return await self._generate(question, record, max_tokens=unit.plan.max_tokens)
 
     async def _generate(
@@ -85,23 +90,45 @@ class Asker:
             return msgspec.structs.replace(record, requests=(request,), failure=_failure(error))
         return msgspec.structs.replace(record, requests=(request,), responses=(response,))
 
+    async def _call(
+        self, question: CallTools, record: SampleRecord, *, max_tokens: int | None
+    ) -> SampleRecord:
+        question = msgspec.structs.replace(question, prompt=self._prompt(question.prompt))
+        parameters = self._parameters(record, max_tokens=max_tokens or question.max_tokens)
+        try:
+            result = await ask_calls(
+                self._sampler, question, parameters=parameters, ladder=self._ladder
+            )
+        except WireError as error:
+            return msgspec.structs.replace(record, failure=_failure(error))
+        return with_result(record, result)
+
     def _request(
         self, question: Generate, record: SampleRecord, *, max_tokens: int | None
     ) -> SampleRequest:
+        parameters = self._parameters(
+            record, max_tokens=max_tokens or question.max_tokens, stop=question.stop
+        )
+        return SampleRequest(prompt=self._prompt(question.prompt), parameters=parameters)
+
+    def _parameters(
+        self, record: SampleRecord, *, max_tokens: int, stop: tuple[str, ...] = ()
+    ) -> SamplingParameters:
         spec = self._spec
-        parameters = msgspec.structs.replace(
+        return msgspec.structs.replace(
             self._common,
-            max_tokens=max_tokens or question.max_tokens,
-            stop=question.stop if spec.stop is None else spec.stop,
+            max_tokens=max_tokens,
+            stop=stop if spec.stop is None else spec.stop,
             seed=sample_seed(spec.seed, record.task, record.item, record.repeat)
             if self.seeded
             else None,
         )
-        prompt = question.prompt
-        if spec.system is not None:
-            turns = [m for m in prompt.messages if m.role != "system"]
-            prompt = ChatPrompt((Message(role="system", content=spec.system), *turns))
-        return SampleRequest(prompt=prompt, parameters=parameters)
+
+    def _prompt(self, prompt: ChatPrompt) -> ChatPrompt:
+        if self._spec.system is None:
+            return prompt
+        turns = [m for m in prompt.messages if m.role != "system"]
+        return ChatPrompt((Message(role="system", content=self._spec.system), *turns))
 
     async def _choose(self, question: Choose, record: SampleRecord) -> SampleRecord:
         requests: tuple[SampleRequest, ...] = ()
@@ -123,19 +150,27 @@ class Asker:
         )
 
 
-def check_capabilities(plan: TaskPlan, sampler: Sampler) -> None:
-    """Raise UnsupportedError if the sampler cannot be asked this task's questions."""
+def check_tasks(spec: EvaluationSpec, *, tasks: TaskData, capabilities: Capabilities) -> None:
+    """Raise UnsupportedError if an engine with these capabilities cannot be asked the tasks."""
+    for plan in plan_tasks(spec, tasks):
+        check_capabilities(plan, capabilities, spec=spec)
+
+
+def check_capabilities(plan: TaskPlan, capabilities: Capabilities, *, spec: EvaluationSpec) -> None:
+    """Raise UnsupportedError if the engine cannot be asked this task's questions."""
     question = _question(plan, plan.item(0))
+    if isinstance(question, CallTools):
+        check_steps(plan.name, spec.tool_steps, capabilities)
     needed = _FOR_CHOICES if isinstance(question, Choose) else (Capability.CHAT,)
-    if missing := [c.value for c in needed if c not in sampler.capabilities.supports]:
+    if missing := [c.value for c in needed if c not in capabilities.supports]:
         raise UnsupportedError(
             f"task {plan.name} cannot be asked of this engine",
             why=f"it does not support {', '.join(missing)}",
-            fix="leave the task out, or use an engine that does (vllm)",
+            fix="leave the task out, or use an engine that does (--engine vllm or hf)",
         )
 
 
-def _question(plan: TaskPlan, item: Item) -> Generate | Choose:
+def _question(plan: TaskPlan, item: Item) -> Question:
     try:
         return plan.task.ask(item)
     except Exception as error:  # a user's template may raise anything

@@ -61,7 +61,10 @@ class Questions:
             _NO_SEED if request.parameters.seed is None else request.parameters.seed
         )
         if self.parameters is None:
-            self.parameters = msgspec.structs.replace(request.parameters, seed=None)
+            # a schema belongs to a step of tool calling, and steps are compared as an option
+            self.parameters = msgspec.structs.replace(
+                request.parameters, seed=None, structured=None
+            )
         if isinstance(request.prompt, ChatPrompt) and not self.prompts[position]:
             asked = [m for m in request.prompt.messages if m.role != "system"]
             self.prompts[position] = _digest(msgspec.json.encode(asked))
@@ -139,6 +142,9 @@ def warnings(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
             yield from _unknown(label, reading, attribute, what)
     if a.spec.system != b.spec.system:
         yield f"different system messages: A {a.spec.system!r}, B {b.spec.system!r}"
+    if a.spec.tool_steps != b.spec.tool_steps:
+        one, other = (", ".join(reading.spec.tool_steps) for reading in (a, b))
+        yield f"different tool steps: A {one}; B {other}"
     yield from _differing_sampling(a, b, tasks)
 
 

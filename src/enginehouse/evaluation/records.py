@@ -10,6 +10,7 @@ import msgspec
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Provenance, SampleRequest, SampleResponse
 from enginehouse.tasks.base import Measure, Outcome
+from enginehouse.tools import CallOutcome, CheckedCall, Step
 
 JOURNAL_FORMAT = 1
 
@@ -35,13 +36,22 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise ConfigurationError(f"{name} of task {self.name} must be at least 1")
 
 
+class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a million tokens cost, in US dollars: of prompts and of answers."""
+
+    input: float
+    output: float
+
+
 class EvaluationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to evaluate and how to ask; raises ConfigurationError when made of nonsense.
 
     `samples` is how often each item is asked (log-likelihood tasks: always once). None in
     `max_tokens` and `stop` leaves the task's own; `system` replaces or adds the system message.
+    `tool_steps` are those by which tasks with tools may ask.
     Above the fraction `max_failed` of failed samples a task gets no headline. `concurrency` is
-    the number of samples in flight; None leaves it to the sampler (at most 1,024).
+    the number of samples in flight; None leaves it to the sampler (at most 1,024). `prices` None:
+    the report tells no cost.
     """
 
     tasks: tuple[TaskSpec, ...]
@@ -59,6 +69,8 @@ class EvaluationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     system: str | None = None
     max_failed: float = 0.01
     concurrency: int | None = None
+    prices: Prices | None = None
+    tool_steps: tuple[Step, ...] = tuple(Step)
 
     def __post_init__(self) -> None:
         names = [task.name for task in self.tasks]
@@ -73,6 +85,10 @@ class EvaluationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             (self.max_tokens is None or self.max_tokens >= 1, "max_tokens must be at least 1"),
             (0 <= self.max_failed <= 1, "max_failed is a fraction in [0, 1]"),
             (self.concurrency is None or self.concurrency >= 1, "concurrency must be at least 1"),
+            (
+                0 < len(self.tool_steps) == len(set(self.tool_steps)),
+                "tool_steps must name at least one step, and each once",
+            ),
         )
         for fine, message in checks:
             if not fine:
@@ -129,6 +145,23 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: tuple[float, ...]
 
 
+class ToolAttempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One request for calls; `outcome` None where the engine does not do this step."""
+
+    step: Step
+    outcome: CallOutcome | None = None
+    why: str | None = None
+
+
+class ToolUse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What came of asking for calls: the step that gave it, and every attempt in order."""
+
+    step: Step
+    outcome: CallOutcome
+    attempts: tuple[ToolAttempt, ...]
+    calls: tuple[CheckedCall, ...] = ()
+
+
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """Why a sample failed: an error's class, stage and text, and the HTTP status if there was."""
 
@@ -145,7 +178,8 @@ class SampleRecord(
 
     The key is (task, position, repeat); `position` counts the evaluated items from 0. A written
     answer has one request and one response; a choice has one of each per continuation, with the
-    prompt's log-probabilities reduced to `continuations`. `provenance` is a ProvenanceRecord's id.
+    prompt's log-probabilities reduced to `continuations`; tool calls have one of each per attempt
+    that was answered, and what they came to in `tool_use`. `provenance` is a ProvenanceRecord's id.
     """
 
     task: str
@@ -156,6 +190,7 @@ class SampleRecord(
     requests: tuple[SampleRequest, ...]
     responses: tuple[SampleResponse, ...] = ()
     continuations: tuple[Continuation, ...] | None = None
+    tool_use: ToolUse | None = None
     failure: Failure | None = None
 
 

@@ -173,7 +173,7 @@ class _Evaluation:
         """Ask every sample in a wanted state, a bounded number at a time."""
         if missing := self.count(wanted):
             for plan in self._plans.values():
-                check_capabilities(plan, sampler)
+                check_capabilities(plan, sampler.capabilities, spec=self._spec)
             self._session = len(self._ledger.sessions)
             self._demand_same_weights(provenance)
             asker = Asker(self._spec, sampler, provenance=self._session)

@@ -7,9 +7,11 @@ import math
 from enginehouse.core.errors import TaskError
 from enginehouse.evaluation.plan import TaskPlan
 from enginehouse.evaluation.records import SampleRecord, ScoreRecord
+from enginehouse.evaluation.tool_calls import score_calls
 from enginehouse.tasks.base import Measure, Outcome, Score
 
 _OF_TASKS = (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSABLE)
+_OF_CALLS = (*_OF_TASKS, Outcome.TRUNCATED)
 
 
 def score_sample(plan: TaskPlan, sample: SampleRecord) -> ScoreRecord:
@@ -19,16 +21,17 @@ def score_sample(plan: TaskPlan, sample: SampleRecord) -> ScoreRecord:
     text says. Truncated and unparsable answers count as not correct everywhere: their measures
     keep their weights (an IFEval prompt's number of instructions, say) and have the value 0; for
     that, a truncated text is shown to the task like any other. Raises TaskError, naming the item,
-    when the task's scoring raises anything or returns what cannot be counted.
+    when the task's scoring raises anything or returns what cannot be counted. Tool calls were
+    judged when they were asked for: see `tool_calls.score_calls`.
     """
-    truncated = (
-        sample.continuations is None
-        and sample.responses[0].completions[0].finish_reason == "length"
+    written = sample.continuations is None and sample.tool_use is None
+    truncated = written and sample.responses[0].completions[0].finish_reason == "length"
+    score = _checked(
+        _by_task(plan, sample), plan.name, sample.item, allowed=_OF_TASKS if written else _OF_CALLS
     )
-    score = _checked(_by_task(plan, sample), plan.name, sample.item)
     outcome = Outcome.TRUNCATED if truncated else score.outcome
     measures = score.measures
-    if outcome in (Outcome.TRUNCATED, Outcome.UNPARSABLE):
+    if written and outcome in (Outcome.TRUNCATED, Outcome.UNPARSABLE):
         measures = {name: Measure(0.0, m.weight) for name, m in measures.items()}
     return ScoreRecord(
         task=sample.task,
@@ -44,6 +47,8 @@ def score_sample(plan: TaskPlan, sample: SampleRecord) -> ScoreRecord:
 def _by_task(plan: TaskPlan, sample: SampleRecord) -> Score:
     item = plan.item(sample.position)
     try:
+        if sample.tool_use is not None:
+            return score_calls(plan.task, item, sample.tool_use)
         if sample.continuations is not None:
             return plan.task.score_choice(item, [c.loglikelihood for c in sample.continuations])
         return plan.task.score_text(item, sample.responses[0].completions[0].text)
@@ -55,9 +60,9 @@ def _by_task(plan: TaskPlan, sample: SampleRecord) -> Score:
         ) from error
 
 
-def _checked(score: Score, task: str, item: str) -> Score:
+def _checked(score: Score, task: str, item: str, *, allowed: tuple[Outcome, ...]) -> Score:
     problem = None
-    if score.outcome not in _OF_TASKS:
+    if score.outcome not in allowed:
         problem = f"the outcome {score.outcome} is not the task's to give"
     for name, measure in score.measures.items():
         if not math.isfinite(measure.value) or not 0 <= measure.weight < math.inf:

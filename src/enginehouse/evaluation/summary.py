@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from enginehouse.core.errors import ConfigurationError, NoHeadlineError
@@ -21,8 +22,14 @@ from enginehouse.evaluation.ledger import (
     TaskLedger,
     read_ledger,
 )
-from enginehouse.evaluation.records import EvaluationSpec, Record, SampleRecord, ScoreRecord
-from enginehouse.report.summary import Report, SampleView, TaskReport, Throughput
+from enginehouse.evaluation.records import (
+    EvaluationSpec,
+    Record,
+    SampleRecord,
+    ScoreRecord,
+    ToolUse,
+)
+from enginehouse.report.summary import Cost, Report, SampleView, TaskReport, Throughput
 from enginehouse.store.journal import read_journal
 from enginehouse.store.runs import Run
 from enginehouse.tasks.base import Outcome
@@ -39,6 +46,7 @@ def summarise(run: Run, *, at_k: Sequence[int] | None = None) -> Report:
     ledger = read_ledger(run.journal_path)
     spec = ledger.header.spec if ledger.header else None
     records = [session.record for session in ledger.sessions.values()]
+    throughput = _throughput(list(ledger.sessions.values()))
     complete = bool(ledger.tasks) and not any(sum(_open(t)) for t in ledger.tasks.values())
     return Report(
         run=run.info.id,
@@ -48,10 +56,11 @@ def summarise(run: Run, *, at_k: Sequence[int] | None = None) -> Report:
         seed=spec.seed if spec else 0,
         temperature=spec.temperature if spec else 0.0,
         tasks=tuple(_task_report(t, spec, at_k) for t in ledger.tasks.values()) if spec else (),
-        throughput=_throughput(list(ledger.sessions.values())),
+        throughput=throughput,
         provenance=_answerers(ledger),
         incidents=run.info.incidents,
         notes=(*_notes(ledger, spec), *_deaths(run.info.incidents)),
+        cost=_cost(throughput, spec),
     )
 
 
@@ -127,8 +136,22 @@ def _view(
         outcome=Outcome.FAILED.value if failure else outcome,
         answer=score.answer if score else None,
         measures={n: m.value for n, m in score.measures.items()} if score else {},
+        tool_use=_tool_lines(sample.tool_use) if sample.tool_use else (),
         failure=f"{failure.error} ({failure.stage}): {failure.message}" if failure else None,
     )
+
+
+def _tool_lines(use: ToolUse) -> tuple[str, ...]:
+    """A line for each attempt and each call."""
+    attempts = [
+        f"{a.step}: {a.outcome or 'not supported'}" + (f", {a.why}" if a.why else "")
+        for a in use.attempts
+    ]
+    calls = [
+        f"call {call.id}: {call.name} {msgspec.json.encode(call.arguments).decode()}"
+        for call in use.calls
+    ]
+    return (*attempts, *calls)
 
 
 def _open(task: TaskLedger) -> list[int]:
@@ -212,6 +235,15 @@ def _throughput(sessions: list[Session]) -> Throughput:
         prompt_tokens_per_second=prompt / wall if wall else None,
         generated_tokens_per_second=generated / wall if wall else None,
     )
+
+
+def _cost(throughput: Throughput, spec: EvaluationSpec | None) -> Cost | msgspec.UnsetType:
+    prices = spec.prices if spec else None
+    if prices is None:
+        return msgspec.UNSET
+    asked = throughput.prompt_tokens * prices.input / 1e6
+    made = throughput.generated_tokens * prices.output / 1e6
+    return Cost(input=asked, output=made, total=asked + made)
 
 
 def _deaths(incidents: Sequence[Incident]) -> Iterator[str]:

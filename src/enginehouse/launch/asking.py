@@ -73,6 +73,14 @@ def _engine(config: AskConfig) -> Engine:
 
 
 def _url(config: AskConfig, engine: Engine) -> str:
+    url = _given_url(config, engine).rstrip("/")
+    for dialect in (engine.wire.chat, engine.wire.completions):
+        if dialect is not None:  # documentation shows the whole address of the endpoint
+            url = url.removesuffix(dialect.path)
+    return url
+
+
+def _given_url(config: AskConfig, engine: Engine) -> str:
     if config.url is not None:
         return config.url
     assert isinstance(engine, RemoteEngine)

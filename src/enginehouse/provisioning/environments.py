@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,8 +19,8 @@ from enginehouse.core.errors import (
     StoreError,
     UnknownNameError,
 )
-from enginehouse.provisioning import content_folders
-from enginehouse.provisioning.building import RECORD, Record, build, python_of
+from enginehouse.provisioning import content_folders, llama_server
+from enginehouse.provisioning.building import RECORD, Record, build, executable_of, python_of
 from enginehouse.provisioning.description import Description, Flag, describe
 from enginehouse.provisioning.plans import DEFAULT_VERSIONS, EnvironmentPlan, plan_environment
 from enginehouse.provisioning.programs import new_log
@@ -67,15 +68,20 @@ async def find_environment(
     layout: Layout,
     notify: Notify,
 ) -> EngineEnvironment:
-    """The environment to use: `python`, ENGINEHOUSE_VLLM_PYTHON, GRAIL_VLLM_PYTHON or ours.
+    """The environment to use: `python`, what a variable of `given_by_variables` names, or ours.
 
     The first of these that is given; ours is built if it is not there. `version` and `variant`
-    choose ours; another's must agree. Raises ProvisioningError or ConfigurationError.
+    choose ours; another's must agree. A llama-server on PATH comes before ours unless they are
+    given. Raises ProvisioningError or ConfigurationError.
     """
-    own_variable = f"ENGINEHOUSE_{engine.upper()}_PYTHON"
-    variables = [own_variable] + (["GRAIL_VLLM_PYTHON"] if engine == "vllm" else [])
     given = [("--python", python)] if python else []
-    given += [(name, Path(value)) for name in variables if (value := os.environ.get(name))]
+    given += [
+        (name, Path(value))
+        for name in given_by_variables(engine)
+        if (value := os.environ.get(name))
+    ]
+    if not given and engine == "llamacpp" and version is None and variant is None:
+        given += [("PATH", Path(found)) for found in [shutil.which(llama_server.PROGRAM)] if found]
     if not given:
         plan = plan_environment(engine, version=version, variant=variant)
         return await ensure_environment(plan, layout=layout, notify=notify)
@@ -87,6 +93,14 @@ async def find_environment(
         f"{engine} {found.version} ({found.variant})"
     )
     return found
+
+
+def given_by_variables(engine: str) -> tuple[str, ...]:
+    """The variables that name an install of an engine; the first that is set counts."""
+    if engine == "llamacpp":
+        return ("ENGINEHOUSE_LLAMACPP_SERVER",)
+    own = f"ENGINEHOUSE_{engine.upper()}_PYTHON"
+    return (own, "GRAIL_VLLM_PYTHON") if engine == "vllm" else (own,)
 
 
 async def ensure_environment(
@@ -117,24 +131,26 @@ async def existing_environment(
 ) -> EngineEnvironment:
     """An install that we did not make, checked by importing the engine (3 seconds or more).
 
-    `origin` is the option or variable that named it. Its flags are dumped once per install and
-    then cached. Raises ProvisioningError with what to run instead.
+    `python` is an interpreter, for llamacpp a llama-server, or the folder of either. `origin` is
+    the option or variable that named it. Its flags are dumped once per install and then cached.
+    Raises ProvisioningError with what to run instead.
     """
     if engine not in DEFAULT_VERSIONS:
         raise UnknownNameError("engine", engine, DEFAULT_VERSIONS)
     fix = f"correct {origin}, or run `enginehouse install {engine}` and leave it out"
-    path = _interpreter(python, origin=origin, fix=fix)
+    path = _executable(python, engine=engine, origin=origin, fix=fix)
     name = hashlib.sha256(str(path).encode()).hexdigest()[:24]
     cached_at = layout.descriptions / f"{name}.json"
     cached = _cached_description(cached_at)
+    identity = cached.identity if cached else None
+    log = new_log(layout, f"check-{engine}")
     try:
-        found = await describe(
-            path,
-            engine=engine,
-            log=new_log(layout, f"check-{engine}"),
-            managed=False,
-            known_identity=cached.identity if cached else None,
-        )
+        if engine == "llamacpp":
+            found = await llama_server.describe_server(path, log=log, known_identity=identity)
+        else:
+            found = await describe(
+                path, engine=engine, log=log, managed=False, known_identity=identity
+            )
     except ProvisioningError as error:
         raise ProvisioningError(
             f"{error.message} (from {origin})", why=error.why, fix=fix, log=error.log
@@ -164,7 +180,7 @@ def read_record(folder: Path) -> Record | None:
     except (OSError, msgspec.DecodeError):
         return None
     # The base interpreter may have been removed or upgraded away since.
-    return record if python_of(folder).exists() else None
+    return record if executable_of(folder, engine=record.engine).exists() else None
 
 
 async def _build(plan: EnvironmentPlan, *, layout: Layout, notify: Notify) -> Record:
@@ -188,20 +204,23 @@ def _managed(record: Record, folder: Path) -> EngineEnvironment:
         engine=record.engine,
         version=record.version,
         variant=record.variant,
-        executable=python_of(folder),
+        executable=executable_of(folder, engine=record.engine),
         key=record.key,
         flags=record.description.flags or {},
         packages=record.description.packages,
     )
 
 
-def _interpreter(python: Path, *, origin: str, fix: str) -> Path:
+def _executable(given: Path, *, engine: str, origin: str, fix: str) -> Path:
     """The absolute path; its links are kept, for they lead out of the environment."""
-    path = Path(os.path.abspath(python.expanduser()))  # noqa: PTH100 (resolve follows links)
-    if path.is_dir():
+    path = Path(os.path.abspath(given.expanduser()))  # noqa: PTH100 (resolve follows links)
+    what = "Python"
+    if engine == "llamacpp":
+        path, what = llama_server.locate(path), llama_server.PROGRAM
+    elif path.is_dir():
         path = python_of(path)
-    if not path.exists():
-        raise ProvisioningError(f"there is no Python at {path} (from {origin})", fix=fix)
+    if not path.is_file():
+        raise ProvisioningError(f"there is no {what} at {path} (from {origin})", fix=fix)
     return path
 
 

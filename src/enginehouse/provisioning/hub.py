@@ -24,6 +24,7 @@ from huggingface_hub.utils.tqdm import tqdm
 from enginehouse.core.errors import ModelError, ModelGatedError, ModelNotFoundError
 
 Notify = Callable[[str], None]
+Choose = Callable[[str, Sequence[str]], list[str]]
 
 _LOOK_UP_SECONDS = 15.0
 _TEXTS = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
@@ -39,12 +40,20 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-async def hub_snapshot(repository: str, *, revision: str | None, notify: Notify) -> Snapshot:
+async def hub_snapshot(
+    repository: str,
+    *,
+    revision: str | None,
+    notify: Notify,
+    choose: Choose | None = None,
+) -> Snapshot:
     """Download `repository` into the hub's own cache, or find it there when offline.
 
-    Raises ModelNotFoundError, ModelGatedError or ModelError with the reason and what to do. If
-    this is cancelled, the download ends at the next block.
+    `choose` says which of its files: patterns, from its name and theirs. Raises
+    ModelNotFoundError, ModelGatedError or ModelError with the reason and what to do. If this is
+    cancelled, the download ends at the next block.
     """
+    choose = choose or _patterns
     if _is_offline():
         return await asyncio.to_thread(
             _cached, repository, revision, notify, reason="HF_HUB_OFFLINE is set"
@@ -53,7 +62,7 @@ async def hub_snapshot(repository: str, *, revision: str | None, notify: Notify)
         info = await asyncio.to_thread(_look_up, repository, revision)
     except _UnreachableError as error:
         return await asyncio.to_thread(_cached, repository, revision, notify, reason=str(error))
-    return await _download(repository, info, revision=revision, notify=notify)
+    return await _download(repository, info, revision=revision, notify=notify, choose=choose)
 
 
 class _UnreachableError(Exception):
@@ -142,11 +151,11 @@ def _refusal(error: errors.HfHubHTTPError, repository: str, revision: str | None
 
 
 async def _download(
-    repository: str, info: ModelInfo, *, revision: str | None, notify: Notify
+    repository: str, info: ModelInfo, *, revision: str | None, notify: Notify, choose: Choose
 ) -> Snapshot:
     assert info.sha is not None
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    patterns = _patterns(repository, list(sizes))
+    patterns = choose(repository, list(sizes))
     wanted = {name for name in sizes if _matches(name, patterns)}
     total = sum(sizes[name] for name in wanted)
     notify(

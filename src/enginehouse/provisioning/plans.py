@@ -13,9 +13,11 @@ from pathlib import Path
 import msgspec
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
+from enginehouse.provisioning.llama_server import build_settings
 
-DEFAULT_VERSIONS = {"vllm": "0.32.0", "hf": "5.19.0"}
+DEFAULT_VERSIONS = {"vllm": "0.32.0", "hf": "5.19.0", "sglang": "0.5.23", "llamacpp": "11434"}
 VARIANTS = ("cpu", "cuda")
+_VARIANTS_IN_WORDS = {"cpu": "CPUs", "cuda": "CUDA"}
 DEVICES = Path("/dev")
 
 
@@ -24,6 +26,7 @@ class EnvironmentPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     `requirements` is the pinned file's text. `find_links` (comma-separated) and `torch_backend`
     say where uv gets torch; they, and `base_python`'s place, are no part of the content key.
+    `build_settings` are those of an engine that is compiled here; None of one that comes built.
     """
 
     engine: str
@@ -34,6 +37,7 @@ class EnvironmentPlan(msgspec.Struct, frozen=True, kw_only=True):
     requirements: str
     torch_backend: str | None = None
     find_links: str | None = None
+    build_settings: str | None = None
 
     @property
     def requirements_digest(self) -> str:
@@ -45,6 +49,8 @@ class EnvironmentPlan(msgspec.Struct, frozen=True, kw_only=True):
         """The content address: two plans of the same key give the same environment."""
         # A home may be shared by machines of different kinds, hence the platform.
         content = f"{sys.platform} {platform.machine()}\n{self.requirements}"
+        if self.build_settings is not None:
+            content += self.build_settings
         digest = hashlib.sha256(content.encode()).hexdigest()[:12]
         return f"{self.engine}-{self.version}-{self.variant}-py{self.python_version}-{digest}"
 
@@ -59,8 +65,12 @@ class EnvironmentPlan(msgspec.Struct, frozen=True, kw_only=True):
         return (
             f"{self.engine} {self.version} for {self.variant}, {count} pinned requirements\n"
             f"  environment  {self.key}\n"
-            f"  Python       {self.python_version}, {self.base_python}\n"
-            f"  torch from   {source}"
+            + (
+                f"  compiled     here, for this processor, in minutes; {self.build_settings}"
+                if self.build_settings
+                else f"  Python       {self.python_version}, {self.base_python}\n"
+                f"  torch from   {source}"
+            )
         )
 
 
@@ -92,6 +102,7 @@ def plan_environment(
         requirements=_pinned_requirements(engine, version, variant),
         torch_backend=_torch_backend(variant, links),
         find_links=links,
+        build_settings=build_settings(version, variant) if engine == "llamacpp" else None,
     )
 
 
@@ -131,6 +142,13 @@ def _pinned_requirements(engine: str, version: str, variant: str) -> str:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
         known = ", ".join(pinned_versions(engine, variant))
+        if not known:
+            others = [_VARIANTS_IN_WORDS[v] for v in VARIANTS if pinned_versions(engine, v)]
+            raise ConfigurationError(
+                f"{engine} is provisioned for {' and '.join(others)} only here",
+                fix="take another engine, or any other install with --python PATH; --variant says "
+                "which machine is meant",
+            ) from None
         raise ConfigurationError(
             f"{engine} {version} is not pinned here for {variant}",
             why=f"pinned: {known}",

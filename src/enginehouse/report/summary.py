@@ -80,10 +80,19 @@ class Throughput(msgspec.Struct, frozen=True, kw_only=True):
     generated_tokens_per_second: float | None
 
 
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """What the answered requests' tokens cost in US dollars, at the prices that were given."""
+
+    input: float
+    output: float
+    total: float
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One run's result. `provenance` has every different one that answered, in order.
 
-    `incidents`: the deaths of servers of ours while they worked for it.
+    `incidents`: the deaths of servers of ours while they worked for it. `cost` is not there where
+    no prices were given.
     """
 
     run: str
@@ -97,6 +106,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     provenance: tuple[Provenance, ...]
     notes: tuple[str, ...]
     incidents: tuple[Incident, ...] = ()
+    cost: Cost | msgspec.UnsetType = msgspec.UNSET
 
 
 class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,7 +150,8 @@ class SampleView(msgspec.Struct, frozen=True, kw_only=True):
     """One sample as it stands in the journal; `number` counts from 1 through the whole run.
 
     `outcome` is None while it is unscored. `loglikelihoods` are those of a choice's
-    continuations, None for a written answer. `failure` is "Class (stage): message".
+    continuations, None for a written answer. `tool_use` has a line for every attempt to get a tool
+    call and for every call that came of it. `failure` is "Class (stage): message".
     """
 
     number: int
@@ -155,3 +166,4 @@ class SampleView(msgspec.Struct, frozen=True, kw_only=True):
     answer: str | None
     measures: Mapping[str, float]
     failure: str | None
+    tool_use: tuple[str, ...] = ()

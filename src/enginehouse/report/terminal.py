@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import IO, Protocol
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from enginehouse.core.messages import ChatPrompt, Prompt, TextPrompt
 from enginehouse.core.sampler import SampleRequest, SampleResponse
-from enginehouse.report.summary import Figure, Report, SampleView, TaskReport, Throughput
+from enginehouse.report.summary import Cost, Figure, Report, SampleView, TaskReport, Throughput
 from enginehouse.store.runs import RunInfo, RunStatus
 
 _TABLE_WIDTH = 78
@@ -158,14 +159,14 @@ def render_sample(sample: SampleView) -> str:
         lines.append(f"answer understood: {sample.answer}")
     for name, value in sample.measures.items():
         lines.append(f"{name}: {value:g}")
+    lines += sample.tool_use
     if sample.requests:
         lines.append(_parameters(sample.requests[0]))
     lines += [_timing(response) for response in sample.responses]
     if sample.loglikelihoods is None:
-        for request in sample.requests:
-            lines += ["", *_prompt(request.prompt)]
-        for response in sample.responses:
-            lines += ["", *_completions(response)]
+        for request, response in zip_longest(sample.requests, sample.responses):
+            lines += ["", *_prompt(request.prompt), *_tools(request)]
+            lines += ["", *_completions(response)] if response else []
     else:
         for i, (request, loglikelihood) in enumerate(
             zip(sample.requests, sample.loglikelihoods, strict=True)
@@ -299,6 +300,9 @@ def _facts(report: Report) -> Group:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     rows = [("throughput", throughput_line(report.throughput))]
+    if isinstance(cost := report.cost, Cost):
+        parts = f"${cost.input:,.4f} for prompts, ${cost.output:,.4f} for answers"
+        rows.append(("cost", f"${cost.total:,.4f}: {parts}"))
     for task in report.tasks:
         size = f"{task.full_size:,}" if task.full_size is not None else "an unknown number of"
         repeats = f", {task.samples_per_item} samples each" if task.samples_per_item > 1 else ""
@@ -367,12 +371,18 @@ def _prompt(prompt: Prompt) -> list[str]:
     return [f"[{len(prompt.token_ids)} tokens] {' '.join(map(str, prompt.token_ids))}"]
 
 
+def _tools(request: SampleRequest) -> list[str]:
+    names = ", ".join(tool.name for tool in request.tools)
+    return [f"[tools, choice {request.tool_choice}]\n{names}"] if names else []
+
+
 def _completions(response: SampleResponse) -> list[str]:
     lines = []
     for completion in response.completions:
         if completion.reasoning:
             lines.append(f"[reasoning]\n{completion.reasoning}")
         lines.append(f"[answer, finish reason {completion.finish_reason}]\n{completion.text}")
+        lines += [f"[tool call {call.name}]\n{call.arguments}" for call in completion.tool_calls]
     return lines
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from enginehouse.client.transport import normal_base_url
+from enginehouse.client.transport import normal_base_url, redacted
 from enginehouse.core.errors import (
     ConnectionFailedError,
     MalformedResponseError,
@@ -115,8 +115,12 @@ def _listed(
     if reply.status == 200:
         with contextlib.suppress(MalformedResponseError):
             return engine.wire.decode_models(reply.body)
-    if not isinstance(engine, ServedEngine) and reply.status in {404, 405}:
-        return None
+    if not isinstance(engine, ServedEngine):
+        if reply.status in {404, 405}:
+            return None
+        if reply.status >= 400:
+            error = engine.wire.error_reply(reply.status, reply.body, retry_after=None)
+            raise redacted(error, api_key=api_key)
     raise _unusable(base, reply, api_key=api_key, engine=engine)
 
 

@@ -127,7 +127,7 @@ class HealthMonitor:
     def _has_counted(self, load: Load | None) -> bool:
         if load is None:
             return False
-        tokens = (load.prompt_tokens or 0) + (load.generation_tokens or 0)
+        tokens = (load.prompt_tokens or 0) + (load.generation_tokens or 0) + (load.steps or 0)
         before, self._tokens = self._tokens, tokens
         return before is not None and tokens > before
 

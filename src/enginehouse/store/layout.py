@@ -72,3 +72,8 @@ class Layout:
     def runs(self) -> Path:
         """One folder per evaluation run."""
         return self.state / "runs"
+
+    @property
+    def locks(self) -> Path:
+        """Locks of files that lie where the user put them."""
+        return self.state / "locks"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from enginehouse.core.messages import ChatPrompt
+from enginehouse.core.tool_calls import ToolDefinition
+from enginehouse.tools.results import CheckedCall
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +53,19 @@ class Choose(msgspec.Struct, frozen=True, kw_only=True, tag="choose", tag_field=
 
     context: str
     continuations: tuple[str, ...]
+
+
+class CallTools(msgspec.Struct, frozen=True, kw_only=True, tag="call", tag_field="ask"):
+    """Ask for calls of tools; `choice` as in SampleRequest, at most `max_calls` in one answer."""
+
+    prompt: ChatPrompt
+    tools: tuple[ToolDefinition, ...]
+    choice: str
+    max_calls: int
+    max_tokens: int
+
+
+Question = Generate | Choose | CallTools
 
 
 class Outcome(StrEnum):
@@ -113,7 +128,7 @@ class Task(Protocol):
         """
         ...
 
-    def ask(self, item: Item) -> Generate | Choose:
+    def ask(self, item: Item) -> Question:
         """What to ask about `item`."""
         ...
 
@@ -123,4 +138,13 @@ class Task(Protocol):
 
     def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
         """Score from the summed natural-log probabilities, in the order of the continuations."""
+        ...
+
+
+@runtime_checkable
+class ToolTask(Task, Protocol):
+    """A task that asks for calls of tools."""
+
+    def score_calls(self, item: Item, calls: Sequence[CheckedCall]) -> Score:
+        """Score calls that are valid; whatever else came back is not correct without asking."""
         ...

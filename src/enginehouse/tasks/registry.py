@@ -11,6 +11,8 @@ from enginehouse.tasks.base import Task, TaskInfo
 TASKS: Final = Registry(
     "task",
     {
+        "bfcl/multiple": "enginehouse.tasks.bfcl:Multiple",
+        "bfcl/simple_python": "enginehouse.tasks.bfcl:SimplePython",
         "gpqa_diamond": "enginehouse.tasks.gpqa_diamond:GPQADiamond",
         "gsm8k": "enginehouse.tasks.gsm8k:GSM8K",
         "hellaswag": "enginehouse.tasks.hellaswag:HellaSwag",

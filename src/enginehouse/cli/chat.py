@@ -1,0 +1,165 @@
+"""enginehouse chat."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+
+from enginehouse.cli.console import Console, Interrupted
+from enginehouse.cli.options import (
+    ConfigOption,
+    QuietOption,
+    VerboseOption,
+    with_config_options,
+)
+from enginehouse.core.errors import UnauthorizedError, WireError
+from enginehouse.facades.blocking import Held
+from enginehouse.launch.asking import asking
+from enginehouse.launch.chatting import Conversation
+from enginehouse.launch.configuration import ChatConfig, merged, parse, read_yaml
+from enginehouse.launch.serving import Serving
+from enginehouse.store.layout import Layout
+
+_HINT = "/reset begins anew, /exit or Ctrl-D ends; Ctrl-C stops an answer, or ends at the prompt"
+
+
+@with_config_options(ChatConfig)
+def chat(
+    *,
+    config: ConfigOption = None,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+    given: dict[str, Any],
+) -> None:
+    """Talk to a model in the terminal; or line by line, with messages on standard input.
+
+    /reset begins anew, /exit ends. Ctrl-C stops an answer, or ends at the prompt.
+    """
+    console = Console(verbose=verbose, quiet=quiet)
+    values = merged(read_yaml(config) if config else {}, given)
+    settings = parse(ChatConfig, values, origin=str(config or "the command line"))
+    layout = Layout.from_environment()
+    with _interruptible():
+        held = Held(
+            lambda: asking(settings, layout=layout, notify=console.note, concurrency=1), name="chat"
+        )
+        try:
+            failure = _Talk(held, settings, console).run()
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):  # the server is stopped in order
+                signal.signal(number, signal.SIG_IGN)
+            held.close()
+    if failure is not None:
+        raise typer.Exit(failure.exit_code)
+
+
+class _Talk:
+    """The terminal's side of a conversation."""
+
+    def __init__(self, held: Held[Serving], settings: ChatConfig, console: Console) -> None:
+        self._held = held
+        self._console = console
+        self._conversation = held.call(lambda ready: _begun(ready, settings))
+        self._max_tokens = settings.max_tokens
+        self._terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        self._failure: WireError | None = None
+
+    def run(self) -> WireError | None:
+        """Answer every message; the last failure where nobody sat there to see it."""
+        if self._terminal:
+            import readline  # noqa: F401 - gives input() its editing
+
+            self._console.note(_HINT)
+        for line in self._lines():
+            text = line.strip()
+            if text == "/exit":
+                break
+            if text == "/reset":
+                self._conversation.reset()
+            elif text:
+                self._answer(text)
+        return None if self._terminal else self._failure
+
+    def _lines(self) -> Iterator[str]:
+        if not self._terminal:
+            for line in sys.stdin.buffer:
+                yield line.decode(errors="replace")
+            return
+        while True:
+            try:
+                line = input("> ")
+            except EOFError:
+                print()  # noqa: T201 - the shell's prompt begins on a line of its own
+                return
+            yield line
+
+    def _answer(self, text: str) -> None:
+        shown = _Shown()
+        try:
+            answer = self._held.call(lambda _: self._conversation.answer(text, show=shown.show))
+        except KeyboardInterrupt:
+            shown.end()
+            if not self._terminal:
+                raise
+            self._console.note("stopped; the answer so far is part of the conversation")
+        except UnauthorizedError:
+            raise
+        except WireError as error:
+            shown.end()
+            self._failure = error
+            self._console.note(f"error: {error}")
+        else:
+            shown.end(always=True)
+            if answer.cut_off:
+                self._console.note(
+                    f"cut off after {self._max_tokens} tokens; --max-tokens allows more"
+                )
+
+
+class _Shown:
+    """An answer on the screen; once it is ended, pieces that are still under way are not shown."""
+
+    def __init__(self) -> None:
+        self._begun = self._ended = False
+
+    def show(self, piece: str) -> None:
+        if not self._ended:
+            self._begun = True
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+    def end(self, *, always: bool = False) -> None:
+        """End the line; `always` also that of an empty answer."""
+        self._ended = True
+        if self._begun or always:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+
+async def _begun(ready: Serving, settings: ChatConfig) -> Conversation:
+    return Conversation(ready.sampler, settings)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, SIGTERM ends; either way as other commands end."""
+
+    def terminate(number: int, _: object) -> NoReturn:
+        raise Interrupted(number)
+
+    before = (
+        (signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler)),
+        (signal.SIGTERM, signal.signal(signal.SIGTERM, terminate)),
+    )
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(signal.SIGINT) from None
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)

@@ -1,0 +1,192 @@
+"""Error replies of hosted APIs, as errors of core that say whose key, account or limit it was.
+
+Bodies: {"error": {"message", "type", "param", "code"}} (OpenAI), {"type": "error", "error":
+{"type", "message"}} (Anthropic), {"error": {"code": 402, "message", "metadata": {"provider_name",
+"raw"}}} (OpenRouter, which also answers 200 with one, and puts one into a choice).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from enginehouse.core.errors import (
+    BadRequestError,
+    ContextOverflowError,
+    ForbiddenError,
+    NoCreditError,
+    RateLimitedError,
+    ServerFaultError,
+    UnauthorizedError,
+    UnknownModelError,
+    WireError,
+)
+from enginehouse.dialects.openai_replies import excerpt
+
+_OVERLOADED = 529  # Anthropic's
+_CREDIT = re.compile(
+    r"insufficient_quota|billing_(hard_limit|error|not_active)|credit balance|"
+    r"insufficient credits|requires more credits",
+    re.IGNORECASE,
+)
+_CONTEXT = re.compile(
+    r"maximum context length|context_length_exceeded|context (window|limit)|prompt is too long"
+    r"|max_(completion_)?tokens.{0,3} is too large|request_too_large"
+    r"|maximum allowed number of output tokens",
+    re.IGNORECASE,
+)
+_MODEL = re.compile(
+    r"model_not_found|model.{0,120}(does not exist|not found)|not a valid model"
+    r"|not_found_error.{0,20}model|no endpoints found for",
+    re.IGNORECASE | re.DOTALL,
+)
+_PARAMETER = re.compile(
+    r"(unsupported|deprecated|not supported|not permitted|cannot both|support tool use|"
+    r"handle the requested parameters)",
+    re.IGNORECASE,
+)
+_SAMPLING = re.compile(r"temperature|top_p|top_k|requested parameters")
+# what a type or a status name of a streamed error, which has no HTTP status, stands for
+_STATUS = {
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "overloaded_error": _OVERLOADED,
+    "invalid_request_error": 400,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostedErrors:
+    """Reads one vendor's errors; the other fields are what its user has to look at next."""
+
+    vendor: str
+    key_variable: str
+    keys_page: str
+    billing_page: str
+
+    def __call__(self, status: int, body: bytes, *, retry_after: float | None = None) -> WireError:
+        """The error that a reply with a status of 300 or above stands for."""
+        error = _Error.read(body)
+        said = f"{self.vendor} answered {status}: {error.message}"
+        words = f"{error.codes} {error.message} {error.cause or ''}"
+        if status == HTTPStatus.PAYMENT_REQUIRED or _CREDIT.search(words):
+            return NoCreditError(
+                said,
+                why="the account has no credit, or its spending limit is reached",
+                fix=f"look at {self.billing_page}, or use another account's key",
+                status=status,
+            )
+        if status in (429, _OVERLOADED) or (status == 503 and retry_after is not None):
+            return RateLimitedError(
+                said,
+                retry_after=retry_after,
+                status=status,
+                why=error.cause,
+                fix="lower --concurrency, ask again later, or ask for a higher limit",
+            )
+        if status == HTTPStatus.REQUEST_TIMEOUT or (status >= 500 and status != 501):
+            return ServerFaultError(
+                said, why=error.cause, fix="the fault is theirs: ask again later", status=status
+            )
+        return self._refusal(status, said, words=words, why=error.cause)
+
+    def in_reply(self, body: bytes) -> WireError | None:
+        """The error in a reply, or an event of a stream, that came with status 200."""
+        if b'"error"' not in body:
+            return None
+        error = _Error.read(body)
+        return self(error.status, body) if error.found else None
+
+    def _refusal(self, status: int, said: str, *, words: str, why: str | None) -> BadRequestError:
+        kind, fix = BadRequestError, None
+        if status == HTTPStatus.UNAUTHORIZED:
+            kind = UnauthorizedError
+            fix = (
+                f"check the {self.vendor} key in {self.key_variable} (or in the variable that "
+                f"--api-key-env names); {self.keys_page} lists yours"
+            )
+        elif status == HTTPStatus.FORBIDDEN:
+            kind = ForbiddenError
+            fix = (
+                "the key is known, but may not do this: use one whose project may use this model, "
+                "from a region that is served, or change what was flagged"
+            )
+        elif _MODEL.search(words):
+            kind, fix = UnknownModelError, f"name a model that this {self.vendor} key can use"
+        elif _CONTEXT.search(words) or status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            kind, fix = ContextOverflowError, "lower max_tokens or shorten the prompt"
+        elif _PARAMETER.search(words) and _SAMPLING.search(words):
+            fix = (
+                "this model takes only its own sampling: give --temperature 1 and neither top_p "
+                "nor top_k, which are then left out of the request"
+            )
+        elif _PARAMETER.search(words):
+            fix = "leave that out, or use a model that takes it"
+        elif status in (404, 405) or status < 400:
+            fix = "check the address: it should end in the host or in /v1"
+        return kind(said, why=why, fix=fix, status=status)
+
+
+class _Error(msgspec.Struct, frozen=True, kw_only=True):
+    """What an error body says; `found` is false where it is none, `cause` is the provider's."""
+
+    message: str
+    codes: str = ""
+    status: int = 500
+    cause: str | None = None
+    found: bool = False
+
+    @classmethod
+    def read(cls, body: bytes) -> _Error:
+        error = _find(body)
+        if isinstance(error, str):
+            return cls(message=error, found=True)
+        if not isinstance(error, dict):
+            return cls(message=excerpt(body))
+        code, kind = error.get("code"), error.get("type")
+        status = code if isinstance(code, int) and code >= 400 else None
+        names = [name for name in (code, kind, error.get("param")) if isinstance(name, str)]
+        message = error.get("message")
+        return cls(
+            message=message if isinstance(message, str) else excerpt(body),
+            codes=" ".join(names),
+            status=status or next((_STATUS[name] for name in names if name in _STATUS), 500),
+            cause=_cause(error.get("metadata")),
+            found=True,
+        )
+
+
+def _find(body: bytes) -> Any:
+    """The error object in a body: at its top, or in a choice."""
+    try:
+        decoded = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if not isinstance(decoded, dict):
+        return None
+    choices = decoded.get("choices")
+    holders = [decoded, *(choices if isinstance(choices, list) else ())]
+    return next((h["error"] for h in holders if isinstance(h, dict) and h.get("error")), None)
+
+
+def _cause(metadata: Any) -> str | None:
+    """What OpenRouter tells of the provider's own error, or of what was flagged."""
+    if not isinstance(metadata, dict):
+        return None
+    raw, reasons = metadata.get("raw"), metadata.get("reasons")
+    if reasons:
+        return f"flagged for {', '.join(map(str, reasons))}"
+    if raw is None:
+        return None
+    text = raw if isinstance(raw, str) else msgspec.json.encode(raw).decode()
+    return f"{metadata.get('provider_name', 'the provider')} said: {excerpt(text.encode())}"

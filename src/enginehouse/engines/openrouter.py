@@ -1,0 +1,60 @@
+"""OpenRouter: one API before many providers, with OpenAI's chat completions."""
+
+from __future__ import annotations
+
+from enginehouse.client.wire import Wire
+from enginehouse.core.sampler import Capabilities, Capability, LoadSignal
+from enginehouse.dialects.openai_hosted import OPENROUTER_CHAT
+
+_ERRORS = OPENROUTER_CHAT.errors
+
+
+class OpenRouterEngine:
+    """A RemoteEngine. Its seed is not declared: whether one has an effect is up to the provider."""
+
+    name = "openrouter"
+    wire = Wire(
+        chat=OPENROUTER_CHAT,
+        completions=None,
+        error_reply=_ERRORS,
+        reply_error=_ERRORS.in_reply,
+        models_path="/v1/models/user",  # unlike /v1/models it refuses a wrong key
+        rate_limited=True,
+    )
+    url_variables = ("OPENROUTER_BASE_URL",)
+    key_variables = (_ERRORS.key_variable,)
+    needs_key = True
+
+    @property
+    def tried(self) -> str | None:
+        """Against what it has been tested."""
+        return "its documented wire format, against a fake"
+
+    @property
+    def default_url(self) -> str | None:
+        """The vendor's address."""
+        return "https://openrouter.ai/api"
+
+    @property
+    def load_signal(self) -> LoadSignal | None:
+        """It shows no queue."""
+        return None
+
+    def capabilities(self, version: str | None) -> Capabilities:
+        """What some provider does; a request goes only to those that take all its fields."""
+        del version
+        return Capabilities(
+            supports=frozenset(
+                {
+                    Capability.CHAT,
+                    Capability.STREAM,
+                    Capability.TOP_K,
+                    Capability.MIN_P,
+                    Capability.REPETITION_PENALTY,
+                    Capability.LOGPROBS,
+                    Capability.JSON_SCHEMA,
+                    Capability.TOOLS,
+                }
+            ),
+            most_logprobs=20,
+        )

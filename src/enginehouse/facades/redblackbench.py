@@ -1,0 +1,288 @@
+"""RedBlackBench's providers: `generate(system_prompt, messages)` of a served or hosted model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple, Self, get_args
+
+import msgspec
+
+from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.transport import normal_base_url
+from enginehouse.core.errors import ConfigurationError, UnknownNameError
+from enginehouse.core.messages import ChatPrompt, Message, Role
+from enginehouse.core.sampler import SampleRequest
+from enginehouse.core.sampling import SamplingParameters
+from enginehouse.engines.base import Engine, RemoteEngine
+from enginehouse.engines.registry import ENGINES
+
+VLLM_URL = "http://localhost:8000/v1"
+
+
+@dataclass(frozen=True)
+class ProviderConfig:
+    """A model, as its server names it (a path, a served name, a LoRA adapter), and how to ask it.
+
+    `api_key` None is the engine's own environment variable; `base_url` None its own address.
+    """
+
+    model: str
+    temperature: float = 0.7
+    max_tokens: int = 1024
+    api_key: str | None = field(default=None, repr=False)
+    base_url: str | None = None
+
+
+class BaseLLMProvider(ABC):
+    """Anything that answers a conversation; subclass it for a provider of your own."""
+
+    def __init__(self, config: ProviderConfig) -> None:
+        self.config = config
+
+    @property
+    def provider_name(self) -> str:
+        """What its configurations call it: "vllm" for VLLMProvider."""
+        return type(self).__name__.removesuffix("Provider").lower()
+
+    @abstractmethod
+    async def generate(self, system_prompt: str, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The answer to `messages`, each with `role` and `content`, below a system prompt."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(model={self.config.model})"
+
+
+class _SamplerProvider(BaseLLMProvider):
+    """One model of one server.
+
+    The first question in an event loop opens connections, which all providers of that server
+    share. They are closed when the last of these has been closed, and at the latest when the loop
+    is shut down, as asyncio.run does.
+    """
+
+    _engine: ClassVar[str]
+
+    def __init__(self, config: ProviderConfig) -> None:
+        super().__init__(config)
+        self._parameters = SamplingParameters(
+            temperature=config.temperature, max_tokens=config.max_tokens
+        )
+        engine: Engine = ENGINES.load(self._engine)()
+        self.base_url = normal_base_url(config.base_url or _address(engine))
+        self._server = _Server(self._engine, self.base_url, config.api_key or _key(engine))
+
+    async def generate(self, system_prompt: str, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The answer's text. Raises WireError, after retries where they make sense.
+
+        Any number of tasks may ask at once: at most 64 requests to a server are under way.
+        """
+        conversation = tuple(_message(entry) for entry in messages)
+        if system_prompt:
+            conversation = (Message("system", system_prompt), *conversation)
+        request = SampleRequest(
+            prompt=ChatPrompt(conversation), parameters=self._parameters, model=self.config.model
+        )
+        pool = _pool(self._server)
+        pool.users.add(self)
+        response = await (await pool.sampler()).sample(request)
+        return response.completions[0].text
+
+    async def aclose(self) -> None:
+        """Let go of the running event loop's connections; a later question opens new ones."""
+        pool = _pool(self._server)
+        pool.users.discard(self)
+        if not pool.users:
+            del _pools[asyncio.get_running_loop()][self._server]
+            await pool.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+class _Server(NamedTuple):
+    engine: str
+    base_url: str
+    api_key: str
+
+
+class _Pool:
+    """The connections of one event loop to one server."""
+
+    def __init__(self, server: _Server) -> None:
+        self.users: weakref.WeakSet[_SamplerProvider] = weakref.WeakSet()
+        # An event loop that is shut down closes the asynchronous generators that are left: the one
+        # moment when connections that nobody closed can still be closed in order.
+        self._generator = _open(server)
+        self._opening = asyncio.Lock()
+        self._sampler: HTTPSampler | None = None
+
+    async def sampler(self) -> HTTPSampler:
+        """What asks the server; opened by the first call."""
+        async with self._opening:
+            if self._sampler is None:
+                self._sampler = await anext(self._generator)
+        return self._sampler
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._generator.aclose()
+
+
+_pools: dict[asyncio.AbstractEventLoop, dict[_Server, _Pool]] = {}
+
+
+def _pool(server: _Server) -> _Pool:
+    loop = asyncio.get_running_loop()
+    if loop not in _pools:
+        for ended in [other for other in list(_pools) if other.is_closed()]:
+            del _pools[ended]
+    pools = _pools.setdefault(loop, {})
+    if server not in pools:
+        pools[server] = _Pool(server)
+    return pools[server]
+
+
+async def _open(server: _Server) -> AsyncGenerator[HTTPSampler]:
+    engine: Engine = ENGINES.load(server.engine)()
+    sampler = HTTPSampler(
+        server.base_url,
+        model="",  # every request names its own
+        capabilities=engine.capabilities(None),
+        wire=engine.wire,
+        api_key=server.api_key,
+    )
+    async with sampler:
+        yield sampler
+
+
+class VLLMProvider(_SamplerProvider):
+    """A model or a LoRA adapter of a vLLM server."""
+
+    _engine = "vllm"
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str = VLLM_URL,
+        temperature: float = 0.7,
+        max_tokens: int = 1024,
+        api_key: str | None = "EMPTY",
+    ) -> None:
+        super().__init__(
+            ProviderConfig(
+                model=model,
+                base_url=base_url,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                api_key=api_key or "EMPTY",
+            )
+        )
+
+
+class _HostedProvider(_SamplerProvider):
+    def __init__(
+        self,
+        model: str,
+        temperature: float = 0.7,
+        max_tokens: int = 1024,
+        api_key: str | None = None,
+        base_url: str | None = None,
+    ) -> None:
+        super().__init__(
+            ProviderConfig(
+                model=model,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                api_key=api_key,
+                base_url=base_url,
+            )
+        )
+
+
+class OpenAIProvider(_HostedProvider):
+    """A model of OpenAI's API; the key from OPENAI_API_KEY when not given."""
+
+    _engine = "openai"
+
+
+class AnthropicProvider(_HostedProvider):
+    """A model of Anthropic's API; the key from ANTHROPIC_API_KEY when not given."""
+
+    _engine = "anthropic"
+
+
+class OpenRouterProvider(_HostedProvider):
+    """A model of OpenRouter's API; the key from OPENROUTER_API_KEY when not given."""
+
+    _engine = "openrouter"
+
+
+_PROVIDERS: dict[str, type[_SamplerProvider]] = {
+    "anthropic": AnthropicProvider,
+    "openai": OpenAIProvider,
+    "openrouter": OpenRouterProvider,
+    "vllm": VLLMProvider,
+}
+
+
+def create_provider(options: Mapping[str, Any]) -> BaseLLMProvider:
+    """The provider of a configuration's `provider:` block: its `type` and that one's options.
+
+    Raises ConfigurationError for a type or an option that there is not.
+    """
+    given = dict(options)
+    kind = given.pop("type", None)
+    if kind is None:
+        raise ConfigurationError(
+            "a provider needs a 'type'", fix=f"one of: {', '.join(sorted(_PROVIDERS))}"
+        )
+    if kind not in _PROVIDERS:
+        raise UnknownNameError("provider type", str(kind), _PROVIDERS)
+    known = [option.name for option in fields(ProviderConfig)]
+    for name in given:
+        if name not in known:
+            raise UnknownNameError(f"option of the {kind} provider", name, known)
+    if "model" not in given:
+        raise ConfigurationError(
+            f"the {kind} provider needs a 'model'",
+            fix="name one as the server lists it: a served name, a path, or a LoRA adapter",
+        )
+    return _PROVIDERS[kind](**given)
+
+
+def _message(entry: Mapping[str, Any]) -> Message:
+    try:
+        return msgspec.convert(entry, Message)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(
+            f"not a message: {dict(entry)!r}",
+            why=str(error),
+            fix=f"give a role ({', '.join(get_args(Role))}) and a text as content",
+        ) from None
+
+
+def _address(engine: Engine) -> str:
+    assert isinstance(engine, RemoteEngine), "the others are given an address"
+    named = (os.environ.get(name) for name in engine.url_variables)
+    address = next((value for value in named if value), engine.default_url)
+    assert address is not None, "a hosted API has one"
+    return address
+
+
+def _key(engine: Engine) -> str:
+    assert isinstance(engine, RemoteEngine), "the others are given a key"
+    for name in engine.key_variables:
+        if key := os.environ.get(name):
+            return key
+    raise ConfigurationError(
+        f"there is no API key for {engine.name}; nothing was sent",
+        fix=f"export {engine.key_variables[0]}=…, or give api_key",
+    )

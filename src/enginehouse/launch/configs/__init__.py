@@ -1,0 +1,1 @@
+"""Hydra's configuration files; pkg://enginehouse.launch.configs finds them."""

@@ -1,0 +1,16 @@
+"""`python …/hf_server --model FOLDER --port PORT`: see options.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run as a folder, it is its own import path; its modules name themselves in full.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from hf_server.options import parse
+
+    options = parse(sys.argv[1:])
+    from hf_server.serving import serve
+
+    serve(options)

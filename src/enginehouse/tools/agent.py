@@ -1,0 +1,172 @@
+"""A loop that lets a model call functions until it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+from pydantic import TypeAdapter
+from pydantic_core import PydanticSerializationError
+
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.messages import Message
+from enginehouse.core.sampler import Sampler
+from enginehouse.core.sampling import SamplingParameters
+from enginehouse.tools.calling import call_tools
+from enginehouse.tools.ladder import Ladder
+from enginehouse.tools.results import CallOutcome, CheckedCall, ToolResult
+from enginehouse.tools.specification import RESERVED, ToolLike, ToolSpec, tool_specs
+
+_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+class AgentLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an agent stops: turns of the model, calls in one turn, seconds that a tool may take."""
+
+    max_turns: int = 8
+    max_calls: int = 8
+    tool_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.max_turns < 1 or self.max_calls < 1 or self.tool_timeout <= 0:
+            raise ConfigurationError("max_turns, max_calls and tool_timeout must be positive")
+
+
+class AgentOutcome(StrEnum):
+    """How a loop ended: with an answer, at the bound, or with a turn that was neither."""
+
+    ANSWERED = "answered"
+    MAX_TURNS = "max_turns"
+    MISSING = "missing"
+    INVALID = "invalid"
+    TRUNCATED = "truncated"
+
+
+class AgentResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A loop's end. `messages` is the whole conversation, `turns` what call_tools gave each turn.
+
+    `text` is the last thing that the model wrote; only with `answered` it is the answer.
+    """
+
+    outcome: AgentOutcome
+    text: str
+    messages: tuple[Message, ...]
+    turns: tuple[ToolResult, ...]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The tokens of all prompts."""
+        return sum(turn.prompt_tokens for turn in self.turns)
+
+    @property
+    def completion_tokens(self) -> int:
+        """The tokens of all answers."""
+        return sum(turn.completion_tokens for turn in self.turns)
+
+
+_PARAMETERS = SamplingParameters()
+_LIMITS = AgentLimits()
+
+
+async def run_agent(
+    sampler: Sampler,
+    messages: Sequence[Message],
+    tools: Iterable[ToolLike],
+    *,
+    choice: str = "auto",
+    parameters: SamplingParameters = _PARAMETERS,
+    model: str | None = None,
+    ladder: Ladder | None = None,
+    limits: AgentLimits = _LIMITS,
+) -> AgentResult:
+    """Ask, run the calls, feed the results back, until the model answers in words.
+
+    Every tool is a Python function, sync (run in a thread) or async; the calls of one turn run at
+    the same time. What a function returns goes back as JSON (a text as it is); an exception or a
+    time-out goes back in words. A sync function that timed out cannot be ended: its thread goes
+    on. `choice` is that of the first turn, "auto" that of the others. Raises as call_tools does,
+    and ConfigurationError for a tool without a function.
+    """
+    specs = tool_specs(tools)
+    for spec in specs:
+        if spec.function is None:
+            raise ConfigurationError(
+                f"the tool {spec.name} has no function to run",
+                fix="give typed Python functions, or use call_tools and run the calls yourself",
+            )
+    by_name = {spec.name: spec for spec in specs}
+    ladder = ladder or Ladder()
+    transcript = list(messages)
+    turns: list[ToolResult] = []
+    for turn in range(limits.max_turns):
+        result = await call_tools(
+            sampler,
+            transcript,
+            specs,
+            choice=choice if turn == 0 else _later(choice),
+            parameters=parameters,
+            model=model,
+            max_calls=limits.max_calls,
+            ladder=ladder,
+        )
+        turns.append(result)
+        transcript.append(result.message())
+        if result.outcome is not CallOutcome.CALLED:
+            return _ended(AgentOutcome(result.outcome.value), transcript, turns)
+        transcript += await asyncio.gather(
+            *(_run(by_name[call.name], call, limits.tool_timeout) for call in result.calls)
+        )
+    return _ended(AgentOutcome.MAX_TURNS, transcript, turns)
+
+
+def _later(choice: str) -> str:
+    return choice if choice == RESERVED[-1] else "auto"
+
+
+def _ended(
+    outcome: AgentOutcome, transcript: list[Message], turns: list[ToolResult]
+) -> AgentResult:
+    return AgentResult(
+        outcome=outcome, text=turns[-1].text, messages=tuple(transcript), turns=tuple(turns)
+    )
+
+
+async def _run(spec: ToolSpec, call: CheckedCall, timeout: float) -> Message:  # noqa: ASYNC109
+    try:
+        value = await asyncio.wait_for(_returned(spec, call), timeout)
+        text = value if isinstance(value, str) else _ANYTHING.dump_json(value).decode()
+    except TimeoutError:
+        text = f"error: {spec.name} took longer than {timeout:g} s and was given up"
+    except PydanticSerializationError:
+        text = str(value)
+    except Exception as error:  # noqa: BLE001 - whatever a tool raises, the model is told
+        text = f"error: {type(error).__name__}: {error}"
+    return Message("tool", text, tool_call_id=call.id)
+
+
+async def _returned(spec: ToolSpec, call: CheckedCall) -> Any:
+    function = spec.function
+    assert function is not None
+    arguments = _typed(spec, call.arguments)
+    if _is_async(function):
+        return await function(**arguments)
+    value = await asyncio.to_thread(function, **arguments)
+    return await value if inspect.isawaitable(value) else value
+
+
+def _typed(spec: ToolSpec, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments in the types that the function is annotated with."""
+    if spec.arguments_type is None:
+        return arguments
+    given = spec.arguments_type.model_validate(arguments)
+    return {name: getattr(given, name) for name in given.model_fields_set}
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - an object whose call is a coroutine
+    )

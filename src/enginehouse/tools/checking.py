@@ -1,0 +1,67 @@
+"""Whether the calls that a model made are calls of the tools it was given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import msgspec
+
+from enginehouse.core.errors import nearest
+from enginehouse.tools.results import CheckedCall
+from enginehouse.tools.specification import ToolSpec
+
+
+class FoundCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call as it was found: `arguments` is JSON text, or what was decoded already."""
+
+    name: str
+    arguments: Any
+    id: str | None = None
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True):
+    """All calls if every one is valid; else none, and what is wrong with the first wrong one."""
+
+    calls: tuple[CheckedCall, ...] = ()
+    problem: str | None = None
+
+
+def check_calls(
+    found: Sequence[FoundCall], tools: Mapping[str, ToolSpec], *, max_calls: int
+) -> Checked:
+    """Check calls against `tools`, those that may be called. An id that is missing is made up."""
+    if len(found) > max_calls:
+        return Checked(problem=f"{len(found)} calls, and at most {max_calls} may be made")
+    calls = []
+    for place, call in enumerate(found):
+        tool = tools.get(call.name)
+        if tool is None:
+            close = nearest(call.name, tools)
+            hint = f"did you mean {close}?" if close else f"there are: {', '.join(tools)}"
+            return Checked(problem=f"there is no function called {call.name!r}; {hint}")
+        try:
+            arguments = decode_arguments(call.arguments)
+        except ValueError as error:
+            return Checked(problem=f"the arguments of {call.name} are not JSON: {error}")
+        if problem := tool.check(arguments):
+            return Checked(problem=problem)
+        calls.append(
+            CheckedCall(id=call.id or f"call_{place}", name=call.name, arguments=arguments)
+        )
+    return Checked(calls=tuple(calls))
+
+
+def decode_arguments(arguments: Any) -> Any:
+    """The arguments, of JSON text if they are text. Raises ValueError."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return json.loads(arguments or "{}", parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("they are nested too deeply") from None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")

@@ -1,0 +1,272 @@
+"""Tools as they are given: JSON Schemas, OpenAI tools, flat dicts, and typed Python functions."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
+
+import jsonschema
+import msgspec
+from jsonschema.exceptions import best_match
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.errors import PydanticUserError
+from referencing import Registry
+
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.tool_calls import ToolDefinition
+
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # OpenAI's rule, which every wire format obeys
+RESERVED = ("auto", "required", "none")
+_NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
+_OFFLINE: Registry[Any] = Registry()  # a schema never makes us fetch anything
+
+ToolLike = ToolDefinition | Mapping[str, Any] | Callable[..., Any]
+
+
+class ToolSpec(ToolDefinition, frozen=True, kw_only=True):
+    """A tool that was checked: its name, and that `parameters` is a JSON Schema (2020-12).
+
+    `function` runs it, `arguments_type` has the types that the function wants; both are None
+    unless it was made of a function. Raises ConfigurationError when made of nonsense.
+    """
+
+    function: Callable[..., Any] | None = None
+    arguments_type: type[BaseModel] | None = None
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        _check_schema(self.name, self.parameters)
+
+    @classmethod
+    def of(cls, tool: ToolLike) -> ToolSpec:
+        """A spec of whatever describes a tool; raises ConfigurationError if nothing fits.
+
+        An OpenAI tool has `function`, a flat dict `name`, a JSON Schema `title`.
+        """
+        if isinstance(tool, ToolSpec):
+            return tool
+        if isinstance(tool, ToolDefinition):
+            return cls(name=tool.name, description=tool.description, parameters=tool.parameters)
+        if isinstance(tool, Mapping):
+            inner = tool.get("function")
+            if isinstance(inner, Mapping):
+                return cls._from_flat(inner)
+            if "name" in tool:
+                return cls._from_flat(tool)
+            if "title" in tool:
+                return cls.from_schema(tool, name=_text(tool, "title"))
+        elif callable(tool):
+            return cls.from_function(tool)
+        raise ConfigurationError(
+            f"this describes no tool: {str(tool)[:200]}",
+            fix="give a typed Python function, a dict with name, description and parameters, an "
+            "OpenAI tool, or a JSON Schema with a title",
+        )
+
+    @classmethod
+    def _from_flat(cls, tool: Mapping[str, Any]) -> ToolSpec:
+        parameters = tool.get("parameters")
+        return cls.from_schema(
+            _NOTHING if parameters is None else parameters,
+            name=_text(tool, "name"),
+            description=_text(tool, "description", default=""),
+        )
+
+    @classmethod
+    def from_schema(
+        cls, schema: Mapping[str, Any], *, name: str, description: str | None = None
+    ) -> ToolSpec:
+        """A tool with that schema; without a description it is the schema's own."""
+        if not isinstance(schema, Mapping):
+            raise _bad_schema(name, f"it is {type(schema).__name__}, not an object")
+        told = description if description is not None else str(schema.get("description", ""))
+        return cls(name=name, description=told, parameters=dict(schema))
+
+    @classmethod
+    def from_function(
+        cls,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        description: str | None = None,
+    ) -> ToolSpec:
+        """A tool of a function's signature (annotations as pydantic reads them) and docstring."""
+        called = name or str(getattr(function, "__name__", type(function).__name__))
+        arguments = _arguments_type(function, called)
+        try:
+            schema = arguments.model_json_schema()
+        except PydanticUserError as error:
+            raise ConfigurationError(
+                f"the arguments of {called} cannot be written as JSON",
+                why=error.message,
+                fix="annotate its parameters with types that JSON has, or give a JSON Schema",
+            ) from error
+        del schema["title"]
+        return cls(
+            name=called,
+            description=inspect.getdoc(function) or "" if description is None else description,
+            parameters=schema,
+            function=function,
+            arguments_type=arguments,
+        )
+
+    def definition(self) -> ToolDefinition:
+        """What a model is told; goes into requests and journals."""
+        return ToolDefinition(
+            name=self.name, description=self.description, parameters=self.parameters
+        )
+
+    def check(self, arguments: Any) -> str | None:
+        """What is wrong with `arguments`, decoded from JSON; None if they are valid."""
+        if not isinstance(arguments, dict):
+            return f"the arguments of {self.name} are {_kind(arguments)}, not an object"
+        if problem := _unwritable(arguments):
+            return f"the arguments of {self.name} hold {problem}"
+        validator = jsonschema.Draft202012Validator(self.parameters, registry=_OFFLINE)
+        error = best_match(validator.iter_errors(arguments))
+        if error is not None:
+            place = error.json_path.removeprefix("$").removeprefix(".") or "the arguments"
+            return f"{self.name}: {place}: {error.message[:300]}"
+        if self.arguments_type is not None:
+            try:
+                self.arguments_type.model_validate(arguments)
+            except ValidationError as wrong:  # a validator of the user's
+                first = wrong.errors()[0]
+                return f"{self.name}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return None
+
+
+def tool_specs(tools: Iterable[ToolLike]) -> tuple[ToolSpec, ...]:
+    """The specs of several tools. Raises ConfigurationError, also for two of one name."""
+    specs = tuple(ToolSpec.of(tool) for tool in tools)
+    names = [spec.name for spec in specs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigurationError(
+            f"several tools are called {twice[0]!r}", fix="give every tool a name of its own"
+        )
+    return specs
+
+
+def _check_name(name: str) -> None:
+    fix = "use 1 to 64 letters, digits, underscores and hyphens"
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(f"the wire forbids the tool name {name!r}", fix=fix)
+    if name in RESERVED:
+        raise ConfigurationError(
+            f"a tool cannot be called {name!r}",
+            why="as a tool choice the word has a meaning of its own",
+            fix="give the tool another name",
+        )
+
+
+def _check_schema(name: str, schema: dict[str, Any]) -> None:
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise _bad_schema(name, f"{error.json_path}: {error.message[:300]}") from error
+    if schema.get("type") != "object":
+        raise _bad_schema(name, f"its type is {schema.get('type')!r}: arguments are an object")
+    for reference in _references(schema):
+        if not _resolves(schema, reference):
+            raise _bad_schema(name, f"nothing is at its $ref {reference!r}")
+    try:
+        msgspec.json.encode(schema)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _bad_schema(name, f"it is not JSON: {error}") from error
+
+
+def _bad_schema(name: str, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the parameters of the tool {name!r} are no JSON Schema of an object",
+        why=why,
+        fix='write {"type": "object", "properties": {…}, "required": […]} with the types string, '
+        "number, integer, boolean, array, object and null",
+    )
+
+
+def _references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, Mapping):
+        reference = schema.get("$ref")
+        if isinstance(reference, str):
+            yield reference
+        for value in schema.values():
+            yield from _references(value)
+    elif _is_list(schema):
+        for value in schema:
+            yield from _references(value)
+
+
+def _resolves(schema: Any, reference: str) -> bool:
+    if not reference.startswith("#"):
+        return False
+    place = schema
+    for part in reference.removeprefix("#").split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if not isinstance(place, Mapping) or key not in place:
+            return False
+        place = place[key]
+    return True
+
+
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, list | tuple)
+
+
+def _arguments_type(function: Callable[..., Any], name: str) -> type[BaseModel]:
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except (NameError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"the signature of {name} cannot be read", why=str(error), fix="annotate it with types"
+        ) from error
+    fields: dict[str, Any] = {}
+    for parameter in signature.parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise ConfigurationError(
+                f"a tool cannot have the parameter {parameter} of {name}",
+                why="arguments come by name",
+                fix="give it a function whose parameters all have names",
+            )
+        kind = Any if parameter.annotation is parameter.empty else parameter.annotation
+        fields[parameter.name] = (
+            kind,
+            ... if parameter.default is parameter.empty else parameter.default,
+        )
+    try:
+        return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+    except (PydanticUserError, NameError, TypeError) as error:
+        raise ConfigurationError(
+            f"the arguments of {name} cannot be described",
+            why=str(error).splitlines()[0],
+            fix="annotate its parameters with types that JSON has, or give a JSON Schema",
+        ) from error
+
+
+def _text(tool: Mapping[str, Any], key: str, *, default: str | None = None) -> str:
+    value = tool.get(key, default)
+    value = default if value is None else value
+    if not isinstance(value, str):
+        raise ConfigurationError(
+            f"{key!r} of a tool must be a text, not {_kind(value)}",
+            fix="give name, description and parameters",
+        )
+    return value
+
+
+def _unwritable(value: Any) -> str | None:
+    """What of a decoded value no tool and no journal could take: endless numbers."""
+    if isinstance(value, dict):
+        return next((p for v in value.values() if (p := _unwritable(v))), None)
+    if isinstance(value, list):
+        return next((p for v in value if (p := _unwritable(v))), None)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "a whole number of more than 64 bits"
+    if isinstance(value, float) and value - value != 0:
+        return "a number that is not finite"
+    return None
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"of type {type(value).__name__}"

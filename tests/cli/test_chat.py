@@ -1,0 +1,205 @@
+"""`enginehouse chat`: in a terminal, and line by line."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from command_line import DEADLINE, Finished, House
+from foreign_server import fake_engine
+
+Pipe = Callable[..., Finished]
+
+
+@pytest.fixture
+def pipe(house: House) -> Pipe:
+    """`enginehouse chat`, with messages on standard input."""
+
+    def run(said: str, *words: str) -> Finished:
+        done = subprocess.run(
+            [sys.executable, "-m", "enginehouse", "chat", *words],
+            input=said.encode(),
+            capture_output=True,
+            env=house.env,
+            cwd=house.work,
+            timeout=DEADLINE,
+            check=False,
+        )
+        return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+class Terminal:
+    """A terminal with `enginehouse chat` in it."""
+
+    def __init__(self, house: House, *words: str) -> None:
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "enginehouse", "chat", *words],
+            **dict.fromkeys(("stdin", "stdout", "stderr"), slave),
+            env=house.env | {"TERM": "dumb"},
+            cwd=house.work,
+            start_new_session=True,
+        )
+        os.close(slave)
+        self._said = ""
+
+    def type(self, text: str) -> None:
+        """Keys, with Enter."""
+        os.write(self._master, text.encode() + b"\n")
+
+    def until(self, text: str) -> str:
+        """Read until that is on the screen; gives everything since the last time."""
+        deadline = time.monotonic() + DEADLINE
+        while text not in self._said:
+            assert time.monotonic() < deadline, self._said
+            self._said += os.read(self._master, 1 << 16).decode()
+        before, found, self._said = self._said.partition(text)
+        return before + found
+
+    def end(self) -> int:
+        """Its exit code."""
+        return self.process.wait(DEADLINE)
+
+    def close(self) -> None:
+        """End it however it is."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._master)
+
+
+@pytest.fixture
+def terminal(house: House) -> Iterator[Callable[..., Terminal]]:
+    """Terminals that are closed at the end."""
+    opened: list[Terminal] = []
+
+    def begin(*words: str) -> Terminal:
+        opened.append(Terminal(house, *words))
+        return opened[-1]
+
+    yield begin
+    for terminal in opened:
+        terminal.close()
+
+
+def answers(house: House) -> dict[str, str]:
+    """Answers that show what the engine was told."""
+    canned = {
+        r"(?s)My name is Ada\..*What is my name": "Ada.",
+        "What is my name": "I do not know.",
+        "Be brief": "Brief.",
+        "My name is Ada": "Hello, Ada.",
+    }
+    return {"VLLM_FAKE_ANSWERS": house.answers(canned).partition("=")[2]}
+
+
+def test_line_by_line(house: House, pipe: Pipe):
+    """Answers only, one after another; the conversation is remembered until /reset."""
+    with fake_engine(house, **answers(house)) as url:
+        said = "My name is Ada.\n\nWhat is my name?\n/reset\nWhat is my name?\n/exit\nunasked\n"
+        done = pipe(said, url, "-q", "--temperature", "0")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines() == ["Hello, Ada.", "Ada.", "I do not know."]
+
+
+def test_a_system_message(house: House, pipe: Pipe):
+    """Comes first, and stays after /reset."""
+    with fake_engine(house, **answers(house)) as url:
+        done = pipe("Hi\n/reset\nHi", url, "-q", "--system", "Be brief")
+    assert done.out.splitlines() == ["Brief.", "Brief."]
+
+
+def test_what_no_longer_fits_is_left_out(house: House, pipe: Pipe):
+    """The context's end is explained, the history stays, and the exit code is 6 at the end."""
+    long = "again " * 200
+    with fake_engine(house, "--max-model-len", "128", **answers(house)) as url:
+        said = f"My name is Ada.\n{long}\nWhat is my name?\n"
+        done = pipe(said, url, "--max-tokens", "16")
+    assert done.code == 6
+    assert done.out.splitlines() == ["Hello, Ada.", "Ada."]
+    assert "your last message was left out" in done.err
+    assert "/reset forgets the 2 messages so far" in done.err
+
+
+def test_an_answer_that_is_cut_off_says_so(house: House, pipe: Pipe):
+    """On standard error."""
+    with fake_engine(house) as url:
+        done = pipe("Hi\n", url, "--max-tokens", "2")
+    assert done.code == 0
+    assert "cut off after 2 tokens; --max-tokens allows more" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ((), 2, "give a model (or path), or the url of a server"),
+        (("http://127.0.0.1:1",), 6, "nothing answers at http://127.0.0.1:1"),
+        (("m", "--engine", "vlm"), 2, "did you mean 'vllm'?"),
+        (("m", "--engine", "openai"), 2, "there is no API key for openai; nothing was sent"),
+        (("m", "--engine", "megatron", "--url", "http://127.0.0.1:1"), 6, "has no chat"),
+    ],
+)
+def test_wrong_usage(pipe: Pipe, words: tuple[str, ...], code: int, said: str):
+    """Before a message is read."""
+    done = pipe("Hi\n", *words)
+    assert done.code == code, done.err
+    assert said in done.err
+    assert "Traceback" not in done.err
+
+
+def test_ctrl_c_stops_an_answer_and_then_ends(house: House, terminal):
+    """Streamed as it comes; what was answered stays, and at the prompt Ctrl-C is the end."""
+    with fake_engine(house, VLLM_FAKE_TOKEN_LATENCY="0.05") as url:
+        chat = terminal(url, "--max-tokens", "10000", "--temperature", "0")
+        chat.until("> ")
+        chat.type("Tell me everything, at length, please, slowly")
+        chat.until("slowly")
+        chat.until(" ")
+        chat.process.send_signal(signal.SIGINT)
+        chat.until("stopped; the answer so far is part of the conversation")
+        chat.until("> ")
+        chat.process.send_signal(signal.SIGINT)
+        chat.until("interrupted")
+        assert chat.end() == 130
+
+
+def test_the_end_of_the_input_ends(house: House, terminal):
+    """Ctrl-D at the prompt is status 0; so is /exit."""
+    with fake_engine(house) as url:
+        chat = terminal(url)
+        chat.until("> ")
+        chat.type("/exit")
+        assert chat.end() == 0
+        chat = terminal(url)
+        chat.until("> ")
+        chat.type("\x04")
+        assert chat.end() == 0
+
+
+@pytest.mark.slow
+def test_a_model_is_served_and_stopped(house: House, terminal):
+    """However it ends: /exit, Ctrl-C at the prompt or while it starts, SIGTERM."""
+    house.model()
+    for end in ("/exit", "prompt", "starting", "term"):
+        words = ("--env", "VLLM_FAKE_START_DELAY=60") if end == "starting" else ()
+        chat = terminal("tiny", *words)
+        if end == "starting":
+            chat.until("starting vllm")
+        else:
+            chat.until("> ")
+        if end == "/exit":
+            chat.type(end)
+        else:
+            chat.process.send_signal(signal.SIGTERM if end == "term" else signal.SIGINT)
+        wanted = {"/exit": 0, "prompt": 130, "starting": 130, "term": 143}[end]
+        chat.until("stopping the server") if end != "starting" else None
+        assert chat.end() == wanted, end
+        house.nothing_left()

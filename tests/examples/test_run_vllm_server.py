@@ -1,0 +1,111 @@
+"""examples/run_vllm_server.py: the same server by the old spellings."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SUPPORT = Path(__file__).parents[1] / "cli" / "support"
+if str(SUPPORT) not in sys.path:
+    sys.path.append(str(SUPPORT))
+
+from command_line import House, port_is_free, url_of  # noqa: E402
+
+from enginehouse.testing.fake_environment import make_fake_environment  # noqa: E402
+
+SCRIPT = Path(__file__).parents[2] / "examples/run_vllm_server.py"
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """A user's machine with the fake engine."""
+    house = House(tmp_path / "house", python=make_fake_environment(tmp_path / "vllm"))
+    try:
+        yield house
+        house.nothing_left()
+    finally:
+        house.clear()
+
+
+def words(*arguments: str) -> list[str]:
+    """What `enginehouse` is called with."""
+    return list(runpy.run_path(str(SCRIPT))["serve_words"](arguments))
+
+
+def test_the_document_s_line_is_a_line_of_ours() -> None:
+    """The model is serve's argument; port and engine are those of the original."""
+    assert words("--model", "meta-llama/Llama-2-7b-chat-hf", "--port", "8000") == [
+        *("serve", "meta-llama/Llama-2-7b-chat-hf", "--port", "8000", "--engine=vllm")
+    ]
+    assert words("--model=m") == ["serve", "m", "--port=8000", "--engine=vllm"]
+
+
+def test_old_spellings_are_accepted_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is named with what it is now."""
+    given = ("--model", "m", "--gpu-memory", "0.8", "--enable-function-calling", "--dtype", "half")
+    assert words(*given) == [
+        *("serve", "m", "--gpu-memory-utilization", "0.8", "--dtype=float16"),
+        *("--port=8000", "--engine=vllm"),
+    ]
+    warned = capsys.readouterr().err
+    assert "--gpu-memory is --gpu-memory-utilization now" in warned
+    assert "--enable-function-calling is not needed" in warned
+    assert "half is float16 now" in warned
+
+
+def test_today_s_spellings_pass_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every option that the document lists, and any other of `enginehouse serve`."""
+    given = (
+        *("--tensor-parallel-size", "2", "--gpu-memory-utilization=0.9", "--max-model-len", "4096"),
+        *("--dtype=auto", "--host", "127.0.0.1", "--trust-remote-code", "--max-num-seqs", "8"),
+    )
+    assert words("--model", "m", *given)[2:-2] == list(given)
+    assert capsys.readouterr().err == ""
+
+
+def test_it_serves(house: House) -> None:
+    """Ctrl-C ends it, with everything that it had started; the engine got its flags."""
+    house.model()
+    record = house.folder / "record"
+    port = free_port()
+    running = house.start_program(
+        [
+            *(sys.executable, str(SCRIPT), "--model", "./tiny", "--port", str(port)),
+            *("--gpu-memory", "0.5", "--max-model-len", "512", "--dtype", "half"),
+            *("--env", f"VLLM_FAKE_RECORD={record}"),
+        ]
+    )
+    url = url_of(running.until("ready after"))
+    assert url == f"http://127.0.0.1:{port}"
+    running.interrupt()
+    ended = running.end()
+    assert ended.code == 130, ended.err
+    assert "warning: --gpu-memory is --gpu-memory-utilization now" in ended.err
+    argv = " ".join(json.loads(record.read_text().splitlines()[0])["argv"])
+    for flag in ("gpu-memory-utilization 0.5", "max-model-len 512", "dtype float16"):
+        assert flag in argv.replace("=", " ")
+    assert port_is_free(url)
+
+
+def test_a_wrong_option_is_named_with_the_nearest(house: House) -> None:
+    """Nothing is swallowed on the way."""
+    ended = house.start_program(
+        [sys.executable, str(SCRIPT), "--model", "m", "--tensor-paralel", "2"]
+    ).end()
+    assert ended.code == 2
+    assert "--tensor-parallel-size" in ended.err
+
+
+def free_port() -> int:
+    """A port from the kernel."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
