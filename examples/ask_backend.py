@@ -24,7 +24,7 @@ from enginehouse.launch.composing import parse_backend
 @hydra.main(version_base="1.3", config_path="hydra", config_name="application")
 def main(settings: DictConfig) -> None:
     """Compose, open, ask, close."""
-    logging.getLogger("enginehouse").setLevel(logging.INFO)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         with make_backend(parse_backend(settings.backend)) as backend:
             result = backend.generate(settings.prompt)

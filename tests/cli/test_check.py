@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
+
 import pytest
 from command_line import House
 from foreign_server import fake_engine
@@ -42,9 +45,12 @@ def test_in_words(house: House, call):
 
 def test_every_listed_name_is_asked(house: House, call):
     """An adapter, or another name of the model, gets a line of its own."""
-    house.write("adapter/adapter_config.json", '{"r": 8}')
-    modules = f"sql={house.work / 'adapter'}"
-    with fake_engine(house, "--enable-lora", "--lora-modules", modules) as url:
+    folder = house.write("adapter/adapter_config.json", '{"r": 8}').parent
+    adapter = json.dumps({"lora_name": "sql", "lora_path": str(folder)}).encode()
+    with fake_engine(house, "--enable-lora", VLLM_ALLOW_RUNTIME_LORA_UPDATING="1") as url:
+        request = urllib.request.Request(f"{url}/v1/load_lora_adapter", adapter)
+        with urllib.request.urlopen(request) as reply:
+            assert reply.status == 200
         done = call("check", url, "--json")
     found = lines(done.report)
     assert found["adapter sql"]["outcome"] == "passed", found["adapter sql"]

@@ -6,17 +6,22 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from enginehouse.client.limits import Adaptive
 from enginehouse.client.retry import Retries
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.transport import Timeouts
+from enginehouse.client.unchecked import Unchecked
+from enginehouse.client.wire import OPENAI
 from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
+    ContextOverflowError,
     MalformedResponseError,
     RateLimitedError,
     RequestTimeoutError,
@@ -269,6 +274,41 @@ async def collect(client: HTTPSampler, into: list[str]) -> None:
     """Keep every piece of the answer."""
     async for delta in client.stream(HI):
         into += [delta.text]
+
+
+async def test_what_the_server_would_let_pass_is_refused_here(scripted: Start):
+    """It is asked once what it serves, when the first request needs to know."""
+    wire = replace(OPENAI, unchecked=lambda _: Unchecked(names=("m",), context=100))
+    server = await scripted(GOOD)
+    async with sampler(server.url, wire=wire) as asking:
+        assert server.requests == []
+        for wrong, error in (
+            (msgspec.structs.replace(HI, model="other"), UnknownModelError),
+            (SampleRequest(prompt=HI.prompt), ContextOverflowError),  # its 512 tokens are too many
+        ):
+            with pytest.raises(error):
+                await asking.sample(wrong)
+            with pytest.raises(error):
+                async for _ in asking.stream(wrong):
+                    pass
+        assert [b" /v1/models " in request for request in server.requests] == [True]
+        few = SampleRequest(prompt=HI.prompt, parameters=SamplingParameters(max_tokens=10))
+        assert (await asking.sample(few)).completions[0].text == "Hello."
+    assert len(server.requests) == 2
+
+
+async def test_a_stream_that_will_be_closed_has_a_connection_of_its_own(scripted: Start):
+    """The next request would otherwise go into a connection that the server is closing."""
+    ended = (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+    )
+    server = await scripted(raw(ended))
+    for closes, connections in ((False, 1), (True, 2)):
+        before = server.connections
+        async with sampler(server.url, wire=replace(OPENAI, closes_streams=closes)) as asking:
+            for _ in range(2):
+                assert [delta async for delta in asking.stream(HI)] == []
+        assert server.connections - before == connections
 
 
 async def test_a_stream(scripted: Start):

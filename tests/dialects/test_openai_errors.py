@@ -14,6 +14,7 @@ from enginehouse.core.errors import (
     ServerFaultError,
     UnauthorizedError,
     UnknownModelError,
+    UnsupportedError,
     WireError,
 )
 from enginehouse.dialects.openai_errors import error_reply, stream_error
@@ -39,6 +40,18 @@ def vllm(message: str, code: int = 400) -> bytes:
         (401, b'{"error":"Unauthorized"}', UnauthorizedError),
         (403, b"forbidden", UnauthorizedError),
         (400, vllm("n must be at least 1, got 0."), BadRequestError),
+        (
+            400,
+            vllm('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser'),
+            UnsupportedError,
+        ),
+        (400, vllm('tool_choice="required" requires --tool-call-parser to be'), UnsupportedError),
+        (
+            400,
+            vllm("The provided JSON schema contains features not supported by xgrammar."),
+            UnsupportedError,
+        ),
+        (500, vllm("tools param requires --jinja flag", 500), UnsupportedError),
         (404, b'{"detail":"Not Found"}', BadRequestError),
         (307, b"", BadRequestError),
         (501, vllm("not implemented", 501), BadRequestError),
@@ -54,7 +67,8 @@ def test_which_error_it_is(status: int, body: bytes, wanted: type[WireError]):
     assert type(error) is wanted
     assert error.status == status
     assert str(status) in error.message
-    assert error.retryable == (status in (429, 500, 502, 503))
+    passing = status in (429, 500, 502, 503) and wanted is not UnsupportedError
+    assert error.retryable == passing
 
 
 def test_retry_after_is_kept():

@@ -8,7 +8,7 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import pytest
@@ -16,6 +16,7 @@ from command_line import House, port_is_free
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.wire import VLLM
+from enginehouse.core.messages import Message
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.evaluation.records import Record, SampleRecord
 from enginehouse.executors.tree import identify
@@ -23,6 +24,7 @@ from enginehouse.store.journal import read_journal
 from enginehouse.tasks.base import Choose
 from enginehouse.tasks.registry import load_task
 from enginehouse.testing.check_engine import CASES, check
+from enginehouse.tools import CallOutcome, Ladder, Step, call_tools
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -55,8 +57,35 @@ async def test_conformance(served: Served):
     capabilities = VllmEngine().capabilities(None)
     async with HTTPSampler(served.url, capabilities=capabilities, wire=VLLM) as sampler:
         results = await check(sampler)
-    assert [result for result in results if result.outcome != "passed"] == []
+    lacking = {r.name: r.detail for r in results if r.outcome != "passed"}
+    assert lacking.keys() == {"adapter", "tool_call"}
+    assert lacking["adapter"] == "no adapter was named"
+    assert "--tool-call-parser" in lacking["tool_call"]  # no place for tools in the template
     assert len(results) == len(CASES)
+
+
+async def test_calls_are_valid_without_native_tools(served: Served):
+    """The server refuses native calls, and constrained decoding gives valid ones in their place."""
+
+    def book_table(people: int, place: Literal["garden", "hall"], names: list[str]) -> None:
+        """Book a table in a restaurant."""
+
+    def cancel(number: int) -> None:
+        """Cancel a booking."""
+
+    ladder = Ladder()
+    asked = [Message("user", "Book a table in the garden for Ann and Bob.")]
+    capabilities = VllmEngine().capabilities(None)
+    async with HTTPSampler(served.url, capabilities=capabilities, wire=VLLM) as sampler:
+        for choice, names in (("required", {"book_table", "cancel"}), ("cancel", {"cancel"})):
+            result = await call_tools(
+                sampler, asked, [book_table, cancel], choice=choice, max_calls=2, ladder=ladder
+            )
+            assert (result.outcome, result.step) == (CallOutcome.CALLED, Step.CONSTRAINED)
+            assert {call.name for call in result.calls} <= names
+            first = result.attempts[0]
+            assert (first.step, first.response) == (Step.NATIVE, None)
+            assert "--tool-call-parser" in (first.why or "")
 
 
 def test_the_curl_line_works(served: Served):

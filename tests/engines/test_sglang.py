@@ -305,8 +305,7 @@ def test_a_full_context_is_told_as_such():
     for message in (
         "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
         "Requested token count exceeds the model's maximum context length of 4096 tokens.",
-        "max_completion_tokens is too large: 9000.This model supports at most 4096 completion "
-        "tokens.",
+        "max_completion_tokens is too large: 9000.This model supports at most 4096 tokens.",
     ):
         body = msgspec.json.encode({"object": "error", "message": message, "code": 400})
         error = ENGINE.wire.error_reply(400, body, retry_after=None)

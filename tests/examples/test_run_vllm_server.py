@@ -68,6 +68,7 @@ def test_today_s_spellings_pass_without_a_word(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_it_serves(house: House) -> None:
     """Ctrl-C ends it, with everything that it had started; the engine got its flags."""
     house.model()

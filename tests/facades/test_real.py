@@ -20,6 +20,7 @@ assert ("tool_call" in result.metadata) == (result.finish_reason == "tool_calls"
 
 
 @pytest.mark.engine
+@pytest.mark.timeout(900)  # the examples ask for up to 1,024 tokens, and a CPU is slow
 @pytest.mark.parametrize(
     ("served", "snippet", "begins"),
     [
@@ -38,7 +39,7 @@ async def test_only_the_import_line_changes(served: str, snippet: str, begins: s
             [sys.executable, "-W", "error", "-c", ported(snippet, url=server.url)],
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=800,
             check=False,
         )
     assert (done.returncode, done.stderr) == (0, "")

@@ -10,7 +10,7 @@ import yaml
 from command_line import House, journaled, sums
 
 import enginehouse
-from enginehouse.core.errors import ConfigurationError, RunLockedError, TaskError
+from enginehouse.core.errors import ConfigurationError, RunLockedError, TaskError, UnsupportedError
 from enginehouse.launch.configuration import EvaluationConfig, parse
 from enginehouse.launch.evaluating import resolved_yaml, resume_evaluation
 from enginehouse.report.summary import Progress
@@ -46,6 +46,25 @@ async def test_a_model_on_tasks(house: House):
     (run,) = list_runs(Layout.from_environment())
     assert (run.id, run.status) == (report.run, RunStatus.COMPLETE)
     house.nothing_left()
+
+
+async def test_a_task_that_the_engine_cannot_answer_starts_nothing(house: House, tmp_path: Path):
+    """Neither a server nor a run; the error names engines that can."""
+    (tmp_path / "items.jsonl").write_text('{"question": "1?", "options": ["a", "b"], "key": 0}\n')
+    task = tmp_path / "pick.yaml"
+    task.write_text(
+        "name: pick\ndata: items.jsonl\nprompt: '{{ question }}'\nmetric: choice\n"
+        "choices: options\nanswer: key\n"
+    )
+    said: list[str] = []
+    with pytest.raises(UnsupportedError, match="task pick cannot be asked") as error:
+        await enginehouse.evaluate(
+            str(house.model()), tasks=[str(task)], engine="llamacpp", notify=said.append
+        )
+    assert "prompt_logprobs" in str(error.value)
+    assert "--engine vllm or hf" in str(error.value)
+    assert said == []
+    assert list_runs(Layout.from_environment()) == []
 
 
 async def test_two_at_once(house: House):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import aiohttp
 import aiohttp.web
+import msgspec
 import pytest
 
 from enginehouse.engines.vllm import VllmEngine
@@ -87,6 +90,24 @@ async def test_tokens_are_a_sign_of_work(faked):
         assert await state_after(faked, PATIENCE) is ServerState.READY
     assert "/v1/completions" not in faked.asked
     assert faked.monitor.has_worked
+
+
+async def test_steps_are_a_sign_of_work(faked):
+    """A server that counts an answer's tokens at its end computes batches meanwhile."""
+    queue = VllmEngine.load_signal.parse
+
+    def with_steps(body):
+        return msgspec.structs.replace(queue(body), steps=faked.asked.count("/metrics"))
+
+    signal = SimpleNamespace(path="/metrics", parse=with_steps)
+    faked.monitor._engine = SimpleNamespace(
+        health_path="/health", canary_path="/v1/completions", load_signal=signal
+    )
+    faked.running = 3
+    await state_after(faked, 1)
+    faked.answers = False
+    for _ in range(5):
+        assert await state_after(faked, PATIENCE) is ServerState.READY
 
 
 async def test_no_token_and_no_answer_is_degraded_then_failed(faked):

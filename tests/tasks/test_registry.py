@@ -13,7 +13,7 @@ def test_every_registered_task_describes_itself():
     for name in TASKS.names():
         info = load_task(name).info
         assert info.name == name
-        assert info.kind in ("generate", "choose")
+        assert info.kind in ("generate", "choose", "call")
         assert info.version >= 1
         assert all((info.description, info.headline, info.licence, info.source))
 

@@ -33,7 +33,9 @@ async def test_the_fake_engine_passes_every_case(tmp_path: Path):
     capabilities = Capabilities(supports=SUPPORTS, ignored=IGNORED)
     (tmp_path / "adapter_config.json").write_text('{"r": 8}')
     async with (
-        running_fake_engine("--enable-lora") as engine,
+        running_fake_engine(
+            "--enable-lora", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"
+        ) as engine,
         HTTPSampler(engine.url, capabilities=capabilities, wire=VLLM) as sampler,
     ):
         await sampler.load_adapter("mine", path=str(tmp_path))

@@ -23,7 +23,9 @@ envs = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 
 def install(
-    engine: Annotated[str, typer.Argument(help="The engine: vllm.")] = "vllm",
+    engine: Annotated[
+        str, typer.Argument(help="The engine: vllm, hf, llamacpp or sglang.")
+    ] = "vllm",
     *,
     variant: VariantOption = None,
     version: VersionOption = None,

@@ -138,8 +138,6 @@ class HTTPSampler:
             )
             if self._model is None:
                 self._model = await self._first_model()
-            if (read := self._wire.unchecked) is not None:
-                self._unchecked = read(await self._list())
             if self._adaptive is not None:
                 controller = AdaptiveController(self._limit, bounds=self._adaptive)
                 task = asyncio.create_task(controller.run(self._load_or_none))
@@ -175,7 +173,7 @@ class HTTPSampler:
     async def sample(self, request: SampleRequest) -> SampleResponse:
         """Ask once. Raises WireError; retryable errors have been retried already."""
         dialect = self._dialect(request)
-        wire = self._encode(dialect, request, stream=False)
+        wire = await self._encoded(dialect, request, stream=False)
         async with self._turn(request), self._limit:
             return await self._deliver(lambda: self._answer(wire, dialect, request))
 
@@ -204,7 +202,7 @@ class HTTPSampler:
         A consumer that may leave early closes it with contextlib.aclosing.
         """
         dialect = self._dialect(request)
-        wire = self._encode(dialect, request, stream=True)
+        wire = await self._encoded(dialect, request, stream=True)
         async with self._turn(request), self._limit, AsyncExitStack() as stack:
 
             async def begin(wire: WireRequest) -> WireStream:
@@ -311,12 +309,17 @@ class HTTPSampler:
             )
         return dialect
 
-    def _encode(self, dialect: Dialect, request: SampleRequest, *, stream: bool) -> WireRequest:
+    async def _encoded(
+        self, dialect: Dialect, request: SampleRequest, *, stream: bool
+    ) -> WireRequest:
         model = request.model or self.model
         body = dialect.encode(request, model=model, capabilities=self._capabilities, stream=stream)
-        if self._unchecked is not None:
+        if (read := self._wire.unchecked) is not None:
+            if self._unchecked is None:
+                self._unchecked = read(await self._list())
             self._unchecked.check(request, model=model)
-        return WireRequest(self._wire.method, dialect.path, body)
+        fresh = stream and self._wire.closes_streams
+        return WireRequest(self._wire.method, dialect.path, body, fresh=fresh)
 
     async def _send(self, wire: WireRequest) -> Tried[WireReply]:
         return await self._deliver(lambda: self._tried(self._reply, wire))

@@ -63,7 +63,7 @@ class Wire:
     `reply_error` finds the error in a reply whose status is 200, if there may be one.
     `decode_models` reads the served names. `rate_limited`: the headers of its replies tell how much
     may still be asked. `unchecked` reads, from the reply with the models, what the server would let
-    pass.
+    pass. `closes_streams`: it closes a stream's connection without having said so.
     """
 
     chat: Dialect | None = openai_chat
@@ -78,6 +78,7 @@ class Wire:
     adapters: AdapterEndpoints | None = None
     rate_limited: bool = False
     unchecked: Callable[[bytes], Unchecked] | None = None
+    closes_streams: bool = False
 
 
 def _load(name: str, path: str) -> WireRequest:

@@ -76,7 +76,7 @@ class LlamaCppDialect:
             request, parameters=msgspec.structs.replace(parameters, **changes)
         )
         return self._openai.encode(
-            _with_one_tool(request),
+            request,
             model=model,
             capabilities=msgspec.structs.replace(capabilities, supports=frozenset(supports)),
             stream=stream,
@@ -92,8 +92,11 @@ class LlamaCppDialect:
         return msgspec.structs.replace(response, completions=tuple(bare))
 
     def decode_chunk(self, data: bytes) -> tuple[Delta, ...]:
-        """See Dialect.decode_chunk."""
-        return self._openai.decode_chunk(data)
+        """See Dialect.decode_chunk; the last text of a completion brings the usage along."""
+        deltas = self._openai.decode_chunk(data)
+        if b'"usage"' not in data or any(delta.usage for delta in deltas):
+            return deltas
+        return (*deltas, Delta(text="", usage=decode_reply(_counted, data).usage))
 
     def is_end(self, data: bytes) -> bool:
         """See Dialect.is_end."""
@@ -130,19 +133,6 @@ def _constraint(structured: StructuredOutput | None, capabilities: Capabilities)
 def _is_penalised(parameters: SamplingParameters) -> bool:
     penalties = (parameters.presence_penalty, parameters.frequency_penalty)
     return parameters.repetition_penalty != 1 or any(penalties)
-
-
-def _with_one_tool(request: SampleRequest) -> SampleRequest:
-    """A tool that must be called is the only one offered: its name would be read as "auto"."""
-    if not request.tools or request.tool_choice in ("auto", "required", "none"):
-        return request
-    only = tuple(tool for tool in request.tools if tool.name == request.tool_choice)
-    if not only:
-        raise ConfigurationError(
-            f"tool_choice {request.tool_choice!r} is none of the tools",
-            fix=f"name one of {', '.join(tool.name for tool in request.tools)}",
-        )
-    return msgspec.structs.replace(request, tools=only, tool_choice="required")
 
 
 def _without_candidates(completion: Completion) -> Completion:
@@ -209,7 +199,12 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
+class _Counted(msgspec.Struct):
+    usage: Usage | None = None
+
+
 _reply = msgspec.json.Decoder(_Reply)
+_counted = msgspec.json.Decoder(_Counted)
 _models = msgspec.json.Decoder(_Models)
 _encode = msgspec.json.Encoder().encode
 

@@ -50,6 +50,10 @@ def error_reply(status: int, body: bytes, *, retry_after: float | None = None) -
     said = f"the server answered {status}: {message}"
     if status == 429 or (status == 503 and retry_after is not None):
         return RateLimitedError(said, retry_after=retry_after, status=status)
+    if status in (400, 500, 501) and _UNSUPPORTED.search(message):
+        return UnsupportedError(
+            said, fix="start the server with what it names, or ask without it", status=status
+        )
     if status >= 500 and status != 501:
         return ServerFaultError(
             said, fix="read the server's log: the cause is there", status=status
@@ -57,11 +61,7 @@ def error_reply(status: int, body: bytes, *, retry_after: float | None = None) -
     return _refusal(status, message, said)
 
 
-def _refusal(status: int, message: str, said: str) -> WireError:
-    if status in (400, 501) and _UNSUPPORTED.search(message):
-        return UnsupportedError(
-            said, fix="start the server with what it names, or ask without it", status=status
-        )
+def _refusal(status: int, message: str, said: str) -> BadRequestError:
     if status in (401, 403):
         return UnauthorizedError(
             said, fix="give the API key that the server was started with", status=status

@@ -56,6 +56,7 @@ class FailureKind(StrEnum):
     NO_COMPILER = "no_compiler"
     MISSING_LIBRARY = "missing_library"
     WRONG_LIBRARY = "wrong_library"
+    TOOL_PARSER = "tool_parser"
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):

@@ -155,18 +155,22 @@ class LlamaCppEngine:
             path="/tokenize", encode=llamacpp.encode_tokenize, decode=decode_tokenize
         ),
         unchecked=_unchecked,
+        closes_streams=True,
     )
 
     def capabilities(self, version: str | None) -> Capabilities:  # noqa: ARG002 - alike so far
-        """What it does; several answers at once it counts the tokens of one of, so they are out.
+        """What it does.
 
-        It drops tools without a word where the model's chat template has no place for them.
+        Of several answers at once it counts the tokens of one, so they are out. It drops tools
+        without a word where the chat template has no place for them, and does not enforce a
+        required call where it has: schemas do that better.
         """
         lacking = {
             Capability.N,
             Capability.TOKEN_IDS,
             Capability.PROMPT_LOGPROBS,
             Capability.REGEX,
+            Capability.TOOLS,
             Capability.ADAPTERS,
         }
         return Capabilities(supports=frozenset(Capability) - lacking, ignored=_IGNORED)
@@ -278,7 +282,7 @@ def _defaults(
     if free("--threads-http"):
         yield from ("--threads-http", str(_HTTP_THREADS))
     if free("--jinja", "--no-jinja"):
-        yield "--jinja"  # native tools need it, and older builds have it off
+        yield "--jinja"  # a template is read whole only with it, and older builds have it off
     if free("--no-ui", "--ui", "--no-webui", "--webui"):
         yield "--no-ui"
     if free("--offline"):

@@ -98,7 +98,7 @@ _RULES = (
     Rule(
         FailureKind.MODEL_BROKEN,
         r"invalid magic characters|failed to read magic",
-        "the file is no GGUF file",
+        "a file that it was to load, the model or an adapter, is no GGUF file",
         _AGAIN,
     ),
     Rule(

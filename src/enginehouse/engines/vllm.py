@@ -28,6 +28,7 @@ from enginehouse.engines.base import (
 from enginehouse.engines.diagnosis import Diagnosis
 from enginehouse.engines.vllm_history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.engines.vllm_quirks import LORA_PROMPT_LOGPROBS, SEEDED_CHUNKED_PREFILL
+from enginehouse.engines.vllm_tools import tool_flags
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
 
@@ -162,7 +163,9 @@ class VllmEngine:
         address = ("--host", options.host, "--port", str(context.port))
         name = ("--served-model-name", context.served_model_name)
         own = tuple(_defaults(options, environment, named | set(typed)))
-        argv = (*_program(context), *name, *address, *typed, *own, *extra)
+        model = Path(context.model_path)
+        tools = tuple(tool_flags(model, given=named, known=environment.flags))
+        argv = (*_program(context), *name, *address, *typed, *own, *tools, *extra)
         return Command(argv=argv, env=self._variables(options, context, named))
 
     def quirks(

@@ -17,6 +17,7 @@ from enginehouse.launch.usable_engines import judge_engines
 from enginehouse.provisioning.environments import (
     EnvironmentPlan,
     existing_environment,
+    given_by_variables,
     plan_environment,
     read_record,
 )
@@ -271,8 +272,7 @@ def _given(python: Path | None, *, engine: str, machine: Machine) -> _Given | No
     """What `find_environment` would take instead of ours."""
     if python is not None:
         return _Given(python, "--python")
-    names = (f"ENGINEHOUSE_{engine.upper()}_PYTHON", "GRAIL_VLLM_PYTHON")
-    found = ((name, machine.environ.get(name)) for name in names)
+    found = ((name, machine.environ.get(name)) for name in given_by_variables(engine))
     return next((_Given(Path(value), name) for name, value in found if value), None)
 
 

@@ -227,6 +227,7 @@ def _spec(config: EvaluationConfig, tasks: dict[str, tuple[Task, Dataset]]) -> E
         system=config.system,
         max_failed=config.max_failed,
         concurrency=config.concurrency,
+        tool_steps=config.tool_steps,
         prices=_prices(config),
     )
 

@@ -78,18 +78,22 @@ def weights_digest(files: Iterable[Path], *, layout: Layout) -> str:
 
 def chat_template_digest(folder: Path) -> ChatTemplateDigest:
     """The digest of a checkpoint's (default) chat template, wherever the checkpoint keeps it."""
+    text = chat_template(folder)
+    if text is None:
+        return ChatTemplateDigest(digest=None, reason="the checkpoint has no chat template")
+    return ChatTemplateDigest(digest=hashlib.sha256(text.encode()).hexdigest())
+
+
+def chat_template(folder: Path) -> str | None:
+    """A checkpoint's (default) chat template, wherever the checkpoint keeps it; None without."""
     template = folder / "chat_template.jinja"
     if template.is_file():
-        return _digest(template.read_text(encoding="utf-8"))
+        return template.read_text(encoding="utf-8")
     for name in ("tokenizer_config.json", "chat_template.json"):
         text = _default_template(_json(folder / name).get("chat_template"))
         if text is not None:
-            return _digest(text)
-    return ChatTemplateDigest(digest=None, reason="the checkpoint has no chat template")
-
-
-def _digest(text: str) -> ChatTemplateDigest:
-    return ChatTemplateDigest(digest=hashlib.sha256(text.encode()).hexdigest())
+            return text
+    return None
 
 
 def _default_template(value: Any) -> str | None:

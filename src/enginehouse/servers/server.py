@@ -47,6 +47,7 @@ from enginehouse.servers.records import (
     write_record,
 )
 from enginehouse.servers.stopping import STOP_GRACE, demand_free_port, stop_server
+from enginehouse.servers.tool_canary import check_tool_parser, tool_parser
 from enginehouse.store.layout import Layout
 
 __all__ = [
@@ -230,12 +231,23 @@ class OwnedServer:
             )
         except StartError as error:
             raise explained(error, self.diagnose(), log=log) from error
+        await self._check_tools(models[0])
         self._process.look()
         self._grace = STOP_GRACE
         assert self._record is not None
         self._write(msgspec.structs.replace(self._record, state=ServerState.READY, models=models))
         self._server = replace(server, models=models)
         self.notify(f"ready after {time.monotonic() - began:.1f} s: {server.base_url}")
+
+    async def _check_tools(self, model: str) -> None:
+        server = self.server
+        if (parser := tool_parser(server.command or ())) is None:
+            return
+        found = await check_tool_parser(
+            server.base_url, parser=parser, model=model, api_key=server.api_key
+        )
+        if found is not None:
+            self.notify(f"tool calls: {found.cause}; {found.fix}; seen: {found.evidence}")
 
     async def _spawn(self, served: str, *, name: str, log: Path, detached: bool) -> None:
         options = self.options

@@ -19,8 +19,9 @@ from enginehouse.testing.engine_cases import (  # noqa: F401 - importing them ma
     constraints,
     logprobs,
     refusals,
+    tools,
 )
-from enginehouse.testing.engine_cases.base import CASES, Case, Subject
+from enginehouse.testing.engine_cases.base import CASES, Case, Inapplicable, Subject
 
 __all__ = ["CASES", "Case", "CaseResult", "check"]
 
@@ -67,6 +68,8 @@ async def _check(name: str, case: Case, subject: Subject, *, reason: str | None)
     begun = time.perf_counter()
     try:
         await case.run(subject)
+    except Inapplicable as why:
+        return CaseResult(name=name, outcome="skipped", detail=str(why))
     except (AssertionError, WireError) as error:
         detail = f"{case.promise}: {error}"
         seconds = time.perf_counter() - begun

@@ -11,6 +11,7 @@ from typing import Any
 from enginehouse.tools.checking import FoundCall
 
 _LONGEST = 100_000  # characters; Python's own parser is slow on nonsense
+_MOST_CANDIDATES = 20  # brackets amid words that are looked into
 _TAGGED = re.compile(r"<(tool_call|function_call|tool|function)>(.*?)(?:</\1>|\Z)", re.DOTALL)
 _FENCED = re.compile(r"```[\w-]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _FUNCTION = re.compile(r"<function=([\w.-]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
@@ -46,8 +47,9 @@ def _as_whole(body: str, names: Collection[str]) -> list[FoundCall]:
 def _embedded(body: str, names: Collection[str]) -> list[FoundCall]:
     found: list[FoundCall] = []
     at = 0
-    while (at := _first(body, "{[", at)) >= 0:
-        end = _balanced(body, at)
+    for _ in range(_MOST_CANDIDATES):
+        at = _first(body, "{[", at)
+        end = _balanced(body, at) if at >= 0 else None
         if end is None:
             break
         calls = _calls_of(_decoded(body[at:end]), names)

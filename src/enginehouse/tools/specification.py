@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import jsonschema
-import msgspec
 from jsonschema.exceptions import best_match
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
@@ -172,8 +172,8 @@ def _check_schema(name: str, schema: dict[str, Any]) -> None:
         if not _resolves(schema, reference):
             raise _bad_schema(name, f"nothing is at its $ref {reference!r}")
     try:
-        msgspec.json.encode(schema)
-    except (TypeError, ValueError, OverflowError) as error:
+        json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError) as error:
         raise _bad_schema(name, f"it is not JSON: {error}") from error
 
 

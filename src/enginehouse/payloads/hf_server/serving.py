@@ -20,10 +20,12 @@ _PATIENCE = 2.0  # seconds for replies under way when told to stop
 
 
 def serve(options: Options) -> None:
-    """Serve until SIGTERM or SIGINT. Raises OSError where it cannot listen."""
+    """Serve until SIGTERM or SIGINT, then end the process. Raises OSError if it cannot listen."""
     logging.basicConfig(format="%(levelname)s %(asctime)s %(message)s", level=logging.INFO)
     LOG.info("transformers %s, %s", transformers.__version__, describe())
     asyncio.run(_serve(options))
+    logging.shutdown()
+    os._exit(0)  # torch and its threads take seconds to be torn down, for nothing
 
 
 async def _serve(options: Options) -> None:

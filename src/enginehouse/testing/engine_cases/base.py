@@ -23,6 +23,10 @@ CITY: dict[str, Any] = {
 }
 
 
+class Inapplicable(Exception):  # noqa: N818 - it is no error
+    """This server was not started for what the case is about; the text says how it shows."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """Who is asked. `adapter` is the name of a LoRA adapter that is loaded, if there is one."""

@@ -22,6 +22,7 @@ from enginehouse.testing.fake_engine.requests import (
     parse,
 )
 from enginehouse.testing.fake_engine.state import Engine
+from enginehouse.testing.fake_engine.tool_calls import offered
 
 ENGINE = web.AppKey("engine", Engine)
 STREAM = web.RequestKey("stream", web.StreamResponse)  # a reply that has begun
@@ -39,7 +40,14 @@ async def chat(request: web.Request) -> web.StreamResponse:
         )
     users = [message.text for message in asked.messages if message.role == "user"]
     ids = _encoded(render(asked.messages), limit=request.app[ENGINE].max_model_len)
-    return await _answer(request, asked, ids=ids, user_text=users[-1] if users else "")
+    engine = request.app[ENGINE]
+    question = Question(
+        weights=engine.weights_of(asked.model),
+        ids=ids,
+        user_text=users[-1] if users else "",
+        functions=offered(asked.tools, asked.tool_choice, engine.arguments),
+    )
+    return await _answer(request, asked, question)
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -59,7 +67,8 @@ async def completions(request: web.Request) -> web.StreamResponse:
         ids = asked.prompt
         check_vocabulary(ids)
         text = tokenizer.decode(ids)
-    return await _answer(request, asked, ids=ids, user_text=text)
+    weights = request.app[ENGINE].weights_of(asked.model)
+    return await _answer(request, asked, Question(weights=weights, ids=ids, user_text=text))
 
 
 def render(messages: list[ChatMessage]) -> str:
@@ -82,15 +91,11 @@ def check_vocabulary(ids: list[int]) -> None:
             raise ApiError(f"Token id {token} is out of vocabulary")
 
 
-async def _answer(
-    request: web.Request, asked: Asked, *, ids: list[int], user_text: str
-) -> web.StreamResponse:
+async def _answer(request: web.Request, asked: Asked, question: Question) -> web.StreamResponse:
     engine = request.app[ENGINE]
-    weights = engine.weights_of(asked.model)
     check_sampling(asked, top=asked.top, max_logprobs=engine.arguments.max_logprobs)
     is_chat = isinstance(asked, ChatRequest)
-    budget = engine.budget(asked, prompt=len(ids), default=None if is_chat else 16)
-    question = Question(weights=weights, ids=ids, user_text=user_text)
+    budget = engine.budget(asked, prompt=len(question.ids), default=None if is_chat else 16)
     structured = constraint(asked)
     async with engine.slot():
         answers = engine.model.answers(question, asked, budget=budget, structured=structured)
@@ -103,6 +108,7 @@ async def _answer(
             answers=answers,
             top=asked.top,
             prompt_top=None if asked.stream else asked.prompt_logprobs,
+            tool_parser=engine.arguments.tool_call_parser if question.functions else None,
             token_ids=bool(asked.return_token_ids),
             usage_in_stream=bool((asked.stream_options or {}).get("include_usage")),
         )

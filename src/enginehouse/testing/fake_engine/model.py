@@ -17,6 +17,7 @@ from typing import Any
 from enginehouse.testing.fake_engine import tokenizer
 from enginehouse.testing.fake_engine.instances import instance
 from enginehouse.testing.fake_engine.requests import Sampling, StructuredOutputs
+from enginehouse.testing.fake_engine.tool_calls import Function, written
 
 _PROSE = (
     "the house engine keeps its steam and turns wheels for every mill that draws on it while "
@@ -39,11 +40,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt for one set of weights; `user_text` is what canned answers are matched against."""
+    """A prompt for one set of weights; `user_text` is what canned answers are matched against.
+
+    `functions` are those that it may call.
+    """
 
     weights: str
     ids: list[int]
     user_text: str
+    functions: Sequence[Function] = ()
 
 
 def weights_digest(path: str) -> str:
@@ -96,7 +101,8 @@ class Model:
     ) -> str:
         canned = self._canned_answer(question.user_text)
         if structured is None:
-            return _sentence(rng) if canned is None else canned
+            made = written(list(question.functions), rng) if question.functions else _sentence(rng)
+            return made if canned is None else canned
         if structured.choice:
             return canned if canned in structured.choice else rng.choice(structured.choice)
         if canned is not None and _is_json(canned):

@@ -10,10 +10,14 @@ import msgspec
 
 from enginehouse.testing.fake_engine import tokenizer
 from enginehouse.testing.fake_engine.model import Answer, Question, logprobs, rivals
+from enginehouse.testing.fake_engine.tool_calls import message
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a reply is written from; `top` and `prompt_top` None are off."""
+    """Everything that a reply is written from; `top` and `prompt_top` None are off.
+
+    `tool_parser` None leaves the text as it is.
+    """
 
     id: str
     created: int
@@ -25,6 +29,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     prompt_top: int | None
     token_ids: bool
     usage_in_stream: bool
+    tool_parser: str | None = None
 
     def body(self) -> dict[str, Any]:
         """The whole reply of a request that does not stream."""
@@ -76,8 +81,10 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
             "token_ids": answer.ids if self.token_ids else None,
         }
         if self.chat:
-            message = {"role": "assistant", "content": answer.text, "reasoning": None}
-            return choice | {"message": message}
+            made = message(answer.text, parser=self.tool_parser)
+            if "tool_calls" in made:
+                choice["finish_reason"] = "tool_calls"
+            return choice | {"message": made}
         return choice | {"text": answer.text} | self._prompt_fields()
 
     def _head(self, kind: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 
 from enginehouse.testing.fake_engine.errors import ApiError, bad_value, invalid_body
+from enginehouse.testing.fake_engine.tool_calls import Named, Tool
 
 Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -62,6 +63,8 @@ class ChatRequest(Sampling, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage]
+    tools: list[Tool] | None = None
+    tool_choice: str | Named | None = None
     logprobs: bool | None = False
     top_logprobs: int | None = 0
 

@@ -1,0 +1,99 @@
+"""One call of a tool, when a server is ready: whether its parser takes calls out of the text."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from enginehouse.engines.diagnosis import Diagnosis, FailureKind
+from enginehouse.tools.markup import leftover_markup
+
+_PATH = "/v1/chat/completions"
+_PATIENCE = 60.0  # seconds; the check only informs
+_TOOL = {
+    "name": "get_weather",
+    "description": "The weather in a city now.",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+    },
+}
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    tool_calls: list[Any] | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+
+
+class _Reply(msgspec.Struct):
+    choices: list[_Choice]
+
+
+def tool_parser(command: Sequence[str]) -> str | None:
+    """The tool parser that a server was started with; None without one."""
+    flag = "--tool-call-parser"
+    for at, word in enumerate(command):
+        if word == flag and at + 1 < len(command):
+            return command[at + 1]
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+    return None
+
+
+async def check_tool_parser(
+    base_url: str, *, parser: str, model: str, api_key: str | None
+) -> Diagnosis | None:
+    """Ask for one call; what is wrong with the parser, None if nothing is known to be.
+
+    A model that answers in words, or a server that does not answer in time, tells nothing.
+    """
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "What is the weather in Paris? Use the tool."}],
+        "tools": [{"type": "function", "function": _TOOL}],
+        "tool_choice": "auto",
+        "temperature": 0.0,
+        "max_tokens": 128,
+    }
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        async with (
+            asyncio.timeout(_PATIENCE),
+            aiohttp.ClientSession(base_url, headers=headers) as session,
+            session.post(_PATH, json=body) as reply,
+        ):
+            status, content = reply.status, await reply.read()
+    except (aiohttp.ClientError, TimeoutError):
+        return None
+    if status != 200:
+        return _diagnosis(
+            content.decode(errors="replace").strip()[:300],
+            f"a request with a tool got {status} from the tool parser {parser!r}",
+        )
+    try:
+        message = msgspec.json.decode(content, type=_Reply).choices[0].message
+    except (msgspec.MsgspecError, IndexError):
+        return None
+    text = message.content or ""
+    if message.tool_calls or leftover_markup(text) is None:
+        return None
+    return _diagnosis(text[:300], f"the tool parser {parser!r} leaves calls as markup in the text")
+
+
+def _diagnosis(evidence: str, cause: str) -> Diagnosis:
+    return Diagnosis(
+        kind=FailureKind.TOOL_PARSER,
+        evidence=evidence,
+        cause=cause,
+        fix="name the model family's own parser in extra_args (--tool-call-parser NAME), or none: "
+        "calls are then got by constrained decoding",
+    )

@@ -1,0 +1,91 @@
+"""A real llama-server on SmolLM2's GGUF file, built or found as a user's would be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from enginehouse.core.errors import ContextOverflowError, StartError
+from enginehouse.core.messages import ChatPrompt, Message, TextPrompt
+from enginehouse.core.sampler import SampleRequest
+from enginehouse.core.sampling import SamplingParameters, StructuredOutput
+from enginehouse.launch.serving import Serving, serve
+from enginehouse.testing.check_engine import check
+
+# the first may have to build the environment
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.timeout(2400),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+CONTEXT = 512
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def serving() -> AsyncIterator[Serving]:
+    """SmolLM2, with a short context and four sequences at once."""
+    async with serve(
+        "smollm2", engine="llamacpp", notify=print, max_model_len=CONTEXT, max_num_seqs=4
+    ) as ready:
+        yield ready
+
+
+async def test_conformance(serving: Serving):
+    """It does everything that it declares, and refuses the rest before it is sent."""
+    results = await check(serving.sampler)
+    assert [r for r in results if r.outcome == "failed"] == []
+    skipped = {r.name for r in results if r.outcome == "skipped"}
+    lacking = {"n", "adapter", "tool_call", "prompt_logprobs", "logprobs_agree"}
+    assert skipped <= lacking | {"token_ids", "tokenize_round_trip"}
+
+
+async def test_an_answer_that_outgrows_the_context_is_an_overflow(serving: Serving):
+    """The server cuts it off and says "length", as if max_tokens had."""
+    request = SampleRequest(
+        prompt=TextPrompt("again " * (CONTEXT - 20)),
+        parameters=SamplingParameters(max_tokens=100, ignore_eos=True),
+    )
+    with pytest.raises(ContextOverflowError, match="context was full"):
+        await serving.sampler.sample(request)
+
+
+async def test_choices_survive_every_character(serving: Serving):
+    """Whatever a text holds, the grammar is for exactly it."""
+    for choice in ('say "hi"\\n', "two\nlines\tand é", "\x07 bell", "]|[()*+?.^$"):
+        request = SampleRequest(
+            prompt=ChatPrompt((Message("user", "Say it."),)),
+            parameters=SamplingParameters(
+                max_tokens=64, structured=StructuredOutput(choice=(choice,))
+            ),
+        )
+        response = await serving.sampler.sample(request)
+        assert response.completions[0].text == choice
+
+
+async def test_more_requests_than_sequences_are_all_answered(serving: Serving):
+    """They wait their turn, and the load signal counts those that do."""
+    request = SampleRequest(
+        prompt=TextPrompt("Once upon a time"),
+        parameters=SamplingParameters(max_tokens=48, ignore_eos=True, temperature=1.0),
+    )
+    asked = [asyncio.create_task(serving.sampler.sample(request)) for _ in range(16)]
+    seen = 0
+    while not all(task.done() for task in asked):
+        load = await serving.sampler.load()
+        assert load is not None
+        seen = max(seen, load.running)
+    responses = await asyncio.gather(*asked)
+    assert [response.completion_tokens for response in responses] == [48] * 16
+    assert 1 <= seen <= 4
+
+
+async def test_a_failed_start_is_diagnosed():
+    """Its own words, the cause, and what to do next."""
+    with pytest.raises(StartError) as error:
+        async with serve("smollm2", engine="llamacpp", extra_args="--cache-type-k q9"):
+            pass
+    assert error.value.kind == "wrong_value"
+    assert "q9" in str(error.value)
