@@ -302,7 +302,7 @@ async def test_a_stream_that_will_be_closed_has_a_connection_of_its_own(scripted
     ended = (
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
     )
-    server = await scripted(raw(ended))
+    server = await scripted(raw(ended, close=False))
     for closes, connections in ((False, 1), (True, 2)):
         before = server.connections
         async with sampler(server.url, wire=replace(OPENAI, closes_streams=closes)) as asking:

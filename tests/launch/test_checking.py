@@ -16,7 +16,7 @@ from enginehouse.store.layout import Layout
 
 
 class Careless:
-    """An OpenAI-compatible server with one answer to everything; `changes` go into its choice."""
+    """An OpenAI-compatible server with one answer to everything."""
 
     def __init__(self) -> None:
         self.text: str | None = "Berlin, \n I   think."

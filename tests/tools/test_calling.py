@@ -182,6 +182,16 @@ async def test_no_call_where_one_was_required_is_missing_at_the_end():
     assert sampler.steps == [NATIVE, PROMPTED, PROMPTED]
 
 
+async def test_no_lack_of_a_call_hides_one_that_was_cut_off():
+    """Truncated stays truncated where the steps behind it give no call at all."""
+    sampler = Scripted(cut_off('{"calls": ['), cut_off('{"calls": ['), "I would go.")
+    ladder = Ladder([CONSTRAINED, PROMPTED])
+    result = await _ask(sampler, choice="required", ladder=ladder)
+    assert (result.outcome, result.step) == (CallOutcome.TRUNCATED, CONSTRAINED)
+    assert "max_tokens" in (result.why or "")
+    assert sampler.steps == [CONSTRAINED, CONSTRAINED, PROMPTED, PROMPTED]
+
+
 @pytest.mark.parametrize(
     ("step", "answer"),
     [

@@ -61,9 +61,9 @@ def sample(
 
 def _told(summary: SamplingSummary) -> str:
     before = summary.prompts - summary.asked
-    return (
-        f"{summary.out}: {summary.answered:,} of {summary.prompts:,} prompts answered"
-        + (f" ({before:,} of them before)" if before else "")
-        + f", {summary.failed:,} failed; {summary.completion_tokens:,} tokens "
-        f"in {summary.seconds:,.1f} s"
-    )
+    told = f"{summary.out}: {summary.answered:,} of {summary.prompts:,} prompts answered"
+    told += f" ({before:,} of them before)" if before else ""
+    told += f", {summary.failed:,} failed"
+    if summary.asked:
+        told += f"; {summary.completion_tokens:,} tokens in {summary.seconds:,.1f} s"
+    return told

@@ -115,7 +115,7 @@ class SampleConfig(AskConfig):
     prompts: str
     """The file of prompts, a JSON object a line; - is standard input."""
     out: str
-    """The file of samples, a JSON object a line, which the same command completes; - prints them."""
+    """The file of samples, a JSON object a line; the same command completes it; - prints them."""
     plain: bool = False
     """Whether every line of the prompts is a prompt as it stands, instead of JSON."""
     chat: bool = False

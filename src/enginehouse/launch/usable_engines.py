@@ -44,9 +44,7 @@ def _remote(check: str, engine: RemoteEngine, machine: Machine) -> Finding:
         return _no(check, f"{wanted} is not set", f"export {wanted}=http://…, or give --url")
     if key is None and engine.needs_key:
         wanted = engine.key_variables[0]
-        return _no(
-            check, f"{wanted} is not set", f"export {wanted}=…, or give --api-key-env"
-        )
+        return _no(check, f"{wanted} is not set", f"export {wanted}=…, or give --api-key-env")
     says = ", ".join(f"{name} is set" for name in (address, key) if name)
     return fine(check, says or f"asked at {engine.default_url}, without a key")
 

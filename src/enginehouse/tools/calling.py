@@ -78,7 +78,7 @@ async def call_tools(
     for step in ladder.order(model):
         given = await _STEPS[step](question)
         ladder.note(model, step, given.outcome if given else None)
-        answer = given or answer
+        answer = _telling(answer, given)
         if given and given.outcome in DONE:
             break
     if answer is None:
@@ -191,6 +191,14 @@ class _Question:
         if checked.problem:
             return _Answer(step, CallOutcome.INVALID, text=text, why=checked.problem)
         return _Answer(step, CallOutcome.CALLED, text=text, calls=checked.calls)
+
+
+def _telling(before: _Answer | None, given: _Answer | None) -> _Answer | None:
+    """What is reported of two steps: the later one's, but no lack of a call hides one cut off."""
+    if before is None or given is None:
+        return given or before
+    hides = before.outcome is CallOutcome.TRUNCATED and given.outcome is CallOutcome.MISSING
+    return before if hides else given
 
 
 async def _native(question: _Question) -> _Answer | None:

@@ -62,6 +62,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of the last step that was tried, and every attempt on the way to it.
 
+    Of a call that was cut off and, after it, none at all, the first is reported.
+
     `calls` is empty unless the outcome is `called`; `text` is what the model wrote, with `called`
     only what stood beside the calls, and "" where there is none.
     """
@@ -85,7 +87,8 @@ class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def why(self) -> str | None:
         """Why there is neither call nor answer; None if there is."""
-        return self.attempts[-1].why
+        reported = (a for a in reversed(self.attempts) if a.outcome is self.outcome)
+        return next(attempt.why for attempt in reported)
 
     def message(self) -> Message:
         """The assistant's turn, as the conversation goes on after it."""
