@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -17,6 +18,8 @@ import yaml
 
 from enginehouse.cli.app import COMMANDS, build_app
 from enginehouse.core import errors
+from enginehouse.engines.base import RemoteEngine
+from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.configuration import EvaluationConfig, ServeConfig, parse
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import create_run
@@ -91,8 +94,12 @@ def test_every_command_and_option_exists(document: Path) -> None:
 def test_every_option_named_in_the_text_exists(document: Path) -> None:
     """`--option` in prose is an option of some command, or one that is named as the engine's."""
     known = {flag for name in COMMANDS for flag in options_of([name])} | options_of(["--help"])
-    known |= set(Path(SOURCE / "engines/vllm.py").read_text().split('"'))
-    known |= set(Path(SOURCE / "engines/vllm_history.py").read_text().split('"'))
+    for engine in (SOURCE / "engines").glob("*.py"):
+        known |= set(engine.read_text().split('"'))
+    for flags in (ROOT / "tests/engines").glob("*-flags.json"):
+        known |= json.loads(flags.read_text()).keys()
+    for flags in (ROOT / "tests/engines").glob("*-flags.json"):
+        known |= set(json.loads(flags.read_text()))
     known |= {"--lora-modules", "--no-enable-chunked-prefill", "--max-modellen"}
     prose = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
     if document.name == "coming-from.md":  # its first columns have other projects' options
@@ -251,6 +258,9 @@ def test_every_environment_variable_of_ours_is_listed() -> None:
         text = file.read_text()
         read |= set(re.findall(r"(?<![A-Z_])(?:ENGINEHOUSE|GRAIL)_[A-Z]+(?:_[A-Z]+)*", text))
         read |= set(re.findall(r"environ(?:\.get\(|\[)\"([A-Z_]+)\"", text))
+    for engine in (ENGINES.load(name)() for name in ENGINES.names()):
+        if isinstance(engine, RemoteEngine):
+            read |= {*engine.url_variables, *engine.key_variables}
     assert read - {"PATH"} <= listed
 
 

@@ -1,4 +1,4 @@
-"""What a failed llama-server's log is found to say: logs of the real one (see logs/README.md)."""
+"""What a failed llama-server's log is found to say: logs of a real one (see llamacpp_logs)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from enginehouse.engines.diagnosis import FailureKind as K
 from enginehouse.engines.llamacpp import LlamaCppEngine
 
 ENGINE = LlamaCppEngine()
-LOGS = Path(__file__).parent / "logs" / "llamacpp"
+LOGS = Path(__file__).parent / "llamacpp_logs"
 RECORDED = {
     "bad_lora": (K.MODEL_BROKEN, "an adapter", "download or copy"),
     "bad_version": (K.UNSUPPORTED_MODEL, "version 99", "ENGINEHOUSE_LLAMACPP_SERVER"),

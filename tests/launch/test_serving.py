@@ -121,7 +121,9 @@ def test_where_no_engine_runs(monkeypatch: pytest.MonkeyPatch, platform: str):
     """Elsewhere than on Linux: what could be done instead."""
     monkeypatch.setattr(sys, "platform", platform)
     notes: list[str] = []
-    with pytest.raises(ConfigurationError, match=f"no engine is known to run on {platform}") as caught:
+    with pytest.raises(
+        ConfigurationError, match=f"no engine is known to run on {platform}"
+    ) as caught:
         choose_engine(None, notify=notes.append)
     assert "--url" in str(caught.value)
     assert choose_engine("vllm", notify=notes.append) == "vllm"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import pytest_asyncio
 
@@ -80,6 +83,47 @@ async def test_more_requests_than_sequences_are_all_answered(serving: Serving):
     responses = await asyncio.gather(*asked)
     assert [response.completion_tokens for response in responses] == [48] * 16
     assert 1 <= seen <= 4
+
+
+def write_adapter(file: Path, *, hidden: int = 576, rank: int = 4) -> Path:
+    """A LoRA of SmolLM2's first query projection that turns its output upside down."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    keys = [
+        text("general.type") + struct.pack("<I", 8) + text("adapter"),
+        text("general.architecture") + struct.pack("<I", 8) + text("llama"),
+        text("adapter.type") + struct.pack("<I", 8) + text("lora"),
+        text("adapter.lora.alpha") + struct.pack("<If", 6, 4.0),
+    ]
+    random = np.random.default_rng(0)
+    shapes = {"lora_a": (rank, hidden), "lora_b": (hidden, rank)}
+    infos, data = b"", b""
+    for name, (rows, columns) in shapes.items():
+        infos += text(f"blk.0.attn_q.weight.{name}")
+        infos += struct.pack("<IQQIQ", 2, columns, rows, 0, len(data))
+        data += random.normal(size=(rows, columns)).astype("<f4").tobytes()
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(keys)) + b"".join(keys) + infos
+    file.write_bytes(head + b"\0" * (-len(head) % 32) + data)
+    return file
+
+
+async def test_a_request_weighs_the_adapters_of_the_start(tmp_path: Path):
+    """Scale 0 is the base model, and anything else is not."""
+    adapter = write_adapter(tmp_path / "adapter.gguf")
+
+    def ask(scale: float) -> SampleRequest:
+        lora = [{"id": 0, "scale": scale}]
+        parameters = SamplingParameters(max_tokens=12, ignore_eos=True, extra={"lora": lora})
+        return SampleRequest(prompt=TextPrompt("Once upon a time"), parameters=parameters)
+
+    async with serve(
+        "smollm2", engine="llamacpp", max_model_len=CONTEXT, extra_args=["--lora", str(adapter)]
+    ) as ready:
+        base, changed, again = [await ready.sampler.sample(ask(scale)) for scale in (0, 1, 0)]
+    assert base.completions[0].text == again.completions[0].text
+    assert base.completions[0].text != changed.completions[0].text
 
 
 async def test_a_failed_start_is_diagnosed():

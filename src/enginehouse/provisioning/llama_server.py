@@ -87,8 +87,8 @@ def check_build_tools(variant: str, *, environ: Mapping[str, str] = os.environ) 
 def build_environ(version: str, variant: str) -> dict[str, str]:
     """The variables that tell the package how to build."""
     # make's own default is one process per file, which no machine has the memory for
-    jobs = os.environ.get("LLAMA_CPP_BUILD_JOBS") or str(len(os.sched_getaffinity(0)))
-    return {"CMAKE_ARGS": _cmake(version, variant), "LLAMA_CPP_BUILD_JOBS": jobs}
+    jobs = len(os.sched_getaffinity(0))
+    return {"CMAKE_ARGS": _cmake(version, variant), "LLAMA_CPP_BUILD_JOBS": str(jobs)}
 
 
 def compiling_progress(notify: Callable[[str], None]) -> Callable[[str], None]:
