@@ -167,7 +167,7 @@ def test_the_whole_address_of_the_endpoint_will_do(house: House, call, words):
 
 def test_a_megatron_server_is_not_asked_what_needs_a_chat_template(house: House, call, words):
     """It has none; and without an address there is nobody to ask."""
-    nobody = call("eval", "mine", "--engine", "megatron", *words[0])
+    nobody = call("check", "mine", "--engine", "megatron")
     assert (nobody.code, "MEGATRON_SERVER_URL" in nobody.err) == (2, True)
     with running(FakeMegatron()) as vendor:
         env = {"MEGATRON_SERVER_URL": f"{vendor.url}/api"}
