@@ -17,6 +17,7 @@ from command_line import House, port_is_free
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.wire import VLLM
 from enginehouse.core.messages import Message
+from enginehouse.core.sampling import SamplingParameters
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.evaluation.records import Record, SampleRecord
 from enginehouse.executors.tree import identify
@@ -67,19 +68,26 @@ async def test_conformance(served: Served):
 async def test_calls_are_valid_without_native_tools(served: Served):
     """The server refuses native calls, and constrained decoding gives valid ones in their place."""
 
-    def book_table(people: int, place: Literal["garden", "hall"], names: list[str]) -> None:
+    def book_table(people: int, place: Literal["garden", "hall"]) -> None:
         """Book a table in a restaurant."""
 
     def cancel(number: int) -> None:
         """Cancel a booking."""
 
     ladder = Ladder()
-    asked = [Message("user", "Book a table in the garden for Ann and Bob.")]
+    asked = [Message("user", "Book a table in the garden for two people.")]
+    parameters = SamplingParameters(max_tokens=64)
     capabilities = VllmEngine().capabilities(None)
     async with HTTPSampler(served.url, capabilities=capabilities, wire=VLLM) as sampler:
         for choice, names in (("required", {"book_table", "cancel"}), ("cancel", {"cancel"})):
             result = await call_tools(
-                sampler, asked, [book_table, cancel], choice=choice, max_calls=2, ladder=ladder
+                sampler,
+                asked,
+                [book_table, cancel],
+                choice=choice,
+                parameters=parameters,
+                max_calls=1,
+                ladder=ladder,
             )
             assert (result.outcome, result.step) == (CallOutcome.CALLED, Step.CONSTRAINED)
             assert {call.name for call in result.calls} <= names

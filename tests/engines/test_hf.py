@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from enginehouse.engines.base import LaunchContext, ServedEngine, ServerOptions
 from enginehouse.engines.hf import HfEngine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.executors.base import Command
-from enginehouse.provisioning.environments import EngineEnvironment
+from enginehouse.provisioning.environments import EngineEnvironment, plan_environment
 from enginehouse.provisioning.programs import PAYLOADS
 
 ENGINE = HfEngine()
@@ -202,3 +203,27 @@ def test_metrics_are_read():
     )
     assert signal.parse("hf:num_requests_running 3\n") is None
     assert signal.parse(METRICS.replace("hf:", "vllm:")) is None
+
+
+@pytest.mark.parametrize("variant", ["cpu", "cuda"])
+def test_its_environment_is_pinned(variant: str):
+    """What the server imports is in both variants, and nothing of vLLM's."""
+    plan = plan_environment("hf", variant=variant)
+    lines = [line for line in plan.requirements.splitlines() if not line.startswith("#")]
+    assert all(re.match(r"[a-z0-9.\-]+==[^ ;]+( ; .+)?$", line) for line in lines)
+    assert "://" not in plan.requirements
+    names = {line.partition("==")[0] for line in lines}
+    needed = {
+        "torch",
+        "transformers",
+        "accelerate",
+        "peft",
+        "xgrammar",
+        "aiohttp",
+        "jinja2",
+        "gguf",
+    }
+    assert needed <= names
+    assert f"transformers=={plan.version}" in lines
+    assert any(name.startswith("nvidia-") for name in names) == (variant == "cuda")
+    assert "vllm" not in names

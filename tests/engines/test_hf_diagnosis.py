@@ -39,8 +39,8 @@ def diagnose(tmp_path: Path):
         (
             K.PORT_TAKEN,
             (
-                "OSError: [Errno 98] error while attempting to bind on address ('127.0.0.1', 4000): "
-                "[errno 98] address already in use"
+                "OSError: [Errno 98] error while attempting to bind on address ('127.0.0.1', 4000)"
+                ": [errno 98] address already in use"
             ),
             "leased",
         ),
@@ -48,8 +48,8 @@ def diagnose(tmp_path: Path):
         (
             K.CONTEXT_TOO_LONG,
             (
-                "RuntimeError: max_model_len (99999) is greater than the model's own (8192): it was "
-                "made for no more"
+                "RuntimeError: max_model_len (99999) is greater than the model's own (8192): it "
+                "was made for no more"
             ),
             "--max-model-len 8192",
         ),
@@ -110,8 +110,8 @@ def diagnose(tmp_path: Path):
         (
             K.REMOTE_CODE,
             (
-                "ValueError: The repository /models/tiny contains custom code which must be executed "
-                "to correctly load the model."
+                "ValueError: The repository /models/tiny contains custom code which must be "
+                "executed to correctly load the model."
             ),
             "--trust-remote-code",
         ),

@@ -103,7 +103,8 @@ _RULES = (
     Rule(
         K.MODEL_INCOMPLETE,
         r"does not appear to have (?:a file named|files named) (?P<file>.+?)(?:\.? Checkout|$)"
-        r"|[Nn]o file named (?P<weights>\S+)|Can't load (?:the )?tokenizer|backend tokenizer",
+        r"|[Nn]o file named (?P<weights>[^\s,]+)|Should have a `model_type` key"
+        r"|Can't load (?:the )?tokenizer|backend tokenizer",
         "the model's folder lacks its configuration, its weights or its tokenizer {file}{weights}",
         "fetch it again, or copy what is missing (config.json, tokenizer.json, *.safetensors) from "
         "the base model's folder",
@@ -137,8 +138,8 @@ _RULES = (
         r"model type `(?P<type>[^`]*)` but Transformers does not recognize"
         r"|Unrecognized (?:configuration class|model)|generates no text"
         r"|(?P<class>\w+) is not supported for AutoModelForCausalLM",
-        "this transformers does not know the model's architecture {type}{class}, or not as one "
-        "that generates text",
+        "this transformers does not know the model's architecture, or not as one that generates "
+        "text: {type}{class}",
         "see `architectures` in the model's config.json; --python with an install that knows it, "
         "or another engine",
     ),

@@ -71,6 +71,8 @@ class PaddedBatch:
 
     def _forward(self, ids: Tensor, *, keep: Tensor | None) -> Tensor:
         inputs = {"input_ids": ids, "attention_mask": self._mask, **self._cache}
+        if not self._takes_positions and self._cache:
+            del inputs["attention_mask"]  # a model with a state takes a mask for its prompt only
         if self._takes_positions:
             positions = (self._mask.cumsum(dim=-1) - 1).clamp_(min=0)
             inputs["position_ids"] = positions[:, -ids.shape[1] :]

@@ -19,7 +19,7 @@ from hf_server.prompts import Window
 from hf_server.rows import Row, Sequence
 
 ATTENTION = "enginehouse_slots"
-_ROUND = 128  # slots grow in steps of so many tokens at least
+_ROUND = 128  # slots have a multiple of so many places
 
 
 def attend(
@@ -259,12 +259,15 @@ class SlotBatch:
         self._cache.drop()
 
     def _reserve(self, rows: int, length: int) -> None:
+        """Make room, some more than needed; what is not needed now, however, is not kept.
+
+        Else one long row, after many short ones, would take the memory of many long ones.
+        """
         cache = self._cache
         if rows <= cache.slots and length <= cache.length:
             return
-        slots = max(cache.slots, min(max(rows, 2 * cache.slots), max(self._most_rows, rows)))
-        room = max(cache.length, -(-(max(length, 2 * cache.length)) // _ROUND) * _ROUND)
+        slots = min(1 << (rows - 1).bit_length(), max(self._most_rows, rows))
+        room = -(-(length + length // 4) // _ROUND) * _ROUND
         if self.most_tokens is not None and slots * room > self.most_tokens:
-            slots, room = rows, length  # no more than what is needed, which was seen to fit
-        kept = len(self.rows)
-        cache.resize(slots, room, kept_slots=kept, kept_length=self.longest)
+            slots, room = rows, length  # which was seen to fit
+        cache.resize(slots, room, kept_slots=len(self.rows), kept_length=self.longest)
