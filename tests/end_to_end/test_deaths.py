@@ -44,16 +44,16 @@ def check(house: House, done, *, samples: int) -> list[dict[str, object]]:
 def test_engine_core_is_killed(house: House):
     """Kill -9 of EngineCore in the middle of a run: vLLM is started again and the run completes."""
     known = set(house.runs)
-    words = ("--task", "instructions", "--limit", "12", "--max-tokens", "48", "--json")
+    words = ("--task", "instructions", "--limit", "24", "--max-tokens", "96", "--json")
     env = ("--env", "VLLM_ENABLE_V1_MULTIPROCESSING=1", "--concurrency", "4")
     running = house.start("eval", "smollm2", *words, *env)
     running.until("ready after")
     (run,) = set(house.runs) - known
-    until(lambda: scored(run), "no sample is scored")
     (server,) = house.run("ps", "--json").report
     (core,) = [pid for pid in server["pids"] if "EngineCor" in psutil.Process(pid).name()]
+    until(lambda: scored(run), "no sample is scored")
     os.kill(core, signal.SIGKILL)
-    (incident,) = check(house, running.end(), samples=12)
+    (incident,) = check(house, running.end(), samples=24)
     assert incident["kind"] == "killed"
     assert incident["consequence"] == "started again"
     assert "killed" in house.run("show", run.name).out

@@ -28,7 +28,7 @@ async def environment() -> EngineEnvironment:
 
 def fail(environment: EngineEnvironment, *arguments: str, log: Path, **env: str) -> Diagnosis:
     """Start the server by hand, wait for its end, and diagnose that."""
-    words = [str(environment.python), "-m", "vllm.entrypoints.openai.api_server", *arguments]
+    words = [str(environment.executable), "-m", "vllm.entrypoints.openai.api_server", *arguments]
     settings = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     inherited = {n: v for n, v in os.environ.items() if n in {"PATH", "HOME", "TMPDIR"}}
     with log.open("wb") as output:

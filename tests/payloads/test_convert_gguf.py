@@ -70,7 +70,10 @@ async def test_the_quick_conversion_gives_what_transformers_gives(tmp_path: Path
 
     def run(*arguments: object) -> str:
         result = subprocess.run(
-            [environment.python, *map(str, arguments)], capture_output=True, text=True, check=False
+            [environment.executable, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert result.returncode == 0, result.stderr
         return result.stdout
