@@ -103,6 +103,19 @@ def test_failures_are_lines_and_are_asked_again(house: House, call):
     assert not any(line["error"] for line in samples(house))
 
 
+def test_a_constraint_that_the_server_refuses(house: House, call):
+    """Is an error of its own line, too."""
+    prompts(house, 4)
+    message = "Unsupported JSON schema: minimum"
+    faults = [{"fault": "status", "status": 400, "match": "Number 2", "message": message}]
+    with fake_engine(house, VLLM_FAKE_FAULTS=json.dumps(faults)) as url:
+        done = call("sample", url, *FILES)
+    assert done.code == 6
+    assert "3 of 4 prompts answered, 1 failed" in done.out
+    (failed,) = [line for line in samples(house) if line["error"]]
+    assert failed["error"].startswith("UnsupportedError: ")
+
+
 def test_a_prompt_that_does_not_fit(house: House, call):
     """Is an error of its own line, at once; the others are answered."""
     prompts(house, 2)

@@ -135,6 +135,14 @@ async def test_requests_under_way_count_against_what_remains(pace: Pace, clock: 
     assert clock.waits == [9]
 
 
+async def test_a_window_that_was_refilled_is_a_window_and_no_more(pace: Pace, clock: Clock):
+    """Those who waited do not all come at once: after the limit's worth, the next one waits."""
+    pace.note(await pace.turn(), told(0, "20s") | {"x-ratelimit-limit-requests": "3"})
+    for _ in range(7):
+        await pace.turn()
+    assert clock.waits == [20, 20, 20]
+
+
 async def test_a_late_reply_to_an_early_request_is_no_news(pace: Pace, clock: Clock):
     """What a later request's reply said, holds."""
     first, second = await pace.turn(), await pace.turn()

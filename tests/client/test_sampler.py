@@ -265,6 +265,9 @@ def events(*lines: str, done: bool = True) -> Any:
     return raw(head + text.encode())
 
 
+GIVEN_UP = 'data: {"choices":[{"index":0,"delta":{"content":""},"finish_reason":"abort"}]}'
+
+
 def piece(text: str) -> str:
     """One event with a piece of text."""
     return "data: " + json.dumps({"choices": [{"delta": {"content": text}}]})
@@ -336,6 +339,7 @@ async def test_a_stream_is_retried_until_it_begins(scripted: Start):
         (events(piece("Hel"), done=False), MalformedResponseError),
         (events(piece("Hel"), 'data: {"error":{"message":"died","code":500}}'), ServerFaultError),
         (events(piece("Hel"), "data: {"), MalformedResponseError),
+        (events(piece("Hel"), GIVEN_UP), ServerFaultError),
     ],
 )
 async def test_a_stream_that_breaks_is_an_error_and_not_an_end(

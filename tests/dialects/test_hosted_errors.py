@@ -16,6 +16,7 @@ from enginehouse.core.errors import (
     ServerFaultError,
     UnauthorizedError,
     UnknownModelError,
+    UnsupportedError,
     WireError,
 )
 from enginehouse.dialects import anthropic_messages
@@ -97,6 +98,43 @@ CASES: list[tuple[str, int, Any, type[WireError], str]] = [
         openai("Unsupported parameter: 'logprobs' is not supported with this model."),
         BadRequestError,
         "leave that out",
+    ),
+    (
+        "openai",
+        400,
+        openai(
+            "Invalid schema for response_format 'answer': In context=('properties', 'city'), "
+            "'additionalProperties' is required to be supplied and to be false."
+        ),
+        UnsupportedError,
+        "the vendor documents",
+    ),
+    (
+        "openai",
+        400,
+        openai(
+            "Invalid parameter: 'response_format' of type 'json_schema' is not supported with "
+            "this model."
+        ),
+        UnsupportedError,
+        "ask without",
+    ),
+    (
+        "anthropic",
+        400,
+        anthropic(
+            "invalid_request_error",
+            "output_config.format.schema: For 'integer' type, property 'minimum' is not supported",
+        ),
+        UnsupportedError,
+        "the vendor documents",
+    ),
+    (
+        "openrouter",
+        404,
+        openrouter(404, "No endpoints found that support tool use."),
+        UnsupportedError,
+        "ask without",
     ),
     ("openai", 500, openai("The server had an error", "server_error"), ServerFaultError, "later"),
     ("openai", 408, openai("Request timed out"), ServerFaultError, "later"),

@@ -166,6 +166,14 @@ async def test_a_server_that_is_not_there_is_an_error_that_says_so(
             await provider.generate("", ASK)
 
 
+async def test_a_key_that_is_none_is_the_same_error_every_time() -> None:
+    """The second question fails in words, too."""
+    provider = OpenAIProvider("m", api_key="sk-abc\n")
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="white space"):
+            await provider.generate("", ASK)
+
+
 @pytest.mark.parametrize(
     ("message", "says"),
     [

@@ -57,6 +57,14 @@ def test_mistakes_are_named(values: dict[str, object], expected: str) -> None:
     assert str(caught.value).startswith("eval.yaml: ")
 
 
+def test_a_key_that_is_wrong_is_not_shown() -> None:
+    """As one of digits only is, which YAML takes for a number."""
+    values = {"model": "m", "tasks": ["t"], "server": {"api_key": 123456789}}
+    with pytest.raises(ConfigurationError, match=r"server\.api_key") as caught:
+        parse(EvaluationConfig, values, origin="eval.yaml")
+    assert "123456789" not in str(caught.value)
+
+
 def test_several_mistakes_are_all_listed() -> None:
     """One look shows everything that must be mended."""
     with pytest.raises(ConfigurationError) as caught:

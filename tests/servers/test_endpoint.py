@@ -16,6 +16,7 @@ from enginehouse.core.errors import (
     ServerFaultError,
     UnauthorizedError,
 )
+from enginehouse.engines.anthropic import AnthropicEngine
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.servers import endpoint
 from enginehouse.servers.endpoint import Server, attach_server, curl_line
@@ -28,10 +29,13 @@ async def web():
     """Serve given replies, path → (status, body), on loopback; gives the base URL."""
     runners = []
 
-    async def serve(replies):
+    async def serve(replies, *, location=None, asked=None):
         async def answer(request):
+            if asked is not None:
+                asked.append(request.path)
             status, body = replies.get(request.path, (404, "no"))
-            return aiohttp.web.Response(status=status, text=body)
+            headers = {"Location": location} if location else None
+            return aiohttp.web.Response(status=status, text=body, headers=headers)
 
         app = aiohttp.web.Application()
         app.router.add_route("*", "/{rest:.*}", answer)
@@ -84,6 +88,22 @@ async def test_a_wrong_server_is_told_in_words(web, reply, kind, message):
     with pytest.raises(kind, match=message) as caught:
         await attach_server(url, engine=ENGINE)
     assert caught.value.fix
+
+
+async def test_a_key_goes_to_nobody_else(web):
+    """A redirection is not followed: Anthropic's header would go along."""
+    asked = []
+    thief = await web({"/": (200, '{"data": [{"id": "a"}]}')}, asked=asked)
+    url = await web({"/v1/models": (302, "")}, location=thief.replace("127.0.0.1", "localhost"))
+    with pytest.raises(MalformedResponseError, match="no OpenAI-compatible server"):
+        await attach_server(url, api_key="sk-secret", engine=AnthropicEngine(), model="m")
+    assert asked == []
+
+
+async def test_a_key_with_a_newline_is_refused_in_words():
+    """As a file that ends in one leaves it in the variable."""
+    with pytest.raises(ConfigurationError, match="white space"):
+        await attach_server("http://127.0.0.1:1", api_key="sk-secret\n", engine=ENGINE)
 
 
 async def test_a_wrong_key_is_told_from_a_missing_one(web):

@@ -44,6 +44,12 @@ async def test_a_refusal_is_named_too():
     assert "--enable-auto-tool-choice" in found.evidence
 
 
+async def test_what_is_not_the_parser_s_fault_is_not_told_as_its():
+    """A model with a short context cannot even be asked."""
+    flags = ("--enable-auto-tool-choice", "--max-model-len", "64")
+    assert await _diagnosed("hermes", *flags) is None
+
+
 async def test_a_server_that_is_gone_tells_nothing():
     """The check only informs: it raises nothing."""
     assert await _check("http://127.0.0.1:1", "hermes") is None

@@ -47,6 +47,10 @@ from enginehouse.testing.fake_vendors import (
     running_fake_vendor,
 )
 from enginehouse.testing.fake_vendors.vendor import FakeVendor
+from enginehouse.tools.calling import call_tools
+from enginehouse.tools.ladder import Ladder
+from enginehouse.tools.results import Step
+from enginehouse.tools.specification import ToolSpec
 
 from .support.typed_parameters import problems
 
@@ -303,6 +307,33 @@ async def test_tools_go_round(name: str):
         last = await sampler.sample(SampleRequest(prompt=ChatPrompt(turns), tools=(VISIT,)))
     assert last.completions[0].text
     assert not last.completions[0].tool_calls
+
+
+@pytest.mark.parametrize("name", ["openai", "openrouter", "anthropic"])
+async def test_a_schema_that_the_vendor_cannot_take_makes_way_for_the_next_step(name: str):
+    """A bounded integer, an optional property: the prompted step needs no schema of theirs."""
+    engine, fake = VENDORS[name][0](), VENDORS[name][1]()
+    tool = ToolSpec(
+        name="wait",
+        description="Wait for hours.",
+        parameters={
+            "type": "object",
+            "properties": {"hours": {"type": "integer", "minimum": 1}, "why": {"type": "string"}},
+            "required": ["hours"],
+        },
+    )
+    running: AbstractAsyncContextManager[FakeVendor] = running_fake_vendor(fake)
+    async with running as vendor, sampler_of(engine, vendor) as sampler:
+        result = await call_tools(
+            sampler,
+            [Message("user", "Say nothing.")],
+            [tool],
+            choice="required",
+            ladder=Ladder((Step.CONSTRAINED, Step.PROMPTED)),
+        )
+    assert result.attempts[0].step is Step.CONSTRAINED
+    assert "schema" in result.attempts[0].why.lower()
+    assert {attempt.step for attempt in result.attempts[1:]} == {Step.PROMPTED}
 
 
 def test_nothing_is_declared_that_the_vendors_do_not_promise():

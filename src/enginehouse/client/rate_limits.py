@@ -20,16 +20,13 @@ import msgspec
 
 from enginehouse.core.errors import RateLimitedError
 
-_REQUESTS = (
-    ("x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
-    ("anthropic-ratelimit-requests-remaining", "anthropic-ratelimit-requests-reset"),
-    ("x-ratelimit-remaining", "x-ratelimit-reset"),
-)
+# the gap is for: remaining, reset, limit
+_REQUESTS = ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}")
 _TOKENS = (
-    ("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
-    ("anthropic-ratelimit-tokens-remaining", "anthropic-ratelimit-tokens-reset"),
-    ("anthropic-ratelimit-input-tokens-remaining", "anthropic-ratelimit-input-tokens-reset"),
-    ("anthropic-ratelimit-output-tokens-remaining", "anthropic-ratelimit-output-tokens-reset"),
+    "x-ratelimit-{}-tokens",
+    "anthropic-ratelimit-tokens-{}",
+    "anthropic-ratelimit-input-tokens-{}",
+    "anthropic-ratelimit-output-tokens-{}",
 )
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -60,6 +57,7 @@ class Pace:
         self._told = 0  # the latest request whose reply told what is left
         self._left = math.inf  # requests that may be sent until `_refilled`
         self._refilled = 0.0
+        self._window: _Budget | None = None  # as the latest reply told it
         self._shut_until = 0.0
         self._held_since: float | None = None
 
@@ -92,6 +90,7 @@ class Pace:
             self._told = number
             self._left = found[0].remaining - (self._sent - number)
             self._refilled = now + found[0].reset
+            self._window = found[0]
         for budget in _budgets(headers, _TOKENS):
             if budget.remaining <= 0:
                 self._shut_until = max(self._shut_until, now + budget.reset)
@@ -111,25 +110,31 @@ class Pace:
 
     def _wait(self) -> float:
         now = self._clock()
-        if self._left <= 0 and now >= self._refilled:
-            self._left = math.inf
+        if self._left <= 0 and self._window is not None and now >= self._refilled:
+            # until a reply tells more, another window like the last one
+            self._left = self._window.limit
+            self._refilled = now + self._window.reset
         return max(self._shut_until, self._refilled if self._left <= 0 else 0.0) - now
 
 
 class _Budget(msgspec.Struct, frozen=True):
-    """What remains of one kind, and the seconds until it is refilled."""
+    """What remains of one kind, the seconds until it is refilled, and how much there is then."""
 
     remaining: float
     reset: float
+    limit: float
 
 
-def _budgets(headers: Mapping[str, str], names: tuple[tuple[str, str], ...]) -> list[_Budget]:
+def _budgets(headers: Mapping[str, str], names: tuple[str, ...]) -> list[_Budget]:
     found = []
-    for remaining, reset in names:
-        if (given := headers.get(remaining)) is not None:
+    for name in names:
+        if (given := headers.get(name.format("remaining"))) is not None:
             with suppress(ValueError):
-                seconds = seconds_until(headers.get(reset, ""), now=_server_time(headers))
-                found.append(_Budget(float(given), seconds))
+                reset = seconds_until(
+                    headers.get(name.format("reset"), ""), now=_server_time(headers)
+                )
+                limit = float(headers.get(name.format("limit"), math.inf))
+                found.append(_Budget(float(given), reset, max(1.0, limit)))
     return found
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from enginehouse.client.limits import Adaptive, AdaptiveController, Limit
 from enginehouse.client.rate_limits import Pace
+from enginehouse.client.replies import demand_whole, events
 from enginehouse.client.retry import Retries, Tried, with_retries
 from enginehouse.client.transport import (
     AiohttpTransport,
@@ -27,16 +28,13 @@ from enginehouse.client.wire import OPENAI, AdapterEndpoints, Wire
 from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
-    MalformedResponseError,
     RateLimitedError,
-    ServerFaultError,
     UnknownModelError,
     UnsupportedError,
     WireError,
 )
 from enginehouse.core.messages import ChatPrompt
 from enginehouse.core.sampler import (
-    GIVEN_UP,
     Capabilities,
     Capability,
     Delta,
@@ -47,7 +45,6 @@ from enginehouse.core.sampler import (
     Timing,
 )
 from enginehouse.dialects.base import Dialect, require
-from enginehouse.dialects.server_sent_events import EventParser
 
 DEFAULT_CONCURRENCY = 64
 _LOAD_TIMEOUT = 5.0  # seconds; an older reading says nothing about the queue now
@@ -188,12 +185,7 @@ class HTTPSampler:
         except WireError as error:
             raise self._redacted(error) from None
         for completion in response.completions:
-            if completion.finish_reason in GIVEN_UP:
-                raise ServerFaultError(
-                    "the engine gave the answer up",
-                    why=f"finish_reason is {completion.finish_reason!r}",
-                    fix="ask again; a server that is being stopped does this",
-                )
+            demand_whole(completion.finish_reason)
         return response
 
     async def stream(self, request: SampleRequest) -> AsyncIterator[Delta]:
@@ -214,12 +206,13 @@ class HTTPSampler:
                     return stream
 
             tried = await self._deliver(lambda: self._tried(begin, wire))
-            async for data in _events(tried.value, dialect):
+            async for data in events(tried.value, dialect):
                 try:
                     deltas = dialect.decode_chunk(data)
                 except WireError as error:
                     raise self._redacted(error) from None
                 for delta in deltas:
+                    demand_whole(delta.finish_reason)
                     yield delta
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
@@ -373,25 +366,6 @@ class HTTPSampler:
 
     def _redacted(self, error: WireError) -> WireError:
         return redacted(error, api_key=self._api_key)
-
-
-async def _events(stream: WireStream, dialect: Dialect) -> AsyncIterator[bytes]:
-    """The data of every event before the last; a stream that ends without that broke off."""
-    parser = EventParser()
-    async for chunk in stream.chunks:
-        for data in parser.feed(chunk):
-            if dialect.is_end(data):
-                return
-            yield data
-    for data in parser.close():
-        if dialect.is_end(data):
-            return
-        yield data
-    raise MalformedResponseError(
-        "the stream ended before it was complete",
-        why="the server closed it without saying that this was all",
-        fix="read the server's log; a server that died while answering looks like this",
-    )
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

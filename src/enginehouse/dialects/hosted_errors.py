@@ -23,6 +23,7 @@ from enginehouse.core.errors import (
     ServerFaultError,
     UnauthorizedError,
     UnknownModelError,
+    UnsupportedError,
     WireError,
 )
 from enginehouse.dialects.openai_replies import excerpt
@@ -45,9 +46,16 @@ _MODEL = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _PARAMETER = re.compile(
-    r"(unsupported|deprecated|not supported|not permitted|cannot both|support tool use|"
+    r"(unsupported|deprecated|not supported|not permitted|cannot both|"
     r"handle the requested parameters)",
     re.IGNORECASE,
+)
+# a schema that their constrained decoding cannot take, or no schemas or tools at all
+_SCHEMA = re.compile(
+    r"invalid schema for (response_format|function)"
+    r"|(schema|response_format|output_format|output_config).{0,200}(not supported|unsupported)"
+    r"|schema is too complex|support tool use",
+    re.IGNORECASE | re.DOTALL,
 )
 _SAMPLING = re.compile(r"temperature|top_p|top_k|requested parameters")
 # what a type or a status name of a streamed error, which has no HTTP status, stands for
@@ -97,6 +105,13 @@ class HostedErrors:
         if status == HTTPStatus.REQUEST_TIMEOUT or (status >= 500 and status != 501):
             return ServerFaultError(
                 said, why=error.cause, fix="the fault is theirs: ask again later", status=status
+            )
+        if status in (400, 404) and _SCHEMA.search(words):
+            return UnsupportedError(
+                said,
+                why=error.cause,
+                fix="keep to the JSON Schema that the vendor documents, or ask without it",
+                status=status,
             )
         return self._refusal(status, said, words=words, why=error.cause)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from enginehouse.core.errors import StartError
 from enginehouse.executors.base import Command, Effort
 from enginehouse.executors.reaper import Reaper
-from enginehouse.executors.tree import ProcessIdentity, ProcessTree, identify
+from enginehouse.executors.tree import KILL_WAIT, POLL, ProcessIdentity, ProcessTree, identify
 
 LOOK_EVERY = 1.0
 # A shell that becomes the program when it is told to, and ends if we end before that. What shells
@@ -71,7 +72,14 @@ class LocalProcess:
             await self._tree.stop(grace=grace, reap=self._child.poll)
         finally:  # even cancelled, it has killed what there was
             self._reaper.dismiss()
+        await self._reap()
         self._stopped = True
+
+    async def _reap(self) -> None:
+        """Take the exit status: threads of a leader that is a zombie may still be ending."""
+        deadline = time.monotonic() + KILL_WAIT
+        while self._child.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(POLL)
 
     def release(self) -> None:
         """Stop watching and leave it running, whatever becomes of us (a detached server)."""

@@ -120,7 +120,8 @@ class _Pool:
         self.users: weakref.WeakSet[_SamplerProvider] = weakref.WeakSet()
         # An event loop that is shut down closes the asynchronous generators that are left: the one
         # moment when connections that nobody closed can still be closed in order.
-        self._generator = _open(server)
+        self._server = server
+        self._generator: AsyncGenerator[HTTPSampler] | None = None
         self._opening = asyncio.Lock()
         self._sampler: HTTPSampler | None = None
 
@@ -128,12 +129,14 @@ class _Pool:
         """What asks the server; opened by the first call."""
         async with self._opening:
             if self._sampler is None:
+                self._generator = _open(self._server)
                 self._sampler = await anext(self._generator)
         return self._sampler
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._generator.aclose()
+        if self._generator is not None:
+            await self._generator.aclose()
 
 
 _pools: dict[asyncio.AbstractEventLoop, dict[_Server, _Pool]] = {}

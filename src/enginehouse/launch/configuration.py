@@ -338,7 +338,8 @@ def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"{where!r} is missing"
     if not where:
         return message
-    return f"{where!r}: {message} (got {problem['input']!r})"
+    given = "" if location[-1] == "api_key" else f" (got {problem['input']!r})"
+    return f"{where!r}: {message}{given}"
 
 
 def _fields(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -40,7 +40,7 @@ from enginehouse.store.layout import Layout
 _MOST_IN_FLIGHT = 512
 _TICK = 0.5  # seconds between looks at the progress
 # what would befall every other request, too
-_HOPELESS = (UnauthorizedError, UnknownModelError, UnsupportedError)
+_HOPELESS = (UnauthorizedError, UnknownModelError)
 
 
 class SamplingSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -264,6 +264,8 @@ async def _ask(prompt: PromptLine, sampler: HTTPSampler, source: Source) -> Samp
     except _HOPELESS:
         raise
     except WireError as error:
+        if isinstance(error, UnsupportedError) and error.status is None:
+            raise  # the engine does none of this, and nothing was sent
         if isinstance(error, ConnectionFailedError):
             await _demand_alive(sampler, error)
         says = f"{error.message}: {error.why}" if error.why else error.message

@@ -25,9 +25,11 @@ def star_out(*words: str) -> None:
 
     def starred(*args: object, **kwargs: object) -> logging.LogRecord:
         record = make(*args, **kwargs)
-        if isinstance(record.msg, str):
+        said = record.getMessage()
+        if any(word in said for word in words):
             for word in words:
-                record.msg = record.msg.replace(word, "***")
+                said = said.replace(word, "***")
+            record.msg, record.args = said, None
         return record
 
     logging.setLogRecordFactory(starred)

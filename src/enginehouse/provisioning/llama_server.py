@@ -87,7 +87,8 @@ def check_build_tools(variant: str, *, environ: Mapping[str, str] = os.environ) 
 def build_environ(version: str, variant: str) -> dict[str, str]:
     """The variables that tell the package how to build."""
     # make's own default is one process per file, which no machine has the memory for
-    jobs = len(os.sched_getaffinity(0))
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux only
+    jobs = len(allowed(0)) if allowed else os.cpu_count() or 1
     return {"CMAKE_ARGS": _cmake(version, variant), "LLAMA_CPP_BUILD_JOBS": str(jobs)}
 
 

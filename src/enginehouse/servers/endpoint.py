@@ -7,10 +7,17 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
 import msgspec
 
-from enginehouse.client.transport import normal_base_url, redacted
+from enginehouse.client.transport import (
+    AiohttpTransport,
+    Timeouts,
+    Transport,
+    WireReply,
+    WireRequest,
+    normal_base_url,
+    redacted,
+)
 from enginehouse.core.errors import (
     ConnectionFailedError,
     MalformedResponseError,
@@ -63,11 +70,6 @@ def curl_line(server: Server) -> str:
     return " ".join(words)
 
 
-class _Reply(msgspec.Struct):
-    status: int
-    body: bytes
-
-
 class _Version(msgspec.Struct):
     version: str
 
@@ -83,16 +85,20 @@ async def attach_server(
     """
     base = normal_base_url(url)
     wire = engine.wire
-    headers = wire.authorize(api_key) if api_key else {}
     version = None
     served = isinstance(engine, ServedEngine)
-    async with aiohttp.ClientSession(headers=headers) as session:
+    async with AiohttpTransport(
+        base,
+        api_key=api_key or None,
+        authorize=wire.authorize,
+        timeouts=Timeouts(total=_PATIENCE),
+    ) as transport:
         models: tuple[str, ...] = (model,) if model else ()
         if wire.models_path is not None:
-            reply = await _get(session, base, wire.models_path)
+            reply = await _get(transport, wire.models_path, base=base)
             models = _listed(reply, base=base, engine=engine, api_key=api_key) or models
         if isinstance(engine, ServedEngine):
-            version = _version(await _get(session, base, engine.version_path))
+            version = _version(await _get(transport, engine.version_path, base=base))
     return Server(
         name=None,
         base_url=base,
@@ -109,7 +115,7 @@ async def attach_server(
 
 
 def _listed(
-    reply: _Reply, *, base: str, engine: Engine, api_key: str | None
+    reply: WireReply, *, base: str, engine: Engine, api_key: str | None
 ) -> tuple[str, ...] | None:
     """The names that the server lists; None for a hosted one that has no such list."""
     if reply.status == 200:
@@ -124,31 +130,29 @@ def _listed(
     raise _unusable(base, reply, api_key=api_key, engine=engine)
 
 
-async def _get(session: aiohttp.ClientSession, base: str, path: str) -> _Reply:
+async def _get(transport: Transport, path: str, *, base: str) -> WireReply:
     try:
-        timeout = aiohttp.ClientTimeout(total=_PATIENCE)
-        async with session.get(base + path, timeout=timeout) as reply:
-            return _Reply(status=reply.status, body=await reply.read())
-    except TimeoutError as error:
+        return await transport.send(WireRequest("GET", path))
+    except RequestTimeoutError as error:
         raise RequestTimeoutError(
             f"{base} did not answer {path} within {_PATIENCE:.0f} s",
             fix="check address and firewall, or whether the server is still starting",
         ) from error
-    except aiohttp.ClientConnectorError as error:
+    except ConnectionFailedError as error:
         raise ConnectionFailedError(
             f"nothing answers at {base}",
-            why=str(error.os_error or error),
+            why=error.why,
             fix="check host and port; `enginehouse ps` lists the servers of this machine",
         ) from error
-    except aiohttp.ClientError as error:
+    except MalformedResponseError as error:
         raise ConnectionFailedError(
             f"what answers at {base} does not speak HTTP as expected",
-            why=str(error),
+            why=error.why,
             fix="check port and scheme (http or https)",
         ) from error
 
 
-def _unusable(base: str, reply: _Reply, *, api_key: str | None, engine: Engine) -> WireError:
+def _unusable(base: str, reply: WireReply, *, api_key: str | None, engine: Engine) -> WireError:
     status = reply.status
     if status in {401, 403}:
         return UnauthorizedError(
@@ -174,7 +178,7 @@ def _key_variable(engine: Engine) -> str:
     return next(iter(own), API_KEY_VARIABLE)
 
 
-def _version(reply: _Reply) -> str | None:
+def _version(reply: WireReply) -> str | None:
     try:
         return (
             msgspec.json.decode(reply.body, type=_Version).version if reply.status == 200 else None

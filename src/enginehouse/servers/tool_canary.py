@@ -75,10 +75,10 @@ async def check_tool_parser(
     except (aiohttp.ClientError, TimeoutError):
         return None
     if status != 200:
-        return _diagnosis(
-            content.decode(errors="replace").strip()[:300],
-            f"a request with a tool got {status} from the tool parser {parser!r}",
-        )
+        said = content.decode(errors="replace").strip()[:300]
+        about_tools = "tool" in said.lower()  # not a full context, a limit, a refused key
+        cause = f"a request with a tool got {status} from the tool parser {parser!r}"
+        return _diagnosis(said, cause) if about_tools else None
     try:
         message = msgspec.json.decode(content, type=_Reply).choices[0].message
     except (msgspec.MsgspecError, IndexError):

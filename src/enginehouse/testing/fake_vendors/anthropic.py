@@ -14,6 +14,7 @@ from aiohttp import web
 from enginehouse.testing.fake_engine.generation import render
 from enginehouse.testing.fake_engine.requests import ChatMessage, Sampling
 from enginehouse.testing.fake_vendors.calls import wanted_calls
+from enginehouse.testing.fake_vendors.schemas import anthropic_refusal
 from enginehouse.testing.fake_vendors.vendor import FakeVendor, Quota, Refused
 
 _KINDS = {429: "rate_limit_error", 529: "overloaded_error"}
@@ -102,6 +103,9 @@ class FakeAnthropic(FakeVendor):
             message = f"prompt is too long: {written} tokens > {self.context} maximum"
             raise Refused(400, message, kind=kind)
         _check_turns(body["messages"])
+        schema = _schema(body)
+        if schema is not None and (problem := anthropic_refusal(schema)):
+            raise Refused(400, problem, kind=kind)
 
     def _blocks(
         self, body: Any, text: str, user_text: str
@@ -110,12 +114,11 @@ class FakeAnthropic(FakeVendor):
             return [], "refusal", 1
         if calls := _calls(body, user_text):
             return calls, "tool_use", 7
-        schema = ((body.get("output_config") or {}).get("format") or {}).get("schema")
         stops = body.get("stop_sequences")
         sampling = Sampling(
             max_tokens=body["max_tokens"], temperature=body.get("temperature"), stop=stops
         )
-        _, (answer,) = self.sample(text, user_text, sampling, schema)
+        _, (answer,) = self.sample(text, user_text, sampling, _schema(body))
         blocks: list[dict[str, Any]] = [{"type": "text", "text": answer.text}]
         if "think" in user_text:
             blocks.insert(0, {"type": "thinking", "thinking": "Well …", "signature": "c2ln"})
@@ -149,6 +152,10 @@ class FakeAnthropic(FakeVendor):
             for name in (*self.models, *self.unsampled)
         ]
         return {"data": models, "has_more": False, "first_id": None, "last_id": None}
+
+
+def _schema(body: Any) -> Any:
+    return ((body.get("output_config") or {}).get("format") or {}).get("schema")
 
 
 def _check_turns(messages: list[Any]) -> None:

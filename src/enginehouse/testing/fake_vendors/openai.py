@@ -16,6 +16,7 @@ from enginehouse.testing.fake_engine.generation import render
 from enginehouse.testing.fake_engine.replies import Reply
 from enginehouse.testing.fake_engine.requests import ChatMessage, Sampling
 from enginehouse.testing.fake_vendors.calls import wanted_calls
+from enginehouse.testing.fake_vendors.schemas import openai_refusal
 from enginehouse.testing.fake_vendors.vendor import FakeVendor, Quota, Refused
 
 _encode = msgspec.json.encode
@@ -111,6 +112,9 @@ class FakeOpenAI(FakeVendor):
                 f"messages resulted in {written // 4} tokens."
             )
             raise Refused(400, message, kind=kind, code="context_length_exceeded")
+        schema = _schema(body)
+        if schema is not None and (problem := openai_refusal(schema)):
+            raise Refused(400, problem, kind=kind)
 
     def limit(self, body: Any) -> int:
         """What the request allows of an answer."""
@@ -169,9 +173,7 @@ class FakeOpenAI(FakeVendor):
             n=body.get("n"),
             stop=stops,
         )
-        form = body.get("response_format") or {}
-        schema = form["json_schema"]["schema"] if form.get("type") == "json_schema" else None
-        question, answers = self.sample(text, user_text, sampling, schema)
+        question, answers = self.sample(text, user_text, sampling, _schema(body))
         return Reply(
             id="chatcmpl-1",
             created=1,
@@ -200,6 +202,11 @@ class FakeOpenAI(FakeVendor):
             "choices": [choice],
             "usage": {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16},
         }
+
+
+def _schema(body: Any) -> Any:
+    form = body.get("response_format") or {}
+    return form["json_schema"]["schema"] if form.get("type") == "json_schema" else None
 
 
 @dataclass(kw_only=True)
