@@ -20,8 +20,9 @@ def the_same_records_as_before():
 def test_keys_are_starred_wherever_they_stand(caplog: pytest.LogCaptureFixture):
     """In the message and in its arguments; arguments without one stay for those who read them."""
     star_out("sk-secret")
-    logging.warning("100%% of api_key='sk-secret' and %s", "sk-secret")
-    logging.warning("%s asked %d times", "somebody", 2)
+    log = logging.getLogger("sglang")
+    log.warning("100%% of api_key='sk-secret' and %s", "sk-secret")
+    log.warning("%s asked %d times", "somebody", 2)
     first, second = caplog.records
     assert first.getMessage() == "100% of api_key='***' and ***"
     assert second.args == ("somebody", 2)
