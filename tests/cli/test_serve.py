@@ -129,6 +129,14 @@ def test_a_start_that_fails(house: House, call):
         house.nothing_left()
 
 
+def test_what_runs_elsewhere(house: House, call):
+    """A hosted engine is not served; what to do instead is said."""
+    done = call("serve", "gpt-4", "--engine", "openai")
+    assert done.code == 2
+    assert "openai is asked, not served" in done.err
+    assert "eval, bench, chat and sample" in done.err
+
+
 def test_a_start_that_takes_too_long(house: House, call):
     """--start-timeout ends it, and says so."""
     house.model()

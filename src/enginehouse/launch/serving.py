@@ -100,6 +100,13 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
     options = with_api_key(config.server)
     demand_api_key(options)
     name = choose_engine(config.engine, notify=notify)
+    engine: Engine = ENGINES.load(name)()
+    if not isinstance(engine, ServedEngine):
+        raise ConfigurationError(
+            f"{name} is asked, not served",
+            why="it runs elsewhere",
+            fix=f"leave serving out: eval, bench, chat and sample take --engine {name}",
+        )
     environment = await find_environment(
         name,
         python=config.python,
@@ -108,13 +115,6 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
         layout=layout,
         notify=notify,
     )
-    engine: Engine = ENGINES.load(name)()
-    if not isinstance(engine, ServedEngine):
-        raise ConfigurationError(
-            f"{name} is asked, not served",
-            why="it runs elsewhere",
-            fix=f"leave serving out: eval, bench, chat and sample take --engine {name}",
-        )
     engine.check(options, environment=environment)
     model = await resolve_model(
         reference,
