@@ -6,12 +6,16 @@ import dataclasses
 from pathlib import Path
 from types import MappingProxyType
 
+import msgspec
 import pytest
 
 from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.findings import Finding, Verdict
 from enginehouse.launch.machine import Machine
 from enginehouse.launch.usable_engines import judge_engines
+from enginehouse.provisioning.building import RECORD, Record, executable_of
+from enginehouse.provisioning.description import Description
+from enginehouse.provisioning.plans import plan_environment
 
 GOOD = Machine(
     python=(3, 12, 1),
@@ -80,6 +84,35 @@ def test_vllm_needs_linux(changes: dict[str, str]):
     named = judge(machine, ENGINEHOUSE_VLLM_PYTHON="/opt/vllm/bin/python")["vllm"]
     assert (named.verdict, named.says) == (Verdict.OK, "the one that ENGINEHOUSE_VLLM_PYTHON names")
     assert judge()["vllm"].verdict is Verdict.OK
+
+
+def test_what_was_provisioned_is_named(tmp_path: Path):
+    """Once its environment is whole; before that it can be provisioned."""
+
+    def says() -> str:
+        found = judge_engines(GOOD, cuda=False, environments=tmp_path)
+        return next(finding.says for finding in found if finding.check == "engine hf")
+
+    plan = plan_environment("hf", variant="cpu")
+    folder = tmp_path / plan.key
+    assert "can be provisioned" in says()
+    program = executable_of(folder, engine="hf")
+    program.parent.mkdir(parents=True)
+    program.touch()
+    record = Record(
+        key=plan.key,
+        engine="hf",
+        version=plan.version,
+        variant="cpu",
+        created=0.0,
+        base_python="",
+        requirements_digest="",
+        description=Description(
+            version=plan.version, variant="cpu", python="", identity="", packages={}, flags={}
+        ),
+    )
+    (folder / RECORD).write_bytes(msgspec.json.encode(record))
+    assert says() == f"provisioned: {plan.key}"
 
 
 def test_llamacpp_is_found_or_compiled(tmp_path: Path):

@@ -63,7 +63,7 @@ async def examine(
     else:
         findings += judge_disk(machine, plan, built=True)
         findings.append(await _own_environment(given, engine=engine, layout=layout))
-    findings += judge_engines(machine, cuda=cuda_is_there())
+    findings += judge_engines(machine, cuda=cuda_is_there(), environments=layout.environments)
     findings += judge_surroundings(machine)
     findings += await asyncio.to_thread(_servers, layout)
     return findings

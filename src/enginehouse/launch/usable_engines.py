@@ -5,29 +5,35 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 from enginehouse.core.errors import ProvisioningError
 from enginehouse.engines.base import Engine, RemoteEngine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.findings import Finding, Verdict, fine
 from enginehouse.launch.machine import Machine
-from enginehouse.provisioning.environments import given_by_variables
+from enginehouse.provisioning.environments import given_by_variables, read_record
 from enginehouse.provisioning.llama_server import PROGRAM, check_build_tools
-from enginehouse.provisioning.plans import DEFAULT_VERSIONS, pinned_versions
+from enginehouse.provisioning.plans import DEFAULT_VERSIONS, pinned_versions, plan_environment
 
 _ONLY_ON_LINUX = ("vllm", "sglang")
 _ARCHITECTURES = ("x86_64", "amd64", "aarch64", "arm64")
 
 
-def judge_engines(machine: Machine, *, cuda: bool) -> Iterator[Finding]:
-    """A finding for each engine there is. `cuda`: an NVIDIA GPU is there. Shows no key."""
+def judge_engines(
+    machine: Machine, *, cuda: bool, environments: Path | None = None
+) -> Iterator[Finding]:
+    """A finding for each engine there is. `cuda`: an NVIDIA GPU is there. Shows no key.
+
+    `environments`: the folder of those that were provisioned.
+    """
     for name in ENGINES.names():
         engine: Engine = ENGINES.load(name)()
         check = f"engine {name}"
         if isinstance(engine, RemoteEngine):
             yield _remote(check, engine, machine)
         else:
-            yield _served(check, name, machine, cuda=cuda)
+            yield _served(check, name, machine, cuda=cuda, environments=environments)
 
 
 def _no(check: str, says: str, fix: str) -> Finding:
@@ -49,7 +55,9 @@ def _remote(check: str, engine: RemoteEngine, machine: Machine) -> Finding:
     return fine(check, says or f"asked at {engine.default_url}, without a key")
 
 
-def _served(check: str, name: str, machine: Machine, *, cuda: bool) -> Finding:
+def _served(
+    check: str, name: str, machine: Machine, *, cuda: bool, environments: Path | None
+) -> Finding:
     given = next((v for v in given_by_variables(name) if machine.environ.get(v)), None)
     if given is not None:
         return fine(check, f"the one that {given} names")
@@ -59,18 +67,21 @@ def _served(check: str, name: str, machine: Machine, *, cuda: bool) -> Finding:
         fix = "use one of the other engines, or a server elsewhere with --url"
         return _no(check, f"{says}{machine.architecture}", fix)
     variant = "cuda" if cuda else "cpu"
-    if name == "llamacpp":
-        return _llamacpp(check, machine, variant=variant)
+    path = machine.environ.get("PATH", os.defpath)
+    if name == "llamacpp" and (found := shutil.which(PROGRAM, path=path)):
+        return fine(check, f"{found}, on PATH")
     if not pinned_versions(name, variant):
         says = "needs an NVIDIA GPU" if variant == "cpu" else "is provisioned for CPUs only"
         return _no(check, says, "use one of the other engines here")
+    key = plan_environment(name, variant=variant).key
+    if environments is not None and read_record(environments / key) is not None:
+        return fine(check, f"provisioned: {key}")
+    if name == "llamacpp":
+        return _compiled(check, machine, variant=variant)
     return fine(check, f"{name} {DEFAULT_VERSIONS[name]} can be provisioned, for {variant}")
 
 
-def _llamacpp(check: str, machine: Machine, *, variant: str) -> Finding:
-    path = machine.environ.get("PATH", os.defpath)
-    if found := shutil.which(PROGRAM, path=path):
-        return fine(check, f"{found}, on PATH")
+def _compiled(check: str, machine: Machine, *, variant: str) -> Finding:
     try:
         check_build_tools(variant, environ=machine.environ)
     except ProvisioningError as error:
