@@ -73,6 +73,12 @@ def _served(
     if not pinned_versions(name, variant):
         says = "needs an NVIDIA GPU" if variant == "cpu" else "is provisioned for CPUs only"
         return _no(check, says, "use one of the other engines here")
+    return _provisioned(check, name, machine, variant=variant, environments=environments)
+
+
+def _provisioned(
+    check: str, name: str, machine: Machine, *, variant: str, environments: Path | None
+) -> Finding:
     key = plan_environment(name, variant=variant).key
     if environments is not None and read_record(environments / key) is not None:
         return fine(check, f"provisioned: {key}")
