@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from contextvars import ContextVar
 
 import pytest
 from pydantic import BaseModel
@@ -106,6 +108,96 @@ async def test_what_is_no_call_ends_the_loop_under_its_own_name():
     """A turn that was cut off is not passed off as an answer."""
     result = await run_agent(Scripted(cut_off("It is")), ASKED, [add], ladder=NATIVE)
     assert (result.outcome, result.text) == (AgentOutcome.TRUNCATED, "It is")
+
+
+async def test_a_tools_own_time_out_is_an_exception_like_any_other():
+    """It is not passed off as the loop's bound."""
+
+    async def ask() -> None:
+        """Ask the weather service."""
+        raise TimeoutError("the service said 504")
+
+    result = await run_agent(Scripted(native("ask", "{}"), "Well."), ASKED, [ask])
+    assert result.messages[2].content == "error: TimeoutError: the service said 504"
+
+
+def test_a_function_that_never_returns_holds_up_no_exit():
+    """It is given up, and neither the loop's end nor the process waits for its thread."""
+    released = threading.Event()
+
+    def hang() -> None:
+        """Wait for ever."""
+        released.wait(60)
+
+    limits = AgentLimits(tool_timeout=0.01)
+    sampler = Scripted(native("hang", "{}"), "Well.")
+    begun = time.monotonic()
+    result = asyncio.run(run_agent(sampler, ASKED, [hang], limits=limits))
+    assert time.monotonic() - begun < 30
+    assert "longer than 0.01 s" in result.messages[2].content
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("tool hang")]
+    assert [thread.daemon for thread in left] == [True]
+    released.set()
+    left[0].join()
+
+
+async def test_functions_see_the_context_of_their_caller():
+    """Context variables reach the thread."""
+    place = ContextVar("place", default="nowhere")
+    place.set("here")
+
+    def look() -> str:
+        """Say where."""
+        return place.get()
+
+    result = await run_agent(Scripted(native("look", "{}"), "Well."), ASKED, [look])
+    assert result.messages[2].content == "here"
+
+
+async def test_a_function_that_runs_out_of_an_iterator_is_told_so():
+    """StopIteration passes through no coroutine; the model hears of it all the same."""
+
+    def find() -> str:
+        """Find it."""
+        return next(name for name in ())
+
+    result = await run_agent(Scripted(native("find", "{}"), "Well."), ASKED, [find])
+    assert "StopIteration" in result.messages[2].content
+
+
+@pytest.mark.parametrize("value", ["bad\udcff name", ["bad\udcff name"], OSError("bad\udcff name")])
+async def test_half_a_character_comes_back_as_its_escape(value):
+    """In a text, within a value, in an error: the conversation can be sent and kept."""
+
+    def listing() -> object:
+        """List files."""
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    result = await run_agent(Scripted(native("listing", "{}"), "Well."), ASKED, [listing])
+    assert "bad\\udcff name" in result.messages[2].content
+    assert result.messages[2].content.encode()
+
+
+async def test_parameters_of_any_name_reach_the_function():
+    """Also those that pydantic keeps for itself."""
+
+    def take(_x: int, model_config: str) -> str:
+        """Take them."""
+        return f"{_x} {model_config}"
+
+    call = native("take", '{"_x": 1, "model_config": "c"}')
+    result = await run_agent(Scripted(call, "Well."), ASKED, [take])
+    assert result.messages[2].content == "1 c"
+
+
+async def test_no_two_calls_of_a_conversation_have_one_id():
+    """Whatever the engine calls them: every result names its call."""
+    result = await run_agent(Scripted(ADD), ASKED, [add], limits=AgentLimits(max_turns=3))
+    ids = [call.id for message in result.messages for call in message.tool_calls]
+    assert ids == ["id_0", "call_1", "call_2"]
+    assert [m.tool_call_id for m in result.messages if m.role == "tool"] == ids
 
 
 async def test_values_that_json_has_not_come_back_as_text():

@@ -70,6 +70,8 @@ async def test_native_calls_come_first_and_keep_their_ids():
         (native("move", "[3]"), "not an object"),
         (native("mvoe", '{"x": 3}'), "did you mean move?"),
         (native("move", '{"x": 1e999}'), "not finite"),
+        (native("move", '{"x": 3, "y": "\\ud83d"}'), "half a character"),
+        (native("move", '{"x": 3, "y": ' + "[" * 600 + "]" * 600 + "}"), "levels"),
         (native("move", '{"x": 3}', *[("move", '{"x": 3}')] * 8), "9 calls"),
         (Completion(text="I would go.", finish_reason="stop"), "no call"),
         (Completion(text="", finish_reason="stop"), "empty"),
@@ -274,6 +276,18 @@ async def test_what_works_is_remembered_per_model():
     assert sampler.steps[-2:] == [NATIVE, CONSTRAINED]
 
 
+async def test_what_works_is_remembered_per_chat_template():
+    """A model's calls depend on it; the memory is one, and a template comes back to its own."""
+    ladder = Ladder([NATIVE, CONSTRAINED], template="a")
+    ladder.note("small", CONSTRAINED, CallOutcome.CALLED)
+    for _ in range(3):
+        ladder.note("small", NATIVE, CallOutcome.MISSING)
+    assert ladder.order("small") == (CONSTRAINED,)
+    other = ladder.with_template("b")
+    assert other.order("small") == (NATIVE, CONSTRAINED)
+    assert other.with_template("a").order("small") == (CONSTRAINED,)
+
+
 async def test_a_step_that_ever_worked_is_not_given_up():
     """Nor is one when nothing else works: a model that fails is asked as at first."""
     ladder = Ladder([NATIVE, CONSTRAINED])
@@ -329,3 +343,47 @@ async def test_requests_hold_nothing_that_a_journal_cannot():
     sampler = Scripted(native("move", '{"x": 3}'))
     result = await _ask(sampler)
     assert json.loads(msgspec.json.encode(result))["outcome"] == "called"
+
+
+async def test_an_id_that_was_in_the_conversation_before_is_made_anew():
+    """Servers and our own steps number calls from 0 in every turn; a result names but one call."""
+    sampler = Scripted(f'{{"calls": [{CALL}, {CALL}]}}')
+    messages = list(ASKED)
+    for expected in (["call_0", "call_1"], ["call_2", "call_3"]):
+        result = await call_tools(sampler, messages, [move], ladder=Ladder([CONSTRAINED]))
+        assert [call.id for call in result.calls] == expected
+        messages.append(result.message())
+    engine = Scripted(native("move", '{"x": 3}', ("move", '{"x": 3}')))
+    for expected in (["id_0", "id_1"], ["call_6", "call_7"]):
+        result = await call_tools(engine, messages, [move])
+        assert [call.id for call in result.calls] == expected
+        messages.append(result.message())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["You should not call move(x=3).", f"<think>I may <tool_call>{CALL}</tool_call></think>Noon."],
+)
+async def test_a_prompted_answer_that_mentions_a_call_is_words_where_they_will_do(text):
+    """Where a call is required, a mention is one."""
+    ladder = Ladder([PROMPTED])
+    result = await _ask(Scripted(text), ladder=ladder)
+    assert (result.outcome, result.text) == (CallOutcome.ANSWERED, text)
+
+
+async def test_thoughts_that_do_not_end_are_neither_call_nor_answer():
+    """The model is asked once more."""
+    thought = f"<think>maybe <tool_call>{CALL}</tool_call> no"
+    ladder = Ladder([PROMPTED])
+    result = await _ask(Scripted(thought, "It is noon."), ladder=ladder)
+    assert (result.outcome, result.text) == (CallOutcome.ANSWERED, "It is noon.")
+    assert (await _ask(Scripted(thought), ladder=ladder)).outcome is CallOutcome.MISSING
+    required = await _ask(Scripted(thought), choice="required", ladder=ladder)
+    assert required.outcome is CallOutcome.CALLED
+
+
+async def test_brackets_without_end_are_a_missing_call():
+    """Nothing that a model writes is an exception."""
+    sampler = Scripted("[" * 900 + "]" * 900)
+    result = await _ask(sampler, choice="required", ladder=Ladder([CONSTRAINED, PROMPTED]))
+    assert result.outcome is CallOutcome.MISSING

@@ -97,3 +97,55 @@ def test_an_engine_that_ignores_the_constraint_is_found_out():
             read_answer(text)
     (call,) = read_answer(json.dumps({"name": "move", "arguments": {"x": 2}}))
     assert call.name == "move"
+
+
+REFERRING = [
+    ("#/$defs/a%20b", {"$defs": {"a b": {"type": "integer"}}}),
+    ("#number", {"$defs": {"x": {"$anchor": "number", "type": "integer"}}}),
+    ("#/properties/pair/prefixItems/0", {}),
+    ("#/not/properties/n", {"not": {"properties": {"n": {"type": "integer"}}, "required": ["n"]}}),
+]
+
+
+@pytest.mark.parametrize(("reference", "more"), REFERRING)
+def test_every_reference_is_still_valid(reference: str, more: dict):
+    """Also one into what is left out, or by another name."""
+    pair = {"type": "array", "prefixItems": [{"type": "integer"}]}
+    properties = {"x": {"$ref": reference}, "y": {"$ref": reference}, "pair": pair}
+    tool = ToolSpec.from_schema({"type": "object", "properties": properties, **more}, name="t")
+    schema = answer_schema([tool], optional=True, max_calls=1)
+    assert list(schema["$defs"]) == ["t_0"]
+    assert _allows(schema, {"name": "t", "arguments": {"x": 1, "y": 2}})
+    assert not _allows(schema, {"name": "t", "arguments": {"x": "one"}})
+
+
+A = {"properties": {"a": {"type": "string"}}, "required": ["a"]}
+B = {"properties": {"b": {"type": "string"}}, "required": ["b"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [A, B]},
+        {"allOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}], "$defs": {"A": A, "B": B}},
+        {**A, "allOf": [B]},
+        {**A, "anyOf": [B, {"required": ["c"]}]},
+        {**A, "$ref": "#/$defs/B", "$defs": {"B": B}},
+        {**A, "if": A, "then": B},
+        {**A, "required": ["a", "b"]},
+        {**A, "required": ["a", "b"], "additionalProperties": {"type": "string"}},
+    ],
+)
+def test_what_a_tool_allows_can_be_answered(schema: dict):
+    """Objects that several schemas describe, and keys that are required and not described."""
+    tool = ToolSpec.from_schema({"type": "object", **schema}, name="t")
+    arguments = {"a": "x", "b": "y"}
+    assert tool.check(arguments) is None
+    answer = answer_schema([tool], optional=False, max_calls=1)
+    assert _allows(answer, {"name": "t", "arguments": arguments})
+
+
+def test_words_with_half_a_character_can_be_sent_on():
+    """An escape stands for it."""
+    words = read_answer('{"name": "none", "answer": "\\ud83d!"}')
+    assert words == "\\ud83d!"

@@ -13,8 +13,9 @@ NAMES = ("move", "say")
 ONE = [("move", {"x": 1})]
 
 
-def _found(text: str) -> list[tuple[str, object]]:
-    return [(call.name, decode_arguments(call.arguments)) for call in find_calls(text, NAMES)]
+def _found(text: str, *, alone: bool = False) -> list[tuple[str, object]]:
+    found = find_calls(text, NAMES, alone=alone)
+    return [(call.name, decode_arguments(call.arguments)) for call in found]
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,8 @@ def test_python_values_become_json():
         "{'name': 'move', 'arguments': {'x': ",
         "f(" * 5000,
         "[" * 50_000,
+        "[" * 900 + "]" * 900,
+        "{'" + '\\"' * 50_000 + ",}",
         "{" * 50_000,
         '{"name": "move", "arguments": ' + "[" * 20_000 + "]" * 20_000 + "}",
     ],
@@ -96,3 +99,62 @@ def test_what_is_no_call_gives_none(text: str):
     begun = time.perf_counter()
     assert _found(text) == []
     assert time.perf_counter() - begun < 2.0
+
+
+CALL = '{"name": "move", "arguments": {"x": 1}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CALL,
+        f"<tool_call>{CALL}</tool_call>",
+        f"I will go: <tool_call>{CALL}</tool_call>",
+        f"Sure!\n```json\n{CALL}\n```\nDone.",
+        f"Sure!\n{CALL}\nDone.",
+        '{\n  "name": "move",\n  "arguments": {"x": 1}\n}',
+        "Sure.\n[move(x=1)]",
+        "Sure.\n`move(x=1)`",
+        f"<think>say(text='a')</think>{CALL}",
+        f"I said say(text='a') before.\n{CALL}",
+        '<function=move>{"x": 1}</function>',
+    ],
+)
+def test_an_answer_that_consists_of_a_call_is_one(text: str):
+    """Whole, tagged, fenced, or on lines of its own."""
+    assert _found(text, alone=True) == ONE
+
+
+def test_several_calls_on_lines_of_their_own_are_found():
+    """In one list, or below one another."""
+    both = [*ONE, ("say", {"text": "b"})]
+    assert _found("Well:\n[move(x=1), say(text='b')]", alone=True) == both
+    assert _found("Well:\nmove(x=1)\nsay(text='b')\nDone", alone=True) == both
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "You should not call move(x=1).",
+        f"I called {CALL} before; now the answer is 5.",
+        f"I called {CALL}",
+        "move(x=1) a",
+        "```python\nprint(move(x=1))\n```",
+        f"<think>maybe <tool_call>{CALL}</tool_call> no",
+        f"<think>maybe\n{CALL}",
+    ],
+)
+def test_a_mention_is_no_call_where_words_will_do(text: str):
+    """Where a call is required it counts, as there is no other way to read it."""
+    assert _found(text, alone=True) == []
+    assert _found(text) == ONE
+
+
+def test_texts_keep_what_looks_like_code():
+    """A comma before a bracket, and the constants of the other language."""
+    assert _found('{"name": "move", "arguments": {"a": "b,]", "c": "d,\\",}"},}') == [
+        ("move", {"a": "b,]", "c": 'd,",}'})
+    ]
+    assert _found("{'name': 'move', 'arguments': {'a': 'is it, true, no', 'b': true}}") == [
+        ("move", {"a": "is it, true, no", "b": True})
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -18,6 +19,10 @@ MOVE = {
     "properties": {"x": {"type": "integer"}, "how": {"enum": ["walk", "run"]}},
     "required": ["x"],
 }
+
+
+SELF = {"$ref": "#/$defs/y"}
+NESTED = json.loads('{"items": ' * 300 + "{}" + "}" * 300)
 
 
 class Place(BaseModel):
@@ -116,6 +121,16 @@ def test_a_validator_of_the_users_counts_too():
         {"type": "object", "properties": {"x": {"$ref": "#/$defs/gone"}}},
         {"type": "object", "properties": {"x": {"$ref": "http://127.0.0.1:1/schema.json"}}},
         {"type": "object", "properties": {"x": {"default": {1, 2}}}},
+        {"type": "object", "description": "half \ud83d"},
+        {"type": "object", "properties": {"x": {"$ref": "#where"}}},
+        {"type": "object", "properties": {"x": {"$ref": "#/required"}}, "required": ["x"]},
+        {"type": "object", "properties": {"x": {"$ref": "#/required/x"}}, "required": ["x"]},
+        {"type": "object", "properties": {"x": {"$ref": "#/x-odd"}}, "x-odd": {"type": "dict"}},
+        {"type": "object", "properties": {"x": {"$dynamicRef": "#where"}}},
+        {"type": "object", "properties": {"x": {"$id": "http://x/", "$ref": "#/$defs/y"}}},
+        {"type": "object", "properties": {"x": {"$ref": "#/$defs/y"}}, "$defs": {"y": SELF}},
+        {"type": "object", "anyOf": [{"not": {"$ref": "#"}}]},
+        {"type": "object", "properties": {"x": NESTED}},
         ["type", "object"],
     ],
 )
@@ -168,3 +183,92 @@ def test_numbers_without_end_are_not_valid(value: float):
 def test_a_spec_tells_models_only_what_they_need():
     """The definition that goes on the wire has neither function nor types."""
     assert type(ToolSpec.of(travel).definition()) is ToolDefinition
+
+
+@pytest.mark.parametrize(
+    ("reference", "more"),
+    [
+        ("#/properties/list/prefixItems/0", {}),
+        ("#/$defs/a%20b", {"$defs": {"a b": {"type": "string"}}}),
+        ("#/$defs/a~1b", {"$defs": {"a/b": {"type": "string"}}}),
+        ("#text", {"$defs": {"x": {"$anchor": "text", "type": "string"}}}),
+        ("#/x-kept/0", {"x-kept": [{"type": "string"}]}),
+    ],
+)
+def test_references_into_the_schema_are_followed(reference: str, more: dict[str, Any]):
+    """Pointers through lists and with escapes, and anchors; data that looks like one is none."""
+    properties = {
+        "x": {"$ref": reference},
+        "list": {"type": "array", "prefixItems": [{"type": "string"}]},
+        "$ref": {"const": {"$ref": "#/nowhere"}},
+    }
+    spec = ToolSpec.from_schema({"type": "object", "properties": properties, **more}, name="move")
+    assert spec.check({"x": "there"}) is None
+    assert "not of type 'string'" in (spec.check({"x": 3}) or "")
+
+
+def test_a_schema_may_refer_to_itself_further_down():
+    """A tree is no endless reference, and its depth is bounded like any other's."""
+    tree = {
+        "type": "object",
+        "properties": {"child": {"$ref": "#"}},
+        "allOf": [{"$ref": "#/$defs/a"}],
+    }
+    tree["$defs"] = {"a": {"properties": {"child": {"$ref": "#"}}}}
+    spec = ToolSpec.from_schema(tree, name="grow")
+    assert spec.check({"child": {"child": {}}}) is None
+    assert spec.check({"child": {"child": 3}})
+
+
+@pytest.mark.parametrize("levels", [100, 600])
+def test_arguments_that_are_nested_too_deeply_are_not_valid(levels: int):
+    """Where the check itself would run out of stack too."""
+    spec = ToolSpec.from_schema({"type": "object", "properties": {}}, name="move")
+    deep = json.loads("[" * levels + "]" * levels)
+    assert "64 levels" in (spec.check({"x": deep}) or "")
+
+
+def test_a_check_that_runs_out_of_stack_is_an_invalid_call():
+    """A schema that repeats itself many times on one level is as deep as nested arguments."""
+    links = {str(n): {"allOf": [{"$ref": f"#/$defs/{n + 1}"}]} for n in range(60)}
+    links["60"] = {"items": {"$ref": "#/$defs/0"}}
+    chain = {"type": "object", "properties": {"x": {"$ref": "#/$defs/0"}}, "$defs": links}
+    spec = ToolSpec.from_schema(chain, name="move")
+    assert "nested too deeply" in (spec.check({"x": [[[[[[]]]]]]}) or "")
+
+
+@pytest.mark.parametrize("arguments", [{"x": "\ud83d"}, {"x": [{"\udcff": 1}]}])
+def test_half_a_character_is_not_valid(arguments: dict[str, Any]):
+    """A lone surrogate is JSON, but no UTF-8: neither a wire nor a journal could take it."""
+    spec = ToolSpec.from_schema({"type": "object", "properties": {}}, name="move")
+    assert "half a character" in (spec.check(arguments) or "")
+    assert spec.check({"x": "👍"}) is None
+
+
+def test_parameters_of_any_name_are_told_and_given():
+    """Also those that pydantic drops or refuses as names of fields."""
+
+    def odd(
+        _x: int,
+        model_config: str,
+        model_dump: Place,
+        __doc__: str = "d",  # noqa: A002
+        copy: int = 1,
+    ) -> None:
+        """Take them."""
+
+    spec = ToolSpec.of(odd)
+    assert list(spec.parameters["properties"]) == [
+        "_x", "model_config", "model_dump", "__doc__", "copy",
+    ]  # fmt: skip
+    assert spec.parameters["required"] == ["_x", "model_config", "model_dump"]
+    assert spec.parameters["properties"]["copy"] == {
+        "default": 1,
+        "title": "Copy",
+        "type": "integer",
+    }
+    given = {"_x": 1, "model_config": "c", "model_dump": {"x": 1}}
+    assert spec.check(given) is None
+    assert spec.typed(given) == given | {"model_dump": Place(x=1)}
+    assert "_x" in (spec.check(given | {"_x": "far"}) or "")
+    assert spec.check({"argument__x": 1} | given)

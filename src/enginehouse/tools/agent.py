@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from contextvars import copy_context
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,6 +21,7 @@ from enginehouse.core.messages import Message
 from enginehouse.core.sampler import Sampler
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.tools.calling import call_tools
+from enginehouse.tools.checking import mended
 from enginehouse.tools.ladder import Ladder
 from enginehouse.tools.results import CallOutcome, CheckedCall, ToolResult
 from enginehouse.tools.specification import RESERVED, ToolLike, ToolSpec, tool_specs
@@ -87,9 +92,10 @@ async def run_agent(
 
     Every tool is a Python function, sync (run in a thread) or async; the calls of one turn run at
     the same time. What a function returns goes back as JSON (a text as it is); an exception or a
-    time-out goes back in words. A sync function that timed out cannot be ended: its thread goes
-    on. `choice` is that of the first turn, "auto" that of the others. Raises as call_tools does,
-    and ConfigurationError for a tool without a function.
+    time-out goes back in words. A sync function that timed out cannot be ended: its thread, a
+    daemon, goes on, and holds up no exit. `choice` is that of the first turn, "auto" that of the
+    others; no two calls of the conversation have one id. Raises as call_tools does, and
+    ConfigurationError for a tool without a function.
     """
     specs = tool_specs(tools)
     for spec in specs:
@@ -135,35 +141,52 @@ def _ended(
     )
 
 
-async def _run(spec: ToolSpec, call: CheckedCall, timeout: float) -> Message:  # noqa: ASYNC109
+async def _run(spec: ToolSpec, call: CheckedCall, seconds: float) -> Message:
+    clock = asyncio.timeout(seconds)
     try:
-        value = await asyncio.wait_for(_returned(spec, call), timeout)
-        text = value if isinstance(value, str) else _ANYTHING.dump_json(value).decode()
-    except TimeoutError:
-        text = f"error: {spec.name} took longer than {timeout:g} s and was given up"
-    except PydanticSerializationError:
-        text = str(value)
+        async with clock:
+            text = _written(await _returned(spec, call))
     except Exception as error:  # noqa: BLE001 - whatever a tool raises, the model is told
         text = f"error: {type(error).__name__}: {error}"
-    return Message("tool", text, tool_call_id=call.id)
+        if isinstance(error, TimeoutError) and clock.expired():
+            text = f"error: {spec.name} took longer than {seconds:g} s and was given up"
+    return Message("tool", mended(text), tool_call_id=call.id)
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return _ANYTHING.dump_json(value).decode()
+    except PydanticSerializationError:
+        return str(value)
 
 
 async def _returned(spec: ToolSpec, call: CheckedCall) -> Any:
-    function = spec.function
-    assert function is not None
-    arguments = _typed(spec, call.arguments)
-    if _is_async(function):
-        return await function(**arguments)
-    value = await asyncio.to_thread(function, **arguments)
+    assert spec.function is not None
+    run = partial(spec.function, **spec.typed(call.arguments))
+    if _is_async(spec.function):
+        return await run()
+    value = await _in_thread(run, name=f"tool {spec.name}")
     return await value if inspect.isawaitable(value) else value
 
 
-def _typed(spec: ToolSpec, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments in the types that the function is annotated with."""
-    if spec.arguments_type is None:
-        return arguments
-    given = spec.arguments_type.model_validate(arguments)
-    return {name: getattr(given, name) for name in given.model_fields_set}
+async def _in_thread(run: Callable[[], Any], *, name: str) -> Any:
+    """What `run` returns or raises. The executor's threads would be waited for at exit."""
+    done: Future[tuple[Any, BaseException | None]] = Future()
+    done.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            done.set_result((run(), None))
+        except BaseException as error:  # noqa: BLE001 - raised below, where it is awaited
+            done.set_result((None, error))
+
+    threading.Thread(target=copy_context().run, args=(work,), name=name, daemon=True).start()
+    value, error = await asyncio.wrap_future(done)
+    if error is not None:
+        raise error
+    return value
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

@@ -22,7 +22,7 @@ from enginehouse.tools.checking import FoundCall, check_calls
 from enginehouse.tools.constraint import answer_schema, read_answer
 from enginehouse.tools.ladder import Ladder
 from enginehouse.tools.markup import leftover_markup
-from enginehouse.tools.parsing import find_calls
+from enginehouse.tools.parsing import find_calls, without_thoughts
 from enginehouse.tools.prompting import (
     constrained_instructions,
     flattened,
@@ -57,7 +57,8 @@ async def call_tools(
     call, no valid one, one that was cut off, or is not to be had of this engine: native calls;
     decoding constrained to a JSON schema, asked once more with a frequency penalty where
     max_tokens cut it off; prompted text, with one repair turn that quotes the error. Without a
-    ladder all are tried and nothing is remembered.
+    ladder all are tried and nothing is remembered. A call has the id that the engine gave it, or a
+    new one if that is missing or is in `messages` already.
 
     Raises WireError (a lost connection, a refused key, a rate limit never lead to the next step),
     UnsupportedError if the engine does none of the steps, and ConfigurationError for tools, choice
@@ -187,7 +188,8 @@ class _Question:
                 return _Answer(step, CallOutcome.ANSWERED, text=text)
             why = "there is no call in it" if text.strip() else "it is empty"
             return _Answer(step, CallOutcome.MISSING, text=text, why=why)
-        checked = check_calls(found, self.callable, max_calls=self.max_calls)
+        taken = {call.id for message in self.messages for call in message.tool_calls}
+        checked = check_calls(found, self.callable, max_calls=self.max_calls, taken=taken)
         if checked.problem:
             return _Answer(step, CallOutcome.INVALID, text=text, why=checked.problem)
         return _Answer(step, CallOutcome.CALLED, text=text, calls=checked.calls)
@@ -257,11 +259,12 @@ async def _constrained(question: _Question) -> _Answer | None:
 async def _prompted(question: _Question) -> _Answer | None:
     def read(completion: Completion) -> _Answer:
         text = completion.text
-        found = find_calls(text, question.callable)
-        if not found and (mark := leftover_markup(text)):
+        said = without_thoughts(text) if question.optional else text
+        found = find_calls(text, question.callable, alone=question.optional)
+        if not found and (mark := leftover_markup(said)):
             why = f"what follows {mark} cannot be read"
             return _Answer(Step.PROMPTED, CallOutcome.INVALID, text=text, why=why)
-        return question.judge(Step.PROMPTED, found, "" if found else text)
+        return question.judge(Step.PROMPTED, found, text if said.strip() and not found else "")
 
     if question.choice == "none":
         return await _in_words(question, Step.PROMPTED)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import count
 from typing import Any, NoReturn
 
 import msgspec
@@ -29,13 +30,21 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_calls(
-    found: Sequence[FoundCall], tools: Mapping[str, ToolSpec], *, max_calls: int
+    found: Sequence[FoundCall],
+    tools: Mapping[str, ToolSpec],
+    *,
+    max_calls: int,
+    taken: Collection[str] = (),
 ) -> Checked:
-    """Check calls against `tools`, those that may be called. An id that is missing is made up."""
+    """Check calls against `tools`, those that may be called.
+
+    An id that is missing or `taken` is made up, the same one each time.
+    """
     if len(found) > max_calls:
         return Checked(problem=f"{len(found)} calls, and at most {max_calls} may be made")
     calls = []
-    for place, call in enumerate(found):
+    ids = set(taken)
+    for call in found:
         tool = tools.get(call.name)
         if tool is None:
             close = nearest(call.name, tools)
@@ -47,9 +56,9 @@ def check_calls(
             return Checked(problem=f"the arguments of {call.name} are not JSON: {error}")
         if problem := tool.check(arguments):
             return Checked(problem=problem)
-        calls.append(
-            CheckedCall(id=call.id or f"call_{place}", name=call.name, arguments=arguments)
-        )
+        own = call.id if call.id and call.id not in ids else _new_id(ids)
+        ids.add(own)
+        calls.append(CheckedCall(id=own, name=call.name, arguments=arguments))
     return Checked(calls=tuple(calls))
 
 
@@ -61,6 +70,15 @@ def decode_arguments(arguments: Any) -> Any:
         return json.loads(arguments or "{}", parse_constant=_refuse)
     except RecursionError:
         raise ValueError("they are nested too deeply") from None
+
+
+def mended(text: str) -> str:
+    """The text with an escape for every lone surrogate: no wire and no journal takes one."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _new_id(taken: set[str]) -> str:
+    return next(i for n in count(len(taken)) if (i := f"call_{n}") not in taken)
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from enginehouse.tools.checking import FoundCall
+from enginehouse.tools.checking import FoundCall, mended
+from enginehouse.tools.references import References, subschemas
 from enginehouse.tools.specification import ToolSpec
 
 NO_CALL = "none"  # no tool can have this name
-# Notes for the reader, and what xgrammar refuses or ignores; the check afterwards knows it all.
-_LEFT_OUT = frozenset(
-    {"$schema", "$id", "$comment", "title", "description", "default", "examples", "deprecated"}
-    | {"readOnly", "writeOnly", "format", "multipleOf", "uniqueItems", "contains", "minContains"}
-    | {"maxContains", "propertyNames", "patternProperties", "minProperties", "maxProperties"}
-    | {"unevaluatedProperties", "unevaluatedItems", "not", "if", "then", "else"}
-    | {"dependentRequired", "dependentSchemas"}
+# What xgrammar neither refuses nor ignores; the check afterwards knows the rest.
+_KEPT = frozenset(
+    {"type", "enum", "const", "required", "pattern", "minLength", "maxLength", "minItems"}
+    | {"maxItems", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 )
-_NAMED = ("properties", "$defs", "definitions")
+_INNER = frozenset({"items", "prefixItems", "additionalProperties", "allOf", "anyOf", "oneOf"})
+# Beside `properties` or one another, these tell of further keys of the same object.
+_FURTHER = ("$ref", "anyOf", "oneOf", "then", "else", "dependentSchemas", "patternProperties")
 
 
 def answer_schema(tools: Sequence[ToolSpec], *, optional: bool, max_calls: int) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def read_answer(text: str) -> tuple[FoundCall, ...] | str:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if isinstance(answer, dict) and answer.get("name") == NO_CALL:
-        return str(answer.get("answer", ""))
+        return mended(str(answer.get("answer", "")))
     calls = answer.get("calls", [answer]) if isinstance(answer, dict) else answer
     if not isinstance(calls, list) or not all(
         isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls
@@ -63,11 +64,7 @@ def read_answer(text: str) -> tuple[FoundCall, ...] | str:
 
 
 def _call(tool: ToolSpec, shared: dict[str, Any]) -> dict[str, Any]:
-    arguments = _bounded(tool.parameters, tool.name)
-    if "$ref" in json.dumps(arguments):
-        # references count from the root, so the whole schema goes there under the tool's name
-        shared[tool.name] = arguments
-        arguments = {"$ref": f"#/$defs/{tool.name}"}
+    arguments = _Bounding(tool, shared).bounded(tool.parameters)
     return _object({"name": {"const": tool.name}, "arguments": arguments})
 
 
@@ -84,24 +81,59 @@ def _any_of(schemas: list[dict[str, Any]]) -> dict[str, Any]:
     return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
 
-def _bounded(schema: Any, tool: str) -> Any:
-    """The schema without what constrained decoding cannot take; objects get no further keys."""
-    if isinstance(schema, list):
-        return [_bounded(part, tool) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    kept: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in _NAMED and isinstance(value, dict):
-            kept[key] = {name: _bounded(part, tool) for name, part in value.items()}
-        elif key in ("enum", "const", "required"):
-            kept[key] = value
-        elif key == "$ref":
-            kept[key] = f"#/$defs/{tool}{value.removeprefix('#')}"
-        elif key not in _LEFT_OUT:
-            kept[key] = _bounded(value, tool)
-    if "properties" in kept:
-        kept.setdefault("additionalProperties", False)
-    if "minLength" in kept or "maxLength" in kept:
-        kept.pop("pattern", None)  # xgrammar takes one or the other
-    return kept
+def _is_composed(schema: Mapping[str, Any]) -> bool:
+    further = sum(key in schema for key in ("properties", *_FURTHER))
+    return further + len(schema.get("allOf", ())) > 1
+
+
+@dataclass
+class _Bounding:
+    """Leaves out of a tool's schema what constrained decoding cannot take.
+
+    Objects get no further keys, unless several schemas describe one of them: each would forbid the
+    others' keys. What is referred to goes into `shared`.
+    """
+
+    tool: ToolSpec
+    shared: dict[str, Any]
+    names: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        schema = self.tool.parameters
+        self.references = References(schema)
+        self.composed = any(map(_is_composed, subschemas(schema)))
+
+    def bounded(self, schema: Any) -> Any:
+        """The schema, or list of schemas, as decoding takes it."""
+        if isinstance(schema, list | tuple):
+            return [self.bounded(part) for part in schema]
+        if not isinstance(schema, Mapping):
+            return schema
+        kept: dict[str, Any] = {}
+        for key, value in schema.items():
+            if key in _KEPT:
+                kept[key] = value
+            elif key in _INNER:
+                kept[key] = self.bounded(value)
+            elif key == "properties":
+                kept[key] = {name: self.bounded(part) for name, part in value.items()}
+            elif key == "$ref":
+                kept[key] = self._moved(value)
+        if "properties" in kept:
+            self._close(kept)
+        if "minLength" in kept or "maxLength" in kept:
+            kept.pop("pattern", None)  # xgrammar takes one or the other
+        return kept
+
+    def _close(self, kept: dict[str, Any]) -> None:
+        others = kept.get("additionalProperties")
+        for name in kept.get("required", ()):
+            kept["properties"].setdefault(name, others if isinstance(others, dict) else {})
+        if not self.composed:
+            kept.setdefault("additionalProperties", False)
+
+    def _moved(self, reference: str) -> str:
+        if reference not in self.names:
+            name = self.names[reference] = f"{self.tool.name}_{len(self.names)}"
+            self.shared[name] = self.bounded(self.references.target(reference))
+        return f"#/$defs/{self.names[reference]}"

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.tools.results import CallOutcome, Step
 
 ALL_STEPS = tuple(Step)
 _GIVEN_UP_AFTER = 3  # answers in a row without a single valid call
+_Known = tuple[str | None, str | None, Step]  # model, template
 
 
 class Ladder:
     """The steps that may be tried, from the first on; give the same one to every call.
 
-    It remembers, for each model (and the chat template, by its digest, if that is known), which
-    steps gave valid calls: one that failed three times and never worked is left out from then on,
-    as long as a later one does work. Raises ConfigurationError for steps that do not exist.
+    It remembers, for each model and chat template (`template` is its digest, None where that is
+    not known), which steps gave valid calls: one that failed three times and never worked is left
+    out from then on, as long as a later one does work. Raises ConfigurationError for steps that do
+    not exist.
     """
 
     def __init__(
@@ -34,25 +37,29 @@ class Ladder:
             )
         self.steps = tuple(Step(step) for step in steps)
         self.template = template
-        self._worked: Counter[tuple[str | None, Step]] = Counter()
-        self._failed: Counter[tuple[str | None, Step]] = Counter()
+        self._worked: Counter[_Known] = Counter()
+        self._failed: Counter[_Known] = Counter()
+
+    def with_template(self, template: str | None) -> Ladder:
+        """The same ladder, and one memory, for models that are served with this chat template."""
+        other = copy(self)
+        other.template = template
+        return other
 
     def order(self, model: str | None) -> tuple[Step, ...]:
         """The steps to try with a model, at least one."""
         kept = tuple(
             step
             for at, step in enumerate(self.steps)
-            if not self._is_given_up(model, step)
-            or not any(self._worked[model, later] for later in self.steps[at + 1 :])
+            if self._worked[model, self.template, step]
+            or self._failed[model, self.template, step] < _GIVEN_UP_AFTER
+            or not any(self._worked[model, self.template, s] for s in self.steps[at + 1 :])
         )
         return kept or self.steps
 
     def note(self, model: str | None, step: Step, outcome: CallOutcome | None) -> None:
         """Remember what a step gave; None is that the engine does not do it."""
         if outcome is CallOutcome.CALLED:
-            self._worked[model, step] += 1
+            self._worked[model, self.template, step] += 1
         elif outcome is not CallOutcome.ANSWERED:
-            self._failed[model, step] += 1
-
-    def _is_given_up(self, model: str | None, step: Step) -> bool:
-        return not self._worked[model, step] and self._failed[model, step] >= _GIVEN_UP_AFTER
+            self._failed[model, self.template, step] += 1

@@ -6,7 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from enginehouse.tools.checking import FoundCall
 
@@ -16,50 +16,84 @@ _TAGGED = re.compile(r"<(tool_call|function_call|tool|function)>(.*?)(?:</\1>|\Z
 _FENCED = re.compile(r"```[\w-]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _FUNCTION = re.compile(r"<function=([\w.-]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
 _CALL = re.compile(r"(?<![\w.\"'])([A-Za-z_][\w.-]*)\s*\(")
-_TRAILING_COMMA = re.compile(r",(\s*[}\]])")
+_STRING = r'"(?:[^"\\]|\\.)*"?'
+_TRAILING_COMMA = re.compile(rf"({_STRING})|,(?=\s*[}}\]])", re.DOTALL)
+_CONSTANT = re.compile(rf"({_STRING}|'(?:[^'\\]|\\.)*'?)|\b(true|false|null)\b", re.DOTALL)
+_CONSTANTS = {"true": "True", "false": "False", "null": "None"}
 _NAMES = ("name", "function", "tool", "tool_name", "function_name", "action")
 _ARGUMENTS = ("arguments", "parameters", "params", "args", "input", "action_input")
 _LISTS = ("calls", "tool_calls")
 _OPENING, _CLOSING = "{[(", "}])"
+_BESIDE = " \t\r`[](),;.\0"  # what may stand beside a call on a line of its own
 
 
-def find_calls(text: str, names: Collection[str]) -> tuple[FoundCall, ...]:
+class _Span(NamedTuple):
+    """The calls that a part of a text is."""
+
+    start: int
+    end: int
+    calls: list[FoundCall]
+
+
+def without_thoughts(text: str) -> str:
+    """What a model says behind its thoughts; nothing of thoughts that do not end."""
+    return text.rpartition("</think>")[2].partition("<think>")[0]
+
+
+def find_calls(text: str, names: Collection[str], *, alone: bool = False) -> tuple[FoundCall, ...]:
     """The calls in `text`, in their order; none if nothing reads as a call.
 
     Read are JSON (also with single quotes, trailing commas and Python's constants) as a whole, in
     `<tool_call>` tags, in fences and amid words, `<function=name>{…}</function>`, and Python calls
-    of one of `names`. The first form that gives a call counts.
+    of one of `names`. The first form that gives a call counts. With `alone` a call amid words is
+    a mention, and none: outside tags it must have its lines to itself. No call is in thoughts;
+    only where they do not end, and without `alone`, one is taken all the same.
     """
-    text = text.rpartition("</think>")[2][:_LONGEST]
-    if tagged := [FoundCall(name=n, arguments=_decoded(a)) for n, a in _FUNCTION.findall(text)]:
-        return tuple(tagged)
-    bodies = [body for _, body in _TAGGED.findall(text)] or _FENCED.findall(text) or [text]
+    text = (without_thoughts(text) if alone else text.rpartition("</think>")[2])[:_LONGEST]
+    if functions := [FoundCall(name=n, arguments=_decoded(a)) for n, a in _FUNCTION.findall(text)]:
+        return tuple(functions)
+    tagged = [body for _, body in _TAGGED.findall(text)]
     for read in (_as_whole, _embedded, _as_python):
-        if found := [call for body in bodies for call in read(body.strip(), names)]:
+        found: list[FoundCall] = []
+        for body in tagged or _FENCED.findall(text) or [text]:
+            spans = read(body, names)
+            kept = _on_own_lines(body, spans) if alone and not tagged else spans
+            found += [call for span in kept for call in span.calls]
+        if found:
             return tuple(found)
     return ()
 
 
-def _as_whole(body: str, names: Collection[str]) -> list[FoundCall]:
-    return _calls_of(_decoded(body), names)
+def _on_own_lines(body: str, spans: list[_Span]) -> list[_Span]:
+    ends = [0, *(span.end for span in spans)]
+    words = [body[end : span.start] for end, span in zip(ends, spans, strict=False)]
+    rest = "".join(w + "\0" * (s.end - s.start) for w, s in zip(words, spans, strict=True))
+    rest += body[ends[-1] :] + "\n"
+    lines = [(rest.rfind("\n", 0, s.start) + 1, rest.find("\n", s.end)) for s in spans]
+    return [s for s, (a, b) in zip(spans, lines, strict=True) if not rest[a:b].strip(_BESIDE)]
 
 
-def _embedded(body: str, names: Collection[str]) -> list[FoundCall]:
-    found: list[FoundCall] = []
+def _as_whole(body: str, names: Collection[str]) -> list[_Span]:
+    return [_Span(0, len(body), _read(body, names))]
+
+
+def _embedded(body: str, names: Collection[str]) -> list[_Span]:
+    found: list[_Span] = []
     at = 0
     for _ in range(_MOST_CANDIDATES):
         at = _first(body, "{[", at)
         end = _balanced(body, at) if at >= 0 else None
         if end is None:
             break
-        calls = _calls_of(_decoded(body[at:end]), names)
-        found += calls
+        calls = _read(body[at:end], names)
+        if calls:
+            found.append(_Span(at, end, calls))
         at = end if calls else at + 1
     return found
 
 
-def _as_python(body: str, names: Collection[str]) -> list[FoundCall]:
-    found: list[FoundCall] = []
+def _as_python(body: str, names: Collection[str]) -> list[_Span]:
+    found: list[_Span] = []
     end = 0
     for match in _CALL.finditer(body):
         if match.start() < end or match[1] not in names:
@@ -67,9 +101,17 @@ def _as_python(body: str, names: Collection[str]) -> list[FoundCall]:
         stop = _balanced(body, match.end() - 1)
         arguments = None if stop is None else _keywords(body[match.end() - 1 : stop])
         if stop is not None and arguments is not None:
-            found.append(FoundCall(name=match[1], arguments=arguments))
+            calls = [FoundCall(name=match[1], arguments=arguments)]
+            found.append(_Span(match.start(), stop, calls))
             end = stop
     return found
+
+
+def _read(text: str, names: Collection[str]) -> list[FoundCall]:
+    try:
+        return _calls_of(_decoded(text), names)
+    except RecursionError:
+        return []
 
 
 def _calls_of(value: Any, names: Collection[str]) -> list[FoundCall]:
@@ -109,8 +151,7 @@ def _readings(text: str) -> Iterator[Any]:
 
 
 def _with_python_constants(text: str) -> str:
-    words = {"true": "True", "false": "False", "null": "None"}
-    return re.sub(r"(?<=[:\[,\s])(true|false|null)(?=\s*[,}\]])", lambda m: words[m[1]], text)
+    return _CONSTANT.sub(lambda m: m[1] or _CONSTANTS[m[2]], text)
 
 
 def _keywords(arguments: str) -> dict[str, Any] | None:

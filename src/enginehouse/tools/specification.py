@@ -5,22 +5,24 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jsonschema
 from jsonschema.exceptions import best_match
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
-from referencing import Registry
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.tool_calls import ToolDefinition
+from enginehouse.tools.references import OFFLINE, subschemas
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # OpenAI's rule, which every wire format obeys
 RESERVED = ("auto", "required", "none")
 _NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
-_OFFLINE: Registry[Any] = Registry()  # a schema never makes us fetch anything
+_FIELD = "argument_"  # pydantic drops or refuses parameters named _x, model_dump and the like
+_DEEPEST = 64  # levels of arguments; models that loop open brackets
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 ToolLike = ToolDefinition | Mapping[str, Any] | Callable[..., Any]
 
@@ -124,8 +126,11 @@ class ToolSpec(ToolDefinition, frozen=True, kw_only=True):
             return f"the arguments of {self.name} are {_kind(arguments)}, not an object"
         if problem := _unwritable(arguments):
             return f"the arguments of {self.name} hold {problem}"
-        validator = jsonschema.Draft202012Validator(self.parameters, registry=_OFFLINE)
-        error = best_match(validator.iter_errors(arguments))
+        validator = jsonschema.Draft202012Validator(self.parameters, registry=OFFLINE)
+        try:
+            error = best_match(validator.iter_errors(arguments))
+        except RecursionError:
+            return f"the arguments of {self.name} are nested too deeply"
         if error is not None:
             place = error.json_path.removeprefix("$").removeprefix(".") or "the arguments"
             return f"{self.name}: {place}: {error.message[:300]}"
@@ -136,6 +141,15 @@ class ToolSpec(ToolDefinition, frozen=True, kw_only=True):
                 first = wrong.errors()[0]
                 return f"{self.name}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
         return None
+
+    def typed(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Valid arguments in the types that the function is annotated with."""
+        if self.arguments_type is None:
+            return arguments
+        given = self.arguments_type.model_validate(arguments)
+        return {
+            field.removeprefix(_FIELD): getattr(given, field) for field in given.model_fields_set
+        }
 
 
 def tool_specs(tools: Iterable[ToolLike]) -> tuple[ToolSpec, ...]:
@@ -164,15 +178,17 @@ def _check_name(name: str) -> None:
 def _check_schema(name: str, schema: dict[str, Any]) -> None:
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
+        if schema.get("type") != "object":
+            raise _bad_schema(name, f"its type is {schema.get('type')!r}: arguments are an object")
+        subschemas(schema)
     except jsonschema.SchemaError as error:
         raise _bad_schema(name, f"{error.json_path}: {error.message[:300]}") from error
-    if schema.get("type") != "object":
-        raise _bad_schema(name, f"its type is {schema.get('type')!r}: arguments are an object")
-    for reference in _references(schema):
-        if not _resolves(schema, reference):
-            raise _bad_schema(name, f"nothing is at its $ref {reference!r}")
+    except ValueError as error:
+        raise _bad_schema(name, str(error)) from error
+    except RecursionError as error:
+        raise _bad_schema(name, "it is nested too deeply") from error
     try:
-        json.dumps(schema, allow_nan=False)
+        json.dumps(schema, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
         raise _bad_schema(name, f"it is not JSON: {error}") from error
 
@@ -182,36 +198,9 @@ def _bad_schema(name: str, why: str) -> ConfigurationError:
         f"the parameters of the tool {name!r} are no JSON Schema of an object",
         why=why,
         fix='write {"type": "object", "properties": {…}, "required": […]} with the types string, '
-        "number, integer, boolean, array, object and null",
+        "number, integer, boolean, array, object and null, and references to parts of the same "
+        'schema, as in {"$ref": "#/$defs/place"}',
     )
-
-
-def _references(schema: Any) -> Iterator[str]:
-    if isinstance(schema, Mapping):
-        reference = schema.get("$ref")
-        if isinstance(reference, str):
-            yield reference
-        for value in schema.values():
-            yield from _references(value)
-    elif _is_list(schema):
-        for value in schema:
-            yield from _references(value)
-
-
-def _resolves(schema: Any, reference: str) -> bool:
-    if not reference.startswith("#"):
-        return False
-    place = schema
-    for part in reference.removeprefix("#").split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
-        if not isinstance(place, Mapping) or key not in place:
-            return False
-        place = place[key]
-    return True
-
-
-def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, list | tuple)
 
 
 def _arguments_type(function: Callable[..., Any], name: str) -> type[BaseModel]:
@@ -230,12 +219,13 @@ def _arguments_type(function: Callable[..., Any], name: str) -> type[BaseModel]:
                 fix="give it a function whose parameters all have names",
             )
         kind = Any if parameter.annotation is parameter.empty else parameter.annotation
-        fields[parameter.name] = (
+        fields[_FIELD + parameter.name] = (
             kind,
             ... if parameter.default is parameter.empty else parameter.default,
         )
+    config = ConfigDict(extra="forbid", alias_generator=lambda f: f.removeprefix(_FIELD))
     try:
-        return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+        return create_model(name, __config__=config, **fields)
     except (PydanticUserError, NameError, TypeError) as error:
         raise ConfigurationError(
             f"the arguments of {name} cannot be described",
@@ -255,12 +245,15 @@ def _text(tool: Mapping[str, Any], key: str, *, default: str | None = None) -> s
     return value
 
 
-def _unwritable(value: Any) -> str | None:
-    """What of a decoded value no tool and no journal could take: endless numbers."""
-    if isinstance(value, dict):
-        return next((p for v in value.values() if (p := _unwritable(v))), None)
-    if isinstance(value, list):
-        return next((p for v in value if (p := _unwritable(v))), None)
+def _unwritable(value: Any, depth: int = 0) -> str | None:
+    """What of a decoded value no tool and no journal could take."""
+    if isinstance(value, dict | list):
+        if depth == _DEEPEST:
+            return f"more than {_DEEPEST} levels of objects and lists"
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return next((p for part in parts if (p := _unwritable(part, depth + 1))), None)
+    if isinstance(value, str) and (half := _SURROGATE.search(value)):
+        return f"half a character ({half[0]!a})"
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return "a whole number of more than 64 bits"
     if isinstance(value, float) and value - value != 0:
