@@ -35,12 +35,14 @@ class Unit(msgspec.Struct, frozen=True, gc=False):
 class Asker:
     """Asks samples of one sampler as the spec says. `provenance` is the record's id."""
 
-    def __init__(self, spec: EvaluationSpec, sampler: Sampler, *, provenance: int) -> None:
+    def __init__(
+        self, spec: EvaluationSpec, sampler: Sampler, *, provenance: int, template: str | None
+    ) -> None:
         self.seeded = Capability.SEED in sampler.capabilities.supports
         self._spec = spec
         self._sampler = sampler
         self._provenance = provenance
-        self._ladder = Ladder(spec.tool_steps)
+        self._ladder = Ladder(spec.tool_steps, template=template)
         self._common = SamplingParameters(
             temperature=spec.temperature,
             top_p=spec.top_p,

@@ -176,7 +176,8 @@ class _Evaluation:
                 check_capabilities(plan, sampler.capabilities, spec=self._spec)
             self._session = len(self._ledger.sessions)
             self._demand_same_weights(provenance)
-            asker = Asker(self._spec, sampler, provenance=self._session)
+            template = provenance.chat_template_digest
+            asker = Asker(self._spec, sampler, provenance=self._session, template=template)
             self._write(
                 ProvenanceRecord(
                     id=self._session,
