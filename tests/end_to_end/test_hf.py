@@ -183,6 +183,12 @@ async def test_a_client_that_goes_away_frees_its_place(served: Served):
     [
         ("/v1/completions", {"prompt": "x", "guided_json": {}}, 400, "guided_json"),
         ("/v1/completions", {"prompt": [999999]}, 400, "vocabulary"),
+        (
+            "/v1/completions",
+            {"prompt": "x", "min_tokens": 1, "stop_token_ids": [999999]},
+            400,
+            "vocabulary",
+        ),
         ("/v1/completions", {"prompt": []}, 400, "prompt"),
         ("/v1/completions", {"prompt": [1] * 3000}, 400, "maximum context length"),
         ("/v1/completions", {"prompt": "x", "structured_outputs": {"regex": "(("}}, 400, "regex"),

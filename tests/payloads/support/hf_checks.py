@@ -6,7 +6,6 @@ Prints one JSON object on the last line: the name of each check and what went wr
 # ruff: noqa: ANN003, B023, BLE001, D102, D103, T201 (a program: checks are called where they stand)
 from __future__ import annotations
 
-import asyncio
 import copy
 import json
 import sys
@@ -18,7 +17,6 @@ sys.path.insert(0, sys.argv[1])
 import torch
 import transformers
 from hf_server import batches, sampling
-from hf_server.generation import Generator
 from hf_server.model import Model
 from hf_server.padded import PaddedBatch
 from hf_server.requests import Sampling
@@ -325,113 +323,6 @@ def min_tokens_keeps_the_end_away():
     assert sampling.choose(logits.clone(), [row]) != [2]
     row.ids = [5, 5]
     assert sampling.choose(logits.clone(), [row]) == [2]
-
-
-async def generated(batch, sequences, *, most_rows=8) -> Generator:
-    """Run jobs through the generating thread."""
-    generator = Generator(batch, most_rows=most_rows, budget=32, vocabulary_size=VOCABULARY)
-    for sequence in sequences:
-        sequence.job.done = asyncio.get_running_loop().create_future()
-        sequence.job.pieces = asyncio.Queue()
-        generator.submit(sequence.job)
-    await asyncio.gather(*(sequence.job.done for sequence in sequences))
-    return generator
-
-
-@check
-def rows_that_outgrow_the_cache_wait_and_go_on_where_they_were():
-    """A cache for 60 places and rows of 40: never all at once, and every answer as it should be."""
-    model = make_model(LLAMA)
-    batch = make_batch(model)
-    batch.most_tokens = 60
-    sequences = [make_sequence(prompt, most=30) for prompt in PROMPTS]
-
-    async def run():
-        await (await generated(batch, sequences)).stop()
-
-    asyncio.run(run())
-    for sequence in sequences:
-        (row,) = sequence.rows
-        assert row.finish_reason == "length"
-        assert row.ids == reference(model, row.prompt, 30)
-
-
-@check
-def more_rows_than_fit_wait_for_their_turn():
-    """Two at a time, one request of which has five answers."""
-    model = make_model(LLAMA)
-    sequences = [make_sequence(prompt, most=5) for prompt in PROMPTS * 3]
-
-    async def run():
-        generator = await generated(make_batch(model), sequences, most_rows=2)
-        assert (generator.running, generator.waiting) == (0, 0)
-        assert generator.generation_tokens == 5 * len(sequences)
-        await generator.stop()
-
-    asyncio.run(run())
-    for sequence in sequences:
-        assert sequence.rows[0].ids == reference(model, sequence.ids, 5)
-
-
-@check
-def a_failing_step_fails_its_requests_and_not_the_server():
-    """The next request is answered; a stopped server answers those under way with 503."""
-    model = make_model(LLAMA)
-    batch = make_batch(model)
-    fine, forward = [False], model.forward
-
-    def failing(**inputs):
-        if not fine[0]:
-            raise ValueError("broken")
-        return forward(**inputs)
-
-    model.forward = failing
-
-    async def run():
-        first = make_sequence(PROMPTS[0])
-        generator = await generated(batch, [first])
-        assert first.job.error.status == 500
-        assert "broken" in first.job.error.message
-        fine[0] = True
-        second, endless = make_sequence(PROMPTS[1]), make_sequence(PROMPTS[2], most=200)
-        for sequence in (second, endless):
-            sequence.job.done = asyncio.get_running_loop().create_future()
-            generator.submit(sequence.job)
-        await second.job.done
-        assert second.rows[0].ids == reference(model, PROMPTS[1], 8)
-        await generator.stop()
-        await endless.job.done
-        assert endless.job.error.status == 503
-        assert not generator.alive
-
-    asyncio.run(run())
-
-
-@check
-def a_cancelled_request_leaves_the_batch():
-    """Its rows, running or waiting, are gone at the next step."""
-    model = make_model(LLAMA)
-
-    async def run():
-        batch = make_batch(model)
-        running, waiting = make_sequence(PROMPTS[0], most=250), make_sequence(PROMPTS[1], most=9)
-        gone = make_sequence(PROMPTS[2], most=250)
-        loop = asyncio.get_running_loop()
-        for sequence in (running, waiting, gone):
-            sequence.job.done = loop.create_future()
-        generator = Generator(batch, most_rows=1, budget=32, vocabulary_size=VOCABULARY)
-        for sequence in (running, gone, waiting):
-            generator.submit(sequence.job)
-        await generator.call(lambda: None)
-        generator.cancel(gone.job)
-        generator.cancel(running.job)
-        await waiting.job.done
-        assert waiting.rows[0].ids == reference(model, PROMPTS[1], 9)
-        assert not running.job.done.done()
-        assert not gone.rows[0].ids
-        await generator.stop()
-
-    asyncio.run(run())
 
 
 def main() -> None:

@@ -142,16 +142,17 @@ async def _completions(request: web.Request) -> web.StreamResponse:
 
 async def _answer(request: web.Request, asked: Asked) -> web.StreamResponse:
     service = request.app[SERVICE]
-    job = await service.submit(asked)
     model = asked.model or service.options.served_model_name
     reply = Reply(asked=asked, model=model, token_text=service.vocabulary.token_text)
-    try:
-        if asked.stream:
-            return await _stream(request, job, reply)
-        await job.done
-    except (asyncio.CancelledError, ConnectionError):
-        service.generator.cancel(job)  # who asked has gone
-        raise
+    with service.using(asked.model) as adapter:
+        job = await service.submit(asked, adapter=adapter)
+        try:
+            if asked.stream:
+                return await _stream(request, job, reply)
+            await job.done
+        except BaseException:
+            service.generator.cancel(job)  # most often who asked has gone
+            raise
     if job.error is not None:
         raise job.error
     return web.json_response(reply.whole(job))
@@ -184,13 +185,13 @@ async def _stream(request: web.Request, job: Job, reply: Reply) -> web.StreamRes
 
 async def _load_adapter(request: web.Request) -> web.Response:
     service, (name, path) = await _adapter(request, "lora_name", "lora_path")
-    await service.load_adapter(name, path)
+    await asyncio.shield(service.load_adapter(name, path))  # who asked may go: it has its name
     return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
 
 async def _unload_adapter(request: web.Request) -> web.Response:
     service, (name,) = await _adapter(request, "lora_name")
-    await service.unload_adapter(name)
+    await asyncio.shield(service.unload_adapter(name))
     return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
 
 

@@ -38,9 +38,9 @@ class Constraints:
         if constraint.kind == "regex":
             return self._compiler.compile_regex(constraint.text)
         if constraint.kind == "choice":
-            # A JSON string is a literal of xgrammar's EBNF, too.
-            choices = " | ".join(json.dumps(text) for text in json.loads(constraint.text))
-            return self._compiler.compile_grammar(f"root ::= {choices}")
+            # A JSON string is a literal of xgrammar's EBNF, too, but for escaped surrogates.
+            texts = [json.dumps(text, ensure_ascii=False) for text in json.loads(constraint.text)]
+            return self._compiler.compile_grammar(f"root ::= {' | '.join(texts)}")
         return self._compiler.compile_grammar(constraint.text)
 
 

@@ -23,9 +23,7 @@ class Fields:
         """The field as it is, None if absent."""
         return self._left.pop(name, None)
 
-    def number(
-        self, name: str, default: float, *, low: float = -math.inf, high: float = math.inf
-    ) -> float:
+    def number(self, name: str, default: float, *, low: float, high: float) -> float:
         """A number in [low, high]."""
         value = self.take(name)
         if value is None:

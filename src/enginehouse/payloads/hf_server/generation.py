@@ -95,11 +95,6 @@ class Generator:
         self._arrivals.put(stop)
         await asyncio.to_thread(self._thread.join)
 
-    def uses(self, adapter: str) -> bool:
-        """Whether any row still needs an adapter; for the generating thread."""
-        waiting = (sequence.adapter for sequence in self._waiting)
-        return adapter in (row.adapter for row in self._batch.rows) or adapter in waiting
-
     def _run(self) -> None:
         try:
             while not self._stopping:
@@ -200,8 +195,9 @@ class Generator:
         for row, token in zip(rows, tokens, strict=True):
             try:
                 row.advance(token)
-            except ApiError as error:
-                self._fail(row.job, error)
+            except Exception as error:
+                LOG.exception("a row failed")
+                self._fail(row.job, ApiError(500, f"generation failed: {error}"))
                 continue
             if row.job.stream:
                 self._outbox.append((row.job, row.piece()))

@@ -24,12 +24,12 @@ class Model:
     def __init__(self, module: Any, *, device: torch.device, ends: frozenset[int]) -> None:
         self.module = module
         self.device = device
-        self.ends = ends
         self.row_adapters: list[str] = []
         head = module.get_output_embeddings()
         if head is None:
             raise RuntimeError(f"{type(module).__name__} generates no text: it has no output layer")
         self.vocabulary_size = int(head.weight.shape[0])
+        self.ends = frozenset(token for token in ends if 0 <= token < self.vocabulary_size)
         self._keep: Tensor | None = None
         head.register_forward_pre_hook(self._only_kept)
 

@@ -19,6 +19,7 @@ WITHOUT_EFFECT = frozenset(
 )
 MOST_LOGPROBS = 20
 MOST_CHOICES = 256
+_LARGEST = 1e6  # what a batch's tables of float32 bear
 _GREEDY_BELOW = 1e-5
 _STRUCTURED = ("json", "choice", "regex", "grammar")
 
@@ -108,16 +109,18 @@ def read_completion(body: Any) -> Asked:
 
 
 def _asked(fields: Fields, *, logprobs: int | None, max_tokens: int | None, **prompt: Any) -> Asked:
-    temperature = fields.number("temperature", 1.0, low=0)
+    temperature = fields.number("temperature", 1.0, low=0, high=_LARGEST)
     top_p = fields.number("top_p", 1.0, low=0, high=1)
     if top_p == 0:
         raise refused("top_p must be above 0", param="top_p")
     sampling = Sampling(
         temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
         top_p=top_p,
-        top_k=max(fields.integer("top_k", 0, low=-1) or 0, 0),
+        top_k=max(fields.integer("top_k", 0, low=-1, high=2**31 - 1) or 0, 0),
         min_p=fields.number("min_p", 0.0, low=0, high=1),
-        repetition_penalty=fields.number("repetition_penalty", 1.0, low=1e-6),
+        repetition_penalty=fields.number(
+            "repetition_penalty", 1.0, low=1 / _LARGEST, high=_LARGEST
+        ),
         presence_penalty=fields.number("presence_penalty", 0.0, low=-2, high=2),
         frequency_penalty=fields.number("frequency_penalty", 0.0, low=-2, high=2),
         seed=fields.integer("seed"),

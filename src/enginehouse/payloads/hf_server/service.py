@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,6 +38,8 @@ class Service:
         self.created = int(time.time())
         self.vocabulary = Vocabulary(tokenizer, ends=model.ends)
         self.adapters: dict[str, tuple[str, str]] = {}
+        self._loading: set[str] = set()
+        self._users: Counter[str | None] = Counter()
         self._model = model
         self._constraints: Constraints | None = None
         self._tokenizer = tokenizer
@@ -71,9 +76,9 @@ class Service:
         model, tokenizer = load(options)
         return cls(options, model, tokenizer)
 
-    async def submit(self, asked: Asked) -> Job:
-        """Begin to answer. Raises ApiError for what cannot be."""
-        adapter = self.adapter_of(asked.model)
+    async def submit(self, asked: Asked, *, adapter: str | None) -> Job:
+        """Begin to answer, by the adapter of that key. Raises ApiError for what cannot be."""
+        self._check_tokens(asked.sampling.stop_token_ids, param="stop_token_ids")
         prompts = [await self._tokens(prompt) for prompt in asked.prompts]
         if asked.messages is not None:
             long = sum(len(m["content"]) for m in asked.messages) > _LONG_TEXT
@@ -128,8 +133,7 @@ class Service:
         longest = self.max_model_len
         if not ids:
             raise refused("the prompt has no tokens", param="prompt")
-        if max(ids) >= self._model.vocabulary_size:
-            raise refused(f"Token id {max(ids)} is out of vocabulary", param="prompt")
+        self._check_tokens(ids, param="prompt")
         if len(ids) >= longest:
             raise refused(
                 f"This model's maximum context length is {longest} tokens. However, the prompt "
@@ -144,6 +148,10 @@ class Service:
                 param="max_tokens",
             )
         return wanted or longest - len(ids)
+
+    def _check_tokens(self, ids: Iterable[int], *, param: str) -> None:
+        if (largest := max(ids, default=0)) >= self._model.vocabulary_size:
+            raise refused(f"Token id {largest} is out of vocabulary", param=param)
 
     async def _tokens(self, prompt: str | tuple[int, ...]) -> list[int]:
         if not isinstance(prompt, str):
@@ -166,11 +174,25 @@ class Service:
             raise ApiError(404, f"The model `{name}` does not exist.", param="model")
         return self.adapters[name][0]
 
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[str | None]:
+        """Gives `adapter_of(name)`, which is not unloaded before the end of the block."""
+        key = self.adapter_of(name)
+        self._users[key] += 1
+        try:
+            yield key
+        finally:
+            self._users[key] -= 1
+
     async def load_adapter(self, name: str, path: str) -> None:
         """Serve an adapter under a name. Raises ApiError; vLLM's messages."""
-        if name in self.adapters or name == self.options.served_model_name:
+        if name in {*self.adapters, *self._loading, self.options.served_model_name}:
             raise refused(f"The lora adapter '{name}' has already been loaded.", param="lora_name")
-        key = await self.generator.call(lambda: self._adapter_store.load(name, path))
+        self._loading.add(name)
+        try:
+            key = await self.generator.call(lambda: self._adapter_store.load(name, path))
+        finally:
+            self._loading.remove(name)
         self.adapters[name] = (key, path)
         LOG.info("adapter %s is %s", name, path)
 
@@ -179,14 +201,10 @@ class Service:
         if name not in self.adapters:
             raise ApiError(404, f"The lora adapter '{name}' cannot be found.", param="lora_name")
         key, _ = self.adapters.pop(name)
-        while not await self.generator.call(lambda: self._forget(key)):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)  # its rows end in another thread
-
-    def _forget(self, key: str) -> bool:
-        if self.generator.uses(key):
-            return False
-        self._adapter_store.unload(key)
-        return True
+        while self._users[key]:  # noqa: ASYNC110 - nobody else waits for it
+            await asyncio.sleep(0.05)
+        await self.generator.call(lambda: self._adapter_store.unload(key))
+        del self._users[key]
 
 
 def describe() -> str:

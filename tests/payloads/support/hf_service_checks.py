@@ -1,0 +1,317 @@
+"""Checks of the hf server around its batches: the generating thread, the service, its routes.
+
+Run and read as hf_checks.py is.
+"""
+
+# ruff: noqa: ANN003 (a program: checks are called where they stand)
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import threading
+from contextlib import asynccontextmanager
+
+import peft
+import tokenizers
+import transformers
+from aiohttp import test_utils
+from hf_checks import (
+    CHECKS,
+    LLAMA,
+    PROMPTS,
+    SMALL,
+    VOCABULARY,
+    check,
+    main,
+    make_batch,
+    make_model,
+    make_sequence,
+    reference,
+)
+from hf_server import application, constraints, options
+from hf_server.generation import Generator
+from hf_server.requests import Constraint
+from hf_server.service import Service
+
+CHECKS.clear()  # those of hf_checks are its own
+
+
+async def generated(batch, sequences, *, most_rows=8) -> Generator:
+    """Run jobs through the generating thread."""
+    generator = Generator(batch, most_rows=most_rows, budget=32, vocabulary_size=VOCABULARY)
+    for sequence in sequences:
+        sequence.job.done = asyncio.get_running_loop().create_future()
+        sequence.job.pieces = asyncio.Queue()
+        generator.submit(sequence.job)
+    await asyncio.gather(*(sequence.job.done for sequence in sequences))
+    return generator
+
+
+@check
+def rows_that_outgrow_the_cache_wait_and_go_on_where_they_were():
+    """A cache for 60 places and rows of 40: never all at once, and every answer as it should be."""
+    model = make_model(LLAMA)
+    batch = make_batch(model)
+    batch.most_tokens = 60
+    sequences = [make_sequence(prompt, most=30) for prompt in PROMPTS]
+
+    async def run():
+        await (await generated(batch, sequences)).stop()
+
+    asyncio.run(run())
+    for sequence in sequences:
+        (row,) = sequence.rows
+        assert row.finish_reason == "length"
+        assert row.ids == reference(model, row.prompt, 30)
+
+
+@check
+def more_rows_than_fit_wait_for_their_turn():
+    """Two at a time, one request of which has five answers."""
+    model = make_model(LLAMA)
+    sequences = [make_sequence(prompt, most=5) for prompt in PROMPTS * 3]
+
+    async def run():
+        generator = await generated(make_batch(model), sequences, most_rows=2)
+        assert (generator.running, generator.waiting) == (0, 0)
+        assert generator.generation_tokens == 5 * len(sequences)
+        await generator.stop()
+
+    asyncio.run(run())
+    for sequence in sequences:
+        assert sequence.rows[0].ids == reference(model, sequence.ids, 5)
+
+
+@check
+def a_failing_step_fails_its_requests_and_not_the_server():
+    """The next request is answered; a stopped server answers those under way with 503."""
+    model = make_model(LLAMA)
+    batch = make_batch(model)
+    fine, forward = [False], model.forward
+
+    def failing(**inputs):
+        if not fine[0]:
+            raise ValueError("broken")
+        return forward(**inputs)
+
+    model.forward = failing
+
+    async def run():
+        first = make_sequence(PROMPTS[0])
+        generator = await generated(batch, [first])
+        assert first.job.error.status == 500
+        assert "broken" in first.job.error.message
+        fine[0] = True
+        second, endless = make_sequence(PROMPTS[1]), make_sequence(PROMPTS[2], most=200)
+        for sequence in (second, endless):
+            sequence.job.done = asyncio.get_running_loop().create_future()
+            generator.submit(sequence.job)
+        await second.job.done
+        assert second.rows[0].ids == reference(model, PROMPTS[1], 8)
+        await generator.stop()
+        await endless.job.done
+        assert endless.job.error.status == 503
+        assert not generator.alive
+
+    asyncio.run(run())
+
+
+@check
+def a_cancelled_request_leaves_the_batch():
+    """Its rows, running or waiting, are gone at the next step."""
+    model = make_model(LLAMA)
+
+    async def run():
+        batch = make_batch(model)
+        running, waiting = make_sequence(PROMPTS[0], most=250), make_sequence(PROMPTS[1], most=9)
+        gone = make_sequence(PROMPTS[2], most=250)
+        loop = asyncio.get_running_loop()
+        for sequence in (running, waiting, gone):
+            sequence.job.done = loop.create_future()
+        generator = Generator(batch, most_rows=1, budget=32, vocabulary_size=VOCABULARY)
+        for sequence in (running, gone, waiting):
+            generator.submit(sequence.job)
+        await generator.call(lambda: None)
+        generator.cancel(gone.job)
+        generator.cancel(running.job)
+        await waiting.job.done
+        assert waiting.rows[0].ids == reference(model, PROMPTS[1], 9)
+        assert not running.job.done.done()
+        assert not gone.rows[0].ids
+        await generator.stop()
+
+    asyncio.run(run())
+
+
+@check
+def a_failing_row_fails_its_request_and_no_other():
+    """Whatever its constraint raises, the rest of the batch goes on."""
+
+    class Broken:
+        def fill_next_token_bitmask(self, bitmask, place):
+            bitmask[place] = -1
+
+        def accept_token(self, token):
+            raise RuntimeError(f"no {token}")
+
+    model = make_model(LLAMA)
+    first, second = make_sequence(PROMPTS[0]), make_sequence(PROMPTS[1])
+    second.rows[0].matcher = Broken()
+
+    async def run():
+        await (await generated(make_batch(model), [first, second])).stop()
+
+    asyncio.run(run())
+    assert first.job.error is None
+    assert first.rows[0].ids == reference(model, PROMPTS[0], 8)
+    assert second.job.error.status == 500
+
+
+def make_tokenizer():
+    """Its tokens are the end, number 0, and the 256 bytes."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {text: place for place, text in enumerate(["</s>", *letters])}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
+
+
+@check
+def choices_are_constrained_to_their_bytes():
+    """Also those of characters that JSON writes as two, and of those that it escapes."""
+    compiler = constraints.Constraints(make_tokenizer(), vocabulary_size=257, ends=frozenset({0}))
+    for text in ("👍", "日本", 'say "hi"\\n', "\x07\n", "é👩‍👧"):
+        asked = Constraint(kind="choice", text=json.dumps([text]))
+        matcher = constraints.matcher(compiler.compile(asked))
+        assert matcher.accept_string(text.encode()), text
+        assert matcher.accept_token(0), text
+
+
+@asynccontextmanager
+async def serving():
+    """A service on a tiny model with one adapter's folder, and a client of its routes."""
+    flags = "--model base --port 0 --device cpu --max-num-seqs 4 --enable-lora --max-loras 2"
+    chosen = options.parse([*flags.split(), "--allow-runtime-lora-updating"])
+    config = transformers.LlamaConfig(**SMALL | {"vocab_size": 300})
+    with tempfile.TemporaryDirectory() as folder:
+        adapted = peft.get_peft_model(
+            make_model(config).module, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+        )
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                weight.data.normal_(0, 1)
+        adapted.save_pretrained(folder)
+        service = Service(chosen, make_model(config), make_tokenizer())
+        routes = application.make_application(service, api_key=None)
+        async with test_utils.TestClient(test_utils.TestServer(routes)) as client:
+            yield service, client, folder
+            await service.generator.stop()
+
+
+async def ask(client, model, **fields):
+    """The tokens of a greedy answer, or the error."""
+    body = {"model": model, "prompt": PROMPTS[0], "temperature": 0, "max_tokens": 8}
+    body |= {"ignore_eos": True, "return_token_ids": True}
+    async with client.post("/v1/completions", json=body | fields) as reply:
+        found = await reply.json()
+    return found["choices"][0]["token_ids"] if "choices" in found else found["error"]
+
+
+async def load(client, name, folder):
+    """The status of loading an adapter."""
+    body = {"lora_name": name, "lora_path": folder}
+    async with client.post("/v1/load_lora_adapter", json=body) as reply:
+        return reply.status
+
+
+async def unload(client, name):
+    """The status of unloading it."""
+    async with client.post("/v1/unload_lora_adapter", json={"lora_name": name}) as reply:
+        return reply.status
+
+
+@check
+def token_ids_that_the_model_lacks_are_refused():
+    """Of the prompt, and of what ends an answer: 400 to who asks, nothing to the others."""
+
+    async def run():
+        async with serving() as (_, client, _):
+            wrong = {"stop_token_ids": [999999], "min_tokens": 1}
+            fine, *errors = await asyncio.gather(
+                ask(client, "base"), ask(client, "base", **wrong), ask(client, "base", prompt=[300])
+            )
+            assert len(fine) == 8
+            found = [(error["code"], error["param"]) for error in errors]
+            assert found == [(400, "stop_token_ids"), (400, "prompt")]
+
+    asyncio.run(run())
+
+
+@check
+def an_adapter_is_unloaded_after_the_requests_that_named_it():
+    """Also those that were not tokenised yet; from then on its name is unknown."""
+
+    async def run():
+        async with serving() as (service, client, folder):
+            assert await load(client, "mine", folder) == 200
+            base, mine = await ask(client, "base"), await ask(client, "mine")
+            assert base != mine
+            arrived, go_on = asyncio.Event(), asyncio.Event()
+
+            async def slow(_, **__):
+                arrived.set()
+                await go_on.wait()
+                return PROMPTS[0]
+
+            service.tokenize = slow
+            asking = asyncio.create_task(ask(client, "mine", prompt="x"))
+            await arrived.wait()
+            unloading = asyncio.create_task(unload(client, "mine"))
+            await asyncio.wait([unloading], timeout=0.3)
+            assert (await ask(client, "mine"))["code"] == 404
+            go_on.set()
+            assert await asking == mine
+            assert await unloading == 200
+            assert not service._adapter_store._loaded
+
+    asyncio.run(run())
+
+
+@check
+def an_adapter_is_loaded_once_under_one_name():
+    """Of two at the same time one is refused, and who goes away meanwhile leaves no nameless."""
+
+    async def run():
+        async with serving() as (service, client, folder):
+            both = await asyncio.gather(*(load(client, "twice", folder) for _ in range(2)))
+            assert sorted(both) == [200, 400]
+            assert len(service._adapter_store._loaded) == 1
+            arrived, go_on = asyncio.Event(), threading.Event()
+            loop, really = asyncio.get_running_loop(), service._adapter_store.load
+
+            def slow(name, path):
+                loop.call_soon_threadsafe(arrived.set)
+                go_on.wait(10)
+                return really(name, path)
+
+            service._adapter_store.load = slow
+            going = asyncio.create_task(load(client, "mine", folder))
+            await arrived.wait()
+            going.cancel()
+            await asyncio.wait([going], timeout=0.3)
+            await asyncio.sleep(0.3)  # until the server has seen it
+            go_on.set()
+            async with asyncio.timeout(10):
+                while "mine" not in service.adapters:  # noqa: ASYNC110 - it is a dict
+                    await asyncio.sleep(0.01)
+            for name in ("twice", "mine"):
+                assert await unload(client, name) == 200
+            assert not service._adapter_store._loaded
+
+    asyncio.run(run())
+
+
+if __name__ == "__main__":
+    main()
