@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp import test_utils, web
 
@@ -24,13 +25,12 @@ from enginehouse.engines.registry import ENGINES
 from enginehouse.testing.check_engine import CASES, check
 from enginehouse.testing.fake_engine import running_fake_engine
 
-SUPPORTS = frozenset(Capability) - {Capability.REGEX, Capability.GRAMMAR}
 IGNORED = {"guided_json": "structured.json_schema"}
 
 
 async def test_the_fake_engine_passes_every_case(tmp_path: Path):
     """Nothing is skipped, either."""
-    capabilities = Capabilities(supports=SUPPORTS, ignored=IGNORED)
+    capabilities = Capabilities(supports=frozenset(Capability), ignored=IGNORED)
     (tmp_path / "adapter_config.json").write_text('{"r": 8}')
     async with (
         running_fake_engine(
@@ -42,6 +42,11 @@ async def test_the_fake_engine_passes_every_case(tmp_path: Path):
         results = await check(sampler, adapter="mine")
     assert {r.name: r.detail for r in results if r.outcome != "passed"} == {}
     assert [result.name for result in results] == list(CASES)
+
+
+def test_every_capability_has_a_case():
+    """What no case needs, an engine could declare and not do."""
+    assert frozenset().union(*(case.needs for case in CASES.values())) == frozenset(Capability)
 
 
 async def test_a_strict_openai_server_is_asked_only_what_it_declares():
@@ -150,10 +155,26 @@ class Careless:
         return (1, 2, 3)
 
 
+class Restless(Careless):
+    """Answers with other words each time unless it is greedy, whatever else was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def sample(self, request: SampleRequest) -> SampleResponse:
+        """Words with a number."""
+        response = await super().sample(request)
+        self.asked += 1
+        text = f"Paris {self.asked if request.parameters.temperature else ''}"
+        changed = msgspec.structs.replace(response.completions[0], text=text)
+        return msgspec.structs.replace(response, completions=(changed,))
+
+
 @pytest.mark.parametrize("name", sorted(CASES))
 async def test_every_case_can_fail(name: str):
     """A case that a careless engine passes would check nothing."""
-    (result,) = await check(Careless(), only={name}, adapter="mine")
+    sampler = Restless() if name in ("top_k", "min_p") else Careless()
+    (result,) = await check(sampler, only={name}, adapter="mine")
     if name in ("chat", "text", "greedy"):
         assert result.outcome == "passed", result.detail
     elif Capability.SEED in CASES[name].needs:

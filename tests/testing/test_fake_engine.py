@@ -203,6 +203,11 @@ async def test_canned_answers():
         assert await answer(engine, "Why?", max_tokens=2) == "I do"
         choice = {"choice": ["yes", "no"]}
         assert await answer(engine, "Why?", structured_outputs=choice) in ("yes", "no")
+        words = {"regex": "[A-Z] do .*"}
+        assert await answer(engine, "Why?", structured_outputs=words) == "I do not know."
+        for beyond in ({"regex": "(a|b)+"}, {"grammar": "root ::= root root"}):
+            body = {"prompt": "Why?", "structured_outputs": beyond}
+            assert (await ask(engine, TEXT, body))[0] == 501
         _, reply = await ask(engine, TEXT, {"prompt": "the capital of France is", "max_tokens": 20})
         assert reply["choices"][0]["text"] == "Answer: Paris"
 

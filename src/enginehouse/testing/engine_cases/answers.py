@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from enginehouse.core.errors import UnknownModelError
-from enginehouse.core.messages import TextPrompt, TokenPrompt
+from enginehouse.core.messages import ChatPrompt, Message, Prompt, TextPrompt, TokenPrompt
 from enginehouse.core.sampler import Capability, Delta, SampleRequest
-from enginehouse.testing.engine_cases.base import CHAT, TEXT, Subject, case, raises, same, texts
+from enginehouse.testing.engine_cases.base import (
+    CHAT,
+    TEXT,
+    Inapplicable,
+    Subject,
+    case,
+    raises,
+    same,
+    texts,
+)
 
 
 @case(Capability.CHAT)
@@ -98,6 +109,43 @@ async def greedy(subject: Subject) -> None:
 async def greedy_ignores_seed(subject: Subject) -> None:
     """Temperature 0 gives the same answer whatever the seed."""
     same(texts(await subject.ask(seed=1)), texts(await subject.ask(seed=2)))
+
+
+@case(Capability.TOP_K)
+async def top_k(subject: Subject) -> None:
+    """With top_k 1 every seed gives the greedy answer at temperature 1, too."""
+    await _check_narrowed(subject, top_k=1)
+
+
+@case(Capability.MIN_P)
+async def min_p(subject: Subject) -> None:
+    """With min_p 1 every seed gives the greedy answer at temperature 1, too."""
+    await _check_narrowed(subject, min_p=1.0)
+
+
+async def _check_narrowed(subject: Subject, **narrow: Any) -> None:
+    seeded = Capability.SEED in subject.sampler.capabilities.supports
+
+    async def answers(**filters: Any) -> list[str]:
+        hot = {"temperature": 1.0} | filters
+        seeds = range(4) if seeded else [None] * 4
+        return [texts(await subject.ask(**hot, seed=seed))[0] for seed in seeds]
+
+    wanted = texts(await subject.ask())
+    same(await answers(**narrow), wanted * 4)
+    if set(await answers()) == set(wanted):
+        raise Inapplicable("every answer is the greedy one, whatever is asked")
+
+
+@case(Capability.REPETITION_PENALTY)
+async def repetition_penalty(subject: Subject) -> None:
+    """A repetition penalty changes an answer that would repeat the prompt."""
+    again = " ".join(["again"] * 20)
+    plain = Capability.TEXT in subject.sampler.capabilities.supports
+    prompt: Prompt = TextPrompt(again) if plain else ChatPrompt((Message("user", again),))
+    repeated = texts(await subject.ask(prompt))
+    penalised = texts(await subject.ask(prompt, repetition_penalty=2.0))
+    assert penalised != repeated, f"with and without it: {repeated}"
 
 
 @case()

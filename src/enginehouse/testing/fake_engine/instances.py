@@ -1,9 +1,16 @@
-"""Small instances of JSON schemas, as far as tests use them."""
+"""Small instances of JSON schemas and regular expressions, as far as tests use them."""
 
 from __future__ import annotations
 
 import random
+import re
+import string
+from contextlib import suppress
 from typing import Any
+
+from enginehouse.testing.fake_engine.errors import ApiError
+
+_PART = re.compile(r"(\[[^]]+\]|\\?.)(?:\{(\d+)\})?")  # one character, or {n} of them
 
 
 def instance(schema: dict[str, Any], *, rng: random.Random, root: Any = None) -> Any:
@@ -18,6 +25,18 @@ def instance(schema: dict[str, Any], *, rng: random.Random, root: Any = None) ->
     if branches := schema.get("anyOf") or schema.get("oneOf"):
         return instance(rng.choice(branches), rng=rng, root=root)
     return _typed(schema, rng=rng, root=root)
+
+
+def matching(pattern: str, *, rng: random.Random) -> str:
+    """A text that `pattern` matches, a row of characters and classes; ApiError 501 for others."""
+    text = ""
+    with suppress(re.error):
+        for part, count in _PART.findall(pattern):
+            allowed = [character for character in string.printable if re.fullmatch(part, character)]
+            text += "".join(rng.choice(allowed or "?") for _ in range(int(count or 1)))
+        if re.fullmatch(pattern, text):
+            return text
+    raise ApiError("the fake engine knows classes and {n} of regular expressions", status=501)
 
 
 def _typed(schema: dict[str, Any], *, rng: random.Random, root: Any) -> Any:

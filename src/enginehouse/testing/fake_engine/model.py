@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from enginehouse.testing.fake_engine import tokenizer
-from enginehouse.testing.fake_engine.instances import instance
+from enginehouse.testing.fake_engine.instances import instance, matching
 from enginehouse.testing.fake_engine.requests import Sampling, StructuredOutputs
 from enginehouse.testing.fake_engine.tool_calls import Function, written
 
@@ -105,6 +105,10 @@ class Model:
             return made if canned is None else canned
         if structured.choice:
             return canned if canned in structured.choice else rng.choice(structured.choice)
+        if structured.regex is not None:
+            if canned is not None and re.fullmatch(structured.regex, canned):
+                return canned
+            return matching(structured.regex, rng=rng)
         if canned is not None and _is_json(canned):
             return canned
         return json.dumps(instance(structured.json or {}, rng=rng), separators=(",", ":"))
@@ -148,7 +152,7 @@ def _sampling_key(question: Question, request: Sampling, index: int) -> str:
     )
     temperature = 1.0 if request.temperature is None else request.temperature
     key: tuple[Any, ...] = (question.weights, question.ids, penalties)
-    if temperature > 0:
+    if temperature > 0 and request.top_k != 1 and request.min_p != 1:
         shape = (temperature, request.top_p or 1.0, request.top_k or 0, request.min_p or 0.0)
         key = (*key, shape, request.seed, index)
     return hashlib.blake2b(repr(key).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import msgspec
@@ -9,6 +10,8 @@ import msgspec
 from enginehouse.testing.fake_engine.errors import ApiError, bad_value, invalid_body
 from enginehouse.testing.fake_engine.tool_calls import Named, Tool
 
+_LITERAL = re.compile(r'"([^"\\]*)"')
+_LITERALS = re.compile(rf"root ::= {_LITERAL.pattern}( \| {_LITERAL.pattern})*")
 Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -135,7 +138,7 @@ def constraint(request: Sampling) -> StructuredOutputs | None:
         wanted = StructuredOutputs(json={"type": "object"})
     if wanted is None:
         return None
-    given = [name for name in ("json", "regex", "choice") if getattr(wanted, name) is not None]
+    given = [name for name in wanted.__struct_fields__ if getattr(wanted, name) is not None]
     if len(given) > 1:
         raise ApiError(
             "You can only use one kind of constraints for structured outputs ('json', 'regex' or "
@@ -144,8 +147,10 @@ def constraint(request: Sampling) -> StructuredOutputs | None:
         )
     if wanted.choice == []:
         raise ApiError("Choice '[]' cannot be an empty list")
-    if wanted.regex is not None or wanted.grammar is not None:
-        raise ApiError("the fake engine honours json and choice, not regex or grammar", status=501)
+    if wanted.grammar is not None:
+        if not _LITERALS.fullmatch(wanted.grammar):
+            raise ApiError("the fake engine honours grammars of plain texts only", status=501)
+        return StructuredOutputs(choice=_LITERAL.findall(wanted.grammar))
     return wanted
 
 

@@ -17,6 +17,7 @@ from enginehouse.testing.fake_engine.model import Answer, Model, Question
 from enginehouse.testing.fake_engine.requests import Sampling, StructuredOutputs
 
 _encode = msgspec.json.encode
+_ALIKE = ("top_k", "min_p", "repetition_penalty")  # every vendor that has them calls them so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +162,8 @@ class FakeVendor:
         self, text: str, user_text: str, sampling: Sampling, schema: dict[str, Any] | None
     ) -> tuple[Question, list[Answer]]:
         """The fake engine's answers to a prompt; `user_text` is what canned ones are matched by."""
+        asked = {name: self.bodies[-1].get(name) for name in _ALIKE}
+        sampling = msgspec.structs.replace(sampling, **asked)
         question = Question(weights=self.models[0], ids=tokenizer.encode(text), user_text=user_text)
         structured = None if schema is None else StructuredOutputs(json=schema)
         answers = Model(self.canned).answers(
