@@ -170,6 +170,22 @@ def ask(url: str, body: dict[str, Any]) -> Any:
         return json.load(reply)
 
 
+def test_hf_gives_hellaswag_the_same_loglikelihoods(house: House, served: Served):
+    """`eval --engine hf` asks the same items and scores their endings as vLLM does."""
+
+    def endings(*words: str) -> dict[str, list[float]]:
+        done = house.run("eval", *words, "-t", "hellaswag", "--limit", "3", "--json")
+        assert done.code == 0, done.err
+        samples = asked(Path(done.report["folder"]))["hellaswag"]
+        return {s.item: [c.loglikelihood for c in s.continuations or ()] for s in samples}
+
+    expected = endings("--url", served.url)
+    found = endings("smollm2", "--engine", "hf")
+    assert found.keys() == expected.keys()
+    for item, values in expected.items():
+        assert found[item] == pytest.approx(values, rel=0.02)
+
+
 def test_greedy_answers_come_again(house: House, served: Served):
     """The same seed asks the same items, and at temperature 0 gets the same answers."""
 
