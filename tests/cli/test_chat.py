@@ -16,6 +16,8 @@ import pytest
 from command_line import DEADLINE, Finished, House
 from foreign_server import fake_engine
 
+pytestmark = pytest.mark.slow
+
 Pipe = Callable[..., Finished]
 
 

@@ -9,6 +9,8 @@ import pytest
 from command_line import House
 from foreign_server import fake_engine
 
+pytestmark = pytest.mark.slow
+
 
 def lines(report: dict) -> dict[str, dict]:
     """The report's lines by name."""

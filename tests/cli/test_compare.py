@@ -7,6 +7,8 @@ import json
 import pytest
 from command_line import House, sums
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def evaluated(house: House, call):

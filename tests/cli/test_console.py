@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from command_line import House, sums
 
+pytestmark = pytest.mark.slow
+
 ESCAPE, BOLD, FAILURE = "\x1b[", "\x1b[1m", "\x1b[1;31m"
 
 

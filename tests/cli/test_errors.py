@@ -16,6 +16,8 @@ from command_line import House, sums
 
 from enginehouse.core.errors import EnginehouseError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def words(house: House) -> tuple[str, ...]:

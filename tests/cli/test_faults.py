@@ -25,6 +25,8 @@ from enginehouse.launch import supervising
 from enginehouse.servers import health
 from enginehouse.store.journal import read_journal
 
+pytestmark = pytest.mark.slow
+
 ITEMS = 50
 Call = Callable[..., Finished]
 TWO = r"Sum number (7|33):"  # the requests of two samples

@@ -24,6 +24,8 @@ from enginehouse.testing.fake_vendors import (
 )
 from enginehouse.testing.fake_vendors.vendor import FakeVendor
 
+pytestmark = pytest.mark.slow
+
 CANARY = "sk-canary-key-4711"
 V = TypeVar("V", bound=FakeVendor)
 

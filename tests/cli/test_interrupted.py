@@ -12,6 +12,8 @@ from command_line import House, journaled, scored, sums, until
 
 from enginehouse.testing.fake_environment import make_fake_environment
 
+pytestmark = pytest.mark.slow
+
 KEPT = "the run is kept; go on with: enginehouse resume {}"
 STOPPED = "interrupted; everything that was started has been stopped"
 

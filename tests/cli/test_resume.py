@@ -10,6 +10,8 @@ from command_line import House, journaled, scored, sums, until
 from enginehouse.core.errors import RunLockedError
 from enginehouse.executors.tree import identify
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def words(house: House) -> tuple[str, ...]:

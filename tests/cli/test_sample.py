@@ -12,6 +12,8 @@ import pytest
 from command_line import House, until
 from foreign_server import fake_engine
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def url(house: House) -> Iterator[str]:

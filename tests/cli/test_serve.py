@@ -11,6 +11,8 @@ import subprocess
 import pytest
 from command_line import House, port_is_free, until
 
+pytestmark = pytest.mark.slow
+
 CAUSE = "RuntimeError: CUDA error: an illegal memory access was encountered"
 
 

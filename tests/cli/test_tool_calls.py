@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import yaml
 from command_line import House
 
 from enginehouse.testing.fake_engine import running_fake_engine
+
+pytestmark = pytest.mark.slow
 
 FUNCTION = {
     "name": "go.to",

@@ -7,6 +7,8 @@ import json
 import pytest
 from foreign_server import fake_engine
 
+pytestmark = pytest.mark.slow
+
 
 def test_one_reading(house, call):
     """Two looks an interval apart, so that there are rates; a line for each server."""

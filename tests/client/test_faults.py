@@ -34,6 +34,8 @@ from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engin
 
 from .conftest import CAPABILITIES, QueueSignal
 
+pytestmark = pytest.mark.slow
+
 NEVER = 10**9  # the number of a request that never comes: such a fault only counts
 QUICK = Retries(base=0.01)
 FAULTS = [

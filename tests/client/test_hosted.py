@@ -37,6 +37,8 @@ from enginehouse.testing.fake_vendors import (
 )
 from enginehouse.testing.fake_vendors.vendor import FakeVendor
 
+pytestmark = pytest.mark.slow
+
 HELLO = SampleRequest(prompt=ChatPrompt((Message("user", "Hello!"),)))
 QUICK = Retries(base=0.001, cap=0.01)
 HOSTED: list[tuple[RemoteEngine, type[FakeVendor]]] = [

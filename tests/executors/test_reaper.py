@@ -12,6 +12,8 @@ import pytest
 
 from enginehouse.executors.tree import identify
 
+pytestmark = pytest.mark.slow
+
 # Starts, through the executor, a leader with a child in a session of its own; both are deaf to
 # SIGTERM. Then it waits, or goes as it is told.
 PARENT = """

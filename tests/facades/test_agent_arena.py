@@ -47,6 +47,8 @@ if str(SUPPORT) not in sys.path:
 
 from command_line import House, until  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 ANSWERS = {"Hello, my name is": " Arthur.", "Say hi": "hi there"}
 
 

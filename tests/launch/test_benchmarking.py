@@ -21,6 +21,8 @@ from enginehouse.report.benchmark import Benchmark
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 
+pytestmark = pytest.mark.slow
+
 PAUSE = 0.01
 
 

@@ -18,6 +18,8 @@ from enginehouse.store.layout import Layout
 from enginehouse.store.runs import RunStatus, list_runs
 from enginehouse.testing.fake_engine import running_fake_engine
 
+pytestmark = pytest.mark.slow
+
 
 def environment(house: House, canned: dict[str, str], **more: str) -> dict[str, object]:
     """Settings of a server with these answers."""

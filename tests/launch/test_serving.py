@@ -18,6 +18,8 @@ from enginehouse.launch.serving import choose_engine
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import running_fake_engine
 
+pytestmark = pytest.mark.slow
+
 HELLO = SampleRequest(prompt=ChatPrompt((Message("user", "Say hello."),)))
 
 

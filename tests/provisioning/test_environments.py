@@ -25,6 +25,8 @@ from enginehouse.provisioning.inventory import list_environments
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
 
+pytestmark = pytest.mark.slow
+
 BUILDER = """
 import asyncio, sys
 import msgspec

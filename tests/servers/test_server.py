@@ -32,6 +32,8 @@ from enginehouse.servers.server import (
     survey,
 )
 
+pytestmark = pytest.mark.slow
+
 DEADLINE = 30
 
 

@@ -17,6 +17,8 @@ import pytest
 
 from enginehouse.testing.fake_environment import make_fake_environment
 
+pytestmark = pytest.mark.slow
+
 SERVER = "vllm.entrypoints.openai.api_server"
 FLAGS = """
 from vllm.entrypoints.launchers.cli_args import make_arg_parser

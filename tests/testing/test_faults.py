@@ -19,6 +19,8 @@ import pytest_asyncio
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 from enginehouse.testing.fake_engine.faults import Asked, Faults, Status
 
+pytestmark = pytest.mark.slow
+
 CHAT = "/v1/chat/completions"
 DEAD = {
     "message": "EngineCore encountered an issue. See stack trace (above) for the root cause.",

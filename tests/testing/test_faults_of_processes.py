@@ -16,6 +16,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 async def ask(session: aiohttp.ClientSession) -> int:
     """Ask for the engine's death; the status of the answer."""
