@@ -7,7 +7,8 @@ EnginehouseError
 ├── ProvisioningError         an engine environment could not be built or does not work
 ├── ModelError                the model cannot be had
 │   ├── ModelNotFoundError
-│   └── ModelGatedError
+│   ├── ModelGatedError
+│   └── AdapterError          an adapter that is none, or does not fit
 ├── ServerError               a server did not start, died, or could not be stopped
 │   ├── StartError
 │   ├── PortError
@@ -133,6 +134,10 @@ class ModelNotFoundError(ModelError):
 
 class ModelGatedError(ModelError):
     """The hub has it, but not for this token."""
+
+
+class AdapterError(ModelError):
+    """An adapter is none, or does not fit the model or the server."""
 
 
 class ServerError(EnginehouseError):

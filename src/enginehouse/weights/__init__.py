@@ -1,0 +1,1 @@
+"""Adapters and checkpoints: digest, load, prove, swap, fan out."""
