@@ -22,7 +22,9 @@ from enginehouse.core.errors import AdapterError
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
-_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB])(\.weight)?")
+_NAME = re.compile(
+    r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB])(\.weight)?"
+)
 _LAYER = re.compile(r"\.(\d+)\.")
 # what engines cannot apply, or would apply wrongly: the field, and the values that are none of it
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
@@ -93,7 +95,8 @@ def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safetensors.safe_open(file, framework="numpy") as opened:
-                shapes |= {n: tuple(opened.get_slice(n).get_shape()) for n in opened.keys()}
+                names = opened.keys()
+                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
         except (OSError, safetensors.SafetensorError) as error:
             raise AdapterError(f"{file} cannot be read", why=str(error)) from error
     return shapes
@@ -197,9 +200,7 @@ def _is_b(name: str) -> bool:
     return ".lora_B" in name or ".lora_embedding_B" in name
 
 
-def _rank(
-    shapes: Shapes, config: Mapping[str, Any], folder: Path, *, max_rank: int | None
-) -> int:
+def _rank(shapes: Shapes, config: Mapping[str, Any], folder: Path, *, max_rank: int | None) -> int:
     rank = max(min(shape) for shape in shapes.values())
     declared = max([config.get("r") or 0, *(config.get("rank_pattern") or {}).values()])
     if rank > declared:
