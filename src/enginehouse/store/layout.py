@@ -39,6 +39,11 @@ class Layout:
         return self.cache / "models"
 
     @property
+    def adapters(self) -> Path:
+        """LoRA adapters that servers load, one folder per content digest."""
+        return self.cache / "adapters"
+
+    @property
     def data(self) -> Path:
         """Benchmark files taken out of packages, one folder per content key."""
         return self.cache / "data"

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -40,6 +40,9 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
 }
 # those that change the base model's weights when PEFT loads the adapter
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of --max-lora-rank, in vLLM
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_Rank = Annotated[int, msgspec.Meta(ge=1)]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -47,7 +50,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 class PeftFolder(msgspec.Struct, frozen=True, kw_only=True):
     """What an adapter's folder holds. `modules`: those it changes, by the base model's names.
 
-    `is_zero`: every lora_B is zero, so that it changes nothing (as before the first step).
+    `size` in bytes, of the tensors' file. `is_zero`: its A, its B or its alpha is zero wherever it
+    is applied, so that it changes nothing (as before the first step).
     """
 
     base_model: str | None
@@ -55,6 +59,36 @@ class PeftFolder(msgspec.Struct, frozen=True, kw_only=True):
     alpha: float
     modules: tuple[str, ...]
     size: int
+    is_zero: bool
+
+
+class _Config(msgspec.Struct, frozen=True):
+    """The fields of adapter_config.json that are read here, of the types that PEFT writes."""
+
+    r: _Rank
+    lora_alpha: Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]  # which NaN is not
+    base_model_name_or_path: str | None = None
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    target_parameters: list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    rank_pattern: dict[str, _Rank] | None = None
+    fan_in_fan_out: bool | None = None
+
+    def rank_of(self, module: str) -> int:
+        """The rank that PEFT gives a module: the first pattern that its name ends with, or `r`."""
+        for pattern, rank in (self.rank_pattern or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return rank
+        return self.r
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    """A tensor's shape, and what its values are like."""
+
+    shape: tuple[int, ...]
+    not_finite: int
     is_zero: bool
 
 
@@ -67,22 +101,28 @@ def read_peft_folder(
     apply to that base.
     """
     config = _config(folder)
-    _demand_plain(config, folder)
-    parts = _parts(folder)
-    shapes = {name: shape for name, (shape, _) in parts.items()}
-    modules = _pairs(shapes, folder)
-    rank = _rank(shapes, config, folder, max_rank=max_rank)
+    tensors = _tensors(folder)
+    modules = _pairs(tensors, folder)
+    rank = _rank(modules, config, folder)
+    _demand_rank(config, folder, max_rank=max_rank)
     if base is not None:
-        _demand_fit(modules, shapes, base, folder, base_name=config.get("base_model_name_or_path"))
+        _demand_fit(modules, base, config, folder)
         _demand_complete(modules, base, config, folder)
-    _demand_finite(parts, folder)
+    for name, tensor in tensors.items():
+        if tensor.not_finite:
+            raise AdapterError(
+                f"{folder} holds NaN or infinity",
+                why=f"{tensor.not_finite} of the values of {name}, of shape {tensor.shape}",
+                fix="its training has diverged: take an earlier checkpoint",
+            )
     return PeftFolder(
-        base_model=config.get("base_model_name_or_path"),
+        base_model=config.base_model_name_or_path,
         rank=rank,
-        alpha=float(config.get("lora_alpha") or rank),
+        alpha=config.lora_alpha,
         modules=tuple(sorted(modules)),
         size=(folder / TENSORS).stat().st_size,
-        is_zero=not any(part.any() for name, (_, part) in parts.items() if _is_b(name)),
+        is_zero=config.lora_alpha == 0
+        or all(part["A"].is_zero or part["B"].is_zero for part in modules.values()),
     )
 
 
@@ -102,10 +142,10 @@ def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path) -> _Config:
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_bytes())
+        fields = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise AdapterError(
             f"{folder} is no PEFT adapter",
@@ -114,24 +154,33 @@ def _config(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise AdapterError(f"{path} cannot be read", why=str(error), fix="save it again") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+    if not isinstance(fields, dict) or fields.get("peft_type") != "LORA":
+        kind = fields.get("peft_type") if isinstance(fields, dict) else type(fields).__name__
         raise AdapterError(
             f"{folder} holds no LoRA",
             why=f"the peft_type in {CONFIG} is {kind!r}",
             fix="only LoRA adapters can be loaded into a running engine; merge others",
         )
+    _demand_plain(fields, folder)
+    try:
+        config = msgspec.convert(fields, _Config)
+        for text in (config.target_modules, config.exclude_modules, *(config.rank_pattern or ())):
+            re.compile(text if isinstance(text, str) else "")
+    except (msgspec.ValidationError, re.error) as error:
+        raise AdapterError(
+            f"{path} is not what PEFT writes", why=str(error), fix="save it again"
+        ) from error
     return config
 
 
-def _demand_plain(config: Mapping[str, Any], folder: Path) -> None:
+def _demand_plain(fields: Mapping[str, Any], folder: Path) -> None:
     for name, plain in _PLAIN.items():
-        if config.get(name) not in plain:
+        if fields.get(name) not in plain:
             raise AdapterError(
-                f"{folder} uses {name} ({config[name]!r}), which engines do not apply",
+                f"{folder} uses {name} ({fields[name]!r}), which engines do not apply",
                 fix="train a plain LoRA, or merge this one into a checkpoint",
             )
-    given = config.get("init_lora_weights")
+    given = fields.get("init_lora_weights")
     if isinstance(given, str) and given.lower().startswith(_CHANGES_BASE):
         raise AdapterError(
             f"{folder} was initialised with {given}, which changes the base model's weights",
@@ -139,116 +188,153 @@ def _demand_plain(config: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def _parts(folder: Path) -> dict[str, tuple[tuple[int, ...], np.ndarray[Any, Any]]]:
-    """Shape and values of every tensor, by name; bfloat16 values as their 16 bits."""
+def _tensors(folder: Path) -> dict[str, _Tensor]:
+    """Every tensor by name; one at a time is in memory."""
     path = folder / TENSORS
     if not path.is_file():
         pickle = next((name for name in _PICKLES if (folder / name).exists()), None)
-        why = f"there is only {pickle}, a pickle, which may run code" if pickle else None
         raise AdapterError(
             f"{folder} has no {TENSORS}",
-            why=why,
+            why=f"there is only {pickle}, a pickle, which may run code" if pickle else None,
             fix="save it with save_pretrained(…, safe_serialization=True)",
         )
+    tensors = {}
     try:
-        tensors = safetensors.deserialize(path.read_bytes())
-    except (OSError, safetensors.SafetensorError) as error:
+        with safetensors.safe_open(path, framework="numpy"):
+            pass  # it has checked the head: what is in it lies in the file, whole and in order
+        with path.open("rb") as file:
+            head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            head.pop("__metadata__", None)
+            start = file.tell()
+            for name, entry in sorted(head.items(), key=lambda item: item[1]["data_offsets"]):
+                begin, end = entry["data_offsets"]
+                file.seek(start + begin)
+                tensors[name] = _tensor(entry, file.read(end - begin), folder)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise AdapterError(
             f"{path} is broken, or not wholly written yet", why=str(error), fix="save it again"
         ) from error
-    return {
-        name: (tuple(tensor["shape"]), _values(tensor["dtype"], tensor["data"]))
-        for name, tensor in tensors
-    }
+    return tensors
 
 
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-
-
-def _values(dtype: str, data: bytes | bytearray) -> np.ndarray[Any, Any]:
+def _tensor(entry: Mapping[str, Any], data: bytes, folder: Path) -> _Tensor:
+    dtype = entry["dtype"]
     if dtype not in _DTYPES:
         raise AdapterError(
-            f"the adapter's tensors are {dtype}", fix="save it as bfloat16, float16 or float32"
+            f"{folder} holds tensors of type {dtype}",
+            fix="save it as bfloat16, float16 or float32",
         )
-    return np.frombuffer(data, dtype=_DTYPES[dtype])
+    values = np.frombuffer(data, dtype=_DTYPES[dtype])
+    if dtype == "BF16":  # read as 16 bits: a sign, the 8 of the exponent, 7 of the fraction
+        wrong, is_zero = (values & 0x7F80) == 0x7F80, not (values & 0x7FFF).any()
+    else:
+        wrong, is_zero = ~np.isfinite(values), not values.any()
+    return _Tensor(tuple(entry["shape"]), int(np.count_nonzero(wrong)), is_zero)
 
 
-def _pairs(shapes: Shapes, folder: Path) -> set[str]:
-    """The modules; each has an A and a B of the same rank, and there is nothing besides."""
-    found: dict[tuple[str, str], tuple[int, ...]] = {}
-    for name, shape in shapes.items():
+def _pairs(tensors: Mapping[str, _Tensor], folder: Path) -> dict[str, dict[str, _Tensor]]:
+    """Each module's A and B; there is nothing besides."""
+    found: dict[str, dict[str, _Tensor]] = {}
+    for name, tensor in tensors.items():
         match = _NAME.fullmatch(name)
         if match is None:
             raise AdapterError(
                 f"{folder} holds {name}, which is no part of a LoRA",
                 fix="save the adapter alone, with save_pretrained of the PEFT model",
             )
-        found[match["module"], match["part"][-1]] = shape
-    modules = {module for module, _ in found}
-    if not modules:
+        if len(tensor.shape) < 2 or 0 in tensor.shape:
+            raise AdapterError(
+                f"{folder} is broken: {name} has the shape {tensor.shape}", fix="save it again"
+            )
+        found.setdefault(match["module"], {})[match["part"][-1]] = tensor
+    if not found:
         raise AdapterError(f"{folder} holds no tensors", fix="save it again")
-    for module in sorted(modules):
-        missing = next((part for part in "AB" if (module, part) not in found), None)
-        if missing:
+    for module, parts in sorted(found.items()):
+        for missing in {"A", "B"} - parts.keys():
             raise AdapterError(
                 f"{folder} is incomplete: {module} has no lora_{missing}", fix="save it again"
             )
-    return modules
+    return found
 
 
-def _is_b(name: str) -> bool:
-    return ".lora_B" in name or ".lora_embedding_B" in name
+def _rank(modules: Mapping[str, Mapping[str, _Tensor]], config: _Config, folder: Path) -> int:
+    """The largest rank there is. An A and its B have the same, which is the declared one."""
+    largest = 0
+    for module, parts in sorted(modules.items()):
+        rank, other = parts["A"].shape[0], parts["B"].shape[1]
+        if rank != other:
+            raise AdapterError(
+                f"{folder} is broken: in {module}, lora_A has rank {rank} and lora_B {other}",
+                fix="save it again",
+            )
+        # experts in one parameter have all their ranks in a row
+        declared = config.rank_of(module)
+        if rank != declared and not (config.target_parameters and rank % declared == 0):
+            raise AdapterError(
+                f"{folder} has rank {rank} in {module}, and its {CONFIG} says {declared}",
+                why="an engine would scale it wrongly",
+                fix="the configuration is another adapter's: save both together",
+            )
+        largest = max(largest, declared)
+    return largest
 
 
-def _rank(shapes: Shapes, config: Mapping[str, Any], folder: Path, *, max_rank: int | None) -> int:
-    rank = max(min(shape) for shape in shapes.values())
-    declared = max([config.get("r") or 0, *(config.get("rank_pattern") or {}).values()])
-    if rank > declared:
-        raise AdapterError(
-            f"{folder} has tensors of rank {rank}, and its {CONFIG} says {declared}",
-            fix="the configuration is another adapter's: save both together",
-        )
-    if max_rank is not None and declared > max_rank:
-        raise AdapterError(
-            f"{folder} has rank {declared}, and the server takes {max_rank} at most",
-            fix=f"start the server with --max-lora-rank {_next_rank(declared)}",
-        )
-    return rank
-
-
-def _next_rank(rank: int) -> int:
-    """The smallest value of --max-lora-rank that vLLM takes and that is not below `rank`."""
-    return next((r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank), rank)
+def _demand_rank(config: _Config, folder: Path, *, max_rank: int | None) -> None:
+    declared = max([config.r, *(config.rank_pattern or {}).values()])
+    if max_rank is None or declared <= max_rank:
+        return
+    enough = next((rank for rank in _RANKS if rank >= declared), None)
+    raise AdapterError(
+        f"{folder} has rank {declared}, and the server takes {max_rank} at most",
+        fix=f"start the server with --max-lora-rank {enough}"
+        if enough
+        else f"train it with a rank of at most {_RANKS[-1]}",
+    )
 
 
 def _demand_fit(
-    modules: set[str], shapes: Shapes, base: Shapes, folder: Path, *, base_name: str | None
+    modules: Mapping[str, Mapping[str, _Tensor]], base: Shapes, config: _Config, folder: Path
 ) -> None:
-    made_for = f"it was made for {base_name}" if base_name else None
-    for module in sorted(modules):
-        weight = base.get(f"{module}.weight")
-        if weight is None:
+    made_for = (
+        config.base_model_name_or_path and f"it was made for {config.base_model_name_or_path}"
+    )
+    parameters: dict[str, set[str]] = {}
+    for weight_name in base:
+        module, _, parameter = weight_name.rpartition(".")
+        parameters.setdefault(module, set()).add(parameter)
+    for module, parts in sorted(modules.items()):
+        if config.target_parameters or module.rpartition(".")[2] == "lm_head":
+            continue  # experts in one parameter; a head that is tied to the embedding
+        if module not in parameters:
             raise AdapterError(
                 f"{folder} changes {module}, which the base model does not have",
                 why=made_for,
                 fix="serve the model that it was trained on; or the module names have another "
                 "prefix than the checkpoint's",
             )
-        a = shapes.get(f"base_model.model.{module}.lora_A.weight")
-        b = shapes.get(f"base_model.model.{module}.lora_B.weight")
-        if a is None or b is None or len(weight) != 2:
-            continue  # an embedding, or experts in one tensor: the engine checks them
-        if (b[0], a[1]) != weight:
+        plain = parameters[module] <= {"weight", "bias"} and f"{module}.weight" not in parameters
+        weight = base.get(f"{module}.weight", ())
+        if not plain or len(weight) != 2 or len(parts["A"].shape) != 2:
+            continue  # quantized, or a convolution: the engine checks it
+        shape = (parts["B"].shape[0], parts["A"].shape[1])
+        if shape != weight and not _is_turned(shape, weight, config, module):
             raise AdapterError(
-                f"{folder} does not fit the base model: {module} is {b[0]} by {a[1]} there and "
-                f"{weight[0]} by {weight[1]} here",
+                f"{folder} does not fit the base model: {module} is {shape[0]} by {shape[1]} there "
+                f"and {weight[0]} by {weight[1]} here",
                 why=made_for,
                 fix="serve the model that it was trained on",
             )
 
 
+def _is_turned(
+    shape: tuple[int, int], weight: tuple[int, ...], config: _Config, module: str
+) -> bool:
+    """Whether the weight is stored the other way round: as in GPT-2, or in an embedding."""
+    return shape == weight[::-1] and bool(config.fan_in_fan_out or "embed" in module)
+
+
 def _demand_complete(
-    modules: set[str], base: Shapes, config: Mapping[str, Any], folder: Path
+    modules: Mapping[str, Any], base: Shapes, config: _Config, folder: Path
 ) -> None:
     for module in _targets(base, config):
         if module not in modules:
@@ -259,11 +345,11 @@ def _demand_complete(
             )
 
 
-def _targets(base: Shapes, config: Mapping[str, Any]) -> Iterator[str]:
+def _targets(base: Shapes, config: _Config) -> Iterator[str]:
     """The base model's linear modules that the configuration names, as PEFT would find them."""
-    wanted, spared = config.get("target_modules"), config.get("exclude_modules")
-    layers = config.get("layers_to_transform")
-    if not wanted or wanted == "all-linear" or config.get("layers_pattern"):
+    wanted, spared = config.target_modules, config.exclude_modules
+    layers = config.layers_to_transform
+    if not wanted or wanted == "all-linear" or config.layers_pattern:
         return
     only = {layers} if isinstance(layers, int) else set(layers or ())
     for name, shape in base.items():
@@ -282,17 +368,3 @@ def _named(module: str, names: str | list[str]) -> bool:
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
-
-
-def _demand_finite(
-    parts: Mapping[str, tuple[tuple[int, ...], np.ndarray[Any, Any]]], folder: Path
-) -> None:
-    for name, (_, values) in parts.items():
-        is_bfloat16 = values.dtype == np.uint16  # whose exponent is the same 8 bits as here
-        wrong = (values & 0x7F80) == 0x7F80 if is_bfloat16 else ~np.isfinite(values)
-        if wrong.any():
-            raise AdapterError(
-                f"{folder} holds NaN or infinity",
-                why=f"{int(wrong.sum())} of {values.size} values of {name}",
-                fix="its training has diverged: take an earlier checkpoint",
-            )
