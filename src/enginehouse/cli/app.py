@@ -41,6 +41,10 @@ COMMANDS = {
     "check": CommandEntry(
         "enginehouse.cli.check:check", "Try everything that a server should do, once."
     ),
+    "parity": CommandEntry(
+        "enginehouse.cli.parity:parity",
+        "Compare the engine's log-probabilities with transformers'.",
+    ),
     "chat": CommandEntry("enginehouse.cli.chat:chat", "Talk to a model in the terminal."),
     "sample": CommandEntry("enginehouse.cli.sample:sample", "Sample answers to a file of prompts."),
     "engines": CommandEntry("enginehouse.cli.engines:engines", "List what each engine can do."),

@@ -87,6 +87,13 @@ class AskConfig(ServeConfig):
         return self
 
 
+class ParityConfig(ServeConfig):
+    """A model to serve, and how far the engine may be from transformers."""
+
+    threshold: Annotated[float, Field(gt=0)] = 0.05
+    """The mean difference of log-probabilities, in nats per token, up to which they agree."""
+
+
 class CheckConfig(AskConfig):
     """Whom to check, and under how many users at once."""
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from enginehouse.client.sampler import Delivery, HTTPSampler, delivered_once
@@ -50,12 +51,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Serving:
-    """A ready server and the way to ask it."""
+    """A ready server and the way to ask it. `model` and `adapter` are those that we serve."""
 
     current: Callable[[], Server]
     engine: Engine
     sampler: HTTPSampler
     provenance: Provenance
+    model: ResolvedModel | None = None
+    adapter: Path | None = None
 
     @property
     def server(self) -> Server:
@@ -162,6 +165,7 @@ async def serving(
             engine=prepared.engine,
             sampler=sampler,
             provenance=_provenance(owned.server, prepared),
+            model=prepared.model,
         )
 
 

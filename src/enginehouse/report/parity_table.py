@@ -1,0 +1,50 @@
+"""What `enginehouse parity` found, as plain data and as lines."""
+
+from __future__ import annotations
+
+import sys
+from typing import IO
+
+import msgspec
+from rich.text import Text
+
+from enginehouse.report.terminal import make_console
+from enginehouse.statistics.parity import TokenParity
+
+
+class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`threshold`: the mean difference, in nats per token, up to which the two agree."""
+
+    model: str
+    engine: str
+    engine_version: str | None
+    reference_dtype: str
+    threshold: float
+    parity: TokenParity
+
+    @property
+    def agrees(self) -> bool:
+        """The verdict."""
+        return self.parity.mean <= self.threshold
+
+
+def print_parity(report: ParityReport, *, file: IO[str] | None = None) -> None:
+    """Print the differences, the importance ratios and the verdict."""
+    console = make_console(file or sys.stdout)
+    found = report.parity
+    engine = f"{report.engine} {report.engine_version or ''}".strip()
+    title = f"{report.model}: {engine} and transformers ({report.reference_dtype})"
+    console.print(Text(title, style="bold"))
+    lines = {
+        "tokens": f"{found.tokens:,}",
+        "difference": f"mean {found.mean:.4f}, largest {found.largest:.4f} nats (text "
+        f"{found.sequence + 1}, token {found.token + 2})",
+        "importance ratio": f"mean {found.ratio_mean:.4f}, {found.ratio_least:.3f} to "
+        f"{found.ratio_most:.3f}; {100 * found.clipped:.1f} % outside 0.8 to 1.2",
+    }
+    for name, says in lines.items():
+        console.print(Text(f"{name:<18}{says}"), soft_wrap=True)
+    sign, style = ("at most", "green") if report.agrees else ("above", "red")
+    verdict = "they agree" if report.agrees else "they do not agree"
+    text = f"{'verdict':<18}{verdict}: the mean is {sign} {report.threshold:g} nats"
+    console.print(Text(text, style=style), soft_wrap=True)
