@@ -29,11 +29,11 @@ from enginehouse.report.parity_table import ParityReport
 from enginehouse.statistics.parity import token_parity
 from enginehouse.store.layout import Layout
 
-# prose, code, numbers, a list, other scripts, a conversation: what tokenizers and kernels differ on
+# prose, code, numbers, a list, other scripts, a conversation
 TEXTS = (
     (
-        "The harbour was quiet that morning. Two fishermen mended their nets on the quay, and neither "
-        "of them spoke until the church bell had struck seven. Then the older one looked up, nodded "
+        "The harbour was quiet that morning. Two fishermen mended their nets on the quay, and "
+        "neither of them spoke until the church bell had struck seven. Then the older one looked up, nodded "
         "towards the open sea, and said that the wind would turn before noon."
     ),
     (
@@ -42,16 +42,16 @@ TEXTS = (
         "ordered[middle]) / 2\n"
     ),
     (
-        "A train leaves at 9:40 and travels 126 km at 84 km/h. 126 / 84 = 1.5, so it arrives one and a "
-        "half hours later, at 11:10. The second train needs 2 hours and 15 minutes for 189 km."
+        "A train leaves at 9:40 and travels 126 km at 84 km/h. 126 / 84 = 1.5, so it arrives one and "
+        "a half hours later, at 11:10. The second train needs 2 hours and 15 minutes for 189 km."
     ),
     (
         "Shopping list:\n- 2 kg of potatoes\n- 500 g butter\n- a dozen eggs\n- olive oil\n\nDo not "
         "forget: the shop closes at six on Saturdays, and there is no bread on Mondays."
     ),
     (
-        "Die Brücke wurde 1893 gebaut und im Krieg zerstört. Aujourd'hui, il ne reste que deux arches. "
-        "今日は天気がいいので、川まで散歩しました。"
+        "Die Brücke wurde 1893 gebaut und im Krieg zerstört. Aujourd'hui, il ne reste que deux "
+        "arches. 今日は天気がいいので、川まで散歩しました。"
     ),
     (
         "User: Which planet has the most moons?\nAssistant: Saturn. More than a hundred have been "
