@@ -1,0 +1,125 @@
+"""Adapters under the digest of their content: what a server loads never changes under it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from enginehouse.core.errors import AdapterError
+from enginehouse.provisioning import content_folders
+from enginehouse.store.layout import Layout
+from enginehouse.weights.peft_folder import CONFIG, TENSORS, PeftFolder, Shapes, read_peft_folder
+
+
+class StoredAdapter(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter in its final place. `digest` is that of its content.
+
+    In a shell: `sha256sum adapter_config.json adapter_model.safetensors | sha256sum`.
+    """
+
+    digest: str
+    path: Path
+    info: PeftFolder
+
+
+class AdapterStore:
+    """Copies adapters to `layout.adapters`, one read-only folder per digest. Blocking.
+
+    Any number of processes and threads may add to it at once.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._root = layout.adapters
+
+    def add(
+        self, folder: Path, *, base: Shapes | None = None, max_rank: int | None = None
+    ) -> StoredAdapter:
+        """Copy `folder`, hash and check the copy, and put it into its place. Idempotent.
+
+        `folder` may be overwritten as soon as this returns; one that is being written meanwhile is
+        refused. Raises AdapterError, as `read_peft_folder` does; then nothing is kept.
+        """
+        source = folder.expanduser().absolute()
+        key = hashlib.sha256(os.fsencode(source)).hexdigest()[:16]
+        with content_folders.locked(self._root, f"from-{key}"):
+            copied = content_folders.new_folder(self._root, f"from-{key}")
+            try:
+                _copy(source, copied)
+                info = _checked(copied, source, base=base, max_rank=max_rank)
+                digest = _digest(copied)
+                return StoredAdapter(digest=digest, path=self._put(copied, digest), info=info)
+            finally:
+                content_folders.abandon(copied)
+
+    def _put(self, copied: Path, digest: str) -> Path:
+        final = self._root / digest
+        with content_folders.locked(self._root, digest):
+            if not _same_sizes(copied, final):
+                for name in (CONFIG, TENSORS):
+                    (copied / name).chmod(0o444)
+                content_folders.publish(copied, self._root, digest)
+        return final
+
+
+def _copy(source: Path, to: Path) -> None:
+    before = _state(source)
+    for name in (CONFIG, TENSORS):
+        try:
+            shutil.copyfile(source / name, to / name)
+        except FileNotFoundError:
+            read_peft_folder(source)  # says what is missing, and what is there instead
+            raise AdapterError(
+                f"{source} has lost its {name}", fix="wait until it is written, then add it again"
+            ) from None
+        except OSError as error:
+            raise AdapterError(f"{source / name} cannot be copied", why=str(error)) from error
+    if _state(source) != before:
+        raise AdapterError(
+            f"{source} was written to while it was copied",
+            fix="add it again when its writer is done",
+        )
+
+
+def _state(folder: Path) -> list[tuple[int, ...] | None]:
+    return [_state_of(folder / name) for name in (CONFIG, TENSORS)]
+
+
+def _state_of(path: Path) -> tuple[int, ...] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _checked(
+    copied: Path, source: Path, *, base: Shapes | None, max_rank: int | None
+) -> PeftFolder:
+    """What is in the copy; errors name the source, which is there to be looked at."""
+    try:
+        return read_peft_folder(copied, base=base, max_rank=max_rank)
+    except AdapterError as error:
+        error.message = error.message.replace(str(copied), str(source))
+        error.args = (error.message,)
+        raise
+
+
+def _digest(folder: Path) -> str:
+    lines = []
+    for name in (CONFIG, TENSORS):
+        with (folder / name).open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _same_sizes(one: Path, other: Path) -> bool:
+    """Whether a folder of the same digest is whole: a machine that lost power may leave less."""
+    sizes = [
+        [status[1] if (status := _state_of(folder / name)) else None for name in (CONFIG, TENSORS)]
+        for folder in (one, other)
+    ]
+    return sizes[0] == sizes[1]
