@@ -33,7 +33,7 @@ from enginehouse.store.layout import Layout
 TEXTS = (
     (
         "The harbour was quiet that morning. Two fishermen mended their nets on the quay, and "
-        "neither of them spoke until the church bell had struck seven. Then the older one looked up, "
+        "neither of them spoke until the church bell had struck seven. Then the old one looked up, "
         "nodded towards the open sea, and said that the wind would turn before noon."
     ),
     (
@@ -43,7 +43,7 @@ TEXTS = (
     ),
     (
         "A train leaves at 9:40 and travels 126 km at 84 km/h. 126 / 84 = 1.5, so it arrives one "
-        "and a half hours later, at 11:10. The second train needs 2 hours and 15 minutes for 189 km."
+        "and a half hours later, at 11:10. The second train needs 2 h and 15 min for 189 km."
     ),
     (
         "Shopping list:\n- 2 kg of potatoes\n- 500 g butter\n- a dozen eggs\n- olive oil\n\nDo not "
