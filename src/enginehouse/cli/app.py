@@ -36,6 +36,9 @@ COMMANDS = {
     "ps": CommandEntry("enginehouse.cli.servers:ps", "List servers."),
     "logs": CommandEntry("enginehouse.cli.servers:logs", "Print a server's log."),
     "stop": CommandEntry("enginehouse.cli.servers:stop", "Stop a server and prove it."),
+    "weights": CommandEntry(
+        "enginehouse.cli.weights:weights", "Swap a running server's weights; say which it has."
+    ),
     "top": CommandEntry("enginehouse.cli.top:top", "Watch what every server does."),
     "bench": CommandEntry("enginehouse.cli.bench:bench", "Measure a server under load."),
     "check": CommandEntry(

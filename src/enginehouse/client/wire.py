@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -14,7 +14,12 @@ from enginehouse.core.errors import WireError
 from enginehouse.dialects import openai_chat, openai_completions
 from enginehouse.dialects.base import Dialect
 from enginehouse.dialects.openai_errors import error_reply
-from enginehouse.dialects.openai_replies import decode_models, decode_tokenize, encode_tokenize
+from enginehouse.dialects.openai_replies import (
+    decode_models,
+    decode_reply,
+    decode_tokenize,
+    encode_tokenize,
+)
 
 
 class ErrorReply(Protocol):
@@ -55,6 +60,33 @@ class AdapterEndpoints:
     model: Callable[[str, str], str] = lambda _, adapter: adapter
 
 
+# What happens to the requests under way when the weights change: they end, or are given up.
+InFlight = Literal["drain", "abort"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightEndpoints:
+    """How the weights of a running server are replaced; requests are sent in the order given.
+
+    `hold` ends when nothing is computed any more; what comes waits in the server until `release`.
+    `doze` and `wake` do the same, but give the memory of weights and cache back in between, on
+    servers that were started for it. `reload` takes a checkpoint's folder as the server sees it.
+    `reset_cache` forgets what older weights computed; `is_reset` reads whether it did. `name` tells
+    the server what its weights are called from now on; `read_name` reads the reply to `ask_name`.
+    """
+
+    hold: Callable[[InFlight], Sequence[WireRequest]]
+    release: Sequence[WireRequest]
+    doze: Callable[[InFlight], Sequence[WireRequest]]
+    wake: Sequence[WireRequest]
+    reload: Callable[[str], WireRequest]
+    reset_cache: WireRequest
+    is_reset: Callable[[bytes], bool]
+    name: Callable[[str], WireRequest]
+    ask_name: WireRequest
+    read_name: Callable[[bytes], str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wire:
     """A kind of server, on the wire; None stands for what it does not have.
@@ -76,6 +108,7 @@ class Wire:
     decode_models: Callable[[bytes], tuple[str, ...]] = decode_models
     tokenizing: Tokenizing | None = None
     adapters: AdapterEndpoints | None = None
+    weights: WeightEndpoints | None = None
     rate_limited: bool = False
     unchecked: Callable[[bytes], Unchecked] | None = None
     closes_streams: bool = False
@@ -91,8 +124,60 @@ def _unload(name: str) -> WireRequest:
     return WireRequest("POST", "/v1/unload_lora_adapter", body)
 
 
+_PAUSE_MODES: Mapping[InFlight, str] = {"drain": "wait", "abort": "abort"}
+
+
+def _pause(in_flight: InFlight) -> tuple[WireRequest, ...]:
+    return (WireRequest("POST", f"/pause?mode={_PAUSE_MODES[in_flight]}"),)
+
+
+def _sleep(in_flight: InFlight) -> tuple[WireRequest, ...]:
+    mode = _PAUSE_MODES[in_flight]
+    # The weights' memory must be there before they are loaded; the cache's waits until after.
+    return (
+        WireRequest("POST", f"/sleep?level=2&mode={mode}"),
+        WireRequest("POST", "/wake_up?tags=weights"),
+    )
+
+
+def _reload(path: str) -> WireRequest:
+    body = {"method": "reload_weights", "kwargs": {"weights_path": path}}
+    return WireRequest("POST", "/collective_rpc", msgspec.json.encode(body))
+
+
+def _name_weights(name: str) -> WireRequest:
+    body = msgspec.json.encode({"new_version": name})
+    return WireRequest("POST", "/update_weight_version", body)
+
+
+class _Reset(msgspec.Struct):
+    success: bool
+
+
+class _WeightInfo(msgspec.Struct):
+    weight_version: str
+
+
+_reset = msgspec.json.Decoder(_Reset)
+_weight_info = msgspec.json.Decoder(_WeightInfo)
+
+
 OPENAI = Wire()
+# vLLM's development endpoints (vllm/entrypoints/serve/dev and entrypoints/rl/online, read in 0.32).
+VLLM_WEIGHTS = WeightEndpoints(
+    hold=_pause,
+    release=(WireRequest("POST", "/resume"),),
+    doze=_sleep,
+    wake=(WireRequest("POST", "/wake_up?tags=kv_cache"),),
+    reload=_reload,
+    reset_cache=WireRequest("POST", "/reset_prefix_cache"),
+    is_reset=lambda body: decode_reply(_reset, body).success,
+    name=_name_weights,
+    ask_name=WireRequest("GET", "/weight_info"),
+    read_name=lambda body: decode_reply(_weight_info, body).weight_version,
+)
 VLLM = Wire(
     tokenizing=Tokenizing(path="/tokenize", encode=encode_tokenize, decode=decode_tokenize),
     adapters=AdapterEndpoints(load=_load, unload=_unload),
+    weights=VLLM_WEIGHTS,
 )

@@ -13,7 +13,8 @@ EnginehouseError
 │   ├── StartError
 │   ├── PortError
 │   ├── StopError
-│   └── ServerGoneError       it stopped answering in the middle of the work
+│   ├── ServerGoneError       it stopped answering in the middle of the work
+│   └── WeightsError          a swap of weights failed; it says whether the old ones are back
 ├── WireError                 one request failed
 │   ├── ConnectionFailedError         retryable: nothing was received
 │   ├── RequestTimeoutError           names what timed out
@@ -181,6 +182,26 @@ class ServerGoneError(ServerError):
     """The server stopped answering; nothing more can be asked of it."""
 
     stage = "wire"
+
+
+class WeightsError(ServerError):
+    """A swap of weights failed. `restored`: the server answers with its old ones (again)."""
+
+    stage = "weights"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        why: str | None = None,
+        fix: str | None = None,
+        log: Path | None = None,
+        kind: str | None = None,
+        evidence: str | None = None,
+        restored: bool = True,
+    ) -> None:
+        super().__init__(message, why=why, fix=fix, log=log, kind=kind, evidence=evidence)
+        self.restored = restored
 
 
 class WireError(EnginehouseError):

@@ -65,7 +65,10 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class SampleResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What came back. prompt_logprobs[i] belongs to prompt token i; the first is None."""
+    """What came back. prompt_logprobs[i] belongs to prompt token i; the first is None.
+
+    `weights_digest`: of the weights that answered, where they can be swapped while the server runs.
+    """
 
     completions: tuple[Completion, ...]
     model: str
@@ -75,6 +78,7 @@ class SampleResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     timing: Timing
     prompt_token_ids: tuple[int, ...] | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    weights_digest: str | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):

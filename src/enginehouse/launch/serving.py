@@ -19,6 +19,7 @@ from enginehouse.engines.base import Engine, Quirk, ServedEngine, ServerOptions,
 from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.configuration import ServeConfig, merged, parse
 from enginehouse.launch.supervising import Supervisor, supervised
+from enginehouse.launch.swapping import swapping
 from enginehouse.provisioning.environments import EngineEnvironment, find_environment
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
 from enginehouse.servers.endpoint import API_KEY_VARIABLE
@@ -30,6 +31,7 @@ from enginehouse.servers.server import (
     start_server,
 )
 from enginehouse.store.layout import Layout
+from enginehouse.weights.swap import WeightSwapper
 
 Notify = Callable[[str], None]
 OnIncident = Callable[[Incident], None]
@@ -51,7 +53,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Serving:
-    """A ready server and the way to ask it. `model` and `adapter` are those that we serve."""
+    """A ready server and the way to ask it. `model` and `adapter` are those that we serve.
+
+    `weights` swaps full weights; None where that cannot be done.
+    """
 
     current: Callable[[], Server]
     engine: Engine
@@ -59,6 +64,7 @@ class Serving:
     provenance: Provenance
     model: ResolvedModel | None = None
     adapter: Path | None = None
+    weights: WeightSwapper | None = None
 
     @property
     def server(self) -> Server:
@@ -152,12 +158,13 @@ async def serving(
     async with (
         _started(prepared, config, name=None, layout=layout, notify=notify) as owned,
         _supervised(owned, config, notify=notify, on_incident=on_incident) as supervisor,
+        swapping(owned, supervisor=supervisor, layout=layout, alone=True) as swaps,
         make_sampler(
             owned.server,
             prepared.engine,
             concurrency=concurrency,
             quirks=prepared.quirks(),
-            deliver=supervisor.deliver,
+            deliver=swaps.deliver,
         ) as sampler,
     ):
         yield Serving(
@@ -165,6 +172,7 @@ async def serving(
             engine=prepared.engine,
             sampler=sampler,
             provenance=_provenance(owned.server, prepared),
+            weights=swaps.swapper,
             model=prepared.model,
         )
 
@@ -217,6 +225,7 @@ async def serve_until_stopped(
     async with (
         _started(prepared, config, name=name, layout=layout, notify=notify) as owned,
         _supervised(owned, config, notify=notify, on_incident=lambda _: None) as supervisor,
+        swapping(owned, supervisor=supervisor, layout=layout, alone=False),
     ):
         ready(owned.server)
         await supervisor.watching

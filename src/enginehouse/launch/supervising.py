@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -18,10 +19,10 @@ import aiohttp
 
 from enginehouse.core.errors import (
     ConnectionFailedError,
+    EnginehouseError,
     EngineKilledError,
     MalformedResponseError,
     RequestTimeoutError,
-    ServerError,
     ServerFaultError,
     ServerGoneError,
     WireError,
@@ -39,16 +40,24 @@ Notify = Callable[[str], None]
 BARREN = 4  # deaths in a row between which nothing was answered
 _LOOK = 5.0  # seconds between full looks
 _GLANCE = 0.25  # seconds between looks at the process
+_restoring: ContextVar[bool] = ContextVar("restoring", default=False)
 _SIGNS = (ConnectionFailedError, MalformedResponseError, ServerFaultError)
+
+
+async def _nothing() -> None:
+    """What there is to restore where nobody says."""
 
 
 class Supervisor:
     """Watches `owned` inside `supervised`; at most `max_restarts` restarts, with back-off.
 
-    `watching` ends, as `run` does, when the server is given up.
+    `watching` ends, as `run` does, when the server is given up. `restored` is awaited after each
+    restart, before requests are admitted, and puts back what the server had been told; what it
+    asks goes through `deliver` without waiting. An EnginehouseError of it is a failed restart.
     """
 
     watching: asyncio.Task[None]
+    restored: Callable[[], Awaitable[None]]
 
     def __init__(
         self,
@@ -71,6 +80,7 @@ class Supervisor:
         self._restarts = 0
         self._barren = 0
         self._cause = ""
+        self.restored = _nothing
 
     async def deliver(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """What `attempt` gives, made again if the server died with it.
@@ -78,6 +88,8 @@ class Supervisor:
         Raises what `attempt` raises while the server lives, EngineKilledError, or ServerGoneError
         when the server is given up.
         """
+        if _restoring.get():
+            return await attempt()
         task = asyncio.current_task()
         assert task is not None
         call = Call(task)
@@ -131,6 +143,10 @@ class Supervisor:
             why=self._cause,
             fix="read the server's log; leave the item out, or avoid what its diagnosis names",
         )
+
+    def condemn(self, reason: str) -> None:
+        """Start the server again as if it had failed; whatever is under way is asked again."""
+        self._report(Health(state=ServerState.FAILED, reason=reason))
 
     def _report(self, health: Health) -> None:
         if not self._down.done():
@@ -198,18 +214,26 @@ class Supervisor:
             self._barren += 1
             try:
                 await self._owned.restart()
-            except ServerError as failed:
+                await self._restore()
+            except EnginehouseError as failed:
                 error = ServerGoneError(
                     failed.message,
                     why=failed.why,
                     fix=failed.fix,
                     log=failed.log,
-                    kind=failed.kind,
-                    evidence=failed.evidence,
+                    kind=getattr(failed, "kind", None),
+                    evidence=getattr(failed, "evidence", None),
                 )
                 in_flight = 0
             else:
                 return
+
+    async def _restore(self) -> None:
+        token = _restoring.set(True)
+        try:
+            await self.restored()
+        finally:
+            _restoring.reset(token)
 
     def _reason_to_give_up(self) -> str | None:
         if self._owned.is_stopped():

@@ -20,6 +20,7 @@ from enginehouse.store.layout import Layout
 
 KEPT_LOGS = 50
 _CURRENT, _ENDED, _STOP = "server.json", "ended.json", "stop"
+_WEIGHTS = "weights.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.ASCII)
 
 
@@ -144,7 +145,7 @@ def _named_folder(layout: Layout, name: str) -> Path:
             )
         remove_record(layout, name)
     folder.mkdir(exist_ok=True)
-    for old in (folder / _STOP, *folder.glob("server*.log")):
+    for old in (folder / _STOP, folder / _WEIGHTS, *folder.glob("server*.log")):
         old.unlink(missing_ok=True)
     return folder
 
@@ -157,6 +158,11 @@ def write_record(layout: Layout, record: ServerRecord) -> None:
 def _put(file: Path, record: ServerRecord) -> None:
     content = msgspec.json.format(msgspec.json.encode(record, enc_hook=str))
     write_whole(file, content, private=True)
+
+
+def weights_file(layout: Layout, name: str) -> Path:
+    """Where it is written which weights were swapped into the server, for its restarts."""
+    return layout.servers / name / _WEIGHTS
 
 
 def mark_stopped(layout: Layout, name: str) -> None:

@@ -69,6 +69,11 @@ class Layout:
         return self.state / "servers"
 
     @property
+    def weights(self) -> Path:
+        """Which weights were swapped into servers that are not ours, one record per address."""
+        return self.state / "weights"
+
+    @property
     def ports(self) -> Path:
         """Port leases."""
         return self.state / "ports"

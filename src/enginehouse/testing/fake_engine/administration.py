@@ -1,4 +1,4 @@
-"""The endpoints beside generation: health, models, metrics, tokens, adapters, weights, sleep."""
+"""The endpoints beside generation: health, models, metrics, tokens, adapters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from enginehouse.testing.fake_engine.errors import ApiError
 from enginehouse.testing.fake_engine.generation import ENGINE, check_vocabulary, render
 from enginehouse.testing.fake_engine.model import weights_digest
 from enginehouse.testing.fake_engine.requests import ChatMessage, parse
-from enginehouse.testing.fake_engine.state import Engine
 
 
 class _Tokenize(msgspec.Struct):
@@ -31,11 +30,6 @@ class _Adapter(msgspec.Struct):
     lora_name: str
     lora_path: str = ""
     load_inplace: bool = False
-
-
-class _Rpc(msgspec.Struct):
-    method: str | None = None
-    kwargs: dict[str, Any] = {}
 
 
 async def health(_: web.Request) -> web.Response:
@@ -133,48 +127,6 @@ async def unload_adapter(request: web.Request) -> web.Response:
             f"The lora adapter '{name}' cannot be found.", status=404, kind="NotFoundError"
         )
     return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
-
-
-async def collective_rpc(request: web.Request) -> web.Response:
-    """POST /collective_rpc, of which only reload_weights does anything."""
-    asked: _Rpc = parse(await request.read(), _Rpc)
-    if asked.method is None:
-        raise ApiError("Missing 'method' in request body", kind="Bad Request")
-    if asked.method == "reload_weights":
-        _reload(request.app[ENGINE], asked.kwargs.get("weights_path"))
-    return web.json_response({"results": [None]})
-
-
-def _reload(engine: Engine, path: str | None) -> None:
-    if path is not None and not Path(path).is_dir():
-        raise ApiError(
-            f"Call to collective_rpc method failed: no model weights at `{path}`",
-            status=500,
-            kind="InternalServerError",
-        )
-    engine.weights = weights_digest(path or engine.arguments.model)
-
-
-async def reset_prefix_cache(request: web.Request) -> web.Response:
-    """POST /reset_prefix_cache: no success while a request runs."""
-    return web.json_response({"success": request.app[ENGINE].running == 0})
-
-
-async def sleep(request: web.Request) -> web.Response:
-    """POST /sleep?level=…."""
-    request.app[ENGINE].asleep = True
-    return web.json_response({"status": "sleeping", "level": int(request.query.get("level", "1"))})
-
-
-async def wake_up(request: web.Request) -> web.Response:
-    """POST /wake_up?tags=…."""
-    request.app[ENGINE].asleep = False
-    return web.json_response({"status": "awake", "tags": request.query.getall("tags", []) or None})
-
-
-async def is_sleeping(request: web.Request) -> web.Response:
-    """GET /is_sleeping."""
-    return web.json_response({"is_sleeping": request.app[ENGINE].asleep})
 
 
 _USER = "InvalidUserInput"

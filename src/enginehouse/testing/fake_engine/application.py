@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from enginehouse.testing.fake_engine import administration as admin
+from enginehouse.testing.fake_engine import development
 from enginehouse.testing.fake_engine.errors import ApiError
 from enginehouse.testing.fake_engine.generation import ENGINE, chat, completions
 from enginehouse.testing.fake_engine.state import Engine
@@ -44,11 +45,16 @@ def make_application(
         ]
     if environment.get("VLLM_SERVER_DEV_MODE", "0") not in ("", "0"):
         routes += [
-            web.post("/collective_rpc", admin.collective_rpc),
-            web.post("/reset_prefix_cache", admin.reset_prefix_cache),
-            web.post("/sleep", admin.sleep),
-            web.post("/wake_up", admin.wake_up),
-            web.get("/is_sleeping", admin.is_sleeping),
+            web.post("/collective_rpc", development.collective_rpc),
+            web.post("/reset_prefix_cache", development.reset_prefix_cache),
+            web.get("/weight_info", development.weight_info),
+            web.post("/update_weight_version", development.update_weight_version),
+            web.post("/pause", development.pause),
+            web.post("/resume", development.resume),
+            web.get("/is_paused", development.is_paused),
+            web.post("/sleep", development.sleep),
+            web.post("/wake_up", development.wake_up),
+            web.get("/is_sleeping", development.is_sleeping),
         ]
     application.add_routes(routes)
     return application

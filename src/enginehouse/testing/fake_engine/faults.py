@@ -2,7 +2,7 @@
 
 VLLM_FAKE_FAULTS is a JSON array of faults, or the path of a file with one. A fault is an object:
 
-  fault    die, status, reset, close, truncate, hang or no_start: see the classes below
+  fault    die, status, say, reset, close, truncate, hang or no_start: see the classes below
   path     regular expression on the whole path; the generation endpoints unless given
   match    regular expression that is searched for in the request's text (all messages, or prompt)
   reused   true: only requests on a connection that has carried one before
@@ -93,6 +93,12 @@ class Status(Fault, frozen=True):
     message: str = "the fake engine was told to refuse this request"
 
 
+class Say(Fault, frozen=True):
+    """Status 200, and `body` instead of what would be right; nothing is done."""
+
+    body: str
+
+
 class Reset(Fault, frozen=True):
     """The connection is reset (RST): before the first byte, or in the middle of the body."""
 
@@ -119,7 +125,7 @@ class NoStart(Fault, frozen=True):
     cause: str
 
 
-AnyFault = Die | Status | Reset | Close | Truncate | Hang | NoStart
+AnyFault = Die | Status | Say | Reset | Close | Truncate | Hang | NoStart
 F = TypeVar("F", bound=Fault)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
+from dataclasses import replace
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -98,6 +99,8 @@ async def _answer(request: web.Request, asked: Asked, question: Question) -> web
     budget = engine.budget(asked, prompt=len(question.ids), default=None if is_chat else 16)
     structured = constraint(asked)
     async with engine.slot():
+        # they may have been swapped while the request waited
+        question = replace(question, weights=engine.weights_of(asked.model))
         answers = engine.model.answers(question, asked, budget=budget, structured=structured)
         reply = Reply(
             id=("chatcmpl-" if is_chat else "cmpl-") + secrets.token_hex(8),
@@ -114,9 +117,15 @@ async def _answer(request: web.Request, asked: Asked, question: Question) -> web
         )
         made = _finish(engine, reply)
         if asked.stream:
-            return await _stream(request, reply, pause=engine.token_latency)
-        await asyncio.sleep(engine.token_latency * made)
+            return await _stream(request, reply)
+        if not await engine.computed(engine.token_latency * made):
+            reply = _aborted(reply)
     return web.json_response(body=_encode(reply.body()))
+
+
+def _aborted(reply: Reply) -> Reply:
+    given_up = [replace(a, ids=[], text="", finish_reason="abort") for a in reply.answers]
+    return msgspec.structs.replace(reply, answers=given_up)
 
 
 def _finish(engine: Engine, reply: Reply) -> int:
@@ -128,7 +137,13 @@ def _finish(engine: Engine, reply: Reply) -> int:
     return max(len(answer.ids) for answer in reply.answers)
 
 
-async def _stream(request: web.Request, reply: Reply, *, pause: float) -> web.StreamResponse:
+def _given_up(chunk: dict[str, Any]) -> dict[str, Any]:
+    """The last chunk of a stream that a pause aborted."""
+    return chunk | {"choices": [c | {"finish_reason": "abort"} for c in chunk["choices"]]}
+
+
+async def _stream(request: web.Request, reply: Reply) -> web.StreamResponse:
+    engine = request.app[ENGINE]
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
     )
@@ -138,7 +153,9 @@ async def _stream(request: web.Request, reply: Reply, *, pause: float) -> web.St
     cut = CUT in request
     for chunk in chunks[: len(chunks) // 2] if cut else chunks:
         await response.write(b"data: " + _encode(chunk) + b"\n\n")
-        await asyncio.sleep(pause)
+        if not await engine.computed(engine.token_latency):
+            await response.write(b"data: " + _encode(_given_up(chunk)) + b"\n\n")
+            break
     if cut:
         return response
     await response.write(b"data: [DONE]\n\n")

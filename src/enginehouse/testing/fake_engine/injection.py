@@ -28,6 +28,7 @@ from enginehouse.testing.fake_engine.faults import (
     Faults,
     Hang,
     Reset,
+    Say,
     Status,
     Truncate,
     text_of,
@@ -104,6 +105,8 @@ async def _carry_out(
     match fault:
         case Status():
             return _refusal(fault)
+        case Say():
+            return web.Response(text=fault.body, content_type="application/json")
         case Close():
             return _cut_off(request, reset=False)
         case Reset(at="start"):

@@ -16,6 +16,7 @@ from enginehouse.testing.fake_engine.requests import Sampling
 
 DEFAULT_MODEL_LENGTH = 8192
 DEFAULT_SEQUENCES = 256
+SLEEP_TAGS = {"weights", "kv_cache"}
 
 
 @dataclass
@@ -27,7 +28,8 @@ class Engine:
     model: Model
     token_latency: float
     adapters: dict[str, str] = field(default_factory=dict)
-    asleep: bool = False
+    weight_version: str = "default"
+    sleeping: set[str] = field(default_factory=set)
     running: int = 0
     waiting: int = 0
     prompt_tokens: int = 0
@@ -38,6 +40,11 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.weights = weights_digest(self.arguments.model)
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._aborted = asyncio.Event()
         self._slots = asyncio.Semaphore(self.arguments.max_num_seqs or DEFAULT_SEQUENCES)
 
     @property
@@ -77,15 +84,53 @@ class Engine:
         """Wait for one of --max-num-seqs places and hold it."""
         self.waiting += 1
         try:
-            await self._slots.acquire()
+            while True:
+                await self._awake.wait()
+                await self._slots.acquire()
+                if not self.paused:
+                    break
+                self._slots.release()
         finally:
             self.waiting -= 1
         self.running += 1
+        self._idle.clear()
         try:
             yield
         finally:
             self.running -= 1
             self._slots.release()
+            if not self.running:
+                self._idle.set()
+
+    async def computed(self, seconds: float) -> bool:
+        """Take so long inside a slot; false, and at once, if a pause aborts what runs."""
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return True
+        aborted = self._aborted
+        try:
+            async with asyncio.timeout(seconds):
+                await aborted.wait()
+        except TimeoutError:
+            return True
+        return False
+
+    @property
+    def paused(self) -> bool:
+        """Whether requests wait without being computed."""
+        return not self._awake.is_set()
+
+    async def pause(self, *, abort: bool) -> None:
+        """Let requests wait from now on; return when those that run have ended."""
+        self._awake.clear()
+        if abort:
+            self._aborted.set()
+            self._aborted = asyncio.Event()
+        await self._idle.wait()
+
+    def resume(self) -> None:
+        """Compute again."""
+        self._awake.set()
 
     def metrics(self) -> str:
         """The metrics in Prometheus' text format, those that Enginehouse reads."""

@@ -1,0 +1,197 @@
+"""Which server's weights are to be swapped, and what must be known of it for that."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from enginehouse.client.sampler import Delivery
+from enginehouse.client.transport import (
+    AiohttpTransport,
+    Timeouts,
+    WireRequest,
+    normal_base_url,
+)
+from enginehouse.core.errors import WeightsError
+from enginehouse.engines.base import ServedEngine, is_loopback
+from enginehouse.engines.registry import ENGINES
+from enginehouse.launch.supervising import Supervisor
+from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
+from enginehouse.servers.records import ServerRecord, find_server, list_servers, weights_file
+from enginehouse.servers.server import OwnedServer
+from enginehouse.store.layout import Layout
+from enginehouse.weights.checkpoint import digest_of
+from enginehouse.weights.declared import Weights
+from enginehouse.weights.gate import Gate
+from enginehouse.weights.swap import WeightSwapper
+
+_NEVER_SWAPPED = "default"  # what vLLM calls weights that were never named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swaps:
+    """What requests go through; `swapper` is None for a server whose weights cannot be swapped."""
+
+    deliver: Delivery
+    swapper: WeightSwapper | None
+
+
+class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The weights that a server is to have, and what it calls those that it has.
+
+    `named` None: it does not say. `agrees` is false where a swap was broken off.
+    """
+
+    server: str
+    path: Path
+    digest: str
+    version: int
+    named: str | None
+    agrees: bool
+
+
+@asynccontextmanager
+async def swapping(
+    owned: OwnedServer, *, supervisor: Supervisor, layout: Layout, alone: bool
+) -> AsyncIterator[Swaps]:
+    """Have restarts of a server of ours bring back the weights that were swapped in.
+
+    By us; or, unless `alone`, by another process (`enginehouse weights swap`).
+    """
+    server, model = owned.server, owned.model
+    reachable = is_loopback(owned.options.host)  # elsewhere development endpoints are off
+    if owned.engine.wire.weights is None or not reachable or model.weights_digest is None:
+        yield Swaps(deliver=supervisor.deliver, swapper=None)
+        return
+    gate = Gate(model.weights_digest, deliver=supervisor.deliver)
+    assert server.name is not None
+    async with WeightSwapper(
+        server,
+        engine=owned.engine,
+        started=Weights(path=Path(model.path), digest=model.weights_digest),
+        file=weights_file(layout, server.name),
+        layout=layout,
+        gate=gate,
+        alone=alone,
+        condemn=supervisor.condemn,
+    ) as swapper:
+        supervisor.restored = swapper.restore
+        yield Swaps(deliver=gate.deliver, swapper=swapper)
+
+
+@asynccontextmanager
+async def swapper_of(target: str, *, layout: Layout) -> AsyncIterator[WeightSwapper]:
+    """The swapper of a server that runs already: one of ours by name, or any by its address.
+
+    It must run on this machine, and be loopback-only. Raises UnknownNameError, WireError,
+    ModelError or WeightsError.
+    """
+    record = _record(target, layout)
+    server, engine = await _asked(record, target)
+    root = await _root(server, engine)
+    started = await asyncio.to_thread(_started, root, server=server, layout=layout)
+    file = weights_file(layout, record.name) if record else _foreign_file(layout, server.base_url)
+    async with WeightSwapper(
+        server, engine=engine, started=started, file=file, layout=layout
+    ) as swapper:
+        if record is None:
+            _demand_known(await swapper.name(), file)
+        yield swapper
+
+
+async def weights_info(target: str, *, layout: Layout) -> WeightsInfo:
+    """Which weights a server has. Raises as `swapper_of` does."""
+    async with swapper_of(target, layout=layout) as swapper:
+        current, named = swapper.current, await swapper.name()
+    expected = current.name if current.version else _NEVER_SWAPPED
+    return WeightsInfo(
+        server=target,
+        path=current.path,
+        digest=current.digest,
+        version=current.version,
+        named=named,
+        agrees=named in (None, expected),
+    )
+
+
+def _record(target: str, layout: Layout) -> ServerRecord | None:
+    if "://" not in target:
+        return find_server(target, layout=layout)
+    base = normal_base_url(target)
+    found = (status.record for status in list_servers(layout))
+    return next((record for record in found if record.base_url == base), None)
+
+
+async def _asked(record: ServerRecord | None, target: str) -> tuple[Server, ServedEngine]:
+    engine: ServedEngine = ENGINES.load(record.engine if record else "vllm")()
+    key = os.environ.get(API_KEY_VARIABLE)
+    if record is None:
+        return await attach_server(target, engine=engine, api_key=key), engine
+    return Server(
+        name=record.name,
+        base_url=record.base_url,
+        models=record.models,
+        pid=record.process.pid,
+        log=record.log,
+        engine=record.engine,
+        version=record.version,
+        environment=record.environment,
+        command=record.command,
+        api_key=key if record.has_api_key else None,
+        owned=False,
+    ), engine
+
+
+class _Models(msgspec.Struct):
+    class Card(msgspec.Struct):
+        id: str
+        root: str | None = None
+
+    data: list[Card]
+
+
+async def _root(server: Server, engine: ServedEngine) -> str | None:
+    """What the server was started with."""
+    async with AiohttpTransport(
+        server.base_url, api_key=server.api_key, timeouts=Timeouts(total=10)
+    ) as transport:
+        reply = await transport.send(WireRequest("GET", engine.models_path))
+    if reply.status != 200:
+        raise engine.wire.error_reply(reply.status, reply.body, retry_after=None)
+    cards = msgspec.json.decode(reply.body, type=_Models).data
+    return next((card.root for card in cards if card.root), None)
+
+
+def _started(root: str | None, *, server: Server, layout: Layout) -> Weights:
+    if root is None or not Path(root).is_dir():
+        raise WeightsError(
+            f"the checkpoint of {server.name or server.base_url} is not on this machine",
+            why=f"it says that it was started with {root!r}, which is no folder here",
+            fix="swap where the server runs; start it with a checkpoint's folder",
+            kind="unknown",
+        )
+    return Weights(path=Path(root), digest=digest_of(Path(root), layout=layout))
+
+
+def _foreign_file(layout: Layout, base_url: str) -> Path:
+    return layout.weights / f"{hashlib.sha256(base_url.encode()).hexdigest()[:16]}.json"
+
+
+def _demand_known(named: str | None, file: Path) -> None:
+    """A server that is not ours may have been started again, or swapped by somebody else."""
+    if named == _NEVER_SWAPPED:
+        file.unlink(missing_ok=True)
+    elif named is not None and not file.exists():
+        raise WeightsError(
+            "it is not known which weights the server has",
+            why=f"it calls them {named!r}, and they were not swapped in from here",
+            fix="start it again",
+            kind="unknown",
+        )

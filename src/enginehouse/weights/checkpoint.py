@@ -1,0 +1,133 @@
+"""A checkpoint that is to take a served one's place, checked before the engine sees it. Blocking.
+
+Engines load what fits by name and leave the rest as it was, and they keep the configuration that
+they were started with: a checkpoint of another shape or with another rope_theta would be served
+wrongly without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import safetensors
+
+from enginehouse.core.errors import ModelError
+from enginehouse.provisioning.checkpoints import Checkpoint, read_checkpoint
+from enginehouse.provisioning.digests import weights_digest
+from enginehouse.store.layout import Layout
+
+# what trainers and versions of transformers change without changing the model
+_FREE = {
+    "_attn_implementation",
+    "_name_or_path",
+    "attn_implementation",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "gradient_checkpointing",
+    "pad_token_id",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+_TIED = "lm_head.weight"  # some savers write it, some do not, where it is the embedding
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """What a file's head says of a tensor; `dtype` as safetensors has it (BF16, F32 …)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+def digest_of(folder: Path, *, layout: Layout) -> str:
+    """The digest of a checkpoint's weight files. Raises ModelError."""
+    return weights_digest(read_checkpoint(folder).weights, layout=layout)
+
+
+def checked_digest(folder: Path, *, served: Path, layout: Layout) -> str:
+    """The digest of a checkpoint that can take the place of the one in `served`.
+
+    Raises ModelError, with the reason, if it cannot. Reads heads only, and hashes what was not
+    hashed before.
+    """
+    new, old = read_checkpoint(folder), read_checkpoint(served)
+    _demand_same_configuration(new, old)
+    tensors, wanted = _tensors(new), _tensors(old)
+    if new.config.get("tie_word_embeddings"):
+        tensors.pop(_TIED, None)
+        wanted.pop(_TIED, None)
+    _demand_same_tensors(tensors, wanted, folder)
+    return weights_digest(new.weights, layout=layout)
+
+
+def _demand_same_configuration(new: Checkpoint, old: Checkpoint) -> None:
+    both = (new.config.keys() & old.config.keys()) - _FREE
+    differing = sorted(key for key in both if new.config[key] != old.config[key])
+    if differing:
+        said = [f"{key} is {_short(new.config[key])} there" for key in differing[:3]]
+        meant = [f"{_short(old.config[key])}" for key in differing[:3]]
+        raise ModelError(
+            f"{new.folder} is another architecture than what is served",
+            why=f"{', '.join(said)}, and {', '.join(meant)} in the served model's config.json",
+            fix="start a server of its own for it: a swap changes weights only",
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for file in checkpoint.weights:
+        if file.suffix != ".safetensors":
+            raise ModelError(
+                f"{file} is a pickle, which may run code",
+                fix="save the checkpoint with save_pretrained(…, safe_serialization=True)",
+            )
+        try:
+            with safetensors.safe_open(file, framework="numpy") as opened:
+                for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                    part = opened.get_slice(name)
+                    found[name] = Tensor(part.get_dtype(), tuple(part.get_shape()))
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ModelError(
+                f"{file} is broken, or not wholly written yet", why=str(error), fix="save it again"
+            ) from error
+    return found
+
+
+def _demand_same_tensors(
+    new: Mapping[str, Tensor], old: Mapping[str, Tensor], folder: Path
+) -> None:
+    def refused(what: str, fix: str) -> ModelError:
+        return ModelError(f"{folder} does not fit the served model: {what}", fix=fix)
+
+    if missing := sorted(old.keys() - new.keys()):
+        raise refused(f"it has no {_first(missing)}", "save the whole model")
+    if extra := sorted(new.keys() - old.keys()):
+        raise refused(
+            f"{_first(extra)} is not in the served one", "save the model under its own names"
+        )
+    for name, wanted in old.items():
+        if new[name].shape != wanted.shape:
+            raise refused(
+                f"{name} is {new[name]} there and {wanted} here", "serve it on a server of its own"
+            )
+        if new[name].dtype != wanted.dtype:
+            raise refused(
+                f"{name} is {new[name].dtype} there and {wanted.dtype} here",
+                "save it in the served checkpoint's type",
+            )
+
+
+def _first(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"

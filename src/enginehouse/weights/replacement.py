@@ -1,0 +1,172 @@
+"""One replacement of a running server's weights, step by step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from enginehouse.client.transport import Transport, WireRequest
+from enginehouse.client.wire import InFlight, WeightEndpoints, Wire
+from enginehouse.core.errors import WeightsError, WireError
+from enginehouse.core.messages import TextPrompt
+from enginehouse.core.sampler import Capabilities, SampleRequest, Timing
+from enginehouse.core.sampling import SamplingParameters
+from enginehouse.weights.declared import Weights
+
+_CANARY = SampleRequest(
+    prompt=TextPrompt("The capital of France is"),
+    parameters=SamplingParameters(max_tokens=4, logprobs=0, ignore_eos=True),
+)
+_ABSENT = (404, 405)
+
+
+class WeightLoader(Protocol):
+    """How new weights get into an engine that holds still.
+
+    `load_from_disk` makes the one there is. Another can drive vLLM's weight transfer (documented,
+    not run: it needs GPUs): /start_weight_update, one /update_weights for each part that the
+    trainer's process sends over NCCL or IPC meanwhile, /finish_weight_update. What comes before and
+    after is the same; but weights that are on no disk cannot be brought back by a restart.
+    """
+
+    async def __call__(self, weights: Weights, *, send: Send) -> None:
+        """Return when the engine has them whole. Raises WireError."""
+        ...
+
+
+class Send(Protocol):
+    """Sends a request to the server; an error status is raised as a WireError."""
+
+    async def __call__(self, request: WireRequest) -> bytes:
+        """The reply's body."""
+        ...
+
+
+def load_from_disk(endpoints: WeightEndpoints) -> WeightLoader:
+    """The engine reads them from their folder, which must be the same for it as for us."""
+
+    async def load(weights: Weights, *, send: Send) -> None:
+        await send(endpoints.reload(str(weights.path)))
+
+    return load
+
+
+class Replacement:
+    """Knows how far it came: `stage` in words, whether the server is held or was touched."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        wire: Wire,
+        model: str,
+        capabilities: Capabilities,
+        dozes: bool,
+        check: Callable[[Weights], Awaitable[None]],
+    ) -> None:
+        assert wire.weights is not None
+        self._transport = transport
+        self._wire = wire
+        self._endpoints = wire.weights
+        self._load = load_from_disk(wire.weights)
+        self._model = model
+        self._capabilities = capabilities
+        self._dozes = dozes
+        self._check = check
+        self.stage = "the start"
+        self.held = False
+        self.touched = False
+        self.canary_seconds = 0.0
+
+    async def hold(self, in_flight: InFlight) -> None:
+        """Bring the server to rest: from here on it computes nothing and lets requests wait."""
+        self.stage = "the end of the requests under way"
+        self.held = True
+        make = self._endpoints.doze if self._dozes else self._endpoints.hold
+        try:
+            await self._send_all(make(in_flight))
+        except WeightsError:
+            self.held = False  # it cannot do that
+            raise
+
+    async def put(self, weights: Weights) -> None:
+        """Load them into the held server, let it go on, and see it answer.
+
+        Raises WireError or WeightsError, whose `kind` names the step.
+        """
+        self.touched = True
+        # Named before they are there: a server started again in between has lost the name.
+        self.stage = "the weights' new name"
+        await self._send(self._endpoints.name(weights.name))
+        self.stage = "the reload"
+        await self._load(weights, send=self._send)
+        await self._check(weights)
+        self.stage = "the reset of the prefix cache"
+        if not self._endpoints.is_reset(await self._send(self._endpoints.reset_cache)):
+            raise WeightsError(
+                "the server did not reset its prefix cache",
+                why="cached keys and values of the old weights would go into new answers",
+                kind="cache",
+            )
+        await self.release()
+        self.stage = "the canary"
+        began = time.perf_counter()
+        await self._ask_canary()
+        self.canary_seconds = time.perf_counter() - began
+        if (name := await self.name()) != weights.name:
+            raise WeightsError(
+                "the server was started again in the middle of the swap",
+                why=f"it calls its weights {name!r}, not {weights.name!r}",
+                kind="restarted",
+            )
+
+    async def release(self) -> None:
+        """Let the server compute again."""
+        self.stage = "the release of waiting requests"
+        await self._send_all(self._endpoints.wake if self._dozes else self._endpoints.release)
+        self.held = False
+
+    async def name(self) -> str:
+        """What the server calls its weights; "default" if it was never told (vLLM)."""
+        return self._endpoints.read_name(await self._send(self._endpoints.ask_name))
+
+    async def _ask_canary(self) -> None:
+        dialect = self._wire.completions
+        assert dialect is not None
+        body = dialect.encode(
+            _CANARY, model=self._model, capabilities=self._capabilities, stream=False
+        )
+        try:
+            reply = await self._send(WireRequest("POST", dialect.path, body))
+            answer = dialect.decode(reply, request=_CANARY, timing=Timing(started=0, elapsed=0))
+        except WireError as error:
+            raise WeightsError(
+                "the new weights do not answer", why=error.message, kind="canary"
+            ) from error
+        logprobs = [token.logprob for c in answer.completions for token in c.logprobs or ()]
+        if not logprobs or not all(map(math.isfinite, logprobs)):
+            raise WeightsError(
+                "the new weights give no probabilities",
+                why=f"the log-probabilities of {answer.completions[0].text!r} are {logprobs}",
+                kind="canary",
+            )
+
+    async def _send_all(self, requests: Sequence[WireRequest]) -> None:
+        for request in requests:
+            await self._send(request)
+
+    async def _send(self, request: WireRequest) -> bytes:
+        reply = await self._transport.send(request)
+        if reply.status == 200:
+            return reply.body
+        if reply.status in _ABSENT:
+            raise WeightsError(
+                f"the server has no {request.path.partition('?')[0]}",
+                why="vLLM has it in development mode only, which is on where the server listens "
+                "on loopback alone; or it is too old",
+                fix="serve it with `enginehouse serve` and --host 127.0.0.1",
+                kind="unsupported",
+            )
+        raise self._wire.error_reply(reply.status, reply.body, retry_after=reply.retry_after)

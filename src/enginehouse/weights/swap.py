@@ -1,0 +1,301 @@
+"""Full weights of a running server, swapped: checked, proven, and taken back if that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import filelock
+import msgspec
+
+from enginehouse.client.transport import AiohttpTransport, Timeouts
+from enginehouse.client.wire import InFlight
+from enginehouse.core.errors import ModelError, UnsupportedError, WeightsError, WireError
+from enginehouse.engines.base import Engine
+from enginehouse.servers.endpoint import Server
+from enginehouse.store.layout import Layout
+from enginehouse.weights.checkpoint import checked_digest, digest_of
+from enginehouse.weights.declared import Weights, declare, read_declared
+from enginehouse.weights.gate import Gate
+from enginehouse.weights.replacement import Replacement
+
+DEADLINE = 600.0  # seconds
+_DOZING = "--enable-sleep-mode"
+
+
+class Swapped(msgspec.Struct, frozen=True, kw_only=True):
+    """A swap that succeeded: the weights before and after it, and where its seconds went.
+
+    `checking` came before anything was sent: configuration, heads of the files, and the digest of
+    what was not hashed before. `draining` was the wait for requests under way, `replacing` the rest
+    without the `canary`.
+    """
+
+    before: Weights
+    after: Weights
+    checking: float
+    draining: float
+    replacing: float
+    canary: float
+
+
+class WeightSwapper:
+    """Swaps the weights of one server that runs on this machine; an asynchronous context manager.
+
+    `started` are those that it was started with, and `file` says which ones it has now, so that
+    whoever starts it again can `restore` them. `gate` is what our own requests go through. `alone`:
+    no other process may swap while the block lasts. `condemn`, where somebody starts the server
+    again when it fails, tells them that it has.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        engine: Engine,
+        started: Weights,
+        file: Path,
+        layout: Layout,
+        gate: Gate | None = None,
+        alone: bool = False,
+        condemn: Callable[[str], None] | None = None,
+    ) -> None:
+        if engine.wire.weights is None:
+            raise UnsupportedError(
+                f"the weights of a {engine.name} server cannot be swapped",
+                fix="serve the checkpoint with vLLM, or start a server of its own for it",
+            )
+        self._server = server
+        self._engine = engine
+        self._started = started
+        self._file = file
+        self._layout = layout
+        self._gate = gate or Gate(started.digest)
+        self._alone = alone
+        self._condemn = condemn
+        self._lock = filelock.FileLock(file.with_suffix(".lock"))
+        self._busy = False
+        self._transport: AiohttpTransport | None = None
+
+    async def __aenter__(self) -> Self:
+        """Raises WeightsError if another process has the right to swap."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        if self._alone:
+            self._acquire()
+        self._transport = AiohttpTransport(
+            self._server.base_url,
+            api_key=self._server.api_key,
+            authorize=self._engine.wire.authorize,
+            timeouts=Timeouts(total=None),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._transport is not None:
+            await self._transport.close()
+            self._transport = None
+        self._lock.release(force=True)
+
+    @property
+    def current(self) -> Weights:
+        """The weights that the server is to have, now and after a restart."""
+        return read_declared(self._file) or self._started
+
+    async def swap(
+        self, folder: Path, *, in_flight: InFlight = "drain", deadline: float = DEADLINE
+    ) -> Swapped:
+        """Put the checkpoint in `folder` in the place of the current one.
+
+        Requests that come meanwhile wait. Those under way end first ("drain"), or are given up
+        ("abort"): ours are then asked again of the new weights. The folder must stay as it is until
+        the next swap, for restarts. After `deadline` seconds without success the swap has failed;
+        taking it back may last as long again.
+
+        Raises ModelError for a checkpoint that does not fit (nothing was sent to the server), and
+        WeightsError, which says whether the old weights are back.
+        """
+        with self._exclusively():
+            began = time.perf_counter()
+            old = self.current
+            new = await asyncio.to_thread(self._checked, folder, version=old.version + 1)
+            checking = time.perf_counter() - began
+            step = self._replacement()
+            try:
+                return await self._swapped(
+                    step, old, new, in_flight=in_flight, deadline=deadline, checking=checking
+                )
+            finally:
+                self._gate.open(self.current.digest)
+
+    def _checked(self, folder: Path, *, version: int) -> Weights:
+        path = folder.expanduser().absolute()
+        digest = checked_digest(path, served=self._started.path, layout=self._layout)
+        return Weights(path=path, digest=digest, version=version)
+
+    async def restore(self) -> None:
+        """After a restart: bring the current weights back; the caller lets nothing in before.
+
+        Raises WeightsError.
+        """
+        wanted = self.current
+        step = self._replacement()
+        try:
+            async with asyncio.timeout(DEADLINE):
+                await self._demand_unchanged(wanted)
+                if wanted.version != self._started.version:
+                    await step.hold("abort")
+                    await step.put(wanted)
+        except (WireError, WeightsError, ModelError, TimeoutError) as error:
+            raise WeightsError(
+                f"the server was started again, but not with the weights in {wanted.path}",
+                why=_said(error, step, DEADLINE),
+                fix="swap to a checkpoint that is there, after serving again",
+                kind="restore",
+                restored=False,
+            ) from error
+
+    async def name(self) -> str | None:
+        """What the server itself calls its weights; None where it does not say."""
+        try:
+            return await self._replacement().name()
+        except (WireError, WeightsError):
+            return None
+
+    async def _swapped(
+        self,
+        step: Replacement,
+        old: Weights,
+        new: Weights,
+        *,
+        in_flight: InFlight,
+        deadline: float,
+        checking: float,
+    ) -> Swapped:
+        try:
+            async with asyncio.timeout(deadline):
+                began = time.perf_counter()
+                step.stage = "the end of the requests under way"
+                await self._gate.close(in_flight)
+                await step.hold(in_flight)
+                held = time.perf_counter()
+                await step.put(new)
+                replaced = time.perf_counter()
+            declare(self._file, new)  # not in a thread: cancelled, it could still come true
+        except (WireError, WeightsError, ModelError, TimeoutError) as error:
+            raise await self._failed(error, step, old, deadline=deadline) from error
+        except BaseException as error:
+            error.add_note((await self._failed(error, step, old, deadline=deadline)).message)
+            raise
+        return Swapped(
+            before=old,
+            after=new,
+            checking=checking,
+            draining=held - began,
+            replacing=replaced - held - step.canary_seconds,
+            canary=step.canary_seconds,
+        )
+
+    async def _failed(
+        self, error: BaseException, step: Replacement, old: Weights, *, deadline: float
+    ) -> WeightsError:
+        """Take the swap back; what happened, and what became of the old weights."""
+        why = _said(error, step, deadline)
+        became = await self._taken_back(step, old, deadline=deadline)
+        name = self._server.name or self._server.base_url
+        found = error if isinstance(error, WeightsError) else None
+        return WeightsError(
+            f"the weights of {name} were not swapped; {became or 'the old ones answer as before'}",
+            why=why,
+            fix=(found and found.fix) or "read the server's log for the cause, then swap again",
+            log=self._server.log,
+            kind=(found and found.kind) or _kind(error),
+            restored=became is None,
+        )
+
+    async def _taken_back(self, step: Replacement, old: Weights, *, deadline: float) -> str | None:
+        """None if the old weights answer; else in words what there is instead."""
+        back = self._replacement()
+        try:
+            async with asyncio.timeout(deadline):
+                if step.touched:
+                    await self._demand_unchanged(old)
+                    if not step.held:
+                        await back.hold("abort")  # what runs was begun with the new weights
+                    await back.put(old)
+                elif step.held:
+                    await back.release()
+        except (WireError, WeightsError, ModelError, TimeoutError) as error:
+            why = _said(error, back, deadline)
+            if self._condemn is not None:
+                self._condemn(f"its weights could not be swapped, nor taken back: {why}")
+                return "the server is started again with the old ones"
+            return (
+                f"the old ones ({old.path}) are NOT back: {why}; where `enginehouse serve` keeps "
+                "it, a restart brings them back"
+            )
+        return None
+
+    async def _demand_unchanged(self, weights: Weights) -> None:
+        """Raise WeightsError unless the folder still holds them; hashes only what was touched."""
+        digest = await asyncio.to_thread(digest_of, weights.path, layout=self._layout)
+        if digest != weights.digest:
+            raise WeightsError(
+                f"{weights.path} no longer holds the weights that were loaded from it",
+                why=f"its digest was {weights.digest[:12]}, and is {digest[:12]}",
+                fix="write each checkpoint into a folder of its own",
+                kind="changed",
+            )
+
+    def _replacement(self) -> Replacement:
+        assert self._transport is not None, "use the swapper inside `async with`"
+        return Replacement(
+            self._transport,
+            wire=self._engine.wire,
+            model=self._server.models[0],
+            capabilities=self._engine.capabilities(self._server.version),
+            dozes=_DOZING in (self._server.command or ()),
+            check=self._demand_unchanged,
+        )
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        if self._busy:
+            raise self._taken()
+        self._acquire()
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+            self._lock.release()
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise self._taken() from None
+
+    def _taken(self) -> WeightsError:
+        return WeightsError(
+            f"somebody else swaps the weights of {self._server.name or self._server.base_url}",
+            why="another swap is under way, or the process that serves it keeps that to itself",
+            fix="wait for the other swap; swap from the process that serves it",
+            kind="taken",
+        )
+
+
+def _said(error: BaseException, step: Replacement, deadline: float) -> str:
+    """The error in a line."""
+    if isinstance(error, TimeoutError):
+        return f"{step.stage} did not come within {deadline:g} s"
+    if isinstance(error, WireError | WeightsError | ModelError):
+        return f"{step.stage}: {error.message}" + (f" ({error.why})" if error.why else "")
+    return f"{step.stage} was broken off ({type(error).__name__})"
+
+
+def _kind(error: BaseException) -> str:
+    return "deadline" if isinstance(error, TimeoutError) else "wire"
