@@ -242,9 +242,12 @@ class HTTPSampler:
 
         Returns the model that requests name to be answered by it.
         """
-        endpoints = self._adapters()
-        await self._send(endpoints.load(name, path))
-        return endpoints.model(self.model, name)
+        await self._send(self._adapters().load(name, path))
+        return self.adapter_model(name)
+
+    def adapter_model(self, name: str) -> str:
+        """The model that requests name to be answered by the adapter `name`, loaded or not."""
+        return self._adapters().model(self.model, name)
 
     async def unload_adapter(self, name: str) -> None:
         """Forget the adapter `name`; requests for it are UnknownModelErrors from then on."""
