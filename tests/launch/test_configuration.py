@@ -57,6 +57,19 @@ def test_mistakes_are_named(values: dict[str, object], expected: str) -> None:
     assert str(caught.value).startswith("eval.yaml: ")
 
 
+def test_an_adapter_is_written_behind_its_model(tmp_path: Path) -> None:
+    """MODEL+FOLDER; a folder whose own name has a plus in it, and an address, stay whole."""
+    parsed = parse(ServeConfig, {"model": "smollm2+out/checkpoint-20"}, origin="it")
+    assert (parsed.model, parsed.adapter) == ("smollm2", Path("out/checkpoint-20"))
+    whole = tmp_path / "a+b"
+    whole.mkdir()
+    for model in (str(whole), "http://h:1/a+b"):
+        assert parse(ServeConfig, {"model": model}, origin="it").model == model
+    for values in ({"model": "m+"}, {"model": "+a"}, {"model": "m+a", "adapter": "b"}):
+        with pytest.raises(ConfigurationError, match=r"missing|twice"):
+            parse(ServeConfig, values, origin="it")
+
+
 def test_a_key_that_is_wrong_is_not_shown() -> None:
     """As one of digits only is, which YAML takes for a number."""
     values = {"model": "m", "tasks": ["t"], "server": {"api_key": 123456789}}

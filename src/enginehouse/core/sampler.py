@@ -192,7 +192,7 @@ class LoadSignal(Protocol):
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """Who answered; `revision` is a hub model's commit.
+    """Who answered; `revision` is a hub model's commit, `adapter_digest` that of a LoRA.
 
     Every other field that could not be known is None with the reason in `unknown`.
     """
@@ -206,4 +206,5 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     chat_template_digest: str | None
     base_url: str
     revision: str | None = None
+    adapter_digest: str | None = None
     unknown: Mapping[str, str] = msgspec.field(default_factory=dict)

@@ -11,7 +11,8 @@ from enginehouse.core.sampler import Provenance
 from enginehouse.engines.base import Engine, RemoteEngine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.configuration import AskConfig
-from enginehouse.launch.serving import Notify, OnIncident, Serving, make_sampler, serving
+from enginehouse.launch.resident import serving_target
+from enginehouse.launch.serving import Notify, OnIncident, Serving, make_sampler
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
 from enginehouse.store.layout import Layout
 
@@ -30,7 +31,7 @@ async def asking(
     Raises what `serving` does, and WireError for a server that cannot be used.
     """
     if config.url is None and not isinstance(_engine(config), RemoteEngine):
-        async with serving(
+        async with serving_target(
             config, layout=layout, notify=notify, concurrency=concurrency, on_incident=on_incident
         ) as ready:
             yield ready

@@ -29,6 +29,8 @@ class ServeConfig(_Strict):
 
     model: str | None = None
     """A Hugging Face handle, a checkpoint folder, a GGUF file, or a bundled name (smollm2)."""
+    adapter: Path | None = None
+    """A LoRA adapter's folder: it answers, not the bare model. Also written MODEL+FOLDER."""
     path: Path | None = None
     """A local checkpoint to fall back to when the handle cannot be had."""
     engine: str | None = None
@@ -47,6 +49,22 @@ class ServeConfig(_Strict):
     """How often a server that dies under work is started again."""
     server: ServerOptions = ServerOptions()
     """How the server is started."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapter_of_model(cls, values: Any) -> Any:
+        """MODEL+FOLDER, unless there is something of that name, or it is an address."""
+        model = values.get("model")
+        if not isinstance(model, str) or "+" not in model or "://" in model:
+            return values
+        if Path(model).exists():
+            return values
+        base, _, adapter = model.partition("+")
+        if values.get("adapter"):
+            raise ValueError(f"the adapter is given twice: in {model!r}, and as adapter")
+        if not base or not adapter:
+            raise ValueError(f"{model!r} is not MODEL+FOLDER: one of them is missing")
+        return {**values, "model": base, "adapter": adapter}
 
     @field_validator("engine")
     @classmethod

@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,7 @@ from enginehouse.engines.registry import ENGINES
 from enginehouse.evaluation import EvaluationSpec, Prices, TaskSpec
 from enginehouse.launch.asking import asking
 from enginehouse.launch.configuration import EvaluationConfig, merged, parse, read_yaml
-from enginehouse.launch.serving import Notify
+from enginehouse.launch.serving import Notify, Serving
 from enginehouse.report.summary import Progress, Report
 from enginehouse.servers.records import list_servers
 from enginehouse.servers.server import stop_server
@@ -34,6 +35,7 @@ from enginehouse.tasks.base import Dataset, Task
 from enginehouse.tasks.registry import load_task
 
 OnProgress = Callable[[Progress], None]
+Asking = Callable[..., AbstractAsyncContextManager[Serving]]  # as `asking`
 _SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 
 
@@ -43,8 +45,9 @@ async def run_evaluation(
     layout: Layout,
     notify: Notify,
     progress: OnProgress = lambda _: None,
+    ask: Asking = asking,
 ) -> Report:
-    """Evaluate from the beginning, in a new run folder.
+    """Evaluate from the beginning, in a new run folder; `ask` opens whoever is to be asked.
 
     The data is loaded before the folder is made, and everything else that can fail fails before a
     server is started. Raises EnginehouseError; what was asked until then stays in the run. A run
@@ -66,7 +69,7 @@ async def run_evaluation(
     )
     notify(f"run: {run.info.id}")
     try:
-        return await _carry_out(run, config, tasks, layout, notify, progress)
+        return await _carry_out(run, config, tasks, layout, notify, progress, ask=ask)
     except (ConfigurationError, ModelError):
         if not run.journal_path.exists():  # nothing was asked, and resuming could not succeed
             shutil.rmtree(run.folder, ignore_errors=True)
@@ -137,6 +140,8 @@ async def _carry_out(
     notify: Notify,
     progress: OnProgress,
     retry_failed: bool = False,  # noqa: FBT001, FBT002 (one caller, next to it)
+    *,
+    ask: Asking = asking,
 ) -> Report:
     with run.hold():
         try:
@@ -157,7 +162,7 @@ async def _carry_out(
                 _spec(config, tasks), tasks=tasks, run=run, retry_failed=retry_failed
             ):
                 return await evaluate(sampler=None, provenance=None)
-            async with asking(
+            async with ask(
                 config,
                 layout=layout,
                 notify=notify,
@@ -252,6 +257,7 @@ def _with_absolute_paths(config: EvaluationConfig) -> EvaluationConfig:
         "tasks": tasks,
         "model": absolute(config.model),
         "path": config.path and config.path.absolute(),
+        "adapter": config.adapter and config.adapter.absolute(),
         "python": config.python and config.python.absolute(),
     }
     return config.model_copy(update=changes)

@@ -22,7 +22,8 @@ from enginehouse.dialects.base import require
 from enginehouse.engines.base import Engine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.configuration import ParityConfig
-from enginehouse.launch.serving import Notify, choose_engine, serving
+from enginehouse.launch.resident import serving_target
+from enginehouse.launch.serving import Notify, choose_engine
 from enginehouse.provisioning.environments import find_environment
 from enginehouse.provisioning.programs import PAYLOADS, new_log, python_environ, run_program
 from enginehouse.report.parity_table import ParityReport
@@ -70,7 +71,7 @@ async def run_parity(config: ParityConfig, *, layout: Layout, notify: Notify) ->
     engine: Engine = ENGINES.load(choose_engine(config.engine, notify=lambda _: None))()
     require(engine.capabilities(None), Capability.PROMPT_LOGPROBS, "parity")
     require(engine.capabilities(None), Capability.TOKENIZE, "parity")
-    async with serving(config, layout=layout, notify=notify) as ready:
+    async with serving_target(config, layout=layout, notify=notify) as ready:
         server, model = ready.server, ready.model
         assert model is not None
         sequences = [await ready.sampler.tokenize(text) for text in TEXTS]

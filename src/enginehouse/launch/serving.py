@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,20 @@ class Serving:
     model: ResolvedModel | None = None
     adapter: Path | None = None
     weights: WeightSwapper | None = None
+    quirks: tuple[Quirk, ...] = ()
+    deliver: Delivery = delivered_once
+    after_restart: Callable[[Callable[[], Awaitable[None]]], None] = lambda _: None
+
+    def sampler_of(self, model: str, concurrency: int | None) -> HTTPSampler:
+        """What asks another of the server's models; not entered yet."""
+        return make_sampler(
+            self.server,
+            self.engine,
+            concurrency=concurrency,
+            model=model,
+            quirks=self.quirks,
+            deliver=self.deliver,
+        )
 
     @property
     def server(self) -> Server:
@@ -174,6 +188,9 @@ async def serving(
             provenance=_provenance(owned.server, prepared),
             weights=swaps.swapper,
             model=prepared.model,
+            quirks=prepared.quirks(),
+            deliver=swaps.deliver,
+            after_restart=supervisor.restorations.append,
         )
 
 

@@ -44,20 +44,16 @@ _restoring: ContextVar[bool] = ContextVar("restoring", default=False)
 _SIGNS = (ConnectionFailedError, MalformedResponseError, ServerFaultError)
 
 
-async def _nothing() -> None:
-    """What there is to restore where nobody says."""
-
-
 class Supervisor:
     """Watches `owned` inside `supervised`; at most `max_restarts` restarts, with back-off.
 
-    `watching` ends, as `run` does, when the server is given up. `restored` is awaited after each
-    restart, before requests are admitted, and puts back what the server had been told; what it
-    asks goes through `deliver` without waiting. An EnginehouseError of it is a failed restart.
+    `watching` ends, as `run` does, when the server is given up. `restorations` are awaited after
+    each restart, before requests are admitted, and put back what the server had been told; what
+    they ask goes through `deliver` without waiting. An EnginehouseError of one is a failed restart.
     """
 
     watching: asyncio.Task[None]
-    restored: Callable[[], Awaitable[None]]
+    restorations: list[Callable[[], Awaitable[None]]]
 
     def __init__(
         self,
@@ -80,7 +76,7 @@ class Supervisor:
         self._restarts = 0
         self._barren = 0
         self._cause = ""
-        self.restored = _nothing
+        self.restorations = []
 
     async def deliver(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """What `attempt` gives, made again if the server died with it.
@@ -231,7 +227,8 @@ class Supervisor:
     async def _restore(self) -> None:
         token = _restoring.set(True)
         try:
-            await self.restored()
+            for restore in self.restorations:
+                await restore()
         finally:
             _restoring.reset(token)
 

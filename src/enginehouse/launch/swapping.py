@@ -82,7 +82,7 @@ async def swapping(
         alone=alone,
         condemn=supervisor.condemn,
     ) as swapper:
-        supervisor.restored = swapper.restore
+        supervisor.restorations.append(swapper.restore)
         yield Swaps(deliver=gate.deliver, swapper=swapper)
 
 
