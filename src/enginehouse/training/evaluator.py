@@ -1,0 +1,251 @@
+"""Evaluates a model in the middle of its training, which goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from enginehouse.core.errors import (
+    ConfigurationError,
+    EnginehouseError,
+    StoreError,
+    UnsupportedError,
+)
+from enginehouse.engines.base import Engine, ServedEngine
+from enginehouse.engines.registry import ENGINES
+from enginehouse.launch.configuration import EvaluationConfig, merged, parse
+from enginehouse.launch.evaluating import run_evaluation
+from enginehouse.launch.serving import Notify
+from enginehouse.report.summary import Report
+from enginehouse.store.layout import Layout
+from enginehouse.store.runs import list_runs
+from enginehouse.tasks.registry import load_task
+from enginehouse.training.blocking import Interrupts, interrupts_deferred, run_blocking
+from enginehouse.training.device_memory import Vacated, vacated
+from enginehouse.training.placing import adapter_loaded
+from enginehouse.training.random_state import random_state_kept
+from enginehouse.training.records import (
+    Evaluation,
+    append_evaluation,
+    in_words,
+    problems_of,
+    scores_of,
+)
+from enginehouse.training.saving import is_adapted, save_adapter, save_checkpoint
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointEvaluator:
+    """Evaluates what a training loop hands over, on `tasks`, as `enginehouse eval` would.
+
+    `settings` holds the other fields of EvaluationConfig (limit=200, server={…}, …). Without `url`
+    each evaluation starts a server of its own for the saved model and stops it. With `url` a
+    running server, which must see `folder` under the same path, takes the adapter of a PEFT model
+    in for as long as it is evaluated.
+
+    Below `folder` lie the journal (evaluations.jsonl, see `read_evaluations`) and, while they are
+    needed or with `keep_checkpoints`, the saved models (step-00000100, …). One process, one loop.
+    Raises ConfigurationError for settings and tasks that cannot work, before any training.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        *,
+        folder: Path | str,
+        keep_checkpoints: bool = False,
+        notify: Notify = _log.info,
+        **settings: Any,
+    ) -> None:
+        self.folder = Path(folder).absolute()
+        self._keep = keep_checkpoints
+        self._notify = notify
+        self._layout = Layout.from_environment()
+        self._config = _configuration(tasks, settings)
+
+    def evaluate(
+        self,
+        step: int,
+        *,
+        model: Any,
+        tokenizer: Any,
+        optimizer: Any = None,
+        also: Iterable[Any] = (),
+    ) -> Evaluation:
+        """Evaluate the model as it is now, once; blocks until the loop can go on.
+
+        A transformers or PEFT model is saved whole; what it, the optimizer and the further modules
+        and optimizers in `also` hold on GPUs is moved to the host while a server of ours needs the
+        room. When this returns or raises, parameters, gradients, optimizer state and random-number
+        state are what they were, to the bit, and nothing that was started is left.
+
+        Whatever goes wrong with the evaluation is the result's `error`, and never raised. Raised
+        are only torch's error if the trainer's own state does not fit its GPU any more, and after
+        everything else an interrupt (SIGINT, SIGTERM) that came meanwhile.
+        """
+        attempt = _Attempt(step, self._config, folder=self.folder, layout=self._layout)
+        holders = [holder for holder in (model, optimizer, *also) if holder is not None]
+        with interrupts_deferred() as interrupts:
+            try:
+                with random_state_kept(), ExitStack() as away:
+                    attempt.carry_out(
+                        _Trainer(model, tokenizer, holders, away), interrupts, self._notify
+                    )
+            finally:
+                evaluation = attempt.end(keep=self._keep)
+                self._record(evaluation)
+        return evaluation
+
+    def _record(self, evaluation: Evaluation) -> None:
+        if evaluation.error:
+            _log.warning(in_words(evaluation))
+        self._notify(in_words(evaluation))
+        try:
+            append_evaluation(self.folder, evaluation)
+        except StoreError as error:
+            _log.warning("step %d is not in the journal: %s", evaluation.step, error)
+
+
+def _configuration(tasks: Sequence[str], settings: Mapping[str, Any]) -> EvaluationConfig:
+    """Checked as far as it can be before there is a checkpoint."""
+    values = {"tasks": list(tasks), **settings}
+    if values.get("url") is None:
+        if given := [name for name in ("model", "path") if values.get(name) is not None]:
+            raise ConfigurationError(
+                f"CheckpointEvaluator() takes no {given[0]}",
+                why="it evaluates the model that the training loop hands over",
+                fix="leave it out; beside a url, model names what that server serves",
+            )
+        values["model"] = "step"  # stands for every checkpoint
+    config = parse(EvaluationConfig, merged({}, values), origin="CheckpointEvaluator()")
+    for task in config.tasks:
+        load_task(task.name)
+    engine: Engine = ENGINES.load(config.engine or "vllm")()
+    if not isinstance(engine, ServedEngine) or engine.model_format != "checkpoint":
+        raise ConfigurationError(
+            f"{engine.name} cannot serve a checkpoint in the form in which trainers save it",
+            fix="choose vllm, sglang or hf",
+        )
+    return config
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """What a loop hands over; what `away` holds is brought back when it is closed."""
+
+    model: Any
+    tokenizer: Any
+    holders: list[Any]
+    away: ExitStack
+
+
+class _Attempt:
+    """One evaluation, from the model in memory to a result."""
+
+    def __init__(
+        self, step: int, config: EvaluationConfig, *, folder: Path, layout: Layout
+    ) -> None:
+        self._begun = time.monotonic()
+        self._config = config
+        self._layout = layout
+        self._checkpoint = folder / f"step-{step:08d}"
+        self._result = Evaluation(
+            step=step, started=datetime.now(UTC), seconds=0.0, error="it was interrupted"
+        )
+
+    def carry_out(self, trainer: _Trainer, interrupts: Interrupts, notify: Notify) -> None:
+        """Save, vacate, evaluate. What goes wrong is in the result."""
+        try:
+            report = self._evaluate(trainer, interrupts, notify)
+        except asyncio.CancelledError:
+            self._note(run=self._run())
+        except Exception as error:  # noqa: BLE001 - the training goes on
+            said = str(error) if isinstance(error, EnginehouseError) else _named(error)
+            self._note(run=self._run(), error=said)
+        else:
+            self._note(run=report.folder, scores=scores_of(report), error=problems_of(report))
+
+    def _evaluate(self, trainer: _Trainer, interrupts: Interrupts, notify: Notify) -> Report:
+        _demand_one_process()
+        adapter = self._config.url is not None
+        if not adapter:
+            save_checkpoint(trainer.model, tokenizer=trainer.tokenizer, folder=self._checkpoint)
+        elif is_adapted(trainer.model):
+            save_adapter(trainer.model, folder=self._checkpoint)
+        else:
+            raise UnsupportedError(
+                "a running server takes in adapters, not whole models",
+                why="the model in training is none of PEFT's; its server was left alone",
+                fix="leave url out: a server is then started for each evaluation",
+            )
+        if not adapter:
+            vacant = trainer.away.enter_context(vacated(trainer.holders))
+            self._note(moved_bytes=vacant.moved_bytes, freed_bytes=vacant.freed_bytes)
+            notify(_freed(vacant))
+
+        async def work() -> Report:
+            if not adapter:
+                config = self._config.model_copy(update={"model": str(self._checkpoint)})
+                return await run_evaluation(config, layout=self._layout, notify=notify)
+            async with adapter_loaded(
+                self._config, self._checkpoint, layout=self._layout, notify=notify
+            ) as config:
+                return await run_evaluation(config, layout=self._layout, notify=notify)
+
+        return run_blocking(work, interrupts=interrupts)
+
+    def end(self, *, keep: bool) -> Evaluation:
+        """Clear up; gives the result."""
+        if not keep:
+            shutil.rmtree(self._checkpoint, ignore_errors=True)
+        kept = str(self._checkpoint) if keep and self._checkpoint.exists() else None
+        self._note(checkpoint=kept, seconds=round(time.monotonic() - self._begun, 3))
+        return self._result
+
+    def _note(self, **changes: Any) -> None:
+        self._result = msgspec.structs.replace(self._result, **changes)
+
+    def _run(self) -> str | None:
+        """The run that did not come to an end, so that it can be looked at."""
+        name = self._checkpoint.name
+        for info in list_runs(self._layout):
+            if info.created >= self._result.started and name in info.model:
+                return str(self._layout.runs / info.id)
+        return None
+
+
+def _demand_one_process() -> None:
+    from torch import distributed
+
+    if (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and (number := distributed.get_world_size()) > 1
+    ):
+        raise UnsupportedError(
+            f"this training has {number} processes, and only one can be evaluated within itself",
+            why="each of them holds GPU memory and, perhaps, only a part of the model",
+            fix="save checkpoints, and evaluate these beside the training",
+        )
+
+
+def _freed(vacant: Vacated) -> str:
+    if not vacant.moved_bytes:
+        return "nothing of the trainer is on a GPU: nothing to move"
+    freed = f"; {vacant.freed_bytes / 1e9:.2f} GB freed" if vacant.freed_bytes is not None else ""
+    return f"moved {vacant.moved_bytes / 1e9:.2f} GB of the trainer to the host{freed}"
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,46 @@
+"""Who answers for a checkpoint: a server of its own, or a running one that takes it in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from enginehouse.core.errors import WireError
+from enginehouse.launch.asking import attach
+from enginehouse.launch.configuration import EvaluationConfig
+from enginehouse.launch.serving import Notify, make_sampler
+from enginehouse.provisioning.digests import weights_digest
+from enginehouse.store.layout import Layout
+from enginehouse.weights.peft_folder import read_peft_folder
+
+
+@asynccontextmanager
+async def adapter_loaded(
+    config: EvaluationConfig, folder: Path, *, layout: Layout, notify: Notify
+) -> AsyncIterator[EvaluationConfig]:
+    """Load an adapter into the server at `config.url`; unloaded when the block ends.
+
+    Yields the configuration that asks for it. Its name there is unique to its content, so that
+    nothing the server remembers of another can answer for it. The server must see `folder` under
+    the same path. Raises AdapterError, ConfigurationError and WireError.
+    """
+    digest = await asyncio.to_thread(_checked_digest, folder, layout)
+    server, engine = await attach(config)
+    async with make_sampler(server, engine, concurrency=1, model=config.model) as sampler:
+        name = f"{folder.name}@{digest[:12]}"
+        model = await sampler.load_adapter(name, path=str(folder))
+        notify(f"loaded {name} into the server at {server.base_url}")
+        try:
+            yield config.model_copy(update={"model": model})
+        finally:
+            try:
+                await sampler.unload_adapter(name)
+            except WireError as error:  # what happened within the block is what matters
+                notify(f"{name} could not be unloaded: {error.message}")
+
+
+def _checked_digest(folder: Path, layout: Layout) -> str:
+    read_peft_folder(folder)
+    return weights_digest(folder.glob("adapter_*"), layout=layout)

@@ -1,0 +1,32 @@
+"""The random-number state of a trainer's process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Draws after the block are those that would have come without it, however it ends.
+
+    Of the generators that belong to the process: Python's, numpy's legacy one, torch's on the CPU
+    and, once CUDA is in use, on every GPU. A generator object of the trainer's own is not touched.
+    """
+    import torch
+
+    of_python, of_torch = random.getstate(), torch.get_rng_state()
+    of_numpy = np.random.get_state()  # noqa: NPY002 - the one that trainers share
+    # asking a GPU that is not in use yet would open it
+    of_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        torch.set_rng_state(of_torch)
+        if of_cuda is not None:
+            torch.cuda.set_rng_state_all(of_cuda)
