@@ -21,6 +21,8 @@ from enginehouse.core.errors import ConfigurationError
 from enginehouse.evaluation import require_headlines
 from enginehouse.launch.configuration import EvaluationConfig, merged, parse, read_yaml
 from enginehouse.launch.evaluating import resume_evaluation, run_evaluation
+from enginehouse.launch.evaluating_together import Together, run_together
+from enginehouse.report.comparison_table import print_comparison
 from enginehouse.report.live import progress_display
 from enginehouse.report.summary import Report
 from enginehouse.report.terminal import make_console, print_report
@@ -30,6 +32,10 @@ from enginehouse.store.layout import Layout
 @with_config_options(EvaluationConfig)
 def evaluate(
     *,
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(help="More of them, evaluated by the same server: MODEL+FOLDER …"),
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Data for the only task: a file, or hf:owner/name:file.")
     ] = None,
@@ -49,8 +55,35 @@ def evaluate(
             fix="name one with --task, several by repeating it; `enginehouse tasks` lists them",
         )
     _override_tasks(values, given)
-    settings = parse(EvaluationConfig, values, origin=str(config or "the command line"))
-    _carry_out(partial(run_evaluation, settings), console)
+    origin = str(config or "the command line")
+    settings = parse(EvaluationConfig, values, origin=origin)
+    if not more:
+        _carry_out(partial(run_evaluation, settings), console)
+        return
+    others = [parse(EvaluationConfig, values | {"model": m}, origin=origin) for m in more]
+    _carry_out_together([settings, *others], console)
+
+
+def _carry_out_together(configs: list[EvaluationConfig], console: Console) -> None:
+    with progress_display(make_console(sys.stderr), sys.stderr) as display:
+        together = run_async(
+            run_together(
+                configs,
+                layout=Layout.from_environment(),
+                notify=console.note,
+                progress=(lambda _: None) if console.quiet else display,
+            )
+        )
+    console.result(together, text=lambda: _print(together))
+    for report in together.reports:
+        require_headlines(report)
+
+
+def _print(together: Together) -> None:
+    for report in together.reports:
+        print_report(report)
+    for comparison in together.comparisons:
+        print_comparison(comparison)
 
 
 def resume(

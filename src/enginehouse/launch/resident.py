@@ -126,7 +126,7 @@ async def resident(
                     [aside],
                     max_loras=config.server.max_loras or 1,
                     store=AdapterStore(layout),
-                    base=await asyncio.to_thread(checkpoint_shapes, Path(ready.model.path)),
+                    base=await asyncio.to_thread(checkpoint_shapes, Path(ready.model.path)) or None,
                     max_rank=config.server.max_lora_rank,
                 )
                 ready.after_restart(pool.restore)

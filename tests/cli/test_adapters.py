@@ -1,0 +1,95 @@
+"""MODEL+FOLDER wherever a model is named, and several of them evaluated by one server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import House
+
+sys.path.append(str(Path(__file__).parents[1] / "weights" / "support"))
+
+from tiny_adapters import write_adapter
+
+pytestmark = pytest.mark.slow
+
+ITEMS = [{"ask": f"What is {n} + 1?", "right": str(n + 1)} for n in range(4)]
+
+
+def adapters(house: House, *seeds: int) -> list[str]:
+    """Folders of adapters, all different."""
+    return [write_adapter(house.work / f"step-{seed}", seed=seed).name for seed in seeds]
+
+
+def test_an_adapter_answers(house: House, call):
+    """The run says whose answers they are: the adapter's name has its content's digest."""
+    (one,) = adapters(house, 1)
+    task = house.task(ITEMS)
+    done = call("eval", f"{house.model()}+{one}", "--task", str(task), "--json")
+    assert done.code == 0, done.err
+    (who,) = done.report["provenance"]
+    assert who["model"] == f"step-1@{who['adapter_digest'][:12]}"
+    assert f"loaded as {who['model']}" in done.err
+    assert "--enable-lora" in who["engine_arguments"]
+
+
+def test_a_model_and_two_adapters_on_one_server(house: House, call):
+    """Three runs, one start, and the bare model is what the others are compared with."""
+    one, two = adapters(house, 1, 2)
+    model, task = house.model(), house.task(ITEMS)
+    words = [f"{model}+{one}", f"{model}+{two}", str(model)]
+    done = call("eval", *words, "--task", str(task), "--json")
+    assert done.code == 0, done.err
+    assert done.err.count("ready after") == 1
+    who = [report["provenance"][0]["model"] for report in done.report["reports"]]
+    assert [Path(model).name.partition("@")[0] for model in who] == ["step-1", "step-2", "tiny"]
+    assert len(house.runs) == 3
+    pairs = [(c["a"]["model"], c["b"]["model"]) for c in done.report["comparisons"]]
+    assert pairs == [(who[2], who[0]), (who[2], who[1])]
+    house.nothing_left()
+
+
+def test_a_broken_adapter_costs_no_start(house: House, call):
+    """It is refused before a server is started, and no run is left."""
+    (one,) = adapters(house, 1)
+    path = house.work / one / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    done = call("eval", f"{house.model()}+{one}", "--task", str(house.task(ITEMS)))
+    assert done.code == 4
+    assert "broken, or not wholly written" in done.err
+    assert "starting" not in done.err
+    assert house.runs == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("{m}+{a}", "{m}+{a}"), "named twice"),
+        (("{m}+{a}", "{m}2"), "adapters of it can be evaluated together"),
+        (("{m}+nowhere",), "there is no such folder"),
+        (("{m}+{a}", "--engine", "llamacpp"), "LoRA adapters"),
+    ],
+)
+def test_wrong_usage(house: House, call, words: tuple[str, ...], said: str):
+    """Refused in words, before anything is started."""
+    (one,) = adapters(house, 1)
+    model = house.model()
+    house.model("tiny2")
+    named = [word.format(m=model, a=one) for word in words]
+    done = call("eval", *named, "--task", str(house.task(ITEMS)))
+    assert done.code in (2, 4, 6), done.err
+    assert said in done.err
+    assert "starting" not in done.err
+
+
+def test_samples_of_an_adapter(house: House, call):
+    """Every command that takes a model takes one."""
+    (one,) = adapters(house, 1)
+    house.write("prompts.jsonl", json.dumps({"prompt": "Hello", "max_tokens": 4}) + "\n")
+    files = ("--prompts", "prompts.jsonl", "--out", "out.jsonl")
+    done = call("sample", f"{house.model()}+{one}", *files)
+    assert done.code == 0, done.err
+    line = json.loads((house.work / "out.jsonl").read_text())
+    assert line["model"].startswith("step-1@")
