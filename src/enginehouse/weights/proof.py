@@ -16,8 +16,8 @@ from enginehouse.core.sampling import SamplingParameters
 from enginehouse.weights.peft_folder import PeftFolder
 
 TEXTS = (
-    "The engine house stands at the edge of the mine. With every stroke of its beam, a ton of water",
-    "Question: 12 wagons carry 8 tons each. How much in all?\nAnswer: 12 times 8 is 96, so 96 tons.",
+    "The engine house stands at the edge of the mine. With each stroke of its beam a ton of water",
+    "Question: 12 carts carry 8 tons each. How much in all?\nAnswer: 12 times 8 is 96, so 96 tons.",
 )
 _ABOVE_NOISE = 2.0
 

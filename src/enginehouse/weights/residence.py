@@ -1,0 +1,221 @@
+"""Who of many has one of a few places; whoever is held keeps it. Single-threaded, no I/O."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Generic, TypeVar
+
+PATIENCE = 5.0  # seconds for which places that are held without a pause may keep others waiting
+
+
+class State(Enum):
+    """Where somebody is; all but OUT take a place."""
+
+    OUT = "out"
+    COMING = "coming"
+    IN = "in"
+    GOING = "going"
+
+
+@dataclass(eq=False)
+class Resident:
+    """Somebody who may have a place. `held` counts the holds, `retired` those to go when idle."""
+
+    state: State = State.OUT
+    held: int = 0
+    retired: bool = False
+    closing: bool = False  # lets nobody in any more, as others have waited for too long
+    used: int = 0
+    waiting: list[asyncio.Future[None]] = field(default_factory=list)
+    gone: asyncio.Future[None] | None = None
+
+
+R = TypeVar("R", bound=Resident)
+
+
+class Residence(Generic[R]):
+    """Gives out `places`. Whoever is asked for comes in; the least recently used idle one goes.
+
+    `come` and `go` do what that takes, each in a task of its own, so that one asker who gives up
+    disturbs nobody. Askers wait in the order in which they came; after PATIENCE seconds the one
+    that has been in for longest lets nobody in any more, and goes once it is idle.
+    """
+
+    def __init__(
+        self,
+        places: int,
+        *,
+        come: Callable[[R], Awaitable[None]],
+        go: Callable[[R], Awaitable[None]],
+    ) -> None:
+        self._places = places
+        self._come = come
+        self._go = go
+        self._inside: list[R] = []  # longest in first
+        self._queue: deque[R] = deque()
+        self._turns = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def inside(self) -> tuple[R, ...]:
+        """Those who are in, and not on their way."""
+        return tuple(one for one in self._inside if one.state is State.IN)
+
+    @asynccontextmanager
+    async def hold(self, one: R) -> AsyncIterator[None]:
+        """Have it in for the length of the block. Raises what `come` raises."""
+        if one.state is State.IN and not one.closing:
+            one.held += 1
+        else:
+            await self._wait_for(one)
+        try:
+            yield
+        finally:
+            self._release(one)
+
+    async def _wait_for(self, one: R) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        one.waiting.append(future)
+        if one not in self._queue and one.state is not State.COMING:
+            self._queue.append(one)
+        self._advance()
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future in one.waiting:
+                one.waiting.remove(future)
+                self._advance()
+            elif not future.cancelled() and future.exception() is None:
+                self._release(one)  # it had just been let in
+            raise
+
+    def _release(self, one: R) -> None:
+        one.held -= 1
+        one.used = next(self._turns)
+        self._advance()
+
+    def retire(self, one: R) -> None:
+        """It goes as soon as nobody holds it or waits for it."""
+        one.retired = True
+        self._advance()
+
+    def keep(self, one: R) -> None:
+        """It need not go after all."""
+        one.retired = False
+        if one.gone is not None:
+            one.gone.set_result(None)
+            one.gone = None
+
+    async def leave(self, one: R) -> None:
+        """Retire it, and wait until it is out. Raises what `go` raises."""
+        if one.state is State.OUT and not one.waiting:
+            return
+        if one.gone is None:
+            one.gone = asyncio.get_running_loop().create_future()
+        gone = one.gone
+        self.retire(one)
+        await asyncio.shield(gone)
+
+    def _advance(self) -> None:
+        """Start whatever can be started now."""
+        self._queue = deque(one for one in self._queue if one.waiting)
+        wanted = [one for one in self._queue if one.state is State.OUT]
+        if not wanted:
+            self._reopen()
+        free = self._places - len(self._inside)
+        for one in wanted[: max(0, free)]:
+            self._queue.remove(one)
+            self._inside.append(one)
+            self._start(one, State.COMING, self._coming(one))
+        self._make_room(len(wanted) - free)
+
+    def _make_room(self, needed: int) -> None:
+        """Let the retired go, and as many besides as others need their places."""
+        needed -= sum(one.state is State.GOING for one in self._inside)
+        idle = [one for one in self.inside if not one.held]
+        for one in sorted(idle, key=lambda one: (not one.closing, one.used)):
+            if needed > 0 or (one.retired and not one.waiting):
+                needed -= 1
+                self._start(one, State.GOING, self._going(one))
+        if needed <= 0 and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        elif needed > 0 and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        self._timer = None
+        for one in self.inside:
+            if not one.closing:
+                one.closing = True
+                break
+        self._advance()
+
+    def _reopen(self) -> None:
+        """Nobody else wants their places any more."""
+        for one in self.inside:
+            one.closing = False
+            if one in self._queue:
+                self._queue.remove(one)
+            self._let_in(one)
+
+    def _let_in(self, one: R) -> None:
+        waiting, one.waiting = one.waiting, []
+        for future in waiting:
+            if not future.done():
+                one.held += 1
+                future.set_result(None)
+
+    def _start(self, one: R, state: State, coroutine: Coroutine[Any, Any, None]) -> None:
+        one.state = state
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _coming(self, one: R) -> None:
+        try:
+            await self._come(one)
+        except asyncio.CancelledError:
+            self._out(one)
+            for future in one.waiting:
+                future.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001 - told to everyone who waits for it
+            self._out(one)
+            waiting, one.waiting = one.waiting, []
+            for future in waiting:
+                if not future.done():
+                    future.set_exception(error)
+        else:
+            one.state = State.IN
+            one.used = next(self._turns)
+            self._let_in(one)
+        self._advance()
+
+    async def _going(self, one: R) -> None:
+        gone, one.gone = one.gone, None
+        error: Exception | None = None
+        try:
+            await self._go(one)
+        except Exception as failure:  # noqa: BLE001 - told to whoever waits for it
+            error = failure
+        finally:
+            self._out(one)
+        if gone is not None and error is not None:
+            gone.set_exception(error)
+            gone.exception()  # whoever waited may have given up
+        elif gone is not None:
+            gone.set_result(None)
+        self._advance()
+
+    def _out(self, one: R) -> None:
+        one.state = State.OUT
+        one.closing = False
+        self._inside.remove(one)
