@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,18 +12,12 @@ from pathlib import Path
 import msgspec
 
 from enginehouse.client.sampler import Delivery
-from enginehouse.client.transport import (
-    AiohttpTransport,
-    Timeouts,
-    WireRequest,
-    normal_base_url,
-)
 from enginehouse.core.errors import WeightsError
-from enginehouse.engines.base import ServedEngine, is_loopback
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.base import is_loopback
+from enginehouse.launch.running_server import find_running, served_models
 from enginehouse.launch.supervising import Supervisor
-from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
-from enginehouse.servers.records import ServerRecord, find_server, list_servers, weights_file
+from enginehouse.servers.endpoint import Server
+from enginehouse.servers.records import weights_file
 from enginehouse.servers.server import OwnedServer
 from enginehouse.store.layout import Layout
 from enginehouse.weights.checkpoint import digest_of
@@ -93,10 +86,10 @@ async def swapper_of(target: str, *, layout: Layout) -> AsyncIterator[WeightSwap
     It must run on this machine, and be loopback-only. Raises UnknownNameError, WireError,
     ModelError or WeightsError.
     """
-    record = _record(target, layout)
-    server, engine = await _asked(record, target)
-    root = await _root(server, engine)
-    started = await asyncio.to_thread(_started, root, server=server, layout=layout)
+    running = await find_running(target, layout=layout)
+    record, server, engine = running.record, running.server, running.engine
+    (base, *_) = await served_models(server, engine)
+    started = await asyncio.to_thread(_started, base.root, server=server, layout=layout)
     file = weights_file(layout, record.name) if record else _foreign_file(layout, server.base_url)
     async with WeightSwapper(
         server, engine=engine, started=started, file=file, layout=layout
@@ -119,54 +112,6 @@ async def weights_info(target: str, *, layout: Layout) -> WeightsInfo:
         named=named,
         agrees=named in (None, expected),
     )
-
-
-def _record(target: str, layout: Layout) -> ServerRecord | None:
-    if "://" not in target:
-        return find_server(target, layout=layout)
-    base = normal_base_url(target)
-    found = (status.record for status in list_servers(layout))
-    return next((record for record in found if record.base_url == base), None)
-
-
-async def _asked(record: ServerRecord | None, target: str) -> tuple[Server, ServedEngine]:
-    engine: ServedEngine = ENGINES.load(record.engine if record else "vllm")()
-    key = os.environ.get(API_KEY_VARIABLE)
-    if record is None:
-        return await attach_server(target, engine=engine, api_key=key), engine
-    return Server(
-        name=record.name,
-        base_url=record.base_url,
-        models=record.models,
-        pid=record.process.pid,
-        log=record.log,
-        engine=record.engine,
-        version=record.version,
-        environment=record.environment,
-        command=record.command,
-        api_key=key if record.has_api_key else None,
-        owned=False,
-    ), engine
-
-
-class _Models(msgspec.Struct):
-    class Card(msgspec.Struct):
-        id: str
-        root: str | None = None
-
-    data: list[Card]
-
-
-async def _root(server: Server, engine: ServedEngine) -> str | None:
-    """What the server was started with."""
-    async with AiohttpTransport(
-        server.base_url, api_key=server.api_key, timeouts=Timeouts(total=10)
-    ) as transport:
-        reply = await transport.send(WireRequest("GET", engine.models_path))
-    if reply.status != 200:
-        raise engine.wire.error_reply(reply.status, reply.body, retry_after=None)
-    cards = msgspec.json.decode(reply.body, type=_Models).data
-    return next((card.root for card in cards if card.root), None)
 
 
 def _started(root: str | None, *, server: Server, layout: Layout) -> Weights:
