@@ -93,3 +93,47 @@ def test_samples_of_an_adapter(house: House, call):
     assert done.code == 0, done.err
     line = json.loads((house.work / "out.jsonl").read_text())
     assert line["model"].startswith("step-1@")
+
+
+def test_load_list_verify_unload(house: House, call):
+    """By the server's name or its address; the digest is in the name that requests use."""
+    one, two = adapters(house, 1, 2)
+    served = call(
+        "serve", str(house.model()), "--enable-lora", "--detach", "--name", "it", "--json"
+    )
+    assert served.code == 0, served.err
+    loaded = call("adapters", "load", "it", f"mine={one}", "--json")
+    assert loaded.code == 0, loaded.err
+    model = loaded.report["adapter"]["model"]
+    assert model == f"mine@{loaded.report['adapter']['digest'][:12]}"
+    assert loaded.report["effect"]["mean_difference"] > 0
+    url = served.report["url"]
+    assert [a["model"] for a in call("adapters", "list", url, "--json").report] == [model]
+    assert call("adapters", "verify", "it", "mine").code == 0
+    again = call("adapters", "load", url, f"mine={two}", "--json")
+    assert again.code == 0, again.err
+    listed = call("adapters", "list", "it", "--json").report
+    assert [a["alias"] for a in listed] == ["mine"]
+    assert listed[0]["model"] == again.report["adapter"]["model"] != model
+    gone = call("adapters", "unload", "it", "mine")
+    assert (gone.code, call("adapters", "list", "it").out.strip()) == (0, "")
+    unknown = call("adapters", "unload", "it", "mine")
+    assert unknown.code == 2
+    assert "mine" in unknown.err
+    assert call("stop", "it").code == 0
+
+
+def test_an_overwritten_store_is_found_by_verify(house: House, call):
+    """The server still has the old content; the folder that it came from has not."""
+    one, two = adapters(house, 1, 2)
+    assert call("serve", str(house.model()), "--enable-lora", "-d", "--name", "it").code == 0
+    loaded = call("adapters", "load", "it", one, "--json")
+    folder = Path(loaded.report["adapter"]["path"])
+    tensors = folder / "adapter_model.safetensors"
+    folder.chmod(0o755)
+    tensors.chmod(0o644)
+    tensors.write_bytes((house.work / two / "adapter_model.safetensors").read_bytes())
+    done = call("adapters", "verify", "it", "step-1")
+    assert done.code == 4
+    assert "no longer has the content" in done.err
+    assert call("stop", "it").code == 0

@@ -36,6 +36,9 @@ COMMANDS = {
     "ps": CommandEntry("enginehouse.cli.servers:ps", "List servers."),
     "logs": CommandEntry("enginehouse.cli.servers:logs", "Print a server's log."),
     "stop": CommandEntry("enginehouse.cli.servers:stop", "Stop a server and prove it."),
+    "adapters": CommandEntry(
+        "enginehouse.cli.adapters:adapters", "Load, list, unload, verify a server's adapters."
+    ),
     "weights": CommandEntry(
         "enginehouse.cli.weights:weights", "Swap a running server's weights; say which it has."
     ),

@@ -27,7 +27,7 @@ from enginehouse.launch.serving import Notify, choose_engine
 from enginehouse.provisioning.environments import find_environment
 from enginehouse.provisioning.programs import PAYLOADS, new_log, python_environ, run_program
 from enginehouse.report.parity_table import ParityReport
-from enginehouse.statistics.parity import token_parity
+from enginehouse.statistics.parity import TokenParity, token_parity
 from enginehouse.store.layout import Layout
 
 # prose, code, numbers, a list, other scripts, a conversation
@@ -90,11 +90,36 @@ async def run_parity(config: ParityConfig, *, layout: Layout, notify: Notify) ->
     )
 
 
-async def _scored(sampler: HTTPSampler, tokens: tuple[int, ...]) -> list[float]:
+async def score_with_peft(
+    sampler: HTTPSampler,
+    *,
+    model: str,
+    checkpoint: Path,
+    adapter: Path,
+    layout: Layout,
+    notify: Notify,
+) -> TokenParity:
+    """How far the engine's log-probabilities with an adapter are from PEFT's own.
+
+    Asks one request at a time. Raises UnsupportedError, WireError, and ModelError where
+    transformers cannot score the checkpoint.
+    """
+    sequences = [await sampler.tokenize(text) for text in TEXTS]
+    ours = [await _scored(sampler, tokens, model=model) for tokens in sequences]
+    notify("scoring the same tokens with PEFT")
+    reference = await _reference(
+        checkpoint, sequences, adapter=adapter, layout=layout, notify=notify
+    )
+    return token_parity(ours, reference.logprobs)
+
+
+async def _scored(
+    sampler: HTTPSampler, tokens: tuple[int, ...], *, model: str | None = None
+) -> list[float]:
     """The engine's log-probabilities of all tokens but the first."""
     parameters = SamplingParameters(max_tokens=1, prompt_logprobs=0)
     response = await sampler.sample(
-        SampleRequest(prompt=TokenPrompt(tokens), parameters=parameters)
+        SampleRequest(prompt=TokenPrompt(tokens), parameters=parameters, model=model)
     )
     found = response.prompt_logprobs or ()
     scores = [one.logprob for one in found[1:] if one is not None]

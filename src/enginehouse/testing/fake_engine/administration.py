@@ -57,7 +57,13 @@ async def models(request: web.Request) -> web.Response:
         for name in engine.names
     ]
     cards += [
-        base | {"id": name, "root": name, "parent": engine.names[0], "max_model_len": None}
+        base
+        | {
+            "id": name,
+            "root": engine.adapter_paths.get(name, name),
+            "parent": engine.names[0],
+            "max_model_len": None,
+        }
         for name in engine.adapters
     ]
     return web.json_response({"object": "list", "data": cards})
@@ -116,13 +122,17 @@ async def load_adapter(request: web.Request) -> web.Response:
             kind="NotFoundError",
         )
     engine.adapters[name] = weights_digest(path)
+    engine.adapter_paths[name] = path
+    engine.adapter_paths[name] = path
     return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
 
 async def unload_adapter(request: web.Request) -> web.Response:
     """POST /v1/unload_lora_adapter."""
     name = parse(await request.read(), _Adapter).lora_name
-    if request.app[ENGINE].adapters.pop(name, None) is None:
+    engine = request.app[ENGINE]
+    engine.adapter_paths.pop(name, None)
+    if engine.adapters.pop(name, None) is None:
         raise ApiError(
             f"The lora adapter '{name}' cannot be found.", status=404, kind="NotFoundError"
         )

@@ -28,6 +28,7 @@ class Engine:
     model: Model
     token_latency: float
     adapters: dict[str, str] = field(default_factory=dict)
+    adapter_paths: dict[str, str] = field(default_factory=dict)
     weight_version: str = "default"
     sleeping: set[str] = field(default_factory=set)
     running: int = 0
