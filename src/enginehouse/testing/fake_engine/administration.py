@@ -123,7 +123,6 @@ async def load_adapter(request: web.Request) -> web.Response:
         )
     engine.adapters[name] = weights_digest(path)
     engine.adapter_paths[name] = path
-    engine.adapter_paths[name] = path
     return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
 
