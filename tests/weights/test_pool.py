@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 
+import aiohttp
 import pytest
 import pytest_asyncio
 from tiny_adapters import BASE, write_adapter
@@ -179,6 +180,17 @@ class TestAsking:
         (adapter,) = one.pool.adapters()
         assert (adapter.loaded, adapter.in_flight, adapter.waiting) == (True, 0, 0)
 
+    async def test_the_server_lists_the_copy(self, one, tmp_path):
+        """Whoever looks there finds content, base and place."""
+        loaded = await one.pool.load("mine", write_adapter(tmp_path / "a"))
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{one.engines[0].url}/v1/models") as reply,
+        ):
+            card = (await reply.json())["data"][1]
+        assert (card["id"], card["parent"]) == (loaded.model, BASE_MODEL)
+        assert card["root"] == str(loaded.stored.path)
+
     async def test_a_stream_holds_its_adapter(self, one, tmp_path):
         """Until its end, or until its consumer leaves."""
         await one.pool.register("mine", write_adapter(tmp_path / "a"))
@@ -335,6 +347,7 @@ class TestRefused:
             with pytest.raises(AdapterError, match="rank 4"):
                 await made.pool.load("mine", write_adapter(tmp_path / "a"))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("status", [400, 500])
     async def test_one_server_of_two_refuses(self, layout, tmp_path, status):
         """It is loaded on neither; the alias stands for what it did, and both still work."""
@@ -356,6 +369,7 @@ class TestRefused:
             for server in range(2):
                 await made.settled({second.model}, server)
 
+    @pytest.mark.slow
     async def test_one_server_of_two_is_gone(self, layout, tmp_path):
         """Loaded on neither; the error says that it cannot be reached."""
         async with house(layout, faults=([], [])) as made:
@@ -396,6 +410,7 @@ class TestRefused:
 class TestProof:
     """A load may be asked to prove its effect."""
 
+    @pytest.mark.slow
     async def test_on_every_server(self, layout, tmp_path):
         """The smallest effect is told."""
         async with house(layout, faults=([], [])) as made:
