@@ -11,6 +11,7 @@ import pytest
 for support in (
     Path(__file__).parent / "support",
     Path(__file__).parents[1] / "cli" / "support",
+    Path(__file__).parents[1] / "weights" / "support",
 ):
     if str(support) not in sys.path:
         sys.path.append(str(support))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stand_in import Model, Optimizer, OutOfMemoryError, Torch
+from stand_in import Model, Optimizer, OutOfMemoryError, Torch, Wrapper
 
 from enginehouse.training.device_memory import Vacated, vacated
 
@@ -89,7 +89,7 @@ def test_a_host_without_room_changes_nothing(
 def test_memory_that_cannot_be_freed_stays(torch: Torch, model: Model):
     """Memory of another library's, and wrappers without memory of their own, are left alone."""
     model.buffer.storage.fixed = True
-    model.parameters = lambda: iter([model.first, torch.Wrapper()])
+    model.parameters = lambda: iter([model.first, Wrapper()])
     with vacated([model]) as vacant:
         assert model.buffer.content == b"b" * 10
     assert vacant.moved_bytes == 200

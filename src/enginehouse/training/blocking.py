@@ -13,6 +13,10 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
+# Seconds. A signal that comes just before a thread begins to wait does not end its waiting, and
+# its handler only runs after that.
+_LOOK_EVERY = 0.1
+
 
 class Interrupts:
     """SIGINT and SIGTERM that came in a block which must not be left half done.
@@ -80,7 +84,8 @@ def run_blocking(
         while True:
             try:
                 worker.begin.set()
-                worker.ended.wait()
+                while not worker.ended.wait(_LOOK_EVERY):
+                    pass
                 break
             except BaseException as raised:  # noqa: BLE001 - another signal's handler
                 error = raised

@@ -32,7 +32,7 @@ from enginehouse.store.runs import list_runs
 from enginehouse.tasks.registry import load_task
 from enginehouse.training.blocking import Interrupts, interrupts_deferred, run_blocking
 from enginehouse.training.device_memory import Vacated, vacated
-from enginehouse.training.placing import adapter_loaded
+from enginehouse.training.placing import adapter_loaded, to_be_served, weights_swapped
 from enginehouse.training.random_state import random_state_kept
 from enginehouse.training.records import (
     Evaluation,
@@ -51,8 +51,8 @@ class CheckpointEvaluator:
 
     `settings` holds the other fields of EvaluationConfig (limit=200, server={…}, …). Without `url`
     each evaluation starts a server of its own for the saved model and stops it. With `url` a
-    running server, which must see `folder` under the same path, takes the adapter of a PEFT model
-    in for as long as it is evaluated.
+    running server, which must see `folder` under the same path, takes in the adapter of a PEFT
+    model, or the weights of another, for as long as it is evaluated.
 
     Below `folder` lie the journal (evaluations.jsonl, see `read_evaluations`) and, while they are
     needed or with `keep_checkpoints`, the saved models (step-00000100, …). One process, one loop.
@@ -178,27 +178,21 @@ class _Attempt:
 
     def _evaluate(self, trainer: _Trainer, interrupts: Interrupts, notify: Notify) -> Report:
         _demand_one_process()
-        adapter = self._config.url is not None
-        if not adapter:
-            save_checkpoint(trainer.model, tokenizer=trainer.tokenizer, folder=self._checkpoint)
-        elif is_adapted(trainer.model):
+        adapted = is_adapted(trainer.model) and self._config.url is not None
+        if adapted:
             save_adapter(trainer.model, folder=self._checkpoint)
         else:
-            raise UnsupportedError(
-                "a running server takes in adapters, not whole models",
-                why="the model in training is none of PEFT's; its server was left alone",
-                fix="leave url out: a server is then started for each evaluation",
-            )
-        if not adapter:
+            save_checkpoint(trainer.model, tokenizer=trainer.tokenizer, folder=self._checkpoint)
+        if self._config.url is None:
             vacant = trainer.away.enter_context(vacated(trainer.holders))
             self._note(moved_bytes=vacant.moved_bytes, freed_bytes=vacant.freed_bytes)
             notify(_freed(vacant))
+            place = to_be_served
+        else:  # that server has its room already
+            place = adapter_loaded if adapted else weights_swapped
 
         async def work() -> Report:
-            if not adapter:
-                config = self._config.model_copy(update={"model": str(self._checkpoint)})
-                return await run_evaluation(config, layout=self._layout, notify=notify)
-            async with adapter_loaded(
+            async with place(
                 self._config, self._checkpoint, layout=self._layout, notify=notify
             ) as config:
                 return await run_evaluation(config, layout=self._layout, notify=notify)

@@ -7,13 +7,49 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from enginehouse.core.errors import WireError
+from enginehouse.core.errors import WeightsError, WireError
 from enginehouse.launch.asking import attach
 from enginehouse.launch.configuration import EvaluationConfig
 from enginehouse.launch.serving import Notify, make_sampler
+from enginehouse.launch.swapping import swapper_of
 from enginehouse.provisioning.digests import weights_digest
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import read_peft_folder
+
+
+@asynccontextmanager
+async def to_be_served(
+    config: EvaluationConfig,
+    folder: Path,
+    *,
+    layout: Layout,  # noqa: ARG001 - the others need it
+    notify: Notify,  # noqa: ARG001
+) -> AsyncIterator[EvaluationConfig]:
+    """Have the evaluation serve the checkpoint itself."""
+    yield config.model_copy(update={"model": str(folder)})
+
+
+@asynccontextmanager
+async def weights_swapped(
+    config: EvaluationConfig, folder: Path, *, layout: Layout, notify: Notify
+) -> AsyncIterator[EvaluationConfig]:
+    """Swap a checkpoint into the vLLM at `config.url`, and its own weights in again at the end.
+
+    Everybody who asks that server meanwhile is answered by the checkpoint. Raises what
+    `launch.swapping.swapper_of` and `WeightSwapper.swap` do.
+    """
+    assert config.url is not None
+    async with swapper_of(config.url, layout=layout) as swapper:
+        own = swapper.current.path
+        await swapper.swap(folder)
+        notify(f"swapped {folder.name} into the server at {config.url}")
+        try:
+            yield config
+        finally:
+            try:
+                await swapper.swap(own)
+            except WeightsError as error:  # what happened within the block is what matters
+                notify(f"{own} could not be swapped in again: {error.message}")
 
 
 @asynccontextmanager

@@ -9,9 +9,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,64 @@ class OutOfMemoryError(RuntimeError):
     """`torch.OutOfMemoryError`."""
 
 
+class Storage:
+    """`torch.UntypedStorage`: bytes on a device."""
+
+    def __init__(self, torch: Torch, size: int, *, device: str) -> None:
+        self.device = Device(device)
+        self.bytes = bytearray()
+        self.fixed = False
+        self._torch = torch
+        self.resize_(size)
+
+    def nbytes(self) -> int:
+        """The size."""
+        return len(self.bytes)
+
+    def resizable(self) -> bool:
+        """Whether the memory is torch's own."""
+        return not self.fixed
+
+    def resize_(self, size: int) -> None:
+        """New memory holds nothing sensible."""
+        if self.device.type == "cuda":
+            self._torch.take(size - len(self.bytes))
+        self.bytes = self.bytes[:size].ljust(size, b"\xee")
+
+    def copy_(self, other: Storage) -> None:
+        """Take its content."""
+        assert len(other.bytes) == len(self.bytes)
+        self.bytes[:] = other.bytes
+
+
+class Tensor:
+    """A view of all bytes of a storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.grad: Tensor | None = None
+        self.storage = storage
+
+    def untyped_storage(self) -> Storage:
+        """Tied tensors have the same one."""
+        return self.storage
+
+    @property
+    def content(self) -> bytes:
+        """A copy of the bytes."""
+        return bytes(self.storage.bytes)
+
+
+class Wrapper(Tensor):
+    """A tensor subclass around others, without memory of its own."""
+
+    def __init__(self) -> None:
+        self.grad = None
+
+    def untyped_storage(self) -> Storage:
+        """As torch refuses it."""
+        raise NotImplementedError("Cannot access storage")
+
+
 class Torch(ModuleType):
     """The module. Its GPU has room for `room` bytes; what is freed stays reserved, as in torch."""
 
@@ -39,62 +98,15 @@ class Torch(ModuleType):
         self.reserved = 0
         self.random = random.Random(1)
         self.cuda_random = random.Random(2)
-        torch = self
-
-        class UntypedStorage:
-            """Bytes on a device."""
-
-            def __init__(self, size: int, *, device: str) -> None:
-                self.device = Device(device)
-                self.bytes = bytearray()
-                self.fixed = False
-                self.resize_(size)
-
-            def nbytes(self) -> int:
-                return len(self.bytes)
-
-            def resizable(self) -> bool:
-                return not self.fixed
-
-            def resize_(self, size: int) -> None:
-                if self.device.type == "cuda":
-                    torch.take(size - len(self.bytes))
-                self.bytes = self.bytes[:size].ljust(size, b"\xee")
-
-            def copy_(self, other: Self) -> None:
-                assert len(other.bytes) == len(self.bytes)
-                self.bytes[:] = other.bytes
-
-        class Tensor:
-            """A view of all bytes of a storage."""
-
-            def __init__(self, content: bytes | UntypedStorage, *, device: str = "cuda") -> None:
-                self.grad: Tensor | None = None
-                if isinstance(content, bytes):
-                    self.storage = UntypedStorage(len(content), device=device)
-                    self.storage.bytes[:] = content
-                else:
-                    self.storage = content
-
-            def untyped_storage(self) -> UntypedStorage:
-                return self.storage
-
-            @property
-            def content(self) -> bytes:
-                return bytes(self.storage.bytes)
-
-        class Wrapper(Tensor):
-            """A tensor subclass around others, without memory of its own."""
-
-            def __init__(self) -> None:
-                self.grad = None
-
-            def untyped_storage(self) -> UntypedStorage:
-                raise NotImplementedError("Cannot access storage")
-
-        self.UntypedStorage, self.Tensor, self.Wrapper = UntypedStorage, Tensor, Wrapper
+        self.Tensor, self.UntypedStorage = Tensor, partial(Storage, self)
         self.cuda = _Cuda(self)
         self.distributed = _Distributed()
+
+    def tensor(self, content: bytes, *, device: str = "cuda") -> Tensor:
+        """One with memory of its own."""
+        storage = Storage(self, len(content), device=device)
+        storage.bytes[:] = content
+        return Tensor(storage)
 
     def take(self, size: int) -> None:
         """Allocate (or, below 0, free) memory of the GPU."""
@@ -157,10 +169,10 @@ class Model:
     """Two tied parameters, one of them with a gradient, and a buffer."""
 
     def __init__(self, torch: Torch, *, device: str = "cuda") -> None:
-        self.first = torch.Tensor(b"w" * 100, device=device)
-        self.tied = torch.Tensor(self.first.storage)
-        self.buffer = torch.Tensor(b"b" * 10, device=device)
-        self.first.grad = torch.Tensor(b"g" * 100, device=device)
+        self.first = torch.tensor(b"w" * 100, device=device)
+        self.tied = Tensor(self.first.storage)
+        self.buffer = torch.tensor(b"b" * 10, device=device)
+        self.first.grad = torch.tensor(b"g" * 100, device=device)
         self.saves = 0
 
     def parameters(self) -> Iterator[Any]:
@@ -194,9 +206,9 @@ class Optimizer:
     """Two moments of each parameter, in a mapping and in a list, and a step on the CPU."""
 
     def __init__(self, torch: Torch, model: Model, *, device: str = "cuda") -> None:
-        self.moment = torch.Tensor(b"1" * 100, device=device)
-        self.second = torch.Tensor(b"2" * 100, device=device)
-        self.steps = torch.Tensor(b"s" * 8, device="cpu")
+        self.moment = torch.tensor(b"1" * 100, device=device)
+        self.second = torch.tensor(b"2" * 100, device=device)
+        self.steps = torch.tensor(b"s" * 8, device="cpu")
         inner = {"exp_avg": self.moment, "list": [self.second], "step": self.steps, "rho": 0.5}
         self.state = {model.first: inner}
         self.param_groups = [{"params": list(model.parameters()), "lr": 0.1}]
