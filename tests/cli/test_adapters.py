@@ -12,6 +12,7 @@ from command_line import House
 sys.path.append(str(Path(__file__).parents[1] / "weights" / "support"))
 
 from tiny_adapters import write_adapter
+from tiny_checkpoints import write_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -137,3 +138,43 @@ def test_an_overwritten_store_is_found_by_verify(house: House, call):
     assert done.code == 4
     assert "no longer has the content" in done.err
     assert call("stop", "it").code == 0
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_an_adapter_is_served(house: House, call, detach: bool):  # noqa: FBT001
+    """It is the first of the models, and what the command to try asks for."""
+    (one,) = adapters(house, 1)
+    words = ("serve", f"{house.model()}+{one}", "--name", "it")
+    if detach:
+        said = call(*words, "--detach").out
+    else:
+        running = house.start(*words)
+        said = running.until("stop:")
+    assert "models: step-1@" in said
+    assert '"model":"step-1@' in said
+    listed = call("adapters", "list", "it", "--json").report
+    assert [adapter["alias"] for adapter in listed] == ["step-1"]
+    if detach:
+        assert call("stop", "it").code == 0
+    else:
+        running.interrupt()
+        assert running.end().code == 130
+
+
+def test_an_adapter_that_does_not_fit_leaves_no_server(house: House, call):
+    """A detached server is stopped if the adapter cannot be loaded."""
+    (one,) = adapters(house, 1)
+    model = write_checkpoint(house.model())
+    done = call("serve", f"{model}+{one}", "--detach")
+    assert done.code == 4
+    assert "which the base model does not have" in done.err
+    house.nothing_left()
+
+
+def test_an_adapter_is_measured(house: House, call):
+    """`bench` asks the adapter."""
+    (one,) = adapters(house, 1)
+    words = ("--concurrency", "1", "--requests", "4", "--input-tokens", "8", "--output-tokens", "4")
+    done = call("bench", f"{house.model()}+{one}", *words, "--json")
+    assert done.code == 0, done.err
+    assert done.report["model"].startswith("step-1@")

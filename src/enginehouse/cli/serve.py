@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,9 @@ from enginehouse.cli.options import (
     VerboseOption,
     with_config_options,
 )
+from enginehouse.launch.adapters import lend
 from enginehouse.launch.configuration import ServeConfig, merged, parse, read_yaml
+from enginehouse.launch.resident import with_adapters
 from enginehouse.launch.serving import serve_detached, serve_until_stopped
 from enginehouse.servers.server import Server, curl_line
 from enginehouse.store.layout import Layout
@@ -50,8 +53,15 @@ def serve(
         }
         console.result(facts, text=lambda: _announce(found, console, detached=detach))
 
+    equip = None
+    if settings.adapter is not None:
+        folder = settings.adapter
+        settings = with_adapters(settings, [folder])
+        equip = partial(lend, folder=folder, layout=layout, notify=console.note)
     work = serve_detached if detach else serve_until_stopped
-    run_async(work(settings, name=name, layout=layout, notify=console.note, ready=ready))
+    run_async(
+        work(settings, name=name, layout=layout, notify=console.note, ready=ready, equip=equip)
+    )
 
 
 def _announce(server: Server, console: Console, *, detached: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +17,11 @@ import msgspec
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import AdapterError, UnknownNameError
 from enginehouse.core.sampler import Capability
+from enginehouse.engines.base import Engine, ServedEngine
 from enginehouse.launch.parity import score_with_peft
 from enginehouse.launch.running_server import RunningServer, find_running, served_models
 from enginehouse.launch.serving import Notify, make_sampler
+from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.parity import TokenParity
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import checkpoint_shapes
@@ -56,6 +59,20 @@ async def adapters_of(target: str, *, layout: Layout, notify: Notify) -> AsyncIt
     # one at a time: together, what is asked here would kill some servers
     async with make_sampler(running.server, running.engine, concurrency=1) as sampler:
         yield Adapters(running, sampler, layout=layout, notify=notify)
+
+
+async def lend(
+    server: Server, engine: Engine, *, folder: Path, layout: Layout, notify: Notify
+) -> Server:
+    """The server with the adapter in `folder` loaded and proven, as the first of its models."""
+    assert isinstance(engine, ServedEngine)
+    running = RunningServer(record=None, server=server, engine=engine)
+    async with make_sampler(server, engine, concurrency=1) as sampler:
+        its = Adapters(running, sampler, layout=layout, notify=notify)
+        loaded = await its.load(folder.name, folder)
+    name = loaded.adapter.model
+    others = (model for model in server.models if model != name)
+    return replace(server, models=(name, *others))
 
 
 class Adapters:

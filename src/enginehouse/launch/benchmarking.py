@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import islice
 
 from enginehouse.client.retry import Retries
@@ -19,7 +20,7 @@ from enginehouse.launch.closed_loop import TimedRequest, run_closed_loop
 from enginehouse.launch.configuration import BenchConfig
 from enginehouse.launch.load_figures import summarise
 from enginehouse.launch.random_prompts import ordinary_tokens, random_prompts
-from enginehouse.launch.serving import serving
+from enginehouse.launch.resident import serving_target
 from enginehouse.report.benchmark import Benchmark, LoadMeasurement
 from enginehouse.servers.endpoint import Server
 from enginehouse.store.layout import Layout
@@ -36,8 +37,8 @@ async def run_benchmark(config: BenchConfig, *, layout: Layout, notify: Notify) 
     Raises what `serving` does, WireError for a server that cannot be used or fails all of the
     warm-up, and ConfigurationError. Requests that fail later are in what comes back.
     """
-    async with _server(config, layout=layout, notify=notify) as (server, engine):
-        model = _model(config, server)
+    async with _asked(config, layout=layout, notify=notify) as asked:
+        server, engine, model = asked.server, asked.engine, asked.model
         async with HTTPSampler(
             server.base_url,
             model=model,
@@ -81,19 +82,25 @@ def require_answers(benchmark: Benchmark, *, max_failed: float) -> None:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    server: Server
+    engine: Engine
+    model: str
+
+
 @asynccontextmanager
-async def _server(
-    config: BenchConfig, *, layout: Layout, notify: Notify
-) -> AsyncIterator[tuple[Server, Engine]]:
+async def _asked(config: BenchConfig, *, layout: Layout, notify: Notify) -> AsyncIterator[_Asked]:
     if config.url is None:
-        async with serving(config, layout=layout, notify=notify, concurrency=1) as ready:
-            yield ready.server, ready.engine
+        async with serving_target(config, layout=layout, notify=notify, concurrency=1) as ready:
+            yield _Asked(server=ready.server, engine=ready.engine, model=ready.sampler.model)
         return
-    yield await attach(config)
+    server, engine = await attach(config)
+    yield _Asked(server=server, engine=engine, model=_model(config, server))
 
 
 def _model(config: BenchConfig, server: Server) -> str:
-    if config.url is None or config.model is None:
+    if config.model is None:
         return server.models[0]
     if config.model not in server.models:
         raise ConfigurationError(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,15 @@ from enginehouse.servers.server import (
     StartLimits,
     launch_detached,
     start_server,
+    stop_server,
 )
 from enginehouse.store.layout import Layout
 from enginehouse.weights.swap import WeightSwapper
 
 Notify = Callable[[str], None]
 OnIncident = Callable[[Incident], None]
+# Gives a server that is ready what else it is to have; the server as it is to be announced.
+Equip = Callable[[Server, Engine], Awaitable[Server]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Serving:
     weights: WeightSwapper | None = None
     quirks: tuple[Quirk, ...] = ()
     deliver: Delivery = delivered_once
-    after_restart: Callable[[Callable[[], Awaitable[None]]], None] = lambda _: None
+    after_restart: Callable[[Callable[[], Awaitable[object]]], None] = lambda _: None
 
     def sampler_of(self, model: str, concurrency: int | None) -> HTTPSampler:
         """What asks another of the server's models; not entered yet."""
@@ -233,10 +237,12 @@ async def serve_until_stopped(
     layout: Layout,
     notify: Notify,
     ready: Callable[[Server], None],
+    equip: Equip | None = None,
 ) -> None:
     """Serve until cancelled, starting the server again if it ends by itself.
 
-    Raises ServerGoneError when it is given up.
+    `equip` is awaited before `ready`, and after each restart. Raises ServerGoneError when the
+    server is given up.
     """
     prepared = await prepare(config, layout=layout, notify=notify)
     async with (
@@ -244,7 +250,11 @@ async def serve_until_stopped(
         _supervised(owned, config, notify=notify, on_incident=lambda _: None) as supervisor,
         swapping(owned, supervisor=supervisor, layout=layout, alone=False),
     ):
-        ready(owned.server)
+        server = owned.server
+        if equip is not None:
+            server = await equip(server, prepared.engine)
+            supervisor.restorations.append(partial(equip, server, prepared.engine))
+        ready(server)
         await supervisor.watching
 
 
@@ -255,11 +265,23 @@ async def serve_detached(
     layout: Layout,
     notify: Notify,
     ready: Callable[[Server], None],
+    equip: Equip | None = None,
 ) -> None:
-    """Start a server that outlives us; `servers.stop_server` ends it. Nobody restarts it."""
+    """Start a server that outlives us; `servers.stop_server` ends it. Nobody restarts it.
+
+    `equip` is awaited before `ready`; where it fails, the server is stopped.
+    """
     prepared = await prepare(config, layout=layout, notify=notify)
     arguments = _arguments(prepared, config, layout, notify)
-    ready(await launch_detached(prepared.model, name=name, **arguments))
+    server = await launch_detached(prepared.model, name=name, **arguments)
+    if equip is not None:
+        try:
+            server = await equip(server, prepared.engine)
+        except BaseException:
+            assert server.name is not None
+            await stop_server(server.name, layout=layout)
+            raise
+    ready(server)
 
 
 def with_api_key(options: ServerOptions) -> ServerOptions:

@@ -11,12 +11,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TypeVar
 
 import aiohttp
 
+from enginehouse.client.sampler import RESTORING
 from enginehouse.core.errors import (
     ConnectionFailedError,
     EnginehouseError,
@@ -40,7 +40,6 @@ Notify = Callable[[str], None]
 BARREN = 4  # deaths in a row between which nothing was answered
 _LOOK = 5.0  # seconds between full looks
 _GLANCE = 0.25  # seconds between looks at the process
-_restoring: ContextVar[bool] = ContextVar("restoring", default=False)
 _SIGNS = (ConnectionFailedError, MalformedResponseError, ServerFaultError)
 
 
@@ -53,7 +52,7 @@ class Supervisor:
     """
 
     watching: asyncio.Task[None]
-    restorations: list[Callable[[], Awaitable[None]]]
+    restorations: list[Callable[[], Awaitable[object]]]
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class Supervisor:
         Raises what `attempt` raises while the server lives, EngineKilledError, or ServerGoneError
         when the server is given up.
         """
-        if _restoring.get():
+        if RESTORING.get():
             return await attempt()
         task = asyncio.current_task()
         assert task is not None
@@ -225,12 +224,12 @@ class Supervisor:
                 return
 
     async def _restore(self) -> None:
-        token = _restoring.set(True)
+        token = RESTORING.set(True)
         try:
             for restore in self.restorations:
                 await restore()
         finally:
-            _restoring.reset(token)
+            RESTORING.reset(token)
 
     def _reason_to_give_up(self) -> str | None:
         if self._owned.is_stopped():
