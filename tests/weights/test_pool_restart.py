@@ -1,0 +1,87 @@
+"""A supervised server with adapters dies under work: what it had is there before anybody asks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_adapters import write_adapter
+
+CLI = Path(__file__).parents[1] / "cli" / "support"
+if str(CLI) not in sys.path:
+    sys.path.append(str(CLI))
+
+from command_line import House  # noqa: E402
+
+from enginehouse.core.messages import TextPrompt  # noqa: E402
+from enginehouse.core.sampler import SampleRequest  # noqa: E402
+from enginehouse.core.sampling import SamplingParameters  # noqa: E402
+from enginehouse.launch.configuration import ServeConfig, parse  # noqa: E402
+from enginehouse.launch.serving import serving  # noqa: E402
+from enginehouse.store.layout import Layout  # noqa: E402
+from enginehouse.testing.fake_environment import make_fake_environment  # noqa: E402
+from enginehouse.weights.pool import AdapterPool  # noqa: E402
+from enginehouse.weights.store import AdapterStore  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    """A machine of this test's own; what a test leaves running is an error."""
+    house = House(tmp_path / "house", python=make_fake_environment(tmp_path / "vllm"))
+    for name, value in house.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(house.work)
+    try:
+        yield house
+        house.nothing_left()
+    finally:
+        house.clear()
+
+
+async def until(condition) -> None:
+    """Wait for a condition, at most half a minute."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - other processes bring it about
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("places", [1, 4])
+async def test_killed_under_requests_for_adapters(house: House, tmp_path: Path, places: int):
+    """Four adapters, with places for all or for one: every answer is the right one all the same."""
+    options = {"enable_lora": True, "env_vars": {"VLLM_FAKE_TOKEN_LATENCY": "0.02"}}
+    config = parse(ServeConfig, {"model": str(house.model()), "server": options}, origin="test")
+    layout = Layout.from_environment()
+    incidents: list = []
+    async with serving(
+        config, layout=layout, notify=print, concurrency=8, on_incident=incidents.append
+    ) as ready:
+        pool = AdapterPool([ready.sampler], max_loras=places, store=AdapterStore(layout))
+        ready.after_restart(pool.restore)
+        aliases = ("a", "b", "c", "d")
+
+        async def answer(alias: str, number: int = 0) -> str:
+            request = SampleRequest(
+                prompt=TextPrompt(f"Question {number}"),
+                model=alias,
+                parameters=SamplingParameters(max_tokens=12),
+            )
+            return (await pool.sample(request)).completions[0].text
+
+        for seed, alias in enumerate(aliases):
+            await pool.load(alias, write_adapter(tmp_path / alias, seed=seed))
+        questions = [(alias, number) for alias in aliases for number in range(6)]
+        expected = [await answer(*question) for question in questions]
+        asked = [asyncio.create_task(answer(*question)) for question in questions]
+        await until(lambda: ready.sampler.in_flight >= 4)
+        os.kill(ready.server.pid, signal.SIGKILL)
+        assert await asyncio.gather(*asked) == expected
+        assert len(incidents) == 1
+        assert sum(adapter.loaded for adapter in pool.adapters()) <= places
+        assert all(adapter.in_flight == 0 for adapter in pool.adapters())
