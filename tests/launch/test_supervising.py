@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from enginehouse import (
     SamplingParameters,
 )
 from enginehouse.core.errors import (
+    AdapterError,
     ConnectionFailedError,
     EngineKilledError,
     ServerFaultError,
@@ -271,3 +273,62 @@ async def test_a_request_refused_while_the_server_goes_down_is_a_lost_one(monkey
     for task in (delivery, supervisor.watching):
         task.cancel()
     await asyncio.gather(delivery, supervisor.watching, return_exceptions=True)
+
+
+class Restarting:
+    """A server that can be started again; nothing of it is real."""
+
+    server = type("Server", (), {"name": "tiny", "log": None})
+
+    def hold_port(self) -> None:
+        """There is none."""
+
+    def is_stopped(self) -> bool:
+        """Never."""
+        return False
+
+    def exit_code(self) -> None:
+        """It runs."""
+
+    async def restart(self) -> None:
+        """At once."""
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+async def test_what_was_told_is_restored_before_anybody_gets_in(monkeypatch, failures):
+    """What restores asks past those who wait; if it fails, the server is started once more."""
+    monkeypatch.setattr(supervising, "_LOOK", 60.0)
+    monkeypatch.setattr(
+        Supervisor, "_gone", lambda _, message: ServerGoneError(message, why="x", kind="y")
+    )
+    monitor, incidents, order, waiting = Going(), [], [], []
+    monitor.restarted = monitor.note_work = lambda: None
+    outside = contextvars.copy_context()
+    supervisor = Supervisor(
+        Restarting(),
+        monitor=monitor,
+        admission=Admission(),
+        max_restarts=3,
+        notify=lambda _: None,
+        on_incident=incidents.append,
+    )
+
+    async def asked(what: str) -> None:
+        order.append(what)
+
+    async def restore() -> None:
+        delivery = supervisor.deliver(lambda: asked("somebody"))
+        waiting.append(asyncio.create_task(delivery, context=outside))
+        await asyncio.sleep(0)
+        await supervisor.deliver(lambda: asked("restored"))
+        if len(waiting) <= failures:
+            raise AdapterError("it is gone")
+
+    supervisor.restorations.append(restore)
+    supervisor.watching = asyncio.create_task(supervisor.run())
+    supervisor.condemn("a reload hangs")
+    await until(lambda: len(order) == 2 + 2 * failures)
+    assert order == ["restored"] * (1 + failures) + ["somebody"] * (1 + failures)
+    assert [incident.cause for incident in incidents] == ["x", "it is gone"][: 1 + failures]
+    supervisor.watching.cancel()
+    await asyncio.gather(supervisor.watching, *waiting, return_exceptions=True)

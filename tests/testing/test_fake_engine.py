@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -178,11 +180,69 @@ class TestSurface:
         assert await ask(engine, "/reset_prefix_cache", {}) == (200, {"success": True})
 
     async def test_sleeping(self, engine: FakeEngineHandle):
-        """Sleep and wake are answered and remembered."""
+        """Requests wait until all is awake; weights that were forgotten must be loaded again."""
+        before = await answer(engine)
         _, slept = await ask(engine, "/sleep?level=2", {})
         assert slept == {"status": "sleeping", "level": 2}
         assert await ask(engine, "/is_sleeping") == (200, {"is_sleeping": True})
+        waiting = asyncio.create_task(answer(engine))
+        assert (await ask(engine, "/wake_up?tags=weights", {}))[1]["status"] == "sleeping"
+        await ask(engine, "/collective_rpc", {"method": "reload_weights"})
+        assert not waiting.done()
+        assert (await ask(engine, "/wake_up?tags=kv_cache", {}))[1]["status"] == "awake"
+        assert await ask(engine, "/is_sleeping") == (200, {"is_sleeping": False})
+        assert await waiting == before
+        await ask(engine, "/sleep?level=2", {})
         assert (await ask(engine, "/wake_up", {}))[1] == {"status": "awake", "tags": None}
+        assert await answer(engine) != before
+        await ask(engine, "/collective_rpc", {"method": "reload_weights"})
+
+    async def test_pausing(self, engine: FakeEngineHandle):
+        """Requests wait for the resumption; a mode that is none is refused."""
+        assert (await ask(engine, "/pause?mode=perhaps", {}))[0] == 400
+        for mode in ("wait", "abort"):
+            assert (await ask(engine, f"/pause?mode={mode}", {}))[1] == {"status": "paused"}
+            assert (await ask(engine, "/is_paused"))[1] == {"is_paused": True}
+            waiting = asyncio.create_task(answer(engine))
+            await ask(engine, "/health")
+            assert not waiting.done()
+            assert (await ask(engine, "/resume", {}))[1] == {"status": "resumed"}
+            assert await waiting
+
+    async def test_the_weights_have_a_name(self, engine: FakeEngineHandle):
+        """It is "default" until it is given another."""
+        assert (await ask(engine, "/weight_info"))[1] == {"weight_version": "default"}
+        named = (await ask(engine, "/update_weight_version", {"new_version": "7"}))[1]
+        assert named == {"success": True, "new_version": "7"}
+        assert (await ask(engine, "/weight_info"))[1] == {"weight_version": "7"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_pause_drains_or_aborts(stream):
+    """What runs ends first, or at once with the finish reason "abort"."""
+    async with running_fake_engine(token_latency=0.02) as engine:
+
+        async def long() -> str:
+            fields = chat(stream=stream, max_tokens=40, ignore_eos=True)
+            url = engine.url + CHAT
+            async with aiohttp.ClientSession() as session, session.post(url, json=fields) as reply:
+                text = await reply.text()
+            return "abort" if '"finish_reason":"abort"' in text else "length"
+
+        async def is_idle() -> bool:
+            async with aiohttp.ClientSession() as session:
+                text = await (await session.get(engine.url + "/metrics")).text()
+            return re.search(r"vllm:num_requests_running{.*} 0", text) is not None
+
+        for mode, reason in (("wait", "length"), ("abort", "abort")):
+            asked = asyncio.create_task(long())
+            async with asyncio.timeout(10):
+                while await is_idle():  # noqa: ASYNC110 - the server brings it about
+                    await asyncio.sleep(0.01)
+            await ask(engine, f"/pause?mode={mode}", {})
+            assert await asked == reason
+            await ask(engine, "/resume", {})
 
 
 async def test_answers_are_the_same_in_another_process():

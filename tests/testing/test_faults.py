@@ -36,6 +36,7 @@ ON_DEMAND = [
     {"fault": "status", "status": 429, "retry_after": "3", "match": "busy"},
     {"fault": "status", "status": 502, "every": 3, "match": "every third"},
     {"fault": "status", "status": 503, "nth": [2, 4], "match": "second and fourth"},
+    {"fault": "say", "body": '{"success": false}', "path": "/reset_prefix_cache"},
     {"fault": "hang", "match": "hang"},
     {"fault": "hang", "seconds": 0.1, "path": "/metrics"},
 ]
@@ -155,6 +156,11 @@ class TestOnDemand:
         writer.write(head + asked)
         assert await reader.read() == b""
         writer.close()
+
+    async def test_something_else_is_said(self, session: aiohttp.ClientSession):
+        """Status 200, JSON, and not what the endpoint would have answered."""
+        async with session.post("/reset_prefix_cache") as reply:
+            assert (reply.status, await reply.json()) == (200, {"success": False})
 
     async def test_a_status_with_retry_after(self, session: aiohttp.ClientSession):
         """The header and vLLM's shape of an error."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from contextvars import ContextVar
 from typing import Protocol, Self, TypeVar
 
 import msgspec
@@ -50,6 +51,9 @@ DEFAULT_CONCURRENCY = 64
 _LOAD_TIMEOUT = 5.0  # seconds; an older reading says nothing about the queue now
 _NO_TURN = nullcontext()
 T = TypeVar("T")
+
+# True where what a restarted server had been told is told again: no delivery lets that wait.
+RESTORING: ContextVar[bool] = ContextVar("restoring", default=False)
 
 
 class Delivery(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class HfEngine:
 
     name = "hf"
     tried = "the CPU build"
-    wire = VLLM
+    wire = replace(VLLM, weights=None)
     model_format: ModelFormat = "checkpoint"
     health_path = "/health"
     models_path = "/v1/models"

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from enginehouse.client.sampler import Delivery, delivered_once
+from enginehouse.client.sampler import RESTORING, Delivery, delivered_once
 from enginehouse.client.wire import InFlight
 from enginehouse.core.sampler import SampleResponse
 
@@ -33,6 +33,8 @@ class Gate:
 
     async def deliver(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """What `attempt` gives; made once more, of the new weights, if a swap gave it up."""
+        if RESTORING.get():
+            return await self._deliver(attempt)
         task = asyncio.current_task()
         assert task is not None
         while True:

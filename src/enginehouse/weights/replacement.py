@@ -19,6 +19,7 @@ _CANARY = SampleRequest(
     prompt=TextPrompt("The capital of France is"),
     parameters=SamplingParameters(max_tokens=4, logprobs=0, ignore_eos=True),
 )
+_MINUS_INFINITY = -9999.0  # as vLLM writes it in JSON
 _ABSENT = (404, 405)
 
 
@@ -97,12 +98,16 @@ class Replacement:
         Raises WireError or WeightsError, whose `kind` names the step.
         """
         self.touched = True
-        # Named before they are there: a server started again in between has lost the name.
+        # A name of its own until they are there: whoever asks sees a swap that was broken off, and
+        # we see a server that was started again in between, which has lost it.
+        pending = f"loading {weights.name}"
         self.stage = "the weights' new name"
-        await self._send(self._endpoints.name(weights.name))
+        await self._send(self._endpoints.name(pending))
         self.stage = "the reload"
         await self._load(weights, send=self._send)
         await self._check(weights)
+        await self._demand_name(pending)
+        await self._send(self._endpoints.name(weights.name))
         self.stage = "the reset of the prefix cache"
         if not self._endpoints.is_reset(await self._send(self._endpoints.reset_cache)):
             raise WeightsError(
@@ -115,12 +120,7 @@ class Replacement:
         began = time.perf_counter()
         await self._ask_canary()
         self.canary_seconds = time.perf_counter() - began
-        if (name := await self.name()) != weights.name:
-            raise WeightsError(
-                "the server was started again in the middle of the swap",
-                why=f"it calls its weights {name!r}, not {weights.name!r}",
-                kind="restarted",
-            )
+        await self._demand_name(weights.name)
 
     async def release(self) -> None:
         """Let the server compute again."""
@@ -131,6 +131,14 @@ class Replacement:
     async def name(self) -> str:
         """What the server calls its weights; "default" if it was never told (vLLM)."""
         return self._endpoints.read_name(await self._send(self._endpoints.ask_name))
+
+    async def _demand_name(self, expected: str) -> None:
+        if (name := await self.name()) != expected:
+            raise WeightsError(
+                "the server was started again in the middle of the swap",
+                why=f"it calls its weights {name!r}, not {expected!r}",
+                kind="restarted",
+            )
 
     async def _ask_canary(self) -> None:
         dialect = self._wire.completions
@@ -146,7 +154,7 @@ class Replacement:
                 "the new weights do not answer", why=error.message, kind="canary"
             ) from error
         logprobs = [token.logprob for c in answer.completions for token in c.logprobs or ()]
-        if not logprobs or not all(map(math.isfinite, logprobs)):
+        if not logprobs or not all(_MINUS_INFINITY < p < math.inf for p in logprobs):
             raise WeightsError(
                 "the new weights give no probabilities",
                 why=f"the log-probabilities of {answer.completions[0].text!r} are {logprobs}",

@@ -78,7 +78,9 @@ class WeightSwapper:
         self._alone = alone
         self._condemn = condemn
         self._lock = filelock.FileLock(file.with_suffix(".lock"))
+        self._dozes = _DOZING in (server.command or ())
         self._busy = False
+        self._turn = asyncio.Lock()  # a swap and a restoration do not tell the server two things
         self._transport: AiohttpTransport | None = None
 
     async def __aenter__(self) -> Self:
@@ -144,7 +146,8 @@ class WeightSwapper:
         wanted = self.current
         step = self._replacement()
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(DEADLINE), self._turn:
+                wanted = self.current
                 await self._demand_unchanged(wanted)
                 if wanted.version != self._started.version:
                     await step.hold("abort")
@@ -180,11 +183,12 @@ class WeightSwapper:
                 began = time.perf_counter()
                 step.stage = "the end of the requests under way"
                 await self._gate.close(in_flight)
-                await step.hold(in_flight)
-                held = time.perf_counter()
-                await step.put(new)
-                replaced = time.perf_counter()
-            declare(self._file, new)  # not in a thread: cancelled, it could still come true
+                async with self._turn:
+                    await step.hold(in_flight)
+                    held = time.perf_counter()
+                    await step.put(new)
+                    replaced = time.perf_counter()
+                    declare(self._file, new)  # not in a thread: cancelled, it could still be done
         except (WireError, WeightsError, ModelError, TimeoutError) as error:
             raise await self._failed(error, step, old, deadline=deadline) from error
         except BaseException as error:
@@ -220,10 +224,10 @@ class WeightSwapper:
         """None if the old weights answer; else in words what there is instead."""
         back = self._replacement()
         try:
-            async with asyncio.timeout(deadline):
+            async with asyncio.timeout(deadline), self._turn:
                 if step.touched:
                     await self._demand_unchanged(old)
-                    if not step.held:
+                    if not (step.held and self._dozes):  # asleep, it must not be put to sleep
                         await back.hold("abort")  # what runs was begun with the new weights
                     await back.put(old)
                 elif step.held:
@@ -257,7 +261,7 @@ class WeightSwapper:
             wire=self._engine.wire,
             model=self._server.models[0],
             capabilities=self._engine.capabilities(self._server.version),
-            dozes=_DOZING in (self._server.command or ()),
+            dozes=self._dozes,
             check=self._demand_unchanged,
         )
 

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import House, url_of
+
+SUPPORT = Path(__file__).parents[1] / "weights" / "support"
+if str(SUPPORT) not in sys.path:
+    sys.path.append(str(SUPPORT))
+
+from tiny_checkpoints import write_checkpoint  # noqa: E402
+
+
+@pytest.fixture
+def url(house: House):
+    """A server called mine, with checkpoint `a`; its first reload after a swap to `bad` fails."""
+    write_checkpoint(house.work / "a", seed=1)
+    write_checkpoint(house.work / "b", seed=2)
+    fault = [{"fault": "status", "path": "/collective_rpc", "status": 500, "nth": [2, 3]}]
+    faults = house.write("faults.json", json.dumps(fault))
+    serving = house.start("serve", "a", "--name", "mine", "--env", f"VLLM_FAKE_FAULTS={faults}")
+    yield url_of(serving.until("ready after"))
+    serving.interrupt()
+    serving.end()
+
+
+@pytest.mark.slow
+def test_swap_and_info(house: House, url: str):
+    """A swap, what it says, what is there after; and a failure with its exit code."""
+    before = house.run("weights", "info", "mine", "--json").report
+    assert (before["version"], before["named"], before["agrees"]) == (0, "default", True)
+    assert before["path"] == str(house.work / "a")
+
+    done = house.run("weights", "swap", "mine", "b", "--abort", "--deadline", "30")
+    assert done.code == 0, done.err
+    assert done.out.startswith(f"mine has the weights in {house.work / 'b'} (digest ")
+    after = house.run("weights", "info", url, "--json").report
+    assert (after["version"], after["path"]) == (1, str(house.work / "b"))
+    assert after["named"] == f"1-{after['digest'][:12]}"
+    said = house.run("weights", "info", "mine").out.splitlines()
+    assert said[0].split() == ["path:", str(house.work / "b")]
+    assert said[1].split() == ["digest:", after["digest"]]
+    assert said[2].split() == ["version:", "1"]
+
+    failed = house.run("weights", "swap", url, "a", "--json")
+    assert failed.code == 5
+    assert "are NOT back" in failed.err
+    assert "server.log" in failed.err
+    broken = house.run("weights", "info", "mine")
+    assert "calls its weights 'loading 1-" in broken.out
+    assert "a swap was broken off" in broken.out
+    mended = house.run("weights", "swap", "mine", "a", "--json")
+    assert mended.code == 0, mended.err
+    assert mended.report["after"]["version"] == 2
+    assert mended.report["canary"] > 0
+
+
+@pytest.mark.slow
+def test_what_is_refused(house: House, url: str):
+    """Nothing is sent for a checkpoint that does not fit, and names are checked."""
+    write_checkpoint(house.work / "c", dtype="float16")
+    refused = house.run("weights", "swap", "mine", "c")
+    assert refused.code == 4
+    assert "is F16 there and F32 here" in refused.err
+    assert house.run("weights", "swap", "mine", "nowhere").code == 4
+    unknown = house.run("weights", "swap", "mien", "b")
+    assert unknown.code == 2
+    assert "did you mean 'mine'?" in unknown.err
+    assert house.run("weights", "info", "http://127.0.0.1:9").code == 6
+    assert house.run("weights", "info", "mine", "--json").report["version"] == 0

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny_checkpoints import SHAPES, write_checkpoint
+
+from enginehouse.core.errors import ModelError
+from enginehouse.weights.checkpoint import checked_digest, digest_of
+
+
+@pytest.fixture
+def served(tmp_path):
+    """What the server was started with."""
+    return write_checkpoint(tmp_path / "served")
+
+
+def test_another_of_the_same_shape_is_taken(served, layout, tmp_path):
+    """Its digest is that of its content, wherever it lies."""
+    other = write_checkpoint(tmp_path / "other", seed=1)
+    digest = checked_digest(other, served=served, layout=layout)
+    assert digest == digest_of(other, layout=layout) != digest_of(served, layout=layout)
+    copy = write_checkpoint(tmp_path / "copy", seed=1)
+    assert checked_digest(copy, served=served, layout=layout) == digest
+
+
+def test_what_savers_change_is_no_other_architecture(served, layout, tmp_path):
+    """Versions, caches and the name it was loaded under differ between equal models."""
+    free = {"transformers_version": "9.9", "use_cache": False, "_name_or_path": "x", "pad": 1}
+    other = write_checkpoint(tmp_path / "other", **free)
+    assert checked_digest(other, served=served, layout=layout)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"shapes": SHAPES | {"model.norm.weight": (5,)}}, r"norm.weight is F32 \[5\] there"),
+        ({"shapes": {"model.norm.weight": (4,)}}, "it has no model.embed_tokens.weight"),
+        ({"shapes": SHAPES | {"model.x": (1,)}}, "model.x is not in the served one"),
+        ({"dtype": "float16"}, "is F16 there and F32 here"),
+        ({"model_type": "qwen2"}, "another architecture"),
+        ({"rope_theta": 500000}, "another architecture"),
+    ],
+)
+def test_what_does_not_fit_is_refused(served, layout, tmp_path, wrong, said):
+    """Each with its reason: an engine would load it without a word."""
+    other = write_checkpoint(tmp_path / "other", **wrong)
+    with pytest.raises(ModelError, match=said) as caught:
+        checked_digest(other, served=served, layout=layout)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_head_may_be_written_or_not(served, layout, tmp_path, tied):
+    """Where it is the embedding, savers differ; elsewhere it is missing or too much."""
+    shapes = SHAPES | {"lm_head.weight": (8, 4)}
+    served = write_checkpoint(tmp_path / "served", shapes=shapes, tie_word_embeddings=tied)
+    other = write_checkpoint(tmp_path / "other", tie_word_embeddings=tied)
+    if tied:
+        assert checked_digest(other, served=served, layout=layout)
+        return
+    with pytest.raises(ModelError, match="it has no lm_head"):
+        checked_digest(other, served=served, layout=layout)
+
+
+def test_a_pickle_is_refused(served, layout, tmp_path):
+    """It may run code in the engine."""
+    other = write_checkpoint(tmp_path / "other")
+    (other / "model.safetensors").rename(other / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="is a pickle"):
+        checked_digest(other, served=served, layout=layout)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 60, -1])
+def test_half_written_weights_are_refused(served, layout, tmp_path, keep):
+    """Cut anywhere, its last byte included."""
+    other = write_checkpoint(tmp_path / "other")
+    file = other / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ModelError, match="not wholly written yet"):
+        checked_digest(other, served=served, layout=layout)
+
+
+def test_a_missing_shard_is_refused(served, layout, tmp_path):
+    """The index names what must be there."""
+    other = write_checkpoint(tmp_path / "other")
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (other / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="lacks 1 of 2 weight files"):
+        checked_digest(other, served=served, layout=layout)
+
+
+def test_no_folder_is_refused(served, layout, tmp_path):
+    """In words."""
+    with pytest.raises(ModelError, match="cannot read"):
+        checked_digest(tmp_path / "nowhere", served=served, layout=layout)
