@@ -247,6 +247,7 @@ def test_a_journal_that_cannot_be_written(
         ({"tasks": ["gsm9k"]}, "did you mean 'gsm8k'?"),
         ({"model": "org/name"}, "takes no model"),
         ({"engine": "openai"}, "openai cannot serve a checkpoint"),
+        ({"server": {"host": "0.0.0.0"}}, "needs an API key"),
         ({"engine": "llamacpp"}, "llamacpp cannot serve a checkpoint"),
     ],
 )

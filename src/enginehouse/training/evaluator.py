@@ -21,11 +21,11 @@ from enginehouse.core.errors import (
     StoreError,
     UnsupportedError,
 )
-from enginehouse.engines.base import Engine, ServedEngine
+from enginehouse.engines.base import Engine, ServedEngine, demand_api_key
 from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.configuration import EvaluationConfig, merged, parse
 from enginehouse.launch.evaluating import run_evaluation
-from enginehouse.launch.serving import Notify
+from enginehouse.launch.serving import Notify, with_api_key
 from enginehouse.report.summary import Report
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import list_runs
@@ -137,6 +137,8 @@ def _configuration(tasks: Sequence[str], settings: Mapping[str, Any]) -> Evaluat
             f"{engine.name} cannot serve a checkpoint in the form in which trainers save it",
             fix="choose vllm, sglang or hf",
         )
+    if config.url is None:
+        demand_api_key(with_api_key(config.server))
     return config
 
 
