@@ -29,6 +29,9 @@ COMMANDS = {
     "compare": CommandEntry(
         "enginehouse.cli.compare:compare", "Compare two runs on the same items."
     ),
+    "watch": CommandEntry(
+        "enginehouse.cli.watch:watch", "Evaluate checkpoints and adapters as they appear."
+    ),
     "tasks": CommandEntry("enginehouse.cli.tasks:tasks", "List the tasks and what they need."),
     "serve": CommandEntry(
         "enginehouse.cli.serve:serve", "Serve a model until Ctrl-C, or detached."

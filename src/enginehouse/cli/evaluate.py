@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -47,6 +48,18 @@ def evaluate(
 ) -> None:
     """Evaluate a model on tasks: serve it, ask, score, report, stop the server."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
+    values = values_given(given, config=config, data=data)
+    origin = str(config or "the command line")
+    settings = parse(EvaluationConfig, values, origin=origin)
+    if not more:
+        _carry_out(partial(run_evaluation, settings), console)
+        return
+    others = [parse(EvaluationConfig, values | {"model": m}, origin=origin) for m in more]
+    _carry_out_together([settings, *others], console)
+
+
+def values_given(given: dict[str, Any], *, config: Path | None, data: str | None) -> dict[str, Any]:
+    """What the options and the file say together, options first. Demands a task of either."""
     given["tasks"] = _tasks(given.get("tasks"), data)
     values = merged(read_yaml(config) if config else {}, given)
     if not config and not values.get("tasks"):
@@ -55,13 +68,7 @@ def evaluate(
             fix="name one with --task, several by repeating it; `enginehouse tasks` lists them",
         )
     _override_tasks(values, given)
-    origin = str(config or "the command line")
-    settings = parse(EvaluationConfig, values, origin=origin)
-    if not more:
-        _carry_out(partial(run_evaluation, settings), console)
-        return
-    others = [parse(EvaluationConfig, values | {"model": m}, origin=origin) for m in more]
-    _carry_out_together([settings, *others], console)
+    return values
 
 
 def _carry_out_together(configs: list[EvaluationConfig], console: Console) -> None:

@@ -30,6 +30,7 @@ VariantOption = Annotated[
     str | None, typer.Option("--variant", help="The engine's build: cpu or cuda.")
 ]
 
+_ARGUMENTS = ("directory", "model")  # in this order; everything else is an option
 _FLAGS = {"tasks": ["--task", "-t"], "env_vars": ["--env"], "json_schema": ["--schema"]}
 _REPEATED = {"tasks", "env_vars", "stop"}
 
@@ -59,7 +60,7 @@ def with_config_options(kind: type[BaseModel]) -> Callable[[Callable[..., Any]],
             given = {n: v for n in fields if (v := values.pop(n)) not in (None, [])}
             return command(**values, given=given | {"server": chosen})
 
-        parameters = sorted([*own, *options, *server], key=lambda p: p.name != "model")
+        parameters = sorted([*own, *options, *server], key=lambda p: _order(p.name))
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
         return wrapper
@@ -86,7 +87,7 @@ def _parameter(name: str, field: FieldInfo, panel: str | None = None) -> inspect
         kind = next((k for k in (bool, int, float, Path) if k in kinds), str)
     option = (
         typer.Argument(help=field.description)
-        if name == "model"
+        if name in _ARGUMENTS
         else typer.Option(*flags, help=field.description, rich_help_panel=panel)
     )
     return inspect.Parameter(
@@ -95,6 +96,10 @@ def _parameter(name: str, field: FieldInfo, panel: str | None = None) -> inspect
         default=None,
         annotation=Annotated[kind | None, option],
     )
+
+
+def _order(name: str) -> int:
+    return _ARGUMENTS.index(name) if name in _ARGUMENTS else len(_ARGUMENTS)
 
 
 def _plain(annotation: Any) -> list[Any]:

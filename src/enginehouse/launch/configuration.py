@@ -108,7 +108,7 @@ class AskConfig(ServeConfig):
 class ParityConfig(ServeConfig):
     """A model to serve, and how far the engine may be from transformers."""
 
-    threshold: Annotated[float, Field(gt=0)] = 0.05
+    threshold: Annotated[float, Field(gt=0)] = 0.1
     """The mean difference of log-probabilities, in nats per token, up to which they agree."""
 
 
@@ -256,6 +256,29 @@ class EvaluationConfig(AskConfig):
             raise ValueError(
                 "'tasks' is empty: name at least one, as `enginehouse tasks` lists them"
             )
+        return self
+
+
+class WatchConfig(EvaluationConfig):
+    """A folder in which checkpoints and adapters appear, and how each is evaluated."""
+
+    directory: Path
+    """The folder whose subfolders are the checkpoints and adapters."""
+    model: str | None = None
+    """The base of the adapters; it is evaluated, too."""
+    once: bool = False
+    """Whether what is there is evaluated and that is all, instead of waiting for more."""
+    interval: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds between two looks; what has not changed from one to the next may be finished."""
+    html: Path | None = None
+    """The page with the curve; it lies with the watch's own files when not given."""
+    retry_failed: bool = False
+    """Whether what failed before is tried again."""
+
+    @model_validator(mode="after")
+    def _someone_to_ask(self) -> Self:
+        if self.url is not None or self.adapter is not None:
+            raise ValueError("give the base alone: neither a url nor an adapter")
         return self
 
 

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import yaml
@@ -36,6 +36,7 @@ from enginehouse.tasks.registry import load_task
 
 OnProgress = Callable[[Progress], None]
 Asking = Callable[..., AbstractAsyncContextManager[Serving]]  # as `asking`
+Given = TypeVar("Given", bound=EvaluationConfig)
 _SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 
 
@@ -46,14 +47,17 @@ async def run_evaluation(
     notify: Notify,
     progress: OnProgress = lambda _: None,
     ask: Asking = asking,
+    begun: Callable[[Run], None] = lambda _: None,
 ) -> Report:
     """Evaluate from the beginning, in a new run folder; `ask` opens whoever is to be asked.
+
+    `begun` hears of the run before anybody is asked.
 
     The data is loaded before the folder is made, and everything else that can fail fails before a
     server is started. Raises EnginehouseError; what was asked until then stays in the run. A run
     whose configuration is wrong is removed: it could never be resumed.
     """
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     tasks = await asyncio.to_thread(_load_tasks, config)
     if config.engine is not None:
         engine: Engine = ENGINES.load(config.engine)()
@@ -68,6 +72,7 @@ async def run_evaluation(
         versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},
     )
     notify(f"run: {run.info.id}")
+    begun(run)
     try:
         return await _carry_out(run, config, tasks, layout, notify, progress, ask=ask)
     except (ConfigurationError, ModelError):
@@ -83,6 +88,7 @@ async def resume_evaluation(
     notify: Notify,
     progress: OnProgress = lambda _: None,
     retry_failed: bool = False,
+    ask: Asking = asking,
 ) -> Report:
     """Ask what a run has not asked yet; a complete run asks nothing and starts no server."""
     run = open_run(layout, reference)
@@ -96,7 +102,7 @@ async def resume_evaluation(
         tasks = await asyncio.to_thread(_load_tasks, config)
         notify(f"run: {run.info.id}, resumed")
         await _stop_abandoned(run, layout=layout, notify=notify)
-        return await _carry_out(run, config, tasks, layout, notify, progress, retry_failed)
+        return await _carry_out(run, config, tasks, layout, notify, progress, retry_failed, ask=ask)
 
 
 async def evaluate(
@@ -243,7 +249,7 @@ def _prices(config: EvaluationConfig) -> Prices | None:
     return Prices(input=config.price_input, output=config.price_output)
 
 
-def _with_absolute_paths(config: EvaluationConfig) -> EvaluationConfig:
+def with_absolute_paths(config: Given) -> Given:
     """So that the resolved file means the same from any folder."""
 
     def absolute(path: str | None) -> str | None:

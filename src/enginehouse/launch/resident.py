@@ -58,7 +58,13 @@ class Resident:
         if path is not None and (path / CONFIG).exists():
             return await self._adapter(path)
         await self._weights(path)
-        return self.serving
+        swapper = self.serving.weights
+        if path is None or swapper is None:
+            return self.serving
+        provenance = msgspec.structs.replace(
+            self.serving.provenance, model=str(path), weights_digest=swapper.current.digest
+        )
+        return replace(self.serving, provenance=provenance)
 
     async def _weights(self, path: Path | None) -> None:
         model, swapper = self.serving.model, self.serving.weights
@@ -70,7 +76,8 @@ class Resident:
                 fix="serve the checkpoint by itself, or with vLLM on the loopback address",
                 kind="unsupported",
             )
-        if swapper is not None and swapper.current.path != folder:
+        # a folder that is named again may hold something else by now
+        if swapper is not None and (path is not None or swapper.current.path != folder):
             await swapper.swap(folder)
 
     async def _adapter(self, folder: Path) -> Serving:

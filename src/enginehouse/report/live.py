@@ -57,7 +57,7 @@ class LiveBar:
 
     def __call__(self, progress: Progress) -> None:
         """Redraw."""
-        self._live.update(_bars(progress), refresh=True)
+        self._live.update(bars(progress), refresh=True)
 
 
 class PlainLines:
@@ -123,7 +123,8 @@ def status_line(progress: Progress) -> str:
     return f"{p.done:,}/{p.total:,} samples, {failed}, {speed}, {_duration(p.elapsed)}, {left}"
 
 
-def _bars(progress: Progress) -> RenderableType:
+def bars(progress: Progress) -> RenderableType:
+    """A bar per task, and below them what `status_line` says."""
     grid = Table.grid(padding=(0, 1))
     grid.add_column(overflow="ellipsis", no_wrap=True)
     grid.add_column(ratio=1, min_width=3)

@@ -84,6 +84,11 @@ class Layout:
         return self.state / "runs"
 
     @property
+    def watches(self) -> Path:
+        """One folder per curve of a folder that is or was watched."""
+        return self.state / "watches"
+
+    @property
     def locks(self) -> Path:
         """Locks of files that lie where the user put them."""
         return self.state / "locks"

@@ -1,0 +1,142 @@
+"""The resident server of a watch: started when it is needed, and again when it cannot serve."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from enginehouse.core.errors import AdapterError, ModelError
+from enginehouse.core.incidents import Incident
+from enginehouse.launch.configuration import ServeConfig
+from enginehouse.launch.finished_checkpoints import Finished
+from enginehouse.launch.resident import with_adapters
+from enginehouse.launch.serving import Notify, OnIncident, Serving
+from enginehouse.report.curve import Kind
+from enginehouse.store.layout import Layout
+from enginehouse.weights.peft_folder import read_peft_folder
+
+
+class Swappable(Protocol):
+    """A server that can be had answer as one checkpoint or adapter after another."""
+
+    async def target(self, path: Path | None) -> Serving:
+        """Have it answer as what is in `path`; None is its own model."""
+        ...
+
+
+Opening = Callable[..., AbstractAsyncContextManager[Swappable]]  # as `resident`
+
+
+class Host:
+    """One server at a time. LoRA is enabled when the first adapter is there, or if asked for."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        open_resident: Opening,
+        layout: Layout,
+        notify: Notify,
+        concurrency: int | None,
+    ) -> None:
+        self._given = config
+        self._open = open_resident
+        self._layout = layout
+        self._notify = notify
+        self._concurrency = concurrency
+        self._stack = AsyncExitStack()
+        self._current: Swappable | None = None
+        self._config = config
+        self._listener: OnIncident = lambda _: None
+        self.adapters: tuple[Path, ...] = ()
+        """Those that are known to come: the server is started for ranks as large as theirs."""
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a model was named to start with; else the first checkpoint is."""
+        return self._given.model is not None or self._given.path is not None
+
+    async def ready(self, found: Finished | None) -> Swappable:
+        """A server that can answer as `found` (None: its own model); raises what starting does.
+
+        Raises AdapterError for an adapter that no server can be started for.
+        """
+        wanted = await asyncio.to_thread(self._wanted, found)
+        if self._current is None or wanted is not self._config:
+            await self.close()
+            opened = self._open(
+                wanted,
+                layout=self._layout,
+                notify=self._notify,
+                concurrency=self._concurrency,
+                on_incident=self._hear,
+            )
+            self._current = await self._stack.enter_async_context(opened)
+            self._config = wanted
+        return self._current
+
+    async def close(self) -> None:
+        """Stop the server, if there is one."""
+        self._current = None
+        await self._stack.aclose()
+
+    @asynccontextmanager
+    async def asking(
+        self, _: Any, *, serving: Serving, on_incident: OnIncident, **__: Any
+    ) -> AsyncIterator[Serving]:
+        """As `launch.asking.asking`, of what was made ready; `on_incident` hears of its deaths."""
+        self._listener = on_incident
+        try:
+            yield serving
+        finally:
+            self._listener = _nobody
+
+    def _hear(self, incident: Incident) -> None:
+        self._listener(incident)
+
+    def _wanted(self, found: Finished | None) -> ServeConfig:
+        """The configuration of a server that can do it: the current one's, if that can."""
+        if found is not None and found.kind is Kind.ADAPTER:
+            rank = read_peft_folder(found.path).rank
+            if not self.has_model:
+                raise AdapterError(
+                    f"{found.path} is an adapter, and its base is not known",
+                    fix="name the base: enginehouse watch DIR MODEL",
+                )
+            options = self._config.server
+            enough = options.enable_lora and (options.max_lora_rank or 0) >= rank
+            if self._current is not None and enough:
+                return self._config
+            wanted = with_adapters(self._given, [found.path, *_readable(self.adapters)])
+            same = self._current is not None and wanted == self._config
+            return self._config if same else wanted
+        if self._current is not None and not self._is_gone():
+            return self._config
+        config = self._given
+        if not self.has_model and found is not None:
+            config = config.model_copy(update={"model": str(found.path)})
+        if config.server.enable_lora or self.adapters:
+            config = with_adapters(config, _readable(self.adapters))
+        return config
+
+    def _is_gone(self) -> bool:
+        """Whether the checkpoint that the server was started with was removed meanwhile."""
+        return not self.has_model and not Path(str(self._config.model)).exists()
+
+
+def _nobody(_: Incident) -> None:
+    """Hear of a death between two evaluations; the server's log has it."""
+
+
+def _readable(folders: Iterable[Path]) -> list[Path]:
+    found = []
+    for folder in folders:
+        try:
+            read_peft_folder(folder)
+        except ModelError:
+            continue
+        found.append(folder)
+    return found

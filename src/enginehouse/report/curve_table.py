@@ -1,0 +1,186 @@
+"""A curve while it grows: a table in a terminal, a line for every point elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import IO, Protocol, Self
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from enginehouse.report import curve_words as words
+from enginehouse.report.curve import Curve, CurvePoint, Kind
+from enginehouse.report.live import PlainLines, bars
+from enginehouse.report.summary import Progress
+from enginehouse.report.terminal import make_console, make_table
+
+_COLUMNS = ("step", "name", "task", "score", "95 % interval", "from the base", "from the best")
+_TABLE_WIDTH = 96
+_BESIDE = 8  # lines of the screen that are not the table's rows
+
+
+class CurveDisplay(Protocol):
+    """Shows a watch between `with` and its end."""
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the last state on the screen."""
+        ...
+
+    def note(self, message: str) -> None:
+        """Say what goes on."""
+        ...
+
+    def progress(self, progress: Progress) -> None:
+        """Show how far the evaluation is."""
+        ...
+
+    def curve(self, curve: Curve, point: CurvePoint | None) -> None:
+        """Show the curve, in which `point` is new; None for all that was known before."""
+        ...
+
+
+class GrowingTable:
+    """The table, redrawn in place below the notes; the last rows where it is higher than that."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, auto_refresh=False)
+        self._table: RenderableType = Text("nothing has been evaluated yet")
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.update(self._table, refresh=True)
+        self._live.stop()
+
+    def note(self, message: str) -> None:
+        """Print it above the table."""
+        self._live.console.print(Text(message, style="dim"))
+
+    def progress(self, progress: Progress) -> None:
+        """Redraw, with a bar per task below the table."""
+        self._live.update(Group(self._table, Text(), bars(progress)), refresh=True)
+
+    def curve(self, curve: Curve, point: CurvePoint | None) -> None:  # noqa: ARG002
+        """Redraw all of it."""
+        self._table = CurveTable(curve)
+        self._live.update(self._table, refresh=True)
+
+
+class LinePerPoint:
+    """For files and pipes: points on `out`, everything else on `err`."""
+
+    def __init__(self, out: IO[str], err: IO[str]) -> None:
+        self._out = out
+        self._err = err
+        self._progress = PlainLines(err)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+    def note(self, message: str) -> None:
+        """Print it."""
+        self._err.write(message + "\n")
+        self._err.flush()
+
+    def progress(self, progress: Progress) -> None:
+        """Print it now and then."""
+        self._progress(progress)
+
+    def curve(self, curve: Curve, point: CurvePoint | None) -> None:
+        """Print the point's line, or every known one's."""
+        for one in _rows(curve) if point is None else (point,):
+            self._out.write(words.line(one) + "\n")
+        self._out.flush()
+
+
+def curve_display(out: IO[str], err: IO[str]) -> CurveDisplay:
+    """The table if `out` is a terminal that can move the cursor, else lines."""
+    console = make_console(out)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return GrowingTable(console)
+    return LinePerPoint(out, err)
+
+
+class CurveTable:
+    """A row per point and task; lines where the terminal is too narrow for that."""
+
+    def __init__(self, curve: Curve) -> None:
+        self._curve = curve
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows = list(_rows(self._curve))
+        if not rows:
+            yield Text("nothing has been evaluated yet")
+            return
+        several = len(self._curve.tasks) > 1
+        fitting = max(3, (console.size.height - _BESIDE) // max(1, len(self._curve.tasks)))
+        left_out = max(0, len(rows) - fitting)
+        if left_out:
+            base = [row for row in rows[:1] if row.kind is Kind.BASE]
+            rows = [*base, *rows[left_out + len(base) :]]
+            yield Text(f"{left_out:,} more are on the page", style="dim")
+        if options.max_width < _TABLE_WIDTH:
+            yield from (Text(words.line(row)) for row in rows)
+            return
+        columns = [column for column in _COLUMNS if several or column != "task"]
+        table = make_table(*columns, right=(0, columns.index("score")))
+        for row in rows:
+            for cells in _cells(self._curve, row, several=several):
+                table.add_row(*cells)
+        yield table
+
+
+def _rows(curve: Curve) -> Iterator[CurvePoint]:
+    if curve.base is not None:
+        yield curve.base
+    yield from curve.points
+
+
+def _cells(curve: Curve, point: CurvePoint, *, several: bool) -> Iterator[list[Text]]:
+    name = "base" if point.kind is Kind.BASE else point.name
+    best = {task.task for task in curve.tasks if task.best == point.name}
+    if point.failure is not None:
+        failed = Text(f"failed: {point.failure.splitlines()[0]}", style="red")
+        blank = [Text()] if several else []
+        yield [Text(words.step_text(point)), Text(name), *blank, Text(), failed, Text(), Text()]
+        return
+    for number, task in enumerate(point.tasks):
+        style = "bold" if task.task in best and point.kind is not Kind.BASE else ""
+        against = Text(words.difference_text(task.from_best))
+        if task.from_best is not None:
+            against.append(f" {task.from_best.name}", style="dim")
+        yield [
+            Text(words.step_text(point) if not number else ""),
+            Text(name if not number else "", style=style),
+            *([Text(task.task)] if several else []),
+            Text(words.score_text(task), style=style),
+            Text(words.interval_text(task)),
+            Text(words.difference_text(task.from_base)),
+            against,
+        ]
