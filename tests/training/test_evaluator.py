@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from command_line import House, journaled, sums
 from fake_transformers import module, train
-from stand_in import Model, Optimizer, Tokenizer, Torch
+from stand_in import Model, Optimizer, OutOfMemoryError, Tokenizer, Torch
 from tiny_adapters import write_adapter
 from tiny_checkpoints import write_checkpoint
 
@@ -160,6 +160,23 @@ def test_a_model_that_cannot_be_saved(house: House, loop: Loop):
     assert loop.state == before
     assert house.runs == []
     assert [path.name for path in evaluator.folder.iterdir()] == ["evaluations.jsonl"]
+
+
+@pytest.mark.slow
+def test_a_gpu_that_somebody_else_has_filled(house: House, loop: Loop, torch: Torch):
+    """The trainer cannot go on: torch's error is raised, and the saved model is kept."""
+
+    def note(text: str) -> None:
+        if text.startswith("ready after"):
+            torch.take(900)
+
+    evaluator = CheckpointEvaluator(**settings(house), notify=note)
+    with pytest.raises(OutOfMemoryError) as caught:
+        loop.evaluate(evaluator)
+    assert "cannot return to the GPU" in caught.value.__notes__[0]
+    (recorded,) = read_evaluations(evaluator.folder)
+    assert recorded.checkpoint is not None
+    assert (Path(recorded.checkpoint) / "model.safetensors").exists()
 
 
 def test_training_in_several_processes(house: House, loop: Loop):

@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,19 +91,21 @@ class CheckpointEvaluator:
         state are what they were, to the bit, and nothing that was started is left.
 
         Whatever goes wrong with the evaluation is the result's `error`, and never raised. Raised
-        are only torch's error if the trainer's own state does not fit its GPU any more, and after
-        everything else an interrupt (SIGINT, SIGTERM) that came meanwhile.
+        are only torch's error if the trainer's own state does not fit its GPU any more (the saved
+        model is then kept), and after everything else an interrupt that came meanwhile.
         """
         attempt = _Attempt(step, self._config, folder=self.folder, layout=self._layout)
         holders = [holder for holder in (model, optimizer, *also) if holder is not None]
+        keep = True  # the checkpoint is all that is left of a trainer that does not come back
         with interrupts_deferred() as interrupts:
             try:
                 with random_state_kept(), ExitStack() as away:
                     attempt.carry_out(
                         _Trainer(model, tokenizer, holders, away), interrupts, self._notify
                     )
+                keep = self._keep
             finally:
-                evaluation = attempt.end(keep=self._keep)
+                evaluation = attempt.end(keep=keep)
                 self._record(evaluation)
         return evaluation
 
@@ -215,9 +217,10 @@ class _Attempt:
     def _run(self) -> str | None:
         """The run that did not come to an end, so that it can be looked at."""
         name = self._checkpoint.name
-        for info in list_runs(self._layout):
-            if info.created >= self._result.started and name in info.model:
-                return str(self._layout.runs / info.id)
+        with suppress(StoreError):
+            for info in list_runs(self._layout):
+                if info.created >= self._result.started and name in info.model:
+                    return str(self._layout.runs / info.id)
         return None
 
 

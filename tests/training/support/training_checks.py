@@ -1,7 +1,8 @@
 """What training with a real torch must keep, on tiny models: prints {check: problem or null}.
 
-Runs where torch, transformers and PEFT are installed beside enginehouse. No server is started:
-evaluations are stood in for, and what lies on the CPU is moved as if it lay on a GPU.
+Runs where torch, transformers and PEFT are installed beside enginehouse, on the device that it is
+given: cpu or cuda. No server is started: evaluations are stood in for, and what lies on the CPU is
+moved as if it lay on a GPU.
 """
 
 from __future__ import annotations
@@ -46,8 +47,13 @@ CONFIG = LlamaConfig(
     attention_dropout=0.1,
     tie_word_embeddings=True,
 )
+DEVICE = sys.argv[1]
 torch.set_num_threads(1)
-evaluator.vacated = partial(vacated, staying=())
+if DEVICE == "cpu":
+    evaluator.vacated = partial(vacated, staying=())
+else:
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(mode=True)
 
 
 class Tokenizer:
@@ -65,7 +71,7 @@ class Loop:
         random.seed(1)
         np.random.seed(1)  # noqa: NPY002
         torch.manual_seed(1)
-        self.model: Any = LlamaForCausalLM(CONFIG)
+        self.model: Any = LlamaForCausalLM(CONFIG).to(DEVICE)
         if lora:
             config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.2)
             self.model = get_peft_model(self.model, config)
@@ -79,7 +85,7 @@ class Loop:
         for step in range(1, 7):
             for part in range(2):
                 length = random.randint(4, 8) + int(np.random.randint(4))  # noqa: NPY002
-                tokens = torch.randint(64, (2, length))
+                tokens = torch.randint(64, (2, length)).to(DEVICE)
                 loss = self.model(input_ids=tokens, labels=tokens).loss
                 loss.backward()
                 self.losses.append(loss.item())
@@ -106,8 +112,9 @@ class Loop:
         ]
         for tensor in (*self.model.parameters(), *self.model.buffers(), *moments):
             sha.update(repr(tensor.dtype).encode())
-            sha.update(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
+            sha.update(tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
         draws = (random.random(), np.random.random(), torch.rand(4).tolist())  # noqa: NPY002
+        draws = (*draws, torch.rand(4, device=DEVICE).tolist())
         sha.update(repr(draws).encode())
         return sha.hexdigest()
 
@@ -150,6 +157,10 @@ def check_a_loop_that_evaluates_ends_alike(folder: Path) -> None:
     assert {e.error for e in found} == {"RuntimeError: it ends like this"}
     # from the second step on, there is optimizer state of twice the weights
     assert found[1].moved_bytes > 1.9 * found[0].moved_bytes
+    if DEVICE == "cpu":
+        assert {e.freed_bytes for e in found} == {None}
+    else:
+        assert all(e.freed_bytes >= e.moved_bytes for e in found)
 
 
 def check_with_lora_too(folder: Path) -> None:
@@ -204,8 +215,8 @@ def check_a_merged_checkpoint_is_the_adapted_model(folder: Path) -> None:
     """An ordinary checkpoint, which says what base and adapter say together."""
     loop = Loop(lora=True).run()
     save_checkpoint(loop.model, tokenizer=Tokenizer(), folder=folder / "merged")
-    merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
-    tokens = torch.arange(10)[None]
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged").to(DEVICE)
+    tokens = torch.arange(10, device=DEVICE)[None]
     loop.model.eval()
     with torch.no_grad(), loop.model.disable_adapter():
         base = loop.model(tokens).logits
@@ -229,7 +240,7 @@ def check_transformers_trainer(folder: Path) -> None:
             per_device_train_batch_size=2,
             save_strategy="no",
             report_to=[],
-            use_cpu=True,
+            use_cpu=DEVICE == "cpu",
             disable_tqdm=True,
             seed=5,
             logging_steps=1,
