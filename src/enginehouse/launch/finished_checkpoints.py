@@ -69,6 +69,11 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     finished: tuple[Finished, ...]
     waiting: tuple[Waiting, ...]
 
+    def of(self, kind: Kind) -> tuple[Path, ...]:
+        """Every folder of that kind, finished or not."""
+        finished = [found.path for found in self.finished if found.kind is kind]
+        return (*finished, *(w.path for w in self.waiting if w.kind is kind))
+
 
 class Lookout:
     """Looks at a folder's subfolders again and again; remembers what each was like."""
@@ -205,20 +210,8 @@ def _incomplete(folder: Path, names: set[str], config: str) -> str | None:
         return f"it has no {config} yet"
     if _json(folder / config) is None:
         return f"{config} is not whole"
-    wanted: set[str] = set()
-    for name in sorted(names):
-        if name.endswith((".safetensors.index.json", ".bin.index.json")):
-            index = _json(folder / name)
-            if index is None or not isinstance(index.get("weight_map"), dict):
-                return f"{name} is not whole"
-            wanted |= {str(file) for file in index["weight_map"].values()}
-        if shard := _SHARD.fullmatch(name):
-            count, end = shard["count"], name.rpartition(".")[2]
-            wanted |= {f"{shard['stem']}-{i:05}-of-{count}.{end}" for i in range(1, int(count) + 1)}
-    if missing := sorted(wanted - names):
-        return f"{missing[0]} is not there yet" + (
-            f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else ""
-        )
+    if why := _missing_shards(folder, names):
+        return why
     for name in sorted(names):
         if name.endswith(".safetensors") and (lacking := _lacking(folder / name)):
             return f"{name} is not whole: {lacking}"

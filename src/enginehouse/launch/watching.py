@@ -158,9 +158,7 @@ class _Watcher:
         began = time.monotonic()
         while True:
             look = await asyncio.to_thread(self._lookout.look)
-            self._host.adapters = tuple(
-                one.path for one in (*look.finished, *look.waiting) if one.kind is Kind.ADAPTER
-            )
+            self._host.adapters = look.of(Kind.ADAPTER)
             self._tell(look)
             if job := await asyncio.to_thread(self._next, look):
                 curve = await self._evaluate(job) or curve

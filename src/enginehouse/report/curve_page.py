@@ -31,7 +31,8 @@ def curve_page(curve: Curve) -> str:
     )
 
 
-def _plots(curve: Curve, task: str, number: int) -> list[Markup]:
+def _plots(curve: Curve, task: str, number: int) -> list[tuple[str, Markup]]:
+    """Titles and drawings."""
     plots = [_scores(curve, task, f"score-{number}")]
     base = curve.base.name if curve.base else "the base"
     for name, title, of in (
@@ -41,7 +42,7 @@ def _plots(curve: Curve, task: str, number: int) -> list[Markup]:
         plot = _differences(curve, task, of, name=f"{name}-{number}", title=title)
         if plot.marks:
             plots.append(plot)
-    return [Markup(svg_plot(plot)) for plot in plots]  # noqa: S704 (every text is escaped there)
+    return [(p.title, Markup(svg_plot(p))) for p in plots]  # noqa: S704 (texts are escaped there)
 
 
 def _scores(curve: Curve, task: str, name: str) -> Plot:
@@ -69,6 +70,7 @@ def _scores(curve: Curve, task: str, name: str) -> Plot:
         y_title="score",
         unit="%",
         marks=tuple(marks),
+        span=_span(curve, task),
         missing=_missing(curve, task),
         level=_base_level(curve, task),
         places=_labels(curve),
@@ -85,7 +87,8 @@ def _base_level(curve: Curve, task: str) -> Level | None:
         y=100 * base.score.value,
         low=100 * interval.low if interval else None,
         high=100 * interval.high if interval else None,
-        label=f"base {curve_words.score_text(base)}",
+        label=f"base {curve_words.score_text(base)} ({curve_words.interval_text(base)})",
+        caption=f"base {curve_words.score_text(base)}",
     )
 
 
@@ -116,6 +119,7 @@ def _differences(
         y_title="points",
         unit="",
         marks=tuple(marks),
+        span=_span(curve, task),
         missing=_missing(curve, task),
         level=Level(y=0.0, low=None, high=None, label="no difference"),
         places=_labels(curve),
@@ -129,6 +133,12 @@ def _places(curve: Curve, task: str) -> list[tuple[float, CurvePoint, TaskPoint 
         (float(point.step or 0) if numbered else float(number), point, point.of(task))
         for number, point in enumerate(curve.points)
     ]
+
+
+def _span(curve: Curve, task: str) -> tuple[float, float]:
+    """From the first point to the last, so that a task's plots stand one above the other."""
+    at = [x for x, _, _ in _places(curve, task)] or [0.0]
+    return min(at), max(at)
 
 
 def _missing(curve: Curve, task: str) -> tuple[Missing, ...]:

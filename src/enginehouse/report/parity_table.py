@@ -37,7 +37,7 @@ def print_parity(report: ParityReport, *, file: IO[str] | None = None) -> None:
     console.print(Text(title, style="bold"))
     lines = {
         "tokens": f"{found.tokens:,}",
-        "difference": f"mean {found.mean:.4f}, largest {found.largest:.4f} nats (text "
+        "difference": f"mean {found.mean:.3g}, largest {found.largest:.3g} nats (text "
         f"{found.sequence + 1}, token {found.token + 2})",
         "importance ratio": f"mean {found.ratio_mean:.4f}, {found.ratio_least:.3f} to "
         f"{found.ratio_most:.3f}; {100 * found.clipped:.1f} % outside 0.8 to 1.2",

@@ -17,6 +17,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 20, 52
 _MARK = 4.5  # radius
 _CAP = 4  # half the width of an interval's ends
 _LABELS = 10  # along an axis, at most
+_HALO = 'paint-order="stroke" style="stroke:var(--paper, #fff)" stroke-width="3"'
 _LONGEST = 14  # characters of a label below the axis
 
 
@@ -39,19 +40,20 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Level(msgspec.Struct, frozen=True, kw_only=True):
-    """A value that holds everywhere: a dashed line, its interval a band."""
+    """A value that holds everywhere: a dashed line, its interval a band; `caption` stands on it."""
 
     y: float
     low: float | None
     high: float | None
     label: str
+    caption: str = ""
 
 
 class Plot(msgspec.Struct, frozen=True, kw_only=True):
     """What is drawn. `name` makes ids, unique in a page.
 
-    `places` are labels along the horizontal axis; None: numbers. `unit` follows the vertical
-    axis's numbers, `within` bounds it.
+    The horizontal axis spans `span`; `places` are its labels, None: numbers. `unit` follows
+    the vertical axis's numbers, `within` bounds it.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Plot(msgspec.Struct, frozen=True, kw_only=True):
     y_title: str
     unit: str
     marks: tuple[Mark, ...]
+    span: tuple[float, float]
     missing: tuple[Missing, ...] = ()
     level: Level | None = None
     places: tuple[str, ...] | None = None
@@ -117,8 +120,7 @@ def _parts(plot: Plot) -> Iterator[str]:
 
 
 def _scales(plot: Plot) -> tuple[_Scale, _Scale]:
-    at = [mark.x for mark in plot.marks] + [missing.x for missing in plot.missing] or [0.0]
-    left, right = min(at), max(at)
+    left, right = plot.span
     pad = (right - left) * 0.03 or 1.0
     levels: Sequence[Mark | Level] = (*plot.marks, *([plot.level] if plot.level else ()))
     values = [v for item in levels for v in (item.y, item.low, item.high) if v is not None]
@@ -142,7 +144,7 @@ def _axes(plot: Plot, x: _Scale, y: _Scale) -> Iterator[str]:
             f"{value:.{digits}f}{plot.unit}</text>"
         )
     yield f'<path d="M{_LEFT} {bottom}H{right}" stroke="currentColor"/>'
-    for value, label in _places(plot, x):
+    for value, label in _places(plot):
         yield f'<path d="M{x(value)} {bottom}v5" stroke="currentColor"/>'
         yield f'<text x="{x(value)}" y="{bottom + 18}" text-anchor="middle">{escape(label)}</text>'
     yield (
@@ -155,9 +157,10 @@ def _axes(plot: Plot, x: _Scale, y: _Scale) -> Iterator[str]:
     )
 
 
-def _places(plot: Plot, x: _Scale) -> Iterator[tuple[float, str]]:
+def _places(plot: Plot) -> Iterator[tuple[float, str]]:
     if plot.places is None:
-        for value in ticks(x.low, x.high, most=_LABELS - 1):
+        low, high = plot.span
+        for value in ticks(low, high, most=_LABELS - 1) if low < high else (low,):
             if value == round(value):
                 yield value, f"{value:,.0f}"
         return
@@ -179,10 +182,13 @@ def _level(level: Level, y: _Scale) -> Iterator[str]:
         )
     yield (
         f'<path d="M{_LEFT} {y(level.y)}H{right}" style="stroke:var(--level, #6b7280)" '
-        'stroke-width="1.5" stroke-dasharray="6 4"/>'
-        f'<text x="{right - 4}" y="{y(level.y)}" dy="-0.4em" text-anchor="end">'
-        f"{escape(level.label)}</text></g>"
+        'stroke-width="1.5" stroke-dasharray="6 4"/></g>'
     )
+    if level.caption:
+        yield (
+            f'<text x="{right - 4}" y="{y(level.y)}" dy="-0.4em" text-anchor="end" {_HALO}>'
+            f"{escape(level.caption)}</text>"
+        )
 
 
 def _curve(marks: Iterable[Mark], x: _Scale, y: _Scale) -> Iterator[str]:
@@ -200,10 +206,15 @@ def _curve(marks: Iterable[Mark], x: _Scale, y: _Scale) -> Iterator[str]:
         if mark.ringed:
             yield (
                 f'<circle cx="{at}" cy="{height}" r="{_MARK + 4}" fill="none" stroke-width="2"/>'
-                f'<text x="{at}" y="{height}" dy="-1.1em" dx="0.9em" stroke="none" '
-                'fill="currentColor">best</text>'
+                f'<text x="{at}" y="{height}" dy="-1.1em" dx="{_beside(at)}em" '
+                f'text-anchor="middle" fill="currentColor" {_HALO}>best</text>'
             )
         yield "</g>"
+
+
+def _beside(at: str) -> float:
+    """Right of a mark, or left of it where the plot ends there."""
+    return 2.0 if float(at) < WIDTH - _RIGHT - 40 else -2.0
 
 
 def _cross(missing: Missing, x: _Scale) -> str:
