@@ -78,7 +78,12 @@ async def run_parity(config: ParityConfig, *, layout: Layout, notify: Notify) ->
         ours = [await _scored(ready.sampler, tokens) for tokens in sequences]
     notify("scoring the same tokens with transformers")
     reference = await _reference(
-        Path(model.path), sequences, adapter=ready.adapter, layout=layout, notify=notify
+        Path(model.path),
+        sequences,
+        dtype=config.server.dtype or "auto",
+        adapter=ready.adapter,
+        layout=layout,
+        notify=notify,
     )
     return ParityReport(
         model=config.model or model.name,
@@ -108,7 +113,7 @@ async def score_with_peft(
     ours = [await _scored(sampler, tokens, model=model) for tokens in sequences]
     notify("scoring the same tokens with PEFT")
     reference = await _reference(
-        checkpoint, sequences, adapter=adapter, layout=layout, notify=notify
+        checkpoint, sequences, dtype="auto", adapter=adapter, layout=layout, notify=notify
     )
     return token_parity(ours, reference.logprobs)
 
@@ -139,6 +144,7 @@ async def _reference(
     model: Path,
     sequences: list[tuple[int, ...]],
     *,
+    dtype: str,
     adapter: Path | None,
     layout: Layout,
     notify: Notify,
@@ -151,7 +157,7 @@ async def _reference(
         tokens = Path(folder) / "tokens.json"
         await asyncio.to_thread(tokens.write_text, json.dumps(sequences))
         argv = [str(environment.executable), str(PAYLOADS / "reference_logprobs.py")]
-        argv += [str(model), str(tokens), *([str(adapter)] if adapter else [])]
+        argv += [str(model), str(tokens), dtype, *([str(adapter)] if adapter else [])]
         env = python_environ(write_bytecode=environment.key is not None) | {"HF_HUB_OFFLINE": "1"}
         finished = await run_program(argv, env=env, cwd=log.parent, log=log)
     if finished.returncode:

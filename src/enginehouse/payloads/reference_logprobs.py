@@ -1,9 +1,10 @@
 """The log-probabilities that transformers gives to the tokens of given sequences.
 
-Run by an engine environment's Python: `python reference_logprobs.py MODEL TOKENS.json [ADAPTER]`,
-where the file is a list of lists of token ids. Needs torch and transformers, for an adapter peft.
-Prints one JSON object on the last line of standard output: `logprobs` has, for each sequence, the
-natural logarithms of the second to the last token's probabilities, `dtype` the weights' type.
+Run by an engine environment's Python: `python reference_logprobs.py MODEL TOKENS.json DTYPE
+[ADAPTER]`, where the file is a list of lists of token ids, and DTYPE is auto, bfloat16, float16 or
+float32. Needs torch and transformers, for an adapter peft. Prints one JSON object on the last line
+of standard output: `logprobs` has, for each sequence, the natural logarithms of the second to the
+last token's probabilities, `dtype` the weights' type.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import sys
 from pathlib import Path
 
 
-def main(model_path: str, tokens_path: str, adapter: str | None = None) -> None:
+def main(model_path: str, tokens_path: str, dtype: str, adapter: str | None = None) -> None:
     """Score every sequence by itself."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype="auto")
-    dtype = str(model.dtype).removeprefix("torch.")
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype)
+    used = str(model.dtype).removeprefix("torch.")
     if adapter is not None:
         from peft import PeftModel
 
@@ -32,7 +33,7 @@ def main(model_path: str, tokens_path: str, adapter: str | None = None) -> None:
             logits = model(tokens).logits[0, :-1].float()
             chosen = torch.log_softmax(logits, dim=-1).gather(1, tokens[0, 1:, None])
             logprobs.append(chosen[:, 0].tolist())
-    print(json.dumps({"logprobs": logprobs, "dtype": dtype}))
+    print(json.dumps({"logprobs": logprobs, "dtype": used}))
 
 
 if __name__ == "__main__":
