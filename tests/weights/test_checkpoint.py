@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from tiny_checkpoints import SHAPES, write_checkpoint
 
 from enginehouse.core.errors import ModelError
+from enginehouse.weights import checkpoint
 from enginehouse.weights.checkpoint import checked_digest, digest_of
 
 
@@ -94,3 +96,42 @@ def test_no_folder_is_refused(served, layout, tmp_path):
     """In words."""
     with pytest.raises(ModelError, match="cannot read"):
         checked_digest(tmp_path / "nowhere", served=served, layout=layout)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_diverged_weights_are_refused(layout, tmp_path, dtype, value):
+    """One such value anywhere; and again, though the digest is known by then."""
+    served = write_checkpoint(tmp_path / "served", dtype=dtype)
+    bad = write_checkpoint(tmp_path / "bad", dtype=dtype, last=value)
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"norm.weight in .* holds NaN or infinity"):
+            checked_digest(bad, served=served, layout=layout)
+
+
+@pytest.mark.parametrize(("bits", "is_fine"), [(0x7F7F, True), (0x7F80, False), (0xFFC1, False)])
+def test_bfloat16_that_diverged_is_refused(layout, tmp_path, bits, is_fine):
+    """A type that numpy does not have; its largest finite value is fine."""
+
+    def write(name, values):
+        folder = write_checkpoint(tmp_path / name)
+        head = b'{"x":{"dtype":"BF16","shape":[4],"data_offsets":[0,8]}}'
+        content = len(head).to_bytes(8, "little") + head + np.array(values, "<u2").tobytes()
+        (folder / "model.safetensors").write_bytes(content)
+        return folder
+
+    served, other = write("served", [0] * 4), write("other", [0, 0, 0, bits])
+    if is_fine:
+        assert checked_digest(other, served=served, layout=layout)
+        return
+    with pytest.raises(ModelError, match=r"x in .* holds NaN or infinity"):
+        checked_digest(other, served=served, layout=layout)
+
+
+def test_values_are_looked_at_once(layout, tmp_path, monkeypatch):
+    """The second look at the same content is free."""
+    served = write_checkpoint(tmp_path / "served")
+    checked_digest(served, served=served, layout=layout)
+    monkeypatch.setattr(checkpoint, "_demand_finite", lambda _: pytest.fail("looked again"))
+    copy = write_checkpoint(tmp_path / "copy")
+    assert checked_digest(copy, served=served, layout=layout)

@@ -7,16 +7,19 @@ wrongly without a word.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import safetensors
 
 from enginehouse.core.errors import ModelError
 from enginehouse.provisioning.checkpoints import Checkpoint, read_checkpoint
 from enginehouse.provisioning.digests import weights_digest
+from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
 # what trainers and versions of transformers change without changing the model
@@ -33,6 +36,14 @@ _FREE = {
     "transformers_version",
     "use_cache",
 }
+# unsigned integers of the type's size, and the bits of an exponent that all are set in NaN and inf
+_EXPONENTS = {
+    "BF16": ("<u2", 0x7F80),
+    "F16": ("<u2", 0x7C00),
+    "F32": ("<u4", 0x7F800000),
+    "F64": ("<u8", 0x7FF0000000000000),
+}
+_CHUNK = 1 << 22  # values that are looked at once
 _TIED = "lm_head.weight"  # some savers write it, some do not, where it is the embedding
 
 
@@ -54,8 +65,8 @@ def digest_of(folder: Path, *, layout: Layout) -> str:
 def checked_digest(folder: Path, *, served: Path, layout: Layout) -> str:
     """The digest of a checkpoint that can take the place of the one in `served`.
 
-    Raises ModelError, with the reason, if it cannot. Reads heads only, and hashes what was not
-    hashed before.
+    Raises ModelError, with the reason, if it cannot. Hashes, and looks for NaN in, what was not
+    looked at before.
     """
     new, old = read_checkpoint(folder), read_checkpoint(served)
     _demand_same_configuration(new, old)
@@ -64,7 +75,13 @@ def checked_digest(folder: Path, *, served: Path, layout: Layout) -> str:
         tensors.pop(_TIED, None)
         wanted.pop(_TIED, None)
     _demand_same_tensors(tensors, wanted, folder)
-    return weights_digest(new.weights, layout=layout)
+    digest = weights_digest(new.weights, layout=layout)
+    known = layout.digests / f"{digest}.finite"
+    if not known.exists():
+        for file in new.weights:
+            _demand_finite(file)
+        write_whole(known, b"")
+    return digest
 
 
 def _demand_same_configuration(new: Checkpoint, old: Checkpoint) -> None:
@@ -127,6 +144,29 @@ def _demand_same_tensors(
                 f"{name} is {new[name].dtype} there and {wanted.dtype} here",
                 "save it in the served checkpoint's type",
             )
+
+
+def _demand_finite(file: Path) -> None:
+    """NaN in the weights is NaN in the engine's KV cache, and outlives them there (vLLM 0.32)."""
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        head = json.loads(opened.read(size))
+    head.pop("__metadata__", None)
+    for name, tensor in head.items():
+        if tensor["dtype"] not in _EXPONENTS:
+            continue
+        kind, exponent = _EXPONENTS[tensor["dtype"]]
+        begin, end = tensor["data_offsets"]
+        count = (end - begin) // np.dtype(kind).itemsize
+        if not count:
+            continue
+        values = np.memmap(file, dtype=kind, mode="r", offset=8 + size + begin, shape=(count,))
+        for first in range(0, count, _CHUNK):
+            if ((values[first : first + _CHUNK] & exponent) == exponent).any():
+                raise ModelError(
+                    f"{name} in {file} holds NaN or infinity",
+                    fix="its training has diverged: take an earlier checkpoint",
+                )
 
 
 def _first(names: list[str]) -> str:

@@ -151,12 +151,12 @@ class Replacement:
             answer = dialect.decode(reply, request=_CANARY, timing=Timing(started=0, elapsed=0))
         except WireError as error:
             raise WeightsError(
-                "the new weights do not answer", why=error.message, kind="canary"
+                "a request of four tokens failed", why=error.message, kind="canary"
             ) from error
         logprobs = [token.logprob for c in answer.completions for token in c.logprobs or ()]
         if not logprobs or not all(_MINUS_INFINITY < p < math.inf for p in logprobs):
             raise WeightsError(
-                "the new weights give no probabilities",
+                "the answer to a request of four tokens has no probabilities",
                 why=f"the log-probabilities of {answer.completions[0].text!r} are {logprobs}",
                 kind="canary",
             )

@@ -18,14 +18,17 @@ def write_checkpoint(
     seed: int = 0,
     shapes: dict[str, tuple[int, ...]] | None = None,
     dtype: str = "float32",
+    last: float | None = None,
     **config: Any,
 ) -> Path:
-    """A checkpoint whose values come from `seed`; whatever is in the folder is overwritten."""
+    """A checkpoint whose values come from `seed`, but for the `last`; overwrites what is there."""
     folder.mkdir(exist_ok=True)
     made = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_theta": 10000}
     (folder / "config.json").write_text(json.dumps(made | config))
     (folder / "tokenizer.json").write_text("{}")
     rng = np.random.default_rng(seed)
     tensors = {n: rng.normal(size=s).astype(dtype) for n, s in (shapes or SHAPES).items()}
+    if last is not None:
+        tensors["model.norm.weight"][-1] = last
     save_file(tensors, folder / "model.safetensors")
     return folder

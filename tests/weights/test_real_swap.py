@@ -1,0 +1,155 @@
+"""Full weights swapped in a real vLLM: SmolLM2, the same with one norm changed, and with NaN."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import aiohttp
+import pytest
+from changed_checkpoint import changed_checkpoint
+
+from enginehouse import SampleRequest, SamplingParameters, TextPrompt
+from enginehouse.core.errors import ModelError, WeightsError
+from enginehouse.launch.configuration import ServeConfig, parse
+from enginehouse.launch.serving import Serving, serving
+from enginehouse.store.layout import Layout
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
+NORM = "model.layers.3.post_attention_layernorm.weight"
+STORY = "The keeper of the engine house wrote into his book that every mill had drawn steam. " * 4
+
+
+def asking(text: str = STORY, tokens: int = 24) -> SampleRequest:
+    """Greedy, and as long as told; the prompt fills several blocks of the prefix cache."""
+    parameters = SamplingParameters(max_tokens=tokens, ignore_eos=True)
+    return SampleRequest(prompt=TextPrompt(text), parameters=parameters)
+
+
+@asynccontextmanager
+async def served(layout: Layout, incidents: list) -> AsyncIterator[Serving]:
+    """SmolLM2 on a real vLLM of our own."""
+    config = parse(ServeConfig, {"model": "smollm2"}, origin="test")
+    async with serving(
+        config, layout=layout, notify=print, concurrency=8, on_incident=incidents.append
+    ) as ready:
+        yield ready
+
+
+@pytest.fixture
+def shared(layout: Layout, tmp_path: Path) -> Layout:
+    """The user's caches; records and leases of this test's own."""
+    return replace(layout, state=tmp_path / "state")
+
+
+def variant(ready: Serving, folder: Path, factor: float) -> Path:
+    """The served checkpoint with a norm multiplied."""
+    assert ready.model is not None
+    return changed_checkpoint(Path(ready.model.path), folder, tensor=NORM, factor=factor)
+
+
+async def named(url: str) -> str:
+    """What the server calls its weights."""
+    async with aiohttp.ClientSession(url) as session, session.get("/weight_info") as reply:
+        return (await reply.json())["weight_version"]
+
+
+async def until(look) -> None:
+    """Wait for what the server brings about."""
+    async with asyncio.timeout(600):
+        while not await look():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_swaps_of_a_real_vllm(shared, tmp_path):
+    """There and back, drained and aborted; diverged weights never reach the server."""
+    async with served(shared, []) as ready:
+        sampler, weights = ready.sampler, ready.weights
+        assert weights is not None
+        assert ready.model is not None
+        original = Path(ready.model.path)
+        other = variant(ready, tmp_path / "other", 4.0)
+        old = await sampler.sample(asking())
+        assert old.weights_digest == ready.model.weights_digest
+
+        done = await weights.swap(other)
+        new = await sampler.sample(asking())
+        assert new.completions != old.completions
+        assert new.weights_digest == done.after.digest != old.weights_digest
+        assert await named(ready.url) == done.after.name
+        await weights.swap(original)
+        back = await sampler.sample(asking())
+        assert back.completions == old.completions
+        assert back.weights_digest == old.weights_digest
+
+        for in_flight, path, digest in (
+            ("drain", other, old.weights_digest),
+            ("abort", original, old.weights_digest),
+        ):
+            prompts = [asking(f"{n} {STORY}", tokens=96) for n in range(4)]
+            under_way = [asyncio.create_task(sampler.sample(prompt)) for prompt in prompts]
+
+            async def are_running() -> bool:
+                load = await sampler.load()
+                return load is not None and load.running == 4
+
+            await until(are_running)
+            await weights.swap(path, in_flight=in_flight)
+            answers = await asyncio.gather(*under_way)
+            assert {answer.weights_digest for answer in answers} == {digest}
+            assert {answer.completion_tokens for answer in answers} == {96}
+        assert (await sampler.sample(asking())).completions == old.completions
+
+        with pytest.raises(ModelError, match="holds NaN"):
+            await weights.swap(variant(ready, tmp_path / "diverged", math.nan))
+        assert (await sampler.sample(asking())).completions == old.completions
+
+
+async def test_weights_that_overflow_in_a_real_vllm(shared, tmp_path):
+    """The canary finds them. They leave NaN in vLLM's KV cache: only a restart takes them back."""
+    async with served(shared, []) as ready:
+        assert ready.weights is not None
+        old = await ready.sampler.sample(asking())
+        with pytest.raises(WeightsError, match="not swapped") as caught:
+            await ready.weights.swap(variant(ready, tmp_path / "overflowing", 1e36))
+        assert caught.value.kind == "canary"
+        again = await ready.sampler.sample(asking())
+        assert (again.completions, again.weights_digest) == (old.completions, old.weights_digest)
+
+
+async def test_a_real_vllm_killed_around_a_swap(shared, tmp_path):
+    """During it: the old weights come back. After it: the new ones. Requests wait for them."""
+    incidents: list = []
+    async with served(shared, incidents) as ready:
+        sampler, weights = ready.sampler, ready.weights
+        assert weights is not None
+        other = variant(ready, tmp_path / "other", 4.0)
+        old = await sampler.sample(asking())
+
+        async def is_loading() -> bool:
+            return (await named(ready.url)).startswith("loading")
+
+        swap = asyncio.create_task(weights.swap(other))
+        await until(is_loading)
+        os.kill(ready.server.pid, signal.SIGKILL)
+        with pytest.raises(WeightsError, match="started again with the old ones"):
+            await swap
+        again = await sampler.sample(asking())
+        assert (again.completions, again.weights_digest) == (old.completions, old.weights_digest)
+        assert len(incidents) == 1
+
+        done = await weights.swap(other)
+        new = await sampler.sample(asking())
+        assert new.completions != old.completions
+        os.kill(ready.server.pid, signal.SIGKILL)
+        await asyncio.sleep(0)
+        again = await sampler.sample(asking())
+        assert (again.completions, again.weights_digest) == (new.completions, done.after.digest)
+        assert await named(ready.url) == done.after.name
+        assert len(incidents) == 2
