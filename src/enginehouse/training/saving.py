@@ -29,7 +29,7 @@ def save_checkpoint(model: Any, *, tokenizer: Any, folder: Path) -> None:
             "no engine can serve a checkpoint without its tokenizer",
             fix="hand the tokenizer over with the model",
         )
-    plain = _merged(model) if is_adapted(model) else model
+    plain = merged(model) if is_adapted(model) else model
 
     def write(unfinished: Path) -> None:
         plain.save_pretrained(unfinished)
@@ -90,7 +90,8 @@ def _sync(path: Path) -> None:
         os.close(file)
 
 
-def _merged(model: Any) -> Any:
+def merged(model: Any) -> Any:
+    """A PEFT model's base model with its adapters merged: a copy in the host's memory."""
     import torch
 
     on_host: dict[int, Any] = {}

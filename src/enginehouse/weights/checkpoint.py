@@ -70,7 +70,7 @@ def checked_digest(folder: Path, *, served: Path, layout: Layout) -> str:
     """
     new, old = read_checkpoint(folder), read_checkpoint(served)
     _demand_same_configuration(new, old)
-    tensors, wanted = _tensors(new), _tensors(old)
+    tensors, wanted = tensors_of(new), tensors_of(old)
     if new.config.get("tie_word_embeddings"):
         tensors.pop(_TIED, None)
         wanted.pop(_TIED, None)
@@ -102,7 +102,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def tensors_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """A checkpoint's tensors, by name. Raises ModelError for files that are none."""
     found: dict[str, Tensor] = {}
     for file in checkpoint.weights:
         if file.suffix != ".safetensors":

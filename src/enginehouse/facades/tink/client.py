@@ -1,0 +1,252 @@
+"""What the functions share: the connection to one vLLM, and its adapters. Asynchronous."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from enginehouse.client.transport import AiohttpTransport
+from enginehouse.core.errors import (
+    AdapterError,
+    ConfigurationError,
+    ConnectionFailedError,
+    UnknownModelError,
+    UnsupportedError,
+    WeightsError,
+    WireError,
+)
+from enginehouse.core.messages import TextPrompt
+from enginehouse.core.sampler import SampleRequest, SampleResponse
+from enginehouse.core.sampling import SamplingParameters
+from enginehouse.engines.vllm_quirks import LORA_PROMPT_LOGPROBS
+from enginehouse.facades.tink.configuration import VLLMConfig
+from enginehouse.facades.tink.errors import NoAdapterError, UnreachableError
+from enginehouse.launch.running_server import RunningServer, find_running, served_models
+from enginehouse.launch.serving import make_sampler
+from enginehouse.launch.swapping import swapper_of
+from enginehouse.store.layout import Layout
+from enginehouse.weights.peft_folder import Shapes, checkpoint_shapes
+from enginehouse.weights.pool import AdapterPool
+from enginehouse.weights.store import AdapterStore
+
+logger = logging.getLogger("enginehouse.facades.tink")
+_LOOK_EVERY = 0.5  # seconds
+_SENT = "sent-"  # how the folders of weights that were sent from here begin
+
+
+class Client:
+    """One server, as Tink uses it. Everything of it happens on one event loop."""
+
+    def __init__(
+        self,
+        config: VLLMConfig,
+        running: RunningServer,
+        *,
+        pool: AdapterPool,
+        base: Shapes | None,
+        layout: Layout,
+    ) -> None:
+        self.config = config
+        self.server = running.server
+        self._engine = running.engine
+        self._pool = pool
+        self._base = base
+        self._layout = layout
+        self._store = AdapterStore(layout)
+        self._paths: dict[str, str] = {}
+        self.communicates = False
+
+    async def generate(
+        self, prompts: Sequence[str], *, adapter: str | None, parameters: SamplingParameters
+    ) -> list[SampleResponse]:
+        """Answers in the order of the prompts; when one fails, the others are given up."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(
+                        self._pool.sample(
+                            SampleRequest(
+                                prompt=TextPrompt(prompt), parameters=parameters, model=adapter
+                            )
+                        )
+                    )
+                    for prompt in prompts
+                ]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def register(self, adapter: str, path: str, *, prove: bool) -> None:
+        """Check, copy, load and prove an adapter."""
+        if not self.config.enable_lora:
+            raise ConfigurationError(
+                "enable_lora is off for this client",
+                fix="set VLLM_ENABLE_LORA=true, and serve the model with --enable-lora",
+            )
+        try:
+            stored = await asyncio.to_thread(
+                self._store.add, Path(path), base=self._base, max_rank=self.config.max_lora_rank
+            )
+        except AdapterError as error:
+            raise NoAdapterError(
+                error.message, why=error.why, fix=error.fix, log=error.log
+            ) from error
+        if stored.info.is_zero:  # as PEFT makes them, and Tink registers them, before any training
+            logger.warning("the adapter %s changes nothing: it has not been trained", adapter)
+        await self._pool.load(adapter, stored.path, prove=prove and not stored.info.is_zero)
+        self._paths[adapter] = str(path)
+
+    async def unregister(self, adapter: str) -> bool:
+        """Whether there was one to unload."""
+        try:
+            await self._pool.unload(adapter)
+        except UnknownModelError:
+            return False
+        return True
+
+    async def adapters(self) -> list[dict[str, str]]:
+        """The registered ones."""
+        return [
+            {
+                "adapter_id": one.alias,
+                "lora_path": self._paths.get(one.alias, str(one.stored.path)),
+                "digest": one.stored.digest,
+            }
+            for one in self._pool.adapters()
+        ]
+
+    async def info(self) -> dict[str, Any]:
+        """What is known of the server, and whether it answers now."""
+        try:
+            await served_models(self.server, self._engine)
+            available = True
+        except WireError:
+            available = False
+        names = [one.alias for one in self._pool.adapters()]
+        return {
+            "initialized": True,
+            "available": available,
+            "base_url": self.server.base_url,
+            "model": self.server.models[0],
+            "vllm_version": self.server.version,
+            "enable_lora": self.config.enable_lora,
+            "max_loras": self.config.max_loras,
+            "max_lora_rank": self.config.max_lora_rank,
+            "active_loras": len(names),
+            "lora_adapters": names,
+            "communicator_initialized": self.communicates,
+        }
+
+    async def communicate(self) -> None:
+        """See that weights can be swapped."""
+        await self.swappable()
+        self.communicates = True
+
+    async def stop_communicating(self) -> None:
+        """Nothing is held open."""
+        self.communicates = False
+
+    async def swappable(self) -> Path:
+        """The checkpoint that is served now. Raises WeightsError where it cannot be swapped."""
+        async with swapper_of(self.server.base_url, layout=self._layout) as swapper:
+            if await swapper.name() is None:
+                raise WeightsError(
+                    f"the weights of the server at {self.server.base_url} cannot be updated",
+                    why="it has no development endpoints: vLLM has them where "
+                    "VLLM_SERVER_DEV_MODE=1 is set, `enginehouse serve` on loopback addresses",
+                    fix="serve it with `enginehouse serve` and --host 127.0.0.1",
+                    kind="unsupported",
+                )
+            return swapper.current.path
+
+    def new_folder(self) -> Path:
+        """Where weights are written that are to be swapped in; it does not exist yet."""
+        return self._layout.weights / f"{_SENT}{secrets.token_hex(8)}"
+
+    async def swap(self, folder: Path) -> None:
+        """Swap in what is in `folder`. What this replaces is deleted if it was sent from here."""
+        async with swapper_of(self.server.base_url, layout=self._layout) as swapper:
+            try:
+                swapped = await swapper.swap(folder)
+            except BaseException:
+                if swapper.current.path != folder:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+        before = swapped.before.path
+        if before.parent == folder.parent and before.name.startswith(_SENT):
+            await asyncio.to_thread(shutil.rmtree, before, ignore_errors=True)
+
+    async def reset_prefix_cache(self) -> None:
+        """Have the server forget every cached prefix, and see that it did."""
+        wire, server = self._engine.wire, self.server
+        if wire.weights is None:
+            raise UnsupportedError(f"a {self._engine.name} server has no such endpoint")
+        async with AiohttpTransport(
+            server.base_url, api_key=server.api_key, authorize=wire.authorize
+        ) as transport:
+            reply = await transport.send(wire.weights.reset_cache)
+        if reply.status in (404, 405):
+            raise UnsupportedError(
+                f"the server at {server.base_url} has no {wire.weights.reset_cache.path}",
+                why="vLLM has it in development mode only",
+                fix="serve it with `enginehouse serve` and --host 127.0.0.1",
+            )
+        if reply.status != 200:
+            raise wire.error_reply(reply.status, reply.body, retry_after=reply.retry_after)
+        if not wire.weights.is_reset(reply.body):
+            raise WeightsError(
+                "the server did not reset its prefix cache",
+                why="requests under way were using it",
+                fix="reset it when nothing is asked",
+                kind="cache",
+            )
+
+
+@asynccontextmanager
+async def connected(config: VLLMConfig) -> AsyncIterator[Client]:
+    """The client of the server that `config` names, waited for.
+
+    Adapters stay loaded when the block ends. Raises ConfigurationError, UnreachableError and
+    WireError.
+    """
+    layout = Layout.from_environment()
+    running = await _waited_for(config.address(), seconds=config.timeout, layout=layout)
+    first, *_ = await served_models(running.server, running.engine)
+    base = await asyncio.to_thread(_shapes, first.root)
+    # nobody tells whether it is vLLM's CPU build, which such requests can kill
+    quirks = (LORA_PROMPT_LOGPROBS,) if config.enable_lora else ()
+    sampler = make_sampler(running.server, running.engine, concurrency=None, quirks=quirks)
+    async with sampler:
+        pool = AdapterPool(
+            [sampler], max_loras=config.max_loras, store=AdapterStore(layout), base=base
+        )
+        yield Client(config, running, pool=pool, base=base, layout=layout)
+
+
+def _shapes(root: str | None) -> Shapes | None:
+    """Of the served checkpoint, if it is on this machine."""
+    if root is None or not Path(root).is_dir():
+        return None
+    return checkpoint_shapes(Path(root)) or None
+
+
+async def _waited_for(address: str, *, seconds: float, layout: Layout) -> RunningServer:
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return await find_running(address, layout=layout)
+        except ConnectionFailedError as error:
+            if time.monotonic() >= until:
+                raise UnreachableError(
+                    f"the vLLM server can't be reached at {address}",
+                    why=error.why or error.message,
+                    fix="start it: enginehouse serve MODEL --enable-lora; or set VLLM_BASE_URL",
+                ) from None
+        await asyncio.sleep(_LOOK_EVERY)

@@ -1,0 +1,83 @@
+"""Which vLLM is asked, and what of it may be used."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from enginehouse.client.transport import normal_base_url
+from enginehouse.core.errors import ConfigurationError, UnknownNameError
+
+_GROUP_PORT = 51216
+_EVERYWHERE = "0.0.0.0"  # noqa: S104 - nothing is bound to it here
+# TRL's spellings, which Tink handed on to it
+_RENAMED = {"server_host": "host", "server_port": "port", "connection_timeout": "timeout"}
+
+
+class VLLMConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a vLLM runs and what of it may be used; each has a VLLM_… environment variable.
+
+    `base_url` goes before `host` and `port`. `timeout`: seconds for which the server may not be
+    there yet. At most `max_loras` adapters are loaded at a time, none of a higher rank than
+    `max_lora_rank`. `group_port` has no effect (see `init_communicator`).
+    """
+
+    base_url: str | None = None
+    host: str = "localhost"
+    port: int = 8000
+    group_port: int = _GROUP_PORT
+    timeout: float = 5.0
+    enable_lora: bool = True
+    max_loras: int = 4
+    max_lora_rank: int = 64
+
+    @staticmethod
+    def of(given: VLLMConfig | Mapping[str, Any] | None) -> VLLMConfig:
+        """A configuration as it is given: one, its fields, or None for the environment's.
+
+        Raises ConfigurationError.
+        """
+        if isinstance(given, VLLMConfig):
+            return given
+        fields = VLLMConfig.__struct_fields__
+        if given is None:
+            named = {name: os.environ.get(f"VLLM_{name.upper()}") for name in fields}
+            values = {name: value for name, value in named.items() if value}
+        else:
+            values = dict(given)
+        for old, new in _RENAMED.items():
+            if old in values:
+                _warn(f"{old} is called {new}")
+                values.setdefault(new, values.pop(old))
+        for name in values:
+            if name not in fields:
+                raise UnknownNameError("field of VLLMConfig", name, fields)
+        try:
+            return msgspec.convert(values, VLLMConfig, strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(
+                "this is no configuration of Tink's vLLM client",
+                why=str(error),
+                fix="correct it, or the VLLM_… environment variable of that name",
+            ) from None
+
+    def address(self) -> str:
+        """The server's root, whatever spelling it was given in. Raises ConfigurationError."""
+        if self.group_port != _GROUP_PORT:
+            _warn("group_port has no effect: weights go by way of the disk")
+        address = (self.base_url or f"http://{self.host}:{self.port}").strip().rstrip("/")
+        if address.endswith("/health"):
+            _warn("give the server's address alone; /health/ was TRL's, vLLM's own is /health")
+            address = address.removesuffix("/health")
+        if f"//{_EVERYWHERE}" in address:
+            _warn(f"{_EVERYWHERE} is where a server listens, not where it is: asking 127.0.0.1")
+            address = address.replace(f"//{_EVERYWHERE}", "//127.0.0.1")
+        return normal_base_url(address)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"VLLMConfig: {text}", UserWarning, stacklevel=3)
