@@ -57,14 +57,16 @@ def commands_in(text: str) -> Iterator[list[str]]:
 
 
 def options_of(words: list[str]) -> set[str]:
-    """Every option of the command that the words call."""
+    """Every option of the command that the words call, and of the commands below it."""
     if words[0] not in COMMANDS:
         command: Any = typer.main.get_command(build_app([]))
     else:
         command = typer.main.get_command(build_app([words[0]])).commands[words[0]]
         for word in words[1:]:
             command = getattr(command, "commands", {}).get(word, command)
-    return {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)} | {"--help"}
+    below = getattr(command, "commands", {}) if words[0] in COMMANDS else {}
+    parameters = [p for one in (command, *below.values()) for p in one.params]
+    return {flag for p in parameters for flag in (*p.opts, *p.secondary_opts)} | {"--help"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
