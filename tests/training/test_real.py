@@ -97,41 +97,76 @@ def check(python: Path, device: str) -> None:
     assert {name: problem for name, problem in found.items() if problem} == {}, done.stderr[-4000:]
 
 
-def test_a_loop_that_evaluates_on_vllm_ends_like_one_that_does_not(trainer: Path, machine: House):
-    """Three steps, each evaluated by a vLLM of its own: same weights, moments, losses, draws."""
-    checkpoint = asyncio.run(_smollm2())
-    settings = {
-        "tasks": ["instructions"],
-        "limit": 3,
-        "max_tokens": 16,
-        "max_failed": 0.5,
-        "server": {"max_model_len": 512},
-    }
+SETTINGS = {"tasks": ["instructions"], "limit": 3, "max_tokens": 16}
 
-    def loop(name: str, given: object) -> dict[str, Any]:
-        words = [trainer, SUPPORT / "real_loop.py", checkpoint, machine.work / name]
-        done = machine.start_program([*map(str, words), json.dumps(given)]).end()
+
+class Loops:
+    """Runs support/real_loop.py on SmolLM2."""
+
+    def __init__(self, python: Path, machine: House) -> None:
+        self.python = python
+        self.machine = machine
+        self.checkpoint = asyncio.run(_smollm2())
+
+    def run(self, kind: str, settings: object) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What it ends with, and its evaluations."""
+        words = [self.python, SUPPORT / "real_loop.py", self.checkpoint, self.machine.work / kind]
+        given = [json.dumps(settings), kind]
+        done = self.machine.start_program([*map(str, words), *given]).end()
         assert done.code == 0, done.err
-        return json.loads(done.out.splitlines()[-1])
+        ended: dict[str, Any] = json.loads(done.out.splitlines()[-1])
+        return ended, ended.pop("evaluations")
 
-    plain = loop("plain", None)
-    evaluated = loop("evaluated", settings)
-    found = evaluated.pop("evaluations")
-    assert plain.pop("evaluations") == []
+
+@pytest.fixture(scope="module")
+def loops(trainer: Path, machine: House) -> Loops:
+    """Of the trainer's environment."""
+    return Loops(trainer, machine)
+
+
+def provenance(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Who answered, of a complete run with a headline."""
+    assert evaluation["error"] is None
+    assert evaluation["scores"][0]["headline"] is not None
+    assert evaluation["moved_bytes"] == 0
+    report = json.loads((Path(evaluation["run"]) / "report.json").read_text())
+    assert report["complete"]
+    (answered,) = report["provenance"]
+    assert answered["engine"] == "vllm"
+    return dict(answered)
+
+
+def test_a_loop_that_evaluates_on_vllm_ends_like_one_that_does_not(loops: Loops):
+    """Three steps, each evaluated by a vLLM of its own: same weights, moments, losses, draws."""
+    plain, none = loops.run("lora", None)
+    evaluated, found = loops.run("lora", SETTINGS | {"server": {"max_model_len": 512}})
+    assert none == []
     assert evaluated == plain
-    assert [(e["step"], e["error"]) for e in found] == [(1, None), (2, None), (3, None)]
-    for evaluation in found:
-        (score,) = evaluation["scores"]
-        assert score["headline"] is not None
-        assert evaluation["moved_bytes"] == 0
-        report = json.loads((Path(evaluation["run"]) / "report.json").read_text())
-        assert report["complete"]
-        assert report["provenance"][0]["engine"] == "vllm"
-    digests = {
-        json.loads((Path(e["run"]) / "report.json").read_text())["provenance"][0]["weights_digest"]
-        for e in found
-    }
-    assert len(digests) == 3
+    assert [evaluation["step"] for evaluation in found] == [1, 2, 3]
+    assert len({provenance(evaluation)["weights_digest"] for evaluation in found}) == 3
+
+
+def test_on_a_vllm_that_runs_already(loops: Loops, machine: House):
+    """It takes in each step's adapter, or each step's weights, and has its own again after that."""
+    begun = machine.run(
+        *("serve", loops.checkpoint, "--detach", "--name", "resident"),
+        *("--enable-lora", "--max-model-len", "512"),
+    )
+    assert begun.code == 0, begun.err
+    try:
+        (server,) = machine.run("ps", "--json").report
+        url = server["record"]["base_url"]
+        for kind in ("lora", "full"):
+            plain, _ = loops.run(kind, None)
+            evaluated, found = loops.run(kind, SETTINGS | {"url": url})
+            assert evaluated == plain
+            names = [provenance(evaluation)["model"] for evaluation in found]
+            assert len(set(names)) == (3 if kind == "lora" else 1)
+        info = machine.run("weights", "info", "resident", "--json").report
+        assert (info["path"], info["agrees"]) == (loops.checkpoint, True)
+        assert info["version"] == 6
+    finally:
+        assert machine.run("stop", "resident").code == 0
 
 
 async def _smollm2() -> str:

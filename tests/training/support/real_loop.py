@@ -1,4 +1,4 @@
-"""A loop that trains a LoRA on a real model: CHECKPOINT, FOLDER, and how to evaluate as JSON.
+"""A loop that trains a real model: CHECKPOINT, FOLDER, how to evaluate as JSON, and lora or full.
 
 With null instead of settings it never evaluates. Prints {state, losses, draws, evaluations}.
 """
@@ -36,9 +36,11 @@ def main() -> None:
     np.random.seed(1)  # noqa: NPY002
     torch.manual_seed(1)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
-    config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
-    model = get_peft_model(base, config).train()
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    if sys.argv[4] == "lora":
+        config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
+        model = get_peft_model(model, config)
+    model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-3)
     asks = CheckpointEvaluator(folder=folder, notify=say, **settings) if settings else None
