@@ -1,0 +1,145 @@
+"""`enginehouse watch` as its user has it, with the fake engine: kills, Ctrl-C, what it says."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from command_line import House, journaled, sums, until
+
+SUPPORT = Path(__file__).parents[1] / "weights" / "support"
+if str(SUPPORT) not in sys.path:
+    sys.path.append(str(SUPPORT))
+
+from tiny_adapters import BASE, write_adapter  # noqa: E402
+from tiny_checkpoints import write_checkpoint  # noqa: E402
+
+
+@pytest.fixture
+def words(house: House) -> tuple[str, ...]:
+    """`watch out base` of two adapters and a checkpoint, ten items each, quick to look."""
+    shapes = dict(BASE)
+    write_checkpoint(house.work / "base", seed=1, shapes=shapes)
+    out = house.work / "out"
+    out.mkdir()
+    write_adapter(out / "lora-100", seed=1)
+    write_checkpoint(out / "checkpoint-150", seed=5, shapes=shapes)
+    write_adapter(out / "lora-200", seed=2)
+    items, canned = sums(right=6, wrong=2, unparsable=2)
+    task = str(house.task(items))
+    words = ("watch", "out", "base", "--task", task, "--once", "--interval", "0.2")
+    return (*words, "--concurrency", "2", "--env", house.answers(canned))
+
+
+def page(house: House) -> Path:
+    """The page with the curve."""
+    (folder,) = (house.home / "state/watches").iterdir()
+    return folder / "curve.html"
+
+
+@pytest.mark.slow
+def test_lines_and_json(house: House, words: tuple[str, ...]):
+    """A line for every point on standard output, the base first; --json is the curve."""
+    done = house.run(*words)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0].startswith(f"{house.work / 'base'}: sums 60.0% (")
+    assert [line.split(":")[0] for line in lines[1:]] == ["step 100", "step 150", "step 200"]
+    assert "lora-100: sums 60.0% (" in lines[1]
+    assert "from the base +0.0 (" in lines[1]
+    assert "from the best so far (lora-100) +0.0 (" in lines[3]
+    assert done.err.count("starting vllm") == 1
+    assert f"curve: {page(house)}" in done.err
+    assert "lora-200" in page(house).read_text()
+    again = house.run(*words, "--json", "--quiet")
+    assert (again.code, again.err) == (0, "")
+    curve = again.report
+    assert [point["name"] for point in curve["points"]] == [
+        "lora-100",
+        "checkpoint-150",
+        "lora-200",
+    ]
+    assert curve["base"]["tasks"][0]["score"]["value"] == 0.6
+    house.nothing_left()
+
+
+@pytest.mark.slow
+def test_a_refused_adapter(house: House, words: tuple[str, ...]):
+    """The command goes on, and says why; the engine was not bothered."""
+    write_adapter(house.work / "out" / "lora-300", seed=3, target_modules=["up_proj"])
+    config = json.loads((house.work / "out/lora-300/adapter_config.json").read_text())
+    (house.work / "out/lora-300/adapter_config.json").write_text(
+        json.dumps(config | {"use_dora": True})
+    )
+    done = house.run(*words)
+    assert done.code == 0, done.err
+    assert "step 300: lora-300 failed: " in done.out
+    assert "uses use_dora (True), which engines do not apply" in done.out
+    assert "lora-200: sums 60.0%" in done.out
+
+
+def per_run(house: House) -> Mapping[str, int]:
+    """How many samples each run's journal holds."""
+    return {run.name: len(journaled(run).samples) for run in house.runs}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_ended_again_and_again(house: House, words: tuple[str, ...], number: signal.Signals):
+    """Whenever it ends, the same command goes on: every sample is asked once."""
+    slow = ("--env", "VLLM_FAKE_TOKEN_LATENCY=0.01")
+    code = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[number]
+    for samples in (0, 4, 13, 22, 36):
+        running = house.start(*words, *slow)
+        running.until("starting vllm")
+        until(lambda n=samples: sum(per_run(house).values()) >= n, running.err.read_text)
+        running.interrupt(number)
+        assert running.end().code == code
+        until(lambda: not house.processes(), lambda: str(house.processes()))
+    done = house.run(*words, "--json")
+    assert done.code == 0, done.err
+    runs = [done.report["base"]["run"], *(point["run"] for point in done.report["points"])]
+    assert len(set(runs)) == 4
+    asked = per_run(house)
+    assert [asked[run] for run in runs] == [10] * 4
+    for run in house.runs:
+        assert set(journaled(run).samples.values()) <= {1}
+    assert sum(asked.values()) == 40
+    assert all(
+        point["tasks"][0]["score"]["value"] == 0.6
+        for point in (done.report["base"], *done.report["points"])
+    )
+
+
+@pytest.mark.slow
+def test_waiting_ends_with_ctrl_c(house: House, words: tuple[str, ...]):
+    """Without --once it waits; what comes is evaluated on the server that is there."""
+    live = tuple(word for word in words if word != "--once")
+    running = house.start(*live)
+    running.until("step 200: ")
+    write_checkpoint(house.work / "out" / "checkpoint-250", seed=9, shapes=dict(BASE))
+    said = running.until("step 250: ")
+    assert said.count("starting vllm") == 1
+    running.interrupt()
+    done = running.end()
+    assert done.code == 130
+    assert "checkpoint-250" in page(house).read_text()
+
+
+def test_what_cannot_be_watched(house: House, call):
+    """Wrong usage is said before anything is started."""
+    (house.work / "out").mkdir()
+    for words, why in (
+        (("out", "base"), "there is no task to evaluate"),
+        (("nowhere", "base", "--task", "sums", "--once"), "nowhere is not there"),
+        (("out", "--url", "http://x", "--task", "sums"), "give the base alone"),
+        (("out", "base+a", "--task", "sums"), "give the base alone"),
+        (("out", "base", "--task", "sums", "--interval", "0"), "interval"),
+    ):
+        done = call("watch", *words)
+        assert done.code == 2, done.err
+        assert why in done.err
