@@ -35,13 +35,22 @@ from enginehouse.launch.configuration import (
     SampleConfig,
     ServeConfig,
     TaskConfig,
+    WatchConfig,
 )
 from enginehouse.launch.findings import Finding
 from enginehouse.launch.sample_files import SampleLine
 from enginehouse.launch.sampling import SamplingSummary
 from enginehouse.provisioning.inventory import InstalledEnvironment
 from enginehouse.provisioning.plans import EnvironmentPlan
-from enginehouse.report import activity, benchmark, check_table, comparison, engine_table, summary
+from enginehouse.report import (
+    activity,
+    benchmark,
+    check_table,
+    comparison,
+    curve,
+    engine_table,
+    summary,
+)
 from enginehouse.servers.records import ServerRecord, ServerStatus
 from enginehouse.statistics.intervals import Interval
 from enginehouse.statistics.paired import PairedResult
@@ -120,6 +129,7 @@ JSON_OUTPUT: Mapping[str, type] = {
     "`eval`, `resume`, `show RUN`": summary.Report,
     "`show RUN --sample N`": summary.SampleView,
     "`compare`": comparison.Comparison,
+    "`watch`": curve.Curve,
     "`runs`": RunInfo,
     "`tasks`": TaskInfo,
     "`ps`": ServerStatus,
@@ -152,6 +162,10 @@ JSON_PARTS = (
     comparison.MetricComparison,
     comparison.OutcomeCounts,
     PairedResult,
+    curve.CurvePoint,
+    curve.TaskInCurve,
+    curve.TaskPoint,
+    curve.Against,
 )
 OWN_PARTS = (records.EvaluationSpec, records.TaskSpec, records.Continuation, records.Failure)
 ASKED = (sampler.SampleRequest, sampling.SamplingParameters, sampler.Provenance, Measure)
@@ -313,7 +327,10 @@ def configuration() -> Iterator[str]:
     yield from ("", *keys(EvaluationConfig, without=serve), "", "### tasks", "")
     yield "Each entry of `tasks` is a task's name, or a mapping. Its own `limit`, `samples` and"
     yield "`max_tokens` go before the evaluation's, also before an option on the command line."
-    yield from ("", *keys(TaskConfig), "", "### bench --config", "")
+    yield from ("", *keys(TaskConfig), "", "### watch --config", "")
+    yield "Those of `eval --config` but `url` and `adapter`, and:"
+    asked = [name for name in EvaluationConfig.model_fields if name != "model"]
+    yield from ("", *keys(WatchConfig, without=asked), "", "### bench --config", "")
     yield "Those of `serve --config`, and:"
     yield from ("", *keys(BenchConfig, without=serve))
     ask = [name for name in AskConfig.model_fields if name != "model"]
