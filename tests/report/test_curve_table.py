@@ -30,13 +30,14 @@ def shown(curve: object, *, width: int = 120, height: int = 60) -> list[str]:
 
 
 def test_a_row_for_every_point():
-    """The base first; no column for the task where there is but one."""
-    head, base, first, failed, last = shown(made_curve(NAMES[:3], failed=("step-2",)))
+    """The base first; no column for a single task; why one failed stands below the table."""
+    head, base, first, failed, last, why = shown(made_curve(NAMES[:3], failed=("step-2",)))
     assert head.split("  ")[0] == "step"
     assert "task" not in head
     assert base.split()[:2] == ["-", "base"]
     assert first.split()[:2] == ["1", "step-1"]
-    assert "failed: it holds NaN" in failed
+    assert failed.split() == ["2", "step-2", "failed"]
+    assert why == "step 2: step-2 failed: it holds NaN"
     assert last.endswith("step-1")
     assert last.count("(") == 2
 

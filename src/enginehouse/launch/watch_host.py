@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from enginehouse.core.errors import AdapterError, ModelError
+from enginehouse.core.errors import AdapterError
 from enginehouse.core.incidents import Incident
 from enginehouse.launch.configuration import ServeConfig
 from enginehouse.launch.finished_checkpoints import Finished
@@ -16,7 +17,7 @@ from enginehouse.launch.resident import with_adapters
 from enginehouse.launch.serving import Notify, OnIncident, Serving
 from enginehouse.report.curve import Kind
 from enginehouse.store.layout import Layout
-from enginehouse.weights.peft_folder import read_peft_folder
+from enginehouse.weights.peft_folder import CONFIG, read_peft_folder
 
 
 class Swappable(Protocol):
@@ -110,7 +111,7 @@ class Host:
             enough = options.enable_lora and (options.max_lora_rank or 0) >= rank
             if self._current is not None and enough:
                 return self._config
-            wanted = with_adapters(self._given, [found.path, *_readable(self.adapters)])
+            wanted = with_adapters(self._given, [found.path, *_largest(self.adapters)])
             same = self._current is not None and wanted == self._config
             return self._config if same else wanted
         if self._current is not None and not self._is_gone():
@@ -119,7 +120,7 @@ class Host:
         if not self.has_model and found is not None:
             config = config.model_copy(update={"model": str(found.path)})
         if config.server.enable_lora or self.adapters:
-            config = with_adapters(config, _readable(self.adapters))
+            config = with_adapters(config, _largest(self.adapters))
         return config
 
     def _is_gone(self) -> bool:
@@ -131,12 +132,17 @@ def _nobody(_: Incident) -> None:
     """Hear of a death between two evaluations; the server's log has it."""
 
 
-def _readable(folders: Iterable[Path]) -> list[Path]:
-    found = []
-    for folder in folders:
-        try:
+def _largest(folders: Iterable[Path]) -> list[Path]:
+    """The adapter of the largest rank, if one can be read: the others are not read for it."""
+    for folder in sorted(folders, key=_declared_rank, reverse=True):
+        with suppress(AdapterError):
             read_peft_folder(folder)
-        except ModelError:
-            continue
-        found.append(folder)
-    return found
+            return [folder]
+    return []
+
+
+def _declared_rank(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / CONFIG).read_bytes())["r"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0

@@ -154,6 +154,9 @@ class CurveTable:
             for cells in _cells(self._curve, row, several=several):
                 table.add_row(*cells)
         yield table
+        for row in rows:
+            if row.failure is not None:
+                yield Text(words.line(row), style="red")
 
 
 def _rows(curve: Curve) -> Iterator[CurvePoint]:
@@ -166,9 +169,9 @@ def _cells(curve: Curve, point: CurvePoint, *, several: bool) -> Iterator[list[T
     name = "base" if point.kind is Kind.BASE else point.name
     best = {task.task for task in curve.tasks if task.best == point.name}
     if point.failure is not None:
-        failed = Text(f"failed: {point.failure.splitlines()[0]}", style="red")
         blank = [Text()] if several else []
-        yield [Text(words.step_text(point)), Text(name), *blank, Text(), failed, Text(), Text()]
+        failed = Text("failed", style="red")
+        yield [Text(words.step_text(point)), Text(name), *blank, failed, Text(), Text(), Text()]
         return
     for number, task in enumerate(point.tasks):
         style = "bold" if task.task in best and point.kind is not Kind.BASE else ""
