@@ -178,3 +178,23 @@ def test_an_adapter_is_measured(house: House, call):
     done = call("bench", f"{house.model()}+{one}", *words, "--json")
     assert done.code == 0, done.err
     assert done.report["model"].startswith("step-1@")
+
+
+def test_an_adapter_on_a_server_that_is_not_ours(house: House, call):
+    """It is loaded for the run and taken back; others of its name stay."""
+    (one,) = adapters(house, 1)
+    other = write_adapter(house.work / "elsewhere" / one, seed=9)
+    task = str(house.task(ITEMS))
+    served = call("serve", str(house.model()), "--enable-lora", "-d", "--name", "it", "--json")
+    url = served.report["url"]
+    theirs = call("adapters", "load", "it", str(other), "--json").report["adapter"]["model"]
+    done = call("eval", f"tiny+{one}", "--url", url, "--task", task, "--json")
+    assert done.code == 0, done.err
+    (who,) = done.report["provenance"]
+    assert who["model"].startswith("step-1@")
+    assert who["model"] != theirs
+    assert [a["model"] for a in call("adapters", "list", "it", "--json").report] == [theirs]
+    refused = call("eval", f"gpt-4+{one}", "--engine", "openai", "--task", task, OPENAI_API_KEY="k")
+    assert refused.code != 0
+    assert "LoRA adapters" in refused.err
+    assert call("stop", "it").code == 0

@@ -17,6 +17,7 @@ import msgspec
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import AdapterError, UnknownNameError
 from enginehouse.core.sampler import Capability
+from enginehouse.dialects.base import require
 from enginehouse.engines.base import Engine, ServedEngine
 from enginehouse.launch.parity import score_with_peft
 from enginehouse.launch.running_server import RunningServer, find_running, served_models
@@ -56,23 +57,40 @@ async def adapters_of(target: str, *, layout: Layout, notify: Notify) -> AsyncIt
     Raises UnknownNameError, and WireError for a server that cannot be used.
     """
     running = await find_running(target, layout=layout)
-    # one at a time: together, what is asked here would kill some servers
-    async with make_sampler(running.server, running.engine, concurrency=1) as sampler:
-        yield Adapters(running, sampler, layout=layout, notify=notify)
+    async with _its(running.server, running.engine, layout=layout, notify=notify) as its:
+        yield its
 
 
 async def lend(
     server: Server, engine: Engine, *, folder: Path, layout: Layout, notify: Notify
 ) -> Server:
-    """The server with the adapter in `folder` loaded and proven, as the first of its models."""
-    assert isinstance(engine, ServedEngine)
-    running = RunningServer(record=None, server=server, engine=engine)
-    async with make_sampler(server, engine, concurrency=1) as sampler:
-        its = Adapters(running, sampler, layout=layout, notify=notify)
-        loaded = await its.load(folder.name, folder)
+    """The server with the adapter in `folder` loaded and proven, as the first of its models.
+
+    Raises UnsupportedError for an engine that takes none, AdapterError.
+    """
+    async with _its(server, engine, layout=layout, notify=notify) as its:
+        loaded = await its.load(folder.name, folder, replace_alias=False)
     name = loaded.adapter.model
     others = (model for model in server.models if model != name)
     return replace(server, models=(name, *others))
+
+
+async def take_back(server: Server, engine: Engine, *, layout: Layout, notify: Notify) -> None:
+    """Unload what was lent: the first of the server's models."""
+    async with _its(server, engine, layout=layout, notify=notify) as its:
+        await its.unload(server.models[0])
+
+
+@asynccontextmanager
+async def _its(
+    server: Server, engine: Engine, *, layout: Layout, notify: Notify
+) -> AsyncIterator[Adapters]:
+    require(engine.capabilities(server.version), Capability.ADAPTERS, "LoRA adapters")
+    assert isinstance(engine, ServedEngine), "an engine that takes adapters is one that is served"
+    running = RunningServer(record=None, server=server, engine=engine)
+    # one at a time: together, what is asked here would kill some servers
+    async with make_sampler(server, engine, concurrency=1) as sampler:
+        yield Adapters(running, sampler, layout=layout, notify=notify)
 
 
 class Adapters:
@@ -99,10 +117,13 @@ class Adapters:
             for model in others
         )
 
-    async def load(self, alias: str, folder: Path, *, proof: Proof = "effect") -> ProvenAdapter:
-        """Check and copy the adapter in `folder`, load it, prove it; forget what `alias` was.
+    async def load(
+        self, alias: str, folder: Path, *, proof: Proof = "effect", replace_alias: bool = True
+    ) -> ProvenAdapter:
+        """Check and copy the adapter in `folder`, load it, prove it.
 
-        Requests under way for that are answered. Raises AdapterError, with the server as it was.
+        Others of the same alias are unloaded then, unless `replace_alias` is false; requests under
+        way for them are answered. Raises AdapterError, with the server as it was.
         """
         before = [one for one in await self.list() if one.alias == alias]
         base, *_ = await served_models(self._running.server, self._running.engine)
@@ -120,7 +141,7 @@ class Adapters:
         )
         parity = await self._parity(adapter, base.root) if proof == "peft" else None
         for one in before:
-            if one.model != adapter.model:
+            if replace_alias and one.model != adapter.model:
                 await self._sampler.unload_adapter(one.model)
         return ProvenAdapter(adapter=adapter, effect=loaded.effect, parity=parity)
 

@@ -10,6 +10,7 @@ from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Provenance
 from enginehouse.engines.base import Engine, RemoteEngine
 from enginehouse.engines.registry import ENGINES
+from enginehouse.launch.adapters import lend, take_back
 from enginehouse.launch.configuration import AskConfig
 from enginehouse.launch.resident import serving_target
 from enginehouse.launch.serving import Notify, OnIncident, Serving, make_sampler
@@ -38,6 +39,38 @@ async def asking(
         return
     server, engine = await attach(config)
     model = _model(config, server, engine)
+    async with (
+        _adapted(config, server, engine, layout=layout, notify=notify) as adapter,
+        _attached(config, server, engine, adapter or model, notify, concurrency) as ready,
+    ):
+        yield ready
+
+
+@asynccontextmanager
+async def _adapted(
+    config: AskConfig, server: Server, engine: Engine, *, layout: Layout, notify: Notify
+) -> AsyncIterator[str | None]:
+    """The name of the configured adapter, loaded for the block unless it was there."""
+    if config.adapter is None:
+        yield None
+        return
+    lent = await lend(server, engine, folder=config.adapter, layout=layout, notify=notify)
+    try:
+        yield lent.models[0]
+    finally:
+        if lent.models[0] not in server.models:
+            await take_back(lent, engine, layout=layout, notify=notify)
+
+
+@asynccontextmanager
+async def _attached(
+    config: AskConfig,
+    server: Server,
+    engine: Engine,
+    model: str,
+    notify: Notify,
+    concurrency: int | None,
+) -> AsyncIterator[Serving]:
     notify(f"using {model} at {server.base_url}, which is not ours to stop")
     if unused := unused_settings(config):
         notify(f"given, but without effect on a server that runs already: {', '.join(unused)}")

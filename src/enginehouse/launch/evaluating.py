@@ -261,7 +261,8 @@ def with_absolute_paths(config: Given) -> Given:
     )
     changes = {
         "tasks": tasks,
-        "model": absolute(config.model),
+        # at an address it is a name, whatever is called so here
+        "model": config.model if config.url else absolute(config.model),
         "path": config.path and config.path.absolute(),
         "adapter": config.adapter and config.adapter.absolute(),
         "python": config.python and config.python.absolute(),
