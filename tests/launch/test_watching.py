@@ -20,6 +20,7 @@ from stand_in_resident import ITEMS, Place, until, write_checkpoint  # noqa: E40
 from enginehouse.core.errors import (  # noqa: E402
     AdapterError,
     ConfigurationError,
+    ConnectionFailedError,
     ModelError,
     RunLockedError,
     ServerGoneError,
@@ -159,8 +160,8 @@ async def test_a_server_that_is_lost_over_a_swap(place: Place):
     """It is started again, the checkpoint is tried once more; then the next one's turn comes."""
     for step in (1, 2, 3):
         place.checkpoint(f"step-{step}", 4 + step)
-    lost = [WeightsError("no weights are back", restored=False) for _ in range(3)]
-    place.refusals = {"step-1": lost[:1], "step-2": lost[1:]}
+    lost = [WeightsError("no weights are back", restored=False) for _ in range(2)]
+    place.refusals = {"step-1": [ConnectionFailedError("refused")], "step-2": lost}
     curve = await place.watch()
     assert place.targets == ["base", "step-1", "step-1", "step-2", "step-2", "step-3"]
     assert len(place.started) == 4
@@ -189,8 +190,12 @@ async def test_a_server_for_the_base_that_does_not_start_ends_it(place: Place):
     place.refusals = {"start tiny": [StartError("no memory")]}
     with pytest.raises(StartError, match="no memory"):
         await place.watch()
-    place.refusals = {"base": [WeightsError("lost", restored=False) for _ in range(2)]}
-    with pytest.raises(WeightsError, match="lost"):
+    for restored in (False, True):
+        place.refusals = {"base": [WeightsError("lost", restored=restored) for _ in range(2)]}
+        with pytest.raises(WeightsError, match="lost"):
+            await place.watch()
+    place.refusals = {"base": [ModelError("it is gone")]}
+    with pytest.raises(ModelError, match="it is gone"):
         await place.watch()
     assert scores(await place.watch()) == {"step-1": 0.5}
 

@@ -64,8 +64,9 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is now, the finished in the order in which they appeared."""
+    """What there was at a time of the lookout's clock, the finished in order of age."""
 
+    at: float
     finished: tuple[Finished, ...]
     waiting: tuple[Waiting, ...]
 
@@ -124,7 +125,7 @@ class Lookout:
                 )
             else:
                 waiting.append(Waiting(name=folder.name, path=folder, kind=kind, why=why))
-        return Look(finished=tuple(finished), waiting=tuple(waiting))
+        return Look(at=now, finished=tuple(finished), waiting=tuple(waiting))
 
 
 def step_of(name: str) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -155,15 +154,16 @@ class _Watcher:
         """Evaluate whatever is finished, look again, until there is nothing left to wait for."""
         self._notify(f"curve: {self._page}")
         curve = await self._publish(None)
-        began = time.monotonic()
+        began: float | None = None
         while True:
             look = await asyncio.to_thread(self._lookout.look)
+            began = look.at if began is None else began
             self._host.adapters = look.of(Kind.ADAPTER)
             self._tell(look)
             if job := await asyncio.to_thread(self._next, look):
                 curve = await self._evaluate(job) or curve
                 continue
-            if self._config.once and time.monotonic() - began >= self._config.interval * _EARLY:
+            if self._config.once and look.at - began >= self._config.interval * _EARLY:
                 for waiting in look.waiting:
                     self._notify(f"{waiting.name} is left out: {waiting.why}")
                 return curve
@@ -233,7 +233,7 @@ class _Watcher:
                 its_own = isinstance(error, AdapterError) or not self._host.has_model
                 if job.found is None or not its_own:
                     raise
-                return self._failed(job, error)
+                return await self._failed(job, error)
             try:
                 return await self._on(server, job)
             except ServerError as error:
@@ -241,7 +241,7 @@ class _Watcher:
                 if again and job.found is None:
                     raise
                 if again:
-                    return self._failed(job, error)
+                    return await self._failed(job, error)
                 self._notify(f"{job.name}: {error.message}; once more, with a new server")
                 again = True
 
@@ -249,10 +249,13 @@ class _Watcher:
         """Evaluate it there. Raises ServerError if the server was lost over it."""
         try:
             serving = await server.target(job.found.path if job.found else None)
-        except (ModelError, WeightsError, WireError) as error:
-            if isinstance(error, WeightsError) and not error.restored:
+        except (ModelError, WeightsError) as error:
+            lost = isinstance(error, WeightsError) and not error.restored
+            if lost or job.found is None:
                 raise
-            return None if await self._changed(job) else self._failed(job, error)
+            return await self._failed(job, error)
+        except WireError as error:
+            raise ServerError(error.message, why=error.why, fix=error.fix) from error
         if await self._changed(job):
             return None
         self._notify(f"evaluating {job.name}")
@@ -287,7 +290,10 @@ class _Watcher:
 
         return await run_evaluation(_evaluation(self._config, job.found), begun=begun, **common)
 
-    def _failed(self, job: _Job, error: Exception) -> AttemptRecord:
+    async def _failed(self, job: _Job, error: Exception) -> AttemptRecord | None:
+        """A failure, unless the folder changed meanwhile: that is reason enough for one."""
+        if await self._changed(job):
+            return None
         record = job.record(Status.FAILED)
         return msgspec.structs.replace(record, failure=str(error))
 
