@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.core.sampler import Provenance
+from enginehouse.core.sampler import Capability, Provenance
+from enginehouse.dialects.base import require
 from enginehouse.engines.base import Engine, RemoteEngine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.adapters import lend, take_back
@@ -31,6 +32,8 @@ async def asking(
 
     Raises what `serving` does, and WireError for a server that cannot be used.
     """
+    if config.adapter is not None:
+        require(_engine(config).capabilities(None), Capability.ADAPTERS, "LoRA adapters")
     if config.url is None and not isinstance(_engine(config), RemoteEngine):
         async with serving_target(
             config, layout=layout, notify=notify, concurrency=concurrency, on_incident=on_incident
