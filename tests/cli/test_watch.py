@@ -136,7 +136,7 @@ def test_what_cannot_be_watched(house: House, call):
     for words, why in (
         (("out", "base"), "there is no task to evaluate"),
         (("nowhere", "base", "--task", "sums", "--once"), "nowhere is not there"),
-        (("out", "--url", "http://x", "--task", "sums"), "give the base alone"),
+        (("out", "http://x", "--task", "sums"), "give the base alone"),
         (("out", "base+a", "--task", "sums"), "give the base alone"),
         (("out", "base", "--task", "sums", "--interval", "0"), "interval"),
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -35,8 +35,12 @@ _FLAGS = {"tasks": ["--task", "-t"], "env_vars": ["--env"], "json_schema": ["--s
 _REPEATED = {"tasks", "env_vars", "stop"}
 
 
-def with_config_options(kind: type[BaseModel]) -> Callable[[Callable[..., Any]], Any]:
+def with_config_options(
+    kind: type[BaseModel], *, without: Collection[str] = ()
+) -> Callable[[Callable[..., Any]], Any]:
     """Give a command an option for every field of a configuration and of its server's options.
+
+    But for those in `without`.
 
     The command takes those that were given as its last argument, `given`, nested as in YAML.
     """
@@ -48,7 +52,7 @@ def with_config_options(kind: type[BaseModel]) -> Callable[[Callable[..., Any]],
             for p in inspect.signature(command).parameters.values()
             if p.name != "given"
         ]
-        fields = [n for n in kind.model_fields if n != "server"]
+        fields = [n for n in kind.model_fields if n != "server" and n not in without]
         options = [_parameter(name, kind.model_fields[name]) for name in fields]
         server = [_parameter(n, f, "Server") for n, f in ServerOptions.model_fields.items()]
 

@@ -23,7 +23,7 @@ from enginehouse.report.curve_table import LinePerPoint, curve_display
 from enginehouse.store.layout import Layout
 
 
-@with_config_options(WatchConfig)
+@with_config_options(WatchConfig, without=("adapter", "url", "api_key_env"))
 def watch(
     *,
     data: Annotated[
