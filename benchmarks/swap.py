@@ -45,7 +45,7 @@ async def _rounds(
 ) -> tuple[list[Swapped], list[float]]:
     swaps: list[Swapped] = []
     bare: list[float] = []
-    for number in range(-1, count):  # the first is a warm-up
+    for number in range(-2, count):  # two are a warm-up: each folder's values are looked at once
         for turn in ("swap", "bare") if number % 2 else ("bare", "swap"):
             folder = folders[(len(swaps) + len(bare)) % 2]
             if turn == "swap":
@@ -53,7 +53,7 @@ async def _rounds(
             else:
                 bare.append(await _bare(session, folder))
         say(f"round {number + 1}: {_seconds(swaps[-1]):.3f} s and {bare[-1]:.3f} s")
-    return swaps[1:], bare[1:]
+    return swaps[2:], bare[2:]
 
 
 def _hashed(folder: Path, *, cache: Path) -> str:

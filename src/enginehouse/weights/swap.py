@@ -238,8 +238,8 @@ class WeightSwapper:
                 self._condemn(f"its weights could not be swapped, nor taken back: {why}")
                 return "the server is started again with the old ones"
             return (
-                f"the old ones ({old.path}) are NOT back: {why}; where `enginehouse serve` keeps "
-                "it, a restart brings them back"
+                f"the old ones ({old.path}) are NOT back: {why}; end its process: where "
+                "`enginehouse serve` keeps it, it comes back with them"
             )
         return None
 
