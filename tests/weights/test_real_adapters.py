@@ -1,0 +1,305 @@
+"""A real CPU vLLM with SmolLM2, and an adapter that is trained here."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from derived_adapters import derive, pickled, variant
+
+from enginehouse.client.sampler import HTTPSampler
+from enginehouse.core.errors import AdapterError, UnknownModelError
+from enginehouse.core.messages import ChatPrompt, Message, TextPrompt
+from enginehouse.core.sampler import SampleRequest
+from enginehouse.core.sampling import SamplingParameters
+from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.vllm import VllmEngine
+from enginehouse.provisioning.environments import EngineEnvironment, find_environment
+from enginehouse.provisioning.models import ResolvedModel, resolve_model
+from enginehouse.servers.server import Server, start_server
+from enginehouse.store.layout import Layout
+from enginehouse.weights.peft_folder import checkpoint_shapes
+from enginehouse.weights.pool import AdapterPool
+from enginehouse.weights.store import AdapterStore
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+ENGINE = VllmEngine()
+SUPPORT = Path(__file__).with_name("support")
+TEXT = "In this round the red team votes first, and then the black team answers the question."
+PLACES = 4
+
+
+@dataclass(frozen=True)
+class Served:
+    """The server, what it serves, and how it must be asked."""
+
+    server: Server
+    model: ResolvedModel
+    options: ServerOptions
+    quirks: tuple
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def environment() -> EngineEnvironment:
+    """The CPU build of vLLM, built on first use."""
+    return await found("vllm")
+
+
+async def found(engine: str) -> EngineEnvironment:
+    """An engine's environment for the CPU."""
+    shared = Layout.from_environment()
+    return await find_environment(
+        engine, python=None, version=None, variant="cpu", layout=shared, notify=print
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def model(environment) -> ResolvedModel:
+    """SmolLM2."""
+    shared = Layout.from_environment()
+    return await resolve_model(
+        "smollm2", fallback_path=None, environment=environment, layout=shared, notify=print
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def trained(model, tmp_path_factory) -> Path:
+    """An adapter of rank 8 over seven projections, after 20 steps."""
+    folder = tmp_path_factory.mktemp("trained") / "vote"
+    python = (await found("hf")).executable
+    program = [python, SUPPORT / "train_adapter.py", model.path, folder]
+    await asyncio.to_thread(subprocess.run, program, check=True, timeout=600)
+    return folder
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(trained, environment, model, tmp_path_factory) -> AsyncIterator[Served]:
+    """A vLLM with four places for adapters of rank 8; its state is these tests' own.
+
+    It starts after the training: on few cores, each would slow the other down by far.
+    """
+    shared = Layout.from_environment()
+    state = tmp_path_factory.mktemp("state")
+    layout = Layout(cache=shared.cache, state=state, config=shared.config)
+    options = ServerOptions(
+        served_model_name="smollm2",
+        enable_lora=True,
+        max_loras=PLACES,
+        max_lora_rank=8,
+        max_model_len=1024,
+    )
+    quirks = ENGINE.quirks(options, environment=environment)
+    async with start_server(
+        model, engine=ENGINE, environment=environment, options=options, layout=layout, notify=print
+    ) as owned:
+        yield Served(owned.server, model, options, quirks)
+
+
+@pytest.fixture
+async def sampler(served) -> AsyncIterator[HTTPSampler]:
+    """What asks the server, and leaves it without adapters."""
+    alone = [quirk.one_at_a_time for quirk in served.quirks if quirk.one_at_a_time]
+    assert alone, "prompt log-probabilities are asked for one at a time here"
+    async with HTTPSampler(
+        served.server.base_url,
+        capabilities=ENGINE.capabilities(served.server.version),
+        wire=ENGINE.wire,
+        one_at_a_time=lambda request: any(rule(request) for rule in alone),
+    ) as made:
+        yield made
+        for name in set(await made.models()) - {"smollm2"}:
+            await made.unload_adapter(name)
+
+
+@pytest.fixture
+def pool(served, sampler, tmp_path) -> AdapterPool:
+    """A pool that knows what the server takes."""
+    home = Layout(cache=tmp_path / "cache", state=tmp_path / "state", config=tmp_path / "config")
+    return AdapterPool(
+        [sampler],
+        max_loras=PLACES,
+        store=AdapterStore(home),
+        base=checkpoint_shapes(Path(served.model.path)),
+        max_rank=served.options.max_lora_rank,
+    )
+
+
+async def said(pool: AdapterPool, model: str | None = None) -> str:
+    """The greedy answer to a question of the training."""
+    request = SampleRequest(
+        prompt=ChatPrompt((Message("user", "How do you vote?"),)),
+        model=model,
+        parameters=SamplingParameters(max_tokens=16),
+    )
+    return (await pool.sample(request)).completions[0].text
+
+
+async def signature(pool: AdapterPool, model: str | None) -> np.ndarray:
+    """The log-probabilities of a text's tokens, the first left out."""
+    request = SampleRequest(
+        prompt=TextPrompt(TEXT),
+        model=model,
+        parameters=SamplingParameters(max_tokens=1, prompt_logprobs=0),
+    )
+    response = await pool.sample(request)
+    assert response.prompt_logprobs is not None
+    return np.array([token.logprob for token in response.prompt_logprobs if token is not None])
+
+
+async def test_a_trained_adapter_works_and_unloading_restores_the_base(pool, sampler, trained):
+    """It says what it learned, its effect is proved, and the base is exactly itself afterwards."""
+    base, base_signature = await said(pool), await signature(pool, None)
+    loaded = await pool.load("vote", trained, prove=True)
+    assert loaded.effect is not None
+    assert loaded.effect.mean_difference > 0.1
+    assert loaded.effect.noise == 0
+    assert (await said(pool, "vote")).startswith("VOTE: BLACK because cooperation wins.")
+    assert await said(pool) == base
+    await pool.unload("vote")
+    assert await sampler.models() == ("smollm2",)
+    with pytest.raises(UnknownModelError):
+        await said(pool, "vote")
+    assert await said(pool) == base
+    assert np.array_equal(await signature(pool, None), base_signature)
+
+
+async def test_overwritten_in_place(pool, trained, tmp_path):
+    """The same alias and folder with new content: never an older answer, by cache or otherwise."""
+    folder = derive(trained, tmp_path / "mine", lambda _: None)
+    await pool.load("mine", folder)
+    answers, signatures = [await said(pool, "mine")], [await signature(pool, "mine")]
+    for seed in (1, 2):
+        variant(trained, folder, seed)
+        await pool.load("mine", folder)
+        answers.append(await said(pool, "mine"))
+        signatures.append(await signature(pool, "mine"))
+    for one, other in itertools.combinations(range(3), 2):
+        assert distance(signatures[one], signatures[other]) > 1
+    assert len(set(answers)) == 3
+    await pool.load("fresh", folder)
+    assert await said(pool, "fresh") == answers[-1]
+    assert np.array_equal(await signature(pool, "fresh"), signatures[-1])
+
+
+async def test_one_without_effect(pool, sampler, trained, tmp_path):
+    """All B zero: the proof fails, says why, and unloads it; without proof it is the base."""
+
+    def zero(made):
+        for name in made:
+            if "lora_B" in name:
+                made[name] = made[name] * 0
+
+    folder = derive(trained, tmp_path / "zero", zero)
+    with pytest.raises(AdapterError, match="answers exactly as smollm2") as caught:
+        await pool.load("zero", folder, prove=True)
+    assert "before the first step" in str(caught.value)
+    assert await sampler.models() == ("smollm2",)
+    await pool.load("zero", folder)
+    assert await said(pool, "zero") == await said(pool)
+
+
+def widened(made):
+    """As for a base of another width."""
+    for name in made:
+        if "lora_A" in name:
+            made[name] = np.concatenate([made[name]] * 2, axis=1)
+
+
+def another_model(made):
+    """As for a base with another kind of attention."""
+    for name in list(made):
+        if "q_proj" in name:
+            made[name.replace("q_proj", "qkv_proj")] = made.pop(name)
+
+
+def incomplete(made):
+    """One tensor is missing."""
+    made.pop(next(name for name in made if "lora_B" in name))
+
+
+def diverged(made):
+    """One value is none."""
+    next(iter(made.values()))[0, 0] = np.nan
+
+
+def enlarged(made):
+    """One module only, of rank 512."""
+    for name in list(made):
+        values = made.pop(name)
+        if ".layers.0.self_attn.q_proj." in name:
+            axis = 0 if "lora_A" in name else 1
+            made[name] = np.concatenate([values] * 64, axis=axis)
+
+
+async def test_bad_adapters_never_reach_the_server(pool, sampler, trained, tmp_path):
+    """Each is refused with its reason; the server has none of them and answers as before."""
+    before = await said(pool), await signature(pool, None)
+    wrong = {
+        "does not fit the base model": derive(trained, tmp_path / "widened", widened),
+        "which the base model does not have": derive(trained, tmp_path / "other", another_model),
+        "has no lora_B": derive(trained, tmp_path / "incomplete", incomplete),
+        "NaN": derive(trained, tmp_path / "diverged", diverged),
+        "rank 512": derive(trained, tmp_path / "enlarged", enlarged, r=512),
+        "a pickle": pickled(trained, tmp_path / "pickled"),
+    }
+    for reason, folder in wrong.items():
+        with pytest.raises(AdapterError, match=reason):
+            await pool.load("bad", folder)
+    assert await sampler.models() == ("smollm2",)
+    assert pool.adapters() == ()
+    assert await said(pool) == before[0]
+    assert np.array_equal(await signature(pool, None), before[1])
+
+
+async def test_fifty_adapters_over_four_places(pool, sampler, trained, tmp_path):
+    """32 requests at a time for 50 adapters: each is answered by the one that it asked for.
+
+    Their signatures are more than 1 nat apart, so that no other could have given one; meanwhile
+    others are talked to, as one server batches them.
+    """
+    aliases = [f"variant-{seed}" for seed in range(50)]
+    for seed, alias in enumerate(aliases):
+        await pool.register(alias, variant(trained, tmp_path / alias, seed))
+    expected, spoken = {}, {}
+    for alias in aliases:
+        expected[alias] = await signature(pool, alias)
+        spoken[alias] = await said(pool, alias)
+    apart = min(
+        distance(expected[one], expected[two]) for one, two in itertools.combinations(aliases, 2)
+    )
+    assert apart > 1
+    assert len(set(spoken.values())) > 25
+    gate = asyncio.Semaphore(32)
+    drift: list[float] = []
+    wrong: list[tuple[str, str]] = []
+
+    async def sign(alias: str) -> None:
+        async with gate:
+            found = await signature(pool, alias)
+        drift.append(distance(found, expected[alias]))
+
+    async def talk(alias: str) -> None:
+        async with gate:
+            words = await said(pool, alias)
+        # a batch of another size may round otherwise; what another one says is never right
+        if words != spoken[alias] and words in spoken.values():
+            wrong.append((alias, words))
+
+    asked = [aliases[number * 7 % 50] for number in range(100)]
+    await asyncio.gather(*(ask(alias) for alias in asked for ask in (sign, talk)))
+    assert max(drift) < apart / 4
+    assert wrong == []
+    assert len(await sampler.models()) <= 1 + PLACES
+    assert all(adapter.in_flight == 0 for adapter in pool.adapters())
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Between two signatures, in nats: the largest of any token."""
+    return float(np.abs(one - other).max())
