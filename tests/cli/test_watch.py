@@ -11,6 +11,12 @@ from pathlib import Path
 import pytest
 from command_line import House, journaled, sums, until
 
+from enginehouse.core.sampler import Provenance
+from enginehouse.evaluation.records import ProvenanceRecord, Record
+from enginehouse.provisioning.digests import weights_digest
+from enginehouse.store.journal import read_journal
+from enginehouse.store.layout import Layout
+
 SUPPORT = Path(__file__).parents[1] / "weights" / "support"
 if str(SUPPORT) not in sys.path:
     sys.path.append(str(SUPPORT))
@@ -115,15 +121,30 @@ def test_ended_again_and_again(house: House, words: tuple[str, ...], number: sig
     )
 
 
+def provenance(run: Path) -> Provenance:
+    """Who answered in a run."""
+    records = (entry.record for entry in read_journal(run / "journal.jsonl", Record))
+    (found,) = (r.provenance for r in records if isinstance(r, ProvenanceRecord))
+    return found
+
+
 @pytest.mark.slow
 def test_waiting_ends_with_ctrl_c(house: House, words: tuple[str, ...]):
-    """Without --once it waits; what comes is evaluated on the server that is there."""
+    """Without --once it waits; what comes, or is overwritten, is swapped into the same server."""
     live = tuple(word for word in words if word != "--once")
     running = house.start(*live)
     running.until("step 200: ")
     write_checkpoint(house.work / "out" / "checkpoint-250", seed=9, shapes=dict(BASE))
     said = running.until("step 250: ")
     assert said.count("starting vllm") == 1
+    shapes = dict(BASE)
+    again = write_checkpoint(house.work / "out" / "checkpoint-250", seed=10, shapes=shapes)
+    until(lambda: running.out.read_text().count("step 250: ") == 2, running.err.read_text)
+    answered = [provenance(run) for run in house.runs if "checkpoint-250" in run.name]
+    assert len({found.weights_digest for found in answered}) == 2
+    newest = weights_digest([again / "model.safetensors"], layout=Layout.from_environment())
+    assert newest in {found.weights_digest for found in answered}
+    assert {found.model for found in answered} == {str(again)}
     running.interrupt()
     done = running.end()
     assert done.code == 130
