@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytest_asyncio
-from derived_adapters import derive, pickled, variant
+from derived_adapters import derive, pickled, scaled, variant
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import AdapterError, UnknownModelError
@@ -172,11 +172,10 @@ async def test_a_trained_adapter_works_and_unloading_restores_the_base(pool, sam
 
 async def test_overwritten_in_place(pool, trained, tmp_path):
     """The same alias and folder with new content: never an older answer, by cache or otherwise."""
-    folder = derive(trained, tmp_path / "mine", lambda _: None)
-    await pool.load("mine", folder)
-    answers, signatures = [await said(pool, "mine")], [await signature(pool, "mine")]
-    for seed in (1, 2):
-        variant(trained, folder, seed)
+    folder = tmp_path / "mine"
+    answers, signatures = [], []
+    for factor in (1.0, -1.0, 0.05):
+        scaled(trained, folder, factor)
         await pool.load("mine", folder)
         answers.append(await said(pool, "mine"))
         signatures.append(await signature(pool, "mine"))
@@ -190,13 +189,7 @@ async def test_overwritten_in_place(pool, trained, tmp_path):
 
 async def test_one_without_effect(pool, sampler, trained, tmp_path):
     """All B zero: the proof fails, says why, and unloads it; without proof it is the base."""
-
-    def zero(made):
-        for name in made:
-            if "lora_B" in name:
-                made[name] = made[name] * 0
-
-    folder = derive(trained, tmp_path / "zero", zero)
+    folder = scaled(trained, tmp_path / "zero", 0.0)
     with pytest.raises(AdapterError, match="answers exactly as smollm2") as caught:
         await pool.load("zero", folder, prove=True)
     assert "before the first step" in str(caught.value)

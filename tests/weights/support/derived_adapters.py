@@ -49,14 +49,26 @@ def derive(
     return folder
 
 
+def scaled(source: Path, folder: Path, factor: float) -> Path:
+    """Write it with every B times `factor`."""
+
+    def scale(made: Tensors) -> None:
+        for name in made:
+            if "lora_B" in name:
+                made[name] = made[name] * factor
+
+    return derive(source, folder, scale)
+
+
 def variant(source: Path, folder: Path, seed: int) -> Path:
-    """Write one of many: every B with noise of its own, three times as large as itself."""
+    """Write one of many: every B times a factor of its own, and with noise as large as itself."""
     rng = np.random.default_rng(seed)
 
     def shake(made: Tensors) -> None:
         for name, values in made.items():
             if "lora_B" in name:
-                made[name] = values + rng.normal(scale=3 * values.std(), size=values.shape)
+                noise = rng.normal(scale=values.std(), size=values.shape)
+                made[name] = values * rng.normal() + noise
 
     return derive(source, folder, shake)
 
