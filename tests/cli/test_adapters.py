@@ -198,3 +198,12 @@ def test_an_adapter_on_a_server_that_is_not_ours(house: House, call):
     assert refused.code != 0
     assert "LoRA adapters" in refused.err
     assert call("stop", "it").code == 0
+
+
+def test_a_folder_s_name_becomes_one_for_requests(house: House, call):
+    """Whatever characters it has; a dot is the folder that one is in."""
+    write_adapter(house.work / "out of step é", seed=3)
+    task = str(house.task(ITEMS))
+    done = call("eval", f"{house.model()}+out of step é", "--task", task, "--json")
+    assert done.code == 0, done.err
+    assert done.report["provenance"][0]["model"].startswith("out-of-step--@")

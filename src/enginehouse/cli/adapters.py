@@ -13,6 +13,7 @@ from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
 from enginehouse.core.errors import UnknownNameError
 from enginehouse.launch.adapters import Adapters, Proof, ProvenAdapter, adapters_of
 from enginehouse.store.layout import Layout
+from enginehouse.weights.pool import alias_of
 
 adapters = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 ServerArgument = Annotated[
@@ -42,7 +43,7 @@ def load(
     console = Console(json=json, verbose=verbose, quiet=quiet)
     alias, _, folder = adapter.rpartition("=")
     path, proof = Path(folder), _proof(prove)
-    done = _with(server, console, lambda it: it.load(alias or path.name, path, proof=proof))
+    done = _with(server, console, lambda it: it.load(alias or alias_of(path), path, proof=proof))
     console.result(done, text=lambda: _print(done, console))
 
 

@@ -26,7 +26,7 @@ from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.parity import TokenParity
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import checkpoint_shapes
-from enginehouse.weights.pool import AdapterPool
+from enginehouse.weights.pool import AdapterPool, alias_of
 from enginehouse.weights.proof import Effect, prove_effect
 from enginehouse.weights.store import AdapterStore
 
@@ -69,7 +69,7 @@ async def lend(
     Raises UnsupportedError for an engine that takes none, AdapterError.
     """
     async with _its(server, engine, layout=layout, notify=notify) as its:
-        loaded = await its.load(folder.name, folder, replace_alias=False)
+        loaded = await its.load(alias_of(folder), folder, replace_alias=False)
     name = loaded.adapter.model
     others = (model for model in server.models if model != name)
     return replace(server, models=(name, *others))

@@ -26,7 +26,7 @@ from enginehouse.launch.serving import (
 )
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import CONFIG, checkpoint_shapes, read_peft_folder
-from enginehouse.weights.pool import AdapterPool
+from enginehouse.weights.pool import AdapterPool, alias_of
 from enginehouse.weights.store import AdapterStore
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
@@ -89,7 +89,7 @@ class Resident:
         await self._weights(None)
         supports = self.serving.engine.capabilities(self.serving.server.version).supports
         loaded = await self._pool.load(
-            folder.name, folder, prove=Capability.PROMPT_LOGPROBS in supports
+            alias_of(folder), folder, prove=Capability.PROMPT_LOGPROBS in supports
         )
         sampler = await self._stack.enter_async_context(
             self.serving.sampler_of(loaded.model, self._concurrency)

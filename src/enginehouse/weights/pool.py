@@ -40,6 +40,11 @@ from enginehouse.weights.store import AdapterStore, StoredAdapter
 _ALIAS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")  # neither of @ and +, which join names
 
 
+def alias_of(folder: Path) -> str:
+    """What an adapter is called that was given by its folder only: `folder`'s own name."""
+    return re.sub(r"[^A-Za-z0-9_./-]", "-", folder.absolute().name).lstrip("./-") or "adapter"
+
+
 class LoadedAdapter(msgspec.Struct, frozen=True, kw_only=True):
     """An adapter that has been loaded. Requests name `alias`; the server knows it as `model`.
 
