@@ -81,7 +81,9 @@ async def test_the_document_s_example_runs_and_says_nothing_besides() -> None:
                 text=True,
                 check=False,
             )
-            assert (done.returncode, done.stdout, done.stderr) == (0, "BLACK.\n", "")
+            # -X dev also says when a busy machine made a step slow
+            said = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
+            assert (done.returncode, done.stdout, said) == (0, "BLACK.\n", [])
 
 
 def test_one_provider_serves_several_event_loops(engine_url: str) -> None:

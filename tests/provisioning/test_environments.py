@@ -229,7 +229,8 @@ async def test_flags_are_dumped_once_but_the_import_is_checked_each_time(
     second = await existing_environment(python, engine="vllm", layout=layout, origin="--python")
     assert second == first
     parser.write_text(source)
-    (package / "__init__.py").write_text('__version__ = "0.33.0"\n')
+    # of another size: a compiled file is told from its source by size and whole seconds
+    (package / "__init__.py").write_text('__version__ = "0.33.0"  # changed\n')
     third = await existing_environment(python, engine="vllm", layout=layout, origin="--python")
     assert third.version == "0.33.0"
     (package / "__init__.py").write_text("import no_such_module\n")
