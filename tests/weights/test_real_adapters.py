@@ -21,6 +21,7 @@ from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.vllm import VllmEngine
+from enginehouse.launch.serving import turns_for
 from enginehouse.provisioning.environments import EngineEnvironment, find_environment
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
 from enginehouse.servers.server import Server, start_server
@@ -105,13 +106,13 @@ async def served(trained, environment, model, tmp_path_factory) -> AsyncIterator
 @pytest.fixture
 async def sampler(served) -> AsyncIterator[HTTPSampler]:
     """What asks the server, and leaves it without adapters."""
-    alone = [quirk.one_at_a_time for quirk in served.quirks if quirk.one_at_a_time]
-    assert alone, "prompt log-probabilities are asked for one at a time here"
+    turns = turns_for(served.quirks)
+    assert turns, "prompt log-probabilities are asked for by themselves here"
     async with HTTPSampler(
         served.server.base_url,
         capabilities=ENGINE.capabilities(served.server.version),
         wire=ENGINE.wire,
-        one_at_a_time=lambda request: any(rule(request) for rule in alone),
+        turns=turns,
     ) as made:
         yield made
         for name in set(await made.models()) - {"smollm2"}:

@@ -24,6 +24,7 @@ from enginehouse.client.transport import (
     normal_base_url,
     redacted,
 )
+from enginehouse.client.turns import Turns
 from enginehouse.client.unchecked import Unchecked
 from enginehouse.client.wire import OPENAI, AdapterEndpoints, Wire
 from enginehouse.core.errors import (
@@ -78,7 +79,7 @@ class HTTPSampler:
     `base_url` may end in /v1; `wire` says how this kind of server is spoken to. `model` None is the
     first that the server lists. `concurrency` is a
     number, or Adaptive bounds; None is Adaptive() where there is a load signal to follow, else 64.
-    `one_at_a_time` tells the requests that the server bears only one by one.
+    `turns`, shared by a server's samplers, keeps requests apart that it does not bear together.
     Any number of tasks may share one sampler; requests beyond the limit wait here.
     """
 
@@ -94,7 +95,7 @@ class HTTPSampler:
         load_signal: LoadSignal | None = None,
         timeouts: Timeouts | None = None,
         retries: Retries | None = None,
-        one_at_a_time: Callable[[SampleRequest], bool] | None = None,
+        turns: Turns | None = None,
         deliver: Delivery = delivered_once,
     ) -> None:
         self.base_url = normal_base_url(base_url)
@@ -110,8 +111,7 @@ class HTTPSampler:
             if wire.rate_limited
             else None
         )
-        self._one_at_a_time = one_at_a_time
-        self._alone = asyncio.Lock()
+        self._turns = turns
         self._deliver = deliver
         if concurrency is None:
             concurrency = DEFAULT_CONCURRENCY if load_signal is None else Adaptive()
@@ -365,8 +365,7 @@ class HTTPSampler:
         return await with_retries(attempt, retries=self._retries, exhausted=lambda: pace.exhausted)
 
     def _turn(self, request: SampleRequest) -> AbstractAsyncContextManager[None]:
-        alone = self._one_at_a_time is not None and self._one_at_a_time(request)
-        return self._alone if alone else _NO_TURN
+        return self._turns.of(request) if self._turns is not None else _NO_TURN
 
     def _error(self, status: int, body: bytes, retry_after: float | None) -> WireError:
         return self._redacted(self._wire.error_reply(status, body, retry_after=retry_after))

@@ -116,13 +116,13 @@ class LaunchContext(msgspec.Struct, frozen=True, kw_only=True):
 class Quirk(msgspec.Struct, frozen=True, kw_only=True):
     """Something that kills an engine, and how it is avoided: by a flag, or by the client.
 
-    `one_at_a_time` tells the requests that must not meet one another.
+    `alone` tells the requests that must be under way by themselves.
     """
 
     name: str
     kills: str
     avoided: str
-    one_at_a_time: Callable[[SampleRequest], bool] | None = None
+    alone: Callable[[SampleRequest], bool] | None = None
 
 
 class Engine(Protocol):

@@ -298,7 +298,7 @@ RULES = (
         r"einsum\(\): subscript \w has size",
         "several requests for prompt log-probabilities in one batch, with --enable-lora on a CPU, "
         "kill vLLM's engine",
-        "leave out --no-avoid-quirks (Enginehouse sends them one at a time), serve such tasks "
+        "leave out --no-avoid-quirks (Enginehouse sends them by themselves), serve such tasks "
         "without --enable-lora, or with --concurrency 1",
     ),
     Rule(

@@ -19,7 +19,7 @@ SEEDED_CHUNKED_PREFILL = Quirk(
 )
 LORA_PROMPT_LOGPROBS = Quirk(
     name="prompt log-probabilities with LoRA",
-    kills="two requests for prompt log-probabilities in one batch, where LoRA is enabled",
-    avoided="such requests are sent one at a time",
-    one_at_a_time=_wants_prompt_logprobs,
+    kills="a request for prompt log-probabilities beside any other, where LoRA is enabled,",
+    avoided="such requests are sent by themselves",
+    alone=_wants_prompt_logprobs,
 )

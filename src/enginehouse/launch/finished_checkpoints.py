@@ -137,10 +137,11 @@ def step_of(name: str) -> int | None:
 def state_of(folder: Path) -> State:
     """What a folder's files are like, logs left out. Raises OSError."""
     files = []
-    for entry in os.scandir(folder):
-        if entry.is_file() and not _LOG.search(entry.name):
-            status = entry.stat()
-            files.append((entry.name, status.st_size, status.st_mtime_ns, status.st_ino))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file() and not _LOG.search(entry.name):
+                status = entry.stat()
+                files.append((entry.name, status.st_size, status.st_mtime_ns, status.st_ino))
     return tuple(sorted(files))
 
 
@@ -170,7 +171,8 @@ def hash_of(state: State) -> str:
 def _subfolders(folder: Path) -> list[Path]:
     """By age, the oldest first; not links such as `latest`, which are there under another name."""
     try:
-        entries = list(os.scandir(folder))
+        with os.scandir(folder) as listed:
+            entries = list(listed)
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -127,7 +127,7 @@ async def resident(
             if config.server.enable_lora:
                 assert ready.model is not None
                 aside = await stack.enter_async_context(
-                    make_sampler(ready.server, ready.engine, concurrency=None, quirks=ready.quirks)
+                    make_sampler(ready.server, ready.engine, concurrency=None, turns=ready.turns)
                 )
                 pool = AdapterPool(
                     [aside],

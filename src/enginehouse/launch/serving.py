@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from enginehouse.client.sampler import Delivery, HTTPSampler, delivered_once
+from enginehouse.client.turns import Turns
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.incidents import Incident
 from enginehouse.core.sampler import Provenance
@@ -69,7 +70,7 @@ class Serving:
     model: ResolvedModel | None = None
     adapter: Path | None = None
     weights: WeightSwapper | None = None
-    quirks: tuple[Quirk, ...] = ()
+    turns: Turns | None = None
     deliver: Delivery = delivered_once
     after_restart: Callable[[Callable[[], Awaitable[object]]], None] = lambda _: None
 
@@ -80,7 +81,7 @@ class Serving:
             self.engine,
             concurrency=concurrency,
             model=model,
-            quirks=self.quirks,
+            turns=self.turns,
             deliver=self.deliver,
         )
 
@@ -153,7 +154,7 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
     )
     prepared = Prepared(engine=engine, environment=environment, model=model, options=options)
     for quirk in prepared.quirks():
-        if quirk.one_at_a_time:
+        if quirk.alone:
             notify(f"{quirk.kills} would kill this engine: {quirk.avoided}")
     return prepared
 
@@ -173,6 +174,7 @@ async def serving(
     `launch.supervising`. `on_incident` is told each death.
     """
     prepared = await prepare(config, layout=layout, notify=notify)
+    turns = turns_for(prepared.quirks())
     async with (
         _started(prepared, config, name=None, layout=layout, notify=notify) as owned,
         _supervised(owned, config, notify=notify, on_incident=on_incident) as supervisor,
@@ -181,7 +183,7 @@ async def serving(
             owned.server,
             prepared.engine,
             concurrency=concurrency,
-            quirks=prepared.quirks(),
+            turns=turns,
             deliver=swaps.deliver,
         ) as sampler,
     ):
@@ -192,7 +194,7 @@ async def serving(
             provenance=_provenance(owned.server, prepared),
             weights=swaps.swapper,
             model=prepared.model,
-            quirks=prepared.quirks(),
+            turns=turns,
             deliver=swaps.deliver,
             after_restart=supervisor.restorations.append,
         )
@@ -290,17 +292,22 @@ def with_api_key(options: ServerOptions) -> ServerOptions:
     return options.model_copy(update={"api_key": key})
 
 
+def turns_for(quirks: Sequence[Quirk]) -> Turns | None:
+    """What keeps requests apart that would kill the engine together; None where nothing would."""
+    rules = [quirk.alone for quirk in quirks if quirk.alone]
+    return Turns(lambda request: any(rule(request) for rule in rules)) if rules else None
+
+
 def make_sampler(
     server: Server,
     engine: Engine,
     *,
     concurrency: int | None,
     model: str | None = None,
-    quirks: tuple[Quirk, ...] = (),
+    turns: Turns | None = None,
     deliver: Delivery = delivered_once,
 ) -> HTTPSampler:
     """What asks a server; not entered yet."""
-    alone = [quirk.one_at_a_time for quirk in quirks if quirk.one_at_a_time]
     return HTTPSampler(
         server.base_url,
         model=model or server.models[0],
@@ -309,7 +316,7 @@ def make_sampler(
         api_key=server.api_key,
         concurrency=concurrency,
         load_signal=engine.load_signal,
-        one_at_a_time=(lambda request: any(rule(request) for rule in alone)) if alone else None,
+        turns=turns,
         deliver=deliver,
     )
 

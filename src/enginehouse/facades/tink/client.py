@@ -29,7 +29,7 @@ from enginehouse.engines.vllm_quirks import LORA_PROMPT_LOGPROBS
 from enginehouse.facades.tink.configuration import VLLMConfig
 from enginehouse.facades.tink.errors import NoAdapterError, UnreachableError
 from enginehouse.launch.running_server import RunningServer, find_running, served_models
-from enginehouse.launch.serving import make_sampler
+from enginehouse.launch.serving import make_sampler, turns_for
 from enginehouse.launch.swapping import swapper_of
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import Shapes, checkpoint_shapes
@@ -221,8 +221,8 @@ async def connected(config: VLLMConfig) -> AsyncIterator[Client]:
     first, *_ = await served_models(running.server, running.engine)
     base = await asyncio.to_thread(_shapes, first.root)
     # nobody tells whether it is vLLM's CPU build, which such requests can kill
-    quirks = (LORA_PROMPT_LOGPROBS,) if config.enable_lora else ()
-    sampler = make_sampler(running.server, running.engine, concurrency=None, quirks=quirks)
+    turns = turns_for((LORA_PROMPT_LOGPROBS,) if config.enable_lora else ())
+    sampler = make_sampler(running.server, running.engine, concurrency=None, turns=turns)
     async with sampler:
         pool = AdapterPool(
             [sampler], max_loras=config.max_loras, store=AdapterStore(layout), base=base
