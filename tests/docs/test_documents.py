@@ -116,10 +116,10 @@ def test_every_yaml_example_is_accepted(document: Path) -> None:
     for block in blocks(document, "yaml"):
         values = yaml.safe_load(block)
         if "prompt" in values:
-            Definition.model_validate(values)
+            assert Definition.model_validate(values).prompt == values["prompt"]
         else:
             kind = EvaluationConfig if "tasks" in values else ServeConfig
-            parse(kind, values, origin=str(document))
+            assert parse(kind, values, origin=str(document)).model_fields_set >= values.keys()
 
 
 @by_document
@@ -128,7 +128,10 @@ def test_every_python_example_compiles_and_imports_what_exists(document: Path) -
     for block in blocks(document, "python"):
         tree = ast.parse(block)
         imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
-        exec(compile(ast.Module(imports, []), str(document), "exec"), {})
+        found: dict[str, Any] = {}
+        exec(compile(ast.Module(imports, []), str(document), "exec"), found)
+        named = {(a.asname or a.name).partition(".")[0] for n in imports for a in n.names}
+        assert named - {"annotations"} <= found.keys()
 
 
 def test_the_smallest_task_of_the_documents_works() -> None:

@@ -74,17 +74,7 @@ async def call_tools(
         max_calls=max_calls,
     )
     question.check()
-    ladder = ladder or Ladder()
-    answer: _Answer | None = None
-    for step in ladder.order(model):
-        given = await _STEPS[step](question)
-        ladder.note(model, step, given.outcome if given else None)
-        answer = _telling(answer, given)
-        if given and given.outcome in DONE:
-            break
-    if answer is None:
-        assert question.refused is not None
-        raise question.refused
+    answer = await _climb(ladder or Ladder(), question)
     return ToolResult(
         outcome=answer.outcome,
         step=answer.step,
@@ -92,6 +82,21 @@ async def call_tools(
         text=answer.text,
         attempts=tuple(question.attempts),
     )
+
+
+async def _climb(ladder: Ladder, question: _Question) -> _Answer:
+    """What the first step that does gives, or else what is to be told of all; each is noted."""
+    answer: _Answer | None = None
+    for step in ladder.order(question.model):
+        given = await _STEPS[step](question)
+        ladder.note(question.model, step, given.outcome if given else None)
+        answer = _telling(answer, given)
+        if given and given.outcome in DONE:
+            break
+    if answer is None:
+        assert question.refused is not None
+        raise question.refused
+    return answer
 
 
 @dataclass(frozen=True)
