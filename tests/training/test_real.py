@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,14 +152,7 @@ def test_a_loop_that_evaluates_on_vllm_ends_like_one_that_does_not(loops: Loops)
 
 def test_on_a_vllm_that_runs_already(loops: Loops, machine: House):
     """It takes in each step's adapter, or each step's weights, and has its own again after that."""
-    begun = machine.run(
-        *("serve", loops.checkpoint, "--detach", "--name", "resident"),
-        *("--enable-lora", "--max-model-len", "512"),
-    )
-    assert begun.code == 0, begun.err
-    try:
-        (server,) = machine.run("ps", "--json").report
-        url = server["record"]["base_url"]
+    with resident(machine, loops.checkpoint) as url:
         for kind in ("lora", "full"):
             plain, _ = loops.run(kind, None)
             evaluated, found = loops.run(kind, SETTINGS | {"url": url})
@@ -168,6 +162,34 @@ def test_on_a_vllm_that_runs_already(loops: Loops, machine: House):
         info = machine.run("weights", "info", "resident", "--json").report
         assert (info["path"], info["agrees"]) == (loops.checkpoint, True)
         assert info["version"] == 6
+
+
+def test_tink(loops: Loops, machine: House):
+    """A worker of Tink's registers an adapter, updates all weights, and puts the old ones back."""
+    with resident(machine, loops.checkpoint) as url:
+        program = [loops.python, SUPPORT / "tink_loop.py", loops.checkpoint, url, machine.work]
+        done = machine.start_program([*map(str, program)]).end()
+        assert done.code == 0, done.err
+        found = json.loads(done.out.splitlines()[-1])
+    answers = {tuple(found[name]) for name in ("base", "adapted", "updated")}
+    assert len(answers) == 3
+    assert (found["listed"], found["unregistered"]) == (["mine"], True)
+    assert found["back"] == found["base"]
+    assert all(one in (found["base"], found["updated"]) for one in found["meanwhile"])
+    assert (found["info"]["available"], found["info"]["active_loras"]) == (True, 0)
+
+
+@contextmanager
+def resident(machine: House, checkpoint: str) -> Iterator[str]:
+    """The address of a vLLM that takes adapters and weights, stopped at the end."""
+    begun = machine.run(
+        *("serve", checkpoint, "--detach", "--name", "resident"),
+        *("--enable-lora", "--max-model-len", "512"),
+    )
+    assert begun.code == 0, begun.err
+    try:
+        (server,) = machine.run("ps", "--json").report
+        yield server["record"]["base_url"]
     finally:
         assert machine.run("stop", "resident").code == 0
 

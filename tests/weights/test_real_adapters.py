@@ -297,6 +297,65 @@ async def test_fifty_adapters_over_four_places(pool, sampler, trained, tmp_path)
     assert all(adapter.in_flight == 0 for adapter in pool.adapters())
 
 
+def narrowed(made):
+    """Rank 1 of what had more."""
+    for name, values in made.items():
+        made[name] = values[:1] if "lora_A" in name else values[:, :1] * 4
+
+
+class Counted(HTTPSampler):
+    """Counts what is asked of it."""
+
+    asked = 0
+
+    async def sample(self, request):
+        """Ask once."""
+        self.asked += 1
+        return await super().sample(request)
+
+
+async def test_on_two_servers_or_on_none(served, sampler, environment, trained, tmp_path):
+    """Both load and prove it, and share the requests; one that the second refuses is on neither."""
+    layout = Layout(cache=Layout.from_environment().cache, state=tmp_path, config=tmp_path)
+    options = served.options.model_copy(update={"max_lora_rank": 1})
+    async with (
+        start_server(
+            served.model,
+            engine=ENGINE,
+            environment=environment,
+            options=options,
+            layout=layout,
+            notify=print,
+        ) as second,
+        Counted(
+            second.server.base_url,
+            capabilities=ENGINE.capabilities(second.server.version),
+            wire=ENGINE.wire,
+            turns=turns_for(served.quirks),
+        ) as other,
+    ):
+        home = Layout(cache=tmp_path / "cache", state=tmp_path / "state", config=tmp_path)
+        both = AdapterPool([sampler, other], max_loras=PLACES, store=AdapterStore(home))
+        with pytest.raises(AdapterError, match="refused the adapter vote; it is loaded on none"):
+            await both.load("vote", trained)
+        assert await sampler.models() == await other.models() == ("smollm2",)
+        loaded = await both.load(
+            "narrow", derive(trained, tmp_path / "narrow", narrowed, r=1), prove=True
+        )
+        assert loaded.effect is not None
+        assert loaded.model in await sampler.models()
+        assert loaded.model in await other.models()
+        alone = AdapterPool([sampler], max_loras=PLACES, store=AdapterStore(home))
+        await alone.register("narrow", tmp_path / "narrow")
+        expected = await said(alone, "narrow")
+        assert expected != await said(alone)
+        before = other.asked
+        assert set(await asyncio.gather(*(said(both, "narrow") for _ in range(8)))) == {expected}
+        assert other.asked - before == 4
+        await both.unload("narrow")
+        assert await sampler.models() == await other.models() == ("smollm2",)
+
+
 def distance(one: np.ndarray, other: np.ndarray) -> float:
     """Between two signatures, in nats: the largest of any token."""
     return float(np.abs(one - other).max())

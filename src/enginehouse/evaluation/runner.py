@@ -202,10 +202,11 @@ class _Evaluation:
             if session.requests
         } - {None}
         digest = provenance.weights_digest
-        if digest is not None and known and known != {digest}:
+        if known and known != {digest}:
+            now = digest[:12] if digest else "not known"
             raise ConfigurationError(
-                f"the weights of {provenance.model} changed since the run began",
-                why=f"digest {digest[:12]}, then {', '.join(sorted(str(k)[:12] for k in known))}",
+                f"the weights of {provenance.model} are not those that the run began with",
+                why=f"digest {', '.join(sorted(str(k)[:12] for k in known))} then, {now} now",
                 fix="restore the checkpoint that the run began with, or start a new run",
             )
 

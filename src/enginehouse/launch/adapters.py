@@ -25,7 +25,7 @@ from enginehouse.launch.serving import Notify, make_sampler
 from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.parity import TokenParity
 from enginehouse.store.layout import Layout
-from enginehouse.weights.peft_folder import checkpoint_shapes
+from enginehouse.weights.peft_folder import checkpoint_shapes, read_peft_folder
 from enginehouse.weights.pool import AdapterPool, alias_of
 from enginehouse.weights.proof import Effect, prove_effect
 from enginehouse.weights.store import AdapterStore
@@ -66,10 +66,19 @@ async def lend(
 ) -> Server:
     """The server with the adapter in `folder` loaded and proven, as the first of its models.
 
-    Raises UnsupportedError for an engine that takes none, AdapterError.
+    One that was never trained has no effect, and is lent nevertheless. Raises UnsupportedError for
+    an engine that takes none, AdapterError.
     """
+    info = await asyncio.to_thread(read_peft_folder, folder)
+    if info.is_zero:
+        notify(f"{folder} changes nothing: it has not been trained")
     async with _its(server, engine, layout=layout, notify=notify) as its:
-        loaded = await its.load(alias_of(folder), folder, replace_alias=False)
+        loaded = await its.load(
+            alias_of(folder),
+            folder,
+            proof="none" if info.is_zero else "effect",
+            replace_alias=False,
+        )
     name = loaded.adapter.model
     others = (model for model in server.models if model != name)
     return replace(server, models=(name, *others))

@@ -51,7 +51,7 @@ class Resident:
         """Have the server answer as the adapter or checkpoint in `path`; None is its own model.
 
         An adapter is checked, copied, loaded, and proven to have an effect where the engine tells
-        log-probabilities of prompts. Raises AdapterError, ModelError or WeightsError, and leaves
+        log-probabilities of prompts and it was trained at all. Raises AdapterError, ModelError or WeightsError, and leaves
         the server as it was.
         """
         await self._stack.aclose()
@@ -88,8 +88,11 @@ class Resident:
             )
         await self._weights(None)
         supports = self.serving.engine.capabilities(self.serving.server.version).supports
+        info = await asyncio.to_thread(read_peft_folder, folder)
         loaded = await self._pool.load(
-            alias_of(folder), folder, prove=Capability.PROMPT_LOGPROBS in supports
+            alias_of(folder),
+            folder,
+            prove=Capability.PROMPT_LOGPROBS in supports and not info.is_zero,
         )
         sampler = await self._stack.enter_async_context(
             self.serving.sampler_of(loaded.model, self._concurrency)

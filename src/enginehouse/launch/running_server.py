@@ -30,13 +30,13 @@ class RunningServer:
     engine: ServedEngine
 
 
-async def find_running(target: str, *, layout: Layout) -> RunningServer:
-    """The server that `target` is the name or the address of.
+async def find_running(target: str, *, layout: Layout, api_key: str | None = None) -> RunningServer:
+    """The server that `target` is the name or the address of; the environment's key by default.
 
     Raises UnknownNameError, and WireError for one that cannot be used.
     """
     record = _record(target, layout)
-    server, engine = await _asked(record, target)
+    server, engine = await _asked(record, target, api_key or os.environ.get(API_KEY_VARIABLE))
     return RunningServer(record=record, server=server, engine=engine)
 
 
@@ -48,9 +48,10 @@ def _record(target: str, layout: Layout) -> ServerRecord | None:
     return next((record for record in found if record.base_url == base), None)
 
 
-async def _asked(record: ServerRecord | None, target: str) -> tuple[Server, ServedEngine]:
+async def _asked(
+    record: ServerRecord | None, target: str, key: str | None
+) -> tuple[Server, ServedEngine]:
     engine: ServedEngine = ENGINES.load(record.engine if record else "vllm")()
-    key = os.environ.get(API_KEY_VARIABLE)
     if record is None:
         return await attach_server(target, engine=engine, api_key=key), engine
     return Server(

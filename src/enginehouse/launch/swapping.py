@@ -80,13 +80,15 @@ async def swapping(
 
 
 @asynccontextmanager
-async def swapper_of(target: str, *, layout: Layout) -> AsyncIterator[WeightSwapper]:
+async def swapper_of(
+    target: str, *, layout: Layout, api_key: str | None = None
+) -> AsyncIterator[WeightSwapper]:
     """The swapper of a server that runs already: one of ours by name, or any by its address.
 
     It must run on this machine, and be loopback-only. Raises UnknownNameError, WireError,
     ModelError or WeightsError.
     """
-    running = await find_running(target, layout=layout)
+    running = await find_running(target, layout=layout, api_key=api_key)
     record, server, engine = running.record, running.server, running.engine
     (base, *_) = await served_models(server, engine)
     started = await asyncio.to_thread(_started, base.root, server=server, layout=layout)

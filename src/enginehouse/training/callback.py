@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.training.evaluator import CheckpointEvaluator
 
 if TYPE_CHECKING:
@@ -15,8 +16,11 @@ def trainer_callback(
 ) -> TrainerCallback:
     """A callback that evaluates after each `every` steps: Trainer(…, callbacks=[it]).
 
-    `tokenizer` None takes the Trainer's processing_class. Imports transformers.
+    `tokenizer` None takes the Trainer's processing_class. Imports transformers. Raises
+    ConfigurationError.
     """
+    if every < 1:
+        raise ConfigurationError("every must be at least 1 step")
     from transformers import TrainerCallback
 
     class Evaluating(TrainerCallback):  # type: ignore[misc]

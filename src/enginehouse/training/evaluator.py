@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from enginehouse.store.runs import list_runs
 from enginehouse.tasks.registry import load_task
 from enginehouse.training.blocking import Interrupts, interrupts_deferred, run_blocking
 from enginehouse.training.device_memory import Vacated, vacated
-from enginehouse.training.placing import adapter_loaded, to_be_served, weights_swapped
+from enginehouse.training.placing import weights_swapped
 from enginehouse.training.random_state import random_state_kept
 from enginehouse.training.records import (
     Evaluation,
@@ -94,7 +95,7 @@ class CheckpointEvaluator:
         are only torch's error if the trainer's own state does not fit its GPU any more (the saved
         model is then kept), and after everything else an interrupt that came meanwhile.
         """
-        attempt = _Attempt(step, self._config, folder=self.folder, layout=self._layout)
+        attempt = _Attempt(int(step), self._config, folder=self.folder, layout=self._layout)
         holders = [holder for holder in (model, optimizer, *also) if holder is not None]
         keep = True  # the checkpoint is all that is left of a trainer that does not come back
         with interrupts_deferred() as interrupts:
@@ -112,11 +113,14 @@ class CheckpointEvaluator:
     def _record(self, evaluation: Evaluation) -> None:
         if evaluation.error:
             _log.warning(in_words(evaluation))
-        self._notify(in_words(evaluation))
         try:
             append_evaluation(self.folder, evaluation)
         except StoreError as error:
             _log.warning("step %d is not in the journal: %s", evaluation.step, error)
+        try:
+            self._notify(in_words(evaluation))
+        except Exception:
+            _log.exception("step %d could not be reported", evaluation.step)
 
 
 def _configuration(tasks: Sequence[str], settings: Mapping[str, Any]) -> EvaluationConfig:
@@ -164,6 +168,8 @@ class _Attempt:
         self._config = config
         self._layout = layout
         self._checkpoint = folder / f"step-{step:08d}"
+        self._report: Report | None = None
+        self._is_served = False
         self._result = Evaluation(
             step=step, started=datetime.now(UTC), seconds=0.0, error="it was interrupted"
         )
@@ -171,16 +177,21 @@ class _Attempt:
     def carry_out(self, trainer: _Trainer, interrupts: Interrupts, notify: Notify) -> None:
         """Save, vacate, evaluate. What goes wrong is in the result."""
         try:
-            report = self._evaluate(trainer, interrupts, notify)
-        except asyncio.CancelledError:
-            self._note(run=self._run())
+            self._evaluate(trainer, interrupts, notify)
+        except asyncio.CancelledError as error:
+            self._note(run=self._run(), error="; ".join(["it was interrupted", *_notes(error)]))
         except Exception as error:  # noqa: BLE001 - the training goes on
             said = str(error) if isinstance(error, EnginehouseError) else _named(error)
-            self._note(run=self._run(), error=said)
+            self._note(run=self._run(), error="; ".join([said, *_notes(error)]))
         else:
-            self._note(run=report.folder, scores=scores_of(report), error=problems_of(report))
+            self._note(error=None)
+        if (report := self._report) is not None:
+            problems = [p for p in (problems_of(report), self._result.error) if p]
+            self._note(
+                run=report.folder, scores=scores_of(report), error="; ".join(problems) or None
+            )
 
-    def _evaluate(self, trainer: _Trainer, interrupts: Interrupts, notify: Notify) -> Report:
+    def _evaluate(self, trainer: _Trainer, interrupts: Interrupts, notify: Notify) -> None:
         _demand_one_process()
         adapted = is_adapted(trainer.model) and self._config.url is not None
         if adapted:
@@ -191,20 +202,32 @@ class _Attempt:
             vacant = trainer.away.enter_context(vacated(trainer.holders))
             self._note(moved_bytes=vacant.moved_bytes, freed_bytes=vacant.freed_bytes)
             notify(_freed(vacant))
-            place = to_be_served
-        else:  # that server has its room already
-            place = adapter_loaded if adapted else weights_swapped
 
-        async def work() -> Report:
-            async with place(
-                self._config, self._checkpoint, layout=self._layout, notify=notify
-            ) as config:
-                return await run_evaluation(config, layout=self._layout, notify=notify)
+        async def work() -> None:
+            config, folder = self._config, self._checkpoint
+            run = partial(run_evaluation, layout=self._layout, notify=notify)
+            if config.url is None:
+                self._report = await run(config.model_copy(update={"model": str(folder)}))
+            elif adapted:
+                self._report = await run(config.model_copy(update={"adapter": folder}))
+            else:
+                async with weights_swapped(
+                    config,
+                    folder,
+                    layout=self._layout,
+                    notify=notify,
+                    left_there=self._left_there,
+                ) as ask:
+                    self._report = await run(config, ask=ask)
 
-        return run_blocking(work, interrupts=interrupts)
+        run_blocking(work, interrupts=interrupts)
+
+    def _left_there(self) -> None:
+        self._is_served = True
 
     def end(self, *, keep: bool) -> Evaluation:
-        """Clear up; gives the result."""
+        """Clear up; gives the result. What a server still has is kept for its restarts."""
+        keep = keep or self._is_served
         if not keep:
             shutil.rmtree(self._checkpoint, ignore_errors=True)
         kept = str(self._checkpoint) if keep and self._checkpoint.exists() else None
@@ -244,6 +267,10 @@ def _freed(vacant: Vacated) -> str:
         return "nothing of the trainer is on a GPU: nothing to move"
     freed = f"; {vacant.freed_bytes / 1e9:.2f} GB freed" if vacant.freed_bytes is not None else ""
     return f"moved {vacant.moved_bytes / 1e9:.2f} GB of the trainer to the host{freed}"
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
 
 
 def _named(error: Exception) -> str:

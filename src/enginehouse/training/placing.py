@@ -1,82 +1,89 @@
-"""Who answers for a checkpoint: a server of its own, or a running one that takes it in."""
+"""A checkpoint's weights in a running server, for as long as they are evaluated."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from enginehouse.core.errors import WeightsError, WireError
-from enginehouse.launch.asking import attach
-from enginehouse.launch.configuration import EvaluationConfig
-from enginehouse.launch.serving import Notify, make_sampler
+import msgspec
+
+from enginehouse.core.errors import ModelError, WeightsError, WireError
+from enginehouse.launch.asking import asking, attach
+from enginehouse.launch.configuration import AskConfig, EvaluationConfig
+from enginehouse.launch.evaluating import Asking
+from enginehouse.launch.serving import Notify, Serving
 from enginehouse.launch.swapping import swapper_of
-from enginehouse.provisioning.digests import weights_digest
 from enginehouse.store.layout import Layout
-from enginehouse.weights.peft_folder import read_peft_folder
-
-
-@asynccontextmanager
-async def to_be_served(
-    config: EvaluationConfig,
-    folder: Path,
-    *,
-    layout: Layout,  # noqa: ARG001 - the others need it
-    notify: Notify,  # noqa: ARG001
-) -> AsyncIterator[EvaluationConfig]:
-    """Have the evaluation serve the checkpoint itself."""
-    yield config.model_copy(update={"model": str(folder)})
+from enginehouse.weights.swap import WeightSwapper
 
 
 @asynccontextmanager
 async def weights_swapped(
-    config: EvaluationConfig, folder: Path, *, layout: Layout, notify: Notify
-) -> AsyncIterator[EvaluationConfig]:
+    config: EvaluationConfig,
+    folder: Path,
+    *,
+    layout: Layout,
+    notify: Notify,
+    left_there: Callable[[], None],
+) -> AsyncIterator[Asking]:
     """Swap a checkpoint into the vLLM at `config.url`, and its own weights in again at the end.
 
-    Everybody who asks that server meanwhile is answered by the checkpoint. Raises what
-    `launch.swapping.swapper_of` and `WeightSwapper.swap` do.
+    Everybody who asks that server meanwhile is answered by the checkpoint; what is asked through
+    what this yields says so. Raises what `launch.swapping.swapper_of` and `WeightSwapper.swap` do.
+    If the server has the checkpoint still when the block ends, `left_there` is called, and
+    WeightsError raised, or noted on what ended the block.
     """
     assert config.url is not None
-    async with swapper_of(config.url, layout=layout) as swapper:
-        own = swapper.current.path
+    server, _ = await attach(config)
+    async with swapper_of(server.base_url, api_key=server.api_key, layout=layout) as swapper:
+        own = _own(swapper, folder.parent)
         await swapper.swap(folder)
-        notify(f"swapped {folder.name} into the server at {config.url}")
+        notify(f"swapped {folder.name} into the server at {server.base_url}")
+        digest = swapper.current.digest
+
+        @asynccontextmanager
+        async def ask(asked: AskConfig, **how: Any) -> AsyncIterator[Serving]:
+            async with asking(asked, **how) as ready:
+                known = msgspec.structs.replace(
+                    ready.provenance,
+                    model=str(folder),
+                    weights_digest=digest,
+                    unknown={
+                        k: v for k, v in ready.provenance.unknown.items() if "weights" not in k
+                    },
+                )
+                yield replace(ready, provenance=known)
+
         try:
-            yield config
-        finally:
-            try:
-                await swapper.swap(own)
-            except WeightsError as error:  # what happened within the block is what matters
-                notify(f"{own} could not be swapped in again: {error.message}")
+            yield ask
+        except BaseException as error:
+            if failure := await _swapped_back(swapper, own, folder):
+                left_there()
+                error.add_note(str(failure))
+            raise
+        if failure := await _swapped_back(swapper, own, folder):
+            left_there()
+            raise failure
 
 
-@asynccontextmanager
-async def adapter_loaded(
-    config: EvaluationConfig, folder: Path, *, layout: Layout, notify: Notify
-) -> AsyncIterator[EvaluationConfig]:
-    """Load an adapter into the server at `config.url`; unloaded when the block ends.
-
-    Yields the configuration that asks for it. Its name there is unique to its content, so that
-    nothing the server remembers of another can answer for it. The server must see `folder` under
-    the same path. Raises AdapterError, ConfigurationError and WireError.
-    """
-    digest = await asyncio.to_thread(_checked_digest, folder, layout)
-    server, engine = await attach(config)
-    async with make_sampler(server, engine, concurrency=1, model=config.model) as sampler:
-        name = f"{folder.name}@{digest[:12]}"
-        model = await sampler.load_adapter(name, path=str(folder))
-        notify(f"loaded {name} into the server at {server.base_url}")
-        try:
-            yield config.model_copy(update={"model": model})
-        finally:
-            try:
-                await sampler.unload_adapter(name)
-            except WireError as error:  # what happened within the block is what matters
-                notify(f"{name} could not be unloaded: {error.message}")
+def _own(swapper: WeightSwapper, ours: Path) -> Path:
+    """The server's own weights: a checkpoint of this training was left there by an accident."""
+    current, started = swapper.current.path, swapper.started.path
+    return started if current.is_relative_to(ours) and not started.is_relative_to(ours) else current
 
 
-def _checked_digest(folder: Path, layout: Layout) -> str:
-    read_peft_folder(folder)
-    return weights_digest(folder.glob("adapter_*"), layout=layout)
+async def _swapped_back(swapper: WeightSwapper, own: Path, folder: Path) -> WeightsError | None:
+    """What went wrong, if anything did."""
+    try:
+        await swapper.swap(own)
+    except (WeightsError, ModelError, WireError) as error:
+        return WeightsError(
+            f"the server answers with {folder.name} still: {own} could not be swapped in again",
+            why=error.message + (f" ({error.why})" if error.why else ""),
+            fix=f"enginehouse weights swap SERVER {own}; or start the server again",
+            restored=False,
+        )
+    return None

@@ -13,6 +13,9 @@ from typing import Any
 from enginehouse.core.errors import ModelError, StoreError
 
 
+_QUANTIZED = {"Params4bit", "Int8Params"}  # bitsandbytes
+
+
 def is_adapted(model: Any) -> bool:
     """Whether it is PEFT's: a base model with adapters."""
     return hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")
@@ -91,8 +94,19 @@ def _sync(path: Path) -> None:
 
 
 def merged(model: Any) -> Any:
-    """A PEFT model's base model with its adapters merged: a copy in the host's memory."""
+    """A PEFT model's base model with its adapters merged: a copy in the host's memory.
+
+    Raises ModelError for one that is trained on a quantized base.
+    """
     import torch
+
+    if kinds := sorted(_QUANTIZED & {type(one).__name__ for one in model.parameters()}):
+        raise ModelError(
+            f"an adapter on a quantized base ({kinds[0]}) is not merged",
+            why="the merged weights would be neither what is trained nor the base's own",
+            fix="evaluate it on a running server of the base: url=…, served with --enable-lora; "
+            "or save its adapter, and `enginehouse watch` the folder",
+        )
 
     on_host: dict[int, Any] = {}
     for tensor in model.buffers():

@@ -103,6 +103,11 @@ class WeightSwapper:
         self._lock.release(force=True)
 
     @property
+    def started(self) -> Weights:
+        """The weights that the server was started with."""
+        return self._started
+
+    @property
     def current(self) -> Weights:
         """The weights that the server is to have, now and after a restart."""
         return read_declared(self._file) or self._started
