@@ -11,15 +11,15 @@ import signal
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import House, journaled, sums
+from command_line import House, journaled, scored, sums, until
 from fake_transformers import module, train
 from stand_in import Model, Optimizer, OutOfMemoryError, Tokenizer, Torch
-from tiny_adapters import write_adapter
+from tiny_adapters import BASE, write_adapter
 from tiny_checkpoints import write_checkpoint
 
 import enginehouse.training
@@ -32,6 +32,7 @@ from enginehouse.training import (
     read_evaluations,
     trainer_callback,
 )
+from enginehouse.weights.checkpoint import digest_of
 
 
 class Loop:
@@ -308,13 +309,17 @@ def test_heavy_imports_are_inside_functions():
 class Running:
     """A server that somebody else has started, with a checkpoint of its own."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: House, *faults: dict[str, Any], **env: str) -> None:
+        self.house = house
         items, canned = sums(right=2, wrong=2)
-        write_checkpoint(house.work / "own", seed=1)
+        write_checkpoint(house.work / "own", seed=1, shapes=dict(BASE))
+        env["VLLM_FAKE_FAULTS"] = str(house.write("faults.json", json.dumps(faults)))
+        words = [f"{name}={value}" for name, value in env.items()]
         self.task = str(house.task(items))
         begun = house.run(
             *("serve", str(house.work / "own"), "--detach", "--name", "resident"),
             *("--enable-lora", "--env", house.answers(canned)),
+            *(word for pair in words for word in ("--env", pair)),
         )
         assert begun.code == 0, begun.err
         (server,) = house.run("ps", "--json").report
@@ -324,6 +329,11 @@ class Running:
         """What it answers."""
         with urllib.request.urlopen(self.url + path) as reply:
             return json.load(reply)
+
+    @property
+    def weights(self) -> Path:
+        """Where those lie that it is to have."""
+        return Path(self.house.run("weights", "info", "resident", "--json").report["path"])
 
     @property
     def models(self) -> list[str]:
@@ -357,9 +367,27 @@ def test_a_running_server_takes_the_adapter_in(house: House, loop: Loop, running
 
 
 @pytest.mark.slow
+def test_an_adapter_without_effect(house: House, loop: Loop, running: Running):
+    """One that the engine would not apply is an error; before the first step it is the base."""
+    loop.model.peft_config, loop.model.merge_and_unload = {}, None
+    evaluator = CheckpointEvaluator([running.task], folder=house.work / "t", url=running.url)
+
+    def untrained(folder: Path) -> None:
+        write_adapter(folder, change=lambda made: [v.fill(0) for k, v in made.items() if "_B" in k])
+
+    loop.model.save_pretrained = untrained
+    assert loop.evaluate(evaluator, 0).error is None
+    loop.model.save_pretrained = lambda folder: write_adapter(folder, prefix="base_model.model.it.")
+    result = loop.evaluate(evaluator, 1)
+    assert result.headline is None
+    assert "prefix" in (result.error or "")
+    assert len(running.models) == 1
+
+
+@pytest.mark.slow
 def test_a_running_server_takes_the_weights_in(house: House, loop: Loop, running: Running):
     """They are swapped in, and its own again afterwards."""
-    loop.model.save_pretrained = lambda folder: write_checkpoint(folder, seed=2)
+    loop.model.save_pretrained = weights(2)
     notes: list[str] = []
     evaluator = CheckpointEvaluator(
         [running.task], folder=house.work / "t", url=running.url, notify=notes.append
@@ -367,8 +395,65 @@ def test_a_running_server_takes_the_weights_in(house: House, loop: Loop, running
     result = loop.evaluate(evaluator)
     assert result.error is None
     assert any(note.startswith("swapped step-00000007 into the server") for note in notes)
-    done = house.run("weights", "info", "resident", "--json")
-    assert Path(done.report["path"]) == house.work / "own"
+    assert running.weights == house.work / "own"
+    (run,) = house.runs
+    (answered,) = json.loads((run / "report.json").read_text())["provenance"]
+    assert answered["model"] == str(evaluator.folder / "step-00000007")
+    assert answered["weights_digest"] == digest_of(
+        write_checkpoint(house.work / "same", seed=2, shapes=dict(BASE)),
+        layout=Layout.from_environment(),
+    )
+
+
+@pytest.mark.slow
+def test_its_own_weights_do_not_come_back(house: House, loop: Loop):
+    """The score is kept, the error says what the server answers with, and the next step mends it.
+
+    What the server has stays on the disk for its restarts.
+    """
+    fault = {"fault": "status", "status": 500, "path": "/collective_rpc", "nth": [2]}
+    running = Running(house, fault)
+    evaluator = CheckpointEvaluator([running.task], folder=house.work / "t", url=running.url)
+    loop.model.save_pretrained = weights(2)
+    first = loop.evaluate(evaluator, 7)
+    assert first.headline is not None
+    assert "the server answers with step-00000007 still" in (first.error or "")
+    assert first.checkpoint == str(running.weights) == str(evaluator.folder / "step-00000007")
+    loop.model.save_pretrained = weights(3)
+    second = loop.evaluate(evaluator, 8)
+    assert (second.error, second.checkpoint) == (None, None)
+    assert running.weights == house.work / "own"
+    assert house.run("stop", "resident").code == 0
+
+
+@pytest.mark.slow
+def test_a_run_of_a_step_is_not_resumed_by_the_base(house: House, loop: Loop):
+    """The step's weights are gone from the server: resuming would mix two models in one figure."""
+    running = Running(house, VLLM_FAKE_TOKEN_LATENCY="0.2")
+    loop.model.save_pretrained = weights(2)
+    settings = {"folder": house.work / "t", "url": running.url, "concurrency": 1}
+    evaluator = CheckpointEvaluator([running.task], **settings)
+
+    def interrupt() -> None:
+        until(lambda: house.runs and scored(house.runs[0]), "a score")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        loop.evaluate(evaluator)
+    (result,) = read_evaluations(evaluator.folder)
+    (run,) = house.runs
+    assert result.run == str(run)
+    done = house.run("resume", run.name)
+    assert done.code != 0
+    assert "are not those that the run began with" in done.err
+    assert len(journaled(run).samples) < 4
+    assert house.run("stop", "resident").code == 0
+
+
+def weights(seed: int) -> Callable[[Path], object]:
+    """Saves others than the server's own."""
+    return lambda folder: write_checkpoint(folder, seed=seed, shapes=dict(BASE))
 
 
 @pytest.mark.slow
@@ -394,3 +479,30 @@ def test_a_server_that_is_gone(house: House, loop: Loop):
     url = "http://127.0.0.1:9"
     result = loop.evaluate(CheckpointEvaluator(["instructions"], folder=house.work, url=url))
     assert f"nothing answers at {url}" in (result.error or "")
+
+
+def test_a_quantized_base_is_not_merged(loop: Loop, tmp_path: Path):
+    """Refused in words, with a way to evaluate it."""
+
+    class Params4bit:
+        pass
+
+    loop.model.peft_config, loop.model.merge_and_unload = {}, None
+    loop.model.parameters = lambda: [Params4bit()]
+    result = loop.evaluate(CheckpointEvaluator(["instructions"], folder=tmp_path))
+    assert "quantized base (Params4bit)" in (result.error or "")
+    assert "--enable-lora" in (result.error or "")
+
+
+def test_what_is_told_cannot_break_the_training(loop: Loop, tmp_path: Path, caplog):
+    """A broken pipe at the end of `notify`: the result is in the journal nevertheless."""
+
+    def broken(_: str) -> None:
+        raise BrokenPipeError
+
+    loop.model.save_pretrained = broken
+    result = loop.evaluate(CheckpointEvaluator(["instructions"], folder=tmp_path, notify=broken))
+    assert read_evaluations(tmp_path) == [result]
+    assert "could not be reported" in caplog.text
+    with pytest.raises(ConfigurationError, match="every must be at least 1"):
+        trainer_callback(None, every=0)  # type: ignore[arg-type]

@@ -52,8 +52,8 @@ class CheckpointEvaluator:
 
     `settings` holds the other fields of EvaluationConfig (limit=200, server={…}, …). Without `url`
     each evaluation starts a server of its own for the saved model and stops it. With `url` a
-    running server, which must see `folder` under the same path, takes in the adapter of a PEFT
-    model, or the weights of another, for as long as it is evaluated.
+    running server takes in the adapter of a PEFT model, or the weights of another, while these are
+    evaluated; it must see our cache, or `folder`, under the same path.
 
     Below `folder` lie the journal (evaluations.jsonl, see `read_evaluations`) and, while they are
     needed or with `keep_checkpoints`, the saved models (step-00000100, …). One process, one loop.
@@ -119,7 +119,7 @@ class CheckpointEvaluator:
             _log.warning("step %d is not in the journal: %s", evaluation.step, error)
         try:
             self._notify(in_words(evaluation))
-        except Exception:
+        except Exception:  # noqa: BLE001 - the training goes on
             _log.exception("step %d could not be reported", evaluation.step)
 
 

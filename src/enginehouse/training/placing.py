@@ -47,13 +47,10 @@ async def weights_swapped(
         @asynccontextmanager
         async def ask(asked: AskConfig, **how: Any) -> AsyncIterator[Serving]:
             async with asking(asked, **how) as ready:
+                unknown = dict(ready.provenance.unknown)
+                unknown.pop("weights_digest", None)
                 known = msgspec.structs.replace(
-                    ready.provenance,
-                    model=str(folder),
-                    weights_digest=digest,
-                    unknown={
-                        k: v for k, v in ready.provenance.unknown.items() if "weights" not in k
-                    },
+                    ready.provenance, model=str(folder), weights_digest=digest, unknown=unknown
                 )
                 yield replace(ready, provenance=known)
 

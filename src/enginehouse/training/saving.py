@@ -12,7 +12,6 @@ from typing import Any
 
 from enginehouse.core.errors import ModelError, StoreError
 
-
 _QUANTIZED = {"Params4bit", "Int8Params"}  # bitsandbytes
 
 
