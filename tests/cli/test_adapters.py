@@ -191,12 +191,39 @@ def test_an_adapter_on_a_server_that_is_not_ours(house: House, call):
     done = call("eval", f"tiny+{one}", "--url", url, "--task", task, "--json")
     assert done.code == 0, done.err
     (who,) = done.report["provenance"]
-    assert who["model"].startswith("step-1@")
-    assert who["model"] != theirs
+    assert who["model"].startswith("step-1.lent@")
     assert [a["model"] for a in call("adapters", "list", "it", "--json").report] == [theirs]
     refused = call("eval", f"gpt-4+{one}", "--engine", "openai", "--task", task, OPENAI_API_KEY="k")
     assert refused.code != 0
     assert "LoRA adapters" in refused.err
+    assert call("stop", "it").code == 0
+
+
+def test_an_adapter_is_measured_on_a_server_that_is_not_ours(house: House, call):
+    """It is loaded for the measurement, and nothing of it is left."""
+    (one,) = adapters(house, 1)
+    served = call("serve", str(house.model()), "--enable-lora", "-d", "--name", "it", "--json")
+    words = ("--concurrency", "1", "--requests", "4", "--input-tokens", "8", "--output-tokens", "4")
+    url = ("--url", served.report["url"])
+    for named in ((f"tiny+{one}",), ("--adapter", one)):
+        done = call("bench", *named, *url, *words, "--json")
+        assert done.code == 0, done.err
+        assert done.report["model"].startswith("step-1.lent@")
+        assert call("adapters", "list", "it", "--json").report == []
+    assert call("stop", "it").code == 0
+
+
+def test_folders_with_an_equals_sign(house: House, call):
+    """As sweeps name them: a folder that is there is one, and a name ends at the first sign."""
+    write_adapter(house.work / "lr=0.1" / "step", seed=1)
+    assert call("serve", str(house.model()), "--enable-lora", "-d", "--name", "it").code == 0
+    for given, alias in (("lr=0.1/step", "step"), ("x=lr=0.1/step", "x")):
+        done = call("adapters", "load", "it", given, "--json")
+        assert done.code == 0, done.err
+        assert done.report["adapter"]["alias"] == alias
+    missing = call("adapters", "load", "it", "lr=0.2/step")
+    assert missing.code == 4
+    assert "no such folder" in missing.err
     assert call("stop", "it").code == 0
 
 

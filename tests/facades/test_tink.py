@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 import os
 import re
@@ -24,6 +25,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from enginehouse.core.errors import (
+    AdapterError,
     ConfigurationError,
     ModelError,
     UnknownModelError,
@@ -32,8 +34,10 @@ from enginehouse.core.errors import (
     WeightsError,
 )
 from enginehouse.facades import tink
+from enginehouse.launch.swapping import weights_info
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
+from enginehouse.weights.declared import Weights, declare
 
 SUPPORT = Path(__file__).parents[1] / "weights" / "support"
 if str(SUPPORT) not in sys.path:
@@ -464,6 +468,54 @@ def test_weights_of_a_model_in_training(base: Path, monkeypatch: pytest.MonkeyPa
         tink.close_communicator()
         tink.close_communicator()
         assert tink.get_client_info()["communicator_initialized"] is False
+
+
+def test_what_was_sent_before_does_not_stay(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what a server had before it was started again, nor what a killed process left."""
+    layout = Layout.from_environment()
+    with fake(model=str(base)) as engine:
+        monkeypatch.setenv("VLLM_BASE_URL", engine.url.replace("127.0.0.1", "localhost"))
+        tink.update_model_weights(Model(base, seed=1))
+        (first,) = sent()
+        forget = json.dumps({"new_version": "default"}).encode()  # as a restart does
+        urllib.request.urlopen(
+            urllib.request.Request(
+                f"{engine.url}/update_weight_version",
+                data=forget,
+                headers={"Content-Type": "application/json"},
+            ),
+            timeout=10,
+        ).close()
+        left = [layout.weights / f"sent-{name}" for name in ("old", "new", "needed")]
+        for folder in left:
+            folder.mkdir()
+        os.utime(left[0], (0, 0))
+        os.utime(left[2], (0, 0))
+        declare(layout.weights / "other.json", Weights(path=left[2], digest="d", version=1))
+        assert asyncio.run(weights_info(engine.url, layout=layout)).path == base
+        assert list(layout.weights.glob("*.json")) != [layout.weights / "other.json"]
+        tink.update_model_weights(Model(base, seed=2))
+        assert first not in sent()
+        assert left[0] not in sent()
+        assert set(left[1:]) < set(sent())
+        assert len(sent()) == 3
+
+
+def test_the_client_s_rank_and_the_server_s(
+    url: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is named where it is the one that is in the way."""
+    folder = str(write_adapter(tmp_path / "a", rank=128))
+    with pytest.raises(tink.NoAdapterError, match="this client was told to take 64") as caught:
+        tink.register_lora_adapter("a", folder)
+    assert "VLLM_MAX_LORA_RANK=128" in caught.value.fix
+    tink.initialize_vllm_client({"base_url": url, "max_lora_rank": 128})
+    with pytest.raises(AdapterError, match="refused the adapter a") as refused:
+        tink.register_lora_adapter("a", folder)
+    assert "greater than max_lora_rank 16" in refused.value.why
+    with fake("--max-lora-rank", "128", model=str(base)) as engine:
+        tink.initialize_vllm_client({"base_url": engine.url, "max_lora_rank": 128})
+        tink.register_lora_adapter("a", folder)
 
 
 def test_updates_from_several_threads_come_one_after_the_other(

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.launch.configuration import EvaluationConfig, ServeConfig, merged, parse, read_yaml
+from enginehouse.launch.configuration import (
+    AskConfig,
+    EvaluationConfig,
+    ServeConfig,
+    merged,
+    parse,
+    read_yaml,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -68,6 +75,40 @@ def test_an_adapter_is_written_behind_its_model(tmp_path: Path) -> None:
     for values in ({"model": "m+"}, {"model": "+a"}, {"model": "m+a", "adapter": "b"}):
         with pytest.raises(ConfigurationError, match=r"missing|twice"):
             parse(ServeConfig, values, origin="it")
+
+
+def test_a_plus_in_a_name_that_somebody_else_gave() -> None:
+    """A model at a URL, or a hosted one, may be called so; an adapter's folder is there."""
+    for values in (
+        {"url": "http://h:1", "model": "command-r+online"},
+        {"engine": "openai", "model": "gpt-4+search"},
+        {"engine": "openrouter", "model": "cohere/command-r+"},
+    ):
+        parsed = parse(AskConfig, values, origin="it")
+        assert (parsed.model, parsed.adapter) == (values["model"], None)
+
+
+@pytest.mark.parametrize("who", [{"url": "http://h:1"}, {"engine": "openai"}, {}])
+def test_a_folder_behind_a_plus_is_an_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: dict[str, str]
+) -> None:
+    """Wherever the model is asked, at whichever plus it stands, and below the user's home."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "out" / "a+b").mkdir(parents=True)
+    for base in ("tiny", "c++/base"):
+        for adapter in (f"{tmp_path}/out/a+b", "~/out/a+b"):
+            parsed = parse(AskConfig, who | {"model": f"{base}+{adapter}"}, origin="it")
+            assert (parsed.model, parsed.adapter) == (base, tmp_path / "out" / "a+b")
+
+
+def test_an_adapter_that_is_not_there_is_split_off(tmp_path: Path) -> None:
+    """Behind the model that is there: what is said then names the folder that is missing."""
+    base = tmp_path / "c++" / "base"
+    base.mkdir(parents=True)
+    parsed = parse(ServeConfig, {"model": f"{base}+out/missing"}, origin="it")
+    assert (parsed.model, parsed.adapter) == (str(base), Path("out/missing"))
+    parsed = parse(ServeConfig, {"model": "~nobody-of-that-name+~nor-here"}, origin="it")
+    assert (parsed.model, parsed.adapter) == ("~nobody-of-that-name", Path("~nor-here"))
 
 
 def test_a_key_that_is_wrong_is_not_shown() -> None:

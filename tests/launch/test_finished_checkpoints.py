@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from enginehouse.core.errors import ConfigurationError
+from enginehouse.launch import finished_checkpoints
 from enginehouse.launch.finished_checkpoints import (
     MAY_CHANGE,
     Finished,
@@ -267,13 +268,56 @@ def test_new_content_has_a_new_digest(watched: Watched, layout: Layout):
     before = {name: content_digest(one, layout=layout) for name, one in found.items()}
     files = (adapter / "adapter_config.json", adapter / "adapter_model.safetensors")
     assert before["a-2"] == weights_digest(files, layout=layout)
-    assert before["checkpoint-1"] == weights_digest([folder / "model.safetensors"], layout=layout)
     write_checkpoint(folder, seed=2)
     write_adapter(adapter, seed=1, lora_alpha=3)
     assert watched.later() == {}
     found = watched.later()
     after = {name: content_digest(one, layout=layout) for name, one in found.items()}
     assert all(before[name] != after[name] for name in ("checkpoint-1", "a-2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", '{"model_type": "other"}'),
+        ("tokenizer.json", '{"version": "2"}'),
+        ("chat_template.jinja", "{{ another }}"),
+        ("tokenizer_config.json", '{"chat_template": "{{ another }}"}'),
+    ],
+)
+def test_what_a_checkpoint_answers_with_is_its_content(
+    watched: Watched, layout: Layout, name: str, text: str
+):
+    """The same weights with another of these are something else; optimizers and notes are not."""
+    folder = write_checkpoint(watched.folder / "checkpoint-1")
+    write_checkpoint(watched.folder / "checkpoint-2")
+    found = watched.settled()
+    one, two = (content_digest(each, layout=layout) for each in found.values())
+    assert one == two
+    (folder / "optimizer.pt").write_text("1")
+    (folder / "trainer_state.json").write_text("{}")
+    assert content_digest(watched.settled()["checkpoint-1"], layout=layout) == one
+    (folder / name).write_text(text)
+    assert content_digest(watched.settled()["checkpoint-1"], layout=layout) != one
+
+
+@pytest.mark.parametrize("what", ["_lacking", "_json", "state_of"])
+def test_what_cannot_be_read_is_said(watched: Watched, monkeypatch: pytest.MonkeyPatch, what: str):
+    """Another user's files are waited for, with the reason; what is gone meanwhile is not there."""
+    write_checkpoint(watched.folder / "checkpoint-1")
+    errors = [PermissionError(13, "Permission denied"), FileNotFoundError(2, "gone")]
+
+    def refuse(_: Path) -> None:
+        raise errors[0]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(finished_checkpoints, what, refuse)
+        assert watched.settled() == {}
+        assert watched.why() == {"checkpoint-1": "[Errno 13] Permission denied"}
+        errors.pop(0)
+        assert watched.settled() == {}
+        assert watched.why() == {}
+    assert set(watched.settled()) == {"checkpoint-1"}
 
 
 def test_a_folder_that_is_not_there_yet_is_empty(tmp_path: Path):

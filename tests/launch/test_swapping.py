@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from command_line import House
+from filelock import FileLock
 
 from enginehouse import SampleRequest, SampleResponse, SamplingParameters, TextPrompt
 from enginehouse.core.errors import (
@@ -22,6 +23,7 @@ from enginehouse.core.errors import (
     WireError,
 )
 from enginehouse.launch.configuration import ServeConfig, parse
+from enginehouse.launch.running_server import one_spelling
 from enginehouse.launch.serving import Serving, serve_until_stopped, serving
 from enginehouse.launch.swapping import swapper_of, weights_info
 from enginehouse.servers.records import list_servers, weights_file
@@ -237,8 +239,10 @@ async def test_a_server_of_another_process(served, layout, tmp_path):
     async with kept(served(), layout) as server:
         model = server.models[0]
         old = await asked_past_us(server.base_url, model)
-        async with swapper_of("mine", layout=layout) as swapper:
+        url = server.base_url.replace("127.0.0.1", "localhost")
+        async with swapper_of(url, layout=layout) as swapper:
             await swapper.swap(tmp_path / "b")
+        assert (await weights_info("mine", layout=layout)).agrees
         new = await asked_past_us(server.base_url, model)
         assert new != old
         by_url = await weights_info(server.base_url + "/v1", layout=layout)
@@ -262,6 +266,10 @@ async def test_an_evaluation_keeps_its_weights(served, layout, tmp_path):
                 await swapper.swap(tmp_path / "b")
         info = await weights_info(ready.server.name, layout=layout)
         assert (info.path, info.version, info.named) == (tmp_path / "a", 0, "default")
+        for url in (ready.url, ready.url.replace("127.0.0.1", "localhost")):
+            async with swapper_of(url, layout=layout) as swapper:
+                with pytest.raises(WeightsError, match="somebody else"):
+                    await swapper.swap(tmp_path / "b")
 
 
 @pytest.mark.slow
@@ -294,6 +302,69 @@ async def test_a_server_that_is_not_ours(layout, tmp_path):
         with pytest.raises(WeightsError, match="not known which weights"):
             async with swapper_of(engine.url, layout=layout):
                 pytest.fail("unknown weights cannot be put back")
+
+
+async def test_a_look_changes_nothing(layout, tmp_path):
+    """While the first swap is under way, the server has no name yet; its declaration stays."""
+    a, b = (write_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
+    async with running_fake_engine(model=str(a)) as engine:
+        async with swapper_of(engine.url, layout=layout) as swapper:
+            await swapper.swap(b)
+            async with aiohttp.ClientSession(engine.url) as session:
+                body = {"new_version": "default"}
+                await (await session.post("/update_weight_version", json=body)).read()
+            declared = list(layout.weights.glob("*.json"))
+            assert (await weights_info(engine.url, layout=layout)).path == a
+            assert list(layout.weights.glob("*.json")) == declared
+            with FileLock(declared[0].with_suffix(".lock")):  # as while a swap is under way
+                async with swapper_of(engine.url, layout=layout):
+                    assert list(layout.weights.glob("*.json")) == declared
+        async with swapper_of(engine.url, layout=layout) as swapper:
+            assert swapper.current.path == a
+        assert list(layout.weights.glob("*.json")) == []
+
+
+async def test_a_first_swap_that_failed_can_be_tried_again(layout, tmp_path):
+    """Taken back, the server calls its weights those that it was started with."""
+    a, b = (write_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
+    fault = {"fault": "status", "path": "/collective_rpc", "status": 500, "nth": [1]}
+    async with running_fake_engine(model=str(a), faults=[fault]) as engine:
+        with pytest.raises(WeightsError, match="the old ones answer as before"):
+            async with swapper_of(engine.url, layout=layout) as swapper:
+                await swapper.swap(b)
+        info = await weights_info(engine.url, layout=layout)
+        assert (info.path, info.version, info.agrees) == (a, 0, True)
+        async with swapper_of(engine.url, layout=layout) as swapper:
+            assert (await swapper.swap(b)).after.path == b
+
+
+async def test_every_spelling_of_an_address(layout, tmp_path):
+    """A server that is not ours is the same one by any of them."""
+    a, b = (write_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
+    async with running_fake_engine(model=str(a)) as engine:
+        async with swapper_of(engine.url, layout=layout) as swapper:
+            await swapper.swap(b)
+        for host in ("localhost", "0.0.0.0"):
+            url = engine.url.replace("127.0.0.1", host)
+            info = await weights_info(f"{url}/v1/", layout=layout)
+            assert (info.path, info.version, info.agrees) == (b, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("http://localhost:8000", "http://127.0.0.1:8000/v1/", True),
+        ("http://LOCALHOST:8000", "http://[::1]:8000", True),
+        ("http://0.0.0.0:80", "http://localhost", True),
+        ("http://localhost:8000", "http://localhost:8001", False),
+        ("http://localhost:8000", "https://localhost:8000", False),
+        ("http://localhost:8000/a", "http://127.0.0.1:8000/b", False),
+        ("http://node1:8000", "http://127.0.0.1:8000", False),
+    ],
+)
+def test_which_addresses_are_one(one, other, same):
+    """Those of this machine, as far as the port is the same."""
+    assert (one_spelling(one) == one_spelling(other)) is same
 
 
 async def test_a_checkpoint_elsewhere(layout):

@@ -28,6 +28,8 @@ from enginehouse.core.errors import (  # noqa: E402
     WeightsError,
 )
 from enginehouse.evaluation.compare import compare_runs  # noqa: E402
+from enginehouse.launch import watching as watching_module  # noqa: E402
+from enginehouse.launch.finished_checkpoints import Finished  # noqa: E402
 from enginehouse.report.curve import Curve, Kind  # noqa: E402
 from enginehouse.store.layout import Layout  # noqa: E402
 from enginehouse.store.runs import RunStatus, list_runs, open_run  # noqa: E402
@@ -228,6 +230,21 @@ async def test_broken_off_and_begun_again(place: Place, number: int):
     assert place.times("step-2") == again
 
 
+async def test_a_point_outlives_an_attempt_that_was_broken_off(place: Place):
+    """Overwritten, begun anew, killed, and removed by the trainer: what was found out stays."""
+    place.checkpoint("final", 5)
+    first = await place.watch()
+    place.checkpoint("final", 8)
+    place.on_question = lambda name, _: asyncio.CancelledError() if name == "final" else None
+    with pytest.raises(asyncio.CancelledError):
+        await place.watch()
+    shutil.rmtree(place.out / "final")
+    place.on_question = lambda *_: None
+    assert await place.watch() == first
+    place.checkpoint("final", 8)
+    assert scores(await place.watch()) == {"final": 0.8}
+
+
 async def test_a_run_that_was_removed_meanwhile_is_begun_again(place: Place):
     """Of one that was broken off; a finished one's score stays, without differences."""
     place.checkpoint("step-1", 5)
@@ -291,6 +308,46 @@ async def test_the_same_content_under_another_name(place: Place):
     assert curve.points[1].tasks[0].from_base.result is not None
 
 
+async def test_the_same_weights_with_another_template(place: Place):
+    """Are asked by themselves: the answers are others."""
+    place.checkpoint("step-1", 5)
+    shutil.copytree(place.out / "step-1", place.out / "step-2")
+    (place.out / "step-2" / "chat_template.jinja").write_text("{{ other }}")
+    await place.watch()
+    assert place.targets == ["base", "step-1", "step-2"]
+
+
+async def test_a_configuration_that_was_mended(place: Place):
+    """What failed because of it is tried again."""
+    config = place.checkpoint("step-1", 5) / "config.json"
+    place.refusals = {"step-1": [ModelError("another architecture")]}
+    assert scores(await place.watch()) == {"step-1": None}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_theta": 5}))
+    assert scores(await place.watch()) == {"step-1": 0.5}
+
+
+async def test_what_cannot_be_read_is_left_out_and_named(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    """As soon as it shows, once, and again at the end of --once; the rest goes on."""
+    place.checkpoint("step-1", 5)
+    place.checkpoint("step-2", 6)
+    digest = watching_module.content_digest
+
+    def refuse(found: Finished, *, layout: Layout) -> str:
+        if found.name == "step-1":
+            raise PermissionError(13, "Permission denied")
+        return digest(found, layout=layout)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(watching_module, "content_digest", refuse)
+        assert scores(await place.watch()) == {"step-2": 0.6}
+    said = [line for line in place.said if "step-1" in line]
+    why = "[Errno 13] Permission denied"
+    assert said == [f"waiting for step-1: {why}", f"step-1 is left out: {why}"]
+    assert scores(await place.watch()) == {"step-1": 0.5, "step-2": 0.6}
+
+
 async def test_a_checkpoint_is_written_slowly(place: Place, tmp_path: Path):
     """It is waited for, byte by byte, and then evaluated; the watch goes on."""
     whole = place.checkpoint("step-1", 5)
@@ -348,6 +405,25 @@ async def test_lora_is_enabled_when_there_is_an_adapter(place: Place):
     with pytest.raises(asyncio.CancelledError):
         await watching
     assert [config.server.max_lora_rank for config in place.started[2:]] == [16, 32]
+
+
+async def test_a_rank_that_no_server_takes(place: Place):
+    """Is that adapter's failure, with the reason; the base and the others never hear of it."""
+    place.adapter("lora-1", 5)
+    place.adapter("lora-2", 6, rank=1024)
+    place.adapter("lora-3", 7, rank=16)
+    curve = await place.watch()
+    assert scores(curve) == {"lora-1": 0.5, "lora-2": None, "lora-3": 0.7}
+    assert place.targets == ["base", "lora-1", "lora-3"]
+    assert [config.server.max_lora_rank for config in place.started] == [16]
+    assert "rank 1024, and the server takes 512 at most" in curve.points[1].failure
+
+
+async def test_other_engines_take_any_rank(place: Place):
+    """The bound is that of vLLM's flag."""
+    place.adapter("lora-1", 5, rank=1024)
+    assert scores(await place.watch(engine="hf")) == {"lora-1": 0.5}
+    assert [config.server.max_lora_rank for config in place.started] == [1024]
 
 
 async def test_without_a_model_the_first_checkpoint_starts_the_server(place: Place):

@@ -363,12 +363,12 @@ def test_a_running_server_takes_the_adapter_in(house: House, loop: Loop, running
     assert (first.moved_bytes, first.freed_bytes) == (0, None)
     assert running.models == own
     (run,) = list_runs(Layout.from_environment())
-    assert run.model.startswith("step-00000007@")
+    assert run.model.startswith("step-00000007.lent@")
 
 
 @pytest.mark.slow
-def test_an_adapter_without_effect(house: House, loop: Loop, running: Running):
-    """One that the engine would not apply is an error; before the first step it is the base."""
+def test_an_adapter_that_is_broken_or_untrained(house: House, loop: Loop, running: Running):
+    """A broken one is an error; before the first step it is the base."""
     loop.model.peft_config, loop.model.merge_and_unload = {}, None
     evaluator = CheckpointEvaluator([running.task], folder=house.work / "t", url=running.url)
 
@@ -377,10 +377,12 @@ def test_an_adapter_without_effect(house: House, loop: Loop, running: Running):
 
     loop.model.save_pretrained = untrained
     assert loop.evaluate(evaluator, 0).error is None
-    loop.model.save_pretrained = lambda folder: write_adapter(folder, prefix="base_model.model.it.")
+    loop.model.save_pretrained = lambda folder: write_adapter(
+        folder, change=lambda made: made.popitem()
+    )
     result = loop.evaluate(evaluator, 1)
     assert result.headline is None
-    assert "prefix" in (result.error or "")
+    assert "is incomplete" in (result.error or "")
     assert len(running.models) == 1
 
 

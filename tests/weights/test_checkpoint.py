@@ -39,7 +39,7 @@ def test_what_savers_change_is_no_other_architecture(served, layout, tmp_path):
         ({"shapes": SHAPES | {"model.norm.weight": (5,)}}, r"norm.weight is F32 \[5\] there"),
         ({"shapes": {"model.norm.weight": (4,)}}, "it has no model.embed_tokens.weight"),
         ({"shapes": SHAPES | {"model.x": (1,)}}, "model.x is not in the served one"),
-        ({"dtype": "float16"}, "is F16 there and F32 here"),
+        ({"dtype": "int32"}, "is I32 there and F32 here"),
         ({"model_type": "qwen2"}, "another architecture"),
         ({"rope_theta": 500000}, "another architecture"),
     ],
@@ -50,6 +50,14 @@ def test_what_does_not_fit_is_refused(served, layout, tmp_path, wrong, said):
     with pytest.raises(ModelError, match=said) as caught:
         checked_digest(other, served=served, layout=layout)
     assert caught.value.fix
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_another_type_of_floats_is_taken(served, layout, tmp_path, dtype):
+    """A trainer keeps its master weights in float32; an engine casts to what it serves."""
+    other = write_checkpoint(tmp_path / "other", dtype=dtype)
+    assert checked_digest(other, served=served, layout=layout)
+    assert checked_digest(served, served=other, layout=layout)
 
 
 @pytest.mark.parametrize("tied", [True, False])

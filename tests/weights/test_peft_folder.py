@@ -347,9 +347,36 @@ class TestAnotherBase:
         assert "model.layers.1.self_attn.q_proj, which the base model does not have" in message
 
     def test_another_prefix(self, tmp_path):
-        """An engine would load it and change nothing."""
+        """Engines map some of these: they and the proof decide, as long as it is all of them."""
         folder = write_adapter(tmp_path / "a", prefix="base_model.model.language_model.")
+        assert read_peft_folder(folder, base=BASE).rank == 4
+
+    def test_another_prefix_in_part(self, tmp_path):
+        """What engines would load in part."""
+
+        def move(made):
+            for part in ("A", "B"):
+                name = f"{Q0}.lora_{part}.weight"
+                made[name.replace("model.model.", "model.other.model.")] = made.pop(name)
+
+        folder = write_adapter(tmp_path / "a", change=move)
         assert "prefix" in refusal(folder)
+
+    def test_other_modules(self, tmp_path):
+        """One projection in the place of several is another model's, whatever the prefix."""
+
+        def rename(made):
+            for name in list(made):
+                made[name.replace("q_proj", "qkv_proj")] = made.pop(name)
+
+        for number, prefix in enumerate(("base_model.model.", "base_model.model.other.")):
+            folder = write_adapter(
+                tmp_path / str(number),
+                change=rename,
+                prefix=prefix,
+                target_modules=["qkv_proj", "v_proj"],
+            )
+            assert "qkv_proj, which the base model does not have" in refusal(folder)
 
     def test_no_base_to_compare_with(self, tmp_path):
         """Then the folder alone is judged."""

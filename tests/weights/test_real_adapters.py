@@ -45,6 +45,7 @@ class Served:
     model: ResolvedModel
     options: ServerOptions
     quirks: tuple
+    layout: Layout
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -100,7 +101,7 @@ async def served(trained, environment, model, tmp_path_factory) -> AsyncIterator
     async with start_server(
         model, engine=ENGINE, environment=environment, options=options, layout=layout, notify=print
     ) as owned:
-        yield Served(owned.server, model, options, quirks)
+        yield Served(owned.server, model, options, quirks, layout)
 
 
 @pytest.fixture
@@ -252,6 +253,21 @@ async def test_bad_adapters_never_reach_the_server(pool, sampler, trained, tmp_p
     assert np.array_equal(await signature(pool, None), before[1])
 
 
+def moved(made):
+    """Every module under another prefix than the checkpoint's."""
+    for name in list(made):
+        made[name.replace("base_model.model.", "base_model.model.elsewhere.")] = made.pop(name)
+
+
+async def test_a_prefix_that_the_engine_does_not_map(pool, sampler, trained, tmp_path):
+    """What is left to the engine is refused by it, or by the proof."""
+    before = await said(pool)
+    with pytest.raises(AdapterError):
+        await pool.load("moved", derive(trained, tmp_path / "moved", moved), prove=True)
+    assert await sampler.models() == ("smollm2",)
+    assert await said(pool) == before
+
+
 async def test_fifty_adapters_over_four_places(pool, sampler, trained, tmp_path):
     """32 requests at a time for 50 adapters: each is answered by the one that it asked for.
 
@@ -316,7 +332,6 @@ class Counted(HTTPSampler):
 
 async def test_on_two_servers_or_on_none(served, sampler, environment, trained, tmp_path):
     """Both load and prove it, and share the requests; one that the second refuses is on neither."""
-    layout = Layout(cache=Layout.from_environment().cache, state=tmp_path, config=tmp_path)
     options = served.options.model_copy(update={"max_lora_rank": 1})
     async with (
         start_server(
@@ -324,7 +339,7 @@ async def test_on_two_servers_or_on_none(served, sampler, environment, trained, 
             engine=ENGINE,
             environment=environment,
             options=options,
-            layout=layout,
+            layout=served.layout,
             notify=print,
         ) as second,
         Counted(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from changed_checkpoint import changed_checkpoint
+from changed_checkpoint import as_float32, changed_checkpoint
 
 from enginehouse import SampleRequest, SamplingParameters, TextPrompt
 from enginehouse.core.errors import ModelError, WeightsError
@@ -109,6 +109,20 @@ async def test_swaps_of_a_real_vllm(shared, tmp_path):
         with pytest.raises(ModelError, match="holds NaN"):
             await weights.swap(variant(ready, tmp_path / "diverged", math.nan))
         assert (await sampler.sample(asking())).completions == old.completions
+
+
+async def test_float32_weights_in_a_real_vllm_of_bfloat16(shared, tmp_path):
+    """The engine casts them: the same values answer the same, after other ones did not."""
+    async with served(shared, []) as ready:
+        assert ready.weights is not None
+        assert ready.model is not None
+        old = await ready.sampler.sample(asking())
+        await ready.weights.swap(variant(ready, tmp_path / "other", 4.0))
+        assert (await ready.sampler.sample(asking())).completions != old.completions
+        done = await ready.weights.swap(as_float32(Path(ready.model.path), tmp_path / "float32"))
+        new = await ready.sampler.sample(asking())
+        assert new.completions == old.completions
+        assert new.weights_digest == done.after.digest != old.weights_digest
 
 
 async def test_weights_that_overflow_in_a_real_vllm(shared, tmp_path):

@@ -320,6 +320,62 @@ class TestLeaving:
         await house.settle()
         assert house.book == ["+a"]
 
+    async def test_one_that_is_going_already(self):
+        """It makes room for another: whoever wants it out waits for that."""
+        house, (a, b) = House(1), guests(2)
+        await house.visit(a)
+        visit = asyncio.create_task(house.visit(b))
+        await until(lambda: a.state is State.GOING)
+        async with asyncio.timeout(10):
+            await house.residence.leave(a)
+        assert (a.state, "-a" in house.book) == (State.OUT, True)
+        await visit
+
+    async def test_one_that_is_wanted_again_while_it_goes(self):
+        """It comes again for whoever waits for it, and is out when that one is served."""
+        house, (a, b) = House(1), guests(2)
+        await house.visit(a)
+        visits = [asyncio.create_task(house.visit(b))]
+        await until(lambda: a.state is State.GOING)
+        visits.append(asyncio.create_task(house.visit(a)))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await house.residence.leave(a)
+        assert (a.state, house.book.count("-a")) == (State.OUT, 2)
+        await asyncio.gather(*visits)
+
+    async def test_one_that_cannot_come(self):
+        """It is out, so there is nothing left to wait for."""
+        house, (a,) = House(1), guests(1)
+        house.doors.clear()
+        visit = asyncio.create_task(house.visit(a))
+        await house.settle()
+        leaving = asyncio.create_task(house.residence.leave(a))
+        await house.settle()
+        house.refuse = ValueError("no")
+        house.doors.set()
+        async with asyncio.timeout(10):
+            await leaving
+        assert isinstance((await asyncio.gather(visit, return_exceptions=True))[0], ValueError)
+
+    async def test_one_whose_last_asker_gives_up(self):
+        """It never comes, and nobody waits for that."""
+        house, (a, b) = House(1), guests(2)
+        stop = asyncio.Event()
+        held = asyncio.create_task(house.visit(a, stop))
+        await house.settle()
+        visit = asyncio.create_task(house.visit(b))
+        await house.settle()
+        leaving = asyncio.create_task(house.residence.leave(b))
+        await house.settle()
+        assert not leaving.done()
+        visit.cancel()
+        async with asyncio.timeout(10):
+            await leaving
+        stop.set()
+        await held
+        assert house.book == ["+a"]
+
     async def test_an_idle_one_goes_at_once(self):
         """Nobody need want its place."""
         house, (a,) = House(1), guests(1)
@@ -333,11 +389,13 @@ class TestLeaving:
 async def test_any_order_of_events(seed, monkeypatch):
     """Forty askers for nine guests in three places, some of whom give up or are refused.
 
-    There are never more than three; whoever was not cancelled was served; nothing stays held.
+    There are never more than three; whoever was not cancelled was served or told the refusal;
+    whoever waits for one's end sees it; nothing stays held.
     """
     monkeypatch.setattr(module, "PATIENCE", 0.001)
     rng = random.Random(seed)
     house, everyone = House(3), guests(9)
+    leaving: list[asyncio.Task[None]] = []
 
     async def ask(guest: Guest, pauses: int) -> None:
         for _ in range(pauses):
@@ -353,13 +411,17 @@ async def test_any_order_of_events(seed, monkeypatch):
         for _ in range(rng.randrange(12)):
             await asyncio.sleep(0)
         task.cancel()
+        house.refuse = ValueError("no") if rng.random() < 0.3 else None
         if rng.random() < 0.2:
             house.residence.retire(rng.choice(everyone))
+        if rng.random() < 0.6:
+            leaving.append(asyncio.create_task(house.residence.leave(rng.choice(everyone))))
     async with asyncio.timeout(20):
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*leaving)
     await house.settle()
     for task, outcome in zip(tasks, outcomes, strict=True):
-        assert outcome is None or task in doomed, outcome
+        assert outcome is None or task in doomed or str(outcome) == "no", outcome
     assert house.most <= 3
-    assert all((guest.held, guest.waiting) == (0, []) for guest in everyone)
+    assert all((guest.held, guest.waiting, guest.gone) == (0, [], None) for guest in everyone)
     assert {guest.name for guest in house.residence.inside} == house.present

@@ -41,9 +41,12 @@ def load(
 ) -> None:
     """Check an adapter, load it into a running server, and prove that it has an effect."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
-    alias, _, folder = adapter.rpartition("=")
-    path, proof = Path(folder), _proof(prove)
-    done = _with(server, console, lambda it: it.load(alias or alias_of(path), path, proof=proof))
+    path, proof = Path(adapter), _proof(prove)
+    alias = alias_of(path)
+    if "=" in adapter and not path.is_dir():  # which may have one in its name
+        alias, _, folder = adapter.partition("=")
+        path = Path(folder)
+    done = _with(server, console, lambda it: it.load(alias, path, proof=proof))
     console.result(done, text=lambda: _print(done, console))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -15,17 +15,23 @@ from typing import Literal
 import msgspec
 
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.core.errors import AdapterError, UnknownNameError
+from enginehouse.core.errors import AdapterError, EnginehouseError, UnknownNameError
 from enginehouse.core.sampler import Capability
 from enginehouse.dialects.base import require
 from enginehouse.engines.base import Engine, ServedEngine
 from enginehouse.launch.parity import score_with_peft
-from enginehouse.launch.running_server import RunningServer, find_running, served_models
+from enginehouse.launch.running_server import (
+    RunningServer,
+    ServedModel,
+    find_running,
+    largest_rank,
+    served_models,
+)
 from enginehouse.launch.serving import Notify, make_sampler
 from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.parity import TokenParity
 from enginehouse.store.layout import Layout
-from enginehouse.weights.peft_folder import checkpoint_shapes, read_peft_folder
+from enginehouse.weights.peft_folder import PeftFolder, checkpoint_shapes, read_peft_folder
 from enginehouse.weights.pool import AdapterPool, alias_of
 from enginehouse.weights.proof import Effect, prove_effect
 from enginehouse.weights.store import AdapterStore
@@ -34,7 +40,10 @@ Proof = Literal["none", "effect", "peft"]
 
 
 class ServedAdapter(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter that a server has. Requests name `model`; `digest` is the content's first 12."""
+    """An adapter that a server has. Requests name `model`.
+
+    `digest` is its content's, or the first 12 of it; empty where somebody else loaded it.
+    """
 
     alias: str
     model: str
@@ -57,24 +66,30 @@ async def adapters_of(target: str, *, layout: Layout, notify: Notify) -> AsyncIt
     Raises UnknownNameError, and WireError for a server that cannot be used.
     """
     running = await find_running(target, layout=layout)
-    async with _its(running.server, running.engine, layout=layout, notify=notify) as its:
+    async with adapters_on(running.server, running.engine, layout=layout, notify=notify) as its:
         yield its
 
 
 async def lend(
-    server: Server, engine: Engine, *, folder: Path, layout: Layout, notify: Notify
+    server: Server,
+    engine: Engine,
+    *,
+    folder: Path,
+    layout: Layout,
+    notify: Notify,
+    alias: str | None = None,
 ) -> Server:
     """The server with the adapter in `folder` loaded and proven, as the first of its models.
 
-    One that was never trained has no effect, and is lent nevertheless. Raises UnsupportedError for
-    an engine that takes none, AdapterError.
+    `alias` None is the folder's own name. One that was never trained has no effect, and is lent
+    nevertheless. Raises UnsupportedError for an engine that takes none, AdapterError.
     """
     info = await asyncio.to_thread(read_peft_folder, folder)
     if info.is_zero:
         notify(f"{folder} changes nothing: it has not been trained")
-    async with _its(server, engine, layout=layout, notify=notify) as its:
+    async with adapters_on(server, engine, layout=layout, notify=notify) as its:
         loaded = await its.load(
-            alias_of(folder),
+            alias or alias_of(folder),
             folder,
             proof="none" if info.is_zero else "effect",
             replace_alias=False,
@@ -84,16 +99,11 @@ async def lend(
     return replace(server, models=(name, *others))
 
 
-async def take_back(server: Server, engine: Engine, *, layout: Layout, notify: Notify) -> None:
-    """Unload what was lent: the first of the server's models."""
-    async with _its(server, engine, layout=layout, notify=notify) as its:
-        await its.unload(server.models[0])
-
-
 @asynccontextmanager
-async def _its(
+async def adapters_on(
     server: Server, engine: Engine, *, layout: Layout, notify: Notify
 ) -> AsyncIterator[Adapters]:
+    """Those of a server that is known. Raises UnsupportedError for an engine that takes none."""
     require(engine.capabilities(server.version), Capability.ADAPTERS, "LoRA adapters")
     assert isinstance(engine, ServedEngine), "an engine that takes adapters is one that is served"
     running = RunningServer(record=None, server=server, engine=engine)
@@ -115,7 +125,7 @@ class Adapters:
 
     async def list(self) -> tuple[ServedAdapter, ...]:
         """Those that the server has, whoever loaded them."""
-        _, *others = await served_models(self._running.server, self._running.engine)
+        served = await served_models(self._running.server, self._running.engine)
         return tuple(
             ServedAdapter(
                 alias=model.id.partition("@")[0],
@@ -123,7 +133,8 @@ class Adapters:
                 digest=model.id.partition("@")[2],
                 path=model.root,
             )
-            for model in others
+            for model in served
+            if model.parent is not None
         )
 
     async def load(
@@ -134,25 +145,35 @@ class Adapters:
         Others of the same alias are unloaded then, unless `replace_alias` is false; requests under
         way for them are answered. Raises AdapterError, with the server as it was.
         """
-        before = [one for one in await self.list() if one.alias == alias]
+        served = await self.list()
         base, *_ = await served_models(self._running.server, self._running.engine)
         root = _here(base.root)
         shapes = await asyncio.to_thread(checkpoint_shapes, root) if root else None
         pool = AdapterPool(
-            [self._sampler], max_loras=1, store=AdapterStore(self._layout), base=shapes or None
+            [self._sampler],
+            max_loras=1,
+            store=AdapterStore(self._layout),
+            base=shapes or None,
+            max_rank=largest_rank(self._running.server, layout=self._layout),
         )
-        loaded = await pool.load(alias, folder, prove=proof != "none" and self._tells_logprobs)
+        loaded = await pool.load(alias, folder)
         adapter = ServedAdapter(
             alias=alias,
             model=loaded.model,
             digest=loaded.stored.digest,
             path=str(loaded.stored.path),
         )
-        parity = await self._parity(adapter, base.root) if proof == "peft" else None
-        for one in before:
-            if replace_alias and one.model != adapter.model:
+        try:
+            proven = await self._proven(adapter, base, loaded.stored.info, proof=proof)
+        except BaseException:
+            if adapter.model not in [one.model for one in served]:
+                with suppress(EnginehouseError):
+                    await self._sampler.unload_adapter(adapter.model)
+            raise
+        for one in served:
+            if replace_alias and one.alias == alias and one.model != adapter.model:
                 await self._sampler.unload_adapter(one.model)
-        return ProvenAdapter(adapter=adapter, effect=loaded.effect, parity=parity)
+        return proven
 
     async def unload(self, alias: str) -> tuple[ServedAdapter, ...]:
         """Unload everything that `alias` stands for. Raises UnknownNameError."""
@@ -166,7 +187,13 @@ class Adapters:
 
         Raises AdapterError, UnknownNameError.
         """
-        adapter = (await self._named(alias))[0]
+        *_, adapter = await self._named(alias)  # the one that was loaded last
+        if not adapter.digest:
+            raise AdapterError(
+                f"it is not known which content {adapter.model} was loaded from",
+                why="it was not loaded from here: then its name would end in its digest",
+                fix="load it with `enginehouse adapters load`",
+            )
         folder = _here(adapter.path)
         if folder is None:
             raise AdapterError(
@@ -182,10 +209,15 @@ class Adapters:
                 fix="load it again",
             )
         base, *_ = await served_models(self._running.server, self._running.engine)
+        return await self._proven(adapter, base, stored.info, proof=proof)
+
+    async def _proven(
+        self, adapter: ServedAdapter, base: ServedModel, info: PeftFolder, *, proof: Proof
+    ) -> ProvenAdapter:
         effect = None
         if proof != "none" and self._tells_logprobs:
             effect = await prove_effect(
-                self._sampler, model=adapter.model, base_model=base.id, info=stored.info
+                self._sampler, model=adapter.model, base_model=base.id, info=info
             )
         parity = await self._parity(adapter, base.root) if proof == "peft" else None
         return ProvenAdapter(adapter=adapter, effect=effect, parity=parity)
@@ -211,6 +243,7 @@ class Adapters:
             )
         return await score_with_peft(
             self._sampler,
+            server=self._running.server,
             model=adapter.model,
             checkpoint=checkpoint,
             adapter=folder,

@@ -11,8 +11,8 @@ from enginehouse.core.sampler import Capability, Provenance
 from enginehouse.dialects.base import require
 from enginehouse.engines.base import Engine, RemoteEngine
 from enginehouse.engines.registry import ENGINES
-from enginehouse.launch.adapters import lend, take_back
 from enginehouse.launch.configuration import AskConfig
+from enginehouse.launch.lending import borrowed
 from enginehouse.launch.resident import serving_target
 from enginehouse.launch.serving import Notify, OnIncident, Serving, make_sampler
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
@@ -43,26 +43,27 @@ async def asking(
     server, engine = await attach(config)
     model = _model(config, server, engine)
     async with (
-        _adapted(config, server, engine, layout=layout, notify=notify) as adapter,
+        adapted(config, server, engine, layout=layout, notify=notify) as adapter,
         _attached(config, server, engine, adapter or model, notify, concurrency) as ready,
     ):
         yield ready
 
 
 @asynccontextmanager
-async def _adapted(
+async def adapted(
     config: AskConfig, server: Server, engine: Engine, *, layout: Layout, notify: Notify
 ) -> AsyncIterator[str | None]:
-    """The name of the configured adapter, loaded for the block unless it was there."""
+    """The model that requests name for the configured adapter, loaded for the block; None: none.
+
+    Raises what `launch.lending.borrowed` does.
+    """
     if config.adapter is None:
         yield None
         return
-    lent = await lend(server, engine, folder=config.adapter, layout=layout, notify=notify)
-    try:
-        yield lent.models[0]
-    finally:
-        if lent.models[0] not in server.models:
-            await take_back(lent, engine, layout=layout, notify=notify)
+    async with borrowed(
+        server, engine, folder=config.adapter, layout=layout, notify=notify
+    ) as model:
+        yield model
 
 
 @asynccontextmanager

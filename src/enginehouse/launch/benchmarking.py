@@ -15,7 +15,7 @@ from enginehouse.core.messages import TokenPrompt
 from enginehouse.core.sampler import Load, SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.engines.base import Engine
-from enginehouse.launch.asking import attach
+from enginehouse.launch.asking import adapted, attach
 from enginehouse.launch.closed_loop import TimedRequest, run_closed_loop
 from enginehouse.launch.configuration import BenchConfig
 from enginehouse.launch.load_figures import summarise
@@ -96,7 +96,9 @@ async def _asked(config: BenchConfig, *, layout: Layout, notify: Notify) -> Asyn
             yield _Asked(server=ready.server, engine=ready.engine, model=ready.sampler.model)
         return
     server, engine = await attach(config)
-    yield _Asked(server=server, engine=engine, model=_model(config, server))
+    model = _model(config, server)
+    async with adapted(config, server, engine, layout=layout, notify=notify) as adapter:
+        yield _Asked(server=server, engine=engine, model=adapter or model)
 
 
 def _model(config: BenchConfig, server: Server) -> str:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
 from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.registry import ENGINES
+from enginehouse.launch.adapter_names import with_adapter_apart
 from enginehouse.tools.results import Step
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -53,18 +54,7 @@ class ServeConfig(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _adapter_of_model(cls, values: Any) -> Any:
-        """MODEL+FOLDER, unless there is something of that name, or it is an address."""
-        model = values.get("model")
-        if not isinstance(model, str) or "+" not in model or "://" in model:
-            return values
-        if Path(model).exists():
-            return values
-        base, _, adapter = model.partition("+")
-        if values.get("adapter"):
-            raise ValueError(f"the adapter is given twice: in {model!r}, and as adapter")
-        if not base or not adapter:
-            raise ValueError(f"{model!r} is not MODEL+FOLDER: one of them is missing")
-        return {**values, "model": base, "adapter": adapter}
+        return with_adapter_apart(values)
 
     @field_validator("engine")
     @classmethod

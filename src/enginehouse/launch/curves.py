@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enginehouse.core.errors import EnginehouseError
 from enginehouse.evaluation.compare import compare_runs
 from enginehouse.launch.configuration import WatchConfig
-from enginehouse.launch.watch_journal import AttemptRecord, Status, TaskScore
+from enginehouse.launch.watch_journal import AttemptRecord, TaskScore
 from enginehouse.report.comparison import TaskComparison
 from enginehouse.report.curve import Against, Curve, CurvePoint, Kind, TaskInCurve, TaskPoint
 from enginehouse.report.summary import Report
@@ -26,8 +26,8 @@ class CurveMaker:
         self._compared: dict[tuple[str, str], _Compared] = {}
 
     def curve(self, attempts: Iterable[AttemptRecord]) -> Curve:
-        """The curve of what is done; attempts that were only begun are left out."""
-        done = [attempt for attempt in attempts if attempt.status is not Status.BEGUN]
+        """The curve of attempts that came to an end."""
+        done = list(attempts)
         base = next((attempt for attempt in done if attempt.kind is Kind.BASE), None)
         ordered = _by_step([attempt for attempt in done if attempt.kind is not Kind.BASE])
         best: dict[str, AttemptRecord] = {}

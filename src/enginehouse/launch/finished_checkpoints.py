@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ import msgspec
 
 from enginehouse.core.errors import ConfigurationError, ModelError
 from enginehouse.provisioning.checkpoints import read_checkpoint
-from enginehouse.provisioning.digests import weights_digest
+from enginehouse.provisioning.digests import chat_template_digest, weights_digest
 from enginehouse.report.curve import Kind
 from enginehouse.store.layout import Layout
 
 MAY_CHANGE = "it may be written to still"  # it is whole, but has not been so for long
 _ADAPTER = "adapter_config.json"
+_BESIDE_WEIGHTS = ("config.json", "tokenizer.json")
 _MODEL = re.compile(r".*\.safetensors|(pytorch_)?model.*\.bin")
 _ADAPTED = re.compile(r"adapter_model\..*")
 _TEMPORARY = re.compile(
@@ -55,11 +56,11 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """A folder that is not finished, what it is to be, and how that shows."""
+    """A folder that is not finished, what it is to be (None: it does not show), and why not."""
 
     name: str
     path: Path
-    kind: Kind
+    kind: Kind | None
     why: str
 
 
@@ -102,8 +103,13 @@ class Lookout:
             try:
                 state = state_of(folder)
                 kind, why = _judge(folder, {name for name, *_ in state})
-            except OSError:  # it is being moved or removed
+            except (FileNotFoundError, NotADirectoryError):  # it is being moved or removed
                 self._seen.pop(folder.name, None)
+                continue
+            except OSError as error:
+                self._seen.pop(folder.name, None)
+                unreadable = Waiting(name=folder.name, path=folder, kind=None, why=str(error))
+                waiting.append(unreadable)
                 continue
             if kind is None:
                 continue
@@ -146,21 +152,24 @@ def state_of(folder: Path) -> State:
 
 
 def content_digest(found: Finished, *, layout: Layout) -> str:
-    """The digest of its weight files; an adapter's configuration belongs to them.
+    """The digest of its weights and configuration; and of a checkpoint's tokenizer and template.
 
     That of its files' names, sizes and times for a folder without weights that can be read: enough
-    to know it again. Raises OSError if it changes meanwhile.
+    to know it again. Raises OSError, of which FileNotFoundError says that it changes meanwhile.
     """
+    names = {name for name, *_ in found.state}
     try:
-        if found.kind is Kind.CHECKPOINT:
-            files: Iterable[Path] = read_checkpoint(found.path).weights
-        else:
-            names = {name for name, *_ in found.state}
-            weights = [name for name in sorted(names) if name.startswith("adapter_model")]
-            files = [found.path / name for name in (_ADAPTER, *weights)]
-        return weights_digest(files, layout=layout)
-    except ModelError:
+        if found.kind is Kind.ADAPTER:
+            tensors = [name for name in sorted(names) if name.startswith("adapter_model")]
+            files = [found.path / name for name in (_ADAPTER, *tensors)]
+            return weights_digest(files, layout=layout)
+        weights = read_checkpoint(found.path).weights
+        beside = [found.path / name for name in _BESIDE_WEIGHTS if name in names]
+        digest = weights_digest([*weights, *beside], layout=layout)
+        template = chat_template_digest(found.path).digest
+    except (ModelError, UnicodeDecodeError):
         return f"unreadable-{hash_of(found.state)}"
+    return hashlib.sha256(f"{digest} {template}".encode()).hexdigest()
 
 
 def hash_of(state: State) -> str:
@@ -205,7 +214,12 @@ def _judge(folder: Path, names: set[str]) -> tuple[Kind | None, str | None]:
             return kind, f"{name} is being written"
     if not any(map(weights.fullmatch, names)):
         return kind, "it has no weights yet"
-    return kind, _incomplete(folder, names, config)
+    try:
+        return kind, _incomplete(folder, names, config)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        return kind, str(error)
 
 
 def _incomplete(folder: Path, names: set[str], config: str) -> str | None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import tempfile
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -23,13 +26,18 @@ from enginehouse.engines.base import Engine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.configuration import ParityConfig
 from enginehouse.launch.resident import serving_target
-from enginehouse.launch.serving import Notify, choose_engine
+from enginehouse.launch.serving import Notify, choose_engine, prepare
+from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import find_environment
 from enginehouse.provisioning.programs import PAYLOADS, new_log, python_environ, run_program
 from enginehouse.report.parity_table import ParityReport
+from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.parity import TokenParity, token_parity
 from enginehouse.store.layout import Layout
+from enginehouse.weights.checkpoint import tensors_of
 
+_DTYPE = "--dtype"
+_ALIASES = {"half": "float16", "float": "float32"}  # of vLLM's flag
 # prose, code, numbers, a list, other scripts, a conversation
 TEXTS = (
     (
@@ -65,57 +73,137 @@ TEXTS = (
 async def run_parity(config: ParityConfig, *, layout: Layout, notify: Notify) -> ParityReport:
     """Serve the model, score the texts, stop, and score the same tokens with transformers.
 
+    Both compute in the type that is asked for, else in what the engine makes of the checkpoint's.
     Raises UnsupportedError for an engine without prompt log-probabilities, ModelError where
-    transformers cannot score the model, and what `serving` does.
+    transformers cannot score the model or either side's values are not finite, and what `serving`
+    does.
     """
     engine: Engine = ENGINES.load(choose_engine(config.engine, notify=lambda _: None))()
     require(engine.capabilities(None), Capability.PROMPT_LOGPROBS, "parity")
     require(engine.capabilities(None), Capability.TOKENIZE, "parity")
+    notify = _each_line_once(notify)
+    prepared = await prepare(config, layout=layout, notify=notify)
+    checkpoint = Path(prepared.model.path)
+    if config.server.dtype in (None, "auto") and _DTYPE not in str(config.server.extra_args):
+        dtype = await asyncio.to_thread(_automatic, checkpoint, engine.name)
+        options = config.server.model_copy(update={"dtype": dtype})
+        config = config.model_copy(update={"server": options})
     async with serving_target(config, layout=layout, notify=notify) as ready:
-        server, model = ready.server, ready.model
-        assert model is not None
+        server = ready.server
         sequences = [await ready.sampler.tokenize(text) for text in TEXTS]
         ours = [await _scored(ready.sampler, tokens) for tokens in sequences]
-    notify("scoring the same tokens with transformers")
+    dtype = await asyncio.to_thread(_dtype_of, server, checkpoint)
+    notify(f"scoring the same tokens with transformers in {dtype}")
     reference = await _reference(
-        Path(model.path),
+        checkpoint,
         sequences,
-        dtype=config.server.dtype or "auto",
+        dtype=dtype,
+        device="auto",
         adapter=ready.adapter,
         layout=layout,
         notify=notify,
     )
+    found = _compared(ours, reference.logprobs, engine=engine.name)
     return ParityReport(
-        model=config.model or model.name,
+        model=config.model or prepared.model.name,
+        adapter=str(config.adapter) if config.adapter else None,
         engine=server.engine or engine.name,
         engine_version=server.version,
+        engine_dtype=dtype,
         reference_dtype=reference.dtype,
         threshold=config.threshold,
-        parity=token_parity(ours, reference.logprobs),
+        agrees=found.mean <= config.threshold,
+        parity=found,
     )
 
 
 async def score_with_peft(
     sampler: HTTPSampler,
     *,
+    server: Server,
     model: str,
     checkpoint: Path,
     adapter: Path,
     layout: Layout,
     notify: Notify,
 ) -> TokenParity:
-    """How far the engine's log-probabilities with an adapter are from PEFT's own.
+    """How far a running server's log-probabilities with an adapter are from PEFT's own.
 
-    Asks one request at a time. Raises UnsupportedError, WireError, and ModelError where
-    transformers cannot score the checkpoint.
+    PEFT computes in the server's type, and on the CPU: the server has the GPU's memory. Asks one
+    request at a time. Raises UnsupportedError, WireError, and ModelError where transformers cannot
+    score the checkpoint or either side's values are not finite.
     """
     sequences = [await sampler.tokenize(text) for text in TEXTS]
     ours = [await _scored(sampler, tokens, model=model) for tokens in sequences]
-    notify("scoring the same tokens with PEFT")
+    dtype = await asyncio.to_thread(_dtype_of, server, checkpoint)
+    notify(f"scoring the same tokens with PEFT in {dtype}, on the CPU")
     reference = await _reference(
-        checkpoint, sequences, dtype="auto", adapter=adapter, layout=layout, notify=notify
+        checkpoint,
+        sequences,
+        dtype=dtype,
+        device="cpu",
+        adapter=adapter,
+        layout=layout,
+        notify=notify,
     )
-    return token_parity(ours, reference.logprobs)
+    return _compared(ours, reference.logprobs, engine=server.engine or "the server")
+
+
+def _each_line_once(notify: Notify) -> Notify:
+    """For preparing and then serving, which say the same of the environment and the model."""
+    said: set[str] = set()
+
+    def once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            notify(line)
+
+    return once
+
+
+def _dtype_of(server: Server, checkpoint: Path) -> str:
+    """The type that a server computes in: as its command says, or by itself. Blocking."""
+    words = [part for word in server.command or () for part in word.split("=", 1)]
+    named = [value for flag, value in pairwise(words) if flag == _DTYPE]
+    if named and named[-1] != "auto":
+        return _ALIASES.get(named[-1], named[-1])
+    return _automatic(checkpoint, server.engine or "vllm")
+
+
+def _automatic(checkpoint: Path, engine: str) -> str:
+    """What an engine computes in that is not told: bfloat16 for float32, as vLLM 0.32 does.
+
+    hf takes bfloat16 for everything. GPUs without it are not thought of. Blocking.
+    """
+    found = read_checkpoint(checkpoint)
+    text_config = found.config.get("text_config")
+    for config in (found.config, text_config if isinstance(text_config, dict) else {}):
+        if named := config.get("dtype") or config.get("torch_dtype"):
+            break
+    else:
+        types = {tensor.dtype for tensor in tensors_of(found).values()}
+        named = "float16" if types == {"F16"} else "bfloat16"
+    return "float16" if named == "float16" and engine != "hf" else "bfloat16"
+
+
+def _compared(
+    ours: Sequence[Sequence[float]], reference: Sequence[Sequence[float | None]], *, engine: str
+) -> TokenParity:
+    for side, scores in ((engine, ours), ("transformers", reference)):
+        places = [
+            f"text {text}, token {token}"
+            for text, one in enumerate(scores, 1)
+            for token, value in enumerate(one, 2)
+            if value is None or not math.isfinite(value)
+        ]
+        if places:
+            more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+            raise ModelError(
+                f"{side} gives log-probabilities that are not finite: {places[0]}{more}",
+                why="values overflow (float16 ends at 65,504), or the weights have diverged",
+                fix="serve it in bfloat16 or float32 (--dtype), or take an earlier checkpoint",
+            )
+    return token_parity(ours, [[value or 0.0 for value in one] for one in reference])
 
 
 async def _scored(
@@ -136,7 +224,7 @@ async def _scored(
 
 
 class _Reference(msgspec.Struct, frozen=True):
-    logprobs: list[list[float]]
+    logprobs: list[list[float | None]]
     dtype: str
 
 
@@ -145,6 +233,7 @@ async def _reference(
     sequences: list[tuple[int, ...]],
     *,
     dtype: str,
+    device: str,
     adapter: Path | None,
     layout: Layout,
     notify: Notify,
@@ -157,7 +246,7 @@ async def _reference(
         tokens = Path(folder) / "tokens.json"
         await asyncio.to_thread(tokens.write_text, json.dumps(sequences))
         argv = [str(environment.executable), str(PAYLOADS / "reference_logprobs.py")]
-        argv += [str(model), str(tokens), dtype, *([str(adapter)] if adapter else [])]
+        argv += [str(model), str(tokens), dtype, device, *([str(adapter)] if adapter else [])]
         env = python_environ(write_bytecode=environment.key is not None) | {"HF_HUB_OFFLINE": "1"}
         finished = await run_program(argv, env=env, cwd=log.parent, log=log)
     if finished.returncode:

@@ -21,7 +21,6 @@ from enginehouse.launch.serving import (
     OnIncident,
     Serving,
     choose_engine,
-    make_sampler,
     serving,
 )
 from enginehouse.store.layout import Layout
@@ -51,8 +50,8 @@ class Resident:
         """Have the server answer as the adapter or checkpoint in `path`; None is its own model.
 
         An adapter is checked, copied, loaded, and proven to have an effect where the engine tells
-        log-probabilities of prompts and it was trained at all. Raises AdapterError, ModelError or WeightsError, and leaves
-        the server as it was.
+        log-probabilities of prompts and it was trained at all. Raises AdapterError, ModelError or
+        WeightsError, and leaves the server as it was.
         """
         await self._stack.aclose()
         if path is not None and (path / CONFIG).exists():
@@ -130,7 +129,7 @@ async def resident(
             if config.server.enable_lora:
                 assert ready.model is not None
                 aside = await stack.enter_async_context(
-                    make_sampler(ready.server, ready.engine, concurrency=None, turns=ready.turns)
+                    ready.sampler_of(ready.server.models[0], None)
                 )
                 pool = AdapterPool(
                     [aside],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 
 import msgspec
+from yarl import URL
 
 from enginehouse.client.transport import (
     AiohttpTransport,
@@ -14,11 +16,15 @@ from enginehouse.client.transport import (
     normal_base_url,
 )
 from enginehouse.core.errors import MalformedResponseError
-from enginehouse.engines.base import ServedEngine
+from enginehouse.engines.base import ServedEngine, is_loopback
 from enginehouse.engines.registry import ENGINES
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
 from enginehouse.servers.records import ServerRecord, find_server, list_servers
 from enginehouse.store.layout import Layout
+
+_RANK_FLAG = "--max-lora-rank"
+_DEFAULT_RANKS = {"vllm": 16}  # of that flag
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - nothing is bound to it here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +49,26 @@ async def find_running(target: str, *, layout: Layout, api_key: str | None = Non
 def _record(target: str, layout: Layout) -> ServerRecord | None:
     if "://" not in target:
         return find_server(target, layout=layout)
-    base = normal_base_url(target)
+    return record_at(target, layout=layout)
+
+
+def record_at(url: str, *, layout: Layout) -> ServerRecord | None:
+    """The record of the server of ours at that address, whichever of its spellings it is."""
+    wanted = one_spelling(url)
     found = (status.record for status in list_servers(layout))
-    return next((record for record in found if record.base_url == base), None)
+    return next((record for record in found if one_spelling(record.base_url) == wanted), None)
+
+
+def one_spelling(url: str) -> str:
+    """One text for every way to write a server's address; to compare, not to ask.
+
+    localhost, 127.0.0.1, [::1] and the 0.0.0.0 of a server that listens everywhere are one host:
+    this machine. Raises ConfigurationError for what is no address.
+    """
+    base = URL(normal_base_url(url))
+    host = base.host or ""
+    here = is_loopback(host) or host in _EVERYWHERE
+    return str(base.with_host("127.0.0.1") if here else base).rstrip("/")
 
 
 async def _asked(
@@ -67,6 +90,17 @@ async def _asked(
         api_key=key if record.has_api_key else None,
         owned=False,
     ), engine
+
+
+def largest_rank(server: Server, *, layout: Layout) -> int | None:
+    """The largest rank of an adapter that the server takes; None where that is not known."""
+    record = record_at(server.base_url, layout=layout)
+    command = server.command or (record.command if record else None)
+    if command is None:
+        return None
+    words = [part for word in command for part in word.split("=", 1)]
+    found = [value for flag, value in pairwise(words) if flag == _RANK_FLAG and value.isdecimal()]
+    return int(found[-1]) if found else _DEFAULT_RANKS.get(server.engine or "")
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):

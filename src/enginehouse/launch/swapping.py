@@ -10,22 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from filelock import FileLock, Timeout
 
 from enginehouse.client.sampler import Delivery
 from enginehouse.core.errors import WeightsError
-from enginehouse.engines.base import is_loopback
-from enginehouse.launch.running_server import find_running, served_models
+from enginehouse.engines.base import ServedEngine, is_loopback
+from enginehouse.launch.running_server import find_running, one_spelling, served_models
 from enginehouse.launch.supervising import Supervisor
 from enginehouse.servers.endpoint import Server
-from enginehouse.servers.records import weights_file
+from enginehouse.servers.records import list_servers, weights_file
 from enginehouse.servers.server import OwnedServer
 from enginehouse.store.layout import Layout
 from enginehouse.weights.checkpoint import digest_of
-from enginehouse.weights.declared import Weights
+from enginehouse.weights.declared import Weights, read_declared
 from enginehouse.weights.gate import Gate
 from enginehouse.weights.swap import WeightSwapper
 
 _NEVER_SWAPPED = "default"  # what vLLM calls weights that were never named
+_PENDING = "loading "  # how a swap's name begins until it is done (weights.replacement)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,31 +90,68 @@ async def swapper_of(
     It must run on this machine, and be loopback-only. Raises UnknownNameError, WireError,
     ModelError or WeightsError.
     """
-    running = await find_running(target, layout=layout, api_key=api_key)
-    record, server, engine = running.record, running.server, running.engine
-    (base, *_) = await served_models(server, engine)
-    started = await asyncio.to_thread(_started, base.root, server=server, layout=layout)
-    file = weights_file(layout, record.name) if record else _foreign_file(layout, server.base_url)
-    async with WeightSwapper(
-        server, engine=engine, started=started, file=file, layout=layout
-    ) as swapper:
-        if record is None:
-            _demand_known(await swapper.name(), file)
+    it = await _swappable(target, layout=layout, api_key=api_key)
+    async with it.swapper(layout) as swapper:
+        if not it.ours:
+            _demand_known(await swapper.name(), swapper.current)
+            await _forget_earlier(swapper, it.file)
         yield swapper
 
 
 async def weights_info(target: str, *, layout: Layout) -> WeightsInfo:
-    """Which weights a server has. Raises as `swapper_of` does."""
-    async with swapper_of(target, layout=layout) as swapper:
+    """Which weights a server has; changes nothing. Raises as `swapper_of` does."""
+    it = await _swappable(target, layout=layout)
+    async with it.swapper(layout) as swapper:
         current, named = swapper.current, await swapper.name()
-    expected = current.name if current.version else _NEVER_SWAPPED
+        if not it.ours:
+            _demand_known(named, current)
+            current = swapper.started if named == _NEVER_SWAPPED else current
+    expected = (current.name,) if current.version else (current.name, _NEVER_SWAPPED)
     return WeightsInfo(
         server=target,
         path=current.path,
         digest=current.digest,
         version=current.version,
         named=named,
-        agrees=named in (None, expected),
+        agrees=named in (None, *expected),
+    )
+
+
+def declared_folders(layout: Layout) -> frozenset[Path]:
+    """Those that a server of this machine may need for its next restart. Blocking."""
+    ours = [weights_file(layout, status.record.name) for status in list_servers(layout)]
+    declared = [read_declared(file) for file in (*ours, *layout.weights.glob("*.json"))]
+    return frozenset(weights.path for weights in declared if weights is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Swappable:
+    """A running server, the weights that it was started with, and where others are declared."""
+
+    server: Server
+    engine: ServedEngine
+    ours: bool
+    started: Weights
+    file: Path
+
+    def swapper(self, layout: Layout) -> WeightSwapper:
+        return WeightSwapper(
+            self.server, engine=self.engine, started=self.started, file=self.file, layout=layout
+        )
+
+
+async def _swappable(target: str, *, layout: Layout, api_key: str | None = None) -> _Swappable:
+    running = await find_running(target, layout=layout, api_key=api_key)
+    record, server, engine = running.record, running.server, running.engine
+    (base, *_) = await served_models(server, engine)
+    return _Swappable(
+        server=server,
+        engine=engine,
+        ours=record is not None,
+        started=await asyncio.to_thread(_started, base.root, server=server, layout=layout),
+        file=weights_file(layout, record.name)
+        if record
+        else _foreign_file(layout, server.base_url),
     )
 
 
@@ -128,17 +167,31 @@ def _started(root: str | None, *, server: Server, layout: Layout) -> Weights:
 
 
 def _foreign_file(layout: Layout, base_url: str) -> Path:
-    return layout.weights / f"{hashlib.sha256(base_url.encode()).hexdigest()[:16]}.json"
+    spelling = one_spelling(base_url).encode()
+    return layout.weights / f"{hashlib.sha256(spelling).hexdigest()[:16]}.json"
 
 
-def _demand_known(named: str | None, file: Path) -> None:
+def _demand_known(named: str | None, current: Weights) -> None:
     """A server that is not ours may have been started again, or swapped by somebody else."""
-    if named == _NEVER_SWAPPED:
-        file.unlink(missing_ok=True)
-    elif named is not None and not file.exists():
+    broken_off = current.version > 0 and named is not None and named.startswith(_PENDING)
+    if named not in (None, _NEVER_SWAPPED, current.name) and not broken_off:
         raise WeightsError(
             "it is not known which weights the server has",
             why=f"it calls them {named!r}, and they were not swapped in from here",
             fix="start it again",
             kind="unknown",
         )
+
+
+async def _forget_earlier(swapper: WeightSwapper, file: Path) -> None:
+    """What was declared for a server that others have started again since is void."""
+    try:
+        with FileLock(file.with_suffix(".lock"), timeout=0):
+            if await swapper.name() == _NEVER_SWAPPED:
+                _void(file)
+    except Timeout:
+        pass  # a swap is under way, which may be the first of this server
+
+
+def _void(file: Path) -> None:
+    file.unlink(missing_ok=True)

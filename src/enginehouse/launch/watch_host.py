@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +14,12 @@ from enginehouse.core.incidents import Incident
 from enginehouse.launch.configuration import ServeConfig
 from enginehouse.launch.finished_checkpoints import Finished
 from enginehouse.launch.resident import with_adapters
-from enginehouse.launch.serving import Notify, OnIncident, Serving
+from enginehouse.launch.serving import Notify, OnIncident, Serving, choose_engine
 from enginehouse.report.curve import Kind
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import CONFIG, read_peft_folder
+
+_LARGEST_RANKS = {"vllm": 512}  # of --max-lora-rank; the other engines take any
 
 
 class Swappable(Protocol):
@@ -101,7 +103,7 @@ class Host:
     def _wanted(self, found: Finished | None) -> ServeConfig:
         """The configuration of a server that can do it: the current one's, if that can."""
         if found is not None and found.kind is Kind.ADAPTER:
-            rank = read_peft_folder(found.path).rank
+            rank = read_peft_folder(found.path, max_rank=self._largest_rank).rank
             if not self.has_model:
                 raise AdapterError(
                     f"{found.path} is an adapter, and its base is not known",
@@ -111,7 +113,7 @@ class Host:
             enough = options.enable_lora and (options.max_lora_rank or 0) >= rank
             if self._current is not None and enough:
                 return self._config
-            wanted = with_adapters(self._given, [found.path, *_largest(self.adapters)])
+            wanted = with_adapters(self._given, [found.path, *self._largest()])
             same = self._current is not None and wanted == self._config
             return self._config if same else wanted
         if self._current is not None and not self._is_gone():
@@ -120,8 +122,20 @@ class Host:
         if not self.has_model and found is not None:
             config = config.model_copy(update={"model": str(found.path)})
         if config.server.enable_lora or self.adapters:
-            config = with_adapters(config, _largest(self.adapters))
+            config = with_adapters(config, self._largest())
         return config
+
+    @property
+    def _largest_rank(self) -> int | None:
+        return _LARGEST_RANKS.get(choose_engine(self._given.engine, notify=lambda _: None))
+
+    def _largest(self) -> list[Path]:
+        """The adapter of the largest rank, if one can be served: the others are not read for it."""
+        for folder in sorted(self.adapters, key=_declared_rank, reverse=True):
+            with suppress(AdapterError):
+                read_peft_folder(folder, max_rank=self._largest_rank)
+                return [folder]
+        return []
 
     def _is_gone(self) -> bool:
         """Whether the checkpoint that the server was started with was removed meanwhile."""
@@ -130,15 +144,6 @@ class Host:
 
 def _nobody(_: Incident) -> None:
     """Hear of a death between two evaluations; the server's log has it."""
-
-
-def _largest(folders: Iterable[Path]) -> list[Path]:
-    """The adapter of the largest rank, if one can be read: the others are not read for it."""
-    for folder in sorted(folders, key=_declared_rank, reverse=True):
-        with suppress(AdapterError):
-            read_peft_folder(folder)
-            return [folder]
-    return []
 
 
 def _declared_rank(folder: Path) -> int:

@@ -70,7 +70,7 @@ class HeaderRecord(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_
 
 
 class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, tag="attempt", tag_field="record"):
-    """What became of a folder's content (`digest`); the last record of a name counts.
+    """What became of a folder's content (`digest`); the last of a name counts.
 
     `run` is None until there is one; `failure` is there if it failed, `scores` if it was evaluated.
     """
@@ -98,14 +98,18 @@ class WatchJournal:
         self.folder = folder
         self._journal = journal
         self._latest: dict[str, AttemptRecord] = {}
+        self._finished: dict[str, AttemptRecord] = {}
         for entry in read_journal(journal.path, HeaderRecord | AttemptRecord):
             if isinstance(entry.record, AttemptRecord):
-                self._latest[entry.record.key] = entry.record
+                self._keep(entry.record)
 
     @property
     def attempts(self) -> tuple[AttemptRecord, ...]:
-        """The last record of each name, in the order in which the names appeared."""
-        return tuple(self._latest.values())
+        """What came of each name at last, in the order in which the names appeared.
+
+        An attempt that goes on, or was broken off, hides nothing that was found out before.
+        """
+        return tuple(self._finished[key] for key in self._latest if key in self._finished)
 
     def of(self, key: str) -> AttemptRecord | None:
         """The last record of a name ("" is the base)."""
@@ -114,7 +118,12 @@ class WatchJournal:
     def add(self, record: AttemptRecord) -> None:
         """Keep it; when this returns it survives kill -9. Raises StoreError."""
         self._journal.append(record)
+        self._keep(record)
+
+    def _keep(self, record: AttemptRecord) -> None:
         self._latest[record.key] = record
+        if record.status is not Status.BEGUN:
+            self._finished[record.key] = record
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from enginehouse.launch.finished_checkpoints import (
     Finished,
     Look,
     Lookout,
+    Waiting,
     content_digest,
     state_of,
 )
@@ -147,6 +148,7 @@ class _Watcher:
         self._lookout = Lookout(config.directory, settle=config.interval * _EARLY)
         self._maker = CurveMaker(config, layout=layout)
         self._digests: dict[str, tuple[Finished, str]] = {}
+        self._unreadable: dict[str, Waiting] = {}
         self._told: set[str] = set()
         self._tried: set[str] = set()
 
@@ -159,20 +161,21 @@ class _Watcher:
             look = await asyncio.to_thread(self._lookout.look)
             began = look.at if began is None else began
             self._host.adapters = look.of(Kind.ADAPTER)
+            job = await asyncio.to_thread(self._next, look)
             self._tell(look)
-            if job := await asyncio.to_thread(self._next, look):
+            if job:
                 curve = await self._evaluate(job) or curve
                 continue
             if self._config.once and look.at - began >= self._config.interval * _EARLY:
-                for waiting in look.waiting:
+                for waiting in (*look.waiting, *self._unreadable.values()):
                     self._notify(f"{waiting.name} is left out: {waiting.why}")
                 return curve
             await asyncio.sleep(self._config.interval)
 
     def _tell(self, look: Look) -> None:
-        """Say once of each folder that is half-written how that shows."""
-        self._told -= {found.name for found in look.finished}
-        for waiting in look.waiting:
+        """Say once of each folder that is half-written or cannot be read how that shows."""
+        self._told -= {found.name for found in look.finished} - self._unreadable.keys()
+        for waiting in (*look.waiting, *self._unreadable.values()):
             if waiting.why != MAY_CHANGE and waiting.name not in self._told:
                 self._told.add(waiting.name)
                 self._notify(f"waiting for {waiting.name}: {waiting.why}")
@@ -183,13 +186,22 @@ class _Watcher:
             digest = _base_digest(str(own), layout=self._layout)
             if self._is_new("", digest):
                 return _Job(found=None, name=str(own), digest=digest)
+        finished = {found.name for found in look.finished}
+        for name in self._unreadable.keys() - finished:
+            del self._unreadable[name]
         for found in sorted(look.finished, key=lambda f: (f.step is None, f.step or 0)):
             known, digest = self._digests.get(found.name, (None, ""))
             if known != found:
                 try:
                     digest = content_digest(found, layout=self._layout)
-                except OSError:  # it changes: the next look says more
+                except FileNotFoundError:  # it changes: the next look says more
                     continue
+                except OSError as error:
+                    self._unreadable[found.name] = Waiting(
+                        name=found.name, path=found.path, kind=found.kind, why=str(error)
+                    )
+                    continue
+                self._unreadable.pop(found.name, None)
                 self._digests[found.name] = (found, digest)
             if self._is_new(found.name, digest):
                 return _Job(found=found, name=found.name, digest=digest)

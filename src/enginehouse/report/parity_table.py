@@ -13,27 +13,29 @@ from enginehouse.statistics.parity import TokenParity
 
 
 class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`threshold`: the mean difference, in nats per token, up to which the two agree."""
+    """`agrees` is the verdict: that the mean difference is at most `threshold` nats per token.
+
+    `adapter`: the folder of the one that answered, not the bare model.
+    """
 
     model: str
+    adapter: str | None
     engine: str
     engine_version: str | None
+    engine_dtype: str
     reference_dtype: str
     threshold: float
+    agrees: bool
     parity: TokenParity
-
-    @property
-    def agrees(self) -> bool:
-        """The verdict."""
-        return self.parity.mean <= self.threshold
 
 
 def print_parity(report: ParityReport, *, file: IO[str] | None = None) -> None:
     """Print the differences, the importance ratios and the verdict."""
     console = make_console(file or sys.stdout)
     found = report.parity
+    model = f"{report.model}+{report.adapter}" if report.adapter else report.model
     engine = f"{report.engine} {report.engine_version or ''}".strip()
-    title = f"{report.model}: {engine} and transformers ({report.reference_dtype})"
+    title = f"{model}: {engine} ({report.engine_dtype}) and transformers ({report.reference_dtype})"
     console.print(Text(title, style="bold"))
     lines = {
         "tokens": f"{found.tokens:,}",

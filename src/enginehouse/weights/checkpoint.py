@@ -1,8 +1,8 @@
 """A checkpoint that is to take a served one's place, checked before the engine sees it. Blocking.
 
-Engines load what fits by name and leave the rest as it was, and they keep the configuration that
-they were started with: a checkpoint of another shape or with another rope_theta would be served
-wrongly without a word.
+Engines load what fits by name, cast to their own type, and leave the rest as it was, and they keep
+the configuration and chat template that they were started with: a checkpoint of another shape or
+with another rope_theta would be served wrongly without a word.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,21 +20,8 @@ from enginehouse.provisioning.checkpoints import Checkpoint, read_checkpoint
 from enginehouse.provisioning.digests import weights_digest
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
+from enginehouse.weights.architecture import demand_same_architecture, demand_same_template
 
-# what trainers and versions of transformers change without changing the model
-_FREE = {
-    "_attn_implementation",
-    "_name_or_path",
-    "attn_implementation",
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "gradient_checkpointing",
-    "pad_token_id",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-}
 # unsigned integers of the type's size, and the bits of an exponent that all are set in NaN and inf
 _EXPONENTS = {
     "BF16": ("<u2", 0x7F80),
@@ -69,7 +55,8 @@ def checked_digest(folder: Path, *, served: Path, layout: Layout) -> str:
     looked at before.
     """
     new, old = read_checkpoint(folder), read_checkpoint(served)
-    _demand_same_configuration(new, old)
+    demand_same_architecture(new, old)
+    demand_same_template(new, old)
     tensors, wanted = tensors_of(new), tensors_of(old)
     if new.config.get("tie_word_embeddings"):
         tensors.pop(_TIED, None)
@@ -82,24 +69,6 @@ def checked_digest(folder: Path, *, served: Path, layout: Layout) -> str:
             _demand_finite(file)
         write_whole(known, b"")
     return digest
-
-
-def _demand_same_configuration(new: Checkpoint, old: Checkpoint) -> None:
-    both = (new.config.keys() & old.config.keys()) - _FREE
-    differing = sorted(key for key in both if new.config[key] != old.config[key])
-    if differing:
-        said = [f"{key} is {_short(new.config[key])} there" for key in differing[:3]]
-        meant = [f"{_short(old.config[key])}" for key in differing[:3]]
-        raise ModelError(
-            f"{new.folder} is another architecture than what is served",
-            why=f"{', '.join(said)}, and {', '.join(meant)} in the served model's config.json",
-            fix="start a server of its own for it: a swap changes weights only",
-        )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def tensors_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -140,7 +109,8 @@ def _demand_same_tensors(
             raise refused(
                 f"{name} is {new[name]} there and {wanted} here", "serve it on a server of its own"
             )
-        if new[name].dtype != wanted.dtype:
+        types = {new[name].dtype, wanted.dtype}
+        if len(types) > 1 and not types <= _EXPONENTS.keys():
             raise refused(
                 f"{name} is {new[name].dtype} there and {wanted.dtype} here",
                 "save it in the served checkpoint's type",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ _NAME = re.compile(
     r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB])(\.weight)?"
 )
 _LAYER = re.compile(r"\.(\d+)\.")
+_WITHIN = re.compile(r"[^.]+\.\d+\..+")  # a module's name from its layer on
 # what engines cannot apply, or would apply wrongly: the field, and the values that are none of it
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "use_dora": (None, False),
@@ -97,6 +98,7 @@ def read_peft_folder(
 ) -> PeftFolder:
     """Read and check an adapter. `base`: the shapes of the base model's weights, by their names.
 
+    One whose modules all have another prefix there is not compared with it.
     Raises AdapterError, with the reason and what to do, for what is no LoRA that an engine can
     apply to that base.
     """
@@ -105,7 +107,7 @@ def read_peft_folder(
     modules = _pairs(tensors, folder)
     rank = _rank(modules, config, folder)
     _demand_rank(config, folder, max_rank=max_rank)
-    if base is not None:
+    if base is not None and not _is_moved(modules, base):
         _demand_fit(modules, base, config, folder)
         _demand_complete(modules, base, config, folder)
     for name, tensor in tensors.items():
@@ -324,6 +326,18 @@ def _demand_fit(
                 why=made_for,
                 fix="serve the model that it was trained on",
             )
+
+
+def _is_moved(modules: Iterable[str], base: Shapes) -> bool:
+    """Whether every module is in a layer of the base's, but under another prefix, all of them.
+
+    As transformers 5 names those of models that see: language_model.layers where the checkpoint has
+    layers. Engines map such names, or answer as the base, which the proof finds.
+    """
+    names = {name.rpartition(".")[0] for name in base}
+    within = {match[0] for name in names if (match := _WITHIN.search(name))}
+    found = [_WITHIN.search(module) for module in modules]
+    return names.isdisjoint(modules) and all(match and match[0] in within for match in found)
 
 
 def _is_turned(

@@ -170,8 +170,10 @@ class AdapterPool:
             entry = self._aliases.pop(alias, None)
             if entry is None:
                 raise self._unknown(alias)
-            self._drop(entry)
-            await self._residence.leave(entry)
+            try:
+                await self._residence.leave(entry)
+            finally:
+                self._drop(entry)
 
     async def sample(self, request: SampleRequest) -> SampleResponse:
         """Ask once, of the adapter that the request's model names, loaded if it is not.

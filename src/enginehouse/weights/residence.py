@@ -91,6 +91,7 @@ class Residence(Generic[R]):
         except asyncio.CancelledError:
             if future in one.waiting:
                 one.waiting.remove(future)
+                self._tell_gone(one)
                 self._advance()
             elif not future.cancelled() and future.exception() is None:
                 self._release(one)  # it had just been let in
@@ -114,7 +115,10 @@ class Residence(Generic[R]):
             one.gone = None
 
     async def leave(self, one: R) -> None:
-        """Retire it, and wait until it is out. Raises what `go` raises."""
+        """Retire it, and wait until it is out and nobody waits for it, or until it is kept.
+
+        Raises what `go` raises.
+        """
         if one.state is State.OUT and not one.waiting:
             return
         if one.gone is None:
@@ -193,6 +197,7 @@ class Residence(Generic[R]):
             for future in waiting:
                 if not future.done():
                     future.set_exception(error)
+            self._tell_gone(one)
         else:
             one.state = State.IN
             one.used = next(self._turns)
@@ -200,7 +205,6 @@ class Residence(Generic[R]):
         self._advance()
 
     async def _going(self, one: R) -> None:
-        gone, one.gone = one.gone, None
         error: Exception | None = None
         try:
             await self._go(one)
@@ -208,12 +212,19 @@ class Residence(Generic[R]):
             error = failure
         finally:
             self._out(one)
-        if gone is not None and error is not None:
+            self._tell_gone(one, error)
+        self._advance()
+
+    def _tell_gone(self, one: R, error: Exception | None = None) -> None:
+        """Tell those who wait until it is out, if it is and does not come again at once."""
+        if one.gone is None or one.state is not State.OUT or (one.waiting and error is None):
+            return
+        gone, one.gone = one.gone, None
+        if error is None:
+            gone.set_result(None)
+        else:
             gone.set_exception(error)
             gone.exception()  # whoever waited may have given up
-        elif gone is not None:
-            gone.set_result(None)
-        self._advance()
 
     def _out(self, one: R) -> None:
         one.state = State.OUT

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,14 @@ from enginehouse.core.sampling import SamplingParameters
 from enginehouse.engines.vllm_quirks import LORA_PROMPT_LOGPROBS
 from enginehouse.facades.tink.configuration import VLLMConfig
 from enginehouse.facades.tink.errors import NoAdapterError, UnreachableError
-from enginehouse.launch.running_server import RunningServer, find_running, served_models
+from enginehouse.launch.running_server import (
+    RunningServer,
+    find_running,
+    largest_rank,
+    served_models,
+)
 from enginehouse.launch.serving import make_sampler, turns_for
-from enginehouse.launch.swapping import swapper_of
+from enginehouse.launch.swapping import declared_folders, swapper_of
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import Shapes, checkpoint_shapes
 from enginehouse.weights.pool import AdapterPool
@@ -38,7 +43,9 @@ from enginehouse.weights.store import AdapterStore
 
 logger = logging.getLogger("enginehouse.facades.tink")
 _LOOK_EVERY = 0.5  # seconds
-_SENT = "sent-"  # how the folders of weights that were sent from here begin
+_SENT = "sent-"  # how the folders of weights begin that were sent, and those of this process
+_OURS = f"{_SENT}{secrets.token_hex(4)}-"
+_SPARED = 86_400  # seconds
 
 
 class Client:
@@ -92,12 +99,20 @@ class Client:
             )
         try:
             stored = await asyncio.to_thread(
-                self._store.add, Path(path), base=self._base, max_rank=self.config.max_lora_rank
+                self._store.add,
+                Path(path),
+                base=self._base,
+                max_rank=largest_rank(self.server, layout=self._layout),
             )
         except AdapterError as error:
             raise NoAdapterError(
                 error.message, why=error.why, fix=error.fix, log=error.log
             ) from error
+        if (rank := stored.info.rank) > (limit := self.config.max_lora_rank):
+            raise NoAdapterError(
+                f"{path} has rank {rank}, and this client was told to take {limit} at most",
+                fix=f"set VLLM_MAX_LORA_RANK={rank}; the server's --max-lora-rank counts, too",
+            )
         if stored.info.is_zero:  # as PEFT makes them, and Tink registers them, before any training
             logger.warning("the adapter %s changes nothing: it has not been trained", adapter)
         await self._pool.load(adapter, stored.path, prove=prove and not stored.info.is_zero)
@@ -168,20 +183,18 @@ class Client:
 
     def new_folder(self) -> Path:
         """Where weights are written that are to be swapped in; it does not exist yet."""
-        return self._layout.weights / f"{_SENT}{secrets.token_hex(8)}"
+        return self._layout.weights / f"{_OURS}{secrets.token_hex(8)}"
 
     async def swap(self, folder: Path) -> None:
-        """Swap in what is in `folder`. What this replaces is deleted if it was sent from here."""
+        """Swap in what is in `folder`. What was sent before, and no server needs, is deleted."""
         async with swapper_of(self.server.base_url, layout=self._layout) as swapper:
             try:
-                swapped = await swapper.swap(folder)
+                await swapper.swap(folder)
             except BaseException:
                 if swapper.current.path != folder:
                     shutil.rmtree(folder, ignore_errors=True)
                 raise
-        before = swapped.before.path
-        if before.parent == folder.parent and before.name.startswith(_SENT):
-            await asyncio.to_thread(shutil.rmtree, before, ignore_errors=True)
+        await asyncio.to_thread(_sweep, self._layout)
 
     async def reset_prefix_cache(self) -> None:
         """Have the server forget every cached prefix, and see that it did."""
@@ -228,6 +241,19 @@ async def connected(config: VLLMConfig) -> AsyncIterator[Client]:
             [sampler], max_loras=config.max_loras, store=AdapterStore(layout), base=base
         )
         yield Client(config, running, pool=pool, base=base, layout=layout)
+
+
+def _sweep(layout: Layout) -> None:
+    """Delete what was sent and is declared nowhere: ours, and what others have left behind.
+
+    Others' is spared for a day, as it may be about to be swapped in.
+    """
+    needed = declared_folders(layout)
+    for folder in layout.weights.glob(f"{_SENT}*"):
+        with suppress(OSError):
+            old = time.time() - folder.stat().st_mtime > _SPARED
+            if folder not in needed and (old or folder.name.startswith(_OURS)):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _shapes(root: str | None) -> Shapes | None:

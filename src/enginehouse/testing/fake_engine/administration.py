@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,15 @@ async def load_adapter(request: web.Request) -> web.Response:
             f"Loading lora {name} failed: No adapter found for {path}",
             status=404,
             kind="NotFoundError",
+        )
+    rank = json.loads((Path(path) / "adapter_config.json").read_bytes()).get("r", 0)
+    if rank > engine.arguments.max_lora_rank:
+        raise ApiError(
+            f"Call to add_lora method failed: Worker failed with error 'LoRA rank {rank} is "
+            f"greater than max_lora_rank {engine.arguments.max_lora_rank}.', please check the "
+            "stack trace above for the root cause",
+            status=500,
+            kind="InternalServerError",
         )
     engine.adapters[name] = weights_digest(path)
     engine.adapter_paths[name] = path
