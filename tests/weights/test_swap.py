@@ -26,7 +26,7 @@ from enginehouse.servers.endpoint import Server
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import running_fake_engine
 from enginehouse.weights.checkpoint import digest_of
-from enginehouse.weights.declared import Weights, read_declared
+from enginehouse.weights.declared import Weights, read_declaration
 from enginehouse.weights.gate import Gate
 from enginehouse.weights.swap import WeightSwapper
 
@@ -175,7 +175,7 @@ async def test_a_swap_and_back(room):
         assert second.completions != first.completions
         assert second.weights_digest == it.digest(it.b) == it.swapper.current.digest
         assert await it.name() == f"1-{it.digest(it.b)[:12]}"
-        assert read_declared(it.file) == done.after
+        assert read_declaration(it.file).declared == done.after
         await it.swapper.swap(it.a)
         assert (await it.ask()).completions == first.completions
         assert it.swapper.current.version == 2
@@ -209,7 +209,8 @@ async def test_what_does_not_fit_never_reaches_the_server(room, tmp_path, wrong)
     [
         ({"fault": "status", "path": RELOAD, "status": 500}, "wire", "the reload: .*500"),
         ({"fault": "reset", "path": RELOAD}, "wire", "the reload: no reply came"),
-        ({"fault": "truncate", "path": "/weight_info"}, "wire", "the reload: "),
+        ({"fault": "truncate", "path": "/weight_info"}, "wire", "the weights' new name: "),
+        ({"fault": "truncate", "path": "/weight_info", "nth": [2]}, "wire", "the reload: "),
         (
             {"fault": "say", "path": "/reset_prefix_cache", "body": '{"success": false}'},
             "cache",
@@ -229,7 +230,7 @@ async def test_what_does_not_fit_never_reaches_the_server(room, tmp_path, wrong)
 )
 async def test_whatever_fails_once_is_taken_back(room, fault, kind, said):
     """The error names the step; the old weights answer as before, and a second swap succeeds."""
-    async with room([fault | {"nth": [1]}]) as it:
+    async with room([{"nth": [1]} | fault]) as it:
         before = await it.text()
         error = await it.refused()
         assert error.restored

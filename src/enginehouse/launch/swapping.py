@@ -39,11 +39,13 @@ class Swaps:
 class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The weights that a server is to have, and what it calls those that it has.
 
+    `path` None: they were sent, and are on no disk; a restart brings back those in `declared`.
     `named` None: it does not say. `agrees` is false where a swap was broken off.
     """
 
     server: str
-    path: Path
+    path: Path | None
+    declared: Path
     digest: str
     version: int
     named: str | None
@@ -102,11 +104,14 @@ async def swapper_of(target: str, *, layout: Layout) -> AsyncIterator[WeightSwap
 async def weights_info(target: str, *, layout: Layout) -> WeightsInfo:
     """Which weights a server has. Raises as `swapper_of` does."""
     async with swapper_of(target, layout=layout) as swapper:
-        current, named = swapper.current, await swapper.name()
+        current, declared = swapper.current, swapper.declared.path
+        named = await swapper.name()
+    assert declared is not None
     expected = current.name if current.version else _NEVER_SWAPPED
     return WeightsInfo(
         server=target,
         path=current.path,
+        declared=declared,
         digest=current.digest,
         version=current.version,
         named=named,

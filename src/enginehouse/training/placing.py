@@ -41,6 +41,13 @@ async def weights_swapped(
     assert config.url is not None
     async with swapper_of(config.url, layout=layout) as swapper:
         own = swapper.current.path
+        if own is None:
+            raise WeightsError(
+                f"the weights of the server at {config.url} were sent to it, and are on no disk",
+                why="they could not be brought back after the evaluation",
+                fix="evaluate on a server of its own (without url), or ask this one as it is",
+                kind="unsupported",
+            )
         await swapper.swap(folder)
         notify(f"swapped {folder.name} into the server at {config.url}")
         try:

@@ -154,7 +154,7 @@ class Client:
         self.communicates = False
 
     async def swappable(self) -> Path:
-        """The checkpoint that is served now. Raises WeightsError where it cannot be swapped."""
+        """A checkpoint of the served types. Raises WeightsError where it cannot be swapped."""
         async with swapper_of(self.server.base_url, layout=self._layout) as swapper:
             if await swapper.name() is None:
                 raise WeightsError(
@@ -164,7 +164,8 @@ class Client:
                     fix="serve it with `enginehouse serve` and --host 127.0.0.1",
                     kind="unsupported",
                 )
-            return swapper.current.path
+            assert swapper.declared.path is not None
+            return swapper.declared.path
 
     def new_folder(self) -> Path:
         """Where weights are written that are to be swapped in; it does not exist yet."""
@@ -173,13 +174,14 @@ class Client:
     async def swap(self, folder: Path) -> None:
         """Swap in what is in `folder`. What this replaces is deleted if it was sent from here."""
         async with swapper_of(self.server.base_url, layout=self._layout) as swapper:
+            before = swapper.declared.path
             try:
-                swapped = await swapper.swap(folder)
+                await swapper.swap(folder)
             except BaseException:
                 if swapper.current.path != folder:
                     shutil.rmtree(folder, ignore_errors=True)
                 raise
-        before = swapped.before.path
+        assert before is not None
         if before.parent == folder.parent and before.name.startswith(_SENT):
             await asyncio.to_thread(shutil.rmtree, before, ignore_errors=True)
 
