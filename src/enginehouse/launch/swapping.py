@@ -97,7 +97,7 @@ async def swapper_of(target: str, *, layout: Layout) -> AsyncIterator[WeightSwap
         server, engine=engine, started=started, file=file, layout=layout
     ) as swapper:
         if record is None:
-            _demand_known(await swapper.name(), file)
+            _demand_known(await swapper.name(), file, started=started)
         yield swapper
 
 
@@ -107,7 +107,7 @@ async def weights_info(target: str, *, layout: Layout) -> WeightsInfo:
         current, declared = swapper.current, swapper.declared.path
         named = await swapper.name()
     assert declared is not None
-    expected = current.name if current.version else _NEVER_SWAPPED
+    expected = (current.name,) if current.version else (current.name, _NEVER_SWAPPED)
     return WeightsInfo(
         server=target,
         path=current.path,
@@ -115,7 +115,7 @@ async def weights_info(target: str, *, layout: Layout) -> WeightsInfo:
         digest=current.digest,
         version=current.version,
         named=named,
-        agrees=named in (None, expected),
+        agrees=named in (None, *expected),
     )
 
 
@@ -134,11 +134,11 @@ def _foreign_file(layout: Layout, base_url: str) -> Path:
     return layout.weights / f"{hashlib.sha256(base_url.encode()).hexdigest()[:16]}.json"
 
 
-def _demand_known(named: str | None, file: Path) -> None:
+def _demand_known(named: str | None, file: Path, *, started: Weights) -> None:
     """A server that is not ours may have been started again, or swapped by somebody else."""
     if named == _NEVER_SWAPPED:
         file.unlink(missing_ok=True)
-    elif named is not None and not file.exists():
+    elif named not in (None, started.name) and not file.exists():  # the name once taken back
         raise WeightsError(
             "it is not known which weights the server has",
             why=f"it calls them {named!r}, and they were not swapped in from here",
