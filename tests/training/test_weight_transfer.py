@@ -6,7 +6,9 @@ import asyncio
 import base64
 import json
 import logging
+import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +19,18 @@ from typing import Any
 
 import aiohttp
 import pytest
+from command_line import House
 from stand_in import Torch
 from tiny_checkpoints import write_checkpoint
 
 from enginehouse.client.wire import VLLM_WEIGHTS
 from enginehouse.core.errors import ServerFaultError, UnknownNameError, WeightsError
+from enginehouse.launch.configuration import EvaluationConfig, parse
 from enginehouse.launch.swapping import weights_info
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import running_fake_engine
 from enginehouse.training import WeightSender
+from enginehouse.training.placing import weights_swapped
 
 pytestmark = pytest.mark.slow
 
@@ -177,6 +182,26 @@ def test_a_sender_that_hangs(serve: Serve):
         sender.send(trainer.send_weights, name="step-2")
 
 
+def test_ctrl_c(serve: Serve):
+    """It takes effect when the old weights are back."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with serve() as server:
+        first = server.answer()
+        sender = WeightSender(server.url)
+        trainer = Trainer(sender)
+        trainer.freed.clear()
+        interrupt = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
+        interrupt.start()
+        with pytest.raises(KeyboardInterrupt):
+            sender.send(trainer.send_weights, name="step-1")
+        signal.signal(signal.SIGINT, handler)
+        assert server.answer() == first
+        assert trainer.threads
+        trainer.freed.set()
+        trainer.threads[0].join(10)
+        assert trainer.late
+
+
 def test_a_server_that_fails_while_the_sender_waits_for_it(serve: Serve):
     """As in NCCL, where the sender would wait for ever: said at once, not at the deadline."""
     with serve() as server:
@@ -288,6 +313,38 @@ def test_a_handshake_that_the_server_refuses(serve: Serve):
         sender = WeightSender(server.url)
         with pytest.raises(ServerFaultError, match="Invalid init_info"):
             sender.client.init_weight_transfer_engine({"packed": "yes"})
+
+
+def test_a_server_of_ours(house: House):
+    """By its name. One without the flag is refused at once: NCCL's side would wait for ever."""
+    own = write_checkpoint(house.work / "own", seed=1)
+    for name, flags in (("plain", ()), ("sent", ("--extra-args", "--weight-transfer-config ipc"))):
+        assert house.run("serve", str(own), "--detach", "--name", name, *flags).code == 0
+    with pytest.raises(WeightsError, match="not started to be sent weights") as caught:
+        WeightSender("plain")
+    assert caught.value.why == "its command line has no --weight-transfer-config"
+    sender = WeightSender("sent")
+    done = sender.send(Trainer(sender).send_weights, name="step-1")
+    said = house.run("weights", "info", "sent").out
+    assert f"none: they were sent; a restart brings back those in {own}\n" in said
+    assert done.after.digest in said
+    assert "broken off" not in said
+
+    records = [status["record"] for status in house.run("ps", "--json").report]
+    (url,) = [record["base_url"] for record in records if record["name"] == "sent"]
+    config = parse(EvaluationConfig, {"url": url, "tasks": ["instructions"]}, origin="test")
+
+    async def evaluate() -> None:
+        async with weights_swapped(
+            config, own, layout=Layout.from_environment(), notify=lambda _: None
+        ):
+            pytest.fail("the weights that were sent could not be brought back")
+
+    with pytest.raises(WeightsError, match="were sent to it, and are on no disk"):
+        asyncio.run(evaluate())
+    assert house.run("weights", "info", "sent", "--json").report["digest"] == done.after.digest
+    for name in ("plain", "sent"):
+        assert house.run("stop", name).code == 0
 
 
 def test_no_such_server():
