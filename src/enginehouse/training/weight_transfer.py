@@ -96,7 +96,10 @@ class WeightSender:
         with interrupts_deferred() as interrupts:
             return self._run(
                 lambda swapper: swapper.receive(
-                    name, load, in_flight=in_flight, deadline=deadline or self._deadline
+                    name,
+                    load,
+                    in_flight=in_flight,
+                    deadline=self._deadline if deadline is None else deadline,
                 ),
                 interrupts,
             )
