@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+import msgspec
+
 from enginehouse.client.transport import Transport, WireRequest
 from enginehouse.client.wire import InFlight, WeightEndpoints, Wire
 from enginehouse.core.errors import ServerFaultError, WeightsError, WireError
@@ -187,7 +189,8 @@ class Replacement:
 
     async def send(self, request: WireRequest) -> bytes:
         """The body of the reply. Raises WireError, and WeightsError for what the server lacks."""
-        reply = await self._transport.send(request)
+        # vLLM's server closes a connection on which it has answered 500, and may just be doing it
+        reply = await self._transport.send(msgspec.structs.replace(request, fresh=True))
         if reply.status == 200:
             return reply.body
         if reply.status in _ABSENT:
