@@ -131,9 +131,10 @@ async def test_weights_are_sent_into_a_real_vllm(shared: Layout, config: ServeCo
 
         half = {"file": str(odd / "model.safetensors"), "names": [QUERY]}
         broken = WeightsError("the trainer's process is out of memory", kind="sender")
-        for update, fault in ((half, broken), ({**half, "names": ["no such tensor"]}, None)):
+        unknown = {**half, "names": ["no such tensor"]}
+        for updates, fault in (([half], broken), ([half, unknown], None)):
             with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
-                await weights.receive("step-2", sending([half, update], broken=fault))
+                await weights.receive("step-2", sending(updates, broken=fault))
             assert caught.value.restored
             assert same(await sampler.sample(ASKED), old)
 
