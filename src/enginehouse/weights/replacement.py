@@ -137,8 +137,9 @@ class Replacement:
     async def _end_update(self) -> None:
         """End what a transfer that was broken off has begun, with whatever came of it.
 
-        vLLM keeps the tensors of layers that are half sent, and would take them for parts of the
-        next weights, from wherever these come (model_executor/model_loader/reload/layerwise.py).
+        vLLM keeps the tensors of layers that are half sent as parts of the next weights, wherever
+        these come from: its reload from the disk then fails, or mixes them in
+        (model_executor/model_loader/reload/layerwise.py; seen in 0.32).
         """
         endpoints = self._endpoints.transfer
         if endpoints is None:
