@@ -79,17 +79,27 @@ class Replacement:
         self.stage = "the start"
         self.held = False
         self.touched = False
+        self.dozed = 0  # how many of the requests that put it to sleep it has answered
         self.canary_seconds = 0.0
 
-    async def hold(self, in_flight: InFlight) -> None:
-        """Bring the server to rest: from here on it computes nothing and lets requests wait."""
+    async def hold(self, in_flight: InFlight, *, before: Replacement | None = None) -> None:
+        """Bring the server to rest: from here on it computes nothing and lets requests wait.
+
+        `before` has tried that, and come as far as it says: what is asleep is not put to sleep.
+        """
         self.stage = "the end of the requests under way"
         self.held = True
         make = self._endpoints.doze if self._dozes else self._endpoints.hold
+        # asleep it has no weights any more, whether or not we hear of it
+        self.touched = self._dozes
+        self.dozed = before.dozed if before is not None else 0
         try:
-            await self._send_all(make(in_flight))
+            for request in make(in_flight)[self.dozed :]:
+                await self.send(request)
+                self.dozed += self._dozes
         except WeightsError:
-            self.held = False  # it cannot do that
+            if not self.dozed:  # it cannot do that
+                self.held = self.touched = False
             raise
 
     async def put(self, weights: Weights) -> None:
@@ -129,6 +139,7 @@ class Replacement:
         self.stage = "the release of waiting requests"
         await self._send_all(self._endpoints.wake if self._dozes else self._endpoints.release)
         self.held = False
+        self.dozed = 0
 
     async def name(self) -> str:
         """What the server calls its weights; "default" if it was never told (vLLM)."""

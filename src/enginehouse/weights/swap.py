@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import filelock
 import msgspec
@@ -24,6 +24,7 @@ from enginehouse.weights.declared import Declaration, Weights, declare, read_dec
 from enginehouse.weights.gate import Gate
 from enginehouse.weights.replacement import Replacement, WeightLoader
 
+Result = TypeVar("Result")
 DEADLINE = 600.0  # seconds
 _DOZING = "--enable-sleep-mode"
 
@@ -228,9 +229,10 @@ class WeightSwapper:
                     replaced = time.perf_counter()
                     await self._declare(new, step)
         except (WireError, WeightsError, ModelError, TimeoutError) as error:
-            raise await self._failed(error, step, old, deadline=deadline) from error
+            raise await _to_its_end(self._failed(error, step, old, deadline=deadline)) from error
         except BaseException as error:
-            error.add_note((await self._failed(error, step, old, deadline=deadline)).message)
+            failed = await _to_its_end(self._failed(error, step, old, deadline=deadline))
+            error.add_note(failed.message)
             raise
         finally:
             self._gate.open(self.current.digest)
@@ -288,8 +290,7 @@ class WeightSwapper:
                 if step.touched:
                     self._forget_sent()
                     await self._demand_unchanged(declared)
-                    if not (step.held and self._dozes):  # asleep, it must not be put to sleep
-                        await back.hold("abort")  # what runs was begun with the new weights
+                    await back.hold("abort", before=step)  # what runs was begun with the new ones
                     await back.put(declared)
                 elif step.held:
                     await back.release()
@@ -355,6 +356,20 @@ class WeightSwapper:
             fix="wait for the other swap; swap from the process that serves it",
             kind="taken",
         )
+
+
+async def _to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
+    """What it comes to; a cancellation takes effect after that. It must end by itself."""
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    return task.result()
 
 
 def _said(error: BaseException, step: Replacement, deadline: float) -> str:
