@@ -105,7 +105,7 @@ def test_what_changed_in_between(house: House, call, words: tuple[str, ...]):
     changes = {
         "sums.jsonl": (changed, "another digest"),
         "sums.yaml": (changed, "another version"),
-        "tiny/model.safetensors": ("the weights of", "changed since the run began"),
+        "tiny/model.safetensors": ("the weights of", "are not those that the run began with"),
     }
     for file, parts in changes.items():
         path = house.work / file

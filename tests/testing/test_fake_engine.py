@@ -216,6 +216,57 @@ class TestSurface:
         assert named == {"success": True, "new_version": "7"}
         assert (await ask(engine, "/weight_info"))[1] == {"weight_version": "7"}
 
+    async def test_weights_are_not_sent_to_it(self, engine: FakeEngineHandle):
+        """It was not started for that, and says so as vLLM does."""
+        for path in ("start_weight_update", "finish_weight_update"):
+            status, reply = await ask(engine, f"/{path}", {})
+            assert status == 500
+            assert "Please set weight_transfer_config" in reply["error"]["message"]
+
+
+async def test_the_order_of_a_weight_transfer(tmp_path: Path):
+    """Start, update, finish; an update that fails is the end, and what it leaves spoils a reload.
+
+    Read in vLLM 0.32 (v1/worker/gpu_worker.py, model_loader/reload/layerwise.py).
+    """
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    reload = {"method": "reload_weights", "kwargs": {"weights_path": str(tmp_path)}}
+    async with running_fake_engine("--weight-transfer-config", "{}", "-tp", "2") as engine:
+
+        async def refused(path: str, body: Any = {}) -> str:  # noqa: B006
+            status, reply = await ask(engine, path, body)
+            assert status == 500
+            return str(reply["error"]["message"])
+
+        async def taken(path: str, body: Any = {}) -> None:  # noqa: B006
+            assert (await ask(engine, path, body))[0] == 200
+
+        assert await ask(engine, "/get_world_size") == (200, {"world_size": 2})
+        await taken("/collective_rpc", reload)
+        whole = await answer(engine)
+        await taken("/init_weight_transfer_engine", {"init_info": {}})
+        part = {"update_info": {"names": ["a"]}}
+        assert "must be called before update_weights" in await refused("/update_weights", part)
+        assert "without a matching start" in await refused("/finish_weight_update")
+        await taken("/start_weight_update")
+        assert "is already active" in await refused("/start_weight_update")
+        await taken("/update_weights", part)
+        assert await answer(engine) == whole
+        await taken("/finish_weight_update")
+        sent = await answer(engine)
+        assert sent != whole
+
+        await taken("/start_weight_update")
+        await taken("/update_weights", part)
+        assert "Invalid update_info" in await refused("/update_weights", {"update_info": {}})
+        assert "without a matching start" in await refused("/finish_weight_update")
+        await taken("/collective_rpc", reload)
+        assert await answer(engine) not in {whole, sent}
+        for path in ("/start_weight_update", "/finish_weight_update"):
+            await taken(path)
+        await taken("/collective_rpc", reload)
+        assert await answer(engine) == whole
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])

@@ -313,6 +313,7 @@ class Running:
         self.house = house
         items, canned = sums(right=2, wrong=2)
         write_checkpoint(house.work / "own", seed=1, shapes=dict(BASE))
+        Tokenizer().save_pretrained(house.work / "own")
         env["VLLM_FAKE_FAULTS"] = str(house.write("faults.json", json.dumps(faults)))
         words = [f"{name}={value}" for name, value in env.items()]
         self.task = str(house.task(items))

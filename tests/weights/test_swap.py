@@ -26,7 +26,7 @@ from enginehouse.servers.endpoint import Server
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import running_fake_engine
 from enginehouse.weights.checkpoint import digest_of
-from enginehouse.weights.declared import Weights, read_declared
+from enginehouse.weights.declared import Weights, read_declaration
 from enginehouse.weights.gate import Gate
 from enginehouse.weights.swap import WeightSwapper
 
@@ -175,7 +175,7 @@ async def test_a_swap_and_back(room):
         assert second.completions != first.completions
         assert second.weights_digest == it.digest(it.b) == it.swapper.current.digest
         assert await it.name() == f"1-{it.digest(it.b)[:12]}"
-        assert read_declared(it.file) == done.after
+        assert read_declaration(it.file).declared == done.after
         await it.swapper.swap(it.a)
         assert (await it.ask()).completions == first.completions
         assert it.swapper.current.version == 2
@@ -191,7 +191,44 @@ async def test_sleeping_around_it(room):
         assert await it.text() == before
 
 
-@pytest.mark.parametrize("wrong", [{"shapes": {"x": (1,)}}, {"dtype": "float16"}, {"layers": 3}])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"fault": "status", "path": "/sleep", "status": 500, "nth": [1]},
+        {"fault": "reset", "path": "/sleep", "nth": [1]},
+        {"fault": "status", "path": "/wake_up", "status": 500, "nth": [1]},  # the weights
+        {"fault": "status", "path": "/wake_up", "status": 500, "nth": [2]},  # the cache
+        {"fault": "status", "path": RELOAD, "status": 500, "nth": [1]},
+    ],
+    ids=["sleep", "sleep-lost", "wake-weights", "wake-cache", "reload"],
+)
+async def test_a_failure_while_it_sleeps(room, fault):
+    """Asleep it has no weights: wherever it stopped, the old ones are loaded again."""
+    async with room([fault], command=("vllm", "--enable-sleep-mode")) as it:
+        before = await it.text()
+        assert (await it.refused(deadline=5)).restored
+        async with asyncio.timeout(5):
+            answer = await it.ask()
+        assert (await it.text(), answer.weights_digest) == (before, it.digest(it.a))
+        await it.swapper.swap(it.b)
+        assert await it.text() != before
+
+
+async def test_it_falls_asleep_after_the_deadline(room):
+    """Somebody else's request outlasts the drain: it is given up, and the server answers again."""
+    body = {"prompt": "x", "max_tokens": 200, "ignore_eos": True, "temperature": 0}
+    async with room(latency=0.02, command=("vllm", "--enable-sleep-mode")) as it:
+        before = await it.text()
+        theirs = asyncio.create_task(it.post("/v1/completions", body))
+        await asyncio.sleep(0.2)
+        error = await it.refused(deadline=0.4)
+        assert (error.kind, error.restored) == ("deadline", True)
+        assert (await theirs)["choices"][0]["finish_reason"] == "abort"
+        async with asyncio.timeout(5):
+            assert await it.text() == before
+
+
+@pytest.mark.parametrize("wrong", [{"shapes": {"x": (1,)}}, {"dtype": "int8"}, {"layers": 3}])
 async def test_what_does_not_fit_never_reaches_the_server(room, tmp_path, wrong):
     """Refused before requests wait or anything is sent."""
     broken = [{"fault": "status", "path": "/(pause|collective_rpc|update.*)", "status": 500}]
@@ -209,7 +246,8 @@ async def test_what_does_not_fit_never_reaches_the_server(room, tmp_path, wrong)
     [
         ({"fault": "status", "path": RELOAD, "status": 500}, "wire", "the reload: .*500"),
         ({"fault": "reset", "path": RELOAD}, "wire", "the reload: no reply came"),
-        ({"fault": "truncate", "path": "/weight_info"}, "wire", "the reload: "),
+        ({"fault": "truncate", "path": "/weight_info"}, "wire", "the weights' new name: "),
+        ({"fault": "truncate", "path": "/weight_info", "nth": [2]}, "wire", "the reload: "),
         (
             {"fault": "say", "path": "/reset_prefix_cache", "body": '{"success": false}'},
             "cache",
@@ -229,7 +267,7 @@ async def test_what_does_not_fit_never_reaches_the_server(room, tmp_path, wrong)
 )
 async def test_whatever_fails_once_is_taken_back(room, fault, kind, said):
     """The error names the step; the old weights answer as before, and a second swap succeeds."""
-    async with room([fault | {"nth": [1]}]) as it:
+    async with room([{"nth": [1]} | fault]) as it:
         before = await it.text()
         error = await it.refused()
         assert error.restored
@@ -407,6 +445,20 @@ async def test_cancelled_in_the_middle(room):
             await swap
         assert it.swapper.current.path == it.a
         assert await it.text() == before
+
+
+async def test_cancelled_again_while_it_is_taken_back(room):
+    """An impatient second Ctrl-C does not leave the server paused, with half of the weights."""
+    async with room([{"fault": "hang", "path": RELOAD, "seconds": 0.5, "nth": [1, 2]}]) as it:
+        before = await it.text()
+        swap = asyncio.create_task(it.swapper.swap(it.b))
+        for _ in range(3):
+            await asyncio.sleep(0.15)
+            swap.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await swap
+        async with asyncio.timeout(5):
+            assert await it.text() == before
 
 
 async def test_a_restart_is_put_right(room):

@@ -61,7 +61,8 @@ def info(server: ServerArgument, *, json: JsonOption = False) -> None:
     found = run_async(weights_info(server, layout=Layout.from_environment()))
 
     def text() -> None:
-        console.say(f"path:    {found.path}")
+        sent = f"none: they were sent; a restart brings back those in {found.declared}"
+        console.say(f"path:    {found.path or sent}")
         console.say(f"digest:  {found.digest}")
         console.say(f"version: {found.version}")
         if not found.agrees:

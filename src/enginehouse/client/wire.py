@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -64,6 +66,27 @@ class AdapterEndpoints:
 InFlight = Literal["drain", "abort"]
 
 
+# One update's payload: for all of the engine's workers, or one for each.
+UpdateInfo = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferEndpoints:
+    """How another process sends weights into a running engine, in parts.
+
+    `init` tells the engine once how they will come; `start` begins an update, `update` has it
+    receive a part, and after `finish` it has the new weights whole. `world_size` asks how many
+    processes receive; `read_world_size` reads the reply.
+    """
+
+    init: Callable[[Mapping[str, Any]], WireRequest]
+    start: WireRequest
+    update: Callable[[UpdateInfo], WireRequest]
+    finish: WireRequest
+    world_size: WireRequest
+    read_world_size: Callable[[bytes], int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightEndpoints:
     """How the weights of a running server are replaced; requests are sent in the order given.
@@ -73,6 +96,7 @@ class WeightEndpoints:
     servers that were started for it. `reload` takes a checkpoint's folder as the server sees it.
     `reset_cache` forgets what older weights computed; `is_reset` reads whether it did. `name` tells
     the server what its weights are called from now on; `read_name` reads the reply to `ask_name`.
+    `transfer` is there where weights can also come from another process.
     """
 
     hold: Callable[[InFlight], Sequence[WireRequest]]
@@ -85,6 +109,7 @@ class WeightEndpoints:
     name: Callable[[str], WireRequest]
     ask_name: WireRequest
     read_name: Callable[[bytes], str]
+    transfer: TransferEndpoints | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +175,25 @@ def _name_weights(name: str) -> WireRequest:
     return WireRequest("POST", "/update_weight_version", body)
 
 
+def _init_transfer(info: Mapping[str, Any]) -> WireRequest:
+    body = msgspec.json.encode({"init_info": info})
+    return WireRequest("POST", "/init_weight_transfer_engine", body)
+
+
+def _update_weights(info: UpdateInfo) -> WireRequest:
+    plain = _plain_update(info) if isinstance(info, Mapping) else [_plain_update(i) for i in info]
+    return WireRequest("POST", "/update_weights", msgspec.json.encode({"update_info": plain}))
+
+
+def _plain_update(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Handles of GPU memory are no JSON: vLLM takes them as a pickle in base64."""
+    if info.get("ipc_handles") is None:
+        return info
+    plain = {key: value for key, value in info.items() if key != "ipc_handles"}
+    pickled = base64.b64encode(pickle.dumps(info["ipc_handles"]))
+    return plain | {"ipc_handles_pickled": pickled.decode("ascii")}
+
+
 class _Reset(msgspec.Struct):
     success: bool
 
@@ -158,8 +202,13 @@ class _WeightInfo(msgspec.Struct):
     weight_version: str
 
 
+class _WorldSize(msgspec.Struct):
+    world_size: int
+
+
 _reset = msgspec.json.Decoder(_Reset)
 _weight_info = msgspec.json.Decoder(_WeightInfo)
+_world_size = msgspec.json.Decoder(_WorldSize)
 
 
 OPENAI = Wire()
@@ -175,6 +224,14 @@ VLLM_WEIGHTS = WeightEndpoints(
     name=_name_weights,
     ask_name=WireRequest("GET", "/weight_info"),
     read_name=lambda body: decode_reply(_weight_info, body).weight_version,
+    transfer=TransferEndpoints(
+        init=_init_transfer,
+        start=WireRequest("POST", "/start_weight_update"),
+        update=_update_weights,
+        finish=WireRequest("POST", "/finish_weight_update"),
+        world_size=WireRequest("GET", "/get_world_size"),
+        read_world_size=lambda body: decode_reply(_world_size, body).world_size,
+    ),
 )
 VLLM = Wire(
     tokenizing=Tokenizing(path="/tokenize", encode=encode_tokenize, decode=decode_tokenize),

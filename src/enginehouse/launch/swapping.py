@@ -22,12 +22,12 @@ from enginehouse.servers.records import list_servers, weights_file
 from enginehouse.servers.server import OwnedServer
 from enginehouse.store.layout import Layout
 from enginehouse.weights.checkpoint import digest_of
-from enginehouse.weights.declared import Weights, read_declared
+from enginehouse.weights.declared import Weights, read_declaration
 from enginehouse.weights.gate import Gate
+from enginehouse.weights.replacement import PENDING
 from enginehouse.weights.swap import WeightSwapper
 
 _NEVER_SWAPPED = "default"  # what vLLM calls weights that were never named
-_PENDING = "loading "  # how a swap's name begins until it is done (weights.replacement)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,13 @@ class Swaps:
 class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The weights that a server is to have, and what it calls those that it has.
 
+    `path` None: they were sent, and are on no disk; a restart brings back those in `declared`.
     `named` None: it does not say. `agrees` is false where a swap was broken off.
     """
 
     server: str
-    path: Path
+    path: Path | None
+    declared: Path
     digest: str
     version: int
     named: str | None
@@ -102,14 +104,17 @@ async def weights_info(target: str, *, layout: Layout) -> WeightsInfo:
     """Which weights a server has; changes nothing. Raises as `swapper_of` does."""
     it = await _swappable(target, layout=layout)
     async with it.swapper(layout) as swapper:
-        current, named = swapper.current, await swapper.name()
+        current, declared, named = swapper.current, swapper.declared, await swapper.name()
         if not it.ours:
             _demand_known(named, current)
-            current = swapper.started if named == _NEVER_SWAPPED else current
+            if named == _NEVER_SWAPPED:
+                current = declared = swapper.started
+    assert declared.path is not None
     expected = (current.name,) if current.version else (current.name, _NEVER_SWAPPED)
     return WeightsInfo(
         server=target,
         path=current.path,
+        declared=declared.path,
         digest=current.digest,
         version=current.version,
         named=named,
@@ -120,8 +125,8 @@ async def weights_info(target: str, *, layout: Layout) -> WeightsInfo:
 def declared_folders(layout: Layout) -> frozenset[Path]:
     """Those that a server of this machine may need for its next restart. Blocking."""
     ours = [weights_file(layout, status.record.name) for status in list_servers(layout)]
-    declared = [read_declared(file) for file in (*ours, *layout.weights.glob("*.json"))]
-    return frozenset(weights.path for weights in declared if weights is not None)
+    found = [read_declaration(file) for file in (*ours, *layout.weights.glob("*.json"))]
+    return frozenset(one.declared.path for one in found if one and one.declared.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +178,7 @@ def _foreign_file(layout: Layout, base_url: str) -> Path:
 
 def _demand_known(named: str | None, current: Weights) -> None:
     """A server that is not ours may have been started again, or swapped by somebody else."""
-    broken_off = current.version > 0 and named is not None and named.startswith(_PENDING)
+    broken_off = current.version > 0 and named is not None and named.startswith(PENDING)
     if named not in (None, _NEVER_SWAPPED, current.name) and not broken_off:
         raise WeightsError(
             "it is not known which weights the server has",

@@ -67,8 +67,19 @@ async def weights_swapped(
 
 
 def _own(swapper: WeightSwapper, ours: Path) -> Path:
-    """The server's own weights: a checkpoint of this training was left there by an accident."""
+    """The server's own weights: a checkpoint of this training was left there by an accident.
+
+    Raises WeightsError where there is nothing to bring back afterwards.
+    """
     current, started = swapper.current.path, swapper.started.path
+    assert started is not None
+    if current is None:
+        raise WeightsError(
+            "the weights of the server were sent to it, and are on no disk",
+            why="they could not be brought back after the evaluation",
+            fix="evaluate on a server of its own (without url), or ask this one as it is",
+            kind="unsupported",
+        )
     return started if current.is_relative_to(ours) and not started.is_relative_to(ours) else current
 
 

@@ -72,5 +72,9 @@ class Gate:
 
     def open(self, digest: str) -> None:
         """Let requests in; the weights that answer them have this digest. Idempotent."""
-        self._digest = digest
+        self.relabel(digest)
         self._open.set()
+
+    def relabel(self, digest: str) -> None:
+        """What is answered from now on is answered by the weights of this digest."""
+        self._digest = digest

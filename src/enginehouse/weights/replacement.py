@@ -7,9 +7,11 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+import msgspec
+
 from enginehouse.client.transport import Transport, WireRequest
 from enginehouse.client.wire import InFlight, WeightEndpoints, Wire
-from enginehouse.core.errors import WeightsError, WireError
+from enginehouse.core.errors import ServerFaultError, WeightsError, WireError
 from enginehouse.core.messages import TextPrompt
 from enginehouse.core.sampler import Capabilities, SampleRequest, Timing
 from enginehouse.core.sampling import SamplingParameters
@@ -21,19 +23,15 @@ _CANARY = SampleRequest(
 )
 _MINUS_INFINITY = -9999.0  # as vLLM writes it in JSON
 _ABSENT = (404, 405)
+PENDING = "loading "  # how the name of weights begins that are not there yet
+NOT_CONFIGURED = "weight_transfer_config"  # vLLM 0.32 says so
 
 
 class WeightLoader(Protocol):
-    """How new weights get into an engine that holds still.
-
-    `load_from_disk` makes the one there is. Another can drive vLLM's weight transfer (documented,
-    not run: it needs GPUs): /start_weight_update, one /update_weights for each part that the
-    trainer's process sends over NCCL or IPC meanwhile, /finish_weight_update. What comes before and
-    after is the same; but weights that are on no disk cannot be brought back by a restart.
-    """
+    """How new weights get into an engine that holds still: from the disk, or from a trainer."""
 
     async def __call__(self, weights: Weights, *, send: Send) -> None:
-        """Return when the engine has them whole. Raises WireError."""
+        """Return when the engine has them whole. Raises WireError or WeightsError."""
         ...
 
 
@@ -49,6 +47,7 @@ def load_from_disk(endpoints: WeightEndpoints) -> WeightLoader:
     """The engine reads them from their folder, which must be the same for it as for us."""
 
     async def load(weights: Weights, *, send: Send) -> None:
+        assert weights.path is not None
         await send(endpoints.reload(str(weights.path)))
 
     return load
@@ -66,12 +65,13 @@ class Replacement:
         capabilities: Capabilities,
         dozes: bool,
         check: Callable[[Weights], Awaitable[None]],
+        load: WeightLoader | None = None,
     ) -> None:
         assert wire.weights is not None
         self._transport = transport
         self._wire = wire
         self._endpoints = wire.weights
-        self._load = load_from_disk(wire.weights)
+        self._load = load or load_from_disk(wire.weights)
         self._model = model
         self._capabilities = capabilities
         self._dozes = dozes
@@ -79,17 +79,27 @@ class Replacement:
         self.stage = "the start"
         self.held = False
         self.touched = False
+        self.dozed = 0  # how many of the requests that put it to sleep it has answered
         self.canary_seconds = 0.0
 
-    async def hold(self, in_flight: InFlight) -> None:
-        """Bring the server to rest: from here on it computes nothing and lets requests wait."""
+    async def hold(self, in_flight: InFlight, *, before: Replacement | None = None) -> None:
+        """Bring the server to rest: from here on it computes nothing and lets requests wait.
+
+        `before` has tried that, and come as far as it says: what is asleep is not put to sleep.
+        """
         self.stage = "the end of the requests under way"
         self.held = True
         make = self._endpoints.doze if self._dozes else self._endpoints.hold
+        # asleep it has no weights any more, whether or not we hear of it
+        self.touched = self._dozes
+        self.dozed = before.dozed if before is not None else 0
         try:
-            await self._send_all(make(in_flight))
+            for request in make(in_flight)[self.dozed :]:
+                await self.send(request)
+                self.dozed += self._dozes
         except WeightsError:
-            self.held = False  # it cannot do that
+            if not self.dozed:  # it cannot do that
+                self.held = self.touched = False
             raise
 
     async def put(self, weights: Weights) -> None:
@@ -100,16 +110,18 @@ class Replacement:
         self.touched = True
         # A name of its own until they are there: whoever asks sees a swap that was broken off, and
         # we see a server that was started again in between, which has lost it.
-        pending = f"loading {weights.name}"
+        pending = f"{PENDING}{weights.name}"
         self.stage = "the weights' new name"
-        await self._send(self._endpoints.name(pending))
-        self.stage = "the reload"
-        await self._load(weights, send=self._send)
+        if (await self.name()).startswith(PENDING):
+            await self._end_update()
+        await self.send(self._endpoints.name(pending))
+        self.stage = "the transfer" if weights.path is None else "the reload"
+        await self._load(weights, send=self.send)
         await self._check(weights)
-        await self._demand_name(pending)
-        await self._send(self._endpoints.name(weights.name))
+        await self.demand_name(pending)
+        await self.send(self._endpoints.name(weights.name))
         self.stage = "the reset of the prefix cache"
-        if not self._endpoints.is_reset(await self._send(self._endpoints.reset_cache)):
+        if not self._endpoints.is_reset(await self.send(self._endpoints.reset_cache)):
             raise WeightsError(
                 "the server did not reset its prefix cache",
                 why="cached keys and values of the old weights would go into new answers",
@@ -120,19 +132,41 @@ class Replacement:
         began = time.perf_counter()
         await self._ask_canary()
         self.canary_seconds = time.perf_counter() - began
-        await self._demand_name(weights.name)
+        await self.demand_name(weights.name)
 
     async def release(self) -> None:
         """Let the server compute again."""
         self.stage = "the release of waiting requests"
         await self._send_all(self._endpoints.wake if self._dozes else self._endpoints.release)
         self.held = False
+        self.dozed = 0
 
     async def name(self) -> str:
         """What the server calls its weights; "default" if it was never told (vLLM)."""
-        return self._endpoints.read_name(await self._send(self._endpoints.ask_name))
+        return self._endpoints.read_name(await self.send(self._endpoints.ask_name))
 
-    async def _demand_name(self, expected: str) -> None:
+    async def _end_update(self) -> None:
+        """End what a transfer that was broken off has begun, with whatever came of it.
+
+        vLLM keeps the tensors of layers that are half sent as parts of the next weights, wherever
+        these come from: its reload from the disk then fails, or mixes them in
+        (model_executor/model_loader/reload/layerwise.py; seen in 0.32).
+        """
+        endpoints = self._endpoints.transfer
+        if endpoints is None:
+            return
+        try:
+            await self.send(endpoints.start)
+        except WeightsError:  # it has no such endpoint
+            return
+        except ServerFaultError as error:
+            if NOT_CONFIGURED in error.message:
+                return
+            # it is under way still
+        await self.send(endpoints.finish)
+
+    async def demand_name(self, expected: str) -> None:
+        """Raise WeightsError unless that is what the server calls its weights."""
         if (name := await self.name()) != expected:
             raise WeightsError(
                 "the server was started again in the middle of the swap",
@@ -147,7 +181,7 @@ class Replacement:
             _CANARY, model=self._model, capabilities=self._capabilities, stream=False
         )
         try:
-            reply = await self._send(WireRequest("POST", dialect.path, body))
+            reply = await self.send(WireRequest("POST", dialect.path, body))
             answer = dialect.decode(reply, request=_CANARY, timing=Timing(started=0, elapsed=0))
         except WireError as error:
             raise WeightsError(
@@ -163,10 +197,12 @@ class Replacement:
 
     async def _send_all(self, requests: Sequence[WireRequest]) -> None:
         for request in requests:
-            await self._send(request)
+            await self.send(request)
 
-    async def _send(self, request: WireRequest) -> bytes:
-        reply = await self._transport.send(request)
+    async def send(self, request: WireRequest) -> bytes:
+        """The body of the reply. Raises WireError, and WeightsError for what the server lacks."""
+        # vLLM's server closes a connection on which it has answered 500, and may just be doing it
+        reply = await self._transport.send(msgspec.structs.replace(request, fresh=True))
         if reply.status == 200:
             return reply.body
         if reply.status in _ABSENT:

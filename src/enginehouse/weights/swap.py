@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import filelock
 import msgspec
 
-from enginehouse.client.transport import AiohttpTransport, Timeouts
+from enginehouse.client.transport import AiohttpTransport, Timeouts, WireRequest
 from enginehouse.client.wire import InFlight
 from enginehouse.core.errors import ModelError, UnsupportedError, WeightsError, WireError
 from enginehouse.engines.base import Engine
 from enginehouse.servers.endpoint import Server
 from enginehouse.store.layout import Layout
 from enginehouse.weights.checkpoint import checked_digest, digest_of
-from enginehouse.weights.declared import Weights, declare, read_declared
+from enginehouse.weights.declared import Declaration, Weights, declare, read_declaration
 from enginehouse.weights.gate import Gate
-from enginehouse.weights.replacement import Replacement
+from enginehouse.weights.replacement import Replacement, WeightLoader
 
+Result = TypeVar("Result")
 DEADLINE = 600.0  # seconds
 _DOZING = "--enable-sleep-mode"
 
@@ -32,7 +34,7 @@ class Swapped(msgspec.Struct, frozen=True, kw_only=True):
 
     `checking` came before anything was sent: configuration, heads of the files, and the digest of
     what was not hashed before. `draining` was the wait for requests under way, `replacing` the rest
-    without the `canary`.
+    without the `canary`, a transfer included.
     """
 
     before: Weights
@@ -109,8 +111,20 @@ class WeightSwapper:
 
     @property
     def current(self) -> Weights:
-        """The weights that the server is to have, now and after a restart."""
-        return read_declared(self._file) or self._started
+        """The weights that the server is to have now."""
+        return self._declaration().current
+
+    @property
+    def declared(self) -> Weights:
+        """Those that a restart or a failure brings back: the last ones that were on the disk."""
+        return self._declaration().declared
+
+    def _declaration(self) -> Declaration:
+        return read_declaration(self._file) or Declaration(declared=self._started)
+
+    async def ask(self, request: WireRequest) -> bytes:
+        """The body of the server's reply. Raises WireError, and WeightsError for what it lacks."""
+        return await self._replacement().send(request)
 
     async def swap(
         self, folder: Path, *, in_flight: InFlight = "drain", deadline: float = DEADLINE
@@ -130,29 +144,53 @@ class WeightSwapper:
             old = self.current
             new = await asyncio.to_thread(self._checked, folder, version=old.version + 1)
             checking = time.perf_counter() - began
-            step = self._replacement()
-            try:
-                return await self._swapped(
-                    step, old, new, in_flight=in_flight, deadline=deadline, checking=checking
-                )
-            finally:
-                self._gate.open(self.current.digest)
+            return await self._swapped(
+                self._replacement(), old, new, in_flight, deadline=deadline, checking=checking
+            )
+
+    async def receive(
+        self,
+        label: str,
+        load: WeightLoader,
+        *,
+        in_flight: InFlight = "drain",
+        deadline: float = DEADLINE,
+    ) -> Swapped:
+        """Put weights that `load` brings, and that are on no disk, in the place of the current.
+
+        As `swap` does. Nothing can bring them back: after a restart or a failed swap the server has
+        the `declared` ones, and samples say so. Where those before had been sent, too, a failure
+        loses them, and the error says that.
+        """
+        with self._exclusively():
+            began = time.perf_counter()
+            old = self.current
+            digest = f"sent-{secrets.token_hex(4)}-{label}"
+            new = Weights(digest=digest, version=old.version + 1)
+            await self._demand_unchanged(self.declared)  # or it could not be taken back
+            checking = time.perf_counter() - began
+            return await self._swapped(
+                self._replacement(load), old, new, in_flight, deadline=deadline, checking=checking
+            )
 
     def _checked(self, folder: Path, *, version: int) -> Weights:
         path = folder.expanduser().absolute()
+        assert self._started.path is not None
         digest = checked_digest(path, served=self._started.path, layout=self._layout)
         return Weights(path=path, digest=digest, version=version)
 
     async def restore(self) -> None:
-        """After a restart: bring the current weights back; the caller lets nothing in before.
+        """After a restart: bring the declared weights back; the caller lets nothing in before.
 
         Raises WeightsError.
         """
-        wanted = self.current
+        wanted = self.declared
         step = self._replacement()
         try:
             async with asyncio.timeout(DEADLINE), self._turn:
-                wanted = self.current
+                self._forget_sent()
+                wanted = self.declared
+                self._gate.relabel(wanted.digest)
                 await self._demand_unchanged(wanted)
                 if wanted.version != self._started.version:
                     await step.hold("abort")
@@ -178,8 +216,8 @@ class WeightSwapper:
         step: Replacement,
         old: Weights,
         new: Weights,
-        *,
         in_flight: InFlight,
+        *,
         deadline: float,
         checking: float,
     ) -> Swapped:
@@ -191,14 +229,18 @@ class WeightSwapper:
                 async with self._turn:
                     await step.hold(in_flight)
                     held = time.perf_counter()
+                    self._forget_sent()
                     await step.put(new)
                     replaced = time.perf_counter()
-                    declare(self._file, new)  # not in a thread: cancelled, it could still be done
+                    await self._declare(new, step)
         except (WireError, WeightsError, ModelError, TimeoutError) as error:
-            raise await self._failed(error, step, old, deadline=deadline) from error
+            raise await _to_its_end(self._failed(error, step, old, deadline=deadline)) from error
         except BaseException as error:
-            error.add_note((await self._failed(error, step, old, deadline=deadline)).message)
+            failed = await _to_its_end(self._failed(error, step, old, deadline=deadline))
+            error.add_note(failed.message)
             raise
+        finally:
+            self._gate.open(self.current.digest)
         return Swapped(
             before=old,
             after=new,
@@ -208,48 +250,71 @@ class WeightSwapper:
             canary=step.canary_seconds,
         )
 
+    async def _declare(self, new: Weights, step: Replacement) -> None:
+        """Not in a thread: cancelled, it could still be done."""
+        if new.path is not None:
+            declare(self._file, new)
+            return
+        declare(self._file, self.declared, sent=new)
+        # a restart before that line is seen here; one after it forgets them again, in `restore`
+        await step.demand_name(new.name)
+
+    def _forget_sent(self) -> None:
+        """The server does not have them any more, or will not in a moment."""
+        declaration = self._declaration()
+        if declaration.sent is not None:
+            declare(self._file, declaration.declared)
+
     async def _failed(
         self, error: BaseException, step: Replacement, old: Weights, *, deadline: float
     ) -> WeightsError:
         """Take the swap back; what happened, and what became of the old weights."""
         why = _said(error, step, deadline)
         became = await self._taken_back(step, old, deadline=deadline)
+        lost = old.path is None and (step.touched or became is not None)
+        now = became or "the old ones answer as before"
+        if lost:
+            now = became or f"those in {self.declared.path} answer"
+            now += f"; {old.digest} is lost, as it was on no disk"
         name = self._server.name or self._server.base_url
         found = error if isinstance(error, WeightsError) else None
         return WeightsError(
-            f"the weights of {name} were not swapped; {became or 'the old ones answer as before'}",
+            f"the weights of {name} were not swapped; {now}",
             why=why,
             fix=(found and found.fix) or "read the server's log for the cause, then swap again",
             log=self._server.log,
             kind=(found and found.kind) or _kind(error),
-            restored=became is None,
+            restored=became is None and not lost,
         )
 
     async def _taken_back(self, step: Replacement, old: Weights, *, deadline: float) -> str | None:
-        """None if the old weights answer; else in words what there is instead."""
-        back = self._replacement()
+        """None if the server answers with `old`, or the declared; else what there is instead."""
+        back, declared = self._replacement(), self.declared
         try:
             async with asyncio.timeout(deadline), self._turn:
                 if step.touched:
-                    await self._demand_unchanged(old)
-                    if not (step.held and self._dozes):  # asleep, it must not be put to sleep
-                        await back.hold("abort")  # what runs was begun with the new weights
-                    await back.put(old)
+                    self._forget_sent()
+                    await self._demand_unchanged(declared)
+                    await back.hold("abort", before=step)  # what runs was begun with the new ones
+                    await back.put(declared)
                 elif step.held:
                     await back.release()
         except (WireError, WeightsError, ModelError, TimeoutError) as error:
             why = _said(error, back, deadline)
+            which = f"those in {declared.path}" if old.path is None else "the old ones"
             if self._condemn is not None:
                 self._condemn(f"its weights could not be swapped, nor taken back: {why}")
-                return "the server is started again with the old ones"
+                return f"the server is started again with {which}"
             return (
-                f"the old ones ({old.path}) are NOT back: {why}; end its process: where "
-                "`enginehouse serve` keeps it, it comes back with them"
+                f"the old ones are NOT back: {why}; end its process: where `enginehouse serve` "
+                f"keeps it, it comes back with those in {declared.path}"
             )
         return None
 
     async def _demand_unchanged(self, weights: Weights) -> None:
         """Raise WeightsError unless the folder still holds them; hashes only what was touched."""
+        if weights.path is None:  # there is nothing that could have changed
+            return
         digest = await asyncio.to_thread(digest_of, weights.path, layout=self._layout)
         if digest != weights.digest:
             raise WeightsError(
@@ -259,7 +324,7 @@ class WeightSwapper:
                 kind="changed",
             )
 
-    def _replacement(self) -> Replacement:
+    def _replacement(self, load: WeightLoader | None = None) -> Replacement:
         assert self._transport is not None, "use the swapper inside `async with`"
         return Replacement(
             self._transport,
@@ -268,6 +333,7 @@ class WeightSwapper:
             capabilities=self._engine.capabilities(self._server.version),
             dozes=self._dozes,
             check=self._demand_unchanged,
+            load=load,
         )
 
     @contextmanager
@@ -295,6 +361,20 @@ class WeightSwapper:
             fix="wait for the other swap; swap from the process that serves it",
             kind="taken",
         )
+
+
+async def _to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
+    """What it comes to; a cancellation takes effect after that. It must end by itself."""
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    return task.result()
 
 
 def _said(error: BaseException, step: Replacement, deadline: float) -> str:

@@ -169,7 +169,7 @@ class Client:
         self.communicates = False
 
     async def swappable(self) -> Path:
-        """The checkpoint that is served now. Raises WeightsError where it cannot be swapped."""
+        """A checkpoint of the served types. Raises WeightsError where it cannot be swapped."""
         async with swapper_of(self.server.base_url, layout=self._layout) as swapper:
             if await swapper.name() is None:
                 raise WeightsError(
@@ -179,7 +179,8 @@ class Client:
                     fix="serve it with `enginehouse serve` and --host 127.0.0.1",
                     kind="unsupported",
                 )
-            return swapper.current.path
+            assert swapper.declared.path is not None
+            return swapper.declared.path
 
     def new_folder(self) -> Path:
         """Where weights are written that are to be swapped in; it does not exist yet."""

@@ -209,10 +209,11 @@ def list_lora_adapters() -> list[dict[str, str]]:
 def init_communicator(device: Any = 0) -> None:  # noqa: ARG001 (Tink's)
     """See that the server's weights can be updated from here: nothing is opened, and no NCCL.
 
-    Weights go by way of the disk until vLLM's weight transfer over NCCL has been seen to work on a
-    GPU; `device` has no effect. That needs a server on this machine that was started with a
-    checkpoint's folder and has vLLM's development endpoints, as `enginehouse serve` gives it on a
-    loopback address. Raises WeightsError, or ModelError, saying which of these is missing.
+    Weights go by way of the disk; `device` has no effect. vLLM's own transfer, past the disk, needs
+    vLLM in the trainer's environment: see `enginehouse.training.WeightSender`. The way by the disk
+    needs a server on this machine that was started with a checkpoint's folder and has vLLM's
+    development endpoints, as `enginehouse serve` gives it on a loopback address. Raises
+    WeightsError, or ModelError, saying which of these is missing.
     """
     _shared.open().call(Client.communicate)
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from enginehouse.testing.fake_engine import administration as admin
-from enginehouse.testing.fake_engine import development
+from enginehouse.testing.fake_engine import development, weight_transfer
 from enginehouse.testing.fake_engine.errors import ApiError
 from enginehouse.testing.fake_engine.generation import ENGINE, chat, completions
 from enginehouse.testing.fake_engine.state import Engine
@@ -55,6 +55,16 @@ def make_application(
             web.post("/sleep", development.sleep),
             web.post("/wake_up", development.wake_up),
             web.get("/is_sleeping", development.is_sleeping),
+            *(
+                web.post(f"/{handler.__name__}", handler)
+                for handler in (
+                    weight_transfer.init_weight_transfer_engine,
+                    weight_transfer.start_weight_update,
+                    weight_transfer.update_weights,
+                    weight_transfer.finish_weight_update,
+                )
+            ),
+            web.get("/get_world_size", weight_transfer.get_world_size),
         ]
     application.add_routes(routes)
     return application

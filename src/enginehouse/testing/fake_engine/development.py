@@ -43,7 +43,9 @@ def _reload(engine: Engine, path: str | None) -> None:
             status=500,
             kind="InternalServerError",
         )
-    engine.weights = weights_digest(path or engine.arguments.model)
+    loaded = weights_digest(path or engine.arguments.model)
+    # layers of which a part was sent take that for a part of the checkpoint
+    engine.weights = f"{loaded}, spoiled" if engine.half_sent else loaded
 
 
 async def reset_prefix_cache(request: web.Request) -> web.Response:

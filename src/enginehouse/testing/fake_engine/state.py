@@ -31,6 +31,8 @@ class Engine:
     adapter_paths: dict[str, str] = field(default_factory=dict)
     weight_version: str = "default"
     sleeping: set[str] = field(default_factory=set)
+    updating: bool = False
+    half_sent: list[bytes] = field(default_factory=list)
     running: int = 0
     waiting: int = 0
     prompt_tokens: int = 0
