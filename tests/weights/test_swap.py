@@ -246,8 +246,12 @@ async def test_what_does_not_fit_never_reaches_the_server(room, tmp_path, wrong)
     [
         ({"fault": "status", "path": RELOAD, "status": 500}, "wire", "the reload: .*500"),
         ({"fault": "reset", "path": RELOAD}, "wire", "the reload: no reply came"),
-        ({"fault": "truncate", "path": "/weight_info"}, "wire", "the weights' new name: "),
-        ({"fault": "truncate", "path": "/weight_info", "nth": [2]}, "wire", "the reload: "),
+        ({"fault": "truncate", "path": "/weight_info"}, "wire", "requests under way: "),
+        (
+            {"fault": "truncate", "path": "/weight_info", "nth": [2]},
+            "wire",
+            "the reset of the prefix",
+        ),
         (
             {"fault": "say", "path": "/reset_prefix_cache", "body": '{"success": false}'},
             "cache",

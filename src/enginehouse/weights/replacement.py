@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 import msgspec
 
@@ -22,6 +23,8 @@ _CANARY = SampleRequest(
     parameters=SamplingParameters(max_tokens=4, logprobs=0, ignore_eos=True),
 )
 _MINUS_INFINITY = -9999.0  # as vLLM writes it in JSON
+One = TypeVar("One")
+Other = TypeVar("Other")
 _ABSENT = (404, 405)
 PENDING = "loading "  # how the name of weights begins that are not there yet
 NOT_CONFIGURED = "weight_transfer_config"  # vLLM 0.32 says so
@@ -81,6 +84,7 @@ class Replacement:
         self.touched = False
         self.dozed = 0  # how many of the requests that put it to sleep it has answered
         self.canary_seconds = 0.0
+        self._broken_off = False  # an earlier one, when this one came
 
     async def hold(self, in_flight: InFlight, *, before: Replacement | None = None) -> None:
         """Bring the server to rest: from here on it computes nothing and lets requests wait.
@@ -93,14 +97,19 @@ class Replacement:
         # asleep it has no weights any more, whether or not we hear of it
         self.touched = self._dozes
         self.dozed = before.dozed if before is not None else 0
-        try:
+
+        async def hold() -> None:
             for request in make(in_flight)[self.dozed :]:
                 await self.send(request)
                 self.dozed += self._dozes
+
+        try:
+            _, named = await _both(hold(), self.name())
         except WeightsError:
             if not self.dozed:  # it cannot do that
                 self.held = self.touched = False
             raise
+        self._broken_off = named.startswith(PENDING)
 
     async def put(self, weights: Weights) -> None:
         """Load them into the held server, let it go on, and see it answer.
@@ -111,22 +120,23 @@ class Replacement:
         # A name of its own until they are there: whoever asks sees a swap that was broken off, and
         # we see a server that was started again in between, which has lost it.
         pending = f"{PENDING}{weights.name}"
-        self.stage = "the weights' new name"
-        if (await self.name()).startswith(PENDING):
+        self.stage = "the name of weights that are not there yet"
+        if self._broken_off:
             await self._end_update()
         await self.send(self._endpoints.name(pending))
         self.stage = "the transfer" if weights.path is None else "the reload"
         await self._load(weights, send=self.send)
         await self._check(weights)
-        await self.demand_name(pending)
-        await self.send(self._endpoints.name(weights.name))
         self.stage = "the reset of the prefix cache"
-        if not self._endpoints.is_reset(await self.send(self._endpoints.reset_cache)):
+        _, reply = await _both(self.demand_name(pending), self.send(self._endpoints.reset_cache))
+        if not self._endpoints.is_reset(reply):
             raise WeightsError(
                 "the server did not reset its prefix cache",
                 why="cached keys and values of the old weights would go into new answers",
                 kind="cache",
             )
+        self.stage = "the weights' new name"
+        await self.send(self._endpoints.name(weights.name))
         await self.release()
         self.stage = "the canary"
         began = time.perf_counter()
@@ -214,3 +224,12 @@ class Replacement:
                 kind="unsupported",
             )
         raise self._wire.error_reply(reply.status, reply.body, retry_after=reply.retry_after)
+
+
+async def _both(one: Awaitable[One], other: Awaitable[Other]) -> tuple[One, Other]:
+    """At the same time; the first one's error goes before the second's, and neither is left."""
+    found = await asyncio.gather(one, other, return_exceptions=True)
+    for outcome in found:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return cast("tuple[One, Other]", tuple(found))
