@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
     """Measure and print the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=24)
     asked = parser.parse_args(arguments)
     say(machine())
     uvloop.run(_measured(asked))

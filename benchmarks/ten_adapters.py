@@ -1,14 +1,15 @@
 """Ten adapters on one resident server, and each with a server of its own, on a real vLLM.
 
-python benchmarks/ten_adapters.py evaluates ten LoRAs of SmolLM2 on 30 sums with at most 64 tokens
-per answer: together, as `enginehouse eval MODEL+A MODEL+B …` does, and one after another, as ten
-commands do. What passes before the first question is told apart.
+python benchmarks/ten_adapters.py has each of ten LoRAs of SmolLM2 begin 30 stories, which are cut
+off after 64 tokens: together, as `enginehouse eval MODEL+A MODEL+B …` does, and one after another,
+as ten commands do. What passes before the first question is told apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 import tempfile
 import time
@@ -18,7 +19,6 @@ from pathlib import Path
 import uvloop
 from interleaved import machine, say
 from random_loras import RANK, write_lora
-from sums import write_task
 
 from enginehouse import serve
 from enginehouse.launch.configuration import EvaluationConfig, parse
@@ -26,6 +26,16 @@ from enginehouse.launch.evaluating import run_evaluation
 from enginehouse.launch.evaluating_together import run_together
 from enginehouse.report.summary import Progress
 from enginehouse.store.layout import Layout
+
+_ITEMS = 30
+_TASK = """\
+name: stories
+data: stories.jsonl
+prompt: "Tell a long story about {{ animal }}, in many sentences."
+metric: number
+answer: answer
+max_tokens: 64
+"""
 
 
 class Clock:
@@ -53,6 +63,14 @@ class Clock:
         return sum(self._asking.values())
 
 
+def _write_task(folder: Path) -> Path:
+    items = [json.dumps({"animal": f"{n} owls", "answer": str(n)}) for n in range(2, _ITEMS + 2)]
+    (folder / "stories.jsonl").write_text("\n".join(items) + "\n")
+    task = folder / "stories.yaml"
+    task.write_text(_TASK)
+    return task
+
+
 async def _measured(asked: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -63,7 +81,7 @@ async def _measured(asked: argparse.Namespace) -> None:
             await asyncio.to_thread(write_lora, folder / f"lora-{seed}", checkpoint, seed=seed)
             for seed in range(asked.adapters)
         ]
-        task = write_task(folder, items=30)
+        task = _write_task(folder)
         options = {"max_lora_rank": RANK}
         configs = [
             parse(
@@ -75,18 +93,26 @@ async def _measured(asked: argparse.Namespace) -> None:
         ]
         layout = Layout.from_environment()
         together = Clock()
-        await run_together(configs, layout=layout, notify=say, progress=together.progress)
+        done = await run_together(configs, layout=layout, notify=say, progress=together.progress)
         together.stop()
         apart = Clock()
-        for config in configs:
+        alone = [
             await run_evaluation(config, layout=layout, notify=say, progress=apart.progress)
+            for config in configs
+        ]
         apart.stop()
-    print("| ten adapters, 30 items each | seconds | of it asking | the rest |")
-    print("|---|---|---|---|")
-    for name, clock in (("one resident server", together), ("a server for each", apart)):
+    print("| ten adapters, 30 items each | seconds | of it asking | the rest | tokens per answer |")
+    print("|---|---|---|---|---|")
+    for name, clock, reports in (
+        ("one resident server", together, done.reports),
+        ("a server for each", apart, alone),
+    ):
         rest = clock.total - clock.asking
-        print(f"| {name} | {clock.total:.0f} | {clock.asking:.0f} | {rest:.0f} |")
-    print(f"| ratio (wanted: at least 2) | {apart.total / together.total:.2f} | | |")
+        tokens = sum(report.throughput.generated_tokens for report in reports) / (
+            _ITEMS * len(reports)
+        )
+        print(f"| {name} | {clock.total:.0f} | {clock.asking:.0f} | {rest:.0f} | {tokens:.0f} |")
+    print(f"| ratio (wanted: at least 2) | {apart.total / together.total:.2f} | | | |")
 
 
 def main(arguments: Sequence[str]) -> None:
