@@ -260,7 +260,9 @@ class TestNotPlain:
 
     def test_an_initialisation_that_does_not(self, tmp_path):
         """Only the adapter's own start."""
-        read_peft_folder(write_adapter(tmp_path / "a", init_lora_weights="gaussian"))
+        assert (
+            read_peft_folder(write_adapter(tmp_path / "a", init_lora_weights="gaussian")).rank == 4
+        )
 
     def test_a_tensor_besides(self, tmp_path):
         """A whole layer that was saved with it."""
@@ -404,7 +406,8 @@ class TestNotFinite:
         def enlarge(made):
             made[f"{Q0}.lora_B.weight"][:] = np.float32(3.3e38)
 
-        read_peft_folder(write_adapter(tmp_path / "a", change=enlarge, bfloat16=True))
+        folder = write_adapter(tmp_path / "a", change=enlarge, bfloat16=True)
+        assert not read_peft_folder(folder).is_zero
 
 
 class TestCheckpointShapes:
