@@ -83,6 +83,7 @@ def test_wrong_usage(house: House, call, words: tuple[str, ...], said: str):
     assert done.code in (2, 4, 6), done.err
     assert said in done.err
     assert "starting" not in done.err
+    assert house.runs == []
 
 
 def test_samples_of_an_adapter(house: House, call):

@@ -25,6 +25,7 @@ from enginehouse.core.errors import (  # noqa: E402
     RunLockedError,
     ServerGoneError,
     StartError,
+    UnknownNameError,
     WeightsError,
 )
 from enginehouse.evaluation.compare import compare_runs  # noqa: E402
@@ -65,6 +66,14 @@ async def test_what_is_there_is_evaluated_once(place: Place):
     assert await place.watch() == curve
     assert (len(place.targets), len(place.started)) == (4, 1)
     assert len(list_runs(Layout.from_environment())) == 4
+
+
+async def test_a_task_that_there_is_not(place: Place):
+    """Refused at once: no folder is to blame for it, and none becomes a point."""
+    place.adapter("lora-5", 5)
+    with pytest.raises(UnknownNameError, match="gsm9k"):
+        await place.watch(tasks=["gsm9k"])
+    assert place.started == []
 
 
 async def test_differences_are_those_of_the_runs(place: Place):

@@ -18,7 +18,13 @@ import msgspec
 import yaml
 
 from enginehouse import evaluation
-from enginehouse.core.errors import ConfigurationError, ModelError, StoreError, UnknownNameError
+from enginehouse.core.errors import (
+    ConfigurationError,
+    ModelError,
+    StoreError,
+    UnknownNameError,
+    UnsupportedError,
+)
 from enginehouse.core.incidents import Incident
 from enginehouse.engines.base import Engine
 from enginehouse.engines.registry import ENGINES
@@ -37,6 +43,7 @@ from enginehouse.tasks.registry import load_task
 OnProgress = Callable[[Progress], None]
 Asking = Callable[..., AbstractAsyncContextManager[Serving]]  # as `asking`
 Given = TypeVar("Given", bound=EvaluationConfig)
+_NEVER_BEGUN = (ConfigurationError, ModelError, UnsupportedError)  # if nothing was asked
 _SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 
 
@@ -75,7 +82,7 @@ async def run_evaluation(
     begun(run)
     try:
         return await _carry_out(run, config, tasks, layout, notify, progress, ask=ask)
-    except (ConfigurationError, ModelError):
+    except _NEVER_BEGUN:
         if not run.journal_path.exists():  # nothing was asked, and resuming could not succeed
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
@@ -180,7 +187,7 @@ async def _carry_out(
                 return await evaluate(sampler=ready.sampler, provenance=ready.provenance)
         except BaseException as error:
             _note_end(run, error)
-            if run.journal_path.exists() or not isinstance(error, (ConfigurationError, ModelError)):
+            if run.journal_path.exists() or not isinstance(error, _NEVER_BEGUN):
                 notify(f"the run is kept; go on with: enginehouse resume {run.info.id}")
             raise
 

@@ -49,6 +49,7 @@ from enginehouse.report.summary import Report
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import Run, open_run
+from enginehouse.tasks.registry import load_task
 from enginehouse.weights.checkpoint import digest_of
 
 # The curve, and the point that is new in it; None for what was known before.
@@ -91,11 +92,13 @@ async def watch(
     """Evaluate what is in `config.directory`, and, unless `once`, whatever comes until cancelled.
 
     Each content is evaluated once, whatever happens to this process; what was broken off is
-    resumed. A folder that cannot be evaluated is a point with a `failure`. Raises
-    ConfigurationError, RunLockedError if another process does the same, StoreError, and what
-    starting a server for `config.model` does.
+    resumed. A folder that cannot be evaluated is a point with a `failure`. Raises UnknownNameError
+    and TaskError for a task, ConfigurationError, RunLockedError if another process does the same,
+    StoreError, and what starting a server for `config.model` does.
     """
     config = _with_absolute_paths(config)
+    for task in config.tasks:
+        await asyncio.to_thread(load_task, task.name)
     if config.once and not config.directory.is_dir():
         raise ConfigurationError(
             f"{config.directory} is not there", fix="give the folder that holds the checkpoints"

@@ -54,7 +54,8 @@ def line(point: CurvePoint) -> str:
     """All that is known of a point in one line."""
     step = f"step {point.step:,}: " if point.step is not None else ""
     if point.failure is not None:
-        return f"{step}{point.name} failed: {' '.join(point.failure.split())}"
+        why = "; ".join(part.strip() for part in point.failure.splitlines())
+        return f"{step}{point.name} failed: {why}"
     parts = []
     for task in point.tasks:
         text = f"{task.task} {score_text(task)} ({interval_text(task)})"
