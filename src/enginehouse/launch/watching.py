@@ -97,12 +97,12 @@ async def watch(
     StoreError, and what starting a server for `config.model` does.
     """
     config = _with_absolute_paths(config)
-    for task in config.tasks:
-        await asyncio.to_thread(load_task, task.name)
     if config.once and not config.directory.is_dir():
         raise ConfigurationError(
             f"{config.directory} is not there", fix="give the folder that holds the checkpoints"
         )
+    for task in config.tasks:
+        await asyncio.to_thread(load_task, task.name)
     with held_journal(config, layout=layout) as journal:
         host = Host(
             _evaluation(config),
