@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-SUPPORT = Path(__file__).parents[1] / "cli" / "support"
-if str(SUPPORT) not in sys.path:
-    sys.path.append(str(SUPPORT))
+TESTS = Path(__file__).parents[1]
+for room in ("cli", "weights", "launch"):
+    if (support := str(TESTS / room / "support")) not in sys.path:
+        sys.path.append(support)
 
 from command_line import House  # noqa: E402
 
+from enginehouse.store.layout import Layout  # noqa: E402
 from enginehouse.testing.fake_environment import make_fake_environment  # noqa: E402
 
 
@@ -29,3 +31,9 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
         house.nothing_left()
     finally:
         house.clear()
+
+
+@pytest.fixture
+def layout(house: House) -> Layout:
+    """The machine's."""
+    return Layout.from_environment()

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from command_line import House
+from lora_servers import fake, loaded
+from tiny_adapters import write_adapter
 
 from enginehouse.core.errors import ServerGoneError
 from enginehouse.engines.vllm import VllmEngine
@@ -16,31 +15,6 @@ from enginehouse.launch.adapters import adapters_of
 from enginehouse.launch.lending import borrowed
 from enginehouse.servers.endpoint import attach_server
 from enginehouse.store.layout import Layout
-from enginehouse.testing.fake_engine import running_fake_engine
-
-SUPPORT = Path(__file__).parents[1] / "weights" / "support"
-if str(SUPPORT) not in sys.path:
-    sys.path.append(str(SUPPORT))
-
-from tiny_adapters import write_adapter  # noqa: E402
-
-
-@pytest.fixture
-def layout(house: House) -> Layout:
-    """The machine's."""
-    return Layout.from_environment()
-
-
-@asynccontextmanager
-async def fake(*faults: dict[str, Any], flags: tuple[str, ...] = ()) -> AsyncIterator[str]:
-    """A server that somebody else runs."""
-    async with running_fake_engine("--enable-lora", *flags, faults=list(faults)) as engine:
-        yield engine.url
-
-
-async def loaded(url: str) -> list[str]:
-    """The adapters that the server lists."""
-    return list((await attach_server(url, engine=VllmEngine())).models[1:])
 
 
 class Borrowing:

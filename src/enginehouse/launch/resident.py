@@ -28,7 +28,7 @@ from enginehouse.weights.peft_folder import CONFIG, checkpoint_shapes, read_peft
 from enginehouse.weights.pool import AdapterPool, alias_of
 from enginehouse.weights.store import AdapterStore
 
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
 _RANK = 64  # where the adapters are not known yet
 
 
@@ -179,6 +179,6 @@ def with_adapters(config: ServeConfig, folders: Iterable[Path] = ()) -> ServeCon
     require(engine.capabilities(None), Capability.ADAPTERS, "LoRA adapters")
     needed = max((read_peft_folder(folder).rank for folder in folders), default=_RANK)
     options = config.server
-    rank = options.max_lora_rank or next((r for r in _RANKS if r >= needed), needed)
+    rank = options.max_lora_rank or next((r for r in RANKS if r >= needed), needed)
     options = options.model_copy(update={"enable_lora": True, "max_lora_rank": rank})
     return config.model_copy(update={"server": options})

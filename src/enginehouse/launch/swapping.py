@@ -89,8 +89,8 @@ async def swapper_of(
 ) -> AsyncIterator[WeightSwapper]:
     """The swapper of a server that runs already: one of ours by name, or any by its address.
 
-    It must run on this machine, and be loopback-only. Raises UnknownNameError, WireError,
-    ModelError or WeightsError.
+    Its folders must be here, too, and its development endpoints answer. Raises UnknownNameError,
+    WireError, ModelError or WeightsError.
     """
     it = await _swappable(target, layout=layout, api_key=api_key)
     async with it.swapper(layout) as swapper:
@@ -193,10 +193,6 @@ async def _forget_earlier(swapper: WeightSwapper, file: Path) -> None:
     try:
         with FileLock(file.with_suffix(".lock"), timeout=0):
             if await swapper.name() == _NEVER_SWAPPED:
-                _void(file)
+                await asyncio.to_thread(file.unlink, missing_ok=True)
     except Timeout:
         pass  # a swap is under way, which may be the first of this server
-
-
-def _void(file: Path) -> None:
-    file.unlink(missing_ok=True)

@@ -13,13 +13,13 @@ from enginehouse.core.errors import AdapterError
 from enginehouse.core.incidents import Incident
 from enginehouse.launch.configuration import ServeConfig
 from enginehouse.launch.finished_checkpoints import Finished
-from enginehouse.launch.resident import with_adapters
+from enginehouse.launch.resident import RANKS, with_adapters
 from enginehouse.launch.serving import Notify, OnIncident, Serving, choose_engine
 from enginehouse.report.curve import Kind
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import CONFIG, read_peft_folder
 
-_LARGEST_RANKS = {"vllm": 512}  # of --max-lora-rank; the other engines take any
+_LARGEST_RANKS = {"vllm": RANKS[-1]}  # the other engines take any
 
 
 class Swappable(Protocol):
