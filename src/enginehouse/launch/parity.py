@@ -11,7 +11,6 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -26,6 +25,7 @@ from enginehouse.engines.base import Engine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.configuration import ParityConfig
 from enginehouse.launch.resident import serving_target
+from enginehouse.launch.running_server import option_of
 from enginehouse.launch.serving import Notify, choose_engine, prepare
 from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import find_environment
@@ -163,10 +163,9 @@ def _each_line_once(notify: Notify) -> Notify:
 
 def _dtype_of(server: Server, checkpoint: Path) -> str:
     """The type that a server computes in: as its command says, or by itself. Blocking."""
-    words = [part for word in server.command or () for part in word.split("=", 1)]
-    named = [value for flag, value in pairwise(words) if flag == _DTYPE]
-    if named and named[-1] != "auto":
-        return _ALIASES.get(named[-1], named[-1])
+    named = option_of(server.command or (), _DTYPE)
+    if named is not None and named != "auto":
+        return _ALIASES.get(named, named)
     return _automatic(checkpoint, server.engine or "vllm")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -98,9 +99,14 @@ def largest_rank(server: Server, *, layout: Layout) -> int | None:
     command = server.command or (record.command if record else None)
     if command is None:
         return None
+    said = option_of(command, _RANK_FLAG)
+    return int(said) if said and said.isdecimal() else _DEFAULT_RANKS.get(server.engine or "")
+
+
+def option_of(command: Sequence[str], flag: str) -> str | None:
+    """The value that a command line gives to `flag`, the last one; None if it has none."""
     words = [part for word in command for part in word.split("=", 1)]
-    found = [value for flag, value in pairwise(words) if flag == _RANK_FLAG and value.isdecimal()]
-    return int(found[-1]) if found else _DEFAULT_RANKS.get(server.engine or "")
+    return next((value for name, value in reversed(list(pairwise(words))) if name == flag), None)
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
