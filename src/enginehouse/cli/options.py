@@ -25,7 +25,10 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say results an
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="A YAML file; options on the command line win.")
 ]
-VersionOption = Annotated[str | None, typer.Option("--version", help="The engine's version.")]
+VersionOption = Annotated[
+    str | None,
+    typer.Option("--version", help="The engine's version: any published one, or latest."),
+]
 VariantOption = Annotated[
     str | None, typer.Option("--variant", help="The engine's build: cpu or cuda.")
 ]

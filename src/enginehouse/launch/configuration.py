@@ -39,7 +39,7 @@ class ServeConfig(_Strict):
     python: Path | None = None
     """The Python of an existing engine environment."""
     version: str | None = None
-    """The engine's version, for a managed environment."""
+    """The engine's version, for a managed environment: any published one, or latest."""
     variant: Literal["cpu", "cuda"] | None = None
     """The engine's build, for a managed environment; chosen by the machine when not given."""
     start_timeout: Annotated[float, Field(gt=0)] = 3600.0

@@ -20,10 +20,17 @@ from enginehouse.core.errors import (
     UnknownNameError,
 )
 from enginehouse.provisioning import content_folders, llama_server
-from enginehouse.provisioning.building import RECORD, Record, build, executable_of, python_of
+from enginehouse.provisioning.building import (
+    Record,
+    build,
+    executable_of,
+    python_of,
+    read_record,
+)
 from enginehouse.provisioning.description import Description, Flag, describe
 from enginehouse.provisioning.plans import DEFAULT_VERSIONS, EnvironmentPlan, plan_environment
 from enginehouse.provisioning.programs import new_log
+from enginehouse.provisioning.versions import find_plan
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
@@ -83,7 +90,9 @@ async def find_environment(
     if not given and engine == "llamacpp" and version is None and variant is None:
         given += [("PATH", Path(found)) for found in [shutil.which(llama_server.PROGRAM)] if found]
     if not given:
-        plan = plan_environment(engine, version=version, variant=variant)
+        plan = await find_plan(
+            engine, version=version, variant=variant, layout=layout, notify=notify
+        )
         return await ensure_environment(plan, layout=layout, notify=notify)
     origin, path = given[0]
     found = await existing_environment(path, engine=engine, layout=layout, origin=origin)
@@ -171,16 +180,6 @@ async def existing_environment(
         flags=flags or {},
         packages=found.packages,
     )
-
-
-def read_record(folder: Path) -> Record | None:
-    """The record of the finished, working environment in `folder`, or None. Blocking, quick."""
-    try:
-        record = msgspec.json.decode((folder / RECORD).read_bytes(), type=Record)
-    except (OSError, msgspec.DecodeError):
-        return None
-    # The base interpreter may have been removed or upgraded away since.
-    return record if executable_of(folder, engine=record.engine).exists() else None
 
 
 async def _build(plan: EnvironmentPlan, *, layout: Layout, notify: Notify) -> Record:
