@@ -12,6 +12,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from enginehouse.client.bodies import MAX_REPLY_BYTES, read_body, read_error_body, too_large
 from enginehouse.client.rate_limits import retry_after
 from enginehouse.core.errors import (
     ConfigurationError,
@@ -150,7 +151,7 @@ class AiohttpTransport:
         response: aiohttp.ClientResponse | None = None
         try:
             response = await self._request(request)
-            body = await response.read()
+            body = await (read_body if response.status == 200 else read_error_body)(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._failure(
                 error, answered=response is not None, waited=time.perf_counter() - begun
@@ -177,7 +178,7 @@ class AiohttpTransport:
             body = b""
             if response.status != 200:
                 with self._translated(begun, answered=True):
-                    body = await response.read()
+                    body = await read_error_body(response)
             yield WireStream(
                 status=response.status,
                 headers=response.headers,
@@ -190,11 +191,15 @@ class AiohttpTransport:
             response.close()
 
     async def _chunks(self, response: aiohttp.ClientResponse, begun: float) -> AsyncIterator[bytes]:
+        size = 0
         while True:
             with self._translated(begun, answered=True):
                 chunk = await response.content.readany()
             if not chunk:
                 return
+            size += len(chunk)
+            if size > MAX_REPLY_BYTES:
+                raise too_large(self.base_url, MAX_REPLY_BYTES)
             yield chunk
 
     async def _request(self, request: WireRequest) -> aiohttp.ClientResponse:

@@ -26,6 +26,7 @@ from enginehouse.evaluation.records import (
     HeaderRecord,
     ProvenanceRecord,
     Record,
+    RepairRecord,
     SampleRecord,
 )
 from enginehouse.evaluation.scoring import score_sample
@@ -47,7 +48,7 @@ def count_missing(
 
     Raises as `evaluate` does, before there has to be anybody to ask.
     """
-    with run.hold(), Journal(run.journal_path) as journal:
+    with run.hold(), Journal(run.journal_path, first=HeaderRecord) as journal:
         work = _Evaluation(spec, plan_tasks(spec, tasks), journal, lambda _: None)
         work.prepare(run.info.id)
         work.score_unscored()
@@ -84,7 +85,7 @@ async def evaluate(
     with run.hold():
         run.update(status=RunStatus.RUNNING, finished=None)
         try:
-            with Journal(run.journal_path) as journal:
+            with Journal(run.journal_path, first=HeaderRecord) as journal:
                 work = _Evaluation(spec, plan_tasks(spec, tasks), journal, progress)
                 work.prepare(run.info.id)
                 work.score_unscored()
@@ -140,6 +141,8 @@ class _Evaluation:
                 format=JOURNAL_FORMAT, run=run_id, created=datetime.now(UTC), spec=self._spec
             )
             self._write(header)
+        if repair := self._journal.repair:
+            self._write(RepairRecord(at=datetime.now(UTC), size=repair.size, kept=repair.kept.name))
         asked = msgspec.structs.replace(self._spec, concurrency=None)
         if changed := _differences(msgspec.structs.replace(header.spec, concurrency=None), asked):
             raise ConfigurationError(
@@ -184,7 +187,6 @@ class _Evaluation:
                     started=datetime.now(UTC),
                     provenance=provenance,
                     seeded=asker.seeded,
-                    repaired_bytes=self._journal.repaired_bytes,
                 )
             )
             workers = min(self._spec.concurrency or MOST_IN_FLIGHT, missing)

@@ -14,6 +14,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from enginehouse.client.bodies import MAX_PAGE_BYTES, read_body
+from enginehouse.core.errors import WireError
 from enginehouse.core.sampler import Load
 from enginehouse.engines.base import ServedEngine
 from enginehouse.servers.readiness import describe_exit
@@ -146,8 +148,9 @@ class HealthMonitor:
         signal = self._engine.load_signal
         try:
             async with self._session.get(signal.path, timeout=_PROBE) as reply:
-                return signal.parse(await reply.text()) if reply.status == 200 else None
-        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError):
+                body = await read_body(reply, limit=MAX_PAGE_BYTES)
+                return signal.parse(body.decode(errors="replace")) if reply.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, OSError, WireError):
             return None
 
     async def _answers(self) -> bool:
