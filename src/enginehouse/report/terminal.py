@@ -332,6 +332,9 @@ def _facts(report: Report) -> Group:
         engine = f"{p.engine or 'unknown engine'} {p.engine_version or ''}".strip()
         weights = f", weights {p.weights_digest[:12]}" if p.weights_digest else ""
         rows.append(("answered by", f"{engine} at {p.base_url}{weights}"))
+        if p.dtype:
+            reason = f": {p.dtype_reason}" if p.dtype_reason else ", as asked"
+            rows.append(("computed in", f"{p.dtype}{reason}"))
     asked = f"seed {report.seed}, temperature {report.temperature:g}"
     rows.append(("sampling", asked))
     width = max(len(name) for name, _ in rows)
