@@ -32,7 +32,7 @@ EnginehouseError
 │   └── UnsupportedError              the engine does not do that; mostly refused before sending
 ├── TaskError                 a task's data or scoring is broken
 │   └── DataError
-├── StoreError                a run folder cannot be read or written
+├── StoreError                a run folder or a file cannot be read or written
 │   ├── RunNotFoundError
 │   └── RunLockedError
 └── NoHeadlineError           too many samples failed: there is no score
@@ -323,7 +323,7 @@ class DataError(TaskError):
 
 
 class StoreError(EnginehouseError):
-    """A run folder cannot be read or written."""
+    """A run folder, or another file, cannot be read or written."""
 
     stage = "store"
     exit_code = 8

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from enginehouse.core.errors import EnginehouseError
+from enginehouse.launch.compute_type import type_on_cpu
 from enginehouse.launch.findings import Finding, fine, problem, warning
 from enginehouse.launch.machine import Gpu, Machine, look_at_machine
 from enginehouse.launch.usable_engines import judge_engines
@@ -146,6 +147,11 @@ def judge_gpus(machine: Machine, plan: EnvironmentPlan, *, chosen: bool) -> Iter
         yield warning("build", f"{says} in /dev, but nvidia-smi lists one", fix)
     else:
         yield fine("build", says)
+    if plan.variant == "cpu":
+        chosen_type = type_on_cpu(machine.cpu)
+        yield fine(
+            "number type", f"vllm and hf compute in {chosen_type.dtype}: {chosen_type.reason}"
+        )
     if plan.variant == "cuda":
         yield from _driver(machine, plan)
         for number, gpu in enumerate(driver.gpus if driver else ()):
