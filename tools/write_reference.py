@@ -109,6 +109,7 @@ VARIABLES = {
     "PIP_FIND_LINKS": "Folders or pages of wheels, handed on to uv as UV_FIND_LINKS.",
     "UV_FIND_LINKS": "The same for uv, before PIP_FIND_LINKS.",
     "UV_DEFAULT_INDEX": "The package registry that uv asks.",
+    "UV_EXCLUDE_NEWER": "The time whose packages a version that is not pinned is given.",
     "UV_TORCH_BACKEND": "Where uv takes torch from; ours is cpu for the CPU build.",
     "CUDA_VISIBLE_DEVICES": "Empty or -1: the machine counts as one without a GPU.",
     "LD_LIBRARY_PATH": "Handed on to engines; `doctor` warns of a CUDA in it.",

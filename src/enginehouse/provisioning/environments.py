@@ -55,6 +55,7 @@ class EngineEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     `key` is the content address of a managed environment, None for one that the user brought.
     `flags` maps every spelling of every server option ("--max-model-len") to what it takes.
     `packages` has the versions of torch, transformers and the like, as far as they are installed.
+    `entry_module` is what `python -m` starts the server with, None where that never differs.
     """
 
     engine: str
@@ -64,6 +65,7 @@ class EngineEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None
     flags: Mapping[str, Flag]
     packages: Mapping[str, str] = msgspec.field(default_factory=dict)
+    entry_module: str | None = None
 
 
 async def find_environment(
@@ -179,6 +181,7 @@ async def existing_environment(
         key=None,
         flags=flags or {},
         packages=found.packages,
+        entry_module=found.entry_module,
     )
 
 
@@ -207,6 +210,7 @@ def _managed(record: Record, folder: Path) -> EngineEnvironment:
         key=record.key,
         flags=record.description.flags or {},
         packages=record.description.packages,
+        entry_module=record.description.entry_module,
     )
 
 
