@@ -18,6 +18,7 @@ from enginehouse.core.errors import (
 )
 from enginehouse.core.sampler import Provenance, Sampler
 from enginehouse.evaluation.asking import Asker, Unit, check_capabilities
+from enginehouse.evaluation.counting import CountingSampler
 from enginehouse.evaluation.ledger import ASKED, FAILED, MISSING, Ledger, read_ledger
 from enginehouse.evaluation.plan import TaskData, TaskPlan, plan_tasks
 from enginehouse.evaluation.records import (
@@ -133,6 +134,7 @@ class _Evaluation:
         self._breath = self._started
         self._session = -1
         self._done_before = 0
+        self._counted: CountingSampler | None = None
 
     def prepare(self, run_id: str) -> None:
         """Write what the journal's head lacks. Raises ConfigurationError if it says otherwise."""
@@ -180,7 +182,8 @@ class _Evaluation:
             self._session = len(self._ledger.sessions)
             self._demand_same_weights(provenance)
             template = provenance.chat_template_digest
-            asker = Asker(self._spec, sampler, provenance=self._session, template=template)
+            self._counted = CountingSampler(sampler)
+            asker = Asker(self._spec, self._counted, provenance=self._session, template=template)
             self._write(
                 ProvenanceRecord(
                     id=self._session,
@@ -301,11 +304,13 @@ class _Evaluation:
             for name, task in ledger.tasks.items()
         )
         elapsed = time.monotonic() - self._started
-        tokens = ledger.sessions[self._session].generated_tokens if self._session >= 0 else 0
+        counted = self._counted
+        tokens = counted.generated_tokens if counted else 0
         done = self._done() - self._done_before
         missing = sum(task.counts[MISSING] for task in ledger.tasks.values())
         return Progress(
             tasks=tasks,
+            requests=counted.requests if counted else 0,
             elapsed=elapsed,
             generated_tokens=tokens,
             tokens_per_second=tokens / elapsed if tokens and elapsed else None,

@@ -45,7 +45,7 @@ class ServeConfig(_Strict):
     start_timeout: Annotated[float, Field(gt=0)] = 3600.0
     """Seconds that the server may take to become ready, however well it gets on."""
     progress_timeout: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds without log or load progress while it starts, or without a token under work."""
+    """Seconds without log or load progress while it starts, or without a sign of work later."""
     max_restarts: Annotated[int, Field(ge=0)] = 10
     """How often a server that dies under work is started again."""
     server: ServerOptions = ServerOptions()
