@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -37,6 +38,15 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     connect: float = 10.0
     first_byte: float | None = None
     total: float | None = 1200.0
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigurationError(
+                    f"the time-out {name!r} must be a finite number above 0, got {value}",
+                    fix="leave it out, or give None, for none",
+                )
 
 
 class WireRequest(msgspec.Struct, frozen=True):

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from enginehouse.client.wire import Wire
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Capabilities, LoadSignal, SampleRequest
+from enginehouse.core.strict_model import StrictModel
 from enginehouse.engines.diagnosis import Diagnosis
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
@@ -22,16 +23,12 @@ ModelFormat = Literal["checkpoint", "gguf"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 
-class ServerOptions(BaseModel):
+class ServerOptions(StrictModel):
     """How a server is to be started; None leaves the engine's own default.
 
     `env_vars` is added to the child's environment, `extra_args` to its command line (one string,
     split as a shell would, or a list).
     """
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
-    )
 
     host: str = "127.0.0.1"
     """The address to listen on; other than loopback, an API key is demanded."""
