@@ -98,6 +98,15 @@ _RULES = (
         f"{_SMALLER}; or keep some layers off the GPU with extra_args --gpu-layers N",
     ),
     Rule(
+        K.OUT_OF_MEMORY,
+        r"ErrorOutOfDeviceMemory|exceeds device memory allocation limit"
+        r"|ggml_vulkan: Device memory allocation of size (?P<size>\d+) failed"
+        r"|failed to allocate (?:Vulkan|CUDA|ROCm|Metal|SYCL)\d? buffer|unable to allocate Vulkan",
+        "one buffer was larger than the GPU's memory, or than its driver gives out at once",
+        f"{_SMALLER}, a smaller --ubatch-size; or keep some layers off the GPU with extra_args "
+        "--gpu-layers N; GGML_VK_FORCE_MAX_ALLOCATION_SIZE makes Vulkan ask for smaller pieces",
+    ),
+    Rule(
         K.HOST_MEMORY,
         r"insufficient memory \(attempted to allocate (?P<size>[\d.]+ MB)\)"
         r"|std::bad_alloc|Cannot allocate memory",
@@ -165,13 +174,9 @@ PROFILE = LogProfile(
         r"|unable to load model"
     ),
     error_lines=re.compile(
-        r"error[: ]|terminate called|.{0,300}GGML_ASSERT|.{0,200}\bCUDA error|ggml_abort"
-        r"|.{0,300}error while loading shared libraries|\w{1,80}(?:\(\))?: (?:error|failed|unable"
-        r"|invalid|unknown|insufficient|missing|couldn't|cannot)\b|\w{1,60}: \S{0,80} ?(?:error"
-        r"|failed)"
-        r"|ggml_vulkan: |\w{1,60}: [^:]{0,160}(?:failed|out of memory|cudaMalloc|unknown (?:model"
-        r"|pre-)"
-        r"|invalid magic|not within the file|unsupported|does not exist|No such file)"
+        r"(?!.{0,40}(?i:warn))(?:error[: ]|.{0,300}?(?:\berror\b|CUDA error|ErrorOutOf|failed\b"
+        r"|couldn't bind|unable to |GGML_ASSERT|ggml_abort|terminate called|invalid magic"
+        r"|insufficient memory|cannot open))"
     ),
     signals=_SIGNALS,
     killed_fix=_KILLED_FIX,

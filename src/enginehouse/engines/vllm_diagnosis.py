@@ -18,7 +18,11 @@ _REBUILD = "`enginehouse envs remove KEY`, then `enginehouse install vllm`"
 PROFILE = LogProfile(
     name="vllm",
     title="vLLM",
-    marks=re.compile(r"\bvllm\b|\bvLLM\b|EngineCore|VllmWorker|\[core(?:_client)?\.py:\d+\]"),
+    marks=re.compile(
+        r"\bvllm\b|\bvLLM\b|EngineCore|APIServer pid=|VllmWorker"
+        r"|\b(?:api_server|core|core_client|ray_utils|multiproc_\w+|gpu_model_runner|llm_engine"
+        r"|worker_base)\.py:\d+\]|Automatically detected platform"
+    ),
     rules=(*vllm_memory.RULES, *vllm_failures.RULES),
     ready=re.compile(r"Application startup complete"),
     stopped=re.compile(r"\[shutdown\] API server: shutdown triggered"),

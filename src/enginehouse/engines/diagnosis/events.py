@@ -17,6 +17,7 @@ from pathlib import Path
 from enginehouse.engines.diagnosis.prefixes import Line, peel
 from enginehouse.engines.diagnosis.profile import LogProfile
 
+_ANSWERED = ' HTTP/1.1" 200'  # most lines of most logs
 _TRACEBACK = "Traceback (most recent call last)"
 _RAISED = re.compile(
     r"(?P<name>[^\W\d][\w.<>$]{0,200}(?:\([\w.]{1,80}\))?)(?:: ?(?P<text>.*)|)$", re.DOTALL
@@ -56,9 +57,10 @@ _BOX = "│╭╰╮╯─❱|"
 _CARETS = frozenset(" ^~\t")
 _KEPT = 300  # failures, and remarks, from the beginning and from the end each
 _OPEN = 64  # tracebacks of different processes at once
-_TEXT = 5000  # characters of an exception's message
+_TEXT = 4000  # characters of an exception's message
 _LINES = 60
 _FRAMES = 12  # files of a traceback, the last ones
+_CHAIN = 24  # exceptions of a chain: the first ones, and the last
 _STRAYS = 6  # lines that a traceback may be interrupted by
 
 
@@ -186,6 +188,8 @@ class _Unfinished:
             return self.strays <= _STRAYS
         raised = Raised(found["name"], files=self.files)
         raised.add(text.strip())
+        if len(self.failure.raised) >= _CHAIN:
+            self.failure.raised.pop()
         self.failure.raised.append(raised)
         self.state, self.files = _State.MESSAGE, []
         return True
@@ -225,13 +229,14 @@ class Reader:
     def read(self, lines: Iterable[str]) -> Log:
         """All lines of a log."""
         for line in lines:
-            self._take(line)
+            self._log.lines += 1
+            if _ANSWERED not in line:
+                self._take(line)
         self._log.failures = [*self._early, *self._late]
         self._log.remarks = [*self._first_remarks, *self._last_remarks]
         return self._log
 
     def _take(self, raw: str) -> None:
-        self._log.lines += 1
         line = peel(raw)
         self._note_state(line)
         key = (line.process, line.place)
@@ -335,7 +340,7 @@ class Reader:
             line.process in progress or len(progress) < 4 * _OPEN
         ):
             progress[line.process] = self._log.lines
-        if line.native or (line.level not in ("INFO", "DEBUG") and _TELLING.search(text)):
+        if line.native or (line.level not in ("INFO", "DEBUG") and _TELLING.search(text, 0, _TEXT)):
             remark = Remark(self._log.lines, text, line.native)
             if len(self._first_remarks) < _KEPT:
                 self._first_remarks.append(remark)

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import BinaryIO
 
-HEAD = 16 << 20  # bytes read from the beginning of a log …
-TAIL = 32 << 20  # … and from its end; what is between them is skipped
-LONGEST = 6000  # characters of a line; the rest of it is dropped
+HEAD = 8 << 20  # bytes read from the beginning of a log …
+TAIL = 16 << 20  # … and from its end; what is between them is skipped
+LONGEST = 4000  # characters of a line; the rest of it is dropped
 _CHUNK = 1 << 18
 _SNIFFED = 4096
 _BOMS = (

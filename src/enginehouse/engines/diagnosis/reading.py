@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
 from collections.abc import Callable, Sequence
@@ -16,7 +17,8 @@ from enginehouse.engines.diagnosis.lines import read_lines
 from enginehouse.engines.diagnosis.profile import LogProfile
 from enginehouse.engines.diagnosis.selection import select
 
-_LOOKED_AT = 20_000  # lines in which the engine's marks are counted
+_LOOKED_AT = 20_000  # lines of a pipe in which the engine's marks are counted
+_SAMPLE = 1 << 20  # bytes from the beginning, and from the end, of a file likewise
 
 
 class LogExplanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,14 +51,30 @@ def explain_log(
     Raises OSError if it cannot be read. Blocks while it reads.
     """
     lines = read_lines(source)
-    first = list(itertools.islice(lines, _LOOKED_AT))
-    known = _recognise(first, profiles) if len(profiles) > 1 else profiles[0]
+    if len(profiles) == 1:
+        known: LogProfile | None = profiles[0]
+    elif source.seekable():
+        known = _recognise(_ends(source), profiles)
+    else:
+        first = list(itertools.islice(lines, _LOOKED_AT))
+        known = _recognise(first, profiles)
+        lines = itertools.chain(first, lines)
     profile = known or otherwise
-    events = Reader(profile).read(itertools.chain(first, lines))
+    events = Reader(profile).read(lines)
     return LogExplanation(
         engine=known.name if known else None,
         diagnosis=select(events, profile=profile, exit_code=exit_code),
     )
+
+
+def _ends(source: BinaryIO) -> list[str]:
+    """Lines of the beginning and of the end of a file, whose position is the beginning again."""
+    head = source.read(_SAMPLE)
+    size = source.seek(0, io.SEEK_END)
+    source.seek(max(len(head), size - _SAMPLE) // 4 * 4)
+    tail = source.read(_SAMPLE)
+    source.seek(0)
+    return [*read_lines(io.BytesIO(head)), *read_lines(io.BytesIO(tail))]
 
 
 def _recognise(lines: Sequence[str], profiles: Sequence[LogProfile]) -> LogProfile | None:

@@ -195,12 +195,16 @@ class _Selection:
             endings.signalled(code, profile=profile, evidence=evidence)
             or self._lost_connection()
             or (endings.killed(profile=profile, evidence=line) if self._fell_silent() else None)
-            or (endings.still_waiting(log.waiting) if self._waits() else None)
+            or self._still_waiting()
             or (_unknown(line) if line else None)
         )
 
-    def _waits(self) -> bool:
-        return bool(self._log.waiting) and self._log.lines - self._log.waiting_number < _RECENT
+    def _still_waiting(self) -> Diagnosis | None:
+        log = self._log
+        if not log.waiting or log.lines - log.waiting_number >= _RECENT:
+            return None
+        known = recognise(log.waiting, rules=self._rules, around=self._around)
+        return known or endings.still_waiting(log.waiting)
 
     def _lost_connection(self) -> Diagnosis | None:
         """An error that points to another process, but says that it could not be reached."""

@@ -435,6 +435,7 @@ _TOOLCHAIN = (
         "which this machine lacks",
         "install one (apt-get install g++ ninja-build, python3-dev for Python.h), or do without "
         "compiling: --enforce-eager",
+        spoken=True,
     ),
     Rule(
         K.NO_COMPILER,
@@ -867,7 +868,8 @@ _COMMUNICATION = (
     *LOST_CONNECTION,
     Rule(
         K.RAY_RESOURCES,
-        r"Cannot provide a placement group|[Pp]lacement group[^\n]{0,80}(?:timed? ?out|infeasible|"
+        r"Cannot provide a placement group|Waiting for creating a placement group"
+        r"|[Pp]lacement group[^\n]{0,80}(?:timed? ?out|infeasible|"
         r"cannot be)|Current node has no GPU available"
         r"|number of required \w{1,8} exceeds the total "
         r"number of (?:available )?\w{1,8}|cannot be scheduled right now"
@@ -937,7 +939,9 @@ _WHILE_RUNNING = (
     ),
     Rule(
         K.WRONG_BUILD,
-        r"'_OpNamespace' '_\w{1,40}' object has no attribute|No module named 'vllm\._C"
+        r"'_OpNamespace' '_\w{1,40}' object has no attribute"
+        r"|Could not run '\w{1,40}::\w{1,80}' with"
+        r"|No module named 'vllm\._C"
         r"|name 'vllm_\w{1,40}' is not defined",
         "the compiled part of {engine} (or torchvision) does not fit the torch in this "
         "environment: a CUDA build and a CPU build were mixed",
@@ -961,16 +965,23 @@ _WHILE_RUNNING = (
     ),
     Rule(
         K.UNSUPPORTED_FEATURE,
-        r"^(?:\w+\.)*NotImplementedError: (?P<what>[^\n]{1,200})|No valid (?:attention )?backend\w*"
-        r"|[Ss]elected backend [^\n]{0,80}is not valid"
+        r"No valid (?:attention )?backend\w*|[Ss]elected backend [^\n]{0,80}is not valid"
         r"|FlashAttention[^\n]{0,80}only supports? Ampere"
         r"|FlashAttention-?\d? [^\n]{0,60}(?:not supported|requires)|Unsupported FA version"
         r"|(?:Sinks|sinks|MLA|fp8 kv cache|FP8 KV cache|[Ss]liding window)[^\n]{0,80}not supported"
         r"|does not support (?P<feature>LoRA|pipeline parallel\w*|data parallel\w*"
         r"|tensor parallel\w*"
-        r"|[^\n]{1,80}) yet|[Cc]ompute capability[^\n]{0,60}(?:required|at least|>=)",
-        "{engine} cannot do that with this model or on this GPU: {what}{feature}",
+        r"|[^\n]{1,80}) yet|[Cc]ompute capability[^\n]{0,60}(?:required|at least|>=)"
+        r"|(?P<only>\w[\w \-]{1,60} (?:is|are) only supported (?:in|on|with|for|by) [^\n]{1,80})",
+        "{engine} cannot do that with this model or on this GPU: {feature}{only}",
         "leave the option out, choose another backend, a newer {engine}, or a GPU that has it",
+    ),
+    Rule(
+        K.UNSUPPORTED_FEATURE,
+        r"^(?:\w+\.){0,8}NotImplementedError: (?P<what>[^\n]{1,200})",
+        "{engine} cannot do that with this model or on this GPU: {what}",
+        "leave the option out, choose another backend, a newer {engine}, or a GPU that has it",
+        vague=True,
     ),
     Rule(
         K.CRASHED,
