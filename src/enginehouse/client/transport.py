@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -12,6 +13,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from enginehouse.client.bodies import MAX_REPLY_BYTES, read_body, read_error_body, too_large
 from enginehouse.client.rate_limits import retry_after
 from enginehouse.core.errors import (
     ConfigurationError,
@@ -36,6 +38,15 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     connect: float = 10.0
     first_byte: float | None = None
     total: float | None = 1200.0
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigurationError(
+                    f"the time-out {name!r} must be a finite number above 0, got {value}",
+                    fix="leave it out, or give None, for none",
+                )
 
 
 class WireRequest(msgspec.Struct, frozen=True):
@@ -150,7 +161,7 @@ class AiohttpTransport:
         response: aiohttp.ClientResponse | None = None
         try:
             response = await self._request(request)
-            body = await response.read()
+            body = await (read_body if response.status == 200 else read_error_body)(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._failure(
                 error, answered=response is not None, waited=time.perf_counter() - begun
@@ -177,7 +188,7 @@ class AiohttpTransport:
             body = b""
             if response.status != 200:
                 with self._translated(begun, answered=True):
-                    body = await response.read()
+                    body = await read_error_body(response)
             yield WireStream(
                 status=response.status,
                 headers=response.headers,
@@ -190,11 +201,15 @@ class AiohttpTransport:
             response.close()
 
     async def _chunks(self, response: aiohttp.ClientResponse, begun: float) -> AsyncIterator[bytes]:
+        size = 0
         while True:
             with self._translated(begun, answered=True):
                 chunk = await response.content.readany()
             if not chunk:
                 return
+            size += len(chunk)
+            if size > MAX_REPLY_BYTES:
+                raise too_large(self.base_url, MAX_REPLY_BYTES)
             yield chunk
 
     async def _request(self, request: WireRequest) -> aiohttp.ClientResponse:
