@@ -14,7 +14,7 @@ from enginehouse.client.wire import Wire
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Capabilities, LoadSignal, SampleRequest
 from enginehouse.core.strict_model import StrictModel
-from enginehouse.engines.diagnosis import Diagnosis
+from enginehouse.engines.diagnosis import Diagnosis, LogProfile
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
 
@@ -197,6 +197,11 @@ class ServedEngine(Engine, Protocol):
         self, options: ServerOptions, *, environment: EngineEnvironment
     ) -> tuple[Quirk, ...]:
         """The quirks that a server so started would have, and that are avoided."""
+        ...
+
+    @property
+    def log_profile(self) -> LogProfile:
+        """How its logs are recognised and read."""
         ...
 
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
