@@ -15,6 +15,7 @@ from enginehouse.provisioning.models import BundledModel, ResolvedModel, resolve
 from enginehouse.store.layout import Layout
 
 Resolve = Callable[..., "object"]
+WEIGHTS = b"\2\0\0\0\0\0\0\0{}"  # a safetensors file without a tensor
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def _checkpoint(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
     (folder / "tokenizer.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     return folder
@@ -66,7 +67,7 @@ async def test_a_checkpoint_folder(
 ):
     """A folder is served under its own name, with the digests of its weights and template."""
     found = await _resolve(str(checkpoint), environment, layout, notes)
-    weights = f"{hashlib.sha256(b'weights').hexdigest()}  model.safetensors\n"
+    weights = f"{hashlib.sha256(WEIGHTS).hexdigest()}  model.safetensors\n"
     assert found.source == "folder"
     assert (found.name, found.path) == ("my-model", str(checkpoint))
     assert found.weights_digest == hashlib.sha256(weights.encode()).hexdigest()

@@ -14,7 +14,7 @@ from enginehouse.client.wire import Wire
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Capabilities, LoadSignal, SampleRequest
 from enginehouse.core.strict_model import StrictModel
-from enginehouse.engines.diagnosis import Diagnosis
+from enginehouse.engines.diagnosis import Diagnosis, LogProfile
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
 
@@ -41,7 +41,7 @@ class ServerOptions(StrictModel):
     data_parallel_size: PositiveInt | None = None
     """Copies of the model."""
     dtype: DType | None = None
-    """The type to compute in; without it, vllm and hf on a CPU take what the CPU is fast in."""
+    """The type to compute in: auto, bfloat16, float16, float32; by default a CPU's fastest."""
     max_model_len: PositiveInt | None = None
     """The longest prompt and answer together, in tokens."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -197,6 +197,11 @@ class ServedEngine(Engine, Protocol):
         self, options: ServerOptions, *, environment: EngineEnvironment
     ) -> tuple[Quirk, ...]:
         """The quirks that a server so started would have, and that are avoided."""
+        ...
+
+    @property
+    def log_profile(self) -> LogProfile:
+        """How its logs are recognised and read."""
         ...
 
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:

@@ -26,7 +26,7 @@ from enginehouse.engines.base import (
     ServerOptions,
     demand_api_key,
 )
-from enginehouse.engines.diagnosis import Diagnosis
+from enginehouse.engines.diagnosis import Diagnosis, LogProfile, diagnose_log
 from enginehouse.engines.vllm_history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.engines.vllm_quirks import LORA_PROMPT_LOGPROBS, SEEDED_CHUNKED_PREFILL
 from enginehouse.engines.vllm_tools import tool_flags
@@ -211,9 +211,14 @@ class VllmEngine:
         )
         return env
 
+    @property
+    def log_profile(self) -> LogProfile:
+        """How its logs are read."""
+        return vllm_diagnosis.PROFILE
+
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
         """By the rules of vllm_failures.py, else the first exception of the engine's processes."""
-        return vllm_diagnosis.diagnose(log, exit_code=exit_code)
+        return diagnose_log(log, profile=self.log_profile, exit_code=exit_code)
 
 
 def _program(context: LaunchContext) -> tuple[str, ...]:
