@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -85,12 +86,15 @@ def judge_machine(machine: Machine) -> Iterator[Finding]:
         yield problem("memory", says, "end other programs: an engine takes 1.1 GiB by itself")
     if machine.shared_memory is not None:
         yield _shared_memory(machine.shared_memory)
-    soft, hard = machine.open_files
-    if soft >= _FEW_FILES:
-        yield fine("open files", f"{soft} at most")
+    _, hard = machine.open_files  # the soft limit is raised when Enginehouse starts
+    if hard == resource.RLIM_INFINITY:
+        yield fine("open files", "no limit")
+    elif hard >= _FEW_FILES:
+        yield fine("open files", f"{hard} at most")
     else:
-        fix = f"`ulimit -n {min(hard, 65536) if hard > soft else 65536}` before you start anything"
-        yield warning("open files", f"{soft} at most: each connection takes one", fix)
+        fix = "raise nofile in /etc/security/limits.conf, or start the container with "
+        fix += "--ulimit nofile=65536"
+        yield warning("open files", f"{hard} at most: each connection takes one", fix)
     if machine.uv:
         yield fine("uv", machine.uv)
     else:
