@@ -7,15 +7,16 @@ class EventParser:
     """Turns a byte stream, cut anywhere, into the data of its events. Comments are skipped."""
 
     def __init__(self) -> None:
-        self._rest: list[bytes] = []  # of a line that is not complete, as it came
+        self._rest: list[bytes] = []  # the pieces of a line that has not ended
         self._data: list[bytes] = []
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of every event that `chunk` completes."""
-        self._rest.append(chunk)
-        if b"\n" not in chunk:
+        head, newline, chunk = chunk.partition(b"\n")
+        self._rest.append(head)
+        if not newline:
             return []
-        lines = b"".join(self._rest).split(b"\n")
+        lines = [b"".join(self._rest), *chunk.split(b"\n")]
         self._rest = [lines.pop()]
         events: list[bytes] = []
         for line in lines:

@@ -12,11 +12,12 @@ from typing import Annotated, Any
 
 import msgspec
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from enginehouse.core.errors import ConfigurationError, nearest
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.reasoning import strip_reasoning
+from enginehouse.core.strict_model import StrictModel
 from enginehouse.tasks.base import Choose, Dataset, Generate, Item, Score, TaskInfo
 from enginehouse.tasks.data import Row, read_rows, user_source
 from enginehouse.tasks.metrics import CHOICE, MEANINGS, REGEX, Judge, UserMetric, load_metric
@@ -29,10 +30,8 @@ _SCORING = 2  # raised whenever a metric of ours comes to score an answer differ
 Text = Annotated[str, Field(min_length=1)]
 
 
-class Definition(BaseModel):
+class Definition(StrictModel):
     """The keys of a task's YAML file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     """What the task is called in reports."""
