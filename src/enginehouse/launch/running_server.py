@@ -20,7 +20,7 @@ from enginehouse.core.errors import MalformedResponseError
 from enginehouse.engines.base import ServedEngine, is_loopback
 from enginehouse.engines.registry import ENGINES
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
-from enginehouse.servers.records import ServerRecord, find_server, list_servers
+from enginehouse.servers.records import ServerRecord, find_server, list_servers, read_key
 from enginehouse.store.layout import Layout
 
 _RANK_FLAG = "--max-lora-rank"
@@ -38,8 +38,9 @@ class RunningServer:
 
 
 async def find_running(target: str, *, layout: Layout, api_key: str | None = None) -> RunningServer:
-    """The server that `target` is the name or the address of; the environment's key by default.
+    """The server that `target` is the name or the address of.
 
+    Asked with `api_key`, by default the environment's.
     Raises UnknownNameError, and WireError for one that cannot be used.
     """
     record = _record(target, layout)
@@ -89,6 +90,8 @@ async def _asked(
         environment=record.environment,
         command=record.command,
         api_key=key if record.has_api_key else None,
+        admin_key=read_key(record),
+        key_file=record.key_file,
         owned=False,
     ), engine
 

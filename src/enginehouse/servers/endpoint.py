@@ -36,8 +36,9 @@ _PATIENCE = 10.0
 class Server:
     """A server that is ready. `owned`: it is ours, and we stop it.
 
-    Of a server that is not ours, what it does not tell is None. `command` has no secrets: the API
-    key goes through the environment.
+    Of a server that is not ours, what it does not tell is None. `command` has no secrets: keys go
+    through the environment. `api_key` is what requests must carry. `admin_key` opens the endpoints
+    that change the server, and is in `key_file` if it has such endpoints; None where `api_key` does.
     """
 
     name: str | None
@@ -51,12 +52,14 @@ class Server:
     command: tuple[str, ...] | None
     api_key: str | None = field(repr=False)
     owned: bool
+    admin_key: str | None = field(default=None, repr=False)
+    key_file: Path | None = None
 
 
 def curl_line(server: Server) -> str:
     """A shell command that asks the server something, to be copied as it is.
 
-    Where the server has an API key, the command reads it from ENGINEHOUSE_API_KEY, and the shell
+    Where the server demands an API key, the command reads it from ENGINEHOUSE_API_KEY, and the shell
     says so if that is not set.
     """
     body = {"model": server.models[0], "prompt": "The capital of France is", "max_tokens": 8}

@@ -125,6 +125,8 @@ async def _probe(
         )
     note("it is healthy, but has not answered a one-token request")
     await _canary(session, path=engine.canary_path, model=model)
+    if engine.guarded_path is not None:
+        await _demand_guard(session, path=engine.guarded_path)
     return names
 
 
@@ -176,6 +178,21 @@ async def _canary(session: aiohttp.ClientSession, *, path: str, model: str) -> N
     if reply.status != 200:
         raise StartError(
             f"the server is healthy, but a one-token request got {reply.status}", why=_excerpt(body)
+        )
+
+
+async def _demand_guard(session: aiohttp.ClientSession, *, path: str) -> None:
+    """Raise StartError unless a request without a key is refused at a path that changes things."""
+    try:
+        async with session.get(path, headers={"Authorization": ""}, timeout=_PATIENT) as reply:
+            status = reply.status
+    except aiohttp.ClientError as error:
+        raise StartError(f"the server is healthy, but broke off {path}", why=str(error)) from error
+    if status != 401:
+        raise StartError(
+            "the server would obey anyone",
+            why=f"{path} answered {status} without a key: the middleware that checks it is not used",
+            fix="leave out what replaces vLLM's own front end; please report this version",
         )
 
 

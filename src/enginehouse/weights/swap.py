@@ -93,6 +93,7 @@ class WeightSwapper:
         self._transport = AiohttpTransport(
             self._server.base_url,
             api_key=self._server.api_key,
+            admin_key=self._server.admin_key,
             authorize=self._engine.wire.authorize,
             timeouts=Timeouts(total=None),
         )
