@@ -56,7 +56,7 @@ def served(house: House, tmp_path: Path):
             "VLLM_FAKE_FAULTS": json.dumps(list(faults)),
             "VLLM_FAKE_STATE": str(tmp_path / "counts"),
         }
-        server = {"env_vars": env | variables, "extra_args": extra}
+        server = {"env_vars": env | variables, "extra_args": extra, "enable_weight_swap": True}
         values = {"model": str(tmp_path / "a"), "server": server}
         return parse(ServeConfig, values, origin="test")
 

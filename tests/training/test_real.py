@@ -198,7 +198,7 @@ def resident(machine: House, checkpoint: str) -> Iterator[str]:
     """The address of a vLLM that takes adapters and weights, stopped at the end."""
     begun = machine.run(
         *("serve", checkpoint, "--detach", "--name", "resident"),
-        *("--enable-lora", "--max-model-len", "512"),
+        *("--enable-lora", "--enable-weight-swap", "--max-model-len", "512"),
     )
     assert begun.code == 0, begun.err
     try:

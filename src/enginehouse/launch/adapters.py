@@ -22,15 +22,14 @@ from enginehouse.engines.base import Engine, ServedEngine
 from enginehouse.launch.parity import score_with_peft
 from enginehouse.launch.running_server import (
     RunningServer,
-    ServedModel,
     find_running,
     largest_rank,
-    served_models,
 )
 from enginehouse.launch.serving import Notify, make_sampler
 from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.parity import TokenParity
 from enginehouse.store.layout import Layout
+from enginehouse.weights.served_models import ServedModel, served_models
 from enginehouse.weights.peft_folder import PeftFolder, checkpoint_shapes, read_peft_folder
 from enginehouse.weights.pool import AdapterPool, alias_of
 from enginehouse.weights.proof import Effect, prove_effect

@@ -7,16 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import msgspec
 from yarl import URL
 
-from enginehouse.client.transport import (
-    AiohttpTransport,
-    Timeouts,
-    WireRequest,
-    normal_base_url,
-)
-from enginehouse.core.errors import MalformedResponseError
+from enginehouse.client.transport import normal_base_url
 from enginehouse.engines.base import ServedEngine, is_loopback
 from enginehouse.engines.registry import ENGINES
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
@@ -110,32 +103,3 @@ def option_of(command: Sequence[str], flag: str) -> str | None:
     """The value that a command line gives to `flag`, the last one; None if it has none."""
     words = [part for word in command for part in word.split("=", 1)]
     return next((value for name, value in reversed(list(pairwise(words))) if name == flag), None)
-
-
-class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A name that a server answers to, and the folder behind it as the server sees it."""
-
-    id: str
-    root: str | None = None
-    parent: str | None = None
-
-
-class _Models(msgspec.Struct):
-    data: list[ServedModel]
-
-
-async def served_models(server: Server, engine: ServedEngine) -> tuple[ServedModel, ...]:
-    """What the server answers as; the first is its own model. Raises WireError."""
-    async with AiohttpTransport(
-        server.base_url, api_key=server.api_key, timeouts=Timeouts(total=10)
-    ) as transport:
-        reply = await transport.send(WireRequest("GET", engine.models_path))
-    if reply.status != 200:
-        raise engine.wire.error_reply(reply.status, reply.body, retry_after=None)
-    try:
-        found = msgspec.json.decode(reply.body, type=_Models).data
-    except msgspec.MsgspecError as error:
-        raise MalformedResponseError("the list of models is none", why=str(error)) from error
-    if not found:
-        raise MalformedResponseError(f"the server at {server.base_url} lists no model")
-    return tuple(found)

@@ -15,12 +15,13 @@ from filelock import FileLock, Timeout
 from enginehouse.client.sampler import Delivery
 from enginehouse.core.errors import WeightsError
 from enginehouse.engines.base import ServedEngine
-from enginehouse.launch.running_server import find_running, one_spelling, served_models
+from enginehouse.launch.running_server import find_running, one_spelling
 from enginehouse.launch.supervising import Supervisor
 from enginehouse.servers.endpoint import Server
 from enginehouse.servers.records import list_servers, weights_file
 from enginehouse.servers.server import OwnedServer
 from enginehouse.store.layout import Layout
+from enginehouse.weights.served_models import served_models
 from enginehouse.weights.checkpoint import digest_of
 from enginehouse.weights.declared import Weights, read_declaration
 from enginehouse.weights.gate import Gate

@@ -32,11 +32,11 @@ from enginehouse.launch.running_server import (
     RunningServer,
     find_running,
     largest_rank,
-    served_models,
 )
 from enginehouse.launch.serving import make_sampler, turns_for
 from enginehouse.launch.swapping import declared_folders, swapper_of
 from enginehouse.store.layout import Layout
+from enginehouse.weights.served_models import served_models
 from enginehouse.weights.peft_folder import Shapes, checkpoint_shapes
 from enginehouse.weights.pool import AdapterPool
 from enginehouse.weights.store import AdapterStore
