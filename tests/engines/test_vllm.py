@@ -219,7 +219,9 @@ def test_endpoints_that_change_a_server_are_on_only_where_asked_for(
 def test_every_server_is_guarded(environment):
     """By the middleware, which is asked before the user's own; keys are in the environment only."""
     extra = "--middleware mine.Middleware"
-    made = command(environment, api_key="s3cret", extra_args=extra, env_vars={"PYTHONPATH": "/mine"})
+    made = command(
+        environment, api_key="s3cret", extra_args=extra, env_vars={"PYTHONPATH": "/mine"}
+    )
     given = [made.argv[at + 1] for at, word in enumerate(made.argv) if word == "--middleware"]
     assert given == ["mine.Middleware", "enginehouse_guard.Guard"]
     folder, mine = made.env["PYTHONPATH"].split(os.pathsep)
@@ -232,7 +234,7 @@ def test_every_server_is_guarded(environment):
 
 
 def test_what_would_go_round_the_guard_is_refused(environment, monkeypatch):
-    """vLLM's Rust front end loads no middleware; neither does a version without the flag."""
+    """VLLM's Rust front end loads no middleware; neither does a version without the flag."""
     with pytest.raises(ConfigurationError):
         check(environment, env_vars={"VLLM_USE_RUST_FRONTEND": "1"})
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
@@ -242,9 +244,7 @@ def test_what_would_go_round_the_guard_is_refused(environment, monkeypatch):
         check(msgspec.structs.replace(environment, flags=flags))
 
 
-@pytest.mark.parametrize(
-    "flag", ["--enable-sleep-mode", "--weight-transfer-config.backend ipc"]
-)
+@pytest.mark.parametrize("flag", ["--enable-sleep-mode", "--weight-transfer-config.backend ipc"])
 def test_flags_that_need_the_endpoints_say_so(environment, flag):
     """They would do nothing, and somebody would look for the reason at the first swap."""
     with pytest.raises(ConfigurationError) as refused:

@@ -290,7 +290,7 @@ async def test_a_server_that_cannot_swap(served, layout):
 
 @pytest.mark.slow
 async def test_a_server_that_others_can_reach(served, layout, tmp_path):
-    """Its weights are swapped by its owner alone: others have the API key, and not the other one."""
+    """Its weights are swapped by its owner alone: others have the API key, not the other one."""
     config = served(host="0.0.0.0", api_key="k")
     async with serving(config, layout=layout, notify=lambda _: None) as ready:
         await ready.weights.swap(tmp_path / "b")

@@ -119,7 +119,12 @@ async def test_liveness_needs_no_key(*, user: bool):
 async def test_only_bearer_counts_in_any_case():
     """As RFC 6750 has it, and as vLLM reads it."""
     asked = Asked(user=True)
-    for scheme, admitted in ((b"bearer ", True), (b"BEARER ", True), (b"Basic ", False), (b"", False)):
+    for scheme, admitted in (
+        (b"bearer ", True),
+        (b"BEARER ", True),
+        (b"Basic ", False),
+        (b"", False),
+    ):
         headers = [(b"authorization", scheme + USER.encode())]
         assert await asked("/v1/models", headers=headers) is admitted, scheme
 

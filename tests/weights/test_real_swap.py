@@ -35,7 +35,9 @@ def asking(text: str = STORY, tokens: int = 24) -> SampleRequest:
 @asynccontextmanager
 async def served(layout: Layout, incidents: list) -> AsyncIterator[Serving]:
     """SmolLM2 on a real vLLM of our own."""
-    config = parse(ServeConfig, {"model": "smollm2", "server": {"enable_weight_swap": True}}, origin="test")
+    config = parse(
+        ServeConfig, {"model": "smollm2", "server": {"enable_weight_swap": True}}, origin="test"
+    )
     async with serving(
         config, layout=layout, notify=print, concurrency=8, on_incident=incidents.append
     ) as ready:

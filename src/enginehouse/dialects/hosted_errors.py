@@ -185,7 +185,7 @@ def _find(body: bytes) -> Any:
     """The error object in a body: at its top, or in a choice."""
     try:
         decoded = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if not isinstance(decoded, dict):
         return None

@@ -1,4 +1,4 @@
-"""Which options give a server endpoints that change it while it runs, for those who hold its key."""
+"""Which options give a server endpoints that change it while it runs."""
 
 from __future__ import annotations
 

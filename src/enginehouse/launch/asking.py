@@ -189,10 +189,11 @@ def _model(config: AskConfig, server: Server, engine: Engine) -> str:
 
 def _provenance(server: Server, model: str) -> Provenance:
     """What is known of a server that ran already."""
-    fields = ("engine_arguments", "environment", "weights_digest", "chat_template_digest")
-    reason = "the server is not ours"
-    if server.name is not None:
-        fields = ("weights_digest", "chat_template_digest")
+    fields = ["weights_digest", "chat_template_digest"]
+    if server.name is None:
+        fields += ["engine_arguments", "environment"]
+        reason = "the server is not ours"
+    else:
         reason = f"{server.name} was started earlier, and is not asked what it has loaded since"
     unknown = dict.fromkeys(fields, reason)
     unknown |= {

@@ -160,7 +160,9 @@ async def _carry_out(
 ) -> Report:
     with run.hold():
         try:
-            run.update(status=RunStatus.RUNNING, finished=None, worker=_worker(identify(os.getpid())))
+            run.update(
+                status=RunStatus.RUNNING, finished=None, worker=_worker(identify(os.getpid()))
+            )
 
             def note(incident: Incident) -> None:
                 run.update(incidents=(*run.info.incidents, incident))

@@ -10,6 +10,7 @@ from itertools import pairwise
 from yarl import URL
 
 from enginehouse.client.transport import normal_base_url
+from enginehouse.core.errors import AdapterError
 from enginehouse.engines.base import ServedEngine, is_loopback
 from enginehouse.engines.registry import ENGINES
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
@@ -17,6 +18,7 @@ from enginehouse.servers.records import ServerRecord, find_server, list_servers,
 from enginehouse.store.layout import Layout
 
 _RANK_FLAG = "--max-lora-rank"
+_LORA_FLAGS = ("--enable-lora", "--lora-paths")
 _DEFAULT_RANKS = {"vllm": 16}  # of that flag
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - nothing is bound to it here
 
@@ -97,6 +99,20 @@ def largest_rank(server: Server, *, layout: Layout) -> int | None:
         return None
     said = option_of(command, _RANK_FLAG)
     return int(said) if said and said.isdecimal() else _DEFAULT_RANKS.get(server.engine or "")
+
+
+def demand_adapters(server: Server, *, layout: Layout) -> None:
+    """Raise AdapterError for a server whose command line is known, and enables no adapters."""
+    record = record_at(server.base_url, layout=layout)
+    command = server.command or (record.command if record else None)
+    if command is None or any(word.replace("_", "-") in _LORA_FLAGS for word in command):
+        return
+    name = server.name or (record.name if record else None) or server.base_url
+    raise AdapterError(
+        f"{name} takes no adapters",
+        why="it was started without --enable-lora",
+        fix=f"enginehouse stop {name}; then serve the model with --enable-lora",
+    )
 
 
 def option_of(command: Sequence[str], flag: str) -> str | None:

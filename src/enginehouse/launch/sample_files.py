@@ -157,7 +157,7 @@ def _read(path: Path) -> _Existing:
                     break
                 try:
                     sample = decoder.decode(line)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     raise _foreign(path, number, str(error)) from error
                 _add(sample, number, path, found)
     except OSError as error:

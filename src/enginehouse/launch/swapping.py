@@ -21,11 +21,11 @@ from enginehouse.servers.endpoint import Server
 from enginehouse.servers.records import list_servers, weights_file
 from enginehouse.servers.server import OwnedServer
 from enginehouse.store.layout import Layout
-from enginehouse.weights.served_models import served_models
 from enginehouse.weights.checkpoint import digest_of
 from enginehouse.weights.declared import Weights, read_declaration
 from enginehouse.weights.gate import Gate
 from enginehouse.weights.replacement import PENDING
+from enginehouse.weights.served_models import served_models
 from enginehouse.weights.swap import WeightSwapper
 
 _NEVER_SWAPPED = "default"  # what vLLM calls weights that were never named

@@ -38,7 +38,7 @@ class Server:
 
     Of a server that is not ours, what it does not tell is None. `command` has no secrets: keys go
     through the environment. `api_key` is what requests must carry. `admin_key` opens the endpoints
-    that change the server, and is in `key_file` if it has such endpoints; None where `api_key` does.
+    that change the server, and is in `key_file` if it has any; it is None where `api_key` does.
     """
 
     name: str | None
@@ -59,7 +59,7 @@ class Server:
 def curl_line(server: Server) -> str:
     """A shell command that asks the server something, to be copied as it is.
 
-    Where the server demands an API key, the command reads it from ENGINEHOUSE_API_KEY, and the shell
+    Where the server has an API key, the command reads it from ENGINEHOUSE_API_KEY, and the shell
     says so if that is not set.
     """
     body = {"model": server.models[0], "prompt": "The capital of France is", "max_tokens": 8}
@@ -186,5 +186,5 @@ def _version(reply: WireReply) -> str | None:
         return (
             msgspec.json.decode(reply.body, type=_Version).version if reply.status == 200 else None
         )
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None

@@ -161,7 +161,7 @@ def parse_models(body: bytes) -> tuple[str, ...] | None:
     """The names in an OpenAI list of models; None if it is no such list."""
     try:
         models = msgspec.json.decode(body, type=_Models)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None
     return tuple(card.id for card in models.data)
 
@@ -191,7 +191,7 @@ async def _demand_guard(session: aiohttp.ClientSession, *, path: str) -> None:
     if status != 401:
         raise StartError(
             "the server would obey anyone",
-            why=f"{path} answered {status} without a key: the middleware that checks it is not used",
+            why=f"{path} answered {status} without a key: the middleware that checks it is missing",
             fix="leave out what replaces vLLM's own front end; please report this version",
         )
 

@@ -32,7 +32,7 @@ async def served_models(server: Server, engine: ServedEngine) -> tuple[ServedMod
         raise engine.wire.error_reply(reply.status, reply.body, retry_after=None)
     try:
         found = msgspec.json.decode(reply.body, type=_Models).data
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise MalformedResponseError("the list of models is none", why=str(error)) from error
     if not found:
         raise MalformedResponseError(f"the server at {server.base_url} lists no model")

@@ -10,7 +10,8 @@ from enginehouse.servers.endpoint import Server
 from enginehouse.weights.replacement import NOT_CONFIGURED, Send
 
 _CONFIGURED = (
-    "serve it with --enable-weight-swap --extra-args '--weight-transfer-config.backend ipc' (or nccl)"
+    "serve it with --enable-weight-swap and --extra-args '--weight-transfer-config.backend ipc' "
+    "(or nccl)"
 )
 # by what vLLM 0.32 says
 _FIXES = {

@@ -36,9 +36,9 @@ from enginehouse.launch.running_server import (
 from enginehouse.launch.serving import make_sampler, turns_for
 from enginehouse.launch.swapping import declared_folders, swapper_of
 from enginehouse.store.layout import Layout
-from enginehouse.weights.served_models import served_models
 from enginehouse.weights.peft_folder import Shapes, checkpoint_shapes
 from enginehouse.weights.pool import AdapterPool
+from enginehouse.weights.served_models import served_models
 from enginehouse.weights.store import AdapterStore
 
 logger = logging.getLogger("enginehouse.facades.tink")

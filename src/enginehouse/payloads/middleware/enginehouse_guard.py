@@ -51,9 +51,7 @@ ORDINARY_BELOW = (
 class Guard:
     """Answers 401 instead of the application where a request lacks the key that its path needs."""
 
-    def __init__(
-        self, app: Application, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, app: Application, environment: Mapping[str, str] | None = None) -> None:
         environment = os.environ if environment is None else environment
         self._app = app
         self._user = _digest(environment.get(API_KEY))
