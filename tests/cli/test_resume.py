@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import signal
 
 import pytest
 from command_line import House, journaled, scored, sums, until
 
-from enginehouse.core.errors import RunLockedError
+from enginehouse.core.errors import RunLockedError, StoreError
 from enginehouse.executors.tree import identify
 
 pytestmark = pytest.mark.slow
@@ -121,3 +122,49 @@ def test_what_changed_in_between(house: House, call, words: tuple[str, ...]):
     done = call("resume", str(house.runs[0]), "--json")
     assert done.report["complete"]
     assert done.report["tasks"][0]["outcomes"]["correct"] == 9
+
+
+@pytest.mark.parametrize("place", ["run", "behind a link"])
+def test_a_journal_that_cannot_be_read_is_not_emptied(
+    house: House, call, words: tuple[str, ...], place: str
+):
+    """UTF-16, gzip, a pointer, no header: status 8, and not one byte is changed."""
+    assert call(*words, "--json").code == 0
+    (run,) = house.runs
+    path = run / "journal.jsonl"
+    whole = path.read_bytes()
+    if place != "run":
+        path.unlink()
+        path.symlink_to(path := house.folder / "kept.jsonl")
+    foreign = (
+        whole.decode().encode("utf-16"),
+        gzip.compress(whole),
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n",
+        whole.partition(b"\n")[2],
+        b'{"record":' + b"[" * 100_000,
+    )
+    for content in foreign:
+        path.write_bytes(content)
+        for command in (("resume", run.name), ("resume", run.name, "--retry-failed")):
+            done = call(*command)
+            assert (done.code, "Traceback" in done.err) == (StoreError.exit_code, False), done.err
+            assert path.read_bytes() == content
+    assert list(run.glob("*.cut*")) == []
+
+
+def test_a_repaired_journal_is_noted(house: House, call, words: tuple[str, ...]):
+    """A torn last line lies beside the journal afterwards, and the report says so for ever."""
+    assert call(*words, "--json").code == 0
+    (run,) = house.runs
+    path = run / "journal.jsonl"
+    whole = path.read_bytes()
+    torn = whole[whole.rstrip(b"\n").rfind(b"\n") + 1 : -9]
+    path.write_bytes(whole[: len(whole) - len(torn) - 9] + torn)
+    done = call("resume", run.name, "--json", ENGINEHOUSE_VLLM_PYTHON="/nowhere")
+    assert done.code == 0, done.err
+    (kept,) = run.glob("*.cut*")
+    assert kept.read_bytes() == torn
+    for command in ("resume", "show"):
+        (note,) = [n for n in call(command, run.name, "--json").report["notes"] if "repair" in n]
+        assert kept.name in note
+        assert f"{len(torn):,} bytes" in note

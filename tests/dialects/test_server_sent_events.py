@@ -38,3 +38,11 @@ def test_an_event_that_the_end_cut_off_is_given_at_the_close():
     assert parser.feed(b"data: [DONE]") == []
     assert parser.close() == [b"[DONE]"]
     assert parser.close() == []
+
+
+def test_a_long_line_is_joined_once():
+    """Joined at every chunk, these 13 MB would be a terabyte of copying and outlast the limit."""
+    parser = EventParser()
+    for piece in (b"data: ", *[b"x" * 64] * 200_000):
+        assert parser.feed(piece) == []
+    assert parser.feed(b"\n\n") == [b"x" * 64 * 200_000]

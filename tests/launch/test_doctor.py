@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
 import pytest
 
+from enginehouse.executors.cpu import Cpu
+from enginehouse.launch.compute_type import type_on_cpu
 from enginehouse.launch.doctor import (
     examine,
     judge_disk,
@@ -33,6 +36,7 @@ GOOD = Machine(
     architecture="x86_64",
     libc="glibc 2.36",
     cores=16,
+    cpu=Cpu(bfloat16=True, float16=False, evidence="the CPU has avx512_bf16"),
     memory=128 * GIB,
     available=120 * GIB,
     shared_memory=64 * GIB,
@@ -83,6 +87,25 @@ def test_a_good_machine_has_nothing_to_do():
         }
 
 
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_the_type_that_a_cpu_computes_in(bfloat16):
+    """It is what a server will be told, and why."""
+    cpu = Cpu(bfloat16=bfloat16, float16=False, evidence="the evidence")
+    machine = dataclasses.replace(GOOD, cpu=cpu, driver=None)
+    (finding,) = [f for f in judged(machine, variant="cpu") if f.check == "number type"]
+    assert finding.verdict is Verdict.OK
+    assert type_on_cpu(cpu).dtype in finding.says
+    assert cpu.evidence in finding.says
+    assert all(f.check != "number type" for f in judged(GOOD))
+
+
+@pytest.mark.parametrize("hard", [1 << 20, resource.RLIM_INFINITY])
+def test_a_soft_limit_of_files_is_no_worry(hard):
+    """It is raised by Enginehouse itself."""
+    machine = dataclasses.replace(GOOD, open_files=(256, hard))
+    assert [f.verdict for f in judged(machine) if f.check == "open files"] == [Verdict.OK]
+
+
 OLD_T4 = Gpu(name="Tesla T4", total=15_360.0, used=3.0, capability=7.5)
 BUSY = Gpu(name="NVIDIA H200", total=143_771.0, used=60_000.0, capability=9.0)
 CASES = {
@@ -92,7 +115,7 @@ CASES = {
     "no memory": ({"available": GIB}, "memory", PROBLEM, "1.0 of 128.0 GiB", "end other"),
     "a container": ({"shared_memory": 64 << 20}, "shared memory", WARNING, "0.1 GiB", "--shm-size"),
     "few files": (
-        {"open_files": (1024, 1 << 20)}, "open files", WARNING, "1024", "ulimit -n 65536",
+        {"open_files": (256, 1024)}, "open files", WARNING, "1024", "--ulimit nofile=65536",
     ),
     "no uv": ({"uv": None}, "uv", PROBLEM, "not found", "install"),
     "no driver": ({"driver": None}, "NVIDIA driver", PROBLEM, "nvidia-smi", "--gpus all"),

@@ -41,18 +41,36 @@ def lines(*samples: SampleLine) -> bytes:
 
 
 def test_what_was_answered_is_not_asked_again(tmp_path: Path, layout: Layout):
-    """Failed samples and a torn last line are taken out as soon as the asking begins."""
+    """Failed samples and a torn last line are taken out as soon as the asking begins.
+
+    The torn line is kept beside the file.
+    """
     path = tmp_path / "out.jsonl"
     before = lines(sample(1), sample(2, error="x"), sample("c")) + lines(sample(4))[:-9]
     path.write_bytes(before)
     with sample_file(path, layout=layout) as file:
         assert dict(file.answered) == {1: "d1", "c": "dc"}
         assert path.read_bytes() == before
-        file.begin()
+        repair = file.begin()
+        assert repair is not None
+        assert repair.kept.read_bytes() == lines(sample(4))[:-9]
         assert path.read_bytes() == lines(sample(1), sample("c"))
         file.write(sample(2))
     assert path.read_bytes() == lines(sample(1), sample("c"), sample(2))
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_failed_samples_are_taken_out_of_the_file_behind_a_link(tmp_path: Path, layout: Layout):
+    """The link stays one, and the file keeps its permissions."""
+    path, behind = tmp_path / "out.jsonl", tmp_path / "behind.jsonl"
+    behind.write_bytes(lines(sample(1), sample(2, error="x")))
+    behind.chmod(0o640)
+    path.symlink_to(behind)
+    with sample_file(path, layout=layout) as file:
+        file.begin()
+    assert path.is_symlink()
+    assert behind.read_bytes() == lines(sample(1))
+    assert behind.stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize("end", range(9))

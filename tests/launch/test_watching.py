@@ -25,6 +25,7 @@ from enginehouse.core.errors import (  # noqa: E402
     RunLockedError,
     ServerGoneError,
     StartError,
+    StoreError,
     UnknownNameError,
     WeightsError,
 )
@@ -521,6 +522,27 @@ async def test_two_watches_of_the_same_thing(place: Place):
     with pytest.raises(asyncio.CancelledError):
         await watching
     await place.watch()
+
+
+async def test_a_watch_journal_is_repaired_or_refused(place: Place):
+    """A torn end is moved aside and said; a file that cannot be read is left as it is."""
+    place.checkpoint("step-1", 5)
+    curve = await place.watch()
+    (folder,) = Layout.from_environment().watches.iterdir()
+    path = folder / "journal.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"record":"att')
+    place.said.clear()
+    assert await place.watch() == curve
+    assert path.read_bytes() == whole
+    (kept,) = folder.glob("*.cut*")
+    assert kept.read_bytes() == b'{"record":"att'
+    assert [line for line in place.said if str(kept) in line]
+    for content in (whole.decode().encode("utf-16"), whole.partition(b"\n")[2]):
+        path.write_bytes(content)
+        with pytest.raises(StoreError):
+            await place.watch()
+        assert path.read_bytes() == content
 
 
 async def test_once_without_a_folder(place: Place):

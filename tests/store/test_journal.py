@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import resource
@@ -28,9 +29,18 @@ class Line(msgspec.Struct):
 
 def fill(path: Path, count: int) -> None:
     """`count` records."""
-    with Journal(path) as journal:
+    with Journal(path, first=Line) as journal:
         for number in range(count):
             journal.append(Line(number, "é\n" * number))
+
+
+def cut(journal: Journal) -> bytes:
+    """What was moved aside when the journal was opened; nothing of it is lost."""
+    if journal.repair is None:
+        return b""
+    kept = journal.repair.kept.read_bytes()
+    assert journal.repair.size == len(kept)
+    return kept
 
 
 def numbers(path: Path) -> list[int]:
@@ -41,9 +51,9 @@ def numbers(path: Path) -> list[int]:
 def test_what_is_appended_is_read_back(tmp_path):
     """Records come back in order, newlines in texts and all, and by their offsets."""
     path = tmp_path / "j.jsonl"
-    with Journal(path) as journal:
+    with Journal(path, first=Line) as journal:
         offsets = [journal.append(Line(i, "a\nb\u2028c")) for i in range(3)]
-    with Journal(path) as journal:
+    with Journal(path, first=Line) as journal:
         offsets.append(journal.append(Line(3)))
     entries = list(read_journal(path, Line))
     assert [e.record for e in entries] == [*(Line(i, "a\nb\u2028c") for i in range(3)), Line(3)]
@@ -65,8 +75,8 @@ def test_torn_last_line_at_every_byte(tmp_path):
     for end in range(begin, len(whole)):
         path.write_bytes(whole[:end])
         assert numbers(path) == [0, 1, 2]
-        with Journal(path) as journal:
-            assert journal.repaired_bytes == end - begin
+        with Journal(path, first=Line) as journal:
+            assert cut(journal) == whole[begin:end]
             journal.append(Line(9))
         assert numbers(path) == [0, 1, 2, 9]
 
@@ -79,8 +89,8 @@ def test_garbage_at_the_end_is_cut(tmp_path, tail):
     with path.open("ab") as file:
         file.write(tail)
     assert numbers(path) == [0, 1]
-    with Journal(path) as journal:
-        assert journal.repaired_bytes == len(tail)
+    with Journal(path, first=Line) as journal:
+        assert cut(journal) == tail
     assert numbers(path) == [0, 1]
 
 
@@ -88,21 +98,105 @@ def test_only_garbage(tmp_path):
     """A journal whose very first line is torn becomes empty."""
     path = tmp_path / "j.jsonl"
     path.write_bytes(b'{"num')
-    with Journal(path) as journal:
-        assert journal.repaired_bytes == 5
+    with Journal(path, first=Line) as journal:
+        assert cut(journal) == b'{"num'
     assert path.read_bytes() == b""
+
+
+DEEP = b'{"number":' + b"[" * 200_000 + b"]" * 200_000 + b"}\n"
+GOOD = b'{"number":0,"text":"a"}\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD.decode().encode("utf-16"),
+        GOOD.decode().encode("utf-16-le"),
+        b"\xef\xbb\xbf" + GOOD,
+        gzip.compress(GOOD * 9),
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n",
+        b"version https://git-lfs.github.com/spec/v1",
+        b"/annex/objects/SHA256E-s9--00.jsonl\n",
+        b"\x28\xb5\x2f\xfd\0\0",
+        b"\0" * 5000,
+        b"\n" + GOOD,
+        b"a note of mine",
+        b"[]\n",
+        b'{"later":1}\n',
+        DEEP,
+        b'{"numb\n' + GOOD,
+    ],
+    ids=range(15),
+)
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_never_was_a_journal_is_refused_untouched(tmp_path, content, linked):
+    """Another encoding, a pointer, a lost first line: refused, nothing cut, through a link too."""
+    path = target = tmp_path / "j.jsonl"
+    if linked:
+        target = tmp_path / "elsewhere.jsonl"
+        path.symlink_to(target)
+    target.write_bytes(content)
+    with pytest.raises(StoreError):
+        Journal(path, first=Line)
+    with pytest.raises(StoreError):
+        numbers(path)
+    assert target.read_bytes() == content
+    assert set(tmp_path.iterdir()) == {path, target}
+
+
+def test_a_reader_refuses_a_deep_line_and_an_opener_keeps_it(tmp_path):
+    """JSON nested beyond the recursion limit is one broken line, wherever it is; never cut."""
+    path = tmp_path / "j.jsonl"
+    for content in (GOOD + DEEP + GOOD, GOOD + DEEP):
+        path.write_bytes(content)
+        with pytest.raises(StoreError, match="line 2 is broken"):
+            numbers(path)
+        with Journal(path, first=Line) as journal:
+            assert journal.repair is None
+        assert path.read_bytes() == content
+        with pytest.raises(StoreError):
+            read_record(path, Line, offset=len(GOOD))
+
+
+def test_what_cannot_be_moved_aside_is_not_cut(tmp_path, monkeypatch):
+    """A disk without room for the torn end: the journal stays as it is."""
+    path = tmp_path / "j.jsonl"
+    content = GOOD + b'{"num'
+    path.write_bytes(content)
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(journal_module.os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left"):
+        Journal(path, first=Line)
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_second_cut_does_not_replace_the_first(tmp_path):
+    """Every torn end has a file of its own, which only its owner may read."""
+    path = tmp_path / "j.jsonl"
+    for tail in (b'{"num', b'{"number":1,"te'):
+        with path.open("ab") as file:
+            file.write((GOOD if not path.stat().st_size else b"") + tail)
+        with Journal(path, first=Line):
+            pass
+    kept = sorted(tmp_path.glob("j.jsonl.cut*"))
+    assert [k.read_bytes() for k in kept] == [b'{"num', b'{"number":1,"te']
+    assert {k.stat().st_mode & 0o777 for k in kept} == {0o600}
 
 
 def test_long_lines_are_repaired(tmp_path):
     """The last line may be longer than any block that is read at once."""
     path = tmp_path / "j.jsonl"
-    with Journal(path) as journal:
+    with Journal(path, first=Line) as journal:
         journal.append(Line(0, "x" * 300_000))
         journal.append(Line(1, "y" * 300_000))
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 1)
-    with Journal(path) as journal:
-        assert journal.repaired_bytes > 300_000
+    with Journal(path, first=Line) as journal:
+        assert len(cut(journal)) > 300_000
     assert numbers(path) == [0]
 
 
@@ -115,8 +209,8 @@ def test_broken_line_in_the_middle_is_an_error(tmp_path):
     path.write_bytes(b"".join(lines))
     with pytest.raises(StoreError, match=r"j\.jsonl, line 2 is broken"):
         numbers(path)
-    with Journal(path) as journal:
-        assert journal.repaired_bytes == 0
+    with Journal(path, first=Line) as journal:
+        assert journal.repair is None
 
 
 def test_foreign_record_is_an_error_even_at_the_end(tmp_path):
@@ -125,8 +219,8 @@ def test_foreign_record_is_an_error_even_at_the_end(tmp_path):
     fill(path, 2)
     with path.open("ab") as file:
         file.write(b'{"later": 1}\n')
-    with Journal(path) as journal:
-        assert journal.repaired_bytes == 0
+    with Journal(path, first=Line) as journal:
+        assert journal.repair is None
     with pytest.raises(StoreError, match="line 3 is broken"):
         numbers(path)
 
@@ -139,14 +233,14 @@ def test_any_cut_loses_only_what_is_after_it(tmp_path_factory, count, end):
     fill(path, count)
     whole = path.read_bytes()
     path.write_bytes(whole[:end])
-    with Journal(path):
+    with Journal(path, first=Line):
         pass
     assert numbers(path) == list(range(whole[:end].count(b"\n")))
 
 
 def test_full_device_names_path_and_free_space():
     """/dev/full refuses every write: a StoreError that says where and how much is free."""
-    with Journal(Path("/dev/full")) as journal, pytest.raises(StoreError) as caught:
+    with Journal(Path("/dev/full"), first=Line) as journal, pytest.raises(StoreError) as caught:
         journal.append(Line(1))
     assert "/dev/full" in str(caught.value)
     assert "MB free" in str(caught.value)
@@ -165,7 +259,7 @@ def test_part_of_a_line_is_taken_back(tmp_path, monkeypatch):
         half(file, data)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with Journal(path) as journal:
+    with Journal(path, first=Line) as journal:
         journal.append(Line(0))
         for broken in (half, half_then_fail):
             monkeypatch.setattr(journal_module.os, "write", broken)
@@ -187,7 +281,8 @@ def test_file_size_limit_leaves_whole_lines(tmp_path):
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "from enginehouse.core.errors import StoreError\n"
-        "journal = Journal(Path(sys.argv[1]))\n"
+        "import msgspec; Line = msgspec.defstruct('Line', ['number', 'text'])\n"
+        "journal = Journal(Path(sys.argv[1]), first=Line)\n"
         "try:\n"
         "    while True: journal.append({'number': 1, 'text': 'x' * 77})\n"
         "except StoreError as error: print(error.message)\n"
@@ -213,7 +308,8 @@ def test_killed_writer_loses_nothing_that_append_returned(tmp_path):
     program = (
         "import sys; from pathlib import Path\n"
         "from enginehouse.store.journal import Journal\n"
-        "journal = Journal(Path(sys.argv[1]))\n"
+        "import msgspec; Line = msgspec.defstruct('Line', ['number', 'text'])\n"
+        "journal = Journal(Path(sys.argv[1]), first=Line)\n"
         "for i in range(10**9):\n"
         "    journal.append({'number': i, 'text': 'x' * (i % 5000)})\n"
         "    print(i, flush=True)\n"
@@ -232,7 +328,7 @@ def test_killed_writer_loses_nothing_that_append_returned(tmp_path):
     child.stdout.close()
     child.wait()
     reported = int(rest[-1]) if rest else 199
-    with Journal(path):
+    with Journal(path, first=Line):
         pass
     found = numbers(path)
     assert found == list(range(len(found)))
@@ -242,13 +338,13 @@ def test_killed_writer_loses_nothing_that_append_returned(tmp_path):
 def test_unwritable_folder_is_a_store_error(tmp_path):
     """A folder that is not there: the message names the path."""
     with pytest.raises(StoreError, match="cannot open"):
-        Journal(tmp_path / "no" / "j.jsonl")
+        Journal(tmp_path / "no" / "j.jsonl", first=Line)
 
 
 def test_close_is_idempotent(tmp_path):
     """Closing twice is fine, and changes nothing."""
     path = tmp_path / "j.jsonl"
-    journal = Journal(path)
+    journal = Journal(path, first=Line)
     journal.append({"a": 1})
     journal.close()
     journal.close()

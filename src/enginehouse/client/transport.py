@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -12,11 +14,14 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from enginehouse.client import open_files
+from enginehouse.client.bodies import MAX_REPLY_BYTES, read_body, read_error_body, too_large
 from enginehouse.client.rate_limits import retry_after
 from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
     MalformedResponseError,
+    OpenFilesError,
     RequestTimeoutError,
     WireError,
 )
@@ -36,6 +41,15 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     connect: float = 10.0
     first_byte: float | None = None
     total: float | None = 1200.0
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigurationError(
+                    f"the time-out {name!r} must be a finite number above 0, got {value}",
+                    fix="leave it out, or give None, for none",
+                )
 
 
 class WireRequest(msgspec.Struct, frozen=True):
@@ -74,7 +88,10 @@ class WireStream(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Transport(Protocol):
-    """Carries requests to one server. Every failure below HTTP is a WireError."""
+    """Carries requests to one server. Every failure below HTTP is a WireError.
+
+    But for an OpenFilesError, which is no failure of the server's.
+    """
 
     async def send(self, request: WireRequest) -> WireReply:
         """Send and read the whole reply, whatever its status."""
@@ -154,7 +171,7 @@ class AiohttpTransport:
         response: aiohttp.ClientResponse | None = None
         try:
             response = await self._request(request)
-            body = await response.read()
+            body = await (read_body if response.status == 200 else read_error_body)(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._failure(
                 error, answered=response is not None, waited=time.perf_counter() - begun
@@ -181,7 +198,7 @@ class AiohttpTransport:
             body = b""
             if response.status != 200:
                 with self._translated(begun, answered=True):
-                    body = await response.read()
+                    body = await read_error_body(response)
             yield WireStream(
                 status=response.status,
                 headers=response.headers,
@@ -194,24 +211,41 @@ class AiohttpTransport:
             response.close()
 
     async def _chunks(self, response: aiohttp.ClientResponse, begun: float) -> AsyncIterator[bytes]:
+        size = 0
         while True:
             with self._translated(begun, answered=True):
                 chunk = await response.content.readany()
             if not chunk:
                 return
+            size += len(chunk)
+            if size > MAX_REPLY_BYTES:
+                raise too_large(self.base_url, MAX_REPLY_BYTES)
             yield chunk
 
     async def _request(self, request: WireRequest) -> aiohttp.ClientResponse:
         url = self._urls.get(request.path)
         if url is None:
             url = self._urls[request.path] = URL(self.base_url + request.path)
-        body: bytes | io.BytesIO | None = request.body
-        if request.body is not None and len(request.body) > _LARGE_BODY:
-            body = io.BytesIO(request.body)
         session = self._fresh if request.fresh else self._pooled
         headers = self._admin if request.administers else None
-        return await session.request(
-            request.method, url, data=body, headers=headers, allow_redirects=False
+        for pause in (*open_files.PAUSES, None):
+            body: bytes | io.BytesIO | None = request.body
+            if request.body is not None and len(request.body) > _LARGE_BODY:
+                body = io.BytesIO(request.body)
+            try:
+                return await session.request(
+                    request.method, url, data=body, headers=headers, allow_redirects=False
+                )
+            except OSError as error:
+                if not open_files.no_file_left(error):
+                    raise
+            if pause is not None:  # until another request gives its connection back
+                await asyncio.sleep(pause)
+        raise OpenFilesError(
+            f"no connection to {self.base_url}: no more files may be opened here",
+            why=f"this process may open {open_files.open_file_limit()} (ulimit -n), or all "
+            "processes together have used up the machine's own limit; the server is not to blame",
+            fix="raise the limit (ulimit -n 65536), or lower --concurrency; then resume",
         )
 
     @contextmanager

@@ -28,12 +28,14 @@ EnginehouseError
 │   │   ├── UnknownModelError
 │   │   └── ContextOverflowError
 │   ├── MalformedResponseError        a reply that is not what the dialect says
+│   │   └── ReplyTooLargeError        more bytes than any answer has
 │   └── UnsupportedError              the engine does not do that; mostly refused before sending
 ├── TaskError                 a task's data or scoring is broken
 │   └── DataError
-├── StoreError                a run folder cannot be read or written
+├── StoreError                a run folder or a file cannot be read or written
 │   ├── RunNotFoundError
 │   └── RunLockedError
+├── OpenFilesError            this process may open no more files: nobody else's fault
 └── NoHeadlineError           too many samples failed: there is no score
 
 `retryable` says whether the same call may succeed unchanged; `stage` says whose doing it was.
@@ -46,6 +48,8 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
+
+_LONGEST = 4000  # characters of a server's words
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -205,7 +209,11 @@ class WeightsError(ServerError):
 
 
 class WireError(EnginehouseError):
-    """One request failed."""
+    """One request failed.
+
+    What a server said can be of any length and ends up in journals: `message` and `why` are cut to
+    4,000 characters each.
+    """
 
     stage = "wire"
     exit_code = 6
@@ -218,8 +226,14 @@ class WireError(EnginehouseError):
         fix: str | None = None,
         status: int | None = None,
     ) -> None:
-        super().__init__(message, why=why, fix=fix)
+        super().__init__(_shortened(message), why=why and _shortened(why), fix=fix)
         self.status = status
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[:_LONGEST]} … ({len(text):,} characters in all)"
 
 
 class ConnectionFailedError(WireError):
@@ -290,6 +304,10 @@ class MalformedResponseError(WireError):
     """The reply is not what the dialect says."""
 
 
+class ReplyTooLargeError(MalformedResponseError):
+    """The reply has more bytes than any answer; the rest of it was not read."""
+
+
 class UnsupportedError(WireError):
     """The engine does not do that: it says so, or nothing was sent as it would be ignored."""
 
@@ -306,7 +324,7 @@ class DataError(TaskError):
 
 
 class StoreError(EnginehouseError):
-    """A run folder cannot be read or written."""
+    """A run folder, or another file, cannot be read or written."""
 
     stage = "store"
     exit_code = 8
@@ -318,6 +336,13 @@ class RunNotFoundError(StoreError):
 
 class RunLockedError(StoreError):
     """Another process is working on the run."""
+
+
+class OpenFilesError(EnginehouseError):
+    """This process, or the machine, may open no more files; no server is to blame."""
+
+    stage = "machine"
+    exit_code = 8
 
 
 class NoHeadlineError(EnginehouseError):

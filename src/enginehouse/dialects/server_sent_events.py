@@ -7,13 +7,17 @@ class EventParser:
     """Turns a byte stream, cut anywhere, into the data of its events. Comments are skipped."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest: list[bytes] = []  # the pieces of a line that has not ended
         self._data: list[bytes] = []
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of every event that `chunk` completes."""
-        lines = (self._rest + chunk).split(b"\n")
-        self._rest = lines.pop()
+        head, newline, chunk = chunk.partition(b"\n")
+        self._rest.append(head)
+        if not newline:
+            return []
+        lines = [b"".join(self._rest), *chunk.split(b"\n")]
+        self._rest = [lines.pop()]
         events: list[bytes] = []
         for line in lines:
             self._line(line.removesuffix(b"\r"), events)
@@ -22,9 +26,9 @@ class EventParser:
     def close(self) -> list[bytes]:
         """The data of an event that the stream's end cut off from its blank line."""
         events: list[bytes] = []
-        for line in (self._rest, b""):
+        for line in (b"".join(self._rest), b""):
             self._line(line.removesuffix(b"\r"), events)
-        self._rest = b""
+        self._rest = []
         return events
 
     def _line(self, line: bytes, events: list[bytes]) -> None:

@@ -17,13 +17,14 @@ from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Capabilities, Capability, Load
 from enginehouse.engines import arguments, hf_diagnosis
 from enginehouse.engines.base import (
+    DType,
     LaunchContext,
     ModelFormat,
     Quirk,
     ServerOptions,
     demand_api_key,
 )
-from enginehouse.engines.diagnosis import Diagnosis
+from enginehouse.engines.diagnosis import Diagnosis, LogProfile, diagnose_log
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment, Flag
 from enginehouse.provisioning.programs import PAYLOADS
@@ -111,6 +112,7 @@ class HfEngine:
     version_path = "/version"
     guarded_path: str | None = None
     load_signal = HfLoadSignal()
+    open_dtypes: frozenset[DType | None] = frozenset({None, "auto"})
 
     def capabilities(self, version: str | None) -> Capabilities:  # noqa: ARG002 - alike so far
         """Everything but native tool calls. It refuses fields that it does not know: none is lost.
@@ -162,9 +164,14 @@ class HfEngine:
         """None are known."""
         return ()
 
+    @property
+    def log_profile(self) -> LogProfile:
+        """How its logs are read."""
+        return hf_diagnosis.PROFILE
+
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
         """By the rules of hf_diagnosis.py, else the exception that ended it."""
-        return hf_diagnosis.diagnose(log, exit_code=exit_code)
+        return diagnose_log(log, profile=self.log_profile, exit_code=exit_code)
 
 
 def _typed(options: ServerOptions) -> Iterator[str]:

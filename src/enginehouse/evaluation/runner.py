@@ -13,11 +13,13 @@ from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
     EnginehouseError,
+    OpenFilesError,
     ServerError,
     ServerGoneError,
 )
 from enginehouse.core.sampler import Provenance, Sampler
 from enginehouse.evaluation.asking import Asker, Unit, check_capabilities
+from enginehouse.evaluation.counting import CountingSampler
 from enginehouse.evaluation.ledger import ASKED, FAILED, MISSING, Ledger, read_ledger
 from enginehouse.evaluation.plan import TaskData, TaskPlan, plan_tasks
 from enginehouse.evaluation.records import (
@@ -26,6 +28,7 @@ from enginehouse.evaluation.records import (
     HeaderRecord,
     ProvenanceRecord,
     Record,
+    RepairRecord,
     SampleRecord,
 )
 from enginehouse.evaluation.scoring import score_sample
@@ -47,7 +50,7 @@ def count_missing(
 
     Raises as `evaluate` does, before there has to be anybody to ask.
     """
-    with run.hold(), Journal(run.journal_path) as journal:
+    with run.hold(), Journal(run.journal_path, first=HeaderRecord) as journal:
         work = _Evaluation(spec, plan_tasks(spec, tasks), journal, lambda _: None)
         work.prepare(run.info.id)
         work.score_unscored()
@@ -84,7 +87,7 @@ async def evaluate(
     with run.hold():
         run.update(status=RunStatus.RUNNING, finished=None)
         try:
-            with Journal(run.journal_path) as journal:
+            with Journal(run.journal_path, first=HeaderRecord) as journal:
                 work = _Evaluation(spec, plan_tasks(spec, tasks), journal, progress)
                 work.prepare(run.info.id)
                 work.score_unscored()
@@ -103,7 +106,9 @@ async def evaluate(
 
 
 def _note_end(run: Run, error: BaseException) -> None:
-    stopped = isinstance(error, (ServerError, asyncio.CancelledError, KeyboardInterrupt))
+    stopped = isinstance(
+        error, (ServerError, OpenFilesError, asyncio.CancelledError, KeyboardInterrupt)
+    )
     try:
         run.finish(RunStatus.INTERRUPTED if stopped else RunStatus.FAILED)
     except EnginehouseError as second:  # a full disk must not hide the first error
@@ -132,6 +137,7 @@ class _Evaluation:
         self._breath = self._started
         self._session = -1
         self._done_before = 0
+        self._counted: CountingSampler | None = None
 
     def prepare(self, run_id: str) -> None:
         """Write what the journal's head lacks. Raises ConfigurationError if it says otherwise."""
@@ -140,6 +146,8 @@ class _Evaluation:
                 format=JOURNAL_FORMAT, run=run_id, created=datetime.now(UTC), spec=self._spec
             )
             self._write(header)
+        if repair := self._journal.repair:
+            self._write(RepairRecord(at=datetime.now(UTC), size=repair.size, kept=repair.kept.name))
         asked = msgspec.structs.replace(self._spec, concurrency=None)
         if changed := _differences(msgspec.structs.replace(header.spec, concurrency=None), asked):
             raise ConfigurationError(
@@ -177,14 +185,14 @@ class _Evaluation:
             self._session = len(self._ledger.sessions)
             self._demand_same_weights(provenance)
             template = provenance.chat_template_digest
-            asker = Asker(self._spec, sampler, provenance=self._session, template=template)
+            self._counted = CountingSampler(sampler)
+            asker = Asker(self._spec, self._counted, provenance=self._session, template=template)
             self._write(
                 ProvenanceRecord(
                     id=self._session,
                     started=datetime.now(UTC),
                     provenance=provenance,
                     seeded=asker.seeded,
-                    repaired_bytes=self._journal.repaired_bytes,
                 )
             )
             workers = min(self._spec.concurrency or MOST_IN_FLIGHT, missing)
@@ -299,11 +307,13 @@ class _Evaluation:
             for name, task in ledger.tasks.items()
         )
         elapsed = time.monotonic() - self._started
-        tokens = ledger.sessions[self._session].generated_tokens if self._session >= 0 else 0
+        counted = self._counted
+        tokens = counted.generated_tokens if counted else 0
         done = self._done() - self._done_before
         missing = sum(task.counts[MISSING] for task in ledger.tasks.values())
         return Progress(
             tasks=tasks,
+            requests=counted.requests if counted else 0,
             elapsed=elapsed,
             generated_tokens=tokens,
             tokens_per_second=tokens / elapsed if tokens and elapsed else None,

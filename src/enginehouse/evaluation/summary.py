@@ -270,11 +270,13 @@ def _notes(ledger: Ledger, spec: EvaluationSpec | None) -> list[str]:
             )
         if asked := sum(_open(task)):
             notes.append(f"{record.task}: {asked:,} samples are missing, the run is incomplete")
-    for session in ledger.sessions.values():
-        if not session.record.seeded:
-            notes.append("the engine takes no seed: the same samples cannot be drawn again")
-        if cut := session.record.repaired_bytes:
-            notes.append(f"a torn journal line ({cut} bytes) was cut off when the run was resumed")
+    if not all(session.record.seeded for session in ledger.sessions.values()):
+        notes.append("the engine takes no seed: the same samples cannot be drawn again")
+    notes += [
+        f"the journal's end was broken, and repaired {repair.at:%Y-%m-%d %H:%M} UTC: "
+        f"{repair.size:,} bytes were moved to {repair.kept}"
+        for repair in ledger.repairs
+    ]
     engines = {
         (s.record.provenance.engine_version, s.record.provenance.weights_digest)
         for s in ledger.sessions.values()

@@ -16,7 +16,7 @@ from enginehouse.launch.configuration import AskConfig
 from enginehouse.launch.lending import borrowed
 from enginehouse.launch.resident import serving_target
 from enginehouse.launch.running_server import record_at
-from enginehouse.launch.serving import Notify, OnIncident, Serving, make_sampler
+from enginehouse.launch.serving import Notify, OnIncident, Serving, make_sampler, say_bound
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
 from enginehouse.servers.records import read_key
 from enginehouse.store.layout import Layout
@@ -85,6 +85,7 @@ async def _attached(
     if unused := unused_settings(config):
         notify(f"given, but without effect on a server that runs already: {', '.join(unused)}")
     async with make_sampler(server, engine, concurrency=concurrency, model=model) as sampler:
+        say_bound(sampler, notify)
         yield Serving(
             current=lambda: server,
             engine=engine,

@@ -12,7 +12,9 @@ from typing import Any, Self
 import aiohttp
 import msgspec
 
+from enginehouse.client.bodies import MAX_PAGE_BYTES, read_body
 from enginehouse.client.transport import normal_base_url
+from enginehouse.core.errors import WireError
 from enginehouse.core.sampler import Load
 from enginehouse.engines.base import ServedEngine
 from enginehouse.engines.registry import ENGINES
@@ -129,8 +131,9 @@ class Observer:
         path = engine.load_signal.path
         try:
             async with self._session.get(url + path, allow_redirects=False) as reply:
-                status, body = reply.status, await reply.text()
-        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError) as error:
+                status = reply.status
+                body = (await read_body(reply, limit=MAX_PAGE_BYTES)).decode(errors="replace")
+        except (aiohttp.ClientError, TimeoutError, OSError, WireError) as error:
             return f"{path} does not answer ({type(error).__name__})"
         if status in {401, 403}:
             refused = f"it refused the key in {API_KEY_VARIABLE}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -14,7 +15,8 @@ from filelock import FileLock, Timeout
 
 from enginehouse.core.errors import ConfigurationError, StoreError
 from enginehouse.launch.prompt_files import PromptId, PromptLine
-from enginehouse.store.journal import Journal
+from enginehouse.report.visible_text import visible_json, write_plain
+from enginehouse.store.journal import Journal, Repair
 from enginehouse.store.layout import Layout
 
 _LOCK_WAIT = 0.3  # seconds
@@ -57,8 +59,7 @@ class PrintedSamples:
 
     def write(self, line: SampleLine) -> None:
         """Print a line, at once."""
-        sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
-        sys.stdout.buffer.flush()
+        write_plain(sys.stdout, visible_json(msgspec.json.encode(line).decode()) + "\n")
 
 
 class _Existing(msgspec.Struct):
@@ -79,11 +80,15 @@ class SampleFile:
         self._existing = existing
         self._journal: Journal | None = None
 
-    def begin(self) -> None:
-        """Take out the failed samples, and what a kill left half written. Raises StoreError."""
+    def begin(self) -> Repair | None:
+        """Take out the failed samples; what a kill left half written is moved aside.
+
+        Returns what was moved, or None. Raises StoreError.
+        """
         if self._existing.failed:
             _drop(self._existing.failed, self.path)
-        self._journal = Journal(self.path)
+        self._journal = Journal(self.path, first=SampleLine)
+        return self._journal.repair
 
     def write(self, line: SampleLine) -> None:
         """Append a line; when it returns, the line survives kill -9. Raises StoreError."""
@@ -196,14 +201,19 @@ def _foreign(path: Path, number: int, why: str) -> StoreError:
 
 
 def _drop(ids: set[PromptId], path: Path) -> None:
-    """Replace the file by one without these samples; a kill leaves the one or the other."""
+    """Replace the file by one without these samples; a kill leaves the one or the other.
+
+    A torn last line stays. Through a symlink it is the file behind it that is replaced.
+    """
     decoder = msgspec.json.Decoder(_Id)
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.new")
     try:
         with path.open("rb") as old, temporary.open("wb") as new:
             for line in old:
-                if line.endswith(b"\n") and decoder.decode(line).id not in ids:
+                if not line.endswith(b"\n") or decoder.decode(line).id not in ids:
                     new.write(line)
+        shutil.copymode(path, temporary)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

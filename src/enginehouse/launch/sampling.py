@@ -92,7 +92,8 @@ async def run_sampling(
                     _demand_supported(prompt, ready)
                 if isinstance(out, SampleFile):
                     out.demand_same_source(source)
-                    out.begin()
+                    if repair := out.begin():
+                        notify(str(repair))
                 await work.ask(missing, ready, source, progress=progress)
         except BaseException:
             if isinstance(out, SampleFile) and work.asked:

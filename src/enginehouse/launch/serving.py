@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import sys
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from enginehouse.client.open_files import open_file_limit
 from enginehouse.client.sampler import Delivery, HTTPSampler, delivered_once
 from enginehouse.client.turns import Turns
 from enginehouse.core.errors import ConfigurationError
@@ -19,9 +21,12 @@ from enginehouse.core.incidents import Incident
 from enginehouse.core.sampler import Provenance
 from enginehouse.engines.base import Engine, Quirk, ServedEngine, ServerOptions, demand_api_key
 from enginehouse.engines.registry import ENGINES
+from enginehouse.executors.cpu import read_cpu
+from enginehouse.launch.compute_type import ComputeType, choose_type, type_in_command
 from enginehouse.launch.configuration import ServeConfig, merged, parse
 from enginehouse.launch.supervising import Supervisor, supervised
 from enginehouse.launch.swapping import swapping
+from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import EngineEnvironment, find_environment
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
 from enginehouse.servers.endpoint import API_KEY_VARIABLE
@@ -44,12 +49,16 @@ Equip = Callable[[Server, Engine], Awaitable[Server]]
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that must be right before a server is started."""
+    """Everything that must be right before a server is started.
+
+    `compute_type` is what was chosen for this CPU; `options` has it, too.
+    """
 
     engine: ServedEngine
     environment: EngineEnvironment
     model: ResolvedModel
     options: ServerOptions
+    compute_type: ComputeType | None = None
 
     def quirks(self) -> tuple[Quirk, ...]:
         """What is known to kill this engine as it is to be started, and is avoided."""
@@ -152,11 +161,38 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
         layout=layout,
         notify=notify,
     )
-    prepared = Prepared(engine=engine, environment=environment, model=model, options=options)
+    compute_type = await asyncio.to_thread(_compute_type, options, engine, environment, model)
+    if compute_type is not None:
+        notify(f"computing in {compute_type.dtype}: {compute_type.reason} (--dtype says otherwise)")
+        options = options.model_copy(update={"dtype": compute_type.dtype})
+    prepared = Prepared(
+        engine=engine,
+        environment=environment,
+        model=model,
+        options=options,
+        compute_type=compute_type,
+    )
     for quirk in prepared.quirks():
         if quirk.alone:
             notify(f"{quirk.kills} would kill this engine: {quirk.avoided}")
     return prepared
+
+
+def _compute_type(
+    options: ServerOptions,
+    engine: ServedEngine,
+    environment: EngineEnvironment,
+    model: ResolvedModel,
+) -> ComputeType | None:
+    if not engine.open_dtypes:
+        return None
+    return choose_type(
+        options,
+        engine=engine,
+        environment=environment,
+        checkpoint=read_checkpoint(Path(model.path)),
+        cpu=read_cpu(),
+    )
 
 
 @asynccontextmanager
@@ -187,6 +223,7 @@ async def serving(
             deliver=swaps.deliver,
         ) as sampler,
     ):
+        say_bound(sampler, notify)
         yield Serving(
             current=lambda: owned.server,
             engine=prepared.engine,
@@ -298,6 +335,15 @@ def turns_for(quirks: Sequence[Quirk]) -> Turns | None:
     return Turns(lambda request: any(rule(request) for rule in rules)) if rules else None
 
 
+def say_bound(sampler: HTTPSampler, notify: Notify) -> None:
+    """Say so where this process may open too few files for the concurrency that was wanted."""
+    if sampler.bounded_to is not None:
+        notify(
+            f"at most {sampler.bounded_to} requests at a time: this process may open "
+            f"{open_file_limit()} files (ulimit -n)"
+        )
+
+
 def make_sampler(
     server: Server,
     engine: Engine,
@@ -334,6 +380,8 @@ def _provenance(server: Server, prepared: Prepared) -> Provenance:
         chat_template_digest=model.chat_template_digest,
         base_url=server.base_url,
         revision=model.revision,
+        dtype=type_in_command(server.command or ()),
+        dtype_reason=prepared.compute_type.reason if prepared.compute_type else None,
         unknown=model.unknown,
     )
 

@@ -18,7 +18,7 @@ from enginehouse.core.errors import RunLockedError, StoreError
 from enginehouse.launch.configuration import WatchConfig
 from enginehouse.report.curve import Kind
 from enginehouse.report.summary import Figure
-from enginehouse.store.journal import Journal, read_journal
+from enginehouse.store.journal import Journal, Repair, read_journal
 from enginehouse.store.layout import Layout
 
 _FORMAT = 1
@@ -104,6 +104,11 @@ class WatchJournal:
                 self._keep(entry.record)
 
     @property
+    def repair(self) -> Repair | None:
+        """What was moved aside when the journal was opened, because its end was broken."""
+        return self._journal.repair
+
+    @property
     def attempts(self) -> tuple[AttemptRecord, ...]:
         """What came of each name at last, in the order in which the names appeared.
 
@@ -145,7 +150,7 @@ def held_journal(config: WatchConfig, *, layout: Layout) -> Iterator[WatchJourna
         ) from None
     except OSError as error:
         raise StoreError(f"cannot lock {folder}", why=str(error)) from error
-    with held, Journal(folder / "journal.jsonl") as journal:
+    with held, Journal(folder / "journal.jsonl", first=HeaderRecord) as journal:
         if not journal.path.stat().st_size:
             journal.append(HeaderRecord(format=_FORMAT, created=datetime.now(UTC), asked=asked))
         yield WatchJournal(folder, journal)

@@ -104,6 +104,8 @@ async def watch(
     for task in config.tasks:
         await asyncio.to_thread(load_task, task.name)
     with held_journal(config, layout=layout) as journal:
+        if journal.repair:
+            notify(str(journal.repair))
         host = Host(
             with_weight_swap(_evaluation(config)),
             open_resident=open_resident,

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from enginehouse.report.summary import Progress
+from enginehouse.report.visible_text import write_text
 
 
 class ProgressDisplay(Protocol):
@@ -101,8 +102,7 @@ class PlainLines:
         line = f"{status_line(progress)} [{tasks}]\n"
         if line != self._shown:
             self._shown = line
-            self._stream.write(line)
-            self._stream.flush()
+            write_text(self._stream, line)
 
 
 def progress_display(console: Console, stream: IO[str]) -> ProgressDisplay:
@@ -113,14 +113,15 @@ def progress_display(console: Console, stream: IO[str]) -> ProgressDisplay:
 
 
 def status_line(progress: Progress) -> str:
-    """Samples done, failures, tokens/s and time left in one line."""
+    """Samples done, requests answered, failures, tokens/s and time left in one line."""
     p = progress
     speed = (
         f"{p.tokens_per_second:,.0f} tokens/s" if p.tokens_per_second is not None else "? tokens/s"
     )
     left = f"{_duration(p.seconds_left)} left" if p.seconds_left is not None else "? left"
-    failed = f"{p.failed:,} failed"
-    return f"{p.done:,}/{p.total:,} samples, {failed}, {speed}, {_duration(p.elapsed)}, {left}"
+    requests = f"{p.requests:,} requests, " if p.requests is not None else ""
+    done = f"{p.done:,}/{p.total:,} samples, {requests}{p.failed:,} failed"
+    return f"{done}, {speed}, {_duration(p.elapsed)}, {left}"
 
 
 def bars(progress: Progress) -> RenderableType:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 
-from enginehouse.core.errors import StartError
+from enginehouse.client.bodies import MAX_PAGE_BYTES, read_body
+from enginehouse.core.errors import StartError, WireError
 from enginehouse.engines.base import ServedEngine
 from enginehouse.executors.base import Process
 
@@ -146,8 +147,8 @@ async def _until(probe: Callable[[], Awaitable[bool]], *, note: Callable[[str], 
 async def _served(session: aiohttp.ClientSession, *, path: str) -> tuple[str, ...]:
     try:
         async with session.get(path, timeout=_PATIENT) as reply:
-            body = await reply.read()
-    except aiohttp.ClientError as error:
+            body = await read_body(reply, limit=MAX_PAGE_BYTES)
+    except (aiohttp.ClientError, WireError) as error:
         raise StartError(f"the server is healthy, but broke off {path}", why=str(error)) from error
     names = parse_models(body) if reply.status == 200 else None
     if names is None:
@@ -170,8 +171,8 @@ async def _canary(session: aiohttp.ClientSession, *, path: str, model: str) -> N
     request: dict[str, Any] = {"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0.0}
     try:
         async with session.post(path, json=request, timeout=_PATIENT) as reply:
-            body = await reply.read()
-    except aiohttp.ClientError as error:
+            body = await read_body(reply, limit=MAX_PAGE_BYTES)
+    except (aiohttp.ClientError, WireError) as error:
         raise StartError(
             "the server is healthy, but broke off a one-token request", why=str(error)
         ) from error

@@ -9,6 +9,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from enginehouse.client.bodies import MAX_PAGE_BYTES, read_body
+from enginehouse.core.errors import WireError
 from enginehouse.engines.diagnosis import Diagnosis, FailureKind
 from enginehouse.tools.markup import leftover_markup
 
@@ -71,8 +73,8 @@ async def check_tool_parser(
             aiohttp.ClientSession(base_url, headers=headers) as session,
             session.post(_PATH, json=body) as reply,
         ):
-            status, content = reply.status, await reply.read()
-    except (aiohttp.ClientError, TimeoutError):
+            status, content = reply.status, await read_body(reply, limit=MAX_PAGE_BYTES)
+    except (aiohttp.ClientError, TimeoutError, WireError):
         return None
     if status != 200:
         said = content.decode(errors="replace").strip()[:300]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, get_args
 
 import msgspec
 
@@ -17,6 +18,17 @@ from enginehouse.core.errors import StoreError
 Record = TypeVar("Record")
 
 _BLOCK = 1 << 16
+_LONGEST_BEGINNING = 100  # bytes
+# How files begin that are not journals, what they are, and what to do about it.
+_FOREIGN = (
+    (b"version https://git-lfs", "it is a Git LFS pointer", "fetch the file with `git lfs pull`"),
+    (b"/annex/objects/", "it is a git-annex pointer", "fetch the file with `git annex get`"),
+    (b"\x1f\x8b", "it is compressed with gzip", "unpack it with gunzip"),
+    (b"\x28\xb5\x2f\xfd", "it is compressed with zstd", "unpack it with `zstd -d`"),
+    (b"\xff\xfe", "it is UTF-16 text", "convert it back to UTF-8 without a byte order mark"),
+    (b"\xfe\xff", "it is UTF-16 text", "convert it back to UTF-8 without a byte order mark"),
+    (b"\xef\xbb\xbf", "it begins with a byte order mark", "save it as UTF-8 without one"),
+)
 
 
 class Entry(msgspec.Struct, Generic[Record], frozen=True, gc=False):
@@ -26,30 +38,66 @@ class Entry(msgspec.Struct, Generic[Record], frozen=True, gc=False):
     record: Record
 
 
+class Repair(msgspec.Struct, frozen=True, kw_only=True):
+    """A broken end of a journal: `size` bytes, which now lie in the file `kept` beside it."""
+
+    size: int
+    kept: Path
+
+    def __str__(self) -> str:
+        return (
+            f"the journal's end was broken: its last {self.size:,} bytes were moved to {self.kept}"
+        )
+
+
 class Journal:
     """A journal open for appending; close it, or use it in `with`.
 
-    Opening cuts off what a kill or a power cut left at the end (a line without its newline, or
-    lines that are no JSON); `repaired_bytes` says how much. The caller makes sure that nobody
-    else appends (see `Run.hold`).
+    `first` is the Struct type of the first line. A file that begins with anything else is refused
+    (StoreError) and left as it is. What a kill or a power cut left at the end (a line without its
+    newline, or lines that are not JSON) is moved into a file beside the journal, which `repair`
+    names. The caller makes sure that nobody else appends (see `Run.hold`). Only its owner may
+    read a journal that is made here.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, first: type[msgspec.Struct]) -> None:
         self.path = path
+        self.repair: Repair | None = None
         self._encoder = msgspec.json.Encoder()
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _failure(path, "cannot open", error) from error
         try:
             size = os.fstat(self._file).st_size
+            if size:
+                _demand_first(path, first)
             self._end = _intact_length(self._file, size)
-            self.repaired_bytes = size - self._end
-            if self.repaired_bytes:
-                os.ftruncate(self._file, self._end)
+            if size > self._end:
+                self.repair = self._move_aside(size)
         except OSError as error:
-            os.close(self._file)
-            raise _failure(path, "cannot read the end of", error) from error
+            self.close()
+            raise _failure(path, "cannot repair the end of", error) from error
+        except StoreError:
+            self.close()
+            raise
+
+    def _move_aside(self, size: int) -> Repair:
+        kept = _unused(self.path.with_name(f"{self.path.name}.cut"))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with os.fdopen(os.open(kept, flags, 0o600), "wb") as file:
+            try:
+                position = self._end
+                while block := os.pread(self._file, _BLOCK, position):
+                    file.write(block)
+                    position += len(block)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                kept.unlink()
+                raise
+        os.ftruncate(self._file, self._end)
+        return Repair(size=size - self._end, kept=kept)
 
     def append(self, record: Any) -> int:
         """Write `record` as one line with one write() call; returns the line's offset.
@@ -96,9 +144,10 @@ class Journal:
 def read_journal(path: Path, record_type: Any) -> Iterator[Entry[Any]]:
     """Every record of the journal in order, decoded as `record_type`; none if there is no file.
 
-    Memory is that of one line. A torn end is passed over (a writer may be at work). Raises
-    StoreError, naming file and line, for a broken line before the end and for a whole line that
-    is not a `record_type`.
+    `record_type` is a Struct type or a union of them. Memory is that of one line. A torn end is
+    passed over (a writer may be at work). Raises StoreError, naming file and line, for a first
+    line that is not a record, a broken line before the end, and a whole line that is not a
+    `record_type`.
     """
     decoder = msgspec.json.Decoder(record_type)
     offset = 0
@@ -109,17 +158,19 @@ def read_journal(path: Path, record_type: Any) -> Iterator[Entry[Any]]:
     except OSError as error:
         raise _failure(path, "cannot open", error) from error
     with file:
+        _demand_beginning(path, file.read(_BLOCK), record_type)
+        file.seek(0)
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
             try:
                 record = decoder.decode(line)
             except msgspec.ValidationError as error:
-                raise _broken(
-                    path, number, f"it is no record that is known here: {error}"
-                ) from error
+                raise _broken(path, number, f"it is not a record known here: {error}") from error
+            except RecursionError as error:
+                raise _broken(path, number, "its JSON is nested too deeply") from error
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                if not any(_is_json(rest) for rest in file):
+                if number > 1 and not any(_is_json(rest) for rest in file):
                     return
                 raise _broken(path, number, str(error)) from error
             yield Entry(offset, record)
@@ -134,8 +185,52 @@ def read_record(path: Path, record_type: Any, *, offset: int) -> Any:
             return msgspec.json.decode(file.readline(), type=record_type)
     except OSError as error:
         raise _failure(path, "cannot read", error) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StoreError(f"{path}: no record begins at byte {offset}", why=str(error)) from error
+
+
+def _demand_first(path: Path, first: type[msgspec.Struct]) -> None:
+    """Raise StoreError unless the file's first line is a `first`, or a torn one."""
+    with path.open("rb") as file:
+        _demand_beginning(path, file.read(_BLOCK), first)
+        file.seek(0)
+        line = file.readline()
+    if not line.endswith(b"\n"):
+        return
+    try:
+        msgspec.json.decode(line, type=first)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _broken(path, 1, str(error)) from error
+
+
+def _demand_beginning(path: Path, block: bytes, record_type: Any) -> None:
+    """Raise StoreError if a file that begins with `block` was never a journal of that type."""
+    for magic, what, fix in _FOREIGN:
+        if block.startswith(magic):
+            raise StoreError(
+                f"{path} is not a journal", why=what, fix=f"{fix}; nothing was changed"
+            )
+    line, newline, _ = block.partition(b"\n")
+    if newline and line.lstrip().startswith(b"{"):
+        return  # a whole line, which is decoded next
+    line = line[:_LONGEST_BEGINNING].replace(b" ", b"")
+    beginnings = [_beginning(kind) for kind in get_args(record_type) or (record_type,)]
+    if not any(line.startswith(b) or b.startswith(line) for b in beginnings):
+        raise _broken(path, 1, "it does not begin as a record does")
+
+
+def _beginning(kind: type[msgspec.Struct]) -> bytes:
+    """The encoding of any `kind`, up to its tag or its first field's value."""
+    config = kind.__struct_config__
+    if config.tag_field is not None:
+        return b'{"%s":"%s"' % (config.tag_field.encode(), str(config.tag).encode())
+    return b'{"%s":' % kind.__struct_encode_fields__[0].encode()
+
+
+def _unused(path: Path) -> Path:
+    """`path`, or that name with the first number that is free."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
+    return next(p for p in itertools.chain([path], numbered) if not os.path.lexists(p))
 
 
 def _intact_length(file: int, size: int) -> int:
@@ -165,6 +260,8 @@ def _last_line_start(file: int, end: int) -> int:
 def _is_json(line: bytes) -> bool:
     try:
         msgspec.json.decode(line)
+    except RecursionError:
+        return True  # whole, however deep; `read_journal` refuses it
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
     return True

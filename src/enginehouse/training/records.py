@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from enginehouse.report.summary import Figure, Report
 from enginehouse.store.journal import Journal, read_journal
 
 JOURNAL = "evaluations.jsonl"
+_log = logging.getLogger(__name__)
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,8 +57,13 @@ def read_evaluations(folder: Path | str) -> list[Evaluation]:
 
 
 def append_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Add to the journal, in one write. Raises StoreError."""
-    with Journal(folder / JOURNAL) as journal:
+    """Add to the journal, in one write; a broken end is moved aside, with a warning.
+
+    Raises StoreError, also for a file that never was such a journal.
+    """
+    with Journal(folder / JOURNAL, first=Evaluation) as journal:
+        if journal.repair:
+            _log.warning("%s", journal.repair)
         journal.append(evaluation)
 
 

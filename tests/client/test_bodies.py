@@ -1,0 +1,169 @@
+"""Replies without an end, compressed bombs, and errors as long as a book."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import tracemalloc
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from enginehouse.client.bodies import MAX_ERROR_BYTES, MAX_REPLY_BYTES
+from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.transport import AiohttpTransport, Timeouts, WireRequest
+from enginehouse.core.errors import (
+    BadRequestError,
+    MalformedResponseError,
+    ReplyTooLargeError,
+    RequestTimeoutError,
+)
+from enginehouse.core.messages import TextPrompt
+from enginehouse.core.sampler import SampleRequest
+from enginehouse.core.sampling import SamplingParameters
+
+from .conftest import CAPABILITIES, Behaviour, ScriptedServer, raw, reply
+
+Start = Callable[..., Awaitable[ScriptedServer]]
+ASK = WireRequest("POST", "/v1/x", b"{}")
+CHUNK = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+
+
+def endless(status: int = 200, *, sent: list[int]) -> Behaviour:
+    """A chunked body that goes on until the connection is closed; `sent` counts its bytes."""
+
+    async def behave(writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 {status} X\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        while not writer.is_closing():
+            writer.write(CHUNK)
+            sent.append(len(CHUNK))
+            await writer.drain()
+
+    return behave
+
+
+async def test_an_endless_reply_ends_at_the_limit(scripted: Start):
+    """The connection is closed then, and the error is not one to try again."""
+    sent: list[int] = []
+    server = await scripted(endless(sent=sent))
+    async with AiohttpTransport(server.url) as transport:
+        with pytest.raises(ReplyTooLargeError) as caught:
+            await transport.send(ASK)
+    assert not caught.value.retryable
+    assert server.url in caught.value.message
+    assert MAX_REPLY_BYTES < sum(sent) < 1.5 * MAX_REPLY_BYTES
+
+
+async def test_an_endless_stream_ends_at_the_limit(scripted: Start):
+    """Chunks are handed on until then, and none is kept."""
+    server = await scripted(endless(sent=[]))
+    received = 0
+
+    async def ask(transport: AiohttpTransport) -> None:
+        nonlocal received
+        async with transport.stream(ASK) as stream:
+            async for chunk in stream.chunks:
+                received += len(chunk)
+
+    async with AiohttpTransport(server.url) as transport:
+        with pytest.raises(ReplyTooLargeError):
+            await ask(transport)
+    assert MAX_REPLY_BYTES / 2 < received <= MAX_REPLY_BYTES
+
+
+async def test_a_compressed_bomb_is_counted_as_what_it_unpacks_to(scripted: Start):
+    """A megabyte that becomes a gigabyte; little more than the limit is ever in memory."""
+    bomb = gzip.compress(bytes(1 << 20)) * 1024
+    server = await scripted(reply(bomb, headers="Content-Encoding: gzip\r\n"))
+    tracemalloc.start()
+    try:
+        async with AiohttpTransport(server.url) as transport:
+            with pytest.raises(ReplyTooLargeError):
+                await transport.send(ASK)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * MAX_REPLY_BYTES
+
+
+async def test_a_compressed_reply_is_read(scripted: Start):
+    """Some proxies compress although nobody asked them to."""
+    body = gzip.compress(b'{"choices": []}')
+    server = await scripted(reply(body, headers="Content-Encoding: gzip\r\n"))
+    async with AiohttpTransport(server.url) as transport:
+        assert (await transport.send(ASK)).body == b'{"choices": []}'
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_of_an_endless_error_the_beginning_is_read(scripted: Start, *, stream: bool):
+    """Its status is what counts."""
+    server = await scripted(endless(500, sent=[]))
+    async with AiohttpTransport(server.url) as transport:
+        if stream:
+            async with transport.stream(ASK) as head:
+                status, body = head.status, head.body
+        else:
+            whole = await transport.send(ASK)
+            status, body = whole.status, whole.body
+    assert (status, len(body)) == (500, MAX_ERROR_BYTES)
+
+
+@pytest.mark.parametrize("repeats", [100_000, 3_000_000], ids=["600 kB", "18 MB"])
+async def test_a_long_error_text_is_cut(scripted: Start, repeats: int):
+    """It would go into the journal whole."""
+    text = b'{"error": {"message": "no ' + b"never " * repeats + b'"}}'
+    server = await scripted(reply(text, status=400))
+    request = SampleRequest(
+        prompt=TextPrompt("1"), parameters=SamplingParameters(max_tokens=1, temperature=0.0)
+    )
+    sampler = HTTPSampler(server.url, model="m", capabilities=CAPABILITIES, concurrency=1)
+    async with sampler:
+        with pytest.raises(BadRequestError) as caught:
+            await sampler.sample(request)
+    assert "never" in caught.value.message
+    assert len(caught.value.message) < 5000
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\n" + b"".join(b"H%d: x\r\n" % n for n in range(10_000)) + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nH: " + b"x" * 10_000_000 + b"\r\n\r\n{}",
+        b"HTTP/1.1 200 " + b"x" * 10_000_000 + b"\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+    ids=["many headers", "a long header", "a long reason"],
+)
+async def test_endless_headers_are_refused(scripted: Start, head: bytes):
+    """As a reply that is not HTTP."""
+    server = await scripted(raw(head))
+    async with AiohttpTransport(server.url) as transport:
+        with pytest.raises(MalformedResponseError):
+            await transport.send(ASK)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_reply_that_drips_ends_with_the_total_time(scripted: Start, *, stream: bool):
+    """A byte every few milliseconds is no silence, so only the total can end it."""
+
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b"1\r\nx\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.005)
+
+    server = await scripted(drip)
+    timeouts = Timeouts(first_byte=5.0, total=0.3)
+
+    async def ask(transport: AiohttpTransport) -> None:
+        if not stream:
+            await transport.send(ASK)
+            return
+        async with transport.stream(ASK) as reply:
+            async for _ in reply.chunks:
+                pass
+
+    async with AiohttpTransport(server.url, timeouts=timeouts) as transport:
+        with pytest.raises(RequestTimeoutError):
+            await ask(transport)
