@@ -102,9 +102,10 @@ async def attach(config: AskConfig, *, layout: Layout) -> tuple[Server, Engine]:
     engine = _engine(config)
     url = _url(config, engine)
     record = None if isinstance(engine, RemoteEngine) else record_at(url, layout=layout)
-    server = await attach_server(
-        url, engine=engine, api_key=_key(config, engine), model=config.model
-    )
+    key = _key(config, engine)
+    if key is None and record is not None and record.has_api_key:
+        key = read_key(record)
+    server = await attach_server(url, engine=engine, api_key=key, model=config.model)
     if record is not None:
         server = replace(
             server,

@@ -35,7 +35,7 @@ class RunningServer:
 async def find_running(target: str, *, layout: Layout, api_key: str | None = None) -> RunningServer:
     """The server that `target` is the name or the address of.
 
-    Asked with `api_key`, by default the environment's.
+    Asked with `api_key`, by default the environment's, or else the administrative one.
     Raises UnknownNameError, and WireError for one that cannot be used.
     """
     record = _record(target, layout)
@@ -84,7 +84,7 @@ async def _asked(
         version=record.version,
         environment=record.environment,
         command=record.command,
-        api_key=key if record.has_api_key else None,
+        api_key=(key or read_key(record)) if record.has_api_key else None,
         admin_key=read_key(record),
         key_file=record.key_file,
         owned=False,

@@ -24,7 +24,7 @@ from hf_server.errors import ApiError, refused
 from hf_server.requests import Constraint
 
 LIMIT = 10  # seconds of CPU
-PATIENCE = 60.0  # seconds, on a machine that is busy otherwise
+PATIENCE = 40.0  # seconds, on a machine that is busy otherwise
 MEMORY = 2 << 30  # bytes
 TRIAL = 64  # tokens
 _LARGEST = 64 << 20  # bytes of a compiled grammar
@@ -118,7 +118,7 @@ class _Nursery:
         compiler = xgrammar.GrammarCompiler(self._tokenizer, max_threads=1)
         try:
             compiled = _compiled(compiler, kind, text)
-            _try(compiled, vocabulary_size=self._tokenizer.vocab_size)
+            _try(compiled, self._tokenizer)
         except (RuntimeError, ValueError, TypeError) as error:
             return " ".join(str(error).strip().splitlines()[-1:]).encode(errors="replace") or b"?"
         return str(compiled.serialize_json()).encode()
@@ -137,20 +137,18 @@ def _compiled(compiler: xgrammar.GrammarCompiler, kind: str, text: str) -> xgram
     return compiler.compile_grammar(text)
 
 
-def _try(compiled: xgrammar.CompiledGrammar, *, vocabulary_size: int) -> None:
-    """Walk through a few answers: some grammars compile at once and hang at their tokens."""
-    for seed in range(2):
-        matcher = xgrammar.GrammarMatcher(compiled)
-        bitmask = xgrammar.allocate_token_bitmask(1, vocabulary_size)
-        drawn = np.random.default_rng(seed)
-        for _ in range(TRIAL):
-            matcher.fill_next_token_bitmask(bitmask, 0)
-            bits = np.unpackbits(bitmask[0].numpy().view(np.uint8), bitorder="little")
-            allowed = np.flatnonzero(bits[:vocabulary_size])
-            if not len(allowed) or not matcher.accept_token(int(drawn.choice(allowed))):
-                return
-            if matcher.is_terminated():
-                break
+def _try(compiled: xgrammar.CompiledGrammar, tokenizer: xgrammar.TokenizerInfo) -> None:
+    """Walk through an answer: some grammars compile at once and hang at their tokens."""
+    matcher = xgrammar.GrammarMatcher(compiled)
+    bitmask = xgrammar.allocate_token_bitmask(1, tokenizer.vocab_size)
+    drawn = np.random.default_rng(0)
+    for _ in range(TRIAL):
+        matcher.fill_next_token_bitmask(bitmask, 0)
+        bits = np.unpackbits(bitmask[0].numpy().view(np.uint8), bitorder="little")
+        allowed = np.flatnonzero(bits[: tokenizer.vocab_size])
+        going_on = np.setdiff1d(allowed, tokenizer.stop_token_ids)
+        if not len(going_on) or not matcher.accept_token(int(drawn.choice(going_on))):
+            return
 
 
 def _limit() -> None:
