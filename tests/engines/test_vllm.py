@@ -200,7 +200,7 @@ def test_the_engines_own_programs_come_first(environment, monkeypatch):
 def test_api_key_is_only_in_the_environment(environment):
     """A key on the command line could be read by every user of the machine."""
     made = command(environment, api_key="s3cret")
-    assert made.env["ENGINEHOUSE_API_KEY"] == "s3cret"
+    assert made.env["GUARD_API_KEY"] == "s3cret"
     assert "s3cret" not in " ".join(made.argv)
     assert "s3cret" not in repr(ServerOptions(api_key="s3cret"))
 
@@ -248,10 +248,10 @@ def test_every_server_is_guarded(environment):
     folder, mine = made.env["PYTHONPATH"].split(os.pathsep)
     assert (Path(folder) / "enginehouse_guard.py").is_file()
     assert mine == "/mine"
-    assert made.env["ENGINEHOUSE_API_KEY"] == "s3cret"
-    assert made.env["ENGINEHOUSE_ADMIN_KEY"] == "adm1n"
+    assert made.env["GUARD_API_KEY"] == "s3cret"
+    assert made.env["GUARD_ADMIN_KEY"] == "adm1n"
     assert not {"s3cret", "adm1n"} & set(" ".join(made.argv).split())
-    assert "ENGINEHOUSE_API_KEY" not in command(environment).env
+    assert "GUARD_API_KEY" not in command(environment).env
 
 
 def test_what_would_go_round_the_guard_is_refused(environment, monkeypatch):

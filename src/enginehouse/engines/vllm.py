@@ -44,8 +44,8 @@ _OURS = {
     "VLLM_SERVER_DEV_MODE": "set enable_weight_swap",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "set enable_lora",
     "VLLM_USE_RUST_FRONTEND": "leave it out: it runs without the middleware that checks the key",
-    "ENGINEHOUSE_ADMIN_KEY": "leave it out: it is generated",
-    "ENGINEHOUSE_API_KEY": "set api_key",
+    "GUARD_ADMIN_KEY": "leave it out: it is generated",
+    "GUARD_API_KEY": "set api_key",
 }
 _OPTIONS = {
     "tensor_parallel_size": "--tensor-parallel-size",
@@ -215,9 +215,9 @@ class VllmEngine:
             env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
         if options.enable_weight_swap:
             env["VLLM_SERVER_DEV_MODE"] = "1"
-        env["ENGINEHOUSE_ADMIN_KEY"] = context.admin_key
+        env["GUARD_ADMIN_KEY"] = context.admin_key
         if options.api_key:
-            env["ENGINEHOUSE_API_KEY"] = options.api_key
+            env["GUARD_API_KEY"] = options.api_key
         env |= options.env_vars
         given = env.get("PYTHONPATH")
         env["PYTHONPATH"] = os.pathsep.join([str(_GUARD_FOLDER), *([given] if given else [])])

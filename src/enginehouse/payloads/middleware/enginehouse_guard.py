@@ -3,9 +3,9 @@
 Runs inside vLLM's process and imports nothing but the standard library. The environment holds up to
 two keys:
 
-- ENGINEHOUSE_ADMIN_KEY opens every path. Only it opens those that change the server, and those that
+- GUARD_ADMIN_KEY opens every path. Only it opens those that change the server, and those that
   this file does not list.
-- ENGINEHOUSE_API_KEY, the user's, opens the listed paths: they generate text or look at the server.
+- GUARD_API_KEY, the user's, opens the listed paths: they generate text or look at the server.
   Without it these need no key; with it, only /health needs none.
 
 vLLM's own check of its key covers /v1, /v2, /inference and /cohere only, and cannot tell the two
@@ -26,8 +26,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-API_KEY = "ENGINEHOUSE_API_KEY"
-ADMIN_KEY = "ENGINEHOUSE_ADMIN_KEY"
+API_KEY = "GUARD_API_KEY"
+ADMIN_KEY = "GUARD_ADMIN_KEY"
 LIVENESS = "/health"
 ORDINARY = frozenset(
     {
