@@ -100,7 +100,9 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigurationError(
-            f"cannot read the task {path}", why=error.strerror, fix="check the path"
+            f"cannot read the task {path}",
+            why=error.strerror,
+            fix="check the path; in a configuration it is relative to that file",
         ) from error
 
 
