@@ -104,11 +104,13 @@ class Loops:
             assert evaluations == []
         return self._plain[kind]
 
-    def run(self, kind: str, settings: object) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def run(
+        self, kind: str, settings: object, **env: str
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """What it ends with, and its evaluations."""
         words = [self.python, SUPPORT / "real_loop.py", self.checkpoint, self.machine.work / kind]
         given = [json.dumps(settings), kind]
-        done = self.machine.start_program([*map(str, words), *given]).end()
+        done = self.machine.start_program([*map(str, words), *given], **env).end()
         assert done.code == 0, done.err
         ended: dict[str, Any] = json.loads(done.out.splitlines()[-1])
         return ended, ended.pop("evaluations")
@@ -160,7 +162,8 @@ def test_on_a_vllm_that_runs_already(loops: Loops, lora_vllm: SharedServer):
 
     known = weights()["version"]
     for kind in ("lora", "full"):
-        evaluated, found = loops.run(kind, SETTINGS | {"url": lora_vllm.url})
+        key = {"ENGINEHOUSE_API_KEY": lora_vllm.admin_key}
+        evaluated, found = loops.run(kind, SETTINGS | {"url": lora_vllm.url}, **key)
         assert evaluated == loops.plain(kind)
         assert len({provenance(evaluation)["model"] for evaluation in found}) == 2
         assert len({answers(evaluation) for evaluation in found}) > 1
@@ -172,7 +175,8 @@ def test_on_a_vllm_that_runs_already(loops: Loops, lora_vllm: SharedServer):
 def test_tink(loops: Loops, machine: House, lora_vllm: SharedServer):
     """A worker of Tink's registers an adapter, updates all weights, and puts the old ones back."""
     program = [loops.python, SUPPORT / "tink_loop.py", loops.checkpoint, lora_vllm.url]
-    done = machine.start_program([*map(str, program), str(machine.work)]).end()
+    key = {"ENGINEHOUSE_API_KEY": lora_vllm.admin_key}
+    done = machine.start_program([*map(str, program), str(machine.work)], **key).end()
     assert done.code == 0, done.err
     found = json.loads(done.out.splitlines()[-1])
     answers = {tuple(found[name]) for name in ("base", "adapted", "updated")}
@@ -181,41 +185,3 @@ def test_tink(loops: Loops, machine: House, lora_vllm: SharedServer):
     assert found["back"] == found["base"]
     assert all(one in (found["base"], found["updated"]) for one in found["meanwhile"])
     assert (found["info"]["available"], found["info"]["active_loras"]) == (True, 0)
-<<<<<<< HEAD
-
-
-@contextmanager
-def resident(machine: House, checkpoint: str) -> Iterator[str]:
-    """The address of a vLLM that takes adapters and weights, stopped at the end."""
-    begun = machine.run(
-        *("serve", checkpoint, "--detach", "--name", "resident"),
-        *("--enable-lora", "--enable-weight-swap", "--max-model-len", "512"),
-    )
-    assert begun.code == 0, begun.err
-    try:
-        (server,) = machine.run("ps", "--json").report
-        yield server["record"]["base_url"]
-    finally:
-        assert machine.run("stop", "resident").code == 0
-
-
-async def _smollm2() -> str:
-    """The checkpoint's folder, made on first use."""
-    from enginehouse.provisioning.environments import find_environment
-    from enginehouse.provisioning.models import resolve_model
-
-    layout = Layout.from_environment()
-    environment = await find_environment(
-        "vllm", python=None, version=None, variant="cpu", layout=layout, notify=print
-    )
-    model = await resolve_model(
-        "smollm2",
-        fallback_path=None,
-        environment=environment,
-        model_format="checkpoint",
-        layout=layout,
-        notify=print,
-    )
-    return str(model.path)
-=======
->>>>>>> main

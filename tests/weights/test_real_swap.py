@@ -34,19 +34,11 @@ def asking(text: str = STORY, tokens: int = 24) -> SampleRequest:
 
 
 @asynccontextmanager
-<<<<<<< HEAD
-async def served(layout: Layout, incidents: list) -> AsyncIterator[Serving]:
-    """SmolLM2 on a real vLLM of our own."""
-    config = parse(
-        ServeConfig, {"model": "smollm2", "server": {"enable_weight_swap": True}}, origin="test"
-    )
-=======
 async def served(dtype: str, state: Path, incidents: list) -> AsyncIterator[Serving]:
     """SmolLM2 on a real vLLM of our own; the caches are the user's, the state is not."""
     layout = replace(Layout.from_environment(), state=state)
-    settings = {"model": "smollm2", "server": {"dtype": dtype}}
+    settings = {"model": "smollm2", "server": {"dtype": dtype, "enable_weight_swap": True}}
     config = parse(ServeConfig, settings, origin="test")
->>>>>>> main
     async with serving(
         config, layout=layout, notify=print, concurrency=8, on_incident=incidents.append
     ) as ready:
