@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from enginehouse.core.errors import ConfigurationError, nearest
 from enginehouse.core.messages import ChatPrompt, Message
+from enginehouse.core.system_errors import advice
 from enginehouse.tasks.answers import strip_reasoning
 from enginehouse.tasks.base import Choose, Dataset, Generate, Item, Score, TaskInfo
 from enginehouse.tasks.data import Row, read_rows, user_source
@@ -92,7 +93,9 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigurationError(
-            f"cannot read the task {path}", why=error.strerror, fix="check the path"
+            f"cannot read the task {path}",
+            why=error.strerror,
+            fix=advice(error, otherwise="check the path"),
         ) from error
 
 
