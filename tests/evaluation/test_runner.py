@@ -23,6 +23,7 @@ from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
     NoHeadlineError,
+    OpenFilesError,
     RequestTimeoutError,
     RunLockedError,
     ServerGoneError,
@@ -517,6 +518,18 @@ async def test_progress_tells_the_last_state(layout):
     assert last.tasks[0].outcomes["wrong"] == 3
     assert last.generated_tokens == 20
     assert last.seconds_left == 0
+
+
+async def test_a_want_of_files_here_is_no_failure_of_a_sample(layout):
+    """The run stops and can be resumed; nothing is journaled for it."""
+    run = new_run(layout)
+    ill = FakeSampler(lambda r: OpenFilesError("none left") if question(r) > 5 else solve(r))
+    with pytest.raises(OpenFilesError):
+        await run_it(run, sampler=ill)
+    assert run.info.status is RunStatus.INTERRUPTED
+    assert all(sample.failure is None for sample in records(run, SampleRecord))
+    report = await run_it(run)
+    assert report.tasks[0].outcomes["correct"] == 10
 
 
 class HalfSampler(FakeSampler):

@@ -216,6 +216,27 @@ async def test_a_restart_forgets(faked):
     assert await state_after(faked, 2) is ServerState.READY
 
 
+async def test_a_limit_of_ours_is_no_sign_of_its_death(monkeypatch):
+    """Without a file for a connection we cannot look; that is not held against the server."""
+    now = [0.0]
+    monkeypatch.setattr(health, "no_file_left", lambda _: True)
+    async with aiohttp.ClientSession("http://127.0.0.1:9") as session:
+        monitor = HealthMonitor(
+            session,
+            engine=VllmEngine(),
+            model="m",
+            exit_code=lambda: None,
+            patience=PATIENCE,
+            busy=lambda: True,
+            clock=lambda: now[0],
+        )
+        for _ in range(5):
+            assert (await monitor.look()).state is ServerState.READY
+            now[0] += PATIENCE
+        monkeypatch.undo()
+        assert (await monitor.look()).state is not ServerState.READY
+
+
 async def test_a_server_that_closed_its_port_fails_soon():
     """A process that lives and no longer listens was told to stop; its patience is not ours."""
     now = [0.0]

@@ -35,6 +35,7 @@ EnginehouseError
 ├── StoreError                a run folder or a file cannot be read or written
 │   ├── RunNotFoundError
 │   └── RunLockedError
+├── OpenFilesError            this process may open no more files: nobody else's fault
 └── NoHeadlineError           too many samples failed: there is no score
 
 `retryable` says whether the same call may succeed unchanged; `stage` says whose doing it was.
@@ -335,6 +336,13 @@ class RunNotFoundError(StoreError):
 
 class RunLockedError(StoreError):
     """Another process is working on the run."""
+
+
+class OpenFilesError(EnginehouseError):
+    """This process, or the machine, may open no more files; no server is to blame."""
+
+    stage = "machine"
+    exit_code = 8
 
 
 class NoHeadlineError(EnginehouseError):

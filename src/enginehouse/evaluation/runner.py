@@ -13,6 +13,7 @@ from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
     EnginehouseError,
+    OpenFilesError,
     ServerError,
     ServerGoneError,
 )
@@ -105,7 +106,9 @@ async def evaluate(
 
 
 def _note_end(run: Run, error: BaseException) -> None:
-    stopped = isinstance(error, (ServerError, asyncio.CancelledError, KeyboardInterrupt))
+    stopped = isinstance(
+        error, (ServerError, OpenFilesError, asyncio.CancelledError, KeyboardInterrupt)
+    )
     try:
         run.finish(RunStatus.INTERRUPTED if stopped else RunStatus.FAILED)
     except EnginehouseError as second:  # a full disk must not hide the first error

@@ -18,9 +18,10 @@ from omegaconf.errors import (
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
+from enginehouse.core.strict_model import StrictModel
 from enginehouse.engines.base import DType, PositiveInt
 from enginehouse.launch.configuration import ServeConfig, merged, parse
 
@@ -28,13 +29,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 CONFIGS = "pkg://enginehouse.launch.configs"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
-    )
-
-
-class FunctionCalling(_Strict):
+class FunctionCalling(StrictModel):
     """Whether and how tools may be called."""
 
     enabled: bool = True
@@ -43,7 +38,7 @@ class FunctionCalling(_Strict):
     """How a call's arguments are handed over: as JSON values."""
 
 
-class Generation(_Strict):
+class Generation(StrictModel):
     """How to ask, whatever the engine."""
 
     temperature: Annotated[float, Field(ge=0)] = 0.7

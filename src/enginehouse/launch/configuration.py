@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
+from enginehouse.core.strict_model import StrictModel
 from enginehouse.core.system_errors import advice
 from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.registry import ENGINES
@@ -20,13 +21,7 @@ from enginehouse.tools.results import Step
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
-    )
-
-
-class ServeConfig(_Strict):
+class ServeConfig(StrictModel):
     """A model, and the server that is to serve it."""
 
     model: str | None = None
@@ -40,7 +35,7 @@ class ServeConfig(_Strict):
     python: Path | None = None
     """The Python of an existing engine environment."""
     version: str | None = None
-    """The engine's version, for a managed environment."""
+    """The engine's version, for a managed environment: any published one, or latest."""
     variant: Literal["cpu", "cuda"] | None = None
     """The engine's build, for a managed environment; chosen by the machine when not given."""
     start_timeout: Annotated[float, Field(gt=0)] = 3600.0
@@ -169,7 +164,7 @@ class SampleConfig(AskConfig):
         return self
 
 
-class TaskConfig(_Strict):
+class TaskConfig(StrictModel):
     """One task of an evaluation; None takes the evaluation's own setting."""
 
     name: str

@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 
 from enginehouse.client.bodies import MAX_PAGE_BYTES, read_body
+from enginehouse.client.open_files import no_file_left
 from enginehouse.core.errors import WireError
 from enginehouse.core.sampler import Load
 from enginehouse.engines.base import ServedEngine
@@ -84,6 +85,7 @@ class HealthMonitor:
         self._computes = False
         self._worked = clock()
         self._deaf_since: float | None = None
+        self._blind = False  # we could not look, for a reason of our own
         self.has_worked = False
 
     @property
@@ -113,7 +115,7 @@ class HealthMonitor:
                 state=ServerState.FAILED,
                 reason=f"{self._engine.health_path} says that its engine is dead",
             )
-        if status == 200:
+        if status == 200 or self._blind:
             return _READY
         if self._deaf_since is not None and self._clock() - self._deaf_since > DEAF_FOR:
             return Health(state=ServerState.FAILED, reason="it no longer listens on its port")
@@ -124,6 +126,9 @@ class HealthMonitor:
         """Every sign: at most 20 s, as a rule milliseconds; a canary only where in doubt."""
         health = await self.glance()
         if health.state is ServerState.FAILED:
+            return health
+        if self._blind:
+            self._worked = self._clock()
             return health
         load = await self._load()
         cores = self._cores()
@@ -164,11 +169,15 @@ class HealthMonitor:
         )
 
     async def _get_status(self, path: str) -> int | None:
+        self._blind = False
         try:
             async with self._session.get(path, timeout=_PROBE) as reply:
                 self._deaf_since = None
                 return reply.status
-        except aiohttp.ClientConnectorError:
+        except aiohttp.ClientConnectorError as error:
+            if no_file_left(error):
+                self._blind = True
+                return None
             self._deaf_since = self._clock() if self._deaf_since is None else self._deaf_since
             return None
         except (aiohttp.ClientError, TimeoutError, OSError):
