@@ -161,6 +161,7 @@ MODELS = [
     ("adapter", "is a LoRA adapter, not a model", "give org/base as the model"),
     ("pointer", "is a Git LFS pointer, not the weights", "git lfs pull"),
     ("weightless", "holds no weights"),
+    ("broken", "model.safetensors is broken, or not wholly written yet"),
     ("file.gguf", "is not a GGUF file"),
     ("runs", "is no model", "did you mean", "checkpoint-20?"),
 ]
@@ -174,6 +175,8 @@ def test_what_is_no_model(house: House, call, words: tuple[str, ...], case: tupl
     house.write("pointer/config.json", "{}")
     house.write("pointer/model.safetensors", "version https://git-lfs.github.com/spec/v1\n")
     house.write("weightless/config.json", "{}")
+    house.write("broken/config.json", "{}")
+    house.write("broken/model.safetensors", "cut off")
     house.write("file.gguf", "no")
     house.write("runs/checkpoint-20/config.json", "{}")
     reference, *parts = case

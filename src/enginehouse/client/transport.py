@@ -17,6 +17,7 @@ from yarl import URL
 from enginehouse.client import open_files
 from enginehouse.client.bodies import MAX_REPLY_BYTES, read_body, read_error_body, too_large
 from enginehouse.client.rate_limits import retry_after
+from enginehouse.client.tls import tls_error
 from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
@@ -253,6 +254,8 @@ class AiohttpTransport:
         """`answered`: the reply had begun. The cause is not chained: its repr may hold headers."""
         if isinstance(error, TimeoutError):
             return self._timeout(error, answered=answered, waited=waited)
+        if (failed := tls_error(error, base_url=self.base_url)) is not None:
+            return failed
         why = str(error) or type(error).__name__
         if isinstance(error, aiohttp.ClientPayloadError):
             why = "the connection ended before all that was announced had come"

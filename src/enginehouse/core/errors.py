@@ -17,6 +17,7 @@ EnginehouseError
 │   └── WeightsError          a swap of weights failed; it says whether the old ones are back
 ├── WireError                 one request failed
 │   ├── ConnectionFailedError         retryable: nothing was received
+│   │   └── TlsError                  a certificate, or http in place of https
 │   ├── RequestTimeoutError           names what timed out
 │   ├── RateLimitedError              retryable after `retry_after` seconds
 │   ├── ServerFaultError              5xx
@@ -240,6 +241,12 @@ class ConnectionFailedError(WireError):
     """The connection was refused or broke before a byte of the reply came."""
 
     retryable = True
+
+
+class TlsError(ConnectionFailedError):
+    """The TLS handshake failed: the certificate, or http where https is spoken, or the reverse."""
+
+    retryable = False
 
 
 class RequestTimeoutError(WireError):

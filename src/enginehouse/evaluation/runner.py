@@ -16,6 +16,7 @@ from enginehouse.core.errors import (
     OpenFilesError,
     ServerError,
     ServerGoneError,
+    TlsError,
 )
 from enginehouse.core.sampler import Provenance, Sampler
 from enginehouse.evaluation.asking import Asker, Unit, check_capabilities
@@ -39,6 +40,7 @@ from enginehouse.store.runs import Run, RunStatus
 
 MOST_IN_FLIGHT = 1024
 GONE_AFTER = 10  # connection failures in a row, beyond those that were in flight together
+_UNCONNECTED = {ConnectionFailedError.__name__, TlsError.__name__}
 _TICK = 0.5  # seconds between progress reports
 _BREATH = 0.05  # seconds after which a worker that never waited lets others run
 
@@ -322,7 +324,7 @@ class _Evaluation:
 
 
 def _is_unconnected(sample: SampleRecord) -> bool:
-    return sample.failure is not None and sample.failure.error == ConnectionFailedError.__name__
+    return sample.failure is not None and sample.failure.error in _UNCONNECTED
 
 
 def _differences(one: msgspec.Struct, other: msgspec.Struct) -> list[str]:

@@ -70,7 +70,7 @@ class VllmSettings(Generation):
     tensor_parallel_size: PositiveInt | None = None
     """GPUs that share each layer."""
     dtype: DType | None = None
-    """The weights' type; half is float16."""
+    """The type to compute in; half is float16. auto, as in the packaged file, is no wish."""
     max_model_len: PositiveInt | None = None
     """The longest prompt and answer together, in tokens."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -85,6 +85,8 @@ class VllmSettings(Generation):
         """The server that these settings describe."""
         names = ("tensor_parallel_size", "dtype", "max_model_len", "gpu_memory_utilization")
         server: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if self.dtype == "auto":  # which the packaged file says for everyone
+            server["dtype"] = None
         server |= {"host": self.host, "port": self.port, "served_model_name": self.model}
         if self.api_key != "EMPTY":
             server["api_key"] = self.api_key
