@@ -168,9 +168,9 @@ class TaskConfig(StrictModel):
     """One task of an evaluation; None takes the evaluation's own setting."""
 
     name: str
-    """A task's name, or the path of a task's YAML file."""
+    """A task's name, or the path of a task's YAML file, relative to the file that says so."""
     data: str | None = None
-    """The data to use instead of the task's own: a file, or hf:owner/name:file."""
+    """The data to use instead of the task's own: a file, found likewise, or hf:owner/name:file."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """How many items."""
     samples: Annotated[int, Field(ge=1)] | None = None
@@ -337,6 +337,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path} must be a mapping of keys to values", why=f"it is {type(value).__name__}"
         )
     return value
+
+
+def with_task_paths(values: Mapping[str, Any], *, folder: Path) -> dict[str, Any]:
+    """An evaluation's values with its tasks' files and data found from `folder`, their file's own.
+
+    What is not in the shape of a list of tasks is left for `parse` to refuse.
+    """
+    tasks = values.get("tasks")
+    if not isinstance(tasks, list):
+        return dict(values)
+    return {**values, "tasks": [_with_paths(task, folder) for task in tasks]}
+
+
+def _with_paths(task: Any, folder: Path) -> Any:
+    if isinstance(task, str):
+        is_file = task.endswith((".yaml", ".yml"))
+        return str(folder / Path(task).expanduser()) if is_file else task
+    if not isinstance(task, Mapping):
+        return task
+    named = {"name": _with_paths(task["name"], folder)} if "name" in task else {}
+    data = task.get("data")
+    if isinstance(data, str) and not data.startswith("hf:"):
+        named["data"] = str(folder / Path(data).expanduser())
+    return {**task, **named}
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,7 +103,9 @@ def _read(path: Path) -> bytes:
         raise ConfigurationError(
             f"cannot read the task {path}",
             why=error.strerror,
-            fix=advice(error, otherwise="check the path"),
+            fix=advice(
+                error, otherwise="check the path; in a configuration it is relative to that file"
+            ),
         ) from error
 
 
