@@ -18,6 +18,7 @@ from enginehouse.core.errors import ConfigurationError, nearest
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.core.strict_model import StrictModel
+from enginehouse.core.system_errors import advice
 from enginehouse.tasks.base import Choose, Dataset, Generate, Item, Score, TaskInfo
 from enginehouse.tasks.data import Row, read_rows, user_source
 from enginehouse.tasks.metrics import CHOICE, MEANINGS, REGEX, Judge, UserMetric, load_metric
@@ -102,7 +103,9 @@ def _read(path: Path) -> bytes:
         raise ConfigurationError(
             f"cannot read the task {path}",
             why=error.strerror,
-            fix="check the path; in a configuration it is relative to that file",
+            fix=advice(
+                error, otherwise="check the path; in a configuration it is relative to that file"
+            ),
         ) from error
 
 
