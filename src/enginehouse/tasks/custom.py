@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from enginehouse.core.errors import ConfigurationError, nearest
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.strict_model import StrictModel
+from enginehouse.core.strict_yaml import load_yaml
 from enginehouse.tasks.answers import strip_reasoning
 from enginehouse.tasks.base import Choose, Dataset, Generate, Item, Score, TaskInfo
 from enginehouse.tasks.data import Row, read_rows, user_source
@@ -97,7 +98,7 @@ def _read(path: Path) -> bytes:
 
 def _parse(content: bytes, path: Path) -> Definition:
     try:
-        values = yaml.safe_load(content.decode("utf-8-sig"))
+        values = load_yaml(content.decode("utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
