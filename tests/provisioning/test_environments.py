@@ -16,6 +16,7 @@ from enginehouse.core.errors import ConfigurationError, ProvisioningError
 from enginehouse.provisioning import environments
 from enginehouse.provisioning.building import RECORD
 from enginehouse.provisioning.environments import (
+    EngineEnvironment,
     EnvironmentPlan,
     Flag,
     ensure_environment,
@@ -347,12 +348,16 @@ async def test_a_given_python_of_another_version_is_refused(
 
 
 @pytest.mark.engine
-async def test_the_real_vllm_is_built():
+async def test_the_real_vllm_is_built(vllm_environment: EngineEnvironment):
     """The real CPU vLLM imports in our environment and has the flags that we use."""
-    layout = Layout.from_environment()
     built = await find_environment(
-        python=None, version=None, variant="cpu", layout=layout, notify=lambda _: None
+        python=None,
+        version=None,
+        variant="cpu",
+        layout=Layout.from_environment(),
+        notify=lambda _: None,
     )
+    assert built == vllm_environment
     assert built.version == "0.32.0"
     assert built.variant == "cpu"
     assert len(built.flags) > 300

@@ -10,7 +10,7 @@ import pytest
 from enginehouse.core.errors import ModelError, ModelNotFoundError
 from enginehouse.provisioning import models
 from enginehouse.provisioning.checkpoints import read_checkpoint
-from enginehouse.provisioning.environments import EngineEnvironment, find_environment
+from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import BundledModel, ResolvedModel, resolve_model
 from enginehouse.store.layout import Layout
 
@@ -199,15 +199,9 @@ async def test_a_bundled_model_comes_out_of_its_package(
 
 
 @pytest.mark.engine
-async def test_smollm2_becomes_a_checkpoint():
+def test_smollm2_becomes_a_checkpoint(smollm2: ResolvedModel):
     """The bundled model is a Llama in bfloat16 with the same digest wherever it is made."""
-    layout = Layout.from_environment()
-    environment = await find_environment(
-        python=None, version=None, variant="cpu", layout=layout, notify=lambda _: None
-    )
-    found = await resolve_model(
-        "smollm2", environment=environment, layout=layout, notify=lambda _: None
-    )
+    found = smollm2
     config = read_checkpoint(Path(found.path)).config
     assert config["model_type"] == "llama"
     assert config["dtype"] == "bfloat16"

@@ -89,28 +89,9 @@ RULES = (
         "correct the name, or leave it out; the engine's own --help lists what there is",
     ),
     Rule(
-        K.QUANTIZATION,
-        r"quantization method (?P<method>\S{1,60}) is not supported for the current GPU\. Minimum "
-        r"capability: (?P<needs>\d+)\. Current capability: (?P<has>\d+)",
-        "{method} needs a GPU of compute capability {needs} (90 is 9.0); this one has {has}",
-        "use the model's unquantized weights, or a newer GPU",
-    ),
-    Rule(
-        K.UNSUPPORTED_DTYPE,
-        r"torch\.(?P<dtype>\w+) is not supported for quantization method (?P<method>\w+)\. "
-        r"Supported dtypes: \[(?P<known>[^\]]{0,200})",
-        "weights quantized with {method} cannot be computed with in {dtype}",
-        "--dtype with one of: {known}",
-    ),
-    Rule(
-        K.NO_COMPILER,
-        r"Could not find nvcc and default cuda_home",
-        "compiling kernels for this GPU takes CUDA's nvcc and a C++ compiler, which it lacks",
-        "install the CUDA toolkit and g++, and set CUDA_HOME",
-    ),
-    Rule(
         K.TOO_SLOW,
-        r"watchdog timeout \(self\.watchdog_timeout=(?P<seconds>[\d.]{1,12})(?:, self\.soft=False"
+        r"[Ww]atchdog timeout \(self\.watchdog_timeout=(?P<seconds>[\d.]{1,12})(?:, "
+        r"self\.soft=False"
         r"|\))",
         "one step took longer than {seconds} s, and SGLang's watchdog ended it: a hang between "
         "GPUs, or kernels that were compiled",
@@ -133,12 +114,12 @@ PROFILE = LogProfile(
         r"|kill_process_tree called"
     ),
     fatal=re.compile(
-        r"hit an exception|watchdog timeout|Initialization failed|crashed |died during init"
+        r"hit an exception|[Ww]atchdog timeout|Initialization failed|crashed |died during init"
     ),
     works=re.compile(r"(?:^| )[A-Z]+\d"),
     error_lines=re.compile(
         r"Initialization failed\. |Subprocess \S+ \(pid=\d+\) crashed|Received sigquit"
-        r"|SIGQUIT received|\w{1,40} watchdog timeout \(self\.watchdog_timeout=[\d.]{1,12}"
+        r"|SIGQUIT received|(?:\w{1,40} )?[Ww]atchdog timeout \(self\.watchdog_timeout=[\d.]{1,12}"
         r"(?:, self\.soft=False|\))"
     ),
     words=Surroundings(

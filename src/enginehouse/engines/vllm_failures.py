@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from enginehouse.engines.diagnosis import FailureKind, Rule, Surroundings, groups
+from enginehouse.engines.diagnosis import FailureKind, Rule, Surroundings
 from enginehouse.engines.vllm_history import REMOVED_FLAGS
 
 
@@ -18,15 +18,6 @@ def _flag(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # n
     flag = found["flag"].partition("=")[0]
     fix = REMOVED_FLAGS.get(flag, "correct it or leave it out; `--help=all` of the engine lists it")
     return {"flag": flag, "fix": fix}
-
-
-def _without_torch(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    return {name: value.replace("torch.", "") for name, value in groups(found, around).items()}
-
-
-def _capabilities(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    said = groups(found, around)
-    return {n: f"{int(v) / 10:.1f}" if v.isdigit() else v for n, v in said.items()}  # 89 is 8.9
 
 
 K = FailureKind
@@ -130,27 +121,11 @@ RULES = (
         "--dtype float16",
     ),
     Rule(
-        K.UNSUPPORTED_DTYPE,
-        r"torch\.(?P<dtype>\w+) is not supported for quantization method (?P<method>\w+)\. "
-        r"Supported dtypes: \[(?P<known>[^\]]{0,200})",
-        "weights quantized with {method} cannot be computed with in {dtype}",
-        "--dtype with one of: {known}",
-        _without_torch,
-    ),
-    Rule(
         K.QUANTIZATION,
         r"model config \((?P<is>\S{1,60})\) does not match the quantization method [^(\n]{0,120}"
         r"\((?P<given>\S{1,60})\)",
         "the checkpoint is quantized with {is}, and --quantization says {given}",
         "leave --quantization out: it is read from the checkpoint",
-    ),
-    Rule(
-        K.QUANTIZATION,
-        r"quantization method (?P<method>\S{1,60}) is not supported for the current GPU\. Minimum "
-        r"capability: (?P<needs>\d+)\. Current capability: (?P<has>\d+)",
-        "{method} needs a GPU of compute capability {needs}; this one has {has}",
-        "use the model's unquantized weights, or a newer GPU",
-        _capabilities,
     ),
     Rule(
         K.QUANTIZATION,

@@ -19,6 +19,7 @@ class _Guess:
     cause: str
     fix: str
     names: re.Pattern[str] = re.compile("")
+    texts: re.Pattern[str] = re.compile("")
     within: int = 4
 
 
@@ -44,6 +45,20 @@ _GUESSES = (
         "the GPUs or nodes did not get in touch with each other",
         "start it again with NCCL_DEBUG=INFO and read what NCCL says; try NCCL_P2P_DISABLE=1, and "
         "see that NCCL_SOCKET_IFNAME names the right network",
+    ),
+    _Guess(
+        re.compile(r"/model_loader/|/models/\w+\.py$"),
+        K.WEIGHTS_MISMATCH,
+        "the checkpoint has a weight that {engine}'s class for this architecture does not expect, "
+        "or lacks one",
+        "see that config.json belongs to these weights, and how they were saved (merged? "
+        "quantized? "
+        "by another version of transformers?); a newer {engine} may know the variant",
+        re.compile(r"KeyError|AssertionError|AttributeError"),
+        re.compile(
+            r"(?:layers?|blocks?|experts?|embed_tokens|lm_head|_proj|visual|model)\.[\w.]*|\.weight"
+        ),
+        within=3,
     ),
     _Guess(
         re.compile(r"/lora/"),
@@ -73,6 +88,7 @@ def guess(failure: Failure, *, around: Surroundings, evidence: str) -> Diagnosis
                     distance <= known.within
                     and known.files.search(file)
                     and known.names.search(raised.name)
+                    and known.texts.search(raised.text)
                 ):
                     return _guessed(known, file, around, evidence)
     return None

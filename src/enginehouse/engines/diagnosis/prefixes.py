@@ -19,6 +19,8 @@ _MOST = 12  # prefixes of one line
 _PLACE = r"(?P<place>[\w./<>\-]{1,120}:\d{1,6})\]"
 _DATE = r"\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
 _QUOTED = (re.compile(r"> ?"),)
+# A frame that a terminal's viewer drew around the line, which is not that of a traceback.
+_FRAMED = (re.compile(rf"│ (?=\(\w|\[\d{{4}}-|(?:{_LEVELS})[: ]|{_DATE})"),)
 _BRACKETED = (
     # (EngineCore_DP0 pid=68), (VllmWorker rank=1 pid=2), (RayWorkerWrapper pid=7, ip=10.0.0.4)
     re.compile(
@@ -41,6 +43,7 @@ _SQUARE = (
     re.compile(r"\[pod/[^\]\s]{1,200}\] ?"),
     re.compile(r"\[\d{1,5},\d{1,5}\]<std(?:err|out)>: ?"),
     re.compile(rf"\[(?P<level>{_LEVELS})\] ?"),
+    re.compile(rf"\[(?P<level>{_LEVELS})\|[\w.]{{1,80}}:\d{{1,6}}\] {_DATE} >> ?"),
 )
 _LETTERED = (
     # ERROR 11-21 04:30:17 [core.py:1510], ERROR 08-23 08:25:25 worker_utils.py:226], ERROR 2007 […]
@@ -59,6 +62,7 @@ _LETTERED = (
     re.compile(r"(?P<level>[EWIF])\d{4} [\d:.]{8,20} {1,4}\d{1,10} [\w./\-]{1,80}:\d+\] ?"),
     # a compose service
     re.compile(r"[\w.\-]{1,64} {1,40}\| ?"),
+    re.compile(rf"time=\S{{10,40}} level=(?P<level>{_LEVELS}) (?:source=\S{{1,80}} )?(?:msg=)?\"?"),
     # node1:101:202 [3] misc/socket.cc:87 NCCL WARN
     re.compile(
         r"[\w.\-]{1,80}:\d{1,9}:\d{1,9} \[\d{1,4}\] (?:[\w./\-]{1,80}:\d{1,6} )?"
@@ -75,7 +79,7 @@ _NUMBERED = (
 _BY_FIRST = (
     dict.fromkeys("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_", _LETTERED)
     | dict.fromkeys("0123456789", _NUMBERED)
-    | {"(": _BRACKETED, "[": _SQUARE, ">": _QUOTED}
+    | {"(": _BRACKETED, "[": _SQUARE, ">": _QUOTED, "│": _FRAMED}
 )
 
 
@@ -114,12 +118,14 @@ def peel(line: str) -> Line:
         said = found.groupdict()
         if process := said.get("process"):
             processes.append(" ".join(process.split()))
+            if found[0].startswith("[2"):
+                level = None  # what forwards an SGLang's line has put its own level before it
         if word := said.get("level"):
             level = _NAMES.get(word, word)
         place = said.get("place") or place
         native = said.get("native") or native
     return Line(
-        text=line[position:],
+        text=line[position:].rstrip(" │") if line.startswith("│") else line[position:],
         process=" ".join(processes),
         level=level,
         place=place,

@@ -28,10 +28,10 @@ from enginehouse.engines.diagnosis.rule import Rule, recognise
 from enginehouse.engines.diagnosis.shared_rules import LOST_CONNECTION, RULES
 
 LONGEST = 400  # characters of evidence
-_RECENT = 50  # lines from the end, in which something may still be waited for
+_RECENT = 12  # lines from the end, in which something may still be waited for
 _POINTER = re.compile(
     r"(?i)see (?:the )?(?:root cause|stack trace|error messages?|logs?) ?(?:\(?above|for)"
-    r"|check the (?:stack trace|logs?) above|its error is above"
+    r"|check the logs? above|its error is above|RayTaskError\(|Worker \S{1,60} pid \d+ died"
     r"|died unexpectedly|EngineDeadError|EngineGenerateError|Executor failed\.$"
     r"|Got fatal signal from worker|ProcessExitedException|ChildFailedError"
     r"|one of the subprocesses|child process(?:es)? (?:failed|died|exited)"
@@ -39,7 +39,7 @@ _POINTER = re.compile(
     r"|Failed core proc|Engine process failed to start|SIGQUIT received|Received sigquit"
     r"|^(?:\w+\.)*(?:SystemExit|KeyboardInterrupt|CancelledError|GeneratorExit)\b"
     r"|Connection (?:closed|reset) by peer|Broken pipe|remote process (?:exited|has terminated)"
-    r"|Exiting\.\.\.$|^Aborted\b|^Traceback|^\s*$"
+    r"|Exiting\.\.\.$|^Aborted\b|^Killed$|^Traceback|^\s*$"
 )
 # Nothing but a name: an exception that does not say why.
 _EMPTY = re.compile(r"^[\w.]+(?:Error|Exception|Empty|Failure|Failed)?:?$")
@@ -89,10 +89,10 @@ class _Selection:
         return (
             self._known(self._fatal, definite)
             or self._spoken(definite)
-            or self._known(self._fatal, vague)
+            or self._symptom(vague)
             or self._spoken(vague)
             or (self._of_unknown(unknown) if unknown else None)
-            or (self._known(self._survived, definite) if not self._log.ready else None)
+            or self._of_what_was_survived(definite, vague)
             or self._of_the_end(exit_code)
             or self._survived_until(exit_code)
         )
@@ -143,6 +143,27 @@ class _Selection:
                     if (found := rule.diagnose(text, around=self._around)) is not None:
                         return found
         return None
+
+    def _symptom(self, vague: Sequence[Rule]) -> Diagnosis | None:
+        """A symptom that a rule knows; not a lost connection, if another process failed."""
+        found = self._known(self._fatal, vague)
+        if found is None or found.kind is not FailureKind.COMMUNICATION:
+            return found
+        others = [f for f in self._fatal if f.traced and self._known([f], vague) is None]
+        first = next(self._unknown(others), None)
+        return self._of_unknown(first) if first else found
+
+    def _of_what_was_survived(
+        self, definite: Sequence[Rule], vague: Sequence[Rule]
+    ) -> Diagnosis | None:
+        """Before it was ready: what went wrong, though it seemed to go on."""
+        if self._log.ready:
+            return None
+        known = self._known(self._survived, definite)
+        if known is not None or not self._pointers:
+            return known
+        first = next(self._unknown(self._survived), None)
+        return self._known(self._survived, vague) or (self._of_unknown(first) if first else None)
 
     def _spoken(self, rules: Sequence[Rule]) -> Diagnosis | None:
         """What native code, compilers and warnings said; the most specific rule decides."""
@@ -252,6 +273,6 @@ def _evidence(text: str) -> str:
     if "validation error" in first and rest:
         said = rest.strip().partition("\n")[0].strip().removeprefix("Value error, ")
         return said.partition(" [type=")[0] or first
-    if rest and re.fullmatch(r"[\w.]+(?:\(\w+\))?: ?(?:backend='\w+' raised:)?", first):
-        return f"{first} {rest.strip().partition(chr(10))[0].strip()}"
+    if rest and re.fullmatch(r"[\w.]+(?:\(\w+\))?:? ?(?:backend='\w+' raised:)?", first):
+        return f"{first.rstrip(': ')}: {rest.strip().partition(chr(10))[0].strip()}"
     return first

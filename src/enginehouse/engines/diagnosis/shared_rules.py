@@ -123,6 +123,15 @@ def _divisible(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
     return said | {"size": said["size"] or "this many"}
 
 
+def _without_torch(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
+    return {name: value.replace("torch.", "") for name, value in groups(found, around).items()}
+
+
+def _capabilities(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
+    said = groups(found, around)
+    return {n: f"{int(v) / 10:.1f}" if v.isdigit() else v for n, v in said.items()}  # 89 is 8.9
+
+
 def _missing_package(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
     name = found["name"].partition(".")[0]
     return {"name": found["name"], "package": name, "rebuild": around.rebuild}
@@ -196,8 +205,8 @@ _DISK = (
         r"(?:.{0,20}['\"\[](?P<path>/[^'\"\]]{1,300}))?"
         r"|(?:is|are) not writable|could not create (?:the )?(?:cache )?(?:directory|folder)"
         r"|mkdir.{0,80}(?:Permission denied|Read-only file system)",
-        "a folder cannot be written by the user that the engine runs as {path}",
-        "give that user the folder, or name others: HF_HOME for models, VLLM_CACHE_ROOT, "
+        "a folder or file cannot be read or written by the user that the engine runs as: {path}",
+        "give that user the rights, or name other folders: HF_HOME for models, VLLM_CACHE_ROOT, "
         "TRITON_CACHE_DIR, XDG_CACHE_HOME and HOME for compiled kernels, TMPDIR for the rest",
     ),
     Rule(
@@ -414,14 +423,22 @@ _TOOLCHAIN = (
     ),
     Rule(
         K.TOOLCHAIN,
-        r"(?:CUDA|cuda|nvcc)[^\n]{0,60}version[^\n]{0,80}(?:mismatch\w{0,3}|does not match"
-        r"|is (?:too "
-        r"old|older))[^\n]{0,80}(?:compile|PyTorch|nvcc|build|toolkit)?"
-        r"|unsupported GNU version|unsupported (?:Microsoft|clang) |nvcc[^\n]{0,60}(?:is too old"
-        r"|older than|>= ?1\d\.\d)|requires (?:nvcc|CUDA(?: toolkit)?)[^\n]{0,20}>=? ?1\d",
-        "the CUDA toolkit that compiles the kernels does not fit torch, the GPU or the compiler",
-        "install the toolkit of the CUDA that torch was built with, and set CUDA_HOME to it",
+        r"unsupported GNU version|unsupported (?:Microsoft Visual Studio|clang) version",
+        "the C++ compiler is newer than the CUDA toolkit's nvcc knows",
+        "install an older g++ and name it (CC, CXX, NVCC_PREPEND_FLAGS='-ccbin g++-12'), or a "
+        "newer "
+        "CUDA toolkit",
         spoken=True,
+    ),
+    Rule(
+        K.TOOLCHAIN,
+        r"detected CUDA version \([\d.]{1,8}\) mismatches"
+        r"|CUDA version[^\n]{0,60}does not match[^\n]"
+        r"{0,60}(?:compile|PyTorch|torch)|nvcc[^\n]{0,20} [\d.]{2,6}[^\n]{0,20}(?:is too old"
+        r"|is not "
+        r"supported)|requires (?:nvcc|CUDA(?: toolkit)?)[^\n]{0,20}>= ?1\d",
+        "the CUDA toolkit that compiles the kernels does not fit torch or the GPU",
+        "install the toolkit of the CUDA that torch was built with, and set CUDA_HOME to it",
     ),
     Rule(
         K.NO_COMPILER,
@@ -645,7 +662,7 @@ _HUB = (
     Rule(
         K.DOWNLOAD_FAILED,
         r"error downloading or loading vocab file|failed to download or load vocab"
-        r"|openaipublic\.blob[^\n]{0,200}|[\w.]{1,40}\.tiktoken",
+        r"|openaipublic\.blob|(?:o200k|cl100k)_base\.tiktoken",
         "a file of the tokenizer's vocabulary is fetched from the network when it is first used, "
         "and could not be",
         "fetch it elsewhere and name its folder: TIKTOKEN_ENCODINGS_BASE for openai-harmony "
@@ -730,12 +747,20 @@ _HUB = (
         K.MODEL_BROKEN,
         r"SafetensorError|[Hh]eader ?too ?(?:large|small)|InvalidHeader|MetadataIncompleteBuffer"
         r"|OverflowError: cannot fit 'int' into an index-sized|PytorchStreamReader failed"
-        r"|JSONDecodeError|is not a valid JSON file|invalid load key, '(?P<key>[^']{1,8})'"
+        r"|is not a valid JSON file|invalid load key, '(?P<key>[^']{1,8})'"
         r"|git-lfs|Git LFS|Unable to load weights from (?:pytorch|tf) checkpoint"
         r"|UnpicklingError|unexpected end of data|file not fully covered",
         "a file of the model is broken: cut off, or not what its name says",
         "compare the sizes with the source's and fetch it again; `git lfs pull` if it is a Git LFS "
         "pointer",
+    ),
+    Rule(
+        K.MODEL_BROKEN,
+        r"JSONDecodeError",
+        "a file is no JSON, though its name says so: cut off, empty, or a Git LFS pointer",
+        "look at the file that the traceback reads; fetch the model again, or `git lfs pull`; a "
+        "broken cache (~/.cache/vllm, ~/.cache/huggingface) can be removed",
+        vague=True,
     ),
     Rule(
         K.UNSUPPORTED_MODEL,
@@ -766,7 +791,7 @@ _MODEL = (
         r"|size mismatch for (?P<size>\S{1,120})"
         r"|ignore_mismatched_sizes|Attempted to load weight "
         r"\((?P<got>[^()]{1,60}(?:\([^()]{0,60}\))?)"
-        r"|loaded_weight\.shape|Error\(s\) in loading state_dict"
+        r"|(?:loaded_weight|param(?:_data)?)\.(?:shape|size\(\))|Error\(s\) in loading state_dict"
         r"|[Uu]nexpected key\(s\) in state_dict"
         r"|(?:Missing|missing) key\(s\) in state_dict|shape mismatch[^\n]{0,40}weight"
         r"|weight[^\n]{0,60}shape mismatch",
@@ -775,6 +800,22 @@ _MODEL = (
         "see that config.json belongs to these weights, and how they were saved (merged? "
         "quantized? "
         "another framework's names?); a newer {engine} may know the variant",
+    ),
+    Rule(
+        K.UNSUPPORTED_DTYPE,
+        r"torch\.(?P<dtype>\w+) is not supported for quantization method (?P<method>\w+)\. "
+        r"Supported dtypes: \[(?P<known>[^\]]{0,200})",
+        "weights quantized with {method} cannot be computed with in {dtype}",
+        "--dtype with one of: {known}",
+        _without_torch,
+    ),
+    Rule(
+        K.QUANTIZATION,
+        r"quantization method (?P<method>\S{1,60}) is not supported for the current GPU\. Minimum "
+        r"capability: (?P<needs>\d+)\. Current capability: (?P<has>\d+)",
+        "{method} needs a GPU of compute capability {needs}; this one has {has}",
+        "use the model's unquantized weights, or a newer GPU",
+        _capabilities,
     ),
     Rule(
         K.QUANTIZATION,
@@ -790,7 +831,8 @@ _MODEL = (
         r"|Quantization scheme is not supported|[Nn]o (?:compatible|suitable|valid) "
         r"(?:FP8|fp8|MoE|NVFP4|MXFP4|quant\w{0,10}|w4a16|scaled_mm) (?:kernel|backend)"
         r"|(?:Marlin|AWQ|GPTQ|FP8|NVFP4|MXFP4|CUTLASS|Machete|ExLlama)[^\n]{0,80}(?:not supported|"
-        r"does not support|only supports?|requires)|weight_scale\w{0,20}"
+        r"does not support|only supports?|requires)|weight_scale\w{0,20}|weight_zero_point"
+        r"|\.(?:absmax|qweight|qzeros|scales)\b"
         r"|quantization method \S{1,40} is not supported",
         "the checkpoint is quantized in a way that this {engine} cannot compute with here: the "
         "method is unknown, the GPU has no kernel for it, or its groups cannot be shared out "
@@ -927,13 +969,13 @@ _WHILE_RUNNING = (
     ),
     Rule(
         K.WRONG_LIBRARY,
-        r"(?:ImportError: )?(?:[Pp]lease install|requires? the|You need to install|needs the) "
-        r"(?:the )?`?(?P<name>[\w.\-\[\]]{2,60})`?(?: (?:library|package|first|to|via|with|using)|`"
-        r"|'|,"
-        r"|\.)|(?:package|library) [`'](?P<other>[\w.\-]{2,60})[`'] (?:is not installed"
+        r"(?:[Pp]lease (?:pip )?install|You need to install|pip install) (?:-U |the )?[`'\"]?"
+        r"(?P<name>[a-zA-Z][\w.\-\[\]]{1,60})|requires the (?P<other>[\w.\-]{2,60}) (?:library"
+        r"|package)"
+        r"|(?:package|library|module) [`'](?P<third>[\w.\-]{2,60})[`'] (?:is not installed"
         r"|was not found)"
         r"|PackageNotFoundError: (?:No package metadata was found for )?'?(?P<meta>[\w.\-]{1,60})",
-        "the environment lacks a Python package: {name}{other}{meta}",
+        "the environment lacks a Python package: {name}{other}{third}{meta}",
         "install it into that environment, or build the environment again: {rebuild}",
         _rebuild,
     ),
