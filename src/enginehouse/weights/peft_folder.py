@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 
 from enginehouse.core.errors import AdapterError
+from enginehouse.core.system_errors import advice
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -155,7 +156,9 @@ def _config(folder: Path) -> _Config:
             fix="give the folder that `save_pretrained` of a PEFT model has written",
         ) from None
     except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} cannot be read", why=str(error), fix="save it again") from error
+        raise AdapterError(
+            f"{path} cannot be read", why=str(error), fix=advice(error, otherwise="save it again")
+        ) from error
     if not isinstance(fields, dict) or fields.get("peft_type") != "LORA":
         kind = fields.get("peft_type") if isinstance(fields, dict) else type(fields).__name__
         raise AdapterError(
@@ -214,7 +217,9 @@ def _tensors(folder: Path) -> dict[str, _Tensor]:
                 tensors[name] = _tensor(entry, file.read(end - begin), folder)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise AdapterError(
-            f"{path} is broken, or not wholly written yet", why=str(error), fix="save it again"
+            f"{path} is broken, or not wholly written yet",
+            why=str(error),
+            fix=advice(error, otherwise="save it again"),
         ) from error
     return tensors
 
