@@ -22,7 +22,10 @@ from enginehouse import evaluation
 from enginehouse.core.errors import (
     ConfigurationError,
     ModelError,
+    RunLockedError,
+    ServerError,
     StoreError,
+    TaskError,
     UnknownNameError,
     UnsupportedError,
 )
@@ -46,6 +49,7 @@ OnProgress = Callable[[Progress], None]
 Asking = Callable[..., AbstractAsyncContextManager[Serving]]  # as `asking`
 Given = TypeVar("Given", bound=EvaluationConfig)
 _NEVER_BEGUN = (ConfigurationError, ModelError, UnsupportedError)  # if nothing was asked
+_LASTING = (*_NEVER_BEGUN, TaskError, RunLockedError)  # the same again if the run is resumed
 _SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 
 
@@ -191,9 +195,23 @@ async def _carry_out(
                 return await evaluate(sampler=ready.sampler, provenance=ready.provenance)
         except BaseException as error:
             _note_end(run, error)
-            if run.journal_path.exists() or not isinstance(error, _NEVER_BEGUN):
-                notify(f"the run is kept; go on with: enginehouse resume {run.info.id}")
+            if (kept := _what_is_kept(run, error)) is not None:
+                notify(kept)
             raise
+
+
+def _what_is_kept(run: Run, error: BaseException) -> str | None:
+    """What can be done with a run that `error` ended; None where that is nothing.
+
+    A run is resumed with the options that it began with: what is wrong with those, with its task or
+    with its model stays wrong.
+    """
+    begun = run.journal_path.exists()
+    if isinstance(error, _LASTING):
+        return f"what was asked is kept: enginehouse show {run.info.id}" if begun else None
+    if isinstance(error, ServerError) and not begun:
+        return None  # the server never started; another option may be what it needs
+    return f"the run is kept; go on with: enginehouse resume {run.info.id}"
 
 
 async def _stop_abandoned(run: Run, *, layout: Layout, notify: Notify) -> None:
