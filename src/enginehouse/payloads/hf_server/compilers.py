@@ -29,6 +29,7 @@ PATIENCE = 40.0  # seconds, on a machine that is busy otherwise
 MEMORY = 2 << 30  # bytes
 TRIAL = 64  # tokens
 _LARGEST = 64 << 20  # bytes of a compiled grammar
+_GRAMMAR, _REASON = b"grammar ", b"reason "  # how an answer begins
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -57,11 +58,11 @@ class Compilers:
         """
         param = "response_format" if constraint.kind == "json" else "structured_outputs"
         answer = self._ask(constraint.kind, constraint.text)
-        if answer.startswith(b"{") and len(answer) <= _LARGEST:
-            return answer.decode()
+        if answer.startswith(_GRAMMAR) and len(answer) <= _LARGEST:
+            return answer.removeprefix(_GRAMMAR).decode()
         reason = "it is too large, or takes more time or memory than an answer may"
-        if answer and not answer.startswith(b"{"):
-            reason = answer.decode()
+        if answer.startswith(_REASON):
+            reason = answer.removeprefix(_REASON).decode()
         raise refused(f"the {constraint.kind} constraint cannot be used: {reason}", param=param)
 
     def close(self) -> None:
@@ -121,8 +122,9 @@ class _Nursery:
             compiled = _compiled(compiler, kind, text)
             _try(compiled, self._tokenizer)
         except (RuntimeError, ValueError, TypeError) as error:
-            return " ".join(str(error).strip().splitlines()[-1:]).encode(errors="replace") or b"?"
-        return str(compiled.serialize_json()).encode()
+            last = " ".join(str(error).strip().splitlines()[-1:])
+            return _REASON + last.encode(errors="replace")
+        return _GRAMMAR + str(compiled.serialize_json()).encode()
 
 
 def _compiled(compiler: xgrammar.GrammarCompiler, kind: str, text: str) -> xgrammar.CompiledGrammar:
@@ -153,7 +155,8 @@ def _try(compiled: xgrammar.CompiledGrammar, tokenizer: xgrammar.TokenizerInfo) 
 
 
 def _limit() -> None:
-    """Have the kernel end this process when it takes more than it may."""
+    """Have the kernel end this process when it takes more than it may, and let others go first."""
+    os.nice(5)
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
