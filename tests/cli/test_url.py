@@ -42,6 +42,28 @@ def test_it_is_used_and_left_running(house: House, call, words, answers):
         assert call("ps", "--json").report == []
 
 
+def test_a_server_of_ours_is_called_by_its_name(house: House, call, words, answers):
+    """`serve --detach` has started it: what is known of it is told, and it is left running."""
+    house.model("ours")
+    env = f"VLLM_FAKE_ANSWERS={answers}"
+    assert call("serve", "ours", "-d", "--name", "mine", "--env", env).code == 0
+    (server,) = call("ps", "--json").report
+    url = server["record"]["base_url"]
+    done = call("eval", "--url", url, *words, "--json")
+    assert done.code == 0, done.err
+    assert "not ours" not in done.err
+    assert "the server mine, which stays as it is" in done.err
+    (provenance,) = done.report["provenance"]
+    assert provenance["engine_arguments"] == server["record"]["command"]
+    assert provenance["environment"] == server["record"]["environment"]
+    assert provenance["unknown"].keys() == {"weights_digest", "chat_template_digest"}
+    assert all("not ours" not in reason for reason in provenance["unknown"].values())
+    checked = call("check", url, "--users", "1")
+    assert "not ours" not in checked.err + checked.out
+    assert "the server mine" in checked.err
+    assert call("stop", "mine").code == 0
+
+
 def test_a_model_that_it_does_not_serve(house: House, call, words):
     """Exit code 2, and the names that it serves."""
     with fake_engine(house, "--served-model-name", "one", "two") as url:

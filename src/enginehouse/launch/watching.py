@@ -39,7 +39,7 @@ from enginehouse.launch.finished_checkpoints import (
     content_digest,
     state_of,
 )
-from enginehouse.launch.resident import resident
+from enginehouse.launch.resident import resident, with_weight_swap
 from enginehouse.launch.serving import Notify, Serving
 from enginehouse.launch.watch_host import Host, Opening, Swappable
 from enginehouse.launch.watch_journal import AttemptRecord, Status, WatchJournal, held_journal
@@ -109,7 +109,7 @@ async def watch(
         if journal.repair:
             notify(str(journal.repair))
         host = Host(
-            _evaluation(config),
+            with_weight_swap(_evaluation(config)),
             open_resident=open_resident,
             layout=layout,
             notify=notify,
