@@ -12,7 +12,6 @@ import importlib.metadata
 import importlib.util
 import os
 import pickle
-import re
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import msgspec
 
 from enginehouse.core.errors import ConfigurationError, DataError, UnknownNameError
 from enginehouse.core.messages import ChatPrompt, Message
-from enginehouse.tasks.answers import strip_reasoning
+from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.tasks.base import (
     Dataset,
     Generate,
@@ -49,7 +48,8 @@ INSTRUCTION: Final = (
 # Made of other data sets, which it must be told; it has no questions by default.
 _NOT_ALONE: Final = frozenset({"composite"})
 _PAYLOAD: Final = Path(__file__).parent.parent / "payloads" / "reasoning_gym_items.py"
-_TAGGED: Final = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_OPENING: Final = "<answer>"
+_CLOSING: Final = "</answer>"
 
 
 def _info(name: str) -> TaskInfo:
@@ -132,10 +132,9 @@ class ReasoningGym:
         The answer is the last <answer>…</answer>, as in reasoning_gym's `extract_answer`. Without
         one, or when the scorer raises on it (some do on malformed answers), it is unparsable.
         """
-        tagged = _TAGGED.findall(strip_reasoning(text))
-        if not tagged:
+        answer = last_tagged(strip_reasoning(text))
+        if answer is None:
             return Score(outcome=Outcome.UNPARSABLE, measures={"score": Measure(0.0)})
-        answer = tagged[-1].strip()
         entry = self._generated(item.data["seed"])[item.data["index"]]
         scorer = _package().create_dataset(self._name, seed=item.data["seed"], size=self._size)
         try:
@@ -158,6 +157,16 @@ class ReasoningGym:
         if seed not in self._entries:
             self._entries[seed] = _generate(self._name, seed=seed, size=self._size)
         return self._entries[seed]
+
+
+def last_tagged(text: str) -> str | None:
+    """What stands in the last <answer>…</answer>, without white space at its ends, or None."""
+    found, end = None, 0
+    while (start := text.find(_OPENING, end)) >= 0 and (
+        stop := text.find(_CLOSING, start + len(_OPENING))
+    ) >= 0:
+        found, end = text[start + len(_OPENING) : stop].strip(), stop + len(_CLOSING)
+    return found
 
 
 def _package() -> Any:
