@@ -156,3 +156,16 @@ def test_failed_samples_can_be_asked_again(house: House, call):
     assert report["headline"]["value"] == 0.7
     assert report["outcomes"]["failed"] == 0
     assert sorted(journaled(run).samples.values()) == [1] * 8 + [2] * 2
+
+
+def test_a_key_on_the_command_line_is_warned_of(call, monkeypatch: pytest.MonkeyPatch):
+    """`ps` shows it to everyone: the variable is named; one that is set there is no reason to."""
+    words = ("bench", "m", "--url", "http://127.0.0.1:1", "--concurrency", "1", "--requests", "1")
+    said = "everyone on this machine can read --api-key"
+    given = call(*words, "--api-key", "s3cret")
+    assert said in given.err
+    assert "ENGINEHOUSE_API_KEY" in given.err
+    assert "s3cret" not in given.err
+    assert said not in call(*words, "--api-key", "s3cret", "--quiet").err
+    monkeypatch.setenv("ENGINEHOUSE_API_KEY", "s3cret")
+    assert said not in call(*words).err
