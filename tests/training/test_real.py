@@ -155,8 +155,11 @@ def test_a_loop_that_evaluates_on_vllm_ends_like_one_that_does_not(loops: Loops)
 
 
 def same_user(server: SharedServer) -> dict[str, str]:
-    """What makes a process find the records of the server, as its user's own processes do."""
-    return {"ENGINEHOUSE_HOME": str(server.house.home)}
+    """What makes a process find the server's records and use its key, as its user's own do."""
+    return {
+        "ENGINEHOUSE_HOME": str(server.house.home),
+        "ENGINEHOUSE_API_KEY": server.admin_key,
+    }
 
 
 def test_on_a_vllm_that_runs_already(loops: Loops, lora_vllm: SharedServer):
