@@ -207,7 +207,7 @@ def test_secrets_are_nowhere(house: House, call):
     )
     assert done.code == 0, done.err
     seen = json.loads(started.read_text())["env"]
-    assert [seen[name] for name in ("VLLM_API_KEY", "HF_TOKEN", "DB_PASSWORD")] == [
+    assert [seen[name] for name in ("GUARD_API_KEY", "HF_TOKEN", "DB_PASSWORD")] == [
         *secrets.values()
     ]
     files = [file for file in house.home.rglob("*") if file.is_file()]

@@ -18,6 +18,8 @@ from enginehouse.core.errors import ConfigurationError, nearest
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.core.strict_model import StrictModel
+from enginehouse.core.strict_yaml import load_yaml
+from enginehouse.core.system_errors import advice
 from enginehouse.tasks.base import Choose, Dataset, Generate, Item, Score, TaskInfo
 from enginehouse.tasks.data import Row, read_rows, user_source
 from enginehouse.tasks.metrics import CHOICE, MEANINGS, REGEX, Judge, UserMetric, load_metric
@@ -102,13 +104,15 @@ def _read(path: Path) -> bytes:
         raise ConfigurationError(
             f"cannot read the task {path}",
             why=error.strerror,
-            fix="check the path; in a configuration it is relative to that file",
+            fix=advice(
+                error, otherwise="check the path; in a configuration it is relative to that file"
+            ),
         ) from error
 
 
 def _parse(content: bytes, path: Path) -> Definition:
     try:
-        values = yaml.safe_load(content.decode("utf-8-sig"))
+        values = load_yaml(content.decode("utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

@@ -19,6 +19,7 @@ from urllib.request import getproxies
 import msgspec
 
 from enginehouse.core.errors import DataError, UnknownNameError, nearest
+from enginehouse.core.system_errors import advice
 from enginehouse.store.layout import Layout
 
 HUB_PREFIX: Final = "hf:"
@@ -101,7 +102,10 @@ def user_source(data: str, *, base: Path | None = None) -> Source:
         raise DataError(
             f"cannot read the data file {path}",
             why=error.strerror,
-            fix="name a JSONL, JSON or CSV file, or a hub data set as hf:owner/name:file",
+            fix=advice(
+                error,
+                otherwise="name a JSONL, JSON or CSV file, or a hub data set as hf:owner/name:file",
+            ),
         ) from error
     return Source(content=content, name=str(path), kind=path.suffix.lower())
 
