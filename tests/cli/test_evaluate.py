@@ -212,7 +212,7 @@ def test_secrets_are_nowhere(house: House, call):
     )
     assert done.code == 0, done.err
     seen = json.loads(started.read_text())["env"]
-    names = ("VLLM_API_KEY", "HF_TOKEN", "DB_PASSWORD", "INTERNAL", "VLLM_AUTH")
+    names = ("GUARD_API_KEY", "HF_TOKEN", "DB_PASSWORD", "INTERNAL", "VLLM_AUTH")
     assert [seen[name] for name in names] == [*secrets.values()]
     files = [file for file in house.home.rglob("*") if file.is_file()]
     texts = [done.out, done.err, *(file.read_text(errors="replace") for file in files)]

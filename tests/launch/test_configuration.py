@@ -135,6 +135,9 @@ def test_several_mistakes_are_all_listed() -> None:
         (b"model: [1\ntasks: x", "line 2"),
         (b"- a\n- b", "must be a mapping"),
         (b"\xff\xfe\x00", "not UTF-8"),
+        (b"limit: 5\nseed: 1\nlimit: 50\n", "line 3, column 1"),
+        (b"a: &a [*a]\n", "line 1"),
+        (b"a: " + b"[" * 5_000, "nested too deeply"),
     ],
 )
 def test_malformed_files(tmp_path: Path, content: bytes, expected: str) -> None:

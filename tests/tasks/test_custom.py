@@ -170,6 +170,7 @@ def test_the_version_follows_prompt_and_scoring(make):
         (("id: key", "metric: choice"), "needs 'choices'"),
         (("id: key", "choices: options"), "'choices' goes with"),
         (("id: key", "{"), r"my.yaml, line \d+: not YAML"),
+        (("id: key", "id: {a: 1, a: 2}"), r"my.yaml, line \d+: not YAML(.|\n)*stands twice"),
         (("id: key", "metric: exact"), "no metric called 'exact'"),
         (("{{ country }}", "{{ country }"), "my.yaml: prompt, line 1: not a Jinja"),
     ],

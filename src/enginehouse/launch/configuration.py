@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
 from enginehouse.core.strict_model import StrictModel
+from enginehouse.core.strict_yaml import load_yaml
 from enginehouse.core.system_errors import advice
 from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.registry import ENGINES
@@ -326,7 +327,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path} is not UTF-8 text", why=str(error), fix="save it as UTF-8"
         ) from error
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -37,9 +37,18 @@ class RunStatus(StrEnum):
     UNREADABLE = "unreadable"
 
 
+class Worker(msgspec.Struct, frozen=True, kw_only=True):
+    """A process, told from later ones with the same pid by when it started, after which boot."""
+
+    pid: int
+    started: float
+    boot: str = ""
+
+
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What run.json holds. `server_log` is the path of the server's log, if it was ours.
 
+    `worker` is the process that works on it, or that did last: noted before it starts a server.
     `incidents`: the deaths of servers of ours while they worked for it. `left_out`: variables of
     the server's environment whose values are not kept in config.yaml.
     """
@@ -52,6 +61,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     versions: Mapping[str, str]
     finished: datetime | None = None
     server_log: str | None = None
+    worker: Worker | None = None
     incidents: tuple[Incident, ...] = ()
     left_out: tuple[str, ...] = ()
 

@@ -18,6 +18,7 @@ from enginehouse.core.errors import ConfigurationError, nearest
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.core.strict_model import StrictModel
+from enginehouse.core.strict_yaml import load_yaml
 from enginehouse.core.system_errors import advice
 from enginehouse.tasks.base import Choose, Dataset, Generate, Item, Score, TaskInfo
 from enginehouse.tasks.data import Row, read_rows, user_source
@@ -111,7 +112,7 @@ def _read(path: Path) -> bytes:
 
 def _parse(content: bytes, path: Path) -> Definition:
     try:
-        values = yaml.safe_load(content.decode("utf-8-sig"))
+        values = load_yaml(content.decode("utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

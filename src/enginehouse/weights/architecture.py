@@ -158,7 +158,7 @@ def _generation(checkpoint: Checkpoint) -> dict[str, Any]:
     """Its generation_config.json, whose end tokens engines take as well."""
     try:
         content = json.loads((checkpoint.folder / "generation_config.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

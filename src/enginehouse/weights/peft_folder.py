@@ -155,7 +155,7 @@ def _config(folder: Path) -> _Config:
             why=f"there is no {CONFIG}" if folder.is_dir() else "there is no such folder",
             fix="give the folder that `save_pretrained` of a PEFT model has written",
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(
             f"{path} cannot be read", why=str(error), fix=advice(error, otherwise="save it again")
         ) from error
@@ -215,7 +215,7 @@ def _tensors(folder: Path) -> dict[str, _Tensor]:
                 begin, end = entry["data_offsets"]
                 file.seek(start + begin)
                 tensors[name] = _tensor(entry, file.read(end - begin), folder)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise AdapterError(
             f"{path} is broken, or not wholly written yet",
             why=str(error),
