@@ -16,7 +16,7 @@ import msgspec
 
 from enginehouse.core.errors import ConfigurationError, TaskError, nearest
 from enginehouse.tasks.base import Measure, Outcome, Score
-from enginehouse.tasks.numbers import final_number, written
+from enginehouse.tasks.numbers import final_number, right_number, written
 
 REGEX: Final = "regex:"
 CHOICE: Final = "choice"
@@ -111,7 +111,7 @@ def _same_number(text: str, answer: str) -> Score:
     number = final_number(text)
     if number is None:
         return Score(outcome=Outcome.UNPARSABLE)
-    return Score(outcome=_outcome(number == final_number(answer)), answer=written(number))
+    return Score(outcome=_outcome(number == right_number(answer)), answer=written(number))
 
 
 def _matching(pattern: re.Pattern[str]) -> Judge:
