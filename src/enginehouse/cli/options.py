@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from enginehouse.cli.console import Console
 from enginehouse.core.errors import ConfigurationError, FlagError
-from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm_history import REMOVED_FLAGS
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

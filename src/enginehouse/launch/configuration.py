@@ -14,10 +14,10 @@ from enginehouse.core.errors import ConfigurationError, UnknownNameError, neares
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.core.strict_yaml import load_yaml
 from enginehouse.core.system_errors import advice
-from enginehouse.engines.base import ServerOptions
+from enginehouse.core.tool_calls import Step
+from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.adapter_names import with_adapter_apart
-from enginehouse.tools.results import Step
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
