@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -14,14 +13,6 @@ class ToolDefinition(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     description: str
     parameters: dict[str, Any]
-
-
-class Step(StrEnum):
-    """A way of getting a call: the engine's own, a JSON schema by constrained decoding, or text."""
-
-    NATIVE = "native"
-    CONSTRAINED = "constrained"
-    PROMPTED = "prompted"
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True):

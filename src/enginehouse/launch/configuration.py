@@ -14,7 +14,7 @@ from enginehouse.core.errors import ConfigurationError, UnknownNameError, neares
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.core.strict_yaml import load_yaml
 from enginehouse.core.system_errors import advice
-from enginehouse.core.tool_calls import Step
+from enginehouse.core.tool_steps import Step
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.adapter_names import with_adapter_apart

@@ -1,6 +1,6 @@
 """Tool specifications, calls that are valid whatever the model, and the loop that runs them."""
 
-from enginehouse.core.tool_calls import Step
+from enginehouse.core.tool_steps import Step
 from enginehouse.tools.agent import AgentLimits, AgentOutcome, AgentResult, run_agent
 from enginehouse.tools.calling import call_tools
 from enginehouse.tools.ladder import Ladder

@@ -19,7 +19,7 @@ from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.core.sampler import GIVEN_UP, Completion, Sampler, SampleRequest, SampleResponse
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
-from enginehouse.core.tool_calls import Step
+from enginehouse.core.tool_steps import Step
 from enginehouse.tools.checking import FoundCall, check_calls
 from enginehouse.tools.constraint import answer_schema, read_answer
 from enginehouse.tools.ladder import Ladder

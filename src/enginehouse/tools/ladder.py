@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from copy import copy
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
-from enginehouse.core.tool_calls import Step
+from enginehouse.core.tool_steps import Step
 from enginehouse.tools.results import CallOutcome
 
 ALL_STEPS = tuple(Step)

@@ -9,7 +9,8 @@ import msgspec
 
 from enginehouse.core.messages import Message
 from enginehouse.core.sampler import SampleRequest, SampleResponse
-from enginehouse.core.tool_calls import Step, ToolCall
+from enginehouse.core.tool_calls import ToolCall
+from enginehouse.core.tool_steps import Step
 
 
 class CallOutcome(StrEnum):

@@ -23,8 +23,9 @@ from enginehouse.store.layout import Layout
 from enginehouse.training.blocking import Interrupts, interrupts_deferred, run_blocking
 from enginehouse.training.sync_client import WeightSyncClient
 from enginehouse.weights.declared import Weights
+from enginehouse.weights.limits import DEADLINE
 from enginehouse.weights.replacement import Send
-from enginehouse.weights.swap import DEADLINE, Swapped, WeightSwapper
+from enginehouse.weights.swap import Swapped, WeightSwapper
 from enginehouse.weights.transfer import ask_about_transfer, transfer_endpoints
 
 Result = TypeVar("Result")
