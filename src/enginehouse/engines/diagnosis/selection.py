@@ -26,7 +26,7 @@ from enginehouse.engines.diagnosis.guesses import guess
 from enginehouse.engines.diagnosis.kinds import READ_THE_LOG, Diagnosis, FailureKind
 from enginehouse.engines.diagnosis.profile import NEVER, LogProfile
 from enginehouse.engines.diagnosis.rule import Rule, recognise
-from enginehouse.engines.diagnosis.shared_rules import LOST_CONNECTION, RULES
+from enginehouse.engines.diagnosis.rules import LOST_CONNECTION, RULES
 
 LONGEST = 400  # characters of evidence
 _RECENT = 12  # lines from the end, in which something may still be waited for
