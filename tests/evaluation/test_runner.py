@@ -291,7 +291,7 @@ async def test_failed_sample_is_a_row_and_the_run_goes_on(layout):
     assert failed.requests[0].parameters.seed == sample_seed(0, "addone", "q4", 0)
     assert "q4" not in task.scored
     assert report.tasks[0].outcomes == {
-        "correct": 9, "wrong": 0, "unparsable": 0, "truncated": 0, "failed": 1,
+        "correct": 9, "wrong": 0, "unparsable": 0, "truncated": 0, "unscored": 0, "failed": 1,
     }  # fmt: skip
     assert report.tasks[0].headline.value == 1.0
     require_headlines(report)

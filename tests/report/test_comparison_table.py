@@ -39,6 +39,7 @@ TASK = TaskComparison(
     subset=True,
     left_out=2,
     failed=OutcomeCounts(a=1, b=2),
+    unscored=OutcomeCounts(a=7, b=8),
     truncated=OutcomeCounts(a=3, b=4),
     unparsable=OutcomeCounts(a=5, b=6),
     headline=RESULT,

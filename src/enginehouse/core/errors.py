@@ -31,7 +31,9 @@ EnginehouseError
 │   │   └── ReplyTooLargeError        more bytes than any answer has
 │   └── UnsupportedError              the engine does not do that; mostly refused before sending
 ├── TaskError                 a task's data or scoring is broken
-│   └── DataError
+│   ├── DataError
+│   └── ScoringError          one answer could not be scored
+│       └── ScoringTimeoutError
 ├── StoreError                a run folder cannot be read or written
 │   ├── RunNotFoundError
 │   └── RunLockedError
@@ -320,6 +322,17 @@ class TaskError(EnginehouseError):
 
 class DataError(TaskError):
     """A task's data is missing, unreadable or not what the task expects."""
+
+
+class ScoringError(TaskError):
+    """An answer could not be scored: the scoring code raised, died, or returned nonsense.
+
+    In an evaluation this is the outcome `unscored` of one sample; it is not raised.
+    """
+
+
+class ScoringTimeoutError(ScoringError):
+    """Scoring an answer took longer than it may."""
 
 
 class StoreError(EnginehouseError):

@@ -119,7 +119,7 @@ def status_line(progress: Progress) -> str:
         f"{p.tokens_per_second:,.0f} tokens/s" if p.tokens_per_second is not None else "? tokens/s"
     )
     left = f"{_duration(p.seconds_left)} left" if p.seconds_left is not None else "? left"
-    failed = f"{p.failed:,} failed"
+    failed = f"{p.failed:,} failed" + (f", {p.unscored:,} unscored" if p.unscored else "")
     return f"{p.done:,}/{p.total:,} samples, {failed}, {speed}, {_duration(p.elapsed)}, {left}"
 
 
@@ -132,7 +132,7 @@ def bars(progress: Progress) -> RenderableType:
     for task in progress.tasks:
         bar = ProgressBar(total=max(1, task.total), completed=task.done)
         grid.add_row(Text(task.task), bar, Text(f"{task.done:,}/{task.total:,}"))
-    style = "red" if progress.failed else ""
+    style = "red" if progress.failed or progress.unscored else ""
     return Group(grid, Text(status_line(progress), style=style))
 
 
