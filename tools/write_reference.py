@@ -74,9 +74,10 @@ EXIT_CODES = {
     5: "a server did not start, died, or could not be stopped",
     6: "a server that was to be used does not answer as it must, or refuses",
     7: "a task's data or its scoring is broken",
-    8: "a run cannot be read or written, or another process works on it",
+    8: "a run or another file cannot be read or written, or another process works on it",
     9: "the evaluation ended, but too many samples failed: at least one task has no headline",
     130: "Ctrl-C (SIGINT); what was started has been stopped, a run can be resumed",
+    141: "nobody reads standard output any more (`| head`)",
     143: "SIGTERM; as with Ctrl-C",
 }
 

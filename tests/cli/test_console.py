@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import sys
-from collections.abc import Mapping
-from pathlib import Path
-
 import pytest
 from command_line import House, sums
+from terminals import on_a_terminal
 
 pytestmark = pytest.mark.slow
 
@@ -23,33 +18,6 @@ def words(house: House) -> tuple[str, ...]:
     items, canned = sums(right=5, failed=1)
     words = ("--task", str(house.task(items)), "--max-model-len", "512", "--max-failed", "0.5")
     return ("eval", "tiny", *words, "--env", house.answers(canned))
-
-
-def on_a_terminal(house: House, *words: str, **env: str) -> tuple[int, str]:
-    """Exit code and screen of `enginehouse WORDS` on a terminal of 120 columns."""
-    variables: Mapping[str, str] = house.env | {"TERM": "xterm", "COLUMNS": "120"} | env
-    screen, terminal = pty.openpty()
-    argv = [sys.executable, "-m", "enginehouse", *words]
-    files = [(os.POSIX_SPAWN_DUP2, terminal, number) for number in (0, 1, 2)]
-    os.set_inheritable(terminal, True)
-    here = Path.cwd()
-    os.chdir(house.work)
-    try:
-        pid = os.posix_spawn(argv[0], argv, variables, file_actions=files)
-    finally:
-        os.chdir(here)
-        os.close(terminal)
-    shown = b""
-    while True:
-        try:
-            piece = os.read(screen, 1 << 16)
-        except OSError:  # the other end is closed
-            break
-        if not piece:
-            break
-        shown += piece
-    os.close(screen)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
 
 
 def test_a_pipe_gets_plain_text(house: House, call, words: tuple[str, ...]):

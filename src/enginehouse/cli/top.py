@@ -18,6 +18,7 @@ from enginehouse.cli.options import JsonOption
 from enginehouse.launch.observing import Observer
 from enginehouse.report.activity import Activity, print_activity, render_activity
 from enginehouse.report.terminal import make_console
+from enginehouse.report.visible_text import visible_json, write_plain
 from enginehouse.store.layout import Layout
 
 UrlOption = Annotated[
@@ -62,12 +63,16 @@ async def _watch(urls: tuple[str, ...], *, interval: float, once: bool, json: bo
                 activity = await observer.look()
 
 
+def _line(activity: Activity) -> str:
+    return visible_json(msgspec.json.encode(activity).decode()) + "\n"
+
+
 @contextmanager
 def _display(*, json: bool) -> Iterator[Callable[[Activity], None]]:
     """What shows a reading: the whole screen of a terminal, else one after the other."""
     console = make_console(sys.stdout)
     if json:
-        yield lambda activity: console.out(msgspec.json.encode(activity).decode())
+        yield lambda activity: write_plain(sys.stdout, _line(activity))
     elif console.is_terminal and not console.is_dumb_terminal:
         with Live(console=console, screen=True, auto_refresh=False) as live:
             yield lambda activity: live.update(render_activity(activity), refresh=True)

@@ -3,6 +3,7 @@
 EnginehouseError
 ├── ConfigurationError        a wrong option, key or value: nothing was started
 │   ├── UnknownNameError      no engine, task, key … of that name; the nearest is named
+│   ├── UntrustedRunError     a run folder of somebody else that says what code to run
 │   └── FlagError             the engine has no such flag (any more)
 ├── ProvisioningError         an engine environment could not be built or does not work
 ├── ModelError                the model cannot be had
@@ -34,7 +35,7 @@ EnginehouseError
 │   ├── DataError
 │   └── ScoringError          one answer could not be scored
 │       └── ScoringTimeoutError
-├── StoreError                a run folder cannot be read or written
+├── StoreError                a run folder or a file cannot be read or written
 │   ├── RunNotFoundError
 │   └── RunLockedError
 └── NoHeadlineError           too many samples failed: there is no score
@@ -114,6 +115,10 @@ class UnknownNameError(ConfigurationError):
         self.kind = kind
         self.name = name
         self.known = tuple(names)
+
+
+class UntrustedRunError(ConfigurationError):
+    """A run folder of somebody else says what code to run, and nobody has allowed it."""
 
 
 class FlagError(ConfigurationError):
@@ -336,7 +341,7 @@ class ScoringTimeoutError(ScoringError):
 
 
 class StoreError(EnginehouseError):
-    """A run folder cannot be read or written."""
+    """A run folder, or another file, cannot be read or written."""
 
     stage = "store"
     exit_code = 8

@@ -194,7 +194,9 @@ class LoadSignal(Protocol):
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """Who answered; `revision` is a hub model's commit, `adapter_digest` that of a LoRA.
 
-    Every other field that could not be known is None with the reason in `unknown`.
+    `dtype` is the type that the engine was told to compute in, None where it was left to the
+    engine; `dtype_reason` says why where nobody asked for it. Every other field that could not be
+    known is None with the reason in `unknown`.
     """
 
     engine: str | None
@@ -207,4 +209,6 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     base_url: str
     revision: str | None = None
     adapter_digest: str | None = None
+    dtype: str | None = None
+    dtype_reason: str | None = None
     unknown: Mapping[str, str] = msgspec.field(default_factory=dict)

@@ -44,7 +44,7 @@ class ServerOptions(BaseModel):
     data_parallel_size: PositiveInt | None = None
     """Copies of the model."""
     dtype: DType | None = None
-    """The weights' type: auto, bfloat16, float16 or float32."""
+    """The type to compute in; without it, vllm and hf on a CPU take what the CPU is fast in."""
     max_model_len: PositiveInt | None = None
     """The longest prompt and answer together, in tokens."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -181,6 +181,11 @@ class ServedEngine(Engine, Protocol):
     @property
     def load_signal(self) -> LoadSignal:
         """How its queue is read."""
+        ...
+
+    @property
+    def open_dtypes(self) -> frozenset[DType | None]:
+        """Values of the option `dtype` that leave the choice to us where it runs on a CPU."""
         ...
 
     def check(self, options: ServerOptions, *, environment: EngineEnvironment) -> None:

@@ -17,6 +17,7 @@ from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Capabilities, Capability, Load
 from enginehouse.engines import arguments, hf_diagnosis
 from enginehouse.engines.base import (
+    DType,
     LaunchContext,
     ModelFormat,
     Quirk,
@@ -108,6 +109,7 @@ class HfEngine:
     canary_path = "/v1/completions"
     version_path = "/version"
     load_signal = HfLoadSignal()
+    open_dtypes: frozenset[DType | None] = frozenset({None, "auto"})
 
     def capabilities(self, version: str | None) -> Capabilities:  # noqa: ARG002 - alike so far
         """Everything but native tool calls. It refuses fields that it does not know: none is lost.

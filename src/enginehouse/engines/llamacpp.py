@@ -20,6 +20,7 @@ from enginehouse.dialects.openai_replies import decode_models, decode_tokenize
 from enginehouse.engines import arguments, llamacpp_diagnosis
 from enginehouse.engines.arguments import Argument
 from enginehouse.engines.base import (
+    DType,
     LaunchContext,
     ModelFormat,
     Quirk,
@@ -148,6 +149,7 @@ class LlamaCppEngine:
     canary_path = "/v1/completions"
     version_path = "/version"
     load_signal = LlamaCppLoadSignal()
+    open_dtypes: frozenset[DType | None] = frozenset()
     wire = Wire(
         chat=llamacpp.chat,
         completions=llamacpp.completions,

@@ -23,6 +23,7 @@ from enginehouse.dialects.openai_replies import decode_reply, decode_tokenize, e
 from enginehouse.engines import arguments, sglang_diagnosis
 from enginehouse.engines.arguments import Argument
 from enginehouse.engines.base import (
+    DType,
     LaunchContext,
     ModelFormat,
     Quirk,
@@ -190,6 +191,7 @@ class SglangEngine:
     canary_path = "/v1/completions"
     version_path = "/server_info"
     load_signal = SglangLoadSignal()
+    open_dtypes: frozenset[DType | None] = frozenset()
 
     def capabilities(self, version: str | None) -> Capabilities:  # noqa: ARG002 - one is known
         """What its OpenAI endpoints do; and the fields that they accept and ignore."""

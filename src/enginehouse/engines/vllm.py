@@ -19,6 +19,7 @@ from enginehouse.core.sampler import Capabilities, Capability, Load
 from enginehouse.engines import arguments, vllm_diagnosis
 from enginehouse.engines.arguments import Argument
 from enginehouse.engines.base import (
+    DType,
     LaunchContext,
     ModelFormat,
     Quirk,
@@ -134,6 +135,7 @@ class VllmEngine:
     canary_path = "/v1/completions"
     version_path = "/version"
     load_signal = VllmLoadSignal()
+    open_dtypes: frozenset[DType | None] = frozenset({None})
 
     def capabilities(self, version: str | None) -> Capabilities:  # noqa: ARG002 - alike so far
         """Everything there is; and the fields that vLLM accepts and ignores."""

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from enginehouse.core.errors import EnginehouseError
+from enginehouse.launch.compute_type import type_on_cpu
+from enginehouse.executors.sandbox import Sandbox, find_sandbox
 from enginehouse.launch.findings import Finding, fine, problem, warning
 from enginehouse.launch.machine import Gpu, Machine, look_at_machine
 from enginehouse.launch.usable_engines import judge_engines
@@ -91,6 +93,7 @@ def judge_machine(machine: Machine) -> Iterator[Finding]:
     else:
         fix = f"`ulimit -n {min(hard, 65536) if hard > soft else 65536}` before you start anything"
         yield warning("open files", f"{soft} at most: each connection takes one", fix)
+    yield _sandbox(find_sandbox())
     if machine.uv:
         yield fine("uv", machine.uv)
     else:
@@ -106,6 +109,13 @@ def _platform(machine: Machine) -> Finding:
         fix = "use a distribution with glibc (Debian, Ubuntu, Red Hat …), not Alpine"
         return problem("platform", f"{says}: vLLM's packages are made for glibc", fix)
     return fine("platform", says)
+
+
+def _sandbox(sandbox: Sandbox) -> Finding:
+    if sandbox.problem is None:
+        return fine("sandbox", "bubblewrap confines scoring by code that is not ours")
+    says = f"{sandbox.problem}: scoring by reasoning_gym or by a function is confined less"
+    return warning("sandbox", says, sandbox.fix or "install bubblewrap")
 
 
 def _shared_memory(size: int) -> Finding:
@@ -147,6 +157,11 @@ def judge_gpus(machine: Machine, plan: EnvironmentPlan, *, chosen: bool) -> Iter
         yield warning("build", f"{says} in /dev, but nvidia-smi lists one", fix)
     else:
         yield fine("build", says)
+    if plan.variant == "cpu":
+        chosen_type = type_on_cpu(machine.cpu)
+        yield fine(
+            "number type", f"vllm and hf compute in {chosen_type.dtype}: {chosen_type.reason}"
+        )
     if plan.variant == "cuda":
         yield from _driver(machine, plan)
         for number, gpu in enumerate(driver.gpus if driver else ()):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from enginehouse.executors.cpu import Cpu, read_cpu
 from enginehouse.store.layout import Layout
 
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -64,6 +65,7 @@ class Machine:
     architecture: str
     libc: str
     cores: int
+    cpu: Cpu
     memory: int
     available: int
     shared_memory: int | None
@@ -90,6 +92,7 @@ def look_at_machine(layout: Layout) -> Machine:
         architecture=platform.machine(),
         libc=" ".join(platform.libc_ver()),
         cores=_cores(),
+        cpu=read_cpu(),
         memory=min(memory.total, limit),
         available=min(memory.available, limit),
         shared_memory=_size_of(_SHARED_MEMORY),

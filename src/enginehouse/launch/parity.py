@@ -23,10 +23,10 @@ from enginehouse.core.sampling import SamplingParameters
 from enginehouse.dialects.base import require
 from enginehouse.engines.base import Engine
 from enginehouse.engines.registry import ENGINES
+from enginehouse.launch.compute_type import DTYPE_FLAG, automatic_type, type_in_command
 from enginehouse.launch.configuration import ParityConfig
 from enginehouse.launch.resident import serving_target
-from enginehouse.launch.running_server import option_of
-from enginehouse.launch.serving import Notify, choose_engine, prepare
+from enginehouse.launch.serving import Notify, Prepared, choose_engine, prepare
 from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import find_environment
 from enginehouse.provisioning.programs import PAYLOADS, new_log, python_environ, run_program
@@ -34,10 +34,7 @@ from enginehouse.report.parity_table import ParityReport
 from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.parity import TokenParity, token_parity
 from enginehouse.store.layout import Layout
-from enginehouse.weights.checkpoint import tensors_of
 
-_DTYPE = "--dtype"
-_ALIASES = {"half": "float16", "float": "float32"}  # of vLLM's flag
 # prose, code, numbers, a list, other scripts, a conversation
 TEXTS = (
     (
@@ -73,7 +70,8 @@ TEXTS = (
 async def run_parity(config: ParityConfig, *, layout: Layout, notify: Notify) -> ParityReport:
     """Serve the model, score the texts, stop, and score the same tokens with transformers.
 
-    Both compute in the type that is asked for, else in what the engine makes of the checkpoint's.
+    Both compute in the type that is asked for, else in the one that a CPU's server gets, else in
+    what the engine makes of the checkpoint's.
     Raises UnsupportedError for an engine without prompt log-probabilities, ModelError where
     transformers cannot score the model or either side's values are not finite, and what `serving`
     does.
@@ -84,10 +82,7 @@ async def run_parity(config: ParityConfig, *, layout: Layout, notify: Notify) ->
     notify = _each_line_once(notify)
     prepared = await prepare(config, layout=layout, notify=notify)
     checkpoint = Path(prepared.model.path)
-    if config.server.dtype in (None, "auto") and _DTYPE not in str(config.server.extra_args):
-        dtype = await asyncio.to_thread(_automatic, checkpoint, engine.name)
-        options = config.server.model_copy(update={"dtype": dtype})
-        config = config.model_copy(update={"server": options})
+    config = await asyncio.to_thread(_with_type, config, prepared)
     async with serving_target(config, layout=layout, notify=notify) as ready:
         server = ready.server
         sequences = [await ready.sampler.tokenize(text) for text in TEXTS]
@@ -161,28 +156,25 @@ def _each_line_once(notify: Notify) -> Notify:
     return once
 
 
+def _with_type(config: ParityConfig, prepared: Prepared) -> ParityConfig:
+    """The configuration with the type that its server would compute in, named. Blocking."""
+    if config.server.dtype not in (None, "auto") or DTYPE_FLAG in str(config.server.extra_args):
+        return config
+    dtype: str | None = prepared.options.dtype
+    if dtype in (None, "auto"):
+        dtype = _automatic(Path(prepared.model.path), prepared.engine.name)
+    options = config.server.model_copy(update={"dtype": dtype})
+    return config.model_copy(update={"server": options})
+
+
 def _dtype_of(server: Server, checkpoint: Path) -> str:
     """The type that a server computes in: as its command says, or by itself. Blocking."""
-    named = option_of(server.command or (), _DTYPE)
-    if named is not None and named != "auto":
-        return _ALIASES.get(named, named)
-    return _automatic(checkpoint, server.engine or "vllm")
+    named = type_in_command(server.command or ())
+    return named or _automatic(checkpoint, server.engine or "vllm")
 
 
 def _automatic(checkpoint: Path, engine: str) -> str:
-    """What an engine computes in that is not told: bfloat16 for float32, as vLLM 0.32 does.
-
-    hf takes bfloat16 for everything. GPUs without it are not thought of. Blocking.
-    """
-    found = read_checkpoint(checkpoint)
-    text_config = found.config.get("text_config")
-    for config in (found.config, text_config if isinstance(text_config, dict) else {}):
-        if named := config.get("dtype") or config.get("torch_dtype"):
-            break
-    else:
-        types = {tensor.dtype for tensor in tensors_of(found).values()}
-        named = "float16" if types == {"F16"} else "bfloat16"
-    return "float16" if named == "float16" and engine != "hf" else "bfloat16"
+    return automatic_type(read_checkpoint(checkpoint), engine)
 
 
 def _compared(

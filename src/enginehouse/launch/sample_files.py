@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from enginehouse.core.errors import ConfigurationError, StoreError
 from enginehouse.launch.prompt_files import PromptId, PromptLine
+from enginehouse.report.visible_text import visible_json, write_plain
 from enginehouse.store.journal import Journal, Repair
 from enginehouse.store.layout import Layout
 
@@ -58,8 +59,7 @@ class PrintedSamples:
 
     def write(self, line: SampleLine) -> None:
         """Print a line, at once."""
-        sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
-        sys.stdout.buffer.flush()
+        write_plain(sys.stdout, visible_json(msgspec.json.encode(line).decode()) + "\n")
 
 
 class _Existing(msgspec.Struct):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import sys
@@ -19,9 +20,12 @@ from enginehouse.core.incidents import Incident
 from enginehouse.core.sampler import Provenance
 from enginehouse.engines.base import Engine, Quirk, ServedEngine, ServerOptions, demand_api_key
 from enginehouse.engines.registry import ENGINES
+from enginehouse.executors.cpu import read_cpu
+from enginehouse.launch.compute_type import ComputeType, choose_type, type_in_command
 from enginehouse.launch.configuration import ServeConfig, merged, parse
 from enginehouse.launch.supervising import Supervisor, supervised
 from enginehouse.launch.swapping import swapping
+from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import EngineEnvironment, find_environment
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
 from enginehouse.servers.endpoint import API_KEY_VARIABLE
@@ -44,12 +48,16 @@ Equip = Callable[[Server, Engine], Awaitable[Server]]
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that must be right before a server is started."""
+    """Everything that must be right before a server is started.
+
+    `compute_type` is what was chosen for this CPU; `options` has it, too.
+    """
 
     engine: ServedEngine
     environment: EngineEnvironment
     model: ResolvedModel
     options: ServerOptions
+    compute_type: ComputeType | None = None
 
     def quirks(self) -> tuple[Quirk, ...]:
         """What is known to kill this engine as it is to be started, and is avoided."""
@@ -152,11 +160,38 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
         layout=layout,
         notify=notify,
     )
-    prepared = Prepared(engine=engine, environment=environment, model=model, options=options)
+    compute_type = await asyncio.to_thread(_compute_type, options, engine, environment, model)
+    if compute_type is not None:
+        notify(f"computing in {compute_type.dtype}: {compute_type.reason} (--dtype says otherwise)")
+        options = options.model_copy(update={"dtype": compute_type.dtype})
+    prepared = Prepared(
+        engine=engine,
+        environment=environment,
+        model=model,
+        options=options,
+        compute_type=compute_type,
+    )
     for quirk in prepared.quirks():
         if quirk.alone:
             notify(f"{quirk.kills} would kill this engine: {quirk.avoided}")
     return prepared
+
+
+def _compute_type(
+    options: ServerOptions,
+    engine: ServedEngine,
+    environment: EngineEnvironment,
+    model: ResolvedModel,
+) -> ComputeType | None:
+    if not engine.open_dtypes:
+        return None
+    return choose_type(
+        options,
+        engine=engine,
+        environment=environment,
+        checkpoint=read_checkpoint(Path(model.path)),
+        cpu=read_cpu(),
+    )
 
 
 @asynccontextmanager
@@ -333,6 +368,8 @@ def _provenance(server: Server, prepared: Prepared) -> Provenance:
         chat_template_digest=model.chat_template_digest,
         base_url=server.base_url,
         revision=model.revision,
+        dtype=type_in_command(server.command or ()),
+        dtype_reason=prepared.compute_type.reason if prepared.compute_type else None,
         unknown=model.unknown,
     )
 

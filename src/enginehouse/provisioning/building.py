@@ -40,6 +40,10 @@ _FIXES = (
         ("No solution found", "not found in the package registry", "no wheels", "no version of"),
         "use another Python or registry, set PIP_FIND_LINKS, or give an install with --python PATH",
     ),
+    (
+        ("Hash mismatch",),
+        "a file is not the one that was pinned: do not install it; check the registry or mirror",
+    ),
     (("Permission denied", "os error 13"), "check who owns the folder, or set ENGINEHOUSE_HOME"),
 )
 

@@ -15,6 +15,7 @@ from enginehouse.report.curve import Curve, CurvePoint, Kind
 from enginehouse.report.live import PlainLines, bars
 from enginehouse.report.summary import Progress
 from enginehouse.report.terminal import make_console, make_table
+from enginehouse.report.visible_text import write_text
 
 _COLUMNS = ("step", "name", "task", "score", "95 % interval", "from the base", "from the best")
 _TABLE_WIDTH = 96
@@ -105,8 +106,7 @@ class LinePerPoint:
 
     def note(self, message: str) -> None:
         """Print it."""
-        self._err.write(message + "\n")
-        self._err.flush()
+        write_text(self._err, message + "\n")
 
     def progress(self, progress: Progress) -> None:
         """Print it now and then."""
@@ -115,8 +115,7 @@ class LinePerPoint:
     def curve(self, curve: Curve, point: CurvePoint | None) -> None:
         """Print the point's line, or every known one's."""
         for one in _rows(curve) if point is None else (point,):
-            self._out.write(words.line(one) + "\n")
-        self._out.flush()
+            write_text(self._out, words.line(one) + "\n")
 
 
 def curve_display(out: IO[str], err: IO[str]) -> CurveDisplay:

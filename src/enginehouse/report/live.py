@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from enginehouse.report.summary import Progress
+from enginehouse.report.visible_text import write_text
 
 
 class ProgressDisplay(Protocol):
@@ -101,8 +102,7 @@ class PlainLines:
         line = f"{status_line(progress)} [{tasks}]\n"
         if line != self._shown:
             self._shown = line
-            self._stream.write(line)
-            self._stream.flush()
+            write_text(self._stream, line)
 
 
 def progress_display(console: Console, stream: IO[str]) -> ProgressDisplay:

@@ -10,12 +10,14 @@ from typing import IO, Protocol
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from enginehouse.core.messages import ChatPrompt, Prompt, TextPrompt
 from enginehouse.core.sampler import SampleRequest, SampleResponse
 from enginehouse.report.summary import Cost, Figure, Report, SampleView, TaskReport, Throughput
+from enginehouse.report.visible_text import give_up, visible
 from enginehouse.store.runs import RunInfo, RunStatus
 
 _TABLE_WIDTH = 78
@@ -29,13 +31,31 @@ _STATUS_STYLES = {
 }
 
 
+class _SafeConsole(Console):
+    """Shows text as `visible` has it; the console's own colours and movements are its own."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As Console does, with control characters of the text as their escapes."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+    def on_broken_pipe(self) -> None:
+        """End, or go on silently: see `write_plain`."""
+        del self._buffer[:]
+        give_up(self.file, BrokenPipeError())
+
+
 def make_console(file: IO[str]) -> Console:
     """A console that colours only a terminal (never with NO_COLOR set) and interprets no markup.
+
+    Control characters of what it prints are shown, not obeyed.
 
     Without a terminal, lines are as long as COLUMNS says, or 100.
     """
     width = None if file.isatty() or "COLUMNS" in os.environ else 100
-    return Console(file=file, width=width, markup=False, highlight=False, emoji=False)
+    return _SafeConsole(file=file, width=width, markup=False, highlight=False, emoji=False)
 
 
 def print_rows(
@@ -313,6 +333,9 @@ def _facts(report: Report) -> Group:
         engine = f"{p.engine or 'unknown engine'} {p.engine_version or ''}".strip()
         weights = f", weights {p.weights_digest[:12]}" if p.weights_digest else ""
         rows.append(("answered by", f"{engine} at {p.base_url}{weights}"))
+        if p.dtype:
+            reason = f": {p.dtype_reason}" if p.dtype_reason else ", as asked"
+            rows.append(("computed in", f"{p.dtype}{reason}"))
     asked = f"seed {report.seed}, temperature {report.temperature:g}"
     rows.append(("sampling", asked))
     width = max(len(name) for name, _ in rows)

@@ -176,6 +176,16 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class ProgramTask(Task, Protocol):
+    """A task whose answers may be scored by code that is not our own."""
+
+    @property
+    def foreign_code(self) -> ScoringProgram | None:
+        """The program that runs other people's code on answers; None if it does not come to that."""
+        ...
+
+
+@runtime_checkable
 class ToolTask(Task, Protocol):
     """A task that asks for calls of tools."""
 

@@ -16,7 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from enginehouse.core.errors import ConfigurationError, nearest
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.tasks.answers import strip_reasoning
-from enginehouse.tasks.base import Choose, Dataset, Generate, Item, Score, ScoringCall, TaskInfo
+from enginehouse.tasks.base import (
+    Choose,
+    Dataset,
+    Generate,
+    Item,
+    Score,
+    ScoringCall,
+    ScoringProgram,
+    TaskInfo,
+)
 from enginehouse.tasks.data import Row, read_rows, user_source
 from enginehouse.tasks.gsm8k import last_number
 from enginehouse.tasks.metrics import CHOICE, MEANINGS, REGEX, Judge, ProgramMetric, load_metric
@@ -182,6 +191,13 @@ class CustomTask:
             size=None,
             source=self._definition.data,
         )
+
+    @property
+    def foreign_code(self) -> ScoringProgram | None:
+        """The user's function, if the metric is one."""
+        if self._definition.metric.startswith(REGEX):
+            return None
+        return self._metric.program if isinstance(self._metric, ProgramMetric) else None
 
     def load(self, *, data: str | None, seed: int) -> Dataset:  # noqa: ARG002  nothing is drawn
         """The records of the file, every prompt and answer tried once.

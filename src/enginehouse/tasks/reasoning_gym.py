@@ -112,6 +112,11 @@ class ReasoningGym:
         """Facts about the task; reading them generates nothing."""
         return msgspec.structs.replace(_info(self._name), size=self._size)
 
+    @property
+    def foreign_code(self) -> ScoringProgram:
+        """The package's scorer."""
+        return _program(self._name, seed=0, size=self._size)
+
     def load(self, *, data: str | None, seed: int) -> Dataset:
         """Generate the items, in a process of its own.
 

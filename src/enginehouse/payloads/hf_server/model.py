@@ -68,10 +68,10 @@ def text_config(module: Any) -> Any:
 def load(options: Options) -> tuple[Model, Any]:
     """The model and its tokenizer. Raises whatever transformers does; takes seconds to minutes."""
     device = _device(options.device)
-    dtype = _dtype(options.dtype, device)
     common = {"trust_remote_code": options.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(options.model, **common)
     config = AutoConfig.from_pretrained(options.model, **common)
+    dtype = _dtype(options.dtype, device, config)
     LOG.info("loading %s in %s on %s", options.model, str(dtype).removeprefix("torch."), device)
     module = AutoModelForCausalLM.from_pretrained(
         options.model, config=config, dtype=dtype, device_map={"": device}, **common
@@ -87,10 +87,12 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda", 0)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def _dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
     if name != "auto":
         found: torch.dtype = getattr(torch, name)
         return found
+    if device.type == "cpu" and getattr(config, "quantization_config", None) is None:
+        return torch.float32  # fast on every CPU; who starts us knows whether bfloat16 is, too
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return torch.float16
     return torch.bfloat16

@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=("auto", "bfloat16", "float16", "float32"),
         default="auto",
-        help="auto: bfloat16, and float16 on a GPU that lacks it",
+        help="auto: bfloat16; float16 on a GPU that lacks it; float32 on a CPU",
     )
     add("--max-model-len", type=_natural)
     add("--max-num-seqs", type=_natural, default=64)
