@@ -30,6 +30,8 @@ from enginehouse.store.journal import read_journal
 from enginehouse.tasks.base import Measure, Outcome
 
 MISSING, ASKED = 0, 1
+_LONGEST_REASON = 200  # characters
+_MOST_REASONS = 1000
 CODES = {outcome: code for code, outcome in enumerate(Outcome, start=2)}
 FAILED = CODES[Outcome.FAILED]
 UNSCORED = CODES[Outcome.UNSCORED]
@@ -62,7 +64,7 @@ class TaskLedger:
         self.measures: dict[str, MeasureColumn] = {}
         self.answers = array("q", bytes(8 * len(self.states)))
         self.failures: Counter[str] = Counter()  # error classes, of every attempt
-        self.unscored: Counter[str] = Counter()  # likewise, of the present scoring
+        self.unscored: Counter[str] = Counter()  # why answers have no score: the reasons
 
     def index(self, record: SampleRecord | ScoreRecord) -> int:
         """Where the record's sample lies in `states`. Raises StoreError if nowhere."""
@@ -193,7 +195,8 @@ class Ledger:
         task.set_state(index, CODES[record.outcome])
         task.put(index, dict(record.measures))
         if record.failure is not None:
-            task.unscored[record.failure.error] += 1
+            reason = record.failure.message[:_LONGEST_REASON]
+            task.unscored[reason if len(task.unscored) < _MOST_REASONS else "of other reasons"] += 1
 
     def waiting(self) -> Iterator[tuple[str, int]]:
         """Task and journal offset of every answer that has no score yet."""

@@ -121,6 +121,7 @@ class _Process:
         self._heard = 0.0
         self._decoder = msgspec.json.Decoder(Verdict)
         self._reading: asyncio.Task[None] | None = None
+        self._pipes = [child.stdin, child.stdout]  # that no transport has yet
         self._transports: list[asyncio.BaseTransport] = []
         self.ended = False
 
@@ -151,8 +152,11 @@ class _Process:
         output, _ = await loop.connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(self._replies), self._child.stdout
         )
+        self._transports.append(output)
+        self._pipes.remove(self._child.stdout)
         self._input, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, self._child.stdin)
-        self._transports += [output, self._input]
+        self._transports.append(self._input)
+        self._pipes.clear()
         self._input.write(setup)
         try:
             line = await asyncio.wait_for(self._replies.readline(), START_TIMEOUT)
@@ -218,8 +222,9 @@ class _Process:
     async def _see_gone(self) -> None:
         """The end of its standard input ends it; after a moment it is killed."""
         try:
-            for transport in self._transports:
-                transport.close()
+            for open_end in (*self._transports, *self._pipes):
+                if open_end is not None:
+                    open_end.close()
             deadline = time.monotonic() + _END_WAIT
             while self._child.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110
                 await asyncio.sleep(_POLL)

@@ -221,9 +221,14 @@ def why_no_headline(task: TaskLedger, max_failed: float) -> str | None:
 
 
 def _commonest(task: TaskLedger) -> str:
-    # of failed attempts, those count that were not made good by another one
-    kinds = (task.failures if task.counts[FAILED] else Counter()) + task.unscored
-    return f"most of them with {kinds.most_common(1)[0][0]}"
+    """The commonest error of failed samples, or else the reason of unscored ones."""
+    if task.counts[FAILED] >= task.counts[UNSCORED]:
+        return f"most of them with {task.failures.most_common(1)[0][0]}"
+    return _commonest_reason(task)
+
+
+def _commonest_reason(task: TaskLedger) -> str:
+    return f"most of them because {task.unscored.most_common(1)[0][0]}"
 
 
 def _unscored_note(task: TaskLedger, count: int) -> str:
@@ -231,8 +236,9 @@ def _unscored_note(task: TaskLedger, count: int) -> str:
     correct = task.counts[CODES[Outcome.CORRECT]]
     of = sum(task.counts[ASKED + 1 :]) - task.counts[FAILED]
     return (
-        f"{task.record.task}: {count:,} answers could not be scored and are left out; with them "
-        f"the score would lie between {correct / of:.1%} and {(correct + count) / of:.1%}"
+        f"{task.record.task}: {count:,} answers could not be scored and are left out, "
+        f"{_commonest_reason(task)}; with them the score would lie between {correct / of:.1%} "
+        f"and {(correct + count) / of:.1%}"
     )
 
 

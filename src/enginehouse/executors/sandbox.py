@@ -112,12 +112,13 @@ def _mount(path: Path) -> tuple[str, ...]:
 
 
 def _python_folders() -> set[Path]:
-    """Where this Python and its packages lie."""
+    """Where this Python and its packages lie, the working directory apart (`python -m`)."""
     program = Path(sys.executable).resolve()
     folders = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.base_exec_prefix)}
     folders.add(program.parent.parent)
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
     searched = (Path(entry) for entry in (*sys.path, *libraries) if entry)
+    searched = (path for path in searched if path.resolve() != Path.cwd())
     return {
         folder for folder in (*folders, *searched) if folder.is_dir() and not exposes_home(folder)
     }

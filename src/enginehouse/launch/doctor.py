@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from enginehouse.core.errors import EnginehouseError
-from enginehouse.launch.compute_type import type_on_cpu
 from enginehouse.executors.sandbox import Sandbox, find_sandbox
+from enginehouse.launch.compute_type import type_on_cpu
 from enginehouse.launch.findings import Finding, fine, problem, warning
 from enginehouse.launch.machine import Gpu, Machine, look_at_machine
 from enginehouse.launch.usable_engines import judge_engines
@@ -56,7 +56,12 @@ async def examine(
     """
     plan = plan_environment(engine, version=version, variant=variant)
     machine = await asyncio.to_thread(look_at_machine, layout)
-    findings = [*judge_machine(machine), *judge_gpus(machine, plan, chosen=variant is None)]
+    sandbox = judge_sandbox(await asyncio.to_thread(find_sandbox))
+    findings = [
+        *judge_machine(machine),
+        sandbox,
+        *judge_gpus(machine, plan, chosen=variant is None),
+    ]
     given = _given(python, engine=engine, machine=machine)
     if given is None:
         built = read_record(layout.environments / plan.key) is not None
@@ -93,7 +98,6 @@ def judge_machine(machine: Machine) -> Iterator[Finding]:
     else:
         fix = f"`ulimit -n {min(hard, 65536) if hard > soft else 65536}` before you start anything"
         yield warning("open files", f"{soft} at most: each connection takes one", fix)
-    yield _sandbox(find_sandbox())
     if machine.uv:
         yield fine("uv", machine.uv)
     else:
@@ -111,7 +115,8 @@ def _platform(machine: Machine) -> Finding:
     return fine("platform", says)
 
 
-def _sandbox(sandbox: Sandbox) -> Finding:
+def judge_sandbox(sandbox: Sandbox) -> Finding:
+    """Whether code that is not ours can be confined when it scores answers."""
     if sandbox.problem is None:
         return fine("sandbox", "bubblewrap confines scoring by code that is not ours")
     says = f"{sandbox.problem}: scoring by reasoning_gym or by a function is confined less"

@@ -29,8 +29,8 @@ from enginehouse.core.incidents import Incident
 from enginehouse.engines.base import Engine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.evaluation import EvaluationSpec, Prices, TaskSpec
-from enginehouse.launch.asking import asking
 from enginehouse.executors.sandbox import find_sandbox
+from enginehouse.launch.asking import asking
 from enginehouse.launch.configuration import EvaluationConfig, merged, parse
 from enginehouse.launch.foreign_runs import demand_trust, read_config
 from enginehouse.launch.serving import Notify, Serving

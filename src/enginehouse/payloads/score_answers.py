@@ -20,6 +20,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
 import importlib.util
@@ -37,11 +38,11 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 Request = dict[str, Any]
 Judge = Callable[[Request], dict[str, Any]]
-Loaded = tuple[Judge | None, dict[str, Any]]  # what judges, and facts about it
+Prepare = Callable[[Request], None]
 
 _LONGEST_RESULT = 1 << 20  # bytes
 _LONGEST_ANSWER = 1 << 16  # characters
@@ -50,6 +51,14 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _CHILDREN = Path("/proc/thread-self/children")
+
+
+class Loaded(NamedTuple):
+    """Scoring code: what judges an answer, what to do before a fork does, and facts about it."""
+
+    judge: Judge
+    facts: dict[str, Any]
+    prepare: Prepare = lambda _: None
 
 
 class RefusedError(Exception):
@@ -69,13 +78,14 @@ def main() -> None:
     lines = Lines(0)
     setup = json.loads(lines.wait())
     offline = setup["confine"] and _leave_network()
-    _die_with_parent()  # now, for new credentials would undo it
+    _die_with_parent(signal.SIGKILL)  # now, for new credentials would undo it
     _system("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     sys.path[:] = setup["path"]
     warnings.simplefilter("ignore")
     try:
         code = setup["code"]
-        judge, facts = _LOADERS[code["kind"]](code)
+        loaded = _LOADERS[code["kind"]](code)
+        facts = loaded.facts
     except RefusedError as error:
         facts = {"refused": str(error)}
     except BaseException as error:  # noqa: BLE001  whatever somebody else's module raises
@@ -84,7 +94,8 @@ def main() -> None:
     if "refused" not in facts:
         gc.collect()
         gc.freeze()  # so that forks share what is loaded
-        Scorer(judge, setup, lines, replies, null).run()
+        _die_with_parent(0)  # from here on the end of standard input ends everything in order
+        Scorer(loaded, setup, lines, replies, null).run()
 
 
 class Lines:
@@ -130,9 +141,9 @@ class Scorer:
     """Hands requests to forks and their results to the parent."""
 
     def __init__(
-        self, judge: Judge, setup: dict[str, Any], lines: Lines, replies: int, null: int
+        self, loaded: Loaded, setup: dict[str, Any], lines: Lines, replies: int, null: int
     ) -> None:
-        self._judge = judge
+        self._loaded = loaded
         self._setup = setup
         self._requests = lines
         self._replies = replies
@@ -159,6 +170,8 @@ class Scorer:
         finally:
             for worker in self._workers.values():
                 _kill(worker.pid)
+                _reap(worker.pid)
+            self._workers.clear()
             self._kill_strays()
 
     def _patience(self) -> float | None:
@@ -172,6 +185,8 @@ class Scorer:
             share = -(-len(self._queue) // free)
             count = min(share, self._setup["batch"])
             requests = deque(self._queue.popleft() for _ in range(count))
+            for request in requests:
+                self._loaded.prepare(request)
             results, write = os.pipe()
             if (pid := os.fork()) == 0:
                 self._work(requests, write)
@@ -182,7 +197,7 @@ class Scorer:
     def _work(self, requests: deque[Request], write: int) -> NoReturn:
         """In the fork: score, and end."""
         try:
-            _die_with_parent()
+            _die_with_parent(signal.SIGKILL)
             os.setsid()
             os.dup2(self._null, 0)
             self._selector.close()
@@ -190,7 +205,7 @@ class Scorer:
                 os.close(file)
             _limit(self._setup, answers=len(requests))
             for request in requests:
-                _send(write, _judged(self._judge, request))
+                _send(write, _judged(self._loaded.judge, request))
         finally:
             os._exit(0)
 
@@ -266,8 +281,9 @@ def _system(name: str, *arguments: int) -> bool:
         return False
 
 
-def _die_with_parent() -> None:
-    _system("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def _die_with_parent(number: int) -> None:
+    """Get this signal when the parent ends; 0 for none."""
+    _system("prctl", _PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def _leave_network() -> bool:
@@ -322,7 +338,7 @@ def _load_metric(code: dict[str, Any]) -> Loaded:
     def judge(request: Request) -> dict[str, Any]:
         return _verdict(function(request["text"], request["item"]))
 
-    return judge, {"source": base64.b64encode(source).decode()}
+    return Loaded(judge, {"source": base64.b64encode(source).decode()})
 
 
 def _import(name: str, *, folder: str) -> ModuleType:
@@ -386,11 +402,11 @@ def _load_pattern(code: dict[str, Any]) -> Loaded:
             "answer": found[:_LONGEST_ANSWER],
         }
 
-    return judge, {}
+    return Loaded(judge, {})
 
 
 def _load_reasoning_gym(code: dict[str, Any]) -> Loaded:
-    """A data set of reasoning_gym. Facts: the names of all, and the questions if `items` is true.
+    """The data sets of reasoning_gym. Facts: all names, and the questions of the one in `items`.
 
     PYTHONHASHSEED must be 0: some of the generators walk over sets, so that their questions depend
     on the process's hash seed (seen: isomorphic_strings, knight_swap, polynomial_multiplication,
@@ -399,26 +415,28 @@ def _load_reasoning_gym(code: dict[str, Any]) -> Loaded:
     """
     import reasoning_gym
 
-    if (name := code["name"]) is None:
-        return None, {"names": sorted(reasoning_gym.factory.DATASETS)}
-    made = reasoning_gym.create_dataset(name, seed=code["seed"], size=code["size"])
+    @functools.cache
+    def data_set(name: str) -> Any:
+        return reasoning_gym.create_dataset(name, seed=code["seed"], size=code["size"])
 
     def judge(request: Request) -> dict[str, Any]:
-        asked = made[request["index"]]
-        if asked["question"] != request["question"]:
+        scorer = data_set(request["name"])
+        entry = scorer[request["index"]]
+        if entry["question"] != request["question"]:
             raise UnusableResultError("generated another question than the one that was asked")
         try:
-            value = float(made.score_answer(request["answer"], asked))
+            value = float(scorer.score_answer(request["answer"], entry))
         except MemoryError:
             raise
         except Exception:  # noqa: BLE001  some scorers raise on answers that they cannot read
             return {"correct": None, "measures": {"score": 0.0}}
         return {"correct": value, "measures": {"score": value}}
 
-    if not code["items"]:
-        return judge, {}
-    entries = [made[index] for index in range(code["size"])]
-    return judge, {"items": [{name: e[name] for name in ("question", "answer")} for e in entries]}
+    facts: dict[str, Any] = {"names": sorted(reasoning_gym.factory.DATASETS)}
+    if (name := code["items"]) is not None:
+        entries = [data_set(name)[index] for index in range(code["size"])]
+        facts["items"] = [{key: e[key] for key in ("question", "answer")} for e in entries]
+    return Loaded(judge, facts, prepare=lambda request: data_set(request["name"]))
 
 
 _LOADERS = {

@@ -181,7 +181,7 @@ class ProgramTask(Task, Protocol):
 
     @property
     def foreign_code(self) -> ScoringProgram | None:
-        """The program that runs other people's code on answers; None if it does not come to that."""
+        """The program that runs other people's code on answers, if there is one."""
         ...
 
 

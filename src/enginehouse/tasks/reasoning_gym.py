@@ -115,7 +115,7 @@ class ReasoningGym:
     @property
     def foreign_code(self) -> ScoringProgram:
         """The package's scorer."""
-        return _program(self._name, seed=0, size=self._size)
+        return _program(seed=0, size=self._size, alone=self._name in EXECUTING)
 
     def load(self, *, data: str | None, seed: int) -> Dataset:
         """Generate the items, in a process of its own.
@@ -164,11 +164,12 @@ class ReasoningGym:
         if answer is None:
             return Score(outcome=Outcome.UNPARSABLE, measures={"score": Measure(0.0)})
         arguments = {
+            "name": self._name,
             "index": item.data["index"],
             "question": item.data["question"],
             "answer": answer,
         }
-        program = _program(self._name, seed=item.data["seed"], size=self._size)
+        program = _program(seed=item.data["seed"], size=self._size, alone=self._name in EXECUTING)
         return ScoringCall(program=program, arguments=arguments, answer=answer)
 
     def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
@@ -176,7 +177,7 @@ class ReasoningGym:
         raise NotImplementedError
 
     def _generated(self, seed: int) -> list[dict[str, Any]]:
-        program = _program(self._name, seed=seed, size=self._size, items=True)
+        program = _description(items=self._name, seed=seed, size=self._size)
         try:
             return msgspec.convert(describe(program)["items"], list[dict[str, Any]])
         except (ScoringError, msgspec.ValidationError) as error:
@@ -199,18 +200,16 @@ def last_tagged(text: str) -> str | None:
 
 
 @functools.cache
-def _program(name: str | None, *, seed: int, size: int, items: bool = False) -> ScoringProgram:
-    """What scores the answers, or names the data sets, or generates the items.
+def _program(*, seed: int, size: int, alone: bool) -> ScoringProgram:
+    """What scores answers: one program for all data sets of a kind."""
+    code = {"kind": "reasoning_gym", "items": None, "seed": seed, "size": size}
+    return ScoringProgram(code=json.dumps(code), name="reasoning_gym's scorer", alone=alone)
 
-    Only answers make the package's code a danger; without them it runs as any package does.
-    """
-    code = {"kind": "reasoning_gym", "name": name, "seed": seed, "size": size, "items": items}
-    return ScoringProgram(
-        code=json.dumps(code),
-        name=f"reasoning_gym's scorer of {name}" if name else "reasoning_gym",
-        alone=name in EXECUTING,
-        trusted=name is None or items,
-    )
+
+def _description(*, items: str | None = None, seed: int = 0, size: int = 0) -> ScoringProgram:
+    """What names the data sets and makes the items. It sees no answer, so it may be trusted."""
+    code = {"kind": "reasoning_gym", "items": items, "seed": seed, "size": size}
+    return ScoringProgram(code=json.dumps(code), name="reasoning_gym", trusted=True)
 
 
 def _known_names() -> list[str]:
@@ -224,7 +223,7 @@ def _known_names() -> list[str]:
 @functools.cache
 def _names_of(version: str) -> list[str]:  # noqa: ARG001  the key of the cache
     try:
-        return msgspec.convert(describe(_program(None, seed=0, size=0))["names"], list[str])
+        return msgspec.convert(describe(_description())["names"], list[str])
     except (ScoringError, msgspec.ValidationError) as error:
         why = getattr(error, "why", None) or str(error)
         raise DataError("the package reasoning_gym does not load", why=why, fix=INSTALL) from error
