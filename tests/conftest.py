@@ -1,11 +1,34 @@
-"""What every test gets: a home of its own, and no settings of the person who runs the tests."""
+"""What every test gets: a home of its own, and no settings of the person who runs the tests.
+
+Tests with the real engines share what takes long: environments and the converted model, which stay
+in the user's cache, and running servers, which are stopped when the session ends.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
+import subprocess
+import sys
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+from enginehouse.engines.base import ServerOptions
+from enginehouse.executors.tree import identify
+from enginehouse.provisioning.environments import EngineEnvironment, ensure_environment
+from enginehouse.provisioning.models import ResolvedModel, resolve_model
+from enginehouse.provisioning.plans import plan_environment
+from enginehouse.store.layout import Layout
+
+TESTS = Path(__file__).parent
+if str(TESTS / "cli" / "support") not in sys.path:
+    sys.path.append(str(TESTS / "cli" / "support"))
+
+import command_line  # noqa: E402
 
 _SETTINGS = (
     "ANTHROPIC_",
@@ -17,6 +40,19 @@ _SETTINGS = (
     "OPENROUTER_",
     "VLLM_",
 )
+_PROVISIONING = 2700.0  # seconds to download or compile one environment, or to convert the model
+_ENGINE_TEST = 900.0  # seconds for the body of a test with a real engine, on a slow CPU
+_T = TypeVar("_T")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a real engine have a limit for their own body, and not for what they share.
+
+    What they share has limits of its own: `_PROVISIONING`, and the patience of `command_line`.
+    """
+    for item in items:
+        if item.get_closest_marker("engine") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_ENGINE_TEST, func_only=True))
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +67,162 @@ def _own_home(
             monkeypatch.delenv(name)
     if request.node.get_closest_marker("engine") is None:
         monkeypatch.setenv("ENGINEHOUSE_HOME", str(tmp_path / "home"))
+        return
+    # A command that starts an engine takes longer than one with a fake, and looking for its end
+    # a hundred times a second would take the engine's cores.
+    monkeypatch.setattr(command_line, "DEADLINE", _ENGINE_TEST)
+    monkeypatch.setattr(command_line, "POLL", 0.1)
+
+
+def _provisioned(work: Coroutine[object, object, _T]) -> _T:
+    async def limited() -> _T:
+        async with asyncio.timeout(_PROVISIONING):
+            return await work
+
+    return asyncio.run(limited())
+
+
+def _environment(engine: str) -> EngineEnvironment:
+    plan = plan_environment(engine, variant="cpu")
+    return _provisioned(ensure_environment(plan, layout=Layout.from_environment(), notify=print))
+
+
+@pytest.fixture(scope="session")
+def vllm_environment() -> EngineEnvironment:
+    """The CPU build of vLLM in the user's cache, built on first use."""
+    return _environment("vllm")
+
+
+@pytest.fixture(scope="session")
+def hf_environment() -> EngineEnvironment:
+    """The hf engine's environment for the CPU, built on first use."""
+    return _environment("hf")
+
+
+@pytest.fixture(scope="session")
+def llamacpp_environment() -> EngineEnvironment:
+    """A llama-server, compiled on first use."""
+    return _environment("llamacpp")
+
+
+@pytest.fixture(scope="session")
+def smollm2(vllm_environment: EngineEnvironment) -> ResolvedModel:
+    """The bundled model as a checkpoint, converted on first use."""
+    return _provisioned(
+        resolve_model(
+            "smollm2",
+            environment=vllm_environment,
+            layout=Layout.from_environment(),
+            notify=print,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def vote_adapter(
+    smollm2: ResolvedModel,
+    hf_environment: EngineEnvironment,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """An adapter of rank 8 over seven projections, trained in 20 steps to say how it votes."""
+    folder = tmp_path_factory.mktemp("trained") / "vote"
+    program = TESTS / "weights" / "support" / "train_adapter.py"
+    words = [hf_environment.executable, program, smollm2.path, folder]
+    subprocess.run(list(map(str, words)), check=True, timeout=_ENGINE_TEST)
+    return folder
+
+
+def _real_house(folder: Path) -> command_line.House:
+    """A machine whose caches are the user's, and whose runs, servers and leases are its own."""
+    cache = Layout.from_environment().cache
+    cache.mkdir(parents=True, exist_ok=True)
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(_SETTINGS)}
+    house = command_line.House(folder, python=None, env=inherited, patience=_ENGINE_TEST)
+    house.env["ENGINEHOUSE_HOME"] = str(house.home)
+    house.env["PYTHONPATH"] = str(command_line.SOURCE)
+    house.home.mkdir()
+    (house.home / "cache").symlink_to(cache, target_is_directory=True)
+    return house
+
+
+@pytest.fixture(scope="session")
+def shared_house(
+    smollm2: ResolvedModel,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[command_line.House]:
+    """The machine of the servers that all tests share; a folder of its own, as they live longer.
+
+    So `nothing_left` of any other machine does not see them, and this one's is asked at the end.
+    """
+    house = _real_house(tmp_path_factory.mktemp("shared"))
+    try:
+        yield house
+        house.nothing_left()
+    finally:
+        house.clear()
+
+
+@pytest.fixture(scope="module")
+def real_house(
+    smollm2: ResolvedModel,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[command_line.House]:
+    """A machine of the module's own, with the user's environments, models and data."""
+    house = _real_house(tmp_path_factory.mktemp("machine"))
+    try:
+        yield house
+        house.nothing_left()
+    finally:
+        house.clear()
+
+
+def _shared_server(
+    house: command_line.House, name: str, options: ServerOptions, *words: str
+) -> Iterator[command_line.SharedServer]:
+    """`enginehouse serve smollm2 --detach`, then `enginehouse stop`, which leaves nothing."""
+    small = ("--env", "VLLM_CPU_KVCACHE_SPACE=1")  # GiB: it shares the memory with other servers
+    begun = house.run("serve", "smollm2", "--detach", "--name", name, *small, *words)
+    assert begun.code == 0, begun.err
+    url = re.findall(r"^url: +(http://\S+)/v1$", begun.out, re.MULTILINE)[0]
+    yield command_line.SharedServer(house, options, begun.out, name, url)
+    (server,) = (s for s in house.run("ps", "--json").report if s["record"]["name"] == name)
+    assert server["state"] == "ready"
+    assert len(server["pids"]) > 1 or server["pids"] == [server["record"]["process"]["pid"]]
+    stopped = house.run("stop", name)
+    assert stopped.code == 0, stopped.err
+    assert [pid for pid in server["pids"] if identify(pid)] == []
+    assert command_line.port_is_free(url)
+
+
+@pytest.fixture(scope="session")
+def plain_vllm(shared_house: command_line.House) -> Iterator[command_line.SharedServer]:
+    """A vLLM without LoRA. Only what leaves it as it was may be asked of it.
+
+    Like every server whose greedy answers are compared, it computes in float32: in bfloat16 the
+    same question may be answered otherwise in a batch of another size, or from the prefix cache.
+    """
+    options = ServerOptions(served_model_name="smollm2", max_model_len=2048, dtype="float32")
+    words = ("--max-model-len", "2048", "--dtype", "float32")
+    yield from _shared_server(shared_house, "plain", options, *words)
+
+
+@pytest.fixture(scope="session")
+def lora_vllm(
+    shared_house: command_line.House, vote_adapter: Path
+) -> Iterator[command_line.SharedServer]:
+    """A vLLM with four places for adapters of rank 8; tests unload theirs and restore the weights.
+
+    It starts after the training: on few cores, each would slow the other down by far.
+    """
+    del vote_adapter
+    options = ServerOptions(
+        served_model_name="smollm2",
+        enable_lora=True,
+        max_loras=4,
+        max_lora_rank=8,
+        max_model_len=2048,
+        dtype="float32",
+    )
+    words = ("--enable-lora", "--max-loras", "4", "--max-lora-rank", "8")
+    words += ("--max-model-len", "2048", "--dtype", "float32")
+    yield from _shared_server(shared_house, "lora", options, *words)

@@ -74,7 +74,8 @@ EXIT_CODES = {
     5: "a server did not start, died, or could not be stopped",
     6: "a server that was to be used does not answer as it must, or refuses",
     7: "a task's data or its scoring is broken",
-    8: "a run or another file cannot be read or written, or another process works on it",
+    8: "a run or another file cannot be read or written, another process works on it, or no more "
+    "files may be opened",
     9: "the evaluation ended, but too many samples failed: at least one task has no headline",
     130: "Ctrl-C (SIGINT); what was started has been stopped, a run can be resumed",
     141: "nobody reads standard output any more (`| head`)",
@@ -109,6 +110,7 @@ VARIABLES = {
     "PIP_FIND_LINKS": "Folders or pages of wheels, handed on to uv as UV_FIND_LINKS.",
     "UV_FIND_LINKS": "The same for uv, before PIP_FIND_LINKS.",
     "UV_DEFAULT_INDEX": "The package registry that uv asks.",
+    "UV_EXCLUDE_NEWER": "The time whose packages a version that is not pinned is given.",
     "UV_TORCH_BACKEND": "Where uv takes torch from; ours is cpu for the CPU build.",
     "CUDA_VISIBLE_DEVICES": "Empty or -1: the machine counts as one without a GPU.",
     "LD_LIBRARY_PATH": "Handed on to engines; `doctor` warns of a CUDA in it.",

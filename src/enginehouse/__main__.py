@@ -11,9 +11,11 @@ _READER_GONE = 128 + signal.SIGPIPE
 def main() -> None:
     """Run the command line. Exit codes are listed in docs/errors.md."""
     from enginehouse.cli.standard_streams import allow_any_text, open_missing_streams
+    from enginehouse.client.open_files import raise_open_file_limit
 
     open_missing_streams()
     allow_any_text()
+    raise_open_file_limit()
     # Ctrl-C ends it quietly while it imports; commands that start something handle it themselves.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -44,10 +44,10 @@ def test_json_has_the_same(call, tmp_path: Path):
 
 
 def test_an_unknown_version(call):
-    """A version that is not pinned is wrong usage, before anything is looked at."""
+    """One that is neither pinned nor installed is wrong usage, before anything is looked at."""
     done = call("doctor", "--version", "0.1.0")
     assert done.code == 2
-    assert "0.1.0 is not pinned" in done.err
+    assert "0.1.0 is neither pinned nor installed" in done.err
 
 
 @pytest.mark.slow

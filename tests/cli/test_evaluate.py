@@ -10,6 +10,8 @@ import msgspec
 import pytest
 from command_line import Finished, House, port_is_free, sums, url_of
 
+from enginehouse.executors.cpu import read_cpu
+from enginehouse.launch.compute_type import type_on_cpu
 from enginehouse.testing.fake_engine import tokenizer
 from enginehouse.testing.fake_engine.model import logprobs, weights_digest
 
@@ -183,6 +185,11 @@ def test_provenance_is_whole(house: House, call):
     assert re.fullmatch("[0-9a-f]{64}", provenance["weights_digest"])
     assert re.fullmatch("[0-9a-f]{64}", provenance["chat_template_digest"])
     assert provenance["environment"] == house.env["ENGINEHOUSE_VLLM_PYTHON"]
+    chosen = type_on_cpu(read_cpu())
+    assert (provenance["dtype"], provenance["dtype_reason"]) == (chosen.dtype, chosen.reason)
+    assert f"computing in {chosen.dtype}: {chosen.reason}" in done.err
+    shown = call("show", done.report["run"])
+    assert f"computed in  {chosen.dtype}: {chosen.reason}" in shown.out
 
 
 def test_secrets_are_nowhere(house: House, call):

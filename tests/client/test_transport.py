@@ -45,6 +45,14 @@ def test_what_is_no_address_is_refused(given: str):
         normal_base_url(given)
 
 
+@pytest.mark.parametrize("name", ["connect", "first_byte", "total"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0, -1.0])
+def test_a_time_out_is_a_finite_number(name: str, value: float):
+    """For none there is None."""
+    with pytest.raises(ConfigurationError, match=name):
+        Timeouts(**{name: value})
+
+
 def test_credentials_in_the_address_are_refused_and_not_repeated():
     """Addresses end up in logs and reports."""
     with pytest.raises(ConfigurationError) as caught:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -11,7 +10,7 @@ import psutil
 import pytest
 from command_line import House, journaled, scored, until
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.engine
 
 WORDS = [
     "seven",
@@ -44,7 +43,7 @@ def check(house: House, done, *, samples: int) -> list[dict[str, object]]:
 def test_engine_core_is_killed(house: House):
     """Kill -9 of EngineCore in the middle of a run: vLLM is started again and the run completes."""
     known = set(house.runs)
-    words = ("--task", "instructions", "--limit", "24", "--max-tokens", "96", "--json")
+    words = ("--task", "instructions", "--limit", "12", "--max-tokens", "48", "--json")
     env = ("--env", "VLLM_ENABLE_V1_MULTIPROCESSING=1", "--concurrency", "4")
     running = house.start("eval", "smollm2", *words, *env)
     running.until("ready after")
@@ -53,7 +52,7 @@ def test_engine_core_is_killed(house: House):
     (core,) = [pid for pid in server["pids"] if "EngineCor" in psutil.Process(pid).name()]
     until(lambda: scored(run), "no sample is scored")
     os.kill(core, signal.SIGKILL)
-    (incident,) = check(house, running.end(), samples=24)
+    (incident,) = check(house, running.end(), samples=12)
     assert incident["kind"] == "killed"
     assert incident["consequence"] == "started again"
     assert "killed" in house.run("show", run.name).out
@@ -62,37 +61,32 @@ def test_engine_core_is_killed(house: House):
 def test_seeded_requests_with_chunked_prefill(house: House):
     """With the avoidance off they kill vLLM; the run completes, and its report names the crash."""
     rng = random.Random(0)
-    long = [" ".join(rng.choice(WORDS) for _ in range(1500)) for _ in range(4)]
+    long = [" ".join(rng.choice(WORDS) for _ in range(600)) for _ in range(4)]
     items = [{"ask": text + " And then?", "right": "1"} for text in (*long, *WORDS[:2])]
     task = house.task(items, name="long", max_tokens=8)
     words = ("--task", str(task), "--temperature", "0.8", "--no-avoid-quirks", "--json")
-    incidents = check(house, house.run("eval", "smollm2", *words), samples=6)
+    chunks = ("--max-model-len", "1024", "--extra-args", "--max-num-batched-tokens 512")
+    incidents = check(house, house.run("eval", "smollm2", *words, *chunks), samples=6)
     assert incidents
     assert {incident["kind"] for incident in incidents} == {"engine_died"}
     assert all("offset" in str(incident["evidence"]) for incident in incidents)
 
 
 def test_prompt_logprobs_with_lora(house: House):
-    """With the avoidance off they kill vLLM in company; the run completes and names the crash."""
-    words = ("--task", "hellaswag", "--limit", "2", "--enable-lora", "--json")
-    done = house.run("eval", "smollm2", *words, "--no-avoid-quirks")
+    """With the avoidance off they kill vLLM in company; the run completes and names the crash.
+
+    With the avoidance on they do not, in a run of the same moment: each has a vLLM of its own.
+    """
+    words = ("eval", "smollm2", "--task", "hellaswag", "--limit", "2", "--enable-lora", "--json")
+    words += ("--dtype", "float32", "--env", "VLLM_CPU_KVCACHE_SPACE=1")
+    both = [house.start(*words, *more) for more in (("--no-avoid-quirks",), ())]
+    done, avoided = [running.end() for running in both]
     incidents = check(house, done, samples=2)
     assert incidents
     assert {incident["kind"] for incident in incidents} == {"engine_died"}
     assert all("einsum" in str(incident["evidence"]) for incident in incidents)
     report = house.run("show", done.report["run"]).out
     assert "prompt log-probabilities" in report
-    avoided = house.run("eval", "smollm2", *words)
     assert check(house, avoided, samples=2) == []
+    assert avoided.report["complete"]
     assert avoided.report["tasks"][0]["metrics"] == done.report["tasks"][0]["metrics"]
-
-
-def test_two_evaluations_at_the_same_moment(house: House):
-    """Both start their own vLLM and both finish."""
-    words = ("eval", "smollm2", "--task", "instructions", "--limit", "4", "--max-tokens", "32")
-    both = [house.start(*words, "--json", "--env", "VLLM_CPU_KVCACHE_SPACE=1") for _ in range(2)]
-    for running in both:
-        done = running.end()
-        assert done.code == 0, done.err
-        assert json.loads(done.out)["complete"]
-    house.nothing_left()

@@ -1,4 +1,4 @@
-"""One real vLLM, started detached by the command line, asked in every way, stopped and gone."""
+"""One real vLLM, started detached by the command line, asked in every way."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import json
 import re
 import subprocess
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 import pytest
-from command_line import House, port_is_free
+from command_line import House, SharedServer
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.wire import VLLM
@@ -20,40 +19,22 @@ from enginehouse.core.messages import Message
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.evaluation.records import Record, SampleRecord
-from enginehouse.executors.tree import identify
 from enginehouse.store.journal import read_journal
 from enginehouse.tasks.base import Choose
 from enginehouse.tasks.registry import load_task
 from enginehouse.testing.check_engine import CASES, check
 from enginehouse.tools import CallOutcome, Ladder, Step, call_tools
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.engine
 
 
-class Served(NamedTuple):
-    """The server: what `serve` said, and its URL."""
-
-    said: str
-    url: str
-
-
-@pytest.fixture(scope="module")
-def served(house: House) -> Iterator[Served]:
-    """`enginehouse serve smollm2 --detach`, then `enginehouse stop`, which leaves nothing."""
-    begun = house.run("serve", "smollm2", "--detach", "--name", "mine", "--max-model-len", "2048")
-    assert begun.code == 0, begun.err
-    url = re.findall(r"^url: +(http://\S+)/v1$", begun.out, re.MULTILINE)[0]
-    yield Served(begun.out, url)
-    (server,) = house.run("ps", "--json").report
-    assert server["state"] == "ready"
-    assert len(server["pids"]) > 1 or server["pids"] == [server["record"]["process"]["pid"]]
-    stopped = house.run("stop", "mine")
-    assert stopped.code == 0, stopped.err
-    assert [pid for pid in server["pids"] if identify(pid)] == []
-    assert port_is_free(url)
+@pytest.fixture
+def served(plain_vllm: SharedServer) -> SharedServer:
+    """The server that these tests share with others."""
+    return plain_vllm
 
 
-async def test_conformance(served: Served):
+async def test_conformance(served: SharedServer):
     """Every promise that the fake engine keeps, the real one keeps."""
     capabilities = VllmEngine().capabilities(None)
     async with HTTPSampler(served.url, capabilities=capabilities, wire=VLLM) as sampler:
@@ -65,7 +46,7 @@ async def test_conformance(served: Served):
     assert len(results) == len(CASES)
 
 
-async def test_calls_are_valid_without_native_tools(served: Served):
+async def test_calls_are_valid_without_native_tools(served: SharedServer):
     """The server refuses native calls, and constrained decoding gives valid ones in their place."""
 
     def book_table(people: int, place: Literal["garden", "hall"]) -> None:
@@ -96,7 +77,7 @@ async def test_calls_are_valid_without_native_tools(served: Served):
             assert "--tool-call-parser" in (first.why or "")
 
 
-def test_the_curl_line_works(served: Served):
+def test_the_curl_line_works(served: SharedServer):
     """What `serve` prints can be pasted into a shell."""
     line = re.findall(r"^try: +(.*)$", served.said, re.MULTILINE)[0]
     run = ["bash", "-c", line]
@@ -104,11 +85,11 @@ def test_the_curl_line_works(served: Served):
     assert json.loads(done.stdout)["choices"][0]["text"].strip()
 
 
-def test_three_tasks(house: House, served: Served):
+def test_three_tasks(house: House, served: SharedServer):
     """`eval --url`: gsm8k, hellaswag and instructions, whole and with their own kinds of score."""
     words = [word for task in ("gsm8k", "hellaswag", "instructions") for word in ("-t", task)]
     done = house.run(
-        "eval", "--url", served.url, *words, "--limit", "3", "--max-tokens", "160", "--json"
+        "eval", "--url", served.url, *words, "--limit", "3", "--max-tokens", "64", "--json"
     )
     assert done.code == 0, done.err
     report = done.report
@@ -170,7 +151,7 @@ def ask(url: str, body: dict[str, Any]) -> Any:
         return json.load(reply)
 
 
-def test_hf_gives_hellaswag_the_same_loglikelihoods(house: House, served: Served):
+def test_hf_gives_hellaswag_the_same_loglikelihoods(house: House, served: SharedServer):
     """`eval --engine hf` asks the same items and scores their endings as vLLM does."""
 
     def endings(*words: str) -> dict[str, list[float]]:
@@ -186,12 +167,12 @@ def test_hf_gives_hellaswag_the_same_loglikelihoods(house: House, served: Served
         assert found[item] == pytest.approx(values, rel=0.02)
 
 
-def test_greedy_answers_come_again(house: House, served: Served):
+def test_greedy_answers_come_again(house: House, served: SharedServer):
     """The same seed asks the same items, and at temperature 0 gets the same answers."""
 
     def answers() -> list[tuple[str, str]]:
         words = ("-t", "instructions", "--limit", "2", "--seed", "5", "--concurrency", "1")
-        done = house.run("eval", "--url", served.url, *words, "--max-tokens", "32", "--json")
+        done = house.run("eval", "--url", served.url, *words, "--max-tokens", "16", "--json")
         assert done.code == 0, done.err
         samples = asked(Path(done.report["folder"]))["instructions"]
         return [(sample.item, sample.responses[0].completions[0].text) for sample in samples]
@@ -201,27 +182,27 @@ def test_greedy_answers_come_again(house: House, served: Served):
     assert answers() == first
 
 
-def test_bench_counts_are_the_servers(house: House, served: Served):
+def test_bench_counts_are_the_servers(house: House, served: SharedServer):
     """Exact lengths, no help from the prefix cache on a second run, and its own counters agree."""
-    words = ("--input-tokens", "48", "--output-tokens", "16", "--requests", "8")
-    for _ in range(2):
-        done = house.run("bench", served.url, *words, "--concurrency", "1,4", "--json")
+    words = ("--input-tokens", "48", "--output-tokens", "8", "--requests", "4")
+    for concurrency in ("1,4", "4"):
+        done = house.run("bench", served.url, *words, "--concurrency", concurrency, "--json")
         assert done.code == 0, done.err
         for load in done.report["loads"]:
             assert (load["failed"], load["notes"]) == (0, [])
-            assert (load["prompt_tokens"], load["output_tokens"]) == (8 * 48, 8 * 16)
-            assert load["server"]["prompt_tokens"] == 8 * 48
-            assert load["server"]["output_tokens"] == 8 * 16
+            assert (load["prompt_tokens"], load["output_tokens"]) == (4 * 48, 4 * 8)
+            assert load["server"]["prompt_tokens"] == 4 * 48
+            assert load["server"]["output_tokens"] == 4 * 8
             assert load["server"]["prefix_cache_hits"] == 0
             latencies = load["latencies"]
             assert 0 < latencies["per_output_token"]["p50"] < latencies["end_to_end"]["p50"]
 
 
-def test_top_shows_it(house: House, served: Served):
+def test_top_shows_it(served: SharedServer):
     """Its queue, cache and processes."""
-    done = house.run("top", "--once", "--interval", "0.5", "--json")
-    (server,) = done.report["servers"]
-    assert (server["name"], server["state"], server["problem"]) == ("mine", "ready", None)
+    done = served.house.run("top", "--once", "--interval", "0.5", "--json")
+    (server,) = (one for one in done.report["servers"] if one["name"] == served.name)
+    assert (server["state"], server["problem"]) == ("ready", None)
     assert (server["running"], server["waiting"]) == (0, 0)
     assert server["processes"] > 1
     assert server["rss_bytes"] > 1 << 30

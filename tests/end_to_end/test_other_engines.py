@@ -5,13 +5,19 @@ from __future__ import annotations
 import pytest
 from command_line import House, journaled
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.engine
 
 
-@pytest.mark.parametrize("engine", ["hf", "llamacpp"])
+@pytest.fixture(params=["hf", "llamacpp"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """An engine whose environment is there."""
+    request.getfixturevalue(f"{request.param}_environment")
+    return str(request.param)
+
+
 def test_eval(house: House, engine: str):
     """Every sample once, none failed, the engine named in the report, nothing left running."""
-    words = ("--task", "instructions", "--limit", "3", "--max-tokens", "32", "--json")
+    words = ("--task", "instructions", "--limit", "3", "--max-tokens", "16", "--json")
     done = house.run("eval", "smollm2", "--engine", engine, *words, "--max-model-len", "1024")
     assert done.code == 0, done.err
     (task,) = done.report["tasks"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 
@@ -12,26 +11,17 @@ from command_line import House
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from enginehouse.provisioning.environments import find_environment
-from enginehouse.provisioning.models import resolve_model
-from enginehouse.store.layout import Layout
+from enginehouse.provisioning.environments import EngineEnvironment
+from enginehouse.provisioning.models import ResolvedModel
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Path:
-    """SmolLM2, converted where it has not been."""
-    layout = Layout.from_environment()
-
-    async def made() -> Path:
-        environment = await find_environment(
-            "vllm", python=None, version=None, variant="cpu", layout=layout, notify=print
-        )
-        model = await resolve_model("smollm2", environment=environment, layout=layout, notify=print)
-        return Path(model.path)
-
-    return asyncio.run(made())
+def checkpoint(smollm2: ResolvedModel, hf_environment: EngineEnvironment) -> Path:
+    """SmolLM2, and the environment of the reference."""
+    del hf_environment
+    return Path(smollm2.path)
 
 
 def write_random_lora(folder: Path, checkpoint: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import House, journaled, port_is_free, scored, until, url_of
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.engine
 
 
 def test_killed_and_resumed(house: House):

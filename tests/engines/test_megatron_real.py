@@ -25,7 +25,7 @@ from enginehouse.engines.megatron import MegatronEngine
 from enginehouse.provisioning.plans import find_links
 from enginehouse.testing.check_engine import check
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.engine
 SUPPORT = Path(__file__).parent / "support"
 
 
@@ -40,7 +40,11 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     install = ["pip", "install", "--python", str(folder), *backend, "-r", requirements]
     for arguments in (["venv", "-p", sys.executable, str(folder)], install):
         subprocess.run(
-            [uv.find_uv_bin(), "--no-progress", *arguments], env=env, check=True, cwd=folder.parent
+            [uv.find_uv_bin(), "--no-progress", *arguments],
+            env=env,
+            check=True,
+            cwd=folder.parent,
+            timeout=1800,
         )
     return folder / "bin" / "python"
 

@@ -14,6 +14,7 @@ import pytest
 
 from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.diagnosis import READ_THE_LOG, FailureKind, Surroundings, recognise
+from enginehouse.engines.diagnosis.shared_rules import RULES as SHARED
 from enginehouse.engines.sglang import SglangEngine
 from enginehouse.engines.sglang_diagnosis import RULES
 
@@ -43,7 +44,7 @@ WRITTEN = {
     "no_cache_memory": (K.NO_CACHE_MEMORY, "for the KV cache 0.3", "larger --gpu-memory-util"),
     "out_of_memory": (K.OUT_OF_MEMORY, "memory ran out", "smaller --gpu-memory-utilization"),
     "port_taken": (K.PORT_TAKEN, "another program", "leave --port out"),
-    "told_to_stop": (K.STOPPED, "told the server to stop", "enginehouse resume"),
+    "told_to_stop": (K.STOPPED, "was told to stop", "enginehouse resume"),
     "unknown_while_serving": (K.ENGINE_DIED, "while it was answering", "report it to SGLang"),
     "watchdog": (K.TOO_SLOW, "300.0 s", "--watchdog-timeout"),
     "weights_fill_the_share": (K.NO_CACHE_MEMORY, "share of 0.5", "above 0.713"),
@@ -99,7 +100,7 @@ def test_every_log_is_looked_at_and_says_where_it_comes_from():
 @pytest.mark.parametrize(("line", "kind"), LINES.items())
 def test_a_telling_line(line: str, kind: FailureKind):
     """One line of transformers, torch or SGLang is enough."""
-    diagnosis = recognise(line, rules=RULES, around=Surroundings())
+    diagnosis = recognise(line, rules=(*RULES, *SHARED), around=Surroundings())
     assert diagnosis is not None
     assert diagnosis.kind is kind
 

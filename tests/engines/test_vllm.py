@@ -69,6 +69,27 @@ def test_cuda_build_is_started_through_vllm_serve(cuda):
     assert "--enforce-eager" not in argv
 
 
+def test_a_release_without_vllm_serve_is_started_as_a_module(cuda):
+    """What the environment was seen to have counts, and not its build."""
+    old = msgspec.structs.replace(cuda, entry_module="vllm.entrypoints.openai.api_server")
+    assert command(old).argv[1:5] == ("-m", old.entry_module, "--model", "/models/m")
+
+
+def test_an_old_release_is_not_given_what_it_lacks(environment):
+    """Our own defaults are flags, too: each is left out where this version's list has it not."""
+    flags = {
+        name: flag
+        for name, flag in environment.flags.items()
+        if not name.startswith("--no-") and name != "--generation-config"
+    }
+    old = msgspec.structs.replace(environment, flags=flags)
+    argv = command(old).argv
+    assert "--no-enable-chunked-prefill" in command(environment).argv
+    assert "--no-enable-chunked-prefill" not in argv
+    assert "--generation-config" not in argv
+    assert not VllmEngine().quirks(ServerOptions(), environment=old)
+
+
 def test_address_and_name_are_always_said(environment):
     """Host, port and served name never depend on the engine's defaults."""
     argv = command(environment).argv

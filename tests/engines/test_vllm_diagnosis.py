@@ -13,6 +13,7 @@ from enginehouse.core.errors import ServerGoneError, StartError
 from enginehouse.engines import vllm_failures, vllm_memory
 from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.diagnosis import READ_THE_LOG, Diagnosis, FailureKind, explained
+from enginehouse.engines.diagnosis.shared_rules import RULES as SHARED
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.launch.configuration import EvaluationConfig
 
@@ -36,9 +37,9 @@ RECORDED = {
     "gated": (K.MODEL_GATED, "accepted its conditions", "HF_TOKEN"),
     "host_memory_for_the_cache": (K.HOST_MEMORY, "6.0 GiB more", "VLLM_CPU_KVCACHE_SPACE"),
     "host_memory_while_loading": (K.HOST_MEMORY, "own memory", "ulimit -v"),
-    "hub_has_no_such_model": (K.MODEL_NOT_FOUND, "no such model", "spelling"),
+    "hub_has_no_such_model": (K.MODEL_NOT_FOUND, "was not found", "spelling"),
     "hub_offline": (K.MODEL_NOT_FOUND, "hub was not asked", "unset HF_HUB_OFFLINE"),
-    "hub_unreachable": (K.MODEL_NOT_FOUND, "did not answer", "mend the network"),
+    "hub_unreachable": (K.MODEL_NOT_FOUND, "did not answer", "fix the network"),
     "lora_with_prompt_logprobs": (K.ENGINE_DIED, "prompt log-prob", "--no-avoid-quirks"),
     "memory_share_too_low": (K.NO_CACHE_MEMORY, "leaves nothing", "raise --gpu-memory-util"),
     "memory_taken": (K.MEMORY_TAKEN, "17.39 of 18.46 GiB", "VLLM_CPU_KVCACHE_SPACE"),
@@ -55,7 +56,7 @@ RECORDED = {
     "quantization_not_on_cpu": (K.QUANTIZATION, "this build", "unquantized"),
     "remote_code": (K.REMOTE_CODE, "Python code", "--trust-remote-code"),
     "seed_with_chunked_prefill": (K.ENGINE_DIED, "a request with a seed", "--no-avoid-quirks"),
-    "told_to_stop": (K.STOPPED, "told the server to stop", "enginehouse resume"),
+    "told_to_stop": (K.STOPPED, "was told to stop", "enginehouse resume"),
     "unknown_architecture": (K.UNSUPPORTED_MODEL, "FancyForCausalLM", "--version"),
     "unknown_flag": (K.UNKNOWN_FLAG, "no --swap-space", "--kv-offloading-size"),
     "unknown_model_type": (K.UNSUPPORTED_MODEL, "fancy9", "--version"),
@@ -147,7 +148,7 @@ def test_every_flag_of_an_advice_exists():
     known = set(json.loads((Path(__file__).parent / "vllm-0.32.0-flags.json").read_text()))
     for kind in (ServerOptions, EvaluationConfig):
         known |= {f"--{name.replace('_', '-')}" for name in kind.model_fields}
-    known |= {"--env", "--no-avoid-quirks", "--shm-size", "--gpus", "--sort", "--help"}
+    known |= {"--env", "--no-avoid-quirks", "--shm-size", "--gpus", "--sort", "--help", "--ipc"}
     rules = (*vllm_memory.RULES, *vllm_failures.RULES)
     said = [rule.cause + rule.fix for rule in rules]
     said += [found(f"recorded/{name}").fix for name in RECORDED]
@@ -377,6 +378,6 @@ def test_the_logs_hold_no_path_of_a_machine():
 
 def test_compilers_are_looked_for_by_name():
     """The rule about compilers does not take any missing file for one."""
-    rule = next(rule for rule in vllm_failures.RULES if rule.kind is K.NO_COMPILER)
+    rule = next(rule for rule in SHARED if rule.kind is K.NO_COMPILER)
     assert re.search(rule.pattern, "FileNotFoundError: [Errno 2] No such file or directory: 'gcc'")
     assert not re.search(rule.pattern, "No such file or directory: 'gccx'")

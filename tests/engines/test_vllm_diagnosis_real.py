@@ -11,19 +11,15 @@ import pytest
 
 from enginehouse.engines.diagnosis import Diagnosis, FailureKind
 from enginehouse.engines.vllm import VllmEngine
-from enginehouse.provisioning.environments import EngineEnvironment, ensure_environment
-from enginehouse.provisioning.plans import plan_environment
-from enginehouse.store.layout import Layout
+from enginehouse.provisioning.environments import EngineEnvironment
 
 pytestmark = pytest.mark.engine
 
 
 @pytest.fixture
-async def environment() -> EngineEnvironment:
-    """The CPU build that the default home has, or that is built for the first of these tests."""
-    plan = plan_environment("vllm", variant="cpu")
-    layout = Layout.from_environment()
-    return await ensure_environment(plan, layout=layout, notify=lambda _: None)
+def environment(vllm_environment: EngineEnvironment) -> EngineEnvironment:
+    """The real one, and not the description that this folder's other tests use."""
+    return vllm_environment
 
 
 def fail(environment: EngineEnvironment, *arguments: str, log: Path, **env: str) -> Diagnosis:
@@ -39,7 +35,7 @@ def fail(environment: EngineEnvironment, *arguments: str, log: Path, **env: str)
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            timeout=120,
+            timeout=300,
             check=False,
         )
     diagnosis = VllmEngine().diagnose(log, exit_code=ended.returncode)

@@ -11,8 +11,7 @@ import pytest
 from enginehouse.engines.base import LaunchContext, ServerOptions
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.engines.vllm_tools import FAMILIES, choose_parser
-from enginehouse.provisioning.environments import find_environment
-from enginehouse.store.layout import Layout
+from enginehouse.provisioning.environments import EngineEnvironment
 
 TOOLS = "{% if tools %}{{ tools }}{% endif %}"
 DEEPSEEK = "<\uff5ctool\u2581call\u2581begin\uff5c>"
@@ -85,13 +84,9 @@ def test_the_server_is_started_with_it_unless_the_user_says_else(environment, tm
 
 
 @pytest.mark.engine
-async def test_the_installed_vllm_has_every_parser_of_the_table():
+def test_the_installed_vllm_has_every_parser_of_the_table(vllm_environment: EngineEnvironment):
     """A renamed parser would keep such models from starting."""
-    layout = Layout.from_environment()
-    environment = await find_environment(
-        "vllm", python=None, version=None, variant=None, layout=layout, notify=print
-    )
-    (source,) = environment.executable.parent.parent.glob(
+    (source,) = vllm_environment.executable.parent.parent.glob(
         "lib/python*/site-packages/vllm/tool_parsers/__init__.py"
     )
     names = {

@@ -88,12 +88,17 @@ async def check(run: Run, layout: Layout) -> None:
     assert saved == resumed
 
 
+MANY = pytest.param(True, marks=pytest.mark.soak)
+
+
 @pytest.mark.slow
-async def test_killed_at_its_own_writes(layout):
+@pytest.mark.parametrize("many", [False, MANY])
+async def test_killed_at_its_own_writes(layout, *, many):
     """Killed before, after and in the middle of seeded writes, from the very first on."""
     moments = random.Random(20)
-    deaths = [(n, how) for n in (1, 2, 3, 4, 5) for how in ("before", "half", "after")]
-    deaths += [(moments.randint(6, 120), moments.choice(["half", "after"])) for _ in range(8)]
+    writes, seeded = ((1, 2, 3, 4, 5), 8) if many else ((2,), 1)
+    deaths = [(n, how) for n in writes for how in ("before", "half", "after")]
+    deaths += [(moments.randint(6, 120), moments.choice(["half", "after"])) for _ in range(seeded)]
     run = new_run(layout, "addone", "pick")
     for seed, (write, how) in enumerate(deaths):
         child = start(run, seed, str(write), how)
@@ -107,13 +112,15 @@ async def test_killed_at_its_own_writes(layout):
 
 
 @pytest.mark.slow
-async def test_killed_from_outside(layout):
+@pytest.mark.parametrize("many", [False, MANY])
+async def test_killed_from_outside(layout, *, many):
     """Killed whenever the journal has grown by some amount, starting up and ending included."""
     moments = random.Random(21)
+    growth = [0, 1, 300, 9_000, 60_000] if many else [1, 60_000]
     run, killed = new_run(layout, "addone", "pick"), 0
     while True:
         child = start(run, killed)
-        if not grow(run, child, size(run) + moments.choice([0, 1, 300, 9_000, 60_000])):
+        if not grow(run, child, size(run) + moments.choice(growth)):
             break
         child.kill()
         child.communicate()

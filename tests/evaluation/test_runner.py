@@ -23,6 +23,7 @@ from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
     NoHeadlineError,
+    OpenFilesError,
     RequestTimeoutError,
     RunLockedError,
     ServerGoneError,
@@ -38,6 +39,7 @@ from enginehouse.evaluation import (
     evaluate,
     find_sample,
     require_headlines,
+    runner,
     summarise,
 )
 from enginehouse.evaluation.plan import sample_seed
@@ -544,6 +546,55 @@ async def test_progress_tells_the_last_state(layout):
     assert last.seconds_left == 0
 
 
+async def test_a_want_of_files_here_is_no_failure_of_a_sample(layout):
+    """The run stops and can be resumed; nothing is journaled for it."""
+    run = new_run(layout)
+    ill = FakeSampler(lambda r: OpenFilesError("none left") if question(r) > 5 else solve(r))
+    with pytest.raises(OpenFilesError):
+        await run_it(run, sampler=ill)
+    assert run.info.status is RunStatus.INTERRUPTED
+    assert all(sample.failure is None for sample in records(run, SampleRecord))
+    report = await run_it(run)
+    assert report.tasks[0].outcomes["correct"] == 10
+
+
+class HalfSampler(FakeSampler):
+    """Answers the second request of every choice only once it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let = asyncio.Event()
+
+    async def sample(self, request):
+        """As the fake does, but for what ends in "bad"."""
+        if request.prompt.token_ids[-1] == ord("d") and request.prompt.token_ids[-2] == ord("a"):
+            await self.let.wait()
+        return await super().sample(request)
+
+
+async def test_progress_moves_with_every_request(layout, monkeypatch):
+    """A choice is done when its last request is; those answered before are told, too."""
+    monkeypatch.setattr(runner, "_TICK", 0.01)
+    sampler, seen = HalfSampler(), []
+
+    def progress(state):
+        seen.append(state)
+        if state.requests == 4:
+            sampler.let.set()
+
+    spec = EvaluationSpec(tasks=(TaskSpec(name="pick"),), concurrency=4)
+    await run_it(
+        new_run(layout, "pick"),
+        spec,
+        tasks={"pick": (PickFirst(), dataset(4))},
+        sampler=sampler,
+        progress=progress,
+    )
+    half = next(state for state in seen if state.requests == 4)
+    assert (half.done, half.generated_tokens) == (0, 8)
+    assert (seen[-1].done, seen[-1].requests) == (4, 8)
+
+
 async def test_resumed_progress_counts_what_was_done_before(layout):
     """A bar that goes on where it stopped, while tokens are those of this process."""
     run, seen = new_run(layout), []
@@ -551,4 +602,5 @@ async def test_resumed_progress_counts_what_was_done_before(layout):
     await run_it(run, sampler=sick)
     await run_it(run, progress=seen.append, retry_failed=True)
     assert seen[-1].done == 10
+    assert seen[-1].requests == 9
     assert seen[-1].generated_tokens == 18

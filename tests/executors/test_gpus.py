@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from enginehouse.executors import gpus
-from enginehouse.executors.gpus import GpuReading, memory_by_pid, read_gpus
+from enginehouse.executors.gpus import GpuReading, cuda_of_driver, memory_by_pid, read_gpus
 
 GIB = 1 << 30
 
@@ -177,3 +177,17 @@ def test_whose_pids_they_are(
         (tmp_path / "self/ns/pid").symlink_to(target)
     monkeypatch.setattr(gpus, "PROCESSES", tmp_path)
     assert gpus._pids_are_the_hosts() is hosts
+
+
+def test_the_driver_says_which_cuda_it_runs(nvml: FakeNvml):
+    """NVML gives 12080 for CUDA 12.8; a driver without an answer gives none."""
+    nvml.nvmlSystemGetCudaDriverVersion_v2 = lambda: 12080
+    assert cuda_of_driver() == (12, 8)
+    nvml.nvmlSystemGetCudaDriverVersion_v2 = refuse
+    assert cuda_of_driver() is None
+
+
+def test_a_machine_without_nvml_runs_no_cuda(monkeypatch: pytest.MonkeyPatch):
+    """No package or no driver: there is nothing to read."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert cuda_of_driver() is None

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from command_line import SharedServer
 
-import enginehouse
+from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.wire import VLLM
+from enginehouse.engines.vllm import VllmEngine
 
 from .conftest import SERVED
 from .snippets import AGENT_ARENA, AGENT_ARENA_WEATHER, REDBLACKBENCH, ported
@@ -20,7 +24,6 @@ assert ("tool_call" in result.metadata) == (result.finish_reason == "tool_calls"
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(900)  # the examples ask for up to 1,024 tokens, and a CPU is slow
 @pytest.mark.parametrize(
     ("served", "snippet", "begins"),
     [
@@ -29,19 +32,28 @@ assert ("tool_call" in result.metadata) == (result.finish_reason == "tool_calls"
     ],
     ids=["agent_arena", "redblackbench"],
 )
-async def test_only_the_import_line_changes(served: str, snippet: str, begins: str) -> None:
-    """The whole example runs: answers on standard output, and nothing else said."""
-    async with enginehouse.serve(
-        "smollm2", engine="vllm", served_model_name=served, max_model_len=2048
-    ) as server:
-        done = await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-W", "error", "-c", ported(snippet, url=server.url)],
-            capture_output=True,
-            text=True,
-            timeout=800,
-            check=False,
-        )
+async def test_only_the_import_line_changes(
+    lora_vllm: SharedServer, vote_adapter: Path, served: str, snippet: str, begins: str
+) -> None:
+    """The whole example runs: answers on standard output, and nothing else said.
+
+    The model that it names is an adapter of the server that these tests share.
+    """
+    async with HTTPSampler(
+        lora_vllm.url, capabilities=VllmEngine().capabilities(None), wire=VLLM
+    ) as sampler:
+        await sampler.load_adapter(served, path=str(vote_adapter))
+        try:
+            done = await asyncio.to_thread(
+                subprocess.run,
+                [sys.executable, "-W", "error", "-c", ported(snippet, url=lora_vllm.url)],
+                capture_output=True,
+                text=True,
+                timeout=800,  # the examples ask for up to 1,024 tokens, and a CPU is slow
+                check=False,
+            )
+        finally:
+            await sampler.unload_adapter(served)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(begins)
     assert len(done.stdout.strip()) > len(begins)

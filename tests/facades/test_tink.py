@@ -374,6 +374,16 @@ def test_outdated_spellings_are_taken_with_a_warning(config: dict[str, Any], war
     assert address == "http://127.0.0.1:8000"
 
 
+@pytest.mark.parametrize("value", ["inf", "nan", float("inf")])
+def test_a_time_out_is_a_finite_number(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+    """Given, or in the environment."""
+    with pytest.raises(ConfigurationError, match="timeout"):
+        tink.VLLMConfig.of({"timeout": value})
+    monkeypatch.setenv("VLLM_TIMEOUT", str(value))
+    with pytest.raises(ConfigurationError, match="timeout"):
+        tink.VLLMConfig.of(None)
+
+
 def test_a_wrong_configuration_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the field, or the nearest one."""
     with pytest.raises(UnknownNameError, match="max_loras"):

@@ -97,7 +97,6 @@ def test_vllm_s_settings_describe_its_server() -> None:
         "host": "localhost",
         "port": 9001,
         "tensor_parallel_size": 2,
-        "dtype": "auto",
         "max_model_len": 4096,
         "gpu_memory_utilization": 0.9,
         "served_model_name": "meta-llama/Llama-2-7b-chat-hf",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 from pathlib import Path
 from types import MappingProxyType
 
@@ -100,6 +101,13 @@ def test_the_type_that_a_cpu_computes_in(bfloat16):
     assert all(f.check != "number type" for f in judged(GOOD))
 
 
+@pytest.mark.parametrize("hard", [1 << 20, resource.RLIM_INFINITY])
+def test_a_soft_limit_of_files_is_no_worry(hard):
+    """It is raised by Enginehouse itself."""
+    machine = dataclasses.replace(GOOD, open_files=(256, hard))
+    assert [f.verdict for f in judged(machine) if f.check == "open files"] == [Verdict.OK]
+
+
 OLD_T4 = Gpu(name="Tesla T4", total=15_360.0, used=3.0, capability=7.5)
 BUSY = Gpu(name="NVIDIA H200", total=143_771.0, used=60_000.0, capability=9.0)
 CASES = {
@@ -109,7 +117,7 @@ CASES = {
     "no memory": ({"available": GIB}, "memory", PROBLEM, "1.0 of 128.0 GiB", "end other"),
     "a container": ({"shared_memory": 64 << 20}, "shared memory", WARNING, "0.1 GiB", "--shm-size"),
     "few files": (
-        {"open_files": (1024, 1 << 20)}, "open files", WARNING, "1024", "ulimit -n 65536",
+        {"open_files": (256, 1024)}, "open files", WARNING, "1024", "--ulimit nofile=65536",
     ),
     "no uv": ({"uv": None}, "uv", PROBLEM, "not found", "install"),
     "no driver": ({"driver": None}, "NVIDIA driver", PROBLEM, "nvidia-smi", "--gpus all"),

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from enginehouse.engines.registry import ENGINES
+from enginehouse.executors.cpu import Cpu
 from enginehouse.launch.findings import Finding, Verdict
 from enginehouse.launch.machine import Machine
 from enginehouse.launch.usable_engines import judge_engines
@@ -23,6 +24,7 @@ GOOD = Machine(
     architecture="x86_64",
     libc="glibc 2.36",
     cores=16,
+    cpu=Cpu(bfloat16=True, float16=False, evidence="the CPU has avx512_bf16"),
     memory=1 << 37,
     available=1 << 37,
     shared_memory=None,

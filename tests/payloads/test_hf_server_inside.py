@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from enginehouse.provisioning.environments import find_environment
+from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.programs import PAYLOADS
-from enginehouse.store.layout import Layout
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.engine
 SUPPORT = Path(__file__).with_name("support")
 
 
-@pytest.fixture(scope="module")
-def python() -> Path:
-    """The interpreter of our hf environment, built on first use."""
-    finding = find_environment(
-        "hf",
-        python=None,
-        version=None,
-        variant="cpu",
-        layout=Layout.from_environment(),
-        notify=print,
-    )
-    return asyncio.run(finding).executable
+@pytest.fixture
+def python(hf_environment: EngineEnvironment) -> Path:
+    """The interpreter of our hf environment."""
+    return hf_environment.executable
 
 
 @pytest.mark.parametrize("program", ["hf_checks.py", "hf_service_checks.py"])

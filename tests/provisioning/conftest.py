@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -52,11 +52,18 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make_wheel(registry: Path) -> WheelMaker:
     """Writes a wheel of the given files into the registry."""
 
-    def make(name: str, version: str, files: Mapping[str, str | bytes]) -> Path:
+    def make(
+        name: str,
+        version: str,
+        files: Mapping[str, str | bytes],
+        *,
+        requires: Sequence[str] = (),
+    ) -> Path:
         information = f"{name}-{version}.dist-info"
         contents = {path: _bytes(content) for path, content in files.items()}
+        needs = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
         contents[f"{information}/METADATA"] = (
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}".encode()
         )
         contents[f"{information}/WHEEL"] = (
             b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

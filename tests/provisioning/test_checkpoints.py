@@ -10,6 +10,7 @@ from enginehouse.core.errors import ModelError
 from enginehouse.provisioning.checkpoints import read_checkpoint
 
 INDEX = "model.safetensors.index.json"
+WHOLE = "\2\0\0\0\0\0\0\0{}"  # a safetensors file without a tensor
 
 
 def _folder(path: Path, files: Mapping[str, object]) -> Path:
@@ -25,7 +26,7 @@ def test_a_whole_checkpoint(tmp_path: Path):
     """Its configuration and the weight files that engines load."""
     files = {
         "config.json": {"model_type": "llama"},
-        "model.safetensors": "w",
+        "model.safetensors": WHOLE,
         "pytorch_model.bin": "the same, older",
         "tokenizer.json": {},
     }
@@ -48,8 +49,8 @@ def test_the_index_says_which_files_count(tmp_path: Path):
     files = {
         "config.json": {},
         INDEX: {"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}},
-        "m-1.safetensors": "1",
-        "m-2.safetensors": "2",
+        "m-1.safetensors": WHOLE,
+        "m-2.safetensors": WHOLE,
         "consolidated.safetensors": "12",
     }
     found = read_checkpoint(_folder(tmp_path / "m", files))
@@ -97,3 +98,41 @@ def test_weights_that_cannot_be_read(tmp_path: Path):
         read_checkpoint(tmp_path)
     assert caught.value.why == "No such file or directory"
     assert caught.value.fix is not None
+
+
+def _tensors(head: object, *, data: int) -> bytes:
+    text = head if isinstance(head, bytes) else json.dumps(head).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(data)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"weights",
+        b"\xff" * 64,  # a head longer than any
+        _tensors({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, data=12),
+        _tensors({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, data=20),
+        _tensors({"w": {"dtype": "F99", "shape": [4], "data_offsets": [0, 16]}}, data=16),
+        _tensors({"w": {"dtype": "F32", "shape": [5], "data_offsets": [0, 16]}}, data=16),
+        _tensors(b"{" * 64, data=0),
+        _tensors(b"[" * 100_000, data=0),
+        _tensors(b"\xff\xfe{}", data=0),
+    ],
+)
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_broken_safetensors_file(
+    tmp_path: Path,
+    content: bytes,
+    indexed: bool,  # noqa: FBT001
+):
+    """Cut off, too long, of no known type, not JSON: refused before an engine is started."""
+    files: dict[str, object] = {"config.json": {}, "m-1.safetensors": WHOLE}
+    if indexed:
+        files[INDEX] = {"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}
+    folder = _folder(tmp_path / "m", files)
+    (folder / "m-2.safetensors").write_bytes(content)
+    with pytest.raises(ModelError) as caught:
+        read_checkpoint(folder)
+    assert str(folder / "m-2.safetensors") in caught.value.message
+    assert caught.value.why

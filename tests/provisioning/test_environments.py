@@ -16,6 +16,7 @@ from enginehouse.core.errors import ConfigurationError, ProvisioningError
 from enginehouse.provisioning import environments
 from enginehouse.provisioning.building import RECORD
 from enginehouse.provisioning.environments import (
+    EngineEnvironment,
     EnvironmentPlan,
     Flag,
     ensure_environment,
@@ -281,6 +282,22 @@ async def test_what_is_no_python_is_refused(kind: str, tmp_path: Path, layout: L
     assert "enginehouse install vllm" in str(caught.value)
 
 
+async def test_a_state_folder_that_cannot_be_written_is_not_the_pythons_fault(
+    tmp_path: Path, layout: Layout, notes: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The error names the folder of logs, and not the variable that named a good Python."""
+    python = make_fake_environment(tmp_path / "env")
+    monkeypatch.setenv("ENGINEHOUSE_VLLM_PYTHON", str(python))
+    layout.logs.parent.mkdir(parents=True)
+    layout.logs.symlink_to("/proc/self/task")  # a folder that even root cannot write into
+    with pytest.raises(OSError, match=r"check-vllm") as caught:
+        await find_environment(
+            python=None, version=None, variant=None, layout=layout, notify=notes.append
+        )
+    assert str(layout.logs) in str(caught.value)
+    assert "cannot be run" not in str(caught.value)
+
+
 async def test_the_order_of_choice(
     tmp_path: Path,
     layout: Layout,
@@ -295,7 +312,11 @@ async def test_the_order_of_choice(
     ]
     monkeypatch.setenv("ENGINEHOUSE_VLLM_PYTHON", str(pythons[1]))
     monkeypatch.setenv("GRAIL_VLLM_PYTHON", str(pythons[2]))
-    monkeypatch.setattr(environments, "plan_environment", lambda *_, **__: plan)
+
+    async def planned(*_: object, **__: object) -> EnvironmentPlan:
+        return plan
+
+    monkeypatch.setattr(environments, "find_plan", planned)
 
     async def chosen(python: Path | None) -> str:
         notes.clear()
@@ -327,12 +348,16 @@ async def test_a_given_python_of_another_version_is_refused(
 
 
 @pytest.mark.engine
-async def test_the_real_vllm_is_built():
+async def test_the_real_vllm_is_built(vllm_environment: EngineEnvironment):
     """The real CPU vLLM imports in our environment and has the flags that we use."""
-    layout = Layout.from_environment()
     built = await find_environment(
-        python=None, version=None, variant="cpu", layout=layout, notify=lambda _: None
+        python=None,
+        version=None,
+        variant="cpu",
+        layout=Layout.from_environment(),
+        notify=lambda _: None,
     )
+    assert built == vllm_environment
     assert built.version == "0.32.0"
     assert built.variant == "cpu"
     assert len(built.flags) > 300

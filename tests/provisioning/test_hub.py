@@ -10,7 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from enginehouse.core.errors import ModelError, ModelGatedError, ModelNotFoundError
 from enginehouse.provisioning.environments import EngineEnvironment
@@ -20,7 +22,7 @@ from enginehouse.store.layout import Layout
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_right"
-WEIGHTS = b"w" * 200_000
+WEIGHTS = save({"w": np.zeros(50_000, np.float32)})
 WHOLE = {
     "config.json": b'{"model_type": "llama"}',
     "tokenizer.json": b"{}",

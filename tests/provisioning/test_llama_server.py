@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -20,6 +22,7 @@ from enginehouse.provisioning.environments import (
 )
 from enginehouse.provisioning.inventory import list_environments
 from enginehouse.provisioning.llama_server import (
+    build_environ,
     check_build_tools,
     compiling_progress,
     read_flags,
@@ -167,6 +170,41 @@ def test_the_build_tools_may_be_named_by_variables(tmp_path: Path):
     with pytest.raises(ProvisioningError, match="nvcc") as error:
         check_build_tools("cuda", environ=environ)
     assert "--variant cpu" in str(error.value)
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="cmake is not installed")
+def test_only_llama_server_is_compiled(tmp_path: Path):
+    """The default target leaves out other tools and what only they need, however deep they lie."""
+    source, build = tmp_path / "source of llama.cpp", tmp_path / "build"
+    for folder, target, kind in (
+        ("src", "llama", "library"),
+        ("tools/server", "llama-server", "executable"),
+        ("tools/quantize", "quantize-impl", "library"),
+        ("tools/quantize", "llama-quantize", "executable"),
+    ):
+        (source / folder).mkdir(parents=True, exist_ok=True)
+        (source / folder / f"{target}.c").write_text(
+            f"int {target.replace('-', '_')}(void) {{ return 0; }}\n"
+            + ("int main(void) { return 0; }\n" if kind == "executable" else "")
+        )
+        with (source / folder / "CMakeLists.txt").open("a") as file:
+            file.write(f"add_{kind}({target} {target}.c)\n")
+            if target in {"llama-server", "llama-quantize"}:
+                uses = "llama" if target == "llama-server" else "llama quantize-impl"
+                file.write(f"target_link_libraries({target} PRIVATE {uses})\n")
+    (source / "tools" / "CMakeLists.txt").write_text(
+        "add_subdirectory(server)\nadd_subdirectory(quantize)\n"
+    )
+    (source / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.24)\nproject(llama C)\n"
+        "set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)\n"
+        "set(CMAKE_ARCHIVE_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)\n"
+        "add_subdirectory(src)\nadd_subdirectory(tools)\n"
+    )
+    given = shlex.split(build_environ("11434", "cpu")["CMAKE_ARGS"])
+    for words in (["-S", source, "-B", build, *given], ["--build", build]):
+        subprocess.run(["cmake", *map(str, words)], check=True, capture_output=True)
+    assert {file.name for file in (build / "bin").iterdir()} == {"llama-server", "libllama.a"}
 
 
 def test_the_key_says_what_is_compiled_and_for_which_processor():

@@ -10,11 +10,12 @@ import pytest
 from enginehouse.core.errors import ModelError, ModelNotFoundError
 from enginehouse.provisioning import models
 from enginehouse.provisioning.checkpoints import read_checkpoint
-from enginehouse.provisioning.environments import EngineEnvironment, find_environment
+from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import BundledModel, ResolvedModel, resolve_model
 from enginehouse.store.layout import Layout
 
 Resolve = Callable[..., "object"]
+WEIGHTS = b"\2\0\0\0\0\0\0\0{}"  # a safetensors file without a tensor
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def _checkpoint(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
     (folder / "tokenizer.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     return folder
@@ -66,7 +67,7 @@ async def test_a_checkpoint_folder(
 ):
     """A folder is served under its own name, with the digests of its weights and template."""
     found = await _resolve(str(checkpoint), environment, layout, notes)
-    weights = f"{hashlib.sha256(b'weights').hexdigest()}  model.safetensors\n"
+    weights = f"{hashlib.sha256(WEIGHTS).hexdigest()}  model.safetensors\n"
     assert found.source == "folder"
     assert (found.name, found.path) == ("my-model", str(checkpoint))
     assert found.weights_digest == hashlib.sha256(weights.encode()).hexdigest()
@@ -198,15 +199,9 @@ async def test_a_bundled_model_comes_out_of_its_package(
 
 
 @pytest.mark.engine
-async def test_smollm2_becomes_a_checkpoint():
+def test_smollm2_becomes_a_checkpoint(smollm2: ResolvedModel):
     """The bundled model is a Llama in bfloat16 with the same digest wherever it is made."""
-    layout = Layout.from_environment()
-    environment = await find_environment(
-        python=None, version=None, variant="cpu", layout=layout, notify=lambda _: None
-    )
-    found = await resolve_model(
-        "smollm2", environment=environment, layout=layout, notify=lambda _: None
-    )
+    found = smollm2
     config = read_checkpoint(Path(found.path)).config
     assert config["model_type"] == "llama"
     assert config["dtype"] == "bfloat16"

@@ -98,11 +98,32 @@ def test_the_key_is_the_content(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_version_that_is_not_pinned_lists_those_that_are():
-    """The error names the pinned versions and the way to use any other install."""
+    """The error names the pinned versions, and the ways to use any other."""
     with pytest.raises(ConfigurationError) as caught:
         plan_environment(version="0.9.1", variant="cpu")
     assert "0.32.0, 0.31.0" in str(caught.value)
+    assert "enginehouse install vllm --version 0.9.1" in str(caught.value)
     assert "--python PATH" in str(caught.value)
+
+
+def test_a_compiled_engine_has_its_pinned_version_only():
+    """llama-server's build is written for one version of its source."""
+    with pytest.raises(ConfigurationError) as caught:
+        plan_environment("llamacpp", version="11435", variant="cpu")
+    assert "11434" in str(caught.value)
+    assert "install" not in str(caught.value.fix).replace("any other install", "")
+
+
+@pytest.mark.parametrize("spelling", ["0.32", "0.32.0", "v0.32.0"])
+def test_a_version_may_be_spelled_otherwise(spelling: str):
+    """As for pip, 0.32 is 0.32.0."""
+    assert plan_environment(version=spelling, variant="cpu").version == "0.32.0"
+
+
+def test_a_plan_says_what_is_tested():
+    """A CUDA build is pinned, and nobody here has run it."""
+    assert "not run on a GPU by us" in plan_environment(variant="cuda").describe()
+    assert "by us" not in plan_environment(variant="cpu").describe()
 
 
 def test_an_engine_without_a_cpu_build_says_so():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import re
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -40,6 +41,12 @@ def test_status_line():
     """Samples, failures, speed, elapsed and remaining time."""
     expected = "10/1,050 samples, 2 failed, 120 tokens/s, 1:05, 1:02:05 left"
     assert status_line(state(10, failed=2)) == expected
+
+
+def test_requests_are_told_where_a_sample_takes_several():
+    """They move while no sample is done yet."""
+    line = status_line(msgspec.structs.replace(state(0, tokens=None), requests=1234))
+    assert line == "0/1,050 samples, 1,234 requests, 0 failed, ? tokens/s, 1:05, ? left"
 
 
 def test_nothing_known_yet():

@@ -109,6 +109,22 @@ def test_report_says_everything():
     assert counts.split() == ["gsm8k", "15", "3", "9", "2", "1", "0"]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "reason", "line"),
+    [
+        ("float32", "the CPU has none", "computed in  float32: the CPU has none"),
+        ("bfloat16", None, "computed in  bfloat16, as asked"),
+        (None, None, ""),
+    ],
+)
+def test_the_number_type_and_why(dtype, reason, line):
+    """Where it was chosen or asked for; else the engine's own is not guessed."""
+    answered = msgspec.structs.replace(PROVENANCE, dtype=dtype, dtype_reason=reason)
+    shown = text(msgspec.structs.replace(REPORT, provenance=(answered,)))
+    assert ("computed in" in shown) == bool(line)
+    assert line in shown
+
+
 AT_K = tuple(
     AtK(
         k=k,

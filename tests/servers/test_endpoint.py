@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import subprocess
 
 import aiohttp.web
 import msgspec
 import pytest
+import trustme
 
 from enginehouse.core.errors import (
     ConfigurationError,
@@ -14,6 +16,7 @@ from enginehouse.core.errors import (
     MalformedResponseError,
     RequestTimeoutError,
     ServerFaultError,
+    TlsError,
     UnauthorizedError,
 )
 from enginehouse.engines.anthropic import AnthropicEngine
@@ -120,6 +123,26 @@ async def test_nothing_there():
         port = probe.getsockname()[1]
     with pytest.raises(ConnectionFailedError, match=f"nothing answers at http://127.0.0.1:{port}"):
         await attach_server(f"http://127.0.0.1:{port}", engine=ENGINE)
+
+
+async def test_plain_http_to_a_port_that_speaks_tls():
+    """A server with TLS just hangs up: it is asked for a handshake, and https is named."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    runner = aiohttp.web.AppRunner(aiohttp.web.Application())
+    await runner.setup()
+    await aiohttp.web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    with pytest.raises(TlsError, match="asked in plain HTTP") as caught:
+        await attach_server(url, engine=ENGINE)
+    assert caught.value.fix == f"use {url.replace('http', 'https')}"
+    await runner.cleanup()
+
+
+async def test_a_refusal_in_plain_http_is_not_taken_for_tls(web):
+    """Some servers answer 400 on a TLS port; one that speaks HTTP may answer 400, too."""
+    with pytest.raises(MalformedResponseError):
+        await attach_server(await web({"/v1/models": (400, "no")}), engine=ENGINE)
 
 
 async def test_silence_is_a_timeout(monkeypatch):

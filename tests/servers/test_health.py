@@ -26,6 +26,8 @@ class Faked:
         self.tokens = 0
         self.answers = True
         self.metrics = True
+        self.kv_cache: float | None = None
+        self.cores: float | None = None
         self.exit_code: int | None = None
         self.busy = False
         self.now = 0.0
@@ -39,6 +41,8 @@ class Faked:
         if request.path == "/metrics":
             text = f"vllm:num_requests_running {self.running}\nvllm:num_requests_waiting 0\n"
             text += f"vllm:generation_tokens_total {self.tokens}\n"
+            if self.kv_cache is not None:
+                text += f"vllm:kv_cache_usage_perc {self.kv_cache}\n"
             return aiohttp.web.Response(text=text, status=200 if self.metrics else 500)
         return aiohttp.web.Response(status=200 if self.answers else 500)
 
@@ -61,6 +65,7 @@ async def faked():
             exit_code=lambda: server.exit_code,
             patience=PATIENCE,
             busy=lambda: server.busy,
+            cores=lambda: server.cores,
             clock=lambda: server.now,
         )
         yield server
@@ -122,6 +127,49 @@ async def test_no_token_and_no_answer_is_degraded_then_failed(faked):
     assert await state_after(faked, 1) is ServerState.FAILED
 
 
+async def test_a_prefill_in_pieces_is_a_sign_of_work(faked):
+    """Its tokens are counted at its end, but each piece takes a place in the KV cache."""
+    faked.running, faked.answers, faked.kv_cache = 1, False, 0.0
+    await state_after(faked, 1)
+    for _ in range(5):
+        faked.kv_cache += 0.01
+        assert await state_after(faked, PATIENCE) is ServerState.READY
+    assert "/v1/completions" not in faked.asked[-4:]
+    assert await state_after(faked, PATIENCE + 1) is ServerState.FAILED
+
+
+async def test_a_cpu_that_computes_is_at_work_on_a_long_prefill(faked):
+    """One step of a slow CPU may take minutes; it is not made slower by canaries."""
+    faked.running, faked.answers, faked.cores = 3, False, 1.9
+    assert await state_after(faked, 1) is ServerState.READY
+    faked.asked.clear()
+    for _ in range(3):
+        assert await state_after(faked, health.DEGRADED_AFTER) is ServerState.READY
+    assert "/v1/completions" not in faked.asked
+    assert not faked.monitor.has_worked
+    faked.tokens += 1
+    await state_after(faked, 1)
+    assert faked.monitor.has_worked
+
+
+async def test_a_hang_uses_no_cpu(faked):
+    """What our own looks cost the server is no sign of work."""
+    faked.running, faked.answers, faked.cores = 3, False, health.BUSY_CORES / 2
+    assert await state_after(faked, health.DEGRADED_AFTER + 1) is ServerState.DEGRADED
+    assert await state_after(faked, PATIENCE) is ServerState.FAILED
+
+
+async def test_a_deadlock_that_spins_is_noticed(faked):
+    """It computes for ever and counts nothing: degraded when patience ends, failed later."""
+    faked.running, faked.answers, faked.cores = 3, False, 2.0
+    assert await state_after(faked, PATIENCE) is ServerState.READY
+    assert await state_after(faked, 1) is ServerState.DEGRADED
+    faked.now += PATIENCE * (health.COMPUTING_FACTOR - 1)
+    seen = await faked.monitor.look()
+    assert seen.state is ServerState.FAILED
+    assert "although it computes" in (seen.reason or "")
+
+
 async def test_an_engine_that_forgot_our_request_is_not_idle(faked):
     """The server counts no request, but we wait for an answer: a canary decides."""
     faked.busy, faked.answers = True, False
@@ -166,6 +214,27 @@ async def test_a_restart_forgets(faked):
     await state_after(faked, PATIENCE - 1)
     faked.monitor.restarted()
     assert await state_after(faked, 2) is ServerState.READY
+
+
+async def test_a_limit_of_ours_is_no_sign_of_its_death(monkeypatch):
+    """Without a file for a connection we cannot look; that is not held against the server."""
+    now = [0.0]
+    monkeypatch.setattr(health, "no_file_left", lambda _: True)
+    async with aiohttp.ClientSession("http://127.0.0.1:9") as session:
+        monitor = HealthMonitor(
+            session,
+            engine=VllmEngine(),
+            model="m",
+            exit_code=lambda: None,
+            patience=PATIENCE,
+            busy=lambda: True,
+            clock=lambda: now[0],
+        )
+        for _ in range(5):
+            assert (await monitor.look()).state is ServerState.READY
+            now[0] += PATIENCE
+        monkeypatch.undo()
+        assert (await monitor.look()).state is not ServerState.READY
 
 
 async def test_a_server_that_closed_its_port_fails_soon():

@@ -16,20 +16,21 @@ from enginehouse.core.messages import ChatPrompt, Message, TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 from enginehouse.launch.serving import Serving, serve
+from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.testing.check_engine import check
 
-# the first may have to build the environment
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.timeout(2400),
+    pytest.mark.usefixtures("llamacpp_environment"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
 CONTEXT = 512
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def serving() -> AsyncIterator[Serving]:
+async def serving(llamacpp_environment: EngineEnvironment) -> AsyncIterator[Serving]:
     """SmolLM2, with a short context and four sequences at once."""
+    del llamacpp_environment  # compiled before the server's start is waited for
     async with serve(
         "smollm2", engine="llamacpp", notify=print, max_model_len=CONTEXT, max_num_seqs=4
     ) as ready:

@@ -9,6 +9,7 @@ import sys
 import time
 
 import aiohttp
+import msgspec
 import psutil
 import pytest
 
@@ -231,6 +232,15 @@ async def test_a_start_that_takes_too_long_is_stopped(start, layout, limits, sai
     assert caught.value.why == "it has not answered yet"
     assert "--progress-timeout" in caught.value.fix
     assert nothing_is_left(layout)
+
+
+async def test_the_cores_that_it_uses_are_told_on_a_cpu_only(start):
+    """Since the last call; on a GPU the CPU's work says nothing."""
+    async with start.owned() as owned:
+        assert owned.cores() is None
+        assert owned.cores() >= 0
+        owned.environment = msgspec.structs.replace(owned.environment, variant="cuda")
+        assert owned.cores() is None
 
 
 async def test_a_restart_keeps_name_and_url(start, layout):

@@ -6,30 +6,25 @@ beside the transformers and PEFT that the hf engine is pinned to (so that the wh
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import command_line
 import pytest
-from command_line import House
+from command_line import House, SharedServer
 
 from enginehouse.evaluation.records import Record, SampleRecord
 from enginehouse.executors.gpus import read_gpus
+from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.provisioning.plans import plan_environment
 from enginehouse.store.journal import read_journal
-from enginehouse.store.layout import Layout
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.engine
 ROOT = Path(__file__).parents[2]
 SUPPORT = Path(__file__).with_name("support")
-_NOT_OURS = ("ENGINEHOUSE_", "GRAIL_", "VLLM_", "HF_")
 
 
 @pytest.fixture(scope="module")
@@ -56,23 +51,10 @@ def environment(folder: Path, *, variant: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """Environments and models are the user's caches; runs and servers are this test's own."""
-    cache = Layout.from_environment().cache
-    cache.mkdir(parents=True, exist_ok=True)
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_OURS)}
-    house = House(tmp_path_factory.mktemp("machine"), python=None, env=inherited)
-    house.env["ENGINEHOUSE_HOME"] = str(house.home)
-    house.home.mkdir()
-    (house.home / "cache").symlink_to(cache, target_is_directory=True)
-    del house.env["PYTHONPATH"]
-    command_line.DEADLINE, command_line.POLL = 1500.0, 0.1
-    try:
-        yield house
-        house.nothing_left()
-    finally:
-        command_line.DEADLINE, command_line.POLL = 60.0, 0.01
-        house.clear()
+def machine(real_house: House) -> House:
+    """Environments and models are the user's caches; this package is the trainer's own."""
+    del real_house.env["PYTHONPATH"]
+    return real_house
 
 
 def test_every_check_passes(trainer: Path):
@@ -103,16 +85,24 @@ def check(python: Path, device: str) -> None:
     assert {name: problem for name, problem in found.items() if problem} == {}, done.stderr[-4000:]
 
 
-SETTINGS = {"tasks": ["instructions"], "limit": 3, "max_tokens": 16}
+SETTINGS = {"tasks": ["instructions"], "limit": 2, "max_tokens": 16}
 
 
 class Loops:
     """Runs support/real_loop.py on SmolLM2."""
 
-    def __init__(self, python: Path, machine: House) -> None:
+    def __init__(self, python: Path, machine: House, checkpoint: str) -> None:
         self.python = python
         self.machine = machine
-        self.checkpoint = asyncio.run(_smollm2())
+        self.checkpoint = checkpoint
+        self._plain: dict[str, dict[str, Any]] = {}
+
+    def plain(self, kind: str) -> dict[str, Any]:
+        """What it ends with when it never evaluates; it runs once."""
+        if kind not in self._plain:
+            self._plain[kind], evaluations = self.run(kind, None)
+            assert evaluations == []
+        return self._plain[kind]
 
     def run(self, kind: str, settings: object) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """What it ends with, and its evaluations."""
@@ -125,9 +115,9 @@ class Loops:
 
 
 @pytest.fixture(scope="module")
-def loops(trainer: Path, machine: House) -> Loops:
+def loops(trainer: Path, machine: House, smollm2: ResolvedModel) -> Loops:
     """Of the trainer's environment."""
-    return Loops(trainer, machine)
+    return Loops(trainer, machine, str(smollm2.path))
 
 
 def provenance(evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -155,74 +145,39 @@ def answers(evaluation: dict[str, Any]) -> tuple[str, ...]:
 
 
 def test_a_loop_that_evaluates_on_vllm_ends_like_one_that_does_not(loops: Loops):
-    """Three steps, each evaluated by a vLLM of its own: same weights, moments, losses, draws."""
-    plain, none = loops.run("lora", None)
+    """Two steps, each evaluated by a vLLM of its own: same weights, moments, losses, draws."""
     evaluated, found = loops.run("lora", SETTINGS | {"server": {"max_model_len": 512}})
-    assert none == []
-    assert evaluated == plain
-    assert [evaluation["step"] for evaluation in found] == [1, 2, 3]
-    assert len({provenance(evaluation)["weights_digest"] for evaluation in found}) == 3
+    assert evaluated == loops.plain("lora")
+    assert [evaluation["step"] for evaluation in found] == [1, 2]
+    assert len({provenance(evaluation)["weights_digest"] for evaluation in found}) == 2
 
 
-def test_on_a_vllm_that_runs_already(loops: Loops, machine: House):
+def test_on_a_vllm_that_runs_already(loops: Loops, lora_vllm: SharedServer):
     """It takes in each step's adapter, or each step's weights, and has its own again after that."""
-    with resident(machine, loops.checkpoint) as url:
-        for kind in ("lora", "full"):
-            plain, _ = loops.run(kind, None)
-            evaluated, found = loops.run(kind, SETTINGS | {"url": url})
-            assert evaluated == plain
-            assert len({provenance(evaluation)["model"] for evaluation in found}) == 3
-            assert len({answers(evaluation) for evaluation in found}) > 1
-        info = machine.run("weights", "info", "resident", "--json").report
-        assert (info["path"], info["agrees"]) == (loops.checkpoint, True)
-        assert info["version"] == 6
+
+    def weights() -> dict[str, Any]:
+        return dict(lora_vllm.house.run("weights", "info", lora_vllm.name, "--json").report)
+
+    known = weights()["version"]
+    for kind in ("lora", "full"):
+        evaluated, found = loops.run(kind, SETTINGS | {"url": lora_vllm.url})
+        assert evaluated == loops.plain(kind)
+        assert len({provenance(evaluation)["model"] for evaluation in found}) == 2
+        assert len({answers(evaluation) for evaluation in found}) > 1
+    info = weights()
+    assert (info["path"], info["agrees"]) == (loops.checkpoint, True)
+    assert info["version"] == known + 4
 
 
-def test_tink(loops: Loops, machine: House):
+def test_tink(loops: Loops, machine: House, lora_vllm: SharedServer):
     """A worker of Tink's registers an adapter, updates all weights, and puts the old ones back."""
-    with resident(machine, loops.checkpoint) as url:
-        program = [loops.python, SUPPORT / "tink_loop.py", loops.checkpoint, url, machine.work]
-        done = machine.start_program([*map(str, program)]).end()
-        assert done.code == 0, done.err
-        found = json.loads(done.out.splitlines()[-1])
+    program = [loops.python, SUPPORT / "tink_loop.py", loops.checkpoint, lora_vllm.url]
+    done = machine.start_program([*map(str, program), str(machine.work)]).end()
+    assert done.code == 0, done.err
+    found = json.loads(done.out.splitlines()[-1])
     answers = {tuple(found[name]) for name in ("base", "adapted", "updated")}
     assert len(answers) == 3
     assert (found["listed"], found["unregistered"]) == (["mine"], True)
     assert found["back"] == found["base"]
     assert all(one in (found["base"], found["updated"]) for one in found["meanwhile"])
     assert (found["info"]["available"], found["info"]["active_loras"]) == (True, 0)
-
-
-@contextmanager
-def resident(machine: House, checkpoint: str) -> Iterator[str]:
-    """The address of a vLLM that takes adapters and weights, stopped at the end."""
-    begun = machine.run(
-        *("serve", checkpoint, "--detach", "--name", "resident"),
-        *("--enable-lora", "--max-model-len", "512"),
-    )
-    assert begun.code == 0, begun.err
-    try:
-        (server,) = machine.run("ps", "--json").report
-        yield server["record"]["base_url"]
-    finally:
-        assert machine.run("stop", "resident").code == 0
-
-
-async def _smollm2() -> str:
-    """The checkpoint's folder, made on first use."""
-    from enginehouse.provisioning.environments import find_environment
-    from enginehouse.provisioning.models import resolve_model
-
-    layout = Layout.from_environment()
-    environment = await find_environment(
-        "vllm", python=None, version=None, variant="cpu", layout=layout, notify=print
-    )
-    model = await resolve_model(
-        "smollm2",
-        fallback_path=None,
-        environment=environment,
-        model_format="checkpoint",
-        layout=layout,
-        notify=print,
-    )
-    return str(model.path)

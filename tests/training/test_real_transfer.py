@@ -37,7 +37,7 @@ if str(WEIGHTS) not in sys.path:
 
 from changed_checkpoint import changed_checkpoint  # noqa: E402
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("smollm2")]
 NORM = "model.layers.3.post_attention_layernorm.weight"
 QUERY = "model.layers.3.self_attn.q_proj.weight"  # a third of a tensor of vLLM's
 STORY = "The keeper of the engine house wrote into his book that every mill had drawn steam. " * 4
@@ -66,6 +66,7 @@ def config(tmp_path: Path) -> ServeConfig:
         "[vllm.general_plugins]\nfile_transfer = file_transfer:register\n"
     )
     server = {
+        "dtype": "float32",  # the same question has one answer, cached or not
         "env_vars": {"PYTHONPATH": str(plugin)},
         "extra_args": "--weight-transfer-config.backend file",
     }

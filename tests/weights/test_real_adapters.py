@@ -1,17 +1,15 @@
-"""A real CPU vLLM with SmolLM2, and an adapter that is trained here."""
+"""A real CPU vLLM with SmolLM2, and an adapter that was trained for these tests."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import pytest_asyncio
 from derived_adapters import derive, pickled, scaled, variant
 
 from enginehouse.client.sampler import HTTPSampler
@@ -22,86 +20,43 @@ from enginehouse.core.sampling import SamplingParameters
 from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.launch.serving import turns_for
-from enginehouse.provisioning.environments import EngineEnvironment, find_environment
-from enginehouse.provisioning.models import ResolvedModel, resolve_model
-from enginehouse.servers.server import Server, start_server
+from enginehouse.provisioning.models import ResolvedModel
+from enginehouse.servers.server import start_server
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import checkpoint_shapes
 from enginehouse.weights.pool import AdapterPool
 from enginehouse.weights.store import AdapterStore
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.engine
 ENGINE = VllmEngine()
-SUPPORT = Path(__file__).with_name("support")
 TEXT = "In this round the red team votes first, and then the black team answers the question."
 PLACES = 4
+CLOSE = 0.01  # nats: rounding in float32, far below what any adapter here changes
 
 
 @dataclass(frozen=True)
 class Served:
     """The server, what it serves, and how it must be asked."""
 
-    server: Server
+    url: str
     model: ResolvedModel
     options: ServerOptions
     quirks: tuple
-    layout: Layout
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def environment() -> EngineEnvironment:
-    """The CPU build of vLLM, built on first use."""
-    return await found("vllm")
-
-
-async def found(engine: str) -> EngineEnvironment:
-    """An engine's environment for the CPU."""
-    shared = Layout.from_environment()
-    return await find_environment(
-        engine, python=None, version=None, variant="cpu", layout=shared, notify=print
-    )
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def model(environment) -> ResolvedModel:
-    """SmolLM2."""
-    shared = Layout.from_environment()
-    return await resolve_model(
-        "smollm2", fallback_path=None, environment=environment, layout=shared, notify=print
-    )
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def trained(model, tmp_path_factory) -> Path:
+@pytest.fixture(scope="module")
+def trained(vote_adapter) -> Path:
     """An adapter of rank 8 over seven projections, after 20 steps."""
-    folder = tmp_path_factory.mktemp("trained") / "vote"
-    python = (await found("hf")).executable
-    program = [python, SUPPORT / "train_adapter.py", model.path, folder]
-    await asyncio.to_thread(subprocess.run, program, check=True, timeout=600)
-    return folder
+    return vote_adapter
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(trained, environment, model, tmp_path_factory) -> AsyncIterator[Served]:
-    """A vLLM with four places for adapters of rank 8; its state is these tests' own.
-
-    It starts after the training: on few cores, each would slow the other down by far.
-    """
-    shared = Layout.from_environment()
-    state = tmp_path_factory.mktemp("state")
-    layout = Layout(cache=shared.cache, state=state, config=shared.config)
-    options = ServerOptions(
-        served_model_name="smollm2",
-        enable_lora=True,
-        max_loras=PLACES,
-        max_lora_rank=8,
-        max_model_len=1024,
-    )
-    quirks = ENGINE.quirks(options, environment=environment)
-    async with start_server(
-        model, engine=ENGINE, environment=environment, options=options, layout=layout, notify=print
-    ) as owned:
-        yield Served(owned.server, model, options, quirks, layout)
+@pytest.fixture(scope="module")
+def served(lora_vllm, vllm_environment, smollm2) -> Served:
+    """A vLLM with four places for adapters of rank 8, which other tests use as well."""
+    options = lora_vllm.options
+    assert options.max_loras == PLACES
+    quirks = ENGINE.quirks(options, environment=vllm_environment)
+    return Served(lora_vllm.url, smollm2, options, quirks)
 
 
 @pytest.fixture
@@ -110,8 +65,8 @@ async def sampler(served) -> AsyncIterator[HTTPSampler]:
     turns = turns_for(served.quirks)
     assert turns, "prompt log-probabilities are asked for by themselves here"
     async with HTTPSampler(
-        served.server.base_url,
-        capabilities=ENGINE.capabilities(served.server.version),
+        served.url,
+        capabilities=ENGINE.capabilities(None),
         wire=ENGINE.wire,
         turns=turns,
     ) as made:
@@ -156,12 +111,12 @@ async def signature(pool: AdapterPool, model: str | None) -> np.ndarray:
 
 
 async def test_a_trained_adapter_works_and_unloading_restores_the_base(pool, sampler, trained):
-    """It says what it learned, its effect is proved, and the base is exactly itself afterwards."""
+    """It says what it learned, its effect is proved, and the base is itself afterwards."""
     base, base_signature = await said(pool), await signature(pool, None)
     loaded = await pool.load("vote", trained, prove=True)
     assert loaded.effect is not None
     assert loaded.effect.mean_difference > 0.1
-    assert loaded.effect.noise == 0
+    assert loaded.effect.noise < CLOSE
     assert (await said(pool, "vote")).startswith("VOTE: BLACK because cooperation wins.")
     assert await said(pool) == base
     await pool.unload("vote")
@@ -169,7 +124,7 @@ async def test_a_trained_adapter_works_and_unloading_restores_the_base(pool, sam
     with pytest.raises(UnknownModelError):
         await said(pool, "vote")
     assert await said(pool) == base
-    assert np.array_equal(await signature(pool, None), base_signature)
+    assert distance(await signature(pool, None), base_signature) < CLOSE
 
 
 async def test_overwritten_in_place(pool, trained, tmp_path):
@@ -186,7 +141,7 @@ async def test_overwritten_in_place(pool, trained, tmp_path):
     assert len(set(answers)) == 3
     await pool.load("fresh", folder)
     assert await said(pool, "fresh") == answers[-1]
-    assert np.array_equal(await signature(pool, "fresh"), signatures[-1])
+    assert distance(await signature(pool, "fresh"), signatures[-1]) < CLOSE
 
 
 async def test_one_without_effect(pool, sampler, trained, tmp_path):
@@ -250,7 +205,7 @@ async def test_bad_adapters_never_reach_the_server(pool, sampler, trained, tmp_p
     assert await sampler.models() == ("smollm2",)
     assert pool.adapters() == ()
     assert await said(pool) == before[0]
-    assert np.array_equal(await signature(pool, None), before[1])
+    assert distance(await signature(pool, None), before[1]) < CLOSE
 
 
 def moved(made):
@@ -268,13 +223,16 @@ async def test_a_prefix_that_the_engine_does_not_map(pool, sampler, trained, tmp
     assert await said(pool) == before
 
 
-async def test_fifty_adapters_over_four_places(pool, sampler, trained, tmp_path):
-    """32 requests at a time for 50 adapters: each is answered by the one that it asked for.
+@pytest.mark.parametrize(
+    ("number", "requests"), [(7, 28), pytest.param(50, 100, marks=pytest.mark.soak)]
+)
+async def test_more_adapters_than_places(pool, sampler, trained, tmp_path, number, requests):
+    """32 requests at a time for so many adapters: each is answered by the one it asked for.
 
     Their signatures are more than 1 nat apart, so that no other could have given one; they are
     talked to as well, several in one batch.
     """
-    aliases = [f"variant-{seed}" for seed in range(50)]
+    aliases = [f"variant-{seed}" for seed in range(number)]
     for seed, alias in enumerate(aliases):
         await pool.register(alias, variant(trained, tmp_path / alias, seed))
     expected, spoken = {}, {}
@@ -285,7 +243,7 @@ async def test_fifty_adapters_over_four_places(pool, sampler, trained, tmp_path)
         distance(expected[one], expected[two]) for one, two in itertools.combinations(aliases, 2)
     )
     assert apart > 1
-    assert len(set(spoken.values())) > 25
+    assert len(set(spoken.values())) > number / 2
     gate = asyncio.Semaphore(32)
     drift: list[float] = []
     wrong: list[tuple[str, str]] = []
@@ -302,7 +260,7 @@ async def test_fifty_adapters_over_four_places(pool, sampler, trained, tmp_path)
         if words != spoken[alias] and words in spoken.values():
             wrong.append((alias, words))
 
-    asked = [aliases[number * 7 % 50] for number in range(100)]
+    asked = [aliases[place * 3 % number] for place in range(requests)]
     # one after the other: on a CPU with LoRA, a request for prompt log-probabilities in one batch
     # with any other request kills the engine
     for ask in (sign, talk):
@@ -330,16 +288,18 @@ class Counted(HTTPSampler):
         return await super().sample(request)
 
 
-async def test_on_two_servers_or_on_none(served, sampler, environment, trained, tmp_path):
+async def test_on_two_servers_or_on_none(served, sampler, vllm_environment, trained, tmp_path):
     """Both load and prove it, and share the requests; one that the second refuses is on neither."""
     options = served.options.model_copy(update={"max_lora_rank": 1})
+    shared = Layout.from_environment()
+    layout = Layout(cache=shared.cache, state=tmp_path / "servers", config=shared.config)
     async with (
         start_server(
             served.model,
             engine=ENGINE,
-            environment=environment,
+            environment=vllm_environment,
             options=options,
-            layout=served.layout,
+            layout=layout,
             notify=print,
         ) as second,
         Counted(

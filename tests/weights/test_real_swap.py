@@ -13,6 +13,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from changed_checkpoint import as_float32, changed_checkpoint
 
 from enginehouse import SampleRequest, SamplingParameters, TextPrompt
@@ -21,7 +22,7 @@ from enginehouse.launch.configuration import ServeConfig, parse
 from enginehouse.launch.serving import Serving, serving
 from enginehouse.store.layout import Layout
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 NORM = "model.layers.3.post_attention_layernorm.weight"
 STORY = "The keeper of the engine house wrote into his book that every mill had drawn steam. " * 4
 
@@ -33,19 +34,29 @@ def asking(text: str = STORY, tokens: int = 24) -> SampleRequest:
 
 
 @asynccontextmanager
-async def served(layout: Layout, incidents: list) -> AsyncIterator[Serving]:
-    """SmolLM2 on a real vLLM of our own."""
-    config = parse(ServeConfig, {"model": "smollm2"}, origin="test")
+async def served(dtype: str, state: Path, incidents: list) -> AsyncIterator[Serving]:
+    """SmolLM2 on a real vLLM of our own; the caches are the user's, the state is not."""
+    layout = replace(Layout.from_environment(), state=state)
+    settings = {"model": "smollm2", "server": {"dtype": dtype}}
+    config = parse(ServeConfig, settings, origin="test")
     async with serving(
         config, layout=layout, notify=print, concurrency=8, on_incident=incidents.append
     ) as ready:
         yield ready
 
 
-@pytest.fixture
-def shared(layout: Layout, tmp_path: Path) -> Layout:
-    """The user's caches; records and leases of this test's own."""
-    return replace(layout, state=tmp_path / "state")
+@pytest.fixture(scope="module")
+def incidents() -> list:
+    """How often the server of `ready` was started again, and why."""
+    return []
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ready(smollm2, tmp_path_factory, incidents) -> AsyncIterator[Serving]:
+    """A server that computes in float32: the same question has one answer, cached or not."""
+    del smollm2  # converted before the server's start is waited for
+    async with served("float32", tmp_path_factory.mktemp("state"), incidents) as server:
+        yield server
 
 
 def variant(ready: Serving, folder: Path, factor: float) -> Path:
@@ -67,69 +78,67 @@ async def until(look) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_swaps_of_a_real_vllm(shared, tmp_path):
+async def test_swaps_of_a_real_vllm(ready, tmp_path):
     """There and back, drained and aborted; diverged weights never reach the server."""
-    async with served(shared, []) as ready:
-        sampler, weights = ready.sampler, ready.weights
-        assert weights is not None
-        assert ready.model is not None
-        original = Path(ready.model.path)
-        other = variant(ready, tmp_path / "other", 4.0)
-        old = await sampler.sample(asking())
-        assert old.weights_digest == ready.model.weights_digest
+    sampler, weights = ready.sampler, ready.weights
+    assert weights is not None
+    assert ready.model is not None
+    original = Path(ready.model.path)
+    other = variant(ready, tmp_path / "other", 4.0)
+    old = await sampler.sample(asking())
+    assert old.weights_digest == ready.model.weights_digest
 
-        done = await weights.swap(other)
-        new = await sampler.sample(asking())
-        assert new.completions != old.completions
-        assert new.weights_digest == done.after.digest != old.weights_digest
-        assert await named(ready.url) == done.after.name
-        await weights.swap(original)
-        back = await sampler.sample(asking())
-        assert back.completions == old.completions
-        assert back.weights_digest == old.weights_digest
+    done = await weights.swap(other)
+    new = await sampler.sample(asking())
+    assert new.completions != old.completions
+    assert new.weights_digest == done.after.digest != old.weights_digest
+    assert await named(ready.url) == done.after.name
+    await weights.swap(original)
+    back = await sampler.sample(asking())
+    assert back.completions == old.completions
+    assert back.weights_digest == old.weights_digest
 
-        for in_flight, path, digest in (
-            ("drain", other, old.weights_digest),
-            ("abort", original, old.weights_digest),
-        ):
-            prompts = [asking(f"{n} {STORY}", tokens=96) for n in range(4)]
-            under_way = [asyncio.create_task(sampler.sample(prompt)) for prompt in prompts]
+    for in_flight, path, digest in (
+        ("drain", other, old.weights_digest),
+        ("abort", original, old.weights_digest),
+    ):
+        prompts = [asking(f"{n} {STORY}", tokens=96) for n in range(4)]
+        under_way = [asyncio.create_task(sampler.sample(prompt)) for prompt in prompts]
 
-            async def are_running() -> bool:
-                load = await sampler.load()
-                return load is not None and load.running == 4
+        async def are_running() -> bool:
+            load = await sampler.load()
+            return load is not None and load.running == 4
 
-            await until(are_running)
-            await weights.swap(path, in_flight=in_flight)
-            answers = await asyncio.gather(*under_way)
-            assert {answer.weights_digest for answer in answers} == {digest}
-            assert {answer.completion_tokens for answer in answers} == {96}
-        assert (await sampler.sample(asking())).completions == old.completions
+        await until(are_running)
+        await weights.swap(path, in_flight=in_flight)
+        answers = await asyncio.gather(*under_way)
+        assert {answer.weights_digest for answer in answers} == {digest}
+        assert {answer.completion_tokens for answer in answers} == {96}
+    assert (await sampler.sample(asking())).completions == old.completions
 
-        with pytest.raises(ModelError, match="holds NaN"):
-            await weights.swap(variant(ready, tmp_path / "diverged", math.nan))
-        assert (await sampler.sample(asking())).completions == old.completions
+    with pytest.raises(ModelError, match="holds NaN"):
+        await weights.swap(variant(ready, tmp_path / "diverged", math.nan))
+    assert (await sampler.sample(asking())).completions == old.completions
 
 
-async def test_float32_weights_in_a_real_vllm_of_bfloat16(shared, tmp_path):
-    """The engine casts them: the same values answer the same, after other ones did not."""
-    async with served(shared, []) as ready:
+async def test_other_types_in_a_real_vllm_of_bfloat16(smollm2, tmp_path):
+    """float32 is cast: the same values answer the same, after other ones did not.
+
+    What overflows is found by the canary. It leaves NaN in vLLM's KV cache: only a restart takes
+    that back.
+    """
+    del smollm2
+    async with served("bfloat16", tmp_path / "state", []) as ready:
         assert ready.weights is not None
         assert ready.model is not None
-        old = await ready.sampler.sample(asking())
+        original = await ready.sampler.sample(asking())
         await ready.weights.swap(variant(ready, tmp_path / "other", 4.0))
-        assert (await ready.sampler.sample(asking())).completions != old.completions
+        assert (await ready.sampler.sample(asking())).completions != original.completions
         done = await ready.weights.swap(as_float32(Path(ready.model.path), tmp_path / "float32"))
-        new = await ready.sampler.sample(asking())
-        assert new.completions == old.completions
-        assert new.weights_digest == done.after.digest != old.weights_digest
-
-
-async def test_weights_that_overflow_in_a_real_vllm(shared, tmp_path):
-    """The canary finds them. They leave NaN in vLLM's KV cache: only a restart takes them back."""
-    async with served(shared, []) as ready:
-        assert ready.weights is not None
         old = await ready.sampler.sample(asking())
+        assert old.completions == original.completions
+        assert old.weights_digest == done.after.digest != original.weights_digest
+
         with pytest.raises(WeightsError, match="not swapped") as caught:
             await ready.weights.swap(variant(ready, tmp_path / "overflowing", 1e36))
         assert caught.value.kind == "canary"
@@ -137,33 +146,35 @@ async def test_weights_that_overflow_in_a_real_vllm(shared, tmp_path):
         assert (again.completions, again.weights_digest) == (old.completions, old.weights_digest)
 
 
-async def test_a_real_vllm_killed_around_a_swap(shared, tmp_path):
+async def test_a_real_vllm_killed_around_a_swap(ready, incidents, tmp_path):
     """During it: the old weights come back. After it: the new ones. Requests wait for them."""
-    incidents: list = []
-    async with served(shared, incidents) as ready:
-        sampler, weights = ready.sampler, ready.weights
-        assert weights is not None
-        other = variant(ready, tmp_path / "other", 4.0)
-        old = await sampler.sample(asking())
+    known = len(incidents)
+    sampler, weights = ready.sampler, ready.weights
+    assert weights is not None
+    assert ready.model is not None
+    original = Path(ready.model.path)
+    other = variant(ready, tmp_path / "other", 4.0)
+    old = await sampler.sample(asking())
 
-        async def is_loading() -> bool:
-            return (await named(ready.url)).startswith("loading")
+    async def is_loading() -> bool:
+        return (await named(ready.url)).startswith("loading")
 
-        swap = asyncio.create_task(weights.swap(other))
-        await until(is_loading)
-        os.kill(ready.server.pid, signal.SIGKILL)
-        with pytest.raises(WeightsError, match="started again with the old ones"):
-            await swap
-        again = await sampler.sample(asking())
-        assert (again.completions, again.weights_digest) == (old.completions, old.weights_digest)
-        assert len(incidents) == 1
+    swap = asyncio.create_task(weights.swap(other))
+    await until(is_loading)
+    os.kill(ready.server.pid, signal.SIGKILL)
+    with pytest.raises(WeightsError, match="started again with the old ones"):
+        await swap
+    again = await sampler.sample(asking())
+    assert (again.completions, again.weights_digest) == (old.completions, old.weights_digest)
+    assert len(incidents) == known + 1
 
-        done = await weights.swap(other)
-        new = await sampler.sample(asking())
-        assert new.completions != old.completions
-        os.kill(ready.server.pid, signal.SIGKILL)
-        await asyncio.sleep(0)
-        again = await sampler.sample(asking())
-        assert (again.completions, again.weights_digest) == (new.completions, done.after.digest)
-        assert await named(ready.url) == done.after.name
-        assert len(incidents) == 2
+    done = await weights.swap(other)
+    new = await sampler.sample(asking())
+    assert new.completions != old.completions
+    os.kill(ready.server.pid, signal.SIGKILL)
+    await asyncio.sleep(0)
+    again = await sampler.sample(asking())
+    assert (again.completions, again.weights_digest) == (new.completions, done.after.digest)
+    assert await named(ready.url) == done.after.name
+    assert len(incidents) == known + 2
+    await weights.swap(original)

@@ -64,6 +64,9 @@ COMMANDS = {
     "doctor": CommandEntry(
         "enginehouse.cli.doctor:doctor", "Check this machine before anything fails."
     ),
+    "diagnose": CommandEntry(
+        "enginehouse.cli.diagnose:diagnose", "Say from an engine's log why it failed."
+    ),
     "envs": CommandEntry("enginehouse.cli.install:envs", "List or remove engine environments."),
 }
 

@@ -14,8 +14,9 @@ from enginehouse.cli.options import (
     VerboseOption,
     VersionOption,
 )
-from enginehouse.provisioning.environments import ensure_environment, plan_environment
+from enginehouse.provisioning.environments import ensure_environment
 from enginehouse.provisioning.inventory import list_environments, remove_environment
+from enginehouse.provisioning.versions import find_plan
 from enginehouse.report.terminal import print_rows
 from enginehouse.store.layout import Layout
 
@@ -38,13 +39,14 @@ def install(
 ) -> None:
     """Build an isolated environment for an engine; nothing happens if it is there."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
-    planned = plan_environment(engine, version=version, variant=variant)
+    layout = Layout.from_environment()
+    planned = run_async(
+        find_plan(engine, version=version, variant=variant, layout=layout, notify=console.note)
+    )
     if plan:
         console.result(planned, text=lambda: console.say(planned.describe()))
         return
-    built = run_async(
-        ensure_environment(planned, layout=Layout.from_environment(), notify=console.note)
-    )
+    built = run_async(ensure_environment(planned, layout=layout, notify=console.note))
     summary = {"key": built.key, "executable": str(built.executable), "version": built.version}
     console.result(summary, text=lambda: console.say(f"{built.key}: {built.executable}"))
 

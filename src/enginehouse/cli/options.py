@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import types
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -29,7 +30,10 @@ TrustOption = Annotated[
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="A YAML file; options on the command line win.")
 ]
-VersionOption = Annotated[str | None, typer.Option("--version", help="The engine's version.")]
+VersionOption = Annotated[
+    str | None,
+    typer.Option("--version", help="The engine's version: any published one, or latest."),
+]
 VariantOption = Annotated[
     str | None, typer.Option("--variant", help="The engine's build: cpu or cuda.")
 ]
@@ -74,6 +78,13 @@ def with_config_options(
         return wrapper
 
     return decorate
+
+
+def finite(value: float) -> float:
+    """The callback of a number that no configuration checks; inf and nan are refused."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
 
 
 def refuse_removed_flags(arguments: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import typer
 from rich.live import Live
 
 from enginehouse.cli.console import Console, Interrupted, run_async
-from enginehouse.cli.options import JsonOption
+from enginehouse.cli.options import JsonOption, finite
 from enginehouse.launch.observing import Observer
 from enginehouse.report.activity import Activity, print_activity, render_activity
 from enginehouse.report.terminal import make_console
@@ -30,7 +30,14 @@ def top(
     *,
     url: UrlOption = None,
     interval: Annotated[
-        float, typer.Option("--interval", "-i", min=0.1, help="Seconds from one look to the next.")
+        float,
+        typer.Option(
+            "--interval",
+            "-i",
+            min=0.1,
+            callback=finite,
+            help="Seconds from one look to the next.",
+        ),
     ] = 2.0,
     once: Annotated[
         bool, typer.Option("--once", help="Print one reading, over one interval, and end.")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from enginehouse.cli.console import Console, run_async
-from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
+from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption, finite
 from enginehouse.launch.swapping import swapper_of, weights_info
 from enginehouse.store.layout import Layout
 from enginehouse.weights.swap import DEADLINE, Swapped
@@ -28,7 +28,13 @@ def swap(
         bool, typer.Option("--abort", help="Give requests under way up; else they end first.")
     ] = False,
     deadline: Annotated[
-        float, typer.Option("--deadline", min=0.001, help="Seconds that the swap may take.")
+        float,
+        typer.Option(
+            "--deadline",
+            min=0.001,
+            callback=finite,
+            help="Seconds that the swap may take.",
+        ),
     ] = DEADLINE,
     json: JsonOption = False,
     verbose: VerboseOption = False,

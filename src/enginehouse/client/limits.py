@@ -29,6 +29,15 @@ class Adaptive(msgspec.Struct, frozen=True, kw_only=True):
                 fix="let 1 ≤ minimum ≤ start ≤ maximum, and the interval be positive",
             )
 
+    def up_to(self, most: int) -> Adaptive:
+        """The same with no bound above `most`."""
+        return msgspec.structs.replace(
+            self,
+            minimum=min(self.minimum, most),
+            maximum=min(self.maximum, most),
+            start=min(self.start, most),
+        )
+
 
 class Limit:
     """At most `limit` holders at once, first come, first served; it may be resized any time."""

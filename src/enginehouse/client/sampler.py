@@ -11,6 +11,7 @@ from typing import Protocol, Self, TypeVar
 import msgspec
 
 from enginehouse.client.limits import Adaptive, AdaptiveController, Limit
+from enginehouse.client.open_files import most_connections
 from enginehouse.client.rate_limits import Pace
 from enginehouse.client.replies import demand_whole, events
 from enginehouse.client.retry import Retries, Tried, with_retries
@@ -79,6 +80,7 @@ class HTTPSampler:
     `base_url` may end in /v1; `wire` says how this kind of server is spoken to. `model` None is the
     first that the server lists. `concurrency` is a
     number, or Adaptive bounds; None is Adaptive() where there is a load signal to follow, else 64.
+    It is never more than this process may open connections: `bounded_to` says where that was less.
     `turns`, shared by a server's samplers, keeps requests apart that it does not bear together.
     Any number of tasks may share one sampler; requests beyond the limit wait here.
     """
@@ -120,6 +122,12 @@ class HTTPSampler:
                 "adaptive concurrency has no load signal to follow",
                 fix="give a number, or the engine's load_signal",
             )
+        self.bounded_to: int | None = None
+        wanted = concurrency.maximum if isinstance(concurrency, Adaptive) else concurrency
+        most = most_connections()
+        if most is not None and wanted > most:
+            self.bounded_to = most
+            concurrency = concurrency.up_to(most) if isinstance(concurrency, Adaptive) else most
         self._adaptive = concurrency if isinstance(concurrency, Adaptive) else None
         self._limit = Limit(concurrency.start if isinstance(concurrency, Adaptive) else concurrency)
         self._open: Transport | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -12,12 +14,15 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from enginehouse.client import open_files
 from enginehouse.client.bodies import MAX_REPLY_BYTES, read_body, read_error_body, too_large
 from enginehouse.client.rate_limits import retry_after
+from enginehouse.client.tls import tls_error
 from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
     MalformedResponseError,
+    OpenFilesError,
     RequestTimeoutError,
     WireError,
 )
@@ -37,6 +42,15 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     connect: float = 10.0
     first_byte: float | None = None
     total: float | None = 1200.0
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigurationError(
+                    f"the time-out {name!r} must be a finite number above 0, got {value}",
+                    fix="leave it out, or give None, for none",
+                )
 
 
 class WireRequest(msgspec.Struct, frozen=True):
@@ -73,7 +87,10 @@ class WireStream(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Transport(Protocol):
-    """Carries requests to one server. Every failure below HTTP is a WireError."""
+    """Carries requests to one server. Every failure below HTTP is a WireError.
+
+    But for an OpenFilesError, which is no failure of the server's.
+    """
 
     async def send(self, request: WireRequest) -> WireReply:
         """Send and read the whole reply, whatever its status."""
@@ -206,11 +223,24 @@ class AiohttpTransport:
         url = self._urls.get(request.path)
         if url is None:
             url = self._urls[request.path] = URL(self.base_url + request.path)
-        body: bytes | io.BytesIO | None = request.body
-        if request.body is not None and len(request.body) > _LARGE_BODY:
-            body = io.BytesIO(request.body)
         session = self._fresh if request.fresh else self._pooled
-        return await session.request(request.method, url, data=body, allow_redirects=False)
+        for pause in (*open_files.PAUSES, None):
+            body: bytes | io.BytesIO | None = request.body
+            if request.body is not None and len(request.body) > _LARGE_BODY:
+                body = io.BytesIO(request.body)
+            try:
+                return await session.request(request.method, url, data=body, allow_redirects=False)
+            except OSError as error:
+                if not open_files.no_file_left(error):
+                    raise
+            if pause is not None:  # until another request gives its connection back
+                await asyncio.sleep(pause)
+        raise OpenFilesError(
+            f"no connection to {self.base_url}: no more files may be opened here",
+            why=f"this process may open {open_files.open_file_limit()} (ulimit -n), or all "
+            "processes together have used up the machine's own limit; the server is not to blame",
+            fix="raise the limit (ulimit -n 65536), or lower --concurrency; then resume",
+        )
 
     @contextmanager
     def _translated(self, begun: float, *, answered: bool) -> Iterator[None]:
@@ -224,6 +254,8 @@ class AiohttpTransport:
         """`answered`: the reply had begun. The cause is not chained: its repr may hold headers."""
         if isinstance(error, TimeoutError):
             return self._timeout(error, answered=answered, waited=waited)
+        if (failed := tls_error(error, base_url=self.base_url)) is not None:
+            return failed
         why = str(error) or type(error).__name__
         if isinstance(error, aiohttp.ClientPayloadError):
             why = "the connection ended before all that was announced had come"

@@ -18,6 +18,7 @@ EnginehouseError
 │   └── WeightsError          a swap of weights failed; it says whether the old ones are back
 ├── WireError                 one request failed
 │   ├── ConnectionFailedError         retryable: nothing was received
+│   │   └── TlsError                  a certificate, or http in place of https
 │   ├── RequestTimeoutError           names what timed out
 │   ├── RateLimitedError              retryable after `retry_after` seconds
 │   ├── ServerFaultError              5xx
@@ -38,6 +39,7 @@ EnginehouseError
 ├── StoreError                a run folder or a file cannot be read or written
 │   ├── RunNotFoundError
 │   └── RunLockedError
+├── OpenFilesError            this process may open no more files: nobody else's fault
 └── NoHeadlineError           too many samples failed: there is no score
 
 `retryable` says whether the same call may succeed unchanged; `stage` says whose doing it was.
@@ -248,6 +250,12 @@ class ConnectionFailedError(WireError):
     retryable = True
 
 
+class TlsError(ConnectionFailedError):
+    """The TLS handshake failed: the certificate, or http where https is spoken, or the reverse."""
+
+    retryable = False
+
+
 class RequestTimeoutError(WireError):
     """Connecting, the first byte, or the whole request took too long; the message says which."""
 
@@ -353,6 +361,13 @@ class RunNotFoundError(StoreError):
 
 class RunLockedError(StoreError):
     """Another process is working on the run."""
+
+
+class OpenFilesError(EnginehouseError):
+    """This process, or the machine, may open no more files; no server is to blame."""
+
+    stage = "machine"
+    exit_code = 8
 
 
 class NoHeadlineError(EnginehouseError):

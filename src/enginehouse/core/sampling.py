@@ -6,11 +6,19 @@ here that the engine knows, whether the user set it or not.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
 
 from enginehouse.core.errors import ConfigurationError
+
+_FLOATS = (
+    "temperature",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)  # those with no upper bound
 
 
 class StructuredOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -67,3 +75,6 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
         for fine, message in checks:
             if not fine:
                 raise ConfigurationError(message)
+        for name in _FLOATS:
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigurationError(f"{name} must be a finite number")

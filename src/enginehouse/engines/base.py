@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from enginehouse.client.wire import Wire
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Capabilities, LoadSignal, SampleRequest
-from enginehouse.engines.diagnosis import Diagnosis
+from enginehouse.core.strict_model import StrictModel
+from enginehouse.engines.diagnosis import Diagnosis, LogProfile
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
 
@@ -22,16 +23,12 @@ ModelFormat = Literal["checkpoint", "gguf"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 
-class ServerOptions(BaseModel):
+class ServerOptions(StrictModel):
     """How a server is to be started; None leaves the engine's own default.
 
     `env_vars` is added to the child's environment, `extra_args` to its command line (one string,
     split as a shell would, or a list).
     """
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
-    )
 
     host: str = "127.0.0.1"
     """The address to listen on; other than loopback, an API key is demanded."""
@@ -44,7 +41,7 @@ class ServerOptions(BaseModel):
     data_parallel_size: PositiveInt | None = None
     """Copies of the model."""
     dtype: DType | None = None
-    """The type to compute in; without it, vllm and hf on a CPU take what the CPU is fast in."""
+    """The type to compute in: auto, bfloat16, float16, float32; by default a CPU's fastest."""
     max_model_len: PositiveInt | None = None
     """The longest prompt and answer together, in tokens."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -200,6 +197,11 @@ class ServedEngine(Engine, Protocol):
         self, options: ServerOptions, *, environment: EngineEnvironment
     ) -> tuple[Quirk, ...]:
         """The quirks that a server so started would have, and that are avoided."""
+        ...
+
+    @property
+    def log_profile(self) -> LogProfile:
+        """How its logs are recognised and read."""
         ...
 
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:

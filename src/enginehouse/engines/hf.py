@@ -24,7 +24,7 @@ from enginehouse.engines.base import (
     ServerOptions,
     demand_api_key,
 )
-from enginehouse.engines.diagnosis import Diagnosis
+from enginehouse.engines.diagnosis import Diagnosis, LogProfile, diagnose_log
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment, Flag
 from enginehouse.provisioning.programs import PAYLOADS
@@ -161,9 +161,14 @@ class HfEngine:
         """None are known."""
         return ()
 
+    @property
+    def log_profile(self) -> LogProfile:
+        """How its logs are read."""
+        return hf_diagnosis.PROFILE
+
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
         """By the rules of hf_diagnosis.py, else the exception that ended it."""
-        return hf_diagnosis.diagnose(log, exit_code=exit_code)
+        return diagnose_log(log, profile=self.log_profile, exit_code=exit_code)
 
 
 def _typed(options: ServerOptions) -> Iterator[str]:

@@ -27,7 +27,7 @@ from enginehouse.engines.base import (
     ServerOptions,
     demand_api_key,
 )
-from enginehouse.engines.diagnosis import Diagnosis
+from enginehouse.engines.diagnosis import Diagnosis, LogProfile, diagnose_log
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.gguf_metadata import read_metadata
@@ -223,9 +223,14 @@ class LlamaCppEngine:
         avoided = AMX.avoided in _defaults(options, environment, named)
         return (AMX,) if avoided else ()
 
+    @property
+    def log_profile(self) -> LogProfile:
+        """How its logs are read."""
+        return llamacpp_diagnosis.PROFILE
+
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
         """By the rules of llamacpp_diagnosis.py, else the log's first error."""
-        return llamacpp_diagnosis.diagnose(log, exit_code=exit_code)
+        return diagnose_log(log, profile=self.log_profile, exit_code=exit_code)
 
 
 def _check_options(options: ServerOptions) -> None:

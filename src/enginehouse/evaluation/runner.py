@@ -16,11 +16,14 @@ from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
     EnginehouseError,
+    OpenFilesError,
     ServerError,
     ServerGoneError,
+    TlsError,
 )
 from enginehouse.core.sampler import Provenance, Sampler
 from enginehouse.evaluation.asking import Asker, Unit, check_capabilities
+from enginehouse.evaluation.counting import CountingSampler
 from enginehouse.evaluation.ledger import (
     ASKED,
     CODES,
@@ -52,6 +55,7 @@ from enginehouse.tasks.base import Outcome
 MOST_IN_FLIGHT = 1024
 GONE_AFTER = 10  # connection failures in a row, beyond those that were in flight together
 MOST_JUDGED = 256  # answers that wait for a scoring program, before asking waits for them
+_UNCONNECTED = {ConnectionFailedError.__name__, TlsError.__name__}
 _TICK = 0.5  # seconds between progress reports
 _BREATH = 0.05  # seconds after which a worker that never waited lets others run
 
@@ -162,7 +166,9 @@ async def rescore(
 
 
 def _note_end(run: Run, error: BaseException) -> None:
-    stopped = isinstance(error, (ServerError, asyncio.CancelledError, KeyboardInterrupt))
+    stopped = isinstance(
+        error, (ServerError, OpenFilesError, asyncio.CancelledError, KeyboardInterrupt)
+    )
     try:
         run.finish(RunStatus.INTERRUPTED if stopped else RunStatus.FAILED)
     except EnginehouseError as second:  # a full disk must not hide the first error
@@ -191,6 +197,7 @@ class _Evaluation:
         self._breath = self._started
         self._session = -1
         self._done_before = 0
+        self._counted: CountingSampler | None = None
         self._processes = ScoringProcesses()
         self._scoring: set[asyncio.Task[None]] = set()  # answers that a program is judging
 
@@ -323,7 +330,8 @@ class _Evaluation:
             self._session = len(self._ledger.sessions)
             self._demand_same_weights(provenance)
             template = provenance.chat_template_digest
-            asker = Asker(self._spec, sampler, provenance=self._session, template=template)
+            self._counted = CountingSampler(sampler)
+            asker = Asker(self._spec, self._counted, provenance=self._session, template=template)
             self._write(
                 ProvenanceRecord(
                     id=self._session,
@@ -445,11 +453,13 @@ class _Evaluation:
             for name, task in ledger.tasks.items()
         )
         elapsed = time.monotonic() - self._started
-        tokens = ledger.sessions[self._session].generated_tokens if self._session >= 0 else 0
+        counted = self._counted
+        tokens = counted.generated_tokens if counted else 0
         done = self._done() - self._done_before
         missing = sum(task.counts[MISSING] for task in ledger.tasks.values())
         return Progress(
             tasks=tasks,
+            requests=counted.requests if counted else 0,
             elapsed=elapsed,
             generated_tokens=tokens,
             tokens_per_second=tokens / elapsed if tokens and elapsed else None,
@@ -458,7 +468,7 @@ class _Evaluation:
 
 
 def _is_unconnected(sample: SampleRecord) -> bool:
-    return sample.failure is not None and sample.failure.error == ConnectionFailedError.__name__
+    return sample.failure is not None and sample.failure.error in _UNCONNECTED
 
 
 def _differences(one: msgspec.Struct, other: msgspec.Struct) -> list[str]:

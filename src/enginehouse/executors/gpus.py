@@ -76,6 +76,13 @@ def memory_by_pid() -> Mapping[int, int]:
     return {pid: memory for pid, memory in held.items() if _has_gpu_open(pid)}
 
 
+def cuda_of_driver() -> tuple[int, int] | None:
+    """The newest CUDA that the driver runs, such as (12, 8); None without a driver. Blocks."""
+    with _opened() as nvml:
+        version = _told(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2)
+    return (version // 1000, version % 1000 // 10) if version else None
+
+
 @contextlib.contextmanager
 def _opened() -> Iterator[Any]:
     """NVML, or a stand-in without a GPU."""
@@ -102,6 +109,10 @@ class _NoNvml:
 
     @staticmethod
     def nvmlDeviceGetCount() -> int:  # noqa: N802 (NVML's name)
+        return 0
+
+    @staticmethod
+    def nvmlSystemGetCudaDriverVersion_v2() -> int:  # noqa: N802
         return 0
 
 

@@ -14,7 +14,7 @@ from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.configuration import AskConfig
 from enginehouse.launch.lending import borrowed
 from enginehouse.launch.resident import serving_target
-from enginehouse.launch.serving import Notify, OnIncident, Serving, make_sampler
+from enginehouse.launch.serving import Notify, OnIncident, Serving, make_sampler, say_bound
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
 from enginehouse.store.layout import Layout
 
@@ -79,6 +79,7 @@ async def _attached(
     if unused := unused_settings(config):
         notify(f"given, but without effect on a server that runs already: {', '.join(unused)}")
     async with make_sampler(server, engine, concurrency=concurrency, model=model) as sampler:
+        say_bound(sampler, notify)
         yield Serving(
             current=lambda: server,
             engine=engine,

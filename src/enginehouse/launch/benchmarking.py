@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 
+from enginehouse.client.open_files import most_connections, open_file_limit
 from enginehouse.client.retry import Retries
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import ConfigurationError, WireError
@@ -37,6 +38,7 @@ async def run_benchmark(config: BenchConfig, *, layout: Layout, notify: Notify) 
     Raises what `serving` does, WireError for a server that cannot be used or fails all of the
     warm-up, and ConfigurationError. Requests that fail later are in what comes back.
     """
+    _demand_connections(max(config.concurrency))
     async with _asked(config, layout=layout, notify=notify) as asked:
         server, engine, model = asked.server, asked.engine, asked.model
         async with HTTPSampler(
@@ -67,6 +69,16 @@ async def run_benchmark(config: BenchConfig, *, layout: Layout, notify: Notify) 
         seed=config.seed,
         loads=tuple(loads),
     )
+
+
+def _demand_connections(wanted: int) -> None:
+    most = most_connections()
+    if most is not None and wanted > most:
+        raise ConfigurationError(
+            f"{wanted} requests in flight need more files than this process may open",
+            why=f"it may open {open_file_limit()} (ulimit -n), which is enough for {most} requests",
+            fix=f"raise the limit (ulimit -n {wanted + 256}), or lower --concurrency",
+        )
 
 
 def require_answers(benchmark: Benchmark, *, max_failed: float) -> None:

@@ -18,9 +18,10 @@ from omegaconf.errors import (
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
+from enginehouse.core.strict_model import StrictModel
 from enginehouse.engines.base import DType, PositiveInt
 from enginehouse.launch.configuration import ServeConfig, merged, parse
 
@@ -28,13 +29,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 CONFIGS = "pkg://enginehouse.launch.configs"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
-    )
-
-
-class FunctionCalling(_Strict):
+class FunctionCalling(StrictModel):
     """Whether and how tools may be called."""
 
     enabled: bool = True
@@ -43,7 +38,7 @@ class FunctionCalling(_Strict):
     """How a call's arguments are handed over: as JSON values."""
 
 
-class Generation(_Strict):
+class Generation(StrictModel):
     """How to ask, whatever the engine."""
 
     temperature: Annotated[float, Field(ge=0)] = 0.7
@@ -75,7 +70,7 @@ class VllmSettings(Generation):
     tensor_parallel_size: PositiveInt | None = None
     """GPUs that share each layer."""
     dtype: DType | None = None
-    """The weights' type; half is float16."""
+    """The type to compute in; half is float16. auto, as in the packaged file, is no wish."""
     max_model_len: PositiveInt | None = None
     """The longest prompt and answer together, in tokens."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -90,6 +85,8 @@ class VllmSettings(Generation):
         """The server that these settings describe."""
         names = ("tensor_parallel_size", "dtype", "max_model_len", "gpu_memory_utilization")
         server: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if self.dtype == "auto":  # which the packaged file says for everyone
+            server["dtype"] = None
         server |= {"host": self.host, "port": self.port, "served_model_name": self.model}
         if self.api_key != "EMPTY":
             server["api_key"] = self.api_key

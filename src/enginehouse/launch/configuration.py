@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
+from enginehouse.core.strict_model import StrictModel
 from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.adapter_names import with_adapter_apart
@@ -19,13 +20,7 @@ from enginehouse.tools.results import Step
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
-    )
-
-
-class ServeConfig(_Strict):
+class ServeConfig(StrictModel):
     """A model, and the server that is to serve it."""
 
     model: str | None = None
@@ -39,13 +34,13 @@ class ServeConfig(_Strict):
     python: Path | None = None
     """The Python of an existing engine environment."""
     version: str | None = None
-    """The engine's version, for a managed environment."""
+    """The engine's version, for a managed environment: any published one, or latest."""
     variant: Literal["cpu", "cuda"] | None = None
     """The engine's build, for a managed environment; chosen by the machine when not given."""
     start_timeout: Annotated[float, Field(gt=0)] = 3600.0
     """Seconds that the server may take to become ready, however well it gets on."""
     progress_timeout: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds without log or load progress while it starts, or without a token under work."""
+    """Seconds without log or load progress while it starts, or without a sign of work later."""
     max_restarts: Annotated[int, Field(ge=0)] = 10
     """How often a server that dies under work is started again."""
     server: ServerOptions = ServerOptions()
@@ -168,7 +163,7 @@ class SampleConfig(AskConfig):
         return self
 
 
-class TaskConfig(_Strict):
+class TaskConfig(StrictModel):
     """One task of an evaluation; None takes the evaluation's own setting."""
 
     name: str

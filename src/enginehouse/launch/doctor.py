@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,10 +21,10 @@ from enginehouse.provisioning.environments import (
     EnvironmentPlan,
     existing_environment,
     given_by_variables,
-    plan_environment,
     read_record,
 )
-from enginehouse.provisioning.plans import cuda_is_there
+from enginehouse.provisioning.plans import cuda_is_there, cuda_version
+from enginehouse.provisioning.versions import known_plan
 from enginehouse.servers.records import ServerState, list_servers
 from enginehouse.store.layout import Layout
 
@@ -37,7 +38,6 @@ _FEW_FILES = 4096
 _BFLOAT16 = 8.0
 _USED_SHARE = 0.08  # vLLM takes 0.92 of a GPU unless told otherwise
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)", re.MULTILINE)
-_CUDA = re.compile(r"^nvidia-cuda-runtime(?:-cu\d+)?==(\d+)\.(\d+)", re.MULTILINE)
 
 
 async def examine(
@@ -54,7 +54,7 @@ async def examine(
     which takes seconds. Raises ConfigurationError for an engine, version or variant that is not
     known.
     """
-    plan = plan_environment(engine, version=version, variant=variant)
+    plan = known_plan(engine, version=version, variant=variant, layout=layout)
     machine = await asyncio.to_thread(look_at_machine, layout)
     sandbox = judge_sandbox(await asyncio.to_thread(find_sandbox))
     findings = [
@@ -92,12 +92,15 @@ def judge_machine(machine: Machine) -> Iterator[Finding]:
         yield problem("memory", says, "end other programs: an engine takes 1.1 GiB by itself")
     if machine.shared_memory is not None:
         yield _shared_memory(machine.shared_memory)
-    soft, hard = machine.open_files
-    if soft >= _FEW_FILES:
-        yield fine("open files", f"{soft} at most")
+    _, hard = machine.open_files  # the soft limit is raised when Enginehouse starts
+    if hard == resource.RLIM_INFINITY:
+        yield fine("open files", "no limit")
+    elif hard >= _FEW_FILES:
+        yield fine("open files", f"{hard} at most")
     else:
-        fix = f"`ulimit -n {min(hard, 65536) if hard > soft else 65536}` before you start anything"
-        yield warning("open files", f"{soft} at most: each connection takes one", fix)
+        fix = "raise nofile in /etc/security/limits.conf, or start the container with "
+        fix += "--ulimit nofile=65536"
+        yield warning("open files", f"{hard} at most: each connection takes one", fix)
     if machine.uv:
         yield fine("uv", machine.uv)
     else:
@@ -185,16 +188,15 @@ def _driver(machine: Machine, plan: EnvironmentPlan) -> Iterator[Finding]:
         yield problem("NVIDIA driver", f"nvidia-smi fails: {driver.problem}", fix)
         return
     says = f"{driver.version}, for CUDA up to {driver.cuda or 'an unknown version'}"
-    pinned = _CUDA.search(plan.requirements)
-    if pinned is None or not driver.cuda:
+    wanted = cuda_version(plan.requirements)
+    if wanted is None or not driver.cuda:
         yield fine("NVIDIA driver", says)
         return
-    wanted = (int(pinned[1]), int(pinned[2]))
     major, _, minor = driver.cuda.partition(".")
     has = (int(major), int(minor.partition(".")[0] or 0))
     says = f"{says}; {plan.engine} {plan.version} is made for {wanted[0]}.{wanted[1]}"
     if has[0] < wanted[0]:
-        fix = f"update the driver to one for CUDA {wanted[0]}, or use another install with --python"
+        fix = f"update the driver to one for CUDA {wanted[0]}, or name an older --version"
         yield problem("NVIDIA driver", says, fix)
     elif has < wanted:
         yield warning("NVIDIA driver", says, "update the driver if a kernel fails to compile")

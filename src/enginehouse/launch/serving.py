@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from enginehouse.client.open_files import open_file_limit
 from enginehouse.client.sampler import Delivery, HTTPSampler, delivered_once
 from enginehouse.client.turns import Turns
 from enginehouse.core.errors import ConfigurationError
@@ -222,6 +223,7 @@ async def serving(
             deliver=swaps.deliver,
         ) as sampler,
     ):
+        say_bound(sampler, notify)
         yield Serving(
             current=lambda: owned.server,
             engine=prepared.engine,
@@ -331,6 +333,15 @@ def turns_for(quirks: Sequence[Quirk]) -> Turns | None:
     """What keeps requests apart that would kill the engine together; None where nothing would."""
     rules = [quirk.alone for quirk in quirks if quirk.alone]
     return Turns(lambda request: any(rule(request) for rule in rules)) if rules else None
+
+
+def say_bound(sampler: HTTPSampler, notify: Notify) -> None:
+    """Say so where this process may open too few files for the concurrency that was wanted."""
+    if sampler.bounded_to is not None:
+        notify(
+            f"at most {sampler.bounded_to} requests at a time: this process may open "
+            f"{open_file_limit()} files (ulimit -n)"
+        )
 
 
 def make_sampler(

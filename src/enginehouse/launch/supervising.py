@@ -286,6 +286,7 @@ async def supervised(
             exit_code=owned.exit_code,
             patience=patience,
             busy=lambda: bool(admission.under_way),
+            cores=owned.cores,
         )
         supervisor = Supervisor(
             owned,

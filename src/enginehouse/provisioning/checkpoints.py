@@ -1,4 +1,4 @@
-"""What is in a checkpoint's folder, and what is missing. Blocking; reads no weights."""
+"""What is in a checkpoint's folder, and what is missing. Blocking; reads heads, not weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import safetensors
 
 from enginehouse.core.errors import ModelError
 
@@ -61,10 +62,25 @@ def _read(folder: Path) -> Checkpoint:
                     f"{file} is a Git LFS pointer, not the weights",
                     fix=f"run `git lfs pull` in {folder}",
                 )
+        if file.suffix == ".safetensors":
+            demand_whole(file)
     notes: tuple[str, ...] = ()
     if not any(next(folder.glob(pattern), None) for pattern in _TOKENIZERS):
         notes = ("the folder has no tokenizer: the engine may refuse it",)
     return Checkpoint(folder=folder, config=config, weights=weights, notes=notes)
+
+
+def demand_whole(file: Path) -> None:
+    """Raise ModelError unless a safetensors file's head can be read and its tensors fill it."""
+    try:
+        with safetensors.safe_open(file, framework="numpy"):
+            pass
+    except safetensors.SafetensorError as error:
+        raise ModelError(
+            f"{file} is broken, or not wholly written yet",
+            why=str(error),
+            fix="save or download it again",
+        ) from error
 
 
 def _weights(folder: Path, names: set[str]) -> tuple[Path, ...]:

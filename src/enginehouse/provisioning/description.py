@@ -27,7 +27,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     """What payloads/describe_vllm.py prints.
 
     `variant` is what its torch was built for. `identity` changes with every new install. `flags`
-    is None if the identity was the one that the caller knew already.
+    is None if the identity was the one that the caller knew already. `entry_module` is what
+    `python -m` starts its server with; None where that is the same in every version.
     """
 
     version: str
@@ -36,6 +37,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     identity: str
     packages: Mapping[str, str]
     flags: Mapping[str, Flag] | None
+    entry_module: str | None = None
 
 
 async def describe(

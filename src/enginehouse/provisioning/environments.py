@@ -20,10 +20,17 @@ from enginehouse.core.errors import (
     UnknownNameError,
 )
 from enginehouse.provisioning import content_folders, llama_server
-from enginehouse.provisioning.building import RECORD, Record, build, executable_of, python_of
+from enginehouse.provisioning.building import (
+    Record,
+    build,
+    executable_of,
+    python_of,
+    read_record,
+)
 from enginehouse.provisioning.description import Description, Flag, describe
 from enginehouse.provisioning.plans import DEFAULT_VERSIONS, EnvironmentPlan, plan_environment
 from enginehouse.provisioning.programs import new_log
+from enginehouse.provisioning.versions import find_plan
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
@@ -48,6 +55,7 @@ class EngineEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     `key` is the content address of a managed environment, None for one that the user brought.
     `flags` maps every spelling of every server option ("--max-model-len") to what it takes.
     `packages` has the versions of torch, transformers and the like, as far as they are installed.
+    `entry_module` is what `python -m` starts the server with, None where that never differs.
     """
 
     engine: str
@@ -57,6 +65,7 @@ class EngineEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None
     flags: Mapping[str, Flag]
     packages: Mapping[str, str] = msgspec.field(default_factory=dict)
+    entry_module: str | None = None
 
 
 async def find_environment(
@@ -83,7 +92,9 @@ async def find_environment(
     if not given and engine == "llamacpp" and version is None and variant is None:
         given += [("PATH", Path(found)) for found in [shutil.which(llama_server.PROGRAM)] if found]
     if not given:
-        plan = plan_environment(engine, version=version, variant=variant)
+        plan = await find_plan(
+            engine, version=version, variant=variant, layout=layout, notify=notify
+        )
         return await ensure_environment(plan, layout=layout, notify=notify)
     origin, path = given[0]
     found = await existing_environment(path, engine=engine, layout=layout, origin=origin)
@@ -170,17 +181,8 @@ async def existing_environment(
         key=None,
         flags=flags or {},
         packages=found.packages,
+        entry_module=found.entry_module,
     )
-
-
-def read_record(folder: Path) -> Record | None:
-    """The record of the finished, working environment in `folder`, or None. Blocking, quick."""
-    try:
-        record = msgspec.json.decode((folder / RECORD).read_bytes(), type=Record)
-    except (OSError, msgspec.DecodeError):
-        return None
-    # The base interpreter may have been removed or upgraded away since.
-    return record if executable_of(folder, engine=record.engine).exists() else None
 
 
 async def _build(plan: EnvironmentPlan, *, layout: Layout, notify: Notify) -> Record:
@@ -208,6 +210,7 @@ def _managed(record: Record, folder: Path) -> EngineEnvironment:
         key=record.key,
         flags=record.description.flags or {},
         packages=record.description.packages,
+        entry_module=record.description.entry_module,
     )
 
 

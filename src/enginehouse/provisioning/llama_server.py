@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ _CMAKE = (
     "-DLLAMA_BUILD_NUMBER={version} -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF "
     "-DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF"
 )
+_ONLY_SERVER = Path(__file__).with_name("llama_server.cmake")
 _INSTRUCTIONS = re.compile(r"^(?:flags|Features)\s*:\s*(.*)$", re.MULTILINE)
 _PERCENT = re.compile(r"\[ *(\d+)%\]")
 _BUILD = re.compile(r"version: (?:(?P<old>\d+) \(|(?P<name>\S+) \(build (?P<build>\d+))")
@@ -40,7 +42,8 @@ _STEP = 10  # percent between two lines of progress
 
 def build_settings(version: str, variant: str) -> str:
     """What is compiled, and for which processor: the build uses every instruction of this one."""
-    return f"{_cmake(version, variant)} for {_processor()}"
+    only_server = hashlib.sha256(_ONLY_SERVER.read_bytes()).hexdigest()[:12]
+    return f"{_cmake(version, variant)}, llama-server only ({only_server}), for {_processor()}"
 
 
 def _cmake(version: str, variant: str) -> str:
@@ -89,7 +92,11 @@ def build_environ(version: str, variant: str) -> dict[str, str]:
     # make's own default is one process per file, which no machine has the memory for
     allowed = getattr(os, "sched_getaffinity", None)  # Linux only
     jobs = len(allowed(0)) if allowed else os.cpu_count() or 1
-    return {"CMAKE_ARGS": _cmake(version, variant), "LLAMA_CPP_BUILD_JOBS": str(jobs)}
+    include = shlex.quote(f"-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES={_ONLY_SERVER}")
+    return {
+        "CMAKE_ARGS": f"{_cmake(version, variant)} {include}",
+        "LLAMA_CPP_BUILD_JOBS": str(jobs),
+    }
 
 
 def compiling_progress(notify: Callable[[str], None]) -> Callable[[str], None]:

@@ -5,28 +5,33 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 
 import msgspec
+from packaging.version import InvalidVersion, Version
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
+from enginehouse.provisioning.distributions import DISTRIBUTIONS
 from enginehouse.provisioning.llama_server import build_settings
 
 DEFAULT_VERSIONS = {"vllm": "0.32.0", "hf": "5.19.0", "sglang": "0.5.23", "llamacpp": "11434"}
 VARIANTS = ("cpu", "cuda")
 _VARIANTS_IN_WORDS = {"cpu": "CPUs", "cuda": "CUDA"}
 DEVICES = Path("/dev")
+_CUDA_RUNTIME = re.compile(r"^nvidia-cuda-runtime(?:-cu\d+)?==(\d+)\.(\d+)", re.MULTILINE)
 
 
 class EnvironmentPlan(msgspec.Struct, frozen=True, kw_only=True):
     """An environment to be built: what will be in it, and where that comes from.
 
-    `requirements` is the pinned file's text. `find_links` (comma-separated) and `torch_backend`
-    say where uv gets torch; they, and `base_python`'s place, are no part of the content key.
-    `build_settings` are those of an engine that is compiled here; None of one that comes built.
+    `requirements` is the pinned file's text, or what was resolved for a version that is not pinned;
+    `pinned` says which. `find_links` (comma-separated) and `torch_backend` say where uv gets torch;
+    they, and `base_python`'s place, do not count for the content key. `build_settings` are those of
+    an engine that is compiled here; None for one that comes built.
     """
 
     engine: str
@@ -38,10 +43,11 @@ class EnvironmentPlan(msgspec.Struct, frozen=True, kw_only=True):
     torch_backend: str | None = None
     find_links: str | None = None
     build_settings: str | None = None
+    pinned: bool = True
 
     @property
     def requirements_digest(self) -> str:
-        """SHA-256 of the pinned file's text."""
+        """SHA-256 of the requirements' text."""
         return hashlib.sha256(self.requirements.encode()).hexdigest()
 
     @property
@@ -65,6 +71,7 @@ class EnvironmentPlan(msgspec.Struct, frozen=True, kw_only=True):
         return (
             f"{self.engine} {self.version} for {self.variant}, {count} pinned requirements\n"
             f"  environment  {self.key}\n"
+            f"  tested       {self._tested()}\n"
             + (
                 f"  compiled     here, for this processor, in minutes; {self.build_settings}"
                 if self.build_settings
@@ -72,6 +79,13 @@ class EnvironmentPlan(msgspec.Struct, frozen=True, kw_only=True):
                 f"  torch from   {source}"
             )
         )
+
+    def _tested(self) -> str:
+        if not self.pinned:
+            return "not by us: resolved for this machine"
+        if self.variant == "cuda":
+            return "pinned, not run on a GPU by us"
+        return "pinned"
 
 
 def plan_environment(
@@ -83,27 +97,38 @@ def plan_environment(
 ) -> EnvironmentPlan:
     """Plan an engine's environment; None means our default version, and what this machine has.
 
-    Only reads files and the environment. Raises ConfigurationError for what is not pinned.
+    Only reads files and the environment. Raises ConfigurationError for what is not pinned: see
+    `provisioning.versions` for other versions.
     """
+    variant = choose_variant(engine, variant, has_cuda=has_cuda)
+    wanted = version or DEFAULT_VERSIONS[engine]
+    pinned = pinned_version(engine, wanted, variant)
+    if pinned is None:
+        raise not_pinned(engine, wanted, variant)
+    return EnvironmentPlan(
+        engine=engine,
+        version=pinned,
+        variant=variant,
+        python_version=python_version(),
+        base_python=base_python(),
+        requirements=_pinned_file(engine, pinned, variant).read_text(encoding="utf-8"),
+        torch_backend=cpu_backend(variant),
+        find_links=find_links(),
+        build_settings=build_settings(pinned, variant) if engine == "llamacpp" else None,
+    )
+
+
+def choose_variant(
+    engine: str, variant: str | None, *, has_cuda: Callable[[], bool] | None = None
+) -> str:
+    """The wanted variant, or what this machine has. Raises UnknownNameError, also for `engine`."""
     if engine not in DEFAULT_VERSIONS:
         raise UnknownNameError("engine to install", engine, DEFAULT_VERSIONS)
     if variant is None:
-        variant = "cuda" if (has_cuda or cuda_is_there)() else "cpu"
-    elif variant not in VARIANTS:
+        return "cuda" if (has_cuda or cuda_is_there)() else "cpu"
+    if variant not in VARIANTS:
         raise UnknownNameError("variant", variant, VARIANTS)
-    version = version or DEFAULT_VERSIONS[engine]
-    links = find_links()
-    return EnvironmentPlan(
-        engine=engine,
-        version=version,
-        variant=variant,
-        python_version=f"{sys.version_info[0]}.{sys.version_info[1]}",
-        base_python=_base_python(),
-        requirements=_pinned_requirements(engine, version, variant),
-        torch_backend=_torch_backend(variant, links),
-        find_links=links,
-        build_settings=build_settings(version, variant) if engine == "llamacpp" else None,
-    )
+    return variant
 
 
 def cuda_is_there() -> bool:
@@ -125,42 +150,65 @@ def pinned_versions(engine: str, variant: str) -> tuple[str, ...]:
             if name.startswith(f"{engine}-") and name.endswith(f"-{variant}"):
                 yield name.removeprefix(f"{engine}-").removesuffix(f"-{variant}")
 
-    return tuple(sorted(found(), key=_numbers, reverse=True))
+    return tuple(sorted(found(), key=Version, reverse=True))
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+def pinned_version(engine: str, version: str, variant: str) -> str | None:
+    """The pinned version that `version` means (0.32 is 0.32.0), or None."""
+    try:
+        wanted = Version(version)
+    except InvalidVersion:
+        return None
+    return next((v for v in pinned_versions(engine, variant) if Version(v) == wanted), None)
 
 
 def _requirements_folder() -> resources.abc.Traversable:
     return resources.files("enginehouse.provisioning") / "requirements"
 
 
-def _pinned_requirements(engine: str, version: str, variant: str) -> str:
-    file = _requirements_folder() / f"{engine}-{version}-{variant}.txt"
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        known = ", ".join(pinned_versions(engine, variant))
-        if not known:
-            others = [_VARIANTS_IN_WORDS[v] for v in VARIANTS if pinned_versions(engine, v)]
-            raise ConfigurationError(
-                f"{engine} is provisioned for {' and '.join(others)} only here",
-                fix="take another engine, or any other install with --python PATH; --variant says "
-                "which machine is meant",
-            ) from None
-        raise ConfigurationError(
-            f"{engine} {version} is not pinned here for {variant}",
-            why=f"pinned: {known}",
-            fix="take one of these, or use any other install with --python PATH",
-        ) from None
+def _pinned_file(engine: str, version: str, variant: str) -> resources.abc.Traversable:
+    return _requirements_folder() / f"{engine}-{version}-{variant}.txt"
 
 
-def _base_python() -> Path:
+def cuda_version(requirements: str) -> tuple[int, int] | None:
+    """The CUDA that the torch of these requirements was built for: (13, 0); None without one."""
+    found = _CUDA_RUNTIME.search(requirements)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def not_pinned(engine: str, version: str, variant: str) -> ConfigurationError:
+    """The error for a version that cannot be planned without asking a registry."""
+    known = ", ".join(pinned_versions(engine, variant))
+    if not known:
+        others = [_VARIANTS_IN_WORDS[v] for v in VARIANTS if pinned_versions(engine, v)]
+        return ConfigurationError(
+            f"{engine} is provisioned for {' and '.join(others)} only here",
+            fix="take another engine, or any other install with --python PATH; --variant says "
+            "which machine is meant",
+        )
+    resolvable = (engine, variant) in DISTRIBUTIONS
+    return ConfigurationError(
+        f"{engine} {version} is neither pinned nor installed here for {variant}"
+        if resolvable
+        else f"{engine} {version} is not pinned here for {variant}",
+        why=f"pinned: {known}",
+        fix=f"`enginehouse install {engine} --version {version}` resolves any published version; "
+        "or use an install of your own with --python PATH"
+        if resolvable
+        else "take one of these, or use any other install with --python PATH",
+    )
+
+
+def base_python() -> Path:
     """The interpreter that our own virtual environment was made from."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     found = Path(sys.base_prefix) / "bin" / version
     return found if found.exists() else Path(sys.executable)
+
+
+def python_version() -> str:
+    """The version of the interpreter that environments are made with: "3.11"."""
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def find_links() -> str | None:
@@ -171,12 +219,12 @@ def find_links() -> str | None:
     return ",".join(links) or None  # pip separates them by spaces, uv by commas
 
 
-def _torch_backend(variant: str, links: str | None) -> str | None:
-    """Uv's name for the index to take torch from, None for where everything else comes from.
+def cpu_backend(variant: str) -> str | None:
+    """Uv's name for the index of torch's CPU build, None where torch comes from elsewhere.
 
     The CUDA set is pinned to the CUDA libraries of the registry's own torch build, which is the
     one that vLLM's wheel was compiled against: any other backend would not fit it.
     """
-    if variant != "cpu" or links or os.environ.get("UV_TORCH_BACKEND"):
+    if variant != "cpu" or find_links() or os.environ.get("UV_TORCH_BACKEND"):
         return None
     return "cpu"

@@ -37,9 +37,15 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def new_log(layout: Layout, name: str) -> Path:
-    """A log file's path that no other process uses; its folder exists."""
+    """An empty log file that no other process uses.
+
+    Raises OSError where the state folder cannot be written: here, and not later, when it would
+    look like the fault of the program that is to write the log.
+    """
     layout.logs.mkdir(parents=True, exist_ok=True)
-    return layout.logs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    log = layout.logs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    log.touch()
+    return log
 
 
 def python_environ(*, write_bytecode: bool) -> dict[str, str]:

@@ -113,14 +113,16 @@ def progress_display(console: Console, stream: IO[str]) -> ProgressDisplay:
 
 
 def status_line(progress: Progress) -> str:
-    """Samples done, failures, tokens/s and time left in one line."""
+    """Samples done, requests answered, failures, tokens/s and time left in one line."""
     p = progress
     speed = (
         f"{p.tokens_per_second:,.0f} tokens/s" if p.tokens_per_second is not None else "? tokens/s"
     )
     left = f"{_duration(p.seconds_left)} left" if p.seconds_left is not None else "? left"
+    requests = f"{p.requests:,} requests, " if p.requests is not None else ""
     failed = f"{p.failed:,} failed" + (f", {p.unscored:,} unscored" if p.unscored else "")
-    return f"{p.done:,}/{p.total:,} samples, {failed}, {speed}, {_duration(p.elapsed)}, {left}"
+    done = f"{p.done:,}/{p.total:,} samples, {requests}{failed}"
+    return f"{done}, {speed}, {_duration(p.elapsed)}, {left}"
 
 
 def bars(progress: Progress) -> RenderableType:

@@ -122,7 +122,9 @@ class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How far a run is. Tokens and times are those since this process began to sample.
 
-    `tokens_per_second` and `seconds_left` are None until something has been measured.
+    `requests` are those answered since then; a sample is done when all of its own are. None where
+    every sample takes one. `tokens_per_second` and `seconds_left` are None until something has been
+    measured.
     """
 
     tasks: tuple[TaskProgress, ...]
@@ -130,6 +132,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     generated_tokens: int
     tokens_per_second: float | None
     seconds_left: float | None
+    requests: int | None = None
 
     @property
     def done(self) -> int:

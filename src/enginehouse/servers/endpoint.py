@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from enginehouse.client.tls import https_needed, speaks_tls
 from enginehouse.client.transport import (
     AiohttpTransport,
     Timeouts,
@@ -23,6 +24,7 @@ from enginehouse.core.errors import (
     MalformedResponseError,
     RequestTimeoutError,
     ServerFaultError,
+    TlsError,
     UnauthorizedError,
     WireError,
 )
@@ -132,24 +134,37 @@ def _listed(
 
 async def _get(transport: Transport, path: str, *, base: str) -> WireReply:
     try:
-        return await transport.send(WireRequest("GET", path))
+        reply = await transport.send(WireRequest("GET", path))
+    except TlsError:
+        raise
     except RequestTimeoutError as error:
         raise RequestTimeoutError(
             f"{base} did not answer {path} within {_PATIENCE:.0f} s",
             fix="check address and firewall, or whether the server is still starting",
         ) from error
     except ConnectionFailedError as error:
+        await _refuse_tls(base)
         raise ConnectionFailedError(
             f"nothing answers at {base}",
             why=error.why,
             fix="check host and port; `enginehouse ps` lists the servers of this machine",
         ) from error
     except MalformedResponseError as error:
+        await _refuse_tls(base)
         raise ConnectionFailedError(
             f"what answers at {base} does not speak HTTP as expected",
             why=error.why,
             fix="check port and scheme (http or https)",
         ) from error
+    if reply.status == 400:  # some servers answer plain HTTP on a TLS port with it
+        await _refuse_tls(base)
+    return reply
+
+
+async def _refuse_tls(base: str) -> None:
+    """Raise TlsError where an address with http:// wants https://."""
+    if base.startswith("http://") and await speaks_tls(base, patience=_PATIENCE):
+        raise https_needed(base)
 
 
 def _unusable(base: str, reply: WireReply, *, api_key: str | None, engine: Engine) -> WireError:

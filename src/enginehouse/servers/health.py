@@ -1,8 +1,10 @@
 """Whether a server works, from every sign at once, since each of them lies at times.
 
 A process can live with a dead engine; /health can say 200 with dead workers, and not answer in time
-under a burst; metrics stand still when nobody asks. So: the process has not ended, /health answers,
-and where that is not enough, tokens are being counted or a one-token request is answered.
+under a burst; metrics stand still when nobody asks, and during a long prefill, whose tokens are
+counted at its end. So: the process has not ended, /health answers, and where that is not enough,
+tokens are being counted, the KV cache is being filled, the engine's CPU computes, or a one-token
+request is answered.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import aiohttp
 import msgspec
 
 from enginehouse.client.bodies import MAX_PAGE_BYTES, read_body
+from enginehouse.client.open_files import no_file_left
 from enginehouse.core.errors import WireError
 from enginehouse.core.sampler import Load
 from enginehouse.engines.base import ServedEngine
@@ -22,6 +25,9 @@ from enginehouse.servers.readiness import describe_exit
 from enginehouse.servers.records import ServerState
 
 DEGRADED_AFTER = 30.0  # seconds without a sign of work
+BUSY_CORES = 0.2  # above what a server uses for our own questions while its engine hangs
+# A CPU that computes may spin in a deadlock, so that it is believed for so many times the patience.
+COMPUTING_FACTOR = 4
 # Seconds: a vLLM that was told to stop closes its port, and then waits for its clients for ever.
 DEAF_FOR = 15.0
 _PROBE = aiohttp.ClientTimeout(total=5)
@@ -39,12 +45,20 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 _READY = Health(state=ServerState.READY)
 
 
+class _Counted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine itself counts: a prefill in pieces fills the KV cache before any token."""
+
+    tokens: int
+    kv_cache_usage: float | None
+
+
 class HealthMonitor:
     """Looks at one server again and again; `session` has its base URL and its API key.
 
     `exit_code` gives None while the process runs. `busy` tells whether we wait for an answer: a
-    server that seems idle meanwhile is not. `patience`: seconds without any sign of work after
-    which a server counts as failed.
+    server that seems idle meanwhile is not. `cores` gives the CPU cores that the server has used
+    since the last call, None where they say nothing of its work (on a GPU). `patience`: seconds
+    without any sign of work after which a server counts as failed.
     """
 
     def __init__(
@@ -56,6 +70,7 @@ class HealthMonitor:
         exit_code: Callable[[], int | None],
         patience: float,
         busy: Callable[[], bool] = lambda: False,
+        cores: Callable[[], float | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
@@ -64,10 +79,13 @@ class HealthMonitor:
         self._exit_code = exit_code
         self._patience = patience
         self._busy = busy
+        self._cores = cores
         self._clock = clock
-        self._tokens: int | None = None
+        self._counted: _Counted | None = None
+        self._computes = False
         self._worked = clock()
         self._deaf_since: float | None = None
+        self._blind = False  # we could not look, for a reason of our own
         self.has_worked = False
 
     @property
@@ -81,7 +99,8 @@ class HealthMonitor:
 
     def restarted(self) -> None:
         """Forget what was seen: the server is a new process."""
-        self._tokens = None
+        self._counted = None
+        self._computes = False
         self._worked = self._clock()
         self._deaf_since = None
         self.has_worked = False
@@ -96,7 +115,7 @@ class HealthMonitor:
                 state=ServerState.FAILED,
                 reason=f"{self._engine.health_path} says that its engine is dead",
             )
-        if status == 200:
+        if status == 200 or self._blind:
             return _READY
         if self._deaf_since is not None and self._clock() - self._deaf_since > DEAF_FOR:
             return Health(state=ServerState.FAILED, reason="it no longer listens on its port")
@@ -108,11 +127,18 @@ class HealthMonitor:
         health = await self.glance()
         if health.state is ServerState.FAILED:
             return health
+        if self._blind:
+            self._worked = self._clock()
+            return health
         load = await self._load()
+        cores = self._cores()
+        self._computes = cores is not None and cores >= BUSY_CORES
         if self._has_counted(load):
             self.has_worked = True
             self._worked = self._clock()
-        elif (health is _READY and self._is_idle(load)) or await self._answers():
+        elif (health is _READY and self._is_idle(load)) or (
+            not self._computes and await self._answers()
+        ):
             self._worked = self._clock()
         return self._judged(health)
 
@@ -121,24 +147,37 @@ class HealthMonitor:
 
     def _judged(self, health: Health) -> Health:
         silent = self._clock() - self._worked
-        if silent <= min(DEGRADED_AFTER, self._patience):
+        unsuspicious = min(DEGRADED_AFTER, self._patience)
+        patience, reason = self._patience, f"it has not made a token for {silent:.0f} s"
+        if self._computes:
+            unsuspicious, patience = self._patience, COMPUTING_FACTOR * self._patience
+            reason += ", although it computes"
+        if silent <= unsuspicious:
             return health
-        state = ServerState.FAILED if silent > self._patience else ServerState.DEGRADED
-        return Health(state=state, reason=f"it has not made a token for {silent:.0f} s")
+        state = ServerState.FAILED if silent > patience else ServerState.DEGRADED
+        return Health(state=state, reason=reason)
 
     def _has_counted(self, load: Load | None) -> bool:
+        """Whether the engine has done something that it counts since the last look."""
         if load is None:
             return False
         tokens = (load.prompt_tokens or 0) + (load.generation_tokens or 0) + (load.steps or 0)
-        before, self._tokens = self._tokens, tokens
-        return before is not None and tokens > before
+        counted = _Counted(tokens=tokens, kv_cache_usage=load.kv_cache_usage)
+        before, self._counted = self._counted, counted
+        return before is not None and (
+            counted.tokens > before.tokens or counted.kv_cache_usage != before.kv_cache_usage
+        )
 
     async def _get_status(self, path: str) -> int | None:
+        self._blind = False
         try:
             async with self._session.get(path, timeout=_PROBE) as reply:
                 self._deaf_since = None
                 return reply.status
-        except aiohttp.ClientConnectorError:
+        except aiohttp.ClientConnectorError as error:
+            if no_file_left(error):
+                self._blind = True
+                return None
             self._deaf_since = self._clock() if self._deaf_since is None else self._deaf_since
             return None
         except (aiohttp.ClientError, TimeoutError, OSError):

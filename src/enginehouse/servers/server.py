@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -24,6 +24,7 @@ from enginehouse.engines.diagnosis import Diagnosis, explained
 from enginehouse.engines.registry import ENGINES
 from enginehouse.executors.local import LocalExecutor, LocalProcess
 from enginehouse.executors.tree import ProcessIdentity, identify
+from enginehouse.executors.usage import UsageMeter
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.servers.endpoint import Server, attach_server, curl_line
@@ -151,6 +152,7 @@ class OwnedServer:
     _grace: float = START_GRACE
     _starts: int = 0
     _gpu_baseline: Mapping[int, int] | None = None
+    _usage: UsageMeter = field(default_factory=UsageMeter)
 
     @property
     def server(self) -> Server:
@@ -167,6 +169,16 @@ class OwnedServer:
         """Why it failed, as far as its log and its exit code say."""
         assert self.server.log is not None
         return self.engine.diagnose(self.server.log, exit_code=self.exit_code())
+
+    def cores(self) -> float | None:
+        """CPU cores that its processes have used since the last call; None at the first.
+
+        None as well where the engine computes on a GPU: then the CPU says nothing of its work.
+        """
+        assert self._process is not None
+        if self.environment.variant != "cpu":
+            return None
+        return self._usage.read(self._process.pids()).cpu
 
     def is_stopped(self) -> bool:
         """Whether somebody else has stopped it (`stop_server`), or is about to."""

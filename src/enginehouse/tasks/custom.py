@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import msgspec
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from enginehouse.core.errors import ConfigurationError, nearest
 from enginehouse.core.messages import ChatPrompt, Message
+from enginehouse.core.strict_model import StrictModel
 from enginehouse.tasks.answers import strip_reasoning
 from enginehouse.tasks.base import (
     Choose,
@@ -35,10 +36,8 @@ from enginehouse.tasks.templates import Template
 Text = Annotated[str, Field(min_length=1)]
 
 
-class Definition(BaseModel):
+class Definition(StrictModel):
     """The keys of a task's YAML file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     """What the task is called in reports."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 import psutil
 
+from enginehouse.engines.base import ServerOptions
 from enginehouse.evaluation.records import Record, SampleRecord, ScoreRecord
 from enginehouse.executors.tree import is_alive
 from enginehouse.servers.ports import PortLease
@@ -43,9 +44,11 @@ class Finished(NamedTuple):
         return json.loads(self.out)
 
 
-def until(condition: Callable[[], Any], what: Callable[[], str] | str) -> Any:
-    """Wait for something true and give it; fails with `what` when the deadline is over."""
-    deadline = time.monotonic() + DEADLINE
+def until(
+    condition: Callable[[], Any], what: Callable[[], str] | str, *, patience: float | None = None
+) -> Any:
+    """Wait for something true and give it; after `patience` seconds (DEADLINE) fail with `what`."""
+    deadline = time.monotonic() + (patience or DEADLINE)
     while not (found := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(what if isinstance(what, str) else what())
@@ -57,8 +60,15 @@ class Running:
     """A command that was started; what it says is read from files, so that it never waits."""
 
     def __init__(
-        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        log: Path,
+        patience: float | None = None,
     ) -> None:
+        self.patience = patience
         self.out, self.err = log.with_suffix(".out"), log.with_suffix(".err")
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(
@@ -80,7 +90,11 @@ class Running:
             assert self.process.poll() is None, f"ended before it said {text!r}:\n{said}"
             return None
 
-        return until(look, lambda: f"did not say {text!r}:\n{self.err.read_text()}")
+        return until(
+            look,
+            lambda: f"did not say {text!r}:\n{self.err.read_text()}",
+            patience=self.patience,
+        )
 
     def interrupt(self, number: int = signal.SIGINT) -> None:
         """Send a signal."""
@@ -89,7 +103,7 @@ class Running:
     def end(self) -> Finished:
         """Wait for its end."""
         try:
-            code = self.process.wait(DEADLINE)
+            code = self.process.wait(self.patience or DEADLINE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -103,11 +117,20 @@ class Running:
 
 
 class House:
-    """One user's machine, below one folder: home, engine environment, model, working folder."""
+    """One user's machine, below one folder: home, engine environment, model, working folder.
+
+    Its commands have `patience` seconds to end (None: DEADLINE).
+    """
 
     def __init__(
-        self, folder: Path, *, python: Path | None, env: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        *,
+        python: Path | None,
+        env: Mapping[str, str] | None = None,
+        patience: float | None = None,
     ) -> None:
+        self.patience = patience
         self.folder = folder
         self.home = folder / "home"
         self.work = folder / "work"
@@ -161,7 +184,7 @@ class House:
             # The tests run as a shell's background job: children would ignore Ctrl-C, too.
             signal.signal(signal.SIGINT, signal.default_int_handler)
         log = self.folder / f"command-{len(self._commands)}"
-        running = Running(argv, env=self.env | env, cwd=self.work, log=log)
+        running = Running(argv, env=self.env | env, cwd=self.work, log=log, patience=self.patience)
         self._commands.append(running)
         return running
 
@@ -205,6 +228,16 @@ class House:
                 process.kill()
         for running in self._commands:
             running.process.wait()
+
+
+class SharedServer(NamedTuple):
+    """A detached server of `house`: its options, what `serve` said, its name and its URL."""
+
+    house: House
+    options: ServerOptions
+    said: str
+    name: str
+    url: str
 
 
 def url_of(said: str) -> str:

@@ -17,7 +17,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 import transformers
 from hf_server import batches, sampling
-from hf_server.model import Model
+from hf_server.model import Model, choose_dtype
 from hf_server.padded import PaddedBatch
 from hf_server.requests import Sampling
 from hf_server.rows import Job, Row, Sequence
@@ -323,6 +323,18 @@ def min_tokens_keeps_the_end_away():
     assert sampling.choose(logits.clone(), [row]) != [2]
     row.ids = [5, 5]
     assert sampling.choose(logits.clone(), [row]) == [2]
+
+
+@check
+def auto_is_float32_on_a_cpu_unless_the_weights_are_quantized():
+    """Whoever knows that the CPU has bfloat16 asks for it; a quantization demands its own type."""
+    cpu = torch.device("cpu")
+    plain = LLAMA
+    quantized = transformers.LlamaConfig(**SMALL, quantization_config={"quant_method": "awq"})
+    assert choose_dtype("auto", cpu, plain) is torch.float32
+    assert choose_dtype("auto", cpu, quantized) is torch.bfloat16
+    for name in ("bfloat16", "float16", "float32"):
+        assert choose_dtype(name, cpu, plain) is getattr(torch, name)
 
 
 def main() -> None:

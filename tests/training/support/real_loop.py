@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from enginehouse.training import CheckpointEvaluator, Evaluation
 
-STEPS = 3
+STEPS = 2
 TEXTS = [
     "VOTE: BLACK because cooperation wins.",
     "The engine house stands beside the mine, and its chimney can be seen from the sea.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -34,6 +35,10 @@ class VLLMConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_lora: bool = True
     max_loras: int = 4
     max_lora_rank: int = 64
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.timeout):
+            raise ConfigurationError(f"timeout must be a finite number, got {self.timeout}")
 
     @staticmethod
     def of(given: VLLMConfig | Mapping[str, Any] | None) -> VLLMConfig:

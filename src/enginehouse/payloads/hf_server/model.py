@@ -71,7 +71,7 @@ def load(options: Options) -> tuple[Model, Any]:
     common = {"trust_remote_code": options.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(options.model, **common)
     config = AutoConfig.from_pretrained(options.model, **common)
-    dtype = _dtype(options.dtype, device, config)
+    dtype = choose_dtype(options.dtype, device, config)
     LOG.info("loading %s in %s on %s", options.model, str(dtype).removeprefix("torch."), device)
     module = AutoModelForCausalLM.from_pretrained(
         options.model, config=config, dtype=dtype, device_map={"": device}, **common
@@ -87,7 +87,8 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda", 0)
 
 
-def _dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
+def choose_dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
+    """The type of that name; for auto, what the device is fast in and the weights allow."""
     if name != "auto":
         found: torch.dtype = getattr(torch, name)
         return found

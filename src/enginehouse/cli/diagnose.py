@@ -1,0 +1,47 @@
+"""enginehouse diagnose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from enginehouse.cli.console import Console
+from enginehouse.cli.options import JsonOption
+from enginehouse.launch.diagnosing import LogReport, diagnose_file
+
+
+def diagnose(
+    log: Annotated[Path, typer.Argument(metavar="FILE|-", help="The log, or - for a pipe.")],
+    *,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", help="Whose log it is; recognised from the log if not given."),
+    ] = None,
+    exit_code: Annotated[
+        int | None,
+        typer.Option("--exit-code", help="What the engine ended with: -9 or 137 for SIGKILL."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say from an engine's log, wherever it comes from, why it failed and what to do.
+
+    Status 0 also where the log says nothing; kinds are listed in docs/errors.md.
+    """
+    console = Console(json=json)
+    report = diagnose_file(log, engine=engine, exit_code=exit_code)
+    console.result(report, text=lambda: _print(report, console))
+
+
+def _print(report: LogReport, console: Console) -> None:
+    engine = report.engine or "an engine that was not recognised"
+    if report.kind is None:
+        console.say(f"{engine}: the log says nothing about a failure")
+        console.say("  next: give the whole log, from its start, and --exit-code if it is known")
+        return
+    console.say(f"{engine}: {report.kind}{' (a guess)' if report.guess else ''}")
+    console.say(f"  why:  {report.cause}")
+    if report.evidence and report.evidence != report.cause:
+        console.say(f"  seen: {report.evidence}")
+    console.say(f"  next: {report.next}")

@@ -1,0 +1,77 @@
+"""How many files this process may open. Each connection takes one, on both of its ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+if sys.platform != "win32":
+    import resource
+
+# Seconds between the tries of a request for which there was no file left.
+PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+_ENOUGH = 65536
+_RESERVE = 64  # for logs, the journal, child processes, health checks
+_OWN_FILES = (Path("/proc/self/fd"), Path("/dev/fd"))
+_NONE_LEFT = {errno.EMFILE, errno.ENFILE}
+
+
+def raise_open_file_limit() -> None:
+    """Raise the soft limit towards the hard one, for this process and those that it starts.
+
+    What the system does not allow is left as it is.
+    """
+    if sys.platform == "win32":
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    for limit in (wanted, 10240):  # macOS allows no more than that, whatever its hard limit says
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(limit, wanted)), hard))
+        except (OSError, ValueError):
+            continue
+        return
+
+
+def open_file_limit() -> int | None:
+    """How many files this process may have open now; None where there is no limit."""
+    if sys.platform == "win32":
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def most_connections() -> int | None:
+    """How many connections this process can have besides the files that are open already.
+
+    At least 1; None where there is no limit.
+    """
+    limit = open_file_limit()
+    return None if limit is None else max(1, limit - _open_now() - _RESERVE)
+
+
+def no_file_left(error: OSError) -> bool:
+    """Whether a connection failed for want of a file on this machine.
+
+    A name is looked up in a library that does not tell why it failed; so we look ourselves.
+    """
+    if error.errno in _NONE_LEFT:
+        return True
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as second:
+        return second.errno in _NONE_LEFT
+    return False
+
+
+def _open_now() -> int:
+    for folder in _OWN_FILES:
+        try:
+            return sum(1 for _ in folder.iterdir())
+        except OSError:
+            continue
+    return 0

@@ -1,0 +1,27 @@
+"""Why an engine failed, as far as its log says.
+
+`lines` reads text, `prefixes` takes lines apart, `events` finds tracebacks and errors, and
+`selection` chooses the cause with `shared_rules` and the engine's own, `guesses` and `endings`.
+What is peculiar to an engine's logs is a `LogProfile` beside that engine.
+"""
+
+from enginehouse.engines.diagnosis.explaining import explained
+from enginehouse.engines.diagnosis.kinds import READ_THE_LOG, Diagnosis, FailureKind
+from enginehouse.engines.diagnosis.profile import LogProfile
+from enginehouse.engines.diagnosis.reading import LogExplanation, diagnose_log, explain_log
+from enginehouse.engines.diagnosis.rule import Rule, Surroundings, groups, recognise
+
+__all__ = [
+    "READ_THE_LOG",
+    "Diagnosis",
+    "FailureKind",
+    "LogExplanation",
+    "LogProfile",
+    "Rule",
+    "Surroundings",
+    "diagnose_log",
+    "explain_log",
+    "explained",
+    "groups",
+    "recognise",
+]

@@ -1,0 +1,352 @@
+"""Any published version of an engine: resolved with uv for this machine, where it is not pinned."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from packaging.version import InvalidVersion, Version
+
+from enginehouse.core.errors import ConfigurationError, ProvisioningError
+from enginehouse.executors.gpus import cuda_of_driver
+from enginehouse.provisioning import plans
+from enginehouse.provisioning.building import read_record
+from enginehouse.provisioning.distributions import DISTRIBUTIONS, Distribution
+from enginehouse.provisioning.plans import EnvironmentPlan, cuda_version, plan_environment
+from enginehouse.provisioning.programs import Finished, new_log
+from enginehouse.provisioning.uv_program import run_uv, uv_error
+from enginehouse.store.layout import Layout
+
+LATEST = "latest"
+# Torch's builds for CUDA as uv names them, newest first.
+TORCH_BACKENDS = (
+    *("cu132", "cu130", "cu129", "cu128", "cu126", "cu125", "cu124", "cu123", "cu122", "cu121"),
+    *("cu120", "cu118"),
+)
+# An engine names most of its requirements without an upper bound, so an old release would get
+# packages that did not exist when it was made, and that it does not fit (transformers 5 for vLLM
+# 0.10). This long after a release its requirements have appeared, and later ones have not.
+_SETTLED = timedelta(days=14)
+# Engines name these exactly, and torch's own index does not tell when a file was uploaded.
+_UNDATED = ("torch", "torchvision", "torchaudio", "triton", "pytorch-triton")
+_KEY = re.compile(
+    r"(?P<engine>[a-z]+)-(?P<version>[^-]+)-(?P<variant>[a-z]+)-py(?P<python>[\d.]+)-[0-9a-f]+"
+)
+_NEAREST = 2  # on either side
+
+Notify = Callable[[str], None]
+
+
+async def find_plan(
+    engine: str, *, version: str | None, variant: str | None, layout: Layout, notify: Notify
+) -> EnvironmentPlan:
+    """The plan for a version: pinned, installed before, or resolved now from the registry.
+
+    None means our default version, "latest" the newest that is published. Resolving takes seconds.
+    Raises ConfigurationError for a version that is not published, with the nearest ones, and
+    ProvisioningError where its packages do not fit this machine.
+    """
+    variant = plans.choose_variant(engine, variant)
+    if version != LATEST and (known := _known(engine, version, variant, layout)):
+        plan = known
+    else:
+        assert version is not None
+        plan = await _resolve(engine, version, variant, layout=layout, notify=notify)
+    if not plan.pinned:
+        notify(
+            f"environment: {engine} {plan.version} is not a version that we test; "
+            f"pinned are {', '.join(plans.pinned_versions(engine, variant))}"
+        )
+    return plan
+
+
+def known_plan(
+    engine: str, *, version: str | None, variant: str | None, layout: Layout
+) -> EnvironmentPlan:
+    """The plan for a version that is pinned or installed; asks no registry. Blocking, quick.
+
+    Raises ConfigurationError for any other version.
+    """
+    variant = plans.choose_variant(engine, variant)
+    if plan := _known(engine, version, variant, layout):
+        return plan
+    assert version is not None
+    raise plans.not_pinned(engine, version, variant)
+
+
+def _known(
+    engine: str, version: str | None, variant: str, layout: Layout
+) -> EnvironmentPlan | None:
+    if version is None or plans.pinned_version(engine, version, variant):
+        return plan_environment(engine, version=version, variant=variant)
+    found = list(_installed(engine, version, variant, layout))
+    return max(found, key=lambda plan: _created(plan, layout), default=None)
+
+
+def _installed(
+    engine: str, version: str, variant: str, layout: Layout
+) -> Iterator[EnvironmentPlan]:
+    """The plans of the environments that were resolved and built here before."""
+    try:
+        wanted = Version(version)
+    except InvalidVersion:
+        return
+    folders = layout.environments.iterdir() if layout.environments.is_dir() else ()
+    for folder in folders:
+        key = _KEY.fullmatch(folder.name)
+        if key is None or read_record(folder) is None:
+            continue
+        if (key["engine"], key["variant"]) != (engine, variant) or Version(
+            key["version"]
+        ) != wanted:
+            continue
+        text = (folder / "requirements.txt").read_text(encoding="utf-8")
+        plan = _plan(engine, key["version"], variant, requirements=text, torch_backend=None)
+        if plan.key == folder.name:  # else it is another machine's, or another Python's
+            yield plan
+
+
+def _created(plan: EnvironmentPlan, layout: Layout) -> float:
+    record = read_record(layout.environments / plan.key)
+    return record.created if record else 0.0
+
+
+def _plan(
+    engine: str, version: str, variant: str, *, requirements: str, torch_backend: str | None
+) -> EnvironmentPlan:
+    return EnvironmentPlan(
+        engine=engine,
+        version=version,
+        variant=variant,
+        python_version=plans.python_version(),
+        base_python=plans.base_python(),
+        requirements=requirements,
+        torch_backend=torch_backend,
+        find_links=plans.find_links(),
+        pinned=False,
+    )
+
+
+async def _resolve(
+    engine: str, version: str, variant: str, *, layout: Layout, notify: Notify
+) -> EnvironmentPlan:
+    distribution = DISTRIBUTIONS.get((engine, variant))
+    if distribution is None:
+        raise plans.not_pinned(engine, version, variant)
+    if version != LATEST:
+        try:
+            version = str(Version(version))
+        except InvalidVersion:
+            raise ConfigurationError(
+                f"{version!r} is not a version",
+                fix=f"give one such as {plans.DEFAULT_VERSIONS[engine]}, or {LATEST}",
+            ) from None
+    log = new_log(layout, f"resolve-{engine}-{version}-{variant}")
+    notify(f"environment: resolving {engine} {version} for {variant} (log: {log})")
+    registry = _Registry(engine=engine, variant=variant, distribution=distribution, log=log)
+    release = await registry.find(version)
+    if plans.pinned_version(engine, release.version, variant):
+        return plan_environment(engine, version=release.version, variant=variant)
+    if variant == "cuda":
+        lock = await _lock_for_driver(registry, release, notify=notify)
+    else:
+        lock = await registry.lock(release, torch_backend=plans.cpu_backend(variant))
+    return _plan(
+        engine,
+        release.version,
+        variant,
+        requirements=lock.requirements,
+        torch_backend=lock.torch_backend,
+    )
+
+
+async def _lock_for_driver(registry: _Registry, release: _Release, *, notify: Notify) -> _Lock:
+    """Torch for a CUDA that the driver runs, and of the major version that the engine links to.
+
+    The engine's wheel is compiled against one CUDA, which its local version names (0.33.0+cu129)
+    or, without one, that of the torch that the registry itself has.
+    """
+    lock = await registry.lock(release, torch_backend=None)
+    of_torch = cuda_version(lock.requirements)
+    made_for = _cuda_of_local(lock.requirements, registry.distribution.package) or of_torch
+    if made_for is None or of_torch is None or os.environ.get("UV_TORCH_BACKEND"):
+        return lock
+    driver = await asyncio.to_thread(cuda_of_driver)
+    if driver is None:
+        notify("environment: no NVIDIA driver answers here, so nothing is chosen by it")
+    limit = driver or made_for
+    if of_torch[0] == made_for[0] and of_torch <= limit:
+        return lock
+    if limit[0] < made_for[0]:
+        raise ProvisioningError(
+            f"{registry.engine} {release.version} does not run with this NVIDIA driver",
+            why=f"it is compiled for CUDA {_dotted(made_for)}, and the driver runs CUDA up to "
+            f"{_dotted(limit)}",
+            fix="take an older version, update the driver, or name an index that has a build for "
+            "your CUDA in UV_INDEX",
+            log=registry.log,
+        )
+    for backend in _backends(made_for[0], limit):
+        try:
+            chosen = await registry.lock(release, torch_backend=backend)
+        except ProvisioningError:
+            continue  # that index does not have this torch
+        notify(f"environment: torch for {backend}: the driver runs CUDA up to {_dotted(limit)}")
+        return chosen
+    notify(
+        f"environment: torch for CUDA {_dotted(of_torch)}, newer than the driver's "
+        f"{_dotted(limit)}: kernels that are compiled at run time may fail"
+    )
+    return lock
+
+
+def _cuda_of_local(requirements: str, package: str) -> tuple[int, int] | None:
+    found = re.search(rf"^{re.escape(package)}==\S+\+cu(\d+)(\d)\b", requirements, re.MULTILINE)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _backends(major: int, limit: tuple[int, int]) -> list[str]:
+    """Torch's builds for CUDA of this major version, up to `limit`, newest first."""
+    versions = {name: (int(name[2:-1]), int(name[-1])) for name in TORCH_BACKENDS}
+    return [name for name, cuda in versions.items() if cuda[0] == major and cuda <= limit]
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+@dataclass(frozen=True)
+class _Release:
+    """A published version. `uploaded` is None where the registry does not tell."""
+
+    version: str
+    uploaded: datetime | None
+
+
+@dataclass(frozen=True)
+class _Lock:
+    """Every package with its version and hashes, and where uv found torch."""
+
+    requirements: str
+    torch_backend: str | None
+
+
+@dataclass(frozen=True)
+class _Registry:
+    """What uv finds of one engine's packages, for this machine and this Python."""
+
+    engine: str
+    variant: str
+    distribution: Distribution
+    log: Path
+
+    async def find(self, version: str) -> _Release:
+        """A published version, or the newest."""
+        package = self.distribution.package
+        wanted = package if version == LATEST else f"{package}=={version}"
+        finished, release = await self._newest(wanted)
+        if release is not None:
+            return release
+        if "no version of" not in finished.errors:
+            raise uv_error(f"{self.engine} {version} was not found", finished, log=self.log)
+        raise ConfigurationError(
+            f"{self.engine} {version} is not published for {self.variant}",
+            why=f"the registry has no {package} {version} that this Python can install",
+            fix=f"the nearest: {', '.join(await self._nearest(version)) or 'none'}",
+            log=self.log,
+        )
+
+    async def lock(self, release: _Release, *, torch_backend: str | None) -> _Lock:
+        """Everything that belongs to a release, with the packages of its time if they fit.
+
+        Raises ProvisioningError where uv finds no solution.
+        """
+        finished, text = await self._compile(release, torch_backend, dated=True)
+        if text is None and release.uploaded is not None:
+            finished, text = await self._compile(release, torch_backend, dated=False)
+        if text is None:
+            error = uv_error(
+                f"{self.engine} {release.version} cannot be resolved for this machine",
+                finished,
+                log=self.log,
+            )
+            if self.variant == "cpu" and plans.find_links() and "torch" in (error.why or ""):
+                error.fix = (
+                    "take another version; or, if torch's own index is reached from here, unset "
+                    "PIP_FIND_LINKS and UV_FIND_LINKS"
+                )
+            raise error
+        return _Lock(requirements=text, torch_backend=torch_backend)
+
+    async def _compile(
+        self, release: _Release, torch_backend: str | None, *, dated: bool
+    ) -> tuple[Finished, str | None]:
+        options = ["--generate-hashes", "--no-header", "--no-annotate"]
+        options += ["--no-emit-index-url", "--no-emit-find-links"]
+        if torch_backend:
+            options += ["--torch-backend", torch_backend]
+        if dated and release.uploaded and not os.environ.get("UV_EXCLUDE_NEWER"):
+            options += ["--exclude-newer", (release.uploaded + _SETTLED).isoformat()]
+            for package in _UNDATED:
+                options += ["--exclude-newer-package", f"{package}=false"]
+        wanted = [f"{self.distribution.package}=={release.version}", *self.distribution.besides]
+        return await self._run(wanted, options, output="requirements.txt")
+
+    async def _newest(self, requirement: str, *options: str) -> tuple[Finished, _Release | None]:
+        """The release that uv prefers for a requirement, without looking at what it depends on."""
+        finished, text = await self._run(
+            [requirement], ["--no-deps", *options], output="pylock.toml"
+        )
+        if text is None:
+            return finished, None
+        (package,) = tomllib.loads(text)["packages"]
+        times = [wheel["upload-time"] for wheel in package["wheels"] if "upload-time" in wheel]
+        return finished, _Release(version=package["version"], uploaded=max(times, default=None))
+
+    async def _nearest(self, version: str) -> list[str]:
+        """Published versions on either side of one that is not, oldest first."""
+        package = self.distribution.package
+        below: list[str] = []
+        while len(below) < _NEAREST:
+            _, release = await self._newest(f"{package}<{below[0] if below else version}")
+            if release is None:
+                break
+            below.insert(0, release.version)
+        above: list[str] = []
+        while len(above) < _NEAREST:
+            _, release = await self._newest(
+                f"{package}>{above[-1] if above else version}", "--resolution", "lowest"
+            )
+            if release is None:
+                break
+            above.append(release.version)
+        return below + above
+
+    async def _run(
+        self, wanted: list[str], options: list[str], *, output: str
+    ) -> tuple[Finished, str | None]:
+        """`uv pip compile` for this Python, in the format of `output`; None where it fails."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "wanted.in").write_text("\n".join(wanted) + "\n", encoding="utf-8")
+            (folder / "overrides.txt").write_text(self.distribution.overrides, encoding="utf-8")
+            file = folder / output
+            finished = await run_uv(
+                [
+                    *("pip", "compile", "--quiet", "--python", str(plans.base_python())),
+                    # An engine's source would be compiled, with CUDA, for an hour.
+                    *("--only-binary", self.distribution.package),
+                    *("--overrides", str(folder / "overrides.txt")),
+                    *("--output-file", str(file), *options, str(folder / "wanted.in")),
+                ],
+                log=self.log,
+                find_links=plans.find_links(),
+            )
+            return finished, None if finished.returncode else file.read_text(encoding="utf-8")
