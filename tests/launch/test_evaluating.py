@@ -11,6 +11,7 @@ from command_line import House, journaled, sums
 
 import enginehouse
 from enginehouse.core.errors import ConfigurationError, RunLockedError, UnsupportedError
+from enginehouse.executors.sandbox import Sandbox
 from enginehouse.launch.configuration import EvaluationConfig, parse
 from enginehouse.launch.evaluating import resolved_yaml, resume_evaluation
 from enginehouse.report.summary import Progress, Report
@@ -133,6 +134,31 @@ async def test_a_run_is_resumed_by_one_at_a_time(house: House):
         return_exceptions=True,
     )
     assert {type(result) for result in results} == {Report, RunLockedError}
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+async def test_a_machine_without_a_sandbox_is_told_of_once(
+    house: House,
+    monkeypatch: pytest.MonkeyPatch,
+    trusted: bool,  # noqa: FBT001
+):
+    """If code that is not ours scores, and the user has not said that it may do anything."""
+    none = Sandbox(problem="there is none", fix="install one")
+    monkeypatch.setattr("enginehouse.launch.evaluating.find_sandbox", lambda: none)
+    items, canned = sums(right=2)
+    house.write("mine.py", "def judge(text, item):\n    return item['right'] in text\n")
+    task = house.task(items, metric="mine:judge", trusted=trusted)
+    notes: list[str] = []
+    report = await enginehouse.evaluate(
+        str(house.model()),
+        tasks=[str(task)],
+        server=environment(house, canned),
+        notify=notes.append,
+    )
+    assert report.tasks[0].outcomes["correct"] == 2
+    told = [note for note in notes if "there is none" in note]
+    assert len(told) == (0 if trusted else 1)
+    assert all("the metric mine:judge" in note and "install one" in note for note in told)
 
 
 async def test_too_many_failed_is_no_exception(house: House):

@@ -76,6 +76,8 @@ def require_headlines(report: Report) -> None:
             )
         if any(task.outcomes.get(Outcome.UNSCORED) for task in without):
             again.append(f"`enginehouse rescore {report.run}` scores all answers again")
+        if not again:
+            again.append(f"`enginehouse resume {report.run}` asks what is missing")
         raise NoHeadlineError(
             f"no score for {', '.join(task.task for task in without)}",
             why="; ".join(f"{task.task}: {task.no_headline}" for task in without),
@@ -228,7 +230,7 @@ def _commonest(task: TaskLedger) -> str:
 
 
 def _commonest_reason(task: TaskLedger) -> str:
-    return f"most of them because {task.unscored.most_common(1)[0][0]}"
+    return f"commonest reason: {task.unscored.most_common(1)[0][0]}"
 
 
 def _unscored_note(task: TaskLedger, count: int) -> str:
@@ -236,8 +238,8 @@ def _unscored_note(task: TaskLedger, count: int) -> str:
     correct = task.counts[CODES[Outcome.CORRECT]]
     of = sum(task.counts[ASKED + 1 :]) - task.counts[FAILED]
     return (
-        f"{task.record.task}: {count:,} answers could not be scored and are left out, "
-        f"{_commonest_reason(task)}; with them the score would lie between {correct / of:.1%} "
+        f"{task.record.task}: {count:,} of {of:,} answers could not be scored and are left out "
+        f"({_commonest_reason(task)}); with them the score would lie between {correct / of:.1%} "
         f"and {(correct + count) / of:.1%}"
     )
 

@@ -266,9 +266,10 @@ def _warn_of_scoring(tasks: dict[str, tuple[Task, Dataset]], notify: Notify) -> 
     sandbox = find_sandbox()
     if confined and sandbox.problem:
         notify(
-            f"note: {sandbox.problem}, so that {', '.join(p.name for p in confined)} could be made "
-            "by an answer to read, change or send what you can; its memory, its time and the "
-            f"variables that it sees are limited all the same. Next: {sandbox.fix}"
+            f"note: {', '.join(dict.fromkeys(p.name for p in confined))} is not our own code, and "
+            f"there is no sandbox for it ({sandbox.problem}): an answer that takes it over could "
+            "read, delete or send what you can. It sees no environment variables, and its time "
+            f"and memory are limited. To confine it: {sandbox.fix}"
         )
 
 
