@@ -205,19 +205,22 @@ class _Process:
             future = self._waiting.get(verdict.id)
             if future is not None and not future.done():
                 future.set_result(verdict)
-        self.ended = True
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(_EndedError(why))
+        self._give_up(why)
         await self._see_gone()
 
     async def close(self) -> None:
         """End it with everything in its session. Idempotent; cancelled, it kills at once."""
-        self.ended = True
+        self._give_up("was closed")
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
         await self._see_gone()
+
+    def _give_up(self, why: str) -> None:
+        self.ended = True
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(_EndedError(why))
 
     async def _see_gone(self) -> None:
         """The end of its standard input ends it; after a moment it is killed."""
