@@ -207,7 +207,7 @@ def test_secrets_are_nowhere(house: House, call):
     )
     assert done.code == 0, done.err
     seen = json.loads(started.read_text())["env"]
-    assert [seen[name] for name in ("VLLM_API_KEY", "HF_TOKEN", "DB_PASSWORD")] == [
+    assert [seen[name] for name in ("GUARD_API_KEY", "HF_TOKEN", "DB_PASSWORD")] == [
         *secrets.values()
     ]
     files = [file for file in house.home.rglob("*") if file.is_file()]
@@ -223,8 +223,9 @@ def test_options_win_over_a_tasks_own_settings(house: House, call):
     """--limit on the command line also replaces the limit that the file gives one task."""
     house.model()
     items, canned = sums(right=6)
-    task = {"name": str(house.task(items)), "limit": 4}
-    config = house.write("eval.yaml", json.dumps({"model": "tiny", "tasks": [task]}))
+    # from the file's own folder, not from where the command is called
+    task = {"name": f"../{house.task(items).name}", "data": "../sums.jsonl", "limit": 4}
+    config = house.write("plans/eval.yaml", json.dumps({"model": "tiny", "tasks": [task]}))
     words = ("eval", "--config", str(config), "--env", house.answers(canned), "--json")
     assert call(*words).report["tasks"][0]["items"] == 4
     assert call(*words, "--limit", "2").report["tasks"][0]["items"] == 2

@@ -22,6 +22,8 @@ from enginehouse.core.errors import (
     BadRequestError,
     ConfigurationError,
     ConnectionFailedError,
+    ForbiddenError,
+    NoCreditError,
     NoHeadlineError,
     OpenFilesError,
     RequestTimeoutError,
@@ -29,6 +31,7 @@ from enginehouse.core.errors import (
     ServerGoneError,
     StoreError,
     TaskError,
+    UnauthorizedError,
     UnsupportedError,
 )
 from enginehouse.core.messages import ChatPrompt, Message
@@ -416,6 +419,60 @@ async def test_single_refused_connections_are_failures(layout):
     report = await run_it(run, sampler=sampler, size=100)
     assert report.tasks[0].outcomes["failed"] == 3
     assert {r.item for r in records(run, SampleRecord) if r.failure} == {"q3", "q50", "q99"}
+
+
+@pytest.mark.parametrize(
+    ("error", "most"), [(UnauthorizedError, 20), (NoCreditError, 20), (ForbiddenError, 60)]
+)
+@pytest.mark.parametrize("size", [3, 1000])
+async def test_a_key_that_is_refused_stops_the_run(layout, error, most, size):
+    """Early, with one error; no sample counts as failed for it, and another key goes on."""
+    run = new_run(layout)
+    sampler = FakeSampler(lambda _: error("no such key", status=401))
+    with pytest.raises(error, match="because of the API key") as caught:
+        await run_it(run, sampler=sampler, size=size)
+    assert (caught.value.why, caught.value.status) == ("no such key", 401)
+    assert f"{size} samples are missing" in str(caught.value.fix)
+    assert len(sampler.requests) <= most
+    assert run.info.status is RunStatus.INTERRUPTED
+    assert records(run, SampleRecord) == []
+    report = await run_it(run, size=size)
+    assert report.tasks[0].outcomes["correct"] == size
+
+
+@pytest.mark.parametrize("left", [5, 500])
+async def test_a_key_that_is_revoked_stops_the_run(layout, left):
+    """Whether many are left or fewer than a streak needs: nothing is a failed sample."""
+    run = new_run(layout)
+    answered = []
+
+    def revoked(request):
+        if len(answered) < 1000 - left:
+            answered.append(request)
+            return solve(request)
+        return UnauthorizedError("revoked", status=401)
+
+    sampler = FakeSampler(revoked)
+    with pytest.raises(UnauthorizedError, match="because of the API key"):
+        await run_it(run, sampler=sampler, size=1000)
+    assert len(sampler.requests) < 1000 - left + 30
+    assert [r for r in records(run, SampleRecord) if r.failure] == []
+    report = await run_it(run, size=1000)
+    assert report.tasks[0].outcomes["correct"] == 1000
+
+
+async def test_single_refusals_are_failures(layout):
+    """A filter's 403 on some prompts is theirs alone, also where only they are left to ask."""
+    run = new_run(layout)
+    refused = {3, 4, 97, 98, 99}
+    sampler = FakeSampler(
+        lambda r: ForbiddenError("flagged", status=403) if question(r) in refused else solve(r)
+    )
+    report = await run_it(run, sampler=sampler, size=100)
+    assert report.tasks[0].outcomes["failed"] == 5
+    assert {r.item for r in records(run, SampleRecord) if r.failure} == {f"q{n}" for n in refused}
+    again = await run_it(run, sampler=sampler, size=100, retry_failed=True)
+    assert again.tasks[0].outcomes["failed"] == 5
 
 
 async def test_truncated_whatever_the_text_says(layout):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,25 @@ import yaml
 from command_line import House, journaled, sums
 
 import enginehouse
-from enginehouse.core.errors import ConfigurationError, RunLockedError, UnsupportedError
+from enginehouse.core.errors import (
+    ConfigurationError,
+    ModelError,
+    ProvisioningError,
+    RunLockedError,
+    ServerGoneError,
+    StartError,
+    StoreError,
+    TaskError,
+    UnauthorizedError,
+    UnsupportedError,
+)
 from enginehouse.executors.sandbox import Sandbox
 from enginehouse.launch.configuration import EvaluationConfig, parse
-from enginehouse.launch.evaluating import resolved_yaml, resume_evaluation
+from enginehouse.launch.evaluating import resolved_yaml, resume_evaluation, run_evaluation
+from enginehouse.launch.serving import Serving
 from enginehouse.report.summary import Progress, Report
 from enginehouse.store.layout import Layout
-from enginehouse.store.runs import RunStatus, list_runs
+from enginehouse.store.runs import RunStatus, list_runs, open_run
 from enginehouse.testing.fake_engine import running_fake_engine
 
 pytestmark = pytest.mark.slow
@@ -243,3 +257,50 @@ def test_the_resolved_configuration_is_whole_and_has_no_secret():
     assert again.server.api_key is None
     kept = {"api_key": None, "env_vars": again.server.env_vars}
     assert again == config.model_copy(update={"server": config.server.model_copy(update=kept)})
+
+
+@pytest.mark.parametrize(
+    ("error", "begun", "said"),
+    [
+        (asyncio.CancelledError(), False, "go on with: enginehouse resume"),
+        (ProvisioningError("no network"), False, "go on with: enginehouse resume"),
+        (StartError("no memory"), False, None),
+        (StartError("no memory"), True, "go on with: enginehouse resume"),
+        (ServerGoneError("gone"), True, "go on with: enginehouse resume"),
+        (UnauthorizedError("no key"), True, "go on with: enginehouse resume"),
+        (StoreError("disk full"), True, "go on with: enginehouse resume"),
+        (TaskError("broken"), True, "enginehouse show"),
+        (ConfigurationError("other data"), True, "enginehouse show"),
+        (RunLockedError("in use"), True, "enginehouse show"),
+        (ModelError("no model"), False, None),
+    ],
+)
+async def test_resume_is_named_where_it_can_work(
+    tmp_path: Path,
+    error: BaseException,
+    begun: bool,  # noqa: FBT001
+    said: str | None,
+):
+    """What is wrong with options, task or model is wrong again when the run is resumed."""
+    layout = Layout.from_environment()
+
+    @contextlib.asynccontextmanager
+    async def ask(*_: object, **__: object) -> AsyncIterator[Serving]:
+        (info,) = list_runs(layout)
+        if begun:
+            open_run(layout, info.id).journal_path.touch()
+        raise error
+        yield
+
+    (tmp_path / "items.jsonl").write_text('{"question": "1?", "answer": "1"}\n')
+    task = tmp_path / "one.yaml"
+    task.write_text(
+        "name: one\ndata: items.jsonl\nprompt: '{{ question }}'\nmetric: exact_match\n"
+        "answer: answer\n"
+    )
+    config = parse(EvaluationConfig, {"model": "m", "tasks": [str(task)]}, origin="test")
+    told: list[str] = []
+    with pytest.raises(type(error)):
+        await run_evaluation(config, layout=layout, notify=told.append, ask=ask)
+    advice = [line for line in told if "enginehouse" in line]
+    assert [said in line for line in advice] == ([True] if said else [])

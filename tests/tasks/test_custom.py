@@ -216,6 +216,7 @@ def test_the_version_follows_prompt_and_scoring(make):
         (("id: key", "metric: choice"), "needs 'choices'"),
         (("id: key", "choices: options"), "'choices' goes with"),
         (("id: key", "{"), r"my.yaml, line \d+: not YAML"),
+        (("id: key", "id: {a: 1, a: 2}"), r"my.yaml, line \d+: not YAML(.|\n)*stands twice"),
         (("id: key", "metric: exact"), "no metric called 'exact'"),
         (("{{ country }}", "{{ country }"), "my.yaml: prompt, line 1: not a Jinja"),
     ],
@@ -271,6 +272,102 @@ def test_a_number_metric_needs_numbers(make):
     """An answer without a number can never be matched."""
     task = make("{name: t, data: items.jsonl, prompt: x, metric: number, answer: capital}")
     with pytest.raises(DataError, match="line 1: the answer 'Paris' has no number"):
+        task.load(data=None, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        ("0.00005", "0.00005", "5"),
+        ("1e16", "10,000,000,000,000,000", "16"),
+        ('"6.02e23"', "6.02 \u00d7 10^23", "6.02e24"),
+        ('"1,234.5 m"', "1234.50", "1234"),
+        ('"#### 18"', "\\boxed{18} of 20", "20"),
+        ("0.1", "1/10", "0.10000001"),
+        ("-3", "\u22123", "3"),
+    ],
+)
+def test_numbers_are_compared_exactly(make, gold, right, wrong):
+    """However JSON and Python write them."""
+    task = make(
+        "{name: t, data: items.jsonl, prompt: x, metric: number, answer: a}", f'{{"a": {gold}}}'
+    )
+    (item,) = task.load(data=None, seed=0).items
+    assert task.score_text(item, f"It is {right}.").outcome is Outcome.CORRECT
+    assert task.score_text(item, f"It is {wrong}.").outcome is Outcome.WRONG
+
+
+def test_a_number_is_contained_as_people_write_it(make):
+    """Python would write 5e-05."""
+    task = make(
+        "{name: t, data: items.jsonl, prompt: x, metric: contains, answer: a}", '{"a": 0.00005}'
+    )
+    (item,) = task.load(data=None, seed=0).items
+    assert task.score_text(item, "It is 0.00005 m.").outcome is Outcome.CORRECT
+
+
+@pytest.mark.parametrize("stop", ['stop: "\\n"', 'stop: ["\\n"]'])
+def test_a_stop_may_stand_alone(make, stop):
+    """A line's end is the most common one."""
+    task = make(CAPITALS.replace('stop: ["\\n"]', stop))
+    (item,) = task.load(data=None, seed=0).items
+    assert task.ask(item).stop == ("\n",)
+
+
+@pytest.mark.parametrize("template", ["{country}", "{ country }", "{{ capital }}: {item.country}"])
+def test_single_braces_around_a_field_are_refused(make, template):
+    """They would reach the model as they stand."""
+    task = make(f"{{name: t, data: items.jsonl, prompt: '{template}', answer: capital}}")
+    with pytest.raises(ConfigurationError, match=r"'country' is a field(.|\n)*\{\{ country \}\}"):
+        task.load(data=None, seed=0)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ country }} {other}",
+        '{{ country }} as {"country": …}',
+        "{{ country }} {% raw %}{country}{% endraw %}",
+        "{{ country }}? Answer as {capital}.",
+        "{{ {'a': country}['a'] }}",
+    ],
+)
+def test_other_braces_are_text(make, template):
+    """JSON, unknown names, raw blocks, and the place for the answer."""
+    task = make(f"name: t\ndata: items.jsonl\nprompt: |\n  {template}\nanswer: capital\n")
+    assert len(task.load(data=None, seed=0).items) == 1
+
+
+@pytest.mark.parametrize("key", ["prompt", "system", "answer"])
+def test_a_null_is_never_filled_in(make, key):
+    """It would read None."""
+    texts = {"prompt": "x", "system": "x", "answer": "capital", key: "'{{ country }}'"}
+    lines = "\n".join(f"{name}: {text}" for name, text in texts.items())
+    task = make(f"name: t\ndata: items.jsonl\n{lines}\n", ITEMS.replace('"France"', "null"))
+    with pytest.raises(DataError, match=r"item '0'(.|\n)*is null(.|\n)*null in it: country"):
+        task.load(data=None, seed=0)
+    made = make(
+        f"name: t\ndata: items.jsonl\n{lines}\n".replace("country", "country or 1"),
+        ITEMS.replace('"France"', "null"),
+    )
+    assert len(made.load(data=None, seed=0).items) == 1
+
+
+@pytest.mark.parametrize("context", ["", " ", "\\n"])
+def test_an_empty_context_fails_before_the_run(make, context):
+    """Log-likelihoods are given for what follows a text."""
+    task = make(CHOICE, f'{{"q": "{context}", "options": ["red", "blue"], "right": 0}}')
+    with pytest.raises(DataError, match="line 1: the context is empty"):
+        task.load(data=None, seed=0)
+
+
+def test_an_empty_prompt_fails_before_the_run(make):
+    """A field may be empty, the whole prompt may not."""
+    task = make(
+        CAPITALS.replace("What is the capital of ", "").replace("}}?", "}}"),
+        ITEMS.replace("France", ""),
+    )
+    with pytest.raises(DataError, match="line 1: the prompt is empty"):
         task.load(data=None, seed=0)
 
 

@@ -39,6 +39,7 @@ class Served:
     """The server, what it serves, and how it must be asked."""
 
     url: str
+    admin_key: str
     model: ResolvedModel
     options: ServerOptions
     quirks: tuple
@@ -56,7 +57,7 @@ def served(lora_vllm, vllm_environment, smollm2) -> Served:
     options = lora_vllm.options
     assert options.max_loras == PLACES
     quirks = ENGINE.quirks(options, environment=vllm_environment)
-    return Served(lora_vllm.url, smollm2, options, quirks)
+    return Served(lora_vllm.url, lora_vllm.admin_key, smollm2, options, quirks)
 
 
 @pytest.fixture
@@ -68,6 +69,7 @@ async def sampler(served) -> AsyncIterator[HTTPSampler]:
         served.url,
         capabilities=ENGINE.capabilities(None),
         wire=ENGINE.wire,
+        admin_key=served.admin_key,
         turns=turns,
     ) as made:
         yield made
@@ -306,6 +308,7 @@ async def test_on_two_servers_or_on_none(served, sampler, vllm_environment, trai
             second.server.base_url,
             capabilities=ENGINE.capabilities(second.server.version),
             wire=ENGINE.wire,
+            admin_key=second.server.admin_key,
             turns=turns_for(served.quirks),
         ) as other,
     ):

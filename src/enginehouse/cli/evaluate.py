@@ -21,7 +21,13 @@ from enginehouse.cli.options import (
 )
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.evaluation import require_headlines
-from enginehouse.launch.configuration import EvaluationConfig, merged, parse, read_yaml
+from enginehouse.launch.configuration import (
+    EvaluationConfig,
+    merged,
+    parse,
+    read_yaml,
+    with_task_paths,
+)
 from enginehouse.launch.evaluating import (
     rescore_evaluation,
     resume_evaluation,
@@ -68,7 +74,8 @@ def evaluate(
 def values_given(given: dict[str, Any], *, config: Path | None, data: str | None) -> dict[str, Any]:
     """What the options and the file say together, options first. Demands a task of either."""
     given["tasks"] = _tasks(given.get("tasks"), data)
-    values = merged(read_yaml(config) if config else {}, given)
+    told = with_task_paths(read_yaml(config), folder=config.parent) if config else {}
+    values = merged(told, given)
     if not config and not values.get("tasks"):
         raise ConfigurationError(
             "there is no task to evaluate",

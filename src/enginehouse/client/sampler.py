@@ -93,6 +93,7 @@ class HTTPSampler:
         capabilities: Capabilities,
         wire: Wire = OPENAI,
         api_key: str | None = None,
+        admin_key: str | None = None,
         concurrency: int | Adaptive | None = None,
         load_signal: LoadSignal | None = None,
         timeouts: Timeouts | None = None,
@@ -105,6 +106,7 @@ class HTTPSampler:
         self._capabilities = capabilities
         self._wire = wire
         self._api_key = api_key
+        self._admin_key = admin_key
         self._load_signal = load_signal
         self._timeouts = timeouts or Timeouts()
         self._retries = retries or Retries()
@@ -141,6 +143,7 @@ class HTTPSampler:
                 AiohttpTransport(
                     self.base_url,
                     api_key=self._api_key,
+                    admin_key=self._admin_key,
                     authorize=self._wire.authorize,
                     timeouts=self._timeouts,
                 )
@@ -379,7 +382,9 @@ class HTTPSampler:
         return self._redacted(self._wire.error_reply(status, body, retry_after=retry_after))
 
     def _redacted(self, error: WireError) -> WireError:
-        return redacted(error, api_key=self._api_key)
+        for key in (self._api_key, self._admin_key):
+            error = redacted(error, api_key=key)
+        return error
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

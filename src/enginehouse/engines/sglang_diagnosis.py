@@ -83,6 +83,13 @@ RULES = (
     ),
     Rule(
         K.WRONG_VALUE,
+        r"LoRA buffer shape [^\n]{0,80}does not match|LoRA target modules? [^\n]{0,120}not "
+        r"supported",
+        "a LoRA adapter has other shapes or modules than the model that it is to be put on",
+        "see that it was made for this very model; --lora-target-modules all in extra_args",
+    ),
+    Rule(
+        K.WRONG_VALUE,
         r"(?:Unsupported|Unknown|[Ii]nvalid) (?P<what>tool[_-]call[_-]parser|reasoning[_-]parser|"
         r"model type|chat template|grammar backend)[:= ]{1,3}(?P<name>[\w.\-/]{1,80})",
         "this SGLang has no {what} called {name}",
@@ -111,7 +118,7 @@ PROFILE = LogProfile(
     pointer=re.compile(
         r"Initialization failed\. (?:Please see|warmup error)|scheduler died during init"
         r"|Received sigquit from a child|SIGQUIT received|Subprocess \S+ \(pid=\d+\) crashed"
-        r"|kill_process_tree called"
+        r"|kill_process_tree called|scheduler is dead"
     ),
     fatal=re.compile(
         r"hit an exception|[Ww]atchdog timeout|Initialization failed|crashed |died during init"

@@ -13,25 +13,23 @@ from typing import Self
 import msgspec
 
 from enginehouse.core.errors import (
+    BadRequestError,
     ConfigurationError,
     ConnectionFailedError,
     EnginehouseError,
+    ForbiddenError,
+    NoCreditError,
     OpenFilesError,
     ServerError,
     ServerGoneError,
     TlsError,
+    UnauthorizedError,
+    WireError,
 )
 from enginehouse.core.sampler import Provenance, Sampler
 from enginehouse.evaluation.asking import Asker, Unit, check_capabilities
 from enginehouse.evaluation.counting import CountingSampler
-from enginehouse.evaluation.ledger import (
-    ASKED,
-    CODES,
-    FAILED,
-    MISSING,
-    Ledger,
-    read_ledger,
-)
+from enginehouse.evaluation.ledger import ASKED, CODES, FAILED, MISSING, Ledger, read_ledger
 from enginehouse.evaluation.plan import TaskData, TaskPlan, plan_tasks
 from enginehouse.evaluation.records import (
     JOURNAL_FORMAT,
@@ -56,6 +54,14 @@ MOST_IN_FLIGHT = 1024
 GONE_AFTER = 10  # connection failures in a row, beyond those that were in flight together
 MOST_JUDGED = 256  # answers that wait for a scoring program, before asking waits for them
 _UNCONNECTED = {ConnectionFailedError.__name__, TlsError.__name__}
+# How many refusals of the key in a row end a run in which nothing was answered yet. A 403 may also
+# be a hosted filter's word on one prompt, which comes sooner than the answers to others.
+_REFUSED_AFTER: Mapping[str, tuple[type[WireError], int]] = {
+    UnauthorizedError.__name__: (UnauthorizedError, 10),
+    NoCreditError.__name__: (NoCreditError, 10),
+    ForbiddenError.__name__: (ForbiddenError, 50),
+}
+_ANSWERED = tuple(code for code in CODES.values() if code != FAILED)
 _TICK = 0.5  # seconds between progress reports
 _BREATH = 0.05  # seconds after which a worker that never waited lets others run
 
@@ -97,6 +103,7 @@ async def evaluate(
 
     Raises, leaving the run resumable: ConfigurationError (the spec or the data is not the one the
     run began with), RunLockedError, UnsupportedError (before anything is asked), ServerGoneError,
+    UnauthorizedError, ForbiddenError or NoCreditError (the key is refused, whatever is asked),
     TaskError (a task cannot say what to ask), StoreError (disk full …). Failed and unscored
     samples do not raise: see `require_headlines`.
     """
@@ -166,9 +173,8 @@ async def rescore(
 
 
 def _note_end(run: Run, error: BaseException) -> None:
-    stopped = isinstance(
-        error, (ServerError, OpenFilesError, asyncio.CancelledError, KeyboardInterrupt)
-    )
+    outside = (ServerError, BadRequestError, OpenFilesError)  # the run itself is all right
+    stopped = isinstance(error, (*outside, asyncio.CancelledError, KeyboardInterrupt))
     try:
         run.finish(RunStatus.INTERRUPTED if stopped else RunStatus.FAILED)
     except EnginehouseError as second:  # a full disk must not hide the first error
@@ -191,6 +197,8 @@ class _Evaluation:
         self._ledger: Ledger = read_ledger(journal.path)
         self._progress = progress
         self._held: list[SampleRecord] = []  # connection failures since the last answer
+        self._refused: list[SampleRecord] = []  # refusals of the key since the last answer
+        self._any_answer = False
         self._answered: Unit | None = None  # the last that anybody answered
         self._limit = GONE_AFTER
         self._started = time.monotonic()
@@ -405,12 +413,20 @@ class _Evaluation:
         if failure is None or failure.status is not None:
             self._answered = unit
             self._record_held()
+        if failure is not None and _is_refused(sample):
+            self._refused.append(sample)
+            _, first = _REFUSED_AFTER[failure.error]
+            if len(self._refused) >= (self._limit if self._any_answer else first):
+                raise self._refusal()
+            return
         self._write(sample)
         if failure is None:
+            self._any_answer = True
+            self._record_refused()
             self._score(sample)
 
     async def _end_streak(self, asker: Asker) -> None:
-        """Judge the last connection failures by one sample that was answered before."""
+        """Judge the last failures by one sample that was answered before."""
         if self._held and (
             len(self._held) >= GONE_AFTER
             or self._answered is None
@@ -418,6 +434,30 @@ class _Evaluation:
         ):
             raise self._gone()
         self._record_held()
+        if self._refused:
+            proven = next(self._units(_ANSWERED), None)
+            if proven is None or _is_refused(await asker.ask(proven)):
+                raise self._refusal()
+        self._record_refused()
+
+    def _record_refused(self) -> None:
+        """The key is good, so these samples were refused for a reason of their own."""
+        for sample in self._refused:
+            self._write(sample)
+        self._refused.clear()
+
+    def _refusal(self) -> WireError:
+        failure = self._refused[-1].failure
+        assert failure is not None
+        kind, _ = _REFUSED_AFTER[failure.error]
+        missing = sum(task.counts[MISSING] for task in self._ledger.tasks.values())
+        return kind(
+            f"{len(self._refused)} requests in a row were refused because of the API key",
+            why=failure.message,
+            fix=f"give a key that may do this, and resume: {missing} samples are missing, and none "
+            "was counted as failed for this",
+            status=failure.status,
+        )
 
     def _record_held(self) -> None:
         """The server is there, so these samples failed for a reason of their own."""
@@ -469,6 +509,10 @@ class _Evaluation:
 
 def _is_unconnected(sample: SampleRecord) -> bool:
     return sample.failure is not None and sample.failure.error in _UNCONNECTED
+
+
+def _is_refused(sample: SampleRecord) -> bool:
+    return sample.failure is not None and sample.failure.error in _REFUSED_AFTER
 
 
 def _differences(one: msgspec.Struct, other: msgspec.Struct) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import platform
 import re
 import shutil
@@ -21,7 +22,10 @@ from enginehouse import evaluation
 from enginehouse.core.errors import (
     ConfigurationError,
     ModelError,
+    RunLockedError,
+    ServerError,
     StoreError,
+    TaskError,
     UnknownNameError,
     UnsupportedError,
 )
@@ -30,6 +34,7 @@ from enginehouse.engines.base import Engine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.evaluation import EvaluationSpec, Prices, TaskSpec
 from enginehouse.executors.sandbox import find_sandbox
+from enginehouse.executors.tree import ProcessIdentity, identify
 from enginehouse.launch.asking import asking
 from enginehouse.launch.configuration import EvaluationConfig, merged, parse
 from enginehouse.launch.foreign_runs import demand_trust, read_config
@@ -39,7 +44,7 @@ from enginehouse.report.summary import Progress, Report
 from enginehouse.servers.records import list_servers
 from enginehouse.servers.server import stop_server
 from enginehouse.store.layout import Layout
-from enginehouse.store.runs import Run, RunStatus, create_run, open_run
+from enginehouse.store.runs import Run, RunStatus, Worker, create_run, open_run
 from enginehouse.tasks.base import Dataset, ProgramTask, Task
 from enginehouse.tasks.registry import load_task
 
@@ -47,6 +52,7 @@ OnProgress = Callable[[Progress], None]
 Asking = Callable[..., AbstractAsyncContextManager[Serving]]  # as `asking`
 Given = TypeVar("Given", bound=EvaluationConfig)
 _NEVER_BEGUN = (ConfigurationError, ModelError, UnsupportedError)  # if nothing was asked
+_LASTING = (*_NEVER_BEGUN, TaskError, RunLockedError)  # the same again if the run is resumed
 _SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 
 
@@ -192,7 +198,9 @@ async def _carry_out(
 ) -> Report:
     with run.hold():
         try:
-            run.update(status=RunStatus.RUNNING, finished=None)
+            run.update(
+                status=RunStatus.RUNNING, finished=None, worker=_worker(identify(os.getpid()))
+            )
 
             def note(incident: Incident) -> None:
                 run.update(incidents=(*run.info.incidents, incident))
@@ -221,19 +229,36 @@ async def _carry_out(
                 return await evaluate(sampler=ready.sampler, provenance=ready.provenance)
         except BaseException as error:
             _note_end(run, error)
-            if run.journal_path.exists() or not isinstance(error, _NEVER_BEGUN):
-                notify(f"the run is kept; go on with: enginehouse resume {run.info.id}")
+            if (kept := _what_is_kept(run, error)) is not None:
+                notify(kept)
             raise
+
+
+def _what_is_kept(run: Run, error: BaseException) -> str | None:
+    """What can be done with a run that `error` ended; None where that is nothing.
+
+    A run is resumed with the options that it began with: what is wrong with those, with its task or
+    with its model stays wrong.
+    """
+    begun = run.journal_path.exists()
+    if isinstance(error, _LASTING):
+        return f"what was asked is kept: enginehouse show {run.info.id}" if begun else None
+    if isinstance(error, ServerError) and not begun:
+        return None  # the server never started; another option may be what it needs
+    return f"the run is kept; go on with: enginehouse resume {run.info.id}"
 
 
 async def _stop_abandoned(run: Run, *, layout: Layout, notify: Notify) -> None:
     """See the server of this run's killed process gone, before a new one needs its memory."""
     for status in list_servers(layout):
-        log = run.info.server_log
-        if status.abandoned and log and status.record.log.parent == Path(log).parent:
+        if status.abandoned and run.info.worker == _worker(status.record.starter):
             notify(f"stopping {status.record.name}, which the killed run left behind")
             with contextlib.suppress(UnknownNameError):  # its reaper was faster
                 await stop_server(status.record.name, layout=layout)
+
+
+def _worker(process: ProcessIdentity | None) -> Worker | None:
+    return Worker(**msgspec.structs.asdict(process)) if process else None
 
 
 def _note_end(run: Run, error: BaseException) -> None:

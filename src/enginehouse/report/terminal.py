@@ -356,6 +356,11 @@ def throughput_line(throughput: Throughput) -> str:
     t = throughput
     if not t.requests:
         return "no requests were answered"
+    if not t.generated_tokens + t.prompt_tokens:
+        return (
+            f"{t.requests_per_second or 0:,.1f} requests/s ({t.requests:,} requests in "
+            f"{t.wall_seconds:,.1f} s; the server does not tell how many tokens)"
+        )
     rates = (
         f"{t.generated_tokens_per_second or 0:,.0f} generated tokens/s, "
         f"{t.prompt_tokens_per_second or 0:,.0f} prompt tokens/s, "

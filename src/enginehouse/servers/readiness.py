@@ -126,6 +126,8 @@ async def _probe(
         )
     note("it is healthy, but has not answered a one-token request")
     await _canary(session, path=engine.canary_path, model=model)
+    if engine.guarded_path is not None:
+        await _demand_guard(session, path=engine.guarded_path)
     return names
 
 
@@ -160,7 +162,7 @@ def parse_models(body: bytes) -> tuple[str, ...] | None:
     """The names in an OpenAI list of models; None if it is no such list."""
     try:
         models = msgspec.json.decode(body, type=_Models)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None
     return tuple(card.id for card in models.data)
 
@@ -177,6 +179,21 @@ async def _canary(session: aiohttp.ClientSession, *, path: str, model: str) -> N
     if reply.status != 200:
         raise StartError(
             f"the server is healthy, but a one-token request got {reply.status}", why=_excerpt(body)
+        )
+
+
+async def _demand_guard(session: aiohttp.ClientSession, *, path: str) -> None:
+    """Raise StartError unless a request without a key is refused at a path that changes things."""
+    try:
+        async with session.get(path, headers={"Authorization": ""}, timeout=_PATIENT) as reply:
+            status = reply.status
+    except aiohttp.ClientError as error:
+        raise StartError(f"the server is healthy, but broke off {path}", why=str(error)) from error
+    if status != 401:
+        raise StartError(
+            "the server would obey anyone",
+            why=f"{path} answered {status} without a key: the middleware that checks it is missing",
+            fix="leave out what replaces vLLM's own front end; please report this version",
         )
 
 

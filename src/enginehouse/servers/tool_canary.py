@@ -83,7 +83,7 @@ async def check_tool_parser(
         return _diagnosis(said, cause) if about_tools else None
     try:
         message = msgspec.json.decode(content, type=_Reply).choices[0].message
-    except (msgspec.MsgspecError, IndexError):
+    except (msgspec.MsgspecError, IndexError, RecursionError):
         return None
     text = message.content or ""
     if message.tool_calls or leftover_markup(text) is None:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from enginehouse.core.errors import RunLockedError, RunNotFoundError, StoreError, nearest
 from enginehouse.core.incidents import Incident
+from enginehouse.core.system_errors import advice
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
@@ -35,9 +36,18 @@ class RunStatus(StrEnum):
     UNREADABLE = "unreadable"
 
 
+class Worker(msgspec.Struct, frozen=True, kw_only=True):
+    """A process, told from later ones with the same pid by when it started, after which boot."""
+
+    pid: int
+    started: float
+    boot: str = ""
+
+
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What run.json holds. `server_log` is the path of the server's log, if it was ours.
 
+    `worker` is the process that works on it, or that did last: noted before it starts a server.
     `incidents`: the deaths of servers of ours while they worked for it.
     """
 
@@ -49,6 +59,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     versions: Mapping[str, str]
     finished: datetime | None = None
     server_log: str | None = None
+    worker: Worker | None = None
     incidents: tuple[Incident, ...] = ()
 
 
@@ -248,7 +259,8 @@ def _folders(layout: Layout) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise StoreError(f"cannot read {layout.runs}", why=str(error)) from error
+        fix = advice(error, otherwise="ENGINEHOUSE_HOME names another place")
+        raise StoreError(f"cannot read {layout.runs}", why=str(error), fix=fix) from error
     return [Path(e.path) for e in entries if not e.name.startswith(".") and e.is_dir()]
 
 
@@ -258,7 +270,7 @@ def _load(folder: Path) -> Run:
         return Run(folder, msgspec.json.decode(path.read_bytes(), type=RunInfo))
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be read", why=str(error), fix="check its permissions, and the disk"
+            f"{path} cannot be read", why=str(error), fix=advice(error, otherwise="check the disk")
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(

@@ -12,7 +12,7 @@ import msgspec
 
 from enginehouse.core.errors import ConfigurationError, ScoringError, nearest
 from enginehouse.tasks.base import Outcome, Score, ScoringProgram
-from enginehouse.tasks.gsm8k import last_number, marked_number
+from enginehouse.tasks.numbers import final_number, written
 from enginehouse.tasks.scoring_programs import describe
 
 REGEX: Final = "regex:"
@@ -20,7 +20,7 @@ CHOICE: Final = "choice"
 MEANINGS: Final = {
     "exact_match": "the text is the answer, white space at both ends apart",
     "contains": "the answer occurs in the text, in the same case",
-    "number": "the last number (marked #### or not) equals the answer",
+    "number": "the number marked #### or boxed, else the last number, equals the answer",
     CHOICE: "acc_norm: the right choice has the highest log-likelihood per character",
 }
 
@@ -49,11 +49,10 @@ def _contains(text: str, answer: str) -> Score:
 
 
 def _same_number(text: str, answer: str) -> Score:
-    found = marked_number(text)
-    found = last_number(text) if found is None else found
-    if found is None:
+    number = final_number(text)
+    if number is None:
         return Score(outcome=Outcome.UNPARSABLE)
-    return Score(outcome=_outcome(found == last_number(answer)), answer=str(found))
+    return Score(outcome=_outcome(number == final_number(answer)), answer=written(number))
 
 
 _JUDGES: Final[Mapping[str, Judge]] = {

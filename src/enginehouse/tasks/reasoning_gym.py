@@ -26,7 +26,7 @@ from enginehouse.core.errors import (
     UnknownNameError,
 )
 from enginehouse.core.messages import ChatPrompt, Message
-from enginehouse.tasks.answers import strip_reasoning
+from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.tasks.base import (
     Dataset,
     Generate,
@@ -69,7 +69,8 @@ EXECUTING: Final = frozenset(
     }
 )
 """Data sets whose scorers evaluate the answer as Python: each answer is scored by itself."""
-_BEGIN, _END = "<answer>", "</answer>"
+_OPENING: Final = "<answer>"
+_CLOSING: Final = "</answer>"
 
 
 def _info(name: str) -> TaskInfo:
@@ -190,13 +191,13 @@ class ReasoningGym:
 
 
 def last_tagged(text: str) -> str | None:
-    """What stands in the last <answer>…</answer>, without white space at both ends; linear."""
-    answer = None
-    start = text.find(_BEGIN)
-    while start >= 0 and (end := text.find(_END, start)) >= 0:
-        answer = text[start + len(_BEGIN) : end].strip()
-        start = text.find(_BEGIN, end)
-    return answer
+    """What stands in the last <answer>…</answer>, without white space at its ends, or None."""
+    found, end = None, 0
+    while (start := text.find(_OPENING, end)) >= 0 and (
+        stop := text.find(_CLOSING, start + len(_OPENING))
+    ) >= 0:
+        found, end = text[start + len(_OPENING) : stop].strip(), stop + len(_CLOSING)
+    return found
 
 
 @functools.cache

@@ -26,6 +26,16 @@ class _Guess:
 K = FailureKind
 _GUESSES = (
     _Guess(
+        re.compile(r"/auto/configuration_auto\.py|/auto/auto_factory\.py|/models/registry\.py"),
+        K.UNSUPPORTED_MODEL,
+        "this {engine}, or its transformers, does not know the model's architecture",
+        "take another version of it, or another engine; see `model_type` and `architectures` in "
+        "the "
+        "model's config.json",
+        re.compile(r"KeyError"),
+        within=2,
+    ),
+    _Guess(
         re.compile(r"flashinfer/jit/|torch/utils/cpp_extension|deep_gemm/jit|tvm_ffi/cpp"),
         K.TOOLCHAIN,
         "kernels could not be compiled for this GPU",

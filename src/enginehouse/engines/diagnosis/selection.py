@@ -39,7 +39,7 @@ _POINTER = re.compile(
     r"|Failed core proc|Engine process failed to start|SIGQUIT received|Received sigquit"
     r"|^(?:\w+\.)*(?:SystemExit|KeyboardInterrupt|CancelledError|GeneratorExit)\b"
     r"|Connection (?:closed|reset) by peer|Broken pipe|remote process (?:exited|has terminated)"
-    r"|Exiting\.\.\.$|^Aborted\b|^Killed$|^Traceback|^\s*$"
+    r"|Application startup failed|Exiting\.\.\.$|^Aborted\b|^Killed$|^Traceback|^\s*$"
 )
 # Nothing but a name: an exception that does not say why.
 _EMPTY = re.compile(r"^[\w.]+(?:Error|Exception|Empty|Failure|Failed)?:?$")

@@ -112,7 +112,7 @@ def _host_memory(found: re.Match[str], around: Surroundings) -> Mapping[str, str
 
 
 def _library_of_any(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    name = found["library"] or found["loader"] or found["other"]
+    name = found["library"] or found["loader"] or found["dyld"] or found["other"]
     first = re.search(r"(?P<library>.+)", name)
     assert first is not None
     return _library(first, around)
@@ -180,6 +180,7 @@ _DISK = (
         r"|insufficient shared memory \(shm\)|increas\w+ (?:the )?(?:docker )?shared memory"
         r"|unable to (?:open|allocate|resize|write to) (?:a )?shared memory (?:file|segment|object)"
         r"|Error while (?:creating|attaching to) shared memory segment|ftruncate.{0,60}nccl"
+        r"|ncclShmOpen"
         r"|object_store_memory.{0,80}(?:/dev/shm|exceeds)"
         r"|No space left on device.{0,20}/dev/shm|/dev/shm.{0,60}too small",
         "the shared memory (/dev/shm), through which the engine's processes talk, is too small or "
@@ -218,10 +219,17 @@ _DISK = (
     ),
     Rule(
         K.HOST_MEMORY,
-        r"Too many open files",
-        "the process may open no more files (`ulimit -n`)",
-        "raise the limit: `ulimit -n 65535` before it is started (docker: --ulimit nofile=65535)",
+        r"Too many open files|\[Errno 11\] Resource temporarily unavailable|can't start new thread",
+        "the process may open no more files, or start no more processes (`ulimit -n`, `ulimit -u`)",
+        "raise the limits before it is started: `ulimit -n 65535; ulimit -u unlimited` (docker: "
+        "--ulimit nofile=65535, --pids-limit -1)",
         late=True,
+    ),
+    Rule(
+        K.WRONG_VALUE,
+        r"AF_UNIX path too long|ipc path [^\n]{0,300}is longer than",
+        "the path of a socket is longer than the system allows (107 characters)",
+        "name a shorter folder: --env TMPDIR=/tmp, for vLLM --env VLLM_RPC_BASE_PATH=/tmp",
     ),
 )
 _PORTS = (
@@ -240,7 +248,8 @@ _PORTS = (
     ),
     Rule(
         K.PORT_TAKEN,
-        r"[Aa]ddress already in use|EADDRINUSE|[Pp]ort (?P<port>\d{2,5}) is already in use"
+        r"[Aa]ddress already in use|EADDRINUSE|[Pp]ort (?P<port>\d{2,5}) is (?:already in use"
+        r"|not available)"
         r"|Only one usage of each socket address",
         "another program listens on the port {port}",
         "leave --port out, so that a free one is leased, or end that program: `ss -ltnp` names it",
@@ -285,6 +294,7 @@ _LIBRARIES = (
         r"(?P<library>lib[\w.+\-]{1,60}\.so[\w.]{0,20}): (?:cannot open shared object file"
         r"|cannot enable executable stack)"
         r"|error while loading shared libraries: (?P<loader>[^:\n]{1,100}):"
+        r"|Library not loaded: (?:@rpath/)?(?P<dyld>[^\s]{1,120})"
         r"|(?:Could not load|Unable to (?:load|open)|cannot load)[^\n]{0,60}?"
         r"(?P<other>lib[\w.+\-]{1,60}\.so[\w.]{0,20})",
         "a shared library is not found: {library}{where}",
@@ -339,8 +349,11 @@ _PACKAGE_RULES = (
     ),
     Rule(
         K.PACKAGE_MISMATCH,
-        r"data did not match any variant of untagged enum|expected value of type .{0,40}tokenizers",
-        "tokenizer.json was written by a newer tokenizers than the one that is installed",
+        r"data did not match any variant of untagged enum|Converting from Tiktoken failed"
+        r"|expected value of type .{0,40}tokenizers",
+        "the tokenizer's file was written by a newer tokenizers or transformers than the one that "
+        "is "
+        "installed",
         "install a newer tokenizers and transformers, or take tokenizer.json from the base model",
     ),
     Rule(
@@ -468,7 +481,9 @@ _TOOLCHAIN = (
         K.TOOLCHAIN,
         r"fatal error: (?P<header>[\w./+\-]{1,80}\.(?:h|hpp|cuh|hxx)): No such file",
         "a header that the kernels are compiled with is missing: {header}",
-        "install the CUDA toolkit as a whole (its development packages), and set CUDA_HOME to it",
+        "install the CUDA toolkit as a whole (its development packages), and set CUDA_HOME to it; "
+        "if "
+        "it is one of the compiler's own (stddef.h), install gcc and g++ again",
         spoken=True,
     ),
     Rule(
@@ -510,7 +525,7 @@ _CUDA = (
     Rule(
         K.CUDA_MISMATCH,
         r"unsupported display driver ?/ ?cuda driver combination|\bError 803\b"
-        r"|[Dd]river/library version mismatch",
+        r"|[Dd]river/library version mismatch|NVMLError_LibRmVersionMismatch",
         "the loaded kernel driver and libcuda are of different versions (CUDA error 803): the "
         "driver was updated without a restart, or a container brings a libcuda of its own",
         "restart the machine; in a container take the compat libcuda out of LD_LIBRARY_PATH "
@@ -559,6 +574,26 @@ _CUDA = (
         "takes UUIDs; for MIG give the process one slice only",
     ),
     Rule(
+        K.CUDA_NOT_READY,
+        r"CUDA-capable devices are busy or unavailable",
+        "the GPU is held by another process alone (exclusive mode), or was left so by one that "
+        "died",
+        "`nvidia-smi` lists processes and the compute mode; end what holds it, or `nvidia-smi -c "
+        "0`",
+    ),
+    Rule(
+        K.CUDA_NOT_READY,
+        r"CUDA unknown error|failed to initialize CUDA: (?:unknown|init)"
+        r"|CUDA driver initialization failed|CUDA error: initialization error"
+        r"|NVMLError_InvalidArgument",
+        "CUDA cannot be initialised: the driver's modules are not loaded as they should be, a GPU "
+        "is named that is not there, or the process was forked after it had used CUDA",
+        "see that `nvidia-smi` works and CUDA_VISIBLE_DEVICES is right; `modprobe nvidia_uvm` or a "
+        "restart often helps; in a container, --gpus all",
+        vague=True,
+        spoken=True,
+    ),
+    Rule(
         K.PARALLELISM,
         r"invalid device ordinal|CUDA_ERROR_INVALID_DEVICE|Invalid device id|"
         r"device (?:index|ordinal) (?:out of range|\d+ is out of)",
@@ -584,13 +619,16 @@ _CUDA = (
         K.NO_GPU,
         r"Found no NVIDIA driver|No CUDA GPUs are available|No CUDA devices found"
         r"|[Nn]o CUDA-capable "
-        r"device|Failed to infer device type|NVML: Driver Not Loaded|Torch not compiled with CUDA"
+        r"device|Failed to infer device type|NVML: Driver Not Loaded|NVMLError_DriverNotLoaded"
+        r"|Torch not compiled with CUDA"
         r"|[Cc][Uu][Dd][Aa] driver can't be loaded|Device string must not be empty"
         r"|No accelerator \(CUDA, [^\n]{0,80}is available|NVMLError_LibraryNotFound"
         r"|NVML Shared Library Not Found|[Nn]o (?:ROCm|HIP)-capable device"
         r"|No HIP GPUs are available"
         r"|torch finds no CUDA GPU|could not select device driver|libnvidia-ml\.so\.1: cannot open"
-        r"|CUDA is not available|nvidia-container-cli: initialization error",
+        r"|CUDA is not available|[Ee]xpected a cuda device, but got"
+        r"|on a CUDA device but torch\.cuda\."
+        r"is_available\(\) is False|nvidia-container-cli: initialization error",
         "this build of {engine} needs an NVIDIA GPU and sees none",
         "see whether `nvidia-smi` works here and CUDA_VISIBLE_DEVICES is right (in a container: "
         "--gpus all); on a machine without a GPU: {without}",
@@ -627,8 +665,7 @@ _MEMORY = (
         r"|Cannot allocate memory|Failed to allocate memory|Unable to allocate [^\n]{0,80} for an "
         r"array|\[Errno 12\]|failed to (?:map|pin|lock) [^\n]{0,40}memory"
         r"|cudaHostAlloc[^\n]{0,40}fail"
-        r"|running low on memory|not enough (?:CPU|host|system) memory"
-        r"|can't start new thread",
+        r"|running low on memory|not enough (?:CPU|host|system) memory",
         "this machine's own memory (not the GPU's) ran out{wanted}, or a limit on it was met "
         "(`ulimit -v`, a container's or a batch job's)",
         "see `free -g` and `ulimit -v`; give the job more memory, or load less: a smaller model, "
@@ -670,9 +707,10 @@ _HUB = (
     ),
     Rule(
         K.DOWNLOAD_FAILED,
-        r"429 Client Error|Too Many Requests for url|[Rr]ate limit[^\n]{0,60}(?:hub|huggingface)",
-        "the hub refuses more requests for now",
-        "wait, or set HF_TOKEN: an account may ask for more",
+        r"429 Client Error|Too Many Requests for url|5\d\d Server Error[^\n]{0,200}huggingface"
+        r"|[Rr]ate limit[^\n]{0,60}(?:hub|huggingface)",
+        "the hub refuses more requests for now, or does not work",
+        "wait and try again; with HF_TOKEN more requests are allowed",
     ),
     Rule(
         K.DOWNLOAD_FAILED,
@@ -693,11 +731,19 @@ _HUB = (
         "read that code; if you trust it: --trust-remote-code",
     ),
     Rule(
+        K.WRONG_VALUE,
+        r"No such file or directory: '[^']{1,300}adapter_(?:config\.json|model\.\w{1,12})'"
+        r"|Can't find 'adapter_config\.json'|does not contain adapter_config",
+        "a folder that was given as a LoRA adapter holds none",
+        "name the folder with adapter_config.json and adapter_model.safetensors in it",
+    ),
+    Rule(
         K.MODEL_INCOMPLETE,
         r"does not appear to have (?:a file|files) named (?P<file>[^\n]{1,120}?)(?:\.? Checkout|$"
         r"|\n)"
         r"|[Nn]o file named (?P<weights>[^\s,]{1,120})|Should have a `model_type` key"
-        r"|Cannot find any model weights|Couldn't instantiate the backend tokenizer"
+        r"|No model architectures are specified|Cannot find any model weights"
+        r"|Couldn't instantiate the backend tokenizer"
         r"|Can't load (?:the )?(?:image processor|feature extractor|processor|tokenizer)"
         r"|[Nn]o (?:safetensors|checkpoint|weight) files? (?:found|matching)"
         r"|missing (?:weight|shard) files?|No such file or directory: '(?P<part>[^']{1,200}"
@@ -724,7 +770,8 @@ _HUB = (
         r"|Repo id must (?:be in the form|use alphanumeric)"
         r"|Invalid repository ID or local directory"
         r"|HFValidationError|EntryNotFoundError|404 Client Error[^\n]{0,200}huggingface"
-        r"|is not a local folder|(?:model|checkpoint) path [^\n]{0,120}does not exist",
+        r"|is not a local folder|Incorrect path_or_model_id|Can't load the configuration of"
+        r"|(?:model|checkpoint) path [^\n]{0,120}does not exist",
         "the model was not found: neither a folder with a config.json, nor a handle that the hub "
         "knows",
         "check the spelling: a folder's path, or owner/name; a private model needs HF_TOKEN",
@@ -766,6 +813,7 @@ _HUB = (
         K.UNSUPPORTED_MODEL,
         r"Model architectures (?P<names>\[[^\]\n]{0,300}\]) are not supported"
         r"|has model type `(?P<type>[^`]{0,80})` but Transformers does not recognize"
+        r"|does not recognize this (?:architecture|model)"
         r"|(?P<gone>Model architecture \S{1,80} (?:was supported|is not supported)[^\n]{0,200})"
         r"|Cannot find model module\. '(?P<missing>\w+)' is not a registered model"
         r"|Unrecognized (?:configuration class|model)(?P<class>[^\n]{0,120})"
@@ -819,6 +867,13 @@ _MODEL = (
     ),
     Rule(
         K.QUANTIZATION,
+        r"model config \((?P<is>\S{1,60})\) does not match the quantization method [^(\n]{0,120}"
+        r"\((?P<given>\S{1,60})\)",
+        "the checkpoint is quantized with {is}, and --quantization says {given}",
+        "leave --quantization out: it is read from the checkpoint",
+    ),
+    Rule(
+        K.QUANTIZATION,
         r"(?:bitsandbytes|auto-?gptq|gptqmodel|auto-?awq|compressed.tensors|optimum|torchao|fbgemm|"
         r"mxfp4|triton_kernels)\b[^\n]{0,120}(?:[Pp]lease install|pip install|required|requires"
         r"|not installed|not found)"
@@ -831,7 +886,9 @@ _MODEL = (
         r"|Quantization scheme is not supported|[Nn]o (?:compatible|suitable|valid) "
         r"(?:FP8|fp8|MoE|NVFP4|MXFP4|quant\w{0,10}|w4a16|scaled_mm) (?:kernel|backend)"
         r"|(?:Marlin|AWQ|GPTQ|FP8|NVFP4|MXFP4|CUTLASS|Machete|ExLlama)[^\n]{0,80}(?:not supported|"
-        r"does not support|only supports?|requires)|weight_scale\w{0,20}|weight_zero_point"
+        r"does not support|only supports?|requires)|tile_[nk]_size"
+        r"|compressed-tensors compatible scheme|type fp8\w{1,10} not supported"
+        r"|only fp8 gemm is implemented|weight_scale\w{0,20}|weight_zero_point"
         r"|\.(?:absmax|qweight|qzeros|scales)\b"
         r"|quantization method \S{1,40} is not supported",
         "the checkpoint is quantized in a way that this {engine} cannot compute with here: the "
@@ -886,9 +943,11 @@ _COMMUNICATION = (
         K.COMMUNICATION,
         r"NIXL_ERR_\w{1,40}|nixl\w{0,20}(?:Error|error)|KeyError: '?'?UCX|UCX\s{1,3}ERROR"
         r"|NIXL is not available|(?:No|no) usable transports|ucp_\w{1,40}[^\n]{0,60}failed"
-        r"|(?:Unable to|Failed to) (?:create|initialize) (?:UCX|NIXL|nixl|ucx)"
+        r"|(?:Unable to|Failed to) (?:create|initialize) (?:UCX|NIXL|nixl|ucx|Mooncake)"
+        r"|[Mm]ooncake[^\n]{0,80}fail"
         r"|Worker failed with error '{1,2}UCX",
-        "NIXL or UCX, which hand the KV cache from one server to another, could not start or lost "
+        "NIXL, UCX or Mooncake, which hand the KV cache from one server to another, could not "
+        "start or lost "
         "the other side",
         "see that nixl and its UCX are installed with CUDA, that UCX_TLS and UCX_NET_DEVICES name "
         "what the machine has, and that the other server is up",
@@ -899,7 +958,8 @@ _COMMUNICATION = (
         K.COMMUNICATION,
         r"NCCL (?:error|Error)|ncclUnhandled\w{1,20}|ncclInternalError|ncclSystemError"
         r"|ncclInvalid\w{1,12}|ncclRemoteError|DistBackendError|unhandled (?:system|cuda) error"
-        r"|Watchdog caught collective operation timeout|collective operation timeout"
+        r"|[Ww]atchdog (?:caught collective|thread terminated|got stuck)|detected by watchdog"
+        r"|Exception raised from (?:checkTimeout|ncclCommWatchdog)|collective operation timeout"
         r"|ProcessGroupNCCL[^\n]{0,80}(?:timeout|timed out|aborted)",
         "the GPUs or nodes could not talk to each other through NCCL, or one of them fell silent",
         "if another rank has an error of its own, that one counts; else start it again with "
@@ -961,7 +1021,7 @@ _WHILE_RUNNING = (
     ),
     Rule(
         K.WRONG_LIBRARY,
-        r"(?:ModuleNotFoundError: )?No module named '(?P<name>[^']{1,120})'",
+        r"(?:ModuleNotFoundError: )?No module named '(?P<name>(?!vllm\._)[^']{1,120})'",
         "the environment lacks a Python package that is imported: {name}",
         "install what provides {package} into the environment that --python names, or build the "
         "environment again: {rebuild}",
@@ -974,15 +1034,16 @@ _WHILE_RUNNING = (
         r"|package)"
         r"|(?:package|library|module) [`'](?P<third>[\w.\-]{2,60})[`'] (?:is not installed"
         r"|was not found)"
+        r"|ImportError: (?P<fourth>[\w.\-]{2,40}) is not installed"
         r"|PackageNotFoundError: (?:No package metadata was found for )?'?(?P<meta>[\w.\-]{1,60})",
-        "the environment lacks a Python package: {name}{other}{third}{meta}",
+        "the environment lacks a Python package: {name}{other}{third}{fourth}{meta}",
         "install it into that environment, or build the environment again: {rebuild}",
         _rebuild,
     ),
     Rule(
         K.WRONG_BUILD,
         r"'_OpNamespace' '_\w{1,40}' object has no attribute"
-        r"|Could not run '\w{1,40}::\w{1,80}' with"
+        r"|Could not run '\w{1,40}::\w{1,80}'"
         r"|No module named 'vllm\._C"
         r"|name 'vllm_\w{1,40}' is not defined",
         "the compiled part of {engine} (or torchvision) does not fit the torch in this "
@@ -1008,14 +1069,25 @@ _WHILE_RUNNING = (
     Rule(
         K.UNSUPPORTED_FEATURE,
         r"No valid (?:attention )?backend\w*|[Ss]elected backend [^\n]{0,80}is not valid"
-        r"|FlashAttention[^\n]{0,80}only supports? Ampere"
+        r"|FlashAttention[^\n]{0,80}only supports? (?:Ampere|Hopper|SM)"
+        r"|No available kernel\. Aborting"
         r"|FlashAttention-?\d? [^\n]{0,60}(?:not supported|requires)|Unsupported FA version"
         r"|(?:Sinks|sinks|MLA|fp8 kv cache|FP8 KV cache|[Ss]liding window)[^\n]{0,80}not supported"
+        r"|[Hh]ead (?:size|dim)\w{0,10} [^\n]{0,20}not supported|unsupported head (?:size|dim)"
+        r"|out of resource: shared memory|No suitable kernel\. h_in"
         r"|does not support (?P<feature>LoRA|pipeline parallel\w*|data parallel\w*"
         r"|tensor parallel\w*"
-        r"|[^\n]{1,80}) yet|[Cc]ompute capability[^\n]{0,60}(?:required|at least|>=)"
-        r"|(?P<only>\w[\w \-]{1,60} (?:is|are) only supported (?:in|on|with|for|by) [^\n]{1,80})",
-        "{engine} cannot do that with this model or on this GPU: {feature}{only}",
+        r"|[^\n]{1,80}) yet|(?P<on>\w[\w \-]{1,60} (?:is not supported on (?:this"
+        r"|the current) (?:device|GPU|platform)"
+        r"|requires (?:Hopper|Ampere|Blackwell|SM ?\d))[^\n]{0,60})"
+        r"|does not yet support (?P<yet>[^\n]{1,80})"
+        r"|(?P<with>\w[\w \-]{1,60} is not "
+        r"supported (?:yet|with|together|in V1|on V1|by V1)[^\n]{0,80})"
+        r"|[Cc]ompute capability[^\n]{0,60}"
+        r"(?:required|at least|>=)"
+        r"|(?P<only>[\w`][\w` \-]{1,60} (?:is|are) only supported (?:in|on|with|for"
+        r"|by) [^\n]{1,80})",
+        "{engine} cannot do that with this model or on this GPU: {feature}{on}{yet}{with}{only}",
         "leave the option out, choose another backend, a newer {engine}, or a GPU that has it",
     ),
     Rule(
@@ -1026,8 +1098,25 @@ _WHILE_RUNNING = (
         vague=True,
     ),
     Rule(
+        K.TOOLCHAIN,
+        r"torch\._(?:dynamo|inductor)\.exc\.\w{1,60}(?:: (?P<what>[^\n]{1,200}))?",
+        "torch.compile could not compile the model: {what}",
+        "--enforce-eager does without it; a newer {engine} may know the model better",
+        vague=True,
+    ),
+    Rule(
+        K.DOWNLOAD_FAILED,
+        r"Temporary failure in name resolution|NameResolutionError|Name or service not known"
+        r"|ConnectTimeout|ReadTimeoutError|Network is unreachable|CERTIFICATE_VERIFY_FAILED"
+        r"|ProxyError",
+        "something was to be fetched from the network, and could not be",
+        "see what the line names, and the network, the proxy and its certificate; what is on this "
+        "machine already is found with HF_HUB_OFFLINE=1 or by a path",
+        vague=True,
+    ),
+    Rule(
         K.CRASHED,
-        r"terminate called|CUDA error: (?P<what>[^\n]{1,120})",
+        r"terminate called|CUDA (?:driver )?error: (?P<what>[^\n]{1,120})",
         "native code of {engine}, or the GPU, gave up {what}",
         "start it again; if it happens again, leave out what is special (--enforce-eager, no "
         "quantization), and report it to {engine} with the log",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ import torch
 from hf_server import constraints
 from hf_server.adapters import Adapters
 from hf_server.batches import Batch, make_batch
+from hf_server.compilers import Compilers
 from hf_server.constraints import Constraints
 from hf_server.errors import ApiError, refused
 from hf_server.generation import Generator
@@ -33,8 +35,12 @@ _BUDGETS = {"cpu": 2048, "cuda": 8192}
 class Service:
     """A loaded model that answers. Made in a running event loop, by `start`."""
 
-    def __init__(self, options: Options, model: Model, tokenizer: Any) -> None:
+    def __init__(
+        self, options: Options, model: Model, tokenizer: Any, *, compilers: Compilers
+    ) -> None:
         self.options = options
+        self._compilers = compilers
+        self._compiling = threading.Lock()
         self.created = int(time.time())
         self.vocabulary = Vocabulary(tokenizer, ends=model.ends)
         self.adapters: dict[str, tuple[str, str]] = {}
@@ -71,10 +77,10 @@ class Service:
         )
 
     @classmethod
-    def start(cls, options: Options) -> Service:
+    def start(cls, options: Options, *, compilers: Compilers) -> Service:
         """Load the model; blocks. Raises what transformers and torch raise."""
         model, tokenizer = load(options)
-        return cls(options, model, tokenizer)
+        return cls(options, model, tokenizer, compilers=compilers)
 
     async def submit(self, asked: Asked, *, adapter: str | None) -> Job:
         """Begin to answer, by the adapter of that key. Raises ApiError for what cannot be."""
@@ -119,12 +125,14 @@ class Service:
             job.prompts.append(Sequence(job, ids, rows[start : start + size], adapter, wanted))
 
     def _compile(self, asked: Asked) -> Any:
-        if self._constraints is None:
-            self._constraints = Constraints(
-                self._tokenizer,
-                vocabulary_size=self._model.vocabulary_size,
-                ends=self._model.ends,
-            )
+        with self._compiling:
+            if self._constraints is None:
+                self._constraints = Constraints(
+                    self._tokenizer,
+                    compilers=self._compilers,
+                    vocabulary_size=self._model.vocabulary_size,
+                    ends=self._model.ends,
+                )
         assert asked.constraint is not None
         return self._constraints.compile(asked.constraint)
 
