@@ -99,7 +99,7 @@ def test_comparison_says_everything():
         "9.1",
         "gsm8k: B is better",
         "198 pairs (200 items); right in A only 8, in B only 32; exact McNemar",
-        "failed: A 1, B 2 (left out with their partners: 2 pairs)",
+        "failed: A 1, B 2; unscored: A 7, B 8 (left out with their partners: 2 pairs)",
         "truncated: A 3, B 4; unparsable: A 5, B 6 (both count as not correct)",
         "ifeval: A has no score: all 9 samples failed",
         "Verdicts use p after Holm, 2 tasks; intervals are not corrected.",
