@@ -55,6 +55,15 @@ def test_whatever_runs_code_or_reveals_a_key_is_named(layout, make, tmp_path, na
     assert word in risk
 
 
+def test_variables_that_a_run_asks_for_are_named(layout, make, tmp_path):
+    """Their values would be taken from the environment of whoever resumes it."""
+    run = make()
+    run.update(left_out=("AWS_SECRET_ACCESS_KEY",))
+    run.folder.rename(tmp_path / "foreign")
+    (risk,) = untrusted_settings(str(tmp_path / "foreign"), layout=layout)
+    assert "AWS_SECRET_ACCESS_KEY" in risk
+
+
 def test_a_run_that_runs_nothing_needs_no_trust(layout, make, tmp_path):
     """A built-in task of a model by its name."""
     foreign = tmp_path / "foreign"

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import platform
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -38,6 +37,7 @@ from enginehouse.executors.tree import ProcessIdentity, identify
 from enginehouse.launch.asking import asking
 from enginehouse.launch.configuration import EvaluationConfig, merged, parse
 from enginehouse.launch.foreign_runs import demand_trust, read_config
+from enginehouse.launch.kept_variables import is_kept, with_left_out
 from enginehouse.launch.serving import Notify, Serving
 from enginehouse.report.rescoring import Rescoring
 from enginehouse.report.summary import Progress, Report
@@ -53,7 +53,6 @@ Asking = Callable[..., AbstractAsyncContextManager[Serving]]  # as `asking`
 Given = TypeVar("Given", bound=EvaluationConfig)
 _NEVER_BEGUN = (ConfigurationError, ModelError, UnsupportedError)  # if nothing was asked
 _LASTING = (*_NEVER_BEGUN, TaskError, RunLockedError)  # the same again if the run is resumed
-_SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 
 
 async def run_evaluation(
@@ -86,6 +85,7 @@ async def run_evaluation(
         tasks=list(tasks),
         config=resolved_yaml(config),
         versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},
+        left_out=left_out(config),
     )
     notify(f"run: {run.info.id}")
     await asyncio.to_thread(_warn_of_scoring, tasks, notify)
@@ -171,17 +171,22 @@ async def evaluate(
     return await run_evaluation(config, layout=layout, notify=notify, progress=progress)
 
 
+def left_out(config: EvaluationConfig) -> list[str]:
+    """The variables of the server's environment whose values are not written down."""
+    return sorted(name for name in config.server.env_vars if not is_kept(name))
+
+
 def resolved_yaml(config: EvaluationConfig) -> str:
-    """The whole configuration as a file that can be run again; secrets are left out."""
+    """The whole configuration as a file that can be run again, without what may be a secret."""
     values = config.model_dump(mode="json", exclude_none=True)
     server = values["server"]
     hidden = ["api_key"] if server.pop("api_key", None) else []
-    for name in [name for name in server["env_vars"] if _SECRET.search(name)]:
+    for name in left_out(config):
         del server["env_vars"][name]
         hidden.append(f"env_vars.{name}")
     head = "# Run it again: enginehouse eval --config FILE\n"
     if hidden:
-        head += f"# Left out because they are secrets: {', '.join(hidden)}\n"
+        head += f"# Left out because they may be secrets: {', '.join(hidden)}\n"
     return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -217,6 +222,8 @@ async def _carry_out(
                 _spec(config, tasks), tasks=tasks, run=run, retry_failed=retry_failed
             ):
                 return await evaluate(sampler=None, provenance=None)
+            if ask is asking:  # whoever else opens the server has its own settings
+                config = with_left_out(config, run.info.left_out)
             async with ask(
                 config,
                 layout=layout,

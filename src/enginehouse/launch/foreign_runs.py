@@ -17,12 +17,12 @@ def untrusted_settings(reference: str, *, layout: Layout) -> tuple[str, ...]:
     Empty for a run of our own. Raises as `open_run` and `read_config` do. Blocking.
     """
     run = open_run(layout, reference)
-    return tuple(_risks(read_config(run))) if _is_foreign(run, layout=layout) else ()
+    return tuple(_risks(run, read_config(run))) if _is_foreign(run, layout=layout) else ()
 
 
 def demand_trust(run: Run, config: EvaluationConfig, *, layout: Layout) -> None:
     """Raise UntrustedRunError if somebody else's configuration would run code or reveal a key."""
-    if _is_foreign(run, layout=layout) and (risks := list(_risks(config))):
+    if _is_foreign(run, layout=layout) and (risks := list(_risks(run, config))):
         raise UntrustedRunError(
             f"{run.folder} is somebody else's run, and its configuration decides what runs here",
             why="; ".join(risks),
@@ -45,7 +45,7 @@ def _is_foreign(run: Run, *, layout: Layout) -> bool:
     return any(path.is_symlink() or path.stat().st_uid != ours for path in files)
 
 
-def _risks(config: EvaluationConfig) -> Iterator[str]:
+def _risks(run: Run, config: EvaluationConfig) -> Iterator[str]:
     """Every setting by which code of the configuration's author runs, or a key leaves."""
     if config.python is not None:
         yield f"python: {config.python} would be run"
@@ -59,6 +59,8 @@ def _risks(config: EvaluationConfig) -> Iterator[str]:
         yield f"server.extra_args: the engine would get {server.extra_args!r}"
     if server.env_vars:
         yield f"server.env_vars: the engine would get {', '.join(server.env_vars)}"
+    if run.info.left_out:
+        yield f"run.json: the engine would get your {', '.join(run.info.left_out)}"
     if config.url is not None:
         key = config.api_key_env or "your API key, if one is set,"
         yield f"url: {key} and the questions would be sent to {config.url}"

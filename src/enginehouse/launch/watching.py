@@ -334,7 +334,8 @@ class _Watcher:
     def _write(self) -> Curve:
         curve = self._maker.curve(self._journal.attempts)
         write_whole(self._page, curve_page(curve).encode())
-        write_whole(self._journal.folder / "curve.json", msgspec.json.encode(curve))
+        content = msgspec.json.encode(curve)
+        write_whole(self._journal.folder / "curve.json", content, private=True)
         return curve
 
 

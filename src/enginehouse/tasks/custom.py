@@ -33,7 +33,7 @@ from enginehouse.tasks.base import (
 from enginehouse.tasks.data import Row, read_rows, user_source
 from enginehouse.tasks.metrics import CHOICE, MEANINGS, REGEX, Judge, ProgramMetric, load_metric
 from enginehouse.tasks.multiple_choice import score_loglikelihoods
-from enginehouse.tasks.numbers import final_number
+from enginehouse.tasks.numbers import right_number
 from enginehouse.tasks.templates import Template
 
 _SCORING = 2  # raised whenever a metric of ours comes to score an answer differently
@@ -298,7 +298,7 @@ class CustomTask:
             raise row.error(
                 f"the answer {right!r} is none of the choices, nor one's place or letter"
             )
-        if definition.metric == "number" and final_number(right) is None:
+        if definition.metric == "number" and right_number(right) is None:
             raise row.error(f"the answer {right!r} has no number in it")
         if not right.strip():
             raise row.error("the answer is empty")

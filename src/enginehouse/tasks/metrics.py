@@ -12,7 +12,7 @@ import msgspec
 
 from enginehouse.core.errors import ConfigurationError, ScoringError, nearest
 from enginehouse.tasks.base import Outcome, Score, ScoringProgram
-from enginehouse.tasks.numbers import final_number, written
+from enginehouse.tasks.numbers import final_number, right_number, written
 from enginehouse.tasks.scoring_programs import describe
 
 REGEX: Final = "regex:"
@@ -52,7 +52,7 @@ def _same_number(text: str, answer: str) -> Score:
     number = final_number(text)
     if number is None:
         return Score(outcome=Outcome.UNPARSABLE)
-    return Score(outcome=_outcome(number == final_number(answer)), answer=written(number))
+    return Score(outcome=_outcome(number == right_number(answer)), answer=written(number))
 
 
 _JUDGES: Final[Mapping[str, Judge]] = {
