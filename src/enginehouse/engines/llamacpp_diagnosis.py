@@ -134,7 +134,8 @@ _RULES = (
     ),
     Rule(
         K.OUT_OF_MEMORY,
-        r"cudaMalloc failed: out of memory|CUDA error: out of memory|unable to allocate CUDA",
+        r"cudaMalloc failed: out of memory|on device \d+[^\n]{0,20} failed: out of memory"
+        r"|CUDA error: out of memory|unable to allocate CUDA",
         "the GPU's memory does not hold the model and the context of every sequence",
         f"{_SMALLER}; or keep some layers off the GPU with extra_args --gpu-layers N",
     ),

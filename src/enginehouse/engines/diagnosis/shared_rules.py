@@ -174,6 +174,16 @@ _COMMAND_LINE = (
 )
 _DISK = (
     Rule(
+        K.HOST_MEMORY,
+        r"Too many open files|\[Errno 11\] Resource temporarily unavailable|can't start new thread"
+        r"|pthread_create failed",
+        "the process may open no more files, or start no more processes (`ulimit -n`, `ulimit -u`)",
+        "raise the limits before it is started: `ulimit -n 65535; ulimit -u unlimited` (docker: "
+        "--ulimit nofile=65535, --pids-limit -1)",
+        spoken=True,
+        late=True,
+    ),
+    Rule(
         K.DISK_FULL,
         r"(?:shared memory|/dev/shm|[Bb]us error|\bshm\b).{0,200}(?:No space left on device|"
         r"insufficient shared memory|out of shared memory)"
@@ -212,18 +222,17 @@ _DISK = (
     ),
     Rule(
         K.NOT_WRITABLE,
+        r"no locator available for file|unable to open database file",
+        "a package wants to keep a cache beside itself or in the home folder, and may not",
+        "name a folder that can be written: HOME, NUMBA_CACHE_DIR, OUTLINES_CACHE_DIR, "
+        "XDG_CACHE_HOME",
+    ),
+    Rule(
+        K.NOT_WRITABLE,
         r"getpwuid\(\): uid not found: (?P<uid>\d+)",
         "the engine runs as a user without a name or a home ({uid}), and cannot tell where its "
         "caches belong",
         "set HOME, USER and TORCHINDUCTOR_CACHE_DIR to something that exists and can be written",
-    ),
-    Rule(
-        K.HOST_MEMORY,
-        r"Too many open files|\[Errno 11\] Resource temporarily unavailable|can't start new thread",
-        "the process may open no more files, or start no more processes (`ulimit -n`, `ulimit -u`)",
-        "raise the limits before it is started: `ulimit -n 65535; ulimit -u unlimited` (docker: "
-        "--ulimit nofile=65535, --pids-limit -1)",
-        late=True,
     ),
     Rule(
         K.WRONG_VALUE,
@@ -377,6 +386,13 @@ _PACKAGE_RULES = (
     ),
     Rule(
         K.WRONG_BUILD,
+        r"Distributed package doesn't have NCCL|without NCCL support",
+        "this build of torch has no NCCL: it is one for CPUs, or for Windows",
+        "install the CUDA build of torch, with {engine} from one source: {rebuild}",
+        _rebuild,
+    ),
+    Rule(
+        K.WRONG_BUILD,
         r"(?P<package>flashinfer[_-]python|sglang-kernel|sgl-kernel) (?:is installed with version "
         r"(?P<is>[^\s,]{1,30}), which is less than|with) (?:the )?minimum required version "
         r"(?P<least>[\w.]{0,30}\w)",
@@ -397,7 +413,18 @@ _PACKAGE_RULES = (
     ),
     Rule(
         K.PACKAGE_MISMATCH,
-        r"cannot import name '(?P<what>[^']{1,80})' from '(?P<name>[\w.]{1,120})'",
+        r"StrictDataclass\w{0,20}ValidationError|Descriptors cannot (?:not )?be created directly"
+        r"|Version mismatch: The cluster was started with|got multiple values for argument"
+        r"|PydanticUserError|PydanticSchemaGenerationError|pydantic-core version"
+        r"|No module named '(?P<module>(?:vllm|sglang|torch|triton)\.[a-z][\w.]{1,80})'",
+        "two packages in the environment are of versions that do not fit each other {module}",
+        "install the versions that {engine} asks for, or build the environment again: {rebuild}",
+        _rebuild,
+    ),
+    Rule(
+        K.PACKAGE_MISMATCH,
+        r"cannot import name '(?P<what>[^']{1,80})' from (?:partially initialized module "
+        r")?'(?P<name>[\w.]{1,120})'",
         "{name} has no {what}: it is of another version than the one that this was written for",
         "install the version of it that {engine} asks for, or build the environment again: "
         "{rebuild}",
@@ -445,7 +472,8 @@ _TOOLCHAIN = (
     ),
     Rule(
         K.TOOLCHAIN,
-        r"detected CUDA version \([\d.]{1,8}\) mismatches"
+        r"NVCC version[^\n]{0,40}(?:>=|at least|should be)"
+        r"|detected CUDA version \([\d.]{1,8}\) mismatches"
         r"|CUDA version[^\n]{0,60}does not match[^\n]"
         r"{0,60}(?:compile|PyTorch|torch)|nvcc[^\n]{0,20} [\d.]{2,6}[^\n]{0,20}(?:is too old"
         r"|is not "
@@ -536,7 +564,8 @@ _CUDA = (
         K.CUDA_MISMATCH,
         r"driver on your system is too old(?: \(found version (?P<found>\d{1,6})\))?"
         r"|(?P<none>driver version is insufficient|PTX was compiled with an unsupported toolchain"
-        r"|forward compatibility was attempted|provided PTX was compiled with)",
+        r"|forward compatibility was attempted|provided PTX was compiled with"
+        r"|cudaErrorInsufficientDriver|cudaErrorUnsupportedPtxVersion)",
         "NVIDIA's driver{found} is too old for the CUDA that this build was made with, or was "
         "replaced while it was in use",
         "`nvidia-smi` shows the newest CUDA that the driver can do; update the driver (restart the "
@@ -594,6 +623,12 @@ _CUDA = (
         spoken=True,
     ),
     Rule(
+        K.UNSUPPORTED_FEATURE,
+        r"CUDA driver error: invalid device ordinal",
+        "memory that the GPUs share symmetrically cannot be had between these GPUs",
+        "--env VLLM_ALLREDUCE_USE_SYMM_MEM=0, or --disable-custom-all-reduce",
+    ),
+    Rule(
         K.PARALLELISM,
         r"invalid device ordinal|CUDA_ERROR_INVALID_DEVICE|Invalid device id|"
         r"device (?:index|ordinal) (?:out of range|\d+ is out of)",
@@ -649,13 +684,15 @@ _MEMORY = (
     Rule(
         K.OUT_OF_MEMORY,
         r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|NCCL[^\n]{0,200}out of memory"
-        r"|Cuda failure (?:2 )?'out of memory'|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation"
+        r"|(?:Cuda|HIP) failure:? (?:2 )?'out of memory'|CUDA_ERROR_OUT_OF_MEMORY"
+        r"|cudaErrorMemoryAllocation"
         r"|cudaMalloc[^\n]{0,40}failed: out of memory|CUDNN_STATUS_ALLOC_FAILED"
         r"|Triton Error \[CUDA\]: out of memory|HIP error: out of memory"
         r"|torch\.(?:cuda\.)?OutOfMemoryError",
         "the GPU's memory ran out outside torch's own pool",
         "see with `nvidia-smi` who uses it; a smaller --gpu-memory-utilization leaves more for "
         "CUDA itself",
+        spoken=True,
         late=True,
     ),
     Rule(
@@ -733,7 +770,7 @@ _HUB = (
     Rule(
         K.WRONG_VALUE,
         r"No such file or directory: '[^']{1,300}adapter_(?:config\.json|model\.\w{1,12})'"
-        r"|Can't find 'adapter_config\.json'|does not contain adapter_config",
+        r"|Can't find 'adapter_config\.json'|No adapter found for|does not contain adapter_config",
         "a folder that was given as a LoRA adapter holds none",
         "name the folder with adapter_config.json and adapter_model.safetensors in it",
     ),
@@ -742,7 +779,9 @@ _HUB = (
         r"does not appear to have (?:a file|files) named (?P<file>[^\n]{1,120}?)(?:\.? Checkout|$"
         r"|\n)"
         r"|[Nn]o file named (?P<weights>[^\s,]{1,120})|Should have a `model_type` key"
-        r"|No model architectures are specified|Cannot find any model weights"
+        r"|No model architectures are specified|No tokenizer file found"
+        r"|Invalid type of HuggingFace processor|TypeError: not a string"
+        r"|Found 0 files matching the pattern|Cannot find any model weights"
         r"|Couldn't instantiate the backend tokenizer"
         r"|Can't load (?:the )?(?:image processor|feature extractor|processor|tokenizer)"
         r"|[Nn]o (?:safetensors|checkpoint|weight) files? (?:found|matching)"
@@ -819,12 +858,13 @@ _HUB = (
         r"|Unrecognized (?:configuration class|model)(?P<class>[^\n]{0,120})"
         r"|(?P<auto>\w{1,80}) is not supported for Auto\w+"
         r"|Unsupported (?:model )?architectures?:? (?P<arch>[^\n]{1,80})"
+        r"|Unknown gguf model_type: (?P<ggtype>\S{1,40})"
         r"|GGUF model with architecture (?P<gguf>\S{1,40}) is not supported"
         r"|KeyError: '(?P<key>[a-z][a-z0-9_]{1,30}(?:_moe|_vl|_mtp|_next|_text|_omni))'"
         r"|has no vLLM implementation and the Transformers implementation is not compatible"
         r"|generates no text|No module named 'transformers\.models\.(?P<module>\w{1,60})'",
         "this {engine}, or its transformers, does not know the model's architecture "
-        "{names}{type}{gone}{missing}{class}{auto}{arch}{gguf}{key}{module}",
+        "{names}{type}{gone}{missing}{class}{auto}{arch}{ggtype}{gguf}{key}{module}",
         "take an engine that does: another version (`enginehouse install ENGINE --version …`, or "
         "--python with an install of your own), or --engine vllm, hf or llamacpp; see "
         "`architectures` in the "
@@ -931,11 +971,13 @@ _COMMUNICATION = (
         r"|(?:No|no) (?:socket|network) interface found|Bootstrap : no socket interface"
         r"|Failed to (?:open|find) [^\n]{0,40}(?:libnccl|IB device)|Duplicate GPU detected"
         r"|peer access is not supported|ibv_\w{1,40} failed|Unable to find (?:a )?NET plugin"
-        r"|Mismatched collective|Invalid config blocking attribute",
+        r"|Mismatched collective|Failed: Cuda error [^\n]{0,80}custom_all_reduce"
+        r"|[Ee]very node should have a unique IP|HCCL[^\n]{0,60}(?:fail|timeout)"
+        r"|Invalid config blocking attribute",
         "NCCL could not connect the GPUs or nodes",
         "see the line: the network that NCCL chose (NCCL_SOCKET_IFNAME), InfiniBand "
-        "(NCCL_IB_DISABLE=1 does without), direct access between GPUs (NCCL_P2P_DISABLE=1); each "
-        "rank needs a GPU of its own",
+        "(NCCL_IB_DISABLE=1 does without), direct access between GPUs (NCCL_P2P_DISABLE=1, "
+        "--disable-custom-all-reduce); each rank needs a GPU of its own",
         spoken=True,
         vague=True,
     ),
@@ -970,14 +1012,16 @@ _COMMUNICATION = (
     *LOST_CONNECTION,
     Rule(
         K.RAY_RESOURCES,
-        r"Cannot provide a placement group|Waiting for creating a placement group"
+        r"Could not find any running Ray instance|Failed to connect to (?:GCS|Ray)"
+        r"|Ray does not allocate "
+        r"any GPUs|Cannot provide a placement group|Waiting for creating a placement group"
         r"|[Pp]lacement group[^\n]{0,80}(?:timed? ?out|infeasible|"
         r"cannot be)|Current node has no GPU available"
         r"|number of required \w{1,8} exceeds the total "
         r"number of (?:available )?\w{1,8}|cannot be scheduled right now"
         r"|No available node types can"
         r"|Insufficient resources for (?:the )?(?:placement|actor)",
-        "the Ray cluster has not as many GPUs free as the engine asks for",
+        "the Ray cluster is not reached, or has not as many GPUs free as the engine asks for",
         "`ray status` shows what there is and who holds it: start the missing nodes, end what "
         "holds "
         "the GPUs, or lower --tensor-parallel-size; VLLM_HOST_IP must be the address that Ray "
@@ -1074,7 +1118,10 @@ _WHILE_RUNNING = (
         r"|FlashAttention-?\d? [^\n]{0,60}(?:not supported|requires)|Unsupported FA version"
         r"|(?:Sinks|sinks|MLA|fp8 kv cache|FP8 KV cache|[Ss]liding window)[^\n]{0,80}not supported"
         r"|[Hh]ead (?:size|dim)\w{0,10} [^\n]{0,20}not supported|unsupported head (?:size|dim)"
-        r"|out of resource: shared memory|No suitable kernel\. h_in"
+        r"|out of resource: shared memory|requires GPUs with sm\d"
+        r"|FlashAttention on [^\n]{0,40}only supports"
+        r"|Hybrid KV cache manager is disabled but|does not support multicast"
+        r"|No suitable kernel\. h_in"
         r"|does not support (?P<feature>LoRA|pipeline parallel\w*|data parallel\w*"
         r"|tensor parallel\w*"
         r"|[^\n]{1,80}) yet|(?P<on>\w[\w \-]{1,60} (?:is not supported on (?:this"
@@ -1095,6 +1142,14 @@ _WHILE_RUNNING = (
         r"^(?:\w+\.){0,8}NotImplementedError: (?P<what>[^\n]{1,200})",
         "{engine} cannot do that with this model or on this GPU: {what}",
         "leave the option out, choose another backend, a newer {engine}, or a GPU that has it",
+        vague=True,
+    ),
+    Rule(
+        K.TOOLCHAIN,
+        r"No such file or directory: '[^']{1,200}(?:torch_compile_cache|torchinductor)[^']{0,200}'",
+        "a cache of compiled code is broken, or was removed while it was used",
+        "remove it (~/.cache/vllm/torch_compile_cache, /tmp/torchinductor_*) and start again; "
+        "VLLM_DISABLE_COMPILE_CACHE=1 does without",
         vague=True,
     ),
     Rule(
