@@ -125,6 +125,8 @@ def test_only_the_owner_administers(house: House, call, tmp_path: Path, user: st
         done = call("adapters", "load", target, f"a-{len(target)}={folder}")
         assert done.code == 0, done.err
         assert call("weights", "info", target).code == 0
+    (seen,) = call("top", "--once", "--json").report["servers"]
+    assert (seen["problem"], seen["running"]) == (None, 0)
     assert status(url, PAUSE, key) == 200
     assert status(url, "/resume", key) == 200
     assert call("stop", "mine").code == 0

@@ -55,7 +55,10 @@ def _about_key(record: ServerRecord) -> str | None:
     """What somebody must know who asks the server with curl or an OpenAI client."""
     said = []
     if record.has_api_key:
-        said.append("requests must carry the API key that it was started with")
+        said.append(
+            "requests must carry the API key that it was started with (Authorization: Bearer KEY; "
+            "api_key in OpenAI's clients)"
+        )
     if record.key_file is not None and record.key_file.exists():
         said.append(f"loading adapters and replacing weights needs the key in {record.key_file}")
     return "; ".join(said) or None

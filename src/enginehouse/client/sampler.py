@@ -132,6 +132,7 @@ class HTTPSampler:
             concurrency = concurrency.up_to(most) if isinstance(concurrency, Adaptive) else most
         self._adaptive = concurrency if isinstance(concurrency, Adaptive) else None
         self._limit = Limit(concurrency.start if isinstance(concurrency, Adaptive) else concurrency)
+        self._restoring = asyncio.Lock()  # one at a time, so that no two disturb one another
         self._open: Transport | None = None
         self._stack = AsyncExitStack()
         self._unchecked: Unchecked | None = None
@@ -186,6 +187,9 @@ class HTTPSampler:
         """Ask once. Raises WireError; retryable errors have been retried already."""
         dialect = self._dialect(request)
         wire = await self._encoded(dialect, request, stream=False)
+        if RESTORING.get():  # turns and places are held by requests that wait for the end of that
+            async with self._restoring:
+                return await self._deliver(lambda: self._answer(wire, dialect, request))
         async with self._turn(request), self._limit:
             return await self._deliver(lambda: self._answer(wire, dialect, request))
 

@@ -83,6 +83,20 @@ RULES = (
     ),
     Rule(
         K.WRONG_VALUE,
+        r"LoRA buffer shape [^\n]{0,80}does not match|LoRA target modules? [^\n]{0,120}not "
+        r"supported",
+        "a LoRA adapter has other shapes or modules than the model that it is to be put on",
+        "see that it was made for this very model; --lora-target-modules all in extra_args",
+    ),
+    Rule(
+        K.WRONG_VALUE,
+        r"think_end_token '[^']{0,40}' must encode to exactly one token",
+        "the reasoning parser does not fit the model: its tokenizer has no token that ends a "
+        "thought",
+        "another --reasoning-parser in extra_args, or none",
+    ),
+    Rule(
+        K.WRONG_VALUE,
         r"(?:Unsupported|Unknown|[Ii]nvalid) (?P<what>tool[_-]call[_-]parser|reasoning[_-]parser|"
         r"model type|chat template|grammar backend)[:= ]{1,3}(?P<name>[\w.\-/]{1,80})",
         "this SGLang has no {what} called {name}",
@@ -111,11 +125,12 @@ PROFILE = LogProfile(
     pointer=re.compile(
         r"Initialization failed\. (?:Please see|warmup error)|scheduler died during init"
         r"|Received sigquit from a child|SIGQUIT received|Subprocess \S+ \(pid=\d+\) crashed"
-        r"|kill_process_tree called"
+        r"|kill_process_tree called|scheduler is dead"
     ),
     fatal=re.compile(
         r"hit an exception|[Ww]atchdog timeout|Initialization failed|crashed |died during init"
     ),
+    ends_itself=re.compile(r"Received sigquit|SIGQUIT received|kill_process_tree called"),
     works=re.compile(r"(?:^| )[A-Z]+\d"),
     error_lines=re.compile(
         r"Initialization failed\. |Subprocess \S+ \(pid=\d+\) crashed|Received sigquit"

@@ -29,6 +29,17 @@ RULES = (
         "a larger --start-timeout, which is handed on to vLLM; or put the weights on a faster disk",
     ),
     Rule(
+        K.TOO_SLOW,
+        r"RPC call to (?P<what>\w{1,60}) timed out|Engine iteration timed out",
+        "a worker did not answer in time: a hang between GPUs, a step that compiles, or a worker "
+        "that "
+        "is gone",
+        "look for an error of the workers themselves; start it again, with --enforce-eager or "
+        "NCCL_DEBUG=WARN if it comes back; VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS gives it more time",
+        vague=True,
+        late=True,
+    ),
+    Rule(
         K.UNKNOWN_FLAG,
         r"error: unrecognized arguments: .{0,300}?(?P<flag>--?[A-Za-z]\S{0,80})",
         "this version of vLLM has no {flag} (any more)",
@@ -46,9 +57,10 @@ RULES = (
     ),
     Rule(
         K.WRONG_VALUE,
-        r"invalid reasoning parser: (?P<name>[^\s(]{1,60})|[Rr]easoning parser '?"
+        r"invalid reasoning parser: (?P<name>[^\s(]{1,60})|reasoning parser could not locate think"
+        r"|[Rr]easoning parser '?"
         r"(?P<other>[\w.\-]{1,60})'?(?: is)? not (?:found|registered|supported)",
-        "this vLLM has no reasoning parser called {name}{other}",
+        "this vLLM has no reasoning parser called {name}{other}, or it does not fit the model",
         "--reasoning-parser with one of those that the line lists",
     ),
     Rule(
@@ -60,13 +72,20 @@ RULES = (
     ),
     Rule(
         K.WRONG_VALUE,
-        r"expected target modules in .{1,300}? but received|is unsupported LoRA weight"
+        r"expected target modules in .{1,300}? but received|unsupported LoRA weight"
         r"|LoRA adapter .{1,120}? (?:is not|not) compatible"
         r"|max_lora_rank \((?P<rank>\d+)\) must be",
         "the LoRA adapter has modules that vLLM cannot adapt in this model, or a rank that it does "
         "not take",
         "train the adapter for modules that vLLM knows (q_proj, k_proj, v_proj, o_proj, gate_proj, "
         "up_proj, down_proj), or merge it into the weights",
+    ),
+    Rule(
+        K.WRONG_VALUE,
+        r"(?:Unknown|Unsupported) (?:kv )?connector(?: type)?: (?P<name>[\w.]{1,60})"
+        r"|[Cc]hat template (?:string|file|path)[^\n]{0,120}|Invalid chat template",
+        "a name or a file that was given is refused: {name}",
+        "correct it; the line says what was expected",
     ),
     Rule(
         K.WRONG_VALUE,
@@ -101,8 +120,9 @@ RULES = (
     ),
     Rule(
         K.PARALLELISM,
-        r"World size \((?P<wanted>\d+)\) is larger than the number of available GPUs "
-        r"\((?P<there>\d+)\)",
+        r"(?:World size|[Tt]ensor parallel size) \((?P<wanted>\d+)\) (?:is"
+        r"|cannot be) larger than the "
+        r"number of available GPUs \((?P<there>\d+)\)",
         "tensor and pipeline parallelism need {wanted} GPUs together, and {there} can be seen",
         "--tensor-parallel-size {there}, or show more GPUs (CUDA_VISIBLE_DEVICES)",
     ),
@@ -119,13 +139,6 @@ RULES = (
         r" Your (?P<gpu>.{1,80}?) GPU has compute capability (?P<has>[\d.]{0,4}\d)",
         "this GPU ({gpu}, compute capability {has}) cannot compute in bfloat16: that takes 8.0",
         "--dtype float16",
-    ),
-    Rule(
-        K.QUANTIZATION,
-        r"model config \((?P<is>\S{1,60})\) does not match the quantization method [^(\n]{0,120}"
-        r"\((?P<given>\S{1,60})\)",
-        "the checkpoint is quantized with {is}, and --quantization says {given}",
-        "leave --quantization out: it is read from the checkpoint",
     ),
     Rule(
         K.QUANTIZATION,

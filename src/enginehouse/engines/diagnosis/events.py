@@ -53,7 +53,7 @@ _APART = re.compile(
 )
 _WAITING = re.compile(
     r"(?i)\bwaiting (?:for|until)\b(?! (?:application startup|init message|background))"
-    r"|still waiting"
+    r"|still waiting|no available (?:shared memory broadcast )?block found"
 )
 _RANK = re.compile(r"[A-Z]+\d")
 _PACKAGES = re.compile(r'File "(?P<folder>/[^"]{0,300}/(?:site|dist)-packages)/')
@@ -157,22 +157,24 @@ class _Unfinished:
     strays: int = 0
     lost_indentation: bool = False
     code: str = ""
+    indent: str = ""
 
     def goes_on(self, line: Line, *, number: int) -> bool:
         """Take a line as a part of it; False if it is none."""
         bare = line.text.strip()
         if not bare:
             return True
+        text = line.text.removeprefix(self.indent)
         if _CHAINED.match(bare):
             self.state = _State.CHAINED
             return True
-        if (found := _FILE.match(bare) or _RICH_FILE.match(line.text)) is not None:
-            self.state = _State.FRAMES
+        if (found := _FILE.match(bare) or _RICH_FILE.match(text)) is not None:
+            self.state, self.failure.traced = _State.FRAMES, True
             self.files = [*self.files[-_FRAMES + 1 :], found["file"]]
-            self.lost_indentation = not line.text[:1].isspace()
+            self.lost_indentation = not text[:1].isspace()
             return True
         if self.state is _State.FRAMES:
-            return self._frame(line.text, bare)
+            return self._frame(text, bare)
         return self.state is _State.MESSAGE and self._message(line, bare, number)
 
     def chain(self) -> None:
@@ -286,7 +288,7 @@ class Reader:
             elif profile.stopped.search(text):
                 log.stopped = log.stopped or log.lines
                 log.stopped_line = log.stopped_line or text.strip()
-            if "ait" in text and _WAITING.search(text):
+            if ("ait" in text or "block found" in text) and _WAITING.search(text):
                 log.waiting, log.waiting_number = text.strip(), log.lines
         if line.place is not None and profile.on_cpu.match(line.place):
             log.on_cpu = True
@@ -301,10 +303,13 @@ class Reader:
             return
         if unfinished is not None:
             self._close(unfinished)
-        heading = line.text.partition(_TRACEBACK)[0].strip(f" +|{_BOX}")
+        before = line.text.partition(_TRACEBACK)[0]
+        heading = before.strip(f" +|{_BOX}")
+        indent = before if before.isspace() else ""
         if not heading and (heading := self._before.get(key, "").strip()):
             self._retract(heading, key)
         self._keep(self._failure(line, heading=heading, traced=True), key, _State.FRAMES)
+        self._open[key].indent = indent
 
     def _failure(self, line: Line, *, heading: str, traced: bool) -> Failure:
         now = self._log.lines

@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ PATIENCE = 40.0  # seconds, on a machine that is busy otherwise
 MEMORY = 2 << 30  # bytes
 TRIAL = 64  # tokens
 _LARGEST = 64 << 20  # bytes of a compiled grammar
+_GRAMMAR, _REASON = b"grammar ", b"reason "  # how an answer begins
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -56,11 +58,11 @@ class Compilers:
         """
         param = "response_format" if constraint.kind == "json" else "structured_outputs"
         answer = self._ask(constraint.kind, constraint.text)
-        if answer.startswith(b"{") and len(answer) <= _LARGEST:
-            return answer.decode()
+        if answer.startswith(_GRAMMAR) and len(answer) <= _LARGEST:
+            return answer.removeprefix(_GRAMMAR).decode()
         reason = "it is too large, or takes more time or memory than an answer may"
-        if answer and not answer.startswith(b"{"):
-            reason = answer.decode()
+        if answer.startswith(_REASON):
+            reason = answer.removeprefix(_REASON).decode()
         raise refused(f"the {constraint.kind} constraint cannot be used: {reason}", param=param)
 
     def close(self) -> None:
@@ -120,8 +122,9 @@ class _Nursery:
             compiled = _compiled(compiler, kind, text)
             _try(compiled, self._tokenizer)
         except (RuntimeError, ValueError, TypeError) as error:
-            return " ".join(str(error).strip().splitlines()[-1:]).encode(errors="replace") or b"?"
-        return str(compiled.serialize_json()).encode()
+            last = " ".join(str(error).strip().splitlines()[-1:])
+            return _REASON + last.encode(errors="replace")
+        return _GRAMMAR + str(compiled.serialize_json()).encode()
 
 
 def _compiled(compiler: xgrammar.GrammarCompiler, kind: str, text: str) -> xgrammar.CompiledGrammar:
@@ -152,12 +155,13 @@ def _try(compiled: xgrammar.CompiledGrammar, tokenizer: xgrammar.TokenizerInfo) 
 
 
 def _limit() -> None:
-    """Have the kernel end this process when it takes more than it may."""
+    """Have the kernel end this process when it takes more than it may, and let others go first."""
+    os.nice(5)
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    if sys.platform == "linux":
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 
 
 def _read(line: socket.socket) -> bytes:
@@ -171,7 +175,8 @@ def _run(work: Any, *, parent: int) -> None:
     """Do the work in this fork and end it, without what would run at the server's own end."""
     code = 1
     try:
-        ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
         if os.getppid() == parent:

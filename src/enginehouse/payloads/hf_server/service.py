@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +30,7 @@ from hf_server.text import Vocabulary
 
 LOG = logging.getLogger("hf_server")
 _LONG_TEXT = 20_000  # characters; longer texts are turned into tokens beside the event loop
+_COMPILING = 4  # constraints at a time
 _BUDGETS = {"cpu": 2048, "cuda": 8192}
 
 
@@ -41,6 +43,8 @@ class Service:
         self.options = options
         self._compilers = compilers
         self._compiling = threading.Lock()
+        # of their own: constraints that take long must not keep long texts from being encoded
+        self._threads = ThreadPoolExecutor(_COMPILING, thread_name_prefix="compiling")
         self.created = int(time.time())
         self.vocabulary = Vocabulary(tokenizer, ends=model.ends)
         self.adapters: dict[str, tuple[str, str]] = {}
@@ -94,7 +98,8 @@ class Service:
             ]
         compiled = None
         if asked.constraint is not None:
-            compiled = await asyncio.to_thread(self._compile, asked)
+            loop = asyncio.get_running_loop()
+            compiled = await loop.run_in_executor(self._threads, self._compile, asked)
         job = Job(stream=asked.stream)
         for ids in prompts:
             self._add(job, asked, ids, adapter, compiled)
