@@ -33,7 +33,8 @@ RULES = (
     Rule(
         K.CRASHED,
         r"Fatal Python error: |!+ *Segfault encountered|^Segmentation fault|^Illegal instruction"
-        r"|GGML_ASSERT|ggml_abort|double free or corruption|corrupted size vs|free\(\): invalid"
+        r"|GGML_ASSERT|\.(?:cu|cpp|cc|c|h|m):\d{1,6}: fatal error|ggml_abort"
+        r"|double free or corruption|corrupted size vs|free\(\): invalid"
         r"|\*\*\* SIG(?:SEGV|ABRT|BUS|ILL|FPE) received",
         "native code of {engine}, or the GPU, crashed",
         "start it again; if it happens again, leave out what is special (--enforce-eager, no "
@@ -100,6 +101,7 @@ RULES = (
         r"No valid (?:attention )?backend\w*|[Ss]elected backend [^\n]{0,80}is not valid"
         r"|FlashAttention[^\n]{0,80}only supports? (?:Ampere|Hopper|SM)"
         r"|No available kernel\. Aborting"
+        r"|make_empty_intermediate_tensors"
         r"|FlashAttention-?\d? [^\n]{0,60}(?:not supported|requires)|Unsupported FA version"
         r"|(?:Sinks|sinks|MLA|fp8 kv cache|FP8 KV cache|[Ss]liding window)[^\n]{0,80}not supported"
         r"|[Hh]ead (?:size|dim)\w{0,10} [^\n]{0,20}not supported|unsupported head (?:size|dim)"
