@@ -284,7 +284,7 @@ def _load(folder: Path) -> Run:
         raise StoreError(
             f"{path} cannot be read", why=str(error), fix=advice(error, otherwise="check the disk")
         ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StoreError(
             f"{path} cannot be read", why=str(error), fix="remove the folder, or restore the file"
         ) from error
