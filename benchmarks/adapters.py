@@ -80,7 +80,8 @@ async def _loads(ready: Serving, folders: Sequence[Path], layout: Layout) -> Non
     sampler = ready.sampler
     pool = AdapterPool([sampler], max_loras=4, store=AdapterStore(layout), max_rank=RANK)
     fresh = iter(folders)
-    async with aiohttp.ClientSession(ready.url) as session, _busy(sampler):
+    key = {"Authorization": f"Bearer {ready.server.admin_key}"}
+    async with aiohttp.ClientSession(ready.url, headers=key) as session, _busy(sampler):
         for number in range(len(folders) // 2):
             for turn in ("ours", "bare") if number % 2 else ("bare", "ours"):
                 folder = next(fresh)

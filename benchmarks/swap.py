@@ -70,14 +70,15 @@ def _seconds(swap: Swapped) -> float:
 
 async def _measured(asked: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        async with serve(asked.model, notify=say) as ready:
+        async with serve(asked.model, notify=say, enable_weight_swap=True) as ready:
             if ready.weights is None or ready.model is None:
                 sys.exit("this server's weights cannot be swapped")
             one, two = Path(ready.model.path), Path(scratch) / "two"
             shutil.copytree(one, two)
             say(_hashed(two, cache=Path(scratch) / "cache"))
+            key = {"Authorization": f"Bearer {ready.server.admin_key}"}
             async with aiohttp.ClientSession(
-                ready.url, timeout=aiohttp.ClientTimeout(total=None)
+                ready.url, headers=key, timeout=aiohttp.ClientTimeout(total=None)
             ) as session:
                 swaps, bare = await _rounds(ready.weights, session, (one, two), asked.rounds)
     print(HEAD)

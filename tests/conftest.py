@@ -218,11 +218,12 @@ def lora_vllm(
     options = ServerOptions(
         served_model_name="smollm2",
         enable_lora=True,
+        enable_weight_swap=True,
         max_loras=4,
         max_lora_rank=8,
         max_model_len=2048,
         dtype="float32",
     )
-    words = ("--enable-lora", "--max-loras", "4", "--max-lora-rank", "8")
+    words = ("--enable-weight-swap", "--enable-lora", "--max-loras", "4", "--max-lora-rank", "8")
     words += ("--max-model-len", "2048", "--dtype", "float32")
     yield from _shared_server(shared_house, "lora", options, *words)

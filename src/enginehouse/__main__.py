@@ -35,7 +35,7 @@ def main() -> None:
     except EnginehouseError as error:
         sys.exit(show_error(error, verbose=verbose))
     except OSError as error:
-        from enginehouse.cli.system_errors import worded
+        from enginehouse.core.system_errors import worded
 
         silence(sys.stdout)  # where it is the full disk, what is left to write fails again
         sys.exit(show_error(worded(error), verbose=verbose))

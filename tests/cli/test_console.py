@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from command_line import House, sums
 from terminals import on_a_terminal
@@ -26,7 +28,7 @@ def test_a_pipe_gets_plain_text(house: House, call, words: tuple[str, ...]):
     assert done.code == 0, done.err
     assert ESCAPE not in done.out + done.err
     assert "\r" not in done.out + done.err
-    assert "6/6 samples, 1 failed" in done.err
+    assert re.search("6/6 samples, .*1 failed", done.err)
     for command in (("runs",), ("show", house.runs[0].name), ("tasks",), ("ps",), ("envs",)):
         shown = call(*command)
         assert ESCAPE not in shown.out + shown.err
@@ -39,7 +41,7 @@ def test_a_terminal_gets_colours_and_a_bar(house: House, words: tuple[str, ...])
     assert BOLD in screen
     assert "━" in screen
     assert "\x1b[1A" in screen  # up: the bar is drawn over itself
-    assert "6/6 samples, 1 failed" in screen
+    assert re.search("6/6 samples, .*1 failed", screen)
     assert FAILURE in screen
 
 
@@ -58,7 +60,7 @@ def test_a_dumb_terminal_gets_lines(house: House, words: tuple[str, ...]):
     code, screen = on_a_terminal(house, *words, TERM="dumb")
     assert code == 0, screen
     assert "\x1b[1A" not in screen
-    assert "6/6 samples, 1 failed" in screen
+    assert re.search("6/6 samples, .*1 failed", screen)
 
 
 def test_json_is_alone_on_standard_output(house: House, call, words: tuple[str, ...]):

@@ -51,7 +51,7 @@ def words(house: House) -> tuple[str, ...]:
     items, canned = sums(right=18, wrong=9, unparsable=6, truncated=4, failed=3)
     random.Random(1).shuffle(items)
     house.write("slow_metric.py", METRIC)
-    task = str(house.task(items, metric="slow_metric:judge"))
+    task = str(house.task(items, metric="slow_metric:judge", trusted=True))
     words = ("eval", "tiny", "--task", task, "--concurrency", "2", "--max-failed", "0.1")
     words += ("--max-model-len", "512", "--env", house.answers(canned))
     return (*words, "--env", "VLLM_FAKE_TOKEN_LATENCY=0.003")
@@ -150,3 +150,29 @@ def test_killed_at_every_stage(
     assert call("runs", "--json").report[0]["status"] == "complete"
     undisturbed = call(*words, "--json").report
     assert done.report["tasks"] == undisturbed["tasks"]
+
+
+def test_resume_stops_a_server_that_was_left_behind_while_it_started(house: House, call):
+    """The run knew neither its log nor its address yet."""
+    house.model()
+    items, canned = sums(right=3)
+    task = str(house.task(items))
+    words = ("eval", "tiny", "--task", task, "--env", house.answers(canned))
+    running = house.start(*words, VLLM_FAKE_START_DELAY="inf")
+    running.until("starting vllm")
+    (reaper,) = (p for p in house.processes() if "enginehouse.executors.reaper" in p.cmdline())
+    reaper.kill()
+    running.kill()
+    (left,) = call("ps", "--json").report
+    assert (left["state"], left["abandoned"]) == ("starting", True)
+    assert [p.pid for p in house.processes()] == left["pids"]
+    other = house.start(*words, "--limit", "1", VLLM_FAKE_START_DELAY="inf")
+    other.until("starting vllm")
+    done = call("resume", house.runs[0].name, "--json")
+    assert done.code == 0, done.err
+    assert f"stopping {left['record']['name']}, which the killed run left behind" in done.err
+    assert done.report["tasks"][0]["outcomes"]["correct"] == 3
+    (stays,) = call("ps", "--json").report
+    assert stays["pids"], "another run's server is none of its business"
+    other.interrupt()
+    other.end()

@@ -6,10 +6,21 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import pytest
 from command_line import House, port_is_free, until
+
+WEIGHTS = Path(__file__).parents[1] / "weights" / "support"
+if str(WEIGHTS) not in sys.path:
+    sys.path.append(str(WEIGHTS))
+
+from tiny_adapters import write_adapter  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +81,75 @@ def test_detached_then_ps_logs_stop(house: House, call):
     assert call("stop", "mine").code == 2
     files = [file for file in house.home.rglob("*") if file.is_file()]
     assert not [file for file in files if "k3y" in file.read_text(errors="replace")]
+
+
+PAUSE, LOAD, ANSWER = "/pause", "/v1/load_lora_adapter", "/v1/completions"
+
+
+def status(url: str, path: str, key: str | None = None) -> int:
+    """What a POST of somebody with that key gets."""
+    body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 1}).encode()
+    headers = {"Content-Type": "application/json"} | (
+        {"Authorization": f"Bearer {key}"} if key else {}
+    )
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url + path, body, headers)) as reply:
+            return reply.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.parametrize("user", [None, "k3y"])
+def test_only_the_owner_administers(house: House, call, tmp_path: Path, user: str | None):
+    """The key for that is in the owner's file; everybody may ask, or those with the API key."""
+    house.model()
+    words = ("--enable-lora", "--enable-weight-swap", *(("--api-key", user) if user else ()))
+    begun = call("serve", "tiny", "-d", "--name", "mine", *words)
+    assert begun.code == 0, begun.err
+    (found,) = call("ps", "--json").report
+    url, file = found["record"]["base_url"], Path(found["record"]["key_file"])
+    assert f"key in {file}" in begun.out
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    key = file.read_text()
+    assert key not in begun.out + begun.err + call("ps").out + json.dumps(found)
+    assert status(url, ANSWER) == (200 if user is None else 401)
+    assert status(url, ANSWER, user or key) == status(url, ANSWER, key) == 200
+    for path in (PAUSE, LOAD, "/collective_rpc", "/reset_prefix_cache", "/sleep", "/whatever"):
+        assert [status(url, path, one) for one in (None, "any", user)] == [401] * 3, path
+    assert status(url, ANSWER, user) == 200, "nobody has paused it"
+    table = call("ps")
+    assert f"needs the key in {file}" in table.err
+    assert ("must carry the API key" in table.err) == (user is not None)
+    folder = write_adapter(tmp_path / "lora")
+    for target in ("mine", url):
+        done = call("adapters", "load", target, f"a-{len(target)}={folder}")
+        assert done.code == 0, done.err
+        assert call("weights", "info", target).code == 0
+    (seen,) = call("top", "--once", "--json").report["servers"]
+    assert (seen["problem"], seen["running"]) == (None, 0)
+    assert status(url, PAUSE, key) == 200
+    assert status(url, "/resume", key) == 200
+    assert call("stop", "mine").code == 0
+    assert not file.exists()
+
+
+def test_a_server_that_nobody_administers(house: House, call):
+    """Without adapters and swaps there is no key to tell anybody of, and nothing that it opens."""
+    house.model()
+    assert call("serve", "tiny", "-d", "--name", "mine").code == 0
+    (found,) = call("ps", "--json").report
+    record = found["record"]
+    assert (record["key_file"], record["has_api_key"]) == (None, False)
+    assert not list(house.home.rglob("admin.key"))
+    assert [status(record["base_url"], path) for path in (ANSWER, PAUSE, LOAD)] == [200, 401, 401]
+    assert call("ps").err == ""
+    refused = call("weights", "swap", "mine", "tiny")
+    assert refused.code != 0
+    assert "--enable-weight-swap" in refused.err
+    refused = call("adapters", "load", "mine", "new=tiny")
+    assert refused.code != 0
+    assert "--enable-lora" in refused.err
+    assert call("stop", "mine").code == 0
 
 
 def test_logs_follow(house: House, call):

@@ -42,6 +42,28 @@ def test_it_is_used_and_left_running(house: House, call, words, answers):
         assert call("ps", "--json").report == []
 
 
+def test_a_server_of_ours_is_called_by_its_name(house: House, call, words, answers):
+    """`serve --detach` has started it: what is known of it is told, and it is left running."""
+    house.model("ours")
+    env = f"VLLM_FAKE_ANSWERS={answers}"
+    assert call("serve", "ours", "-d", "--name", "mine", "--env", env).code == 0
+    (server,) = call("ps", "--json").report
+    url = server["record"]["base_url"]
+    done = call("eval", "--url", url, *words, "--json")
+    assert done.code == 0, done.err
+    assert "not ours" not in done.err
+    assert "the server mine, which stays as it is" in done.err
+    (provenance,) = done.report["provenance"]
+    assert provenance["engine_arguments"] == server["record"]["command"]
+    assert provenance["environment"] == server["record"]["environment"]
+    assert provenance["unknown"].keys() == {"weights_digest", "chat_template_digest"}
+    assert all("not ours" not in reason for reason in provenance["unknown"].values())
+    checked = call("check", url, "--users", "1")
+    assert "not ours" not in checked.err + checked.out
+    assert "the server mine" in checked.err
+    assert call("stop", "mine").code == 0
+
+
 def test_a_model_that_it_does_not_serve(house: House, call, words):
     """Exit code 2, and the names that it serves."""
     with fake_engine(house, "--served-model-name", "one", "two") as url:
@@ -134,3 +156,16 @@ def test_failed_samples_can_be_asked_again(house: House, call):
     assert report["headline"]["value"] == 0.7
     assert report["outcomes"]["failed"] == 0
     assert sorted(journaled(run).samples.values()) == [1] * 8 + [2] * 2
+
+
+def test_a_key_on_the_command_line_is_warned_of(call, monkeypatch: pytest.MonkeyPatch):
+    """`ps` shows it to everyone: the variable is named; one that is set there is no reason to."""
+    words = ("bench", "m", "--url", "http://127.0.0.1:1", "--concurrency", "1", "--requests", "1")
+    said = "everyone on this machine can read --api-key"
+    given = call(*words, "--api-key", "s3cret")
+    assert said in given.err
+    assert "ENGINEHOUSE_API_KEY" in given.err
+    assert "s3cret" not in given.err
+    assert said not in call(*words, "--api-key", "s3cret", "--quiet").err
+    monkeypatch.setenv("ENGINEHOUSE_API_KEY", "s3cret")
+    assert said not in call(*words).err

@@ -156,7 +156,7 @@ def test_what_cannot_be_watched(house: House, call):
     (house.work / "out").mkdir()
     for words, why in (
         (("out", "base"), "there is no task to evaluate"),
-        (("nowhere", "base", "--task", "sums", "--once"), "nowhere is not there"),
+        (("nowhere", "base", "--task", "sums", "--once"), "nowhere is not a folder"),
         (("out", "http://x", "--task", "sums"), "give the base alone"),
         (("out", "base+a", "--task", "sums"), "give the base alone"),
         (("out", "base", "--task", "sums", "--interval", "0"), "interval"),

@@ -21,7 +21,8 @@ def url(house: House):
     write_checkpoint(house.work / "b", seed=2)
     fault = [{"fault": "status", "path": "/collective_rpc", "status": 500, "nth": [2, 3]}]
     faults = house.write("faults.json", json.dumps(fault))
-    serving = house.start("serve", "a", "--name", "mine", "--env", f"VLLM_FAKE_FAULTS={faults}")
+    words = ("--enable-weight-swap", "--env", f"VLLM_FAKE_FAULTS={faults}")
+    serving = house.start("serve", "a", "--name", "mine", *words)
     yield url_of(serving.until("ready after"))
     serving.interrupt()
     serving.end()

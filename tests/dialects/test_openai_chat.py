@@ -118,6 +118,59 @@ def test_content_may_be_null_and_reasoning_has_two_names():
         assert (completion.text, completion.reasoning) == ("", "Hm.")
 
 
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        ({}, (0, 0)),
+        ({"usage": None}, (0, 0)),
+        ({"usage": {}}, (0, 0)),
+        ({"usage": {"total_tokens": 5, "completion_tokens": None}}, (0, 0)),
+        ({"usage": {"prompt_tokens": 3}}, (3, 0)),
+        ({"usage": {"prompt_tokens": 3, "completion_tokens": 2}}, (3, 2)),
+    ],
+)
+def test_tokens_that_the_server_does_not_count_are_none(usage: dict[str, Any], counts: tuple):
+    """Compatible servers leave out what they like; the answer is an answer all the same."""
+    body = reply()
+    del body["usage"]
+    response = decode(body | usage)
+    assert (response.prompt_tokens, response.completion_tokens) == counts
+    assert response.completions[0].text == "The capital"
+    chunk = json.dumps({"choices": []} | usage).encode()
+    deltas = openai_chat.decode_chunk(chunk)
+    assert deltas == (
+        (Delta(text="", usage=Usage(*counts)),) if usage.get("usage") is not None else ()
+    )
+
+
+def test_content_may_come_in_parts():
+    """Their texts are the answer; what was thought is none of it."""
+    parts: list[Any] = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+        {"type": "text", "text": "The "},
+        {"type": "output_text", "text": "capital", "annotations": []},
+        "!",
+    ]
+    body = reply()
+    body["choices"][0]["message"]["content"] = parts
+    assert decode(body).completions[0].text == "The capital!"
+    chunk = json.dumps({"choices": [{"delta": {"content": parts}}]}).encode()
+    assert openai_chat.decode_chunk(chunk) == (Delta(text="The capital!"),)
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_a_reply_that_is_nested_too_deeply_is_malformed(depth: int):
+    """Wherever it is: in a field that we read, and in one that nobody does."""
+    deep = "[" * depth + "]" * depth
+    request = SampleRequest(prompt=ChatPrompt((Message("user", "Hi"),)))
+    for field in ("choices", "content"):
+        body = f'{{"{field}": {deep}}}'.encode()
+        with pytest.raises(MalformedResponseError):
+            openai_chat.decode(body, request=request, timing=TIMING)
+        with pytest.raises(MalformedResponseError):
+            openai_chat.decode_chunk(b'{"choices": 1, ' + body[1:])
+
+
 def test_choices_are_put_in_order():
     """Completion i is choice i, however the server ordered them."""
     body = reply()
@@ -132,7 +185,6 @@ def test_choices_are_put_in_order():
     ("changes", "parameters", "complaint"),
     [
         ({"choices": None}, {}, "choices"),
-        ({"usage": None}, {}, "usage"),
         ({"choices": []}, {}, "1 choices were asked for, 0 came"),
         ({"choices": [{"index": 0}]}, {}, "message"),
         ({"prompt_logprobs": None}, {"prompt_logprobs": 0}, "none came"),

@@ -236,8 +236,8 @@ async def test_a_body_that_is_no_json(served: Served):
         assert "JSON" in (await reply.json())["error"]["message"]
 
 
-async def test_the_api_key_guards_everything_under_v1(house: House):
-    """Without it 401, health and metrics are open; SIGTERM then ends it without a failure."""
+async def test_the_api_key_guards_everything_but_health(house: House):
+    """Without it 401, metrics included; SIGTERM then ends it without a failure."""
     house.env["ENGINEHOUSE_API_KEY"] = "s3cret"
     try:
         begun = house.run("serve", "smollm2", "--engine", "hf", "--detach", "--name", "guarded")
@@ -248,8 +248,11 @@ async def test_the_api_key_guards_everything_under_v1(house: House):
         async with aiohttp.ClientSession(server["record"]["base_url"]) as session:
             for key, status in (("", 401), ("wrong", 401), ("s3cret", 200)):
                 headers = {"Authorization": f"Bearer {key}"} if key else {}
-                async with session.get("/v1/models", headers=headers) as reply:
-                    assert reply.status == status
+                for path in ("/v1/models", "/metrics", "/version"):
+                    async with session.get(path, headers=headers) as reply:
+                        assert reply.status == status
+                async with session.post("/v1/load_lora_adapter", headers=headers) as reply:
+                    assert reply.status == 401
             async with session.get("/health") as reply:
                 assert reply.status == 200
         assert "s3cret" not in " ".join(server["record"]["command"])

@@ -40,9 +40,7 @@ def environment() -> EngineEnvironment:
     )
 
 
-def command(
-    environment: EngineEnvironment, *, development_endpoints: bool = True, **options: object
-) -> Command:
+def command(environment: EngineEnvironment, **options: object) -> Command:
     """The command of a server with these options."""
     context = LaunchContext(
         environment=environment,
@@ -51,7 +49,7 @@ def command(
         port=4000,
         internal_port=4001,
         start_limit=60,
-        development_endpoints=development_endpoints,
+        admin_key="adm1n",
     )
     return ENGINE.command(ServerOptions.model_validate(options), context=context)
 
@@ -118,15 +116,16 @@ def test_the_engine_knows_all_flags_of_the_server(parser):
     assert flags - {"-h", "--help"} == {*hf._OWN_FLAGS, *hf._FORBIDDEN}
 
 
-def test_adapters_are_loaded_at_run_time_only_where_development_endpoints_are(
+def test_adapters_are_loaded_at_run_time_by_those_who_have_the_administrative_key(
     environment: EngineEnvironment,
 ):
-    """Elsewhere anyone with the key could have the server read any of its folders."""
+    """With another key, anyone could have the server read any of its folders."""
     flag = "--allow-runtime-lora-updating"
-    assert flag in command(environment, enable_lora=True).argv
+    made = command(environment, enable_lora=True, api_key="s3cret")
+    assert flag in made.argv
+    assert made.env["HF_SERVER_ADMIN_KEY"] == "adm1n"
+    assert made.env["HF_SERVER_API_KEY"] == "s3cret"
     assert flag not in command(environment).argv
-    elsewhere = command(environment, enable_lora=True, development_endpoints=False)
-    assert flag not in elsewhere.argv
 
 
 @pytest.mark.parametrize(
@@ -159,7 +158,7 @@ def test_options_that_mean_nothing_here_are_refused(
         ({"host": "0.0.0.0"}, "api_key"),
         ({"extra_args": "--port 3"}, "option port"),
         ({"extra_args": "--dtype float32"}, "option dtype"),
-        ({"extra_args": "--allow-runtime-lora-updating"}, "loopback-only"),
+        ({"extra_args": "--allow-runtime-lora-updating"}, "enable_lora"),
     ],
 )
 def test_contradictions_are_refused_before_anything_starts(

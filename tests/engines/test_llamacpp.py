@@ -69,7 +69,7 @@ def command(server: EngineEnvironment, model: Path, **options: object) -> Comman
         port=4000,
         internal_port=4001,
         start_limit=60,
-        development_endpoints=True,
+        admin_key="adm1n",
     )
     return ENGINE.command(ServerOptions.model_validate(options), context=context)
 

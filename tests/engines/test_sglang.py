@@ -53,7 +53,7 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def command(*, development_endpoints: bool = True, **options: Any) -> Command:
+def command(**options: Any) -> Command:
     """The command of a server with these options."""
     context = LaunchContext(
         environment=ENVIRONMENT,
@@ -62,7 +62,7 @@ def command(*, development_endpoints: bool = True, **options: Any) -> Command:
         port=4000,
         internal_port=4001,
         start_limit=1800.5,
-        development_endpoints=development_endpoints,
+        admin_key="adm1n",
     )
     return ENGINE.command(ServerOptions(**options), context=context)
 
@@ -148,13 +148,14 @@ def test_own_defaults_give_way():
 
 def test_the_key_is_in_the_environment_only(monkeypatch: pytest.MonkeyPatch):
     """SGLang takes a key as a flag only; ours reaches the launcher through its environment."""
-    monkeypatch.setenv("SGLANG_SERVER_LOCKED", "0")
+    monkeypatch.setenv("SGLANG_SERVER_ADMIN_KEY", "theirs")
     made = command(api_key="s3cret")
-    assert "s3cret" not in " ".join(made.argv)
+    assert not {"s3cret", "adm1n"} & set(made.argv)
     assert made.env["SGLANG_SERVER_API_KEY"] == "s3cret"
-    assert "SGLANG_SERVER_LOCKED" not in made.env
-    others = command(api_key="s3cret", host="0.0.0.0", development_endpoints=False)
-    assert others.env["SGLANG_SERVER_LOCKED"] == "1"
+    assert made.env["SGLANG_SERVER_ADMIN_KEY"] == "adm1n"
+    open_to_all = command().env
+    assert "SGLANG_SERVER_API_KEY" not in open_to_all
+    assert open_to_all["SGLANG_SERVER_ADMIN_KEY"] == "adm1n"
     with pytest.raises(ConfigurationError, match="API key"):
         check(host="0.0.0.0")
 

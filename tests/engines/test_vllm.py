@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -30,7 +31,7 @@ def many_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
 
 
-def command(environment, *, development_endpoints=True, **options: object):
+def command(environment, **options: object):
     """The command of a server with these options."""
     context = LaunchContext(
         environment=environment,
@@ -39,7 +40,7 @@ def command(environment, *, development_endpoints=True, **options: object):
         port=4000,
         internal_port=4001,
         start_limit=1800.5,
-        development_endpoints=development_endpoints,
+        admin_key="adm1n",
     )
     return ENGINE.command(ServerOptions(**options), context=context)
 
@@ -185,7 +186,8 @@ def test_environment_is_an_allow_list(environment, monkeypatch):
         monkeypatch.setenv(name, "value")
     env = command(environment).env
     assert {name: env.get(name) for name in listed} == dict.fromkeys(listed, "value")
-    assert not {"AWS_SECRET_ACCESS_KEY", "PYTHONPATH", "LD_PRELOAD", "XHF_X", "PATHS"} & set(env)
+    assert not {"AWS_SECRET_ACCESS_KEY", "LD_PRELOAD", "XHF_X", "PATHS"} & set(env)
+    assert "value" not in env["PYTHONPATH"]
 
 
 def test_the_engines_own_programs_come_first(environment, monkeypatch):
@@ -198,7 +200,7 @@ def test_the_engines_own_programs_come_first(environment, monkeypatch):
 def test_api_key_is_only_in_the_environment(environment):
     """A key on the command line could be read by every user of the machine."""
     made = command(environment, api_key="s3cret")
-    assert made.env["VLLM_API_KEY"] == "s3cret"
+    assert made.env["GUARD_API_KEY"] == "s3cret"
     assert "s3cret" not in " ".join(made.argv)
     assert "s3cret" not in repr(ServerOptions(api_key="s3cret"))
 
@@ -212,12 +214,64 @@ def test_inherited_key_and_ports_are_not_passed_on(environment, monkeypatch):
     assert env["VLLM_PORT"] == "4001"
 
 
-def test_development_endpoints_only_where_wanted(environment, monkeypatch):
-    """They are unprotected: off unless the context says so, even if the parent has them on."""
-    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
-    off = command(environment, development_endpoints=False, host="0.0.0.0", api_key="k").env
-    assert not {"VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"} & set(off)
-    assert command(environment).env["VLLM_SERVER_DEV_MODE"] == "1"
+DEVELOPMENT = {"VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"}
+
+
+@pytest.mark.parametrize(
+    ("options", "on"),
+    [
+        ({}, set()),
+        ({"host": "0.0.0.0", "api_key": "k"}, set()),
+        ({"enable_lora": True}, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING"}),
+        ({"extra_args": "--enable_lora"}, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING"}),
+        ({"enable_weight_swap": True}, {"VLLM_SERVER_DEV_MODE"}),
+        ({"enable_weight_swap": True, "enable_lora": True}, DEVELOPMENT),
+    ],
+)
+def test_endpoints_that_change_a_server_are_on_only_where_asked_for(
+    environment, monkeypatch, options, on
+):
+    """Wherever it listens, and even if our own environment has them on."""
+    for name in DEVELOPMENT:
+        monkeypatch.setenv(name, "1")
+    assert DEVELOPMENT & set(command(environment, **options).env) == on
+
+
+def test_every_server_is_guarded(environment):
+    """By the middleware, which is asked before the user's own; keys are in the environment only."""
+    extra = "--middleware mine.Middleware"
+    made = command(
+        environment, api_key="s3cret", extra_args=extra, env_vars={"PYTHONPATH": "/mine"}
+    )
+    given = [made.argv[at + 1] for at, word in enumerate(made.argv) if word == "--middleware"]
+    assert given == ["mine.Middleware", "enginehouse_guard.Guard"]
+    folder, mine = made.env["PYTHONPATH"].split(os.pathsep)
+    assert (Path(folder) / "enginehouse_guard.py").is_file()
+    assert mine == "/mine"
+    assert made.env["GUARD_API_KEY"] == "s3cret"
+    assert made.env["GUARD_ADMIN_KEY"] == "adm1n"
+    assert not {"s3cret", "adm1n"} & set(" ".join(made.argv).split())
+    assert "GUARD_API_KEY" not in command(environment).env
+
+
+def test_what_would_go_round_the_guard_is_refused(environment, monkeypatch):
+    """VLLM's Rust front end loads no middleware; neither does a version without the flag."""
+    with pytest.raises(ConfigurationError):
+        check(environment, env_vars={"VLLM_USE_RUST_FRONTEND": "1"})
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    assert "VLLM_USE_RUST_FRONTEND" not in command(environment).env
+    flags = {name: flag for name, flag in environment.flags.items() if name != "--middleware"}
+    with pytest.raises(ConfigurationError):
+        check(msgspec.structs.replace(environment, flags=flags))
+
+
+@pytest.mark.parametrize("flag", ["--enable-sleep-mode", "--weight-transfer-config.backend ipc"])
+def test_flags_that_need_the_endpoints_say_so(environment, flag):
+    """They would do nothing, and somebody would look for the reason at the first swap."""
+    with pytest.raises(ConfigurationError) as refused:
+        check(environment, extra_args=flag)
+    assert "--enable-weight-swap" in (refused.value.fix or "")
+    check(environment, extra_args=flag, enable_weight_swap=True)
 
 
 def test_cpu_settings_on_few_cores(environment, few_cores):

@@ -68,7 +68,7 @@ def _argv(environment, folder: Path, extra: str = "") -> list[str]:
         port=1,
         internal_port=2,
         start_limit=1.0,
-        development_endpoints=False,
+        admin_key="adm1n",
     )
     return list(VllmEngine().command(ServerOptions(extra_args=extra), context=context).argv)
 

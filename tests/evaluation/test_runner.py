@@ -22,6 +22,8 @@ from enginehouse.core.errors import (
     BadRequestError,
     ConfigurationError,
     ConnectionFailedError,
+    ForbiddenError,
+    NoCreditError,
     NoHeadlineError,
     OpenFilesError,
     RequestTimeoutError,
@@ -29,6 +31,7 @@ from enginehouse.core.errors import (
     ServerGoneError,
     StoreError,
     TaskError,
+    UnauthorizedError,
     UnsupportedError,
 )
 from enginehouse.core.messages import ChatPrompt, Message
@@ -37,6 +40,7 @@ from enginehouse.evaluation import (
     EvaluationSpec,
     TaskSpec,
     evaluate,
+    find_sample,
     require_headlines,
     runner,
     summarise,
@@ -214,27 +218,48 @@ async def test_cancelling_the_callers_task_ends_everything(layout):
     assert not run.is_held()
 
 
-async def test_answers_are_kept_when_scoring_breaks(layout):
-    """A task's bug stops the run; after the fix its answers are scored without asking again."""
-    run, asked = new_run(layout), FakeSampler()
+class Broken(AddOne):
+    """Cannot score q3."""
 
-    class Broken(AddOne):
-        def score_text(self, item, text):
-            if item.id == "q3":
-                raise KeyError("oops")
-            return super().score_text(item, text)
+    def score_text(self, item, text):
+        """Raise for one item."""
+        if item.id == "q3":
+            raise KeyError("oops")
+        return super().score_text(item, text)
 
-    with pytest.raises(TaskError, match="could not score item q3") as caught:
-        await run_it(run, tasks={"addone": (Broken(), dataset(10))}, sampler=asked)
-    assert "KeyError: 'oops'" in str(caught.value)
-    assert run.info.status is RunStatus.FAILED
+
+async def test_an_answer_that_cannot_be_scored_is_unscored_and_the_run_goes_on(layout):
+    """Its reason is journaled; it is left out of the headline; resuming does not score it again."""
+    run = new_run(layout)
+    spec = msgspec.structs.replace(SPEC, max_failed=0.2)
+    report = await run_it(run, spec, tasks={"addone": (Broken(), dataset(10))})
+    assert report.complete
+    assert report.tasks[0].outcomes["unscored"] == 1
+    assert report.tasks[0].outcomes["correct"] == 9
+    assert report.tasks[0].headline.value == 1.0
+    assert report.tasks[0].metrics["parts"].value == 1.0
+    assert any("between 90.0% and 100.0%" in note for note in report.notes)
+    (unscored,) = [r for r in records(run, ScoreRecord) if r.outcome is Outcome.UNSCORED]
+    assert (unscored.item, unscored.failure.error) == ("q3", "ScoringError")
+    assert "KeyError: 'oops'" in unscored.failure.message
+    view = find_sample(run, 4)
+    assert view.outcome == "unscored"
+    assert "KeyError" in view.failure
     again = FakeSampler()
-    report = await run_it(run, sampler=again)
-    journaled = {r.item for r in records(run, SampleRecord)}
-    assert "q3" not in {f"q{question(r)}" for r in again.requests}
-    assert len(journaled) == 10
-    assert len(records(run, SampleRecord)) == 10
-    assert report.tasks[0].outcomes["correct"] == 10
+    assert await run_it(run, spec, tasks={"addone": (Broken(), dataset(10))}, sampler=again)
+    assert again.requests == []
+    assert len(records(run, ScoreRecord)) == 10
+
+
+async def test_too_many_unscored_answers_give_no_headline(layout):
+    """As with failed ones; what helps is `rescore`."""
+    report = await run_it(new_run(layout), tasks={"addone": (Broken(), dataset(10))})
+    assert report.tasks[0].headline is None
+    assert "1 of 10 samples could not be scored" in report.tasks[0].no_headline
+    with pytest.raises(NoHeadlineError) as caught:
+        require_headlines(report)
+    assert "enginehouse rescore" in caught.value.fix
+    assert "--retry-failed" not in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -242,19 +267,23 @@ async def test_answers_are_kept_when_scoring_breaks(layout):
     [
         Score(outcome=Outcome.FAILED),
         Score(outcome=Outcome.TRUNCATED),
+        Score(outcome=Outcome.UNSCORED),
         Score(outcome=Outcome.CORRECT, measures={"m": Measure(float("nan"))}),
         Score(outcome=Outcome.CORRECT, measures={"m": Measure(1.0, -1.0)}),
     ],
 )
-async def test_scores_that_cannot_be_counted_stop_the_run(layout, score):
+async def test_scores_that_cannot_be_counted_are_none(layout, score):
     """NaN, a negative weight, or an outcome that only the runner gives: a broken task."""
 
     class Odd(AddOne):
         def score_text(self, item, text):
             return score
 
-    with pytest.raises(TaskError, match="what cannot be counted"):
-        await run_it(new_run(layout), tasks={"addone": (Odd(), dataset(2))})
+    run = new_run(layout)
+    report = await run_it(run, tasks={"addone": (Odd(), dataset(2))})
+    assert report.tasks[0].outcomes["unscored"] == 2
+    for record in records(run, ScoreRecord):
+        assert "cannot be counted" in record.failure.message
 
 
 async def test_task_that_cannot_ask_stops_the_run(layout):
@@ -293,7 +322,7 @@ async def test_failed_sample_is_a_row_and_the_run_goes_on(layout):
     assert failed.requests[0].parameters.seed == sample_seed(0, "addone", "q4", 0)
     assert "q4" not in task.scored
     assert report.tasks[0].outcomes == {
-        "correct": 9, "wrong": 0, "unparsable": 0, "truncated": 0, "failed": 1,
+        "correct": 9, "wrong": 0, "unparsable": 0, "truncated": 0, "unscored": 0, "failed": 1,
     }  # fmt: skip
     assert report.tasks[0].headline.value == 1.0
     require_headlines(report)
@@ -390,6 +419,60 @@ async def test_single_refused_connections_are_failures(layout):
     report = await run_it(run, sampler=sampler, size=100)
     assert report.tasks[0].outcomes["failed"] == 3
     assert {r.item for r in records(run, SampleRecord) if r.failure} == {"q3", "q50", "q99"}
+
+
+@pytest.mark.parametrize(
+    ("error", "most"), [(UnauthorizedError, 20), (NoCreditError, 20), (ForbiddenError, 60)]
+)
+@pytest.mark.parametrize("size", [3, 1000])
+async def test_a_key_that_is_refused_stops_the_run(layout, error, most, size):
+    """Early, with one error; no sample counts as failed for it, and another key goes on."""
+    run = new_run(layout)
+    sampler = FakeSampler(lambda _: error("no such key", status=401))
+    with pytest.raises(error, match="because of the API key") as caught:
+        await run_it(run, sampler=sampler, size=size)
+    assert (caught.value.why, caught.value.status) == ("no such key", 401)
+    assert f"{size} samples are missing" in str(caught.value.fix)
+    assert len(sampler.requests) <= most
+    assert run.info.status is RunStatus.INTERRUPTED
+    assert records(run, SampleRecord) == []
+    report = await run_it(run, size=size)
+    assert report.tasks[0].outcomes["correct"] == size
+
+
+@pytest.mark.parametrize("left", [5, 500])
+async def test_a_key_that_is_revoked_stops_the_run(layout, left):
+    """Whether many are left or fewer than a streak needs: nothing is a failed sample."""
+    run = new_run(layout)
+    answered = []
+
+    def revoked(request):
+        if len(answered) < 1000 - left:
+            answered.append(request)
+            return solve(request)
+        return UnauthorizedError("revoked", status=401)
+
+    sampler = FakeSampler(revoked)
+    with pytest.raises(UnauthorizedError, match="because of the API key"):
+        await run_it(run, sampler=sampler, size=1000)
+    assert len(sampler.requests) < 1000 - left + 30
+    assert [r for r in records(run, SampleRecord) if r.failure] == []
+    report = await run_it(run, size=1000)
+    assert report.tasks[0].outcomes["correct"] == 1000
+
+
+async def test_single_refusals_are_failures(layout):
+    """A filter's 403 on some prompts is theirs alone, also where only they are left to ask."""
+    run = new_run(layout)
+    refused = {3, 4, 97, 98, 99}
+    sampler = FakeSampler(
+        lambda r: ForbiddenError("flagged", status=403) if question(r) in refused else solve(r)
+    )
+    report = await run_it(run, sampler=sampler, size=100)
+    assert report.tasks[0].outcomes["failed"] == 5
+    assert {r.item for r in records(run, SampleRecord) if r.failure} == {f"q{n}" for n in refused}
+    again = await run_it(run, sampler=sampler, size=100, retry_failed=True)
+    assert again.tasks[0].outcomes["failed"] == 5
 
 
 async def test_truncated_whatever_the_text_says(layout):

@@ -40,7 +40,10 @@ async def test_only_the_import_line_changes(
     The model that it names is an adapter of the server that these tests share.
     """
     async with HTTPSampler(
-        lora_vllm.url, capabilities=VllmEngine().capabilities(None), wire=VLLM
+        lora_vllm.url,
+        capabilities=VllmEngine().capabilities(None),
+        wire=VLLM,
+        admin_key=lora_vllm.admin_key,
     ) as sampler:
         await sampler.load_adapter(served, path=str(vote_adapter))
         try:

@@ -14,6 +14,7 @@ from enginehouse.launch.configuration import (
     merged,
     parse,
     read_yaml,
+    with_task_paths,
 )
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -134,6 +135,9 @@ def test_several_mistakes_are_all_listed() -> None:
         (b"model: [1\ntasks: x", "line 2"),
         (b"- a\n- b", "must be a mapping"),
         (b"\xff\xfe\x00", "not UTF-8"),
+        (b"limit: 5\nseed: 1\nlimit: 50\n", "line 3, column 1"),
+        (b"a: &a [*a]\n", "line 1"),
+        (b"a: " + b"[" * 5_000, "nested too deeply"),
     ],
 )
 def test_malformed_files(tmp_path: Path, content: bytes, expected: str) -> None:
@@ -156,6 +160,37 @@ def test_the_command_line_wins() -> None:
     base = {"model": "a", "server": {"port": 1, "dtype": "auto"}}
     over = {"model": "b", "seed": None, "server": {"port": 2}}
     assert merged(base, over) == {"model": "b", "server": {"port": 2, "dtype": "auto"}}
+
+
+def test_task_paths_start_at_the_files_folder(tmp_path: Path) -> None:
+    """YAML files and data do; names, the hub and absolute paths stay as they are."""
+    values = {
+        "model": "m",
+        "tasks": [
+            "gsm8k",
+            "mine.yaml",
+            "../other/mine.yml",
+            "/abs/mine.yaml",
+            {"name": "gsm8k", "data": "test.jsonl", "limit": 2},
+            {"name": "mine.yaml", "data": "hf:owner/name:file.csv"},
+            {"name": "ifeval", "data": None},
+            {"data": "x.csv"},
+            7,
+        ],
+    }
+    assert with_task_paths(values, folder=tmp_path)["tasks"] == [
+        "gsm8k",
+        str(tmp_path / "mine.yaml"),
+        str(tmp_path / "../other/mine.yml"),
+        "/abs/mine.yaml",
+        {"name": "gsm8k", "data": str(tmp_path / "test.jsonl"), "limit": 2},
+        {"name": str(tmp_path / "mine.yaml"), "data": "hf:owner/name:file.csv"},
+        {"name": "ifeval", "data": None},
+        {"data": str(tmp_path / "x.csv")},
+        7,
+    ]
+    for wrong in ({}, {"tasks": "gsm8k"}, {"tasks": None}):
+        assert with_task_paths(wrong, folder=tmp_path) == wrong
 
 
 def test_tasks_may_be_plain_names() -> None:

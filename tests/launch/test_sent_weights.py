@@ -56,7 +56,7 @@ def served(house: House, tmp_path: Path):
             "VLLM_FAKE_FAULTS": json.dumps(list(faults)),
             "VLLM_FAKE_STATE": str(tmp_path / "counts"),
         }
-        server = {"env_vars": env | variables, "extra_args": extra}
+        server = {"env_vars": env | variables, "extra_args": extra, "enable_weight_swap": True}
         values = {"model": str(tmp_path / "a"), "server": server}
         return parse(ServeConfig, values, origin="test")
 
@@ -190,7 +190,8 @@ async def test_a_sender_that_was_killed_leaves_nothing_behind(served, layout, tm
         await ready.weights.receive("step-1", sending(1))
         sent = await ask(ready)
         for once_more in (ready.weights.swap(tmp_path / "b"), None):
-            async with aiohttp.ClientSession(ready.url) as session:
+            key = {"Authorization": f"Bearer {ready.server.admin_key}"}
+            async with aiohttp.ClientSession(ready.url, headers=key) as session:
                 for path, body in (
                     ("/update_weight_version", {"new_version": "loading 9-other"}),
                     ("/start_weight_update", None),

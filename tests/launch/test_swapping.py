@@ -58,7 +58,8 @@ def served(house: House, tmp_path: Path, layout: Layout):
             "VLLM_FAKE_FAULTS": json.dumps(list(faults)),
             "VLLM_FAKE_STATE": str(tmp_path / "counts"),
         }
-        values = {"model": str(tmp_path / "a"), "server": {"env_vars": env} | settings}
+        server = {"env_vars": env, "enable_weight_swap": True} | settings
+        values = {"model": str(tmp_path / "a"), "server": server}
         return parse(ServeConfig, values, origin="test")
 
     write_checkpoint(tmp_path / "a", seed=1)
@@ -274,11 +275,30 @@ async def test_an_evaluation_keeps_its_weights(served, layout, tmp_path):
 
 @pytest.mark.slow
 async def test_a_server_that_cannot_swap(served, layout):
-    """Reachable from elsewhere, it has no development endpoints: nothing is offered."""
-    config = served(host="0.0.0.0", api_key="k")
+    """Started without the option, it has no development endpoints: the error says which option."""
+    config = served(enable_weight_swap=False)
     async with serving(config, layout=layout, notify=lambda _: None) as ready:
         assert ready.weights is None
         assert (await ask(ready)).weights_digest is None
+        for target in (ready.server.name, ready.url):
+            with pytest.raises(WeightsError) as caught:
+                async with swapper_of(target, layout=layout):
+                    pytest.fail("it has none")
+            assert caught.value.kind == "unsupported"
+            assert "--enable-weight-swap" in caught.value.fix
+
+
+@pytest.mark.slow
+async def test_a_server_that_others_can_reach(served, layout, tmp_path):
+    """Its weights are swapped by its owner alone: others have the API key, not the other one."""
+    config = served(host="0.0.0.0", api_key="k")
+    async with serving(config, layout=layout, notify=lambda _: None) as ready:
+        await ready.weights.swap(tmp_path / "b")
+        async with aiohttp.ClientSession(ready.url) as session:
+            for key, status in (("k", 401), (ready.server.admin_key, 200)):
+                headers = {"Authorization": f"Bearer {key}"}
+                async with session.get("/weight_info", headers=headers) as reply:
+                    assert reply.status == status
 
 
 async def test_a_server_that_is_not_ours(layout, tmp_path):

@@ -546,15 +546,18 @@ async def test_a_watch_journal_is_repaired_or_refused(place: Place):
 
 
 async def test_once_without_a_folder(place: Place):
-    """Is an error; without --once it is waited for."""
+    """Is an error; without --once it is waited for, which is said once."""
     shutil.rmtree(place.out)
-    with pytest.raises(ConfigurationError, match="is not there"):
+    with pytest.raises(ConfigurationError, match="is not a folder"):
         await place.watch()
     watching = asyncio.create_task(place.watch(once=False))
     await until(lambda: place.times("base") == [1] * ITEMS)
+    told = f"waiting for {place.out}, which does not exist yet"
+    await until(lambda: told in place.said)
     place.out.mkdir()
     place.checkpoint("step-1", 5)
     await until(lambda: place.times("step-1") == [1] * ITEMS)
     watching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await watching
+    assert place.said.count(told) == 1

@@ -36,6 +36,25 @@ def test_a_whole_checkpoint(tmp_path: Path):
     assert found.notes == ()
 
 
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": DEEP, "model.safetensors": "w"},
+        {"config.json": "[]", "model.safetensors": "w"},
+        {"config.json": {}, INDEX: DEEP, "model.safetensors": "w"},
+        {"adapter_config.json": DEEP},
+        {"adapter_config.json": "[]"},
+    ],
+)
+def test_json_that_is_no_configuration_is_refused(tmp_path: Path, files: Mapping[str, object]):
+    """Nested too deeply, or no object: a ModelError, as for every other folder that is no model."""
+    with pytest.raises(ModelError):
+        read_checkpoint(_folder(tmp_path / "m", files))
+
+
 def test_what_trainers_leave_is_no_weight(tmp_path: Path):
     """training_args.bin and optimizer.bin lie beside a checkpoint's own *.bin files."""
     names = ("config.json", "pytorch_model.bin", "training_args.bin", "optimizer.bin")

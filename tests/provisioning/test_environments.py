@@ -298,6 +298,28 @@ async def test_a_state_folder_that_cannot_be_written_is_not_the_pythons_fault(
     assert "cannot be run" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("version", "agrees"), [("0.27.0", True), ("0.27", True), ("0.28.0", False), ("latest", False)]
+)
+async def test_a_version_must_be_that_of_the_python(
+    tmp_path: Path,
+    layout: Layout,
+    notes: list[str],
+    version: str,
+    agrees: bool,  # noqa: FBT001
+):
+    """Whoever names a Python and a version gets both, or an error; 0.27 is 0.27.0."""
+    python = make_fake_environment(tmp_path / "env", version="0.27.0")
+    finding = find_environment(
+        python=python, version=version, variant="cpu", layout=layout, notify=notes.append
+    )
+    if agrees:
+        assert (await finding).version == "0.27.0"
+    else:
+        with pytest.raises(ConfigurationError, match=f"not {version}"):
+            await finding
+
+
 async def test_the_order_of_choice(
     tmp_path: Path,
     layout: Layout,

@@ -19,6 +19,23 @@ def header(*pairs: bytes, version: int = 3) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", version, 0, len(pairs)) + b"".join(pairs)
 
 
+@pytest.mark.parametrize(
+    "array",
+    [
+        struct.pack("<IQ", 9, 1) * 100_000,
+        struct.pack("<IQ", 4, 2**63),
+        struct.pack("<IQ", 8, 2**64 - 1),
+    ],
+    ids=["nested", "beyond the largest file", "endless"],
+)
+def test_arrays_that_no_file_can_hold_are_refused(tmp_path: Path, array: bytes):
+    """By the error for a broken file, and at once."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(header(text("bomb") + struct.pack("<I", 9) + array))
+    with pytest.raises(ModelError):
+        read_metadata(file)
+
+
 def test_every_kind_of_value_is_read(tmp_path: Path):
     """Arrays, of texts and of arrays too, are stepped over, whatever follows them."""
     nested = struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 4, 2) + struct.pack("<II", 1, 2)

@@ -80,10 +80,26 @@ async def test_ready_after_health_models_and_canary(web):
             "/health": [(503, ""), (503, ""), (200, "")],
             "/v1/models": [(200, MODELS)],
             "/v1/completions": [(200, "{}")],
+            "/is_paused": [(401, "")],
         }
     )
     assert await ready(url) == ("m", "adapter")
-    assert web.asked == ["/health"] * 3 + ["/v1/models", "/v1/completions"]
+    assert web.asked == ["/health"] * 3 + ["/v1/models", "/v1/completions", "/is_paused"]
+
+
+@pytest.mark.parametrize("status", [200, 404])
+async def test_a_server_that_anyone_may_pause_is_not_ready(web, status):
+    """Whatever kept the guard out of it."""
+    url = await web(
+        {
+            "/health": [(200, "")],
+            "/v1/models": [(200, MODELS)],
+            "/v1/completions": [(200, "{}")],
+            "/is_paused": [(status, "{}")],
+        }
+    )
+    with pytest.raises(StartError, match="obey anyone"):
+        await ready(url)
 
 
 @pytest.mark.parametrize(

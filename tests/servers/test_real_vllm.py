@@ -37,6 +37,23 @@ async def seeded(session, *, words, requests):
     return await asyncio.gather(*(one(seed) for seed in range(requests)))
 
 
+GUARDED = (
+    *(("GET", path) for path in ("/v1/models", "/metrics", "/version", "/ping", "/load", "/docs")),
+    *(("POST", path) for path in ("/invocations", "/tokenize", "/detokenize", "/v1/messages")),
+)
+
+
+async def statuses(url: str, key: str | None) -> dict[str, int]:
+    """Of what vLLM answers everyone, key or no key, asked with an empty body."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    found = {}
+    async with aiohttp.ClientSession(url, headers=headers) as session:
+        for method, path in GUARDED:
+            async with session.request(method, path, json={}) as reply:
+                found[path] = reply.status
+    return found
+
+
 async def test_a_real_vllm_is_ready_works_and_leaves_nothing_when_its_core_is_killed(
     arguments, layout
 ):
@@ -52,6 +69,8 @@ async def test_a_real_vllm_is_ready_works_and_leaves_nothing_when_its_core_is_ki
             assert await seeded(session, words=400, requests=4) == [200] * 4
             async with session.get(ENGINE.load_signal.path) as reply:
                 load = ENGINE.load_signal.parse(await reply.text())
+        assert await statuses(server.base_url, None) == {path: 401 for _, path in GUARDED}
+        assert 401 not in (await statuses(server.base_url, "s3cret")).values()
         assert load is not None
         assert (load.running, load.waiting) == (0, 0)
         assert load.generation_tokens == 9  # the canary's, too

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import re
 import textwrap
 
 import pytest
 
-from enginehouse.core.errors import ConfigurationError, DataError, TaskError
+from enginehouse.core.errors import ConfigurationError, DataError, ScoringError
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.tasks.base import Choose, Generate, Outcome
 from enginehouse.tasks.custom import Definition, load_custom
@@ -115,7 +117,7 @@ def test_multiple_choice(make, right):
     assert task.info.metrics == ("acc",)
 
 
-def test_a_users_function(make):
+async def test_a_users_function(make, score):
     """It gets the visible text and the item's fields; no answer is needed."""
     task = make(
         """
@@ -130,20 +132,64 @@ def test_a_users_function(make):
         """,
     )
     (item,) = task.load(data=None, seed=0).items
-    score = task.score_text(item, "<think>x</think>Paris")
-    assert score.outcome is Outcome.CORRECT
-    assert score.measures["length"].value == 5.0
+    result = await score(task, item, "<think>x</think>Paris")
+    assert result.outcome is Outcome.CORRECT
+    assert result.measures["length"].value == 5.0
 
 
-def test_a_function_that_raises_is_named(make):
-    """Task, item, function."""
+async def test_a_function_that_raises_is_named(make, score):
+    """It is an error of the task about this answer."""
     task = make(
         "{name: t, data: items.jsonl, prompt: x, id: key, metric: 'judge:f'}",
         judge="def f(text, item): return item['nosuch']",
     )
     (item,) = task.load(data=None, seed=0).items
-    with pytest.raises(TaskError, match="task t, item '1': the metric judge:f raised KeyError"):
-        task.score_text(item, "x")
+    with pytest.raises(ScoringError, match="the metric judge:f raised KeyError: 'nosuch'"):
+        await score(task, item, "x")
+
+
+async def test_a_function_cannot_change_the_record(make, score):
+    """It gets a copy: what it takes out of one is there for the next answer."""
+    task = make(
+        "{name: t, data: items.jsonl, prompt: '{{ country }}', metric: 'judge:f'}",
+        judge="def f(text, item): return item.pop('capital') == text",
+    )
+    (item,) = task.load(data=None, seed=0).items
+    outcomes = [(await score(task, item, text)).outcome for text in ("Paris", "Rome", "Paris")]
+    assert outcomes == [Outcome.CORRECT, Outcome.WRONG, Outcome.CORRECT]
+    assert item.data["capital"] == "Paris"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise SystemExit(3)", "raised SystemExit: 3"),
+        ("raise KeyboardInterrupt", "raised KeyboardInterrupt"),
+        ("os._exit(3)", "ended its process with status 3"),
+        ("os.kill(os.getpid(), 11)", "was ended by SIGSEGV"),
+        ("bytearray(3 << 30)", "needed more memory than it may have"),
+    ],
+)
+async def test_a_function_that_ends_its_process(make, score, body, message):
+    """It ends the scoring of this answer, not the run; the next answer is scored."""
+    task = make(
+        "{name: t, data: items.jsonl, prompt: x, metric: 'judge:f'}",
+        judge=f"""
+            import os
+
+            def f(text, item):
+                if text == "break":
+                    {body}
+                return True
+        """,
+    )
+    (item,) = task.load(data=None, seed=0).items
+    results = await asyncio.gather(
+        *(score(task, item, text) for text in ("ok", "break", "ok", "break", "ok")),
+        return_exceptions=True,
+    )
+    assert [isinstance(r, ScoringError) for r in results] == [False, True, False, True, False]
+    assert re.search(message, str(results[1]))
 
 
 def test_the_version_follows_prompt_and_scoring(make):
@@ -170,6 +216,7 @@ def test_the_version_follows_prompt_and_scoring(make):
         (("id: key", "metric: choice"), "needs 'choices'"),
         (("id: key", "choices: options"), "'choices' goes with"),
         (("id: key", "{"), r"my.yaml, line \d+: not YAML"),
+        (("id: key", "id: {a: 1, a: 2}"), r"my.yaml, line \d+: not YAML(.|\n)*stands twice"),
         (("id: key", "metric: exact"), "no metric called 'exact'"),
         (("{{ country }}", "{{ country }"), "my.yaml: prompt, line 1: not a Jinja"),
     ],
@@ -225,6 +272,104 @@ def test_a_number_metric_needs_numbers(make):
     """An answer without a number can never be matched."""
     task = make("{name: t, data: items.jsonl, prompt: x, metric: number, answer: capital}")
     with pytest.raises(DataError, match="line 1: the answer 'Paris' has no number"):
+        task.load(data=None, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        ("0.00005", "0.00005", "5"),
+        ("1e16", "10,000,000,000,000,000", "16"),
+        ('"6.02e23"', "6.02 \u00d7 10^23", "6.02e24"),
+        ('"1,234.5 m"', "1234.50", "1234"),
+        ('"#### 18"', "\\boxed{18} of 20", "20"),
+        ('"18 eggs (3 boxes)"', "18", "3"),
+        ('"3 boxes of 6 = 18"', "18", "6"),
+        ("0.1", "1/10", "0.10000001"),
+        ("-3", "\u22123", "3"),
+    ],
+)
+def test_numbers_are_compared_exactly(make, gold, right, wrong):
+    """However JSON and Python write them."""
+    task = make(
+        "{name: t, data: items.jsonl, prompt: x, metric: number, answer: a}", f'{{"a": {gold}}}'
+    )
+    (item,) = task.load(data=None, seed=0).items
+    assert task.score_text(item, f"It is {right}.").outcome is Outcome.CORRECT
+    assert task.score_text(item, f"It is {wrong}.").outcome is Outcome.WRONG
+
+
+def test_a_number_is_contained_as_people_write_it(make):
+    """Python would write 5e-05."""
+    task = make(
+        "{name: t, data: items.jsonl, prompt: x, metric: contains, answer: a}", '{"a": 0.00005}'
+    )
+    (item,) = task.load(data=None, seed=0).items
+    assert task.score_text(item, "It is 0.00005 m.").outcome is Outcome.CORRECT
+
+
+@pytest.mark.parametrize("stop", ['stop: "\\n"', 'stop: ["\\n"]'])
+def test_a_stop_may_stand_alone(make, stop):
+    """A line's end is the most common one."""
+    task = make(CAPITALS.replace('stop: ["\\n"]', stop))
+    (item,) = task.load(data=None, seed=0).items
+    assert task.ask(item).stop == ("\n",)
+
+
+@pytest.mark.parametrize("template", ["{country}", "{ country }", "{{ capital }}: {item.country}"])
+def test_single_braces_around_a_field_are_refused(make, template):
+    """They would reach the model as they stand."""
+    task = make(f"{{name: t, data: items.jsonl, prompt: '{template}', answer: capital}}")
+    with pytest.raises(ConfigurationError, match=r"'country' is a field(.|\n)*\{\{ country \}\}"):
+        task.load(data=None, seed=0)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ country }} {other}",
+        '{{ country }} as {"country": …}',
+        "{{ country }} {% raw %}{country}{% endraw %}",
+        "{{ country }}? Answer as {capital}.",
+        "{{ {'a': country}['a'] }}",
+    ],
+)
+def test_other_braces_are_text(make, template):
+    """JSON, unknown names, raw blocks, and the place for the answer."""
+    task = make(f"name: t\ndata: items.jsonl\nprompt: |\n  {template}\nanswer: capital\n")
+    assert len(task.load(data=None, seed=0).items) == 1
+
+
+@pytest.mark.parametrize("key", ["prompt", "system", "answer"])
+def test_a_null_is_never_filled_in(make, key):
+    """It would read None."""
+    texts = {"prompt": "x", "system": "x", "answer": "capital", key: "'{{ country }}'"}
+    lines = "\n".join(f"{name}: {text}" for name, text in texts.items())
+    task = make(f"name: t\ndata: items.jsonl\n{lines}\n", ITEMS.replace('"France"', "null"))
+    with pytest.raises(DataError, match=r"item '0'(.|\n)*is null(.|\n)*null in it: country"):
+        task.load(data=None, seed=0)
+    made = make(
+        f"name: t\ndata: items.jsonl\n{lines}\n".replace("country", "country or 1"),
+        ITEMS.replace('"France"', "null"),
+    )
+    assert len(made.load(data=None, seed=0).items) == 1
+
+
+@pytest.mark.parametrize("context", ["", " ", "\\n"])
+def test_an_empty_context_fails_before_the_run(make, context):
+    """Log-likelihoods are given for what follows a text."""
+    task = make(CHOICE, f'{{"q": "{context}", "options": ["red", "blue"], "right": 0}}')
+    with pytest.raises(DataError, match="line 1: the context is empty"):
+        task.load(data=None, seed=0)
+
+
+def test_an_empty_prompt_fails_before_the_run(make):
+    """A field may be empty, the whole prompt may not."""
+    task = make(
+        CAPITALS.replace("What is the capital of ", "").replace("}}?", "}}"),
+        ITEMS.replace("France", ""),
+    )
+    with pytest.raises(DataError, match="line 1: the prompt is empty"):
         task.load(data=None, seed=0)
 
 

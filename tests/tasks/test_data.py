@@ -51,6 +51,12 @@ def test_a_record_knows_its_line():
     ]
 
 
+def test_a_cell_may_be_as_long_as_the_file():
+    """Python's csv module stops at 131,072 characters."""
+    (row,) = read_rows(_source("q\n" + "x" * 200_000, ".csv"))
+    assert len(row.text("q")) == 200_000
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "message"),
     [
@@ -68,7 +74,11 @@ def test_a_record_knows_its_line():
         ("q,q\n1,2\n", ".csv", "items.csv, line 1: the column 'q'"),
         ("q,a\n1,2\n1,2,3\n", ".csv", "items.csv, line 3: 3 cells under 2"),
         ('q,a\n1,2\n"1,2\n', ".csv", "items.csv, line 3: not CSV"),
-        ("q\n" + "x" * 200_000, ".csv", "items.csv, line 2: not CSV"),
+        ('{"a": 1}\n{"a": 2}\n', ".json", r"items.json, line 2: not JSON(.|\n)*\.jsonl"),
+        ('{"a": 1}', ".json", r"items.json: expected a list(.|\n)*\.jsonl"),
+        ('[\n{"a": 1}\n]', ".jsonl", r"items.jsonl, line 1: not JSON(.|\n)*\.json file"),
+        ("[" * 100_000, ".json", "items.json, line 1: not JSON"),
+        ("[" * 100_000, ".jsonl", "items.jsonl, line 1: not JSON"),
         ("a: 1", ".yaml", "there is no data file type called '.yaml'"),
         ("a: 1", "", "there is no data file type called ''"),
         (b"PAR1 no", ".parquet", "pyarrow|not Parquet"),

@@ -1,8 +1,11 @@
 import json
+import re
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from enginehouse.core.errors import DataError
 from enginehouse.tasks.instruction_checkers import CHECKERS, build_checker
@@ -362,3 +365,38 @@ def test_speed():
         for checker in cheap:
             checker.follows(response)
     assert time.process_time() - begin < 2.0
+
+
+ORIGINALS = [
+    (
+        "detectable_format:number_bullet_lists",
+        "num_bullets",
+        lambda text: (
+            len(re.findall(r"^\s*\*[^*].*$", text, re.MULTILINE))
+            + len(re.findall(r"^\s*-.*$", text, re.MULTILINE))
+        ),
+    ),
+    (
+        "detectable_content:number_placeholders",
+        "num_placeholders",
+        lambda text: len(re.findall(r"\[.*?\]", text)),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "original"), ORIGINALS)
+@given(text=st.text("*-* \n\t\x0b\u2028a[]", max_size=40))
+def test_counts_are_the_originals(name, argument, original, text):
+    """In linear time, and with all quirks of the original's patterns."""
+    count = original(text)
+    assert follows(name, text, {argument: count})
+    if name.endswith("placeholders"):
+        assert not follows(name, text, {argument: count + 1})
+
+
+@given(text=st.text("<>a \n", max_size=40))
+def test_titles_are_the_originals(text):
+    """The longest one in each line."""
+    titles = re.findall(r"<<[^\n]+>>", text)
+    wanted = any(title.lstrip("<").rstrip(">").strip() for title in titles)
+    assert follows("detectable_format:title", text, {}) is wanted

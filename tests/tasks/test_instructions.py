@@ -6,7 +6,8 @@ import pytest
 
 from enginehouse.core.errors import DataError
 from enginehouse.tasks.base import Generate, Measure, Outcome
-from enginehouse.tasks.instruction_checkers import CHECKERS
+from enginehouse.tasks.instruction_checkers import CHECKERS, build_checker
+from enginehouse.tasks.instruction_checkers.short_texts import SHORT_TEXT_CHECKERS
 from enginehouse.tasks.instructions import Instructions
 
 
@@ -81,3 +82,54 @@ def test_foreign_data_is_refused():
     """The task is its prompts: other data belong to the task ifeval."""
     with pytest.raises(DataError, match="ifeval"):
         Instructions().load(data="my.jsonl", seed=0)
+
+
+# Answers to prompts of this task; langdetect takes many of them for other languages.
+SHORT = {
+    "en": [
+        *("Pandas eat bamboo.", "Dogs are loyal animals.", "I am happy today.", "Do not run."),
+        *("Coffee keeps me awake at night.", "Snow melts in spring.", "Bees make honey."),
+        "An apple a day keeps the doctor away.",
+    ],
+    "de": ["Guten Abend.", "Guten Abend, willkommen!", "Ich mag frisches Brot."],
+    "es": ["Bebo caf\u00e9 con leche.", "Tomo t\u00e9.", "Llueve."],
+    "fr": ["Bonjour.", "Merci beaucoup.", "Bonjour \u00e0 tous !"],
+}
+
+
+def _language(language, text):
+    name, arguments = "language:response_language", {"language": language}
+    return build_checker(name, arguments, where="here", checkers=SHORT_TEXT_CHECKERS).follows(text)
+
+
+@pytest.mark.parametrize(
+    ("language", "text"), [(name, text) for name, texts in SHORT.items() for text in texts]
+)
+def test_a_short_sentence_may_be_in_its_language(language, text):
+    """Detection on so little text is a guess, in capitals more than ever."""
+    assert _language(language, text)
+    if language == "en":
+        for name, dressed in (("capital", text.upper()), ("lowercase", text.lower())):
+            checker = build_checker(
+                f"change_case:english_{name}", {}, where="here", checkers=SHORT_TEXT_CHECKERS
+            )
+            assert checker.follows(dressed)
+            assert not checker.follows(text.swapcase())
+
+
+def test_a_longer_text_must_be_in_its_language():
+    """And a short one must not be plainly English where it should not."""
+    english = "The sun rises in the east and sets in the west, as it has done for a long time."
+    german = "Die Sonne geht im Osten auf und im Westen unter, wie schon seit langer Zeit."
+    assert _language("en", english)
+    assert _language("en", english.upper())
+    assert _language("de", german)
+    assert not _language("de", english)
+    assert not _language("en", german)
+    assert not _language("de", "The cat sleeps.")
+
+
+def test_ifeval_stays_as_the_original():
+    """The published figures have langdetect's verdict on every text."""
+    checker = build_checker("language:response_language", {"language": "en"}, where="here")
+    assert not checker.follows("Pandas eat bamboo.")

@@ -158,3 +158,16 @@ def test_texts_keep_what_looks_like_code():
     assert _found("{'name': 'move', 'arguments': {'a': 'is it, true, no', 'b': true}}") == [
         ("move", {"a": "is it, true, no", "b": True})
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Open with {{ and close it.\n{CALL}",
+        "".join(f"[{n}] " for n in range(50)) + CALL,
+        "".join(f"move({n}) " for n in range(50)) + "move(x=1)",
+    ],
+)
+def test_brackets_in_front_hide_no_call(text: str):
+    """One that never closes, many citations, and many mentions without names."""
+    assert _found(text) == ONE

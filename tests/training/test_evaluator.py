@@ -319,7 +319,7 @@ class Running:
         self.task = str(house.task(items))
         begun = house.run(
             *("serve", str(house.work / "own"), "--detach", "--name", "resident"),
-            *("--enable-lora", "--env", house.answers(canned)),
+            *("--enable-lora", "--enable-weight-swap", "--env", house.answers(canned)),
             *(word for pair in words for word in ("--env", pair)),
         )
         assert begun.code == 0, begun.err

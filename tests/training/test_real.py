@@ -104,11 +104,13 @@ class Loops:
             assert evaluations == []
         return self._plain[kind]
 
-    def run(self, kind: str, settings: object) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def run(
+        self, kind: str, settings: object, **env: str
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """What it ends with, and its evaluations."""
         words = [self.python, SUPPORT / "real_loop.py", self.checkpoint, self.machine.work / kind]
         given = [json.dumps(settings), kind]
-        done = self.machine.start_program([*map(str, words), *given]).end()
+        done = self.machine.start_program([*map(str, words), *given], **env).end()
         assert done.code == 0, done.err
         ended: dict[str, Any] = json.loads(done.out.splitlines()[-1])
         return ended, ended.pop("evaluations")
@@ -152,6 +154,14 @@ def test_a_loop_that_evaluates_on_vllm_ends_like_one_that_does_not(loops: Loops)
     assert len({provenance(evaluation)["weights_digest"] for evaluation in found}) == 2
 
 
+def same_user(server: SharedServer) -> dict[str, str]:
+    """What makes a process find the server's records and use its key, as its user's own do."""
+    return {
+        "ENGINEHOUSE_HOME": str(server.house.home),
+        "ENGINEHOUSE_API_KEY": server.admin_key,
+    }
+
+
 def test_on_a_vllm_that_runs_already(loops: Loops, lora_vllm: SharedServer):
     """It takes in each step's adapter, or each step's weights, and has its own again after that."""
 
@@ -160,7 +170,9 @@ def test_on_a_vllm_that_runs_already(loops: Loops, lora_vllm: SharedServer):
 
     known = weights()["version"]
     for kind in ("lora", "full"):
-        evaluated, found = loops.run(kind, SETTINGS | {"url": lora_vllm.url})
+        evaluated, found = loops.run(
+            kind, SETTINGS | {"url": lora_vllm.url}, **same_user(lora_vllm)
+        )
         assert evaluated == loops.plain(kind)
         assert len({provenance(evaluation)["model"] for evaluation in found}) == 2
         assert len({answers(evaluation) for evaluation in found}) > 1
@@ -172,7 +184,8 @@ def test_on_a_vllm_that_runs_already(loops: Loops, lora_vllm: SharedServer):
 def test_tink(loops: Loops, machine: House, lora_vllm: SharedServer):
     """A worker of Tink's registers an adapter, updates all weights, and puts the old ones back."""
     program = [loops.python, SUPPORT / "tink_loop.py", loops.checkpoint, lora_vllm.url]
-    done = machine.start_program([*map(str, program), str(machine.work)]).end()
+    program = [*map(str, program), str(machine.work)]
+    done = machine.start_program(program, **same_user(lora_vllm)).end()
     assert done.code == 0, done.err
     found = json.loads(done.out.splitlines()[-1])
     answers = {tuple(found[name]) for name in ("base", "adapted", "updated")}

@@ -69,6 +69,7 @@ def config(tmp_path: Path) -> ServeConfig:
         "dtype": "float32",  # the same question has one answer, cached or not
         "env_vars": {"PYTHONPATH": str(plugin)},
         "extra_args": "--weight-transfer-config.backend file",
+        "enable_weight_swap": True,
     }
     return parse(ServeConfig, {"model": "smollm2", "server": server}, origin="test")
 

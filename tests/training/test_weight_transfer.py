@@ -318,7 +318,9 @@ def test_a_handshake_that_the_server_refuses(serve: Serve):
 def test_a_server_of_ours(house: House):
     """By its name. One without the flag is refused at once: NCCL's side would wait for ever."""
     own = write_checkpoint(house.work / "own", seed=1)
-    for name, flags in (("plain", ()), ("sent", ("--extra-args", "--weight-transfer-config ipc"))):
+    swaps = ("--enable-weight-swap",)
+    sent = (*swaps, "--extra-args", "--weight-transfer-config ipc")
+    for name, flags in (("plain", swaps), ("sent", sent)):
         assert house.run("serve", str(own), "--detach", "--name", name, *flags).code == 0
     with pytest.raises(WeightsError, match="not started to be sent weights") as caught:
         WeightSender("plain")

@@ -431,3 +431,11 @@ class TestCheckpointShapes:
 def test_the_adapters_that_these_tests_write_differ():
     """By their seeds, so that one in another's place is seen."""
     assert not np.allclose(tensors(seed=1)[f"{Q0}.lora_A.weight"], tensors()[f"{Q0}.lora_A.weight"])
+
+
+def test_a_configuration_that_is_nested_too_deeply_is_refused(tmp_path: Path):
+    """One adapter less, and nothing else is wrong."""
+    folder = write_adapter(tmp_path / "a")
+    (folder / "adapter_config.json").write_text('{"r": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(AdapterError):
+        read_peft_folder(folder)

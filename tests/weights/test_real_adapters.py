@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 import pytest
 from derived_adapters import derive, pickled, scaled, variant
@@ -39,6 +40,7 @@ class Served:
     """The server, what it serves, and how it must be asked."""
 
     url: str
+    admin_key: str
     model: ResolvedModel
     options: ServerOptions
     quirks: tuple
@@ -56,7 +58,7 @@ def served(lora_vllm, vllm_environment, smollm2) -> Served:
     options = lora_vllm.options
     assert options.max_loras == PLACES
     quirks = ENGINE.quirks(options, environment=vllm_environment)
-    return Served(lora_vllm.url, smollm2, options, quirks)
+    return Served(lora_vllm.url, lora_vllm.admin_key, smollm2, options, quirks)
 
 
 @pytest.fixture
@@ -68,6 +70,7 @@ async def sampler(served) -> AsyncIterator[HTTPSampler]:
         served.url,
         capabilities=ENGINE.capabilities(None),
         wire=ENGINE.wire,
+        admin_key=served.admin_key,
         turns=turns,
     ) as made:
         yield made
@@ -125,6 +128,53 @@ async def test_a_trained_adapter_works_and_unloading_restores_the_base(pool, sam
         await said(pool, "vote")
     assert await said(pool) == base
     assert distance(await signature(pool, None), base_signature) < CLOSE
+
+
+ADMINISTRATION = (
+    *(("POST", path) for path in ("/pause", "/resume", "/sleep", "/wake_up", "/collective_rpc")),
+    *(("POST", path) for path in ("/reset_prefix_cache", "/update_weights", "/scale_elastic_ep")),
+    *(("POST", path) for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters")),
+    *(("GET", path) for path in ("/is_paused", "/weight_info", "/server_info", "/get_world_size")),
+)
+
+
+async def test_strangers_on_this_machine_change_nothing(served):
+    """Without the administrative key every such endpoint refuses; answers are for everybody."""
+    asked = {"model": "smollm2", "prompt": "1", "max_tokens": 1}
+    async with aiohttp.ClientSession(served.url) as session:
+        for headers in ({}, {"Authorization": "Bearer any"}):
+            for method, path in ADMINISTRATION:
+                async with session.request(method, path, json={}, headers=headers) as reply:
+                    assert reply.status == 401, path
+            for path in ("/v1/completions", "/invocations"):
+                async with session.post(path, json=asked, headers=headers) as reply:
+                    assert reply.status == 200, path
+        key = {"Authorization": f"Bearer {served.admin_key}"}
+        async with session.get("/is_paused", headers=key) as reply:
+            assert await reply.json() == {"is_paused": False}
+
+
+async def test_a_template_in_a_request_is_not_run(served):
+    """As vLLM has it, unless it is started with --trust-request-chat-template."""
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    asked = {"model": "smollm2", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    async with aiohttp.ClientSession(served.url) as session:
+        for field in ({"chat_template": loops}, {"chat_template_kwargs": {"chat_template": loops}}):
+            async with session.post("/v1/chat/completions", json=asked | field) as reply:
+                assert reply.status == 400
+
+
+async def test_proven_again_after_a_sleep(served, pool, trained):
+    """Put to sleep and woken by hand: what was proven is proven again, and answers as before."""
+    await pool.load("vote", trained, prove=True)
+    before = await said(pool, "vote")
+    key = {"Authorization": f"Bearer {served.admin_key}"}
+    async with aiohttp.ClientSession(served.url, headers=key) as session:
+        for path in ("/sleep?level=1&mode=wait", "/wake_up"):
+            async with session.post(path) as reply:
+                assert reply.status == 200
+    await pool.restore()
+    assert await said(pool, "vote") == before
 
 
 async def test_overwritten_in_place(pool, trained, tmp_path):
@@ -306,6 +356,7 @@ async def test_on_two_servers_or_on_none(served, sampler, vllm_environment, trai
             second.server.base_url,
             capabilities=ENGINE.capabilities(second.server.version),
             wire=ENGINE.wire,
+            admin_key=second.server.admin_key,
             turns=turns_for(served.quirks),
         ) as other,
     ):

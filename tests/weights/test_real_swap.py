@@ -37,7 +37,7 @@ def asking(text: str = STORY, tokens: int = 24) -> SampleRequest:
 async def served(dtype: str, state: Path, incidents: list) -> AsyncIterator[Serving]:
     """SmolLM2 on a real vLLM of our own; the caches are the user's, the state is not."""
     layout = replace(Layout.from_environment(), state=state)
-    settings = {"model": "smollm2", "server": {"dtype": dtype}}
+    settings = {"model": "smollm2", "server": {"dtype": dtype, "enable_weight_swap": True}}
     config = parse(ServeConfig, settings, origin="test")
     async with serving(
         config, layout=layout, notify=print, concurrency=8, on_incident=incidents.append

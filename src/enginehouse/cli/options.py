@@ -14,6 +14,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from enginehouse.cli.console import Console
 from enginehouse.core.errors import ConfigurationError, FlagError
 from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.vllm_history import REMOVED_FLAGS
@@ -23,6 +24,10 @@ VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say more; tracebacks of errors.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say results and errors only.")]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust-run", help="Run what somebody else's run folder says, without asking."),
+]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="A YAML file; options on the command line win.")
 ]
@@ -36,6 +41,9 @@ VariantOption = Annotated[
 
 _ARGUMENTS = ("directory", "model")  # in this order; everything else is an option
 _FLAGS = {"tasks": ["--task", "-t"], "env_vars": ["--env"], "json_schema": ["--schema"]}
+_KEY_IN_SIGHT = (
+    "warning: everyone on this machine can read --api-key in `ps`; set ENGINEHOUSE_API_KEY instead"
+)
 _REPEATED = {"tasks", "env_vars", "stop"}
 
 
@@ -46,7 +54,8 @@ def with_config_options(
 
     But for those in `without`.
 
-    The command takes those that were given as its last argument, `given`, nested as in YAML.
+    The command takes those that were given as its last argument, `given`, nested as in YAML. It has
+    an option `quiet`: without it, a key on the command line is warned of.
     """
 
     def decorate(command: Callable[..., Any]) -> Any:
@@ -65,6 +74,8 @@ def with_config_options(
             chosen = {n: v for p in server if (v := values.pop(n := p.name)) not in (None, [])}
             if pairs := chosen.get("env_vars"):
                 chosen["env_vars"] = _pairs(pairs)
+            if "api_key" in chosen:
+                Console(quiet=values["quiet"]).note(_KEY_IN_SIGHT)
             given = {n: v for n in fields if (v := values.pop(n)) not in (None, [])}
             return command(**values, given=given | {"server": chosen})
 

@@ -50,6 +50,7 @@ def serve(
             "models": found.models,
             "name": found.name,
             "pid": found.pid,
+            "key_file": str(found.key_file) if found.key_file else None,
         }
         console.result(facts, text=lambda: _announce(found, console, detached=detach))
 
@@ -70,3 +71,10 @@ def _announce(server: Server, console: Console, *, detached: bool) -> None:
     console.say(f"models: {', '.join(server.models)}")
     console.say(f"try:    {curl_line(server)}")
     console.say(f"stop:   {end}")
+    if server.api_key:
+        console.say("key:    every request must carry the server's API key, as in the line above")
+    if server.key_file is not None:
+        console.say(
+            f"admin:  loading adapters and replacing weights needs the key in {server.key_file}; "
+            "enginehouse's own commands read it"
+        )

@@ -11,7 +11,7 @@ import typer
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption
 from enginehouse.report.visible_text import write_plain, write_text
-from enginehouse.servers.records import find_server
+from enginehouse.servers.records import ServerRecord, find_server
 from enginehouse.servers.server import stop_server, survey
 from enginehouse.store.layout import Layout
 
@@ -44,8 +44,24 @@ def ps(
             for s in found
         ]
         print_rows(("server", "state", "url", "pid", "model"), rows)
+        for status in found:
+            if said := _about_key(status.record):
+                console.note(f"{status.record.name}: {said}")
     else:
         console.note("no servers; `enginehouse serve MODEL --detach` starts one")
+
+
+def _about_key(record: ServerRecord) -> str | None:
+    """What somebody must know who asks the server with curl or an OpenAI client."""
+    said = []
+    if record.has_api_key:
+        said.append(
+            "requests must carry the API key that it was started with (Authorization: Bearer KEY; "
+            "api_key in OpenAI's clients)"
+        )
+    if record.key_file is not None and record.key_file.exists():
+        said.append(f"loading adapters and replacing weights needs the key in {record.key_file}")
+    return "; ".join(said) or None
 
 
 def logs(

@@ -51,6 +51,11 @@ def swap(
 
     done = run_async(work())
     seconds = done.checking + done.draining + done.replacing + done.canary
+    if done.unloaded:
+        console.note(
+            f"unloaded {', '.join(done.unloaded)}: without effect after the server's sleep, even "
+            "when loaded again"
+        )
     console.result(
         done,
         text=lambda: console.say(

@@ -28,7 +28,7 @@ _TOKENS = (
     "anthropic-ratelimit-input-tokens-{}",
     "anthropic-ratelimit-output-tokens-{}",
 )
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
+_PART = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)(ms|h|m|s)")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _EPOCH = 1e9  # a number above it is a moment, not a duration; above 1e12 it is in milliseconds
 _EPOCH_MS = 1e12

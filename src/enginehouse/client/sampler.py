@@ -93,6 +93,7 @@ class HTTPSampler:
         capabilities: Capabilities,
         wire: Wire = OPENAI,
         api_key: str | None = None,
+        admin_key: str | None = None,
         concurrency: int | Adaptive | None = None,
         load_signal: LoadSignal | None = None,
         timeouts: Timeouts | None = None,
@@ -105,6 +106,7 @@ class HTTPSampler:
         self._capabilities = capabilities
         self._wire = wire
         self._api_key = api_key
+        self._admin_key = admin_key
         self._load_signal = load_signal
         self._timeouts = timeouts or Timeouts()
         self._retries = retries or Retries()
@@ -130,6 +132,7 @@ class HTTPSampler:
             concurrency = concurrency.up_to(most) if isinstance(concurrency, Adaptive) else most
         self._adaptive = concurrency if isinstance(concurrency, Adaptive) else None
         self._limit = Limit(concurrency.start if isinstance(concurrency, Adaptive) else concurrency)
+        self._restoring = asyncio.Lock()  # one at a time, so that no two disturb one another
         self._open: Transport | None = None
         self._stack = AsyncExitStack()
         self._unchecked: Unchecked | None = None
@@ -141,6 +144,7 @@ class HTTPSampler:
                 AiohttpTransport(
                     self.base_url,
                     api_key=self._api_key,
+                    admin_key=self._admin_key,
                     authorize=self._wire.authorize,
                     timeouts=self._timeouts,
                 )
@@ -183,6 +187,9 @@ class HTTPSampler:
         """Ask once. Raises WireError; retryable errors have been retried already."""
         dialect = self._dialect(request)
         wire = await self._encoded(dialect, request, stream=False)
+        if RESTORING.get():  # turns and places are held by requests that wait for the end of that
+            async with self._restoring:
+                return await self._deliver(lambda: self._answer(wire, dialect, request))
         async with self._turn(request), self._limit:
             return await self._deliver(lambda: self._answer(wire, dialect, request))
 
@@ -379,7 +386,9 @@ class HTTPSampler:
         return self._redacted(self._wire.error_reply(status, body, retry_after=retry_after))
 
     def _redacted(self, error: WireError) -> WireError:
-        return redacted(error, api_key=self._api_key)
+        for key in (self._api_key, self._admin_key):
+            error = redacted(error, api_key=key)
+        return error
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

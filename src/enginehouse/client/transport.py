@@ -57,12 +57,14 @@ class WireRequest(msgspec.Struct, frozen=True):
     """One HTTP request; `path` begins with a slash and follows the server's base URL.
 
     `fresh`: on a new connection of its own, which no server can just have closed for idleness.
+    `administers`: it changes the server, and carries the administrative key where there is one.
     """
 
     method: str
     path: str
     body: bytes | None = None
     fresh: bool = False
+    administers: bool = False
 
 
 class WireReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,8 +115,8 @@ def bearer(api_key: str) -> dict[str, str]:
 class AiohttpTransport:
     """Carries requests over pooled keep-alive connections; how many at once is the caller's choice.
 
-    `base_url` may end in /v1; `authorize` makes the headers that carry `api_key`. Make it inside a
-    running loop. Nothing it raises holds the key.
+    `base_url` may end in /v1; `authorize` makes the headers that carry `api_key`, or `admin_key`
+    with requests that administer. Make it inside a running loop. Nothing it raises holds a key.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class AiohttpTransport:
         base_url: str,
         *,
         api_key: str | None = None,
+        admin_key: str | None = None,
         authorize: Callable[[str], Mapping[str, str]] = bearer,
         timeouts: Timeouts | None = None,
         keep_alive: float = KEEP_ALIVE,
@@ -133,6 +136,7 @@ class AiohttpTransport:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if api_key is not None:
             headers |= authorize(_checked_key(api_key))
+        self._admin = authorize(_checked_key(admin_key)) if admin_key is not None else None
         self._pooled, self._fresh = (
             aiohttp.ClientSession(
                 connector=connector,
@@ -224,12 +228,15 @@ class AiohttpTransport:
         if url is None:
             url = self._urls[request.path] = URL(self.base_url + request.path)
         session = self._fresh if request.fresh else self._pooled
+        headers = self._admin if request.administers else None
         for pause in (*open_files.PAUSES, None):
             body: bytes | io.BytesIO | None = request.body
             if request.body is not None and len(request.body) > _LARGE_BODY:
                 body = io.BytesIO(request.body)
             try:
-                return await session.request(request.method, url, data=body, allow_redirects=False)
+                return await session.request(
+                    request.method, url, data=body, headers=headers, allow_redirects=False
+                )
             except OSError as error:
                 if not open_files.no_file_left(error):
                     raise

@@ -139,50 +139,51 @@ class Wire:
     closes_streams: bool = False
 
 
+def _administer(method: str, path: str, body: object = None) -> WireRequest:
+    encoded = None if body is None else msgspec.json.encode(body)
+    return WireRequest(method, path, encoded, administers=True)
+
+
 def _load(name: str, path: str) -> WireRequest:
-    body = msgspec.json.encode({"lora_name": name, "lora_path": path})
-    return WireRequest("POST", "/v1/load_lora_adapter", body)
+    return _administer("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
 
 
 def _unload(name: str) -> WireRequest:
-    body = msgspec.json.encode({"lora_name": name})
-    return WireRequest("POST", "/v1/unload_lora_adapter", body)
+    return _administer("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 
 
 _PAUSE_MODES: Mapping[InFlight, str] = {"drain": "wait", "abort": "abort"}
 
 
 def _pause(in_flight: InFlight) -> tuple[WireRequest, ...]:
-    return (WireRequest("POST", f"/pause?mode={_PAUSE_MODES[in_flight]}"),)
+    return (_administer("POST", f"/pause?mode={_PAUSE_MODES[in_flight]}"),)
 
 
 def _sleep(in_flight: InFlight) -> tuple[WireRequest, ...]:
     mode = _PAUSE_MODES[in_flight]
     # The weights' memory must be there before they are loaded; the cache's waits until after.
     return (
-        WireRequest("POST", f"/sleep?level=2&mode={mode}"),
-        WireRequest("POST", "/wake_up?tags=weights"),
+        _administer("POST", f"/sleep?level=2&mode={mode}"),
+        _administer("POST", "/wake_up?tags=weights"),
     )
 
 
 def _reload(path: str) -> WireRequest:
     body = {"method": "reload_weights", "kwargs": {"weights_path": path}}
-    return WireRequest("POST", "/collective_rpc", msgspec.json.encode(body))
+    return _administer("POST", "/collective_rpc", body)
 
 
 def _name_weights(name: str) -> WireRequest:
-    body = msgspec.json.encode({"new_version": name})
-    return WireRequest("POST", "/update_weight_version", body)
+    return _administer("POST", "/update_weight_version", {"new_version": name})
 
 
 def _init_transfer(info: Mapping[str, Any]) -> WireRequest:
-    body = msgspec.json.encode({"init_info": info})
-    return WireRequest("POST", "/init_weight_transfer_engine", body)
+    return _administer("POST", "/init_weight_transfer_engine", {"init_info": info})
 
 
 def _update_weights(info: UpdateInfo) -> WireRequest:
     plain = _plain_update(info) if isinstance(info, Mapping) else [_plain_update(i) for i in info]
-    return WireRequest("POST", "/update_weights", msgspec.json.encode({"update_info": plain}))
+    return _administer("POST", "/update_weights", {"update_info": plain})
 
 
 def _plain_update(info: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -215,21 +216,21 @@ OPENAI = Wire()
 # vLLM's development endpoints (vllm/entrypoints/serve/dev and entrypoints/rl/online, read in 0.32).
 VLLM_WEIGHTS = WeightEndpoints(
     hold=_pause,
-    release=(WireRequest("POST", "/resume"),),
+    release=(_administer("POST", "/resume"),),
     doze=_sleep,
-    wake=(WireRequest("POST", "/wake_up?tags=kv_cache"),),
+    wake=(_administer("POST", "/wake_up?tags=kv_cache"),),
     reload=_reload,
-    reset_cache=WireRequest("POST", "/reset_prefix_cache"),
+    reset_cache=_administer("POST", "/reset_prefix_cache"),
     is_reset=lambda body: decode_reply(_reset, body).success,
     name=_name_weights,
-    ask_name=WireRequest("GET", "/weight_info"),
+    ask_name=_administer("GET", "/weight_info"),
     read_name=lambda body: decode_reply(_weight_info, body).weight_version,
     transfer=TransferEndpoints(
         init=_init_transfer,
-        start=WireRequest("POST", "/start_weight_update"),
+        start=_administer("POST", "/start_weight_update"),
         update=_update_weights,
-        finish=WireRequest("POST", "/finish_weight_update"),
-        world_size=WireRequest("GET", "/get_world_size"),
+        finish=_administer("POST", "/finish_weight_update"),
+        world_size=_administer("GET", "/get_world_size"),
         read_world_size=lambda body: decode_reply(_world_size, body).world_size,
     ),
 )

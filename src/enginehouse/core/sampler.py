@@ -67,6 +67,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class SampleResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What came back. prompt_logprobs[i] belongs to prompt token i; the first is None.
 
+    Tokens are counted by the server; 0 where it does not tell.
     `weights_digest`: of the weights that answered, where they can be swapped while the server runs.
     """
 

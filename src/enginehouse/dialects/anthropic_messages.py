@@ -201,7 +201,7 @@ def _input(arguments: str) -> Any:
     """The arguments as the object that the API demands, even of a call that was none."""
     try:
         decoded = msgspec.json.decode(arguments)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         decoded = None
     return decoded if isinstance(decoded, dict) else {"arguments": arguments}
 

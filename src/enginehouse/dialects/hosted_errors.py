@@ -29,6 +29,7 @@ from enginehouse.core.errors import (
 from enginehouse.dialects.openai_replies import excerpt
 
 _OVERLOADED = 529  # Anthropic's
+_SEARCHED = 10_000  # characters of a message
 _CREDIT = re.compile(
     r"insufficient_quota|billing_(hard_limit|error|not_active)|credit balance|"
     r"insufficient credits|requires more credits",
@@ -86,7 +87,7 @@ class HostedErrors:
         """The error that a reply with a status of 300 or above stands for."""
         error = _Error.read(body)
         said = f"{self.vendor} answered {status}: {error.message}"
-        words = f"{error.codes} {error.message} {error.cause or ''}"
+        words = f"{error.codes} {error.message[:_SEARCHED]} {error.cause or ''}"
         if status == HTTPStatus.PAYMENT_REQUIRED or _CREDIT.search(words):
             return NoCreditError(
                 said,
@@ -185,7 +186,7 @@ def _find(body: bytes) -> Any:
     """The error object in a body: at its top, or in a choice."""
     try:
         decoded = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if not isinstance(decoded, dict):
         return None

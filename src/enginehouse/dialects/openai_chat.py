@@ -16,18 +16,21 @@ from enginehouse.core.sampler import (
     SampleResponse,
     Timing,
     TokenLogprob,
-    Usage,
 )
 from enginehouse.core.tool_calls import ToolCall
 from enginehouse.dialects.base import require
 from enginehouse.dialects.openai_errors import stream_error
 from enginehouse.dialects.openai_replies import (
+    Content,
+    Counts,
     PromptEntries,
     check_choices,
     decode_prompt_logprobs,
     decode_reply,
     is_end,
+    text_of,
     token_ids_or_none,
+    usage,
 )
 from enginehouse.dialects.openai_requests import request_body
 
@@ -63,7 +66,7 @@ class _ToolCall(msgspec.Struct):
 
 
 class _Message(msgspec.Struct):
-    content: str | None = None
+    content: Content = None
     refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
     reasoning: str | None = None
@@ -83,15 +86,15 @@ class _Choice(msgspec.Struct):
 
 class _Reply(msgspec.Struct):
     choices: list[_Choice]
-    usage: Usage
     model: str
+    usage: Counts | None = None
     id: str = ""
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: PromptEntries | None = None
 
 
 class _Piece(msgspec.Struct):
-    content: str | None = None
+    content: Content = None
     refusal: str | None = None
 
 
@@ -103,8 +106,8 @@ class _StreamChoice(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[_StreamChoice]
-    usage: Usage | None = None
+    choices: list[_StreamChoice] = []
+    usage: Counts | None = None
 
 
 _reply = msgspec.json.Decoder(_Reply)
@@ -156,12 +159,13 @@ def decode(body: bytes, *, request: SampleRequest, timing: Timing) -> SampleResp
         reply.choices.sort(key=lambda choice: choice.index)
     completions = tuple([_completion(choice) for choice in reply.choices])
     check_choices(completions, request, body)
+    counted = usage(reply.usage)
     return SampleResponse(
         completions=completions,
         model=reply.model,
         request_id=reply.id,
-        prompt_tokens=reply.usage.prompt_tokens,
-        completion_tokens=reply.usage.completion_tokens,
+        prompt_tokens=counted.prompt_tokens,
+        completion_tokens=counted.completion_tokens,
         timing=timing,
         prompt_token_ids=token_ids_or_none(
             reply.prompt_token_ids or reply.choices[0].prompt_token_ids
@@ -178,10 +182,10 @@ def decode_chunk(data: bytes) -> tuple[Delta, ...]:
         raise error
     chunk = decode_reply(_chunk, data)
     if chunk.usage is not None and not chunk.choices:
-        return (Delta(text="", usage=chunk.usage),)
+        return (Delta(text="", usage=usage(chunk.usage)),)
     return tuple(
         Delta(
-            text=choice.delta.content or choice.delta.refusal or "",
+            text=text_of(choice.delta.content) or choice.delta.refusal or "",
             index=choice.index,
             token_ids=token_ids_or_none(choice.token_ids),
             finish_reason=choice.finish_reason,
@@ -194,7 +198,7 @@ def _completion(choice: _Choice) -> Completion:
     message = choice.message
     ids = choice.response_token_ids if choice.token_ids is None else choice.token_ids
     return Completion(
-        text=message.content or message.refusal or "",
+        text=text_of(message.content) or message.refusal or "",
         finish_reason="refusal" if message.refusal else choice.finish_reason,
         token_ids=token_ids_or_none(ids),
         logprobs=None if choice.logprobs is None else _logprobs(choice.logprobs, ids),

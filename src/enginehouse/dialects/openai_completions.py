@@ -15,11 +15,11 @@ from enginehouse.core.sampler import (
     SampleResponse,
     Timing,
     TokenLogprob,
-    Usage,
 )
 from enginehouse.dialects.base import require
 from enginehouse.dialects.openai_errors import stream_error
 from enginehouse.dialects.openai_replies import (
+    Counts,
     PromptEntries,
     check_choices,
     decode_prompt_logprobs,
@@ -27,6 +27,7 @@ from enginehouse.dialects.openai_replies import (
     is_end,
     malformed,
     token_ids_or_none,
+    usage,
 )
 from enginehouse.dialects.openai_requests import request_body
 
@@ -53,14 +54,14 @@ class _Choice(msgspec.Struct):
 
 class _Reply(msgspec.Struct):
     choices: list[_Choice]
-    usage: Usage
     model: str
+    usage: Counts | None = None
     id: str = ""
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[_Choice]
-    usage: Usage | None = None
+    choices: list[_Choice] = []
+    usage: Counts | None = None
 
 
 _reply = msgspec.json.Decoder(_Reply)
@@ -101,12 +102,13 @@ def decode(body: bytes, *, request: SampleRequest, timing: Timing) -> SampleResp
     completions = tuple([_completion(choice, request, body) for choice in reply.choices])
     check_choices(completions, request, body)
     first = reply.choices[0]
+    counted = usage(reply.usage)
     return SampleResponse(
         completions=completions,
         model=reply.model,
         request_id=reply.id,
-        prompt_tokens=reply.usage.prompt_tokens,
-        completion_tokens=reply.usage.completion_tokens,
+        prompt_tokens=counted.prompt_tokens,
+        completion_tokens=counted.completion_tokens,
         timing=timing,
         prompt_token_ids=token_ids_or_none(first.prompt_token_ids),
         prompt_logprobs=decode_prompt_logprobs(
@@ -121,7 +123,7 @@ def decode_chunk(data: bytes) -> tuple[Delta, ...]:
         raise error
     chunk = decode_reply(_chunk, data)
     if chunk.usage is not None and not chunk.choices:
-        return (Delta(text="", usage=chunk.usage),)
+        return (Delta(text="", usage=usage(chunk.usage)),)
     return tuple(
         Delta(
             text=choice.text,

@@ -23,6 +23,7 @@ from enginehouse.core.errors import (
 )
 from enginehouse.dialects.openai_replies import excerpt
 
+_SEARCHED = 10_000  # characters of a message: some servers repeat the whole request behind it
 _CONTEXT = re.compile(
     r"maximum context length|max_model_len|context_length_exceeded|exceeds the context"
     r"|longer than the model's context|exceeds the available context size"
@@ -30,16 +31,18 @@ _CONTEXT = re.compile(
     re.IGNORECASE,
 )
 _UNKNOWN_MODEL = re.compile(
-    r"model.*(does not exist|not found|not exist)|model_not_found|adapter.*never been loaded",
+    r"model.{0,300}?(does not exist|not found|not exist)|model_not_found"
+    r"|adapter.{0,300}?never been loaded",
     re.IGNORECASE | re.DOTALL,
 )
 
 # What a server was not started for, or what its constrained decoding cannot take (vLLM 0.32,
 # llama-server, OpenAI): another way of asking may do.
 _UNSUPPORTED = re.compile(
-    r"tool[ _]choice.* requires.*--tool-call-parser|tools param requires --jinja"
+    r"tool[ _]choice.{0,80} requires.{0,80}--tool-call-parser|tools param requires --jinja"
     r"|features not supported by|Invalid schema for response_format|failed to parse grammar"
-    r"|Unsupported JSON schema|Error compiling (json|grammar)|Failed to convert .* to .*grammar",
+    r"|Unsupported JSON schema|Error compiling (json|grammar)"
+    r"|Failed to convert .{0,80} to .{0,40}grammar",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -47,10 +50,11 @@ _UNSUPPORTED = re.compile(
 def error_reply(status: int, body: bytes, *, retry_after: float | None = None) -> WireError:
     """The error that a reply with a status of 300 or above stands for."""
     message = _message(body)
+    searched = message[:_SEARCHED]
     said = f"the server answered {status}: {message}"
     if status == 429 or (status == 503 and retry_after is not None):
         return RateLimitedError(said, retry_after=retry_after, status=status)
-    if status in (400, 500, 501) and _UNSUPPORTED.search(message):
+    if status in (400, 500, 501) and _UNSUPPORTED.search(searched):
         return UnsupportedError(
             said, fix="start the server with what it names, or ask without it", status=status
         )
@@ -58,7 +62,7 @@ def error_reply(status: int, body: bytes, *, retry_after: float | None = None) -
         return ServerFaultError(
             said, fix="read the server's log: the cause is there", status=status
         )
-    return _refusal(status, message, said)
+    return _refusal(status, searched, said)
 
 
 def _refusal(status: int, message: str, said: str) -> BadRequestError:
@@ -96,7 +100,7 @@ def stream_error(data: bytes) -> WireError | None:
 def _decode(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

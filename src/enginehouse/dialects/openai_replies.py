@@ -11,9 +11,10 @@ import msgspec
 
 from enginehouse.core.errors import MalformedResponseError
 from enginehouse.core.messages import TokenPrompt
-from enginehouse.core.sampler import Completion, SampleRequest, TokenLogprob
+from enginehouse.core.sampler import Completion, SampleRequest, TokenLogprob, Usage
 
 _EXCERPT = 300
+_TEXTS = ("text", "output_text")
 _TRUNCATED = "Input data was truncated"  # msgspec's words
 T = TypeVar("T")
 
@@ -27,6 +28,41 @@ class PromptEntry(msgspec.Struct):
 
 
 PromptEntries = list[dict[int, PromptEntry] | None]
+
+
+class Counts(msgspec.Struct):
+    """A reply's `usage`, of which compatible servers leave out what they like."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+def usage(counts: Counts | None) -> Usage:
+    """What was counted; 0 for what the server does not tell."""
+    if counts is None:
+        return Usage(0, 0)
+    return Usage(counts.prompt_tokens or 0, counts.completion_tokens or 0)
+
+
+class ContentPart(msgspec.Struct):
+    """One of the parts in which some servers send a message's content."""
+
+    type: str = "text"
+    text: str | None = None
+
+
+Content = str | list[ContentPart | str] | None
+
+
+def text_of(content: Content) -> str:
+    """The text in a message's content; parts of other kinds (thinking, images) are left out."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(
+        part if isinstance(part, str) else part.text or ""
+        for part in content
+        if isinstance(part, str) or part.type in _TEXTS
+    )
 
 
 class _Model(msgspec.Struct):
@@ -60,6 +96,8 @@ def decode_reply(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         if body and str(error) == _TRUNCATED:
             raise _cut_off(body) from None
         raise malformed(str(error), body) from None
+    except RecursionError:
+        raise malformed("its JSON is nested too deeply", body) from None
 
 
 def malformed(why: str, body: bytes) -> MalformedResponseError:

@@ -60,6 +60,8 @@ class ServerOptions(StrictModel):
     """Whether Python code that comes with the model may run."""
     enable_lora: bool = False
     """Whether LoRA adapters can be loaded."""
+    enable_weight_swap: bool = False
+    """Whether the weights can be replaced while the server runs (vLLM's development endpoints)."""
     max_loras: PositiveInt | None = None
     """LoRA adapters in one batch."""
     max_lora_rank: PositiveInt | None = None
@@ -68,7 +70,7 @@ class ServerOptions(StrictModel):
     """The name that requests use."""
     api_key: Annotated[str | None, Field(repr=False)] = None
     """The key that requests must carry; also taken from ENGINEHOUSE_API_KEY."""
-    env_vars: Mapping[str, str] = Field(default_factory=dict)
+    env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Variables added to the engine's environment (--env NAME=VALUE)."""
     avoid_quirks: bool = True
     """Whether what is known to kill this version of the engine is avoided."""
@@ -99,6 +101,8 @@ class LaunchContext(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine must know, besides the options, to write its command line.
 
     `start_limit`: seconds that the start may take; the engine's own limit should not be shorter.
+    `admin_key` is what endpoints that change the server demand; the options' API key, if there is
+    one, is what all others demand.
     """
 
     environment: EngineEnvironment
@@ -107,7 +111,7 @@ class LaunchContext(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     internal_port: int
     start_limit: float
-    development_endpoints: bool
+    admin_key: str
 
 
 class Quirk(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +173,8 @@ class ServedEngine(Engine, Protocol):
     models_path: str
     canary_path: str
     version_path: str
+    guarded_path: str | None
+    """A harmless GET that must be refused without a key, as a proof that our guard is in place."""
 
     @property
     def model_format(self) -> ModelFormat:

@@ -30,6 +30,7 @@ from enginehouse.provisioning.environments import EngineEnvironment, Flag
 from enginehouse.provisioning.programs import PAYLOADS
 
 API_KEY_VARIABLE = "HF_SERVER_API_KEY"
+ADMIN_KEY_VARIABLE = "HF_SERVER_ADMIN_KEY"
 _INHERITED = re.compile(
     r"PATH|HOME|LD_LIBRARY_PATH|TRANSFORMERS_CACHE|(CUDA|HF|OMP|MKL|KMP|GOMP|PYTORCH)_.*"
     r"|(https?|no)_proxy|(HTTPS?|NO)_PROXY"
@@ -60,6 +61,7 @@ _WITHOUT: Mapping[str, tuple[Any, str]] = {
         "leave it out: a prompt longer than max_num_batched_tokens is always computed in pieces",
     ),
     "enforce_eager": (True, "leave it out: it compiles nothing"),
+    "enable_weight_swap": (False, "use --engine vllm, or serve each checkpoint by itself"),
 }
 _OWN_FLAGS = {
     "--device": Flag(takes_value=True, choices=("auto", "cpu", "cuda")),
@@ -70,7 +72,7 @@ _FORBIDDEN = {
     "--served-model-name": "use the option served_model_name",
     "--host": "use the option host",
     "--port": "use the option port",
-    "--allow-runtime-lora-updating": "leave it out: it is on where the server is loopback-only",
+    "--allow-runtime-lora-updating": "use the option enable_lora",
 } | {flag: f"use the option {field}" for field, flag in _OPTIONS.items()}
 _METRIC = re.compile(
     r"^hf:(num_requests_running|num_requests_waiting|prompt_tokens_total|generation_tokens_total)"
@@ -108,6 +110,7 @@ class HfEngine:
     models_path = "/v1/models"
     canary_path = "/v1/completions"
     version_path = "/version"
+    guarded_path: str | None = None
     load_signal = HfLoadSignal()
     open_dtypes: frozenset[DType | None] = frozenset({None, "auto"})
 
@@ -130,8 +133,9 @@ class HfEngine:
             raise ConfigurationError(
                 "max_loras and max_lora_rank do nothing without enable_lora", fix="set enable_lora"
             )
-        if API_KEY_VARIABLE in options.env_vars:
-            raise ConfigurationError(f"env_vars cannot set {API_KEY_VARIABLE}", fix="set api_key")
+        for name in (API_KEY_VARIABLE, ADMIN_KEY_VARIABLE):
+            if name in options.env_vars:
+                raise ConfigurationError(f"env_vars cannot set {name}", fix="set api_key")
         extra = arguments.read(arguments.split(options.extra_args))
         for argument in extra:
             if why := _FORBIDDEN.get(argument.flag):
@@ -141,16 +145,15 @@ class HfEngine:
 
     def command(self, options: ServerOptions, *, context: LaunchContext) -> Command:
         """The command line and the whole environment of a server."""
-        updating = context.development_endpoints and options.enable_lora
         argv = (
             *(str(context.environment.executable), str(PAYLOADS / "hf_server")),
             *("--model", context.model_path, "--served-model-name", context.served_model_name),
             *("--host", options.host, "--port", str(context.port)),
             *_typed(options),
-            *(("--allow-runtime-lora-updating",) if updating else ()),
+            *(("--allow-runtime-lora-updating",) if options.enable_lora else ()),
             *arguments.split(options.extra_args),
         )
-        return Command(argv=argv, env=_variables(options))
+        return Command(argv=argv, env=_variables(options, context))
 
     def quirks(
         self,
@@ -181,9 +184,10 @@ def _typed(options: ServerOptions) -> Iterator[str]:
             yield from (flag, str(value))
 
 
-def _variables(options: ServerOptions) -> Mapping[str, str]:
+def _variables(options: ServerOptions, context: LaunchContext) -> Mapping[str, str]:
     env = {name: text for name, text in os.environ.items() if _INHERITED.fullmatch(name)}
     env |= {"PYTHONNOUSERSITE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if options.api_key:
         env[API_KEY_VARIABLE] = options.api_key
+    env[ADMIN_KEY_VARIABLE] = context.admin_key
     return env | dict(options.env_vars)

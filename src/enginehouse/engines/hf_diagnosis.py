@@ -46,7 +46,10 @@ PROFILE = LogProfile(
     name="hf",
     title="transformers",
     marks=re.compile(r"hf_server|transformers [\d.]{3,12}, torch |listening on http://"),
-    faint_marks=re.compile(r"[/\b]transformers[/. ]|AutoModel|/accelerate/|AutoTokenizer"),
+    faint_marks=re.compile(
+        r"\btransformers[/. ]|AutoModel|/accelerate/|AutoTokenizer"
+        r"|text_generation_(?:launcher|server)"
+    ),
     rules=_RULES,
     ready=re.compile(r"listening on http://"),
     stopped=re.compile(r"^stopping$"),

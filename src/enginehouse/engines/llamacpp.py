@@ -53,6 +53,7 @@ _WITHOUT = {
     "enable_lora": "it loads adapters when it starts: extra_args --lora FILE.gguf, "
     'and a request may weigh them with extra={"lora": [{"id": 0, "scale": 1.0}]}',
     "max_loras": "it loads adapters when it starts: extra_args --lora FILE.gguf",
+    "enable_weight_swap": "serve each GGUF file by itself; --engine vllm swaps checkpoints",
     "max_lora_rank": "an adapter of any rank can be loaded: extra_args --lora FILE.gguf",
 }
 _FORBIDDEN = {
@@ -148,6 +149,7 @@ class LlamaCppEngine:
     models_path = "/v1/models"
     canary_path = "/v1/completions"
     version_path = "/version"
+    guarded_path: str | None = None
     load_signal = LlamaCppLoadSignal()
     open_dtypes: frozenset[DType | None] = frozenset()
     wire = Wire(

@@ -25,7 +25,9 @@ _NEWER = (
 _RULES = (
     Rule(
         K.PORT_TAKEN,
-        r"couldn't bind HTTP server socket, hostname: (?P<host>\S+), port: (?P<port>\d+)",
+        r"couldn't bind (?:HTTP server|to server) socket[,:] hostname[:=] "
+        r"?(?P<host>[^\s,]{1,80}),? "
+        r"port[:=] ?(?P<port>\d+)",
         "another program listens on port {port} of {host}, or the address is not this machine's",
         "leave the port out, so that a free one is leased, or end that program",
     ),
@@ -61,8 +63,8 @@ _RULES = (
     ),
     Rule(
         K.UNSUPPORTED_MODEL,
-        r"unknown model architecture: '(?P<name>[^']*)'"
-        r"|unknown pre-tokenizer type: '(?P<kind>[^']*)'",
+        r"unknown model architecture: '(?P<name>[^']{0,80})'"
+        r"|unknown pre-tokenizer type: '(?P<kind>[^']{0,80})'",
         "this build of llama.cpp does not know the architecture or tokenizer {name}{kind}",
         _NEWER,
     ),
@@ -73,8 +75,46 @@ _RULES = (
         _NEWER,
     ),
     Rule(
+        K.UNSUPPORTED_MODEL,
+        r"has invalid ggml type (?P<type>\d+)",
+        "the file has numbers in a format ({type}) that this build of llama.cpp does not know",
+        _NEWER,
+    ),
+    Rule(
+        K.WRONG_VALUE,
+        r"V cache quantization requires flash_attn",
+        "the V cache can be quantized only with flash attention",
+        "add --flash-attn on to extra_args, or leave --cache-type-v out",
+    ),
+    Rule(
+        K.WRONG_VALUE,
+        r"clip_init: failed to load|mismatch between text model[^\n]{0,40} and mmproj",
+        "the file of --mmproj does not belong to this model, or is newer than this build",
+        "take the mmproj file that was published with the model",
+    ),
+    Rule(
+        K.NOT_WRITABLE,
+        r"failed to open (?P<file>[^\n]{1,200}): Permission denied",
+        "the model's file may not be read by the user that llama-server runs as: {file}",
+        "give that user the right to read it",
+    ),
+    Rule(
+        K.MODEL_NOT_FOUND,
+        r"failed to get model from HF: 404|HF API, response code: 404|failed to get manifest[^\n]"
+        r"{0,200}404",
+        "the hub has no such model or file",
+        "check the spelling of -hf, and that the repository holds GGUF files",
+    ),
+    Rule(
+        K.DOWNLOAD_FAILED,
+        r"curl_easy_perform\(\) failed|HEAD failed|Could not resolve hostname|failed to download",
+        "the model could not be fetched from the hub",
+        "see the network and the proxy; or download the file and name its path",
+    ),
+    Rule(
         K.MODEL_INCOMPLETE,
-        r"data is not within the file bounds|exceeds remaining file size"
+        r"data is not within the file bounds|unexpectedly reached end of file"
+        r"|exceeds remaining file size"
         r"|failed to read (?:key-value pairs|tensor info)|(?:invalid|missing) split",
         "the model's file is cut off, or parts of a split one are missing",
         "download or copy it again, whole; a split model needs all its parts in one folder",
@@ -87,13 +127,15 @@ _RULES = (
     ),
     Rule(
         K.MODEL_BROKEN,
-        r"missing tensor '(?P<name>[^']*)'|wrong number of tensors|tensor '[^']*' has invalid",
+        r"missing tensor '(?P<name>[^']{0,200})'|wrong number of tensors|has wrong shape"
+        r"|key not found in model|cannot find tokenizer|unknown tokenizer:",
         "the file lacks tensors that its architecture has, or has others",
         "make or download it again, with a llama.cpp of the same age as this one",
     ),
     Rule(
         K.OUT_OF_MEMORY,
-        r"cudaMalloc failed: out of memory|CUDA error: out of memory|unable to allocate CUDA",
+        r"cudaMalloc failed: out of memory|on device \d+[^\n]{0,20} failed: out of memory"
+        r"|CUDA error: out of memory|unable to allocate CUDA",
         "the GPU's memory does not hold the model and the context of every sequence",
         f"{_SMALLER}; or keep some layers off the GPU with extra_args --gpu-layers N",
     ),
@@ -101,10 +143,20 @@ _RULES = (
         K.OUT_OF_MEMORY,
         r"ErrorOutOfDeviceMemory|exceeds device memory allocation limit"
         r"|ggml_vulkan: Device memory allocation of size (?P<size>\d+) failed"
-        r"|failed to allocate (?:Vulkan|CUDA|ROCm|Metal|SYCL)\d? buffer|unable to allocate Vulkan",
+        r"|failed to allocate (?:Vulkan|CUDA|ROCm|Metal|SYCL)\d? buffer|unable to allocate Vulkan"
+        r"|ggml_backend_metal[^\n]{0,80}failed to allocate buffer|command buffer \d+ failed with "
+        r"status 5",
         "one buffer was larger than the GPU's memory, or than its driver gives out at once",
         f"{_SMALLER}, a smaller --ubatch-size; or keep some layers off the GPU with extra_args "
         "--gpu-layers N; GGML_VK_FORCE_MAX_ALLOCATION_SIZE makes Vulkan ask for smaller pieces",
+    ),
+    Rule(
+        K.OUT_OF_MEMORY,
+        r"failed to allocate (?:buffer for kv cache|compute (?:pp )?buffers)|unable to allocate "
+        r"backend buffer",
+        "the memory does not hold the context of every sequence",
+        _SMALLER,
+        vague=True,
     ),
     Rule(
         K.HOST_MEMORY,
@@ -127,7 +179,8 @@ _RULES = (
     ),
     Rule(
         K.CRASHED,
-        r"GGML_ASSERT\((?P<what>.*)\) failed|terminate called|ggml_abort",
+        r"GGML_ASSERT\((?P<what>.*)\) failed|terminate called|ggml_abort|\.(?:cu|cpp|c|h"
+        r"|m):\d{1,6}: fatal error",
         "llama.cpp met something that it takes for impossible, and gave up",
         "start it again; if the same line comes back, report it to llama.cpp with the log",
     ),
@@ -168,15 +221,17 @@ PROFILE = LogProfile(
     ready=re.compile(r"listening on http|HTTP server (?:is )?listening.{0,200}all slots are idle"),
     stopped=re.compile(r"cleaning up before exit"),
     pointer=re.compile(
-        r"exiting due to|failed to (?:load model|create context|create_context|load lora adapter"
+        r"exiting due to|(?<!clip_init: )failed to (?:load model|create context|create_context"
+        r"|load lora adapter"
         r"|apply lora adapter: failed to load|initialize the context: failed|read header)"
         r"|error loading model: llama_model_loader: failed|fit params to free device memory"
         r"|unable to load model"
     ),
     error_lines=re.compile(
-        r"(?!.{0,40}(?i:warn))(?:error[: ]|.{0,300}?(?:\berror\b|CUDA error|ErrorOutOf|failed\b"
-        r"|couldn't bind|unable to |GGML_ASSERT|ggml_abort|terminate called|invalid magic"
-        r"|insufficient memory|cannot open))"
+        r"(?!.{0,40}(?i:warn))(?:error[: ]|bind: |.{0,300}?(?:\berror\b|CUDA error|ErrorOutOf"
+        r"|failed\b|couldn't bind|unable to |GGML_ASSERT|ggml_abort|terminate called|invalid magic"
+        r"|insufficient memory|cannot open|invalid ggml type|requires flash_attn"
+        r"|Library not loaded))"
     ),
     signals=_SIGNALS,
     killed_fix=_KILLED_FIX,

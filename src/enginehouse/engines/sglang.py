@@ -42,7 +42,7 @@ _INHERITED = re.compile(
 )
 _OURS = {
     "SGLANG_SERVER_API_KEY": "set api_key",
-    "SGLANG_SERVER_LOCKED": "leave it out: it is on exactly where others can reach the server",
+    "SGLANG_SERVER_ADMIN_KEY": "leave it out: it is generated",
 }
 _OPTIONS = {
     "tensor_parallel_size": "--tensor-parallel-size",
@@ -75,7 +75,7 @@ _FORBIDDEN = {
     "--port": "use the option port",
     "--nccl-port": "leave it out: internal ports are leased",
     "--api-key": "use the option api_key, which keeps it off the command line",
-    "--admin-api-key": "leave it out: where others can reach the server it is locked by itself",
+    "--admin-api-key": "leave it out: it is generated",
     "--model-path": "the model is the one that is served",
     "--model": "the model is the one that is served",
     "--served-model-name": "use the option served_model_name",
@@ -159,12 +159,12 @@ def decode_models(body: bytes) -> tuple[str, ...]:
 
 def _load_adapter(name: str, path: str) -> WireRequest:
     body = msgspec.json.encode({"lora_name": name, "lora_path": path})
-    return WireRequest("POST", "/load_lora_adapter", body)
+    return WireRequest("POST", "/load_lora_adapter", body, administers=True)
 
 
 def _unload_adapter(name: str) -> WireRequest:
     body = msgspec.json.encode({"lora_name": name})
-    return WireRequest("POST", "/unload_lora_adapter", body)
+    return WireRequest("POST", "/unload_lora_adapter", body, administers=True)
 
 
 SGLANG = Wire(
@@ -190,6 +190,7 @@ class SglangEngine:
     models_path = "/v1/models"
     canary_path = "/v1/completions"
     version_path = "/server_info"
+    guarded_path: str | None = None
     load_signal = SglangLoadSignal()
     open_dtypes: frozenset[DType | None] = frozenset()
 
@@ -311,8 +312,7 @@ def _variables(options: ServerOptions, context: LaunchContext) -> Mapping[str, s
     env["SGLANG_WARMUP_TIMEOUT"] = str(math.ceil(context.start_limit))
     if options.api_key:
         env["SGLANG_SERVER_API_KEY"] = options.api_key
-    if not context.development_endpoints:
-        env["SGLANG_SERVER_LOCKED"] = "1"
+    env["SGLANG_SERVER_ADMIN_KEY"] = context.admin_key
     env |= options.env_vars
     folder = context.environment.executable.parent
     env["PATH"] = f"{folder}{os.pathsep}{env.get('PATH', os.defpath)}"
@@ -331,6 +331,11 @@ def _check_options(options: ServerOptions, named: set[str]) -> None:
             "max_num_batched_tokens and enable_chunked_prefill=false contradict one another",
             why="SGLang has one flag for both, --chunked-prefill-size, which -1 turns off",
             fix="leave one of them out; --max-prefill-tokens in extra_args limits a whole batch",
+        )
+    if options.enable_weight_swap:
+        raise ConfigurationError(
+            "enginehouse does not swap the weights of an SGLang server",
+            fix="use --engine vllm, or serve each checkpoint by itself",
         )
     if not options.enable_lora and (options.max_loras or options.max_lora_rank):
         raise ConfigurationError(

@@ -83,34 +83,37 @@ RULES = (
     ),
     Rule(
         K.WRONG_VALUE,
+        r"LoRA buffer shape [^\n]{0,80}does not match|LoRA target modules? [^\n]{0,120}not "
+        r"supported",
+        "a LoRA adapter has other shapes or modules than the model that it is to be put on",
+        "see that it was made for this very model; --lora-target-modules all in extra_args",
+    ),
+    Rule(
+        K.WRONG_VALUE,
+        r"think_end_token '[^']{0,40}' must encode to exactly one token",
+        "the reasoning parser does not fit the model: its tokenizer has no token that ends a "
+        "thought",
+        "another --reasoning-parser in extra_args, or none",
+    ),
+    Rule(
+        K.WRONG_VALUE,
         r"(?:Unsupported|Unknown|[Ii]nvalid) (?P<what>tool[_-]call[_-]parser|reasoning[_-]parser|"
         r"model type|chat template|grammar backend)[:= ]{1,3}(?P<name>[\w.\-/]{1,80})",
         "this SGLang has no {what} called {name}",
         "correct the name, or leave it out; the engine's own --help lists what there is",
     ),
     Rule(
-        K.QUANTIZATION,
-        r"quantization method (?P<method>\S{1,60}) is not supported for the current GPU\. Minimum "
-        r"capability: (?P<needs>\d+)\. Current capability: (?P<has>\d+)",
-        "{method} needs a GPU of compute capability {needs} (90 is 9.0); this one has {has}",
-        "use the model's unquantized weights, or a newer GPU",
-    ),
-    Rule(
-        K.UNSUPPORTED_DTYPE,
-        r"torch\.(?P<dtype>\w+) is not supported for quantization method (?P<method>\w+)\. "
-        r"Supported dtypes: \[(?P<known>[^\]]{0,200})",
-        "weights quantized with {method} cannot be computed with in {dtype}",
-        "--dtype with one of: {known}",
-    ),
-    Rule(
-        K.NO_COMPILER,
-        r"Could not find nvcc and default cuda_home",
-        "compiling kernels for this GPU takes CUDA's nvcc and a C++ compiler, which it lacks",
-        "install the CUDA toolkit and g++, and set CUDA_HOME",
+        K.COMMUNICATION,
+        r"res=<Response \[50\d\]>|warmup error: [^\n]{0,200}(?:ProxyError|Connection refused)",
+        "SGLang's first request to itself was answered by something else, most likely a proxy",
+        "set no_proxy=127.0.0.1,localhost,0.0.0.0 (or unset http_proxy); if there is no proxy, the "
+        "scheduler's own error is above",
+        vague=True,
     ),
     Rule(
         K.TOO_SLOW,
-        r"watchdog timeout \(self\.watchdog_timeout=(?P<seconds>[\d.]{1,12})(?:, self\.soft=False"
+        r"[Ww]atchdog timeout \(self\.watchdog_timeout=(?P<seconds>[\d.]{1,12})(?:, "
+        r"self\.soft=False"
         r"|\))",
         "one step took longer than {seconds} s, and SGLang's watchdog ended it: a hang between "
         "GPUs, or kernels that were compiled",
@@ -130,15 +133,16 @@ PROFILE = LogProfile(
     pointer=re.compile(
         r"Initialization failed\. (?:Please see|warmup error)|scheduler died during init"
         r"|Received sigquit from a child|SIGQUIT received|Subprocess \S+ \(pid=\d+\) crashed"
-        r"|kill_process_tree called"
+        r"|kill_process_tree called|scheduler is dead"
     ),
     fatal=re.compile(
-        r"hit an exception|watchdog timeout|Initialization failed|crashed |died during init"
+        r"hit an exception|[Ww]atchdog timeout|Initialization failed|crashed |died during init"
     ),
+    ends_itself=re.compile(r"Received sigquit|SIGQUIT received|kill_process_tree called"),
     works=re.compile(r"(?:^| )[A-Z]+\d"),
     error_lines=re.compile(
         r"Initialization failed\. |Subprocess \S+ \(pid=\d+\) crashed|Received sigquit"
-        r"|SIGQUIT received|\w{1,40} watchdog timeout \(self\.watchdog_timeout=[\d.]{1,12}"
+        r"|SIGQUIT received|(?:\w{1,40} )?[Ww]atchdog timeout \(self\.watchdog_timeout=[\d.]{1,12}"
         r"(?:, self\.soft=False|\))"
     ),
     words=Surroundings(

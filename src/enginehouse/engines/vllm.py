@@ -32,6 +32,7 @@ from enginehouse.engines.vllm_quirks import LORA_PROMPT_LOGPROBS, SEEDED_CHUNKED
 from enginehouse.engines.vllm_tools import tool_flags
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
+from enginehouse.provisioning.programs import PAYLOADS
 
 _INHERITED = re.compile(
     r"PATH|HOME|LD_LIBRARY_PATH|TRANSFORMERS_CACHE|(CUDA|NCCL|HF|VLLM)_.*"
@@ -40,8 +41,11 @@ _INHERITED = re.compile(
 _OURS = {
     "VLLM_API_KEY": "set api_key",
     "VLLM_PORT": "leave it out: internal ports are leased",
-    "VLLM_SERVER_DEV_MODE": "leave it out: it is on exactly where the server is loopback-only",
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "leave it out: it is on where the server is loopback-only",
+    "VLLM_SERVER_DEV_MODE": "set enable_weight_swap",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "set enable_lora",
+    "VLLM_USE_RUST_FRONTEND": "leave it out: it runs without the middleware that checks the key",
+    "GUARD_ADMIN_KEY": "leave it out: it is generated",
+    "GUARD_API_KEY": "set api_key",
 }
 _OPTIONS = {
     "tensor_parallel_size": "--tensor-parallel-size",
@@ -79,14 +83,19 @@ _FORBIDDEN = {
     "--ssl-certfile": "put a reverse proxy with TLS before the server",
     "--ssl-keyfile": "put a reverse proxy with TLS before the server",
 }
+_SWAPPING = ("--enable-sleep-mode", "--weight-transfer-config")  # of no use without the endpoints
+_GUARD = ("--middleware", "enginehouse_guard.Guard")
+_GUARD_FOLDER = PAYLOADS / "middleware"
 _COMMAND = "vllm.entrypoints.cli.main"
 _SERVER = "vllm.entrypoints.openai.api_server"
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _FEW_CORES = 4
 _GIB = 1 << 30
 # White space is where a small model under a schema loops until max_tokens; forbidding it needs the
-# backend named.
-_STRUCTURED = '{"disable_any_whitespace": true, "backend": "xgrammar"}'
+# backend named. It is llguidance: xgrammar 0.2.8 then still forces a space behind some commas (and
+# behind all in versions of vLLM that give it no separators, vllm#58067), and never lets a string
+# with a length or a pattern hold a quote or a line's end.
+_STRUCTURED = '{"disable_any_whitespace": true, "backend": "guidance"}'
 
 _METRIC = re.compile(
     r"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc|prompt_tokens_total"
@@ -136,6 +145,7 @@ class VllmEngine:
     models_path = "/v1/models"
     canary_path = "/v1/completions"
     version_path = "/version"
+    guarded_path: str | None = "/is_paused"
     load_signal = VllmLoadSignal()
     open_dtypes: frozenset[DType | None] = frozenset({None})
 
@@ -157,6 +167,7 @@ class VllmEngine:
         arguments.check(
             (*given, *extra), flags=environment.flags, removed=REMOVED_FLAGS, engine=label
         )
+        _check_guard(options, extra, environment)
 
     def command(self, options: ServerOptions, *, context: LaunchContext) -> Command:
         """The command line and the whole environment of a server."""
@@ -169,7 +180,8 @@ class VllmEngine:
         own = tuple(_defaults(options, environment, named | set(typed)))
         model = Path(context.model_path)
         tools = tuple(tool_flags(model, given=named, known=environment.flags))
-        argv = (*_program(context), *name, *address, *typed, *own, *tools, *extra)
+        # the last middleware is asked first
+        argv = (*_program(context), *name, *address, *typed, *own, *tools, *extra, *_GUARD)
         return Command(argv=argv, env=self._variables(options, context, named))
 
     def quirks(
@@ -201,11 +213,16 @@ class VllmEngine:
         env["VLLM_ENGINE_READY_TIMEOUT_S"] = str(math.ceil(context.start_limit))
         if context.environment.variant == "cpu":
             env = _cpu_variables(options, named) | env | {"VLLM_TARGET_DEVICE": "cpu"}
-        if context.development_endpoints:
-            env |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        if options.enable_lora or "--enable-lora" in named:
+            env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+        if options.enable_weight_swap:
+            env["VLLM_SERVER_DEV_MODE"] = "1"
+        env["GUARD_ADMIN_KEY"] = context.admin_key
         if options.api_key:
-            env["VLLM_API_KEY"] = options.api_key
+            env["GUARD_API_KEY"] = options.api_key
         env |= options.env_vars
+        given = env.get("PYTHONPATH")
+        env["PYTHONPATH"] = os.pathsep.join([str(_GUARD_FOLDER), *([given] if given else [])])
         env["PATH"] = (
             f"{context.environment.executable.parent}{os.pathsep}{env.get('PATH', os.defpath)}"
         )
@@ -319,6 +336,25 @@ def _check_lora(options: ServerOptions, environment: EngineEnvironment) -> None:
             if larger
             else f"train the adapter with a rank of at most {ranks[-1]}",
         )
+
+
+def _check_guard(
+    options: ServerOptions, extra: tuple[Argument, ...], environment: EngineEnvironment
+) -> None:
+    """Raise ConfigurationError for a server that anybody could pause, or nobody could swap."""
+    if environment.flags and _GUARD[0] not in environment.flags:
+        raise ConfigurationError(
+            f"vllm {environment.version} has no {_GUARD[0]}, so its endpoints cannot be guarded",
+            fix="use a newer version",
+        )
+    named = {argument.flag for argument in extra}
+    for flag in _SWAPPING:
+        if flag in named and not options.enable_weight_swap:
+            raise ConfigurationError(
+                f"{flag} does nothing without enable_weight_swap",
+                why="it is used through vLLM's development endpoints, which that option turns on",
+                fix="set enable_weight_swap (--enable-weight-swap)",
+            )
 
 
 def _check_contradictions(options: ServerOptions, extra: tuple[Argument, ...]) -> None:

@@ -35,7 +35,7 @@ PROFILE = LogProfile(
     fatal=re.compile(
         r"EngineCore (?:failed to start|hit an exception|encountered a fatal)|WorkerProc (?:failed"
         r"|hit)"
-        r"|Engine background task failed|Error executing method"
+        r"|Engine background task failed|Error executing method|Exception in worker"
     ),
     survived=re.compile(
         r"Invocation of \S+ method failed|Unexpected error pre-processing request|Dumping "

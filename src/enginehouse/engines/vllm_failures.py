@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from enginehouse.engines.diagnosis import FailureKind, Rule, Surroundings, groups
+from enginehouse.engines.diagnosis import FailureKind, Rule, Surroundings
 from enginehouse.engines.vllm_history import REMOVED_FLAGS
 
 
@@ -20,15 +20,6 @@ def _flag(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # n
     return {"flag": flag, "fix": fix}
 
 
-def _without_torch(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    return {name: value.replace("torch.", "") for name, value in groups(found, around).items()}
-
-
-def _capabilities(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    said = groups(found, around)
-    return {n: f"{int(v) / 10:.1f}" if v.isdigit() else v for n, v in said.items()}  # 89 is 8.9
-
-
 K = FailureKind
 RULES = (
     Rule(
@@ -36,6 +27,17 @@ RULES = (
         r"Timed out waiting for engine core.{0,120}?Waited (?P<seconds>\d+)s",
         "vLLM gave the engine {seconds} s to start, and loading takes longer",
         "a larger --start-timeout, which is handed on to vLLM; or put the weights on a faster disk",
+    ),
+    Rule(
+        K.TOO_SLOW,
+        r"RPC call to (?P<what>\w{1,60}) timed out|Engine iteration timed out",
+        "a worker did not answer in time: a hang between GPUs, a step that compiles, or a worker "
+        "that "
+        "is gone",
+        "look for an error of the workers themselves; start it again, with --enforce-eager or "
+        "NCCL_DEBUG=WARN if it comes back; VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS gives it more time",
+        vague=True,
+        late=True,
     ),
     Rule(
         K.UNKNOWN_FLAG,
@@ -55,9 +57,10 @@ RULES = (
     ),
     Rule(
         K.WRONG_VALUE,
-        r"invalid reasoning parser: (?P<name>[^\s(]{1,60})|[Rr]easoning parser '?"
+        r"invalid reasoning parser: (?P<name>[^\s(]{1,60})|reasoning parser could not locate think"
+        r"|[Rr]easoning parser '?"
         r"(?P<other>[\w.\-]{1,60})'?(?: is)? not (?:found|registered|supported)",
-        "this vLLM has no reasoning parser called {name}{other}",
+        "this vLLM has no reasoning parser called {name}{other}, or it does not fit the model",
         "--reasoning-parser with one of those that the line lists",
     ),
     Rule(
@@ -69,13 +72,20 @@ RULES = (
     ),
     Rule(
         K.WRONG_VALUE,
-        r"expected target modules in .{1,300}? but received|is unsupported LoRA weight"
+        r"expected target modules in .{1,300}? but received|unsupported LoRA weight"
         r"|LoRA adapter .{1,120}? (?:is not|not) compatible"
         r"|max_lora_rank \((?P<rank>\d+)\) must be",
         "the LoRA adapter has modules that vLLM cannot adapt in this model, or a rank that it does "
         "not take",
         "train the adapter for modules that vLLM knows (q_proj, k_proj, v_proj, o_proj, gate_proj, "
         "up_proj, down_proj), or merge it into the weights",
+    ),
+    Rule(
+        K.WRONG_VALUE,
+        r"(?:Unknown|Unsupported) (?:kv )?connector(?: type)?: (?P<name>[\w.]{1,60})"
+        r"|[Cc]hat template (?:string|file|path)[^\n]{0,120}|Invalid chat template",
+        "a name or a file that was given is refused: {name}",
+        "correct it; the line says what was expected",
     ),
     Rule(
         K.WRONG_VALUE,
@@ -110,8 +120,9 @@ RULES = (
     ),
     Rule(
         K.PARALLELISM,
-        r"World size \((?P<wanted>\d+)\) is larger than the number of available GPUs "
-        r"\((?P<there>\d+)\)",
+        r"(?:World size|[Tt]ensor parallel size) \((?P<wanted>\d+)\) (?:is"
+        r"|cannot be) larger than the "
+        r"number of available GPUs \((?P<there>\d+)\)",
         "tensor and pipeline parallelism need {wanted} GPUs together, and {there} can be seen",
         "--tensor-parallel-size {there}, or show more GPUs (CUDA_VISIBLE_DEVICES)",
     ),
@@ -128,29 +139,6 @@ RULES = (
         r" Your (?P<gpu>.{1,80}?) GPU has compute capability (?P<has>[\d.]{0,4}\d)",
         "this GPU ({gpu}, compute capability {has}) cannot compute in bfloat16: that takes 8.0",
         "--dtype float16",
-    ),
-    Rule(
-        K.UNSUPPORTED_DTYPE,
-        r"torch\.(?P<dtype>\w+) is not supported for quantization method (?P<method>\w+)\. "
-        r"Supported dtypes: \[(?P<known>[^\]]{0,200})",
-        "weights quantized with {method} cannot be computed with in {dtype}",
-        "--dtype with one of: {known}",
-        _without_torch,
-    ),
-    Rule(
-        K.QUANTIZATION,
-        r"model config \((?P<is>\S{1,60})\) does not match the quantization method [^(\n]{0,120}"
-        r"\((?P<given>\S{1,60})\)",
-        "the checkpoint is quantized with {is}, and --quantization says {given}",
-        "leave --quantization out: it is read from the checkpoint",
-    ),
-    Rule(
-        K.QUANTIZATION,
-        r"quantization method (?P<method>\S{1,60}) is not supported for the current GPU\. Minimum "
-        r"capability: (?P<needs>\d+)\. Current capability: (?P<has>\d+)",
-        "{method} needs a GPU of compute capability {needs}; this one has {has}",
-        "use the model's unquantized weights, or a newer GPU",
-        _capabilities,
     ),
     Rule(
         K.QUANTIZATION,

@@ -96,6 +96,6 @@ def tool_flags(folder: Path, *, given: Collection[str], known: Collection[str]) 
 def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -68,7 +68,7 @@ class Asker:
             provenance=self._provenance,
             requests=(),
         )
-        question = _question(unit.plan, item)
+        question = question_of(unit.plan, item)
         if isinstance(question, Choose):
             return await self._choose(question, record)
         if isinstance(question, CallTools):
@@ -95,7 +95,9 @@ class Asker:
     async def _call(
         self, question: CallTools, record: SampleRecord, *, max_tokens: int | None
     ) -> SampleRecord:
-        question = msgspec.structs.replace(question, prompt=self._prompt(question.prompt))
+        question = msgspec.structs.replace(
+            question, prompt=with_system(question.prompt, self._spec)
+        )
         parameters = self._parameters(record, max_tokens=max_tokens or question.max_tokens)
         try:
             result = await ask_calls(
@@ -111,7 +113,7 @@ class Asker:
         parameters = self._parameters(
             record, max_tokens=max_tokens or question.max_tokens, stop=question.stop
         )
-        return SampleRequest(prompt=self._prompt(question.prompt), parameters=parameters)
+        return SampleRequest(prompt=with_system(question.prompt, self._spec), parameters=parameters)
 
     def _parameters(
         self, record: SampleRecord, *, max_tokens: int, stop: tuple[str, ...] = ()
@@ -125,12 +127,6 @@ class Asker:
             if self.seeded
             else None,
         )
-
-    def _prompt(self, prompt: ChatPrompt) -> ChatPrompt:
-        if self._spec.system is None:
-            return prompt
-        turns = [m for m in prompt.messages if m.role != "system"]
-        return ChatPrompt((Message(role="system", content=self._spec.system), *turns))
 
     async def _choose(self, question: Choose, record: SampleRecord) -> SampleRecord:
         requests: tuple[SampleRequest, ...] = ()
@@ -152,6 +148,14 @@ class Asker:
         )
 
 
+def with_system(prompt: ChatPrompt, spec: EvaluationSpec) -> ChatPrompt:
+    """The prompt with the evaluation's own system message, if it has one."""
+    if spec.system is None:
+        return prompt
+    turns = [m for m in prompt.messages if m.role != "system"]
+    return ChatPrompt((Message(role="system", content=spec.system), *turns))
+
+
 def check_tasks(spec: EvaluationSpec, *, tasks: TaskData, capabilities: Capabilities) -> None:
     """Raise UnsupportedError if an engine with these capabilities cannot be asked the tasks."""
     for plan in plan_tasks(spec, tasks):
@@ -160,7 +164,7 @@ def check_tasks(spec: EvaluationSpec, *, tasks: TaskData, capabilities: Capabili
 
 def check_capabilities(plan: TaskPlan, capabilities: Capabilities, *, spec: EvaluationSpec) -> None:
     """Raise UnsupportedError if the engine cannot be asked this task's questions."""
-    question = _question(plan, plan.item(0))
+    question = question_of(plan, plan.item(0))
     if isinstance(question, CallTools):
         check_steps(plan.name, spec.tool_steps, capabilities)
     needed = _FOR_CHOICES if isinstance(question, Choose) else (Capability.CHAT,)
@@ -172,7 +176,8 @@ def check_capabilities(plan: TaskPlan, capabilities: Capabilities, *, spec: Eval
         )
 
 
-def _question(plan: TaskPlan, item: Item) -> Question:
+def question_of(plan: TaskPlan, item: Item) -> Question:
+    """What the task asks about the item. Raises TaskError when it cannot say."""
     try:
         return plan.task.ask(item)
     except Exception as error:  # a user's template may raise anything

@@ -22,10 +22,9 @@ from enginehouse.engines.base import Engine, ServedEngine
 from enginehouse.launch.parity import score_with_peft
 from enginehouse.launch.running_server import (
     RunningServer,
-    ServedModel,
+    demand_adapters,
     find_running,
     largest_rank,
-    served_models,
 )
 from enginehouse.launch.serving import Notify, make_sampler
 from enginehouse.servers.endpoint import Server
@@ -34,6 +33,7 @@ from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import PeftFolder, checkpoint_shapes, read_peft_folder
 from enginehouse.weights.pool import AdapterPool, alias_of
 from enginehouse.weights.proof import Effect, prove_effect
+from enginehouse.weights.served_models import ServedModel, served_models
 from enginehouse.weights.store import AdapterStore
 
 Proof = Literal["none", "effect", "peft"]
@@ -145,6 +145,7 @@ class Adapters:
         Others of the same alias are unloaded then, unless `replace_alias` is false; requests under
         way for them are answered. Raises AdapterError, with the server as it was.
         """
+        demand_adapters(self._running.server, layout=self._layout)
         served = await self.list()
         base, *_ = await served_models(self._running.server, self._running.engine)
         root = _here(base.root)

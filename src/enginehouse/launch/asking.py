@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Capability, Provenance
@@ -14,8 +15,10 @@ from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.configuration import AskConfig
 from enginehouse.launch.lending import borrowed
 from enginehouse.launch.resident import serving_target
+from enginehouse.launch.running_server import record_at
 from enginehouse.launch.serving import Notify, OnIncident, Serving, make_sampler, say_bound
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
+from enginehouse.servers.records import read_key
 from enginehouse.store.layout import Layout
 
 
@@ -40,7 +43,7 @@ async def asking(
         ) as ready:
             yield ready
         return
-    server, engine = await attach(config)
+    server, engine = await attach(config, layout=layout)
     model = _model(config, server, engine)
     async with (
         adapted(config, server, engine, layout=layout, notify=notify) as adapter,
@@ -75,7 +78,10 @@ async def _attached(
     notify: Notify,
     concurrency: int | None,
 ) -> AsyncIterator[Serving]:
-    notify(f"using {model} at {server.base_url}, which is not ours to stop")
+    whose = "which is not ours to stop"
+    if server.name is not None:
+        whose = f"the server {server.name}, which stays as it is"
+    notify(f"using {model} at {server.base_url}, {whose}")
     if unused := unused_settings(config):
         notify(f"given, but without effect on a server that runs already: {', '.join(unused)}")
     async with make_sampler(server, engine, concurrency=concurrency, model=model) as sampler:
@@ -84,19 +90,31 @@ async def _attached(
             current=lambda: server,
             engine=engine,
             sampler=sampler,
-            provenance=_foreign(server, model),
+            provenance=_provenance(server, model),
         )
 
 
-async def attach(config: AskConfig) -> tuple[Server, Engine]:
-    """The server that somebody else runs, asked for its models.
+async def attach(config: AskConfig, *, layout: Layout) -> tuple[Server, Engine]:
+    """A server that runs already, asked for its models; `enginehouse serve` may have started it.
 
     Raises ConfigurationError where address or key are missing, and WireError.
     """
     engine = _engine(config)
-    server = await attach_server(
-        _url(config, engine), engine=engine, api_key=_key(config, engine), model=config.model
-    )
+    url = _url(config, engine)
+    record = None if isinstance(engine, RemoteEngine) else record_at(url, layout=layout)
+    key = _key(config, engine)
+    if key is None and record is not None and record.has_api_key:
+        key = read_key(record)
+    server = await attach_server(url, engine=engine, api_key=key, model=config.model)
+    if record is not None:
+        server = replace(
+            server,
+            name=record.name,
+            environment=record.environment,
+            command=record.command,
+            admin_key=read_key(record),
+            key_file=record.key_file,
+        )
     return server, engine
 
 
@@ -171,9 +189,14 @@ def _model(config: AskConfig, server: Server, engine: Engine) -> str:
     )
 
 
-def _foreign(server: Server, model: str) -> Provenance:
-    reason = "the server is not ours"
-    fields = ("engine_arguments", "environment", "weights_digest", "chat_template_digest")
+def _provenance(server: Server, model: str) -> Provenance:
+    """What is known of a server that ran already."""
+    fields = ["weights_digest", "chat_template_digest"]
+    if server.name is None:
+        fields += ["engine_arguments", "environment"]
+        reason = "the server is not ours"
+    else:
+        reason = f"{server.name} was started earlier, and is not asked what it has loaded since"
     unknown = dict.fromkeys(fields, reason)
     unknown |= {
         name: "the server does not say"
@@ -183,8 +206,8 @@ def _foreign(server: Server, model: str) -> Provenance:
     return Provenance(
         engine=server.engine,
         engine_version=server.version,
-        engine_arguments=None,
-        environment=None,
+        engine_arguments=server.command,
+        environment=server.environment,
         model=model,
         weights_digest=None,
         chat_template_digest=None,

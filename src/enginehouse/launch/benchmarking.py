@@ -107,7 +107,7 @@ async def _asked(config: BenchConfig, *, layout: Layout, notify: Notify) -> Asyn
         async with serving_target(config, layout=layout, notify=notify, concurrency=1) as ready:
             yield _Asked(server=ready.server, engine=ready.engine, model=ready.sampler.model)
         return
-    server, engine = await attach(config)
+    server, engine = await attach(config, layout=layout)
     model = _model(config, server)
     async with adapted(config, server, engine, layout=layout, notify=notify) as adapter:
         yield _Asked(server=server, engine=engine, model=adapter or model)

@@ -253,7 +253,7 @@ async def _tools(target: _Target) -> str:
     call = calls[0]
     try:
         wrong = _TOOL.check(json.loads(call.arguments))
-    except ValueError:
+    except (ValueError, RecursionError):
         wrong = "they are no JSON"
     if call.name != _TOOL.name or wrong:
         raise MalformedResponseError(
@@ -272,7 +272,7 @@ async def _schema(target: _Target) -> str:
     text = _answer(response).text
     try:
         wrong = _TOOL.check(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         wrong = "it is no JSON"
     if wrong:
         raise MalformedResponseError(f"{_shown(text)} does not follow the schema: {wrong}")

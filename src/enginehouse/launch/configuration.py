@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -12,6 +12,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
 from enginehouse.core.strict_model import StrictModel
+from enginehouse.core.strict_yaml import load_yaml
+from enginehouse.core.system_errors import advice
 from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.adapter_names import with_adapter_apart
@@ -167,9 +169,9 @@ class TaskConfig(StrictModel):
     """One task of an evaluation; None takes the evaluation's own setting."""
 
     name: str
-    """A task's name, or the path of a task's YAML file."""
+    """A task's name, or the path of a task's YAML file, relative to the file that says so."""
     data: str | None = None
-    """The data to use instead of the task's own: a file, or hf:owner/name:file."""
+    """The data to use instead of the task's own: a file, found likewise, or hf:owner/name:file."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """How many items."""
     samples: Annotated[int, Field(ge=1)] | None = None
@@ -307,6 +309,7 @@ class BenchConfig(AskConfig):
 
 
 Config = TypeVar("Config", bound=BaseModel)
+_ANY_TEXT = {"stop", "system"}  # what is said to a model may hold anything
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -315,14 +318,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text()
     except OSError as error:
         raise ConfigurationError(
-            f"cannot read {path}", why=error.strerror, fix="check the path given to --config"
+            f"cannot read {path}",
+            why=error.strerror,
+            fix=advice(error, otherwise="check the path given to --config"),
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(
             f"{path} is not UTF-8 text", why=str(error), fix="save it as UTF-8"
         ) from error
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -333,6 +338,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path} must be a mapping of keys to values", why=f"it is {type(value).__name__}"
         )
     return value
+
+
+def with_task_paths(values: Mapping[str, Any], *, folder: Path) -> dict[str, Any]:
+    """An evaluation's values with its tasks' files and data found from `folder`, their file's own.
+
+    What is not in the shape of a list of tasks is left for `parse` to refuse.
+    """
+    tasks = values.get("tasks")
+    if not isinstance(tasks, list):
+        return dict(values)
+    return {**values, "tasks": [_with_paths(task, folder) for task in tasks]}
+
+
+def _with_paths(task: Any, folder: Path) -> Any:
+    if isinstance(task, str):
+        is_file = task.endswith((".yaml", ".yml"))
+        return str(folder / Path(task).expanduser()) if is_file else task
+    if not isinstance(task, Mapping):
+        return task
+    named = {"name": _with_paths(task["name"], folder)} if "name" in task else {}
+    data = task.get("data")
+    if isinstance(data, str) and not data.startswith("hf:"):
+        named["data"] = str(folder / Path(data).expanduser())
+    return {**task, **named}
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -348,6 +377,12 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse(kind: type[Config], values: Mapping[str, Any], *, origin: str) -> Config:
     """Validate `values`. Raises ConfigurationError naming each wrong key and the nearest one."""
+    for where in _with_null_bytes({k: v for k, v in values.items() if k not in _ANY_TEXT}):
+        raise ConfigurationError(
+            f"{origin}: {where!r} holds a null byte",
+            why="no path, name or command line can",
+            fix="take it out: in YAML it is written \\0 or \\x00",
+        )
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -356,6 +391,20 @@ def parse(kind: type[Config], values: Mapping[str, Any], *, origin: str) -> Conf
             f"{origin}: {lines[0]}" if len(lines) == 1 else f"{origin}:\n  " + "\n  ".join(lines),
             fix="docs/reference.md lists every key; so does --help, as options",
         ) from error
+
+
+def _with_null_bytes(value: Any, where: str = "") -> Iterator[str]:
+    """The places of texts in `value` that hold a null byte."""
+    if isinstance(value, str | Path):
+        if "\0" in str(value):
+            yield where
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _with_null_bytes(key, where or "a key")
+            yield from _with_null_bytes(inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _with_null_bytes(inner, where)
 
 
 def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:
@@ -371,8 +420,16 @@ def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"{where!r} is missing"
     if not where:
         return message
-    given = "" if location[-1] == "api_key" else f" (got {problem['input']!r})"
-    return f"{where!r}: {message}{given}"
+    return f"{where!r}: {message}{_given(location, problem['input'])}"
+
+
+def _given(location: tuple[Any, ...], value: Any) -> str:
+    """What was given, unless there may be a secret in it."""
+    if {"api_key", "env_vars"} & set(location):
+        return ""
+    if isinstance(value, Mapping | list | tuple | BaseModel):
+        return f" (got a {type(value).__name__})"
+    return f" (got {value!r})"
 
 
 def _fields(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -273,7 +273,7 @@ def _lacking(file: Path) -> str | None:
             head = json.loads(opened.read(length))
             head.pop("__metadata__", None)
             end = 8 + length + max((t["data_offsets"][1] for t in head.values()), default=0)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
             return None
     return f"{size:,} bytes of {end:,}" if size < end else None
 
@@ -281,6 +281,6 @@ def _lacking(file: Path) -> str | None:
 def _json(path: Path) -> Mapping[str, Any] | None:
     try:
         content = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

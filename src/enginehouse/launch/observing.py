@@ -23,7 +23,7 @@ from enginehouse.executors.usage import UsageMeter
 from enginehouse.report.activity import Activity, ServerActivity
 from enginehouse.servers.endpoint import API_KEY_VARIABLE
 from enginehouse.servers.health import glance
-from enginehouse.servers.records import ServerState, ServerStatus, list_servers
+from enginehouse.servers.records import ServerState, ServerStatus, list_servers, read_key
 from enginehouse.store.layout import Layout
 
 _PATIENCE = aiohttp.ClientTimeout(total=5)
@@ -104,17 +104,24 @@ class Observer:
         )
         if status.state not in _ANSWERING:
             return activity
-        return await self._asked(activity, watched, ENGINES.load(record.engine)())
+        engine: ServedEngine = ENGINES.load(record.engine)()
+        key = read_key(record) if record.has_api_key else None
+        return await self._asked(activity, watched, engine, key=key)
 
     async def _foreign(self, url: str) -> ServerActivity:
         activity = ServerActivity(name=None, url=url, state=ServerState.READY)
         return await self._asked(activity, self._watched[url, None], ENGINES.load("vllm")())
 
     async def _asked(
-        self, activity: ServerActivity, watched: _Watched, engine: ServedEngine
+        self,
+        activity: ServerActivity,
+        watched: _Watched,
+        engine: ServedEngine,
+        *,
+        key: str | None = None,
     ) -> ServerActivity:
         health, load = await asyncio.gather(
-            glance(activity.url, engine=engine), self._load(activity.url, engine)
+            glance(activity.url, engine=engine), self._load(activity.url, engine, key=key)
         )
         found: dict[str, Any] = {"state": health.state}
         if isinstance(load, str):
@@ -125,12 +132,15 @@ class Observer:
             found |= self._figures(load, watched)
         return msgspec.structs.replace(activity, **found)
 
-    async def _load(self, url: str, engine: ServedEngine) -> Load | str:
+    async def _load(self, url: str, engine: ServedEngine, *, key: str | None) -> Load | str:
         """The server's queue, or why it is not known."""
         assert self._session is not None, "use the observer inside `async with`"
         path = engine.load_signal.path
+        headers = {"Authorization": f"Bearer {key}"} if key else None
         try:
-            async with self._session.get(url + path, allow_redirects=False) as reply:
+            async with self._session.get(
+                url + path, headers=headers, allow_redirects=False
+            ) as reply:
                 status = reply.status
                 body = (await read_body(reply, limit=MAX_PAGE_BYTES)).decode(errors="replace")
         except (aiohttp.ClientError, TimeoutError, OSError, WireError) as error:

@@ -94,7 +94,7 @@ def _read_schema(path: Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"cannot read {path}", why=error.strerror, fix="check the path given to --schema"
         ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{path} holds no JSON schema", why=str(error)) from error
 
 
@@ -131,7 +131,7 @@ def _text(line: bytes) -> str:
 def _object(line: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(line, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(
             "it is no JSON object",
             why=str(error),

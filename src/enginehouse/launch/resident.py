@@ -72,7 +72,7 @@ class Resident:
         if swapper is None and path is not None:
             raise WeightsError(
                 f"the weights of {self.serving.server.name} cannot be swapped while it runs",
-                fix="serve the checkpoint by itself, or with vLLM on the loopback address",
+                fix="serve the checkpoint by itself, or with vLLM and enable_weight_swap",
                 kind="unsupported",
             )
         # a folder that is named again may hold something else by now
@@ -167,6 +167,15 @@ async def serving_target(
         ready = await lodger.target(config.adapter)
         notify(f"adapter: {config.adapter}, loaded as {ready.provenance.model}")
         yield ready
+
+
+def with_weight_swap(config: ServeConfig) -> ServeConfig:
+    """The configuration of a server that can be given other checkpoints, if its engine can."""
+    engine: Engine = ENGINES.load(choose_engine(config.engine, notify=lambda _: None))()
+    if engine.wire.weights is None:
+        return config
+    options = config.server.model_copy(update={"enable_weight_swap": True})
+    return config.model_copy(update={"server": options})
 
 
 def with_adapters(config: ServeConfig, folders: Iterable[Path] = ()) -> ServeConfig:

@@ -7,23 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import msgspec
 from yarl import URL
 
-from enginehouse.client.transport import (
-    AiohttpTransport,
-    Timeouts,
-    WireRequest,
-    normal_base_url,
-)
-from enginehouse.core.errors import MalformedResponseError
+from enginehouse.client.transport import normal_base_url
+from enginehouse.core.errors import AdapterError
 from enginehouse.engines.base import ServedEngine, is_loopback
 from enginehouse.engines.registry import ENGINES
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
-from enginehouse.servers.records import ServerRecord, find_server, list_servers
+from enginehouse.servers.records import ServerRecord, find_server, list_servers, read_key
 from enginehouse.store.layout import Layout
 
 _RANK_FLAG = "--max-lora-rank"
+_LORA_FLAGS = ("--enable-lora", "--lora-paths")
 _DEFAULT_RANKS = {"vllm": 16}  # of that flag
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - nothing is bound to it here
 
@@ -38,8 +33,9 @@ class RunningServer:
 
 
 async def find_running(target: str, *, layout: Layout, api_key: str | None = None) -> RunningServer:
-    """The server that `target` is the name or the address of; the environment's key by default.
+    """The server that `target` is the name or the address of.
 
+    Asked with `api_key`, by default the environment's, or else the administrative one.
     Raises UnknownNameError, and WireError for one that cannot be used.
     """
     record = _record(target, layout)
@@ -88,7 +84,9 @@ async def _asked(
         version=record.version,
         environment=record.environment,
         command=record.command,
-        api_key=key if record.has_api_key else None,
+        api_key=(key or read_key(record)) if record.has_api_key else None,
+        admin_key=read_key(record),
+        key_file=record.key_file,
         owned=False,
     ), engine
 
@@ -103,36 +101,21 @@ def largest_rank(server: Server, *, layout: Layout) -> int | None:
     return int(said) if said and said.isdecimal() else _DEFAULT_RANKS.get(server.engine or "")
 
 
+def demand_adapters(server: Server, *, layout: Layout) -> None:
+    """Raise AdapterError for a server whose command line is known, and enables no adapters."""
+    record = record_at(server.base_url, layout=layout)
+    command = server.command or (record.command if record else None)
+    if command is None or any(word.replace("_", "-") in _LORA_FLAGS for word in command):
+        return
+    name = server.name or (record.name if record else None) or server.base_url
+    raise AdapterError(
+        f"{name} takes no adapters",
+        why="it was started without --enable-lora",
+        fix=f"enginehouse stop {name}; then serve the model with --enable-lora",
+    )
+
+
 def option_of(command: Sequence[str], flag: str) -> str | None:
     """The value that a command line gives to `flag`, the last one; None if it has none."""
     words = [part for word in command for part in word.split("=", 1)]
     return next((value for name, value in reversed(list(pairwise(words))) if name == flag), None)
-
-
-class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A name that a server answers to, and the folder behind it as the server sees it."""
-
-    id: str
-    root: str | None = None
-    parent: str | None = None
-
-
-class _Models(msgspec.Struct):
-    data: list[ServedModel]
-
-
-async def served_models(server: Server, engine: ServedEngine) -> tuple[ServedModel, ...]:
-    """What the server answers as; the first is its own model. Raises WireError."""
-    async with AiohttpTransport(
-        server.base_url, api_key=server.api_key, timeouts=Timeouts(total=10)
-    ) as transport:
-        reply = await transport.send(WireRequest("GET", engine.models_path))
-    if reply.status != 200:
-        raise engine.wire.error_reply(reply.status, reply.body, retry_after=None)
-    try:
-        found = msgspec.json.decode(reply.body, type=_Models).data
-    except msgspec.MsgspecError as error:
-        raise MalformedResponseError("the list of models is none", why=str(error)) from error
-    if not found:
-        raise MalformedResponseError(f"the server at {server.base_url} lists no model")
-    return tuple(found)

@@ -360,6 +360,7 @@ def make_sampler(
         capabilities=engine.capabilities(server.version),
         wire=engine.wire,
         api_key=server.api_key,
+        admin_key=server.admin_key,
         concurrency=concurrency,
         load_signal=engine.load_signal,
         turns=turns,

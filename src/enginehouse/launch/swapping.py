@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 
 from enginehouse.client.sampler import Delivery
 from enginehouse.core.errors import WeightsError
-from enginehouse.engines.base import ServedEngine, is_loopback
-from enginehouse.launch.running_server import find_running, one_spelling, served_models
+from enginehouse.engines.base import ServedEngine
+from enginehouse.launch.running_server import find_running, one_spelling
 from enginehouse.launch.supervising import Supervisor
 from enginehouse.servers.endpoint import Server
 from enginehouse.servers.records import list_servers, weights_file
@@ -25,6 +25,7 @@ from enginehouse.weights.checkpoint import digest_of
 from enginehouse.weights.declared import Weights, read_declaration
 from enginehouse.weights.gate import Gate
 from enginehouse.weights.replacement import PENDING
+from enginehouse.weights.served_models import served_models
 from enginehouse.weights.swap import WeightSwapper
 
 _NEVER_SWAPPED = "default"  # what vLLM calls weights that were never named
@@ -63,8 +64,8 @@ async def swapping(
     By us; or, unless `alone`, by another process (`enginehouse weights swap`).
     """
     server, model = owned.server, owned.model
-    reachable = is_loopback(owned.options.host)  # elsewhere development endpoints are off
-    if owned.engine.wire.weights is None or not reachable or model.weights_digest is None:
+    swaps = owned.options.enable_weight_swap and owned.engine.wire.weights is not None
+    if not swaps or model.weights_digest is None:
         yield Swaps(deliver=supervisor.deliver, swapper=None)
         return
     gate = Gate(model.weights_digest, deliver=supervisor.deliver)
@@ -148,6 +149,13 @@ class _Swappable:
 async def _swappable(target: str, *, layout: Layout, api_key: str | None = None) -> _Swappable:
     running = await find_running(target, layout=layout, api_key=api_key)
     record, server, engine = running.record, running.server, running.engine
+    if record is not None and engine.wire.weights is not None and not record.swaps_weights:
+        raise WeightsError(
+            f"the weights of {record.name} cannot be replaced while it runs",
+            why="it was started without --enable-weight-swap",
+            fix=f"enginehouse stop {record.name}; then serve the model with --enable-weight-swap",
+            kind="unsupported",
+        )
     (base, *_) = await served_models(server, engine)
     return _Swappable(
         server=server,
@@ -191,7 +199,7 @@ def _demand_known(named: str | None, current: Weights) -> None:
 async def _forget_earlier(swapper: WeightSwapper, file: Path) -> None:
     """What was declared for a server that others have started again since is void."""
     try:
-        with FileLock(file.with_suffix(".lock"), timeout=0):
+        with FileLock(file.with_suffix(".lock"), timeout=0, mode=0o600):
             if await swapper.name() == _NEVER_SWAPPED:
                 await asyncio.to_thread(file.unlink, missing_ok=True)
     except Timeout:

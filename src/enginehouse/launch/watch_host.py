@@ -149,5 +149,5 @@ def _nobody(_: Incident) -> None:
 def _declared_rank(folder: Path) -> int:
     try:
         return int(json.loads((folder / CONFIG).read_bytes())["r"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return 0

@@ -39,7 +39,7 @@ from enginehouse.launch.finished_checkpoints import (
     content_digest,
     state_of,
 )
-from enginehouse.launch.resident import resident
+from enginehouse.launch.resident import resident, with_weight_swap
 from enginehouse.launch.serving import Notify, Serving
 from enginehouse.launch.watch_host import Host, Opening, Swappable
 from enginehouse.launch.watch_journal import AttemptRecord, Status, WatchJournal, held_journal
@@ -99,7 +99,9 @@ async def watch(
     config = _with_absolute_paths(config)
     if config.once and not config.directory.is_dir():
         raise ConfigurationError(
-            f"{config.directory} is not there", fix="give the folder that holds the checkpoints"
+            f"{config.directory} is not a folder",
+            why="with --once there is nothing to wait for",
+            fix="give the folder that holds the checkpoints",
         )
     for task in config.tasks:
         await asyncio.to_thread(load_task, task.name)
@@ -107,7 +109,7 @@ async def watch(
         if journal.repair:
             notify(str(journal.repair))
         host = Host(
-            _evaluation(config),
+            with_weight_swap(_evaluation(config)),
             open_resident=open_resident,
             layout=layout,
             notify=notify,
@@ -167,7 +169,7 @@ class _Watcher:
             began = look.at if began is None else began
             self._host.adapters = look.of(Kind.ADAPTER)
             job = await asyncio.to_thread(self._next, look)
-            self._tell(look)
+            await asyncio.to_thread(self._tell, look)
             if job:
                 curve = await self._evaluate(job) or curve
                 continue
@@ -178,7 +180,13 @@ class _Watcher:
             await asyncio.sleep(self._config.interval)
 
     def _tell(self, look: Look) -> None:
-        """Say once of each folder that is half-written or cannot be read how that shows."""
+        """Say once what is waited for: a folder that is missing, half-written or unreadable."""
+        directory = self._config.directory
+        if directory.is_dir():
+            self._told.discard(str(directory))
+        elif str(directory) not in self._told:
+            self._told.add(str(directory))
+            self._notify(f"waiting for {directory}, which does not exist yet")
         self._told -= {found.name for found in look.finished} - self._unreadable.keys()
         for waiting in (*look.waiting, *self._unreadable.values()):
             if waiting.why != MAY_CHANGE and waiting.name not in self._told:
@@ -299,7 +307,8 @@ class _Watcher:
         before = self._journal.of(job.key)
         if before and before.digest == job.digest and before.run is not None:
             with suppress(RunNotFoundError):
-                return await resume_evaluation(open_run(self._layout, before.run).info.id, **common)
+                run = open_run(self._layout, before.run).info.id
+                return await resume_evaluation(run, trust=True, **common)  # it is ours
 
         def begun(run: Run) -> None:
             record = job.record(Status.BEGUN)
@@ -325,7 +334,8 @@ class _Watcher:
     def _write(self) -> Curve:
         curve = self._maker.curve(self._journal.attempts)
         write_whole(self._page, curve_page(curve).encode())
-        write_whole(self._journal.folder / "curve.json", msgspec.json.encode(curve))
+        content = msgspec.json.encode(curve)
+        write_whole(self._journal.folder / "curve.json", content, private=True)
         return curve
 
 

@@ -2,9 +2,9 @@
 
 Run by the Python that has SGLang: `python serve_sglang.py --model-path PATH …`. SGLang takes a key
 as a flag only, which everybody who may list processes can read, and writes all its arguments into
-its log; here the key comes in SGLANG_SERVER_API_KEY and is starred out of what is logged. With
-SGLANG_SERVER_LOCKED=1 the endpoints that change the server (weights, adapters, cache) need another
-key, which nobody is told.
+its log; here the key comes in SGLANG_SERVER_API_KEY and is starred out of what is logged. So is the
+one in SGLANG_SERVER_ADMIN_KEY, which endpoints that change the server (weights, adapters, cache)
+demand.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import secrets
 import sys
 
 API_KEY = "SGLANG_SERVER_API_KEY"
-LOCKED = "SGLANG_SERVER_LOCKED"
+ADMIN_KEY = "SGLANG_SERVER_ADMIN_KEY"
 
 
 def star_out(*words: str) -> None:
@@ -38,16 +37,16 @@ def star_out(*words: str) -> None:
 def main() -> None:
     """Serve until told to stop."""
     key = os.environ.pop(API_KEY, None)
-    locked = os.environ.pop(LOCKED, None) == "1"
+    admin_key = os.environ.pop(ADMIN_KEY, None)
     launch_server = importlib.import_module("sglang.launch_server")
     importlib.import_module("sglang.srt.plugins").load_plugins()
     arguments = importlib.import_module("sglang.srt.server_args").prepare_server_args(sys.argv[1:])
     if key:
         arguments.api_key = key
         star_out(key)
-    if locked:
-        arguments.admin_api_key = secrets.token_urlsafe()
-        star_out(arguments.admin_api_key)
+    if admin_key:
+        arguments.admin_api_key = admin_key
+        star_out(admin_key)
     try:
         launch_server.run_server(arguments)
     finally:

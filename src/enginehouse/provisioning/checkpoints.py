@@ -46,8 +46,12 @@ def _read(folder: Path) -> Checkpoint:
         raise _no_model(folder, names)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{folder / 'config.json'} is not JSON", why=str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{folder / 'config.json'} is not JSON that can be read", why=str(error)
+        ) from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / 'config.json'} holds no JSON object")
     weights = _weights(folder, names)
     if not weights:
         raise ModelError(
@@ -99,7 +103,7 @@ def _indexed(folder: Path, index: str, names: set[str]) -> tuple[Path, ...]:
     try:
         content = json.loads((folder / index).read_text(encoding="utf-8"))
         wanted = sorted(set(content["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{folder / index} is no index of weights", why=str(error)) from error
     if missing := [name for name in wanted if name not in names]:
         raise ModelError(
@@ -114,9 +118,10 @@ def _no_model(folder: Path, names: set[str]) -> ModelError:
     if "adapter_config.json" in names:
         try:
             adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        except ValueError:
-            adapter = {}
-        base = adapter.get("base_model_name_or_path") or "its base model"
+        except (ValueError, RecursionError):
+            adapter = None
+        named = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
+        base = named or "its base model"
         return ModelError(
             f"{folder} is a LoRA adapter, not a model",
             why="it has adapter_config.json, but no config.json",

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+from packaging.version import InvalidVersion, Version
 
 from enginehouse.core.errors import (
     ConfigurationError,
@@ -233,11 +234,19 @@ def _check_agreement(
     wanted = {"version": version, "variant": variant}
     has = {"version": found.version.partition("+")[0], "variant": found.variant}
     for name, value in wanted.items():
-        if value is not None and value != has[name]:
+        if value is not None and _release(value) != _release(has[name]):
             raise ConfigurationError(
                 f"{origin} has {found.engine} of {name} {has[name]}, not {value}",
                 fix=f"leave out --{name}, or {origin}",
             )
+
+
+def _release(text: str) -> Version | str:
+    """A version, so that 0.32 is 0.32.0; what is not one stays as it is."""
+    try:
+        return Version(text)
+    except InvalidVersion:
+        return text
 
 
 def _cached_description(path: Path) -> Description | None:

@@ -29,7 +29,7 @@ def read_metadata(file: Path) -> Mapping[str, Scalar]:
     with file.open("rb") as opened:
         try:
             return _read(opened)
-        except (struct.error, ValueError) as error:
+        except (struct.error, ValueError, OverflowError, OSError, RecursionError) as error:
             raise ModelError(
                 f"{file} is no GGUF file, or is broken",
                 why=str(error),

@@ -38,8 +38,9 @@ _PATIENCE = 10.0
 class Server:
     """A server that is ready. `owned`: it is ours, and we stop it.
 
-    Of a server that is not ours, what it does not tell is None. `command` has no secrets: the API
-    key goes through the environment.
+    Of a server that is not ours, what it does not tell is None. `command` has no secrets: keys go
+    through the environment. `api_key` is what requests must carry. `admin_key` opens the endpoints
+    that change the server, and is in `key_file` if it has any; it is None where `api_key` does.
     """
 
     name: str | None
@@ -53,6 +54,8 @@ class Server:
     command: tuple[str, ...] | None
     api_key: str | None = field(repr=False)
     owned: bool
+    admin_key: str | None = field(default=None, repr=False)
+    key_file: Path | None = None
 
 
 def curl_line(server: Server) -> str:
@@ -198,5 +201,5 @@ def _version(reply: WireReply) -> str | None:
         return (
             msgspec.json.decode(reply.body, type=_Version).version if reply.status == 200 else None
         )
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None

@@ -17,10 +17,11 @@ from enginehouse.executors.tree import ProcessIdentity, ProcessTree, is_alive
 from enginehouse.servers.ports import PortLease
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
+from enginehouse.store.private import make_private
 
 KEPT_LOGS = 50
 _CURRENT, _ENDED, _STOP = "server.json", "ended.json", "stop"
-_WEIGHTS = "weights.json"
+_WEIGHTS, _KEY = "weights.json", "admin.key"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.ASCII)
 
 
@@ -39,8 +40,10 @@ class ServerState(StrEnum):
 
 
 class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One server of ours. The API key is in no record, only whether there is one.
+    """One server of ours. No key is in a record: only whether the user gave one (`has_api_key`).
 
+    `key_file` holds the administrative key, if the server has endpoints that load adapters or
+    replace weights; `swaps_weights` says whether it has the latter.
     `starter` is the process that started it; unless `detached`, that process stops it, too, and
     keeps `state` true. `started` is in seconds since the epoch.
     """
@@ -62,6 +65,8 @@ class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
     lease: PortLease
     log: Path
     started: float
+    key_file: Path | None = None
+    swaps_weights: bool = False
 
 
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +120,7 @@ def make_folder(layout: Layout, *, model: str, name: str | None) -> Path:
 
     Raises ConfigurationError if the wanted name cannot be one, or belongs to a server that lives.
     """
-    layout.servers.mkdir(parents=True, exist_ok=True)
+    layout.make_private(layout.servers)
     _forget_old_logs(layout)
     if name is not None:
         return _named_folder(layout, name)
@@ -126,6 +131,7 @@ def make_folder(layout: Layout, *, model: str, name: str | None) -> Path:
             folder.mkdir()
         except FileExistsError:
             continue
+        folder.chmod(0o700)
         return folder
 
 
@@ -144,8 +150,8 @@ def _named_folder(layout: Layout, name: str) -> Path:
                 fix=f"choose another name, or stop it: enginehouse stop {name}",
             )
         remove_record(layout, name)
-    folder.mkdir(exist_ok=True)
-    for old in (folder / _STOP, folder / _WEIGHTS, *folder.glob("server*.log")):
+    make_private(folder)
+    for old in (folder / _STOP, folder / _WEIGHTS, folder / _KEY, *folder.glob("server*.log")):
         old.unlink(missing_ok=True)
     return folder
 
@@ -165,6 +171,21 @@ def weights_file(layout: Layout, name: str) -> Path:
     return layout.servers / name / _WEIGHTS
 
 
+def key_file(layout: Layout, name: str) -> Path:
+    """Where a server's administrative key is kept, for its owner to read, while there is one."""
+    return layout.servers / name / _KEY
+
+
+def read_key(record: ServerRecord) -> str | None:
+    """The administrative key that was made for the server; None if there is none."""
+    if record.key_file is None:
+        return None
+    try:
+        return record.key_file.read_text(encoding="ascii").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def mark_stopped(layout: Layout, name: str) -> None:
     """Let whoever serves it know that it is not to be started again. Idempotent."""
     (layout.servers / name / _STOP).touch()
@@ -182,7 +203,8 @@ def remove_record(layout: Layout, name: str, *, state: ServerState = ServerState
     if record := _load(folder / _CURRENT):
         with suppress(StoreError):  # a full disk must not keep an ended server among the living
             _put(folder / _ENDED, msgspec.structs.replace(record, state=state))
-    (folder / _CURRENT).unlink(missing_ok=True)
+    for file in (folder / _CURRENT, folder / _KEY):
+        file.unlink(missing_ok=True)
 
 
 def _status(record: ServerRecord) -> ServerStatus:

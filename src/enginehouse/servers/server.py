@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -19,7 +20,8 @@ from enginehouse.core.errors import (
     StopError,
     StoreError,
 )
-from enginehouse.engines.base import LaunchContext, ServedEngine, ServerOptions, is_loopback
+from enginehouse.engines.administration import is_administered
+from enginehouse.engines.base import LaunchContext, ServedEngine, ServerOptions
 from enginehouse.engines.diagnosis import Diagnosis, explained
 from enginehouse.engines.registry import ENGINES
 from enginehouse.executors.local import LocalExecutor, LocalProcess
@@ -42,6 +44,7 @@ from enginehouse.servers.records import (
     ServerState,
     ServerStatus,
     is_marked_stopped,
+    key_file,
     list_servers,
     make_folder,
     remove_record,
@@ -49,6 +52,7 @@ from enginehouse.servers.records import (
 )
 from enginehouse.servers.stopping import STOP_GRACE, demand_free_port, stop_server
 from enginehouse.servers.tool_canary import check_tool_parser, tool_parser
+from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
 __all__ = [
@@ -152,6 +156,7 @@ class OwnedServer:
     _grace: float = START_GRACE
     _starts: int = 0
     _gpu_baseline: Mapping[int, int] | None = None
+    _admin_key: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     _usage: UsageMeter = field(default_factory=UsageMeter)
 
     @property
@@ -271,7 +276,7 @@ class OwnedServer:
             port=self._lease.port,
             internal_port=self._lease.internal,
             start_limit=self.limits.total,
-            development_endpoints=is_loopback(options.host),
+            admin_key=self._admin_key,
         )
         command = self.engine.command(options, context=context)
         if self.environment.variant == "cuda":
@@ -287,12 +292,16 @@ class OwnedServer:
             environment=self.environment.key or str(self.environment.executable),
             command=command.argv,
             api_key=options.api_key,
+            admin_key=self._admin_key,
+            key_file=key_file(self.layout, name) if is_administered(options) else None,
             owned=True,
         )
 
         def note(process: ProcessIdentity) -> None:
             assert self._lease is not None
             self._lease = hand_over(self.layout, self._lease, owner=process)
+            if server.key_file is not None:
+                write_whole(server.key_file, self._admin_key.encode(), private=True)
             self._write(self._new_record(server, process, detached=detached))
 
         self._process = await LocalExecutor().start(command, log=log, note=note)
@@ -321,6 +330,8 @@ class OwnedServer:
             model=self.model.reference,
             command=server.command or (),
             has_api_key=server.api_key is not None,
+            key_file=server.key_file,
+            swaps_weights=self.options.enable_weight_swap,
             lease=self._lease,
             log=server.log,
             started=time.time(),

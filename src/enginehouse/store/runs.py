@@ -19,8 +19,10 @@ from filelock import FileLock, Timeout
 
 from enginehouse.core.errors import RunLockedError, RunNotFoundError, StoreError, nearest
 from enginehouse.core.incidents import Incident
+from enginehouse.core.system_errors import advice
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
+from enginehouse.store.private import make_private
 
 _LOCK_WAIT = 0.3  # seconds; long enough for someone who only looks whether the lock is held
 
@@ -35,10 +37,20 @@ class RunStatus(StrEnum):
     UNREADABLE = "unreadable"
 
 
+class Worker(msgspec.Struct, frozen=True, kw_only=True):
+    """A process, told from later ones with the same pid by when it started, after which boot."""
+
+    pid: int
+    started: float
+    boot: str = ""
+
+
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What run.json holds. `server_log` is the path of the server's log, if it was ours.
 
-    `incidents`: the deaths of servers of ours while they worked for it.
+    `worker` is the process that works on it, or that did last: noted before it starts a server.
+    `incidents`: the deaths of servers of ours while they worked for it. `left_out`: variables of
+    the server's environment whose values are not kept in config.yaml.
     """
 
     id: str
@@ -49,7 +61,9 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     versions: Mapping[str, str]
     finished: datetime | None = None
     server_log: str | None = None
+    worker: Worker | None = None
     incidents: tuple[Incident, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +80,7 @@ class Run:
     def __init__(self, folder: Path, info: RunInfo) -> None:
         self.folder = folder
         self.info = info
-        self._lock = FileLock(folder / "lock", thread_local=False)
+        self._lock = FileLock(folder / "lock", mode=0o600, thread_local=False)
 
     @property
     def config_path(self) -> Path:
@@ -86,7 +100,8 @@ class Run:
     def update(self, **changes: Any) -> None:
         """Change fields of run.json, atomically. Raises StoreError."""
         info = msgspec.structs.replace(self.info, **changes)
-        write_whole(self.folder / "run.json", msgspec.json.format(msgspec.json.encode(info)))
+        content = msgspec.json.format(msgspec.json.encode(info))
+        write_whole(self.folder / "run.json", content, private=True)
         self.info = info
 
     def finish(self, status: RunStatus) -> None:
@@ -95,7 +110,7 @@ class Run:
 
     def write_report(self, report: bytes) -> None:
         """Keep the report (JSON), atomically. Raises StoreError."""
-        write_whole(self.report_path, report)
+        write_whole(self.report_path, report, private=True)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -113,7 +128,8 @@ class Run:
         try:
             holder = Holder(pid=os.getpid(), host=socket.gethostname(), since=datetime.now(UTC))
             with suppress(StoreError):  # it only words the other's error; a full disk may forbid it
-                write_whole(self.folder / "holder.json", msgspec.json.encode(holder))
+                content = msgspec.json.encode(holder)
+                write_whole(self.folder / "holder.json", content, private=True)
             yield
         finally:
             self._lock.release()
@@ -154,6 +170,7 @@ def create_run(
     tasks: Sequence[str],
     config: str,
     versions: Mapping[str, str],
+    left_out: Sequence[str] = (),
 ) -> Run:
     """Make a new run's folder with run.json and config.yaml; it appears whole or not at all.
 
@@ -172,18 +189,24 @@ def create_run(
         model=model,
         tasks=tuple(tasks),
         versions=versions,
+        left_out=tuple(left_out),
     )
     unfinished = layout.runs / f".{name}"
     try:
-        unfinished.mkdir(parents=True)
-        (unfinished / "config.yaml").write_text(config, encoding="utf-8")
-        (unfinished / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(info)))
+        layout.make_private(layout.runs)
+        make_private(unfinished)
+        write_whole(unfinished / "config.yaml", config.encode(), private=True)
+        write_whole(
+            unfinished / "run.json",
+            msgspec.json.format(msgspec.json.encode(info)),
+            private=True,
+        )
         unfinished.rename(layout.runs / name)
-    except OSError as error:
+    except (OSError, StoreError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise StoreError(
             f"cannot create the run folder {layout.runs / name}",
-            why=str(error),
+            why=getattr(error, "why", None) or str(error),
             fix="make room or check the permissions; ENGINEHOUSE_HOME moves everything",
         ) from error
     return Run(layout.runs / name, info)
@@ -248,7 +271,8 @@ def _folders(layout: Layout) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise StoreError(f"cannot read {layout.runs}", why=str(error)) from error
+        fix = advice(error, otherwise="ENGINEHOUSE_HOME names another place")
+        raise StoreError(f"cannot read {layout.runs}", why=str(error), fix=fix) from error
     return [Path(e.path) for e in entries if not e.name.startswith(".") and e.is_dir()]
 
 
@@ -258,7 +282,7 @@ def _load(folder: Path) -> Run:
         return Run(folder, msgspec.json.decode(path.read_bytes(), type=RunInfo))
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be read", why=str(error), fix="check its permissions, and the disk"
+            f"{path} cannot be read", why=str(error), fix=advice(error, otherwise="check the disk")
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(

@@ -6,23 +6,37 @@ import hashlib
 import re
 import string
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from enginehouse.core.errors import ConfigurationError, nearest
 from enginehouse.core.messages import ChatPrompt, Message
+from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.core.strict_model import StrictModel
-from enginehouse.tasks.answers import strip_reasoning
-from enginehouse.tasks.base import Choose, Dataset, Generate, Item, Score, TaskInfo
+from enginehouse.core.strict_yaml import load_yaml
+from enginehouse.core.system_errors import advice
+from enginehouse.tasks.base import (
+    Choose,
+    Dataset,
+    Generate,
+    Item,
+    Score,
+    ScoringCall,
+    ScoringProgram,
+    TaskInfo,
+)
 from enginehouse.tasks.data import Row, read_rows, user_source
-from enginehouse.tasks.gsm8k import last_number
-from enginehouse.tasks.metrics import CHOICE, MEANINGS, REGEX, Judge, UserMetric, load_metric
+from enginehouse.tasks.metrics import CHOICE, MEANINGS, REGEX, Judge, ProgramMetric, load_metric
 from enginehouse.tasks.multiple_choice import score_loglikelihoods
+from enginehouse.tasks.numbers import right_number
 from enginehouse.tasks.templates import Template
+
+_SCORING = 2  # raised whenever a metric of ours comes to score an answer differently
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -53,7 +67,16 @@ class Definition(StrictModel):
     max_tokens: Annotated[int, Field(ge=1)] = 512
     """The longest answer, in tokens."""
     stop: tuple[Text, ...] = ()
-    """Texts that end the answer."""
+    """Texts that end the answer; one may stand alone, as in stop: "\\n"."""
+    trusted: bool = False
+    """Whether a metric that is a function may read, write and reach whatever you may."""
+    scoring_timeout: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """Seconds that scoring one answer may take, for regex:PATTERN and module:function."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Definition:
@@ -79,10 +102,16 @@ def load_custom(path: Path) -> CustomTask:
     definition = _parse(content, path)
     metric = None
     if definition.metric != CHOICE:
-        metric = load_metric(definition.metric, folder=path.parent)
-    source = metric.source if isinstance(metric, UserMetric) else b""
+        metric = load_metric(
+            definition.metric,
+            folder=path.parent,
+            trusted=definition.trusted,
+            seconds=definition.scoring_timeout,
+        )
+    source = metric.source if isinstance(metric, ProgramMetric) else b""
     # Whatever changes prompt or scoring changes the version.
-    version = int.from_bytes(hashlib.sha256(content + b"\0" + source).digest()[:4]) >> 1
+    digest = hashlib.sha256(content + b"\0" + source + b"\0%d" % _SCORING)
+    version = int.from_bytes(digest.digest()[:4]) >> 1
     return CustomTask(definition, path=path, metric=metric, version=version)
 
 
@@ -91,13 +120,17 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigurationError(
-            f"cannot read the task {path}", why=error.strerror, fix="check the path"
+            f"cannot read the task {path}",
+            why=error.strerror,
+            fix=advice(
+                error, otherwise="check the path; in a configuration it is relative to that file"
+            ),
         ) from error
 
 
 def _parse(content: bytes, path: Path) -> Definition:
     try:
-        values = yaml.safe_load(content.decode("utf-8-sig"))
+        values = load_yaml(content.decode("utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -140,7 +173,7 @@ class CustomTask:
         definition: Definition,
         *,
         path: Path,
-        metric: Judge | UserMetric | None,
+        metric: Judge | ProgramMetric | None,
         version: int,
     ) -> None:
         self._definition = definition
@@ -173,10 +206,18 @@ class CustomTask:
             source=self._definition.data,
         )
 
+    @property
+    def foreign_code(self) -> ScoringProgram | None:
+        """The user's function, if the metric is one."""
+        if self._definition.metric.startswith(REGEX):
+            return None
+        return self._metric.program if isinstance(self._metric, ProgramMetric) else None
+
     def load(self, *, data: str | None, seed: int) -> Dataset:  # noqa: ARG002  nothing is drawn
         """The records of the file, every prompt and answer tried once.
 
-        Raises DataError naming the file and line, or the template's line and the item. Blocking.
+        Raises DataError naming the file and line, or the template's line and the item, and
+        ConfigurationError for a template with {field} in place of {{ field }}. Blocking.
         """
         if data is None:
             source = user_source(self._definition.data, base=self._path.parent)
@@ -213,14 +254,18 @@ class CustomTask:
             stop=definition.stop,
         )
 
-    def score_text(self, item: Item, text: str) -> Score:
-        """Score by the metric, reasoning left out. Raises TaskError for a user's bad metric."""
+    def score_text(self, item: Item, text: str) -> Score | ScoringCall:
+        """Score by the metric, reasoning left out; a program applies a pattern or a function."""
         assert self._metric is not None
         visible = strip_reasoning(text)
-        if isinstance(self._metric, UserMetric):
-            name = self._definition.name
-            return self._metric.score(visible, item.data, task=name, item=item.id)
-        return self._metric(visible, self._right(item))
+        if not isinstance(self._metric, ProgramMetric):
+            return self._metric(visible, self._right(item))
+        arguments: dict[str, Any] = {"text": visible}
+        if self._definition.metric.startswith(REGEX):
+            arguments["answer"] = self._right(item)
+        else:
+            arguments["item"] = item.data
+        return ScoringCall(program=self._metric.program, arguments=arguments)
 
     def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
         """Correct by acc_norm; the measure `acc` beside it."""
@@ -245,7 +290,7 @@ class CustomTask:
             given = row.value(definition.answer)
             if not isinstance(given, str | int | float):
                 raise row.error(f"{definition.answer!r} must be a text or a number, got {given!r}")
-        self.ask(item)
+        self._try_prompt(item, row)
         if definition.answer is None:
             return
         right = self._right(item)
@@ -253,16 +298,34 @@ class CustomTask:
             raise row.error(
                 f"the answer {right!r} is none of the choices, nor one's place or letter"
             )
-        if definition.metric == "number" and last_number(right) is None:
+        if definition.metric == "number" and right_number(right) is None:
             raise row.error(f"the answer {right!r} has no number in it")
         if not right.strip():
             raise row.error("the answer is empty")
+
+    def _try_prompt(self, item: Item, row: Row) -> None:
+        fields = row.fields.keys() - {self._definition.answer}
+        for template in filter(None, (self._prompt, self._system, self._answer)):
+            template.refuse_braces(fields)
+        asked = self.ask(item)
+        if isinstance(asked, Choose) and not asked.context.strip():
+            raise row.error(
+                "the context is empty: the choices' log-likelihoods need a text in front of them",
+                fix="let 'prompt' give at least a word, such as 'Answer:'",
+            )
+        if isinstance(asked, Generate) and not asked.prompt.messages[-1].content.strip():
+            raise row.error("the prompt is empty")
 
     def _right(self, item: Item) -> str:
         if self._answer:
             return self._answer.render(item.data, item=item.id)
         assert self._definition.answer is not None
-        return str(item.data[self._definition.answer])
+        return _plain(item.data[self._definition.answer])
+
+
+def _plain(value: Any) -> str:
+    """A field as text; a float as people write it, 0.00005 rather than 5e-05."""
+    return format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value)
 
 
 def _position(answer: str, choices: Sequence[str]) -> int | None:

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from urllib.request import getproxies
 import msgspec
 
 from enginehouse.core.errors import DataError, UnknownNameError, nearest
+from enginehouse.core.system_errors import advice
 from enginehouse.store.layout import Layout
 
 HUB_PREFIX: Final = "hf:"
@@ -100,7 +102,10 @@ def user_source(data: str, *, base: Path | None = None) -> Source:
         raise DataError(
             f"cannot read the data file {path}",
             why=error.strerror,
-            fix="name a JSONL, JSON or CSV file, or a hub data set as hf:owner/name:file",
+            fix=advice(
+                error,
+                otherwise="name a JSONL, JSON or CSV file, or a hub data set as hf:owner/name:file",
+            ),
         ) from error
     return Source(content=content, name=str(path), kind=path.suffix.lower())
 
@@ -243,16 +248,18 @@ def _object(value: Any, where: str) -> tuple[str, dict[str, Any]]:
 
 
 def _read_jsonl(source: Source) -> Records:
-    for number, line in enumerate(_text(source).split("\n"), start=1):
+    text = _text(source)
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{source.name}, line {number}"
         try:
             value = msgspec.json.decode(line)
-        except msgspec.DecodeError as error:
-            raise DataError(
-                f"{where}: not JSON", why=str(error), fix="write one JSON object on every line"
-            ) from error
+        except (msgspec.DecodeError, RecursionError) as error:
+            fix = "write one JSON object on every line"
+            if number == 1 and _is_json(text):
+                fix += "; a single JSON value over several lines belongs into a .json file"
+            raise DataError(f"{where}: not JSON", why=str(error), fix=fix) from error
         yield _object(value, where)
 
 
@@ -260,18 +267,35 @@ def _read_json(source: Source) -> Records:
     text = _text(source)
     try:
         value = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         place = re.search(r"\(byte (\d+)\)", str(error))
         line = text.encode()[: int(place[1])].count(b"\n") + 1 if place else text.count("\n") + 1
-        raise DataError(f"{source.name}, line {line}: not JSON", why=str(error)) from error
+        fix = None
+        if _is_json(text.strip().partition("\n")[0]):
+            fix = "its first line is JSON by itself: with one object a line, call it .jsonl"
+        raise DataError(f"{source.name}, line {line}: not JSON", why=str(error), fix=fix) from error
     if not isinstance(value, list):
-        raise DataError(f"{source.name}: expected a list of objects, got {type(value).__name__}")
+        raise DataError(
+            f"{source.name}: expected a list of objects, got {type(value).__name__}",
+            fix="write [{…}, {…}], or one object a line in a .jsonl file",
+        )
     for number, entry in enumerate(value, start=1):
         yield _object(entry, f"{source.name}, entry {number}")
 
 
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
 def _read_csv(source: Source) -> Records:
-    reader = csv.reader(io.StringIO(_text(source), newline=""), strict=True)
+    text = _text(source)
+    # Python's limit of 131,072 characters a cell is for streams; all of this is in memory.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     start = 1
     try:
@@ -295,7 +319,7 @@ def _read_csv(source: Source) -> Records:
 
 
 def _check_header(header: list[str], where: str) -> None:
-    twice = sorted({name for name in header if header.count(name) > 1})
+    twice = sorted(name for name, count in Counter(header).items() if count > 1)
     if twice:
         raise DataError(f"{where}: the column {twice[0]!r} is there more than once")
 

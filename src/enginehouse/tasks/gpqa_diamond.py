@@ -15,9 +15,10 @@ from typing import Final
 
 from enginehouse.core.errors import DataError
 from enginehouse.core.messages import ChatPrompt, Message
-from enginehouse.tasks.answers import strip_reasoning
+from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.tasks.base import Dataset, Generate, Item, Outcome, Score, TaskInfo
 from enginehouse.tasks.data import Row, read_rows, user_source
+from enginehouse.tasks.latex import boxed, without_latex
 
 FULL_SIZE: Final = 198
 LICENCE: Final = "Creative Commons Attribution 4.0 International (gated: do not post the questions)"
@@ -36,11 +37,19 @@ INSTRUCTION: Final = (
     'End with a line of the form "Answer: X", where X is one of A, B, C and D.'
 )
 
-# A lower-case letter counts only at the end of its line: "answer: a dipole" is no A.
-_ANSWER: Final = re.compile(
-    r"(?i:answer)[\s*_]*:[\s*_$(\[{\\]*(?:(?:boxed|text|mathrm|mathbf)[\s{(*]*)*"
-    r"([A-D](?!\w)|[a-d](?=[*_)\]}$.\\ \t]*(?:\n|\Z)))"
+# "Answer: C" and "The answer is option C", whatever emphasis, brackets or quotes surround the
+# letter. A small letter needs a bracket behind it or the end of its line: "answer: a dipole" is
+# no A.
+_DRESS: Final = r"[\s*_$()\[\]`'\"\u2018\u2019\u201c\u201d]{0,20}"
+_LETTER: Final = (
+    r"(?<![^\W_])(?:([A-D])(?![^\W_]|[-=][^\W_])"
+    r"|([a-d])(?=[)\]]|[*_$.`'\"\u2019\u201d \t]{0,20}(?:\n|\Z)))"
 )
+_WORD: Final = rf"(?i:(?:the )?(?:correct )?(?:option|choice|letter)\b{_DRESS}(?:is\b|:)?{_DRESS})?"
+_ANSWER: Final = re.compile(
+    rf"\b(?i:answer(?: choice| option)?){_DRESS}(?::|(?i:is)\b\s?:?){_DRESS}{_WORD}{_LETTER}"
+)
+_IN_BOX: Final = re.compile(rf"\A{_DRESS}(?i:answer\b\s?:?{_DRESS})?{_WORD}{_LETTER}")
 
 
 class GPQADiamond:
@@ -51,10 +60,10 @@ class GPQADiamond:
         """Facts about the task; reading them loads no data."""
         return TaskInfo(
             name="gpqa_diamond",
-            version=1,
+            version=2,
             description="graduate-level science questions, zero-shot chain of thought",
             kind="generate",
-            headline="the last 'Answer: X' names the right choice",
+            headline="the last 'Answer: X', else the last box, names the right choice",
             metrics=(),
             licence=LICENCE,
             size=FULL_SIZE,
@@ -113,9 +122,15 @@ class GPQADiamond:
 
 
 def answer_letter(text: str) -> str | None:
-    """The letter of the last "Answer: X", whatever emphasis or brackets surround it."""
-    letters = _ANSWER.findall(text)
-    return letters[-1].upper() if letters else None
+    r"""The letter of the last "Answer: X", else of the last `\boxed{X}`, else None.
+
+    Emphasis, brackets, quotes, LaTeX and the word "option" around the letter do not matter.
+    """
+    answers = list(_ANSWER.finditer(without_latex(text)))
+    if not answers:
+        boxes = (_IN_BOX.match(without_latex(content)) for content in boxed(text))
+        answers = [box for box in boxes if box]
+    return (answers[-1][1] or answers[-1][2]).upper() if answers else None
 
 
 def _item(row: Row, seed: int) -> Item:

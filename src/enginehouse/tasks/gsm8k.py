@@ -6,13 +6,12 @@ openai/grade-school-math's, MIT License.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Final
 
 from enginehouse.core.messages import ChatPrompt, Message
-from enginehouse.tasks.answers import strip_reasoning
+from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.tasks.base import (
     Dataset,
     Generate,
@@ -23,6 +22,7 @@ from enginehouse.tasks.base import (
     TaskInfo,
 )
 from enginehouse.tasks.data import Row, package_source, read_rows, user_source
+from enginehouse.tasks.numbers import final_number, marked_number, written
 
 FULL_SIZE: Final = 1319
 LICENCE: Final = "MIT License"
@@ -77,17 +77,6 @@ EXAMPLES: Final = (
     ),
 )
 
-_SIGN: Final = r"(?<![^\W_])(?<![)\]%])[-\u2212\u2013]?"
-_DIGITS: Final = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-_NUMBER: Final = rf"(?>{_SIGN}(?:[$\u20ac\u00a3]\s?-?)?(?:{_DIGITS})(?:/[0-9]+)?)"
-_ANY: Final = re.compile(_NUMBER)
-# The number stands right behind the marker and does not begin a sum: "#### Step 2" and
-# "#### 2 + 3 = 5" are no final answers.
-_MARKED: Final = re.compile(
-    rf"####(?:[^\w.$\u20ac\u00a3\u2212\u2013-]|_)*({_NUMBER})(?!\s*[-+*/=\u00d7\u00f7]\s*[\d($])"
-)
-_LONGEST: Final = 60
-
 
 class GSM8K:
     """The test questions: a hundred of them from a package, or all from a file or the hub."""
@@ -97,10 +86,10 @@ class GSM8K:
         """Facts about the task; reading them loads no data."""
         return TaskInfo(
             name="gsm8k",
-            version=1,
+            version=2,
             description="grade-school mathematics, four worked examples, written answer",
             kind="generate",
-            headline="the last number marked ####, else the last number, equals the answer",
+            headline="the number marked #### or boxed, else the last number, equals the answer",
             metrics=("strict_match",),
             licence=LICENCE,
             size=FULL_SIZE,
@@ -137,45 +126,18 @@ class GSM8K:
         """Correct if the number is exactly the answer's; `strict_match` if it is marked, too."""
         gold = Fraction(item.data["answer"])
         visible = strip_reasoning(text)
-        marked = marked_number(visible)
-        found = last_number(visible) if marked is None else marked
-        if found is None:
+        number = final_number(visible)
+        if number is None:
             return Score(outcome=Outcome.UNPARSABLE, measures={"strict_match": Measure(0.0)})
         return Score(
-            outcome=Outcome.CORRECT if found == gold else Outcome.WRONG,
-            measures={"strict_match": Measure(float(marked == gold))},
-            answer=str(found) if found.denominator == 1 else str(float(found)),
+            outcome=Outcome.CORRECT if number == gold else Outcome.WRONG,
+            measures={"strict_match": Measure(float(marked_number(visible) == gold))},
+            answer=written(number),
         )
 
     def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
         """Not asked for: `ask` gives no choices."""
         raise NotImplementedError
-
-
-def marked_number(text: str) -> Fraction | None:
-    """The number directly behind the last `####` that has one, or None.
-
-    Thousands' commas, currency signs, emphasis, units behind it and trailing zeros do not matter;
-    U+2212 and U+2013 are minus signs; a/b is a fraction.
-    """
-    matches = _MARKED.findall(text.replace("{,}", ","))
-    return _value(matches[-1]) if matches else None
-
-
-def last_number(text: str) -> Fraction | None:
-    """The last number in the text, read as `marked_number` does, or None."""
-    matches = _ANY.findall(text.replace("{,}", ","))
-    return _value(matches[-1]) if matches else None
-
-
-def _value(text: str) -> Fraction | None:
-    plain = re.sub(r"[\s,$\u20ac\u00a3]", "", text).replace("\u2212", "-").replace("\u2013", "-")
-    if len(plain) > _LONGEST:  # a model that repeats a digit for ever has given no number
-        return None
-    try:
-        return Fraction(plain)
-    except (ValueError, ZeroDivisionError):
-        return None
 
 
 def _instructed(turn: Message) -> Message:

@@ -88,7 +88,17 @@ def clean(text: str) -> str:
     may stay at the end.
     """
     text = text.strip().replace(" [title]", ". ")
-    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+    lines = (_without_marks(line) for line in text.split("\n"))
+    return "\n".join(lines).replace("  ", " ")
+
+
+def _without_marks(line: str) -> str:
+    r"""The line without what `\[.*?\]` matches, in linear time."""
+    kept, end = [], 0
+    while (start := line.find("[", end)) >= 0 and (stop := line.find("]", start)) >= 0:
+        kept.append(line[end:start])
+        end = stop + 1
+    return "".join([*kept, line[end:]])
 
 
 def _item(row: Row, name: str, *, first: str, second: str, label: str) -> Item:

@@ -32,7 +32,7 @@ class IFEval:
         """Facts about the task; reading them loads no data."""
         return TaskInfo(
             name="ifeval",
-            version=1,
+            version=2,
             description="follow verifiable instructions (IFEval, all 25 checkers)",
             kind="generate",
             headline=HEADLINE,

@@ -17,6 +17,7 @@ from enginehouse.tasks.instruction_checkers.scoring import (
     read_items,
     score_response,
 )
+from enginehouse.tasks.instruction_checkers.short_texts import SHORT_TEXT_CHECKERS
 
 FILE: Final = "instructions.jsonl"
 SIZE: Final = 60
@@ -26,7 +27,8 @@ MAX_TOKENS: Final = 256
 class Instructions:
     """Every checker at least twice; the first fifteen prompts ask for one short answer each.
 
-    The prompts are not IFEval's, so the figures are no IFEval figures.
+    The prompts are not IFEval's, and languages are demanded of longer texts only, so the figures
+    are not IFEval figures.
     """
 
     @property
@@ -34,7 +36,7 @@ class Instructions:
         """Facts about the task; reading them loads no data."""
         return TaskInfo(
             name="instructions",
-            version=1,
+            version=2,
             description="follow verifiable instructions in short answers (our own prompts)",
             kind="generate",
             headline=HEADLINE,
@@ -68,7 +70,7 @@ class Instructions:
 
     def score_text(self, item: Item, text: str) -> Score:
         """Correct if every instruction is followed; never unparsable."""
-        return score_response(item, text)
+        return score_response(item, text, checkers=SHORT_TEXT_CHECKERS)
 
     def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
         """Not asked for: `ask` gives no choices."""

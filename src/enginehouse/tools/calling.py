@@ -16,13 +16,14 @@ from enginehouse.core.errors import (
     UnsupportedError,
 )
 from enginehouse.core.messages import ChatPrompt, Message
+from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.core.sampler import GIVEN_UP, Completion, Sampler, SampleRequest, SampleResponse
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 from enginehouse.tools.checking import FoundCall, check_calls
 from enginehouse.tools.constraint import answer_schema, read_answer
 from enginehouse.tools.ladder import Ladder
 from enginehouse.tools.markup import leftover_markup
-from enginehouse.tools.parsing import find_calls, without_thoughts
+from enginehouse.tools.parsing import find_calls
 from enginehouse.tools.prompting import (
     constrained_instructions,
     flattened,
@@ -264,7 +265,7 @@ async def _constrained(question: _Question) -> _Answer | None:
 async def _prompted(question: _Question) -> _Answer | None:
     def read(completion: Completion) -> _Answer:
         text = completion.text
-        said = without_thoughts(text) if question.optional else text
+        said = strip_reasoning(text) if question.optional else text
         found = find_calls(text, question.callable, alone=question.optional)
         if not found and (mark := leftover_markup(said)):
             why = f"what follows {mark} cannot be read"

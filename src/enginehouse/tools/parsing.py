@@ -5,17 +5,25 @@ from __future__ import annotations
 import ast
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Collection, Iterator
+from itertools import accumulate
 from typing import Any, NamedTuple
 
+from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.tools.checking import FoundCall
 
 _LONGEST = 100_000  # characters; Python's own parser is slow on nonsense
-_MOST_CANDIDATES = 20  # brackets amid words that are looked into
+# Every bracket amid words may open a call, and some never close: so many characters are read in
+# search of calls, in multiples of the text, and each try costs so many more.
+_TIMES_READ = 20
+_TRY = 100
+_AT_LEAST = 20_000
 _TAGGED = re.compile(r"<(tool_call|function_call|tool|function)>(.*?)(?:</\1>|\Z)", re.DOTALL)
 _FENCED = re.compile(r"```[\w-]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _FUNCTION = re.compile(r"<function=([\w.-]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
-_CALL = re.compile(r"(?<![\w.\"'])([A-Za-z_][\w.-]*)\s*\(")
+_CALL = re.compile(r"(?<![\w.\"'-])([A-Za-z_][\w.-]*+)\s*+\(")
+_BRACKET = re.compile(r"[{\[]")
 _STRING = r'"(?:[^"\\]|\\.)*"?'
 _TRAILING_COMMA = re.compile(rf"({_STRING})|,(?=\s*[}}\]])", re.DOTALL)
 _CONSTANT = re.compile(rf"({_STRING}|'(?:[^'\\]|\\.)*'?)|\b(true|false|null)\b", re.DOTALL)
@@ -35,9 +43,16 @@ class _Span(NamedTuple):
     calls: list[FoundCall]
 
 
-def without_thoughts(text: str) -> str:
-    """What a model says behind its thoughts; nothing of thoughts that do not end."""
-    return text.rpartition("</think>")[2].partition("<think>")[0]
+class _Budget:
+    """The characters that may still be read; every try is paid for."""
+
+    def __init__(self, body: str) -> None:
+        self._left = _TIMES_READ * len(body) + _AT_LEAST
+
+    def pay(self, characters: int) -> bool:
+        """Take the cost of one try off. False once nothing is left."""
+        self._left -= characters + _TRY
+        return self._left > 0
 
 
 def find_calls(text: str, names: Collection[str], *, alone: bool = False) -> tuple[FoundCall, ...]:
@@ -49,7 +64,7 @@ def find_calls(text: str, names: Collection[str], *, alone: bool = False) -> tup
     a mention, and none: outside tags it must have its lines to itself. No call is in thoughts;
     only where they do not end, and without `alone`, one is taken all the same.
     """
-    text = (without_thoughts(text) if alone else text.rpartition("</think>")[2])[:_LONGEST]
+    text = strip_reasoning(text, keep_unfinished=not alone)[:_LONGEST]
     if functions := [FoundCall(name=n, arguments=_decoded(a)) for n, a in _FUNCTION.findall(text)]:
         return tuple(functions)
     tagged = [body for _, body in _TAGGED.findall(text)]
@@ -69,8 +84,10 @@ def _on_own_lines(body: str, spans: list[_Span]) -> list[_Span]:
     words = [body[end : span.start] for end, span in zip(ends, spans, strict=False)]
     rest = "".join(w + "\0" * (s.end - s.start) for w, s in zip(words, spans, strict=True))
     rest += body[ends[-1] :] + "\n"
-    lines = [(rest.rfind("\n", 0, s.start) + 1, rest.find("\n", s.end)) for s in spans]
-    return [s for s, (a, b) in zip(spans, lines, strict=True) if not rest[a:b].strip(_BESIDE)]
+    lines = rest.split("\n")
+    starts = [0, *accumulate(len(line) + 1 for line in lines)]
+    alone = [not line.strip(_BESIDE) for line in lines]
+    return [span for span in spans if alone[bisect_right(starts, span.start) - 1]]
 
 
 def _as_whole(body: str, names: Collection[str]) -> list[_Span]:
@@ -79,27 +96,32 @@ def _as_whole(body: str, names: Collection[str]) -> list[_Span]:
 
 def _embedded(body: str, names: Collection[str]) -> list[_Span]:
     found: list[_Span] = []
+    budget = _Budget(body)
     at = 0
-    for _ in range(_MOST_CANDIDATES):
-        at = _first(body, "{[", at)
-        end = _balanced(body, at) if at >= 0 else None
-        if end is None:
+    while bracket := _BRACKET.search(body, at):
+        start = bracket.start()
+        end = _balanced(body, start)
+        if not budget.pay((end or len(body)) - start):
             break
-        calls = _read(body[at:end], names)
-        if calls:
-            found.append(_Span(at, end, calls))
-        at = end if calls else at + 1
+        calls = _read(body[start:end], names) if end is not None else []
+        if end is not None and calls:
+            found.append(_Span(start, end, calls))
+        at = end if end is not None and calls else start + 1
     return found
 
 
 def _as_python(body: str, names: Collection[str]) -> list[_Span]:
     found: list[_Span] = []
+    budget = _Budget(body)
     end = 0
     for match in _CALL.finditer(body):
         if match.start() < end or match[1] not in names:
             continue
-        stop = _balanced(body, match.end() - 1)
-        arguments = None if stop is None else _keywords(body[match.end() - 1 : stop])
+        opening = match.end() - 1
+        stop = _balanced(body, opening)
+        if not budget.pay((stop or len(body)) - opening):
+            break
+        arguments = None if stop is None else _keywords(body[opening:stop])
         if stop is not None and arguments is not None:
             calls = [FoundCall(name=match[1], arguments=arguments)]
             found.append(_Span(match.start(), stop, calls))
@@ -174,11 +196,6 @@ def _literal(node: ast.expr) -> Any:
 def _as_json(value: Any) -> Any:
     """Python's value as JSON has it: tuples are arrays. Raises TypeError for what it has not."""
     return json.loads(json.dumps(value))
-
-
-def _first(text: str, characters: str, start: int) -> int:
-    places = [at for c in characters if (at := text.find(c, start)) >= 0]
-    return min(places, default=-1)
 
 
 def _balanced(text: str, start: int) -> int | None:

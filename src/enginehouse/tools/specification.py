@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jsonschema
 from jsonschema.exceptions import best_match
+from jsonschema.validators import extend
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
@@ -22,6 +23,7 @@ RESERVED = ("auto", "required", "none")
 _NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
 _FIELD = "argument_"  # pydantic drops or refuses parameters named _x, model_dump and the like
 _DEEPEST = 64  # levels of arguments; models that loop open brackets
+_MOST_VALUES = 10_000  # in the arguments of one call; some keywords take the square of it
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 ToolLike = ToolDefinition | Mapping[str, Any] | Callable[..., Any]
@@ -126,7 +128,9 @@ class ToolSpec(ToolDefinition, frozen=True, kw_only=True):
             return f"the arguments of {self.name} are {_kind(arguments)}, not an object"
         if problem := _unwritable(arguments):
             return f"the arguments of {self.name} hold {problem}"
-        validator = jsonschema.Draft202012Validator(self.parameters, registry=OFFLINE)
+        # with $schema in it, references to the whole would bring back jsonschema's own validator
+        schema = {key: value for key, value in self.parameters.items() if key != "$schema"}
+        validator = _Validator(schema, registry=OFFLINE)
         try:
             error = best_match(validator.iter_errors(arguments))
         except RecursionError:
@@ -245,13 +249,28 @@ def _text(tool: Mapping[str, Any], key: str, *, default: str | None = None) -> s
     return value
 
 
-def _unwritable(value: Any, depth: int = 0) -> str | None:
+def _unwritable(arguments: Any) -> str | None:
     """What of a decoded value no tool and no journal could take."""
-    if isinstance(value, dict | list):
-        if depth == _DEEPEST:
-            return f"more than {_DEEPEST} levels of objects and lists"
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        return next((p for part in parts if (p := _unwritable(part, depth + 1))), None)
+    level, values = [arguments], 0
+    for _ in range(_DEEPEST + 1):
+        values += len(level)
+        if values > _MOST_VALUES:
+            return f"more than {_MOST_VALUES:,} values"
+        if problem := next((p for value in level if (p := _unwritable_scalar(value))), None):
+            return problem
+        level = [part for value in level for part in _parts(value)]
+        if not level:
+            return None
+    return f"more than {_DEEPEST} levels of objects and lists"
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    return value if isinstance(value, list) else []
+
+
+def _unwritable_scalar(value: Any) -> str | None:
     if isinstance(value, str) and (half := _SURROGATE.search(value)):
         return f"half a character ({half[0]!a})"
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -259,6 +278,32 @@ def _unwritable(value: Any, depth: int = 0) -> str | None:
     if isinstance(value, float) and value - value != 0:
         return "a number that is not finite"
     return None
+
+
+def _unique_items(
+    validator: Any, wanted: Any, instance: Any, _: Any
+) -> Iterator[jsonschema.ValidationError]:
+    """`uniqueItems` in linear time; jsonschema compares every two items."""
+    if (
+        wanted
+        and validator.is_type(instance, "array")
+        and len(set(map(_identity, instance))) < len(instance)
+    ):
+        yield jsonschema.ValidationError(f"{instance!r} has non-unique elements")
+
+
+def _identity(value: Any) -> Hashable:
+    """Equal for values that are equal to JSON Schema: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(value, dict):
+        return dict, frozenset((key, _identity(part)) for key, part in value.items())
+    if isinstance(value, list):
+        return list, tuple(map(_identity, value))
+    return (bool, value) if isinstance(value, bool) else value
+
+
+_Validator = extend(  # type: ignore[no-untyped-call]
+    jsonschema.Draft202012Validator, {"uniqueItems": _unique_items}
+)
 
 
 def _kind(value: Any) -> str:

@@ -37,7 +37,7 @@ async def weights_swapped(
     WeightsError raised, or noted on what ended the block.
     """
     assert config.url is not None
-    server, _ = await attach(config)
+    server, _ = await attach(config, layout=layout)
     async with swapper_of(server.base_url, api_key=server.api_key, layout=layout) as swapper:
         own = _own(swapper, folder.parent)
         await swapper.swap(folder)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from enginehouse.core.errors import ModelError
+from enginehouse.core.system_errors import advice
 from enginehouse.provisioning.checkpoints import Checkpoint
 from enginehouse.provisioning.digests import chat_template
 
@@ -78,7 +79,9 @@ def demand_same_template(new: Checkpoint, old: Checkpoint) -> None:
         there, here = chat_template(new.folder), chat_template(old.folder)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"the chat template of {new.folder} cannot be read", why=str(error), fix="save it again"
+            f"the chat template of {new.folder} cannot be read",
+            why=str(error),
+            fix=advice(error, otherwise="save it again"),
         ) from error
     if there is not None and (here is None or there.rstrip("\n") != here.rstrip("\n")):
         raise ModelError(
@@ -155,7 +158,7 @@ def _generation(checkpoint: Checkpoint) -> dict[str, Any]:
     """Its generation_config.json, whose end tokens engines take as well."""
     try:
         content = json.loads((checkpoint.folder / "generation_config.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

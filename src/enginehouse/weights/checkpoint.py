@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 
 from enginehouse.core.errors import ModelError
+from enginehouse.core.system_errors import advice
 from enginehouse.provisioning.checkpoints import Checkpoint, read_checkpoint
 from enginehouse.provisioning.digests import weights_digest
 from enginehouse.store.files import write_whole
@@ -87,7 +88,9 @@ def tensors_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
                     found[name] = Tensor(part.get_dtype(), tuple(part.get_shape()))
         except (OSError, safetensors.SafetensorError) as error:
             raise ModelError(
-                f"{file} is broken, or not wholly written yet", why=str(error), fix="save it again"
+                f"{file} is broken, or not wholly written yet",
+                why=str(error),
+                fix=advice(error, otherwise="save it again"),
             ) from error
     return found
 

@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 
 from enginehouse.core.errors import AdapterError
+from enginehouse.core.system_errors import advice
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -154,8 +155,10 @@ def _config(folder: Path) -> _Config:
             why=f"there is no {CONFIG}" if folder.is_dir() else "there is no such folder",
             fix="give the folder that `save_pretrained` of a PEFT model has written",
         ) from None
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} cannot be read", why=str(error), fix="save it again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(
+            f"{path} cannot be read", why=str(error), fix=advice(error, otherwise="save it again")
+        ) from error
     if not isinstance(fields, dict) or fields.get("peft_type") != "LORA":
         kind = fields.get("peft_type") if isinstance(fields, dict) else type(fields).__name__
         raise AdapterError(
@@ -212,9 +215,11 @@ def _tensors(folder: Path) -> dict[str, _Tensor]:
                 begin, end = entry["data_offsets"]
                 file.seek(start + begin)
                 tensors[name] = _tensor(entry, file.read(end - begin), folder)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise AdapterError(
-            f"{path} is broken, or not wholly written yet", why=str(error), fix="save it again"
+            f"{path} is broken, or not wholly written yet",
+            why=str(error),
+            fix=advice(error, otherwise="save it again"),
         ) from error
     return tensors
 

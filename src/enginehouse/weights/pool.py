@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from enginehouse.core.errors import (
+    AdapterError,
     ConfigurationError,
     EnginehouseError,
     UnknownModelError,
@@ -70,9 +71,10 @@ class PooledAdapter(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(eq=False, kw_only=True)
 class _Entry(Resident):
-    """What may have one of the servers' places."""
+    """What may have one of the servers' places. `proves`: somebody asked that it has an effect."""
 
     content: AliasedContent
+    proves: bool = False
 
 
 class AdapterPool:
@@ -148,6 +150,7 @@ class AdapterPool:
             try:
                 async with self._residence.hold(entry):
                     effect = await self._prove(entry) if prove else None
+                    entry.proves = entry.proves or prove
                     self._point(alias, entry)
             except EnginehouseError:
                 if self._aliases.get(alias) is not entry:
@@ -230,9 +233,10 @@ class AdapterPool:
         return await self._sampler.tokenize(text, add_special_tokens=add_special_tokens)
 
     async def restore(self, server: AdapterServer | None = None) -> None:
-        """Load again what `server`, or any of them, has lost by being started again. Idempotent.
+        """Load again what `server`, or any of them, lost in a restart or in its sleep. Idempotent.
 
-        Raises AdapterError where one refuses what it had taken before.
+        What was proven when it was loaded is proven again. Raises AdapterError where a server
+        refuses what it had taken before, or where that no longer has an effect.
         """
         servers = self.servers if server is None else (server,)
         await asyncio.gather(*(self._restore(one) for one in servers))
@@ -242,6 +246,8 @@ class AdapterPool:
         for entry in self._residence.inside:
             if entry.state is State.IN and entry.content.model not in listed:
                 await load_everywhere([server], entry.content)
+            if entry.proves:
+                await self._prove_on(server, entry)
 
     async def _mend(self) -> None:
         """A server lost its adapters and nobody told us; one look for all who notice."""
@@ -304,18 +310,25 @@ class AdapterPool:
         )
 
     async def _prove(self, entry: _Entry) -> Effect:
-        effects = await asyncio.gather(
-            *(
-                prove_effect(
-                    server,
-                    model=entry.content.model,
-                    base_model=server.model,
-                    info=entry.content.stored.info,
-                )
-                for server in self.servers
-            )
-        )
+        effects = await asyncio.gather(*(self._prove_on(one, entry) for one in self.servers))
         return min(effects, key=lambda effect: effect.mean_difference)
+
+    async def _prove_on(self, server: AdapterServer, entry: _Entry) -> Effect:
+        """Prove it; at the second attempt if the server had it before, and has lost it since."""
+        content = entry.content
+        try:
+            return await self._effect(server, content)
+        except AdapterError:
+            if not entry.proves:
+                raise
+        await unload_everywhere([server], content)
+        await load_everywhere([server], content)
+        return await self._effect(server, content)
+
+    async def _effect(self, server: AdapterServer, content: AliasedContent) -> Effect:
+        return await prove_effect(
+            server, model=content.model, base_model=server.model, info=content.stored.info
+        )
 
     async def _come(self, entry: _Entry) -> None:
         await load_everywhere(self.servers, entry.content)

@@ -218,9 +218,8 @@ class Replacement:
         if reply.status in _ABSENT:
             raise WeightsError(
                 f"the server has no {request.path.partition('?')[0]}",
-                why="vLLM has it in development mode only, which is on where the server listens "
-                "on loopback alone; or it is too old",
-                fix="serve it with `enginehouse serve` and --host 127.0.0.1",
+                why="vLLM has it in development mode only; or this one is too old",
+                fix="start it with `enginehouse serve MODEL --enable-weight-swap`",
                 kind="unsupported",
             )
         raise self._wire.error_reply(reply.status, reply.body, retry_after=reply.retry_after)

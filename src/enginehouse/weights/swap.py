@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -19,6 +19,7 @@ from enginehouse.core.errors import ModelError, UnsupportedError, WeightsError, 
 from enginehouse.engines.base import Engine
 from enginehouse.servers.endpoint import Server
 from enginehouse.store.layout import Layout
+from enginehouse.weights.after_wake import prove_adapters_again
 from enginehouse.weights.checkpoint import checked_digest, digest_of
 from enginehouse.weights.declared import Declaration, Weights, declare, read_declaration
 from enginehouse.weights.gate import Gate
@@ -34,7 +35,8 @@ class Swapped(msgspec.Struct, frozen=True, kw_only=True):
 
     `checking` came before anything was sent: configuration, heads of the files, and the digest of
     what was not hashed before. `draining` was the wait for requests under way, `replacing` the rest
-    without the `canary`, a transfer included.
+    without the `canary`, a transfer included. `unloaded`: adapters that the server had lost in its
+    sleep, and that could not be loaded again.
     """
 
     before: Weights
@@ -43,6 +45,7 @@ class Swapped(msgspec.Struct, frozen=True, kw_only=True):
     draining: float
     replacing: float
     canary: float
+    unloaded: tuple[str, ...] = ()
 
 
 class WeightSwapper:
@@ -79,7 +82,7 @@ class WeightSwapper:
         self._gate = gate or Gate(started.digest)
         self._alone = alone
         self._condemn = condemn
-        self._lock = filelock.FileLock(file.with_suffix(".lock"))
+        self._lock = filelock.FileLock(file.with_suffix(".lock"), mode=0o600)
         self._dozes = _DOZING in (server.command or ())
         self._busy = False
         self._turn = asyncio.Lock()  # a swap and a restoration do not tell the server two things
@@ -93,6 +96,7 @@ class WeightSwapper:
         self._transport = AiohttpTransport(
             self._server.base_url,
             api_key=self._server.api_key,
+            admin_key=self._server.admin_key,
             authorize=self._engine.wire.authorize,
             timeouts=Timeouts(total=None),
         )
@@ -195,6 +199,7 @@ class WeightSwapper:
                 if wanted.version != self._started.version:
                     await step.hold("abort")
                     await step.put(wanted)
+                    await self._adapters_proven()
         except (WireError, WeightsError, ModelError, TimeoutError) as error:
             raise WeightsError(
                 f"the server was started again, but not with the weights in {wanted.path}",
@@ -232,6 +237,8 @@ class WeightSwapper:
                     self._forget_sent()
                     await step.put(new)
                     replaced = time.perf_counter()
+                    step.stage = "the proof of its adapters"
+                    unloaded = await self._adapters_proven()
                     await self._declare(new, step)
         except (WireError, WeightsError, ModelError, TimeoutError) as error:
             raise await _to_its_end(self._failed(error, step, old, deadline=deadline)) from error
@@ -248,7 +255,12 @@ class WeightSwapper:
             draining=held - began,
             replacing=replaced - held - step.canary_seconds,
             canary=step.canary_seconds,
+            unloaded=unloaded,
         )
+
+    async def _adapters_proven(self) -> tuple[str, ...]:
+        """Where the server has slept: the adapters that are lost, and that it has no more."""
+        return await prove_adapters_again(self._server, self._engine) if self._dozes else ()
 
     async def _declare(self, new: Weights, step: Replacement) -> None:
         """Not in a thread: cancelled, it could still be done."""
@@ -297,6 +309,8 @@ class WeightSwapper:
                     await self._demand_unchanged(declared)
                     await back.hold("abort", before=step)  # what runs was begun with the new ones
                     await back.put(declared)
+                    with suppress(WireError):  # the weights are back, whatever the adapters do
+                        await self._adapters_proven()
                 elif step.held:
                     await back.release()
         except (WireError, WeightsError, ModelError, TimeoutError) as error:

@@ -9,7 +9,10 @@ from enginehouse.engines.base import Engine
 from enginehouse.servers.endpoint import Server
 from enginehouse.weights.replacement import NOT_CONFIGURED, Send
 
-_CONFIGURED = "serve it with --extra-args '--weight-transfer-config.backend ipc' (or nccl)"
+_CONFIGURED = (
+    "serve it with --enable-weight-swap and --extra-args '--weight-transfer-config.backend ipc' "
+    "(or nccl)"
+)
 # by what vLLM 0.32 says
 _FIXES = {
     NOT_CONFIGURED: _CONFIGURED,

@@ -10,6 +10,8 @@ import asyncio
 import json
 import tempfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import peft
@@ -29,12 +31,16 @@ from hf_checks import (
     make_sequence,
     reference,
 )
-from hf_server import application, constraints, options
+from hf_server import application, compilers, constraints, options, rows
+from hf_server.compilers import Compilers
+from hf_server.errors import ApiError
 from hf_server.generation import Generator
 from hf_server.requests import Constraint
 from hf_server.service import Service
 
 CHECKS.clear()  # those of hf_checks are its own
+COMPILERS = Compilers()
+BOMB = [str(number) for number in range(10_000, 35_000)]  # minutes for xgrammar
 
 
 async def generated(batch, sequences, *, most_rows=8) -> Generator:
@@ -178,10 +184,89 @@ def make_tokenizer():
     return transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
 
 
+def make_constraints():
+    """For the tokenizer of these checks."""
+    return constraints.Constraints(
+        make_tokenizer(), compilers=COMPILERS, vocabulary_size=257, ends=frozenset({0})
+    )
+
+
+@check
+def constraints_that_would_take_for_ever_are_refused():
+    """Each within its limit, while another is compiled; what is right is compiled all the same."""
+    bombs = [Constraint(kind="choice", text=json.dumps([*BOMB, str(n)])) for n in range(2)]
+    fine = Constraint(kind="regex", text="[0-9]{3}")
+    compiler = make_constraints()
+    began = time.monotonic()
+    with ThreadPoolExecutor(len(bombs)) as threads:
+        outcomes = [threads.submit(refusal, compiler, bomb) for bomb in bombs]
+        compiler.compile(fine)
+        assert time.monotonic() - began < compilers.LIMIT, "it waited for the others"
+        for bomb, outcome in zip(bombs, outcomes, strict=True):
+            error = outcome.result()
+            assert error is not None, bomb.kind
+            assert error.status == 400, (bomb.kind, error.message)
+
+
+def refusal(compiler, constraint) -> ApiError | None:
+    """What compiling it is refused with."""
+    try:
+        compiler.compile(constraint)
+    except ApiError as error:
+        return error
+    return None
+
+
+@check
+def what_is_wrong_with_a_constraint_is_said():
+    """In xgrammar's words."""
+    compiler = make_constraints()
+    for kind, text in (("regex", "(["), ("grammar", "root = x"), ("json", '{"type": "oops"}')):
+        error = refusal(compiler, Constraint(kind=kind, text=text))
+        assert error is not None, kind
+        assert error.status == 400
+        assert "more time or memory" not in error.message, error.message
+
+
+@check
+def a_constraint_that_hangs_at_its_tokens_fails_alone():
+    """Its time is counted from token to token, and the rest of the batch goes on."""
+    model = make_model(LLAMA)
+    batch = make_batch(model)
+    slow, other = (make_sequence(prompt, most=8) for prompt in PROMPTS[:2])
+
+    class Slow:
+        def fill_next_token_bitmask(self, bitmask, place):
+            bitmask[place] = -1
+
+        def accept_token(self, _):
+            time.sleep(0.02)
+            return True
+
+        def is_terminated(self):
+            return False
+
+    (row,) = slow.rows
+    row.matcher = Slow()
+    before, rows.MOST_CONSTRAINING = rows.MOST_CONSTRAINING, 0.05
+
+    async def run():
+        await (await generated(batch, [slow, other])).stop()
+
+    try:
+        asyncio.run(run())
+    finally:
+        rows.MOST_CONSTRAINING = before
+    assert slow.job.error is not None
+    assert slow.job.error.status == 400
+    assert other.job.error is None
+    assert len(other.rows[0].ids) == 8
+
+
 @check
 def choices_are_constrained_to_their_bytes():
     """Also those of characters that JSON writes as two, and of those that it escapes."""
-    compiler = constraints.Constraints(make_tokenizer(), vocabulary_size=257, ends=frozenset({0}))
+    compiler = make_constraints()
     for text in ("👍", "日本", 'say "hi"\\n', "\x07\n", "é👩‍👧"):
         asked = Constraint(kind="choice", text=json.dumps([text]))
         matcher = constraints.matcher(compiler.compile(asked))
@@ -190,7 +275,7 @@ def choices_are_constrained_to_their_bytes():
 
 
 @asynccontextmanager
-async def serving():
+async def serving(*, api_key=None):
     """A service on a tiny model with one adapter's folder, and a client of its routes."""
     flags = "--model base --port 0 --device cpu --max-num-seqs 4 --enable-lora --max-loras 2"
     chosen = options.parse([*flags.split(), "--allow-runtime-lora-updating"])
@@ -203,9 +288,11 @@ async def serving():
             if "lora_" in name:
                 weight.data.normal_(0, 1)
         adapted.save_pretrained(folder)
-        service = Service(chosen, make_model(config), make_tokenizer())
-        routes = application.make_application(service, api_key=None)
-        async with test_utils.TestClient(test_utils.TestServer(routes)) as client:
+        service = Service(chosen, make_model(config), make_tokenizer(), compilers=COMPILERS)
+        routes = application.make_application(service, api_key=api_key, admin_key="adm1n")
+        headers = {"Authorization": "Bearer adm1n"}
+        server = test_utils.TestServer(routes)
+        async with test_utils.TestClient(server, headers=headers) as client:
             yield service, client, folder
             await service.generator.stop()
 
@@ -309,6 +396,82 @@ def an_adapter_is_loaded_once_under_one_name():
             for name in ("twice", "mine"):
                 assert await unload(client, name) == 200
             assert not service._adapter_store._loaded
+
+    asyncio.run(run())
+
+
+async def status(client, path, *, key=None, method="POST", data=None):
+    """Of a reply, to somebody with that key or none."""
+    headers = {"Authorization": f"Bearer {key}" if key else ""}
+    async with client.request(method, path, headers=headers, data=data) as reply:
+        return reply.status
+
+
+@check
+def administration_demands_its_key():
+    """The user's key, where there is one, opens everything else but /health."""
+
+    async def run():
+        adapter = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+        for user in (None, "the-us3rs"):
+            async with serving(api_key=user) as (_, client, _):
+                for path in adapter:
+                    found = [await status(client, path, key=key) for key in (None, user, "adm1n")]
+                    assert found == [401, 401, 400], (path, user, found)
+                for path in ("/v1/models", "/metrics", "/version"):
+                    keys = (None, "any", user, "adm1n")
+                    found = [await status(client, path, key=key, method="GET") for key in keys]
+                    ours = 200 if user is None else 401
+                    assert found == [ours, ours, 200, 200], (path, user, found)
+                assert await status(client, "/health", method="GET") == 200
+
+    asyncio.run(run())
+
+
+@check
+def bodies_that_nobody_can_use_are_refused():
+    """Nested too deeply, half a character, a template: 400, while another request is answered."""
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    deep, half = "[" * 100_000 + "]" * 100_000, '"\\ud83d"'
+    bodies = (
+        ("/v1/completions", deep),
+        ("/v1/completions", '{"prompt": "x", "user": ' + "[" * 900 + "]" * 900 + "}"),
+        ("/v1/completions", '{"prompt": ' + half + "}"),
+        ("/v1/chat/completions", '{"messages": [{"role": "user", "content": ' + half + "}]}"),
+        ("/tokenize", '{"prompt": ' + half + "}"),
+        ("/v1/completions", '{"prompt": "x", "structured_outputs": {"regex": ' + half + "}}"),
+        *(
+            ("/v1/chat/completions", json.dumps(chat | {"chat_template_kwargs": {name: loops}}))
+            for name in ("chat_template", "tokenizer_kwargs", "tokenize")
+        ),
+        ("/v1/completions", json.dumps({"prompt": ["x"] * 1000, "n": 200})),
+        ("/v1/completions", json.dumps({"prompt": "x", "stop": [str(n) for n in range(1000)]})),
+    )
+
+    async def run():
+        async with serving() as (_, client, _):
+            answer, *found = await asyncio.gather(
+                ask(client, "base"), *(status(client, path, data=body) for path, body in bodies)
+            )
+            assert len(answer) == 8
+            assert found == [400] * len(bodies), found
+
+    asyncio.run(run())
+
+
+@check
+def a_constraint_that_takes_for_ever_keeps_nobody_waiting():
+    """Over HTTP: one that is right is answered meanwhile, and the other gets its 400."""
+    bomb = {"choice": BOMB}
+
+    async def run():
+        async with serving() as (_, client, _):
+            waiting = asyncio.create_task(ask(client, "base", structured_outputs=bomb))
+            await asyncio.sleep(0.2)
+            assert len(await ask(client, "base")) == 8
+            assert not waiting.done()
+            assert (await waiting)["code"] == 400
 
     asyncio.run(run())
 

@@ -36,8 +36,9 @@ _CHAINED = re.compile(
 )
 _ERROR_LINE = re.compile(
     r"[\w./\- ]{1,120}: error: |error: |\[Errno \d+\]|Fatal Python error|terminate called"
-    r"|\S{0,200}: error while loading shared libraries|Killed$|Segmentation fault|Bus error"
-    r"|Illegal instruction|Aborted|(?:free|malloc|munmap_chunk)\(\): |double free or corruption"
+    r"|\S{0,200}: error while loading shared libraries|(?:Killed|已杀死|Getötet)$"
+    r"|Segmentation fault|Bus error|Illegal instruction|Aborted|(?:free|malloc|munmap_chunk)\(\): "
+    r"|double free or corruption"
     r"|corrupted size|!+ ?(?:Segfault|SIGABRT)|\*\*\* SIG[A-Z]+ received"
     r"|(?:srun|slurmstepd): error:|Out of memory: Killed process"
 )
@@ -51,7 +52,11 @@ _APART = re.compile(
     r"|Exception in callback|Future exception was never|Task exception was never|Fatal Python error"
     r"|terminate called|Stack dump|\*\*\* |Extension modules:|Loading |INFO:|usage: "
 )
-_WAITING = re.compile(r"(?i)\bwaiting (?:for|until)\b|still waiting|\bwaited for\b")
+_WAITING = re.compile(
+    r"(?i)\bwaiting (?:for|until)\b(?! (?:application startup|init message|background))"
+    r"|still waiting|no available (?:shared memory broadcast )?block found"
+)
+_RANK = re.compile(r"[A-Z]+\d")
 _PACKAGES = re.compile(r'File "(?P<folder>/[^"]{0,300}/(?:site|dist)-packages)/')
 _BOX = "│╭╰╮╯─❱|"
 _CARETS = frozenset(" ^~\t")
@@ -152,22 +157,25 @@ class _Unfinished:
     files: list[str] = field(default_factory=list)
     strays: int = 0
     lost_indentation: bool = False
+    code: str = ""
+    indent: str = ""
 
     def goes_on(self, line: Line, *, number: int) -> bool:
         """Take a line as a part of it; False if it is none."""
         bare = line.text.strip()
         if not bare:
             return True
+        text = line.text.removeprefix(self.indent)
         if _CHAINED.match(bare):
             self.state = _State.CHAINED
             return True
-        if (found := _FILE.match(bare) or _RICH_FILE.match(line.text)) is not None:
-            self.state = _State.FRAMES
+        if (found := _FILE.match(bare) or _RICH_FILE.match(text)) is not None:
+            self.state, self.failure.traced = _State.FRAMES, True
             self.files = [*self.files[-_FRAMES + 1 :], found["file"]]
-            self.lost_indentation = not line.text[:1].isspace()
+            self.lost_indentation = not text[:1].isspace()
             return True
         if self.state is _State.FRAMES:
-            return self._frame(line.text, bare)
+            return self._frame(text, bare)
         return self.state is _State.MESSAGE and self._message(line, bare, number)
 
     def chain(self) -> None:
@@ -175,10 +183,14 @@ class _Unfinished:
         self.state, self.files = _State.FRAMES, []
 
     def _frame(self, text: str, bare: str) -> bool:
-        if text[0].isspace() or text[0] in _BOX or _CARETS.issuperset(bare):
+        if _CARETS.issuperset(bare):
+            return True
+        if text[0].isspace() or text[0] in _BOX:
+            self.code = bare
             return True
         if self.lost_indentation and not _EXCEPTION.match(text):
-            self.lost_indentation = False  # a line of code
+            self.lost_indentation = False
+            self.code = bare
             return True
         if bare.startswith(("[Previous line repeated", "ray::")):
             return True
@@ -188,6 +200,8 @@ class _Unfinished:
             return self.strays <= _STRAYS
         raised = Raised(found["name"], files=self.files)
         raised.add(text.strip())
+        if found["text"] is None and self.code.startswith("assert "):
+            raised.add(self.code)  # an AssertionError without words
         if len(self.failure.raised) >= _CHAIN:
             self.failure.raised.pop()
         self.failure.raised.append(raised)
@@ -275,7 +289,7 @@ class Reader:
             elif profile.stopped.search(text):
                 log.stopped = log.stopped or log.lines
                 log.stopped_line = log.stopped_line or text.strip()
-            if "ait" in text and _WAITING.search(text):
+            if ("ait" in text or "block found" in text) and _WAITING.search(text):
                 log.waiting, log.waiting_number = text.strip(), log.lines
         if line.place is not None and profile.on_cpu.match(line.place):
             log.on_cpu = True
@@ -290,10 +304,13 @@ class Reader:
             return
         if unfinished is not None:
             self._close(unfinished)
-        heading = line.text.partition(_TRACEBACK)[0].strip(f" +|{_BOX}")
+        before = line.text.partition(_TRACEBACK)[0]
+        heading = before.strip(f" +|{_BOX}")
+        indent = before if before.isspace() else ""
         if not heading and (heading := self._before.get(key, "").strip()):
             self._retract(heading, key)
         self._keep(self._failure(line, heading=heading, traced=True), key, _State.FRAMES)
+        self._open[key].indent = indent
 
     def _failure(self, line: Line, *, heading: str, traced: bool) -> Failure:
         now = self._log.lines
@@ -324,9 +341,14 @@ class Reader:
     def _judge(self, line: Line, key: _Key) -> None:
         """A line that belongs to no traceback: an error in words, a remark, or neither."""
         text = line.text.strip()
-        if not text or text.startswith(('File "', "server_args=")):
+        if not text or text.startswith("server_args="):
             return
-        if line.text.startswith("    ") and not line.prefixed:
+        if _FILE.match(text):
+            # A log that begins in the middle of a traceback.
+            self._keep(self._failure(line, heading="", traced=True), key, _State.FRAMES)
+            self._open[key].goes_on(line, number=self._log.lines)
+            return
+        if line.text.startswith("    "):
             return  # code
         if self._is_error(line, text):
             failure = self._failure(line, heading="", traced=False)
@@ -335,17 +357,20 @@ class Reader:
             failure.raised.append(raised)
             self._keep(failure, key, _State.MESSAGE)
             return
-        progress = self._log.progress
-        if (line.level == "INFO" or (line.process and line.level is None)) and (
-            line.process in progress or len(progress) < 4 * _OPEN
-        ):
-            progress[line.process] = self._log.lines
+        self._note_progress(line)
         if line.native or (line.level not in ("INFO", "DEBUG") and _TELLING.search(text, 0, _TEXT)):
             remark = Remark(self._log.lines, text, line.native)
             if len(self._first_remarks) < _KEPT:
                 self._first_remarks.append(remark)
             else:
                 self._last_remarks.append(remark)
+
+    def _note_progress(self, line: Line) -> None:
+        """Remember that a process still works: an INFO, or what SGLang's ranks say."""
+        progress = self._log.progress
+        works = line.level == "INFO" or (line.level is None and _RANK.match(line.process))
+        if works and (line.process in progress or len(progress) < 4 * _OPEN):
+            progress[line.process] = self._log.lines
 
     def _is_error(self, line: Line, text: str) -> bool:
         if line.level is not None:

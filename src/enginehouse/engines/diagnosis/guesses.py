@@ -19,11 +19,22 @@ class _Guess:
     cause: str
     fix: str
     names: re.Pattern[str] = re.compile("")
+    texts: re.Pattern[str] = re.compile("")
     within: int = 4
 
 
 K = FailureKind
 _GUESSES = (
+    _Guess(
+        re.compile(r"/auto/configuration_auto\.py|/auto/auto_factory\.py|/models/registry\.py"),
+        K.UNSUPPORTED_MODEL,
+        "this {engine}, or its transformers, does not know the model's architecture",
+        "take another version of it, or another engine; see `model_type` and `architectures` in "
+        "the "
+        "model's config.json",
+        re.compile(r"KeyError"),
+        within=2,
+    ),
     _Guess(
         re.compile(r"flashinfer/jit/|torch/utils/cpp_extension|deep_gemm/jit|tvm_ffi/cpp"),
         K.TOOLCHAIN,
@@ -44,6 +55,47 @@ _GUESSES = (
         "the GPUs or nodes did not get in touch with each other",
         "start it again with NCCL_DEBUG=INFO and read what NCCL says; try NCCL_P2P_DISABLE=1, and "
         "see that NCCL_SOCKET_IFNAME names the right network",
+    ),
+    _Guess(
+        re.compile(r"/model_loader/|/models/\w+\.py$"),
+        K.WEIGHTS_MISMATCH,
+        "the checkpoint has a weight that {engine}'s class for this architecture does not expect, "
+        "or lacks one",
+        "see that config.json belongs to these weights, and how they were saved (merged? "
+        "quantized? "
+        "by another version of transformers?); a newer {engine} may know the variant",
+        re.compile(r"KeyError|AssertionError|AttributeError"),
+        re.compile(
+            r"(?:layers?|blocks?|experts?|embed_tokens|lm_head|_proj|visual|model)\.[\w.]*|\.weight"
+        ),
+        within=3,
+    ),
+    _Guess(
+        re.compile(r"vllm/platforms/interface\.py"),
+        K.NO_GPU,
+        "{engine} finds no GPU that it knows, and works on an unknown platform",
+        "see whether `nvidia-smi` works here and CUDA_VISIBLE_DEVICES is right (in a container: "
+        "--gpus all); on a machine without a GPU take a build for CPUs",
+        re.compile(r"NotImplementedError"),
+        within=1,
+    ),
+    _Guess(
+        re.compile(r"rotary_embedding|/rope|modeling_rope_utils"),
+        K.PACKAGE_MISMATCH,
+        "the model's configuration of RoPE is of another version of transformers",
+        "install the transformers that the model's config.json names (transformers_version)",
+        re.compile(r"(?:Key|Attribute|Type|Value)Error"),
+        within=2,
+    ),
+    _Guess(
+        re.compile(r"/tokenization_\w+\.py|sentencepiece/"),
+        K.MODEL_INCOMPLETE,
+        "a file of the tokenizer is missing from the model's folder",
+        "copy tokenizer.json, tokenizer_config.json and tokenizer.model from the base model's "
+        "folder",
+        re.compile(r"TypeError|OSError"),
+        re.compile(r"NoneType|not a string|Not found"),
+        within=2,
     ),
     _Guess(
         re.compile(r"/lora/"),
@@ -73,6 +125,7 @@ def guess(failure: Failure, *, around: Surroundings, evidence: str) -> Diagnosis
                     distance <= known.within
                     and known.files.search(file)
                     and known.names.search(raised.name)
+                    and known.texts.search(raised.text)
                 ):
                     return _guessed(known, file, around, evidence)
     return None

@@ -18,7 +18,15 @@ _NAMES = {
 _MOST = 12  # prefixes of one line
 _PLACE = r"(?P<place>[\w./<>\-]{1,120}:\d{1,6})\]"
 _DATE = r"\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
+# Spaces that a page or a terminal put before everything, if what follows is surely a prefix.
+_INDENTED = (
+    re.compile(
+        rf" {{1,12}}(?=\([\w. @<>:\-]{{1,80}} pid=|(?:{_LEVELS}) \d\d-|\[\d{{4}}-|\[rank\d)"
+    ),
+)
 _QUOTED = (re.compile(r"> ?"),)
+# A frame that a terminal's viewer drew around the line, which is not that of a traceback.
+_FRAMED = (re.compile(rf"│ (?=\(\w|\[\d{{4}}-|(?:{_LEVELS})[: ]|{_DATE})"),)
 _BRACKETED = (
     # (EngineCore_DP0 pid=68), (VllmWorker rank=1 pid=2), (RayWorkerWrapper pid=7, ip=10.0.0.4)
     re.compile(
@@ -31,16 +39,21 @@ _SQUARE = (
     # [2026-11-21 04:30:31 DP0 TP1], as SGLang has it
     re.compile(rf"\[{_DATE}(?: (?P<process>[A-Z]+\d+(?: [A-Z]+\d+){{0,4}}))?\] ?"),
     # [E1121 04:30:17.123 ProcessGroupNCCL.cpp:616], [W socket.cpp:464]
-    re.compile(r"\[(?P<level>[EWIF])(?:\d{4} [\d:.]{5,20}(?: \d{1,10})?)? [\w./\-]{1,80}:\d+\] ?"),
+    re.compile(
+        r"\[(?P<level>[EWIF])(?:\d{3,4} [\d:.]{5,20}(?: \d{1,10})?)? [\w./\-]{1,80}:\d+\] ?"
+    ),
     re.compile(r"\[(?P<process>(?:rank|Rank |default)\d{1,5})\]:? ?"),
     # [1746690477.974497] [llm206:611  :0]   ucp_context.c:1268 UCX  ERROR
     re.compile(
         r"\[\d{9,11}\.\d{1,9}\] \[[^\]]{1,80}\] {0,16}[\w.\-]{1,60}:\d+ {1,3}(?P<native>UCX) "
         r"{1,4}(?P<level>ERROR|WARN|FATAL|INFO|DEBUG|DIAG) {1,4}"
     ),
+    re.compile(r"\[(?P<process>gpu_id=\d{1,4})\] ?"),
     re.compile(r"\[pod/[^\]\s]{1,200}\] ?"),
+    re.compile(r"\[\d{3,6}\] (?=[a-z])"),  # llama.cpp's router: which of its servers
     re.compile(r"\[\d{1,5},\d{1,5}\]<std(?:err|out)>: ?"),
     re.compile(rf"\[(?P<level>{_LEVELS})\] ?"),
+    re.compile(rf"\[(?P<level>{_LEVELS})\|[\w.]{{1,80}}:\d{{1,6}}\] {_DATE} >> ?"),
 )
 _LETTERED = (
     # ERROR 11-21 04:30:17 [core.py:1510], ERROR 08-23 08:25:25 worker_utils.py:226], ERROR 2007 […]
@@ -48,6 +61,9 @@ _LETTERED = (
         rf"(?P<level>{_LEVELS}) (?:[\d\-]{{2,10}}(?: [\d:.,]{{5,16}})?|\d{{1,9}}) \[?{_PLACE} ?"
     ),
     re.compile(rf"(?P<level>{_LEVELS}) \d{{4}}-\d\d-\d\d [\d:.,]{{5,16}} ?"),
+    re.compile(rf"(?P<level>{_LEVELS}) (?P<place>[\w./\-]{{1,80}}\.py:\d{{1,6}}) -- "),
+    # TGI's launcher
+    re.compile(rf"(?P<level>{_LEVELS}) [a-z]{{1,20}}[_\-][\w\-:]{{1,60}}: "),
     re.compile(rf"(?P<level>{_LEVELS}):(?:[a-z_][\w.]{{0,80}}:)? {{0,9}}"),
     re.compile(rf"(?P<level>{_LEVELS}) {{0,4}}\| [\w.<>]{{1,80}}:[\w<>]{{1,80}}:\d+ - "),
     re.compile(rf"[\w.\-]{{1,80}} - (?P<level>{_LEVELS}) - "),
@@ -56,9 +72,10 @@ _LETTERED = (
         r"[A-Z][a-z]{2} {1,2}\d{1,2} \d\d:\d\d:\d\d [\w.\-]{1,80} (?P<unit>[\w.@/\-]{1,80})"
         r"(?:\[\d{1,9}\])?: ?"
     ),
-    re.compile(r"(?P<level>[EWIF])\d{4} [\d:.]{8,20} {1,4}\d{1,10} [\w./\-]{1,80}:\d+\] ?"),
+    re.compile(r"(?P<level>[EWIF])\d{3,4} [\d:.]{8,20} {1,4}\d{1,10} [\w./\-]{1,80}:\d+\] ?"),
     # a compose service
     re.compile(r"[\w.\-]{1,64} {1,40}\| ?"),
+    re.compile(rf"time=\S{{10,40}} level=(?P<level>{_LEVELS}) (?:source=\S{{1,80}} )?(?:msg=)?\"?"),
     # node1:101:202 [3] misc/socket.cc:87 NCCL WARN
     re.compile(
         r"[\w.\-]{1,80}:\d{1,9}:\d{1,9} \[\d{1,4}\] (?:[\w./\-]{1,80}:\d{1,6} )?"
@@ -75,7 +92,7 @@ _NUMBERED = (
 _BY_FIRST = (
     dict.fromkeys("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_", _LETTERED)
     | dict.fromkeys("0123456789", _NUMBERED)
-    | {"(": _BRACKETED, "[": _SQUARE, ">": _QUOTED}
+    | {"(": _BRACKETED, "[": _SQUARE, ">": _QUOTED, " ": _INDENTED, "│": _FRAMED}
 )
 
 
@@ -114,12 +131,14 @@ def peel(line: str) -> Line:
         said = found.groupdict()
         if process := said.get("process"):
             processes.append(" ".join(process.split()))
+            if found[0].startswith("[2"):
+                level = None  # what forwards an SGLang's line has put its own level before it
         if word := said.get("level"):
             level = _NAMES.get(word, word)
         place = said.get("place") or place
         native = said.get("native") or native
     return Line(
-        text=line[position:],
+        text=line[position:].rstrip(" │") if line.startswith("│") else line[position:],
         process=" ".join(processes),
         level=level,
         place=place,

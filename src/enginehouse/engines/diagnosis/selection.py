@@ -14,6 +14,7 @@ In this order, the first that there is:
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -25,13 +26,13 @@ from enginehouse.engines.diagnosis.guesses import guess
 from enginehouse.engines.diagnosis.kinds import READ_THE_LOG, Diagnosis, FailureKind
 from enginehouse.engines.diagnosis.profile import NEVER, LogProfile
 from enginehouse.engines.diagnosis.rule import Rule, recognise
-from enginehouse.engines.diagnosis.shared_rules import LOST_CONNECTION, RULES
+from enginehouse.engines.diagnosis.rules import LOST_CONNECTION, RULES
 
 LONGEST = 400  # characters of evidence
-_RECENT = 50  # lines from the end, in which something may still be waited for
+_RECENT = 12  # lines from the end, in which something may still be waited for
 _POINTER = re.compile(
     r"(?i)see (?:the )?(?:root cause|stack trace|error messages?|logs?) ?(?:\(?above|for)"
-    r"|check the (?:stack trace|logs?) above|its error is above"
+    r"|check the logs? above|its error is above|RayTaskError\(|Worker \S{1,60} pid \d+ died"
     r"|died unexpectedly|EngineDeadError|EngineGenerateError|Executor failed\.$"
     r"|Got fatal signal from worker|ProcessExitedException|ChildFailedError"
     r"|one of the subprocesses|child process(?:es)? (?:failed|died|exited)"
@@ -39,7 +40,8 @@ _POINTER = re.compile(
     r"|Failed core proc|Engine process failed to start|SIGQUIT received|Received sigquit"
     r"|^(?:\w+\.)*(?:SystemExit|KeyboardInterrupt|CancelledError|GeneratorExit)\b"
     r"|Connection (?:closed|reset) by peer|Broken pipe|remote process (?:exited|has terminated)"
-    r"|Exiting\.\.\.$|^Aborted\b|^Traceback|^\s*$"
+    r"|Application startup failed|Exiting\.\.\.$|^Aborted\b|^(?:Killed|已杀死|Getötet)$|^Traceback"
+    r"|^\s*$"
 )
 # Nothing but a name: an exception that does not say why.
 _EMPTY = re.compile(r"^[\w.]+(?:Error|Exception|Empty|Failure|Failed)?:?$")
@@ -50,7 +52,8 @@ _SURVIVED = re.compile(
 _SHUTDOWN = re.compile(r"(?i)shut ?down|exit|terminat|clean|stopp|kill|abort|destroy")
 _EXIT_CODE = re.compile(
     r"(?:exit ?code:?|exited with(?: code)?|'EngineCore\w{0,20}': )[ =]{0,2}(?P<code>-\d{1,3})\b"
-    r"|signal[ :=]{0,2}(?:SIGKILL|9\b)(?P<kill>)|^(?P<bare>Killed)$|(?P<oom>oom[-_ ]kill event)"
+    r"|signal[ :=]{0,2}(?:SIGKILL|9\b)(?P<kill>)|^(?P<bare>Killed|已杀死|Getötet)$"
+    r"|(?P<oom>oom[-_ ]kill event)"
 )
 _FATAL = re.compile(r"^Process [\w:\-]+:$|failed to start|fatal error|hit an exception")
 
@@ -89,10 +92,10 @@ class _Selection:
         return (
             self._known(self._fatal, definite)
             or self._spoken(definite)
-            or self._known(self._fatal, vague)
+            or self._symptom(vague)
             or self._spoken(vague)
             or (self._of_unknown(unknown) if unknown else None)
-            or (self._known(self._survived, definite) if not self._log.ready else None)
+            or self._of_what_was_survived(definite, vague)
             or self._of_the_end(exit_code)
             or self._survived_until(exit_code)
         )
@@ -144,6 +147,27 @@ class _Selection:
                         return found
         return None
 
+    def _symptom(self, vague: Sequence[Rule]) -> Diagnosis | None:
+        """A symptom that a rule knows; not a lost connection, if another process failed."""
+        found = self._known(self._fatal, vague)
+        if found is None or found.kind is not FailureKind.COMMUNICATION:
+            return found
+        others = [f for f in self._fatal if f.traced and self._known([f], vague) is None]
+        first = next(self._unknown(others), None)
+        return self._of_unknown(first) if first else found
+
+    def _of_what_was_survived(
+        self, definite: Sequence[Rule], vague: Sequence[Rule]
+    ) -> Diagnosis | None:
+        """Before it was ready: what went wrong, though it seemed to go on."""
+        if self._log.ready:
+            return None
+        known = self._known(self._survived, definite)
+        if known is not None or not self._pointers:
+            return known
+        first = next(self._unknown(self._survived), None)
+        return self._known(self._survived, vague) or (self._of_unknown(first) if first else None)
+
     def _spoken(self, rules: Sequence[Rule]) -> Diagnosis | None:
         """What native code, compilers and warnings said; the most specific rule decides."""
         if not (self._fatal or self._pointers or self._log.failures) and self._log.ready:
@@ -190,7 +214,7 @@ class _Selection:
         if log.stopped > log.ready or (log.stopped and not self._pointers):
             return endings.told_to_stop(log.stopped_line)
         line = self._pointers[0].partition("\n")[0].strip() if self._pointers else ""
-        code, evidence = self._said_exit_code() or (exit_code, line)
+        code, evidence = self._said_exit_code() or (self._own_exit_code(exit_code), line)
         return (
             endings.signalled(code, profile=profile, evidence=evidence)
             or self._lost_connection()
@@ -219,18 +243,29 @@ class _Selection:
         last = max(unknown, key=lambda pair: pair[0].number)
         return self._of_unknown(last)
 
+    def _own_exit_code(self, exit_code: int | None) -> int | None:
+        """What the first process ended with, unless it ended itself."""
+        if self._ended_itself() and exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+            return None
+        return exit_code
+
+    def _ended_itself(self) -> bool:
+        return any(map(self._profile.ends_itself.search, self._pointers))
+
     def _said_exit_code(self) -> tuple[int, str] | None:
         """The exit code of a process of the engine, as another one or the shell reports it."""
         lines = [*self._pointers, *(remark.text for remark in self._log.remarks)]
         for line in lines:
             if (found := _EXIT_CODE.search(line)) is not None:
-                return int(found["code"] or -9), line.partition("\n")[0].strip()
+                if found["bare"] and self._ended_itself():
+                    continue
+                return int(found["code"] or -signal.SIGKILL), line.partition("\n")[0].strip()
         return None
 
     def _fell_silent(self) -> bool:
         """Another process reports a death, and the one that died wrote ordinary lines only."""
         works = self._profile.works
-        if works.pattern == NEVER.pattern or not self._pointers:
+        if works.pattern == NEVER.pattern or not self._pointers or self._ended_itself():
             return False
         return bool(self._log.ready) or any(map(works.search, self._log.progress))
 
@@ -252,6 +287,6 @@ def _evidence(text: str) -> str:
     if "validation error" in first and rest:
         said = rest.strip().partition("\n")[0].strip().removeprefix("Value error, ")
         return said.partition(" [type=")[0] or first
-    if rest and re.fullmatch(r"[\w.]+(?:\(\w+\))?: ?(?:backend='\w+' raised:)?", first):
-        return f"{first} {rest.strip().partition(chr(10))[0].strip()}"
+    if rest and re.fullmatch(r"[\w.]+(?:\(\w+\))?:? ?(?:backend='\w+' raised:)?", first):
+        return f"{first.rstrip(': ')}: {rest.strip().partition(chr(10))[0].strip()}"
     return first

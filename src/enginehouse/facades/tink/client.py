@@ -32,13 +32,13 @@ from enginehouse.launch.running_server import (
     RunningServer,
     find_running,
     largest_rank,
-    served_models,
 )
 from enginehouse.launch.serving import make_sampler, turns_for
 from enginehouse.launch.swapping import declared_folders, swapper_of
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import Shapes, checkpoint_shapes
 from enginehouse.weights.pool import AdapterPool
+from enginehouse.weights.served_models import served_models
 from enginehouse.weights.store import AdapterStore
 
 logger = logging.getLogger("enginehouse.facades.tink")
@@ -174,9 +174,8 @@ class Client:
             if await swapper.name() is None:
                 raise WeightsError(
                     f"the weights of the server at {self.server.base_url} cannot be updated",
-                    why="it has no development endpoints: vLLM has them where "
-                    "VLLM_SERVER_DEV_MODE=1 is set, `enginehouse serve` on loopback addresses",
-                    fix="serve it with `enginehouse serve` and --host 127.0.0.1",
+                    why="it has no development endpoints",
+                    fix="start it with `enginehouse serve MODEL --enable-weight-swap`",
                     kind="unsupported",
                 )
             assert swapper.declared.path is not None
@@ -203,14 +202,17 @@ class Client:
         if wire.weights is None:
             raise UnsupportedError(f"a {self._engine.name} server has no such endpoint")
         async with AiohttpTransport(
-            server.base_url, api_key=server.api_key, authorize=wire.authorize
+            server.base_url,
+            api_key=server.api_key,
+            admin_key=server.admin_key,
+            authorize=wire.authorize,
         ) as transport:
             reply = await transport.send(wire.weights.reset_cache)
         if reply.status in (404, 405):
             raise UnsupportedError(
                 f"the server at {server.base_url} has no {wire.weights.reset_cache.path}",
                 why="vLLM has it in development mode only",
-                fix="serve it with `enginehouse serve` and --host 127.0.0.1",
+                fix="start it with `enginehouse serve MODEL --enable-weight-swap`",
             )
         if reply.status != 200:
             raise wire.error_reply(reply.status, reply.body, retry_after=reply.retry_after)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import transformers
 from aiohttp import web
 
+from hf_server.bodies import parse
 from hf_server.errors import ApiError, refused
 from hf_server.fields import Fields
 from hf_server.replies import Reply
@@ -19,17 +22,46 @@ from hf_server.rows import Job
 from hf_server.service import Service
 
 _LARGEST = 64 << 20  # bytes of a request
+_LIVENESS = "/health"
+_ADMINISTRATION = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SERVICE = web.AppKey("service", Service)
-KEY = web.AppKey("key", str)
 
 
-def make_application(service: Service, *, api_key: str | None) -> web.Application:
-    """The application; `api_key` guards what lies under /v1."""
+@dataclass(frozen=True)
+class Keys:
+    """Digests of the keys that there are."""
+
+    user: bytes | None
+    admin: bytes | None
+
+    def admit(self, path: str, authorization: str) -> bool:
+        """Whether a request for `path` may come in; how long that takes says nothing of a key."""
+        scheme, _, key = authorization.partition(" ")
+        given = _digest(key if scheme.lower() == "bearer" else None) or b""
+        is_user, is_admin = (
+            expected is not None and hmac.compare_digest(given, expected)
+            for expected in (self.user, self.admin)
+        )
+        if path == _LIVENESS or is_admin:
+            return True
+        return path not in _ADMINISTRATION and (self.user is None or is_user)
+
+
+KEYS = web.AppKey("keys", Keys)
+
+
+def make_application(
+    service: Service, *, api_key: str | None, admin_key: str | None
+) -> web.Application:
+    """The application.
+
+    `admin_key` opens everything, and is the only one that loads adapters: without one, nobody
+    does. Everything else but /health demands one of the two, if `api_key` is given.
+    """
     app = web.Application(middlewares=[_guard], client_max_size=_LARGEST)
     app[SERVICE] = service
-    if api_key:
-        app[KEY] = api_key
+    app[KEYS] = Keys(user=_digest(api_key), admin=_digest(admin_key))
     app.add_routes(
         [
             web.get("/health", _health),
@@ -48,10 +80,7 @@ def make_application(service: Service, *, api_key: str | None) -> web.Applicatio
 
 @web.middleware
 async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    key = request.app.get(KEY)
-    given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-    guarded = request.path.startswith("/v1")
-    if key is not None and guarded and not hmac.compare_digest(given.encode(), key.encode()):
+    if not request.app[KEYS].admit(request.path, request.headers.get("Authorization", "")):
         return _error(ApiError(401, "the API key is missing or wrong"))
     try:
         return await handler(request)
@@ -61,15 +90,16 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _error(ApiError(error.status, f"{error.reason}: {request.method} {request.path}"))
 
 
+def _digest(key: str | None) -> bytes | None:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest() if key else None
+
+
 def _error(error: ApiError) -> web.Response:
     return web.json_response(error.body(), status=error.status)
 
 
 async def _body(request: web.Request) -> Any:
-    try:
-        return json.loads(await request.read())
-    except ValueError as error:
-        raise refused(f"the body is no JSON: {error}") from error
+    return parse(await request.read())
 
 
 async def _health(request: web.Request) -> web.Response:

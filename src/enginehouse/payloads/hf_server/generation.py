@@ -195,6 +195,9 @@ class Generator:
         for row, token in zip(rows, tokens, strict=True):
             try:
                 row.advance(token)
+            except ApiError as error:
+                self._fail(row.job, error)
+                continue
             except Exception as error:
                 LOG.exception("a row failed")
                 self._fail(row.job, ApiError(500, f"generation failed: {error}"))

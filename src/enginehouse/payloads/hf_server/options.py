@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 API_KEY_VARIABLE = "HF_SERVER_API_KEY"
+ADMIN_KEY_VARIABLE = "HF_SERVER_ADMIN_KEY"
 
 
 @dataclass(frozen=True, kw_only=True)

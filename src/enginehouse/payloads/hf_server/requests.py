@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from hf_server.bodies import parse
 from hf_server.errors import refused
 from hf_server.fields import Fields, is_token_ids
 
@@ -22,6 +23,18 @@ MOST_CHOICES = 256
 _LARGEST = 1e6  # what a batch's tables of float32 bear
 _GREEDY_BELOW = 1e-5
 _STRUCTURED = ("json", "choice", "regex", "grammar")
+MOST_ANSWERS = 4096
+MOST_STOPS = 64
+LONGEST_CONSTRAINT = 1 << 18  # characters
+# What transformers' apply_chat_template takes besides the variables of a template. A template that
+# comes with a request is a program, and would run in the server.
+_NO_VARIABLES = frozenset(
+    {
+        *("chat_template", "conversation", "tokenize", "tokenizer_kwargs", "processor_kwargs"),
+        *("padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        "return_assistant_tokens_mask",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +91,11 @@ def read_chat(body: Any) -> Asked:
     fields = Fields(body)
     messages = tuple(_message(message) for message in _messages(fields.take("messages")))
     template = dict(fields.mapping("chat_template_kwargs") or {})
+    if wrong := sorted(_NO_VARIABLES & template.keys()):
+        raise refused(
+            f"{wrong[0]} is not for a request to choose: this server uses the model's own template",
+            param="chat_template_kwargs",
+        )
     goes_on = fields.boolean("continue_final_message", default=False)
     template["continue_final_message"] = goes_on
     template["add_generation_prompt"] = fields.boolean("add_generation_prompt", default=not goes_on)
@@ -144,6 +162,10 @@ def _asked(fields: Fields, *, logprobs: int | None, max_tokens: int | None, **pr
         constraint=_constraint(fields),
         **prompt,
     )
+    if len(sampling.stop) > MOST_STOPS:
+        raise refused(f"stop may hold {MOST_STOPS} texts at most", param="stop")
+    if asked.n * max(1, len(asked.prompts)) > MOST_ANSWERS:
+        raise refused(f"a request may ask for {MOST_ANSWERS} answers at most", param="n")
     if stream and (sampling.logprobs is not None or sampling.prompt_logprobs is not None):
         raise refused("a streamed answer has no logprobs; leave out stream", param="stream")
     fields.finish(without_effect=WITHOUT_EFFECT)
@@ -191,7 +213,7 @@ def _call(call: Any) -> dict[str, Any]:
     try:
         function = dict(call["function"])
         if isinstance(function["arguments"], str):
-            function["arguments"] = json.loads(function["arguments"] or "{}")
+            function["arguments"] = parse(function["arguments"] or "{}")
     except (TypeError, KeyError, ValueError) as error:
         raise refused(f"a message has a broken tool call: {call!r}", param="messages") from error
     return {**call, "function": function}
@@ -231,6 +253,11 @@ def _constraint(fields: Fields) -> Constraint | None:
     ]
     if len(found) > 1:
         raise refused("response_format and structured_outputs exclude each other")
+    if any(len(constraint.text) > LONGEST_CONSTRAINT for constraint in found):
+        raise refused(
+            f"a constraint may have {LONGEST_CONSTRAINT:,} characters at most",
+            param="response_format" if found[0].kind == "json" else "structured_outputs",
+        )
     return found[0] if found else None
 
 
@@ -262,7 +289,9 @@ def _from_structured(wanted: dict[str, Any] | None) -> Constraint | None:
         )
     ((kind, value),) = given.items()
     if kind == "json":
-        return Constraint(kind=kind, text=value if isinstance(value, str) else json.dumps(value))
+        return Constraint(
+            kind=kind, text=json.dumps(parse(value) if isinstance(value, str) else value)
+        )
     if kind == "choice":
         if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
             raise refused("choice must be a list of texts", param="structured_outputs")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from hf_server.errors import ApiError
 from hf_server.requests import Sampling
 from hf_server.text import Vocabulary, Writer
+
+MOST_CONSTRAINING = 10.0  # seconds that one answer's constraint may keep all others waiting
 
 
 @dataclass
@@ -96,6 +99,7 @@ class Row:
         self._eos = vocabulary.ends
         self._writer = Writer(vocabulary, sampling, pieces=job.stream)
         self._reported = 0
+        self._constraining = 0.0  # seconds
         # A text, so that neighbouring seeds and neighbouring answers have nothing in common.
         seed = sampling.seed
         self._random = random.Random(None if seed is None else f"{seed}/{index}")
@@ -119,8 +123,14 @@ class Row:
         """The next random number in [0, 1): whatever else is in the batch, the same for a seed."""
         return self._random.random()
 
+    def fill(self, bitmask: Any, place: int) -> None:
+        """Mark the tokens that the constraint allows next."""
+        began = time.perf_counter()
+        self.matcher.fill_next_token_bitmask(bitmask, place)
+        self._constraining += time.perf_counter() - began
+
     def advance(self, token: int) -> None:
-        """Take the next token; sets finish_reason when it was the last."""
+        """Take the next token; sets finish_reason when it was the last. Raises ApiError."""
         self.ids.append(token)
         ended = self.matcher is not None and self._constrain(token)
         if token in self._ends or ended:
@@ -132,8 +142,17 @@ class Row:
             self._finish("length", self.ids)
 
     def _constrain(self, token: int) -> bool:
-        if not self.matcher.accept_token(token):
+        began = time.perf_counter()
+        accepted = self.matcher.accept_token(token)
+        self._constraining += time.perf_counter() - began
+        if not accepted:
             raise ApiError(500, f"token {token} does not fit the constraint")
+        if self._constraining > MOST_CONSTRAINING:
+            raise ApiError(
+                400,
+                f"the constraint took more than {MOST_CONSTRAINING:g} s of everybody's time",
+                param="structured_outputs",
+            )
         return bool(self.matcher.is_terminated())
 
     def _finish(self, reason: str, ids: list[int], *, stopped: bool = False) -> None:

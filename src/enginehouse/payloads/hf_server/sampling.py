@@ -42,7 +42,7 @@ def _constrain(logits: Tensor, rows: Listed[Row]) -> None:
         return
     bitmask = xgrammar.allocate_token_bitmask(len(rows), logits.shape[-1])
     for place in places:
-        rows[place].matcher.fill_next_token_bitmask(bitmask, place)
+        rows[place].fill(bitmask, place)
     xgrammar.apply_token_bitmask_inplace(logits, bitmask.to(logits.device), indices=places)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from hf_server import constraints
 from hf_server.adapters import Adapters
 from hf_server.batches import Batch, make_batch
+from hf_server.compilers import Compilers
 from hf_server.constraints import Constraints
 from hf_server.errors import ApiError, refused
 from hf_server.generation import Generator
@@ -27,14 +30,21 @@ from hf_server.text import Vocabulary
 
 LOG = logging.getLogger("hf_server")
 _LONG_TEXT = 20_000  # characters; longer texts are turned into tokens beside the event loop
+_COMPILING = 4  # constraints at a time
 _BUDGETS = {"cpu": 2048, "cuda": 8192}
 
 
 class Service:
     """A loaded model that answers. Made in a running event loop, by `start`."""
 
-    def __init__(self, options: Options, model: Model, tokenizer: Any) -> None:
+    def __init__(
+        self, options: Options, model: Model, tokenizer: Any, *, compilers: Compilers
+    ) -> None:
         self.options = options
+        self._compilers = compilers
+        self._compiling = threading.Lock()
+        # of their own: constraints that take long must not keep long texts from being encoded
+        self._threads = ThreadPoolExecutor(_COMPILING, thread_name_prefix="compiling")
         self.created = int(time.time())
         self.vocabulary = Vocabulary(tokenizer, ends=model.ends)
         self.adapters: dict[str, tuple[str, str]] = {}
@@ -71,10 +81,10 @@ class Service:
         )
 
     @classmethod
-    def start(cls, options: Options) -> Service:
+    def start(cls, options: Options, *, compilers: Compilers) -> Service:
         """Load the model; blocks. Raises what transformers and torch raise."""
         model, tokenizer = load(options)
-        return cls(options, model, tokenizer)
+        return cls(options, model, tokenizer, compilers=compilers)
 
     async def submit(self, asked: Asked, *, adapter: str | None) -> Job:
         """Begin to answer, by the adapter of that key. Raises ApiError for what cannot be."""
@@ -88,7 +98,8 @@ class Service:
             ]
         compiled = None
         if asked.constraint is not None:
-            compiled = await asyncio.to_thread(self._compile, asked)
+            loop = asyncio.get_running_loop()
+            compiled = await loop.run_in_executor(self._threads, self._compile, asked)
         job = Job(stream=asked.stream)
         for ids in prompts:
             self._add(job, asked, ids, adapter, compiled)
@@ -119,12 +130,14 @@ class Service:
             job.prompts.append(Sequence(job, ids, rows[start : start + size], adapter, wanted))
 
     def _compile(self, asked: Asked) -> Any:
-        if self._constraints is None:
-            self._constraints = Constraints(
-                self._tokenizer,
-                vocabulary_size=self._model.vocabulary_size,
-                ends=self._model.ends,
-            )
+        with self._compiling:
+            if self._constraints is None:
+                self._constraints = Constraints(
+                    self._tokenizer,
+                    compilers=self._compilers,
+                    vocabulary_size=self._model.vocabulary_size,
+                    ends=self._model.ends,
+                )
         assert asked.constraint is not None
         return self._constraints.compile(asked.constraint)
 

@@ -11,7 +11,8 @@ import transformers
 from aiohttp import web
 
 from hf_server.application import make_application
-from hf_server.options import API_KEY_VARIABLE, Options
+from hf_server.compilers import Compilers
+from hf_server.options import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, Options
 from hf_server.service import Service, describe
 
 LOG = logging.getLogger("hf_server")
@@ -22,19 +23,24 @@ _PATIENCE = 2.0  # seconds for replies under way when told to stop
 def serve(options: Options) -> None:
     """Serve until SIGTERM or SIGINT, then end the process. Raises OSError if it cannot listen."""
     logging.basicConfig(format="%(levelname)s %(asctime)s %(message)s", level=logging.INFO)
+    compilers = Compilers()  # before there are any threads
     LOG.info("transformers %s, %s", transformers.__version__, describe())
-    asyncio.run(_serve(options))
+    asyncio.run(_serve(options, compilers))
     logging.shutdown()
     os._exit(0)  # torch and its threads take seconds to be torn down, for nothing
 
 
-async def _serve(options: Options) -> None:
+async def _serve(options: Options, compilers: Compilers) -> None:
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
-    service = Service.start(options)
+    service = Service.start(options, compilers=compilers)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
-    application = make_application(service, api_key=os.environ.get(API_KEY_VARIABLE))
+    application = make_application(
+        service,
+        api_key=os.environ.get(API_KEY_VARIABLE),
+        admin_key=os.environ.get(ADMIN_KEY_VARIABLE),
+    )
     runner = web.AppRunner(
         application,
         handler_cancellation=True,

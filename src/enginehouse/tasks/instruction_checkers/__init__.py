@@ -54,18 +54,24 @@ CHECKERS: Final[Mapping[str, type[Checker]]] = {
 }
 
 
-def build_checker(instruction: str, arguments: Mapping[str, Any], *, where: str) -> Checker:
+def build_checker(
+    instruction: str,
+    arguments: Mapping[str, Any],
+    *,
+    where: str,
+    checkers: Mapping[str, type[Checker]] = CHECKERS,
+) -> Checker:
     """The checker of `instruction`; arguments that are None count as not given.
 
     Raises DataError, which names `where`, for an unknown instruction and for arguments that are
     missing, of the wrong kind or too many (the original would draw missing ones at random).
     """
-    kind = CHECKERS.get(instruction)
+    kind = checkers.get(instruction)
     if kind is None:
-        close = nearest(instruction, CHECKERS)
+        close = nearest(instruction, checkers)
         raise DataError(
             f"{where}: there is no instruction {instruction!r}",
-            fix=f"did you mean {close!r}?" if close else f"known: {', '.join(sorted(CHECKERS))}",
+            fix=f"did you mean {close!r}?" if close else f"known: {', '.join(sorted(checkers))}",
         )
     given = {name: value for name, value in arguments.items() if value is not None}
     try:

@@ -25,9 +25,9 @@ def holds(count: int, relation: Relation, threshold: int) -> bool:
     return count < threshold if relation == "less than" else count >= threshold
 
 
-def require_pattern(text: str) -> None:
-    """Raise ValueError unless `text` is a regular expression, which is how IFEval uses it."""
+def require_pattern(pattern: str) -> None:
+    """Raise ValueError unless this is a regular expression, which is how IFEval uses it."""
     try:
-        re.compile(text)
+        re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{text!r} is no regular expression: {error}") from error
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error

@@ -24,7 +24,9 @@ class EnglishCapital(Checker, frozen=True, kw_only=True):
 
     def follows(self, response: str) -> bool:
         """Whether it is."""
-        return response.isupper() and is_in(response, "en")
+        return response.isupper() and self.is_in(response, "en")
+
+    is_in = staticmethod(is_in)
 
 
 class EnglishLowercase(Checker, frozen=True, kw_only=True):
@@ -32,4 +34,6 @@ class EnglishLowercase(Checker, frozen=True, kw_only=True):
 
     def follows(self, response: str) -> bool:
         """Whether it is."""
-        return response.islower() and is_in(response, "en")
+        return response.islower() and self.is_in(response, "en")
+
+    is_in = staticmethod(is_in)

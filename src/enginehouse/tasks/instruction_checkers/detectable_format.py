@@ -7,6 +7,27 @@ import re
 
 from enginehouse.tasks.instruction_checkers.base import Checker, Count, Text, require_pattern
 
+_STAR = re.compile(r"\s*+(\*[^*].*)?+")
+_DASH = re.compile(r"\s*+(-.*)?+")
+
+
+def _count_bullets(bullet: re.Pattern[str], response: str) -> int:
+    r"""How often `^\s*` and the bullet match, in linear time.
+
+    White space spans lines, so that blank lines belong to the bullet behind them, and a bare `*`
+    takes the next line for its text, as in the original.
+    """
+    count = start = 0
+    while start <= len(response) and (match := bullet.match(response, start)):
+        count += match[1] is not None
+        end = match.end()
+        if not (match[1] and response[end - 1] == "\n"):
+            end = response.find("\n", end) + 1
+        if end == 0:
+            break
+        start = end
+    return count
+
 
 class NumberBulletLists(Checker, frozen=True, kw_only=True):
     """Exactly so many lines that begin with `*` (not `**`) or with `-`."""
@@ -15,9 +36,8 @@ class NumberBulletLists(Checker, frozen=True, kw_only=True):
 
     def follows(self, response: str) -> bool:
         """Whether the number is right; a rule of dashes counts as a bullet, as in the original."""
-        stars = re.findall(r"^\s*\*[^*].*$", response, re.MULTILINE)
-        dashes = re.findall(r"^\s*-.*$", response, re.MULTILINE)
-        return len(stars) + len(dashes) == self.num_bullets
+        bullets = _count_bullets(_STAR, response) + _count_bullets(_DASH, response)
+        return bullets == self.num_bullets
 
 
 class ConstrainedResponse(Checker, frozen=True, kw_only=True):
@@ -78,5 +98,11 @@ class Title(Checker, frozen=True, kw_only=True):
 
     def follows(self, response: str) -> bool:
         """Whether there is one that is not blank."""
-        titles = re.findall(r"<<[^\n]+>>", response)
+        titles = (_title(line) for line in response.split("\n"))
         return any(title.lstrip("<").rstrip(">").strip() for title in titles)
+
+
+def _title(line: str) -> str:
+    r"""What `<<[^\n]+>>` matches in a line, or "": from the first opening to the last closing."""
+    start, end = line.find("<<"), line.rfind(">>")
+    return line[start : end + 2] if 0 <= start < end - 2 else ""

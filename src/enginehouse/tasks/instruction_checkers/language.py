@@ -16,6 +16,8 @@ Language = Literal[
     "ko", "ml", "mr", "ne", "pa", "pl", "pt", "ru", "sw", "ta", "te", "th", "uk", "ur", "vi",
 ]
 # fmt: on
+SHORTEST = 40  # letters
+PLAINLY = 0.95
 
 
 @functools.cache
@@ -45,6 +47,28 @@ def is_in(text: str, language: str) -> bool:
         return True
 
 
+@functools.lru_cache(maxsize=256)
+def may_be_in(text: str, language: str) -> bool:
+    """Whether a text that may be short, or in capitals, can be in `language`.
+
+    langdetect takes one short sentence in four for another language, and capitals for German.
+    So the language is demanded of texts with SHORTEST letters at least; a shorter one only must
+    not be plainly English, the language that models fall back to, where another was asked for.
+    """
+    from langdetect.lang_detect_exception import LangDetectException
+
+    text = text.lower()
+    if sum(map(str.isalpha, text[: SHORTEST * 4])) >= SHORTEST:
+        return is_in(text, language)
+    detector = _factory().create()
+    detector.append(text)
+    try:
+        guesses = {guess.lang: guess.prob for guess in detector.get_probabilities()}
+    except LangDetectException:
+        return True
+    return language == "en" or guesses.get("en", 0.0) < PLAINLY
+
+
 class ResponseLanguage(Checker, frozen=True, kw_only=True):
     """The whole response is in a language, named by its ISO 639-1 code."""
 
@@ -52,4 +76,6 @@ class ResponseLanguage(Checker, frozen=True, kw_only=True):
 
     def follows(self, response: str) -> bool:
         """Whether the language is detected, or none can be."""
-        return is_in(response, self.language)
+        return self.is_in(response, self.language)
+
+    is_in = staticmethod(is_in)

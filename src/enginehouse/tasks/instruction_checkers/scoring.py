@@ -12,9 +12,9 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from enginehouse.core.errors import DataError
-from enginehouse.tasks.answers import strip_reasoning
+from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.tasks.base import Item, Measure, Outcome, Score
-from enginehouse.tasks.instruction_checkers import build_checker
+from enginehouse.tasks.instruction_checkers import CHECKERS, build_checker
 from enginehouse.tasks.instruction_checkers.base import Checker
 
 HEADLINE: Final = "prompt_level_strict_acc"
@@ -71,22 +71,24 @@ def read_items(rows: Sequence[Mapping[str, Any]], *, where: str) -> list[Item]:
     return list(items.values())
 
 
-def score_response(item: Item, text: str) -> Score:
+def score_response(
+    item: Item, text: str, *, checkers: Mapping[str, type[Checker]] = CHECKERS
+) -> Score:
     """Correct if the response, reasoning left out, follows every instruction to the letter.
 
     METRICS are measured beside it; `answer` says which instructions were followed.
     """
     names: list[str] = item.data["instruction_id_list"]
-    checkers = [
-        build_checker(name, arguments, where=f"prompt {item.id}")
+    demanded = [
+        build_checker(name, arguments, where=f"prompt {item.id}", checkers=checkers)
         for name, arguments in zip(names, item.data["kwargs"], strict=True)
     ]
     response = strip_reasoning(text)
-    strict = [_follows(checker, [response]) for checker in checkers]
+    strict = [_follows(checker, [response]) for checker in demanded]
     versions = loose_versions(response)
     loose = [
         followed or _follows(checker, versions)
-        for followed, checker in zip(strict, checkers, strict=True)
+        for followed, checker in zip(strict, demanded, strict=True)
     ]
     return Score(
         outcome=Outcome.CORRECT if all(strict) else Outcome.WRONG,

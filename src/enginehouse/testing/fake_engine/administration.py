@@ -132,6 +132,7 @@ async def load_adapter(request: web.Request) -> web.Response:
             kind="InternalServerError",
         )
     engine.adapters[name] = weights_digest(path)
+    engine.lost_adapters.discard(name)
     engine.adapter_paths[name] = path
     return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
@@ -141,6 +142,7 @@ async def unload_adapter(request: web.Request) -> web.Response:
     name = parse(await request.read(), _Adapter).lora_name
     engine = request.app[ENGINE]
     engine.adapter_paths.pop(name, None)
+    engine.lost_adapters.discard(name)
     if engine.adapters.pop(name, None) is None:
         raise ApiError(
             f"The lora adapter '{name}' cannot be found.", status=404, kind="NotFoundError"

@@ -13,6 +13,7 @@ from enginehouse.testing.fake_engine import administration as admin
 from enginehouse.testing.fake_engine import development, weight_transfer
 from enginehouse.testing.fake_engine.errors import ApiError
 from enginehouse.testing.fake_engine.generation import ENGINE, chat, completions
+from enginehouse.testing.fake_engine.middleware import load_middlewares
 from enginehouse.testing.fake_engine.state import Engine
 
 _GUARDED = ("/v1", "/v2", "/inference")
@@ -24,7 +25,13 @@ def make_application(
     """The fake as an application; endpoints that vLLM switches on by environment are too."""
     keys = engine.arguments.api_key or [environment.get("VLLM_API_KEY", "")]
     application = web.Application(
-        middlewares=[_access_log, _guard({key for key in keys if key}), _errors, *middlewares],
+        middlewares=[
+            _access_log,
+            *load_middlewares(engine.arguments.middleware),
+            _guard({key for key in keys if key}),
+            _errors,
+            *middlewares,
+        ],
         client_max_size=2**28,
     )
     application[ENGINE] = engine

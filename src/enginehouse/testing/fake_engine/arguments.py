@@ -64,6 +64,7 @@ def make_arg_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--quantization", "-q", default=None)
     parser.add_argument("--served-model-name", nargs="+", default=None)
     parser.add_argument("--api-key", nargs="+", default=None)
+    parser.add_argument("--middleware", action="append", default=[])
     parser.add_argument("--lora-modules", nargs="+", default=None)
     parser.add_argument("--max-model-len", type=_length, default=None)
     parser.add_argument(

@@ -83,12 +83,16 @@ async def is_paused(request: web.Request) -> web.Response:
 
 
 async def sleep(request: web.Request) -> web.Response:
-    """POST /sleep?level=…&mode=…: a pause; level 2 forgets the weights, as vLLM does."""
+    """POST /sleep?level=…&mode=…: a pause; level 2 forgets the weights, as vLLM does.
+
+    Adapters are forgotten, and listed all the same (vllm#53888).
+    """
     engine = request.app[ENGINE]
     level = int(request.query.get("level", "1"))
     await engine.pause(abort=_mode(request) == "abort")
     if level == 2 and "weights" not in engine.sleeping:
         engine.weights = "forgotten"
+    engine.lost_adapters |= set(engine.adapters)
     engine.sleeping |= SLEEP_TAGS
     return web.json_response({"status": "sleeping", "level": level})
 

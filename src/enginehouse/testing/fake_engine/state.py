@@ -29,6 +29,7 @@ class Engine:
     token_latency: float
     adapters: dict[str, str] = field(default_factory=dict)
     adapter_paths: dict[str, str] = field(default_factory=dict)
+    lost_adapters: set[str] = field(default_factory=set)
     weight_version: str = "default"
     sleeping: set[str] = field(default_factory=set)
     updating: bool = False
@@ -62,7 +63,7 @@ class Engine:
 
     def weights_of(self, model: str | None) -> str:
         """What identifies the weights that answer for `model`; ApiError 404 if there are none."""
-        if model is None or model in self.names:
+        if model is None or model in self.names or model in self.lost_adapters:
             return self.weights
         if model in self.adapters:
             return f"{self.weights}+{self.adapters[model]}"

@@ -39,12 +39,21 @@ def worded(error: OSError) -> EnginehouseError:
         fix = "make room (`df -h ~ /tmp` shows where), then run it again, or resume the run"
         return StoreError("a disk is full", why=str(error), fix=fix)
     fix = _FIXES.get(error.errno or 0, "-v shows where it happened")
+    if path is None and _is_homeless():
+        return StoreError("the current folder is gone", why=reason, fix="cd to one that exists")
     if path is None:
         return StoreError("the operating system refused something", why=reason, fix=fix)
     if error.errno in (errno.EACCES, errno.EPERM):
         locked = _locked_folder(path)
         reason += f" for {_user()}" + (f": {locked} may not be entered" if locked else "")
     return StoreError(f"cannot use {path}", why=reason, fix=fix)
+
+
+def advice(error: Exception, *, otherwise: str) -> str:
+    """What to do about a file that could not be read or written; `otherwise` if that is not why."""
+    if not isinstance(error, OSError) or error.errno == errno.ENOENT:
+        return otherwise
+    return _FIXES.get(error.errno or 0, otherwise)
 
 
 def _path(error: OSError) -> str | None:
@@ -61,6 +70,14 @@ def _locked_folder(path: str) -> Path | None:
             folder.stat()
             return None if os.access(folder, os.X_OK) else folder
     return None
+
+
+def _is_homeless() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _user() -> str:

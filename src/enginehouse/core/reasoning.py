@@ -1,0 +1,85 @@
+"""What a model thinks aloud in its text, and what it answers."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+# How models mark their thoughts when no reasoning parser of the server has taken them out.
+_MARKS: Final = (
+    ("<think>", "</think>"),  # DeepSeek R1, Qwen 3, GLM and most others
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),  # EXAONE Deep
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, OpenThinker
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),  # Kimi-VL
+)
+_OPENING: Final = {opening.lower(): closing.lower() for opening, closing in _MARKS}
+_CLOSING: Final = frozenset(_OPENING.values())
+# A mark in quotation marks or backticks is mentioned, not used.
+_MARK: Final = re.compile(
+    r"(?<![`\"'])(?:" + "|".join(re.escape(mark) for pair in _MARKS for mark in pair) + ")",
+    re.IGNORECASE,
+)
+
+# gpt-oss (harmony): messages on channels, of which only `final` is for the user.
+_CHANNEL: Final = "<|channel|>"
+_FINAL: Final = re.compile(
+    r"<\|channel\|>\s{0,3}final\b[^<]{0,80}(?:<\|constrain\|>[^<]{0,80})?<\|message\|>"
+)
+_MESSAGE_END: Final = re.compile(r"<\|(?:return|end|call|start)\|>")
+# The same once a server has dropped the special tokens: "analysisLet me see…assistantfinal42".
+_BARE_FINAL: Final = "assistantfinal"
+_BARE_THOUGHT: Final = re.compile(r"\A\s*(?:analysis|commentary)(?=[A-Z])")
+
+
+def strip_reasoning(text: str, *, keep_unfinished: bool = False) -> str:
+    """The text without the blocks in which the model thinks aloud, wherever they stand.
+
+    Everything up to a closing mark without an opening one is reasoning as well: some chat
+    templates open the block in the prompt. A block that is never closed hides the rest, unless
+    `keep_unfinished`: the answer was not reached. It has to begin on a line of its own, though:
+    a lone opening mark within a sentence is prose. Text without reasoning comes back unchanged.
+    Linear in the length of the text.
+    """
+    if (answer := _final_channel(text, keep_unfinished=keep_unfinished)) is not None:
+        return answer
+    kept: list[str] = []
+    awaited: str | None = None  # the closing mark of the block that is open
+    opened = end = 0
+    for mark in _MARK.finditer(text):
+        name = mark[0].lower()
+        if awaited is not None:
+            if name == awaited:
+                awaited, end = None, mark.end()
+        elif name in _CLOSING:
+            kept, end = [""], mark.end()
+        else:
+            kept.append(text[end : mark.start()])
+            awaited, opened = _OPENING[name], mark.start()
+    if awaited is None:
+        kept.append(text[end:])
+    elif keep_unfinished or text[text.rfind("\n", 0, opened) + 1 : opened].strip():
+        kept.append(text[opened:])
+    if len(kept) > 1 and not kept[0].strip():
+        return "".join(kept).lstrip()
+    return "".join(kept)
+
+
+def _final_channel(text: str, *, keep_unfinished: bool) -> str | None:
+    """What is on harmony's final channel; None if the text is not in that format."""
+    unfinished = text if keep_unfinished else ""
+    if _CHANNEL in text:
+        finals = list(_FINAL.finditer(text))
+        if not finals:
+            return unfinished
+        answer = text[finals[-1].end() :]
+        ending = _MESSAGE_END.search(answer)
+        return answer[: ending.start()] if ending else answer
+    _, marked, answer = text.rpartition(_BARE_FINAL)
+    if marked:
+        return answer.lstrip()
+    return unfinished if _BARE_THOUGHT.match(text) else None

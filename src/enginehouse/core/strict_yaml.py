@@ -1,0 +1,81 @@
+"""YAML as people mean it: no key twice, and no more values than its text is long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+_DEEPEST = 64  # mappings and lists within one another
+_MOST_VALUES = 100_000  # with aliases written out
+
+
+def load_yaml(text: str) -> Any:
+    """The value of a YAML document; None for an empty one.
+
+    Raises yaml.YAMLError, mostly with a `problem` and a `problem_mark`, for what is not YAML, a key
+    that stands twice in a mapping, an alias that holds itself, and aliases that multiply.
+    """
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise _refusal("nested too deeply", self.get_mark())
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        # Before anything is constructed: merge keys (<<) copy what their alias stands for.
+        if _written_out(node, {}) > _MOST_VALUES:
+            raise _refusal("its aliases stand for too many values", node.start_mark)
+        return super().construct_document(node)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 (PyYAML's signature)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise _refusal(f"the key {key.value!r} stands twice", key.start_mark)
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # a date that there is not, a number of 5,000 digits
+            raise _refusal(str(error), node.start_mark) from error
+
+
+def _written_out(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """How many values a node stands for, each alias counted again."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    size = known.get(id(node), 0)
+    if size is None:
+        raise _refusal("an alias stands for what it is in", node.start_mark)
+    if not size:
+        known[id(node)] = None
+        pairs = node.value
+        parts = (part for pair in pairs for part in pair) if _is_mapping(node) else iter(pairs)
+        size = known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
+    return size
+
+
+def _is_mapping(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.MappingNode)
+
+
+def _refusal(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)

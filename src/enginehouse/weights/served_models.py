@@ -1,0 +1,39 @@
+"""What a server says that it serves: its own model, and adapters of it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from enginehouse.client.transport import AiohttpTransport, Timeouts, WireRequest
+from enginehouse.core.errors import MalformedResponseError
+from enginehouse.engines.base import ServedEngine
+from enginehouse.servers.endpoint import Server
+
+
+class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A name that a server answers to, and the folder behind it as the server sees it."""
+
+    id: str
+    root: str | None = None
+    parent: str | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[ServedModel]
+
+
+async def served_models(server: Server, engine: ServedEngine) -> tuple[ServedModel, ...]:
+    """What the server answers as; the first is its own model. Raises WireError."""
+    async with AiohttpTransport(
+        server.base_url, api_key=server.api_key, timeouts=Timeouts(total=10)
+    ) as transport:
+        reply = await transport.send(WireRequest("GET", engine.models_path))
+    if reply.status != 200:
+        raise engine.wire.error_reply(reply.status, reply.body, retry_after=None)
+    try:
+        found = msgspec.json.decode(reply.body, type=_Models).data
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise MalformedResponseError("the list of models is none", why=str(error)) from error
+    if not found:
+        raise MalformedResponseError(f"the server at {server.base_url} lists no model")
+    return tuple(found)
