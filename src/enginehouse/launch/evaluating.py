@@ -25,6 +25,7 @@ from enginehouse.core.errors import (
     ServerError,
     StoreError,
     TaskError,
+    TlsError,
     UnknownNameError,
     UnsupportedError,
 )
@@ -32,17 +33,20 @@ from enginehouse.core.incidents import Incident
 from enginehouse.engines.base import Engine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.evaluation import EvaluationSpec, Prices, TaskSpec
+from enginehouse.executors.sandbox import find_sandbox
 from enginehouse.executors.tree import ProcessIdentity, identify
 from enginehouse.launch.asking import asking
-from enginehouse.launch.configuration import EvaluationConfig, merged, parse, read_yaml
+from enginehouse.launch.configuration import EvaluationConfig, merged, parse
+from enginehouse.launch.foreign_runs import demand_trust, read_config
 from enginehouse.launch.kept_variables import is_kept, with_left_out
 from enginehouse.launch.serving import Notify, Serving
+from enginehouse.report.rescoring import Rescoring
 from enginehouse.report.summary import Progress, Report
 from enginehouse.servers.records import list_servers
 from enginehouse.servers.server import stop_server
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import Run, RunStatus, Worker, create_run, open_run
-from enginehouse.tasks.base import Dataset, Task
+from enginehouse.tasks.base import Dataset, ProgramTask, Task
 from enginehouse.tasks.registry import load_task
 
 OnProgress = Callable[[Progress], None]
@@ -85,6 +89,7 @@ async def run_evaluation(
         left_out=left_out(config),
     )
     notify(f"run: {run.info.id}")
+    await asyncio.to_thread(_warn_of_scoring, tasks, notify)
     begun(run)
     try:
         return await _carry_out(run, config, tasks, layout, notify, progress, ask=ask)
@@ -101,9 +106,13 @@ async def resume_evaluation(
     notify: Notify,
     progress: OnProgress = lambda _: None,
     retry_failed: bool = False,
+    trust: bool = False,
     ask: Asking = asking,
 ) -> Report:
-    """Ask what a run has not asked yet; a complete run asks nothing and starts no server."""
+    """Ask what a run has not asked yet; a complete run asks nothing and starts no server.
+
+    Raises UntrustedRunError for somebody else's run that would run code, unless `trust`.
+    """
     run = open_run(layout, reference)
     with run.hold():
         report = evaluation.summarise(run) if run.journal_path.exists() else None
@@ -111,11 +120,37 @@ async def resume_evaluation(
             notify(f"run {run.info.id} is complete: nothing to ask")
             _note_complete(run, report)
             return report
-        config = parse(EvaluationConfig, read_yaml(run.config_path), origin=str(run.config_path))
+        config = read_config(run)
+        if not trust:
+            demand_trust(run, config, layout=layout)
         tasks = await asyncio.to_thread(_load_tasks, config)
         notify(f"run: {run.info.id}, resumed")
+        await asyncio.to_thread(_warn_of_scoring, tasks, notify)
         await _stop_abandoned(run, layout=layout, notify=notify)
         return await _carry_out(run, config, tasks, layout, notify, progress, retry_failed, ask=ask)
+
+
+async def rescore_evaluation(
+    reference: str,
+    *,
+    layout: Layout,
+    notify: Notify,
+    progress: OnProgress = lambda _: None,
+    trust: bool = False,
+) -> Rescoring:
+    """Score a run's answers again, by its tasks as they are now; nothing is asked.
+
+    Raises UntrustedRunError as `resume_evaluation` does, and what `evaluation.rescore` does.
+    """
+    run = open_run(layout, reference)
+    with run.hold():
+        config = read_config(run)
+        if not trust:
+            demand_trust(run, config, layout=layout)
+        tasks = await asyncio.to_thread(_load_tasks, config)
+        await asyncio.to_thread(_warn_of_scoring, tasks, notify)
+        spec = _spec(config, tasks)
+        return await evaluation.rescore(spec, tasks=tasks, run=run, progress=progress)
 
 
 async def evaluate(
@@ -216,8 +251,8 @@ def _what_is_kept(run: Run, error: BaseException) -> str | None:
     begun = run.journal_path.exists()
     if isinstance(error, _LASTING):
         return f"what was asked is kept: enginehouse show {run.info.id}" if begun else None
-    if isinstance(error, ServerError) and not begun:
-        return None  # the server never started; another option may be what it needs
+    if isinstance(error, (ServerError, TlsError)) and not begun:
+        return None  # no server was reached: another option or address may be what it needs
     return f"the run is kept; go on with: enginehouse resume {run.info.id}"
 
 
@@ -255,6 +290,20 @@ def _load_tasks(config: EvaluationConfig) -> dict[str, tuple[Task, Dataset]]:
             )
         loaded[task.info.name] = (task, task.load(data=chosen.data, seed=config.seed))
     return loaded
+
+
+def _warn_of_scoring(tasks: dict[str, tuple[Task, Dataset]], notify: Notify) -> None:
+    """Say once what scoring by other people's code could do on a machine without a sandbox."""
+    programs = [task.foreign_code for task, _ in tasks.values() if isinstance(task, ProgramTask)]
+    confined = [program for program in programs if program is not None and not program.trusted]
+    sandbox = find_sandbox()
+    if confined and sandbox.problem:
+        notify(
+            f"note: {', '.join(dict.fromkeys(p.name for p in confined))} is not our own code, and "
+            f"there is no sandbox for it ({sandbox.problem}): an answer that takes it over could "
+            "read, delete or send what you can. It sees no environment variables, and its time "
+            f"and memory are limited. To confine it: {sandbox.fix}"
+        )
 
 
 def _spec(config: EvaluationConfig, tasks: dict[str, tuple[Task, Dataset]]) -> EvaluationSpec:
