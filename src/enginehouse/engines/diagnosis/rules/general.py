@@ -98,7 +98,8 @@ RULES = (
     ),
     Rule(
         K.UNSUPPORTED_FEATURE,
-        r"No valid (?:attention )?backend\w*|[Ss]elected backend [^\n]{0,80}is not valid"
+        r"No valid (?:attention )?backend\w*|[Ff]ailed to find a suitable attention backend"
+        r"|[Ss]elected backend [^\n]{0,80}is not valid"
         r"|FlashAttention[^\n]{0,80}only supports? (?:Ampere|Hopper|SM)"
         r"|No available kernel\. Aborting"
         r"|make_empty_intermediate_tensors"
