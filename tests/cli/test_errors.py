@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import House, sums
+from command_line import House, journaled, sums
 
 from enginehouse.core.errors import EnginehouseError
 
@@ -221,13 +222,51 @@ def test_an_unknown_run_or_server(house: House, call, words: tuple[str, ...]):
 
 
 def test_a_metric_that_breaks(house: House, call):
-    """Exit code 7 with task, item and the user's own error; the answers are kept."""
+    """Exit code 9 with the user's own error; the answers are kept, and scored once it is fixed."""
     house.model()
     house.write("mine.py", "def judge(text, item):\n    return item['rigth'] == text\n")
-    house.task(sums(right=3)[0], metric="mine:judge")
-    done = call("eval", "tiny", "--task", "sums.yaml")
-    check(done, 7, ["task sums", "item", "raised KeyError: 'rigth'", "enginehouse resume"])
+    items, canned = sums(right=3)
+    house.task(items, metric="mine:judge")
+    done = call("eval", "tiny", "--task", "sums.yaml", "--env", house.answers(canned))
+    assert done.code == 9, done.err
+    assert "all 3 samples could not be scored" in done.err
+    assert "the metric mine:judge raised KeyError: 'rigth'" in done.err
+    (run,) = house.runs
+    assert f"enginehouse rescore {run.name}" in done.err
+    shown = call("show", run.name, "--sample", "1")
+    assert "outcome: unscored" in shown.out
+    assert "ScoringError (task): the metric mine:judge raised KeyError: 'rigth'" in shown.out
+    house.write("mine.py", "def judge(text, item):\n    return 'e' in text\n")
+    assert "nothing to ask" in call("resume", run.name).err
+    again = call("rescore", run.name, "--json")
+    assert again.code == 0, again.err
+    (task,) = again.report["tasks"]
+    assert task["answers"] == sum(task["changes"].values()) == 3
+    assert task["version"] != task["version_before"]
+    assert set(journaled(run).samples.values()) == {1}
+    assert "3 answers scored again, 0 outcomes changed" in call("rescore", run.name).out
     house.nothing_left()
+
+
+def test_a_foreign_run_is_not_obeyed_without_asking(house: House, call, words, tmp_path: Path):
+    """Neither its Python nor anything else of it runs; the flag that allows it is named."""
+    assert call(*words).code == 0
+    (run,) = house.runs
+    foreign = tmp_path / "downloaded"
+    shutil.copytree(run, foreign)
+    lines = (foreign / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (foreign / "journal.jsonl").write_bytes(b"".join(lines[:3]))
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\ntouch {tmp_path}/obeyed\nexit 1\n")
+    python.chmod(0o755)
+    config = (foreign / "config.yaml").read_text()
+    (foreign / "config.yaml").write_text(f"{config}python: {python}\n")
+    for command in ("resume", "rescore"):
+        refused = call(command, str(foreign))
+        check(refused, 2, ["somebody else's run", f"python: {python} would be run", "--trust-run"])
+    assert not (tmp_path / "obeyed").exists()
+    call("resume", str(foreign), "--trust-run")
+    assert (tmp_path / "obeyed").exists()
 
 
 def test_verbose_adds_the_traceback(call, words: tuple[str, ...]):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 from command_line import Finished, House, port_is_free, sums, url_of
 
+from enginehouse.engines.base import ServerOptions
+from enginehouse.executors.base import Command
 from enginehouse.executors.cpu import read_cpu
 from enginehouse.launch.compute_type import type_on_cpu
 from enginehouse.testing.fake_engine import tokenizer
@@ -196,6 +199,7 @@ def test_secrets_are_nowhere(house: House, call):
     """The API key and a token reach the engine, and no file, report or message of ours."""
     house.model()
     secrets = {"api-key": "k3y-of-the-server", "token": "hf_of_the_user", "other": "p4ss-w0rd"}
+    secrets |= {"plain": "s3cret-without-a-telling-name", "engine": "of-an-engine"}
     started = house.folder / "starts"
     done = call(
         "eval",
@@ -204,19 +208,52 @@ def test_secrets_are_nowhere(house: House, call):
         *("--max-failed", "0.1", "--api-key", secrets["api-key"], "-v"),
         *("--env", f"HF_TOKEN={secrets['token']}", "--env", f"DB_PASSWORD={secrets['other']}"),
         *("--env", f"VLLM_FAKE_RECORD={started}", "--env", "TOKENIZERS_PARALLELISM=false"),
+        *("--env", f"INTERNAL={secrets['plain']}", "--env", f"VLLM_AUTH={secrets['engine']}"),
     )
     assert done.code == 0, done.err
     seen = json.loads(started.read_text())["env"]
-    assert [seen[name] for name in ("GUARD_API_KEY", "HF_TOKEN", "DB_PASSWORD")] == [
-        *secrets.values()
-    ]
+    names = ("GUARD_API_KEY", "HF_TOKEN", "DB_PASSWORD", "INTERNAL", "VLLM_AUTH")
+    assert [seen[name] for name in names] == [*secrets.values()]
     files = [file for file in house.home.rglob("*") if file.is_file()]
     texts = [done.out, done.err, *(file.read_text(errors="replace") for file in files)]
     assert len(files) > 8
     assert not [secret for secret in secrets.values() for text in texts if secret in text]
     config = (house.runs[0] / "config.yaml").read_text()
-    assert "secrets: api_key, env_vars.HF_TOKEN, env_vars.DB_PASSWORD" in config
+    hidden = "api_key, " + ", ".join(f"env_vars.{name}" for name in sorted(names[1:]))
+    assert f"secrets: {hidden}" in config
     assert "TOKENIZERS_PARALLELISM: 'false'" in config
+
+
+def test_what_is_kept_is_its_owners_alone(house: House):
+    """Run, journal, report, server record and log, whatever the umask; a user's own file is not."""
+    house.model()
+    house.write("prompts.jsonl", '{"prompt": "a"}\n')
+    commands = (
+        ["eval", "tiny", *many_sums(house), "--max-failed", "1"],
+        ["sample", "tiny", "--prompts", "prompts.jsonl", "--out", "out.jsonl"],
+    )
+    for words in commands:
+        argv = ["/bin/sh", "-c", 'umask 000; exec "$@"', "sh", sys.executable, "-m", "enginehouse"]
+        done = house.start_program([*argv, *words]).end()
+        assert done.code == 0, done.err
+    state = house.home / "state"
+    kept = [state, *(p for name in ("runs", "servers") for p in (state / name).rglob("*"))]
+    assert len(kept) > 10
+    assert [p for p in kept if p.stat().st_mode & 0o077] == []
+    assert (house.work / "out.jsonl").stat().st_mode & 0o777 == 0o666
+
+
+def test_a_wrong_value_may_be_a_secret(house: House, call):
+    """Neither a variable's value nor the options around it are repeated in an error."""
+    values = {"env_vars": {"HF_TOKEN": ["hf_secret"], "A": "hf_secret"}, "port": "x"}
+    for server in (values, {**values, "enable_lora": False, "max_loras": 2}, [values]):
+        house.write("plan.yaml", json.dumps({"model": "tiny", "tasks": ["sums"], "server": server}))
+        done = call("eval", "--config", "plan.yaml")
+        assert done.code == 2
+        assert "hf_secret" not in done.err
+    options = ServerOptions(env_vars={"HF_TOKEN": "hf_secret"}, api_key="hf_secret")
+    command = Command(argv=("a",), env={"HF_TOKEN": "hf_secret"})
+    assert "hf_secret" not in f"{options!r} {options} {command!r} {command}"
 
 
 def test_options_win_over_a_tasks_own_settings(house: House, call):

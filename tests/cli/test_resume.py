@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import signal
 
 import pytest
@@ -168,3 +169,20 @@ def test_a_repaired_journal_is_noted(house: House, call, words: tuple[str, ...])
         (note,) = [n for n in call(command, run.name, "--json").report["notes"] if "repair" in n]
         assert kept.name in note
         assert f"{len(torn):,} bytes" in note
+
+
+def test_variables_that_were_left_out_are_demanded(house: House, call, words: tuple[str, ...]):
+    """Their values are not kept: resume names them, and takes them from the environment."""
+    started = house.folder / "starts"
+    secret = ("--env", "INTERNAL=s3cret", "--env", f"VLLM_FAKE_RECORD={started}")
+    name = interrupted(house, (*words, *secret))
+    refused = call("resume", name)
+    assert refused.code == 2
+    assert "INTERNAL" in refused.err
+    assert "s3cret" not in refused.err
+    started.unlink()
+    done = call("resume", name, "--json", INTERNAL="s3cret")
+    assert done.code == 0, done.err
+    assert done.report["complete"]
+    assert json.loads(started.read_text())["env"]["INTERNAL"] == "s3cret"
+    assert call("resume", name).code == 0  # nobody has to be asked any more

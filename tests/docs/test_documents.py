@@ -20,6 +20,7 @@ from enginehouse.cli.app import COMMANDS, build_app
 from enginehouse.core import errors
 from enginehouse.engines.base import RemoteEngine
 from enginehouse.engines.registry import ENGINES
+from enginehouse.evaluation.scoring_processes import ScoringProcesses
 from enginehouse.launch.configuration import EvaluationConfig, ServeConfig, parse
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import create_run
@@ -146,7 +147,7 @@ def test_the_smallest_task_of_the_documents_works() -> None:
     assert outcomes == ["correct", "wrong", "unparsable"]
 
 
-def test_the_metric_of_the_documents_works(tmp_path: Path) -> None:
+async def test_the_metric_of_the_documents_works(tmp_path: Path) -> None:
     """The task with a function as its metric loads and scores."""
     document = ROOT / "docs/tasks.md"
     (tmp_path / "judge.py").write_text(
@@ -157,9 +158,11 @@ def test_the_metric_of_the_documents_works(tmp_path: Path) -> None:
     (tmp_path / "short.jsonl").write_text('{"wish": "What is water?"}\n')
     task = load_task(str(file))
     (item,) = task.load(data=None, seed=0).items
-    assert task.score_text(item, "Wet.").outcome == "correct"
-    assert task.score_text(item, "It is a liquid without taste").outcome == "wrong"
-    assert task.score_text(item, " ").outcome == "unparsable"
+    calls = [task.score_text(item, text) for text in ("Wet.", "It is a liquid without taste", " ")]
+    processes = ScoringProcesses()
+    scores = [await processes.score(call) for call in calls]
+    await processes.close()
+    assert [score.outcome for score in scores] == ["correct", "wrong", "unparsable"]
 
 
 def test_the_example_task_is_the_one_in_the_documents() -> None:

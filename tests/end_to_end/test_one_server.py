@@ -15,8 +15,9 @@ from command_line import House, SharedServer
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.wire import VLLM
-from enginehouse.core.messages import Message
-from enginehouse.core.sampling import SamplingParameters
+from enginehouse.core.messages import ChatPrompt, Message
+from enginehouse.core.sampler import SampleRequest
+from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.evaluation.records import Record, SampleRecord
 from enginehouse.store.journal import read_journal
@@ -75,6 +76,29 @@ async def test_calls_are_valid_without_native_tools(served: SharedServer):
             first = result.attempts[0]
             assert (first.step, first.response) == (Step.NATIVE, None)
             assert "--tool-call-parser" in (first.why or "")
+
+
+async def test_constrained_strings_hold_quotes_and_no_space_is_forced(served: SharedServer):
+    """JSON is written compactly, and strings with a pattern or a length have JSON's escapes."""
+    words = {"type": "string", "pattern": '^say "hi"$', "maxLength": 20}
+    pair = {"type": "array", "items": {"enum": [1]}, "minItems": 2, "maxItems": 2}
+    schema = {
+        "type": "object",
+        "properties": {"s": words, "n": pair, "o": {"const": {"a": 1, "b": [1, '"']}}},
+        "required": ["s", "n", "o"],
+        "additionalProperties": False,
+    }
+    request = SampleRequest(
+        prompt=ChatPrompt((Message("user", "Write JSON."),)),
+        parameters=SamplingParameters(
+            max_tokens=64, structured=StructuredOutput(json_schema=schema)
+        ),
+    )
+    capabilities = VllmEngine().capabilities(None)
+    async with HTTPSampler(served.url, capabilities=capabilities, wire=VLLM) as sampler:
+        response = await sampler.sample(request)
+    wanted = {"s": 'say "hi"', "n": [1, 1], "o": {"a": 1, "b": [1, '"']}}
+    assert response.completions[0].text == json.dumps(wanted, separators=(",", ":"))
 
 
 def test_the_curl_line_works(served: SharedServer):
@@ -161,7 +185,7 @@ def test_hf_gives_hellaswag_the_same_loglikelihoods(house: House, served: Shared
         return {s.item: [c.loglikelihood for c in s.continuations or ()] for s in samples}
 
     expected = endings("--url", served.url)
-    found = endings("smollm2", "--engine", "hf")
+    found = endings("smollm2", "--engine", "hf", "--dtype", "float32")
     assert found.keys() == expected.keys()
     for item, values in expected.items():
         assert found[item] == pytest.approx(values, rel=0.02)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import House, Running, until
+from command_line import Finished, House, Running, SharedServer, until
 
 from enginehouse.evaluation.records import Record, SampleRecord
 from enginehouse.provisioning.models import ResolvedModel
@@ -76,7 +76,28 @@ def write_slowly(whole: Path, folder: Path, running: Running) -> None:
             assert f"evaluating {folder.name}" not in running.err.read_text()
 
 
-def test_adapters_and_a_checkpoint_that_comes_slowly(house: House, smollm2: ResolvedModel):
+def evaluated_alone(
+    house: House, server: SharedServer, weights: Path, *, original: Path, task: str
+) -> Finished:
+    """An evaluation of the weights on a server that no watch has asked."""
+
+    def swap(checkpoint: Path) -> None:
+        done = server.house.run("weights", "swap", server.name, str(checkpoint))
+        assert done.code == 0, done.err
+
+    swap(weights)
+    try:
+        words = ("eval", "--url", server.url, "--task", task, "--concurrency", "4", "--json")
+        done = house.run(*words)
+    finally:
+        swap(original)
+    assert done.code == 0, done.err
+    return done
+
+
+def test_adapters_and_a_checkpoint_that_comes_slowly(
+    house: House, lora_vllm: SharedServer, smollm2: ResolvedModel
+):
     """One server for all; every answer from the right weights; a second watch asks nothing."""
     model = Path(smollm2.path)
     items = [{"ask": f"What is {n} + {n}?", "right": str(2 * n)} for n in range(ITEMS)]
@@ -89,8 +110,7 @@ def test_adapters_and_a_checkpoint_that_comes_slowly(house: House, smollm2: Reso
     lora(out / "lora-200", model, seed=2, scale=0.1)
     words = ("watch", "out", "smollm2", "--task", task, "--interval", "1", "--variant", "cpu")
     # in bfloat16, a batch of another size may be answered otherwise
-    served = ("--max-model-len", "512", "--concurrency", "4", "--dtype", "float32")
-    words += served
+    words += ("--max-model-len", "512", "--concurrency", "4", "--dtype", "float32")
     running = house.start(*words)
     running.until("step 200: lora-200: sums")
     write_slowly(whole, out / "checkpoint-300", running)
@@ -120,8 +140,6 @@ def test_adapters_and_a_checkpoint_that_comes_slowly(house: House, smollm2: Reso
     assert all(len(texts) == ITEMS for texts in said.values())
     assert len({tuple(texts) for texts in said.values()}) == 5  # each has answers of its own
 
-    words = ("eval", str(whole), "--task", task, "--variant", "cpu", "--json")
-    alone = house.run(*words, *served)
-    assert alone.code == 0, alone.err
+    alone = evaluated_alone(house, lora_vllm, whole, original=model, task=task)
     assert answers(Path(alone.report["folder"])) == said["checkpoint-300"]
     until(lambda: not house.processes(), "something is left")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 from command_line import House, journaled, port_is_free, scored, until, url_of
 
@@ -13,25 +15,40 @@ pytestmark = pytest.mark.engine
 
 
 def test_killed_and_resumed(house: House):
-    """Kill -9 in the middle: the reaper ends all of vLLM, `resume` the run."""
-    words = ("--task", "instructions", "--limit", "4", "--concurrency", "1", "--max-tokens", "96")
-    running = house.start("eval", "smollm2", *words, "--max-model-len", "1024")
-    url = url_of(running.until("ready after"))
+    """Kill -9 in the middle, of the engine and then of the command.
+
+    vLLM is started again and goes on; then the reaper ends all of it, and `resume` the run.
+    """
+    words = ("--task", "instructions", "--limit", "8", "--concurrency", "2", "--max-tokens", "48")
+    words += ("--max-model-len", "1024", "--env", "VLLM_ENABLE_V1_MULTIPROCESSING=1")
+    running = house.start("eval", "smollm2", *words)
+    running.until("ready after")
     (run,) = house.runs
     until(lambda: scored(run), "no sample is scored")
-    assert running.kill().code == -signal.SIGKILL
+    (server,) = house.run("ps", "--json").report
+    (core,) = [pid for pid in server["pids"] if "EngineCor" in psutil.Process(pid).name()]
+    os.kill(core, signal.SIGKILL)
+    until(lambda: running.err.read_text().count("ready after") == 2, running.err.read_text)
+    known = scored(run)
+    until(lambda: scored(run) > known, "no sample is scored after the restart")
+    killed = running.kill()
+    assert killed.code == -signal.SIGKILL
     before = journaled(run)
-    assert 1 <= len(before.outcomes) < 4
+    assert 2 <= len(before.outcomes) < 8
     until(lambda: not house.processes(), "the reaper has not ended vLLM")
-    assert port_is_free(url)
+    assert port_is_free(url_of(killed.err))
     assert house.run("ps", "--json").report == []
     house.nothing_left()
     done = house.run("resume", run.name, "--json")
     assert done.code == 0, done.err
     after = journaled(run)
-    assert len(after.samples) == 4
+    assert len(after.samples) == 8
+    assert "failed" not in after.counts()
     assert {*after.samples.values(), *after.scores.values()} == {1}
     assert before.outcomes.items() <= after.outcomes.items()
+    (incident,) = done.report["incidents"]
+    assert (incident["kind"], incident["consequence"]) == ("killed", "started again")
+    assert "killed" in house.run("show", run.name).out
     check_provenance(done.report["provenance"])
     house.nothing_left()
 

@@ -39,7 +39,9 @@ from enginehouse.core.sampler import Capability, Completion
 from enginehouse.evaluation import (
     EvaluationSpec,
     TaskSpec,
+    asking,
     evaluate,
+    find_sample,
     require_headlines,
     runner,
     summarise,
@@ -217,27 +219,48 @@ async def test_cancelling_the_callers_task_ends_everything(layout):
     assert not run.is_held()
 
 
-async def test_answers_are_kept_when_scoring_breaks(layout):
-    """A task's bug stops the run; after the fix its answers are scored without asking again."""
-    run, asked = new_run(layout), FakeSampler()
+class Broken(AddOne):
+    """Cannot score q3."""
 
-    class Broken(AddOne):
-        def score_text(self, item, text):
-            if item.id == "q3":
-                raise KeyError("oops")
-            return super().score_text(item, text)
+    def score_text(self, item, text):
+        """Raise for one item."""
+        if item.id == "q3":
+            raise KeyError("oops")
+        return super().score_text(item, text)
 
-    with pytest.raises(TaskError, match="could not score item q3") as caught:
-        await run_it(run, tasks={"addone": (Broken(), dataset(10))}, sampler=asked)
-    assert "KeyError: 'oops'" in str(caught.value)
-    assert run.info.status is RunStatus.FAILED
+
+async def test_an_answer_that_cannot_be_scored_is_unscored_and_the_run_goes_on(layout):
+    """Its reason is journaled; it is left out of the headline; resuming does not score it again."""
+    run = new_run(layout)
+    spec = msgspec.structs.replace(SPEC, max_failed=0.2)
+    report = await run_it(run, spec, tasks={"addone": (Broken(), dataset(10))})
+    assert report.complete
+    assert report.tasks[0].outcomes["unscored"] == 1
+    assert report.tasks[0].outcomes["correct"] == 9
+    assert report.tasks[0].headline.value == 1.0
+    assert report.tasks[0].metrics["parts"].value == 1.0
+    assert any("between 90.0% and 100.0%" in note for note in report.notes)
+    (unscored,) = [r for r in records(run, ScoreRecord) if r.outcome is Outcome.UNSCORED]
+    assert (unscored.item, unscored.failure.error) == ("q3", "ScoringError")
+    assert "KeyError: 'oops'" in unscored.failure.message
+    view = find_sample(run, 4)
+    assert view.outcome == "unscored"
+    assert "KeyError" in view.failure
     again = FakeSampler()
-    report = await run_it(run, sampler=again)
-    journaled = {r.item for r in records(run, SampleRecord)}
-    assert "q3" not in {f"q{question(r)}" for r in again.requests}
-    assert len(journaled) == 10
-    assert len(records(run, SampleRecord)) == 10
-    assert report.tasks[0].outcomes["correct"] == 10
+    assert await run_it(run, spec, tasks={"addone": (Broken(), dataset(10))}, sampler=again)
+    assert again.requests == []
+    assert len(records(run, ScoreRecord)) == 10
+
+
+async def test_too_many_unscored_answers_give_no_headline(layout):
+    """As with failed ones; what helps is `rescore`."""
+    report = await run_it(new_run(layout), tasks={"addone": (Broken(), dataset(10))})
+    assert report.tasks[0].headline is None
+    assert "1 of 10 samples could not be scored" in report.tasks[0].no_headline
+    with pytest.raises(NoHeadlineError) as caught:
+        require_headlines(report)
+    assert "enginehouse rescore" in caught.value.fix
+    assert "--retry-failed" not in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -245,19 +268,23 @@ async def test_answers_are_kept_when_scoring_breaks(layout):
     [
         Score(outcome=Outcome.FAILED),
         Score(outcome=Outcome.TRUNCATED),
+        Score(outcome=Outcome.UNSCORED),
         Score(outcome=Outcome.CORRECT, measures={"m": Measure(float("nan"))}),
         Score(outcome=Outcome.CORRECT, measures={"m": Measure(1.0, -1.0)}),
     ],
 )
-async def test_scores_that_cannot_be_counted_stop_the_run(layout, score):
+async def test_scores_that_cannot_be_counted_are_none(layout, score):
     """NaN, a negative weight, or an outcome that only the runner gives: a broken task."""
 
     class Odd(AddOne):
         def score_text(self, item, text):
             return score
 
-    with pytest.raises(TaskError, match="what cannot be counted"):
-        await run_it(new_run(layout), tasks={"addone": (Odd(), dataset(2))})
+    run = new_run(layout)
+    report = await run_it(run, tasks={"addone": (Odd(), dataset(2))})
+    assert report.tasks[0].outcomes["unscored"] == 2
+    for record in records(run, ScoreRecord):
+        assert "cannot be counted" in record.failure.message
 
 
 async def test_task_that_cannot_ask_stops_the_run(layout):
@@ -296,7 +323,7 @@ async def test_failed_sample_is_a_row_and_the_run_goes_on(layout):
     assert failed.requests[0].parameters.seed == sample_seed(0, "addone", "q4", 0)
     assert "q4" not in task.scored
     assert report.tasks[0].outcomes == {
-        "correct": 9, "wrong": 0, "unparsable": 0, "truncated": 0, "failed": 1,
+        "correct": 9, "wrong": 0, "unparsable": 0, "truncated": 0, "unscored": 0, "failed": 1,
     }  # fmt: skip
     assert report.tasks[0].headline.value == 1.0
     require_headlines(report)
@@ -624,6 +651,21 @@ async def test_progress_moves_with_every_request(layout, monkeypatch):
     half = next(state for state in seen if state.requests == 4)
     assert (half.done, half.generated_tokens) == (0, 8)
     assert (seen[-1].done, seen[-1].requests) == (4, 8)
+
+
+async def test_samples_are_asked_in_the_order_of_the_plan(layout):
+    """A task whose prompts are encoded first is not overtaken by one that is ready at once."""
+    spec = EvaluationSpec(tasks=(TaskSpec(name="pick"), TaskSpec(name="addone")), concurrency=1000)
+    sampler = FakeSampler()
+    await run_it(
+        new_run(layout, "pick", "addone"),
+        spec,
+        tasks={"pick": (PickFirst(), dataset(60)), "addone": (AddOne(), dataset(10))},
+        sampler=sampler,
+    )
+    kinds = [isinstance(request.prompt, ChatPrompt) for request in sampler.requests]
+    assert len(kinds) == 130
+    assert not any(kinds[: 2 * (60 - asking._BEGINNING)])
 
 
 async def test_resumed_progress_counts_what_was_done_before(layout):

@@ -96,6 +96,7 @@ async def test_native_only_counts_what_is_missing_invalid_and_cut_off(layout):
         "wrong": 1,
         "unparsable": 2,
         "truncated": 1,
+        "unscored": 0,
         "failed": 0,
     }
     assert task.headline.value == pytest.approx(16 / 20)

@@ -12,12 +12,14 @@ import msgspec
 import pytest
 
 from enginehouse.executors.cpu import Cpu
+from enginehouse.executors.sandbox import Sandbox
 from enginehouse.launch.compute_type import type_on_cpu
 from enginehouse.launch.doctor import (
     examine,
     judge_disk,
     judge_gpus,
     judge_machine,
+    judge_sandbox,
     judge_surroundings,
 )
 from enginehouse.launch.findings import Finding, Verdict
@@ -359,3 +361,15 @@ async def test_an_environment_of_ones_own(
         ),
     )
     assert "(from GRAIL_VLLM_PYTHON)" in (await environment_of(layout)).says
+
+
+def test_whether_scoring_can_be_confined():
+    """A machine without a sandbox is told what is missing."""
+    assert judge_sandbox(Sandbox(command=("bwrap",))).verdict is Verdict.OK
+    finding = judge_sandbox(Sandbox(problem="bubblewrap is not installed", fix="install it"))
+    assert (finding.check, finding.verdict, finding.fix) == (
+        "sandbox",
+        Verdict.WARNING,
+        "install it",
+    )
+    assert "bubblewrap is not installed" in finding.says

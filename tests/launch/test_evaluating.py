@@ -14,6 +14,7 @@ from command_line import House, journaled, sums
 import enginehouse
 from enginehouse.core.errors import (
     ConfigurationError,
+    ConnectionFailedError,
     ModelError,
     ProvisioningError,
     RunLockedError,
@@ -21,13 +22,15 @@ from enginehouse.core.errors import (
     StartError,
     StoreError,
     TaskError,
+    TlsError,
     UnauthorizedError,
     UnsupportedError,
 )
+from enginehouse.executors.sandbox import Sandbox
 from enginehouse.launch.configuration import EvaluationConfig, parse
 from enginehouse.launch.evaluating import resolved_yaml, resume_evaluation, run_evaluation
 from enginehouse.launch.serving import Serving
-from enginehouse.report.summary import Progress
+from enginehouse.report.summary import Progress, Report
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import RunStatus, list_runs, open_run
 from enginehouse.testing.fake_engine import running_fake_engine
@@ -135,19 +138,43 @@ async def test_cancelled_and_gone_on_with(house: House):
 async def test_a_run_is_resumed_by_one_at_a_time(house: House):
     """Of two resumes in one process, the second is refused."""
     items, canned = sums(right=2)
-    house.write("mine.py", "def judge(text, item):\n    raise ValueError('not yet')\n")
-    task = house.task(items, metric="mine:judge")
-    settings = {"tasks": [str(task)], "server": environment(house, canned)}
-    with pytest.raises(TaskError, match="not yet"):
-        await enginehouse.evaluate(str(house.model()), **settings)
+    settings = {"tasks": [str(house.task(items))], "server": environment(house, canned)}
+    whole = await enginehouse.evaluate(str(house.model()), **settings)
+    journal = Path(whole.folder) / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:3]))  # its answers are lost
     layout = Layout.from_environment()
     (run,) = list_runs(layout)
-    assert run.status is RunStatus.FAILED
     results = await asyncio.gather(
         *(resume_evaluation(run.id, layout=layout, notify=lambda _: None) for _ in range(2)),
         return_exceptions=True,
     )
-    assert {type(result) for result in results} == {TaskError, RunLockedError}
+    assert {type(result) for result in results} == {Report, RunLockedError}
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+async def test_a_machine_without_a_sandbox_is_told_of_once(
+    house: House,
+    monkeypatch: pytest.MonkeyPatch,
+    trusted: bool,  # noqa: FBT001
+):
+    """If code that is not ours scores, and the user has not said that it may do anything."""
+    none = Sandbox(problem="there is none", fix="install one")
+    monkeypatch.setattr("enginehouse.launch.evaluating.find_sandbox", lambda: none)
+    items, canned = sums(right=2)
+    house.write("mine.py", "def judge(text, item):\n    return item['right'] in text\n")
+    task = house.task(items, metric="mine:judge", trusted=trusted)
+    notes: list[str] = []
+    report = await enginehouse.evaluate(
+        str(house.model()),
+        tasks=[str(task)],
+        server=environment(house, canned),
+        notify=notes.append,
+    )
+    assert report.tasks[0].outcomes["correct"] == 2
+    told = [note for note in notes if "there is none" in note]
+    assert len(told) == (0 if trusted else 1)
+    assert all("the metric mine:judge" in note and "install one" in note for note in told)
 
 
 async def test_too_many_failed_is_no_exception(house: House):
@@ -240,6 +267,8 @@ def test_the_resolved_configuration_is_whole_and_has_no_secret():
         (asyncio.CancelledError(), False, "go on with: enginehouse resume"),
         (ProvisioningError("no network"), False, "go on with: enginehouse resume"),
         (StartError("no memory"), False, None),
+        (TlsError("speaks TLS"), False, None),
+        (ConnectionFailedError("nothing answers"), False, "go on with: enginehouse resume"),
         (StartError("no memory"), True, "go on with: enginehouse resume"),
         (ServerGoneError("gone"), True, "go on with: enginehouse resume"),
         (UnauthorizedError("no key"), True, "go on with: enginehouse resume"),

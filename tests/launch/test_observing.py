@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
+from aiohttp import web
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.messages import TextPrompt
@@ -206,3 +208,30 @@ async def test_a_server_that_starts_is_not_asked(layout: Layout, sleeper: int):
         (server,) = (await observer.look()).servers
     assert isinstance(server, ServerActivity)
     assert (server.state, server.problem, server.processes) == ("starting", None, 1)
+
+
+async def test_an_address_with_a_path(layout: Layout):
+    """A server behind a proxy, at http://host/prefix: everything is asked below the prefix."""
+    async with running_fake_engine() as server, aiohttp.ClientSession() as session:
+
+        async def forward(request: web.Request) -> web.Response:
+            async with session.get(f"{server.url}/{request.match_info['rest']}") as reply:
+                return web.Response(status=reply.status, body=await reply.read())
+
+        application = web.Application()
+        application.router.add_get("/team/vllm/{rest:.*}", forward)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            port = runner.addresses[0][1]
+            url = f"http://127.0.0.1:{port}/team/vllm"
+            async with Observer(layout, urls=[url, f"{url}/v1/"]) as observer:
+                for found in (await observer.look()).servers:
+                    assert (found.state, found.problem) == (ServerState.READY, None)
+                    assert found.running == 0
+            async with Observer(layout, urls=[f"http://127.0.0.1:{port}/other"]) as observer:
+                (found,) = (await observer.look()).servers
+                assert found.state is ServerState.DEGRADED
+        finally:
+            await runner.cleanup()

@@ -35,7 +35,14 @@ TASK = TaskReport(
     headline=Figure(value=0.2, interval=wilson(3, 15)),
     no_headline=None,
     metrics={"strict [em]": Figure(value=0.1, interval=None)},
-    outcomes={"correct": 3, "wrong": 9, "unparsable": 2, "truncated": 1, "failed": 0},
+    outcomes={
+        "correct": 3,
+        "wrong": 9,
+        "unparsable": 2,
+        "truncated": 1,
+        "unscored": 0,
+        "failed": 0,
+    },
     samples=15,
     items=15,
     samples_per_item=1,
@@ -105,8 +112,15 @@ def test_report_says_everything():
     ):
         assert part in shown, part
     header, counts = (line for line in shown.splitlines() if "unparsable" in line or " 9 " in line)
-    assert header.split()[2:] == ["correct", "wrong", "unparsable", "truncated", "failed"]
-    assert counts.split() == ["gsm8k", "15", "3", "9", "2", "1", "0"]
+    assert header.split()[2:] == [
+        "correct",
+        "wrong",
+        "unparsable",
+        "truncated",
+        "unscored",
+        "failed",
+    ]
+    assert counts.split() == ["gsm8k", "15", "3", "9", "2", "1", "0", "0"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +163,7 @@ def test_figures_at_k(width):
     for part in ("pass@k", "mean@k", "best@k strict [em]", "40.0%", "21.0%", "33.0%", "none"):
         assert part in shown, part
     words = " ".join(shown.split())
-    assert "k = 4: 4 of 15 items have fewer samples that did not fail, and are left out" in words
+    assert "k = 4: 4 of 15 items have fewer samples with a score, and are left out" in words
     if width == 100:
         (row,) = (line for line in shown.splitlines() if line.startswith("pass@k"))
         assert row.split()[1:] == ["10.0%", "20.0%", "40.0%"]

@@ -128,10 +128,10 @@ def test_update_is_atomic(layout, monkeypatch):
 def test_create_on_a_full_disk_shows_no_run(layout, monkeypatch):
     """A run folder appears whole or not at all."""
 
-    def full(self: Path, data: bytes) -> int:
+    def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(StoreError, match="cannot create the run folder"):
         make(layout)
     assert list_runs(layout) == []

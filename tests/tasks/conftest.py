@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+
+from enginehouse.evaluation.scoring_processes import ScoringProcesses
+from enginehouse.tasks.base import Item, Score, ScoringCall, Task
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -73,6 +76,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None:
         """Nothing on the terminal."""
+
+
+@pytest.fixture
+async def score() -> AsyncIterator[Callable[[Task, Item, str], Awaitable[Score]]]:
+    """Scores a text as a run does, by a program where the task says so."""
+    processes = ScoringProcesses()
+
+    async def scored(task: Task, item: Item, text: str) -> Score:
+        score = task.score_text(item, text)
+        return await processes.score(score) if isinstance(score, ScoringCall) else score
+
+    yield scored
+    await processes.close()
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import re
 import textwrap
 
 import pytest
 
-from enginehouse.core.errors import ConfigurationError, DataError, TaskError
+from enginehouse.core.errors import ConfigurationError, DataError, ScoringError
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.tasks.base import Choose, Generate, Outcome
 from enginehouse.tasks.custom import Definition, load_custom
@@ -115,7 +117,7 @@ def test_multiple_choice(make, right):
     assert task.info.metrics == ("acc",)
 
 
-def test_a_users_function(make):
+async def test_a_users_function(make, score):
     """It gets the visible text and the item's fields; no answer is needed."""
     task = make(
         """
@@ -130,20 +132,64 @@ def test_a_users_function(make):
         """,
     )
     (item,) = task.load(data=None, seed=0).items
-    score = task.score_text(item, "<think>x</think>Paris")
-    assert score.outcome is Outcome.CORRECT
-    assert score.measures["length"].value == 5.0
+    result = await score(task, item, "<think>x</think>Paris")
+    assert result.outcome is Outcome.CORRECT
+    assert result.measures["length"].value == 5.0
 
 
-def test_a_function_that_raises_is_named(make):
-    """Task, item, function."""
+async def test_a_function_that_raises_is_named(make, score):
+    """It is an error of the task about this answer."""
     task = make(
         "{name: t, data: items.jsonl, prompt: x, id: key, metric: 'judge:f'}",
         judge="def f(text, item): return item['nosuch']",
     )
     (item,) = task.load(data=None, seed=0).items
-    with pytest.raises(TaskError, match="task t, item '1': the metric judge:f raised KeyError"):
-        task.score_text(item, "x")
+    with pytest.raises(ScoringError, match="the metric judge:f raised KeyError: 'nosuch'"):
+        await score(task, item, "x")
+
+
+async def test_a_function_cannot_change_the_record(make, score):
+    """It gets a copy: what it takes out of one is there for the next answer."""
+    task = make(
+        "{name: t, data: items.jsonl, prompt: '{{ country }}', metric: 'judge:f'}",
+        judge="def f(text, item): return item.pop('capital') == text",
+    )
+    (item,) = task.load(data=None, seed=0).items
+    outcomes = [(await score(task, item, text)).outcome for text in ("Paris", "Rome", "Paris")]
+    assert outcomes == [Outcome.CORRECT, Outcome.WRONG, Outcome.CORRECT]
+    assert item.data["capital"] == "Paris"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise SystemExit(3)", "raised SystemExit: 3"),
+        ("raise KeyboardInterrupt", "raised KeyboardInterrupt"),
+        ("os._exit(3)", "ended its process with status 3"),
+        ("os.kill(os.getpid(), 11)", "was ended by SIGSEGV"),
+        ("bytearray(3 << 30)", "needed more memory than it may have"),
+    ],
+)
+async def test_a_function_that_ends_its_process(make, score, body, message):
+    """It ends the scoring of this answer, not the run; the next answer is scored."""
+    task = make(
+        "{name: t, data: items.jsonl, prompt: x, metric: 'judge:f'}",
+        judge=f"""
+            import os
+
+            def f(text, item):
+                if text == "break":
+                    {body}
+                return True
+        """,
+    )
+    (item,) = task.load(data=None, seed=0).items
+    results = await asyncio.gather(
+        *(score(task, item, text) for text in ("ok", "break", "ok", "break", "ok")),
+        return_exceptions=True,
+    )
+    assert [isinstance(r, ScoringError) for r in results] == [False, True, False, True, False]
+    assert re.search(message, str(results[1]))
 
 
 def test_the_version_follows_prompt_and_scoring(make):
@@ -237,6 +283,8 @@ def test_a_number_metric_needs_numbers(make):
         ('"6.02e23"', "6.02 \u00d7 10^23", "6.02e24"),
         ('"1,234.5 m"', "1234.50", "1234"),
         ('"#### 18"', "\\boxed{18} of 20", "20"),
+        ('"18 eggs (3 boxes)"', "18", "3"),
+        ('"3 boxes of 6 = 18"', "18", "6"),
         ("0.1", "1/10", "0.10000001"),
         ("-3", "\u22123", "3"),
     ],

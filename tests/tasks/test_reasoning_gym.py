@@ -1,12 +1,31 @@
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import msgspec
 import pytest
 
-from enginehouse.core.errors import ConfigurationError, DataError, UnknownNameError
+from enginehouse.core.errors import (
+    ConfigurationError,
+    DataError,
+    ScoringError,
+    ScoringTimeoutError,
+    UnknownNameError,
+)
+from enginehouse.evaluation.scoring_processes import ScoringProcesses
+from enginehouse.executors.sandbox import find_sandbox
 from enginehouse.tasks.base import Item, Measure, Outcome
-from enginehouse.tasks.reasoning_gym import ReasoningGym
+from enginehouse.tasks.reasoning_gym import EXECUTING, LEFT_OUT, ReasoningGym, last_tagged
 
 needed = pytest.mark.skipif(
     importlib.util.find_spec("reasoning_gym") is None, reason="reasoning_gym is not installed"
@@ -36,49 +55,173 @@ def test_items_depend_on_the_seed_only():
 
 
 @needed
-def test_the_packages_scorer_decides(task, item):
+async def test_the_packages_scorer_decides(task, item, score):
     """1.0 is correct; the raw score is a measure; the last tagged answer counts."""
     right = item.data["answer"]
-    score = task.score_text(item, f"<answer>0</answer> no: <answer> {right}\n</answer>")
-    assert score.outcome is Outcome.CORRECT
-    assert score.measures == {"score": Measure(1.0)}
-    assert score.answer == right
-    score = task.score_text(item, f"<answer>it is {right}</answer>")
-    assert score.outcome is Outcome.WRONG
-    assert 0 < score.measures["score"].value < 1
+    result = await score(task, item, f"<answer>0</answer> no: <answer> {right}\n</answer>")
+    assert result.outcome is Outcome.CORRECT
+    assert result.measures == {"score": Measure(1.0)}
+    assert result.answer == right
+    result = await score(task, item, f"<answer>it is {right}</answer>")
+    assert result.outcome is Outcome.WRONG
+    assert 0 < result.measures["score"].value < 1
 
 
 @needed
 @pytest.mark.parametrize("text", ["5", "<answer>5", "<think><answer>5</answer></think>", ""])
 def test_an_untagged_answer_is_unparsable(task, item, text):
-    """The question says how to mark the answer."""
+    """The question says how to mark the answer; no program is asked."""
     score = task.score_text(item, text)
     assert score.outcome is Outcome.UNPARSABLE
     assert score.measures == {"score": Measure(0.0)}
 
 
-@needed
-def test_a_scorer_that_raises_could_not_read_the_answer(task, item, monkeypatch):
-    """Some of the package's scorers do, prime_factorization's on words for one."""
-    from reasoning_gym.arithmetic.chain_sum import ChainSumDataset
-
-    def raises(self, answer, entry):
-        raise ValueError(answer)
-
-    monkeypatch.setattr(ChainSumDataset, "score_answer", raises)
-    score = task.score_text(item, "<answer>two and three</answer>")
-    assert score.outcome is Outcome.UNPARSABLE
-    assert score.answer == "two and three"
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<answer>1</answer><answer> 2\n</answer>", "2"),
+        ("<answer>1<answer>2</answer>", "1<answer>2"),
+        ("</answer><answer>1", None),
+        ("<answer>1</answer><answer>", "1"),
+        ("<answer>" * 20_000 + "</answer>" * 20_000, "<answer>" * 19_999),
+    ],
+)
+def test_what_is_tagged(text, answer):
+    """As the package's own pattern finds it, in time that grows with the text only."""
+    assert last_tagged(text) == answer
 
 
 @needed
 @pytest.mark.slow
-def test_scoring_without_loading_first(item):
+async def test_a_scorer_that_raises_could_not_read_the_answer(score):
+    """Some of the package's scorers do, prime_factorization's on words for one."""
+    task = ReasoningGym("prime_factorization", size=1)
+    (item,) = task.load(data=None, seed=0).items
+    result = await score(task, item, "<answer>two and three</answer>")
+    assert result.outcome is Outcome.UNPARSABLE
+    assert result.measures == {"score": Measure(0.0)}
+    assert result.answer == "two and three"
+
+
+@needed
+@pytest.mark.slow
+async def test_scoring_without_loading_first(item, score):
     """A resumed run may score with a fresh object: the item alone is enough."""
-    score = ReasoningGym("chain_sum", size=2).score_text(
-        item, f"<answer>{item.data['answer']}</answer>"
+    task = ReasoningGym("chain_sum", size=2)
+    result = await score(task, item, f"<answer>{item.data['answer']}</answer>")
+    assert result.outcome is Outcome.CORRECT
+
+
+@needed
+@pytest.mark.slow
+async def test_another_question_than_the_one_asked_is_not_scored(task, item, score):
+    """Another version of the package may generate others from the same seed."""
+    data = {**item.data, "question": "What is 1 + 1?"}
+    with pytest.raises(ScoringError, match="another question"):
+        await score(task, Item(id=item.id, data=data), "<answer>2</answer>")
+
+
+@pytest.fixture(scope="module")
+def executing() -> dict[str, tuple[ReasoningGym, Item]]:
+    """A task and an item of every data set whose scorer evaluates answers."""
+    tasks = {name: ReasoningGym(name, size=1) for name in sorted(EXECUTING)}
+    with ThreadPoolExecutor(2) as pool:
+        data = list(pool.map(lambda task: task.load(data=None, seed=0), tasks.values()))
+    return {name: (tasks[name], d.items[0]) for name, d in zip(tasks, data, strict=True)}
+
+
+@needed
+@pytest.mark.slow
+async def test_what_an_answer_executes_reaches_nothing(executing, score, tmp_path, monkeypatch):
+    """Answers that are Python: no file, no connection, no secret of ours; and they end."""
+    if find_sandbox().problem:
+        pytest.skip("there is no sandbox on this machine, which a run says")
+    monkeypatch.setenv("HF_TOKEN", "secret-of-this-test")
+    secret = tmp_path / "secret"
+    secret.touch()
+    python = "__import__('os')"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        port = server.getsockname()[1]
+        outward = (
+            f"__import__('pathlib').Path({str(tmp_path / 'new')!r}).touch()",
+            f"__import__('socket').create_connection(('127.0.0.1', {port}))",
+        )
+        # What they see shows in the status of the process that they end.
+        inward = tuple(
+            f"{python}._exit(40 + bool({seen}))"
+            for seen in (
+                f"'HF_TOKEN' in {python}.environ",
+                f"{python}.path.exists('/proc/{os.getpid()}/environ')",
+                f"{python}.path.exists({str(secret)!r})",
+                f"{python}.path.exists('/etc/shadow')",
+            )
+        )
+        asked = [(name, attack) for name in executing for attack in (*outward, *inward)]
+        results = await asyncio.gather(
+            *(score(*executing[name], f"<answer>{attack}</answer>") for name, attack in asked),
+            return_exceptions=True,
+        )
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert list(tmp_path.iterdir()) == [secret]
+    executed = Counter()
+    for (name, attack), result in zip(asked, results, strict=True):
+        if isinstance(result, ScoringError):
+            assert "ended its process with status 40" in str(result)
+            executed[name] += 1
+        else:
+            assert result.outcome is not Outcome.CORRECT, (name, attack)
+    # All are executed indeed, but for those whose scorers read the answer's letters first.
+    assert executed.keys() >= EXECUTING - {"countdown", "string_insertion"}
+
+
+@needed
+@pytest.mark.slow
+async def test_an_answer_that_never_ends_has_a_limit(executing):
+    """The others are scored meanwhile, by processes of their own."""
+    task, item = executing["spiral_matrix"]
+    calls = [
+        task.score_text(item, f"<answer>{answer}</answer>")
+        for answer in ("9**9**9**9", item.data["answer"])
+    ]
+    program = msgspec.structs.replace(calls[0].program, seconds=1.0)
+    processes = ScoringProcesses()
+    try:
+        endless, right = await asyncio.gather(
+            *(processes.score(msgspec.structs.replace(call, program=program)) for call in calls),
+            return_exceptions=True,
+        )
+    finally:
+        await processes.close()
+    assert isinstance(endless, ScoringTimeoutError)
+    assert right.outcome is Outcome.CORRECT
+
+
+@needed
+@pytest.mark.slow
+def test_scorers_that_accept_wrong_answers_are_left_out():
+    """Every data set's scorer was tried; those that accept a wrong answer are refused."""
+    survey = Path(__file__).parent / "support" / "survey_scorers.py"
+    done = subprocess.run(
+        [sys.executable, "-P", str(survey)], capture_output=True, text=True, check=True
     )
-    assert score.outcome is Outcome.CORRECT
+    found = json.loads(done.stdout)
+    accepting = {name for name, facts in found.items() if facts["accepted"]}
+    assert accepting == LEFT_OUT.keys() - {"composite"}
+    assert {name for name, facts in found.items() if facts["own"] is False} == set()
+    without_an_answer = {name for name, facts in found.items() if facts["own"] is None}
+    assert without_an_answer == {
+        "boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour",
+    }  # fmt: skip
+
+
+@needed
+@pytest.mark.parametrize("name", sorted(LEFT_OUT))
+def test_what_is_left_out_is_refused_with_the_reason(name):
+    """Before anything is generated."""
+    with pytest.raises(ConfigurationError, match=re.escape(LEFT_OUT[name])):
+        ReasoningGym(name)
 
 
 @needed
@@ -92,11 +235,11 @@ def test_the_question_says_how_to_answer(task, item):
 @needed
 @pytest.mark.slow
 def test_wrong_uses_are_told():
-    """Data are generated; `composite` needs options; a generator's own failure is shown."""
+    """Data are generated; names are known; a generator's own failure is shown."""
     with pytest.raises(ConfigurationError, match="takes no data"):
         ReasoningGym("chain_sum").load(data="a.csv", seed=0)
-    with pytest.raises(UnknownNameError):
-        ReasoningGym("composite")
+    with pytest.raises(UnknownNameError, match="did you mean 'chain_sum'"):
+        ReasoningGym("chainsum")
     with pytest.raises(DataError, match="cannot generate -1 questions"):
         ReasoningGym("chain_sum", size=-1).load(data=None, seed=0)
 

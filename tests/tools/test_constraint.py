@@ -79,6 +79,29 @@ def test_what_constrained_decoding_cannot_take_is_left_out():
     assert arguments["free"] == {"type": "object"}
 
 
+def test_what_one_engine_refuses_is_written_for_all():
+    """Branches may overlap, and no pattern looks around."""
+    parameters = {
+        "type": "object",
+        "properties": {
+            "n": {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+            "both": {"oneOf": [{"type": "integer"}], "anyOf": [{"type": "number"}]},
+            "ahead": {"type": "string", "pattern": "^(?=a)a"},
+            "behind": {"type": "string", "pattern": "(?<!a)b"},
+            "plain": {"type": "string", "pattern": "^(?:a|b)$"},
+        },
+    }
+    tool = ToolSpec.from_schema(parameters, name="f")
+    schema = answer_schema([tool], optional=False, max_calls=1)
+    assert schema["properties"]["arguments"]["properties"] == {
+        "n": {"anyOf": [{"type": "integer"}, {"type": "number"}]},
+        "both": parameters["properties"]["both"],
+        "ahead": {"type": "string"},
+        "behind": {"type": "string"},
+        "plain": parameters["properties"]["plain"],
+    }
+
+
 def test_references_still_lead_somewhere():
     """A recursive schema moves to the root under its tool's name, as do those of two tools."""
     tools = [ToolSpec.of(plant), ToolSpec.from_function(plant, name="plant_again")]

@@ -154,6 +154,14 @@ def test_a_loop_that_evaluates_on_vllm_ends_like_one_that_does_not(loops: Loops)
     assert len({provenance(evaluation)["weights_digest"] for evaluation in found}) == 2
 
 
+def same_user(server: SharedServer) -> dict[str, str]:
+    """What makes a process find the server's records and use its key, as its user's own do."""
+    return {
+        "ENGINEHOUSE_HOME": str(server.house.home),
+        "ENGINEHOUSE_API_KEY": server.admin_key,
+    }
+
+
 def test_on_a_vllm_that_runs_already(loops: Loops, lora_vllm: SharedServer):
     """It takes in each step's adapter, or each step's weights, and has its own again after that."""
 
@@ -162,8 +170,9 @@ def test_on_a_vllm_that_runs_already(loops: Loops, lora_vllm: SharedServer):
 
     known = weights()["version"]
     for kind in ("lora", "full"):
-        key = {"ENGINEHOUSE_API_KEY": lora_vllm.admin_key}
-        evaluated, found = loops.run(kind, SETTINGS | {"url": lora_vllm.url}, **key)
+        evaluated, found = loops.run(
+            kind, SETTINGS | {"url": lora_vllm.url}, **same_user(lora_vllm)
+        )
         assert evaluated == loops.plain(kind)
         assert len({provenance(evaluation)["model"] for evaluation in found}) == 2
         assert len({answers(evaluation) for evaluation in found}) > 1
@@ -175,8 +184,8 @@ def test_on_a_vllm_that_runs_already(loops: Loops, lora_vllm: SharedServer):
 def test_tink(loops: Loops, machine: House, lora_vllm: SharedServer):
     """A worker of Tink's registers an adapter, updates all weights, and puts the old ones back."""
     program = [loops.python, SUPPORT / "tink_loop.py", loops.checkpoint, lora_vllm.url]
-    key = {"ENGINEHOUSE_API_KEY": lora_vllm.admin_key}
-    done = machine.start_program([*map(str, program), str(machine.work)], **key).end()
+    program = [*map(str, program), str(machine.work)]
+    done = machine.start_program(program, **same_user(lora_vllm)).end()
     assert done.code == 0, done.err
     found = json.loads(done.out.splitlines()[-1])
     answers = {tuple(found[name]) for name in ("base", "adapted", "updated")}

@@ -22,6 +22,9 @@ class CommandEntry:
 COMMANDS = {
     "eval": CommandEntry("enginehouse.cli.evaluate:evaluate", "Evaluate a model on tasks."),
     "resume": CommandEntry("enginehouse.cli.evaluate:resume", "Ask what a run has not asked yet."),
+    "rescore": CommandEntry(
+        "enginehouse.cli.evaluate:rescore", "Score a run's answers again; nothing is asked."
+    ),
     "runs": CommandEntry("enginehouse.cli.runs:runs", "List evaluation runs."),
     "show": CommandEntry(
         "enginehouse.cli.runs:show", "Show a run's report, or one of its samples."

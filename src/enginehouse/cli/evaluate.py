@@ -15,6 +15,7 @@ from enginehouse.cli.options import (
     ConfigOption,
     JsonOption,
     QuietOption,
+    TrustOption,
     VerboseOption,
     with_config_options,
 )
@@ -27,10 +28,16 @@ from enginehouse.launch.configuration import (
     read_yaml,
     with_task_paths,
 )
-from enginehouse.launch.evaluating import resume_evaluation, run_evaluation
+from enginehouse.launch.evaluating import (
+    rescore_evaluation,
+    resume_evaluation,
+    run_evaluation,
+)
 from enginehouse.launch.evaluating_together import Together, run_together
+from enginehouse.launch.foreign_runs import untrusted_settings
 from enginehouse.report.comparison_table import print_comparison
 from enginehouse.report.live import progress_display
+from enginehouse.report.rescoring import print_rescoring
 from enginehouse.report.summary import Report
 from enginehouse.report.terminal import make_console, print_report
 from enginehouse.store.layout import Layout
@@ -106,13 +113,55 @@ def resume(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask the failed samples again.")
     ] = False,
+    trust_run: TrustOption = False,
     json: JsonOption = False,
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Ask exactly what a run has not asked yet, score it, and report."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
-    _carry_out(partial(resume_evaluation, run, retry_failed=retry_failed), console)
+    trust = trust_run or _trusted_on_terminal(run, console)
+    _carry_out(partial(resume_evaluation, run, retry_failed=retry_failed, trust=trust), console)
+
+
+def rescore(
+    run: Annotated[str, typer.Argument(help="A run's id, the beginning of one, or its folder.")],
+    *,
+    trust_run: TrustOption = False,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Score a run's answers again by its tasks as they are now, and say what changed.
+
+    Nothing is asked. The scores before stay in the journal.
+    """
+    console = Console(json=json, verbose=verbose, quiet=quiet)
+    trust = trust_run or _trusted_on_terminal(run, console)
+    with progress_display(make_console(sys.stderr), sys.stderr) as display:
+        rescoring = run_async(
+            rescore_evaluation(
+                run,
+                layout=Layout.from_environment(),
+                notify=console.note,
+                progress=(lambda _: None) if console.quiet else display,
+                trust=trust,
+            )
+        )
+    console.result(rescoring, text=lambda: print_rescoring(rescoring))
+    require_headlines(rescoring.report)
+
+
+def _trusted_on_terminal(run: str, console: Console) -> bool:
+    """Ask whether somebody else's run may do what it says, where there is a terminal to ask on."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty()):
+        return False
+    settings = untrusted_settings(run, layout=Layout.from_environment())
+    if not settings:
+        return False
+    for line in ("this run is somebody else's, and its configuration says:", *settings):
+        Console(verbose=console.verbose).note(line)
+    return typer.confirm("Do you trust it?", err=True)
 
 
 def _override_tasks(values: dict[str, Any], given: dict[str, Any]) -> None:

@@ -24,6 +24,10 @@ VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say more; tracebacks of errors.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say results and errors only.")]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust-run", help="Run what somebody else's run folder says, without asking."),
+]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="A YAML file; options on the command line win.")
 ]

@@ -3,6 +3,7 @@
 EnginehouseError
 ├── ConfigurationError        a wrong option, key or value: nothing was started
 │   ├── UnknownNameError      no engine, task, key … of that name; the nearest is named
+│   ├── UntrustedRunError     a run folder of somebody else that says what code to run
 │   └── FlagError             the engine has no such flag (any more)
 ├── ProvisioningError         an engine environment could not be built or does not work
 ├── ModelError                the model cannot be had
@@ -32,7 +33,9 @@ EnginehouseError
 │   │   └── ReplyTooLargeError        more bytes than any answer has
 │   └── UnsupportedError              the engine does not do that; mostly refused before sending
 ├── TaskError                 a task's data or scoring is broken
-│   └── DataError
+│   ├── DataError
+│   └── ScoringError          one answer could not be scored
+│       └── ScoringTimeoutError
 ├── StoreError                a run folder or a file cannot be read or written
 │   ├── RunNotFoundError
 │   └── RunLockedError
@@ -114,6 +117,10 @@ class UnknownNameError(ConfigurationError):
         self.kind = kind
         self.name = name
         self.known = tuple(names)
+
+
+class UntrustedRunError(ConfigurationError):
+    """A run folder of somebody else says what code to run, and nobody has allowed it."""
 
 
 class FlagError(ConfigurationError):
@@ -328,6 +335,17 @@ class TaskError(EnginehouseError):
 
 class DataError(TaskError):
     """A task's data is missing, unreadable or not what the task expects."""
+
+
+class ScoringError(TaskError):
+    """An answer could not be scored: the scoring code raised, died, or returned nonsense.
+
+    In an evaluation this is the outcome `unscored` of one sample; it is not raised.
+    """
+
+
+class ScoringTimeoutError(ScoringError):
+    """Scoring an answer took longer than it may."""
 
 
 class StoreError(EnginehouseError):

@@ -70,7 +70,7 @@ class ServerOptions(StrictModel):
     """The name that requests use."""
     api_key: Annotated[str | None, Field(repr=False)] = None
     """The key that requests must carry; also taken from ENGINEHOUSE_API_KEY."""
-    env_vars: Mapping[str, str] = Field(default_factory=dict)
+    env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Variables added to the engine's environment (--env NAME=VALUE)."""
     avoid_quirks: bool = True
     """Whether what is known to kill this version of the engine is avoided."""

@@ -134,7 +134,8 @@ _RULES = (
     ),
     Rule(
         K.OUT_OF_MEMORY,
-        r"cudaMalloc failed: out of memory|CUDA error: out of memory|unable to allocate CUDA",
+        r"cudaMalloc failed: out of memory|on device \d+[^\n]{0,20} failed: out of memory"
+        r"|CUDA error: out of memory|unable to allocate CUDA",
         "the GPU's memory does not hold the model and the context of every sequence",
         f"{_SMALLER}; or keep some layers off the GPU with extra_args --gpu-layers N",
     ),
@@ -178,7 +179,8 @@ _RULES = (
     ),
     Rule(
         K.CRASHED,
-        r"GGML_ASSERT\((?P<what>.*)\) failed|terminate called|ggml_abort",
+        r"GGML_ASSERT\((?P<what>.*)\) failed|terminate called|ggml_abort|\.(?:cu|cpp|c|h"
+        r"|m):\d{1,6}: fatal error",
         "llama.cpp met something that it takes for impossible, and gave up",
         "start it again; if the same line comes back, report it to llama.cpp with the log",
     ),

@@ -90,10 +90,25 @@ RULES = (
     ),
     Rule(
         K.WRONG_VALUE,
+        r"think_end_token '[^']{0,40}' must encode to exactly one token",
+        "the reasoning parser does not fit the model: its tokenizer has no token that ends a "
+        "thought",
+        "another --reasoning-parser in extra_args, or none",
+    ),
+    Rule(
+        K.WRONG_VALUE,
         r"(?:Unsupported|Unknown|[Ii]nvalid) (?P<what>tool[_-]call[_-]parser|reasoning[_-]parser|"
         r"model type|chat template|grammar backend)[:= ]{1,3}(?P<name>[\w.\-/]{1,80})",
         "this SGLang has no {what} called {name}",
         "correct the name, or leave it out; the engine's own --help lists what there is",
+    ),
+    Rule(
+        K.COMMUNICATION,
+        r"res=<Response \[50\d\]>|warmup error: [^\n]{0,200}(?:ProxyError|Connection refused)",
+        "SGLang's first request to itself was answered by something else, most likely a proxy",
+        "set no_proxy=127.0.0.1,localhost,0.0.0.0 (or unset http_proxy); if there is no proxy, the "
+        "scheduler's own error is above",
+        vague=True,
     ),
     Rule(
         K.TOO_SLOW,
@@ -123,6 +138,7 @@ PROFILE = LogProfile(
     fatal=re.compile(
         r"hit an exception|[Ww]atchdog timeout|Initialization failed|crashed |died during init"
     ),
+    ends_itself=re.compile(r"Received sigquit|SIGQUIT received|kill_process_tree called"),
     works=re.compile(r"(?:^| )[A-Z]+\d"),
     error_lines=re.compile(
         r"Initialization failed\. |Subprocess \S+ \(pid=\d+\) crashed|Received sigquit"

@@ -92,8 +92,10 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _FEW_CORES = 4
 _GIB = 1 << 30
 # White space is where a small model under a schema loops until max_tokens; forbidding it needs the
-# backend named.
-_STRUCTURED = '{"disable_any_whitespace": true, "backend": "xgrammar"}'
+# backend named. It is llguidance: xgrammar 0.2.8 then still forces a space behind some commas (and
+# behind all in versions of vLLM that give it no separators, vllm#58067), and never lets a string
+# with a length or a pattern hold a quote or a line's end.
+_STRUCTURED = '{"disable_any_whitespace": true, "backend": "guidance"}'
 
 _METRIC = re.compile(
     r"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc|prompt_tokens_total"

@@ -29,6 +29,17 @@ RULES = (
         "a larger --start-timeout, which is handed on to vLLM; or put the weights on a faster disk",
     ),
     Rule(
+        K.TOO_SLOW,
+        r"RPC call to (?P<what>\w{1,60}) timed out|Engine iteration timed out",
+        "a worker did not answer in time: a hang between GPUs, a step that compiles, or a worker "
+        "that "
+        "is gone",
+        "look for an error of the workers themselves; start it again, with --enforce-eager or "
+        "NCCL_DEBUG=WARN if it comes back; VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS gives it more time",
+        vague=True,
+        late=True,
+    ),
+    Rule(
         K.UNKNOWN_FLAG,
         r"error: unrecognized arguments: .{0,300}?(?P<flag>--?[A-Za-z]\S{0,80})",
         "this version of vLLM has no {flag} (any more)",
@@ -46,9 +57,10 @@ RULES = (
     ),
     Rule(
         K.WRONG_VALUE,
-        r"invalid reasoning parser: (?P<name>[^\s(]{1,60})|[Rr]easoning parser '?"
+        r"invalid reasoning parser: (?P<name>[^\s(]{1,60})|reasoning parser could not locate think"
+        r"|[Rr]easoning parser '?"
         r"(?P<other>[\w.\-]{1,60})'?(?: is)? not (?:found|registered|supported)",
-        "this vLLM has no reasoning parser called {name}{other}",
+        "this vLLM has no reasoning parser called {name}{other}, or it does not fit the model",
         "--reasoning-parser with one of those that the line lists",
     ),
     Rule(

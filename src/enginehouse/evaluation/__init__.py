@@ -2,7 +2,7 @@
 
 from enginehouse.evaluation.asking import check_tasks
 from enginehouse.evaluation.records import EvaluationSpec, Prices, TaskSpec
-from enginehouse.evaluation.runner import count_missing, evaluate
+from enginehouse.evaluation.runner import count_missing, evaluate, rescore
 from enginehouse.evaluation.summary import find_sample, require_headlines, summarise
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "evaluate",
     "find_sample",
     "require_headlines",
+    "rescore",
     "summarise",
 ]

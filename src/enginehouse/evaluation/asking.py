@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from enginehouse.core.errors import (
@@ -21,6 +23,7 @@ from enginehouse.evaluation.tool_calls import ask_calls, check_steps, with_resul
 from enginehouse.tasks.base import CallTools, Choose, Generate, Item, Question
 from enginehouse.tools import Ladder
 
+_BEGINNING = 16  # samples whose prompts are made at the same time
 _FOR_CHOICES = (Capability.TOKENIZE, Capability.TOKENS, Capability.PROMPT_LOGPROBS)
 
 
@@ -42,6 +45,9 @@ class Asker:
         self._spec = spec
         self._sampler = sampler
         self._provenance = provenance
+        # First come, first served: a sample that is ready at once must not overtake earlier ones
+        # whose prompts the server has still to encode, or those wait behind every long answer.
+        self._turnstile = asyncio.Semaphore(_BEGINNING)
         self._ladder = Ladder(spec.tool_steps, template=template)
         self._common = SamplingParameters(
             temperature=spec.temperature,
@@ -68,7 +74,7 @@ class Asker:
             provenance=self._provenance,
             requests=(),
         )
-        question = _question(unit.plan, item)
+        question = question_of(unit.plan, item)
         if isinstance(question, Choose):
             return await self._choose(question, record)
         if isinstance(question, CallTools):
@@ -79,6 +85,8 @@ class Asker:
         self, question: Generate, record: SampleRecord, *, max_tokens: int | None
     ) -> SampleRecord:
         request = self._request(question, record, max_tokens=max_tokens)
+        async with self._turnstile:
+            pass
         try:
             response = await self._sampler.sample(request)
             if not response.completions:
@@ -95,8 +103,12 @@ class Asker:
     async def _call(
         self, question: CallTools, record: SampleRecord, *, max_tokens: int | None
     ) -> SampleRecord:
-        question = msgspec.structs.replace(question, prompt=self._prompt(question.prompt))
+        question = msgspec.structs.replace(
+            question, prompt=with_system(question.prompt, self._spec)
+        )
         parameters = self._parameters(record, max_tokens=max_tokens or question.max_tokens)
+        async with self._turnstile:
+            pass
         try:
             result = await ask_calls(
                 self._sampler, question, parameters=parameters, ladder=self._ladder
@@ -111,7 +123,7 @@ class Asker:
         parameters = self._parameters(
             record, max_tokens=max_tokens or question.max_tokens, stop=question.stop
         )
-        return SampleRequest(prompt=self._prompt(question.prompt), parameters=parameters)
+        return SampleRequest(prompt=with_system(question.prompt, self._spec), parameters=parameters)
 
     def _parameters(
         self, record: SampleRecord, *, max_tokens: int, stop: tuple[str, ...] = ()
@@ -126,16 +138,11 @@ class Asker:
             else None,
         )
 
-    def _prompt(self, prompt: ChatPrompt) -> ChatPrompt:
-        if self._spec.system is None:
-            return prompt
-        turns = [m for m in prompt.messages if m.role != "system"]
-        return ChatPrompt((Message(role="system", content=self._spec.system), *turns))
-
     async def _choose(self, question: Choose, record: SampleRecord) -> SampleRecord:
         requests: tuple[SampleRequest, ...] = ()
         try:
-            choices = await encode_choices(self._sampler, question)
+            async with self._turnstile:
+                choices = await encode_choices(self._sampler, question)
             requests = tuple(choice.request for choice in choices)
             responses = await ask_choices(self._sampler, choices)
             continuations = tuple(map(continuation_of, choices, responses))
@@ -152,6 +159,14 @@ class Asker:
         )
 
 
+def with_system(prompt: ChatPrompt, spec: EvaluationSpec) -> ChatPrompt:
+    """The prompt with the evaluation's own system message, if it has one."""
+    if spec.system is None:
+        return prompt
+    turns = [m for m in prompt.messages if m.role != "system"]
+    return ChatPrompt((Message(role="system", content=spec.system), *turns))
+
+
 def check_tasks(spec: EvaluationSpec, *, tasks: TaskData, capabilities: Capabilities) -> None:
     """Raise UnsupportedError if an engine with these capabilities cannot be asked the tasks."""
     for plan in plan_tasks(spec, tasks):
@@ -160,7 +175,7 @@ def check_tasks(spec: EvaluationSpec, *, tasks: TaskData, capabilities: Capabili
 
 def check_capabilities(plan: TaskPlan, capabilities: Capabilities, *, spec: EvaluationSpec) -> None:
     """Raise UnsupportedError if the engine cannot be asked this task's questions."""
-    question = _question(plan, plan.item(0))
+    question = question_of(plan, plan.item(0))
     if isinstance(question, CallTools):
         check_steps(plan.name, spec.tool_steps, capabilities)
     needed = _FOR_CHOICES if isinstance(question, Choose) else (Capability.CHAT,)
@@ -172,7 +187,8 @@ def check_capabilities(plan: TaskPlan, capabilities: Capabilities, *, spec: Eval
         )
 
 
-def _question(plan: TaskPlan, item: Item) -> Question:
+def question_of(plan: TaskPlan, item: Item) -> Question:
+    """What the task asks about the item. Raises TaskError when it cannot say."""
     try:
         return plan.task.ask(item)
     except Exception as error:  # a user's template may raise anything

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.evaluation.ledger import ASKED, CODES, FAILED, TaskLedger
+from enginehouse.evaluation.ledger import CODES, TaskLedger
 from enginehouse.evaluation.records import DatasetRecord, EvaluationSpec
 from enginehouse.report.summary import AtK, Figure
 from enginehouse.statistics.intervals import Floats, interval_of_ratio
@@ -39,10 +39,10 @@ def choose_ks(
 def figures_at_k(task: TaskLedger, k: int) -> AtK:
     """The figures for one k, at most the samples per item.
 
-    A failed sample is no answer: an item's n counts the others, and items with n < k are left out.
+    Failed and unscored samples are not counted in an item's n; items with n < k are left out.
     """
     states = task.state_table()
-    valid = (states > ASKED) & (states != FAILED)
+    valid = task.counted()
     correct = states == CODES[Outcome.CORRECT]
     enough = int((valid.sum(axis=1) >= k).sum())
     best = {}

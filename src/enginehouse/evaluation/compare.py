@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from enginehouse.core.errors import NoHeadlineError
-from enginehouse.evaluation.ledger import CODES, FAILED, TaskLedger
+from enginehouse.evaluation.ledger import CODES, TaskLedger, has_score
 from enginehouse.evaluation.pairing import Reading, common_tasks, read_run, warnings
 from enginehouse.evaluation.summary import why_no_headline
 from enginehouse.report.comparison import (
@@ -28,9 +28,9 @@ LEVEL = 0.05
 def compare_runs(a: Run, b: Run) -> Comparison:
     """Run B against run A: every task of both, paired by item and repeat.
 
-    What counts is what counts in the headline: failed samples are left out, here with their
-    partners; unparsable and truncated answers are not correct. Verdicts are at level 0.05, with
-    several tasks after Holm's correction. The same runs give the same result.
+    What counts is what counts in the headline: failed and unscored samples are left out, here with
+    their partners; unparsable and truncated answers are not correct. Verdicts are at level 0.05,
+    with several tasks after Holm's correction. The same runs give the same result.
 
     Raises ConfigurationError for runs that cannot be paired (see `pairing.common_tasks`) and
     StoreError. Blocking: reads both journals.
@@ -62,8 +62,8 @@ def require_scores(comparison: Comparison) -> None:
         raise NoHeadlineError(
             f"nothing to compare for {', '.join(task.task for task in without)}",
             why="; ".join(task.words for task in without),
-            fix="once the cause is mended, `enginehouse resume RUN --retry-failed` asks the failed "
-            "samples again",
+            fix="once the cause is fixed, `enginehouse resume RUN --retry-failed` asks the failed "
+            "samples again, and `enginehouse rescore RUN` scores the unscored ones",
         )
 
 
@@ -77,7 +77,7 @@ def _compare_task(name: str, a: Reading, b: Reading) -> TaskComparison:
     """A task's figures, with the verdict as far as it needs no p-value."""
     one, other = a.ledger.tasks[name], b.ledger.tasks[name]
     states = np.stack([one.state_table(), other.state_table()])
-    valid = states != FAILED
+    valid = has_score(states)
     why_not = "; ".join(
         f"{label} has no score: {why}"
         for label, reading in (("A", a), ("B", b))
@@ -87,7 +87,7 @@ def _compare_task(name: str, a: Reading, b: Reading) -> TaskComparison:
     if not why_not:
         correct = (states == CODES[Outcome.CORRECT]).astype(float)
         headline = compare_paired(correct, valid.astype(float))
-        why_not = "" if headline else "no sample succeeded in both runs"
+        why_not = "" if headline else "no sample has a score in both runs"
     record = one.record
     return TaskComparison(
         task=name,
@@ -98,6 +98,7 @@ def _compare_task(name: str, a: Reading, b: Reading) -> TaskComparison:
         subset=record.subset or other.record.subset,
         left_out=int((~valid.all(axis=0)).sum()),
         failed=_counts(Outcome.FAILED, one, other),
+        unscored=_counts(Outcome.UNSCORED, one, other),
         truncated=_counts(Outcome.TRUNCATED, one, other),
         unparsable=_counts(Outcome.UNPARSABLE, one, other),
         headline=headline,

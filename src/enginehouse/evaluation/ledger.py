@@ -1,12 +1,14 @@
 """The running state of an evaluation: what its journal says, added up record by record.
 
-The same code reads a journal again and follows one that is being written. It holds a byte per
+The same code reads a journal again and follows one that is being written. It holds 9 bytes per
 sample and 16 bytes per sample and metric, so that memory hardly grows with the run.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,8 +30,11 @@ from enginehouse.store.journal import read_journal
 from enginehouse.tasks.base import Measure, Outcome
 
 MISSING, ASKED = 0, 1
+_LONGEST_REASON = 200  # characters
+_MOST_REASONS = 1000
 CODES = {outcome: code for code, outcome in enumerate(Outcome, start=2)}
 FAILED = CODES[Outcome.FAILED]
+UNSCORED = CODES[Outcome.UNSCORED]
 
 
 class MeasureColumn:
@@ -46,7 +51,10 @@ class MeasureColumn:
 
 
 class TaskLedger:
-    """One task: a state per sample (MISSING, ASKED, or an outcome's code) and its measures."""
+    """One task: a state per sample (MISSING, ASKED, or an outcome's code) and its measures.
+
+    `answers` has the journal's offset of each sample's answer, where there is one.
+    """
 
     def __init__(self, record: DatasetRecord) -> None:
         self.record = record
@@ -54,7 +62,9 @@ class TaskLedger:
         self.counts = [0] * (2 + len(CODES))
         self.counts[MISSING] = len(self.states)
         self.measures: dict[str, MeasureColumn] = {}
+        self.answers = array("q", bytes(8 * len(self.states)))
         self.failures: Counter[str] = Counter()  # error classes, of every attempt
+        self.unscored: Counter[str] = Counter()  # why answers have no score: the reasons
 
     def index(self, record: SampleRecord | ScoreRecord) -> int:
         """Where the record's sample lies in `states`. Raises StoreError if nowhere."""
@@ -84,14 +94,36 @@ class TaskLedger:
                 column = self.measures[name] = MeasureColumn(len(self.states))
             column.put(index, measure)
 
+    def begin_scoring(self, record: DatasetRecord) -> None:
+        """Void every score, as a further record of the task's data says. Raises StoreError."""
+        before = self.record
+        if (record.items, record.samples) != (before.items, before.samples):
+            raise StoreError(f"the journal changes the size of {record.task} in the middle")
+        self.record = record
+        self.measures.clear()
+        self.unscored.clear()
+        for index, state in enumerate(self.states):
+            if state > ASKED and state != FAILED:
+                self.set_state(index, ASKED)
+
     def state_table(self) -> NDArray[np.uint8]:
         """The states with shape (items, repeats), as they are now; not a copy."""
         shape = (self.record.items, self.record.samples)
         return np.frombuffer(self.states, dtype=np.uint8).reshape(shape)
 
+    def counted(self) -> NDArray[np.bool_]:
+        """Which samples have a score that counts, with shape (items, repeats)."""
+        return has_score(self.state_table())
+
     def outcomes(self) -> dict[str, int]:
         """How many samples had each outcome."""
         return {outcome.value: self.counts[code] for outcome, code in CODES.items()}
+
+
+def has_score(states: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where a sample was answered and scored."""
+    scored: NDArray[np.bool_] = (states > ASKED) & (states != FAILED) & (states != UNSCORED)
+    return scored
 
 
 @dataclass
@@ -108,13 +140,12 @@ class Session:
 
 @dataclass
 class Ledger:
-    """A whole run. `unscored` maps (task, index) of answered samples to their journal offset."""
+    """A whole run."""
 
     header: HeaderRecord | None = None
     sessions: dict[int, Session] = field(default_factory=dict)
     repairs: list[RepairRecord] = field(default_factory=list)
     tasks: dict[str, TaskLedger] = field(default_factory=dict)
-    unscored: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def add(self, record: Record, *, offset: int) -> None:
         """Take one record into account. Raises StoreError for one that fits nowhere."""
@@ -123,7 +154,10 @@ class Ledger:
         elif isinstance(record, SampleRecord):
             self._add_sample(record, offset)
         elif isinstance(record, DatasetRecord):
-            self.tasks[record.task] = TaskLedger(record)
+            if (task := self.tasks.get(record.task)) is None:
+                self.tasks[record.task] = TaskLedger(record)
+            else:
+                task.begin_scoring(record)
         elif isinstance(record, ProvenanceRecord):
             self.sessions[record.id] = Session(record)
         elif isinstance(record, RepairRecord):
@@ -142,10 +176,9 @@ class Ledger:
         if record.failure is not None:
             task.set_state(index, FAILED)
             task.failures[record.failure.error] += 1
-            self.unscored.pop((record.task, index), None)
             return
         task.set_state(index, ASKED)
-        self.unscored[record.task, index] = offset
+        task.answers[index] = offset
         if (session := self.sessions.get(record.provenance)) is None:
             raise StoreError(f"the journal has a sample of {record.task} without a provenance")
         for response in record.responses:
@@ -161,7 +194,16 @@ class Ledger:
         index = task.index(record)
         task.set_state(index, CODES[record.outcome])
         task.put(index, dict(record.measures))
-        self.unscored.pop((record.task, index), None)
+        if record.failure is not None:
+            reason = record.failure.message[:_LONGEST_REASON]
+            task.unscored[reason if len(task.unscored) < _MOST_REASONS else "of other reasons"] += 1
+
+    def waiting(self) -> Iterator[tuple[str, int]]:
+        """Task and journal offset of every answer that has no score yet."""
+        for name, task in self.tasks.items():
+            for index, state in enumerate(task.states):
+                if state == ASKED:
+                    yield name, task.answers[index]
 
     def _task(self, record: SampleRecord | ScoreRecord) -> TaskLedger:
         try:

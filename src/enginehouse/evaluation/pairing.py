@@ -97,7 +97,7 @@ def read_run(run: Run) -> Reading:
         record = entry.record
         reading.ledger.add(record, offset=entry.offset)
         if isinstance(record, DatasetRecord):
-            reading.questions[record.task] = Questions(record)
+            reading.questions.setdefault(record.task, Questions(record))
         elif isinstance(record, SampleRecord):
             reading.questions[record.task].add(record)
     return reading

@@ -129,7 +129,8 @@ class RepairRecord(msgspec.Struct, frozen=True, kw_only=True, tag="repair", tag_
 class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True, tag="dataset", tag_field="record"):
     """A task's data: `items` are evaluated `samples` times each, out of `full_size` (or unknown).
 
-    `headline` says what "correct" means for the task.
+    `headline` says what "correct" means for the task. A further record of a task begins a new
+    scoring: the scores before it no longer count, the answers do.
     """
 
     task: str
@@ -169,7 +170,10 @@ class ToolUse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a sample failed: an error's class, stage and text, and the HTTP status if there was."""
+    """Why a sample failed, or could not be scored: an error's class, stage and text.
+
+    `status` is the HTTP status if there was one.
+    """
 
     error: str
     stage: str
@@ -203,7 +207,10 @@ class SampleRecord(
 class ScoreRecord(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="score", tag_field="record"
 ):
-    """The score of the sample with the same key."""
+    """The score of the sample with the same key; the latest counts.
+
+    `failure` says why an answer is unscored.
+    """
 
     task: str
     item: str
@@ -212,6 +219,7 @@ class ScoreRecord(
     outcome: Outcome
     measures: Mapping[str, Measure] = {}
     answer: str | None = None
+    failure: Failure | None = None
 
 
 Record = HeaderRecord | ProvenanceRecord | RepairRecord | DatasetRecord | SampleRecord | ScoreRecord

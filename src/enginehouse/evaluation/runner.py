@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
 
 import msgspec
 
@@ -37,14 +40,19 @@ from enginehouse.evaluation.records import (
     RepairRecord,
     SampleRecord,
 )
-from enginehouse.evaluation.scoring import score_sample
+from enginehouse.evaluation.rescoring import demand_same_question, demand_same_size
+from enginehouse.evaluation.scoring import Pending, begin_score, finish_score
+from enginehouse.evaluation.scoring_processes import ScoringProcesses
 from enginehouse.evaluation.summary import summarise
+from enginehouse.report.rescoring import Rescoring, TaskRescoring
 from enginehouse.report.summary import Progress, Report, TaskProgress
-from enginehouse.store.journal import Journal, read_record
+from enginehouse.store.journal import Journal, read_journal, read_record
 from enginehouse.store.runs import Run, RunStatus
+from enginehouse.tasks.base import Outcome
 
 MOST_IN_FLIGHT = 1024
 GONE_AFTER = 10  # connection failures in a row, beyond those that were in flight together
+MOST_JUDGED = 256  # answers that wait for a scoring program, before asking waits for them
 _UNCONNECTED = {ConnectionFailedError.__name__, TlsError.__name__}
 # How many refusals of the key in a row end a run in which nothing was answered yet. A 403 may also
 # be a hosted filter's word on one prompt, which comes sooner than the answers to others.
@@ -61,14 +69,13 @@ _BREATH = 0.05  # seconds after which a worker that never waited lets others run
 def count_missing(
     spec: EvaluationSpec, *, tasks: TaskData, run: Run, retry_failed: bool = False
 ) -> int:
-    """How many samples `evaluate` would ask; answers that lack only their score are scored.
+    """How many samples `evaluate` would ask.
 
     Raises as `evaluate` does, before there has to be anybody to ask.
     """
     with run.hold(), Journal(run.journal_path, first=HeaderRecord) as journal:
         work = _Evaluation(spec, plan_tasks(spec, tasks), journal, lambda _: None)
         work.prepare(run.info.id)
-        work.score_unscored()
         return work.count(_wanted(retry_failed=retry_failed))
 
 
@@ -97,20 +104,20 @@ async def evaluate(
     Raises, leaving the run resumable: ConfigurationError (the spec or the data is not the one the
     run began with), RunLockedError, UnsupportedError (before anything is asked), ServerGoneError,
     UnauthorizedError, ForbiddenError or NoCreditError (the key is refused, whatever is asked),
-    TaskError (a task's code or scoring is broken), StoreError (disk full …). Failed samples do
-    not raise: see `require_headlines`.
+    TaskError (a task cannot say what to ask), StoreError (disk full …). Failed and unscored
+    samples do not raise: see `require_headlines`.
     """
     with run.hold():
         run.update(status=RunStatus.RUNNING, finished=None)
         try:
             with Journal(run.journal_path, first=HeaderRecord) as journal:
-                work = _Evaluation(spec, plan_tasks(spec, tasks), journal, progress)
-                work.prepare(run.info.id)
-                work.score_unscored()
-                if sampler is not None and provenance is not None:
-                    await work.ask_missing(
-                        sampler, provenance, wanted=_wanted(retry_failed=retry_failed)
-                    )
+                async with _Evaluation(spec, plan_tasks(spec, tasks), journal, progress) as work:
+                    work.prepare(run.info.id)
+                    await work.score_waiting()
+                    if sampler is not None and provenance is not None:
+                        await work.ask_missing(
+                            sampler, provenance, wanted=_wanted(retry_failed=retry_failed)
+                        )
                 del work  # its state would double the memory of summing up
             report = summarise(run)
             run.write_report(msgspec.json.format(msgspec.json.encode(report)))
@@ -119,6 +126,50 @@ async def evaluate(
             _note_end(run, error)
             raise
     return report
+
+
+async def rescore(
+    spec: EvaluationSpec,
+    *,
+    tasks: TaskData,
+    run: Run,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Rescoring:
+    """Score every answer of `run`'s journal again, by the tasks as they are now. Asks nothing.
+
+    The scores before stay in the journal and no longer count. Stopped in the middle, the run
+    lacks scores, and `evaluate` or another `rescore` completes it. `progress` as in `evaluate`.
+
+    Raises ConfigurationError if a task now asks something else than what was answered (only
+    scoring may differ), RunLockedError and StoreError.
+    """
+    with run.hold():
+        with Journal(run.journal_path, first=HeaderRecord) as journal:
+            before = summarise(run)
+            async with _Evaluation(spec, plan_tasks(spec, tasks), journal, progress) as work:
+                states = work.begin_scoring(run.info.id)
+                await work.score_waiting()
+                changes = work.changes(states)
+        report = summarise(run)
+        if report.complete:
+            run.write_report(msgspec.json.format(msgspec.json.encode(report)))
+            if run.info.status is not RunStatus.COMPLETE:
+                run.finish(RunStatus.COMPLETE)
+    return Rescoring(
+        report=report,
+        tasks=tuple(
+            TaskRescoring(
+                task=now.task,
+                version_before=then.version,
+                version=now.version,
+                answers=sum(now.outcomes.values()) - now.outcomes[Outcome.FAILED],
+                changes=changes[now.task],
+                headline_before=then.headline,
+                headline=now.headline,
+            )
+            for then, now in zip(before.tasks, report.tasks, strict=True)
+        ),
+    )
 
 
 def _note_end(run: Run, error: BaseException) -> None:
@@ -155,6 +206,22 @@ class _Evaluation:
         self._session = -1
         self._done_before = 0
         self._counted: CountingSampler | None = None
+        self._processes = ScoringProcesses()
+        self._scoring: set[asyncio.Task[None]] = set()  # answers that a program is judging
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for task in self._scoring:
+            task.cancel()
+        await asyncio.gather(*self._scoring, return_exceptions=True)
+        await self._processes.close()
 
     def prepare(self, run_id: str) -> None:
         """Write what the journal's head lacks. Raises ConfigurationError if it says otherwise."""
@@ -165,13 +232,7 @@ class _Evaluation:
             self._write(header)
         if repair := self._journal.repair:
             self._write(RepairRecord(at=datetime.now(UTC), size=repair.size, kept=repair.kept.name))
-        asked = msgspec.structs.replace(self._spec, concurrency=None)
-        if changed := _differences(msgspec.structs.replace(header.spec, concurrency=None), asked):
-            raise ConfigurationError(
-                f"run {run_id} was begun with another {', '.join(changed)}",
-                why="its answers and new ones could not be added up",
-                fix="resume it as it was begun, or start a new run",
-            )
+        self._demand_same_spec(header.spec, run_id)
         for plan in self._plans.values():
             if (known := self._ledger.tasks.get(plan.name)) is None:
                 self._write(plan.record)
@@ -179,14 +240,89 @@ class _Evaluation:
                 raise ConfigurationError(
                     f"the data or version of task {plan.name} changed since run {run_id} began",
                     why=f"another {', '.join(changed)}",
-                    fix="restore what it was begun with, or start a new run",
+                    fix="restore what it was begun with, or start a new run; if only the scoring "
+                    f"changed, `enginehouse rescore {run_id}` scores its answers again",
                 )
 
-    def score_unscored(self) -> None:
-        """Score the answers that a killed process left unscored."""
-        for (task, _), offset in sorted(self._ledger.unscored.items(), key=lambda pair: pair[1]):
-            sample = read_record(self._journal.path, Record, offset=offset)
-            self._write(score_sample(self._plans[task], sample))
+    def _demand_same_spec(self, known: EvaluationSpec, run_id: str) -> None:
+        asked = msgspec.structs.replace(self._spec, concurrency=None)
+        if changed := _differences(msgspec.structs.replace(known, concurrency=None), asked):
+            raise ConfigurationError(
+                f"run {run_id} was begun with another {', '.join(changed)}",
+                why="its answers and new ones could not be added up",
+                fix="resume it as it was begun, or start a new run",
+            )
+
+    def begin_scoring(self, run_id: str) -> dict[str, bytes]:
+        """Void every score, if the tasks still ask what was answered; the states until now.
+
+        Raises ConfigurationError if they do not.
+        """
+        if (header := self._ledger.header) is None:
+            raise ConfigurationError(
+                f"run {run_id} has no answers yet", fix=f"`enginehouse resume {run_id}` asks them"
+            )
+        self._demand_same_spec(header.spec, run_id)
+        plans = [plan for plan in self._plans.values() if plan.name in self._ledger.tasks]
+        for plan in plans:
+            demand_same_size(plan, self._ledger.tasks[plan.name].record)
+        for entry in read_journal(self._journal.path, Record):
+            if isinstance(sample := entry.record, SampleRecord) and sample.failure is None:
+                known = self._ledger.tasks[sample.task].record
+                demand_same_question(self._plans[sample.task], known, sample, spec=self._spec)
+        states = {plan.name: bytes(self._ledger.tasks[plan.name].states) for plan in plans}
+        for plan in plans:
+            self._write(plan.record)
+        return states
+
+    def changes(self, before: Mapping[str, bytes]) -> dict[str, dict[str, int]]:
+        """For each task, how many samples changed the outcome, and how ("wrong → correct")."""
+        names = {ASKED: "no score"} | {code: str(outcome) for outcome, code in CODES.items()}
+        return {
+            task: dict(
+                Counter(
+                    f"{names[old]} → {names[new]}"
+                    for old, new in zip(states, self._ledger.tasks[task].states, strict=True)
+                    if old != new
+                )
+            )
+            for task, states in before.items()
+        }
+
+    async def score_waiting(self) -> None:
+        """Score the answers that have no score, after a kill or when a new scoring begins."""
+        waiting = sorted(self._ledger.waiting(), key=lambda pair: pair[1])
+        self._started = self._breath = time.monotonic()
+        for _, offset in waiting:
+            self._score(read_record(self._journal.path, Record, offset=offset))
+            await self._breathe()
+        if waiting:
+            await self._see_done(set())
+
+    def _score(self, sample: SampleRecord) -> None:
+        begun = begin_score(self._plans[sample.task], sample)
+        if isinstance(begun, Pending):
+            self._scoring.add(asyncio.create_task(self._finish(begun)))
+        else:
+            self._write(begun)
+
+    async def _finish(self, pending: Pending) -> None:
+        self._write(await finish_score(pending, self._processes))
+
+    async def _breathe(self) -> None:
+        """Let others run if they have waited, and wait while many answers are being judged."""
+        if (now := time.monotonic()) - self._breath > _BREATH:
+            self._breath = now
+            await asyncio.sleep(0)
+        while len(self._scoring) >= MOST_JUDGED:
+            await asyncio.wait(self._scoring, return_when=asyncio.FIRST_COMPLETED)
+            self._forget_scored()
+
+    def _forget_scored(self) -> None:
+        """Raises what stopped one from being written."""
+        for task in [task for task in self._scoring if task.done()]:
+            self._scoring.discard(task)
+            task.result()
 
     def count(self, states: tuple[int, ...]) -> int:
         """How many samples are in one of the states."""
@@ -245,26 +381,27 @@ class _Evaluation:
 
     async def _run_workers(self, count: int, asker: Asker, units: Iterator[Unit]) -> None:
         workers = {asyncio.create_task(self._work(asker, units)) for _ in range(count)}
-        pending = workers
         try:
-            while pending:
-                done, pending = await asyncio.wait(
-                    pending, timeout=_TICK, return_when=asyncio.FIRST_EXCEPTION
-                )
-                for worker in done:
-                    worker.result()
-                self._progress(self._state())
+            await self._see_done(workers)
         finally:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
+    async def _see_done(self, workers: set[asyncio.Task[None]]) -> None:
+        """Report progress until the workers have asked everything and all is scored."""
+        while running := {task for task in (*workers, *self._scoring) if not task.done()}:
+            await asyncio.wait(running, timeout=_TICK, return_when=asyncio.FIRST_EXCEPTION)
+            for worker in workers:
+                if worker.done():
+                    worker.result()
+            self._forget_scored()
+            self._progress(self._state())
+
     async def _work(self, asker: Asker, units: Iterator[Unit]) -> None:
         for unit in units:
             self._settle(await asker.ask(unit), unit)
-            if (now := time.monotonic()) - self._breath > _BREATH:
-                self._breath = now
-                await asyncio.sleep(0)
+            await self._breathe()
 
     def _settle(self, sample: SampleRecord, unit: Unit) -> None:
         failure = sample.failure
@@ -286,7 +423,7 @@ class _Evaluation:
         if failure is None:
             self._any_answer = True
             self._record_refused()
-            self._write(score_sample(self._plans[sample.task], sample))
+            self._score(sample)
 
     async def _end_streak(self, asker: Asker) -> None:
         """Judge the last failures by one sample that was answered before."""

@@ -4,31 +4,67 @@ from __future__ import annotations
 
 import math
 
-from enginehouse.core.errors import TaskError
+import msgspec
+
+from enginehouse.core.errors import EnginehouseError, ScoringError
 from enginehouse.evaluation.plan import TaskPlan
-from enginehouse.evaluation.records import SampleRecord, ScoreRecord
+from enginehouse.evaluation.records import Failure, SampleRecord, ScoreRecord
+from enginehouse.evaluation.scoring_processes import ScoringProcesses
 from enginehouse.evaluation.tool_calls import score_calls
-from enginehouse.tasks.base import Measure, Outcome, Score
+from enginehouse.tasks.base import Measure, Outcome, Score, ScoringCall
 
 _OF_TASKS = (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSABLE)
 _OF_CALLS = (*_OF_TASKS, Outcome.TRUNCATED)
 
 
-def score_sample(plan: TaskPlan, sample: SampleRecord) -> ScoreRecord:
-    """Score a sample that did not fail.
+class Pending(msgspec.Struct, frozen=True):
+    """An answer that a scoring program has to judge: see `finish_score`."""
+
+    sample: SampleRecord
+    call: ScoringCall
+
+
+def begin_score(plan: TaskPlan, sample: SampleRecord) -> ScoreRecord | Pending:
+    """Score a sample that did not fail, as far as that needs no other process. Does not raise.
 
     A written answer that max_tokens cut off (finish_reason "length") is truncated, whatever its
     text says. Truncated and unparsable answers count as not correct everywhere: their measures
     keep their weights (an IFEval prompt's number of instructions, say) and have the value 0; for
-    that, a truncated text is shown to the task like any other. Raises TaskError, naming the item,
-    when the task's scoring raises anything or returns what cannot be counted. Tool calls were
-    judged when they were asked for: see `tool_calls.score_calls`.
+    that, a truncated text is shown to the task like any other. Tool calls were judged when they
+    were asked for: see `tool_calls.score_calls`. When the task's scoring raises anything or
+    returns what cannot be counted, the sample is unscored.
     """
-    written = sample.continuations is None and sample.tool_use is None
+    item = plan.item(sample.position)
+    try:
+        if sample.tool_use is not None:
+            score: Score | ScoringCall = score_calls(plan.task, item, sample.tool_use)
+        elif sample.continuations is not None:
+            score = plan.task.score_choice(item, [c.loglikelihood for c in sample.continuations])
+        else:
+            score = plan.task.score_text(item, sample.responses[0].completions[0].text)
+        if isinstance(score, ScoringCall):
+            return Pending(sample, score)
+        return _record(sample, _checked(score, sample))
+    except Exception as error:  # noqa: BLE001  a task's code may raise anything
+        return _unscored(sample, error)
+
+
+async def finish_score(pending: Pending, processes: ScoringProcesses) -> ScoreRecord:
+    """Have the program judge the answer. Does not raise: see `begin_score`."""
+    try:
+        score = await processes.score(pending.call)
+        return _record(pending.sample, _checked(score, pending.sample))
+    except ScoringError as error:
+        return _unscored(pending.sample, error)
+
+
+def _is_written(sample: SampleRecord) -> bool:
+    return sample.continuations is None and sample.tool_use is None
+
+
+def _record(sample: SampleRecord, score: Score, *, failure: Failure | None = None) -> ScoreRecord:
+    written = _is_written(sample)
     truncated = written and sample.responses[0].completions[0].finish_reason == "length"
-    score = _checked(
-        _by_task(plan, sample), plan.name, sample.item, allowed=_OF_TASKS if written else _OF_CALLS
-    )
     outcome = Outcome.TRUNCATED if truncated else score.outcome
     measures = score.measures
     if written and outcome in (Outcome.TRUNCATED, Outcome.UNPARSABLE):
@@ -41,36 +77,28 @@ def score_sample(plan: TaskPlan, sample: SampleRecord) -> ScoreRecord:
         outcome=outcome,
         measures=measures,
         answer=score.answer,
+        failure=failure,
     )
 
 
-def _by_task(plan: TaskPlan, sample: SampleRecord) -> Score:
-    item = plan.item(sample.position)
-    try:
-        if sample.tool_use is not None:
-            return score_calls(plan.task, item, sample.tool_use)
-        if sample.continuations is not None:
-            return plan.task.score_choice(item, [c.loglikelihood for c in sample.continuations])
-        return plan.task.score_text(item, sample.responses[0].completions[0].text)
-    except Exception as error:  # a user's metric may raise anything
-        raise TaskError(
-            f"task {plan.name} could not score item {sample.item}",
-            why=f"{type(error).__name__}: {error}",
-            fix="correct the task and start a new run; a run refuses a task that has changed",
-        ) from error
+def _unscored(sample: SampleRecord, error: Exception) -> ScoreRecord:
+    """The outcome is unscored; a truncated answer is truncated even so."""
+    if isinstance(error, EnginehouseError):
+        message = f"{error.message}: {error.why}" if error.why else error.message
+        failure = Failure(error=type(error).__name__, stage=error.stage, message=message)
+    else:
+        message = f"the task's scoring raised {type(error).__name__}: {error}"
+        failure = Failure(error=ScoringError.__name__, stage=ScoringError.stage, message=message)
+    return _record(sample, Score(outcome=Outcome.UNSCORED), failure=failure)
 
 
-def _checked(score: Score, task: str, item: str, *, allowed: tuple[Outcome, ...]) -> Score:
+def _checked(score: Score, sample: SampleRecord) -> Score:
     problem = None
-    if score.outcome not in allowed:
+    if score.outcome not in (_OF_TASKS if _is_written(sample) else _OF_CALLS):
         problem = f"the outcome {score.outcome} is not the task's to give"
     for name, measure in score.measures.items():
         if not math.isfinite(measure.value) or not 0 <= measure.weight < math.inf:
             problem = f"measure {name} is {measure.value} with weight {measure.weight}"
     if problem:
-        raise TaskError(
-            f"task {task} scored item {item} with what cannot be counted",
-            why=problem,
-            fix="correct the task and start a new run; a run refuses a task that has changed",
-        )
+        raise ScoringError("the task's scoring gave what cannot be counted", why=problem)
     return score

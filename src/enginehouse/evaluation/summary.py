@@ -17,6 +17,7 @@ from enginehouse.evaluation.ledger import (
     ASKED,
     CODES,
     FAILED,
+    UNSCORED,
     Ledger,
     Session,
     TaskLedger,
@@ -38,8 +39,8 @@ from enginehouse.tasks.base import Outcome
 def summarise(run: Run, *, at_k: Sequence[int] | None = None) -> Report:
     """The report of what the journal holds, finished or not. Blocking.
 
-    Headline: correct / (all - failed), with unparsable and truncated answers in the denominator.
-    Metrics: Σ value / Σ weight over the samples that did not fail. Intervals at 95 %: see
+    Headline: correct / (all - failed - unscored), with unparsable and truncated answers in the
+    denominator. Metrics: Σ value / Σ weight over the same samples. Intervals at 95 %: see
     `statistics.interval_of_ratio`. `at_k` None: the powers of two up to the samples per item, if
     those are several. Raises StoreError, and ConfigurationError for a k above them.
     """
@@ -68,11 +69,20 @@ def require_headlines(report: Report) -> None:
     """Raise NoHeadlineError if a task of a complete run has no headline."""
     without = [task for task in report.tasks if task.headline is None]
     if without:
+        again = []
+        if any(task.outcomes.get(Outcome.FAILED) for task in without):
+            again.append(
+                f"`enginehouse resume {report.run} --retry-failed` asks the failed samples again"
+            )
+        if any(task.outcomes.get(Outcome.UNSCORED) for task in without):
+            again.append(f"`enginehouse rescore {report.run}` scores all answers again")
+        if not again:
+            again.append(f"`enginehouse resume {report.run}` asks what is missing")
         raise NoHeadlineError(
             f"no score for {', '.join(task.task for task in without)}",
             why="; ".join(f"{task.task}: {task.no_headline}" for task in without),
-            fix=f"`enginehouse show {report.run} --sample N` shows one; once the cause is mended, "
-            f"`enginehouse resume {report.run} --retry-failed` asks the failed samples again",
+            fix=f"`enginehouse show {report.run} --sample N` shows one; once the cause is fixed, "
+            + ", and ".join(again),
         )
 
 
@@ -120,7 +130,7 @@ def _find_records(
 def _view(
     sample: SampleRecord, score: ScoreRecord | None, *, number: int, total: int
 ) -> SampleView:
-    failure = sample.failure
+    failure = sample.failure or (score.failure if score else None)
     outcome = score.outcome.value if score else None
     return SampleView(
         number=number,
@@ -133,7 +143,7 @@ def _view(
         loglikelihoods=None
         if sample.continuations is None
         else tuple(c.loglikelihood for c in sample.continuations),
-        outcome=Outcome.FAILED.value if failure else outcome,
+        outcome=Outcome.FAILED.value if sample.failure else outcome,
         answer=score.answer if score else None,
         measures={n: m.value for n, m in score.measures.items()} if score else {},
         tool_use=_tool_lines(sample.tool_use) if sample.tool_use else (),
@@ -162,7 +172,7 @@ def _task_report(task: TaskLedger, spec: EvaluationSpec, at_k: Sequence[int] | N
     record = task.record
     shape = (record.items, record.samples)
     states = task.state_table()
-    scored = (states > ASKED) & (states != FAILED)
+    scored = task.counted()
     ks = choose_ks(record, spec, at_k)
     why_not = why_no_headline(task, spec.max_failed)
     metrics = {}
@@ -195,21 +205,43 @@ def _task_report(task: TaskLedger, spec: EvaluationSpec, at_k: Sequence[int] | N
 def why_no_headline(task: TaskLedger, max_failed: float) -> str | None:
     """Why what was scored so far gives no headline; None if it gives one."""
     done = sum(task.counts[ASKED + 1 :])
-    failed = task.counts[FAILED]
+    failed, unscored = task.counts[FAILED], task.counts[UNSCORED]
+    without = failed + unscored
     if not done:
         return "no sample was asked and scored yet"
-    if failed == done:
-        return f"all {failed:,} samples failed, {_commonest(task)}"
-    if failed / done > max_failed:
+    what = " or ".join(
+        word for word, count in (("failed", failed), ("could not be scored", unscored)) if count
+    )
+    if without == done:
+        return f"all {done:,} samples {what}, {_commonest(task)}"
+    if without / done > max_failed:
         return (
-            f"{failed:,} of {done:,} samples failed ({failed / done:.1%}), "
+            f"{without:,} of {done:,} samples {what} ({without / done:.1%}), "
             f"more than the {max_failed:.1%} allowed; {_commonest(task)}"
         )
     return None
 
 
 def _commonest(task: TaskLedger) -> str:
-    return f"most of them with {task.failures.most_common(1)[0][0]}"
+    """The commonest error of failed samples, or else the reason of unscored ones."""
+    if task.counts[FAILED] >= task.counts[UNSCORED]:
+        return f"most of them with {task.failures.most_common(1)[0][0]}"
+    return _commonest_reason(task)
+
+
+def _commonest_reason(task: TaskLedger) -> str:
+    return f"commonest reason: {task.unscored.most_common(1)[0][0]}"
+
+
+def _unscored_note(task: TaskLedger, count: int) -> str:
+    """How far the answers without a score could move the headline."""
+    correct = task.counts[CODES[Outcome.CORRECT]]
+    of = sum(task.counts[ASKED + 1 :]) - task.counts[FAILED]
+    return (
+        f"{task.record.task}: {count:,} of {of:,} answers could not be scored and are left out "
+        f"({_commonest_reason(task)}); with them the score would lie between {correct / of:.1%} "
+        f"and {(correct + count) / of:.1%}"
+    )
 
 
 def _answerers(ledger: Ledger) -> tuple[Provenance, ...]:
@@ -268,6 +300,8 @@ def _notes(ledger: Ledger, spec: EvaluationSpec | None) -> list[str]:
                 f"{record.task}: {record.samples} samples per item at temperature 0 differ only "
                 "by the engine's own nondeterminism"
             )
+        if count := task.counts[UNSCORED]:
+            notes.append(_unscored_note(task, count))
         if asked := sum(_open(task)):
             notes.append(f"{record.task}: {asked:,} samples are missing, the run is incomplete")
     if not all(session.record.seeded for session in ledger.sessions.values()):

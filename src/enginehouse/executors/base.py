@@ -10,10 +10,16 @@ import msgspec
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """A program's argument vector and its whole environment (nothing is inherited)."""
+    """A program's argument vector and its whole environment (nothing is inherited).
+
+    The environment's values may be secrets: they are in no repr.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return f"Command(argv={self.argv!r}, env={sorted(self.env)!r})"
 
 
 class Effort(msgspec.Struct, frozen=True, kw_only=True):

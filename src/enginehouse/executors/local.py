@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 import time
@@ -13,6 +14,7 @@ from enginehouse.core.errors import StartError
 from enginehouse.executors.base import Command, Effort
 from enginehouse.executors.reaper import Reaper
 from enginehouse.executors.tree import KILL_WAIT, POLL, ProcessIdentity, ProcessTree, identify
+from enginehouse.store.private import open_private
 
 LOOK_EVERY = 1.0
 # A shell that becomes the program when it is told to, and ends if we end before that. What shells
@@ -119,7 +121,7 @@ class LocalExecutor:
                 fix="check that the engine environment is still there: enginehouse envs",
             )
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
+        with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as output:
             child = subprocess.Popen(  # noqa: ASYNC220 - a cancelled await would lose the child
                 ("/bin/sh", "-c", _GATE, "sh", *command.argv),
                 env=dict(command.env),

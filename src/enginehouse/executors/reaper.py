@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from enginehouse.executors.tree import ProcessIdentity, ProcessTree
+from enginehouse.store.private import open_private
 
 GRACE = 10.0  # seconds for the tree to end by itself
 _UNHEEDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
@@ -36,7 +37,7 @@ class Reaper:
         # The child inherits the mask: it heeds no signal from its first moment on.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _UNHEEDED)
         try:
-            with log.open("ab") as output:
+            with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as output:
                 self._child = subprocess.Popen(
                     (sys.executable, "-P", "-m", "enginehouse.executors.reaper", *words),
                     stdin=subprocess.PIPE,

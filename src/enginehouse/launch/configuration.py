@@ -420,8 +420,16 @@ def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"{where!r} is missing"
     if not where:
         return message
-    given = "" if location[-1] == "api_key" else f" (got {problem['input']!r})"
-    return f"{where!r}: {message}{given}"
+    return f"{where!r}: {message}{_given(location, problem['input'])}"
+
+
+def _given(location: tuple[Any, ...], value: Any) -> str:
+    """What was given, unless there may be a secret in it."""
+    if {"api_key", "env_vars"} & set(location):
+        return ""
+    if isinstance(value, Mapping | list | tuple | BaseModel):
+        return f" (got a {type(value).__name__})"
+    return f" (got {value!r})"
 
 
 def _fields(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from enginehouse.core.errors import EnginehouseError
+from enginehouse.executors.sandbox import Sandbox, find_sandbox
 from enginehouse.launch.compute_type import type_on_cpu
 from enginehouse.launch.findings import Finding, fine, problem, warning
 from enginehouse.launch.machine import Gpu, Machine, look_at_machine
@@ -55,7 +56,12 @@ async def examine(
     """
     plan = known_plan(engine, version=version, variant=variant, layout=layout)
     machine = await asyncio.to_thread(look_at_machine, layout)
-    findings = [*judge_machine(machine), *judge_gpus(machine, plan, chosen=variant is None)]
+    sandbox = judge_sandbox(await asyncio.to_thread(find_sandbox))
+    findings = [
+        *judge_machine(machine),
+        sandbox,
+        *judge_gpus(machine, plan, chosen=variant is None),
+    ]
     given = _given(python, engine=engine, machine=machine)
     if given is None:
         built = read_record(layout.environments / plan.key) is not None
@@ -110,6 +116,14 @@ def _platform(machine: Machine) -> Finding:
         fix = "use a distribution with glibc (Debian, Ubuntu, Red Hat …), not Alpine"
         return problem("platform", f"{says}: vLLM's packages are made for glibc", fix)
     return fine("platform", says)
+
+
+def judge_sandbox(sandbox: Sandbox) -> Finding:
+    """Whether code that is not ours can be confined when it scores answers."""
+    if sandbox.problem is None:
+        return fine("sandbox", "bubblewrap confines scoring by code that is not ours")
+    says = f"{sandbox.problem}: scoring by reasoning_gym or by a function is confined less"
+    return warning("sandbox", says, sandbox.fix or "install bubblewrap")
 
 
 def _shared_memory(size: int) -> Finding:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import platform
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -26,6 +25,7 @@ from enginehouse.core.errors import (
     ServerError,
     StoreError,
     TaskError,
+    TlsError,
     UnknownNameError,
     UnsupportedError,
 )
@@ -33,16 +33,20 @@ from enginehouse.core.incidents import Incident
 from enginehouse.engines.base import Engine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.evaluation import EvaluationSpec, Prices, TaskSpec
+from enginehouse.executors.sandbox import find_sandbox
 from enginehouse.executors.tree import ProcessIdentity, identify
 from enginehouse.launch.asking import asking
-from enginehouse.launch.configuration import EvaluationConfig, merged, parse, read_yaml
+from enginehouse.launch.configuration import EvaluationConfig, merged, parse
+from enginehouse.launch.foreign_runs import demand_trust, read_config
+from enginehouse.launch.kept_variables import is_kept, with_left_out
 from enginehouse.launch.serving import Notify, Serving
+from enginehouse.report.rescoring import Rescoring
 from enginehouse.report.summary import Progress, Report
 from enginehouse.servers.records import list_servers
 from enginehouse.servers.server import stop_server
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import Run, RunStatus, Worker, create_run, open_run
-from enginehouse.tasks.base import Dataset, Task
+from enginehouse.tasks.base import Dataset, ProgramTask, Task
 from enginehouse.tasks.registry import load_task
 
 OnProgress = Callable[[Progress], None]
@@ -50,7 +54,6 @@ Asking = Callable[..., AbstractAsyncContextManager[Serving]]  # as `asking`
 Given = TypeVar("Given", bound=EvaluationConfig)
 _NEVER_BEGUN = (ConfigurationError, ModelError, UnsupportedError)  # if nothing was asked
 _LASTING = (*_NEVER_BEGUN, TaskError, RunLockedError)  # the same again if the run is resumed
-_SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 
 
 async def run_evaluation(
@@ -83,8 +86,10 @@ async def run_evaluation(
         tasks=list(tasks),
         config=resolved_yaml(config),
         versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},
+        left_out=left_out(config),
     )
     notify(f"run: {run.info.id}")
+    await asyncio.to_thread(_warn_of_scoring, tasks, notify)
     begun(run)
     try:
         return await _carry_out(run, config, tasks, layout, notify, progress, ask=ask)
@@ -101,9 +106,13 @@ async def resume_evaluation(
     notify: Notify,
     progress: OnProgress = lambda _: None,
     retry_failed: bool = False,
+    trust: bool = False,
     ask: Asking = asking,
 ) -> Report:
-    """Ask what a run has not asked yet; a complete run asks nothing and starts no server."""
+    """Ask what a run has not asked yet; a complete run asks nothing and starts no server.
+
+    Raises UntrustedRunError for somebody else's run that would run code, unless `trust`.
+    """
     run = open_run(layout, reference)
     with run.hold():
         report = evaluation.summarise(run) if run.journal_path.exists() else None
@@ -111,11 +120,37 @@ async def resume_evaluation(
             notify(f"run {run.info.id} is complete: nothing to ask")
             _note_complete(run, report)
             return report
-        config = parse(EvaluationConfig, read_yaml(run.config_path), origin=str(run.config_path))
+        config = read_config(run)
+        if not trust:
+            demand_trust(run, config, layout=layout)
         tasks = await asyncio.to_thread(_load_tasks, config)
         notify(f"run: {run.info.id}, resumed")
+        await asyncio.to_thread(_warn_of_scoring, tasks, notify)
         await _stop_abandoned(run, layout=layout, notify=notify)
         return await _carry_out(run, config, tasks, layout, notify, progress, retry_failed, ask=ask)
+
+
+async def rescore_evaluation(
+    reference: str,
+    *,
+    layout: Layout,
+    notify: Notify,
+    progress: OnProgress = lambda _: None,
+    trust: bool = False,
+) -> Rescoring:
+    """Score a run's answers again, by its tasks as they are now; nothing is asked.
+
+    Raises UntrustedRunError as `resume_evaluation` does, and what `evaluation.rescore` does.
+    """
+    run = open_run(layout, reference)
+    with run.hold():
+        config = read_config(run)
+        if not trust:
+            demand_trust(run, config, layout=layout)
+        tasks = await asyncio.to_thread(_load_tasks, config)
+        await asyncio.to_thread(_warn_of_scoring, tasks, notify)
+        spec = _spec(config, tasks)
+        return await evaluation.rescore(spec, tasks=tasks, run=run, progress=progress)
 
 
 async def evaluate(
@@ -137,17 +172,22 @@ async def evaluate(
     return await run_evaluation(config, layout=layout, notify=notify, progress=progress)
 
 
+def left_out(config: EvaluationConfig) -> list[str]:
+    """The variables of the server's environment whose values are not written down."""
+    return sorted(name for name in config.server.env_vars if not is_kept(name))
+
+
 def resolved_yaml(config: EvaluationConfig) -> str:
-    """The whole configuration as a file that can be run again; secrets are left out."""
+    """The whole configuration as a file that can be run again, without what may be a secret."""
     values = config.model_dump(mode="json", exclude_none=True)
     server = values["server"]
     hidden = ["api_key"] if server.pop("api_key", None) else []
-    for name in [name for name in server["env_vars"] if _SECRET.search(name)]:
+    for name in left_out(config):
         del server["env_vars"][name]
         hidden.append(f"env_vars.{name}")
     head = "# Run it again: enginehouse eval --config FILE\n"
     if hidden:
-        head += f"# Left out because they are secrets: {', '.join(hidden)}\n"
+        head += f"# Left out because they may be secrets: {', '.join(hidden)}\n"
     return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -183,6 +223,8 @@ async def _carry_out(
                 _spec(config, tasks), tasks=tasks, run=run, retry_failed=retry_failed
             ):
                 return await evaluate(sampler=None, provenance=None)
+            if ask is asking:  # whoever else opens the server has its own settings
+                config = with_left_out(config, run.info.left_out)
             async with ask(
                 config,
                 layout=layout,
@@ -209,8 +251,8 @@ def _what_is_kept(run: Run, error: BaseException) -> str | None:
     begun = run.journal_path.exists()
     if isinstance(error, _LASTING):
         return f"what was asked is kept: enginehouse show {run.info.id}" if begun else None
-    if isinstance(error, ServerError) and not begun:
-        return None  # the server never started; another option may be what it needs
+    if isinstance(error, (ServerError, TlsError)) and not begun:
+        return None  # no server was reached: another option or address may be what it needs
     return f"the run is kept; go on with: enginehouse resume {run.info.id}"
 
 
@@ -248,6 +290,20 @@ def _load_tasks(config: EvaluationConfig) -> dict[str, tuple[Task, Dataset]]:
             )
         loaded[task.info.name] = (task, task.load(data=chosen.data, seed=config.seed))
     return loaded
+
+
+def _warn_of_scoring(tasks: dict[str, tuple[Task, Dataset]], notify: Notify) -> None:
+    """Say once what scoring by other people's code could do on a machine without a sandbox."""
+    programs = [task.foreign_code for task, _ in tasks.values() if isinstance(task, ProgramTask)]
+    confined = [program for program in programs if program is not None and not program.trusted]
+    sandbox = find_sandbox()
+    if confined and sandbox.problem:
+        notify(
+            f"note: {', '.join(dict.fromkeys(p.name for p in confined))} is not our own code, and "
+            f"there is no sandbox for it ({sandbox.problem}): an answer that takes it over could "
+            "read, delete or send what you can. It sees no environment variables, and its time "
+            f"and memory are limited. To confine it: {sandbox.fix}"
+        )
 
 
 def _spec(config: EvaluationConfig, tasks: dict[str, tuple[Task, Dataset]]) -> EvaluationSpec:

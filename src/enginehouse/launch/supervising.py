@@ -14,8 +14,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TypeVar
 
-import aiohttp
-
 from enginehouse.client.sampler import RESTORING
 from enginehouse.core.errors import (
     ConnectionFailedError,
@@ -33,6 +31,7 @@ from enginehouse.launch.admission import Admission, Call
 from enginehouse.servers.health import Health, HealthMonitor
 from enginehouse.servers.records import ServerState
 from enginehouse.servers.server import OwnedServer
+from enginehouse.servers.sessions import open_session
 
 Result = TypeVar("Result")
 Notify = Callable[[str], None]
@@ -277,7 +276,7 @@ async def supervised(
     """Supervise the server for the length of the block."""
     server = owned.server
     headers = {"Authorization": f"Bearer {server.api_key}"} if server.api_key else {}
-    async with aiohttp.ClientSession(server.base_url, headers=headers) as session:
+    async with open_session(server.base_url, headers=headers) as session:
         admission = Admission()
         monitor = HealthMonitor(
             session,

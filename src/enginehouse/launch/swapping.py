@@ -199,7 +199,7 @@ def _demand_known(named: str | None, current: Weights) -> None:
 async def _forget_earlier(swapper: WeightSwapper, file: Path) -> None:
     """What was declared for a server that others have started again since is void."""
     try:
-        with FileLock(file.with_suffix(".lock"), timeout=0):
+        with FileLock(file.with_suffix(".lock"), timeout=0, mode=0o600):
             if await swapper.name() == _NEVER_SWAPPED:
                 await asyncio.to_thread(file.unlink, missing_ok=True)
     except Timeout:

@@ -20,6 +20,7 @@ from enginehouse.report.curve import Kind
 from enginehouse.report.summary import Figure
 from enginehouse.store.journal import Journal, Repair, read_journal
 from enginehouse.store.layout import Layout
+from enginehouse.store.private import make_private
 
 _FORMAT = 1
 _LOCK_WAIT = 0.3
@@ -140,8 +141,9 @@ def held_journal(config: WatchConfig, *, layout: Layout) -> Iterator[WatchJourna
     asked = config.model_dump(mode="json", include=set(_SAME))
     folder = layout.watches / f"{_slug(config.directory.name)}-{_digest(asked)[:12]}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
+        layout.make_private(layout.watches)
+        make_private(folder)
+        lock = FileLock(folder / "lock", mode=0o600)
         held = lock.acquire(timeout=_LOCK_WAIT, poll_interval=0.02)
     except Timeout:
         raise RunLockedError(

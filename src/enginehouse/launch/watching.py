@@ -307,7 +307,8 @@ class _Watcher:
         before = self._journal.of(job.key)
         if before and before.digest == job.digest and before.run is not None:
             with suppress(RunNotFoundError):
-                return await resume_evaluation(open_run(self._layout, before.run).info.id, **common)
+                run = open_run(self._layout, before.run).info.id
+                return await resume_evaluation(run, trust=True, **common)  # it is ours
 
         def begun(run: Run) -> None:
             record = job.record(Status.BEGUN)
@@ -333,7 +334,8 @@ class _Watcher:
     def _write(self) -> Curve:
         curve = self._maker.curve(self._journal.attempts)
         write_whole(self._page, curve_page(curve).encode())
-        write_whole(self._journal.folder / "curve.json", msgspec.json.encode(curve))
+        content = msgspec.json.encode(curve)
+        write_whole(self._journal.folder / "curve.json", content, private=True)
         return curve
 
 

@@ -18,6 +18,7 @@ import msgspec
 from enginehouse.executors.reaper import Reaper
 from enginehouse.executors.tree import identify
 from enginehouse.store.layout import Layout
+from enginehouse.store.private import open_private
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
 _LONGEST_LINE = 16 * 2**20
@@ -42,7 +43,7 @@ def new_log(layout: Layout, name: str) -> Path:
     Raises OSError where the state folder cannot be written: here, and not later, when it would
     look like the fault of the program that is to write the log.
     """
-    layout.logs.mkdir(parents=True, exist_ok=True)
+    layout.make_private(layout.logs)
     log = layout.logs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     log.touch()
     return log
@@ -75,7 +76,7 @@ async def run_program(
     processes that it started are killed first; if we are killed, a reaper ends them. Raises
     OSError if it cannot be started.
     """
-    with log.open("ab") as sink:
+    with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as sink:
         sink.write(f"$ {shlex.join(argv)}\n".encode())
         sink.flush()
         process = await asyncio.create_subprocess_exec(

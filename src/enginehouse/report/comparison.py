@@ -46,10 +46,11 @@ class MetricComparison(msgspec.Struct, frozen=True, kw_only=True):
 class TaskComparison(msgspec.Struct, frozen=True, kw_only=True):
     """One task, measured in both runs on the same items.
 
-    A pair is the same item and repeat in both, if it failed in neither; `left_out` counts the
+    A pair is the same item and repeat in both, if both have a score; `left_out` counts the
     others. `headline` compares correct / pairs (A first, B second), `p_corrected` is its p-value
     after Holm's correction over the tasks. Both are None for the reason in `words` if a run has no
-    headline. `words` is the verdict in words. `failed`, `truncated` and `unparsable` count samples.
+    headline. `words` is the verdict in words. `failed`, `unscored`, `truncated` and `unparsable`
+    count samples.
     """
 
     task: str
@@ -60,6 +61,7 @@ class TaskComparison(msgspec.Struct, frozen=True, kw_only=True):
     subset: bool
     left_out: int
     failed: OutcomeCounts
+    unscored: OutcomeCounts
     truncated: OutcomeCounts
     unparsable: OutcomeCounts
     headline: PairedResult | None

@@ -112,9 +112,14 @@ def _basis(task: TaskComparison) -> Iterator[str]:
         each = f", {task.samples_per_item} samples each" if task.samples_per_item > 1 else ""
         alone = f"; right in A only {result.only_first:,}, in B only {result.only_second:,}"
         yield f"{result.pairs:,} pairs ({task.items:,} items{each}){alone}; {result.method}"
-    failed, truncated, unparsable = task.failed, task.truncated, task.unparsable
+    failed, unscored, truncated, unparsable = (
+        task.failed,
+        task.unscored,
+        task.truncated,
+        task.unparsable,
+    )
     yield (
-        f"failed: A {failed.a:,}, B {failed.b:,} "
+        f"failed: A {failed.a:,}, B {failed.b:,}; unscored: A {unscored.a:,}, B {unscored.b:,} "
         f"(left out with their partners: {task.left_out:,} pairs)"
     )
     yield (

@@ -120,7 +120,8 @@ def status_line(progress: Progress) -> str:
     )
     left = f"{_duration(p.seconds_left)} left" if p.seconds_left is not None else "? left"
     requests = f"{p.requests:,} requests, " if p.requests is not None else ""
-    done = f"{p.done:,}/{p.total:,} samples, {requests}{p.failed:,} failed"
+    failed = f"{p.failed:,} failed" + (f", {p.unscored:,} unscored" if p.unscored else "")
+    done = f"{p.done:,}/{p.total:,} samples, {requests}{failed}"
     return f"{done}, {speed}, {_duration(p.elapsed)}, {left}"
 
 
@@ -133,7 +134,7 @@ def bars(progress: Progress) -> RenderableType:
     for task in progress.tasks:
         bar = ProgressBar(total=max(1, task.total), completed=task.done)
         grid.add_row(Text(task.task), bar, Text(f"{task.done:,}/{task.total:,}"))
-    style = "red" if progress.failed else ""
+    style = "red" if progress.failed or progress.unscored else ""
     return Group(grid, Text(status_line(progress), style=style))
 
 

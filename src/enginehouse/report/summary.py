@@ -19,7 +19,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AtK(msgspec.Struct, frozen=True, kw_only=True):
-    """What k samples of each item give, estimated from all its samples that did not fail.
+    """What k samples of each item give, estimated from all its samples that have a score.
 
     `pass_at_k` is the probability that at least one of k is correct; `mean_at_k` the mean over
     items of the share of correct ones among the first k; `best_at_k` has, for each further metric,
@@ -38,11 +38,12 @@ class AtK(msgspec.Struct, frozen=True, kw_only=True):
 class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     """One task's result.
 
-    `outcomes` counts correct, wrong, unparsable, truncated, failed; what is missing to `samples`
-    was not asked or scored (the run is incomplete). `headline` is correct / (all - failed), named
-    `headline_name`; it is None for the reason in `no_headline`. `metrics` are Σ value / Σ weight
-    over the samples that did not fail. `subset` is true unless every item of the benchmark
-    (`full_size`, None if unknown) was evaluated. `at_k` is empty without a headline.
+    `outcomes` counts correct, wrong, unparsable, truncated, unscored, failed; what is missing to
+    `samples` was not asked or scored (the run is incomplete). `headline` is
+    correct / (all - unscored - failed), named `headline_name`; it is None for the reason in
+    `no_headline`. `metrics` are Σ value / Σ weight over the same samples. `subset` is true unless
+    every item of the benchmark (`full_size`, None if unknown) was evaluated. `at_k` is empty
+    without a headline.
     """
 
     task: str
@@ -148,13 +149,19 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         """Samples that failed, over all tasks."""
         return sum(task.outcomes.get("failed", 0) for task in self.tasks)
 
+    @property
+    def unscored(self) -> int:
+        """Answers that could not be scored, over all tasks."""
+        return sum(task.outcomes.get("unscored", 0) for task in self.tasks)
+
 
 class SampleView(msgspec.Struct, frozen=True, kw_only=True):
     """One sample as it stands in the journal; `number` counts from 1 through the whole run.
 
     `outcome` is None while it is unscored. `loglikelihoods` are those of a choice's
     continuations, None for a written answer. `tool_use` has a line for every attempt to get a tool
-    call and for every call that came of it. `failure` is "Class (stage): message".
+    call and for every call that came of it. `failure` says why the sample failed or is unscored, as
+    "Class (stage): message".
     """
 
     number: int

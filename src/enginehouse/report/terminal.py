@@ -21,7 +21,7 @@ from enginehouse.report.visible_text import give_up, visible
 from enginehouse.store.runs import RunInfo, RunStatus
 
 _TABLE_WIDTH = 78
-_OUTCOMES = ("correct", "wrong", "unparsable", "truncated", "failed")
+_OUTCOMES = ("correct", "wrong", "unparsable", "truncated", "unscored", "failed")
 _STATUS_STYLES = {
     RunStatus.COMPLETE: "green",
     RunStatus.RUNNING: "cyan",
@@ -300,17 +300,18 @@ def _at_k_rows(task: TaskReport) -> Iterable[tuple[str, list[Figure | None]]]:
 def _left_out(task: TaskReport, *, indent: str = "") -> Iterable[Text]:
     for at in task.at_k:
         if at.left_out:
-            why = f"{at.left_out:,} of {task.items:,} items have fewer samples that did not fail"
+            why = f"{at.left_out:,} of {task.items:,} items have fewer samples with a score"
             yield Text(f"{indent}k = {at.k}: {why}, and are left out", style="yellow")
 
 
 def _outcomes(tasks: Iterable[TaskReport]) -> Table:
-    table = make_table("task", "samples", *_OUTCOMES, right=range(1, 7))
+    table = make_table("task", "samples", *_OUTCOMES, right=range(1, 8))
     for task in tasks:
         of = "" if task.done == task.samples else f" of {task.samples:,}"
         cells = [Text(f"{task.outcomes.get(name, 0):,}") for name in _OUTCOMES]
-        if task.outcomes.get("failed"):
-            cells[-1].stylize("bold red")
+        for name in ("unscored", "failed"):
+            if task.outcomes.get(name):
+                cells[_OUTCOMES.index(name)].stylize("bold red")
         table.add_row(Text(task.task), Text(f"{task.done:,}{of}"), *cells)
     return table
 

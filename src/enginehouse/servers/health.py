@@ -23,6 +23,7 @@ from enginehouse.core.sampler import Load
 from enginehouse.engines.base import ServedEngine
 from enginehouse.servers.readiness import describe_exit
 from enginehouse.servers.records import ServerState
+from enginehouse.servers.sessions import below, open_session
 
 DEGRADED_AFTER = 30.0  # seconds without a sign of work
 BUSY_CORES = 0.2  # above what a server uses for our own questions while its engine hangs
@@ -171,7 +172,7 @@ class HealthMonitor:
     async def _get_status(self, path: str) -> int | None:
         self._blind = False
         try:
-            async with self._session.get(path, timeout=_PROBE) as reply:
+            async with self._session.get(below(path), timeout=_PROBE) as reply:
                 self._deaf_since = None
                 return reply.status
         except aiohttp.ClientConnectorError as error:
@@ -186,7 +187,7 @@ class HealthMonitor:
     async def _load(self) -> Load | None:
         signal = self._engine.load_signal
         try:
-            async with self._session.get(signal.path, timeout=_PROBE) as reply:
+            async with self._session.get(below(signal.path), timeout=_PROBE) as reply:
                 body = await read_body(reply, limit=MAX_PAGE_BYTES)
                 return signal.parse(body.decode(errors="replace")) if reply.status == 200 else None
         except (aiohttp.ClientError, TimeoutError, OSError, WireError):
@@ -201,7 +202,7 @@ class HealthMonitor:
         }
         try:
             async with self._session.post(
-                self._engine.canary_path, json=body, timeout=_CANARY
+                below(self._engine.canary_path), json=body, timeout=_CANARY
             ) as reply:
                 return reply.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError):
@@ -210,7 +211,7 @@ class HealthMonitor:
 
 async def glance(base_url: str, *, engine: ServedEngine) -> Health:
     """/health of a server whose process lives: at most 5 s. Nothing to remember, no canary."""
-    async with aiohttp.ClientSession(base_url) as session:
+    async with open_session(base_url) as session:
         return await HealthMonitor(
             session, engine=engine, model="", exit_code=lambda: None, patience=0
         ).glance()

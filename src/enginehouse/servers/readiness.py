@@ -15,6 +15,7 @@ from enginehouse.client.bodies import MAX_PAGE_BYTES, read_body
 from enginehouse.core.errors import StartError, WireError
 from enginehouse.engines.base import ServedEngine
 from enginehouse.executors.base import Process
+from enginehouse.servers.sessions import below, open_session
 
 T = TypeVar("T")
 _TICK = 1.0  # seconds between looks at a start's progress
@@ -60,7 +61,7 @@ async def wait_until_ready(
         said = what
 
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    async with aiohttp.ClientSession(base_url, headers=headers) as session:
+    async with open_session(base_url, headers=headers) as session:
         probes = asyncio.create_task(_probe(session, engine=engine, model=model, note=note))
         end = asyncio.create_task(_end_of(process))
         patience = asyncio.create_task(_end_of_patience(process, limits))
@@ -113,7 +114,7 @@ async def _probe(
     session: aiohttp.ClientSession, *, engine: ServedEngine, model: str, note: Callable[[str], None]
 ) -> tuple[str, ...]:
     async def healthy() -> bool:
-        async with session.get(engine.health_path, timeout=_PROBE) as reply:
+        async with session.get(below(engine.health_path), timeout=_PROBE) as reply:
             note(f"{engine.health_path} answered {reply.status}")
             return reply.status == 200
 
@@ -146,7 +147,7 @@ async def _until(probe: Callable[[], Awaitable[bool]], *, note: Callable[[str], 
 
 async def _served(session: aiohttp.ClientSession, *, path: str) -> tuple[str, ...]:
     try:
-        async with session.get(path, timeout=_PATIENT) as reply:
+        async with session.get(below(path), timeout=_PATIENT) as reply:
             body = await read_body(reply, limit=MAX_PAGE_BYTES)
     except (aiohttp.ClientError, WireError) as error:
         raise StartError(f"the server is healthy, but broke off {path}", why=str(error)) from error
@@ -170,7 +171,7 @@ def parse_models(body: bytes) -> tuple[str, ...] | None:
 async def _canary(session: aiohttp.ClientSession, *, path: str, model: str) -> None:
     request: dict[str, Any] = {"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0.0}
     try:
-        async with session.post(path, json=request, timeout=_PATIENT) as reply:
+        async with session.post(below(path), json=request, timeout=_PATIENT) as reply:
             body = await read_body(reply, limit=MAX_PAGE_BYTES)
     except (aiohttp.ClientError, WireError) as error:
         raise StartError(

@@ -17,6 +17,7 @@ from enginehouse.executors.tree import ProcessIdentity, ProcessTree, is_alive
 from enginehouse.servers.ports import PortLease
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
+from enginehouse.store.private import make_private
 
 KEPT_LOGS = 50
 _CURRENT, _ENDED, _STOP = "server.json", "ended.json", "stop"
@@ -119,7 +120,7 @@ def make_folder(layout: Layout, *, model: str, name: str | None) -> Path:
 
     Raises ConfigurationError if the wanted name cannot be one, or belongs to a server that lives.
     """
-    layout.servers.mkdir(parents=True, exist_ok=True)
+    layout.make_private(layout.servers)
     _forget_old_logs(layout)
     if name is not None:
         return _named_folder(layout, name)
@@ -130,6 +131,7 @@ def make_folder(layout: Layout, *, model: str, name: str | None) -> Path:
             folder.mkdir()
         except FileExistsError:
             continue
+        folder.chmod(0o700)
         return folder
 
 
@@ -148,7 +150,7 @@ def _named_folder(layout: Layout, name: str) -> Path:
                 fix=f"choose another name, or stop it: enginehouse stop {name}",
             )
         remove_record(layout, name)
-    folder.mkdir(exist_ok=True)
+    make_private(folder)
     for old in (folder / _STOP, folder / _WEIGHTS, folder / _KEY, *folder.glob("server*.log")):
         old.unlink(missing_ok=True)
     return folder

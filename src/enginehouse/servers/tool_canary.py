@@ -12,6 +12,7 @@ import msgspec
 from enginehouse.client.bodies import MAX_PAGE_BYTES, read_body
 from enginehouse.core.errors import WireError
 from enginehouse.engines.diagnosis import Diagnosis, FailureKind
+from enginehouse.servers.sessions import below, open_session
 from enginehouse.tools.markup import leftover_markup
 
 _PATH = "/v1/chat/completions"
@@ -70,8 +71,8 @@ async def check_tool_parser(
     try:
         async with (
             asyncio.timeout(_PATIENCE),
-            aiohttp.ClientSession(base_url, headers=headers) as session,
-            session.post(_PATH, json=body) as reply,
+            open_session(base_url, headers=headers) as session,
+            session.post(below(_PATH), json=body) as reply,
         ):
             status, content = reply.status, await read_body(reply, limit=MAX_PAGE_BYTES)
     except (aiohttp.ClientError, TimeoutError, WireError):

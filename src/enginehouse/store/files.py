@@ -8,19 +8,21 @@ from contextlib import suppress
 from pathlib import Path
 
 from enginehouse.core.errors import StoreError
+from enginehouse.store.private import open_private
 
 
 def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Write or replace a file; the last writer wins. `private`: only its owner may read it.
+    """Write or replace a file; the last writer wins.
 
-    Makes the folder. Raises StoreError, and leaves what was there, when it cannot be written.
-    Blocking.
+    `private`: only its owner may read it, whatever the umask. Makes the folder. Raises StoreError,
+    and leaves what was there, when it cannot be written. Blocking.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(2)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with os.fdopen(os.open(temporary, flags, 0o600 if private else 0o666), "wb") as file:
+        opened = open_private(temporary, flags) if private else os.open(temporary, flags, 0o666)
+        with os.fdopen(opened, "wb") as file:
             file.write(content)
         temporary.replace(path)
     except OSError as error:

@@ -14,6 +14,7 @@ from typing import Any, Generic, Self, TypeVar, get_args
 import msgspec
 
 from enginehouse.core.errors import StoreError
+from enginehouse.store.private import open_private
 
 Record = TypeVar("Record")
 
@@ -65,7 +66,7 @@ class Journal:
         self.repair: Repair | None = None
         self._encoder = msgspec.json.Encoder()
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._file = open_private(path, os.O_RDWR | os.O_APPEND)
         except OSError as error:
             raise _failure(path, "cannot open", error) from error
         try:
@@ -84,8 +85,7 @@ class Journal:
 
     def _move_aside(self, size: int) -> Repair:
         kept = _unused(self.path.with_name(f"{self.path.name}.cut"))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with os.fdopen(os.open(kept, flags, 0o600), "wb") as file:
+        with os.fdopen(open_private(kept, os.O_WRONLY | os.O_EXCL), "wb") as file:
             try:
                 position = self._end
                 while block := os.pread(self._file, _BLOCK, position):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import platformdirs
 
+from enginehouse.store.private import make_private
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -27,6 +29,14 @@ class Layout:
         return cls(
             cache=dirs.user_cache_path, state=dirs.user_state_path, config=dirs.user_config_path
         )
+
+    def make_private(self, folder: Path) -> None:
+        """Make a folder of the state, so that only its owner may enter the state and it.
+
+        Raises OSError.
+        """
+        make_private(self.state)
+        make_private(folder)
 
     @property
     def environments(self) -> Path:

@@ -22,6 +22,7 @@ from enginehouse.core.incidents import Incident
 from enginehouse.core.system_errors import advice
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
+from enginehouse.store.private import make_private
 
 _LOCK_WAIT = 0.3  # seconds; long enough for someone who only looks whether the lock is held
 
@@ -48,7 +49,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What run.json holds. `server_log` is the path of the server's log, if it was ours.
 
     `worker` is the process that works on it, or that did last: noted before it starts a server.
-    `incidents`: the deaths of servers of ours while they worked for it.
+    `incidents`: the deaths of servers of ours while they worked for it. `left_out`: variables of
+    the server's environment whose values are not kept in config.yaml.
     """
 
     id: str
@@ -61,6 +63,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     server_log: str | None = None
     worker: Worker | None = None
     incidents: tuple[Incident, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +80,7 @@ class Run:
     def __init__(self, folder: Path, info: RunInfo) -> None:
         self.folder = folder
         self.info = info
-        self._lock = FileLock(folder / "lock", thread_local=False)
+        self._lock = FileLock(folder / "lock", mode=0o600, thread_local=False)
 
     @property
     def config_path(self) -> Path:
@@ -97,7 +100,8 @@ class Run:
     def update(self, **changes: Any) -> None:
         """Change fields of run.json, atomically. Raises StoreError."""
         info = msgspec.structs.replace(self.info, **changes)
-        write_whole(self.folder / "run.json", msgspec.json.format(msgspec.json.encode(info)))
+        content = msgspec.json.format(msgspec.json.encode(info))
+        write_whole(self.folder / "run.json", content, private=True)
         self.info = info
 
     def finish(self, status: RunStatus) -> None:
@@ -106,7 +110,7 @@ class Run:
 
     def write_report(self, report: bytes) -> None:
         """Keep the report (JSON), atomically. Raises StoreError."""
-        write_whole(self.report_path, report)
+        write_whole(self.report_path, report, private=True)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -124,7 +128,8 @@ class Run:
         try:
             holder = Holder(pid=os.getpid(), host=socket.gethostname(), since=datetime.now(UTC))
             with suppress(StoreError):  # it only words the other's error; a full disk may forbid it
-                write_whole(self.folder / "holder.json", msgspec.json.encode(holder))
+                content = msgspec.json.encode(holder)
+                write_whole(self.folder / "holder.json", content, private=True)
             yield
         finally:
             self._lock.release()
@@ -165,6 +170,7 @@ def create_run(
     tasks: Sequence[str],
     config: str,
     versions: Mapping[str, str],
+    left_out: Sequence[str] = (),
 ) -> Run:
     """Make a new run's folder with run.json and config.yaml; it appears whole or not at all.
 
@@ -183,18 +189,24 @@ def create_run(
         model=model,
         tasks=tuple(tasks),
         versions=versions,
+        left_out=tuple(left_out),
     )
     unfinished = layout.runs / f".{name}"
     try:
-        unfinished.mkdir(parents=True)
-        (unfinished / "config.yaml").write_text(config, encoding="utf-8")
-        (unfinished / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(info)))
+        layout.make_private(layout.runs)
+        make_private(unfinished)
+        write_whole(unfinished / "config.yaml", config.encode(), private=True)
+        write_whole(
+            unfinished / "run.json",
+            msgspec.json.format(msgspec.json.encode(info)),
+            private=True,
+        )
         unfinished.rename(layout.runs / name)
-    except OSError as error:
+    except (OSError, StoreError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise StoreError(
             f"cannot create the run folder {layout.runs / name}",
-            why=str(error),
+            why=getattr(error, "why", None) or str(error),
             fix="make room or check the permissions; ENGINEHOUSE_HOME moves everything",
         ) from error
     return Run(layout.runs / name, info)

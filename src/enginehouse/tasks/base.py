@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -69,12 +70,16 @@ Question = Generate | Choose | CallTools
 
 
 class Outcome(StrEnum):
-    """What became of a sample. `truncated` and `failed` are given by the runner, not by tasks."""
+    """What became of a sample. The last three are given by the runner, not by tasks.
+
+    `unscored`: there is an answer, and scoring it failed or took too long.
+    """
 
     CORRECT = "correct"
     WRONG = "wrong"
     UNPARSABLE = "unparsable"
     TRUNCATED = "truncated"
+    UNSCORED = "unscored"
     FAILED = "failed"
 
 
@@ -90,6 +95,31 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
 
     outcome: Outcome
     measures: Mapping[str, Measure] = msgspec.field(default_factory=dict)
+    answer: str | None = None
+
+
+class ScoringProgram(msgspec.Struct, frozen=True, kw_only=True):
+    """Scoring by code that is not our own: a process apart from ours runs it.
+
+    `code` is what `payloads/score_answers.py` loads, as JSON; `name` is what errors call it, and
+    `folder` is one that it may read. One answer may take `seconds`. `alone`: every answer gets a
+    fresh process, because this code runs what stands in answers. `trusted`: it may do whatever we
+    may, as the user says.
+    """
+
+    code: str
+    name: str
+    folder: Path | None = None
+    seconds: float = 10.0
+    alone: bool = False
+    trusted: bool = False
+
+
+class ScoringCall(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scoring program is asked about one answer; `arguments` are JSON."""
+
+    program: ScoringProgram
+    arguments: Mapping[str, Any]
     answer: str | None = None
 
 
@@ -132,12 +162,26 @@ class Task(Protocol):
         """What to ask about `item`."""
         ...
 
-    def score_text(self, item: Item, text: str) -> Score:
-        """Score a written answer; of a truncated one only the measures' weights are used."""
+    def score_text(self, item: Item, text: str) -> Score | ScoringCall:
+        """Score a written answer, or say which program does.
+
+        Runs in the event loop, so its time must be linear in the text and short. Of a truncated
+        answer only the measures' weights are used.
+        """
         ...
 
     def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
         """Score from the summed natural-log probabilities, in the order of the continuations."""
+        ...
+
+
+@runtime_checkable
+class ProgramTask(Task, Protocol):
+    """A task whose answers may be scored by code that is not our own."""
+
+    @property
+    def foreign_code(self) -> ScoringProgram | None:
+        """The program that runs other people's code on answers, if there is one."""
         ...
 
 

@@ -20,11 +20,20 @@ from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.core.strict_yaml import load_yaml
 from enginehouse.core.system_errors import advice
-from enginehouse.tasks.base import Choose, Dataset, Generate, Item, Score, TaskInfo
+from enginehouse.tasks.base import (
+    Choose,
+    Dataset,
+    Generate,
+    Item,
+    Score,
+    ScoringCall,
+    ScoringProgram,
+    TaskInfo,
+)
 from enginehouse.tasks.data import Row, read_rows, user_source
-from enginehouse.tasks.metrics import CHOICE, MEANINGS, REGEX, Judge, UserMetric, load_metric
+from enginehouse.tasks.metrics import CHOICE, MEANINGS, REGEX, Judge, ProgramMetric, load_metric
 from enginehouse.tasks.multiple_choice import score_loglikelihoods
-from enginehouse.tasks.numbers import final_number
+from enginehouse.tasks.numbers import right_number
 from enginehouse.tasks.templates import Template
 
 _SCORING = 2  # raised whenever a metric of ours comes to score an answer differently
@@ -59,6 +68,10 @@ class Definition(StrictModel):
     """The longest answer, in tokens."""
     stop: tuple[Text, ...] = ()
     """Texts that end the answer; one may stand alone, as in stop: "\\n"."""
+    trusted: bool = False
+    """Whether a metric that is a function may read, write and reach whatever you may."""
+    scoring_timeout: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """Seconds that scoring one answer may take, for regex:PATTERN and module:function."""
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -89,8 +102,13 @@ def load_custom(path: Path) -> CustomTask:
     definition = _parse(content, path)
     metric = None
     if definition.metric != CHOICE:
-        metric = load_metric(definition.metric, folder=path.parent)
-    source = metric.source if isinstance(metric, UserMetric) else b""
+        metric = load_metric(
+            definition.metric,
+            folder=path.parent,
+            trusted=definition.trusted,
+            seconds=definition.scoring_timeout,
+        )
+    source = metric.source if isinstance(metric, ProgramMetric) else b""
     # Whatever changes prompt or scoring changes the version.
     digest = hashlib.sha256(content + b"\0" + source + b"\0%d" % _SCORING)
     version = int.from_bytes(digest.digest()[:4]) >> 1
@@ -155,7 +173,7 @@ class CustomTask:
         definition: Definition,
         *,
         path: Path,
-        metric: Judge | UserMetric | None,
+        metric: Judge | ProgramMetric | None,
         version: int,
     ) -> None:
         self._definition = definition
@@ -187,6 +205,13 @@ class CustomTask:
             size=None,
             source=self._definition.data,
         )
+
+    @property
+    def foreign_code(self) -> ScoringProgram | None:
+        """The user's function, if the metric is one."""
+        if self._definition.metric.startswith(REGEX):
+            return None
+        return self._metric.program if isinstance(self._metric, ProgramMetric) else None
 
     def load(self, *, data: str | None, seed: int) -> Dataset:  # noqa: ARG002  nothing is drawn
         """The records of the file, every prompt and answer tried once.
@@ -229,14 +254,18 @@ class CustomTask:
             stop=definition.stop,
         )
 
-    def score_text(self, item: Item, text: str) -> Score:
-        """Score by the metric, reasoning left out. Raises TaskError for a user's bad metric."""
+    def score_text(self, item: Item, text: str) -> Score | ScoringCall:
+        """Score by the metric, reasoning left out; a program applies a pattern or a function."""
         assert self._metric is not None
         visible = strip_reasoning(text)
-        if isinstance(self._metric, UserMetric):
-            name = self._definition.name
-            return self._metric.score(visible, item.data, task=name, item=item.id)
-        return self._metric(visible, self._right(item))
+        if not isinstance(self._metric, ProgramMetric):
+            return self._metric(visible, self._right(item))
+        arguments: dict[str, Any] = {"text": visible}
+        if self._definition.metric.startswith(REGEX):
+            arguments["answer"] = self._right(item)
+        else:
+            arguments["item"] = item.data
+        return ScoringCall(program=self._metric.program, arguments=arguments)
 
     def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
         """Correct by acc_norm; the measure `acc` beside it."""
@@ -269,7 +298,7 @@ class CustomTask:
             raise row.error(
                 f"the answer {right!r} is none of the choices, nor one's place or letter"
             )
-        if definition.metric == "number" and final_number(right) is None:
+        if definition.metric == "number" and right_number(right) is None:
             raise row.error(f"the answer {right!r} has no number in it")
         if not right.strip():
             raise row.error("the answer is empty")

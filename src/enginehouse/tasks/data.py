@@ -9,6 +9,7 @@ import io
 import os
 import re
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -318,7 +319,7 @@ def _read_csv(source: Source) -> Records:
 
 
 def _check_header(header: list[str], where: str) -> None:
-    twice = sorted({name for name in header if header.count(name) > 1})
+    twice = sorted(name for name, count in Counter(header).items() if count > 1)
     if twice:
         raise DataError(f"{where}: the column {twice[0]!r} is there more than once")
 

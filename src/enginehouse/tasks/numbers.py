@@ -99,7 +99,7 @@ _LEAD: Final = re.compile(
 )
 # What makes one side of an equation a sum: a further number behind an operator.
 _OPERATION: Final = re.compile(
-    r"(?:[-+*/^\u00f7]|(?<![A-Za-z])[xX](?![A-Za-z])"
+    r"(?:[-+*/\u00f7]|(?<![A-Za-z])(?:\^|[xX](?![A-Za-z]))"
     r"|\b(?:plus|minus|times|(?:divided|multiplied) by)\b)"
     r"\s{0,3}[$\u20ac\u00a3(]{0,3}\s?\.?[0-9]",
     re.IGNORECASE,
@@ -163,6 +163,15 @@ def marked_number(text: str) -> Fraction | None:
         if value is not None:
             return value
     return None
+
+
+def right_number(text: str) -> Fraction | None:
+    """The number that data give as the right answer, or None: it is read as if it were marked."""
+    for marked in (text, f"#### {text}"):
+        number = marked_number(marked)
+        if number is not None:
+            return number
+    return final_number(text)
 
 
 def last_number(text: str) -> Fraction | None:
@@ -280,7 +289,7 @@ def _in_run(text: str, token: re.Match[str]) -> list[_Number]:
     """The numbers in a run of digits and separators, the last one with what is attached to it."""
     offset = token.start("run")
     pieces = [
-        _Piece(piece[1], piece[2], offset + piece.start(), offset + piece.end())
+        _Piece(piece[1], piece[2], offset + piece.start(2), offset + piece.end())
         for piece in _PIECE.finditer(token["run"])
     ]
     numbers: list[_Number] = []
@@ -305,6 +314,7 @@ def _in_run(text: str, token: re.Match[str]) -> list[_Number]:
     whole = others[-1] if others else None
     if (
         whole is not None
+        and text[whole.end : final.start] == " "
         and whole.value is not None
         and whole.value.denominator == 1
         and attached.value is not None
@@ -338,7 +348,8 @@ def _end_of_groups(pieces: list[_Piece], at: int) -> int:
     def end_of(length: int) -> int:
         last = at
         while (
-            last + 1 < len(pieces)
+            last - at < _LONGEST
+            and last + 1 < len(pieces)
             and pieces[last + 1].separator == separator
             and len(pieces[last + 1].digits) == length
         ):

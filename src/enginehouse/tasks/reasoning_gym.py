@@ -2,27 +2,29 @@
 
 Stojanovski et al., "Reasoning Gym: Reasoning Environments for Reinforcement Learning with
 Verifiable Rewards", arXiv:2505.24760; the package is under the Apache License 2.0.
+
+The package is never imported here: some of its scorers evaluate what stands in an answer. They run
+in a process of their own, and so do its generators.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import importlib
 import importlib.metadata
 import importlib.util
-import os
-import pickle
-import subprocess
-import sys
-import tempfile
-import warnings
+import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from enginehouse.core.errors import ConfigurationError, DataError, UnknownNameError
+from enginehouse.core.errors import (
+    ConfigurationError,
+    DataError,
+    ScoringError,
+    UnknownNameError,
+)
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.tasks.base import (
@@ -32,8 +34,11 @@ from enginehouse.tasks.base import (
     Measure,
     Outcome,
     Score,
+    ScoringCall,
+    ScoringProgram,
     TaskInfo,
 )
+from enginehouse.tasks.scoring_programs import describe
 
 PREFIX: Final = "reasoning_gym/"
 SIZE: Final = 100
@@ -45,9 +50,25 @@ INSTRUCTION: Final = (
     "Think step by step, then give the final answer, and nothing else, between <answer> and "
     "</answer>. If the question shows an example, write the answer in the example's format."
 )
-# Made of other data sets, which it must be told; it has no questions by default.
-_NOT_ALONE: Final = frozenset({"composite"})
-_PAYLOAD: Final = Path(__file__).parent.parent / "payloads" / "reasoning_gym_items.py"
+LEFT_OUT: Final = {
+    "composite": "it is made of other data sets, and has no questions without being told which",
+    "game_of_life_halting": "the package's scorer accepts every answer",
+    "puzzle24": "the package's scorer accepts every sum that makes 24, whatever the numbers given",
+}
+"""Data sets that are refused, and why."""
+EXECUTING: Final = frozenset(
+    {
+        "binary_matrix",
+        "countdown",
+        "intermediate_integration",
+        "n_queens",
+        "polynomial_multiplication",
+        "simple_integration",
+        "spiral_matrix",
+        "string_insertion",
+    }
+)
+"""Data sets whose scorers evaluate the answer as Python: each answer is scored by itself."""
 _OPENING: Final = "<answer>"
 _CLOSING: Final = "</answer>"
 
@@ -73,21 +94,29 @@ FAMILY: Final = _info("<name>")
 class ReasoningGym:
     """One generator with its default options. Items depend on the seed and `size` only.
 
-    Raises DataError if the package is not installed, UnknownNameError for an unknown generator.
+    Raises DataError if the package is not installed or does not load, UnknownNameError for an
+    unknown generator, ConfigurationError for one that is left out. Blocking: the first one of a
+    process imports the package in another process, which takes seconds.
     """
 
     def __init__(self, name: str, *, size: int = SIZE) -> None:
-        known = set(_package().factory.DATASETS) - _NOT_ALONE
+        if why := LEFT_OUT.get(name):
+            raise ConfigurationError(f"{PREFIX}{name} is left out", why=why, fix="use another one")
+        known = set(_known_names()) - LEFT_OUT.keys()
         if name not in known:
             raise UnknownNameError("reasoning_gym data set", name, known)
         self._name = name
         self._size = size
-        self._entries: dict[int, list[dict[str, Any]]] = {}
 
     @property
     def info(self) -> TaskInfo:
         """Facts about the task; reading them generates nothing."""
         return msgspec.structs.replace(_info(self._name), size=self._size)
+
+    @property
+    def foreign_code(self) -> ScoringProgram:
+        """The package's scorer."""
+        return _program(seed=0, size=self._size, alone=self._name in EXECUTING)
 
     def load(self, *, data: str | None, seed: int) -> Dataset:
         """Generate the items, in a process of its own.
@@ -126,7 +155,7 @@ class ReasoningGym:
         content = f"{item.data['question']}\n\n{INSTRUCTION}"
         return Generate(prompt=ChatPrompt((Message("user", content),)), max_tokens=MAX_TOKENS)
 
-    def score_text(self, item: Item, text: str) -> Score:
+    def score_text(self, item: Item, text: str) -> Score | ScoringCall:
         """Correct if the package's scorer gives 1.0; `score` is what it gives, from 0 to 1.
 
         The answer is the last <answer>…</answer>, as in reasoning_gym's `extract_answer`. Without
@@ -135,28 +164,30 @@ class ReasoningGym:
         answer = last_tagged(strip_reasoning(text))
         if answer is None:
             return Score(outcome=Outcome.UNPARSABLE, measures={"score": Measure(0.0)})
-        entry = self._generated(item.data["seed"])[item.data["index"]]
-        scorer = _package().create_dataset(self._name, seed=item.data["seed"], size=self._size)
-        try:
-            value = float(scorer.score_answer(answer, entry))
-        except Exception:  # noqa: BLE001  whatever somebody else's parser raises
-            return Score(
-                outcome=Outcome.UNPARSABLE, measures={"score": Measure(0.0)}, answer=answer
-            )
-        return Score(
-            outcome=Outcome.CORRECT if value == 1.0 else Outcome.WRONG,
-            measures={"score": Measure(value)},
-            answer=answer,
-        )
+        arguments = {
+            "name": self._name,
+            "index": item.data["index"],
+            "question": item.data["question"],
+            "answer": answer,
+        }
+        program = _program(seed=item.data["seed"], size=self._size, alone=self._name in EXECUTING)
+        return ScoringCall(program=program, arguments=arguments, answer=answer)
 
     def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
         """Not asked for: `ask` gives no choices."""
         raise NotImplementedError
 
     def _generated(self, seed: int) -> list[dict[str, Any]]:
-        if seed not in self._entries:
-            self._entries[seed] = _generate(self._name, seed=seed, size=self._size)
-        return self._entries[seed]
+        program = _description(items=self._name, seed=seed, size=self._size)
+        try:
+            return msgspec.convert(describe(program)["items"], list[dict[str, Any]])
+        except (ScoringError, msgspec.ValidationError) as error:
+            raise DataError(
+                f"reasoning_gym cannot generate {self._size} questions of {self._name} "
+                f"from seed {seed}",
+                why=getattr(error, "why", None) or str(error),
+                fix="try another seed",
+            ) from error
 
 
 def last_tagged(text: str) -> str | None:
@@ -169,32 +200,31 @@ def last_tagged(text: str) -> str | None:
     return found
 
 
-def _package() -> Any:
+@functools.cache
+def _program(*, seed: int, size: int, alone: bool) -> ScoringProgram:
+    """What scores answers: one program for all data sets of a kind."""
+    code = {"kind": "reasoning_gym", "items": None, "seed": seed, "size": size}
+    return ScoringProgram(code=json.dumps(code), name="reasoning_gym's scorer", alone=alone)
+
+
+def _description(*, items: str | None = None, seed: int = 0, size: int = 0) -> ScoringProgram:
+    """What names the data sets and makes the items. It sees no answer, so it may be trusted."""
+    code = {"kind": "reasoning_gym", "items": items, "seed": seed, "size": size}
+    return ScoringProgram(code=json.dumps(code), name="reasoning_gym", trusted=True)
+
+
+def _known_names() -> list[str]:
     if importlib.util.find_spec("reasoning_gym") is None:
         raise DataError(
             "the package reasoning_gym is not installed", why="it is optional", fix=INSTALL
         )
-    with warnings.catch_warnings():  # its dependencies' syntax warnings are not the user's
-        warnings.simplefilter("ignore")
-        return importlib.import_module("reasoning_gym")
+    return _names_of(importlib.metadata.version("reasoning-gym"))
 
 
-def _generate(name: str, *, seed: int, size: int) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "entries"
-        done = subprocess.run(
-            [sys.executable, str(_PAYLOAD), name, str(seed), str(size), str(file)],
-            env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        if done.returncode != 0:
-            raise DataError(
-                f"reasoning_gym cannot generate {size} questions of {name} from seed {seed}",
-                why=(done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1],
-                fix="try another seed",
-            )
-        entries: list[dict[str, Any]] = pickle.loads(file.read_bytes())  # noqa: S301  our child's
-        return entries
+@functools.cache
+def _names_of(version: str) -> list[str]:  # noqa: ARG001  the key of the cache
+    try:
+        return msgspec.convert(describe(_description())["names"], list[str])
+    except (ScoringError, msgspec.ValidationError) as error:
+        why = getattr(error, "why", None) or str(error)
+        raise DataError("the package reasoning_gym does not load", why=why, fix=INSTALL) from error

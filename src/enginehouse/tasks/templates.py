@@ -72,14 +72,15 @@ class Template:
                 if frame.filename == "<template>"
             ]
             where = f", line {lines[-1]}" if lines else ""
-            fix = f"its fields are: {', '.join(fields)}"
+            why, fix = f"{type(error).__name__}: {error}", f"its fields are: {', '.join(fields)}"
             if isinstance(error, _NullValueError):
                 nulls = [name for name, value in fields.items() if value is None]
+                why = str(error)
                 fix = "give the record a value, or write {{ field or '' }} where none is needed"
                 fix += f"; null in it: {', '.join(nulls)}" if nulls else ""
             raise DataError(
                 f"{self._origin}{where}: cannot be filled in for item {item!r}",
-                why=f"{type(error).__name__.strip('_')}: {error}",
+                why=why,
                 fix=fix,
             ) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +13,13 @@ from enginehouse.tools.references import References, subschemas
 from enginehouse.tools.specification import ToolSpec
 
 NO_CALL = "none"  # no tool can have this name
-# What xgrammar neither refuses nor ignores; the check afterwards knows the rest.
+# What xgrammar and llguidance neither refuse nor ignore; the check afterwards knows the rest.
 _KEPT = frozenset(
     {"type", "enum", "const", "required", "pattern", "minLength", "maxLength", "minItems"}
     | {"maxItems", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 )
 _INNER = frozenset({"items", "prefixItems", "additionalProperties", "allOf", "anyOf", "oneOf"})
+_LOOKAROUND = re.compile(r"\(\?<?[=!]")
 # Beside `properties` or one another, these tell of further keys of the same object.
 _FURTHER = ("$ref", "anyOf", "oneOf", "then", "else", "dependentSchemas", "patternProperties")
 
@@ -86,6 +88,14 @@ def _is_composed(schema: Mapping[str, Any]) -> bool:
     return further + len(schema.get("allOf", ())) > 1
 
 
+def _leave_out_pattern(kept: dict[str, Any]) -> None:
+    """Without one where there is a length, or where it looks around."""
+    pattern = kept.get("pattern")
+    has_length = "minLength" in kept or "maxLength" in kept  # xgrammar takes one or the other
+    if has_length or (isinstance(pattern, str) and _LOOKAROUND.search(pattern)):
+        kept.pop("pattern", None)
+
+
 @dataclass
 class _Bounding:
     """Leaves out of a tool's schema what constrained decoding cannot take.
@@ -114,15 +124,16 @@ class _Bounding:
             if key in _KEPT:
                 kept[key] = value
             elif key in _INNER:
-                kept[key] = self.bounded(value)
+                # llguidance takes no branches of a oneOf that may overlap
+                any_will_do = key == "oneOf" and "anyOf" not in schema
+                kept["anyOf" if any_will_do else key] = self.bounded(value)
             elif key == "properties":
                 kept[key] = {name: self.bounded(part) for name, part in value.items()}
             elif key == "$ref":
                 kept[key] = self._moved(value)
         if "properties" in kept:
             self._close(kept)
-        if "minLength" in kept or "maxLength" in kept:
-            kept.pop("pattern", None)  # xgrammar takes one or the other
+        _leave_out_pattern(kept)
         return kept
 
     def _close(self, kept: dict[str, Any]) -> None:

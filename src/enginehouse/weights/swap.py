@@ -82,7 +82,7 @@ class WeightSwapper:
         self._gate = gate or Gate(started.digest)
         self._alone = alone
         self._condemn = condemn
-        self._lock = filelock.FileLock(file.with_suffix(".lock"))
+        self._lock = filelock.FileLock(file.with_suffix(".lock"), mode=0o600)
         self._dozes = _DOZING in (server.command or ())
         self._busy = False
         self._turn = asyncio.Lock()  # a swap and a restoration do not tell the server two things

@@ -71,6 +71,33 @@ _GUESSES = (
         within=3,
     ),
     _Guess(
+        re.compile(r"vllm/platforms/interface\.py"),
+        K.NO_GPU,
+        "{engine} finds no GPU that it knows, and works on an unknown platform",
+        "see whether `nvidia-smi` works here and CUDA_VISIBLE_DEVICES is right (in a container: "
+        "--gpus all); on a machine without a GPU take a build for CPUs",
+        re.compile(r"NotImplementedError"),
+        within=1,
+    ),
+    _Guess(
+        re.compile(r"rotary_embedding|/rope|modeling_rope_utils"),
+        K.PACKAGE_MISMATCH,
+        "the model's configuration of RoPE is of another version of transformers",
+        "install the transformers that the model's config.json names (transformers_version)",
+        re.compile(r"(?:Key|Attribute|Type|Value)Error"),
+        within=2,
+    ),
+    _Guess(
+        re.compile(r"/tokenization_\w+\.py|sentencepiece/"),
+        K.MODEL_INCOMPLETE,
+        "a file of the tokenizer is missing from the model's folder",
+        "copy tokenizer.json, tokenizer_config.json and tokenizer.model from the base model's "
+        "folder",
+        re.compile(r"TypeError|OSError"),
+        re.compile(r"NoneType|not a string|Not found"),
+        within=2,
+    ),
+    _Guess(
         re.compile(r"/lora/"),
         K.WRONG_VALUE,
         "the LoRA adapter does not fit the model, or LoRA is not possible with it",

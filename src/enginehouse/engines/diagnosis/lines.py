@@ -27,7 +27,7 @@ _BOMS = (
 _ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]{0,32}[ -/]{0,4}[@-~]|\][^\x07\x1b]{0,500}(?:\x07|\x1b\\)|[@-Z\\^_])"
 )
-_BARE_COLOUR = re.compile(r"(?:ESC|\^\[|\\x1b|\\033)?\[(?:\d{1,3};){0,4}\d{0,3}m")
+_BARE_COLOUR = re.compile(r"(?:ESC|\^\[|\\x1b|\\033|\ufffd)?\[(?:\d{1,3};){0,4}\d{0,3}m")
 _CONTROLS = {code: None for code in range(32) if code != 9} | {127: None}
 _BAR = re.compile(r".{0,600}?(?:it/s|s/it)[^\]]{0,80}\] ?")
 _WRAPPED = re.compile(r'"(?:log|message|msg|MESSAGE|textPayload)"\s{0,4}:\s{0,4}"')

@@ -24,6 +24,7 @@ class LogProfile:
     traceback, or an error by itself, that end the engine. `survived`: likewise, but the engine goes
     on. `serves`: the processes whose errors, once it is ready, are those of single requests.
     `error_lines`: bare lines that are errors. `works`: the processes without which it cannot go on.
+    `ends_itself`: words after which it ends itself with SIGKILL, which then says nothing.
     `signals`: cause and next step where a signal ended it. `two_builds`: what any unknown error
     means where the CUDA and the CPU build are installed together.
     """
@@ -42,6 +43,7 @@ class LogProfile:
     works: re.Pattern[str] = NEVER
     error_lines: re.Pattern[str] = NEVER
     on_cpu: re.Pattern[str] = NEVER
+    ends_itself: re.Pattern[str] = NEVER
     signals: Mapping[signal.Signals, tuple[str, str]] = field(default_factory=dict)
     killed_fix: str = ""
     two_builds: Diagnosis | None = None

@@ -14,6 +14,7 @@ In this order, the first that there is:
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ from enginehouse.engines.diagnosis.guesses import guess
 from enginehouse.engines.diagnosis.kinds import READ_THE_LOG, Diagnosis, FailureKind
 from enginehouse.engines.diagnosis.profile import NEVER, LogProfile
 from enginehouse.engines.diagnosis.rule import Rule, recognise
-from enginehouse.engines.diagnosis.shared_rules import LOST_CONNECTION, RULES
+from enginehouse.engines.diagnosis.rules import LOST_CONNECTION, RULES
 
 LONGEST = 400  # characters of evidence
 _RECENT = 12  # lines from the end, in which something may still be waited for
@@ -39,7 +40,8 @@ _POINTER = re.compile(
     r"|Failed core proc|Engine process failed to start|SIGQUIT received|Received sigquit"
     r"|^(?:\w+\.)*(?:SystemExit|KeyboardInterrupt|CancelledError|GeneratorExit)\b"
     r"|Connection (?:closed|reset) by peer|Broken pipe|remote process (?:exited|has terminated)"
-    r"|Application startup failed|Exiting\.\.\.$|^Aborted\b|^Killed$|^Traceback|^\s*$"
+    r"|Application startup failed|Exiting\.\.\.$|^Aborted\b|^(?:Killed|已杀死|Getötet)$|^Traceback"
+    r"|^\s*$"
 )
 # Nothing but a name: an exception that does not say why.
 _EMPTY = re.compile(r"^[\w.]+(?:Error|Exception|Empty|Failure|Failed)?:?$")
@@ -50,7 +52,8 @@ _SURVIVED = re.compile(
 _SHUTDOWN = re.compile(r"(?i)shut ?down|exit|terminat|clean|stopp|kill|abort|destroy")
 _EXIT_CODE = re.compile(
     r"(?:exit ?code:?|exited with(?: code)?|'EngineCore\w{0,20}': )[ =]{0,2}(?P<code>-\d{1,3})\b"
-    r"|signal[ :=]{0,2}(?:SIGKILL|9\b)(?P<kill>)|^(?P<bare>Killed)$|(?P<oom>oom[-_ ]kill event)"
+    r"|signal[ :=]{0,2}(?:SIGKILL|9\b)(?P<kill>)|^(?P<bare>Killed|已杀死|Getötet)$"
+    r"|(?P<oom>oom[-_ ]kill event)"
 )
 _FATAL = re.compile(r"^Process [\w:\-]+:$|failed to start|fatal error|hit an exception")
 
@@ -211,7 +214,7 @@ class _Selection:
         if log.stopped > log.ready or (log.stopped and not self._pointers):
             return endings.told_to_stop(log.stopped_line)
         line = self._pointers[0].partition("\n")[0].strip() if self._pointers else ""
-        code, evidence = self._said_exit_code() or (exit_code, line)
+        code, evidence = self._said_exit_code() or (self._own_exit_code(exit_code), line)
         return (
             endings.signalled(code, profile=profile, evidence=evidence)
             or self._lost_connection()
@@ -240,18 +243,29 @@ class _Selection:
         last = max(unknown, key=lambda pair: pair[0].number)
         return self._of_unknown(last)
 
+    def _own_exit_code(self, exit_code: int | None) -> int | None:
+        """What the first process ended with, unless it ended itself."""
+        if self._ended_itself() and exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+            return None
+        return exit_code
+
+    def _ended_itself(self) -> bool:
+        return any(map(self._profile.ends_itself.search, self._pointers))
+
     def _said_exit_code(self) -> tuple[int, str] | None:
         """The exit code of a process of the engine, as another one or the shell reports it."""
         lines = [*self._pointers, *(remark.text for remark in self._log.remarks)]
         for line in lines:
             if (found := _EXIT_CODE.search(line)) is not None:
-                return int(found["code"] or -9), line.partition("\n")[0].strip()
+                if found["bare"] and self._ended_itself():
+                    continue
+                return int(found["code"] or -signal.SIGKILL), line.partition("\n")[0].strip()
         return None
 
     def _fell_silent(self) -> bool:
         """Another process reports a death, and the one that died wrote ordinary lines only."""
         works = self._profile.works
-        if works.pattern == NEVER.pattern or not self._pointers:
+        if works.pattern == NEVER.pattern or not self._pointers or self._ended_itself():
             return False
         return bool(self._log.ready) or any(map(works.search, self._log.progress))
 

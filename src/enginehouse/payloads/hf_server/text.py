@@ -11,6 +11,7 @@ from hf_server.errors import refused
 from hf_server.requests import Sampling
 
 _INCOMPLETE = "\ufffd"
+_MOST_PENDING = 16  # tokens without a whole character; all are decoded again for each that comes
 
 
 class Vocabulary:
@@ -80,7 +81,8 @@ class Writer:
             return False
         before = self._decode(ids[self._context : self._decoded])
         after = self._decode(ids[self._context :])
-        if len(after) <= len(before) or after.endswith(_INCOMPLETE):
+        is_pending = len(after) <= len(before) or after.endswith(_INCOMPLETE)
+        if is_pending and len(ids) - self._decoded < _MOST_PENDING:
             return False
         return self._append(after[len(before) :], ids)
 

@@ -1,0 +1,32 @@
+"""Files and folders that only their owner may read: prompts, answers and keys are in them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_OTHERS = 0o077
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner may enter, whatever the umask; close one that others may.
+
+    Folders that it lies in, and that are missing, are made alike. Raises OSError.
+    """
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True)
+        each.chmod(0o700)
+    if not missing and folder.stat().st_mode & _OTHERS:
+        with suppress(PermissionError):  # it is somebody else's, who decides
+            folder.chmod(0o700)
+
+
+def open_private(path: Path, flags: int) -> int:
+    """os.open for writing; a file that it makes is its owner's alone. Raises OSError."""
+    existed = path.exists()
+    opened = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if not existed:
+        os.fchmod(opened, 0o600)
+    return opened
