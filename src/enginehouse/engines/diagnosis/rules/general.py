@@ -80,8 +80,8 @@ RULES = (
         r"|name 'vllm_\w{1,40}' is not defined",
         "the compiled part of {engine} (or torchvision) does not fit the torch in this "
         "environment: a CUDA build and a CPU build were mixed",
-        "make the environment again: `enginehouse envs` names it, then `enginehouse envs remove "
-        "KEY` and {rebuild}; install nothing into it that depends on vllm",
+        "make the environment again: {rebuild} (`enginehouse envs` names it); install nothing into "
+        "it that brings a torch of its own",
         vague=True,
     ),
     Rule(

@@ -52,8 +52,8 @@ RULES = (
         r"|PyTorch and torchvision (?:were|was) compiled with different CUDA",
         "torchvision does not fit the torch in this environment: a CUDA build and a CPU build "
         "were mixed, or two versions",
-        "make the environment again ({rebuild}; `enginehouse envs` names it, `enginehouse envs "
-        "remove KEY` removes it); install nothing into it that brings a torch of its own",
+        "make the environment again ({rebuild}; `enginehouse envs` "
+        "names it); install nothing into it that brings a torch of its own",
     ),
     Rule(
         K.WRONG_BUILD,
@@ -68,6 +68,12 @@ RULES = (
         r"(?P<least>[\w.]{0,30}\w)",
         "{package} {is} does not fit this {engine}, which needs {least}",
         "make the environment again: {rebuild}; install nothing into it",
+    ),
+    Rule(
+        K.PACKAGE_MISMATCH,
+        r"Cannot find a working triton installation|TritonMissing",
+        "triton, which compiles kernels, is missing from the environment, or too old for its torch",
+        "build the environment again: {rebuild}; or --enforce-eager, which compiles nothing",
     ),
     Rule(
         K.PACKAGE_MISMATCH,
