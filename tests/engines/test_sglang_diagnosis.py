@@ -71,6 +71,7 @@ LINES = {
         K.NO_COMPILER
     ),
     "torch.AcceleratorError: CUDA error: an illegal memory access was encountered": K.CRASHED,
+    "AssertionError: res=<Response [503]>, res.text=''": K.COMMUNICATION,
 }
 
 

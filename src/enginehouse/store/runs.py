@@ -155,7 +155,7 @@ class Run:
             who = (
                 f"process {holder.pid} on {holder.host}, since {holder.since:%Y-%m-%d %H:%M:%S} UTC"
             )
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, RecursionError):
             who = "another process"
         return RunLockedError(
             f"run {self.info.id} is being worked on by {who}",

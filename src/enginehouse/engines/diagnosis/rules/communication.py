@@ -71,6 +71,21 @@ RULES = (
     ),
     *LOST_CONNECTION,
     Rule(
+        K.COMMUNICATION,
+        r"environment variable (?P<name>MASTER_ADDR|MASTER_PORT|RANK|WORLD_SIZE) expected, but not",
+        "the processes are to meet where the environment says, and {name} is not set",
+        "set it, or start it with torchrun or with the options of {engine} for several nodes",
+    ),
+    Rule(
+        K.COMMUNICATION,
+        r"^(?:\w+\.){0,6}(?:OSError|TimeoutError|ConnectionRefusedError|ConnectionError): "
+        r"\[Errno (?:110|111|113)\] (?P<what>[^\n]{1,80})",
+        "another process or machine could not be reached ({what})",
+        "see that what the traceback connects to runs and its address and port are right, and that "
+        "no firewall or proxy (no_proxy) is in between",
+        vague=True,
+    ),
+    Rule(
         K.RAY_RESOURCES,
         r"Could not find any running Ray instance|Failed to connect to (?:GCS|Ray)"
         r"|Ray does not allocate "

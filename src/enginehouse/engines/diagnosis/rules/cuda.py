@@ -60,6 +60,7 @@ RULES = (
         "the GPU is older or newer than it",
         "use another GPU, or a build for this one with --python PATH; or make the environment "
         "again: {rebuild}",
+        spoken=True,
     ),
     Rule(
         K.CUDA_MISMATCH,
@@ -67,6 +68,22 @@ RULES = (
         "this build of torch has no code for this GPU: the GPU is older or newer than it",
         "use another GPU, or a build for this one with --python PATH",
         spoken=True,
+    ),
+    Rule(
+        K.CUDA_MISMATCH,
+        r"too old to be supported by the triton|compute capability below \d"
+        r"|[Uu]nsupported (?:CUDA compute capability|GPU arch\w{0,10}|CUDA arch\w{0,10})"
+        r"[^\n]{0,20}",
+        "this GPU is older or newer than what the kernels here are written for",
+        "use another GPU, or another version of {engine}; on an old GPU try --enforce-eager, and "
+        "for a small model the engine llamacpp",
+    ),
+    Rule(
+        K.CUDA_NOT_READY,
+        r"CUDA Setup failed despite (?:CUDA|GPU) being available",
+        "bitsandbytes finds no CUDA libraries that it can use, though there is a GPU",
+        "`python -m bitsandbytes` tells what it looked for; install a bitsandbytes made for this "
+        "CUDA: {rebuild}",
     ),
     Rule(
         K.CUDA_NOT_READY,
@@ -138,6 +155,7 @@ RULES = (
         r"|NVML Shared Library Not Found|[Nn]o (?:ROCm|HIP)-capable device"
         r"|No HIP GPUs are available"
         r"|torch finds no CUDA GPU|could not select device driver|libnvidia-ml\.so\.1: cannot open"
+        r"|GPU is required to (?:quantize|run)|No GPU found\. A GPU is needed"
         r"|CUDA is not available|[Ee]xpected a cuda device, but got"
         r"|on a CUDA device but torch\.cuda\."
         r"is_available\(\) is False|nvidia-container-cli: initialization error",

@@ -80,8 +80,8 @@ RULES = (
         r"|name 'vllm_\w{1,40}' is not defined",
         "the compiled part of {engine} (or torchvision) does not fit the torch in this "
         "environment: a CUDA build and a CPU build were mixed",
-        "make the environment again: `enginehouse envs` names it, then `enginehouse envs remove "
-        "KEY` and {rebuild}; install nothing into it that depends on vllm",
+        "make the environment again: {rebuild} (`enginehouse envs` names it); install nothing into "
+        "it that brings a torch of its own",
         vague=True,
     ),
     Rule(
@@ -98,14 +98,16 @@ RULES = (
     ),
     Rule(
         K.UNSUPPORTED_FEATURE,
-        r"No valid (?:attention )?backend\w*|[Ss]elected backend [^\n]{0,80}is not valid"
+        r"No valid (?:attention )?backend\w*|[Ff]ailed to find a suitable attention backend"
+        r"|[Ss]elected backend [^\n]{0,80}is not valid"
         r"|FlashAttention[^\n]{0,80}only supports? (?:Ampere|Hopper|SM)"
         r"|No available kernel\. Aborting"
         r"|make_empty_intermediate_tensors"
         r"|FlashAttention-?\d? [^\n]{0,60}(?:not supported|requires)|Unsupported FA version"
         r"|(?:Sinks|sinks|MLA|fp8 kv cache|FP8 KV cache|[Ss]liding window)[^\n]{0,80}not supported"
         r"|[Hh]ead (?:size|dim)\w{0,10} [^\n]{0,20}not supported|unsupported head (?:size|dim)"
-        r"|out of resource: shared memory|requires GPUs with sm\d"
+        r"|[Oo]nly SM ?\d[^\n]{0,40}supported|out of resource: shared memory"
+        r"|requires GPUs with sm\d"
         r"|FlashAttention on [^\n]{0,40}only supports"
         r"|Hybrid KV cache manager is disabled but|does not support multicast"
         r"|No suitable kernel\. h_in"

@@ -63,7 +63,8 @@ RULES = (
         r"|\n)"
         r"|[Nn]o file named (?P<weights>[^\s,]{1,120})|Should have a `model_type` key"
         r"|No model architectures are specified|No tokenizer file found"
-        r"|Invalid type of HuggingFace processor|TypeError: not a string"
+        r"|Unable to find `model_type`|Unrecognized (?:image processor|processing class|feature "
+        r"extractor) in|Invalid type of HuggingFace processor|TypeError: not a string"
         r"|Found 0 files matching the pattern|Cannot find any model weights"
         r"|Couldn't instantiate the backend tokenizer"
         r"|Can't load (?:the )?(?:image processor|feature extractor|processor|tokenizer)"
@@ -125,7 +126,9 @@ RULES = (
         r"|OverflowError: cannot fit 'int' into an index-sized|PytorchStreamReader failed"
         r"|is not a valid JSON file|invalid load key, '(?P<key>[^']{1,8})'"
         r"|git-lfs|Git LFS|Unable to load weights from (?:pytorch|tf) checkpoint"
-        r"|UnpicklingError|unexpected end of data|file not fully covered",
+        r"|UnpicklingError|unexpected end of data|file not fully covered"
+        r"|unexpected EOF, expected \d|could not parse ModelProto|ParseFromArray\("
+        r"|inline_container\.cc[^\n]{0,60}unexpected pos",
         "a file of the model is broken: cut off, or not what its name says",
         "compare the sizes with the source's and fetch it again; `git lfs pull` if it is a Git LFS "
         "pointer",

@@ -137,7 +137,7 @@ RULES = (
     ),
     Rule(
         K.WRONG_LIBRARY,
-        r"DLL load failed",
+        r"DLL load failed|WinError 126\b",
         "a compiled extension does not load on Windows: a DLL is missing or of another version",
         "use WSL or Linux; vLLM and SGLang are not made for Windows",
     ),

@@ -52,6 +52,22 @@ RULES = (
         _without_torch,
     ),
     Rule(
+        K.UNSUPPORTED_DTYPE,
+        r"\"\w{1,60}\" not implemented for '(?P<dtype>\w{1,30})'"
+        r"|[Bb]float16 is (?:only )?(?:not )?supported on [^\n]{0,60}(?:compute capability|GPU)",
+        "the device has no code to compute with this kind of number {dtype}",
+        "on a CPU --dtype float32 or bfloat16; on an old GPU --dtype float16",
+    ),
+    Rule(
+        K.QUANTIZATION,
+        r"fp8e\w{3,8} data type is not supported|[Oo]nly sm ?\d{2,3}\+? (?:and \w{1,10} "
+        r")?supports? "
+        r"|fp8e\w{3,8} not supported",
+        "the model or its KV cache is kept in FP8, which this GPU cannot compute with: it needs an "
+        "Ada or Hopper GPU (compute capability 8.9 or 9.0)",
+        "an unquantized checkpoint, another quantization (AWQ, GPTQ), or --kv-cache-dtype auto",
+    ),
+    Rule(
         K.QUANTIZATION,
         r"quantization method (?P<method>\S{1,60}) is not supported for the current GPU\. Minimum "
         r"capability: (?P<needs>\d+)\. Current capability: (?P<has>\d+)",
@@ -84,7 +100,7 @@ RULES = (
         r"|compressed-tensors compatible scheme|type fp8\w{1,10} not supported"
         r"|only fp8 gemm is implemented|weight_scale\w{0,20}|weight_zero_point"
         r"|\.(?:absmax|qweight|qzeros|scales)\b"
-        r"|quantization method \S{1,40} is not supported",
+        r"|quantization method \S{1,40} is not supported|any of \[[^\]\n]{0,60}quant_method",
         "the checkpoint is quantized in a way that this {engine} cannot compute with here: the "
         "method is unknown, the GPU has no kernel for it, or its groups cannot be shared out "
         "among this many GPUs",

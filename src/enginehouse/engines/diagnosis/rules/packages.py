@@ -52,8 +52,8 @@ RULES = (
         r"|PyTorch and torchvision (?:were|was) compiled with different CUDA",
         "torchvision does not fit the torch in this environment: a CUDA build and a CPU build "
         "were mixed, or two versions",
-        "make the environment again ({rebuild}; `enginehouse envs` names it, `enginehouse envs "
-        "remove KEY` removes it); install nothing into it that brings a torch of its own",
+        "make the environment again ({rebuild}; `enginehouse envs` "
+        "names it); install nothing into it that brings a torch of its own",
     ),
     Rule(
         K.WRONG_BUILD,
@@ -71,10 +71,18 @@ RULES = (
     ),
     Rule(
         K.PACKAGE_MISMATCH,
+        r"Cannot find a working triton installation|TritonMissing",
+        "triton, which compiles kernels, is missing from the environment, or too old for its torch",
+        "build the environment again: {rebuild}; or --enforce-eager, which compiles nothing",
+    ),
+    Rule(
+        K.PACKAGE_MISMATCH,
         r"flashinfer-(?:cubin|jit-cache) version \([^)]{0,40}\) does not match"
         r"|(?:requires|but) [\w.\-]{1,40}[<>=!~]{1,2}[\w.,<>=!~ ]{1,60}(?:is required|, (?:but"
         r"|found))"
-        r"|VersionConflict|is required for a normal functioning of this module"
+        r"|serious vulnerability issue in `torch\.load`"
+        r"|`config_class` attribute that is not consistent|VersionConflict"
+        r"|is required for a normal functioning of this module"
         r"|This version of \w+ requires|is incompatible with (?:the installed )?\w+ version",
         "two packages in the environment do not fit each other",
         "install the versions that the line names, or build the environment again: {rebuild}",
@@ -87,6 +95,16 @@ RULES = (
         r"|No module named '(?P<module>(?:vllm|sglang|torch|triton)\.[a-z][\w.]{1,80})'",
         "two packages in the environment are of versions that do not fit each other {module}",
         "install the versions that {engine} asks for, or build the environment again: {rebuild}",
+    ),
+    Rule(
+        K.PACKAGE_MISMATCH,
+        r"'(?P<class>\w{0,60}(?:Attention|DecoderLayer|Cache|Embedding))' object has no attribute "
+        r"'(?P<what>\w{1,80})'",
+        "code that was written for another version of transformers asks its {class} for {what}: "
+        "mostly the model's own code (trust_remote_code), or a plug-in",
+        "install the transformers that the model's config.json names (transformers_version), or "
+        "take a newer revision of the model",
+        vague=True,
     ),
     Rule(
         K.PACKAGE_MISMATCH,

@@ -28,7 +28,7 @@ RULES = (
         r"|Error while (?:creating|attaching to) shared memory segment|ftruncate.{0,60}nccl"
         r"|ncclShmOpen"
         r"|object_store_memory.{0,80}(?:/dev/shm|exceeds)"
-        r"|No space left on device.{0,20}/dev/shm|/dev/shm.{0,60}too small",
+        r"|No space left on device.{0,20}/dev/shm|/dev/shm.{0,60}too small|shared memory too small",
         "the shared memory (/dev/shm), through which the engine's processes talk, is too small or "
         "full",
         "see `df -h /dev/shm`; in a container start it with a larger --shm-size (10g or more) or "
@@ -39,7 +39,8 @@ RULES = (
     Rule(
         K.DISK_FULL,
         r"No space left on device|Disk quota exceeded|not enough free disk space"
-        r"|Not enough disk space|database or disk is full",
+        r"|Not enough disk space|database or disk is full"
+        r"|PytorchStreamWriter failed writing",
         "a disk is full, or /dev/shm, through which the engine's processes talk",
         "see `df -h /dev/shm /tmp ~`; make room (in a container: a larger --shm-size)",
         late=True,

@@ -102,7 +102,8 @@ RULES = (
     ),
     Rule(
         K.TOOLCHAIN,
-        r"Ninja build failed|ninja: build stopped|Error building extension|Internal Triton PTX "
+        r"Ninja build failed|triton\.compiler\.errors\.\w{1,60}|ninja: build stopped"
+        r"|Error building extension|Internal Triton PTX "
         r"codegen error|PTXASError|PassManager::run failed|CppCompileError|C\+\+ compile error"
         r"|collect2: error: ld returned|CalledProcessError: Command [^\n]{0,200}(?:gcc|g\+\+|cc"
         r"|nvcc|"
