@@ -65,6 +65,7 @@ async def test_the_packages_scorer_decides(task, item, score):
     result = await score(task, item, f"<answer>it is {right}</answer>")
     assert result.outcome is Outcome.WRONG
     assert 0 < result.measures["score"].value < 1
+    assert "reasoning_gym" not in sys.modules  # nothing that it prints can reach our output
 
 
 @needed
