@@ -14,7 +14,7 @@ import pytest
 
 from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.diagnosis import READ_THE_LOG, FailureKind, Surroundings, recognise
-from enginehouse.engines.diagnosis.shared_rules import RULES as SHARED
+from enginehouse.engines.diagnosis.rules import RULES as SHARED
 from enginehouse.engines.sglang import SglangEngine
 from enginehouse.engines.sglang_diagnosis import RULES
 
@@ -71,6 +71,7 @@ LINES = {
         K.NO_COMPILER
     ),
     "torch.AcceleratorError: CUDA error: an illegal memory access was encountered": K.CRASHED,
+    "AssertionError: res=<Response [503]>, res.text=''": K.COMMUNICATION,
 }
 
 

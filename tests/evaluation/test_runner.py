@@ -39,6 +39,7 @@ from enginehouse.core.sampler import Capability, Completion
 from enginehouse.evaluation import (
     EvaluationSpec,
     TaskSpec,
+    asking,
     evaluate,
     find_sample,
     require_headlines,
@@ -650,6 +651,21 @@ async def test_progress_moves_with_every_request(layout, monkeypatch):
     half = next(state for state in seen if state.requests == 4)
     assert (half.done, half.generated_tokens) == (0, 8)
     assert (seen[-1].done, seen[-1].requests) == (4, 8)
+
+
+async def test_samples_are_asked_in_the_order_of_the_plan(layout):
+    """A task whose prompts are encoded first is not overtaken by one that is ready at once."""
+    spec = EvaluationSpec(tasks=(TaskSpec(name="pick"), TaskSpec(name="addone")), concurrency=1000)
+    sampler = FakeSampler()
+    await run_it(
+        new_run(layout, "pick", "addone"),
+        spec,
+        tasks={"pick": (PickFirst(), dataset(60)), "addone": (AddOne(), dataset(10))},
+        sampler=sampler,
+    )
+    kinds = [isinstance(request.prompt, ChatPrompt) for request in sampler.requests]
+    assert len(kinds) == 130
+    assert not any(kinds[: 2 * (60 - asking._BEGINNING)])
 
 
 async def test_resumed_progress_counts_what_was_done_before(layout):

@@ -35,8 +35,8 @@ def test_demo_parses() -> None:
     """The demo evaluates the three tasks with their own limits."""
     config = parse(EvaluationConfig, read_yaml(EXAMPLES / "demo.yaml"), origin="demo")
     assert [(t.name, t.limit) for t in config.tasks] == [
-        ("gsm8k", 15),
         ("hellaswag", 30),
+        ("gsm8k", 15),
         ("instructions", 15),
     ]
 

@@ -14,6 +14,7 @@ from command_line import House, journaled, sums
 import enginehouse
 from enginehouse.core.errors import (
     ConfigurationError,
+    ConnectionFailedError,
     ModelError,
     ProvisioningError,
     RunLockedError,
@@ -21,6 +22,7 @@ from enginehouse.core.errors import (
     StartError,
     StoreError,
     TaskError,
+    TlsError,
     UnauthorizedError,
     UnsupportedError,
 )
@@ -265,6 +267,8 @@ def test_the_resolved_configuration_is_whole_and_has_no_secret():
         (asyncio.CancelledError(), False, "go on with: enginehouse resume"),
         (ProvisioningError("no network"), False, "go on with: enginehouse resume"),
         (StartError("no memory"), False, None),
+        (TlsError("speaks TLS"), False, None),
+        (ConnectionFailedError("nothing answers"), False, "go on with: enginehouse resume"),
         (StartError("no memory"), True, "go on with: enginehouse resume"),
         (ServerGoneError("gone"), True, "go on with: enginehouse resume"),
         (UnauthorizedError("no key"), True, "go on with: enginehouse resume"),

@@ -271,6 +271,26 @@ async def test_torchs_build_is_one_that_the_driver_runs(
     assert (f"torch=={backends[chosen]}" if chosen else "torch==2.9.0\n") in plan.requirements
 
 
+@pytest.mark.usefixtures("published")
+async def test_a_cpu_torch_is_kept_out_of_a_cuda_build(
+    make_wheel: WheelMaker, fake_vllm: dict[str, str], layout: Layout, notes: list[str]
+):
+    """A folder of wheels may hold both, and for uv 2.13.0+cpu is a newer 2.13.0."""
+    for name in ("torch", "torchaudio"):
+        for version, cuda in (("2.13.0", "13.0"), ("2.13.0+cpu", None)):
+            source = f"class version:\n    cuda = {cuda!r}\n    hip = None\n"
+            make_wheel(name, version, {f"{name}/__init__.py": source})
+    files = fake_vllm | {"vllm/__init__.py": "__version__ = '0.30.0'"}
+    make_wheel("vllm", "0.30.0", files, requires=["torch==2.13.0", "torchaudio>=2"])
+    plan = await find_plan(
+        "vllm", version="0.30.0", variant="cuda", layout=layout, notify=notes.append
+    )
+    assert "torch==2.13.0 " in plan.requirements
+    assert "torchaudio==2.13.0 " in plan.requirements
+    built = await ensure_environment(plan, layout=layout, notify=notes.append)
+    assert (built.variant, built.packages["torch"]) == ("cuda", "2.13.0")
+
+
 async def test_a_release_for_a_newer_cuda_is_refused(
     uv: FakeUv, driver: Callable[[int | None], None], layout: Layout, notes: list[str]
 ):

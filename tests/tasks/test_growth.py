@@ -87,7 +87,9 @@ def _extractors() -> dict[str, Callable[[str], object]]:
     found: dict[str, Callable[[str], object]] = {}
     for module in pkgutil.walk_packages(enginehouse.tasks.__path__, "enginehouse.tasks."):
         for name, function in vars(importlib.import_module(module.name)).items():
-            if inspect.isfunction(function) and not name.startswith("_"):
+            home = getattr(function, "__module__", "")
+            is_reader = home.startswith(("enginehouse.tasks.", "enginehouse.core.reasoning"))
+            if inspect.isfunction(function) and is_reader and not name.startswith("_"):
                 first, *others = inspect.signature(function).parameters.values() or [None]
                 is_alone = all(other.default is not other.empty for other in others)
                 if first is not None and first.name in ("text", "response") and is_alone:

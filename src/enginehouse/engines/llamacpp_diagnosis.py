@@ -179,7 +179,8 @@ _RULES = (
     ),
     Rule(
         K.CRASHED,
-        r"GGML_ASSERT\((?P<what>.*)\) failed|terminate called|ggml_abort",
+        r"GGML_ASSERT\((?P<what>.*)\) failed|terminate called|ggml_abort|\.(?:cu|cpp|c|h"
+        r"|m):\d{1,6}: fatal error",
         "llama.cpp met something that it takes for impossible, and gave up",
         "start it again; if the same line comes back, report it to llama.cpp with the log",
     ),

@@ -103,6 +103,14 @@ RULES = (
         "correct the name, or leave it out; the engine's own --help lists what there is",
     ),
     Rule(
+        K.COMMUNICATION,
+        r"res=<Response \[50\d\]>|warmup error: [^\n]{0,200}(?:ProxyError|Connection refused)",
+        "SGLang's first request to itself was answered by something else, most likely a proxy",
+        "set no_proxy=127.0.0.1,localhost,0.0.0.0 (or unset http_proxy); if there is no proxy, the "
+        "scheduler's own error is above",
+        vague=True,
+    ),
+    Rule(
         K.TOO_SLOW,
         r"[Ww]atchdog timeout \(self\.watchdog_timeout=(?P<seconds>[\d.]{1,12})(?:, "
         r"self\.soft=False"

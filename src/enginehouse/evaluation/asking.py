@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from enginehouse.core.errors import (
@@ -21,6 +23,7 @@ from enginehouse.evaluation.tool_calls import ask_calls, check_steps, with_resul
 from enginehouse.tasks.base import CallTools, Choose, Generate, Item, Question
 from enginehouse.tools import Ladder
 
+_BEGINNING = 16  # samples whose prompts are made at the same time
 _FOR_CHOICES = (Capability.TOKENIZE, Capability.TOKENS, Capability.PROMPT_LOGPROBS)
 
 
@@ -42,6 +45,9 @@ class Asker:
         self._spec = spec
         self._sampler = sampler
         self._provenance = provenance
+        # First come, first served: a sample that is ready at once must not overtake earlier ones
+        # whose prompts the server has still to encode, or those wait behind every long answer.
+        self._turnstile = asyncio.Semaphore(_BEGINNING)
         self._ladder = Ladder(spec.tool_steps, template=template)
         self._common = SamplingParameters(
             temperature=spec.temperature,
@@ -79,6 +85,8 @@ class Asker:
         self, question: Generate, record: SampleRecord, *, max_tokens: int | None
     ) -> SampleRecord:
         request = self._request(question, record, max_tokens=max_tokens)
+        async with self._turnstile:
+            pass
         try:
             response = await self._sampler.sample(request)
             if not response.completions:
@@ -99,6 +107,8 @@ class Asker:
             question, prompt=with_system(question.prompt, self._spec)
         )
         parameters = self._parameters(record, max_tokens=max_tokens or question.max_tokens)
+        async with self._turnstile:
+            pass
         try:
             result = await ask_calls(
                 self._sampler, question, parameters=parameters, ladder=self._ladder
@@ -131,7 +141,8 @@ class Asker:
     async def _choose(self, question: Choose, record: SampleRecord) -> SampleRecord:
         requests: tuple[SampleRequest, ...] = ()
         try:
-            choices = await encode_choices(self._sampler, question)
+            async with self._turnstile:
+                choices = await encode_choices(self._sampler, question)
             requests = tuple(choice.request for choice in choices)
             responses = await ask_choices(self._sampler, choices)
             continuations = tuple(map(continuation_of, choices, responses))

@@ -25,6 +25,7 @@ from enginehouse.core.errors import (
     ServerError,
     StoreError,
     TaskError,
+    TlsError,
     UnknownNameError,
     UnsupportedError,
 )
@@ -250,8 +251,8 @@ def _what_is_kept(run: Run, error: BaseException) -> str | None:
     begun = run.journal_path.exists()
     if isinstance(error, _LASTING):
         return f"what was asked is kept: enginehouse show {run.info.id}" if begun else None
-    if isinstance(error, ServerError) and not begun:
-        return None  # the server never started; another option may be what it needs
+    if isinstance(error, (ServerError, TlsError)) and not begun:
+        return None  # no server was reached: another option or address may be what it needs
     return f"the run is kept; go on with: enginehouse resume {run.info.id}"
 
 

@@ -116,9 +116,14 @@ async def _install(
     )
     # sync and not install: torchvision, which some requirement names, must stay out.
     backend = ["--torch-backend", plan.torch_backend] if plan.torch_backend else []
+    constraints = folder / "constraints.txt"
+    constraints.write_text(plan.constraints, encoding="utf-8")
     await _uv(
         plan,
-        ["pip", "sync", "--python", str(python_of(folder)), *backend, str(requirements)],
+        [
+            *("pip", "sync", "--python", str(python_of(folder)), *backend),
+            *("--constraints", str(constraints), str(requirements)),
+        ],
         log=log,
         notify=notify,
     )

@@ -22,6 +22,7 @@ DEFAULT_VERSIONS = {"vllm": "0.32.0", "hf": "5.19.0", "sglang": "0.5.23", "llama
 VARIANTS = ("cpu", "cuda")
 _VARIANTS_IN_WORDS = {"cpu": "CPUs", "cuda": "CUDA"}
 DEVICES = Path("/dev")
+_TORCH = re.compile(r"^(torch|torchvision|torchaudio|torchcodec)==([^\s;+]+)(?=\s|$)", re.MULTILINE)
 _CUDA_RUNTIME = re.compile(r"^nvidia-cuda-runtime(?:-cu\d+)?==(\d+)\.(\d+)", re.MULTILINE)
 
 
@@ -59,6 +60,17 @@ class EnvironmentPlan(msgspec.Struct, frozen=True, kw_only=True):
             content += self.build_settings
         digest = hashlib.sha256(content.encode()).hexdigest()[:12]
         return f"{self.engine}-{self.version}-{self.variant}-py{self.python_version}-{digest}"
+
+    @property
+    def constraints(self) -> str:
+        """What uv must not choose for the requirements, as a constraints file; often empty.
+
+        For uv, 2.13.0+cpu is a newer 2.13.0, and a folder of wheels may hold it beside others.
+        """
+        if self.variant != "cuda":
+            return ""
+        found = _TORCH.findall(self.requirements)
+        return "".join(f"{name}!={version}+cpu\n" for name, version in found)
 
     def describe(self) -> str:
         """A few lines for people."""

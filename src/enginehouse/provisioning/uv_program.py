@@ -15,6 +15,10 @@ _FIXES = (
         "free some disk space (an environment takes 4 GB)",
     ),
     (
+        ("network was disabled", "Network connectivity is disabled"),
+        "unset UV_OFFLINE, or name folders of wheels in PIP_FIND_LINKS",
+    ),
+    (
         ("dns error", "error sending request", "Connection refused", "timed out", "Network is"),
         "check the network, the proxy and, for another registry, UV_DEFAULT_INDEX",
     ),

@@ -39,6 +39,7 @@ _UNDATED = ("torch", "torchvision", "torchaudio", "triton", "pytorch-triton")
 _KEY = re.compile(
     r"(?P<engine>[a-z]+)-(?P<version>[^-]+)-(?P<variant>[a-z]+)-py(?P<python>[\d.]+)-[0-9a-f]+"
 )
+_CPU_BUILD = re.compile(r"^([a-z0-9-]+)==([^\s;]+\+cpu)\b", re.MULTILINE)
 _NEAREST = 2  # on either side
 
 Notify = Callable[[str], None]
@@ -268,9 +269,9 @@ class _Registry:
 
         Raises ProvisioningError where uv finds no solution.
         """
-        finished, text = await self._compile(release, torch_backend, dated=True)
+        finished, text = await self._compile_for_variant(release, torch_backend, dated=True)
         if text is None and release.uploaded is not None:
-            finished, text = await self._compile(release, torch_backend, dated=False)
+            finished, text = await self._compile_for_variant(release, torch_backend, dated=False)
         if text is None:
             error = uv_error(
                 f"{self.engine} {release.version} cannot be resolved for this machine",
@@ -285,8 +286,25 @@ class _Registry:
             raise error
         return _Lock(requirements=text, torch_backend=torch_backend)
 
-    async def _compile(
+    async def _compile_for_variant(
         self, release: _Release, torch_backend: str | None, *, dated: bool
+    ) -> tuple[Finished, str | None]:
+        """Keep a CPU torch, which a folder of wheels may hold beside others, out of a CUDA build.
+
+        For uv, 2.13.0+cpu is a newer 2.13.0.
+        """
+        avoided: list[str] = []
+        while True:
+            finished, text = await self._compile(
+                release, torch_backend, dated=dated, avoided=avoided
+            )
+            found = _CPU_BUILD.findall(text or "") if self.variant == "cuda" else []
+            if not found:
+                return finished, text
+            avoided += [f"{name}!={version}" for name, version in found]
+
+    async def _compile(
+        self, release: _Release, torch_backend: str | None, *, dated: bool, avoided: list[str]
     ) -> tuple[Finished, str | None]:
         options = ["--generate-hashes", "--no-header", "--no-annotate"]
         options += ["--no-emit-index-url", "--no-emit-find-links"]
@@ -297,6 +315,7 @@ class _Registry:
             for package in _UNDATED:
                 options += ["--exclude-newer-package", f"{package}=false"]
         wanted = [f"{self.distribution.package}=={release.version}", *self.distribution.besides]
+        wanted += avoided
         return await self._run(wanted, options, output="requirements.txt")
 
     async def _newest(self, requirement: str, *options: str) -> tuple[Finished, _Release | None]:

@@ -127,3 +127,20 @@ def test_hostile_logs_take_bounded_memory_and_time(name: str):
     assert longest <= LONGEST
     assert peak < 32 << 20
     assert seconds < 60
+
+
+def test_a_log_in_one_line_is_split():
+    """Whoever pastes a log may lose the ends of its lines; a usual line stays as it is."""
+    stamp = "ERROR 11-04 18:02:57 [core.py:700] "
+    log = (
+        "INFO 11-04 18:02:55 [utils.py:1384] Found nccl from library libnccl.so.2 "
+        f'{stamp}Traceback (most recent call last): {stamp}File "/env/vllm/core.py", line 6, in f '
+        f"{stamp}engine_core = EngineCoreProc(*args, **kwargs) {stamp}ValueError: it is too large "
+        "RuntimeError: See root cause above."
+    )
+    lines = list(read_lines(io.BytesIO(log.encode())))
+    assert lines[0].endswith("libnccl.so.2")
+    assert "ValueError: it is too large" in lines
+    assert lines[-1] == "RuntimeError: See root cause above."
+    once = "ERROR 11-04 18:02:57 [core.py:700] " + "ValueError: it is too large " * 20
+    assert list(read_lines(io.BytesIO(once.encode()))) == [once.rstrip()]

@@ -11,7 +11,7 @@ import yaml
 
 from enginehouse.engines import hf_diagnosis, llamacpp_diagnosis, sglang_diagnosis, vllm_diagnosis
 from enginehouse.engines.diagnosis import Rule, Surroundings
-from enginehouse.engines.diagnosis.shared_rules import RULES as SHARED
+from enginehouse.engines.diagnosis.rules import RULES as SHARED
 
 EXAMPLES: dict[str, list[dict[str, str]]] = yaml.safe_load(
     Path(__file__).with_name("rule_examples.yaml").read_text()

@@ -39,8 +39,9 @@ from hf_server.requests import Constraint
 from hf_server.service import Service
 
 CHECKS.clear()  # those of hf_checks are its own
+compilers.LIMIT = 1  # seconds of CPU; the others' constraints take milliseconds
 COMPILERS = Compilers()
-BOMB = [str(number) for number in range(10_000, 35_000)]  # minutes for xgrammar
+BOMB = [str(number) for number in range(10_000, 35_000)]  # seconds for xgrammar
 
 
 async def generated(batch, sequences, *, most_rows=8) -> Generator:
@@ -197,11 +198,10 @@ def constraints_that_would_take_for_ever_are_refused():
     bombs = [Constraint(kind="choice", text=json.dumps([*BOMB, str(n)])) for n in range(2)]
     fine = Constraint(kind="regex", text="[0-9]{3}")
     compiler = make_constraints()
-    began = time.monotonic()
     with ThreadPoolExecutor(len(bombs)) as threads:
         outcomes = [threads.submit(refusal, compiler, bomb) for bomb in bombs]
         compiler.compile(fine)
-        assert time.monotonic() - began < compilers.LIMIT, "it waited for the others"
+        assert not any(outcome.done() for outcome in outcomes), "it waited for the others"
         for bomb, outcome in zip(bombs, outcomes, strict=True):
             error = outcome.result()
             assert error is not None, bomb.kind
@@ -468,7 +468,6 @@ def a_constraint_that_takes_for_ever_keeps_nobody_waiting():
     async def run():
         async with serving() as (_, client, _):
             waiting = asyncio.create_task(ask(client, "base", structured_outputs=bomb))
-            await asyncio.sleep(0.2)
             assert len(await ask(client, "base")) == 8
             assert not waiting.done()
             assert (await waiting)["code"] == 400

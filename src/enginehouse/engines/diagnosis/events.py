@@ -36,8 +36,9 @@ _CHAINED = re.compile(
 )
 _ERROR_LINE = re.compile(
     r"[\w./\- ]{1,120}: error: |error: |\[Errno \d+\]|Fatal Python error|terminate called"
-    r"|\S{0,200}: error while loading shared libraries|Killed$|Segmentation fault|Bus error"
-    r"|Illegal instruction|Aborted|(?:free|malloc|munmap_chunk)\(\): |double free or corruption"
+    r"|\S{0,200}: error while loading shared libraries|(?:Killed|已杀死|Getötet)$"
+    r"|Segmentation fault|Bus error|Illegal instruction|Aborted|(?:free|malloc|munmap_chunk)\(\): "
+    r"|double free or corruption"
     r"|corrupted size|!+ ?(?:Segfault|SIGABRT)|\*\*\* SIG[A-Z]+ received"
     r"|(?:srun|slurmstepd): error:|Out of memory: Killed process"
 )

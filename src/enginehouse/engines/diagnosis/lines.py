@@ -27,9 +27,20 @@ _BOMS = (
 _ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]{0,32}[ -/]{0,4}[@-~]|\][^\x07\x1b]{0,500}(?:\x07|\x1b\\)|[@-Z\\^_])"
 )
-_BARE_COLOUR = re.compile(r"(?:ESC|\^\[|\\x1b|\\033)?\[(?:\d{1,3};){0,4}\d{0,3}m")
+_BARE_COLOUR = re.compile(r"(?:ESC|\^\[|\\x1b|\\033|\ufffd)?\[(?:\d{1,3};){0,4}\d{0,3}m")
 _CONTROLS = {code: None for code in range(32) if code != 9} | {127: None}
 _BAR = re.compile(r".{0,600}?(?:it/s|s/it)[^\]]{0,80}\] ?")
+_STAMP = re.compile(
+    r" (?=(?:\([A-Z][^()\n]{1,60}\) )?"
+    r"(?:INFO|WARNING|ERROR|DEBUG|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d "
+    r"|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]\n]{0,30}\] )"
+)
+_FRAME = re.compile(
+    r" (?=Traceback \(most recent call last\):)| (?= ?File \"[^\"\n]{1,300}\", line \d)"
+)
+_RAISED = re.compile(r" (?=(?:[a-z_]\w{0,40}\.){0,5}[A-Z]\w{1,40}(?:Error|Exception): )")
+_FLAT = 300  # characters from which on a line may be a whole log whose ends of lines were lost
+_STAMPS = 3  # times of day in it that make it one
 _WRAPPED = re.compile(r'"(?:log|message|msg|MESSAGE|textPayload)"\s{0,4}:\s{0,4}"')
 
 
@@ -61,7 +72,7 @@ def _split(source: BinaryIO) -> Iterator[str]:
             pending = ""
             continue
         text = decoder.decode(chunk).replace("\r\n", "\n").replace("\r", "\n")
-        parts = text.split("\n")
+        parts = [part for line in text.split("\n") for part in _unflattened(line)]
         for part in parts[:-1]:
             yield (pending + part[:LONGEST])[:LONGEST]
             pending = ""
@@ -116,6 +127,18 @@ def _encoding(first: bytes) -> str:
     if first[::2].count(0) > 0.7 * half and first[1::2].count(0) < 0.1 * half:
         return "utf-16-be"
     return "utf-8"
+
+
+def _unflattened(line: str) -> list[str]:
+    """The lines of a log that was pasted as one line; a usual line as it is."""
+    if len(line) < _FLAT or line.startswith("{") or len(_STAMP.findall(line)) < _STAMPS:
+        return [line]
+    return [
+        part
+        for stamped in _STAMP.split(line)
+        for framed in _FRAME.split(stamped)
+        for part in _RAISED.split(framed)
+    ]
 
 
 def _wide(first: bytes) -> str:

@@ -48,7 +48,9 @@ _SQUARE = (
         r"\[\d{9,11}\.\d{1,9}\] \[[^\]]{1,80}\] {0,16}[\w.\-]{1,60}:\d+ {1,3}(?P<native>UCX) "
         r"{1,4}(?P<level>ERROR|WARN|FATAL|INFO|DEBUG|DIAG) {1,4}"
     ),
+    re.compile(r"\[(?P<process>gpu_id=\d{1,4})\] ?"),
     re.compile(r"\[pod/[^\]\s]{1,200}\] ?"),
+    re.compile(r"\[\d{3,6}\] (?=[a-z])"),  # llama.cpp's router: which of its servers
     re.compile(r"\[\d{1,5},\d{1,5}\]<std(?:err|out)>: ?"),
     re.compile(rf"\[(?P<level>{_LEVELS})\] ?"),
     re.compile(rf"\[(?P<level>{_LEVELS})\|[\w.]{{1,80}}:\d{{1,6}}\] {_DATE} >> ?"),

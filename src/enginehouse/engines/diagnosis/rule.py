@@ -41,11 +41,12 @@ def groups(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # 
 class Rule:
     """One known failure. `pattern` is searched for in an error's text.
 
-    `cause` and `fix` name, in braces, groups of the pattern or what `details` makes of them, and
-    `{engine}`. `vague`: the text is a symptom; whatever definite is said elsewhere explains more.
-    `spoken`: also believed where it is no error but a bare line or a warning, as native code and
-    compilers write them. `late`: it may end a server that answers requests, so it counts even
-    where a request's own failure would not. A pattern must be bounded: no `.*` between two others.
+    `cause` and `fix` name, in braces, groups of the pattern or what `details` makes of them;
+    `{engine}`, `{rebuild}` and `{without_gpu}` are always there. `vague`: the text is a symptom;
+    whatever definite is said elsewhere explains more. `spoken`: also believed where it is no error
+    but a bare line or a warning, as native code and compilers write them. `late`: it may end a
+    server that answers requests, so it counts even where a request's own failure would not. A
+    pattern must be bounded: no `.*` between two others.
     """
 
     kind: FailureKind
@@ -62,7 +63,12 @@ class Rule:
         found = re.search(self.pattern, text)
         if found is None:
             return None
-        details = {"engine": around.engine, **self.details(found, around)}
+        details = {
+            "engine": around.engine,
+            "rebuild": around.rebuild,
+            "without_gpu": around.without_gpu,
+            **self.details(found, around),
+        }
         return Diagnosis(
             kind=self.kind,
             evidence=_line_around(text, found.start()),

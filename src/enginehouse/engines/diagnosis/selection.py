@@ -26,7 +26,7 @@ from enginehouse.engines.diagnosis.guesses import guess
 from enginehouse.engines.diagnosis.kinds import READ_THE_LOG, Diagnosis, FailureKind
 from enginehouse.engines.diagnosis.profile import NEVER, LogProfile
 from enginehouse.engines.diagnosis.rule import Rule, recognise
-from enginehouse.engines.diagnosis.shared_rules import LOST_CONNECTION, RULES
+from enginehouse.engines.diagnosis.rules import LOST_CONNECTION, RULES
 
 LONGEST = 400  # characters of evidence
 _RECENT = 12  # lines from the end, in which something may still be waited for
@@ -40,7 +40,8 @@ _POINTER = re.compile(
     r"|Failed core proc|Engine process failed to start|SIGQUIT received|Received sigquit"
     r"|^(?:\w+\.)*(?:SystemExit|KeyboardInterrupt|CancelledError|GeneratorExit)\b"
     r"|Connection (?:closed|reset) by peer|Broken pipe|remote process (?:exited|has terminated)"
-    r"|Application startup failed|Exiting\.\.\.$|^Aborted\b|^Killed$|^Traceback|^\s*$"
+    r"|Application startup failed|Exiting\.\.\.$|^Aborted\b|^(?:Killed|已杀死|Getötet)$|^Traceback"
+    r"|^\s*$"
 )
 # Nothing but a name: an exception that does not say why.
 _EMPTY = re.compile(r"^[\w.]+(?:Error|Exception|Empty|Failure|Failed)?:?$")
@@ -51,7 +52,8 @@ _SURVIVED = re.compile(
 _SHUTDOWN = re.compile(r"(?i)shut ?down|exit|terminat|clean|stopp|kill|abort|destroy")
 _EXIT_CODE = re.compile(
     r"(?:exit ?code:?|exited with(?: code)?|'EngineCore\w{0,20}': )[ =]{0,2}(?P<code>-\d{1,3})\b"
-    r"|signal[ :=]{0,2}(?:SIGKILL|9\b)(?P<kill>)|^(?P<bare>Killed)$|(?P<oom>oom[-_ ]kill event)"
+    r"|signal[ :=]{0,2}(?:SIGKILL|9\b)(?P<kill>)|^(?P<bare>Killed|已杀死|Getötet)$"
+    r"|(?P<oom>oom[-_ ]kill event)"
 )
 _FATAL = re.compile(r"^Process [\w:\-]+:$|failed to start|fatal error|hit an exception")
 

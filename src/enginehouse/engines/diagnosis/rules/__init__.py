@@ -1,0 +1,38 @@
+"""The rules that all engines share: torch, CUDA, NCCL, compilers, the loader, the hub, the disk.
+
+Their order is that of how specific they are: within one traceback the first that fits decides, so a
+missing library comes before the kernels that could not be loaded without it. The texts are those of
+many versions; each rule has a text in tests/engines/diagnosis that it must know, and one that
+resembles it and that it must not.
+"""
+
+from enginehouse.engines.diagnosis.rules import (
+    command_line,
+    communication,
+    cuda,
+    general,
+    hub,
+    libraries,
+    memory,
+    model,
+    packages,
+    system,
+    toolchain,
+)
+
+__all__ = ["LOST_CONNECTION", "RULES"]
+
+LOST_CONNECTION = communication.LOST_CONNECTION
+RULES = (
+    *command_line.RULES,
+    *system.RULES,
+    *libraries.RULES,
+    *toolchain.RULES,
+    *packages.RULES,
+    *cuda.RULES,
+    *memory.RULES,
+    *hub.RULES,
+    *model.RULES,
+    *communication.RULES,
+    *general.RULES,
+)
