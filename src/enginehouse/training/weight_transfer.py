@@ -34,9 +34,9 @@ _GRACE = 1.0  # seconds that a sender has to end after its transfer was given up
 class WeightSender:
     """Swaps one server's weights for those that a trainer has in its memory. Blocking.
 
-    `server` is a name that `enginehouse ps` lists, or a vLLM's address, on this machine and
-    loopback only; it must have been started with --weight-transfer-config. `client` is what vLLM's
-    end in the trainer drives, in the process whose rank is 0:
+    `server` is a name that `enginehouse ps` lists, or the address of a vLLM on this machine. It
+    must have been started with --enable-weight-swap and --weight-transfer-config. `client` is what
+    vLLM's end in the trainer drives, in the process whose rank is 0:
 
         sender = WeightSender("it")
         engine = WeightTransferTrainerFactory.trainer_init(
