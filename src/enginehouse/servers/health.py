@@ -26,7 +26,7 @@ from enginehouse.servers.records import ServerState
 from enginehouse.servers.sessions import below, open_session
 
 DEGRADED_AFTER = 30.0  # seconds without a sign of work
-BUSY_CORES = 0.1  # above what a server uses for our own questions while its engine hangs
+BUSY_CORES = 0.2  # above what a server uses for our own questions while its engine hangs
 # A CPU that computes may spin in a deadlock, so that it is believed for so many times the patience.
 COMPUTING_FACTOR = 4
 # Seconds: a vLLM that was told to stop closes its port, and then waits for its clients for ever.
@@ -50,6 +50,7 @@ class _Counted(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine itself counts: a prefill in pieces fills the KV cache before any token."""
 
     tokens: int
+    requests: int
     kv_cache_usage: float | None
 
 
@@ -164,10 +165,18 @@ class HealthMonitor:
         if load is None:
             return False
         tokens = (load.prompt_tokens or 0) + (load.generation_tokens or 0) + (load.steps or 0)
-        counted = _Counted(tokens=tokens, kv_cache_usage=load.kv_cache_usage)
+        counted = _Counted(
+            tokens=tokens,
+            requests=load.running + load.waiting,
+            kv_cache_usage=load.kv_cache_usage,
+        )
         before, self._counted = self._counted, counted
         return before is not None and (
-            counted.tokens > before.tokens or counted.kv_cache_usage != before.kv_cache_usage
+            counted.tokens > before.tokens
+            or (
+                counted.requests == before.requests  # or a canary alone would fill the cache
+                and counted.kv_cache_usage != before.kv_cache_usage
+            )
         )
 
     async def _get_status(self, path: str) -> int | None:
