@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from command_line import Finished, House, port_is_free, sums, url_of
 
-from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.options import ServerOptions
 from enginehouse.executors.base import Command
 from enginehouse.executors.cpu import read_cpu
 from enginehouse.launch.compute_type import type_on_cpu

@@ -100,7 +100,7 @@ RULES = (
         r"|compressed-tensors compatible scheme|type fp8\w{1,10} not supported"
         r"|only fp8 gemm is implemented|weight_scale\w{0,20}|weight_zero_point"
         r"|\.(?:absmax|qweight|qzeros|scales)\b"
-        r"|quantization method \S{1,40} is not supported",
+        r"|quantization method \S{1,40} is not supported|any of \[[^\]\n]{0,60}quant_method",
         "the checkpoint is quantized in a way that this {engine} cannot compute with here: the "
         "method is unknown, the GPU has no kernel for it, or its groups cannot be shared out "
         "among this many GPUs",
