@@ -33,7 +33,7 @@ RULES = (
     Rule(
         K.CRASHED,
         r"Fatal Python error: |!+ *Segfault encountered|^Segmentation fault|^Illegal instruction"
-        r"|GGML_ASSERT|\.(?:cu|cpp|cc|c|h|m):\d{1,6}: fatal error|ggml_abort"
+        r"|GGML_ASSERT|Assertion [`'][^\n]{1,400}' failed|\.(?:cu|cpp|cc|c|h|m):\d{1,6}: fatal error|ggml_abort"
         r"|double free or corruption|corrupted size vs|free\(\): invalid"
         r"|\*\*\* SIG(?:SEGV|ABRT|BUS|ILL|FPE) received",
         "native code of {engine}, or the GPU, crashed",
@@ -105,7 +105,8 @@ RULES = (
         r"|make_empty_intermediate_tensors"
         r"|FlashAttention-?\d? [^\n]{0,60}(?:not supported|requires)|Unsupported FA version"
         r"|(?:Sinks|sinks|MLA|fp8 kv cache|FP8 KV cache|[Ss]liding window)[^\n]{0,80}not supported"
-        r"|[Hh]ead (?:size|dim)\w{0,10} [^\n]{0,20}not supported|unsupported head (?:size|dim)"
+        r"|[Hh]ead[ _]?(?:size|dim)\w{0,10} [^\n]{0,20}not supported|[Uu]nsupported "
+        r"head[ _]?(?:size|dim)|does not support head[ _]?(?:size|dim)"
         r"|out of resource: shared memory|requires GPUs with sm\d"
         r"|FlashAttention on [^\n]{0,40}only supports"
         r"|Hybrid KV cache manager is disabled but|does not support multicast"

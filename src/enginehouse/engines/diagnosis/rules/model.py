@@ -98,7 +98,8 @@ RULES = (
         r"|(?:Marlin|AWQ|GPTQ|FP8|NVFP4|MXFP4|CUTLASS|Machete|ExLlama)[^\n]{0,80}(?:not supported|"
         r"does not support|only supports?|requires)|tile_[nk]_size"
         r"|compressed-tensors compatible scheme|type fp8\w{1,10} not supported"
-        r"|only fp8 gemm is implemented|weight_scale\w{0,20}|weight_zero_point"
+        r"|only fp8 gemm is implemented|(?:fp8|int8|fp4|nvfp4|mxfp4|w8a8|scaled)[^\n]{0,40}"
+        r"(?:gemm|mm|moe)\w{0,10} (?:is|are) not (?:yet )?(?:implemented|supported)|weight_scale\w{0,20}|weight_zero_point"
         r"|\.(?:absmax|qweight|qzeros|scales)\b"
         r"|quantization method \S{1,40} is not supported",
         "the checkpoint is quantized in a way that this {engine} cannot compute with here: the "
