@@ -1,9 +1,10 @@
 """What we add to the time that a user waits: python benchmarks/latency.py.
 
-`enginehouse --help`, whole; and our share of `serve`: the time from the command to its ready line,
-less that of starting the same engine without us and asking it, every 5 ms, the same three
-questions (healthy, which models, one token). The engine is the fake one, told to load for a while
-that differs from round to round, so that its end meets our looks at it at every phase.
+`enginehouse --help`, whole; the CPU of a refused option; and our share of `serve`: the time from
+the command to its ready line, less that of starting the same engine without us and asking it, every
+5 ms, the same three questions (healthy, which models, one token). The engine is the fake one, told
+to load for a while that differs from round to round, so that its end meets our looks at it at every
+phase.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import http.client
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -25,7 +27,8 @@ from interleaved import HEAD, machine, mean, row, say
 
 from enginehouse.testing.fake_environment import make_fake_environment
 
-_HELP_BUDGET, _SERVE_BUDGET = 0.2, 0.5  # seconds
+_HELP_BUDGET, _REFUSAL_BUDGET, _SERVE_BUDGET = 0.2, 0.5, 0.5  # seconds
+_REFUSED = ("eval", "x", "--task", "gsm8k", "--limit", "0")
 _SHORTEST_LOAD, _LOADS = 2.0, 1.0
 _PAUSE = 0.005
 _MODEL = {
@@ -43,6 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     asked = parser.parse_args(arguments)
     say(machine())
     helps = [_help() for _ in range(asked.rounds + 1)][1:]
+    refusals = [_refusal() for _ in range(asked.rounds + 1)][1:]
     shares = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -59,6 +63,9 @@ def main(arguments: Sequence[str]) -> None:
             say(f"loading for {load:.2f} s: ready after {ours:.3f} s, bare {bare:.3f} s")
     print(HEAD)
     print(row("`enginehouse --help`, seconds", mean(helps), at_most=_HELP_BUDGET))
+    words = " ".join(_REFUSED)
+    label = f"`enginehouse {words}`, which is refused, CPU seconds"
+    print(row(label, mean(refusals), at_most=_REFUSAL_BUDGET))
     print(row("our share of `serve` to ready, seconds", mean(shares), at_most=_SERVE_BUDGET))
 
 
@@ -67,6 +74,16 @@ def _help() -> float:
     command = [sys.executable, "-m", "enginehouse", "--help"]
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - began
+
+
+def _refusal() -> float:
+    """CPU seconds of an option that is out of bounds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "enginehouse", *_REFUSED]
+    refused = subprocess.run(command, check=False, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert refused.returncode == 2
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _serve(folder: Path, python: Path, *, load: float) -> float:

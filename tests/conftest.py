@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import pytest
 
-from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.options import ServerOptions
 from enginehouse.executors.tree import identify
 from enginehouse.provisioning.environments import EngineEnvironment, ensure_environment
 from enginehouse.provisioning.models import ResolvedModel, resolve_model

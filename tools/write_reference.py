@@ -22,7 +22,7 @@ from pydantic import BaseModel
 import enginehouse
 from enginehouse.cli.app import COMMANDS, build_app
 from enginehouse.core import errors, sampler, sampling
-from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.options import ServerOptions
 from enginehouse.evaluation import records
 from enginehouse.executors.gpus import GpuReading
 from enginehouse.launch import prompt_files

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from enginehouse.core.errors import EnginehouseError
-from enginehouse.core.messages import ChatPrompt, Message, TextPrompt, TokenPrompt
-from enginehouse.core.sampler import SampleRequest, SampleResponse
-from enginehouse.core.sampling import SamplingParameters, StructuredOutput
-
 if TYPE_CHECKING:
+    from enginehouse.core.errors import EnginehouseError
+    from enginehouse.core.messages import ChatPrompt, Message, TextPrompt, TokenPrompt
+    from enginehouse.core.sampler import SampleRequest, SampleResponse
+    from enginehouse.core.sampling import SamplingParameters, StructuredOutput
     from enginehouse.launch.evaluating import evaluate
     from enginehouse.launch.serving import serve
 
@@ -30,12 +29,29 @@ __all__ = [
     "serve",
 ]
 
-_LAZY = {"evaluate": "enginehouse.launch.evaluating", "serve": "enginehouse.launch.serving"}
+# A name is imported when it is used: the command line needs none of them.
+_MODULES = {
+    "ChatPrompt": "core.messages",
+    "EnginehouseError": "core.errors",
+    "Message": "core.messages",
+    "SampleRequest": "core.sampler",
+    "SampleResponse": "core.sampler",
+    "SamplingParameters": "core.sampling",
+    "StructuredOutput": "core.sampling",
+    "TextPrompt": "core.messages",
+    "TokenPrompt": "core.messages",
+    "evaluate": "launch.evaluating",
+    "serve": "launch.serving",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
+    if name in _MODULES:
         import importlib
 
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        return getattr(importlib.import_module(f"enginehouse.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from enginehouse.cli.app import COMMANDS
-from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.options import ServerOptions
 
 
 @pytest.mark.parametrize("words", [("--help",), ()], ids=["help", "nothing"])

@@ -11,14 +11,14 @@ import msgspec
 import pytest
 from command_line import Finished, House, port_is_free, sums, url_of
 
-from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.options import ServerOptions
 from enginehouse.executors.base import Command
 from enginehouse.executors.cpu import read_cpu
 from enginehouse.launch.compute_type import type_on_cpu
 from enginehouse.testing.fake_engine import tokenizer
 from enginehouse.testing.fake_engine.model import logprobs, weights_digest
 
-OUTCOMES = {"correct": 10, "wrong": 5, "unparsable": 4, "truncated": 3, "failed": 2}
+OUTCOMES = {"correct": 10, "wrong": 5, "unparsable": 4, "truncated": 3, "unscored": 0, "failed": 2}
 ENDINGS = ("runs away.", "sits down and sings a song.", "is a boat.", "opens the door to the sea.")
 
 
@@ -35,11 +35,11 @@ def line(text: str, *words: str) -> bool:
 
 
 def test_report_has_the_known_scores(house: House):
-    """Counts of all five outcomes, correct / (all - failed), its interval, and a clean end."""
+    """Counts of all six outcomes, correct / (all - failed), its interval, and a clean end."""
     house.model()
     done = house.run("eval", "tiny", *many_sums(house), "--max-failed", "0.1")
     assert done.code == 0, done.err
-    assert line(done.out, "sums", "24", "10", "5", "4", "3", "2")
+    assert line(done.out, "sums", "24", "10", "5", "4", "3", "0", "2")
     assert "45.5%  26.9% to 65.3%  wilson" in done.out
     (run,) = house.runs
     assert line(done.out, "run", run.name)
@@ -68,10 +68,10 @@ def test_progress_goes_to_standard_error(house: House, call):
     ):
         assert said in done.err
         assert said not in done.out
-    assert "24/24 samples, 2 failed" in done.err
+    assert re.search(r"24/24 samples, \d+ requests, 2 failed", done.err)
     quiet = call(*words, "-q")
     assert (quiet.code, quiet.err) == (0, "")
-    assert line(quiet.out, "sums", "24", "10", "5", "4", "3", "2")
+    assert line(quiet.out, "sums", "24", "10", "5", "4", "3", "0", "2")
 
 
 def test_json_agrees_with_the_table_and_runs_again(house: House, call):

@@ -17,7 +17,8 @@ import pytest
 from enginehouse.core.errors import ConfigurationError, FlagError
 from enginehouse.core.sampler import Capability, Load
 from enginehouse.engines import arguments
-from enginehouse.engines.base import LaunchContext, ServedEngine, ServerOptions
+from enginehouse.engines.base import LaunchContext, ServedEngine
+from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
 from enginehouse.engines.sglang import SglangEngine
 from enginehouse.engines.sglang_history import IGNORED_FIELDS, REMOVED_FLAGS

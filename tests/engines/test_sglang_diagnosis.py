@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.diagnosis import READ_THE_LOG, FailureKind, Surroundings, recognise
 from enginehouse.engines.diagnosis.rules import RULES as SHARED
+from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.sglang import SglangEngine
 from enginehouse.engines.sglang_diagnosis import RULES
 

@@ -11,7 +11,8 @@ import pytest
 from enginehouse.core.errors import ConfigurationError, FlagError
 from enginehouse.core.sampler import Capability, Load
 from enginehouse.engines import arguments
-from enginehouse.engines.base import LaunchContext, ServerOptions
+from enginehouse.engines.base import LaunchContext
+from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.engines.vllm_history import IGNORED_FIELDS, REMOVED_FLAGS

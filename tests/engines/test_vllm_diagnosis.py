@@ -11,9 +11,9 @@ import pytest
 
 from enginehouse.core.errors import ServerGoneError, StartError
 from enginehouse.engines import vllm_failures, vllm_memory
-from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.diagnosis import READ_THE_LOG, Diagnosis, FailureKind, explained
 from enginehouse.engines.diagnosis.rules import RULES as SHARED
+from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.launch.configuration import EvaluationConfig
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse.engines.base import LaunchContext, ServerOptions
+from enginehouse.engines.base import LaunchContext
+from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.engines.vllm_tools import FAMILIES, choose_parser
 from enginehouse.provisioning.environments import EngineEnvironment

@@ -18,7 +18,7 @@ from enginehouse.evaluation.scoring_processes import ScoringProcesses
 from enginehouse.executors import sandbox as sandbox_module
 from enginehouse.executors.sandbox import Sandbox
 from enginehouse.tasks import scoring_programs
-from enginehouse.tasks.base import Outcome, ScoringCall
+from enginehouse.tasks.base import Measure, Outcome, ScoringCall
 from enginehouse.tasks.metrics import load_metric
 
 JUDGE = """
@@ -93,6 +93,17 @@ async def test_what_an_answer_leaves_running_is_killed(score, tmp_path):
     assert (await score("True")).outcome is Outcome.CORRECT
     left = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "1234"]]
     assert left == []
+
+
+async def test_a_child_of_an_answer_scores_nothing(score):
+    """Code that forks returns twice; one verdict counts, for its own answer."""
+    texts = ["os.fork() >= 0", "1 / 4", "os.fork() * 0 + 1 / 2", "3 / 4"]
+    scores = await asyncio.gather(*map(score, texts))
+    assert [s.measures.get("score") for s in scores[1:]] == [
+        Measure(0.25),
+        Measure(0.5),
+        Measure(0.75),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -197,3 +198,33 @@ def test_tasks_may_be_plain_names() -> None:
     """`tasks: [gsm8k]` is short for `tasks: [{name: gsm8k}]`."""
     config = parse(EvaluationConfig, {"model": "m", "tasks": ["gsm8k"]}, origin="f")
     assert config.tasks[0].name == "gsm8k"
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        ({"model": "a\0b"}, "model"),
+        ({"model": "\udcff"}, "model"),
+        ({"server": {"env_vars": {"A": "\0"}}}, "server.env_vars.A"),
+        ({"server": {"extra_args": ["--a", "\0"]}}, "server.extra_args"),
+        ({"system": "\udcff"}, "system"),
+        ({"path": Path("\udcff")}, "path"),
+    ],
+)
+def test_text_that_cannot_be_written_down(values: dict[str, Any], where: str):
+    """Null bytes and halves of characters are refused by the key's name."""
+    with pytest.raises(ConfigurationError, match=f"'{where}' holds"):
+        parse(EvaluationConfig, {"tasks": ["gsm8k"], "model": "m", **values}, origin="it")
+
+
+def test_a_model_may_be_told_null_bytes():
+    """In the system message they are text like any other."""
+    values = {"tasks": ["gsm8k"], "model": "m", "system": "a\0b"}
+    assert parse(EvaluationConfig, values, origin="it").system == "a\0b"
+
+
+def test_samples_have_a_limit():
+    """More than memory could count are a wrong value."""
+    values = {"tasks": ["gsm8k"], "model": "m", "samples": 10**20}
+    with pytest.raises(ConfigurationError, match="samples"):
+        parse(EvaluationConfig, values, origin="it")

@@ -253,7 +253,7 @@ def test_the_resolved_configuration_is_whole_and_has_no_secret():
     )
     text = resolved_yaml(config)
     assert not [secret for secret in ("s1", "s2", "s3") if secret in text]
-    assert "api_key, env_vars.HF_TOKEN, env_vars.DB_PASSWORD" in text.splitlines()[1]
+    assert "api_key, env_vars.DB_PASSWORD, env_vars.HF_TOKEN" in text.splitlines()[1]
     again = parse(EvaluationConfig, yaml.safe_load(text), origin="again")
     assert again.server.env_vars == {"OMP_NUM_THREADS": "2"}
     assert again.server.api_key is None

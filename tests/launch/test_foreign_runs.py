@@ -37,7 +37,7 @@ RISKS = {
     "python": ({"python": "/x/python"}, "python"),
     "remote code": ({"server": {"trust_remote_code": True}}, "trust_remote_code"),
     "arguments": ({"server": {"extra_args": "--worker-extension-cls x.Y"}}, "extra_args"),
-    "variables": ({"server": {"env_vars": {"LD_PRELOAD": "/x.so"}}}, "LD_PRELOAD"),
+    "variables": ({"server": {"env_vars": {"LD_LIBRARY_PATH": "/x"}}}, "LD_LIBRARY_PATH"),
     "a task file": ({"tasks": ["/x/task.yaml"]}, "/x/task.yaml"),
     "an address": ({"url": "http://x/v1", "api_key_env": "HF_TOKEN"}, "HF_TOKEN"),
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.executors import tree
 from enginehouse.provisioning.environments import EngineEnvironment

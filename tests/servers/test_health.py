@@ -159,6 +159,20 @@ async def test_a_hang_uses_no_cpu(faked):
     assert await state_after(faked, PATIENCE) is ServerState.FAILED
 
 
+async def test_a_look_at_a_starved_engine_condemns_nobody(faked):
+    """Other programs may have the CPU for a moment; and what has computed is idle from then on."""
+    faked.running, faked.answers, faked.cores = 3, False, 1.9
+    for _ in range(4):
+        assert await state_after(faked, PATIENCE / 4) is ServerState.READY
+    faked.cores = 0.0
+    assert await state_after(faked, 5) is ServerState.DEGRADED
+    faked.cores = 1.9
+    assert await state_after(faked, 5) is ServerState.DEGRADED
+    faked.cores = 0.0
+    assert await state_after(faked, PATIENCE) is ServerState.DEGRADED
+    assert await state_after(faked, 1) is ServerState.FAILED
+
+
 async def test_a_deadlock_that_spins_is_noticed(faked):
     """It computes for ever and counts nothing: degraded when patience ends, failed later."""
     faked.running, faked.answers, faked.cores = 3, False, 2.0

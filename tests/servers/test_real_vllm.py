@@ -8,7 +8,7 @@ import aiohttp
 import psutil
 import pytest
 
-from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.executors.tree import identify
 from enginehouse.servers.records import list_servers

@@ -120,12 +120,13 @@ def test_no_servers_is_an_empty_list(layout):
     assert not layout.servers.exists()
 
 
-def test_a_torn_record_is_passed_over(layout, sleeper):
+@pytest.mark.parametrize("content", ['{"name": "to', '{"x": ' + "[" * 100_000])
+def test_a_torn_record_is_passed_over(layout, sleeper, content):
     """A record cut short by a crash hides no other server."""
     keep(layout, record(identify(sleeper.pid), name="good"))
     file = layout.servers / "torn" / "server.json"
     file.parent.mkdir()
-    file.write_text('{"name": "to')
+    file.write_text(content)
     assert states(layout) == {"good": ServerState.READY}
 
 

@@ -373,7 +373,7 @@ async def test_a_port_that_stays_taken_is_no_stop(start, layout, monkeypatch):
 KILLED = """
 import asyncio, signal, sys
 from pathlib import Path
-from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel

@@ -179,11 +179,12 @@ def test_same_process_is_excluded_too(layout):
         pass
 
 
-def test_list_is_newest_first_and_shows_broken_runs(layout):
+@pytest.mark.parametrize("broken", ["{", "[" * 100_000], ids=["cut off", "nested"])
+def test_list_is_newest_first_and_shows_broken_runs(layout, broken):
     """A run whose facts are unreadable is listed as such and does not hide the others."""
     runs = [make(layout) for _ in range(3)]
     runs[1].finish(RunStatus.COMPLETE)
-    (runs[2].folder / "run.json").write_text("{")
+    (runs[2].folder / "run.json").write_text(broken)
     (layout.runs / "stray-file").write_text("")
     listed = {info.id: info.status for info in list_runs(layout)}
     assert list(listed) == sorted(listed, reverse=True)

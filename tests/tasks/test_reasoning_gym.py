@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -65,6 +64,7 @@ async def test_the_packages_scorer_decides(task, item, score):
     result = await score(task, item, f"<answer>it is {right}</answer>")
     assert result.outcome is Outcome.WRONG
     assert 0 < result.measures["score"].value < 1
+    assert "reasoning_gym" not in sys.modules  # nothing that it prints can reach our output
 
 
 @needed
@@ -123,11 +123,19 @@ async def test_another_question_than_the_one_asked_is_not_scored(task, item, sco
 
 @pytest.fixture(scope="module")
 def executing() -> dict[str, tuple[ReasoningGym, Item]]:
-    """A task and an item of every data set whose scorer evaluates answers."""
-    tasks = {name: ReasoningGym(name, size=1) for name in sorted(EXECUTING)}
-    with ThreadPoolExecutor(2) as pool:
-        data = list(pool.map(lambda task: task.load(data=None, seed=0), tasks.values()))
-    return {name: (tasks[name], d.items[0]) for name, d in zip(tasks, data, strict=True)}
+    """A task and its first item for every data set whose scorer evaluates answers."""
+    program = Path(__file__).parent / "support" / "first_questions.py"
+    done = subprocess.run(
+        [sys.executable, "-P", str(program), *sorted(EXECUTING)],
+        env=os.environ | {"PYTHONHASHSEED": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {
+        name: (ReasoningGym(name, size=1), Item(id="0-0", data={**entry, "seed": 0, "index": 0}))
+        for name, entry in json.loads(done.stdout).items()
+    }
 
 
 @needed
@@ -149,7 +157,7 @@ async def test_what_an_answer_executes_reaches_nothing(executing, score, tmp_pat
         )
         # What they see shows in the status of the process that they end.
         inward = tuple(
-            f"{python}._exit(40 + bool({seen}))"
+            f"{python}._exit(41 if {seen} else 40)"
             for seen in (
                 f"'HF_TOKEN' in {python}.environ",
                 f"{python}.path.exists('/proc/{os.getpid()}/environ')",
@@ -172,8 +180,8 @@ async def test_what_an_answer_executes_reaches_nothing(executing, score, tmp_pat
             executed[name] += 1
         else:
             assert result.outcome is not Outcome.CORRECT, (name, attack)
-    # All are executed indeed, but for those whose scorers read the answer's letters first.
-    assert executed.keys() >= EXECUTING - {"countdown", "string_insertion"}
+    # Every one of them is executed indeed.
+    assert executed.keys() == EXECUTING
 
 
 @needed

@@ -18,7 +18,7 @@ from enginehouse.core.errors import AdapterError, UnknownModelError
 from enginehouse.core.messages import ChatPrompt, Message, TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm import VllmEngine
 from enginehouse.launch.serving import turns_for
 from enginehouse.provisioning.models import ResolvedModel

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
 from enginehouse.core.errors import UnknownNameError
-from enginehouse.launch.adapters import Adapters, Proof, ProvenAdapter, adapters_of
 from enginehouse.store.layout import Layout
-from enginehouse.weights.pool import alias_of
+
+if TYPE_CHECKING:
+    from enginehouse.launch.adapters import Adapters, Proof, ProvenAdapter
 
 adapters = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 ServerArgument = Annotated[
@@ -42,6 +43,8 @@ def load(
     """Check an adapter, load it into a running server, and prove that it has an effect."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
     path, proof = Path(adapter), _proof(prove)
+    from enginehouse.weights.pool import alias_of
+
     alias = alias_of(path)
     if "=" in adapter and not path.is_dir():  # which may have one in its name
         alias, _, folder = adapter.partition("=")
@@ -94,6 +97,8 @@ def verify(
 
 
 def _with(server: str, console: Console, work: Callable[[Adapters], Awaitable[T]]) -> T:
+    from enginehouse.launch.adapters import adapters_of
+
     async def run() -> T:
         layout = Layout.from_environment()
         async with adapters_of(server, layout=layout, notify=console.note) as its:

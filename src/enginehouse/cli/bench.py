@@ -12,9 +12,7 @@ from enginehouse.cli.options import (
     VerboseOption,
     with_config_options,
 )
-from enginehouse.launch.benchmarking import require_answers, run_benchmark
 from enginehouse.launch.configuration import BenchConfig, merged, parse, read_yaml
-from enginehouse.report.benchmark import print_benchmark
 from enginehouse.store.layout import Layout
 
 
@@ -32,6 +30,11 @@ def bench(
     values = merged(read_yaml(config) if config else {}, given)
     settings = parse(BenchConfig, values, origin=str(config or "the command line"))
     layout = Layout.from_environment()
+    from enginehouse.launch.benchmarking import require_answers, run_benchmark
+    from enginehouse.report.benchmark import print_benchmark
+
     benchmark = run_async(run_benchmark(settings, layout=layout, notify=console.note))
+
     console.result(benchmark, text=lambda: print_benchmark(benchmark))
+
     require_answers(benchmark, max_failed=settings.max_failed)

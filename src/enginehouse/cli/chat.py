@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -18,13 +18,14 @@ from enginehouse.cli.options import (
     with_config_options,
 )
 from enginehouse.core.errors import UnauthorizedError, WireError
-from enginehouse.facades.blocking import Held
-from enginehouse.launch.asking import asking
-from enginehouse.launch.chatting import Conversation
 from enginehouse.launch.configuration import ChatConfig, merged, parse, read_yaml
-from enginehouse.launch.serving import Serving
 from enginehouse.report.visible_text import write_plain, write_text
 from enginehouse.store.layout import Layout
+
+if TYPE_CHECKING:
+    from enginehouse.facades.blocking import Held
+    from enginehouse.launch.chatting import Conversation
+    from enginehouse.launch.serving import Serving
 
 _HINT = "/reset begins anew, /exit or Ctrl-D ends; Ctrl-C stops an answer, or ends at the prompt"
 
@@ -45,6 +46,9 @@ def chat(
     values = merged(read_yaml(config) if config else {}, given)
     settings = parse(ChatConfig, values, origin=str(config or "the command line"))
     layout = Layout.from_environment()
+    from enginehouse.facades.blocking import Held
+    from enginehouse.launch.asking import asking
+
     with _interruptible():
         held = Held(
             lambda: asking(settings, layout=layout, notify=console.note, concurrency=1), name="chat"
@@ -143,6 +147,8 @@ class _Shown:
 
 
 async def _begun(ready: Serving, settings: ChatConfig) -> Conversation:
+    from enginehouse.launch.chatting import Conversation
+
     return Conversation(ready.sampler, settings)
 
 

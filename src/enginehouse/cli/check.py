@@ -15,9 +15,7 @@ from enginehouse.cli.options import (
     with_config_options,
 )
 from enginehouse.core.errors import WireError
-from enginehouse.launch.checking import run_check
 from enginehouse.launch.configuration import CheckConfig, merged, parse, read_yaml
-from enginehouse.report.check_table import print_check
 from enginehouse.store.layout import Layout
 
 
@@ -35,7 +33,11 @@ def check(
     values = merged(read_yaml(config) if config else {}, given)
     settings = parse(CheckConfig, values, origin=str(config or "the command line"))
     layout = Layout.from_environment()
+    from enginehouse.launch.checking import run_check
+    from enginehouse.report.check_table import print_check
+
     report = run_async(run_check(settings, layout=layout, notify=console.note))
+
     console.result(report, text=lambda: print_check(report))
     if report.failed:
         raise typer.Exit(WireError.exit_code)

@@ -8,10 +8,7 @@ import typer
 
 from enginehouse.cli.console import Console
 from enginehouse.cli.options import JsonOption
-from enginehouse.evaluation.compare import compare_runs, require_scores
-from enginehouse.report.comparison_table import print_comparison
 from enginehouse.store.layout import Layout
-from enginehouse.store.runs import open_run
 
 
 def compare(
@@ -28,6 +25,12 @@ def compare(
     is not there, 9 if too many samples failed for a score.
     """
     layout = Layout.from_environment()
+    from enginehouse.evaluation.compare import compare_runs, require_scores
+    from enginehouse.report.comparison_table import print_comparison
+    from enginehouse.store.runs import open_run
+
     comparison = compare_runs(open_run(layout, run_a), open_run(layout, run_b))
+
     Console(json=json).result(comparison, text=lambda: print_comparison(comparison))
+
     require_scores(comparison)

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-import msgspec
-
 from enginehouse.core.errors import EnginehouseError
 from enginehouse.report.visible_text import visible_json, write_plain, write_text
 
@@ -39,6 +37,8 @@ class Console:
 
     def data(self, value: Any) -> None:
         """Print `value` as one JSON document."""
+        import msgspec
+
         encoded = msgspec.json.format(msgspec.json.encode(value, enc_hook=str))
         write_plain(sys.stdout, visible_json(encoded.decode()) + "\n")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from enginehouse.cli.console import Console
 from enginehouse.cli.options import JsonOption
-from enginehouse.launch.diagnosing import LogReport, diagnose_file
+
+if TYPE_CHECKING:
+    from enginehouse.launch.diagnosing import LogReport
 
 
 def diagnose(
@@ -30,6 +32,8 @@ def diagnose(
     Status 0 also where the log says nothing; kinds are listed in docs/errors.md.
     """
     console = Console(json=json)
+    from enginehouse.launch.diagnosing import diagnose_file
+
     report = diagnose_file(log, engine=engine, exit_code=exit_code)
     console.result(report, text=lambda: _print(report, console))
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption, VariantOption, VersionOption
 from enginehouse.core.errors import ProvisioningError
-from enginehouse.launch.doctor import examine
-from enginehouse.launch.findings import Finding, Verdict
 from enginehouse.store.layout import Layout
+
+if TYPE_CHECKING:
+    from enginehouse.launch.findings import Finding
 
 
 def doctor(
@@ -32,10 +33,14 @@ def doctor(
     Builds nothing and does not use the network.
     """
     console = Console(json=json)
+    from enginehouse.launch.doctor import examine
+    from enginehouse.launch.findings import Verdict
+
     findings = run_async(
         examine(Layout.from_environment(), python=python, version=version, variant=variant)
     )
     console.result(findings, text=lambda: _print(findings, console))
+
     if any(finding.verdict is Verdict.PROBLEM for finding in findings):
         raise typer.Exit(ProvisioningError.exit_code)
 
@@ -47,5 +52,7 @@ def _print(findings: Sequence[Finding], console: Console) -> None:
         if finding.fix:
             console.say(f"{'':<7}  {'':<{width}}  next: {finding.fix}")
     counts = Counter(finding.verdict for finding in findings)
+    from enginehouse.launch.findings import Verdict
+
     told = (f"{kind}s: {counts[kind]}" for kind in (Verdict.PROBLEM, Verdict.WARNING))
     console.say(f"checks: {len(findings)}, {', '.join(told)}")

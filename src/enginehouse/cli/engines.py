@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from enginehouse.cli.console import Console
 from enginehouse.cli.options import JsonOption
-from enginehouse.report.engine_table import engine_facts, print_engines
 
 
 def engines(*, json: JsonOption = False) -> None:
     """List what each engine can do, as its code declares it."""
+    from enginehouse.report.engine_table import engine_facts, print_engines
+
     found = engine_facts()
+
     Console(json=json).result(found, text=lambda: print_engines(found))

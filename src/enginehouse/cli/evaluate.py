@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,6 @@ from enginehouse.cli.options import (
     with_config_options,
 )
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.evaluation import require_headlines
 from enginehouse.launch.configuration import (
     EvaluationConfig,
     merged,
@@ -28,19 +27,11 @@ from enginehouse.launch.configuration import (
     read_yaml,
     with_task_paths,
 )
-from enginehouse.launch.evaluating import (
-    rescore_evaluation,
-    resume_evaluation,
-    run_evaluation,
-)
-from enginehouse.launch.evaluating_together import Together, run_together
-from enginehouse.launch.foreign_runs import untrusted_settings
-from enginehouse.report.comparison_table import print_comparison
-from enginehouse.report.live import progress_display
-from enginehouse.report.rescoring import print_rescoring
-from enginehouse.report.summary import Report
-from enginehouse.report.terminal import make_console, print_report
 from enginehouse.store.layout import Layout
+
+if TYPE_CHECKING:
+    from enginehouse.launch.evaluating_together import Together
+    from enginehouse.report.summary import Report
 
 
 @with_config_options(EvaluationConfig)
@@ -64,6 +55,8 @@ def evaluate(
     values = values_given(given, config=config, data=data)
     origin = str(config or "the command line")
     settings = parse(EvaluationConfig, values, origin=origin)
+    from enginehouse.launch.evaluating import run_evaluation
+
     if not more:
         _carry_out(partial(run_evaluation, settings), console)
         return
@@ -86,6 +79,11 @@ def values_given(given: dict[str, Any], *, config: Path | None, data: str | None
 
 
 def _carry_out_together(configs: list[EvaluationConfig], console: Console) -> None:
+    from enginehouse.evaluation import require_headlines
+    from enginehouse.launch.evaluating_together import run_together
+    from enginehouse.report.live import progress_display
+    from enginehouse.report.terminal import make_console
+
     with progress_display(make_console(sys.stderr), sys.stderr) as display:
         together = run_async(
             run_together(
@@ -96,13 +94,18 @@ def _carry_out_together(configs: list[EvaluationConfig], console: Console) -> No
             )
         )
     console.result(together, text=lambda: _print(together))
+
     for report in together.reports:
         require_headlines(report)
 
 
 def _print(together: Together) -> None:
+    from enginehouse.report.comparison_table import print_comparison
+    from enginehouse.report.terminal import print_report
+
     for report in together.reports:
         print_report(report)
+
     for comparison in together.comparisons:
         print_comparison(comparison)
 
@@ -121,6 +124,8 @@ def resume(
     """Ask exactly what a run has not asked yet, score it, and report."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
     trust = trust_run or _trusted_on_terminal(run, console)
+    from enginehouse.launch.evaluating import resume_evaluation
+
     _carry_out(partial(resume_evaluation, run, retry_failed=retry_failed, trust=trust), console)
 
 
@@ -138,6 +143,12 @@ def rescore(
     """
     console = Console(json=json, verbose=verbose, quiet=quiet)
     trust = trust_run or _trusted_on_terminal(run, console)
+    from enginehouse.evaluation import require_headlines
+    from enginehouse.launch.evaluating import rescore_evaluation
+    from enginehouse.report.live import progress_display
+    from enginehouse.report.rescoring import print_rescoring
+    from enginehouse.report.terminal import make_console
+
     with progress_display(make_console(sys.stderr), sys.stderr) as display:
         rescoring = run_async(
             rescore_evaluation(
@@ -148,7 +159,9 @@ def rescore(
                 trust=trust,
             )
         )
+
     console.result(rescoring, text=lambda: print_rescoring(rescoring))
+
     require_headlines(rescoring.report)
 
 
@@ -156,6 +169,8 @@ def _trusted_on_terminal(run: str, console: Console) -> bool:
     """Ask whether somebody else's run may do what it says, where there is a terminal to ask on."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty()):
         return False
+    from enginehouse.launch.foreign_runs import untrusted_settings
+
     settings = untrusted_settings(run, layout=Layout.from_environment())
     if not settings:
         return False
@@ -184,6 +199,10 @@ def _tasks(names: list[str] | None, data: str | None) -> list[dict[str, str]] | 
 
 
 def _carry_out(work: Callable[..., Coroutine[Any, Any, Report]], console: Console) -> None:
+    from enginehouse.evaluation import require_headlines
+    from enginehouse.report.live import progress_display
+    from enginehouse.report.terminal import make_console, print_report
+
     with progress_display(make_console(sys.stderr), sys.stderr) as display:
         report = run_async(
             work(
@@ -192,5 +211,7 @@ def _carry_out(work: Callable[..., Coroutine[Any, Any, Report]], console: Consol
                 progress=(lambda _: None) if console.quiet else display,
             )
         )
+
     console.result(report, text=lambda: print_report(report))
+
     require_headlines(report)

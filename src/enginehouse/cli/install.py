@@ -14,10 +14,6 @@ from enginehouse.cli.options import (
     VerboseOption,
     VersionOption,
 )
-from enginehouse.provisioning.environments import ensure_environment
-from enginehouse.provisioning.inventory import list_environments, remove_environment
-from enginehouse.provisioning.versions import find_plan
-from enginehouse.report.terminal import print_rows
 from enginehouse.store.layout import Layout
 
 envs = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
@@ -40,12 +36,16 @@ def install(
     """Build an isolated environment for an engine; nothing happens if it is there."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
     layout = Layout.from_environment()
+    from enginehouse.provisioning.environments import ensure_environment
+    from enginehouse.provisioning.versions import find_plan
+
     planned = run_async(
         find_plan(engine, version=version, variant=variant, layout=layout, notify=console.note)
     )
     if plan:
         console.result(planned, text=lambda: console.say(planned.describe()))
         return
+
     built = run_async(ensure_environment(planned, layout=layout, notify=console.note))
     summary = {"key": built.key, "executable": str(built.executable), "version": built.version}
     console.result(summary, text=lambda: console.say(f"{built.key}: {built.executable}"))
@@ -61,6 +61,9 @@ def list_all(
     if context.invoked_subcommand:
         return
     console = Console(json=json)
+    from enginehouse.provisioning.inventory import list_environments
+    from enginehouse.report.terminal import print_rows
+
     found = list_environments(Layout.from_environment())
     if json:
         console.data(found)
@@ -72,6 +75,7 @@ def list_all(
         (e.key, f"{e.size_bytes / 2**30:.1f} GiB", "yes" if e.in_use else "no", str(e.executable))
         for e in found
     ]
+
     print_rows(("environment", "size", "in use", "executable"), rows)
 
 
@@ -80,5 +84,7 @@ def remove(
     key: Annotated[str, typer.Argument(help="A key that `enginehouse envs` lists.")],
 ) -> None:
     """Remove an engine environment."""
+    from enginehouse.provisioning.inventory import remove_environment
+
     remove_environment(key, layout=Layout.from_environment())
     Console().note(f"removed {key}")

@@ -8,16 +8,17 @@ import math
 import types
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from enginehouse.cli.console import Console
 from enginehouse.core.errors import ConfigurationError, FlagError
-from enginehouse.engines.base import ServerOptions
 from enginehouse.engines.vllm_history import REMOVED_FLAGS
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 VerboseOption = Annotated[
@@ -57,6 +58,7 @@ def with_config_options(
     The command takes those that were given as its last argument, `given`, nested as in YAML. It has
     an option `quiet`: without it, a key on the command line is warned of.
     """
+    from enginehouse.engines.options import ServerOptions
 
     def decorate(command: Callable[..., Any]) -> Any:
         hints = inspect.get_annotations(command, eval_str=True)

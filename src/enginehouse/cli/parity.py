@@ -16,8 +16,6 @@ from enginehouse.cli.options import (
 )
 from enginehouse.core.errors import ModelError
 from enginehouse.launch.configuration import ParityConfig, merged, parse, read_yaml
-from enginehouse.launch.parity import run_parity
-from enginehouse.report.parity_table import print_parity
 from enginehouse.store.layout import Layout
 
 
@@ -35,7 +33,11 @@ def parity(
     values = merged(read_yaml(config) if config else {}, given)
     settings = parse(ParityConfig, values, origin=str(config or "the command line"))
     layout = Layout.from_environment()
+    from enginehouse.launch.parity import run_parity
+    from enginehouse.report.parity_table import print_parity
+
     report = run_async(run_parity(settings, layout=layout, notify=console.note))
+
     console.result(report, text=lambda: print_parity(report))
     if not report.agrees:
         raise typer.Exit(ModelError.exit_code)

@@ -9,15 +9,16 @@ import typer
 from enginehouse.cli.console import Console
 from enginehouse.cli.options import JsonOption
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.evaluation import find_sample, summarise
-from enginehouse.report.terminal import print_report, print_runs, render_sample
 from enginehouse.store.layout import Layout
-from enginehouse.store.runs import list_runs, open_run
 
 
 def runs(*, json: JsonOption = False) -> None:
     """List evaluation runs, the latest first."""
+    from enginehouse.report.terminal import print_runs
+    from enginehouse.store.runs import list_runs
+
     found = list_runs(Layout.from_environment())
+
     Console(json=json).result(found, text=lambda: print_runs(found))
 
 
@@ -39,7 +40,12 @@ def show(
     console = Console(json=json)
     if sample is not None and at_k is not None:
         raise ConfigurationError("--sample shows one sample, --at-k is about all: give one of them")
+    from enginehouse.evaluation import find_sample, summarise
+    from enginehouse.report.terminal import print_report, render_sample
+    from enginehouse.store.runs import open_run
+
     found = open_run(Layout.from_environment(), run)
+
     if sample is None:
         report = summarise(found, at_k=None if at_k is None else _whole_numbers(at_k))
         console.result(report, text=lambda: print_report(report))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import (
@@ -15,10 +15,10 @@ from enginehouse.cli.options import (
 )
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.launch.configuration import SampleConfig, merged, parse, read_yaml
-from enginehouse.launch.sampling import SamplingSummary, require_samples, run_sampling
-from enginehouse.report.live import progress_display
-from enginehouse.report.terminal import make_console
 from enginehouse.store.layout import Layout
+
+if TYPE_CHECKING:
+    from enginehouse.launch.sampling import SamplingSummary
 
 
 @with_config_options(SampleConfig)
@@ -43,6 +43,10 @@ def sample(
         raise ConfigurationError(
             "--out - prints the samples, so that --json has no place", fix="leave --json out"
         )
+    from enginehouse.launch.sampling import require_samples, run_sampling
+    from enginehouse.report.live import progress_display
+    from enginehouse.report.terminal import make_console
+
     with progress_display(make_console(sys.stderr), sys.stderr) as display:
         summary = run_async(
             run_sampling(
@@ -56,6 +60,7 @@ def sample(
         console.note(_told(summary))
     else:
         console.result(summary, text=lambda: console.say(_told(summary)))
+
     require_samples(summary)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,12 +15,11 @@ from enginehouse.cli.options import (
     VerboseOption,
     with_config_options,
 )
-from enginehouse.launch.adapters import lend
 from enginehouse.launch.configuration import ServeConfig, merged, parse, read_yaml
-from enginehouse.launch.resident import with_adapters
-from enginehouse.launch.serving import serve_detached, serve_until_stopped
-from enginehouse.servers.server import Server, curl_line
 from enginehouse.store.layout import Layout
+
+if TYPE_CHECKING:
+    from enginehouse.servers.server import Server
 
 
 @with_config_options(ServeConfig)
@@ -55,10 +54,15 @@ def serve(
         console.result(facts, text=lambda: _announce(found, console, detached=detach))
 
     equip = None
+    from enginehouse.launch.adapters import lend
+    from enginehouse.launch.resident import with_adapters
+    from enginehouse.launch.serving import serve_detached, serve_until_stopped
+
     if settings.adapter is not None:
         folder = settings.adapter
         settings = with_adapters(settings, [folder])
         equip = partial(lend, folder=folder, layout=layout, notify=console.note)
+
     work = serve_detached if detach else serve_until_stopped
     run_async(
         work(settings, name=name, layout=layout, notify=console.note, ready=ready, equip=equip)
@@ -69,6 +73,8 @@ def _announce(server: Server, console: Console, *, detached: bool) -> None:
     end = f"enginehouse stop {server.name}" if detached else "Ctrl-C"
     console.say(f"url:    {server.base_url}/v1")
     console.say(f"models: {', '.join(server.models)}")
+    from enginehouse.servers.server import curl_line
+
     console.say(f"try:    {curl_line(server)}")
     console.say(f"stop:   {end}")
     if server.api_key:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption
 from enginehouse.report.visible_text import write_plain, write_text
-from enginehouse.servers.records import ServerRecord, find_server
-from enginehouse.servers.server import stop_server, survey
 from enginehouse.store.layout import Layout
+
+if TYPE_CHECKING:
+    from enginehouse.servers.records import ServerRecord
 
 NameArgument = Annotated[str, typer.Argument(help="A name that `enginehouse ps` lists.")]
 
@@ -27,8 +28,10 @@ def ps(
 ) -> None:
     """List the servers that were started here, and whether they work."""
     from enginehouse.report.terminal import print_rows
+    from enginehouse.servers.server import survey
 
     console = Console(json=json)
+
     found = run_async(survey(Layout.from_environment(), ended=every))
     if json:
         console.data(found)
@@ -71,6 +74,8 @@ def logs(
 ) -> None:
     """Print a server's log. On a terminal, control characters in it are shown, not obeyed."""
     write = write_text if sys.stdout.isatty() else write_plain
+    from enginehouse.servers.records import find_server
+
     path = find_server(name, layout=Layout.from_environment(), ended=True).log
     with path.open(errors="replace") as log:
         while True:
@@ -84,5 +89,7 @@ def logs(
 
 def stop(name: NameArgument) -> None:
     """Stop a server; returns when no process of it is alive and its port is free."""
+    from enginehouse.servers.server import stop_server
+
     run_async(stop_server(name, layout=Layout.from_environment()))
     Console().note(f"stopped {name}: no process left, port free")

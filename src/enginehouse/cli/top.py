@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
-from rich.live import Live
 
 from enginehouse.cli.console import Console, Interrupted, run_async
 from enginehouse.cli.options import JsonOption, finite
-from enginehouse.launch.observing import Observer
-from enginehouse.report.activity import Activity, print_activity, render_activity
-from enginehouse.report.terminal import make_console
 from enginehouse.report.visible_text import visible_json, write_plain
 from enginehouse.store.layout import Layout
+
+if TYPE_CHECKING:
+    from enginehouse.report.activity import Activity
 
 UrlOption = Annotated[
     list[str] | None, typer.Option("--url", help="A server that is not ours; may be repeated.")
@@ -56,6 +53,11 @@ def top(
 
 
 async def _watch(urls: tuple[str, ...], *, interval: float, once: bool, json: bool) -> None:
+    import asyncio
+
+    from enginehouse.launch.observing import Observer
+    from enginehouse.report.activity import print_activity
+
     async with Observer(Layout.from_environment(), urls=urls) as observer:
         activity = await observer.look()
         if once:
@@ -71,13 +73,21 @@ async def _watch(urls: tuple[str, ...], *, interval: float, once: bool, json: bo
 
 
 def _line(activity: Activity) -> str:
+    import msgspec
+
     return visible_json(msgspec.json.encode(activity).decode()) + "\n"
 
 
 @contextmanager
 def _display(*, json: bool) -> Iterator[Callable[[Activity], None]]:
     """What shows a reading: the whole screen of a terminal, else one after the other."""
+    from rich.live import Live
+
+    from enginehouse.report.activity import print_activity, render_activity
+    from enginehouse.report.terminal import make_console
+
     console = make_console(sys.stdout)
+
     if json:
         yield lambda activity: write_plain(sys.stdout, _line(activity))
     elif console.is_terminal and not console.is_dumb_terminal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,11 +16,11 @@ from enginehouse.cli.options import (
     VerboseOption,
     with_config_options,
 )
-from enginehouse.launch import watching
 from enginehouse.launch.configuration import WatchConfig, parse
-from enginehouse.report.curve import Curve, CurvePoint
-from enginehouse.report.curve_table import LinePerPoint, curve_display
 from enginehouse.store.layout import Layout
+
+if TYPE_CHECKING:
+    from enginehouse.report.curve import Curve, CurvePoint
 
 
 @with_config_options(WatchConfig, without=("adapter", "url", "api_key_env"))
@@ -39,6 +39,9 @@ def watch(
     console = Console(json=json, verbose=verbose, quiet=quiet)
     values = values_given(given, config=config, data=data)
     settings = parse(WatchConfig, values, origin=str(config or "the command line"))
+    from enginehouse.launch import watching
+    from enginehouse.report.curve_table import LinePerPoint, curve_display
+
     display = (
         LinePerPoint(sys.stderr, sys.stderr) if json else curve_display(sys.stdout, sys.stderr)
     )

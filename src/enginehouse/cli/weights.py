@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption, finite
-from enginehouse.launch.swapping import swapper_of, weights_info
 from enginehouse.store.layout import Layout
-from enginehouse.weights.swap import DEADLINE, Swapped
+from enginehouse.weights.limits import DEADLINE
+
+if TYPE_CHECKING:
+    from enginehouse.weights.swap import Swapped
 
 weights = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 ServerArgument = Annotated[
@@ -43,6 +45,8 @@ def swap(
     """Put a checkpoint in the place of a running server's weights, or leave everything as it is."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
 
+    from enginehouse.launch.swapping import swapper_of
+
     async def work() -> Swapped:
         async with swapper_of(server, layout=Layout.from_environment()) as swapper:
             return await swapper.swap(
@@ -69,6 +73,8 @@ def swap(
 def info(server: ServerArgument, *, json: JsonOption = False) -> None:
     """Say which weights a server has: path, digest, version."""
     console = Console(json=json)
+    from enginehouse.launch.swapping import weights_info
+
     found = run_async(weights_info(server, layout=Layout.from_environment()))
 
     def text() -> None:

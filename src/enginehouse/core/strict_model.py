@@ -14,4 +14,5 @@ class StrictModel(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
         use_attribute_docstrings=True,
+        defer_build=True,  # most are never used by one command
     )

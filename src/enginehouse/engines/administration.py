@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enginehouse.engines import arguments
-from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.options import ServerOptions
 
 LORA_FLAG = "--enable-lora"
 

@@ -17,14 +17,13 @@ from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Capabilities, Capability, Load
 from enginehouse.engines import arguments, hf_diagnosis
 from enginehouse.engines.base import (
-    DType,
     LaunchContext,
     ModelFormat,
     Quirk,
-    ServerOptions,
     demand_api_key,
 )
 from enginehouse.engines.diagnosis import Diagnosis, LogProfile, diagnose_log
+from enginehouse.engines.options import DType, ServerOptions
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment, Flag
 from enginehouse.provisioning.programs import PAYLOADS

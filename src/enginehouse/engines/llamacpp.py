@@ -20,14 +20,13 @@ from enginehouse.dialects.openai_replies import decode_models, decode_tokenize
 from enginehouse.engines import arguments, llamacpp_diagnosis
 from enginehouse.engines.arguments import Argument
 from enginehouse.engines.base import (
-    DType,
     LaunchContext,
     ModelFormat,
     Quirk,
-    ServerOptions,
     demand_api_key,
 )
 from enginehouse.engines.diagnosis import Diagnosis, LogProfile, diagnose_log
+from enginehouse.engines.options import DType, ServerOptions
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.gguf_metadata import read_metadata

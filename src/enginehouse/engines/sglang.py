@@ -23,14 +23,13 @@ from enginehouse.dialects.openai_replies import decode_reply, decode_tokenize, e
 from enginehouse.engines import arguments, sglang_diagnosis
 from enginehouse.engines.arguments import Argument
 from enginehouse.engines.base import (
-    DType,
     LaunchContext,
     ModelFormat,
     Quirk,
-    ServerOptions,
     demand_api_key,
 )
 from enginehouse.engines.diagnosis import Diagnosis, LogProfile, diagnose_log
+from enginehouse.engines.options import DType, ServerOptions
 from enginehouse.engines.sglang_history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.executors.base import Command
 from enginehouse.provisioning.environments import EngineEnvironment

@@ -19,14 +19,13 @@ from enginehouse.core.sampler import Capabilities, Capability, Load
 from enginehouse.engines import arguments, vllm_diagnosis
 from enginehouse.engines.arguments import Argument
 from enginehouse.engines.base import (
-    DType,
     LaunchContext,
     ModelFormat,
     Quirk,
-    ServerOptions,
     demand_api_key,
 )
 from enginehouse.engines.diagnosis import Diagnosis, LogProfile, diagnose_log
+from enginehouse.engines.options import DType, ServerOptions
 from enginehouse.engines.vllm_history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.engines.vllm_quirks import LORA_PROMPT_LOGPROBS, SEEDED_CHUNKED_PREFILL
 from enginehouse.engines.vllm_tools import tool_flags

@@ -37,6 +37,7 @@ PROFILE = LogProfile(
         r"|hit)"
         r"|Engine background task failed|Error executing method|Exception in worker"
     ),
+    faint_marks=re.compile(r"(?:INFO|WARNING|ERROR) \d\d-\d\d \d\d:\d\d:\d\d \[?\w"),
     survived=re.compile(
         r"Invocation of \S+ method failed|Unexpected error pre-processing request|Dumping "
         r"|Engine Exception caught|Error in (?:preprocessing|inspecting)|Failed to import from"

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from enginehouse.engines.base import ServedEngine
 from enginehouse.engines.registry import ENGINES
 
 
@@ -51,4 +50,6 @@ def _path(text: str) -> Path:
 
 
 def _is_hosted(engine: Any) -> bool:
+    from enginehouse.engines.base import ServedEngine
+
     return engine in ENGINES.names() and not isinstance(ENGINES.load(engine)(), ServedEngine)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
 from enginehouse.core.strict_model import StrictModel
-from enginehouse.engines.base import DType, PositiveInt
+from enginehouse.engines.options import DType, PositiveInt
 from enginehouse.launch.configuration import ServeConfig, merged, parse
 
 Settings = TypeVar("Settings", bound=BaseModel)

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from enginehouse.engines import arguments
-from enginehouse.engines.base import DType, ServedEngine, ServerOptions
+from enginehouse.engines.base import ServedEngine
+from enginehouse.engines.options import DType, ServerOptions
 from enginehouse.executors.cpu import Cpu
 from enginehouse.launch.running_server import option_of
 from enginehouse.provisioning.checkpoints import Checkpoint

@@ -14,10 +14,10 @@ from enginehouse.core.errors import ConfigurationError, UnknownNameError, neares
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.core.strict_yaml import load_yaml
 from enginehouse.core.system_errors import advice
-from enginehouse.engines.base import ServerOptions
+from enginehouse.core.tool_steps import Step
+from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
 from enginehouse.launch.adapter_names import with_adapter_apart
-from enginehouse.tools.results import Step
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -174,7 +174,7 @@ class TaskConfig(StrictModel):
     """The data to use instead of the task's own: a file, found likewise, or hf:owner/name:file."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """How many items."""
-    samples: Annotated[int, Field(ge=1)] | None = None
+    samples: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """How often each item is asked."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """The longest answer, in tokens."""
@@ -187,7 +187,7 @@ class EvaluationConfig(AskConfig):
     """What to evaluate."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """How many items of each task; a seeded choice, the same for every model."""
-    samples: Annotated[int, Field(ge=1)] = 1
+    samples: Annotated[int, Field(ge=1, le=100_000)] = 1
     """How often each item is asked."""
     seed: int = 0
     """Decides which items, their order, and every sample's seed."""
@@ -309,7 +309,7 @@ class BenchConfig(AskConfig):
 
 
 Config = TypeVar("Config", bound=BaseModel)
-_ANY_TEXT = {"stop", "system"}  # what is said to a model may hold anything
+_ANY_TEXT = {"stop", "system"}  # what is said to a model may hold null bytes
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -377,11 +377,11 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse(kind: type[Config], values: Mapping[str, Any], *, origin: str) -> Config:
     """Validate `values`. Raises ConfigurationError naming each wrong key and the nearest one."""
-    for where in _with_null_bytes({k: v for k, v in values.items() if k not in _ANY_TEXT}):
+    for where, what in _with_bad_text(values):
         raise ConfigurationError(
-            f"{origin}: {where!r} holds a null byte",
-            why="no path, name or command line can",
-            fix="take it out: in YAML it is written \\0 or \\x00",
+            f"{origin}: {where!r} holds {what}",
+            why="no path, name or command line can, and nothing else can be written down",
+            fix="take it out",
         )
     try:
         return kind.model_validate(values)
@@ -393,18 +393,21 @@ def parse(kind: type[Config], values: Mapping[str, Any], *, origin: str) -> Conf
         ) from error
 
 
-def _with_null_bytes(value: Any, where: str = "") -> Iterator[str]:
-    """The places of texts in `value` that hold a null byte."""
+def _with_bad_text(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """The places of texts in `value` that hold a null byte or are not Unicode, and which."""
     if isinstance(value, str | Path):
-        if "\0" in str(value):
-            yield where
+        text = str(value)
+        if "\0" in text and where.partition(".")[0] not in _ANY_TEXT:
+            yield where, "a null byte"
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            yield where, "bytes that are not UTF-8"
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _with_null_bytes(key, where or "a key")
-            yield from _with_null_bytes(inner, f"{where}.{key}" if where else str(key))
+            yield from _with_bad_text(key, where or "a key")
+            yield from _with_bad_text(inner, f"{where}.{key}" if where else str(key))
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _with_null_bytes(inner, where)
+            yield from _with_bad_text(inner, where)
 
 
 def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:

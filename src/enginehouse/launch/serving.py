@@ -19,7 +19,13 @@ from enginehouse.client.turns import Turns
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.incidents import Incident
 from enginehouse.core.sampler import Provenance
-from enginehouse.engines.base import Engine, Quirk, ServedEngine, ServerOptions, demand_api_key
+from enginehouse.engines.base import (
+    Engine,
+    Quirk,
+    ServedEngine,
+    demand_api_key,
+)
+from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
 from enginehouse.executors.cpu import read_cpu
 from enginehouse.launch.compute_type import ComputeType, choose_type, type_in_command

@@ -50,6 +50,7 @@ class _Counted(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine itself counts: a prefill in pieces fills the KV cache before any token."""
 
     tokens: int
+    requests: int
     kv_cache_usage: float | None
 
 
@@ -83,8 +84,8 @@ class HealthMonitor:
         self._cores = cores
         self._clock = clock
         self._counted: _Counted | None = None
-        self._computes = False
-        self._worked = clock()
+        self._worked = self._computed = clock()
+        self._cores()  # counted from here on
         self._deaf_since: float | None = None
         self._blind = False  # we could not look, for a reason of our own
         self.has_worked = False
@@ -101,8 +102,8 @@ class HealthMonitor:
     def restarted(self) -> None:
         """Forget what was seen: the server is a new process."""
         self._counted = None
-        self._computes = False
-        self._worked = self._clock()
+        self._worked = self._computed = self._clock()
+        self._cores()
         self._deaf_since = None
         self.has_worked = False
 
@@ -133,13 +134,13 @@ class HealthMonitor:
             return health
         load = await self._load()
         cores = self._cores()
-        self._computes = cores is not None and cores >= BUSY_CORES
+        computes = cores is not None and cores >= BUSY_CORES
+        if computes:
+            self._computed = self._clock()
         if self._has_counted(load):
             self.has_worked = True
             self._worked = self._clock()
-        elif (health is _READY and self._is_idle(load)) or (
-            not self._computes and await self._answers()
-        ):
+        elif (health is _READY and self._is_idle(load)) or (not computes and await self._answers()):
             self._worked = self._clock()
         return self._judged(health)
 
@@ -147,26 +148,35 @@ class HealthMonitor:
         return load is not None and not load.running + load.waiting and not self._busy()
 
     def _judged(self, health: Health) -> Health:
-        silent = self._clock() - self._worked
-        unsuspicious = min(DEGRADED_AFTER, self._patience)
-        patience, reason = self._patience, f"it has not made a token for {silent:.0f} s"
-        if self._computes:
-            unsuspicious, patience = self._patience, COMPUTING_FACTOR * self._patience
-            reason += ", although it computes"
-        if silent <= unsuspicious:
+        now, patience = self._clock(), self._patience
+        silent = now - self._worked
+        # One look alone proves no idleness: other programs may take the CPU for a while.
+        idle = now - max(self._worked, self._computed)
+        if idle <= min(DEGRADED_AFTER, patience) and silent <= patience:
             return health
-        state = ServerState.FAILED if silent > patience else ServerState.DEGRADED
-        return Health(state=state, reason=reason)
+        reason = f"it has not made a token for {silent:.0f} s"
+        if idle <= min(DEGRADED_AFTER, patience):
+            reason += ", although it computes"
+        failed = idle > patience or silent > COMPUTING_FACTOR * patience
+        return Health(state=ServerState.FAILED if failed else ServerState.DEGRADED, reason=reason)
 
     def _has_counted(self, load: Load | None) -> bool:
         """Whether the engine has done something that it counts since the last look."""
         if load is None:
             return False
         tokens = (load.prompt_tokens or 0) + (load.generation_tokens or 0) + (load.steps or 0)
-        counted = _Counted(tokens=tokens, kv_cache_usage=load.kv_cache_usage)
+        counted = _Counted(
+            tokens=tokens,
+            requests=load.running + load.waiting,
+            kv_cache_usage=load.kv_cache_usage,
+        )
         before, self._counted = self._counted, counted
         return before is not None and (
-            counted.tokens > before.tokens or counted.kv_cache_usage != before.kv_cache_usage
+            counted.tokens > before.tokens
+            or (
+                counted.requests == before.requests  # or a canary alone would fill the cache
+                and counted.kv_cache_usage != before.kv_cache_usage
+            )
         )
 
     async def _get_status(self, path: str) -> int | None:

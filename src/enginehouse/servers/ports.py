@@ -168,7 +168,7 @@ def _live_leases(layout: Layout) -> list[PortLease]:
     for file in layout.ports.glob("*.json"):
         try:
             lease = msgspec.json.decode(file.read_bytes(), type=PortLease)
-        except (msgspec.MsgspecError, OSError):
+        except (msgspec.MsgspecError, OSError, RecursionError):
             lease = None  # torn by a crash: whatever it stood for is over
         if lease is not None and is_alive(lease.owner):
             leases.append(lease)

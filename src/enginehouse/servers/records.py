@@ -225,7 +225,7 @@ def _records(layout: Layout, kind: str) -> list[ServerRecord]:
 def _load(file: Path) -> ServerRecord | None:
     try:
         return msgspec.json.decode(file.read_bytes(), type=ServerRecord, dec_hook=_decode)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, RecursionError):
         return None
 
 

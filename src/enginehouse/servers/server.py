@@ -21,8 +21,9 @@ from enginehouse.core.errors import (
     StoreError,
 )
 from enginehouse.engines.administration import is_administered
-from enginehouse.engines.base import LaunchContext, ServedEngine, ServerOptions
+from enginehouse.engines.base import LaunchContext, ServedEngine
 from enginehouse.engines.diagnosis import Diagnosis, explained
+from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
 from enginehouse.executors.local import LocalExecutor, LocalProcess
 from enginehouse.executors.tree import ProcessIdentity, identify

@@ -155,7 +155,7 @@ class Run:
             who = (
                 f"process {holder.pid} on {holder.host}, since {holder.since:%Y-%m-%d %H:%M:%S} UTC"
             )
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, RecursionError):
             who = "another process"
         return RunLockedError(
             f"run {self.info.id} is being worked on by {who}",
@@ -284,7 +284,7 @@ def _load(folder: Path) -> Run:
         raise StoreError(
             f"{path} cannot be read", why=str(error), fix=advice(error, otherwise="check the disk")
         ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StoreError(
             f"{path} cannot be read", why=str(error), fix="remove the folder, or restore the file"
         ) from error

@@ -1,9 +1,10 @@
 """Tool specifications, calls that are valid whatever the model, and the loop that runs them."""
 
+from enginehouse.core.tool_steps import Step
 from enginehouse.tools.agent import AgentLimits, AgentOutcome, AgentResult, run_agent
 from enginehouse.tools.calling import call_tools
 from enginehouse.tools.ladder import Ladder
-from enginehouse.tools.results import Attempt, CallOutcome, CheckedCall, Step, ToolResult
+from enginehouse.tools.results import Attempt, CallOutcome, CheckedCall, ToolResult
 from enginehouse.tools.specification import ToolSpec
 
 __all__ = [

@@ -19,6 +19,7 @@ from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.core.sampler import GIVEN_UP, Completion, Sampler, SampleRequest, SampleResponse
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
+from enginehouse.core.tool_steps import Step
 from enginehouse.tools.checking import FoundCall, check_calls
 from enginehouse.tools.constraint import answer_schema, read_answer
 from enginehouse.tools.ladder import Ladder
@@ -31,7 +32,7 @@ from enginehouse.tools.prompting import (
     repair,
     with_system,
 )
-from enginehouse.tools.results import DONE, Attempt, CallOutcome, CheckedCall, Step, ToolResult
+from enginehouse.tools.results import DONE, Attempt, CallOutcome, CheckedCall, ToolResult
 from enginehouse.tools.specification import RESERVED, ToolLike, ToolSpec, tool_specs
 
 # A small model repeats a string, a number or a list item until max_tokens cuts it off. Asked once

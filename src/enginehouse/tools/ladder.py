@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from copy import copy
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
-from enginehouse.tools.results import CallOutcome, Step
+from enginehouse.core.tool_steps import Step
+from enginehouse.tools.results import CallOutcome
 
 ALL_STEPS = tuple(Step)
 _GIVEN_UP_AFTER = 3  # answers in a row without a single valid call

@@ -10,14 +10,7 @@ import msgspec
 from enginehouse.core.messages import Message
 from enginehouse.core.sampler import SampleRequest, SampleResponse
 from enginehouse.core.tool_calls import ToolCall
-
-
-class Step(StrEnum):
-    """A way of getting a call: the engine's own, a JSON schema by constrained decoding, or text."""
-
-    NATIVE = "native"
-    CONSTRAINED = "constrained"
-    PROMPTED = "prompted"
+from enginehouse.core.tool_steps import Step
 
 
 class CallOutcome(StrEnum):

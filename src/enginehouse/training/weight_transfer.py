@@ -23,8 +23,9 @@ from enginehouse.store.layout import Layout
 from enginehouse.training.blocking import Interrupts, interrupts_deferred, run_blocking
 from enginehouse.training.sync_client import WeightSyncClient
 from enginehouse.weights.declared import Weights
+from enginehouse.weights.limits import DEADLINE
 from enginehouse.weights.replacement import Send
-from enginehouse.weights.swap import DEADLINE, Swapped, WeightSwapper
+from enginehouse.weights.swap import Swapped, WeightSwapper
 from enginehouse.weights.transfer import ask_about_transfer, transfer_endpoints
 
 Result = TypeVar("Result")
@@ -34,9 +35,9 @@ _GRACE = 1.0  # seconds that a sender has to end after its transfer was given up
 class WeightSender:
     """Swaps one server's weights for those that a trainer has in its memory. Blocking.
 
-    `server` is a name that `enginehouse ps` lists, or a vLLM's address, on this machine and
-    loopback only; it must have been started with --weight-transfer-config. `client` is what vLLM's
-    end in the trainer drives, in the process whose rank is 0:
+    `server` is a name that `enginehouse ps` lists, or the address of a vLLM on this machine. It
+    must have been started with --enable-weight-swap and --weight-transfer-config. `client` is what
+    vLLM's end in the trainer drives, in the process whose rank is 0:
 
         sender = WeightSender("it")
         engine = WeightTransferTrainerFactory.trainer_init(

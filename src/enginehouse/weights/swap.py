@@ -23,10 +23,10 @@ from enginehouse.weights.after_wake import prove_adapters_again
 from enginehouse.weights.checkpoint import checked_digest, digest_of
 from enginehouse.weights.declared import Declaration, Weights, declare, read_declaration
 from enginehouse.weights.gate import Gate
+from enginehouse.weights.limits import DEADLINE
 from enginehouse.weights.replacement import Replacement, WeightLoader
 
 Result = TypeVar("Result")
-DEADLINE = 600.0  # seconds
 _DOZING = "--enable-sleep-mode"
 
 

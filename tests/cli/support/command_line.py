@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 import psutil
 
-from enginehouse.engines.base import ServerOptions
+from enginehouse.engines.options import ServerOptions
 from enginehouse.evaluation.records import Record, SampleRecord, ScoreRecord
 from enginehouse.executors.tree import is_alive
 from enginehouse.servers.ports import PortLease

@@ -212,7 +212,7 @@ def init_communicator(device: Any = 0) -> None:  # noqa: ARG001 (Tink's)
     Weights go by way of the disk; `device` has no effect. vLLM's own transfer, past the disk, needs
     vLLM in the trainer's environment: see `enginehouse.training.WeightSender`. The way by the disk
     needs a server on this machine that was started with a checkpoint's folder and has vLLM's
-    development endpoints, as `enginehouse serve` gives it on a loopback address. Raises
+    development endpoints: `enginehouse serve MODEL --enable-weight-swap` gives it both. Raises
     WeightsError, or ModelError, saying which of these is missing.
     """
     _shared.open().call(Client.communicate)

@@ -66,7 +66,7 @@ class Adapters:
                 f" can be read there: {error.strerror})",
                 param="lora_path",
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise refused(f"Loading lora {name} failed: {error}", param="lora_path") from error
         if config.get("peft_type") != "LORA":
             raise refused(f"{name} is no LoRA adapter, but {config.get('peft_type')}")

@@ -60,6 +60,7 @@ RULES = (
         "the GPU is older or newer than it",
         "use another GPU, or a build for this one with --python PATH; or make the environment "
         "again: {rebuild}",
+        spoken=True,
     ),
     Rule(
         K.CUDA_MISMATCH,

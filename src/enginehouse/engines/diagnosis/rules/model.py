@@ -101,7 +101,7 @@ RULES = (
         r"|only fp8 gemm is implemented|(?:fp8|int8|fp4|nvfp4|mxfp4|w8a8|scaled)[^\n]{0,40}"
         r"(?:gemm|mm|moe)\w{0,10} (?:is|are) not (?:yet )?(?:implemented|supported)|weight_scale\w{0,20}|weight_zero_point"
         r"|\.(?:absmax|qweight|qzeros|scales)\b"
-        r"|quantization method \S{1,40} is not supported",
+        r"|quantization method \S{1,40} is not supported|any of \[[^\]\n]{0,60}quant_method",
         "the checkpoint is quantized in a way that this {engine} cannot compute with here: the "
         "method is unknown, the GPU has no kernel for it, or its groups cannot be shared out "
         "among this many GPUs",

@@ -1,0 +1,13 @@
+"""The steps of asking for a tool's call. Light: the command line reads it first."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Step(StrEnum):
+    """A way of getting a call: the engine's own, a JSON schema by constrained decoding, or text."""
+
+    NATIVE = "native"
+    CONSTRAINED = "constrained"
+    PROMPTED = "prompted"
