@@ -143,8 +143,8 @@ RULES = (
     Rule(
         K.UNSUPPORTED_FEATURE,
         r"UVA is not available",
-        "this vLLM's model runner needs memory that CPU and GPU share (pinned memory, UVA), which it "
-        "does not use here: it is turned off under WSL",
+        "this vLLM's model runner needs memory that CPU and GPU share (pinned memory, UVA), and "
+        "that is turned off under WSL",
         "--env VLLM_WSL2_ENABLE_PIN_MEMORY=1 under WSL, or --env VLLM_USE_V2_MODEL_RUNNER=0",
     ),
     Rule(

@@ -40,7 +40,7 @@ _CHAINED = re.compile(
     r"|During handling of the above exception, another exception occurred"
 )
 _ERROR_LINE = re.compile(
-    r"[\w./\- ]{1,120}: error: |error: |\[Errno \d+\]|Fatal Python error|terminate called"
+    r"[\w./\- ]{1,120}: error: |[Ee]rror: |\[Errno \d+\]|Fatal Python error|terminate called"
     r"|\S{0,200}: error while loading shared libraries|(?:Killed|已杀死|Getötet)$"
     r"|Segmentation fault|Bus error|Illegal instruction|Aborted|(?:free|malloc|munmap_chunk)\(\): "
     r"|double free or corruption"

@@ -28,6 +28,8 @@ _ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]{0,32}[ -/]{0,4}[@-~]|\][^\x07\x1b]{0,500}(?:\x07|\x1b\\)|[@-Z\\^_])"
 )
 _BARE_COLOUR = re.compile(r"(?:ESC|\^\[|\\x1b|\\033|\ufffd)?\[(?:\d{1,3};){0,4}\d{0,3}m")
+# What is left of a colour where more than the escape was lost: "36m(Worker pid=1)0m ERROR …"
+_COLOUR_REST = re.compile(r"^\d{1,3}m(?=\()|(?<=\))0m(?= )")
 _CONTROLS = {code: None for code in range(32) if code != 9} | {127: None}
 _BAR = re.compile(r".{0,600}?(?:it/s|s/it)[^\]]{0,80}\] ?")
 _STAMP = re.compile(
@@ -179,6 +181,8 @@ def _clean(line: str) -> str:
         line = _ESCAPES.sub("", line)
     if "m" in line and "[" in line:
         line = _BARE_COLOUR.sub("", line)
+    if "m(" in line[:5]:
+        line = _COLOUR_REST.sub("", line)
     if "it/s" in line or "s/it" in line:
         # What an engine says while a bar is drawn follows it in the same line.
         bar = _BAR.match(line)

@@ -33,7 +33,8 @@ RULES = (
     Rule(
         K.CRASHED,
         r"Fatal Python error: |!+ *Segfault encountered|^Segmentation fault|^Illegal instruction"
-        r"|GGML_ASSERT|Assertion [`'][^\n]{1,400}' failed|\.(?:cu|cpp|cc|c|h|m):\d{1,6}: fatal error|ggml_abort"
+        r"|GGML_ASSERT|Assertion [`'][^\n]{1,400}' failed|ggml_abort"
+        r"|\.(?:cu|cpp|cc|c|h|m):\d{1,6}: fatal error|^Abort was called at \d{1,6} line"
         r"|double free or corruption|corrupted size vs|free\(\): invalid"
         r"|\*\*\* SIG(?:SEGV|ABRT|BUS|ILL|FPE) received",
         "native code of {engine}, or the GPU, crashed",
@@ -161,8 +162,9 @@ RULES = (
     ),
     Rule(
         K.CRASHED,
-        r"terminate called|CUDA (?:driver )?error: (?P<what>[^\n]{1,120})",
-        "native code of {engine}, or the GPU, gave up {what}",
+        r"terminate called|CUDA (?:driver )?error: (?P<what>[^\n]{1,120})"
+        r"|Triton Error \[\w{2,6}\]: (?P<triton>[^\n]{1,120})",
+        "native code of {engine}, or the GPU, gave up {what}{triton}",
         "start it again; if it happens again, leave out what is special (--enforce-eager, no "
         "quantization), and report it to {engine} with the log",
         vague=True,
