@@ -60,6 +60,14 @@ RULES = (
         late=True,
     ),
     Rule(
+        K.ENGINE_DIED,
+        r"alloc_req_slots runs out of memory|Out of request slots",
+        "more requests were computed at once than SGLang had set places aside for",
+        "let clients send fewer requests at once, or set another --max-num-seqs (SGLang's "
+        "--max-running-requests); if it comes back, take another version",
+        late=True,
+    ),
+    Rule(
         K.CONTEXT_TOO_LONG,
         r"context_length \((?P<wanted>\d+)\) is greater than the derived context_length "
         r"\((?P<most>\d+)\)",

@@ -30,6 +30,10 @@ CORE = "EngineCore_DP0 pid=68"
         (f"2026-11-21T04:30:17.123456789Z stderr F {FRAME}", "", None),
         (f"vllm-1  | {FRAME}", "", None),
         (f"> {FRAME}", "", None),
+        (f"  | [2025-03-10T15:07:20Z] ERROR 03-10 08:07:20 [core.py:9] {FRAME}", "", "ERROR"),
+        (f"2024-11-18T16:43:45,497 [INFO ] W-9000-m_1.0-stdout MODEL_LOG - {FRAME}",
+         "W-9000-m_1.0-stdout", None),
+        (f"E       {FRAME}", "", None),
         (f"[pod/vllm-0/engine] {FRAME}", "", None),
         (f"2: {FRAME}", "", None),
         (f'time=2025-05-01T16:40:14.182+02:00 level=ERROR source=a.go:1 msg="{FRAME}', "", "ERROR"),
@@ -74,6 +78,8 @@ def test_native_code_is_told_apart(line: str, native: str, text: str):
         "(a plain remark) here",
         "[1, 2, 3]",
         "INFOrmation",
+        "| a | table |",
+        "E   = mc2",
     ],
 )
 def test_a_text_is_no_prefix(line: str):

@@ -27,6 +27,11 @@ _EXCEPTION = re.compile(
     r"(?:[A-Za-z_]\w{0,80}\.){0,12}(?:[A-Za-z_]\w{0,80}(?:Error|Exception|Failed|Failure|Interrupt)"
     r"|Exception|HFValidationError|RayTaskError\(\w{1,80}\)|SystemExit|AssertionError)"
     r"(?::(?: |$)|$)"
+    r"|(?:[a-z_]\w{0,80}\.){2,12}[A-Z]\w{1,80}: "  # of whatever name, by the path of its module
+)
+_ANNOUNCED = re.compile(
+    r"(?:[A-Za-z_]\w{0,80}\.){0,12}[A-Z]\w{0,80}(?:Error|Exception):"
+    r"(?: \d{1,4} validation errors? for \S{1,80})?$"
 )
 _FILE = re.compile(r'File "(?P<file>[^"]{1,400})", line \d+(?:, in (?P<function>\S{1,100}))?')
 _RICH_FILE = re.compile(r"[│|] (?P<file>/[^\s:]{1,400}\.py):\d+ in ")
@@ -35,7 +40,7 @@ _CHAINED = re.compile(
     r"|During handling of the above exception, another exception occurred"
 )
 _ERROR_LINE = re.compile(
-    r"[\w./\- ]{1,120}: error: |error: |\[Errno \d+\]|Fatal Python error|terminate called"
+    r"[\w./\- ]{1,120}: error: |[Ee]rror: |\[Errno \d+\]|Fatal Python error|terminate called"
     r"|\S{0,200}: error while loading shared libraries|(?:Killed|已杀死|Getötet)$"
     r"|Segmentation fault|Bus error|Illegal instruction|Aborted|(?:free|malloc|munmap_chunk)\(\): "
     r"|double free or corruption"
@@ -214,9 +219,11 @@ class _Unfinished:
         if line.level in ("INFO", "DEBUG") or line.native:
             return False
         if not self.failure.traced:
-            # An error in words goes on indented, or logged in the same breath.
+            # An error in words goes on indented, or logged in the same breath; one that is nothing
+            # but a name and a colon says in the following lines what it has to say.
             together = line.place is not None and number - self.failure.last <= 1
-            if not (together if line.prefixed else line.text[:1].isspace()):
+            announced = _ANNOUNCED.match(self.failure.raised[-1].lines[0].strip())
+            if not (together if line.prefixed else announced or line.text[:1].isspace()):
                 return False
         self.failure.raised[-1].add(line.text)
         return True

@@ -78,6 +78,7 @@ class _Selection:
         )
         self._rules: tuple[Rule, ...] = (*profile.rules, *RULES)
         self._pointers: list[str] = []
+        self._cut: list[str] = []
         self._fatal: list[Failure] = []
         self._survived: list[Failure] = []
         for failure in log.failures:
@@ -102,7 +103,9 @@ class _Selection:
 
     def _sort(self, failure: Failure) -> None:
         texts = [text for text in failure.texts if not self._is_pointer(text)]
-        if not texts:
+        if not failure.texts:
+            self._cut.append(failure.heading)
+        elif not texts:
             self._pointers.extend(failure.texts)
         elif self._is_fatal(failure):
             self._fatal.append(failure)
@@ -213,7 +216,8 @@ class _Selection:
         log, profile = self._log, self._profile
         if log.stopped > log.ready or (log.stopped and not self._pointers):
             return endings.told_to_stop(log.stopped_line)
-        line = self._pointers[0].partition("\n")[0].strip() if self._pointers else ""
+        said = [*self._pointers, *(heading for heading in self._cut if heading)]
+        line = said[0].partition("\n")[0].strip() if said else ""
         code, evidence = self._said_exit_code() or (self._own_exit_code(exit_code), line)
         return (
             endings.signalled(code, profile=profile, evidence=evidence)
@@ -266,6 +270,8 @@ class _Selection:
         """Another process reports a death, and the one that died wrote ordinary lines only."""
         works = self._profile.works
         if works.pattern == NEVER.pattern or not self._pointers or self._ended_itself():
+            return False
+        if self._cut:  # an error was written, though the log lacks its end
             return False
         return bool(self._log.ready) or any(map(works.search, self._log.progress))
 

@@ -79,7 +79,7 @@ RULES = (
         "for a small model the engine llamacpp",
     ),
     Rule(
-        K.CUDA_NOT_READY,
+        K.WRONG_LIBRARY,
         r"CUDA Setup failed despite (?:CUDA|GPU) being available",
         "bitsandbytes finds no CUDA libraries that it can use, though there is a GPU",
         "`python -m bitsandbytes` tells what it looked for; install a bitsandbytes made for this "

@@ -33,7 +33,8 @@ RULES = (
     Rule(
         K.CRASHED,
         r"Fatal Python error: |!+ *Segfault encountered|^Segmentation fault|^Illegal instruction"
-        r"|GGML_ASSERT|\.(?:cu|cpp|cc|c|h|m):\d{1,6}: fatal error|ggml_abort"
+        r"|GGML_ASSERT|Assertion [`'][^\n]{1,400}' failed|ggml_abort"
+        r"|\.(?:cu|cpp|cc|c|h|m):\d{1,6}: fatal error|^Abort was called at \d{1,6} line"
         r"|double free or corruption|corrupted size vs|free\(\): invalid"
         r"|\*\*\* SIG(?:SEGV|ABRT|BUS|ILL|FPE) received",
         "native code of {engine}, or the GPU, crashed",
@@ -105,7 +106,8 @@ RULES = (
         r"|make_empty_intermediate_tensors"
         r"|FlashAttention-?\d? [^\n]{0,60}(?:not supported|requires)|Unsupported FA version"
         r"|(?:Sinks|sinks|MLA|fp8 kv cache|FP8 KV cache|[Ss]liding window)[^\n]{0,80}not supported"
-        r"|[Hh]ead (?:size|dim)\w{0,10} [^\n]{0,20}not supported|unsupported head (?:size|dim)"
+        r"|[Hh]ead[ _]?(?:size|dim)\w{0,10} [^\n]{0,20}not supported|[Uu]nsupported "
+        r"head[ _]?(?:size|dim)|does not support head[ _]?(?:size|dim)"
         r"|[Oo]nly SM ?\d[^\n]{0,40}supported|out of resource: shared memory"
         r"|requires GPUs with sm\d"
         r"|FlashAttention on [^\n]{0,40}only supports"
@@ -160,8 +162,9 @@ RULES = (
     ),
     Rule(
         K.CRASHED,
-        r"terminate called|CUDA (?:driver )?error: (?P<what>[^\n]{1,120})",
-        "native code of {engine}, or the GPU, gave up {what}",
+        r"terminate called|CUDA (?:driver )?error: (?P<what>[^\n]{1,120})"
+        r"|Triton Error \[\w{2,6}\]: (?P<triton>[^\n]{1,120})",
+        "native code of {engine}, or the GPU, gave up {what}{triton}",
         "start it again; if it happens again, leave out what is special (--enforce-eager, no "
         "quantization), and report it to {engine} with the log",
         vague=True,
