@@ -47,7 +47,9 @@ _LETTER: Final = (
 )
 _WORD: Final = rf"(?i:(?:the )?(?:correct )?(?:option|choice|letter)\b{_DRESS}(?:is\b|:)?{_DRESS})?"
 _NAMED: Final = r"(?i:answer(?: choice| option)?|(?:correct|right|best) (?:choice|option))"
-_IS: Final = r"(?:[:\uff1a=]|[-=]>|(?i:is|must be|should be|would be)\b(?: (?i:therefore|thus))?\s?:?)"
+_IS: Final = (
+    r"(?:[:\uff1a=]|[-=]>|(?i:is|must be|should be|would be)\b(?: (?i:therefore|thus))?\s?:?)"
+)
 _ANSWER: Final = re.compile(rf"\b{_NAMED}{_DRESS}{_IS}{_DRESS}{_WORD}{_LETTER}")
 # A heading "Answer", and the letter on a line of its own.
 _BELOW: Final = re.compile(

@@ -68,8 +68,8 @@ _RAISED: Final = str.maketrans(
 )
 _ARROW: Final = re.compile("[=-]>")
 
-# Scripts without spaces between words (Thai to Khmer, Japanese, Chinese) and Korean, whose particles
-# follow a number directly: a number may stand beside their letters.
+# Scripts without spaces between words (Thai to Khmer, Japanese, Chinese), and Korean, whose
+# particles follow a number directly: a number may stand beside their letters.
 _UNSPACED: Final = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 )
