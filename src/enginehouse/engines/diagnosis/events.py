@@ -50,7 +50,8 @@ _ERROR_LINE = re.compile(
 # Words of a line that might explain an end, though nothing makes it an error.
 _TELLING = re.compile(
     r"(?i)error|fatal|fail|cannot|can't|could not|not found|no such|out of memory|kill|abort"
-    r"|undefined symbol|insufficient|unable|warning: |warn |denied|exception|mismatch|unsupported"
+    r"|undefined symbol|code=dumped|insufficient|unable|warning: |warn |denied|exception"
+    r"|mismatch|unsupported"
 )
 _APART = re.compile(
     r"Process [\w:\-]{1,80}:$|Exception (?:in thread|ignored in)|/\S{1,300}\.py:\d+: \w*Warning: "
