@@ -19,7 +19,7 @@ def diagnose(
     *,
     engine: Annotated[
         str | None,
-        typer.Option("--engine", help="The engine that wrote the log; recognised from it if not given."),
+        typer.Option("--engine", help="The engine that wrote the log; recognised if not given."),
     ] = None,
     exit_code: Annotated[
         int | None,
