@@ -62,6 +62,9 @@ _PLAIN: Final[dict[int, str]] = {
         )
     },
 }
+_SPACED_FRACTION: Final = re.compile(
+    r"(?<=[0-9])[ \u00a0\u2009\u202f](?=[\u00bc-\u00be\u2153-\u215e])"
+)
 _SUPERSCRIPT: Final = re.compile("[\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]{1,4}")
 _RAISED: Final = str.maketrans(
     "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b", "0123456789+-"
@@ -78,8 +81,9 @@ _WORD: Final = rf"[^\W_{_UNSPACED}]"
 # A run of digits with single separators between them, which may be one number or several.
 _RUN: Final = r"(?:[0-9]++|(?<![0-9.])\.[0-9]++)(?:[.,'_ ][0-9]++)*+"
 _CURRENCY: Final = r"(?:[$\u20ac\u00a3\u00a5\u20b9]\s?+(?:-\s?+)?+)"
+_CODE: Final = r"(?:(?<=\b(?:USD|EUR|GBP|INR|CAD|AUD|CHF|JPY|CNY|RMB))|(?<=\b(?:Rs|RM)))"
 _TOKEN: Final = re.compile(
-    rf"(?<!{_WORD})(?<![A-Za-z]_)(?<!\^)(?P<sign>-)?+(?P<currency>{_CURRENCY}?+)(?P<run>{_RUN})"
+    rf"(?:(?<!{_WORD})|{_CODE}(?=[0-9]))(?<![A-Za-z]_)(?<!\^)(?P<sign>-)?+(?P<currency>{_CURRENCY}?+)(?P<run>{_RUN})"
 )
 _PIECE: Final = re.compile(r"([.,'_ ]?)([0-9]+)")
 _EXPONENT: Final = re.compile(rf"[eE]([+-]?[0-9]{{1,3}})(?!{_WORD})")
@@ -208,7 +212,7 @@ def _normal(text: str) -> str:
     text = without_latex(text)
     if not text.isascii():
         text = _SUPERSCRIPT.sub(lambda raised: "^" + raised[0].translate(_RAISED), text)
-        text = text.translate(_PLAIN)
+        text = _SPACED_FRACTION.sub("", text).translate(_PLAIN)
     return _ARROW.sub("=", text)
 
 
