@@ -650,6 +650,7 @@ async def test_progress_moves_with_every_request(layout, monkeypatch):
     )
     half = next(state for state in seen if state.requests == 4)
     assert (half.done, half.generated_tokens) == (0, 8)
+    assert half.seconds_left == pytest.approx(half.elapsed / 3)  # 4 done, 4 half done, of 8
     assert (seen[-1].done, seen[-1].requests) == (4, 8)
 
 

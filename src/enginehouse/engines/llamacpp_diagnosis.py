@@ -196,7 +196,7 @@ _RULES = (
     Rule(
         K.CRASHED,
         r"GGML_ASSERT(?:\((?P<what>.*)\) failed|:)|Assertion [`'][^\n]{1,400}' failed"
-        r"|terminate called|ggml_abort|\.(?:cu|cpp|c|h"
+        r"|terminate called|ggml_abort|\.(?:cuh?|[ch]pp|cc?|h"
         r"|m):\d{1,6}: fatal error",
         "llama.cpp met something that it takes for impossible, and gave up",
         "start it again; if the same line comes back, report it to llama.cpp with the log",

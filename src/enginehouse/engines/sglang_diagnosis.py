@@ -93,7 +93,7 @@ RULES = (
         K.WRONG_VALUE,
         r"LoRA buffer shape [^\n]{0,80}does not match|LoRA target modules? [^\n]{0,120}not "
         r"supported",
-        "a LoRA adapter has other shapes or modules than the model that it is to be put on",
+        "a LoRA adapter has other shapes or modules than the model it is meant for",
         "see that it was made for this very model; --lora-target-modules all in extra_args",
     ),
     Rule(
@@ -112,7 +112,8 @@ RULES = (
     ),
     Rule(
         K.COMMUNICATION,
-        r"res=<Response \[50\d\]>|warmup error: [^\n]{0,200}(?:ProxyError|Connection refused)",
+        r"(?:res=|AssertionError: )<Response \[50\d\]>|warmup error: [^\n]{0,200}(?:ProxyError"
+        r"|Connection refused)",
         "SGLang's first request to itself was answered by something else, most likely a proxy",
         "set no_proxy=127.0.0.1,localhost,0.0.0.0 (or unset http_proxy); if there is no proxy, the "
         "scheduler's own error is above",

@@ -50,7 +50,8 @@ _ERROR_LINE = re.compile(
 # Words of a line that might explain an end, though nothing makes it an error.
 _TELLING = re.compile(
     r"(?i)error|fatal|fail|cannot|can't|could not|not found|no such|out of memory|kill|abort"
-    r"|undefined symbol|insufficient|unable|warning: |warn |denied|exception|mismatch|unsupported"
+    r"|undefined symbol|code=dumped|insufficient|unable|warning: |warn |denied|exception"
+    r"|mismatch|unsupported"
 )
 _APART = re.compile(
     r"Process [\w:\-]{1,80}:$|Exception (?:in thread|ignored in)|/\S{1,300}\.py:\d+: \w*Warning: "
@@ -119,7 +120,7 @@ class Failure:
 
 @dataclass(slots=True)
 class Remark:
-    """A line that is no error of its own but may explain one: a warning, native code's words."""
+    """A line that is not an error itself but may explain one: a warning, native code's words."""
 
     number: int
     text: str
@@ -130,8 +131,8 @@ class Remark:
 class Log:
     """What a log has said. Numbers are those of lines; 0 where there is none.
 
-    `progress`: of each process, the last line that is no error. `waiting`: the last line that says
-    what is waited for.
+    `progress`: of each process, the last line that is not an error. `waiting`: the last line
+    that says what is waited for.
     """
 
     failures: list[Failure] = field(default_factory=list)

@@ -52,7 +52,8 @@ _SURVIVED = re.compile(
 _SHUTDOWN = re.compile(r"(?i)shut ?down|exit|terminat|clean|stopp|kill|abort|destroy")
 _EXIT_CODE = re.compile(
     r"(?:exit ?code:?|exited with(?: code)?|'EngineCore\w{0,20}': )[ =]{0,2}(?P<code>-\d{1,3})\b"
-    r"|signal[ :=]{0,2}(?:SIGKILL|9\b)(?P<kill>)|^(?P<bare>Killed|已杀死|Getötet)$"
+    r"|(?:signal[ :=]{0,2}(?:SIGKILL|9\b)|status=9/KILL)(?P<kill>)"
+    r"|^(?P<bare>Killed|已杀死|Getötet)$"
     r"|(?P<oom>oom[-_ ]kill event)"
 )
 _FATAL = re.compile(r"^Process [\w:\-]+:$|failed to start|fatal error|hit an exception")

@@ -34,7 +34,8 @@ RULES = (
         K.CRASHED,
         r"Fatal Python error: |!+ *Segfault encountered|^Segmentation fault|^Illegal instruction"
         r"|GGML_ASSERT|Assertion [`'][^\n]{1,400}' failed|ggml_abort"
-        r"|\.(?:cu|cpp|cc|c|h|m):\d{1,6}: fatal error|^Abort was called at \d{1,6} line"
+        r"|\.(?:cuh?|[ch]pp|cc?|h|mm?):\d{1,6}: fatal error|^Abort was called at \d{1,6} line"
+        r"|code=(?:dumped|killed), (?:status=\d{1,3}/|signal=)(?:SEGV|ABRT|BUS|ILL|FPE)"
         r"|double free or corruption|corrupted size vs|free\(\): invalid"
         r"|\*\*\* SIG(?:SEGV|ABRT|BUS|ILL|FPE) received",
         "native code of {engine}, or the GPU, crashed",
@@ -103,7 +104,7 @@ RULES = (
         r"|[Ss]elected backend [^\n]{0,80}is not valid"
         r"|FlashAttention[^\n]{0,80}only supports? (?:Ampere|Hopper|SM)"
         r"|No available kernel\. Aborting"
-        r"|make_empty_intermediate_tensors"
+        r"|make_empty_intermediate_tensors|[Pp]lease use \w{1,30} backend for"
         r"|FlashAttention-?\d? [^\n]{0,60}(?:not supported|requires)|Unsupported FA version"
         r"|(?:Sinks|sinks|MLA|fp8 kv cache|FP8 KV cache|[Ss]liding window)[^\n]{0,80}not supported"
         r"|[Hh]ead[ _]?(?:size|dim)\w{0,10} [^\n]{0,20}not supported|[Uu]nsupported "
@@ -155,7 +156,7 @@ RULES = (
         r"Temporary failure in name resolution|NameResolutionError|Name or service not known"
         r"|ConnectTimeout|ReadTimeoutError|Network is unreachable|CERTIFICATE_VERIFY_FAILED"
         r"|ProxyError",
-        "something was to be fetched from the network, and could not be",
+        "something could not be fetched from the network",
         "see what the line names, and the network, the proxy and its certificate; what is on this "
         "machine already is found with HF_HUB_OFFLINE=1 or by a path",
         vague=True,

@@ -11,11 +11,6 @@ from enginehouse.engines.diagnosis.rule import Rule, Surroundings, groups
 K = FailureKind
 
 
-def _divisible(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    said = dict(groups(found, around))
-    return said | {"size": said["size"] or "this many"}
-
-
 def _without_torch(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
     return {name: value.replace("torch.", "") for name, value in groups(found, around).items()}
 
@@ -112,16 +107,29 @@ RULES = (
         "weights, another quantization, or a newer {engine} or GPU",
     ),
     Rule(
+        K.QUANTIZATION,
+        r"RuntimeError: Error (?P<what>Internal|Not Supported|Invalid Problem|Arch Mismatch"
+        r"|Misaligned Operand|Invalid (?:Layout|Data Type))(?=\n|$)",
+        "CUTLASS, which multiplies quantized weights here, refused ({what}): it has no kernel for "
+        "this GPU or these shapes",
+        "an unquantized checkpoint or another quantization, another --tensor-parallel-size, or a "
+        "newer {engine}",
+        vague=True,
+    ),
+    Rule(
         K.PARALLELISM,
-        r"(?:AssertionError: )?(?P<what>\d{1,9}) is not divisible by (?P<size>\d{1,6})"
-        r"|(?P<line>(?:num_\w{1,30}|heads?|hidden_size|vocab\w{0,12}|intermediate_size|\w{0,20}experts)"
+        r"(?:AssertionError: )?(?P<what>\d{1,9}) is not divisible by (?P<size>\d{1,6})",
+        "something of the model ({what} heads or columns) cannot be shared out among {size} GPUs",
+        "a --tensor-parallel-size that divides {what}; --pipeline-parallel-size has no such rule",
+    ),
+    Rule(
+        K.PARALLELISM,
+        r"(?P<line>(?:num_\w{1,30}|heads?|hidden_size|vocab\w{0,12}|intermediate_size|\w{0,20}experts)"
         r"[^\n]{0,80}(?:must be|is not|not) divisible by[^\n]{0,60})"
         r"|(?P<many>[\w=. ]{1,60}(?:must be|is not|not) divisible by [^\n]{0,40}"
         r"(?:parallel|[et]p_size|world_size|GPUs)[^\n]{0,20})",
-        "something of the model ({what}{line}{many} heads or columns) cannot be shared out among "
-        "{size} "
-        "GPUs",
-        "a --tensor-parallel-size that divides {what}; --pipeline-parallel-size has no such rule",
-        _divisible,
+        "the model's parts cannot be shared out evenly among so many GPUs: {line}{many}",
+        "another --tensor-parallel-size, one that divides that number; --pipeline-parallel-size "
+        "has no such rule",
     ),
 )
