@@ -93,7 +93,7 @@ RULES = (
         K.WRONG_VALUE,
         r"LoRA buffer shape [^\n]{0,80}does not match|LoRA target modules? [^\n]{0,120}not "
         r"supported",
-        "a LoRA adapter has other shapes or modules than the model that it is to be put on",
+        "a LoRA adapter has other shapes or modules than the model it is meant for",
         "see that it was made for this very model; --lora-target-modules all in extra_args",
     ),
     Rule(

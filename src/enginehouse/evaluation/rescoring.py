@@ -43,7 +43,7 @@ def demand_same_question(
 
 def _changed(plan: TaskPlan, why: str) -> ConfigurationError:
     return ConfigurationError(
-        f"task {plan.name} does not ask what the run's answers answer",
+        f"task {plan.name} no longer asks the questions that the run's answers belong to",
         why=why,
         fix="only the scoring may differ: restore the rest of the task, or start a new run",
     )

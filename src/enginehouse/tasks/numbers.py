@@ -4,7 +4,7 @@ One reader for every task with numbers as answers. It knows thousands grouped by
 apostrophes, underscores and points, decimal points and commas, signs, currencies, exponents,
 fractions and mixed numbers, other scripts' digits, and LaTeX. Units behind a number never change
 it: 20 % is 20, and 3 dozen is 3. Times (3:30), dates with slashes and version numbers (1.2.3) are
-no numbers. Everything here takes time linear in the length of the text.
+not numbers. Everything here takes time linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from enginehouse.tasks.latex import boxed, without_latex
 
-_LONGEST: Final = 60  # digits: a model that repeats one for ever has given no number
+_LONGEST: Final = 60  # digits: a model that repeats one endlessly has given no number
 _MOST_BITS: Final = 4096  # of a power
 _HEADINGS: Final = 9  # "#### 2. Money" is a heading whatever else is in the text, "#### 18. So" not
 
@@ -369,7 +369,7 @@ def _in_run(text: str, token: re.Match[str]) -> list[_Number]:
 
 
 def _has_decimals(pieces: list[_Piece], at: int, groups: int) -> bool | None:
-    """Whether decimals follow the groups from `at` to `groups`; None if this is no number."""
+    """Whether decimals follow the groups from `at` to `groups`; None if this is not a number."""
     if at == 0 and pieces[0].separator == ".":  # .5
         return False
     grouped_by = pieces[groups].separator if groups > at else ""

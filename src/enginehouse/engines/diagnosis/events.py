@@ -120,7 +120,7 @@ class Failure:
 
 @dataclass(slots=True)
 class Remark:
-    """A line that is no error of its own but may explain one: a warning, native code's words."""
+    """A line that is not an error itself but may explain one: a warning, native code's words."""
 
     number: int
     text: str
@@ -131,8 +131,8 @@ class Remark:
 class Log:
     """What a log has said. Numbers are those of lines; 0 where there is none.
 
-    `progress`: of each process, the last line that is no error. `waiting`: the last line that says
-    what is waited for.
+    `progress`: of each process, the last line that is not an error. `waiting`: the last line
+    that says what is waited for.
     """
 
     failures: list[Failure] = field(default_factory=list)

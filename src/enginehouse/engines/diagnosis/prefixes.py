@@ -107,7 +107,7 @@ class Line:
     """A line of a log without its prefixes.
 
     `process`: the tags of who wrote it, "" if it has none. `prefixed`: whether it has a process, a
-    level or a place; a time alone is no sign of a logger. `native`: "NCCL" or "UCX".
+    level or a place; a time alone does not identify a logger. `native`: "NCCL" or "UCX".
     """
 
     text: str

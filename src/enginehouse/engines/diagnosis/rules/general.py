@@ -158,7 +158,7 @@ RULES = (
         r"Temporary failure in name resolution|NameResolutionError|Name or service not known"
         r"|ConnectTimeout|ReadTimeoutError|Network is unreachable|CERTIFICATE_VERIFY_FAILED"
         r"|ProxyError",
-        "something was to be fetched from the network, and could not be",
+        "something could not be fetched from the network",
         "see what the line names, and the network, the proxy and its certificate; what is on this "
         "machine already is found with HF_HUB_OFFLINE=1 or by a path",
         vague=True,
