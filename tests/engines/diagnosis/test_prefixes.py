@@ -34,6 +34,7 @@ CORE = "EngineCore_DP0 pid=68"
         (f"2024-11-18T16:43:45,497 [INFO ] W-9000-m_1.0-stdout MODEL_LOG - {FRAME}",
          "W-9000-m_1.0-stdout", None),
         (f"E       {FRAME}", "", None),
+        (f"3597\t({CORE}) {FRAME}", CORE, None),
         (f"[pod/vllm-0/engine] {FRAME}", "", None),
         (f"2: {FRAME}", "", None),
         (f'time=2025-05-01T16:40:14.182+02:00 level=ERROR source=a.go:1 msg="{FRAME}', "", "ERROR"),

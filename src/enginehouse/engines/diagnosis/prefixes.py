@@ -91,6 +91,7 @@ _NUMBERED = (
     re.compile(r"\d{1,3}\.\d\d\.\d{3}\.\d{3} (?P<level>[IWED]) "),  # llama.cpp
     re.compile(rf"{_DATE}(?: std(?:out|err) [FP])?(?: - | \| |: )? ?(?:- )?(?=\S|$| )"),
     re.compile(r"\d{1,4}: (?=\S| {2,8}\S)"),  # srun --label
+    re.compile(r"\d{1,7}\t"),  # a page that numbers its lines
     # an address as the host of NCCL
     _LETTERED[-1],
 )

@@ -92,9 +92,11 @@ RULES = (
         r"|ImageProcessor)'?(?: object)? has no "
         r"attribute '?(?P<what>\w{1,80})|module '(?P<module>[\w.]{1,80})' has no attribute "
         r"'(?P<attribute>\w{1,80})'|^ImportError: (?P<import>[^\n]{1,200})"
-        r"|__init__\(\) (?:got an unexpected keyword|missing \d required)[^\n]{0,60}",
+        r"|__init__\(\) (?:got an unexpected keyword|missing \d required)[^\n]{0,60}"
+        r"|^NameError: name '(?P<name>\w{1,80})' is not defined",
         "two packages of the environment do not fit each other, most likely transformers and "
-        "{engine}, or the model's own code and transformers: {what}{module} {attribute}{import}",
+        "{engine}, or the model's own code and transformers: {what}{module} {attribute}{import}"
+        "{name}",
         "install the versions that {engine} asks for, or build the environment again: {rebuild}",
         vague=True,
     ),
