@@ -112,7 +112,7 @@ class Halting(FakeSampler):
         self._waiting = 0
 
     async def sample(self, request):
-        """Wait for ever after three."""
+        """Wait endlessly after three."""
         if len(self.requests) >= 3:
             self._waiting += 1
             if self._waiting == 3:

@@ -39,7 +39,7 @@ def diagnose(
 
 
 def _print(report: LogReport, console: Console) -> None:
-    engine = report.engine or "an engine that was not recognised"
+    engine = report.engine or "unknown engine"
     if report.kind is None:
         console.say(f"{engine}: the log says nothing about a failure")
         console.say("  next: give the whole log, from its start, and --exit-code if it is known")

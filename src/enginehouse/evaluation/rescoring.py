@@ -26,17 +26,17 @@ def demand_same_question(
     """
     item = plan.item(sample.position)
     if item.id != sample.item:
-        raise _changed(plan, f"item {sample.item} was asked where there is {item.id} now")
+        raise _changed(plan, f"item {sample.item} is item {item.id} now")
     question = question_of(plan, item)
     if not isinstance(question, Generate) or sample.tool_use or sample.continuations is not None:
         if (plan.record.version, plan.record.digest) != (known.version, known.digest):
-            raise _changed(plan, "its version or data is another one now")
+            raise _changed(plan, "its version or its data have changed")
         return
     request = sample.requests[0]
     stop = question.stop if spec.stop is None else spec.stop
     limit = plan.max_tokens or question.max_tokens
     if request.prompt != with_system(question.prompt, spec):
-        raise _changed(plan, f"item {sample.item} has another prompt now")
+        raise _changed(plan, f"item {sample.item} has a different prompt now")
     if (request.parameters.stop, request.parameters.max_tokens) != (stop, limit):
         raise _changed(plan, f"item {sample.item} has other stop texts or another max_tokens now")
 

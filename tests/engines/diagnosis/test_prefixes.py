@@ -65,7 +65,7 @@ def test_the_text_is_left(line: str, process: str, level: str | None):
     ],
 )
 def test_native_code_is_told_apart(line: str, native: str, text: str):
-    """NCCL and UCX write no level of ours."""
+    """NCCL and UCX write levels of their own."""
     found = peel(line)
     assert found.native == native
     assert found.text == text
