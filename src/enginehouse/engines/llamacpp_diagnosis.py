@@ -93,6 +93,42 @@ _RULES = (
         "take the mmproj file that was published with the model",
     ),
     Rule(
+        K.WRONG_VALUE,
+        r"(?i:chat[ _]template)[^\n]{0,80}(?:not supported|unable|failed|parse)|try using --jinja"
+        r"|invalid device: |draft (?:model )?vocab[^\n]{0,60}(?:not compatible|must match)"
+        r"|(?:requires|start (?:it|the server) with) `?--[a-z]|requested (?:context|n_ctx)[^\n]"
+        r"{0,40}too large|unsupported cache type",
+        "an option has a value that llama-server does not take, or needs another one beside it",
+        "correct extra_args; the line says what it wants; `llama-server --help` lists all",
+        vague=True,
+    ),
+    Rule(
+        K.UNSUPPORTED_MODEL,
+        r"unknown \(magic, version\)|too old, regenerate your model|invalid model file \(bad magic"
+        r"|unsupported (?:model|file) (?:version|format|architecture)|unsupported op\b",
+        "the file is of a format or an architecture that this build of llama.cpp does not know",
+        _NEWER,
+    ),
+    Rule(
+        K.MODEL_GATED,
+        r"error from HF API[^\n]{0,40}\b40[13]\b|HTTP(?: error)?:? 40[13]\b[^\n]{0,40}",
+        "the hub refuses: it wants a token, or another one",
+        "set HF_TOKEN to a token of an account that may read the model",
+    ),
+    Rule(
+        K.MODEL_NOT_FOUND,
+        r"error from HF API|invalid repo name|failed to get (?:file|manifest|commit)",
+        "the model was not found on the hub",
+        "check the spelling: owner/name, with a quantization that the repository has",
+        vague=True,
+    ),
+    Rule(
+        K.UNSUPPORTED_FEATURE,
+        r"device \S{1,40} does not support 16-bit storage",
+        "this GPU lacks what llama.cpp's Vulkan kernels need",
+        "keep the layers off the GPU with extra_args --gpu-layers 0, or take another GPU",
+    ),
+    Rule(
         K.NOT_WRITABLE,
         r"failed to open (?P<file>[^\n]{1,200}): Permission denied",
         "the model's file may not be read by the user that llama-server runs as: {file}",

@@ -41,6 +41,14 @@ RULES = (
         "of them (--tensor-parallel-size), or a smaller model",
     ),
     Rule(
+        K.NO_CACHE_MEMORY,
+        r"max_running_requests? is zero|max_total_num_tokens[^\n]{0,20}(?:<=? ?0|is (?:zero|neg))"
+        r"|(?:KV cache|[Mm]emory) pool (?:size )?is too small|not enough memory for (?:the )?KV",
+        "beside the weights no memory is left for the KV cache",
+        "a larger --gpu-memory-utilization (SGLang's --mem-fraction-static), a larger GPU or more "
+        "of them (--tensor-parallel-size), or a smaller model",
+    ),
+    Rule(
         K.MEMORY_TAKEN,
         r"[Tt]he memory capacity is unbalanced\. Some GPUs may be occupied",
         "one of the GPUs has much less free memory than the others: another program is on it",

@@ -148,6 +148,15 @@ RULES = (
         "--env VLLM_WSL2_ENABLE_PIN_MEMORY=1 under WSL, or --env VLLM_USE_V2_MODEL_RUNNER=0",
     ),
     Rule(
+        K.RAY_RESOURCES,
+        r"Not enough (?:resources to allocate|total available nodes)|is not included in a "
+        r"placement group|Ray workers have not started|No nodes with resources found in Ray"
+        r"|Nodes are not homogeneous",
+        "the Ray cluster has not as many GPUs free, or not where the engine wants them",
+        "`ray status` shows what there is and who holds it: start the missing nodes, end what "
+        "holds the GPUs, or lower the parallelism",
+    ),
+    Rule(
         K.QUANTIZATION,
         r"Cannot find the config file for (?P<method>\w+)"
         r"|quantization is currently not supported"

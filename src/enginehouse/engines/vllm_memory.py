@@ -87,6 +87,14 @@ RULES = (
         _more_cache,
     ),
     Rule(
+        K.NO_CACHE_MEMORY,
+        r"Cannot auto-fit max_model_len|exceeds available Mamba cache blocks"
+        r"|[Nn]o (?:available|free) (?:GPU )?memory for (?:the )?(?:KV|kv|cache)",
+        "weights and activations fill what the engine may take: nothing is left for the KV cache",
+        "{more}, or a smaller --max-num-seqs",
+        _more_cache,
+    ),
+    Rule(
         K.CONTEXT_EXCEEDS_MEMORY,
         r"max seq len \((?P<wanted>\d+)\), \(?(?P<needed>[\d.]+) GiB KV cache is "
         r"needed.{0,80}?memory "
@@ -109,6 +117,14 @@ RULES = (
         "one request of {wanted} tokens does not fit into the KV cache, which holds {longest}",
         "{shorten}; or {more}",
         _more_cache,
+    ),
+    Rule(
+        K.CONTEXT_EXCEEDS_MEMORY,
+        r"KV cache is needed, which is larger than the available KV cache memory",
+        "one request of the greatest length needs more KV cache than there is",
+        "{shorten}; or {more}",
+        _more_cache,
+        vague=True,
     ),
     Rule(
         K.MEMORY_TAKEN,

@@ -57,6 +57,26 @@ _GUESSES = (
         "see that NCCL_SOCKET_IFNAME names the right network",
     ),
     _Guess(
+        re.compile(
+            r"vllm/config(?:/\w+)?\.py|/arg_utils\.py|/server_args\.py|/cli_args\.py"
+            r"|vllm/platforms/\w+\.py"
+        ),
+        K.WRONG_VALUE,
+        "an option has a value that {engine} does not take here, or that does not go with another "
+        "one",
+        "see what the line says of it; correct the option, or leave it out",
+        re.compile(r"(?:Value|Assertion|ArgumentType|Validation|Type)Error"),
+        within=1,
+    ),
+    _Guess(
+        re.compile(r"/quantization/|/quantizers/"),
+        K.QUANTIZATION,
+        "the checkpoint is quantized in a way that this {engine} cannot compute with here",
+        "unquantized weights, another quantization, or a newer {engine}",
+        re.compile(r"(?:Value|Assertion|Key|Runtime|NotImplemented)Error"),
+        within=2,
+    ),
+    _Guess(
         re.compile(r"/model_loader/|/models/\w+\.py$"),
         K.WEIGHTS_MISMATCH,
         "the checkpoint has a weight that {engine}'s class for this architecture does not expect, "

@@ -14,6 +14,7 @@ import msgspec
 from enginehouse.engines.diagnosis.events import Reader
 from enginehouse.engines.diagnosis.kinds import Diagnosis
 from enginehouse.engines.diagnosis.lines import read_lines
+from enginehouse.engines.diagnosis.order import oldest_first
 from enginehouse.engines.diagnosis.profile import LogProfile
 from enginehouse.engines.diagnosis.selection import select
 
@@ -36,7 +37,7 @@ def diagnose_log(log: Path, *, profile: LogProfile, exit_code: int | None) -> Di
     """
     try:
         with log.open("rb") as source:
-            events = Reader(profile).read(read_lines(source))
+            events = Reader(profile).read(oldest_first(read_lines(source)))
     except OSError:
         return None
     return select(events, profile=profile, exit_code=exit_code)
@@ -60,7 +61,7 @@ def explain_log(
         known = _recognise(first, profiles)
         lines = itertools.chain(first, lines)
     profile = known or otherwise
-    events = Reader(profile).read(lines)
+    events = Reader(profile).read(oldest_first(lines))
     return LogExplanation(
         engine=known.name if known else None,
         diagnosis=select(events, profile=profile, exit_code=exit_code),

@@ -10,12 +10,14 @@ from enginehouse.engines.diagnosis.rules import (
     command_line,
     communication,
     cuda,
+    devices,
     general,
     hub,
     libraries,
     memory,
     model,
     packages,
+    refusals,
     system,
     toolchain,
 )
@@ -25,6 +27,7 @@ __all__ = ["LOST_CONNECTION", "RULES"]
 LOST_CONNECTION = communication.LOST_CONNECTION
 RULES = (
     *command_line.RULES,
+    *devices.RULES,
     *system.RULES,
     *libraries.RULES,
     *toolchain.RULES,
@@ -35,4 +38,5 @@ RULES = (
     *model.RULES,
     *communication.RULES,
     *general.RULES,
+    *refusals.RULES,
 )

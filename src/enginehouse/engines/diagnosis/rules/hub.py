@@ -11,7 +11,7 @@ K = FailureKind
 RULES = (
     Rule(
         K.MODEL_GATED,
-        r"GatedRepoError|access a gated repo\b|Cannot access gated repo"
+        r"GatedRepoError|access a gated repo\b|is a gated repository|Cannot access gated repo"
         r"|Access to model \S{1,120} is restricted",
         "the hub gives this model only to accounts that accepted its conditions",
         "accept them on the model's page, then set HF_TOKEN to a token of that account",
