@@ -157,7 +157,7 @@ _RULES = (
     ),
     Rule(
         K.MODEL_BROKEN,
-        r"invalid magic characters|failed to read magic",
+        r"invalid magic (?:characters|number)|failed to read magic",
         "a file that it was to load, the model or an adapter, is no GGUF file",
         _AGAIN,
     ),

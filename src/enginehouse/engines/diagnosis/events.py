@@ -28,6 +28,7 @@ _EXCEPTION = re.compile(
     r"|Exception|HFValidationError|RayTaskError\(\w{1,80}\)|SystemExit|AssertionError)"
     r"(?::(?: |$)|$)"
     r"|(?:[a-z_]\w{0,80}\.){2,12}[A-Z]\w{1,80}: "  # of whatever name, by the path of its module
+    r"|.{1,300} \[type=\w{1,40}, input_value="  # pydantic's words without its name
 )
 _ANNOUNCED = re.compile(
     r"(?:[A-Za-z_]\w{0,80}\.){0,12}[A-Z]\w{0,80}(?:Error|Exception):"
@@ -40,7 +41,8 @@ _CHAINED = re.compile(
     r"|During handling of the above exception, another exception occurred"
 )
 _ERROR_LINE = re.compile(
-    r"[\w./\- ]{1,120}: error: |[Ee]rror: |\[Errno \d+\]|Fatal Python error|terminate called"
+    r"[\w./\- ]{1,120}: error: |\S{0,200}python[\d.]{0,5}: (?:No module|can't open|Error while)"
+    r"|[Ee]rror: |\[Errno \d+\]|Fatal Python error|terminate called"
     r"|\S{0,200}: error while loading shared libraries|(?:Killed|已杀死|Getötet)$"
     r"|Segmentation fault|Bus error|Illegal instruction|Aborted|(?:free|malloc|munmap_chunk)\(\): "
     r"|double free or corruption"

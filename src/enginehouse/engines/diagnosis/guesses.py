@@ -66,6 +66,7 @@ _GUESSES = (
         "one",
         "see what the line says of it; correct the option, or leave it out",
         re.compile(r"(?:Value|Assertion|ArgumentType|Validation|Type)Error"),
+        re.compile(r"\A(?![\s\S]{0,400}failed to be inspected)"),
         within=1,
     ),
     _Guess(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 _LEVELS = r"DEBUG|INFO|NOTICE|WARNING|WARN|ERROR|CRITICAL|FATAL"
 _NAMES = {
     "WARN": "WARNING", "FATAL": "CRITICAL", "E": "ERROR", "W": "WARNING", "I": "INFO",
-    "F": "CRITICAL", "D": "DEBUG", "NOTICE": "INFO",
+    "F": "CRITICAL", "C": "CRITICAL", "D": "DEBUG", "NOTICE": "INFO",
 }  # fmt: skip
 _MOST = 12  # prefixes of one line
 _PLACE = r"(?P<place>[\w./<>\-]{1,120}:\d{1,6})\]"
@@ -56,7 +56,9 @@ _SQUARE = (
     re.compile(r"\[\d{3,6}\] (?=[a-z])"),  # llama.cpp's router: which of its servers
     re.compile(r"\[\d{1,5},\d{1,5}\]<std(?:err|out)>: ?"),
     re.compile(r"\[(?:INFO|WARN|ERROR|DEBUG) {0,2}\] (?P<process>[\w.\-]{1,80}) [A-Z_]{3,30} - "),
-    re.compile(rf"\[(?P<level>{_LEVELS})\] ?"),
+    re.compile(rf"\[(?P<level>(?i:{_LEVELS}))\] ?"),
+    # Ray's own: [2023-07-11 15:20:41,680 E 42067 42067] core_worker.cc:97:
+    re.compile(rf"\[{_DATE} (?P<level>[EWIDFC]) \d{{1,9}} \d{{1,9}}\] (?:[\w./]{{1,80}}:\d{{1,6}}: ?)?"),
     re.compile(rf"\[(?P<level>{_LEVELS})\|[\w.]{{1,80}}:\d{{1,6}}\] {_DATE} >> ?"),
 )
 _LETTERED = (
@@ -142,7 +144,7 @@ def peel(line: str) -> Line:
             if found[0].startswith("[2"):
                 level = None  # what forwards an SGLang's line has put its own level before it
         if word := said.get("level"):
-            level = _NAMES.get(word, word)
+            level = _NAMES.get(word.upper(), word.upper())
         place = said.get("place") or place
         native = said.get("native") or native
     return Line(

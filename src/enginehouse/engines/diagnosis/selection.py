@@ -4,11 +4,12 @@ In this order, the first that there is:
 1. an error that ended a process and that a rule knows for definite, the first of them in the log;
 2. definite words of native code, compilers or warnings: the last words before the first error;
 3. an error that a rule knows as a symptom (a lost connection, a failed build);
-4. an error that ended a process and that no rule knows: a guess by the files of its traceback;
-5. an error that was survived, if a rule knows it;
-6. that it was told to stop;
-7. a signal, in the exit code or in the log; SIGKILL only if no error was written at all;
-8. what it was waiting for.
+4. what an error that points to another one quotes of it, if a rule knows that for definite;
+5. an error that ended a process and that no rule knows: a guess by the files of its traceback;
+6. an error that was survived, if a rule knows it;
+7. that it was told to stop;
+8. a signal, in the exit code or in the log; SIGKILL only if no error was written at all;
+9. what it was waiting for.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ _EXIT_CODE = re.compile(
     r"|(?:signal[ :=]{0,2}(?:SIGKILL|9\b)|status=9/KILL)(?P<kill>)"
     r"|^(?P<bare>Killed|已杀死|Getötet)$"
     r"|(?P<oom>oom[-_ ]kill event)"
+    r"|\bwith signal[ :=]{0,2}(?P<signal>\d{1,2})\b"
 )
 _FATAL = re.compile(r"^Process [\w:\-]+:$|failed to start|fatal error|hit an exception")
 
@@ -96,6 +98,7 @@ class _Selection:
             or self._spoken(definite)
             or self._symptom(vague)
             or self._spoken(vague)
+            or recognise("\n".join(self._pointers), rules=definite, around=self._around)
             or (self._of_unknown(unknown) if unknown else None)
             or self._of_what_was_survived(definite, vague)
             or self._of_the_end(exit_code)
@@ -264,6 +267,8 @@ class _Selection:
             if (found := _EXIT_CODE.search(line)) is not None:
                 if found["bare"] and self._ended_itself():
                     continue
+                if found["signal"]:
+                    return -int(found["signal"]), line.partition("\n")[0].strip()
                 return int(found["code"] or -signal.SIGKILL), line.partition("\n")[0].strip()
         return None
 

@@ -12,8 +12,8 @@ K = FailureKind
 
 
 def _missing_package(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    name = found["name"].partition(".")[0]
-    return {"name": found["name"], "package": name, "rebuild": around.rebuild}
+    name = found["name"] or found["bare"]
+    return {"name": name, "package": name.partition(".")[0], "rebuild": around.rebuild}
 
 
 RULES = (
@@ -56,7 +56,8 @@ RULES = (
     ),
     Rule(
         K.WRONG_LIBRARY,
-        r"(?:ModuleNotFoundError: )?No module named '(?P<name>(?!vllm\._)[^']{1,120})'",
+        r"(?:ModuleNotFoundError: )?No module named '(?P<name>(?!vllm\._)[^']{1,120})'"
+        r"|python[\d.]{0,5}: No module named (?P<bare>[\w.]{1,120})",
         "the environment lacks a Python package that is imported: {name}",
         "install what provides {package} into the environment that --python names, or build the "
         "environment again: {rebuild}",

@@ -22,6 +22,7 @@ RULES = (
         K.PACKAGE_MISMATCH,
         r"`?rope_(?:scaling|parameters)`?(?:'s)? .{0,60}(?:must|should|field)|rope_scaling should "
         r"have|KeyError: '(?:rope_type|rope_theta|rope_scaling|rope_parameters)'"
+        r"|assert [^\n]{0,60}rope_(?:scaling|parameters|theta|type)"
         r"|has no attribute '?(?:rope_theta|rope_scaling|rope_parameters)|Unknown RoPE scaling type"
         r"|Unrecognized keys in `rope_",
         "the model's configuration of RoPE is of another version of transformers than the one that "
