@@ -515,10 +515,8 @@ class _Evaluation:
         )
 
     def _seconds_left(self, *, answered: int, elapsed: float) -> float | None:
-        if not self.count((MISSING, ASKED)):
-            return 0.0
-        if self._remaining is None:
-            return None
+        if self._remaining is None:  # nothing is asked, at most scored
+            return None if self.count((MISSING, ASKED)) else 0.0
         return self._remaining.seconds(answered=answered, elapsed=elapsed)
 
 
