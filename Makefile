@@ -13,14 +13,14 @@ demo: $(VENV)/.ready  ## evaluate SmolLM2 on three tasks with a real vLLM
 	$(BIN)/enginehouse eval --config examples/demo.yaml
 
 test: $(VENV)/.ready-dev  ## every test but the long ones of soak, the real engines included
-	$(BIN)/python -m pytest -n 2 -m "not engine and not gpu and not soak"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not engine and not gpu and not soak"
 	$(BIN)/python -m pytest -m "engine and not gpu and not soak" --durations=15 $(ENGINE_TESTS)
 
 test-fast: $(VENV)/.ready-dev  ## without the real vLLM and the slow tests, under a minute
-	$(BIN)/python -m pytest -q -n 2 -m "not engine and not gpu and not slow and not soak"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not engine and not gpu and not slow and not soak"
 
 soak: $(VENV)/.ready-dev  ## many kills and many adapters; by hand before a release, see docs/testing.md
-	$(BIN)/python -m pytest -n 2 -m "soak and not engine and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "soak and not engine and not gpu"
 	$(BIN)/python -m pytest -m "soak and engine and not gpu" $(ENGINE_TESTS)
 
 check: $(VENV)/.ready-dev  ## style, types, import layers, generated docs

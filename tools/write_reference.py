@@ -72,7 +72,7 @@ EXIT_CODES = {
     3: "an engine environment could not be built or does not work; `doctor` found a problem",
     4: "the model cannot be had",
     5: "a server did not start, died, or could not be stopped",
-    6: "a server that was to be used does not answer as it must, or refuses",
+    6: "a server does not answer as it must, cannot be reached, or refuses",
     7: "a task's data or its scoring is broken",
     8: "a run or another file cannot be read or written, another process works on it, or no more "
     "files may be opened",

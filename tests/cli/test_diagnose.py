@@ -39,7 +39,7 @@ def test_an_engine_can_be_named(call, tmp_path: Path):
     log = tmp_path / "server.log"
     log.write_text("E nothing that tells whose log it is\n")
     assert call("diagnose", str(log), "--engine", "llamacpp").out.startswith("llamacpp:")
-    assert call("diagnose", str(log)).out.startswith("an engine that was not recognised")
+    assert call("diagnose", str(log)).out.startswith("unknown engine")
     done = call("diagnose", str(log), "--engine", "openai")
     assert done.code == 2
     assert "llamacpp" in done.err

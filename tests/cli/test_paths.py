@@ -162,7 +162,7 @@ def bases(url: str) -> Mapping[str, list[str]]:
 
 
 def tried(place: Place, names: list[str], url: str, values: list[str], **env: str) -> list[Any]:
-    """What came of calling the commands with every value; only foreseen ends."""
+    """The results of calling the commands with every value; only expected ends."""
     words = [json.dumps(given) for given in (names, bases(url), values)]
     done = place.run([place.python, str(PROGRAM), *words], **env)
     assert done.returncode == 0, done.stderr

@@ -156,7 +156,7 @@ def test_a_journal_that_cannot_be_read_is_not_emptied(
 
 
 def test_a_repaired_journal_is_noted(house: House, call, words: tuple[str, ...]):
-    """A torn last line lies beside the journal afterwards, and the report says so for ever."""
+    """A torn last line lies beside the journal afterwards, and the report keeps saying so."""
     assert call(*words, "--json").code == 0
     (run,) = house.runs
     path = run / "journal.jsonl"

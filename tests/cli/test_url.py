@@ -159,7 +159,7 @@ def test_failed_samples_can_be_asked_again(house: House, call):
 
 
 def test_a_key_on_the_command_line_is_warned_of(call, monkeypatch: pytest.MonkeyPatch):
-    """`ps` shows it to everyone: the variable is named; one that is set there is no reason to."""
+    """`ps` shows it to everyone: the variable is named, unless it is set already."""
     words = ("bench", "m", "--url", "http://127.0.0.1:1", "--concurrency", "1", "--requests", "1")
     said = "everyone on this machine can read --api-key"
     given = call(*words, "--api-key", "s3cret")

@@ -144,7 +144,7 @@ async def test_endless_headers_are_refused(scripted: Start, head: bytes):
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_reply_that_drips_ends_with_the_total_time(scripted: Start, *, stream: bool):
-    """A byte every few milliseconds is no silence, so only the total can end it."""
+    """A byte every few milliseconds is not silence, so only the total time can end it."""
 
     async def drip(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")

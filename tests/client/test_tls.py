@@ -75,7 +75,7 @@ async def test_an_authority_that_is_not_trusted(serve: Serve, authority: trustme
 async def test_an_authority_that_the_variable_names(
     serve: Serve, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The way out that the error names is one. aiohttp makes its context once, hence the probe."""
+    """The way out that the error names is one. aiohttp makes its context once, so it is probed."""
     file = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(file)
     monkeypatch.setenv("SSL_CERT_FILE", str(file))

@@ -57,7 +57,7 @@ def test_without_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_advice_is_the_reasons_if_there_is_one():
-    """A file that is broken is to be saved again; one that may not be read is not."""
+    """The advice is to save a broken file again, but not one that may not be read."""
     assert advice(ValueError("x"), otherwise="save it again") == "save it again"
     assert advice(raised(errno.ENOENT, "/a"), otherwise="save it again") == "save it again"
     assert "permissions" in advice(raised(errno.EACCES, "/a"), otherwise="save it again")

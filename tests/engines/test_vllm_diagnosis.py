@@ -88,6 +88,7 @@ WRITTEN = {
     "no_compiler_for_triton": (K.NO_COMPILER, "C/C++ compiler", "apt-get install"),
     "no_gpu": (K.NO_GPU, "sees none", "--variant cpu"),
     "no_memory_for_the_cache": (K.NO_CACHE_MEMORY, "nothing is left", "raise --gpu-memory"),
+    "no_uva": (K.UNSUPPORTED_FEATURE, "WSL", "VLLM_WSL2_ENABLE_PIN_MEMORY=1"),
     "quantization_needs_newer_gpu": (K.QUANTIZATION, "capability 8.9; this one has 7.5", "newer"),
     "segfault": (K.CRASHED, "native code", "report it"),
     "survived_then_killed": (K.KILLED, "one of the engine's processes", "dmesg"),

@@ -112,7 +112,7 @@ class Halting(FakeSampler):
         self._waiting = 0
 
     async def sample(self, request):
-        """Wait for ever after three."""
+        """Wait endlessly after three."""
         if len(self.requests) >= 3:
             self._waiting += 1
             if self._waiting == 3:
@@ -186,7 +186,7 @@ async def test_other_items_are_refused(layout):
     renamed = msgspec.structs.replace(
         data, items=[Item(id=f"other{i}", data=item.data) for i, item in enumerate(data.items)]
     )
-    with pytest.raises(ConfigurationError, match="does not ask"):
+    with pytest.raises(ConfigurationError, match="no longer asks"):
         await rescore(SPEC, tasks={"addone": (AddOne(), renamed)}, run=run)
 
 
@@ -220,7 +220,7 @@ async def test_choices_are_scored_again_by_the_same_version_only(layout):
     await run_it(run, PickFirst())
     rescoring = await score_again(run, PickFirst())
     assert rescoring.tasks[0].changes == {}
-    with pytest.raises(ConfigurationError, match="does not ask"):
+    with pytest.raises(ConfigurationError, match="no longer asks"):
         await score_again(run, PickFirst(version=2))
 
 

@@ -65,7 +65,7 @@ def test_elsewhere_float32_is_the_safe_choice(tmp_path: Path, system):
 
 
 def test_a_machine_without_proc(tmp_path: Path):
-    """It is no error."""
+    """That is not an error."""
     assert not read_cpu(cpuinfo=tmp_path / "none", system="Linux", machine="x86_64").bfloat16
 
 

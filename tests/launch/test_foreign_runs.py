@@ -56,7 +56,7 @@ def test_whatever_runs_code_or_reveals_a_key_is_named(layout, make, tmp_path, na
 
 
 def test_variables_that_a_run_asks_for_are_named(layout, make, tmp_path):
-    """Their values would be taken from the environment of whoever resumes it."""
+    """Their values would be taken from the environment of the user who resumes it."""
     run = make()
     run.update(left_out=("AWS_SECRET_ACCESS_KEY",))
     run.folder.rename(tmp_path / "foreign")

@@ -112,7 +112,7 @@ async def test_without_an_administrative_key_nobody_administers():
 
 @pytest.mark.parametrize("user", [False, True])
 async def test_liveness_needs_no_key(*, user: bool):
-    """Whoever looks whether the server lives has none."""
+    """A health check has no key."""
     assert await Asked(user=user)("/health")
 
 

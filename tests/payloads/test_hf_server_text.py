@@ -12,7 +12,7 @@ class Bytes:
         self.decoded = 0
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        """The text; what is no whole character is a replacement character."""
+        """The text; an incomplete character becomes a replacement character."""
         self.decoded += len(ids)
         return bytes(token for token in ids if token < 256).decode(errors="replace")
 

@@ -50,7 +50,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
     ],
 )
 def test_json_that_is_no_configuration_is_refused(tmp_path: Path, files: Mapping[str, object]):
-    """Nested too deeply, or no object: a ModelError, as for every other folder that is no model."""
+    """Nested too deeply, or not an object: a ModelError, as for any folder without a model."""
     with pytest.raises(ModelError):
         read_checkpoint(_folder(tmp_path / "m", files))
 

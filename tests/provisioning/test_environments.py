@@ -308,7 +308,7 @@ async def test_a_version_must_be_that_of_the_python(
     version: str,
     agrees: bool,  # noqa: FBT001
 ):
-    """Whoever names a Python and a version gets both, or an error; 0.27 is 0.27.0."""
+    """A user who names a Python and a version gets both, or an error; 0.27 is 0.27.0."""
     python = make_fake_environment(tmp_path / "env", version="0.27.0")
     finding = find_environment(
         python=python, version=version, variant="cpu", layout=layout, notify=notes.append

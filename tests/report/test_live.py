@@ -47,6 +47,8 @@ def test_requests_are_told_where_a_sample_takes_several():
     """They move while no sample is done yet."""
     line = status_line(msgspec.structs.replace(state(0, tokens=None), requests=1234))
     assert line == "0/1,050 samples, 1,234 requests, 0 failed, ? tokens/s, 1:05, ? left"
+    line = status_line(msgspec.structs.replace(state(0, tokens=None), requests=1))
+    assert "1 request, 0 failed" in line
 
 
 def test_nothing_known_yet():

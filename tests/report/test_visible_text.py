@@ -48,7 +48,7 @@ def test_control_characters_are_shown(text: str):
 
 
 def test_each_reads_as_in_a_python_string():
-    """So that whoever sees it knows what it was."""
+    """So that the reader knows what it was."""
     assert visible("\x1b[2J\x9b\r\x00\u202e\ud83d\x7f") == (r"\x1b[2J\x9b\r\x00\u202e\ud83d\x7f")
 
 

@@ -153,7 +153,7 @@ async def test_a_cpu_that_computes_is_at_work_on_a_long_prefill(faked):
 
 
 async def test_a_hang_uses_no_cpu(faked):
-    """What our own looks cost the server is no sign of work."""
+    """What our own checks cost the server is not a sign of work."""
     faked.running, faked.answers, faked.cores = 3, False, health.BUSY_CORES / 2
     assert await state_after(faked, health.DEGRADED_AFTER + 1) is ServerState.DEGRADED
     assert await state_after(faked, PATIENCE) is ServerState.FAILED
@@ -174,7 +174,7 @@ async def test_a_look_at_a_starved_engine_condemns_nobody(faked):
 
 
 async def test_a_deadlock_that_spins_is_noticed(faked):
-    """It computes for ever and counts nothing: degraded when patience ends, failed later."""
+    """It computes endlessly and counts nothing: degraded when patience ends, failed later."""
     faked.running, faked.answers, faked.cores = 3, False, 2.0
     assert await state_after(faked, PATIENCE) is ServerState.READY
     assert await state_after(faked, 1) is ServerState.DEGRADED

@@ -98,7 +98,7 @@ async def test_a_server_that_anyone_may_pause_is_not_ready(web, status):
             "/is_paused": [(status, "{}")],
         }
     )
-    with pytest.raises(StartError, match="obey anyone"):
+    with pytest.raises(StartError, match="without a key"):
         await ready(url)
 
 

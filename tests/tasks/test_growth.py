@@ -36,6 +36,7 @@ MARKERS = [
     "answer option ", "is ", "the correct ", "<answer>", "</answer>", "<answer>1</answer>",
     "<think>", "</think>", "<think>a</think>", "[THINK]", "<|channel|>", "<|channel|>final",
     "<|channel|>final<|message|>", "analysis", "assistantfinal", "Section 1 ", "SECTION ",
+    "#### 1+1=2, ", "1+1=2, ", "and ", "answer\n", "correct option ", "\u662f", "\u662f1",
     "My answer is yes.", "\uff11", "\u00bd", "\u00b2",
 ]
 # fmt: on

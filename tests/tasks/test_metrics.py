@@ -115,7 +115,7 @@ async def test_a_bad_metric_is_named(tmp_path, source, message):
 
 
 async def test_nothing_that_a_metric_prints_is_seen(tmp_path, capfd):
-    """Neither by the program that reads results nor by whoever reads --json."""
+    """Neither the program that reads results nor a reader of --json sees it."""
     metric = _returning(tmp_path, "print('{\"id\": 1}', flush=True); return True")
     assert (await judge(metric, text="", item={})).outcome is C
     assert capfd.readouterr() == ("", "")

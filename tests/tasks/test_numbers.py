@@ -61,6 +61,7 @@ def test_the_number_behind_the_last_marker(text, number):
         ("#### 1: Eggs\n#### 18", 18),
         ("#### 18. So she makes 18 dollars, 2 for each.", 18),
         ("#### Step 3: 4", None),
+        ("#### Step 4\n\u00be of it", None),
         ("#### What is 3 times 4 worth?", None),
         ("#### eighteen", None),
         ("18", None),
@@ -91,6 +92,12 @@ def test_lists_and_headings_are_no_answers(text, number):
         ("#### 9 * 2 \u2192 18", 18),
         ("#### 12 times 2 is 24", 24),
         ("#### 12 + 6 = 18, so 18 eggs", 18),
+        ("#### 16-3-4=9; 9*2=18", 18),
+        ("#### 16 \u2212 3 \u2212 4 = 9 eggs, then 9 \u00d7 $2 = $18 a day", 18),
+        ("#### 16 - 7 = 9. 9 * 2 = 18. Done.", 18),
+        ("#### 9 * 2 = 18, since 16 - 7 = 9", 18),
+        ("#### 9 * 2 = 18 (16 - 7 = 9, 3 + 4 = 7)", 18),
+        ("#### 18 dollars, 16 - 7 = 9", 18),
         ("#### Answer: 18", 18),
         ("#### The answer is **18**", 18),
         ("#### 2 + 3", None),
@@ -161,6 +168,7 @@ def test_latex(text, number):
         ("1/1,000", Fraction(1, 1000)),
         ("2 1/2", FIVE_HALVES),
         ("2\u00bd", FIVE_HALVES),
+        ("2 \u00bd", FIVE_HALVES),
         ("18$", 18),
         ("3:30", None),
         ("5/10/2024", None),
@@ -192,6 +200,8 @@ def test_ways_to_write_a_number(text, number):
         ("(5)-3", 3),
         ("\\boxed{42}", 42),
         ("Rs.500", 500),
+        ("Rs500 or USD18", 18),
+        ("XUSD18", None),
         ("...18", 18),
         ("2, 3, 4", 4),
         ("1,10,11", 11),
@@ -220,6 +230,26 @@ def test_the_last_number(text, number):
 )
 def test_marked_then_boxed_then_last(text, number):
     """The most explicit way of answering counts."""
+    assert final_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("\u7b54\u6848\u662f18\u3002", 18),
+        ("\u6240\u4ee5\u5979\u6bcf\u5929\u8d5a1,500\u7f8e\u5143\u3002", 1500),
+        ("\u6e29\u5ea6\u662f-5\u5ea6", -5),
+        ("\u7b54\u3048\u306f\uff11\uff18\u500b\u3067\u3059\u3002", 18),
+        ("\uc815\ub2f5\uc74018\uc785\ub2c8\ub2e4", 18),
+        ("\u0e23\u0e32\u0e04\u0e3218\u0e1a\u0e32\u0e17", 18),
+        ("\u51711.5e3\u7c73", 1500),
+        ("Die Antwort lautet 18 Euro.", 18),
+        ("La r\u00e9ponse est 57 500 \u20ac.", 57500),
+        ("\u00e918", None),
+    ],
+)
+def test_languages(text, number):
+    """Where words are not separated by spaces, letters touch the number."""
     assert final_number(text) == number
 
 

@@ -141,7 +141,7 @@ def executing() -> dict[str, tuple[ReasoningGym, Item]]:
 @needed
 @pytest.mark.slow
 async def test_what_an_answer_executes_reaches_nothing(executing, score, tmp_path, monkeypatch):
-    """Answers that are Python: no file, no connection, no secret of ours; and they end."""
+    """Answers that are Python: they get no file, no connection and no secret, and they end."""
     if find_sandbox().problem:
         pytest.skip("there is no sandbox on this machine, which a run says")
     monkeypatch.setenv("HF_TOKEN", "secret-of-this-test")

@@ -146,7 +146,7 @@ async def test_a_swap_that_puts_the_server_to_sleep(room: Room, tmp_path: Path, 
 
 
 async def test_the_pool_proves_what_was_proven_before(room: Room, tmp_path: Path):
-    """Whoever knows that the server has slept or was started again asks it to."""
+    """The caller knows that the server has slept or was started again, and asks for it."""
     loaded = await room.pool.load("mine", write_adapter(tmp_path / "mine"), prove=True)
     before = await room.answer(loaded.model)
     await room.nap()

@@ -19,11 +19,11 @@ def diagnose(
     *,
     engine: Annotated[
         str | None,
-        typer.Option("--engine", help="Whose log it is; recognised from the log if not given."),
+        typer.Option("--engine", help="The engine that wrote the log; recognised if not given."),
     ] = None,
     exit_code: Annotated[
         int | None,
-        typer.Option("--exit-code", help="What the engine ended with: -9 or 137 for SIGKILL."),
+        typer.Option("--exit-code", help="The engine's exit code: -9 or 137 for SIGKILL."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -39,7 +39,7 @@ def diagnose(
 
 
 def _print(report: LogReport, console: Console) -> None:
-    engine = report.engine or "an engine that was not recognised"
+    engine = report.engine or "unknown engine"
     if report.kind is None:
         console.say(f"{engine}: the log says nothing about a failure")
         console.say("  next: give the whole log, from its start, and --exit-code if it is known")

@@ -55,7 +55,7 @@ def most_connections() -> int | None:
 
 
 def no_file_left(error: OSError) -> bool:
-    """Whether a connection failed for want of a file on this machine.
+    """Whether a connection failed because this machine has no open file left.
 
     A name is looked up in a library that does not tell why it failed; so we look ourselves.
     """

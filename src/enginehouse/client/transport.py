@@ -49,7 +49,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
             if value is not None and not 0 < value < math.inf:
                 raise ConfigurationError(
                     f"the time-out {name!r} must be a finite number above 0, got {value}",
-                    fix="leave it out, or give None, for none",
+                    fix="leave it out, or give None for no limit",
                 )
 
 
@@ -91,7 +91,7 @@ class WireStream(msgspec.Struct, frozen=True, kw_only=True):
 class Transport(Protocol):
     """Carries requests to one server. Every failure below HTTP is a WireError.
 
-    But for an OpenFilesError, which is no failure of the server's.
+    Except for an OpenFilesError, which is not the server's failure.
     """
 
     async def send(self, request: WireRequest) -> WireReply:

@@ -126,10 +126,18 @@ _RULES = (
         _AGAIN,
     ),
     Rule(
+        K.WEIGHTS_MISMATCH,
+        r"missing tensor '(?P<name>[^'\n]{0,200})'|wrong number of tensors|wrong shape; expected"
+        r"|tensor '(?P<other>[^'\n]{0,200})' (?:not found|has wrong shape|is missing)",
+        "the file's tensors are not those that this llama.cpp expects of the architecture that it "
+        "names {name}{other}",
+        "make or download it again, with a llama.cpp of the same age as this one; a newer one may "
+        "know the variant",
+    ),
+    Rule(
         K.MODEL_BROKEN,
-        r"missing tensor '(?P<name>[^']{0,200})'|wrong number of tensors|has wrong shape"
-        r"|key not found in model|cannot find tokenizer|unknown tokenizer:",
-        "the file lacks tensors that its architecture has, or has others",
+        r"key not found in model|cannot find tokenizer|unknown tokenizer:",
+        "the file lacks what a model's file has to say of itself",
         "make or download it again, with a llama.cpp of the same age as this one",
     ),
     Rule(
@@ -173,13 +181,22 @@ _RULES = (
     ),
     Rule(
         K.MISSING_LIBRARY,
-        r"error while loading shared libraries: (?P<name>[^:]+)",
-        "llama-server does not find its library {name}",
+        r"error while loading shared libraries: (?P<name>[^:]+)|no backends are loaded",
+        "llama.cpp does not find its libraries (libggml-*.so) {name}",
         "keep the program and its libraries in one folder, or set LD_LIBRARY_PATH",
     ),
     Rule(
         K.CRASHED,
-        r"GGML_ASSERT\((?P<what>.*)\) failed|terminate called|ggml_abort|\.(?:cu|cpp|c|h"
+        r"DEVICE_LOST|ErrorDeviceLost|DeviceLostError|Native API failed",
+        "the GPU, or its driver, stopped answering: it hung, was reset, or a step took longer than "
+        "the system lets a GPU work",
+        "start it again with a smaller --ubatch-size and --batch-size in extra_args, or fewer "
+        "layers on the GPU; a newer driver; `dmesg -T` shows a reset",
+    ),
+    Rule(
+        K.CRASHED,
+        r"GGML_ASSERT(?:\((?P<what>.*)\) failed|:)|Assertion [`'][^\n]{1,400}' failed"
+        r"|terminate called|ggml_abort|\.(?:cuh?|[ch]pp|cc?|h"
         r"|m):\d{1,6}: fatal error",
         "llama.cpp met something that it takes for impossible, and gave up",
         "start it again; if the same line comes back, report it to llama.cpp with the log",
@@ -215,7 +232,8 @@ PROFILE = LogProfile(
     name="llamacpp",
     title="llama.cpp",
     marks=re.compile(
-        r"llama_\w+|\bggml_?\w*|gguf_|llama-(?:server|cli|bench)|llama\.cpp|^srv +\w|llama_model"
+        r"\bllama_[a-z]\w+|\bggml_?\w*|gguf_|llama-(?:server|cli|bench)|llama\.cpp"
+        r"|llama runner|^srv +\w"
     ),
     rules=_RULES,
     ready=re.compile(r"listening on http|HTTP server (?:is )?listening.{0,200}all slots are idle"),
@@ -225,11 +243,13 @@ PROFILE = LogProfile(
         r"|load lora adapter"
         r"|apply lora adapter: failed to load|initialize the context: failed|read header)"
         r"|error loading model: llama_model_loader: failed|fit params to free device memory"
-        r"|unable to load model"
+        r"|unable to load model|llama runner process (?:has terminated|no longer running): (?:exit "
+        r"status|signal|-?\d)|^Error: Failed to initialize"
     ),
     error_lines=re.compile(
         r"(?!.{0,40}(?i:warn))(?:error[: ]|bind: |.{0,300}?(?:\berror\b|CUDA error|ErrorOutOf"
-        r"|failed\b|couldn't bind|unable to |GGML_ASSERT|ggml_abort|terminate called|invalid magic"
+        r"|failed\b|DEVICE_LOST|no backends are|couldn't bind|unable to |GGML_ASSERT|ggml_abort"
+        r"|terminate called|invalid magic"
         r"|insufficient memory|cannot open|invalid ggml type|requires flash_attn"
         r"|Library not loaded))"
     ),

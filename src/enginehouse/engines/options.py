@@ -1,4 +1,4 @@
-"""How a server is to be started, whatever the engine. Light: the command line reads it first."""
+"""How to start a server, whatever the engine. Light: the command line reads it first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 class ServerOptions(StrictModel):
-    """How a server is to be started; None leaves the engine's own default.
+    """How to start a server; None leaves the engine's own default.
 
     `env_vars` is added to the child's environment, `extra_args` to its command line (one string,
     split as a shell would, or a list).
@@ -31,7 +31,7 @@ class ServerOptions(StrictModel):
     data_parallel_size: PositiveInt | None = None
     """Copies of the model."""
     dtype: DType | None = None
-    """The type to compute in: auto, bfloat16, float16, float32; by default a CPU's fastest."""
+    """The type to compute in: auto, bfloat16, float16, float32; on a CPU the fastest by default."""
     max_model_len: PositiveInt | None = None
     """The longest prompt and answer together, in tokens."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None

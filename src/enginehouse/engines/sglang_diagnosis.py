@@ -60,6 +60,14 @@ RULES = (
         late=True,
     ),
     Rule(
+        K.ENGINE_DIED,
+        r"alloc_req_slots runs out of memory|Out of request slots",
+        "more requests were computed at once than SGLang had set places aside for",
+        "let clients send fewer requests at once, or set another --max-num-seqs (SGLang's "
+        "--max-running-requests); if it comes back, take another version",
+        late=True,
+    ),
+    Rule(
         K.CONTEXT_TOO_LONG,
         r"context_length \((?P<wanted>\d+)\) is greater than the derived context_length "
         r"\((?P<most>\d+)\)",
@@ -85,7 +93,7 @@ RULES = (
         K.WRONG_VALUE,
         r"LoRA buffer shape [^\n]{0,80}does not match|LoRA target modules? [^\n]{0,120}not "
         r"supported",
-        "a LoRA adapter has other shapes or modules than the model that it is to be put on",
+        "a LoRA adapter has other shapes or modules than the model it is meant for",
         "see that it was made for this very model; --lora-target-modules all in extra_args",
     ),
     Rule(
@@ -104,7 +112,8 @@ RULES = (
     ),
     Rule(
         K.COMMUNICATION,
-        r"res=<Response \[50\d\]>|warmup error: [^\n]{0,200}(?:ProxyError|Connection refused)",
+        r"(?:res=|AssertionError: )<Response \[50\d\]>|warmup error: [^\n]{0,200}(?:ProxyError"
+        r"|Connection refused)",
         "SGLang's first request to itself was answered by something else, most likely a proxy",
         "set no_proxy=127.0.0.1,localhost,0.0.0.0 (or unset http_proxy); if there is no proxy, the "
         "scheduler's own error is above",

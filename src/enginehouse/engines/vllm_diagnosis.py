@@ -19,7 +19,7 @@ PROFILE = LogProfile(
     name="vllm",
     title="vLLM",
     marks=re.compile(
-        r"\bvllm\b|\bvLLM\b|EngineCore|APIServer pid=|VllmWorker"
+        r"\bvllm\b|\bvLLM\b|vllm_\w|EngineCore|APIServer pid=|VllmWorker|MQLLMEngine"
         r"|\b(?:api_server|core|core_client|ray_utils|multiproc_\w+|gpu_model_runner|llm_engine"
         r"|worker_base)\.py:\d+\]|Automatically detected platform"
     ),

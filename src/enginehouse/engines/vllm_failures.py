@@ -141,6 +141,13 @@ RULES = (
         "--dtype float16",
     ),
     Rule(
+        K.UNSUPPORTED_FEATURE,
+        r"UVA is not available",
+        "this vLLM's model runner needs memory that CPU and GPU share (pinned memory, UVA), and "
+        "that is turned off under WSL",
+        "--env VLLM_WSL2_ENABLE_PIN_MEMORY=1 under WSL, or --env VLLM_USE_V2_MODEL_RUNNER=0",
+    ),
+    Rule(
         K.QUANTIZATION,
         r"Cannot find the config file for (?P<method>\w+)"
         r"|quantization is currently not supported"
@@ -149,6 +156,15 @@ RULES = (
         "vLLM cannot compute with it",
         "leave --quantization out: it is read from the checkpoint; on a CPU use unquantized "
         "weights",
+    ),
+    Rule(
+        K.ENGINE_DIED,
+        r"Engine process \(pid (?P<pid>\d{1,9})\) died",
+        "the engine's process ({pid}) ended while it was in use, and wrote no error",
+        "ask the kernel whether it was for memory: `dmesg -T | grep -i 'killed process'`; "
+        "otherwise native code crashed: start it again, with --enforce-eager if it comes back",
+        vague=True,
+        late=True,
     ),
     Rule(
         K.ENGINE_DIED,

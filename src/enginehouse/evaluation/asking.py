@@ -187,6 +187,12 @@ def check_capabilities(plan: TaskPlan, capabilities: Capabilities, *, spec: Eval
         )
 
 
+def requests_of(plan: TaskPlan) -> int:
+    """The requests that a sample of the task takes, judged by its first item."""
+    question = question_of(plan, plan.item(0))
+    return len(question.continuations) if isinstance(question, Choose) else 1
+
+
 def question_of(plan: TaskPlan, item: Item) -> Question:
     """What the task asks about the item. Raises TaskError when it cannot say."""
     try:

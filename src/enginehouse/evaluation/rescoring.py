@@ -26,11 +26,11 @@ def demand_same_question(
     """
     item = plan.item(sample.position)
     if item.id != sample.item:
-        raise _changed(plan, f"item {sample.item} was asked where there is {item.id} now")
+        raise _changed(plan, f"item {sample.item} is item {item.id} now")
     question = question_of(plan, item)
     if not isinstance(question, Generate) or sample.tool_use or sample.continuations is not None:
         if (plan.record.version, plan.record.digest) != (known.version, known.digest):
-            raise _changed(plan, "its version or data is another one now")
+            raise _changed(plan, "its version or its data have changed")
         return
     request = sample.requests[0]
     stop = question.stop if spec.stop is None else spec.stop
@@ -43,7 +43,7 @@ def demand_same_question(
 
 def _changed(plan: TaskPlan, why: str) -> ConfigurationError:
     return ConfigurationError(
-        f"task {plan.name} does not ask what the run's answers answer",
+        f"task {plan.name} no longer asks the questions that the run's answers belong to",
         why=why,
         fix="only the scoring may differ: restore the rest of the task, or start a new run",
     )

@@ -27,7 +27,7 @@ from enginehouse.core.errors import (
     WireError,
 )
 from enginehouse.core.sampler import Provenance, Sampler
-from enginehouse.evaluation.asking import Asker, Unit, check_capabilities
+from enginehouse.evaluation.asking import Asker, Unit, check_capabilities, requests_of
 from enginehouse.evaluation.counting import CountingSampler
 from enginehouse.evaluation.ledger import ASKED, CODES, FAILED, MISSING, Ledger, read_ledger
 from enginehouse.evaluation.plan import TaskData, TaskPlan, plan_tasks
@@ -40,6 +40,7 @@ from enginehouse.evaluation.records import (
     RepairRecord,
     SampleRecord,
 )
+from enginehouse.evaluation.remaining import RemainingTime
 from enginehouse.evaluation.rescoring import demand_same_question, demand_same_size
 from enginehouse.evaluation.scoring import Pending, begin_score, finish_score
 from enginehouse.evaluation.scoring_processes import ScoringProcesses
@@ -204,7 +205,8 @@ class _Evaluation:
         self._started = time.monotonic()
         self._breath = self._started
         self._session = -1
-        self._done_before = 0
+        self._remaining: RemainingTime | None = None
+        self._requests_each: dict[str, int] = {}  # requests of one sample, by task
         self._counted: CountingSampler | None = None
         self._processes = ScoringProcesses()
         self._scoring: set[asyncio.Task[None]] = set()  # answers that a program is judging
@@ -351,7 +353,13 @@ class _Evaluation:
             workers = min(self._spec.concurrency or MOST_IN_FLIGHT, missing)
             self._limit = workers + GONE_AFTER
             self._started = self._breath = time.monotonic()
-            self._done_before = self._done()
+            self._requests_each = {p.name: requests_of(p) for p in self._plans.values()}
+            self._remaining = RemainingTime(
+                sum(
+                    requests * sum(self._ledger.tasks[name].counts[state] for state in wanted)
+                    for name, requests in self._requests_each.items()
+                )
+            )
             await self._run_workers(workers, asker, self._units(wanted))
             await self._end_streak(asker)
         self._progress(self._state())
@@ -399,8 +407,12 @@ class _Evaluation:
             self._progress(self._state())
 
     async def _work(self, asker: Asker, units: Iterator[Unit]) -> None:
+        assert self._remaining is not None
         for unit in units:
+            requests = self._requests_each[unit.plan.name]
+            self._remaining.begin(requests)
             self._settle(await asker.ask(unit), unit)
+            self._remaining.finish(requests)
             await self._breathe()
 
     def _settle(self, sample: SampleRecord, unit: Unit) -> None:
@@ -478,9 +490,6 @@ class _Evaluation:
     def _write(self, record: Record) -> None:
         self._ledger.add(record, offset=self._journal.append(record))
 
-    def _done(self) -> int:
-        return sum(sum(task.counts[ASKED + 1 :]) for task in self._ledger.tasks.values())
-
     def _state(self) -> Progress:
         ledger = self._ledger
         tasks = tuple(
@@ -495,16 +504,20 @@ class _Evaluation:
         elapsed = time.monotonic() - self._started
         counted = self._counted
         tokens = counted.generated_tokens if counted else 0
-        done = self._done() - self._done_before
-        missing = sum(task.counts[MISSING] for task in ledger.tasks.values())
+        requests = counted.requests if counted else 0
         return Progress(
             tasks=tasks,
-            requests=counted.requests if counted else 0,
+            requests=requests,
             elapsed=elapsed,
             generated_tokens=tokens,
             tokens_per_second=tokens / elapsed if tokens and elapsed else None,
-            seconds_left=missing * elapsed / done if done > 0 else None,
+            seconds_left=self._seconds_left(answered=requests, elapsed=elapsed),
         )
+
+    def _seconds_left(self, *, answered: int, elapsed: float) -> float | None:
+        if self._remaining is None:  # nothing is asked, at most scored
+            return None if self.count((MISSING, ASKED)) else 0.0
+        return self._remaining.seconds(answered=answered, elapsed=elapsed)
 
 
 def _is_unconnected(sample: SampleRecord) -> bool:

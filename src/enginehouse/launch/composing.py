@@ -70,7 +70,7 @@ class VllmSettings(Generation):
     tensor_parallel_size: PositiveInt | None = None
     """GPUs that share each layer."""
     dtype: DType | None = None
-    """The type to compute in; half is float16. auto, as in the packaged file, is no wish."""
+    """The type to compute in; half is float16; auto leaves the choice open."""
     max_model_len: PositiveInt | None = None
     """The longest prompt and answer together, in tokens."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -380,7 +380,7 @@ def parse(kind: type[Config], values: Mapping[str, Any], *, origin: str) -> Conf
     for where, what in _with_bad_text(values):
         raise ConfigurationError(
             f"{origin}: {where!r} holds {what}",
-            why="no path, name or command line can, and nothing else can be written down",
+            why="it cannot be part of a path, a name or a command line, and cannot be stored",
             fix="take it out",
         )
     try:

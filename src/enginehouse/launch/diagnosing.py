@@ -27,7 +27,7 @@ _PACKED = {
 class LogReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a log says. `kind` and what follows are None if it says nothing about a failure.
 
-    `engine`: whose log it is, None if nothing tells. `kind`: one of those in docs/errors.md.
+    `engine`: whose log it is, None if nothing shows it. `kind`: one of those in docs/errors.md.
     `evidence`: the line that shows it. `guess`: the kind follows from where an unknown error was
     raised, not from its text.
     """

@@ -223,7 +223,7 @@ async def _carry_out(
                 _spec(config, tasks), tasks=tasks, run=run, retry_failed=retry_failed
             ):
                 return await evaluate(sampler=None, provenance=None)
-            if ask is asking:  # whoever else opens the server has its own settings
+            if ask is asking:  # any other caller that opens the server has its own settings
                 config = with_left_out(config, run.info.left_out)
             async with ask(
                 config,

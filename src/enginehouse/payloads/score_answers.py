@@ -439,7 +439,8 @@ def _load_reasoning_gym(code: dict[str, Any]) -> Loaded:
 
     facts: dict[str, Any] = {"names": sorted(reasoning_gym.factory.DATASETS)}
     if (name := code["items"]) is not None:
-        entries = [data_set(name)[index] for index in range(code["size"])]
+        generated = data_set(name)
+        entries = [generated[index] for index in range(code["size"])]
         facts["items"] = [{key: e[key] for key in ("question", "answer")} for e in entries]
     return Loaded(judge, facts, prepare=lambda request: data_set(request["name"]))
 

@@ -44,7 +44,7 @@ async def run_uv(
 ) -> Finished:
     """Run uv to its end, whatever its exit status.
 
-    `find_links` is what UV_FIND_LINKS is to be; `env` is added to the variables. `on_line` gets
+    `find_links` becomes UV_FIND_LINKS; `env` is added to the variables. `on_line` gets
     each line of its progress.
     """
     import uv

@@ -119,7 +119,9 @@ def status_line(progress: Progress) -> str:
         f"{p.tokens_per_second:,.0f} tokens/s" if p.tokens_per_second is not None else "? tokens/s"
     )
     left = f"{_duration(p.seconds_left)} left" if p.seconds_left is not None else "? left"
-    requests = f"{p.requests:,} requests, " if p.requests is not None else ""
+    requests = ""
+    if p.requests is not None:
+        requests = f"{p.requests:,} request{'' if p.requests == 1 else 's'}, "
     failed = f"{p.failed:,} failed" + (f", {p.unscored:,} unscored" if p.unscored else "")
     done = f"{p.done:,}/{p.total:,} samples, {requests}{failed}"
     return f"{done}, {speed}, {_duration(p.elapsed)}, {left}"

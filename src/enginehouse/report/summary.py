@@ -160,8 +160,8 @@ class SampleView(msgspec.Struct, frozen=True, kw_only=True):
 
     `outcome` is None while it is unscored. `loglikelihoods` are those of a choice's
     continuations, None for a written answer. `tool_use` has a line for every attempt to get a tool
-    call and for every call that came of it. `failure` says why the sample failed or is unscored, as
-    "Class (stage): message".
+    call and for every call that resulted from it. `failure` says why the sample failed or is
+    unscored, as "Class (stage): message".
     """
 
     number: int

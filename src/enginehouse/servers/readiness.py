@@ -192,7 +192,7 @@ async def _demand_guard(session: aiohttp.ClientSession, *, path: str) -> None:
         raise StartError(f"the server is healthy, but broke off {path}", why=str(error)) from error
     if status != 401:
         raise StartError(
-            "the server would obey anyone",
+            "anyone could change this server without a key",
             why=f"{path} answered {status} without a key: the middleware that checks it is missing",
             fix="leave out what replaces vLLM's own front end; please report this version",
         )

@@ -40,7 +40,7 @@ class ServerState(StrEnum):
 
 
 class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One server of ours. No key is in a record: only whether the user gave one (`has_api_key`).
+    """One of our own servers. It holds no key, only whether the user gave one (`has_api_key`).
 
     `key_file` holds the administrative key, if the server has endpoints that load adapters or
     replace weights; `swaps_weights` says whether it has the latter.

@@ -49,7 +49,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What run.json holds. `server_log` is the path of the server's log, if it was ours.
 
     `worker` is the process that works on it, or that did last: noted before it starts a server.
-    `incidents`: the deaths of servers of ours while they worked for it. `left_out`: variables of
+    `incidents`: the deaths of our own servers while they worked for it. `left_out`: variables of
     the server's environment whose values are not kept in config.yaml.
     """
 

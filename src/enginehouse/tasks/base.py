@@ -70,7 +70,7 @@ Question = Generate | Choose | CallTools
 
 
 class Outcome(StrEnum):
-    """What became of a sample. The last three are given by the runner, not by tasks.
+    """The outcome of a sample. The last three are given by the runner, not by tasks.
 
     `unscored`: there is an answer, and scoring it failed or took too long.
     """

@@ -36,7 +36,7 @@ from enginehouse.tasks.multiple_choice import score_loglikelihoods
 from enginehouse.tasks.numbers import right_number
 from enginehouse.tasks.templates import Template
 
-_SCORING = 2  # raised whenever a metric of ours comes to score an answer differently
+_SCORING = 2  # raised whenever one of our metrics changes how it scores
 
 Text = Annotated[str, Field(min_length=1)]
 

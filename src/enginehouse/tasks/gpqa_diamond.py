@@ -46,8 +46,14 @@ _LETTER: Final = (
     r"|([a-d])(?=[)\]]|[*_$.`'\"\u2019\u201d \t]{0,20}(?:\n|\Z)))"
 )
 _WORD: Final = rf"(?i:(?:the )?(?:correct )?(?:option|choice|letter)\b{_DRESS}(?:is\b|:)?{_DRESS})?"
-_ANSWER: Final = re.compile(
-    rf"\b(?i:answer(?: choice| option)?){_DRESS}(?::|(?i:is)\b\s?:?){_DRESS}{_WORD}{_LETTER}"
+_NAMED: Final = r"(?i:answer(?: choice| option)?|(?:correct|right|best) (?:choice|option))"
+_IS: Final = (
+    r"(?:[:\uff1a=]|[-=]>|(?i:is|must be|should be|would be)\b(?: (?i:therefore|thus))?\s?:?)"
+)
+_ANSWER: Final = re.compile(rf"\b{_NAMED}{_DRESS}{_IS}{_DRESS}{_WORD}{_LETTER}")
+# A heading "Answer", and the letter on a line of its own.
+_BELOW: Final = re.compile(
+    r"\b(?i:answer)[*_ \t]{0,10}\n[\s*_$()\[\]]{0,20}([A-D])[*_$.)\] \t]{0,10}(?:\n|\Z)"
 )
 _IN_BOX: Final = re.compile(rf"\A{_DRESS}(?i:answer\b\s?:?{_DRESS})?{_WORD}{_LETTER}")
 
@@ -126,11 +132,13 @@ def answer_letter(text: str) -> str | None:
 
     Emphasis, brackets, quotes, LaTeX and the word "option" around the letter do not matter.
     """
-    answers = list(_ANSWER.finditer(without_latex(text)))
+    plain = without_latex(text)
+    answers = [*_ANSWER.finditer(plain), *_BELOW.finditer(plain)]
+    answers.sort(key=re.Match.start)
     if not answers:
         boxes = (_IN_BOX.match(without_latex(content)) for content in boxed(text))
         answers = [box for box in boxes if box]
-    return (answers[-1][1] or answers[-1][2]).upper() if answers else None
+    return next(filter(None, answers[-1].groups())).upper() if answers else None
 
 
 def _item(row: Row, seed: int) -> Item:

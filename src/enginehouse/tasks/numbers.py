@@ -4,7 +4,7 @@ One reader for every task with numbers as answers. It knows thousands grouped by
 apostrophes, underscores and points, decimal points and commas, signs, currencies, exponents,
 fractions and mixed numbers, other scripts' digits, and LaTeX. Units behind a number never change
 it: 20 % is 20, and 3 dozen is 3. Times (3:30), dates with slashes and version numbers (1.2.3) are
-no numbers. Everything here takes time linear in the length of the text.
+not numbers. Everything here takes time linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from enginehouse.tasks.latex import boxed, without_latex
 
-_LONGEST: Final = 60  # digits: a model that repeats one for ever has given no number
+_LONGEST: Final = 60  # digits: a model that repeats one endlessly has given no number
 _MOST_BITS: Final = 4096  # of a power
 _HEADINGS: Final = 9  # "#### 2. Money" is a heading whatever else is in the text, "#### 18. So" not
 
@@ -62,20 +62,31 @@ _PLAIN: Final[dict[int, str]] = {
         )
     },
 }
+_SPACED_FRACTION: Final = re.compile(
+    r"(?<=[0-9])[ \u00a0\u2009\u202f](?=[\u00bc-\u00be\u2153-\u215e])"
+)
 _SUPERSCRIPT: Final = re.compile("[\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]{1,4}")
 _RAISED: Final = str.maketrans(
     "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b", "0123456789+-"
 )
 _ARROW: Final = re.compile("[=-]>")
 
+# Scripts without spaces between words (Thai to Khmer, Japanese, Chinese), and Korean, whose
+# particles follow a number directly: a number may stand beside their letters.
+_UNSPACED: Final = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+)
+_WORD: Final = rf"[^\W_{_UNSPACED}]"
+
 # A run of digits with single separators between them, which may be one number or several.
 _RUN: Final = r"(?:[0-9]++|(?<![0-9.])\.[0-9]++)(?:[.,'_ ][0-9]++)*+"
 _CURRENCY: Final = r"(?:[$\u20ac\u00a3\u00a5\u20b9]\s?+(?:-\s?+)?+)"
+_CODE: Final = r"(?:(?<=\b(?:USD|EUR|GBP|INR|CAD|AUD|CHF|JPY|CNY|RMB))|(?<=\b(?:Rs|RM)))"
 _TOKEN: Final = re.compile(
-    rf"(?<![^\W_])(?<![A-Za-z]_)(?<!\^)(?P<sign>-)?+(?P<currency>{_CURRENCY}?+)(?P<run>{_RUN})"
+    rf"(?:(?<!{_WORD})|{_CODE}(?=[0-9]))(?<![A-Za-z]_)(?<!\^)(?P<sign>-)?+(?P<currency>{_CURRENCY}?+)(?P<run>{_RUN})"
 )
 _PIECE: Final = re.compile(r"([.,'_ ]?)([0-9]+)")
-_EXPONENT: Final = re.compile(r"[eE]([+-]?[0-9]{1,3})(?![^\W_])")
+_EXPONENT: Final = re.compile(rf"[eE]([+-]?[0-9]{{1,3}})(?!{_WORD})")
 _SCIENTIFIC: Final = re.compile(
     r"\s{0,3}[*x]\s{0,3}10\s?(?:\^|\*\*)\s?[({]?([+-]?[0-9]{1,3})(?![0-9])[)}]?"
 )
@@ -106,6 +117,7 @@ _OPERATION: Final = re.compile(
 )
 # Where a remark begins; a bracket behind an operator belongs to the sum.
 _REMARK: Final = re.compile(r"[.;,](?=\s|$)|(?<=\s)(?<![-+*/^\u00f7=]\s)\(")
+_CONNECTIVE: Final = re.compile(r"\s*+(?:(?:and|so|then|thus|hence|now)\b)?+", re.IGNORECASE)
 
 
 class _Number(NamedTuple):
@@ -144,8 +156,9 @@ def marked_number(text: str) -> Fraction | None:
     """The number that the last `####` marks, or None.
 
     It is on the marker's line, or on the next one with text if that line is empty. Of an equation
-    it is the side that is a number: 24 of "12 * 2 = 24" and of "24 = 12 * 2". A sum without a
-    result and a numbered heading ("#### 2. Money") are no answers.
+    it is the side that is a number: 24 of "12 * 2 = 24" and of "24 = 12 * 2". Of several sums on
+    the line ("16 - 7 = 9, 9 * 2 = 18") it is the last result. A sum without a result and a numbered
+    heading ("#### 2. Money") are not answers.
     """
     text = _normal(text)
     headings = len(_HEADING.findall(text))
@@ -199,7 +212,7 @@ def _normal(text: str) -> str:
     text = without_latex(text)
     if not text.isascii():
         text = _SUPERSCRIPT.sub(lambda raised: "^" + raised[0].translate(_RAISED), text)
-        text = text.translate(_PLAIN)
+        text = _SPACED_FRACTION.sub("", text).translate(_PLAIN)
     return _ARROW.sub("=", text)
 
 
@@ -220,9 +233,43 @@ def _of_clause(clause: str) -> Fraction | None:
     """The number that a marked line or the content of a box gives, or None."""
     if label := _LABEL.match(clause):
         clause = clause[label.end() :].lstrip(" :*_`\t")
-    remark = _REMARK.search(clause)
-    value = _of_equation(clause[: remark.start()]) if remark else None
-    return _of_equation(clause) if value is None else value
+    first, *others = _parts(clause)
+    value = _of_equation(first)
+    if value is None:
+        return _of_equation(clause)
+    if _is_step(first):
+        for other in others:
+            result = _of_equation(other) if _is_step(other) else None
+            if result is None:
+                break
+            value = result
+    return value
+
+
+def _parts(clause: str) -> list[str]:
+    """The clause split where remarks begin, without what follows an opening bracket."""
+    parts: list[str] = []
+    start = 0
+    for remark in _REMARK.finditer(clause):
+        parts.append(clause[start : remark.start()])
+        if remark[0] == "(":
+            return parts
+        start = remark.end()
+    return [*parts, clause[start:]]
+
+
+def _is_step(text: str) -> bool:
+    """Whether the text is a sum and its result, such as "then 9 * 2 = 18"."""
+    connective = _CONNECTIVE.match(text)
+    assert connective is not None
+    left, *results = _EQUALS.split(text[connective.end() :])
+    number = next(_numbers(left), None)
+    return (
+        bool(results)
+        and number is not None
+        and number.start <= _lead(left)
+        and _OPERATION.search(left, number.end) is not None
+    )
 
 
 def _of_equation(text: str) -> Fraction | None:
@@ -326,7 +373,7 @@ def _in_run(text: str, token: re.Match[str]) -> list[_Number]:
 
 
 def _has_decimals(pieces: list[_Piece], at: int, groups: int) -> bool | None:
-    """Whether decimals follow the groups from `at` to `groups`; None if this is no number."""
+    """Whether decimals follow the groups from `at` to `groups`; None if this is not a number."""
     if at == 0 and pieces[0].separator == ".":  # .5
         return False
     grouped_by = pieces[groups].separator if groups > at else ""

@@ -51,7 +51,7 @@ INSTRUCTION: Final = (
     "</answer>. If the question shows an example, write the answer in the example's format."
 )
 LEFT_OUT: Final = {
-    "composite": "it is made of other data sets, and has no questions without being told which",
+    "composite": "it is made of other data sets, and has no questions unless they are named",
     "game_of_life_halting": "the package's scorer accepts every answer",
     "puzzle24": "the package's scorer accepts every sum that makes 24, whatever the numbers given",
 }

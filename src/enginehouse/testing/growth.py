@@ -20,7 +20,7 @@ def assert_linear(
 ) -> None:
     """Fail the test if the function's CPU time grows much faster than the text it is given.
 
-    `text` makes a text of about as many characters as it is told. Two are compared, one of
+    `text` makes a text of about the given number of characters. Two are compared, one of
     `longest` characters and one eight times shorter.
     """
     short, long = text(longest // _TIMES_LONGER), text(longest)

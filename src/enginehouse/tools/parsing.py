@@ -14,7 +14,7 @@ from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.tools.checking import FoundCall
 
 _LONGEST = 100_000  # characters; Python's own parser is slow on nonsense
-# Every bracket amid words may open a call, and some never close: so many characters are read in
+# Every bracket in a text may open a call, and some never close: so many characters are read in
 # search of calls, in multiples of the text, and each try costs so many more.
 _TIMES_READ = 20
 _TRY = 100

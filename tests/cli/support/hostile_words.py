@@ -2,7 +2,7 @@
 
 Usage: hostile_words.py COMMANDS BASES VALUES, each in JSON: the commands' names, a mapping of
 "COMMAND [SUBCOMMAND]" to the words that make a call of it complete, and what each option is given;
-without values every command is called once. Prints what came of every call, a JSON object a line.
+without values every command is called once. Prints the result of every call, a JSON object a line.
 """
 
 from __future__ import annotations

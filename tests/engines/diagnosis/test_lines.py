@@ -58,6 +58,8 @@ def test_encodings(data: bytes):
     ("raw", "text"),
     [
         ("\x1b[1;31mERROR\x1b[0m boom", "ERROR boom"),
+        ("36m(Worker pid=1)0m ERROR boom", "(Worker pid=1) ERROR boom"),
+        ("36m of cable (two pieces)", "36m of cable (two pieces)"),
         ("\x1b]0;title\x07ERROR boom", "ERROR boom"),
         ("(Core pid=1)ESC[0;0m ERROR boom", "(Core pid=1) ERROR boom"),
         ("[1;36m(Core pid=1)[0;0m boom", "(Core pid=1) boom"),
@@ -140,7 +142,18 @@ def test_a_log_in_one_line_is_split():
     )
     lines = list(read_lines(io.BytesIO(log.encode())))
     assert lines[0].endswith("libnccl.so.2")
-    assert "ValueError: it is too large" in lines
+    assert any(line.endswith("] ValueError: it is too large") for line in lines)
     assert lines[-1] == "RuntimeError: See root cause above."
     once = "ERROR 11-04 18:02:57 [core.py:700] " + "ValueError: it is too large " * 20
     assert list(read_lines(io.BytesIO(once.encode()))) == [once.rstrip()]
+
+
+def test_a_frame_and_its_exception_in_one_line_are_split():
+    """As a thread's page shows them; a usual frame stays as it is."""
+    frame = '  File "/env/a.py", line 5, in send'
+    joined = f"{frame} raise Lost(error) requests.exceptions.ConnectionError: no host"
+    assert list(read_lines(io.BytesIO(joined.encode()))) == [
+        f"{frame} raise Lost(error)",
+        "requests.exceptions.ConnectionError: no host",
+    ]
+    assert list(read_lines(io.BytesIO(frame.encode()))) == [frame]

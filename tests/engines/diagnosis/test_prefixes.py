@@ -30,6 +30,11 @@ CORE = "EngineCore_DP0 pid=68"
         (f"2026-11-21T04:30:17.123456789Z stderr F {FRAME}", "", None),
         (f"vllm-1  | {FRAME}", "", None),
         (f"> {FRAME}", "", None),
+        (f"  | [2025-03-10T15:07:20Z] ERROR 03-10 08:07:20 [core.py:9] {FRAME}", "", "ERROR"),
+        (f"2024-11-18T16:43:45,497 [INFO ] W-9000-m_1.0-stdout MODEL_LOG - {FRAME}",
+         "W-9000-m_1.0-stdout", None),
+        (f"E       {FRAME}", "", None),
+        (f"3597\t({CORE}) {FRAME}", CORE, None),
         (f"[pod/vllm-0/engine] {FRAME}", "", None),
         (f"2: {FRAME}", "", None),
         (f'time=2025-05-01T16:40:14.182+02:00 level=ERROR source=a.go:1 msg="{FRAME}', "", "ERROR"),
@@ -60,7 +65,7 @@ def test_the_text_is_left(line: str, process: str, level: str | None):
     ],
 )
 def test_native_code_is_told_apart(line: str, native: str, text: str):
-    """NCCL and UCX write no level of ours."""
+    """NCCL and UCX write levels of their own."""
     found = peel(line)
     assert found.native == native
     assert found.text == text
@@ -74,6 +79,8 @@ def test_native_code_is_told_apart(line: str, native: str, text: str):
         "(a plain remark) here",
         "[1, 2, 3]",
         "INFOrmation",
+        "| a | table |",
+        "E   = mc2",
     ],
 )
 def test_a_text_is_no_prefix(line: str):

@@ -45,7 +45,7 @@ def traceback(prefix: str, exception: str, heading: str = "EngineCore failed to 
     "error", [OOM, NCCL, "Exception: odd", "RuntimeError: Error 802: system not yet initialized"]
 )
 def test_a_kill_is_believed_only_if_nothing_else_speaks(diagnose, exit_code: int, error: str):
-    """Any error of any process that is no pointer comes first."""
+    """Any error of any process that is not a pointer comes first."""
     assert diagnose(traceback(CORE, error), exit_code).kind is not K.KILLED
     assert diagnose(DEAD, exit_code).kind is K.KILLED
     assert diagnose(traceback(CORE, LOST), exit_code).kind is K.KILLED

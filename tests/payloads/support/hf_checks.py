@@ -327,7 +327,7 @@ def min_tokens_keeps_the_end_away():
 
 @check
 def auto_is_float32_on_a_cpu_unless_the_weights_are_quantized():
-    """Whoever knows that the CPU has bfloat16 asks for it; a quantization demands its own type."""
+    """Users whose CPU has bfloat16 may ask for it; a quantization demands its own type."""
     cpu = torch.device("cpu")
     plain = LLAMA
     quantized = transformers.LlamaConfig(**SMALL, quantization_config={"quant_method": "awq"})

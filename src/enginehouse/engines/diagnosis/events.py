@@ -27,6 +27,11 @@ _EXCEPTION = re.compile(
     r"(?:[A-Za-z_]\w{0,80}\.){0,12}(?:[A-Za-z_]\w{0,80}(?:Error|Exception|Failed|Failure|Interrupt)"
     r"|Exception|HFValidationError|RayTaskError\(\w{1,80}\)|SystemExit|AssertionError)"
     r"(?::(?: |$)|$)"
+    r"|(?:[a-z_]\w{0,80}\.){2,12}[A-Z]\w{1,80}: "  # of whatever name, by the path of its module
+)
+_ANNOUNCED = re.compile(
+    r"(?:[A-Za-z_]\w{0,80}\.){0,12}[A-Z]\w{0,80}(?:Error|Exception):"
+    r"(?: \d{1,4} validation errors? for \S{1,80})?$"
 )
 _FILE = re.compile(r'File "(?P<file>[^"]{1,400})", line \d+(?:, in (?P<function>\S{1,100}))?')
 _RICH_FILE = re.compile(r"[│|] (?P<file>/[^\s:]{1,400}\.py):\d+ in ")
@@ -35,7 +40,7 @@ _CHAINED = re.compile(
     r"|During handling of the above exception, another exception occurred"
 )
 _ERROR_LINE = re.compile(
-    r"[\w./\- ]{1,120}: error: |error: |\[Errno \d+\]|Fatal Python error|terminate called"
+    r"[\w./\- ]{1,120}: error: |[Ee]rror: |\[Errno \d+\]|Fatal Python error|terminate called"
     r"|\S{0,200}: error while loading shared libraries|(?:Killed|已杀死|Getötet)$"
     r"|Segmentation fault|Bus error|Illegal instruction|Aborted|(?:free|malloc|munmap_chunk)\(\): "
     r"|double free or corruption"
@@ -45,7 +50,8 @@ _ERROR_LINE = re.compile(
 # Words of a line that might explain an end, though nothing makes it an error.
 _TELLING = re.compile(
     r"(?i)error|fatal|fail|cannot|can't|could not|not found|no such|out of memory|kill|abort"
-    r"|undefined symbol|insufficient|unable|warning: |warn |denied|exception|mismatch|unsupported"
+    r"|undefined symbol|code=dumped|insufficient|unable|warning: |warn |denied|exception"
+    r"|mismatch|unsupported"
 )
 _APART = re.compile(
     r"Process [\w:\-]{1,80}:$|Exception (?:in thread|ignored in)|/\S{1,300}\.py:\d+: \w*Warning: "
@@ -114,7 +120,7 @@ class Failure:
 
 @dataclass(slots=True)
 class Remark:
-    """A line that is no error of its own but may explain one: a warning, native code's words."""
+    """A line that is not an error itself but may explain one: a warning, native code's words."""
 
     number: int
     text: str
@@ -125,8 +131,8 @@ class Remark:
 class Log:
     """What a log has said. Numbers are those of lines; 0 where there is none.
 
-    `progress`: of each process, the last line that is no error. `waiting`: the last line that says
-    what is waited for.
+    `progress`: of each process, the last line that is not an error. `waiting`: the last line
+    that says what is waited for.
     """
 
     failures: list[Failure] = field(default_factory=list)
@@ -214,9 +220,11 @@ class _Unfinished:
         if line.level in ("INFO", "DEBUG") or line.native:
             return False
         if not self.failure.traced:
-            # An error in words goes on indented, or logged in the same breath.
+            # An error in words goes on indented, or logged in the same breath; one that is nothing
+            # but a name and a colon says in the following lines what it has to say.
             together = line.place is not None and number - self.failure.last <= 1
-            if not (together if line.prefixed else line.text[:1].isspace()):
+            announced = _ANNOUNCED.match(self.failure.raised[-1].lines[0].strip())
+            if not (together if line.prefixed else announced or line.text[:1].isspace()):
                 return False
         self.failure.raised[-1].add(line.text)
         return True

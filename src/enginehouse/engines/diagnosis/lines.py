@@ -28,17 +28,22 @@ _ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]{0,32}[ -/]{0,4}[@-~]|\][^\x07\x1b]{0,500}(?:\x07|\x1b\\)|[@-Z\\^_])"
 )
 _BARE_COLOUR = re.compile(r"(?:ESC|\^\[|\\x1b|\\033|\ufffd)?\[(?:\d{1,3};){0,4}\d{0,3}m")
+# What is left of a colour where more than the escape was lost: "36m(Worker pid=1)0m ERROR …"
+_COLOUR_REST = re.compile(r"^\d{1,3}m(?=\()|(?<=\))0m(?= )")
 _CONTROLS = {code: None for code in range(32) if code != 9} | {127: None}
 _BAR = re.compile(r".{0,600}?(?:it/s|s/it)[^\]]{0,80}\] ?")
 _STAMP = re.compile(
-    r" (?=(?:\([A-Z][^()\n]{1,60}\) )?"
+    r" (?:(?:\([A-Z][^()\n]{1,60}\) ){0,3}"
     r"(?:INFO|WARNING|ERROR|DEBUG|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d "
+    r"(?:\[?[\w./]{1,80}:\d{1,6}\])?"
     r"|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]\n]{0,30}\] )"
 )
 _FRAME = re.compile(
     r" (?=Traceback \(most recent call last\):)| (?= ?File \"[^\"\n]{1,300}\", line \d)"
 )
 _RAISED = re.compile(r" (?=(?:[a-z_]\w{0,40}\.){0,5}[A-Z]\w{1,40}(?:Error|Exception): )")
+# A frame that is followed by its code, or by the exception, in the same line.
+_JOINED = re.compile(r"File \"[^\"\n]{1,300}\", line \d{1,7}, in \S{1,100} +\S")
 _FLAT = 300  # characters from which on a line may be a whole log whose ends of lines were lost
 _STAMPS = 3  # times of day in it that make it one
 _WRAPPED = re.compile(r'"(?:log|message|msg|MESSAGE|textPayload)"\s{0,4}:\s{0,4}"')
@@ -131,14 +136,26 @@ def _encoding(first: bytes) -> str:
 
 def _unflattened(line: str) -> list[str]:
     """The lines of a log that was pasted as one line; a usual line as it is."""
-    if len(line) < _FLAT or line.startswith("{") or len(_STAMP.findall(line)) < _STAMPS:
+    if line.startswith("{"):
         return [line]
+    stamps = list(_STAMP.finditer(line)) if len(line) >= _FLAT else []
+    if len(stamps) < _STAMPS:
+        return _RAISED.split(line) if _JOINED.search(line) else [line]
+    cuts = [0, *(found.start() + 1 for found in stamps), len(line)]
+    ends = [0, *(found.end() for found in stamps)]
     return [
         part
-        for stamped in _STAMP.split(line)
-        for framed in _FRAME.split(stamped)
-        for part in _RAISED.split(framed)
+        for begin, end, text in zip(cuts, cuts[1:], ends, strict=False)
+        for part in _in_frames(line[begin:text], line[text:end].rstrip())
     ]
+
+
+def _in_frames(stamp: str, text: str) -> list[str]:
+    """What follows a stamp in lines, of which the first has the stamp."""
+    parts = [part for frame in _FRAME.split(text) for part in _RAISED.split(frame)]
+    if len(parts) > 1 and not parts[0].strip():
+        parts = [f" {parts[1]}", *parts[2:]]
+    return [stamp + parts[0], *parts[1:]]
 
 
 def _wide(first: bytes) -> str:
@@ -164,6 +181,8 @@ def _clean(line: str) -> str:
         line = _ESCAPES.sub("", line)
     if "m" in line and "[" in line:
         line = _BARE_COLOUR.sub("", line)
+    if "m(" in line[:5]:
+        line = _COLOUR_REST.sub("", line)
     if "it/s" in line or "s/it" in line:
         # What an engine says while a bar is drawn follows it in the same line.
         bar = _BAR.match(line)

@@ -18,11 +18,14 @@ _NAMES = {
 _MOST = 12  # prefixes of one line
 _PLACE = r"(?P<place>[\w./<>\-]{1,120}:\d{1,6})\]"
 _DATE = r"\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
+# A builder's log, whose times begin with a bar: "  | [2025-03-10T15:07:20Z] "
+_BARRED = re.compile(rf"[ \t]{{0,4}}\| (?=\[?{_DATE}\]? )")
 # Spaces that a page or a terminal put before everything, if what follows is surely a prefix.
 _INDENTED = (
     re.compile(
         rf" {{1,12}}(?=\([\w. @<>:\-]{{1,80}} pid=|(?:{_LEVELS}) \d\d-|\[\d{{4}}-|\[rank\d)"
     ),
+    _BARRED,
 )
 _QUOTED = (re.compile(r"> ?"),)
 # A frame that a terminal's viewer drew around the line, which is not that of a traceback.
@@ -52,6 +55,7 @@ _SQUARE = (
     re.compile(r"\[pod/[^\]\s]{1,200}\] ?"),
     re.compile(r"\[\d{3,6}\] (?=[a-z])"),  # llama.cpp's router: which of its servers
     re.compile(r"\[\d{1,5},\d{1,5}\]<std(?:err|out)>: ?"),
+    re.compile(r"\[(?:INFO|WARN|ERROR|DEBUG) {0,2}\] (?P<process>[\w.\-]{1,80}) [A-Z_]{3,30} - "),
     re.compile(rf"\[(?P<level>{_LEVELS})\] ?"),
     re.compile(rf"\[(?P<level>{_LEVELS})\|[\w.]{{1,80}}:\d{{1,6}}\] {_DATE} >> ?"),
 )
@@ -73,6 +77,7 @@ _LETTERED = (
         r"(?:\[\d{1,9}\])?: ?"
     ),
     re.compile(r"(?P<level>[EWIF])\d{3,4} [\d:.]{8,20} {1,4}\d{1,10} [\w./\-]{1,80}:\d+\] ?"),
+    re.compile(r"E {7}(?= *\S)"),  # pytest
     # a compose service
     re.compile(r"[\w.\-]{1,64} {1,40}\| ?"),
     re.compile(rf"time=\S{{10,40}} level=(?P<level>{_LEVELS}) (?:source=\S{{1,80}} )?(?:msg=)?\"?"),
@@ -86,13 +91,14 @@ _NUMBERED = (
     re.compile(r"\d{1,3}\.\d\d\.\d{3}\.\d{3} (?P<level>[IWED]) "),  # llama.cpp
     re.compile(rf"{_DATE}(?: std(?:out|err) [FP])?(?: - | \| |: )? ?(?:- )?(?=\S|$| )"),
     re.compile(r"\d{1,4}: (?=\S| {2,8}\S)"),  # srun --label
+    re.compile(r"\d{1,7}\t"),  # a page that numbers its lines
     # an address as the host of NCCL
     _LETTERED[-1],
 )
 _BY_FIRST = (
     dict.fromkeys("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_", _LETTERED)
     | dict.fromkeys("0123456789", _NUMBERED)
-    | {"(": _BRACKETED, "[": _SQUARE, ">": _QUOTED, " ": _INDENTED, "│": _FRAMED}
+    | {"|": (_BARRED,), "(": _BRACKETED, "[": _SQUARE, ">": _QUOTED, " ": _INDENTED, "│": _FRAMED}
 )
 
 
@@ -101,7 +107,7 @@ class Line:
     """A line of a log without its prefixes.
 
     `process`: the tags of who wrote it, "" if it has none. `prefixed`: whether it has a process, a
-    level or a place; a time alone is no sign of a logger. `native`: "NCCL" or "UCX".
+    level or a place; a time alone does not identify a logger. `native`: "NCCL" or "UCX".
     """
 
     text: str

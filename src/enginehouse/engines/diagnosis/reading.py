@@ -22,7 +22,7 @@ _SAMPLE = 1 << 20  # bytes from the beginning, and from the end, of a file likew
 
 
 class LogExplanation(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose log it is, None if nothing tells, and what it says; None if it says nothing."""
+    """Whose log it is, None if nothing shows it, and what it says; None if it says nothing."""
 
     engine: str | None
     diagnosis: Diagnosis | None

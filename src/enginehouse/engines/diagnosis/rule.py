@@ -43,7 +43,7 @@ class Rule:
 
     `cause` and `fix` name, in braces, groups of the pattern or what `details` makes of them;
     `{engine}`, `{rebuild}` and `{without_gpu}` are always there. `vague`: the text is a symptom;
-    whatever definite is said elsewhere explains more. `spoken`: also believed where it is no error
+    a definite cause elsewhere explains more. `spoken`: also believed where it is not an error
     but a bare line or a warning, as native code and compilers write them. `late`: it may end a
     server that answers requests, so it counts even where a request's own failure would not. A
     pattern must be bounded: no `.*` between two others.

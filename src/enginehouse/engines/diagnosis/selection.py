@@ -52,7 +52,8 @@ _SURVIVED = re.compile(
 _SHUTDOWN = re.compile(r"(?i)shut ?down|exit|terminat|clean|stopp|kill|abort|destroy")
 _EXIT_CODE = re.compile(
     r"(?:exit ?code:?|exited with(?: code)?|'EngineCore\w{0,20}': )[ =]{0,2}(?P<code>-\d{1,3})\b"
-    r"|signal[ :=]{0,2}(?:SIGKILL|9\b)(?P<kill>)|^(?P<bare>Killed|已杀死|Getötet)$"
+    r"|(?:signal[ :=]{0,2}(?:SIGKILL|9\b)|status=9/KILL)(?P<kill>)"
+    r"|^(?P<bare>Killed|已杀死|Getötet)$"
     r"|(?P<oom>oom[-_ ]kill event)"
 )
 _FATAL = re.compile(r"^Process [\w:\-]+:$|failed to start|fatal error|hit an exception")
@@ -78,6 +79,7 @@ class _Selection:
         )
         self._rules: tuple[Rule, ...] = (*profile.rules, *RULES)
         self._pointers: list[str] = []
+        self._cut: list[str] = []
         self._fatal: list[Failure] = []
         self._survived: list[Failure] = []
         for failure in log.failures:
@@ -102,7 +104,9 @@ class _Selection:
 
     def _sort(self, failure: Failure) -> None:
         texts = [text for text in failure.texts if not self._is_pointer(text)]
-        if not texts:
+        if not failure.texts:
+            self._cut.append(failure.heading)
+        elif not texts:
             self._pointers.extend(failure.texts)
         elif self._is_fatal(failure):
             self._fatal.append(failure)
@@ -213,7 +217,8 @@ class _Selection:
         log, profile = self._log, self._profile
         if log.stopped > log.ready or (log.stopped and not self._pointers):
             return endings.told_to_stop(log.stopped_line)
-        line = self._pointers[0].partition("\n")[0].strip() if self._pointers else ""
+        said = [*self._pointers, *(heading for heading in self._cut if heading)]
+        line = said[0].partition("\n")[0].strip() if said else ""
         code, evidence = self._said_exit_code() or (self._own_exit_code(exit_code), line)
         return (
             endings.signalled(code, profile=profile, evidence=evidence)
@@ -266,6 +271,8 @@ class _Selection:
         """Another process reports a death, and the one that died wrote ordinary lines only."""
         works = self._profile.works
         if works.pattern == NEVER.pattern or not self._pointers or self._ended_itself():
+            return False
+        if self._cut:  # an error was written, though the log lacks its end
             return False
         return bool(self._log.ready) or any(map(works.search, self._log.progress))
 

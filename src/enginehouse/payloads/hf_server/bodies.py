@@ -14,11 +14,11 @@ _ESCAPED = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse(body: bytes | str) -> Any:
-    """The value. Raises ApiError (400) for what is no JSON, nested too deeply, or no text."""
+    """The value. Raises ApiError (400) if it is not text, not JSON, or nested too deeply."""
     try:
         value = json.loads(body)
     except ValueError as error:
-        raise refused(f"the body is no JSON: {error}") from error
+        raise refused(f"the body is not JSON: {error}") from error
     except RecursionError:
         raise _too_deep() from None
     _check_depth(value)

@@ -150,7 +150,8 @@ class Row:
         if self._constraining > MOST_CONSTRAINING:
             raise ApiError(
                 400,
-                f"the constraint took more than {MOST_CONSTRAINING:g} s of everybody's time",
+                f"applying the constraint took more than {MOST_CONSTRAINING:g} s, "
+                "while other requests waited",
                 param="structured_outputs",
             )
         return bool(self.matcher.is_terminated())

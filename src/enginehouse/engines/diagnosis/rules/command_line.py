@@ -17,6 +17,13 @@ RULES = (
     ),
     Rule(
         K.WRONG_VALUE,
+        r"error: unrecognized arguments: (?P<word>[^\s\-]\S{0,200})",
+        "{word} on the command line belongs to no option",
+        "see the quotes and spaces before it (a container's entry point may have the words "
+        "`vllm serve` already); where a model takes an option, it is --model",
+    ),
+    Rule(
+        K.WRONG_VALUE,
         r"error: argument (?P<flag>[^:\n]{1,300}): (?P<problem>.{0,600})",
         "{engine} refuses what {flag} was given: {problem}",
         "correct the value, or leave {flag} out",

@@ -79,10 +79,10 @@ RULES = (
         "for a small model the engine llamacpp",
     ),
     Rule(
-        K.CUDA_NOT_READY,
+        K.WRONG_LIBRARY,
         r"CUDA Setup failed despite (?:CUDA|GPU) being available",
         "bitsandbytes finds no CUDA libraries that it can use, though there is a GPU",
-        "`python -m bitsandbytes` tells what it looked for; install a bitsandbytes made for this "
+        "`python -m bitsandbytes` shows what it looked for; install a bitsandbytes made for this "
         "CUDA: {rebuild}",
     ),
     Rule(
@@ -119,7 +119,7 @@ RULES = (
     Rule(
         K.UNSUPPORTED_FEATURE,
         r"CUDA driver error: invalid device ordinal",
-        "memory that the GPUs share symmetrically cannot be had between these GPUs",
+        "these GPUs cannot share symmetric memory",
         "--env VLLM_ALLREDUCE_USE_SYMM_MEM=0, or --disable-custom-all-reduce",
     ),
     Rule(

@@ -33,7 +33,9 @@ RULES = (
     Rule(
         K.CRASHED,
         r"Fatal Python error: |!+ *Segfault encountered|^Segmentation fault|^Illegal instruction"
-        r"|GGML_ASSERT|\.(?:cu|cpp|cc|c|h|m):\d{1,6}: fatal error|ggml_abort"
+        r"|GGML_ASSERT|Assertion [`'][^\n]{1,400}' failed|ggml_abort"
+        r"|\.(?:cuh?|[ch]pp|cc?|h|mm?):\d{1,6}: fatal error|^Abort was called at \d{1,6} line"
+        r"|code=(?:dumped|killed), (?:status=\d{1,3}/|signal=)(?:SEGV|ABRT|BUS|ILL|FPE)"
         r"|double free or corruption|corrupted size vs|free\(\): invalid"
         r"|\*\*\* SIG(?:SEGV|ABRT|BUS|ILL|FPE) received",
         "native code of {engine}, or the GPU, crashed",
@@ -90,9 +92,11 @@ RULES = (
         r"|ImageProcessor)'?(?: object)? has no "
         r"attribute '?(?P<what>\w{1,80})|module '(?P<module>[\w.]{1,80})' has no attribute "
         r"'(?P<attribute>\w{1,80})'|^ImportError: (?P<import>[^\n]{1,200})"
-        r"|__init__\(\) (?:got an unexpected keyword|missing \d required)[^\n]{0,60}",
+        r"|__init__\(\) (?:got an unexpected keyword|missing \d required)[^\n]{0,60}"
+        r"|^NameError: name '(?P<name>\w{1,80})' is not defined",
         "two packages of the environment do not fit each other, most likely transformers and "
-        "{engine}, or the model's own code and transformers: {what}{module} {attribute}{import}",
+        "{engine}, or the model's own code and transformers: {what}{module} {attribute}{import}"
+        "{name}",
         "install the versions that {engine} asks for, or build the environment again: {rebuild}",
         vague=True,
     ),
@@ -102,10 +106,11 @@ RULES = (
         r"|[Ss]elected backend [^\n]{0,80}is not valid"
         r"|FlashAttention[^\n]{0,80}only supports? (?:Ampere|Hopper|SM)"
         r"|No available kernel\. Aborting"
-        r"|make_empty_intermediate_tensors"
+        r"|make_empty_intermediate_tensors|[Pp]lease use \w{1,30} backend for"
         r"|FlashAttention-?\d? [^\n]{0,60}(?:not supported|requires)|Unsupported FA version"
         r"|(?:Sinks|sinks|MLA|fp8 kv cache|FP8 KV cache|[Ss]liding window)[^\n]{0,80}not supported"
-        r"|[Hh]ead (?:size|dim)\w{0,10} [^\n]{0,20}not supported|unsupported head (?:size|dim)"
+        r"|[Hh]ead[ _]?(?:size|dim)\w{0,10} [^\n]{0,20}not supported|[Uu]nsupported "
+        r"head[ _]?(?:size|dim)|does not support head[ _]?(?:size|dim)"
         r"|[Oo]nly SM ?\d[^\n]{0,40}supported|out of resource: shared memory"
         r"|requires GPUs with sm\d"
         r"|FlashAttention on [^\n]{0,40}only supports"
@@ -153,15 +158,16 @@ RULES = (
         r"Temporary failure in name resolution|NameResolutionError|Name or service not known"
         r"|ConnectTimeout|ReadTimeoutError|Network is unreachable|CERTIFICATE_VERIFY_FAILED"
         r"|ProxyError",
-        "something was to be fetched from the network, and could not be",
+        "something could not be fetched from the network",
         "see what the line names, and the network, the proxy and its certificate; what is on this "
         "machine already is found with HF_HUB_OFFLINE=1 or by a path",
         vague=True,
     ),
     Rule(
         K.CRASHED,
-        r"terminate called|CUDA (?:driver )?error: (?P<what>[^\n]{1,120})",
-        "native code of {engine}, or the GPU, gave up {what}",
+        r"terminate called|CUDA (?:driver )?error: (?P<what>[^\n]{1,120})"
+        r"|Triton Error \[\w{2,6}\]: (?P<triton>[^\n]{1,120})",
+        "native code of {engine}, or the GPU, gave up {what}{triton}",
         "start it again; if it happens again, leave out what is special (--enforce-eager, no "
         "quantization), and report it to {engine} with the log",
         vague=True,

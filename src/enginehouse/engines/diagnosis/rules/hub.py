@@ -135,8 +135,10 @@ RULES = (
     ),
     Rule(
         K.MODEL_BROKEN,
-        r"JSONDecodeError",
-        "a file is no JSON, though its name says so: cut off, empty, or a Git LFS pointer",
+        r"JSONDecodeError|(?:Expecting (?:value|property name[^:\n]{0,40}|'.' delimiter)|Extra data"
+        r"|Unterminated string starting at|Invalid (?:control character at|\\escape)): line "
+        r"\d{1,9} column \d",
+        "a file is not JSON, although its name says so: cut off, empty, or a Git LFS pointer",
         "look at the file that the traceback reads; fetch the model again, or `git lfs pull`; a "
         "broken cache (~/.cache/vllm, ~/.cache/huggingface) can be removed",
         vague=True,

@@ -109,8 +109,8 @@ RULES = (
     ),
     Rule(
         K.MISSING_LIBRARY,
-        r"(?P<library>lib[\w.+\-]{1,60}\.so[\w.]{0,20}): (?:cannot open shared object file"
-        r"|cannot enable executable stack)"
+        r"(?P<library>lib[\w.+\-]{1,60}\.so[\w.]{0,20})(?: \(deleted\))?: (?:cannot open "
+        r"shared object file|cannot enable executable stack)"
         r"|error while loading shared libraries: (?P<loader>[^:\n]{1,100}):"
         r"|Library not loaded: (?:@rpath/)?(?P<dyld>[^\s]{1,120})"
         r"|(?:Could not load|Unable to (?:load|open)|cannot load)[^\n]{0,60}?"

@@ -11,11 +11,6 @@ from enginehouse.engines.diagnosis.rule import Rule, Surroundings, groups
 K = FailureKind
 
 
-def _divisible(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    said = dict(groups(found, around))
-    return said | {"size": said["size"] or "this many"}
-
-
 def _without_torch(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
     return {name: value.replace("torch.", "") for name, value in groups(found, around).items()}
 
@@ -95,10 +90,14 @@ RULES = (
         r"|g_idx|desc_act|[Ff]ailed to find a kernel that can implement"
         r"|Quantization scheme is not supported|[Nn]o (?:compatible|suitable|valid) "
         r"(?:FP8|fp8|MoE|NVFP4|MXFP4|quant\w{0,10}|w4a16|scaled_mm) (?:kernel|backend)"
-        r"|(?:Marlin|AWQ|GPTQ|FP8|NVFP4|MXFP4|CUTLASS|Machete|ExLlama)[^\n]{0,80}(?:not supported|"
+        r"|(?:Marlin|AWQ|GPTQ|FP8|NVFP4|MXFP4|CUTLASS\b|Machete|ExLlama)[^\n]{0,80}(?:"
+        r"not supported|"
         r"does not support|only supports?|requires)|tile_[nk]_size"
         r"|compressed-tensors compatible scheme|type fp8\w{1,10} not supported"
-        r"|only fp8 gemm is implemented|weight_scale\w{0,20}|weight_zero_point"
+        r"|only fp8 gemm is implemented|(?:fp8|int8|fp4|nvfp4|mxfp4|w8a8|scaled)[^\n]{0,40}"
+        r"(?:gemm|mm|moe)\w{0,10} (?:is|are) not (?:yet )?(?:implemented|supported)"
+        r"|[Ff]ailed to (?:initialize|run) [^\n]{0,30}(?:[Ff][Pp]4|[Ff][Pp]8|[Ii][Nn][Tt]8) gemm"
+        r"|weight_scale\w{0,20}|weight_zero_point"
         r"|\.(?:absmax|qweight|qzeros|scales)\b"
         r"|quantization method \S{1,40} is not supported|any of \[[^\]\n]{0,60}quant_method",
         "the checkpoint is quantized in a way that this {engine} cannot compute with here: the "
@@ -108,13 +107,29 @@ RULES = (
         "weights, another quantization, or a newer {engine} or GPU",
     ),
     Rule(
+        K.QUANTIZATION,
+        r"RuntimeError: Error (?P<what>Internal|Not Supported|Invalid Problem|Arch Mismatch"
+        r"|Misaligned Operand|Invalid (?:Layout|Data Type))(?=\n|$)",
+        "CUTLASS, which multiplies quantized weights here, refused ({what}): it has no kernel for "
+        "this GPU or these shapes",
+        "an unquantized checkpoint or another quantization, another --tensor-parallel-size, or a "
+        "newer {engine}",
+        vague=True,
+    ),
+    Rule(
         K.PARALLELISM,
-        r"(?:AssertionError: )?(?P<what>\d{1,9}) is not divisible by (?P<size>\d{1,6})"
-        r"|(?P<line>(?:num_\w{1,30}|heads?|hidden_size|vocab\w{0,12}|intermediate_size)[^\n]{0,80}"
-        r"(?:must be|is not|not) divisible by[^\n]{0,60})",
-        "something of the model ({what}{line} heads or columns) cannot be shared out among {size} "
-        "GPUs",
+        r"(?:AssertionError: )?(?P<what>\d{1,9}) is not divisible by (?P<size>\d{1,6})",
+        "something of the model ({what} heads or columns) cannot be shared out among {size} GPUs",
         "a --tensor-parallel-size that divides {what}; --pipeline-parallel-size has no such rule",
-        _divisible,
+    ),
+    Rule(
+        K.PARALLELISM,
+        r"(?P<line>(?:num_\w{1,30}|heads?|hidden_size|vocab\w{0,12}|intermediate_size|\w{0,20}experts)"
+        r"[^\n]{0,80}(?:must be|is not|not) divisible by[^\n]{0,60})"
+        r"|(?P<many>[\w=. ]{1,60}(?:must be|is not|not) divisible by [^\n]{0,40}"
+        r"(?:parallel|[et]p_size|world_size|GPUs)[^\n]{0,20})",
+        "the model's parts cannot be shared out evenly among so many GPUs: {line}{many}",
+        "another --tensor-parallel-size, one that divides that number; --pipeline-parallel-size "
+        "has no such rule",
     ),
 )
