@@ -155,6 +155,24 @@ async def test_a_rescoring_that_was_killed_is_completed(layout, monkeypatch):
     assert sampler.requests == []
 
 
+async def test_a_rescoring_that_is_stopped_leaves_no_report_of_the_old_scores(layout, monkeypatch):
+    """Whatever stops it, and wherever: a report is there again when all is scored."""
+    run = new_run(layout)
+    await run_it(run, Off(version=1))
+
+    def stopped(report):
+        raise RuntimeError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_report", stopped)
+        with pytest.raises(RuntimeError):
+            await score_again(run, AddOne(version=2))
+    assert summarise(run).complete
+    assert not run.report_path.exists()
+    await score_again(run, AddOne(version=2))
+    assert run.report_path.exists()
+
+
 class OtherPrompt(AddOne):
     """Asks something else."""
 

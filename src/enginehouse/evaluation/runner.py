@@ -149,6 +149,7 @@ async def rescore(
             before = summarise(run)
             async with _Evaluation(spec, plan_tasks(spec, tasks), journal, progress) as work:
                 states = work.begin_scoring(run.info.id)
+                run.report_path.unlink(missing_ok=True)  # until all is scored, it would be false
                 await work.score_waiting()
                 changes = work.changes(states)
         report = summarise(run)
