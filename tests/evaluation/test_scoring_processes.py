@@ -209,6 +209,12 @@ async def test_closing_ends_while_a_verdict_comes(tmp_path, kind):
         await processes.close()
 
 
+async def test_a_huge_answer_is_read_in_linear_time(score, monkeypatch):
+    """It came as a server's reply may come; read again with each piece, it would take minutes."""
+    monkeypatch.setattr("enginehouse.evaluation.scoring_processes._GRACE", 5.0)
+    assert (await score("True #" + "x" * (40 << 20), seconds=5)).outcome is Outcome.CORRECT
+
+
 async def test_secrets_do_not_reach_it(score, monkeypatch):
     """Neither in its variables nor in those of the process that asks."""
     monkeypatch.setenv("HF_TOKEN", "secret")

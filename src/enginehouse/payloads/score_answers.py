@@ -107,15 +107,22 @@ class Lines:
     def __init__(self, file: int, *, longest: int | None = None) -> None:
         self._file = file
         self._longest = longest
-        self._rest = b""
+        self._rest: list[bytes] = []  # the pieces of a line that is not whole yet
+        self._size = 0  # of these
         self.ended = False
 
     def read(self) -> list[bytes]:
         """Those that one read makes whole; blocks only if nothing is there."""
         data = os.read(self._file, 1 << 16)
         self.ended = not data
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        if self._longest is not None and len(self._rest) > self._longest:
+        *whole, rest = data.split(b"\n")
+        if whole:
+            whole[0] = b"".join((*self._rest, whole[0]))
+            self._rest.clear()
+            self._size = 0
+        self._rest.append(rest)
+        self._size += len(rest)
+        if self._longest is not None and self._size > self._longest:
             self.ended = True
         return whole
 
