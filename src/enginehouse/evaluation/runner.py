@@ -232,8 +232,7 @@ class _Evaluation:
                 format=JOURNAL_FORMAT, run=run_id, created=datetime.now(UTC), spec=self._spec
             )
             self._write(header)
-        if repair := self._journal.repair:
-            self._write(RepairRecord(at=datetime.now(UTC), size=repair.size, kept=repair.kept.name))
+        self._note_repair()
         self._demand_same_spec(header.spec, run_id)
         for plan in self._plans.values():
             if (known := self._ledger.tasks.get(plan.name)) is None:
@@ -245,6 +244,11 @@ class _Evaluation:
                     fix="restore what it was begun with, or start a new run; if only the scoring "
                     f"changed, `enginehouse rescore {run_id}` scores its answers again",
                 )
+
+    def _note_repair(self) -> None:
+        """Say in the journal that its end was broken."""
+        if repair := self._journal.repair:
+            self._write(RepairRecord(at=datetime.now(UTC), size=repair.size, kept=repair.kept.name))
 
     def _demand_same_spec(self, known: EvaluationSpec, run_id: str) -> None:
         asked = msgspec.structs.replace(self._spec, concurrency=None)
@@ -264,6 +268,7 @@ class _Evaluation:
             raise ConfigurationError(
                 f"run {run_id} has no answers yet", fix=f"`enginehouse resume {run_id}` asks them"
             )
+        self._note_repair()
         self._demand_same_spec(header.spec, run_id)
         plans = [plan for plan in self._plans.values() if plan.name in self._ledger.tasks]
         for plan in plans:
@@ -405,6 +410,7 @@ class _Evaluation:
                     worker.result()
             self._forget_scored()
             self._progress(self._state())
+        self._forget_scored()  # what had ended before there was anything to wait for
 
     async def _work(self, asker: Asker, units: Iterator[Unit]) -> None:
         assert self._remaining is not None
