@@ -27,6 +27,13 @@ JUDGE = """
     def judge(text, item):
         return eval(text)
 
+    def kill_siblings():
+        parent = os.getppid()
+        children = pathlib.Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        for pid in {*map(int, children)} - {os.getpid()}:
+            os.kill(pid, signal.SIGKILL)
+        return False
+
     def write_verdicts(line, files):
         for file in files:
             with contextlib.suppress(OSError):
@@ -207,6 +214,13 @@ async def test_closing_ends_while_a_verdict_comes(tmp_path, kind):
     process._replies.feed_data(b'{"id": 1}\n')
     async with asyncio.timeout(10):
         await processes.close()
+
+
+async def test_an_answer_that_kills_others_takes_no_score_from_them(score):
+    """Theirs are scored a second time."""
+    texts = ["time.sleep(0.5) is None", "True", "kill_siblings()"]
+    scores = await asyncio.gather(*map(score, texts))
+    assert [s.outcome for s in scores] == [Outcome.CORRECT, Outcome.CORRECT, Outcome.WRONG]
 
 
 async def test_a_huge_answer_is_read_in_linear_time(score, monkeypatch):

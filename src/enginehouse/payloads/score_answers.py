@@ -161,6 +161,7 @@ class Scorer:
         self._null = null
         self._queue: deque[Request] = deque()
         self._workers: dict[int, Worker] = {}  # by the pipe of their results
+        self._again: set[int] = set()  # requests that have been given a second fork
         self._selector = selectors.DefaultSelector()
         self._selector.register(0, selectors.EVENT_READ)
 
@@ -235,7 +236,10 @@ class Scorer:
             self._end(worker)
 
     def _end(self, worker: Worker) -> None:
-        """See the fork gone. The request that it did not answer gets an error, others go back."""
+        """See the fork gone. The request that it did not answer gets an error, others go back.
+
+        A killed one is tried a second time first.
+        """
         self._selector.unregister(worker.results)
         os.close(worker.results)
         del self._workers[worker.results]
@@ -244,7 +248,11 @@ class Scorer:
         self._kill_strays()
         if worker.requests:
             request = worker.requests.popleft()
-            _send(self._replies, {"id": request["id"], **self._obituary(worker, status)})
+            if status == -signal.SIGKILL and not worker.late and request["id"] not in self._again:
+                self._again.add(request["id"])  # another answer's code may have killed this fork
+                self._queue.append(request)
+            else:
+                _send(self._replies, {"id": request["id"], **self._obituary(worker, status)})
             self._queue.extendleft(reversed(worker.requests))
 
     def _obituary(self, worker: Worker, status: int) -> dict[str, Any]:
