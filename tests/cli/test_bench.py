@@ -50,6 +50,8 @@ def test_too_many_failures(house, call):
         (("http://127.0.0.1:1", "--swap-space", "4"), "vllm no longer has --swap-space"),
         (("http://127.0.0.1:1/v1?x=1",), "is not the address of a server"),
         (("http://me:secret@127.0.0.1:1",), "the url holds a password"),
+        (("http://me:secret@[::1",), "the url holds a password"),
+        (("http://[::1",), "the url 'http://[::1' is not the address of a server"),
     ],
 )
 def test_wrong_usage(call, words: tuple[str, ...], said: str):

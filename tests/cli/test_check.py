@@ -81,6 +81,7 @@ def test_a_server_without_chat(house: House, call):
         (("http://127.0.0.1:1", "--users", "0"), 2, "'users'"),
         (("http://127.0.0.1:1", "--engine", "lamacpp"), 2, "did you mean 'llamacpp'?"),
         (("http://me:secret@127.0.0.1:1",), 2, "the url holds a password"),
+        (("http://[::1",), 2, "the url 'http://[::1' is not the address of a server"),
     ],
 )
 def test_wrong_usage(call, words: tuple[str, ...], code: int, said: str):

@@ -29,9 +29,10 @@ SUPPORT = Path(__file__).parents[1] / "payloads" / "support"
 
 
 class Served(NamedTuple):
-    """A running server: its URL, its interpreter and its checkpoint."""
+    """A running server: its URL, its administrative key, its interpreter and its checkpoint."""
 
     url: str
+    admin_key: str
     python: str
     checkpoint: str
 
@@ -52,7 +53,8 @@ def served(house: House, hf_environment: EngineEnvironment) -> Iterator[Served]:
     (server,) = house.run("ps", "--json").report
     command = server["record"]["command"]
     url = server["record"]["base_url"]
-    yield Served(url, command[0], command[command.index("--model") + 1])
+    admin_key = (house.home / "state/servers/plain/admin.key").read_text()
+    yield Served(url, admin_key, command[0], command[command.index("--model") + 1])
     stopped = house.run("stop", "plain")
     assert stopped.code == 0, stopped.err
     assert [pid for pid in server["pids"] if identify(pid)] == []
@@ -73,7 +75,12 @@ def adapters(served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 def sampler_of(served: Served) -> HTTPSampler:
     """What asks the server; not entered yet."""
-    return HTTPSampler(served.url, capabilities=ENGINE.capabilities(None), wire=ENGINE.wire)
+    return HTTPSampler(
+        served.url,
+        admin_key=served.admin_key,
+        capabilities=ENGINE.capabilities(None),
+        wire=ENGINE.wire,
+    )
 
 
 def request(text: str = "The capital of France is", **parameters: object) -> SampleRequest:

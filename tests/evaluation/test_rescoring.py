@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from evaluation_fakes import PROVENANCE, AddOne, FakeSampler, PickFirst, dataset, new_run, solve
 
-from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.errors import ConfigurationError, StoreError
 from enginehouse.evaluation import (
     EvaluationSpec,
     TaskSpec,
@@ -17,8 +17,14 @@ from enginehouse.evaluation import (
 )
 from enginehouse.evaluation import scoring_processes as processes_module
 from enginehouse.evaluation.compare import compare_runs
-from enginehouse.evaluation.records import DatasetRecord, Record, SampleRecord, ScoreRecord
-from enginehouse.store.journal import read_journal
+from enginehouse.evaluation.records import (
+    DatasetRecord,
+    Record,
+    RepairRecord,
+    SampleRecord,
+    ScoreRecord,
+)
+from enginehouse.store.journal import Journal, read_journal
 from enginehouse.store.runs import RunStatus
 from enginehouse.tasks.base import Item, Measure, Outcome, Score, ScoringCall
 from enginehouse.tasks.metrics import load_metric
@@ -82,6 +88,18 @@ async def test_answers_are_scored_by_the_task_as_it_is_now(layout):
     assert [r.version for r in records(run, DatasetRecord)] == [1, 2]
 
 
+async def test_a_repaired_end_is_noted(layout):
+    """By rescore as by resume, and the bytes are kept."""
+    run = new_run(layout)
+    await run_it(run, AddOne(version=1))
+    with run.journal_path.open("ab") as file:
+        file.write(b'{"type": "sco')
+    await score_again(run, AddOne(version=2))
+    (repair,) = records(run, RepairRecord)
+    assert repair.size == 13
+    assert (run.folder / repair.kept).read_bytes() == b'{"type": "sco'
+
+
 async def test_the_run_goes_on_under_the_new_scoring(layout):
     """An incomplete run is scored as far as it was answered; resuming takes the new version."""
     run = new_run(layout)
@@ -135,6 +153,24 @@ async def test_a_rescoring_that_was_killed_is_completed(layout, monkeypatch):
     assert report.complete
     assert report.tasks[0].outcomes["correct"] == 6
     assert sampler.requests == []
+
+
+async def test_a_rescoring_that_is_stopped_leaves_no_report_of_the_old_scores(layout, monkeypatch):
+    """Whatever stops it, and wherever: a report is there again when all is scored."""
+    run = new_run(layout)
+    await run_it(run, Off(version=1))
+
+    def stopped(report):
+        raise RuntimeError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_report", stopped)
+        with pytest.raises(RuntimeError):
+            await score_again(run, AddOne(version=2))
+    assert summarise(run).complete
+    assert not run.report_path.exists()
+    await score_again(run, AddOne(version=2))
+    assert run.report_path.exists()
 
 
 class OtherPrompt(AddOne):
@@ -277,6 +313,30 @@ async def test_a_journal_whose_last_answer_was_never_scored_is_resumed(layout, t
     assert report.complete
     assert sampler.requests == []
     assert report.tasks[0].outcomes["unscored"] == 2
+
+
+async def test_a_score_that_cannot_be_written_is_not_passed_over(layout, tmp_path, monkeypatch):
+    """A disk that is full when the last answers have been judged leaves the run unfinished."""
+    run = new_run(layout)
+    (tmp_path / "m.py").write_text("def judge(text, item): return True\n")
+    await run_it(run, Judged(tmp_path), size=3)
+    append = Journal.append
+
+    def full(journal, record):
+        if isinstance(record, ScoreRecord):
+            raise StoreError("the disk is full")
+        return append(journal, record)
+
+    score = records(run, ScoreRecord)[0]
+
+    async def judged_at_once(pending, processes):
+        return score
+
+    monkeypatch.setattr(Journal, "append", full)
+    monkeypatch.setattr("enginehouse.evaluation.runner._BREATH", -1.0)
+    monkeypatch.setattr("enginehouse.evaluation.runner.finish_score", judged_at_once)
+    with pytest.raises(StoreError):
+        await score_again(run, Judged(tmp_path, version=2), size=3)
 
 
 async def test_a_truncated_answer_is_truncated_even_if_it_cannot_be_scored(layout, tmp_path):

@@ -677,4 +677,25 @@ async def test_resumed_progress_counts_what_was_done_before(layout):
     await run_it(run, progress=seen.append, retry_failed=True)
     assert seen[-1].done == 10
     assert seen[-1].requests == 9
+    assert seen[-1].seconds_left == 0
     assert seen[-1].generated_tokens == 18
+
+
+async def test_failed_samples_that_are_asked_again_take_time(layout, monkeypatch):
+    """Nothing is missing, but until the first of them is answered the time left is unknown."""
+    monkeypatch.setattr(runner, "_TICK", 0.01)
+    run, seen, let = new_run(layout), [], asyncio.Event()
+    await run_it(run, sampler=FakeSampler(lambda _: BadRequestError("x", status=400)))
+
+    class Gated(FakeSampler):
+        async def sample(self, request):
+            await let.wait()
+            return await super().sample(request)
+
+    def progress(state):
+        seen.append(state)
+        let.set()
+
+    await run_it(run, sampler=Gated(), progress=progress, retry_failed=True)
+    assert seen[0].seconds_left is None
+    assert seen[-1].seconds_left == 0

@@ -22,10 +22,23 @@ from enginehouse.tasks.base import Measure, Outcome, ScoringCall
 from enginehouse.tasks.metrics import load_metric
 
 JUDGE = """
-    import os, pathlib, signal, socket, subprocess, sys, time
+    import contextlib, mmap, os, pathlib, signal, socket, subprocess, sys, time
 
     def judge(text, item):
         return eval(text)
+
+    def kill_siblings():
+        parent = os.getppid()
+        children = pathlib.Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        for pid in {*map(int, children)} - {os.getpid()}:
+            os.kill(pid, signal.SIGKILL)
+        return False
+
+    def write_verdicts(line, files):
+        for file in files:
+            with contextlib.suppress(OSError):
+                os.write(file if isinstance(file, int) else os.open(file, os.O_WRONLY), line)
+        return False
 """
 
 
@@ -54,6 +67,19 @@ async def score(tmp_path, kind):
 
     yield scored
     await processes.close()
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """The programs for which a process was started, from here on."""
+    started = []
+
+    def start_of(program):
+        started.append(program)
+        return scoring_programs.start_of(program)
+
+    monkeypatch.setattr("enginehouse.evaluation.scoring_processes.start_of", start_of)
+    return started
 
 
 def children() -> set[int]:
@@ -128,6 +154,7 @@ async def test_a_process_that_is_broken_is_replaced(score, text, monkeypatch):
     "text",
     [
         "bytearray(3 << 30)",
+        "bool(mmap.mmap(-1, 3 << 30))",
         "pathlib.Path(__file__).with_name('new').write_text('x')",
         "socket.create_connection(('127.0.0.1', 1))",
     ],
@@ -137,6 +164,69 @@ async def test_what_is_limited_with_and_without_a_sandbox(score, text, tmp_path)
     with pytest.raises(ScoringError):
         await score(text)
     assert sum(file.stat().st_size for file in tmp_path.glob("new")) == 0
+
+
+async def test_an_answer_writes_no_verdict_on_another(score):
+    """The files of the process that all answers go through are closed to it."""
+    parents = "[f'/proc/{os.getppid()}/fd/{n}' for n in range(16)]"
+    forged = b"".join(b'{"id": %d, "correct": 1.0}\n' % number for number in range(1, 10))
+    texts = ["True", "False", f"write_verdicts({forged!r}, {parents})", "False"]
+    scores = await asyncio.gather(*map(score, texts))
+    assert [s.outcome for s in scores] == [Outcome.CORRECT, *[Outcome.WRONG] * 3]
+    with pytest.raises(ScoringError):
+        await score("bool(open(f'/proc/{os.getppid()}/mem', 'rb'))")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"correct": "yes"}',
+        '{"correct": 1e999}',
+        '{"error": "\\ud800"}',
+        '{"measures": [1.0]}',
+        '{"measures": ' + "[" * 900 + "]" * 900 + "}",
+        "[]",
+    ],
+    ids=range(6),
+)
+async def test_a_verdict_that_cannot_be_read_is_its_own_answers_error(score, line, starts):
+    """The process goes on, so that no other answer has to be scored again for it."""
+    with pytest.raises(ScoringError):
+        await score(f"write_verdicts({line.encode()!r} + b'\\n', range(3, 16))")
+    assert len(starts) == 1
+
+
+@pytest.mark.parametrize("text", ["{'correct': True, chr(0xD800): 1}", "[].remove(chr(0xD800))"])
+async def test_half_characters_are_an_error_of_that_answer(score, text, starts):
+    """In what it returns or raises."""
+    with pytest.raises(ScoringError):
+        await score(text)
+    assert len(starts) == 1
+
+
+async def test_closing_ends_while_a_verdict_comes(tmp_path, kind):
+    """A line that arrives just then does not keep the reader reading."""
+    (tmp_path / "m.py").write_text(textwrap.dedent(JUDGE))
+    program = load_metric("m:judge", folder=tmp_path).program
+    processes = ScoringProcesses()
+    await processes.score(ScoringCall(program=program, arguments={"text": "True", "item": {}}))
+    process = processes._lines[program]._process
+    process._replies.feed_data(b'{"id": 1}\n')
+    async with asyncio.timeout(10):
+        await processes.close()
+
+
+async def test_an_answer_that_kills_others_takes_no_score_from_them(score):
+    """Theirs are scored a second time."""
+    texts = ["time.sleep(0.5) is None", "True", "kill_siblings()"]
+    scores = await asyncio.gather(*map(score, texts))
+    assert [s.outcome for s in scores] == [Outcome.CORRECT, Outcome.CORRECT, Outcome.WRONG]
+
+
+async def test_a_huge_answer_is_read_in_linear_time(score, monkeypatch):
+    """It came as a server's reply may come; read again with each piece, it would take minutes."""
+    monkeypatch.setattr("enginehouse.evaluation.scoring_processes._GRACE", 5.0)
+    assert (await score("True #" + "x" * (40 << 20), seconds=5)).outcome is Outcome.CORRECT
 
 
 async def test_secrets_do_not_reach_it(score, monkeypatch):

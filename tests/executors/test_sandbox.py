@@ -25,7 +25,8 @@ try:
 except OSError:
     connects = False
 seen = [path for path in sys.argv[2:] if os.path.exists(path)]
-written = [path for path in [sys.prefix, "/", "/usr", *sys.argv[2:]] if writes(path)]
+tried = [sys.prefix, "/", "/usr", "/dev", "/dev/shm", *sys.argv[2:]]
+written = [path for path in tried if writes(path)]
 processes = sum(name.isdigit() for name in os.listdir("/proc")) if os.path.isdir("/proc") else 0
 print(json.dumps([connects, seen, written, processes, sorted(os.environ)]))
 """

@@ -187,6 +187,26 @@ def test_a_second_cut_does_not_replace_the_first(tmp_path):
     assert {k.stat().st_mode & 0o777 for k in kept} == {0o600}
 
 
+def test_only_a_full_disk_asks_for_room(tmp_path, monkeypatch):
+    """A journal that may not be read lacks a permission, whatever is free on its disk."""
+    path = tmp_path / "journal.jsonl"
+    fill(path, 1)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        with pytest.raises(StoreError) as forbidden:
+            list(read_journal(path, Line))
+    assert forbidden.value.why == "Permission denied"
+    assert "permissions" in str(forbidden.value.fix)
+    assert "room" not in str(forbidden.value.fix)
+    with Journal(Path("/dev/full"), first=Line) as full, pytest.raises(StoreError) as no_room:
+        full.append(Line(1))
+    assert "make room" in str(no_room.value.fix)
+
+
 def test_long_lines_are_repaired(tmp_path):
     """The last line may be longer than any block that is read at once."""
     path = tmp_path / "j.jsonl"

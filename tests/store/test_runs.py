@@ -193,8 +193,9 @@ def test_list_is_newest_first_and_shows_broken_runs(layout, broken):
         runs[1].info.id: RunStatus.COMPLETE,
         runs[2].info.id: RunStatus.UNREADABLE,
     }
-    with pytest.raises(StoreError, match=r"run\.json cannot be read"):
+    with pytest.raises(StoreError, match=r"run\.json cannot be read") as unreadable:
         open_run(layout, runs[2].info.id)
+    assert "journal.jsonl" in str(unreadable.value.fix)  # the answers are not to be removed
 
 
 def test_no_runs_at_all(layout):

@@ -226,6 +226,17 @@ def test_the_last_number(text, number):
         ("\\boxed{9 \\times 2 = 18} 20", 18),
         ("\\boxed{} 20", 20),
         ("17, no: 18", 18),
+        ("**Answer:** 18 eggs (not 20)", 18),
+        ("So the answer is $18 (9 eggs at $2 each).", 18),
+        ("9 * 2 = 18. The final answer is 18 dollars for 9 eggs.", 18),
+        ("Answer: 18 = 9 * 2", 18),
+        ("The answer is 9 * 2 = **18**. I hope it is correct.", 18),
+        ("The answer is -5 or so", -5),
+        ("The answer is not 20 but 18.", 18),
+        ("The answer is half of 36, which is 18.", 18),
+        ("To answer this: she has 9 eggs, so 18", 18),
+        ("To give the answer as a percentage: 32 of 96 are 33.3%, which rounds to 33%", 33),
+        ("The answer is 20.\nNo, it is 18.", 18),
     ],
 )
 def test_marked_then_boxed_then_last(text, number):

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import errno
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
+from enginehouse.testing.fake_engine.application import make_application
+from enginehouse.testing.fake_engine.arguments import make_arg_parser
+from enginehouse.testing.fake_engine.model import Model
+from enginehouse.testing.fake_engine.state import Engine
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -380,6 +389,23 @@ async def test_json_schemas_of_every_kind():
         "where": ["here", "here"],
         "maybe": None,
     }
+
+
+async def test_a_full_disk_under_its_log_changes_no_answer(monkeypatch: pytest.MonkeyPatch):
+    """As with vLLM, whose access log is lost there."""
+    arguments = make_arg_parser(argparse.ArgumentParser()).parse_args(["--model", "m"])
+    engine = Engine(arguments=arguments, version="0", model=Model(), token_latency=0.0)
+    application = make_application(engine, environment={}, middlewares=[])
+
+    def full(_: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", SimpleNamespace(write=full, flush=lambda: None))
+        async with TestClient(TestServer(application)) as client:
+            for _ in range(3):
+                assert (await client.get("/health")).status == 200
+            assert (await client.post(TEXT, json={"prompt": "Hi"})).status == 200
 
 
 async def test_a_fake_that_does_not_start_says_why():

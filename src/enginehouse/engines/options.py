@@ -31,7 +31,7 @@ class ServerOptions(StrictModel):
     data_parallel_size: PositiveInt | None = None
     """Copies of the model."""
     dtype: DType | None = None
-    """The type to compute in: auto, bfloat16, float16, float32; by default a CPU's fastest."""
+    """The type to compute in: auto, bfloat16, float16, float32; on a CPU the fastest by default."""
     max_model_len: PositiveInt | None = None
     """The longest prompt and answer together, in tokens."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -36,7 +36,7 @@ def demand_same_question(
     stop = question.stop if spec.stop is None else spec.stop
     limit = plan.max_tokens or question.max_tokens
     if request.prompt != with_system(question.prompt, spec):
-        raise _changed(plan, f"item {sample.item} has a different prompt now")
+        raise _changed(plan, f"item {sample.item} has another prompt now")
     if (request.parameters.stop, request.parameters.max_tokens) != (stop, limit):
         raise _changed(plan, f"item {sample.item} has other stop texts or another max_tokens now")
 

@@ -149,6 +149,7 @@ async def rescore(
             before = summarise(run)
             async with _Evaluation(spec, plan_tasks(spec, tasks), journal, progress) as work:
                 states = work.begin_scoring(run.info.id)
+                run.report_path.unlink(missing_ok=True)  # until all is scored, it would be false
                 await work.score_waiting()
                 changes = work.changes(states)
         report = summarise(run)
@@ -232,8 +233,7 @@ class _Evaluation:
                 format=JOURNAL_FORMAT, run=run_id, created=datetime.now(UTC), spec=self._spec
             )
             self._write(header)
-        if repair := self._journal.repair:
-            self._write(RepairRecord(at=datetime.now(UTC), size=repair.size, kept=repair.kept.name))
+        self._note_repair()
         self._demand_same_spec(header.spec, run_id)
         for plan in self._plans.values():
             if (known := self._ledger.tasks.get(plan.name)) is None:
@@ -245,6 +245,11 @@ class _Evaluation:
                     fix="restore what it was begun with, or start a new run; if only the scoring "
                     f"changed, `enginehouse rescore {run_id}` scores its answers again",
                 )
+
+    def _note_repair(self) -> None:
+        """Say in the journal that its end was broken."""
+        if repair := self._journal.repair:
+            self._write(RepairRecord(at=datetime.now(UTC), size=repair.size, kept=repair.kept.name))
 
     def _demand_same_spec(self, known: EvaluationSpec, run_id: str) -> None:
         asked = msgspec.structs.replace(self._spec, concurrency=None)
@@ -264,6 +269,7 @@ class _Evaluation:
             raise ConfigurationError(
                 f"run {run_id} has no answers yet", fix=f"`enginehouse resume {run_id}` asks them"
             )
+        self._note_repair()
         self._demand_same_spec(header.spec, run_id)
         plans = [plan for plan in self._plans.values() if plan.name in self._ledger.tasks]
         for plan in plans:
@@ -405,6 +411,7 @@ class _Evaluation:
                     worker.result()
             self._forget_scored()
             self._progress(self._state())
+        self._forget_scored()  # what had ended before there was anything to wait for
 
     async def _work(self, asker: Asker, units: Iterator[Unit]) -> None:
         assert self._remaining is not None
@@ -515,10 +522,8 @@ class _Evaluation:
         )
 
     def _seconds_left(self, *, answered: int, elapsed: float) -> float | None:
-        if not self.count((MISSING, ASKED)):
-            return 0.0
-        if self._remaining is None:
-            return None
+        if self._remaining is None:  # nothing is asked, at most scored
+            return None if self.count((MISSING, ASKED)) else 0.0
         return self._remaining.seconds(answered=answered, elapsed=elapsed)
 
 

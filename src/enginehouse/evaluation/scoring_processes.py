@@ -159,7 +159,8 @@ class _Process:
         self._pipes.clear()
         self._input.write(setup)
         try:
-            line = await asyncio.wait_for(self._replies.readline(), START_TIMEOUT)
+            async with asyncio.timeout(START_TIMEOUT):
+                line = await self._replies.readline()
         except (TimeoutError, ValueError) as error:
             why = f"it took more than {START_TIMEOUT:g} s"
             raise ScoringError(f"{self._program.name} cannot be loaded", why=why) from error
@@ -189,7 +190,9 @@ class _Process:
         why = "ended its process"
         while True:
             try:
-                line = await asyncio.wait_for(self._replies.readline(), patience)
+                # Not wait_for: before Python 3.12 it swallows a cancellation when a line comes.
+                async with asyncio.timeout(patience):
+                    line = await self._replies.readline()
                 if not line:
                     break
                 verdict = self._decoder.decode(line)

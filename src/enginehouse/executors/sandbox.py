@@ -40,7 +40,7 @@ def find_sandbox() -> Sandbox:
         return Sandbox(problem="bubblewrap is not installed", fix=fix)
     isolated = (program, "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session")
     scratch = ("--size", str(_SCRATCH), "--tmpfs", _TMP, "--chdir", _TMP)
-    mounts = ("--dev", "/dev", *scratch)
+    mounts = ("--dev", "/dev", "--remount-ro", "/dev", *scratch)
     why = ""
     for proc in (("--proc", "/proc"), ()):  # containers may forbid a fresh /proc
         sandbox = Sandbox(command=(*isolated, "--cap-drop", "ALL", *proc, *mounts))

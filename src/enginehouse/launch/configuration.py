@@ -83,13 +83,26 @@ class AskConfig(ServeConfig):
     def _someone_to_ask(self) -> Self:
         if self.url is None and self.model is None and self.path is None:
             raise ValueError("give a model (or path), or the url of a server")
-        if self.url is not None and "@" in urlsplit(self.url).netloc:
+        if self.url is not None and "@" in _network_location(self.url):
             # for the whole model, not the field: a field's error shows its value
             raise ValueError(
                 "the url holds a password, which would be stored with the run: leave it out; "
-                "a key belongs into ENGINEHOUSE_API_KEY"
+                "a key belongs in ENGINEHOUSE_API_KEY"
             )
         return self
+
+
+def _network_location(url: str) -> str:
+    """User, password, host and port; the whole `url` where it cannot be split."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        if "@" in url:
+            return url  # not shown: it may hold a password
+        raise ValueError(
+            f"the url {url!r} is not the address of a server; "
+            "give one such as http://127.0.0.1:8000 or http://[::1]:8000"
+        ) from None
 
 
 class ParityConfig(ServeConfig):

@@ -48,6 +48,7 @@ _LONGEST_RESULT = 1 << 20  # bytes
 _LONGEST_ANSWER = 1 << 16  # characters
 _LONGEST_ERROR = 2000  # characters
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _CHILDREN = Path("/proc/thread-self/children")
@@ -95,6 +96,8 @@ def main() -> None:
         gc.collect()
         gc.freeze()  # so that forks share what is loaded
         _die_with_parent(0)  # from here on the end of standard input ends everything in order
+        if not setup["trusted"]:
+            _close_to_others()
         Scorer(loaded, setup, lines, replies, null).run()
 
 
@@ -104,15 +107,22 @@ class Lines:
     def __init__(self, file: int, *, longest: int | None = None) -> None:
         self._file = file
         self._longest = longest
-        self._rest = b""
+        self._rest: list[bytes] = []  # the pieces of a line that is not whole yet
+        self._size = 0  # of these
         self.ended = False
 
     def read(self) -> list[bytes]:
         """Those that one read makes whole; blocks only if nothing is there."""
         data = os.read(self._file, 1 << 16)
         self.ended = not data
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        if self._longest is not None and len(self._rest) > self._longest:
+        *whole, rest = data.split(b"\n")
+        if whole:
+            whole[0] = b"".join((*self._rest, whole[0]))
+            self._rest.clear()
+            self._size = 0
+        self._rest.append(rest)
+        self._size += len(rest)
+        if self._longest is not None and self._size > self._longest:
             self.ended = True
         return whole
 
@@ -151,6 +161,7 @@ class Scorer:
         self._null = null
         self._queue: deque[Request] = deque()
         self._workers: dict[int, Worker] = {}  # by the pipe of their results
+        self._again: set[int] = set()  # requests that have been given a second fork
         self._selector = selectors.DefaultSelector()
         self._selector.register(0, selectors.EVENT_READ)
 
@@ -220,16 +231,15 @@ class Scorer:
                 break
             request = worker.requests.popleft()
             worker.started = time.monotonic()
-            try:
-                result = {**json.loads(line), "id": request["id"]}
-            except (ValueError, TypeError, RecursionError):
-                result = {"id": request["id"], "error": "gave a result that cannot be read"}
-            _send(self._replies, result)
+            _send(self._replies, {"id": request["id"], **_result(line)})
         if worker.lines.ended or not worker.requests:
             self._end(worker)
 
     def _end(self, worker: Worker) -> None:
-        """See the fork gone. The request that it did not answer gets an error, others go back."""
+        """See the fork gone. The request that it did not answer gets an error, others go back.
+
+        A killed one is tried a second time first.
+        """
         self._selector.unregister(worker.results)
         os.close(worker.results)
         del self._workers[worker.results]
@@ -238,7 +248,11 @@ class Scorer:
         self._kill_strays()
         if worker.requests:
             request = worker.requests.popleft()
-            _send(self._replies, {"id": request["id"], **self._obituary(worker, status)})
+            if status == -signal.SIGKILL and not worker.late and request["id"] not in self._again:
+                self._again.add(request["id"])  # another answer's code may have killed this fork
+                self._queue.append(request)
+            else:
+                _send(self._replies, {"id": request["id"], **self._obituary(worker, status)})
             self._queue.extendleft(reversed(worker.requests))
 
     def _obituary(self, worker: Worker, status: int) -> dict[str, Any]:
@@ -258,6 +272,36 @@ class Scorer:
                 for pid in strays:
                     _kill(pid)
                     _reap(pid)
+
+
+def _result(line: bytes) -> dict[str, Any]:
+    """A fork's line as the parent expects it; an error if it is anything else.
+
+    The line is not trusted: code that has taken the fork over may have written it.
+    """
+    with contextlib.suppress(ValueError, RecursionError):  # UnicodeError is a ValueError
+        value = json.loads(line)
+        json.dumps(value, ensure_ascii=False).encode()  # no half characters
+        if isinstance(value, dict) and _is_result(**value):
+            return value
+    return {"error": "gave a result that cannot be read"}
+
+
+def _is_result(
+    *,
+    correct: Any = None,
+    measures: Any = None,
+    answer: Any = None,
+    error: Any = None,
+    **others: Any,
+) -> bool:
+    numbers = [] if correct is None else [correct]
+    if measures is not None:
+        if not isinstance(measures, dict):
+            return False
+        numbers += measures.values()
+    texts = all(isinstance(text, str | None) for text in (answer, error))
+    return not others and texts and all(type(n) is float and math.isfinite(n) for n in numbers)
 
 
 def _kill(pid: int) -> None:
@@ -291,6 +335,14 @@ def _die_with_parent(number: int) -> None:
     _system("prctl", _PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
+def _close_to_others() -> None:
+    """Keep forks from reading or writing this process, its files and those of one another.
+
+    Processes of one user may otherwise reach one another through ptrace and /proc.
+    """
+    _system("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def _leave_network() -> bool:
     """Go into a network without a way out, where the kernel lets this user."""
     return _system("unshare", _CLONE_NEWUSER | _CLONE_NEWNET) or _system("unshare", _CLONE_NEWNET)
@@ -299,7 +351,9 @@ def _leave_network() -> bool:
 def _limit(setup: dict[str, Any], *, answers: int) -> None:
     if setup["trusted"]:
         return
-    _set_limit(resource.RLIMIT_DATA, _memory() + setup["memory"])
+    _set_limit(resource.RLIMIT_DATA, _memory("VmData:") + setup["memory"])
+    # Shared memory counts here only. Threads reserve address space that they do not use.
+    _set_limit(resource.RLIMIT_AS, _memory("VmSize:") + 2 * setup["memory"])
     _set_limit(resource.RLIMIT_CPU, math.ceil(setup["seconds"] * answers) + 1)
     _set_limit(resource.RLIMIT_CORE, 0)
     _set_limit(resource.RLIMIT_FSIZE, 0)
@@ -311,10 +365,11 @@ def _set_limit(kind: int, value: int) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def _memory() -> int:
+def _memory(kind: str) -> int:
+    """Bytes of this process, as /proc/self/status counts them."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmData:"):
+            if line.startswith(kind):
                 return int(line.split()[1]) * 1024
     return 1 << 30
 
@@ -326,9 +381,14 @@ def _judged(judge: Judge, request: Request) -> dict[str, Any]:
     except MemoryError:
         return {"error": "needed more memory than it may have"}
     except UnusableResultError as error:
-        return {"error": str(error)[:_LONGEST_ERROR]}
+        return {"error": _cut(str(error))}
     except BaseException as error:  # noqa: BLE001  SystemExit, too, is an error of the code
-        return {"error": f"raised {type(error).__name__}: {error}"[:_LONGEST_ERROR]}
+        return {"error": _cut(f"raised {type(error).__name__}: {error}")}
+
+
+def _cut(text: str) -> str:
+    """The beginning of a text; half characters, which JSON cannot carry, as escapes."""
+    return text[:_LONGEST_ERROR].encode(errors="backslashreplace").decode()
 
 
 def _load_metric(code: dict[str, Any]) -> Loaded:

@@ -256,7 +256,7 @@ class _Registry:
         if release is not None:
             return release
         if "no version of" not in finished.errors:
-            raise uv_error(f"{self.engine} {version} was not found", finished, log=self.log)
+            raise uv_error(f"cannot look up {self.engine} {version}", finished, log=self.log)
         raise ConfigurationError(
             f"{self.engine} {version} is not published for {self.variant}",
             why=f"the registry has no {package} {version} that this Python can install",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import shutil
@@ -276,6 +277,12 @@ def _broken(path: Path, number: int, why: str) -> StoreError:
 
 
 def _failure(path: Path, what: str, why: OSError | str) -> StoreError:
+    if isinstance(why, OSError) and why.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(
+            f"{what} {path}",
+            why=why.strerror or str(why),
+            fix="check the file, the disk and the permissions: what was written is whole",
+        )
     try:
         free = f"{shutil.disk_usage(path.parent).free / 1e6:,.1f} MB free there"
     except OSError:

@@ -286,7 +286,9 @@ def _load(folder: Path) -> Run:
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StoreError(
-            f"{path} cannot be read", why=str(error), fix="remove the folder, or restore the file"
+            f"{path} cannot be read",
+            why=str(error),
+            fix="restore the file from a copy; its answers are in journal.jsonl beside it",
         ) from error
 
 

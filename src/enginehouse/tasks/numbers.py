@@ -101,6 +101,7 @@ _HEADING: Final = re.compile(r"^ {0,3}#{1,6}(?!#)", re.MULTILINE)
 _NUMBERING: Final = re.compile(r"\A[\s*_`]*+([0-9]{1,3})([.):]?)(?=[^0-9])")
 _LETTER: Final = re.compile(r"[^\W\d_]")
 _LABEL: Final = re.compile(r"\A[^0-9\n]{0,80}?\banswer\b(?:[^0-9\n=]{0,80}?\bis\b)?", re.IGNORECASE)
+_ANSWER: Final = re.compile(r"\banswer(?:[\s*_]{0,5}[:=]|\b[^0-9:=]{0,40}?\bis\b:?)", re.IGNORECASE)
 _EQUALS: Final = re.compile(r"=++|\bequals\b", re.IGNORECASE)
 _IS: Final = re.compile(r"\bis\b", re.IGNORECASE)
 _LEAD: Final = re.compile(
@@ -140,7 +141,8 @@ class _Piece(NamedTuple):
 def final_number(text: str) -> Fraction | None:
     r"""The number that the text gives as its answer, or None.
 
-    It is the one that is marked with `####`, else the last in a `\boxed{…}`, else the last of all.
+    It is the one that is marked with `####`, else the last in a `\boxed{…}`, else the last of all;
+    on a last line such as "The answer is 18 eggs (not 20)" it is the one behind these words.
     """
     marked = marked_number(text)
     if marked is not None:
@@ -149,7 +151,8 @@ def final_number(text: str) -> Fraction | None:
         value = _of_clause(_normal(content))
         if value is not None:
             return value
-    return last_number(text)
+    value = _on_answer_line(text)
+    return last_number(text) if value is None else value
 
 
 def marked_number(text: str) -> Fraction | None:
@@ -191,6 +194,14 @@ def last_number(text: str) -> Fraction | None:
     """The last number in the text, or None; also None if the last one is too long."""
     last = deque(_numbers(_normal(text)), maxlen=1)
     return last[0].value if last else None
+
+
+def _on_answer_line(text: str) -> Fraction | None:
+    """The number behind the last "answer is" or "answer:" on the last line with a digit."""
+    lines = reversed(_normal(text).split("\n"))
+    line = next((line for line in lines if any(map(str.isdigit, line))), "")
+    last = deque(_ANSWER.finditer(line), maxlen=1)
+    return _of_clause(line[last[0].end() :].lstrip(" :*_`\t")) if last else None
 
 
 def written(value: Fraction) -> str:

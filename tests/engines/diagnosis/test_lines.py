@@ -132,7 +132,7 @@ def test_hostile_logs_take_bounded_memory_and_time(name: str):
 
 
 def test_a_log_in_one_line_is_split():
-    """Whoever pastes a log may lose the ends of its lines; a usual line stays as it is."""
+    """A pasted log may have lost the ends of its lines; a usual line stays as it is."""
     stamp = "ERROR 11-04 18:02:57 [core.py:700] "
     log = (
         "INFO 11-04 18:02:55 [utils.py:1384] Found nccl from library libnccl.so.2 "

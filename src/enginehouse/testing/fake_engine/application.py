@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 
 from aiohttp import web
@@ -84,8 +85,10 @@ async def _access_log(request: web.Request, handler: Handler) -> web.StreamRespo
         host, port = request.transport.get_extra_info("peername")[:2] if request.transport else "??"
         reason = HTTPStatus(response.status).phrase
         line = f'{host}:{port} - "{request.method} {request.path_qs} HTTP/1.1"'
-        sys.stdout.write(f"INFO:     {line} {response.status} {reason}\n")
-        sys.stdout.flush()
+        # uvicorn writes this line with logging, which loses it on a full disk and goes on.
+        with suppress(OSError):
+            sys.stdout.write(f"INFO:     {line} {response.status} {reason}\n")
+            sys.stdout.flush()
     return response
 
 
