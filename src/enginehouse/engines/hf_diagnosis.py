@@ -53,8 +53,10 @@ PROFILE = LogProfile(
     rules=_RULES,
     ready=re.compile(r"listening on http://"),
     stopped=re.compile(r"^stopping$"),
-    pointer=re.compile(r"the generating thread ended|Shard (?:complete standard error|process was signaled|\d+ failed)"
-        r"|ShardCannotStart|a step failed$|generation failed$"),
+    pointer=re.compile(
+        r"the generating thread ended|a step failed$|generation failed$|ShardCannotStart"
+        r"|Shard (?:complete standard error|process was signaled|\d{1,4} failed)"
+    ),
     fatal=re.compile(r"generation failed"),
     survived=re.compile(r"a step failed"),
     killed_fix="ask the kernel whether it was for memory: `dmesg -T | grep -i 'killed process'` "

@@ -121,7 +121,7 @@ RULES = (
     Rule(
         K.COMMUNICATION,
         r"(?:res=|AssertionError: )<Response \[50\d\]>|warmup error: [^\n]{0,200}(?:ProxyError"
-        r"|Connection refused)",
+        r"|Connection refused)|requests\.exceptions\.JSONDecodeError",
         "SGLang's first request to itself was answered by something else, most likely a proxy",
         "set no_proxy=127.0.0.1,localhost,0.0.0.0 (or unset http_proxy); if there is no proxy, the "
         "scheduler's own error is above",

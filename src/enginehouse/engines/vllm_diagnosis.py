@@ -30,6 +30,7 @@ PROFILE = LogProfile(
         r"EngineCore encountered an issue|WorkerProc initialization failed|failed to be inspected"
         r"|Engine core initialization failed|MQEngineDeadError|Error in inspecting model arch"
         r"|Worker proc \S+ died|EngineCore failed to start\.$|EngineCore encountered a fatal error"
+        r"|MQLLMEngine is already dead|terminating server process"
         r"|WorkerProc (?:failed to start|hit an exception)\.$|AsyncLLM output_handler failed"
     ),
     fatal=re.compile(

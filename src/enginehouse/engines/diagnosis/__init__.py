@@ -1,7 +1,8 @@
 """Why an engine failed, as far as its log says.
 
 `lines` reads text, `order` turns it round where the newest line comes first, `prefixes` takes
-lines apart, `events` finds tracebacks and errors, and `selection` chooses the cause with `rules` and the engine's own, `guesses` and `endings`.
+lines apart, `events` finds tracebacks and errors, and `selection` chooses the cause with `rules`
+and the engine's own, `guesses` and `endings`.
 What is peculiar to an engine's logs is a `LogProfile` beside that engine.
 """
 

@@ -58,7 +58,9 @@ _SQUARE = (
     re.compile(r"\[(?:INFO|WARN|ERROR|DEBUG) {0,2}\] (?P<process>[\w.\-]{1,80}) [A-Z_]{3,30} - "),
     re.compile(rf"\[(?P<level>(?i:{_LEVELS}))\] ?"),
     # Ray's own: [2023-07-11 15:20:41,680 E 42067 42067] core_worker.cc:97:
-    re.compile(rf"\[{_DATE} (?P<level>[EWIDFC]) \d{{1,9}} \d{{1,9}}\] (?:[\w./]{{1,80}}:\d{{1,6}}: ?)?"),
+    re.compile(
+        rf"\[{_DATE} (?P<level>[EWIDFC]) \d{{1,9}} \d{{1,9}}\] (?:[\w./]{{1,80}}:\d{{1,6}}: ?)?"
+    ),
     re.compile(rf"\[(?P<level>{_LEVELS})\|[\w.]{{1,80}}:\d{{1,6}}\] {_DATE} >> ?"),
 )
 _LETTERED = (

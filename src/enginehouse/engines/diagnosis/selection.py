@@ -4,7 +4,7 @@ In this order, the first that there is:
 1. an error that ended a process and that a rule knows for definite, the first of them in the log;
 2. definite words of native code, compilers or warnings: the last words before the first error;
 3. an error that a rule knows as a symptom (a lost connection, a failed build);
-4. what an error that points to another one quotes of it, if a rule knows that for definite;
+4. what an error that points to another one quotes of it, if a rule knows that;
 5. an error that ended a process and that no rule knows: a guess by the files of its traceback;
 6. an error that was survived, if a rule knows it;
 7. that it was told to stop;
@@ -46,6 +46,8 @@ _POINTER = re.compile(
 )
 # Nothing but a name: an exception that does not say why.
 _EMPTY = re.compile(r"^[\w.]+(?:Error|Exception|Empty|Failure|Failed)?:?$")
+# An exception as Python's repr() has it: TypeError("…")
+_QUOTES = re.compile(r"\w(?:Error|Exception)\(['\"]")
 _SURVIVED = re.compile(
     r"^Exception (?:in thread|ignored in|in callback)|(?i:retry|fall(?:ing|s)? ?back|non-fatal"
     r"|ignor(?:ed|ing)|will continue|skipping|disabl(?:ed|ing))"
@@ -98,12 +100,19 @@ class _Selection:
             or self._spoken(definite)
             or self._symptom(vague)
             or self._spoken(vague)
-            or recognise("\n".join(self._pointers), rules=definite, around=self._around)
+            or self._quoted(rules)
             or (self._of_unknown(unknown) if unknown else None)
             or self._of_what_was_survived(definite, vague)
             or self._of_the_end(exit_code)
             or self._survived_until(exit_code)
         )
+
+    def _quoted(self, rules: Sequence[Rule]) -> Diagnosis | None:
+        """What a pointer, or the heading of a traceback that was cut off, tells of the error."""
+        definite = [rule for rule in rules if not rule.vague]
+        said = recognise("\n".join(self._pointers), rules=definite, around=self._around)
+        headings = [heading for heading in self._cut if _QUOTES.search(heading)]
+        return said or recognise("\n".join(headings), rules=rules, around=self._around)
 
     def _sort(self, failure: Failure) -> None:
         texts = [text for text in failure.texts if not self._is_pointer(text)]

@@ -75,9 +75,11 @@ RULES = (
         r"[Cc]an't get ascend_hal device count|dcmi m\w{1,8} initialize failed"
         r"|No (?:XPU|NPU|HPU|MPS|TPU|Neuron) devices? (?:are|is|were)? ?(?:available|found)"
         r"|not (?:built|compiled) with (?:XPU|NPU|HIP|ROCm|MPS)|hipErrorNoDevice"
-        r"|NPU function error: acl(?:Init|rtSetDevice)\w{0,10}|AmdSmi(?:Library)?Exception|Unable to get GPU device count"
+        r"|NPU function error: acl(?:Init|rtSetDevice)\w{0,10}|AmdSmi(?:Library)?Exception"
+        r"|Unable to get GPU device count"
         r"|no accelerator is available|[Cc]annot access accelerator device when none is"
-        r"|(?:open|access)[^\n]{0,20} /dev/(?:kfd|davinci\w{0,10}|dri)[^\n]{0,40}(?:denied|No such)",
+        r"|(?:open|access)[^\n]{0,20} /dev/(?:kfd|davinci\w{0,10}|dri)[^\n]{0,40}"
+        r"(?:denied|No such)",
         "this build of {engine} needs an accelerator, and none can be used",
         "see whether the device's own tool shows it (rocm-smi, npu-smi, xpu-smi), that a container "
         "gets its devices (/dev/kfd, /dev/dri, /dev/davinci0), and that this user may open them",

@@ -77,7 +77,7 @@ RULES = (
     ),
     Rule(
         K.WRONG_BUILD,
-        r"'_OpNamespace' '_\w{1,40}' object has no attribute"
+        r"'_OpNamespace' '\w{1,40}' object has no attribute"
         r"|Could not run '\w{1,40}::\w{1,80}'"
         r"|No module named 'vllm\._C"
         r"|name 'vllm_\w{1,40}' is not defined",

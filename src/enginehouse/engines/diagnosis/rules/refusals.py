@@ -55,7 +55,8 @@ RULES = (
     Rule(
         K.UNSUPPORTED_FEATURE,
         rf"{_ERROR}[^\n]{{0,300}}(?:(?:is|are) (?:currently )?(?:un|not (?:yet |currently )?)"
-        r"supported|(?:do|does|did) not (?:currently |yet )?support\b|[Uu]nsupported (?!operand|format)\w"
+        r"supported|(?:do|does|did) not (?:currently |yet )?support\b"
+        r"|[Uu]nsupported (?!operand|format)\w"
         r"|(?:currently )?only supports?\b|(?:is|are) (?:currently )?only (?:supported|available)"
         r"|(?:not compatible|incompatible) with|not (?:yet )?implemented"
         r"|cannot be (?:used|combined|enabled) (?:together )?(?:with|when|on))"
@@ -67,8 +68,8 @@ RULES = (
     ),
     Rule(
         K.WRONG_VALUE,
-        r"\d{1,4} validation errors? for \w{0,60}(?:Config|Args|Params)\b(?![^\n]{0,40}\n[^\n]{0,200}"
-        r"failed to be inspected)"
+        r"\d{1,4} validation errors? for \w{0,60}(?:Config|Args|Params)\b"
+        r"(?![^\n]{0,40}\n[^\n]{0,200}failed to be inspected)"
         rf"|{_ERROR}(?:[Ii]nvalid|[Uu]nknown|[Uu]nrecognized|[Uu]nexpected) [^\n]{{0,200}}"
         r"(?:[Ee]xpected|[Vv]alid \w{1,20} (?:are|is)|[Ss]upported|[Aa]vailable|[Mm]ust be|--\w)"
         rf"|{_ERROR}[`'\"]?(?:--[a-z][\w\-]{{2,60}}|max_\w{{2,40}}|gpu_memory_utilization"
@@ -116,13 +117,24 @@ RULES = (
         r"^TypeError: [\w.]{1,120}\(\) (?:got an unexpected keyword argument|missing \d+ required"
         r"|takes \d+ (?:positional|required))"
         r"|[Pp]lease (?:upgrade|update|downgrade) (?:your |the )?`?(?:transformers|vllm|sglang"
-        r"|triton|torch|flashinfer|huggingface|tokenizers|mistral)|requires? `?(?:transformers|torch"
-        r"|triton|flashinfer[\w\-]{0,12}|mistral[_\-]common|huggingface[_\-]hub)`? ?(?:version |[<>=])"
+        r"|triton|torch|flashinfer|huggingface|tokenizers|mistral)"
+        r"|requires? `?(?:transformers|torch|triton|flashinfer[\w\-]{0,12}|mistral[_\-]common"
+        r"|huggingface[_\-]hub)`? ?(?:version |[<>=])"
         r"|Tokenizer class '?\w{1,80}'? (?:specified in|is not currently)"
         r"|Could not find module \w{1,80} in `transformers`",
         "two packages of the environment do not fit each other, most likely transformers and "
         "{engine}, or the model's own code and transformers",
         "install the versions that {engine} asks for, or build the environment again: {rebuild}",
+        vague=True,
+    ),
+    Rule(
+        K.WEIGHTS_MISMATCH,
+        r"KeyError: '[\w.]{0,80}\b(?:layers?|blocks?|h)\.\d{1,4}\.[\w.]{0,120}"
+        r"(?:weight|bias|scale|norm|proj|zeros)\w{0,20}'",
+        "the checkpoint has a weight that {engine}'s class for this architecture does not expect, "
+        "or lacks one",
+        "see that config.json belongs to these weights, and how they were saved (merged? "
+        "quantized?); a newer {engine} may know the variant",
         vague=True,
     ),
     Rule(
