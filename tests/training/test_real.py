@@ -85,7 +85,7 @@ def check(python: Path, device: str) -> None:
     assert {name: problem for name, problem in found.items() if problem} == {}, done.stderr[-4000:]
 
 
-SETTINGS = {"tasks": ["instructions"], "limit": 2, "max_tokens": 16}
+SETTINGS = {"tasks": ["instructions"], "limit": 3, "max_tokens": 16}
 
 
 class Loops:

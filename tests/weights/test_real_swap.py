@@ -20,6 +20,7 @@ from enginehouse import SampleRequest, SamplingParameters, TextPrompt
 from enginehouse.core.errors import ModelError, WeightsError
 from enginehouse.launch.configuration import ServeConfig, parse
 from enginehouse.launch.serving import Serving, serving
+from enginehouse.servers.endpoint import Server
 from enginehouse.store.layout import Layout
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
@@ -65,9 +66,13 @@ def variant(ready: Serving, folder: Path, factor: float) -> Path:
     return changed_checkpoint(Path(ready.model.path), folder, tensor=NORM, factor=factor)
 
 
-async def named(url: str) -> str:
+async def named(server: Server) -> str:
     """What the server calls its weights."""
-    async with aiohttp.ClientSession(url) as session, session.get("/weight_info") as reply:
+    key = {"Authorization": f"Bearer {server.admin_key}"}
+    async with (
+        aiohttp.ClientSession(server.base_url, headers=key) as session,
+        session.get("/weight_info") as reply,
+    ):
         return (await reply.json())["weight_version"]
 
 
@@ -92,7 +97,7 @@ async def test_swaps_of_a_real_vllm(ready, tmp_path):
     new = await sampler.sample(asking())
     assert new.completions != old.completions
     assert new.weights_digest == done.after.digest != old.weights_digest
-    assert await named(ready.url) == done.after.name
+    assert await named(ready.server) == done.after.name
     await weights.swap(original)
     back = await sampler.sample(asking())
     assert back.completions == old.completions
@@ -157,7 +162,7 @@ async def test_a_real_vllm_killed_around_a_swap(ready, incidents, tmp_path):
     old = await sampler.sample(asking())
 
     async def is_loading() -> bool:
-        return (await named(ready.url)).startswith("loading")
+        return (await named(ready.server)).startswith("loading")
 
     swap = asyncio.create_task(weights.swap(other))
     await until(is_loading)
@@ -175,6 +180,6 @@ async def test_a_real_vllm_killed_around_a_swap(ready, incidents, tmp_path):
     await asyncio.sleep(0)
     again = await sampler.sample(asking())
     assert (again.completions, again.weights_digest) == (new.completions, done.after.digest)
-    assert await named(ready.url) == done.after.name
+    assert await named(ready.server) == done.after.name
     assert len(incidents) == known + 2
     await weights.swap(original)

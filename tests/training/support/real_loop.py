@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from enginehouse.training import CheckpointEvaluator, Evaluation
 
 STEPS = 2
+RATES = {"lora": 3e-2, "full": 1e-3}  # so large that each step's answers differ
 TEXTS = [
     "VOTE: BLACK because cooperation wins.",
     "The engine house stands beside the mine, and its chimney can be seen from the sea.",
@@ -42,7 +43,7 @@ def main() -> None:
         model = get_peft_model(model, config)
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=1e-3)
+    optimizer = torch.optim.AdamW(weights, lr=RATES[sys.argv[4]])
     asks = CheckpointEvaluator(folder=folder, notify=say, **settings) if settings else None
     losses: list[str] = []
     evaluations: list[Evaluation] = []
