@@ -157,3 +157,16 @@ def test_a_frame_and_its_exception_in_one_line_are_split():
         "requests.exceptions.ConnectionError: no host",
     ]
     assert list(read_lines(io.BytesIO(frame.encode()))) == [frame]
+
+
+def test_a_table_that_a_cloud_exported():
+    """Its first column, its quotes, and syslog's names of control characters are taken off."""
+    exported = (
+        "1756144011375,#033[1;36m(Worker pid=9)#033[0;0m INFO loading#015\n"
+        '1756144011376,"#033[1;36m(Worker pid=9)#033[0;0m   File ""/a/b.py"", line 3#015"\n'
+    )
+    assert read(exported.encode()) == [
+        "(Worker pid=9) INFO loading",
+        '(Worker pid=9)   File "/a/b.py", line 3',
+    ]
+    assert read(b"see issue #12, and 1756144011375 ms") == ["see issue #12, and 1756144011375 ms"]

@@ -70,6 +70,15 @@ _GUESSES = (
         within=1,
     ),
     _Guess(
+        re.compile(r"vllm/transformers_utils/\w+\.py"),
+        K.MODEL_INCOMPLETE,
+        "the model's folder lacks its configuration, or a part of it",
+        "see that config.json (params.json of Mistral's own format) is there and whole; fetch the "
+        "model again",
+        re.compile(r"AssertionError|FileNotFoundError|KeyError"),
+        within=1,
+    ),
+    _Guess(
         re.compile(r"/quantization/|/quantizers/"),
         K.QUANTIZATION,
         "the checkpoint is quantized in a way that this {engine} cannot compute with here",

@@ -30,6 +30,11 @@ _ESCAPES = re.compile(
 _BARE_COLOUR = re.compile(r"(?:ESC|\^\[|\\x1b|\\033|\ufffd)?\[(?:\d{1,3};){0,4}\d{0,3}m")
 # What is left of a colour where more than the escape was lost: "36m(Worker pid=1)0m ERROR …"
 _COLOUR_REST = re.compile(r"^\d{1,3}m(?=\()|(?<=\))0m(?= )")
+# A line of a table that a cloud exports: milliseconds, a comma, and the text, in quotes if need be.
+_CELL = re.compile(r"\d{13},(?P<quote>\"?)(?P<text>.*?)(?P=quote)$")
+_OCTAL = re.compile(
+    r"#(?:033(?:\[[\d;]{0,12}[A-Za-z])?|0\d\d)"
+)  # control characters, as syslog writes them
 _CONTROLS = {code: None for code in range(32) if code != 9} | {127: None}
 _BAR = re.compile(r".{0,600}?(?:it/s|s/it)[^\]]{0,80}\] ?")
 _STAMP = re.compile(
@@ -177,6 +182,10 @@ def _unpacked(line: str) -> Iterator[str]:
 
 
 def _clean(line: str) -> str:
+    if line[:1] == "1" and (cell := _CELL.match(line)) is not None:
+        line = cell["text"].replace('""', '"') if cell["quote"] else cell["text"]
+    if "#0" in line:
+        line = _OCTAL.sub("", line)
     if "\x1b" in line:
         line = _ESCAPES.sub("", line)
     if "m" in line and "[" in line:

@@ -156,7 +156,8 @@ RULES = (
     ),
     Rule(
         K.DOWNLOAD_FAILED,
-        r"Temporary failure in name resolution|NameResolutionError|Name or service not known"
+        r"(?<!gaierror: \[Errno -3\] )Temporary failure in name resolution|NameResolutionError"
+        r"|(?<!gaierror: \[Errno -2\] )Name or service not known"
         r"|ConnectTimeout|ReadTimeoutError|Network is unreachable|CERTIFICATE_VERIFY_FAILED"
         r"|ProxyError",
         "something could not be fetched from the network",

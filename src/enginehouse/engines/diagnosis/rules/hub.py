@@ -157,6 +157,7 @@ RULES = (
         r"|GGUF model with architecture (?P<gguf>\S{1,40}) is not supported"
         r"|KeyError: '(?P<key>[a-z][a-z0-9_]{1,30}(?:_moe|_vl|_mtp|_next|_text|_omni))'"
         r"|has no vLLM implementation and the Transformers implementation is not compatible"
+        r"|The Transformers implementation of [^\n]{1,120} is not compatible with vLLM"
         r"|generates no text|No module named 'transformers\.models\.(?P<module>\w{1,60})'",
         "this {engine}, or its transformers, does not know the model's architecture "
         "{names}{type}{gone}{missing}{class}{auto}{arch}{ggtype}{gguf}{key}{module}",

@@ -129,12 +129,22 @@ RULES = (
     ),
     Rule(
         K.WEIGHTS_MISMATCH,
-        r"KeyError: '[\w.]{0,80}\b(?:layers?|blocks?|h)\.\d{1,4}\.[\w.]{0,120}"
-        r"(?:weight|bias|scale|norm|proj|zeros)\w{0,20}'",
+        r"KeyError: '[\w.]{0,80}\b(?:(?:layers?|blocks?|h)\.\d{1,4}\.[\w.]{0,120}"
+        r"(?:weight|bias|scale|norm|proj|zeros)\w{0,20}"
+        r"|(?:lm_head|embed_tokens|embeddings|score|norm)\.(?:weight|bias))'",
         "the checkpoint has a weight that {engine}'s class for this architecture does not expect, "
         "or lacks one",
         "see that config.json belongs to these weights, and how they were saved (merged? "
         "quantized?); a newer {engine} may know the variant",
+        vague=True,
+    ),
+    Rule(
+        K.COMMUNICATION,
+        r"(?:^|\n)(?:socket\.)?gaierror: (?P<why>[^\n]{1,120})",
+        "a host's name has no address here: this machine's own, another node's, or one that is "
+        "asked for the way to the network ({why})",
+        "see that names are resolved (/etc/hosts, /etc/resolv.conf; in a container its network), "
+        "and name addresses: VLLM_HOST_IP, MASTER_ADDR, --host",
         vague=True,
     ),
     Rule(
