@@ -278,6 +278,7 @@ async def test_closing_leaves_nothing(tmp_path, kind):
     await processes.close()
     await processes.close()
     await until(lambda: children() == before)
+    assert children() == before
 
 
 async def test_a_program_that_no_longer_loads_is_told_each_answer(tmp_path, kind):

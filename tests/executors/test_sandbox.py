@@ -113,6 +113,6 @@ def test_a_bubblewrap_that_does_not_work_is_none(monkeypatch, tmp_path):
 
 def test_it_is_looked_for_once(monkeypatch):
     """Trying it takes time."""
-    find_sandbox()
+    found = find_sandbox()
     monkeypatch.setattr(sandbox_module.subprocess, "run", None)
-    find_sandbox()
+    assert find_sandbox() is found
