@@ -94,7 +94,8 @@ WRITTEN = {
     "survived_then_killed": (K.KILLED, "one of the engine's processes", "dmesg"),
     "too_few_gpus": (K.PARALLELISM, "8 GPUs together, and 4", "--tensor-parallel-size 4"),
     "too_slow": (K.TOO_SLOW, "600 s", "--start-timeout"),
-    "unknown_in_a_worker": (K.UNKNOWN, "KeyError: 'layers.7.mlp", READ_THE_LOG),
+    "ray_resources": (K.RAY_RESOURCES, "has not as many GPUs free", "ray status"),
+    "unknown_in_a_worker": (K.UNKNOWN, "KeyError: 'some_new_state'", READ_THE_LOG),
     "wrong_library": (K.WRONG_LIBRARY, "another version", "unset LD_LIBRARY_PATH"),
 }
 ELSEWHERE = {"cuda_build_over_cpu_build", "killed_while_starting"}
@@ -135,6 +136,21 @@ def test_every_kind_is_documented():
     document = (Path(__file__).parents[2] / "docs/errors.md").read_text()
     table = document.partition("| kind |")[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {k.value for k in K}
+
+
+def test_what_pydantic_found_wrong_is_the_evidence(tmp_path: Path):
+    """Its first line only counts the errors."""
+    log = tmp_path / "log"
+    log.write_text(
+        "Traceback (most recent call last):\n"
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+        "  Value error, max_model_len is too large [type=value_error, input_value=x]\n"
+        "    For further information visit the documentation\n"
+    )
+    diagnosis = ENGINE.diagnose(log)
+    assert diagnosis is not None
+    assert diagnosis.kind is K.WRONG_VALUE
+    assert diagnosis.evidence == "max_model_len is too large"
 
 
 def test_every_rule_is_used():
@@ -268,15 +284,6 @@ RuntimeError: Engine core initialization failed. See root cause above.
 """,
         "acme.kernels.ShapeError: 7 is odd",
     ),
-    "what pydantic found wrong": (
-        """\
-Traceback (most recent call last):
-pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
-  Value error, max_model_len is too large [type=value_error, input_value=x]
-    For further information visit the documentation
-""",
-        "max_model_len is too large",
-    ),
     "the last error if nothing better": (
         """\
 (APIServer pid=1) WARNING 11-21 04:30:17 [a.py:1] ValueError: only a warning
@@ -353,7 +360,7 @@ def test_explained_prefers_what_a_rule_says():
     assert str(known).splitlines()[2] == f"  seen: {known.evidence}"
     unknown = explained(error, found("written/unknown_in_a_worker"), log=Path("/l"))
     assert unknown.fix == "read the log"
-    assert unknown.why == "KeyError: 'layers.7.mlp.experts.w2_weight'"
+    assert unknown.why == "KeyError: 'some_new_state'"
     assert unknown.evidence is None
 
 

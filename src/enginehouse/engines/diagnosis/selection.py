@@ -160,6 +160,8 @@ class _Selection:
             for rule in rules:
                 for text in texts:
                     if (found := rule.diagnose(text, around=self._around)) is not None:
+                        if "validation error" in found.evidence:  # only a count: its line says more
+                            found = msgspec.structs.replace(found, evidence=_evidence(text))
                         return found
         return None
 
