@@ -29,7 +29,7 @@ from random_loras import RANK, write_lora
 
 from enginehouse import ChatPrompt, Message, SampleRequest, SamplingParameters, serve
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.launch.serving import Serving
+from enginehouse.deployment.serving import Serving
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import read_peft_folder
 from enginehouse.weights.pool import AdapterPool

@@ -11,7 +11,7 @@ import time
 
 import uvloop
 
-from enginehouse.launch.evaluating import evaluate
+from enginehouse.commands.evaluate import evaluate
 
 
 def main(url: str, task: str, samples: int, concurrency: int) -> None:

@@ -21,10 +21,11 @@ from interleaved import machine, say
 from random_loras import RANK, write_lora
 
 from enginehouse import serve
-from enginehouse.launch.configuration import EvaluationConfig, parse
-from enginehouse.launch.evaluating import run_evaluation
-from enginehouse.launch.evaluating_together import run_together
-from enginehouse.report.summary import Progress
+from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.commands.evaluate import run_evaluation
+from enginehouse.commands.evaluate_together import run_together
+from enginehouse.deployment.configuration import parse
+from enginehouse.results.summary import Progress
 from enginehouse.store.layout import Layout
 
 _ITEMS = 30

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from enginehouse import EnginehouseError
 from enginehouse.facades.agent_arena import make_backend
-from enginehouse.launch.composing import parse_backend
+from enginehouse.facades.agent_arena.composing import parse_backend
 
 
 @hydra.main(version_base="1.3", config_path="hydra", config_name="application")

@@ -10,7 +10,6 @@ import asyncio
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -18,17 +17,13 @@ from typing import TypeVar
 import pytest
 
 from enginehouse.engines.options import ServerOptions
-from enginehouse.executors.tree import identify
+from enginehouse.processes.tree import identify
 from enginehouse.provisioning.environments import EngineEnvironment, ensure_environment
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
 from enginehouse.provisioning.plans import plan_environment
 from enginehouse.store.layout import Layout
-
-TESTS = Path(__file__).parent
-if str(TESTS / "cli" / "support") not in sys.path:
-    sys.path.append(str(TESTS / "cli" / "support"))
-
-import command_line  # noqa: E402
+from enginehouse.testing.fake_environment import make_fake_environment
+from tests.support import SUPPORT, command_line
 
 _SETTINGS = (
     "ANTHROPIC_",
@@ -72,6 +67,39 @@ def _own_home(
     # a hundred times a second would take the engine's cores.
     monkeypatch.setattr(command_line, "DEADLINE", _ENGINE_TEST)
     monkeypatch.setattr(command_line, "POLL", 0.1)
+
+
+@pytest.fixture(scope="session")
+def fake_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment whose vLLM is the fake engine."""
+    return make_fake_environment(tmp_path_factory.mktemp("environment") / "vllm")
+
+
+@pytest.fixture
+def house(
+    tmp_path: Path, fake_python: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[command_line.House]:
+    """A machine of this test's own with the fake engine, this process in it.
+
+    Whatever the test leaves running there is an error.
+    """
+    house = command_line.House(tmp_path / "house", python=fake_python)
+    for name, value in house.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(house.work)
+    try:
+        yield house
+        house.nothing_left()
+    finally:
+        house.clear()
+
+
+@pytest.fixture
+def layout(request: pytest.FixtureRequest) -> Layout:
+    """The test's own folders: those of its `house`, if it has one."""
+    if "house" in request.fixturenames:
+        request.getfixturevalue("house")
+    return Layout.from_environment()
 
 
 def _provisioned(work: Coroutine[object, object, _T]) -> _T:
@@ -126,7 +154,7 @@ def vote_adapter(
 ) -> Path:
     """An adapter of rank 8 over seven projections, trained in 20 steps to say how it votes."""
     folder = tmp_path_factory.mktemp("trained") / "vote"
-    program = TESTS / "weights" / "support" / "train_adapter.py"
+    program = SUPPORT / "train_adapter.py"
     words = [hf_environment.executable, program, smollm2.path, folder]
     subprocess.run(list(map(str, words)), check=True, timeout=_ENGINE_TEST)
     return folder

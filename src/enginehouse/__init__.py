@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from enginehouse.commands.evaluate import evaluate
     from enginehouse.core.errors import EnginehouseError
     from enginehouse.core.messages import ChatPrompt, Message, TextPrompt, TokenPrompt
     from enginehouse.core.sampler import SampleRequest, SampleResponse
     from enginehouse.core.sampling import SamplingParameters, StructuredOutput
-    from enginehouse.launch.evaluating import evaluate
-    from enginehouse.launch.serving import serve
+    from enginehouse.deployment.serving import serve
 
 __all__ = [
     "ChatPrompt",
@@ -40,8 +40,8 @@ _MODULES = {
     "StructuredOutput": "core.sampling",
     "TextPrompt": "core.messages",
     "TokenPrompt": "core.messages",
-    "evaluate": "launch.evaluating",
-    "serve": "launch.serving",
+    "evaluate": "commands.evaluate",
+    "serve": "deployment.serving",
 }
 
 

@@ -4,35 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-
-SUPPORT = Path(__file__).parent / "support"
-if str(SUPPORT) not in sys.path:
-    sys.path.append(str(SUPPORT))
-
-from command_line import Finished, House  # noqa: E402
-
-from enginehouse.testing.fake_environment import make_fake_environment  # noqa: E402
-
-
-@pytest.fixture(scope="session")
-def fake_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment whose vLLM is the fake engine."""
-    return make_fake_environment(tmp_path_factory.mktemp("environment") / "vllm")
-
-
-@pytest.fixture
-def house(tmp_path: Path, fake_python: Path) -> Iterator[House]:
-    """A machine of this test's own; whatever the test left running is an error."""
-    house = House(tmp_path / "house", python=fake_python)
-    try:
-        yield house
-        house.nothing_left()
-    finally:
-        house.clear()
+from tests.support.command_line import Finished, House
 
 
 @pytest.fixture

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from command_line import House
-
-sys.path.append(str(Path(__file__).parents[1] / "weights" / "support"))
-
-from tiny_adapters import write_adapter
-from tiny_checkpoints import write_checkpoint
+from tests.support.command_line import House
+from tests.support.tiny_adapters import write_adapter
+from tests.support.tiny_checkpoints import write_checkpoint
 
 pytestmark = pytest.mark.slow
 

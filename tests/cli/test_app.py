@@ -45,7 +45,7 @@ def test_help_imports_no_engine_room():
         "import sys; sys.argv = ['enginehouse', '--help']\n"
         "from enginehouse.__main__ import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'aiohttp', 'pydantic', 'numpy', 'scipy', 'jinja2', 'enginehouse.launch'}\n"
+        "heavy = {'aiohttp', 'pydantic', 'numpy', 'scipy', 'jinja2', 'enginehouse.deployment'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
     run = [sys.executable, "-c", code]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from foreign_server import fake_engine
+from tests.support.foreign_server import fake_engine
 
 SHORT = ("--input-tokens", "20", "--output-tokens", "6", "--requests", "8", "--warmup", "1")
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from command_line import DEADLINE, Finished, House
-from foreign_server import fake_engine
+from tests.support.command_line import DEADLINE, Finished, House
+from tests.support.foreign_server import fake_engine
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ import json
 import urllib.request
 
 import pytest
-from command_line import House
-from foreign_server import fake_engine
+from tests.support.command_line import House
+from tests.support.foreign_server import fake_engine
 
 pytestmark = pytest.mark.slow
 

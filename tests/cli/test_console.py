@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from command_line import House, sums
-from terminals import on_a_terminal
+from tests.support.command_line import House, sums
+from tests.support.terminals import on_a_terminal
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-LOGS = Path(__file__).parents[1] / "engines/diagnosis/logs"
+LOGS = Path(__file__).parents[1] / "diagnosis/logs"
 
 
 def test_a_log_is_explained(call):

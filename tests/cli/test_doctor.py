@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse.launch.findings import Verdict
+from enginehouse.doctor.findings import Verdict
 
 
 def test_what_is_found_is_printed(call, house):

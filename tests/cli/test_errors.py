@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import House, journaled, sums
+from tests.support.command_line import House, journaled, sums
 
 from enginehouse.core.errors import EnginehouseError
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from command_line import Finished, House, port_is_free, sums, url_of
+from tests.support.command_line import Finished, House, port_is_free, sums, url_of
 
+from enginehouse.deployment.compute_type import type_on_cpu
 from enginehouse.engines.options import ServerOptions
-from enginehouse.executors.base import Command
-from enginehouse.executors.cpu import read_cpu
-from enginehouse.launch.compute_type import type_on_cpu
+from enginehouse.processes.cpu import read_cpu
+from enginehouse.processes.process import Command
 from enginehouse.testing.fake_engine import tokenizer
 from enginehouse.testing.fake_engine.model import logprobs, weights_digest
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from command_line import Finished, House, journaled, sums, until
+from tests.support.command_line import Finished, House, journaled, sums, until
 
 from enginehouse.client import sampler as sampling
 from enginehouse.client.retry import Retries
 from enginehouse.client.transport import Timeouts
+from enginehouse.deployment import supervision as supervising
 from enginehouse.evaluation.records import Failure, Record, SampleRecord
-from enginehouse.launch import supervising
 from enginehouse.servers import health
 from enginehouse.store.journal import read_journal
 

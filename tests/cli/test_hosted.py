@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from command_line import House, sums
+from tests.support.command_line import House, sums
 
 from enginehouse.testing.fake_vendors import (
     FakeAnthropic,

@@ -6,9 +6,9 @@ import json
 import sys
 
 import pytest
-from command_line import House
-from foreign_server import fake_engine
-from terminals import on_a_terminal
+from tests.support.command_line import House
+from tests.support.foreign_server import fake_engine
+from tests.support.terminals import on_a_terminal
 
 pytestmark = pytest.mark.slow
 

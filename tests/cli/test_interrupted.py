@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import House, journaled, scored, sums, until
+from tests.support.command_line import House, journaled, scored, sums, until
 
 from enginehouse.testing.fake_environment import make_fake_environment
 

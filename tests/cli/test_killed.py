@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import House, Running, journaled, sums, until
+from tests.support.command_line import House, Running, journaled, sums, until
 
 from enginehouse.testing.fake_environment import make_fake_environment
 
@@ -160,7 +160,7 @@ def test_resume_stops_a_server_that_was_left_behind_while_it_started(house: Hous
     words = ("eval", "tiny", "--task", task, "--env", house.answers(canned))
     running = house.start(*words, VLLM_FAKE_START_DELAY="inf")
     running.until("starting vllm")
-    (reaper,) = (p for p in house.processes() if "enginehouse.executors.reaper" in p.cmdline())
+    (reaper,) = (p for p in house.processes() if "enginehouse.processes.reaper" in p.cmdline())
     reaper.kill()
     running.kill()
     (left,) = call("ps", "--json").report

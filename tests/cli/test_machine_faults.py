@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command_line import Finished, House, journaled, sums, until
+from tests.support.command_line import Finished, House, journaled, sums, until
 
-from enginehouse.launch import evaluating
+from enginehouse.commands import evaluate as evaluating
 from enginehouse.provisioning import description
 
 Call = Callable[..., Finished]

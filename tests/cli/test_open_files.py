@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from command_line import House, journaled, sums
+from tests.support.command_line import House, journaled, sums
 
 pytestmark = pytest.mark.slow
 LIMITED = "ulimit -n {limit} && exec {python} -m enginehouse {words}"

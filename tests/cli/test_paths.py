@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import DEADLINE, SOURCE, House, sums
-from foreign_server import fake_engine
+from tests.support import SUPPORT
+from tests.support.command_line import DEADLINE, SOURCE, House, sums
+from tests.support.foreign_server import fake_engine
 
 from enginehouse.cli.app import COMMANDS
 from enginehouse.testing.fake_environment import make_fake_environment
@@ -23,14 +24,14 @@ from enginehouse.testing.fake_environment import make_fake_environment
 pytestmark = pytest.mark.slow
 
 NOBODY, STRANGER = 65534, 12345
-_LOOK = "import sys, os, enginehouse.launch.asking; os.stat(sys.executable)"
+_LOOK = "import sys, os, enginehouse.deployment.asking; os.stat(sys.executable)"
 CODES = {0, *range(2, 10)}  # 1 is an error that nobody foresaw
 OTHER_REASONS = (
     "without effect on a server that runs already",
     "is not on this machine",  # of a server's checkpoint
     "was not ready after",
 )
-PROGRAM = Path(__file__).parent / "support" / "hostile_words.py"
+PROGRAM = SUPPORT / "hostile_words.py"
 LEFT_OUT = {"install"}  # would build an environment for every value
 
 

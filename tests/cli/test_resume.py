@@ -7,10 +7,10 @@ import json
 import signal
 
 import pytest
-from command_line import House, journaled, scored, sums, until
+from tests.support.command_line import House, journaled, scored, sums, until
 
 from enginehouse.core.errors import RunLockedError, StoreError
-from enginehouse.executors.tree import identify
+from enginehouse.processes.tree import identify
 
 pytestmark = pytest.mark.slow
 OTHER_WEIGHTS = b"\3\0\0\0\0\0\0\0{} "  # a safetensors file whose head is padded

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import House, until
-from foreign_server import fake_engine
+from tests.support.command_line import House, until
+from tests.support.foreign_server import fake_engine
 
 pytestmark = pytest.mark.slow
 

@@ -8,19 +8,13 @@ import re
 import signal
 import stat
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
-from command_line import House, port_is_free, until
-
-WEIGHTS = Path(__file__).parents[1] / "weights" / "support"
-if str(WEIGHTS) not in sys.path:
-    sys.path.append(str(WEIGHTS))
-
-from tiny_adapters import write_adapter  # noqa: E402
+from tests.support.command_line import House, port_is_free, until
+from tests.support.tiny_adapters import write_adapter
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import pytest
-from command_line import SOURCE
+from tests.support.command_line import SOURCE
 
 from enginehouse.cli.app import COMMANDS
 

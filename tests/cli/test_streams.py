@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import Finished, House, sums
+from tests.support.command_line import Finished, House, sums
 
 ENTRY = shlex.join([sys.executable, "-m", "enginehouse"])
 CLOSED = ("<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-")

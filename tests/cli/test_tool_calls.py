@@ -6,7 +6,7 @@ import json
 
 import pytest
 import yaml
-from command_line import House
+from tests.support.command_line import House
 
 from enginehouse.testing.fake_engine import running_fake_engine
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from foreign_server import fake_engine
+from tests.support.foreign_server import fake_engine
 
 pytestmark = pytest.mark.slow
 

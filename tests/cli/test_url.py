@@ -6,8 +6,8 @@ import re
 import sys
 
 import pytest
-from command_line import House, journaled, sums
-from foreign_server import fake_engine
+from tests.support.command_line import House, journaled, sums
+from tests.support.foreign_server import fake_engine
 
 
 @pytest.fixture

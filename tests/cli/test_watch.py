@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from command_line import House, journaled, sums, until
+from tests.support.command_line import House, journaled, sums, until
+from tests.support.tiny_adapters import BASE, write_adapter
+from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse.core.sampler import Provenance
 from enginehouse.evaluation.records import ProvenanceRecord, Record
 from enginehouse.provisioning.digests import weights_digest
 from enginehouse.store.journal import read_journal
 from enginehouse.store.layout import Layout
-
-SUPPORT = Path(__file__).parents[1] / "weights" / "support"
-if str(SUPPORT) not in sys.path:
-    sys.path.append(str(SUPPORT))
-
-from tiny_adapters import BASE, write_adapter  # noqa: E402
-from tiny_checkpoints import write_checkpoint  # noqa: E402
 
 
 @pytest.fixture

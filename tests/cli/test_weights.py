@@ -1,17 +1,10 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-from command_line import House, url_of
-
-SUPPORT = Path(__file__).parents[1] / "weights" / "support"
-if str(SUPPORT) not in sys.path:
-    sys.path.append(str(SUPPORT))
-
-from tiny_checkpoints import write_checkpoint  # noqa: E402
+from tests.support.command_line import House, url_of
+from tests.support.tiny_checkpoints import write_checkpoint
 
 
 @pytest.fixture

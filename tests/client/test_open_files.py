@@ -20,7 +20,7 @@ from enginehouse.client.open_files import most_connections, no_file_left
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.transport import AiohttpTransport, WireRequest
 from enginehouse.core.errors import ConnectionFailedError, OpenFilesError, WireError
-from enginehouse.engines.vllm import VllmEngine
+from enginehouse.engines.vllm.engine import VllmEngine
 
 from .conftest import ScriptedServer, reply
 

@@ -22,7 +22,7 @@ LONGEST = 20_000
 NOT_FROM_OUTSIDE = {
     "testing": "what this project's own tests send",
     "core.model_reference": "names of models, as the user gives them",
-    "launch.finished_checkpoints": "names of files",
+    "watch.checkpoints": "names of files",
     "provisioning.versions": "names of environments' folders, and of packages",
     "weights.peft_folder": "names of tensors and modules",
     "tasks.hellaswag": "the benchmark's data",

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 from pydantic import BaseModel, ValidationError
 
-import enginehouse.launch.composing
-import enginehouse.launch.configuration
+import enginehouse.deployment.configuration
+import enginehouse.facades.agent_arena.composing
 import enginehouse.tasks.custom  # noqa: F401 - its models are found among the subclasses
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampling import SamplingParameters

@@ -19,7 +19,7 @@ from enginehouse.core.sampler import Delta, SampleRequest, SampleResponse, Timin
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 from enginehouse.dialects import llamacpp
 from enginehouse.dialects.openai_errors import error_reply
-from enginehouse.engines.llamacpp import LlamaCppEngine
+from enginehouse.engines.llamacpp.engine import LlamaCppEngine
 
 CAPABILITIES = LlamaCppEngine().capabilities(None)
 CHAT = ChatPrompt((Message("user", "Hello"),))

@@ -17,11 +17,12 @@ import typer
 import yaml
 
 from enginehouse.cli.app import COMMANDS, build_app
+from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.core import errors
+from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.engines.base import RemoteEngine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.evaluation.scoring_processes import ScoringProcesses
-from enginehouse.launch.configuration import EvaluationConfig, ServeConfig, parse
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import create_run
 from enginehouse.tasks.custom import Definition

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-SUPPORT = Path(__file__).parents[1] / "cli" / "support"
-if str(SUPPORT) not in sys.path:
-    sys.path.append(str(SUPPORT))
-
-from command_line import House  # noqa: E402
+from tests.support.command_line import House
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from command_line import House, journaled
+from tests.support.command_line import House, journaled
 
 pytestmark = pytest.mark.engine
 

@@ -11,21 +11,21 @@ from typing import NamedTuple
 import aiohttp
 import msgspec
 import pytest
-from command_line import House, port_is_free
+from tests.support import SUPPORT
+from tests.support.command_line import House, port_is_free
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import BadRequestError, UnknownModelError
 from enginehouse.core.messages import TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
-from enginehouse.engines.hf import HfEngine
-from enginehouse.executors.tree import identify
+from enginehouse.engines.hf.engine import HfEngine
+from enginehouse.processes.tree import identify
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.testing.check_engine import CASES, check
 
 pytestmark = pytest.mark.engine
 ENGINE = HfEngine()
-SUPPORT = Path(__file__).parents[1] / "payloads" / "support"
 
 
 class Served(NamedTuple):

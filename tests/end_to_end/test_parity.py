@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import House
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from tests.support.command_line import House
 
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel

@@ -5,25 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from command_line import Finished, House, Running, SharedServer, until
+from tests.support.changed_checkpoint import changed_checkpoint
+from tests.support.command_line import Finished, House, Running, SharedServer, until
+from tests.support.tiny_adapters import write_tensors
 
 from enginehouse.evaluation.records import Record, SampleRecord
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.store.journal import read_journal
 from enginehouse.weights.peft_folder import CONFIG, TENSORS, checkpoint_shapes
-
-WEIGHTS = Path(__file__).parents[1] / "weights" / "support"
-if str(WEIGHTS) not in sys.path:
-    sys.path.append(str(WEIGHTS))
-
-from changed_checkpoint import changed_checkpoint  # noqa: E402
-from tiny_adapters import write_tensors  # noqa: E402
 
 pytestmark = pytest.mark.engine
 ITEMS = 4

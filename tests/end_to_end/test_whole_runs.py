@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command_line import House, journaled, port_is_free, scored, until, url_of
+from tests.support.command_line import House, journaled, port_is_free, scored, until, url_of
 
 pytestmark = pytest.mark.engine
 

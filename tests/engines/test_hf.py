@@ -7,12 +7,12 @@ import pytest
 
 from enginehouse.core.errors import ConfigurationError, FlagError
 from enginehouse.core.sampler import Capability, Load
-from enginehouse.engines import hf
 from enginehouse.engines.base import LaunchContext, ServedEngine
-from enginehouse.engines.hf import HfEngine
+from enginehouse.engines.hf import engine as hf
+from enginehouse.engines.hf.engine import HfEngine
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
-from enginehouse.executors.base import Command
+from enginehouse.processes.process import Command
 from enginehouse.provisioning.environments import EngineEnvironment, plan_environment
 from enginehouse.provisioning.programs import PAYLOADS
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse.engines.diagnosis import Diagnosis, FailureKind
-from enginehouse.engines.hf import HfEngine
+from enginehouse.diagnosis import Diagnosis, FailureKind
+from enginehouse.engines.hf.engine import HfEngine
 
 K = FailureKind
 HEAD = """INFO 2026-11-21 11:49:34,127 transformers 5.19.0, torch 2.13.0+cpu, 2 threads

@@ -8,12 +8,12 @@ import pytest
 
 from enginehouse.core.errors import ConfigurationError, FlagError
 from enginehouse.core.sampler import Capability, Load
-from enginehouse.engines import llamacpp
 from enginehouse.engines.base import LaunchContext, ServedEngine
-from enginehouse.engines.llamacpp import AMX, LlamaCppEngine
+from enginehouse.engines.llamacpp import engine as llamacpp
+from enginehouse.engines.llamacpp.engine import AMX, LlamaCppEngine
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
-from enginehouse.executors.base import Command
+from enginehouse.processes.process import Command
 from enginehouse.provisioning.environments import EngineEnvironment, Flag
 
 ENGINE = LlamaCppEngine()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse.engines.diagnosis import FailureKind as K
-from enginehouse.engines.llamacpp import LlamaCppEngine
+from enginehouse.diagnosis import FailureKind as K
+from enginehouse.engines.llamacpp.engine import LlamaCppEngine
 
 ENGINE = LlamaCppEngine()
 LOGS = Path(__file__).parent / "llamacpp_logs"

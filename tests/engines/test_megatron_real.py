@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import uv
+from tests.support import SUPPORT
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import BadRequestError
@@ -26,7 +27,6 @@ from enginehouse.provisioning.plans import find_links
 from enginehouse.testing.check_engine import check
 
 pytestmark = pytest.mark.engine
-SUPPORT = Path(__file__).parent / "support"
 
 
 @pytest.fixture(scope="module")

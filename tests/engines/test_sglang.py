@@ -20,9 +20,9 @@ from enginehouse.engines import arguments
 from enginehouse.engines.base import LaunchContext, ServedEngine
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
-from enginehouse.engines.sglang import SglangEngine
-from enginehouse.engines.sglang_history import IGNORED_FIELDS, REMOVED_FLAGS
-from enginehouse.executors.base import Command
+from enginehouse.engines.sglang.engine import SglangEngine
+from enginehouse.engines.sglang.history import IGNORED_FIELDS, REMOVED_FLAGS
+from enginehouse.processes.process import Command
 from enginehouse.provisioning.environments import EngineEnvironment, Flag
 
 ENGINE = SglangEngine()

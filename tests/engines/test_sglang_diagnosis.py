@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse.engines.diagnosis import READ_THE_LOG, FailureKind, Surroundings, recognise
-from enginehouse.engines.diagnosis.rules import RULES as SHARED
+from enginehouse.diagnosis import READ_THE_LOG, FailureKind, Surroundings, recognise
+from enginehouse.diagnosis.rules import RULES as SHARED
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.sglang import SglangEngine
-from enginehouse.engines.sglang_diagnosis import RULES
+from enginehouse.engines.sglang.diagnosis import RULES
+from enginehouse.engines.sglang.engine import SglangEngine
 
 ENGINE = SglangEngine()
 LOGS = Path(__file__).parent / "logs"

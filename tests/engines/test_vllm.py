@@ -14,8 +14,8 @@ from enginehouse.engines import arguments
 from enginehouse.engines.base import LaunchContext
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
-from enginehouse.engines.vllm import VllmEngine
-from enginehouse.engines.vllm_history import IGNORED_FIELDS, REMOVED_FLAGS
+from enginehouse.engines.vllm.engine import VllmEngine
+from enginehouse.engines.vllm.history import IGNORED_FIELDS, REMOVED_FLAGS
 
 ENGINE = VllmEngine()
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.core.errors import ServerGoneError, StartError
-from enginehouse.engines import vllm_failures, vllm_memory
-from enginehouse.engines.diagnosis import READ_THE_LOG, Diagnosis, FailureKind, explained
-from enginehouse.engines.diagnosis.rules import RULES as SHARED
+from enginehouse.diagnosis import READ_THE_LOG, Diagnosis, FailureKind, explained
+from enginehouse.diagnosis.rules import RULES as SHARED
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.vllm import VllmEngine
-from enginehouse.launch.configuration import EvaluationConfig
+from enginehouse.engines.vllm import failures as vllm_failures
+from enginehouse.engines.vllm import memory as vllm_memory
+from enginehouse.engines.vllm.engine import VllmEngine
 
 ENGINE = VllmEngine()
 LOGS = Path(__file__).parent / "logs"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse.engines.diagnosis import Diagnosis, FailureKind
-from enginehouse.engines.vllm import VllmEngine
+from enginehouse.diagnosis import Diagnosis, FailureKind
+from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.provisioning.environments import EngineEnvironment
 
 pytestmark = pytest.mark.engine

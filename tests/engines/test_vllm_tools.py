@@ -10,8 +10,8 @@ import pytest
 
 from enginehouse.engines.base import LaunchContext
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.vllm import VllmEngine
-from enginehouse.engines.vllm_tools import FAMILIES, choose_parser
+from enginehouse.engines.vllm.engine import VllmEngine
+from enginehouse.engines.vllm.tools import FAMILIES, choose_parser
 from enginehouse.provisioning.environments import EngineEnvironment
 
 TOOLS = "{% if tools %}{{ tools }}{% endif %}"

@@ -4,8 +4,8 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from comparable_runs import ran
-from evaluation_fakes import AddOne, PickFirst, dataset, question, solve
+from tests.support.comparable_runs import ran
+from tests.support.evaluation_fakes import AddOne, PickFirst, dataset, question, solve
 
 from enginehouse.core.errors import BadRequestError, ConfigurationError
 from enginehouse.evaluation import summarise

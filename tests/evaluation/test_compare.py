@@ -4,9 +4,9 @@ import tracemalloc
 
 import msgspec
 import pytest
-from comparable_runs import ran, wrong_below
-from evaluation_fakes import AddOne, PickFirst, dataset, question, solve
 from scipy.stats import binomtest
+from tests.support.comparable_runs import ran, wrong_below
+from tests.support.evaluation_fakes import AddOne, PickFirst, dataset, question, solve
 
 from enginehouse.core.errors import BadRequestError, NoHeadlineError
 from enginehouse.core.sampler import Completion
@@ -14,7 +14,7 @@ from enginehouse.evaluation import summarise
 from enginehouse.evaluation.compare import compare_runs, require_scores
 from enginehouse.evaluation.pairing import read_run
 from enginehouse.evaluation.records import Record
-from enginehouse.report.comparison import Comparison, OutcomeCounts, Verdict
+from enginehouse.results.comparison import Comparison, OutcomeCounts, Verdict
 from enginehouse.statistics.paired import bonett_price
 from enginehouse.store.journal import read_journal
 

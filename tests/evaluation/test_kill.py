@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import resumable_evaluation
-from evaluation_fakes import PROVENANCE, FakeSampler, new_run
+from tests.support import resumable_evaluation
+from tests.support.evaluation_fakes import PROVENANCE, FakeSampler, new_run
 
 from enginehouse.evaluation import evaluate, summarise
 from enginehouse.evaluation.ledger import ASKED, MISSING, read_ledger

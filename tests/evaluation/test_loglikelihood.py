@@ -4,7 +4,7 @@ import asyncio
 
 import msgspec
 import pytest
-from evaluation_fakes import FakeSampler
+from tests.support.evaluation_fakes import FakeSampler
 
 from enginehouse.core.errors import ConnectionFailedError, MalformedResponseError, TaskError
 from enginehouse.core.sampler import TokenLogprob

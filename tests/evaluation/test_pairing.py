@@ -5,8 +5,16 @@ from typing import Any
 
 import msgspec
 import pytest
-from comparable_runs import ran
-from evaluation_fakes import PROVENANCE, AddOne, FakeSampler, PickFirst, dataset, new_run, solve
+from tests.support.comparable_runs import ran
+from tests.support.evaluation_fakes import (
+    PROVENANCE,
+    AddOne,
+    FakeSampler,
+    PickFirst,
+    dataset,
+    new_run,
+    solve,
+)
 
 from enginehouse.core.errors import BadRequestError, ConfigurationError
 from enginehouse.core.messages import ChatPrompt, Message

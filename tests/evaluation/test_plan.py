@@ -3,9 +3,9 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from evaluation_fakes import AddOne, PickFirst, dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.evaluation_fakes import AddOne, PickFirst, dataset
 
 from enginehouse.core.errors import ConfigurationError, DataError, UnknownNameError
 from enginehouse.evaluation.plan import plan_tasks, sample_seed, select

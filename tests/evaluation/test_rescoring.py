@@ -5,7 +5,15 @@ import textwrap
 
 import msgspec
 import pytest
-from evaluation_fakes import PROVENANCE, AddOne, FakeSampler, PickFirst, dataset, new_run, solve
+from tests.support.evaluation_fakes import (
+    PROVENANCE,
+    AddOne,
+    FakeSampler,
+    PickFirst,
+    dataset,
+    new_run,
+    solve,
+)
 
 from enginehouse.core.errors import ConfigurationError, StoreError
 from enginehouse.evaluation import (

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from evaluation_fakes import (
+from tests.support.evaluation_fakes import (
     PROVENANCE,
     AddOne,
     FakeSampler,

@@ -15,8 +15,8 @@ import pytest
 
 from enginehouse.core.errors import ScoringError, ScoringTimeoutError
 from enginehouse.evaluation.scoring_processes import ScoringProcesses
-from enginehouse.executors import sandbox as sandbox_module
-from enginehouse.executors.sandbox import Sandbox
+from enginehouse.processes import sandbox as sandbox_module
+from enginehouse.processes.sandbox import Sandbox
 from enginehouse.tasks import scoring_programs
 from enginehouse.tasks.base import Measure, Outcome, ScoringCall
 from enginehouse.tasks.metrics import load_metric
@@ -298,7 +298,7 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from enginehouse.evaluation.scoring_processes import ScoringProcesses
-from enginehouse.executors.sandbox import Sandbox
+from enginehouse.processes.sandbox import Sandbox
 from enginehouse.tasks import scoring_programs
 from enginehouse.tasks.base import ScoringCall
 from enginehouse.tasks.metrics import load_metric

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from evaluation_fakes import (
+from tests.support.evaluation_fakes import (
     PROVENANCE,
     AddOne,
     FakeSampler,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from evaluation_fakes import PROVENANCE, AddOne, FakeSampler, dataset, new_run
+from tests.support.evaluation_fakes import PROVENANCE, AddOne, FakeSampler, dataset, new_run
 
 from enginehouse.core.errors import (
     ConfigurationError,

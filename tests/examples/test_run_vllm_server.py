@@ -9,14 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.command_line import House, port_is_free, url_of
 
-SUPPORT = Path(__file__).parents[1] / "cli" / "support"
-if str(SUPPORT) not in sys.path:
-    sys.path.append(str(SUPPORT))
-
-from command_line import House, port_is_free, url_of  # noqa: E402
-
-from enginehouse.testing.fake_environment import make_fake_environment  # noqa: E402
+from enginehouse.testing.fake_environment import make_fake_environment
 
 SCRIPT = Path(__file__).parents[2] / "examples/run_vllm_server.py"
 

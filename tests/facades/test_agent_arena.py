@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.command_line import House, until
 
 from enginehouse.client.retry import Retries
 from enginehouse.client.sampler import HTTPSampler
@@ -25,6 +26,7 @@ from enginehouse.core.sampler import (
     Timing,
 )
 from enginehouse.core.tool_calls import ToolCall
+from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.facades.agent_arena import (
     BackendConfig,
     HFBackendConfig,
@@ -34,18 +36,11 @@ from enginehouse.facades.agent_arena import (
     VLLMBackendConfig,
     backends,
 )
-from enginehouse.launch.configuration import ServeConfig
 from enginehouse.testing.fake_engine import running_fake_engine
 from enginehouse.testing.fake_environment import make_fake_environment
 
 from .conftest import SERVED
 from .snippets import AGENT_ARENA, AGENT_ARENA_WEATHER, ported
-
-SUPPORT = Path(__file__).parents[1] / "cli" / "support"
-if str(SUPPORT) not in sys.path:
-    sys.path.append(str(SUPPORT))
-
-from command_line import House, until  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -340,7 +335,7 @@ def test_however_a_script_ends_no_server_is_left(house: House, ending: str) -> N
     """Without unload: the interpreter's end stops it, and kill -9 leaves that to the reaper."""
     script = """
 from enginehouse.facades.agent_arena import LlamaCppBackend, LlamaCppBackendConfig
-from enginehouse.launch.configuration import ServeConfig
+from enginehouse.deployment.configuration import ServeConfig
 class FakeConfig(LlamaCppBackendConfig):
     def serving(self):
         return ServeConfig(model=self.model_path, engine="vllm")

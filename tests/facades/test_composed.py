@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from enginehouse.core.errors import ConfigurationError
+from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.facades.agent_arena import (
     HFBackend,
     LlamaCppBackend,
@@ -20,8 +21,7 @@ from enginehouse.facades.agent_arena import (
     backends,
     make_backend,
 )
-from enginehouse.launch.composing import compose_backend
-from enginehouse.launch.configuration import ServeConfig
+from enginehouse.facades.agent_arena.composing import compose_backend
 from enginehouse.testing.fake_engine import running_fake_engine
 
 SCRIPT = Path(__file__).parents[2] / "examples/ask_backend.py"

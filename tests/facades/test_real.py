@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import SharedServer
+from tests.support.command_line import SharedServer
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.wire import VLLM
-from enginehouse.engines.vllm import VllmEngine
+from enginehouse.engines.vllm.engine import VllmEngine
 
 from .conftest import SERVED
 from .snippets import AGENT_ARENA, AGENT_ARENA_WEATHER, REDBLACKBENCH, ported

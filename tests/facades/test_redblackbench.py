@@ -20,7 +20,7 @@ from enginehouse.core.errors import (
     UnknownModelError,
     UnknownNameError,
 )
-from enginehouse.engines.vllm import VllmEngine
+from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.facades import redblackbench
 from enginehouse.facades.redblackbench import (
     BaseLLMProvider,

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tests.support.tiny_adapters import BASE, write_adapter
+from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse.core.errors import (
     AdapterError,
@@ -33,18 +35,11 @@ from enginehouse.core.errors import (
     UnsupportedError,
     WeightsError,
 )
+from enginehouse.deployment.swapping import weights_info
 from enginehouse.facades import tink
-from enginehouse.launch.swapping import weights_info
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 from enginehouse.weights.declared import Weights, declare
-
-SUPPORT = Path(__file__).parents[1] / "weights" / "support"
-if str(SUPPORT) not in sys.path:
-    sys.path.append(str(SUPPORT))
-
-from tiny_adapters import BASE, write_adapter  # noqa: E402
-from tiny_checkpoints import write_checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -7,12 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.support import SUPPORT
 
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.programs import PAYLOADS
 
 pytestmark = pytest.mark.engine
-SUPPORT = Path(__file__).with_name("support")
 
 
 @pytest.fixture

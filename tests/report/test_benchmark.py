@@ -6,13 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from enginehouse.report.benchmark import (
-    Benchmark,
-    FailedRequests,
-    Latencies,
-    LoadMeasurement,
-    print_benchmark,
-)
+from enginehouse.report.benchmark_table import print_benchmark
+from enginehouse.results.benchmark import Benchmark, FailedRequests, Latencies, LoadMeasurement
 from enginehouse.statistics.percentiles import percentiles
 
 

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from enginehouse.report.comparison import (
+from enginehouse.report.comparison_table import print_comparison, render_comparison
+from enginehouse.results.comparison import (
     Compared,
     Comparison,
     MetricComparison,
@@ -14,7 +15,6 @@ from enginehouse.report.comparison import (
     TaskComparison,
     Verdict,
 )
-from enginehouse.report.comparison_table import print_comparison, render_comparison
 from enginehouse.statistics.intervals import Interval
 from enginehouse.statistics.paired import PairedResult
 

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
+from tests.support.made_curves import made_curve
 
 from enginehouse.report.curve_page import curve_page
-
-SUPPORT = Path(__file__).parent / "support"
-if str(SUPPORT) not in sys.path:
-    sys.path.append(str(SUPPORT))
-
-from made_curves import made_curve  # noqa: E402
 
 NAMES = tuple(f"checkpoint-{100 * n}" for n in range(1, 8))
 _VOID = {"meta", "link", "br", "img", "input", "hr"}

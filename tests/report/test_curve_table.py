@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import io
-import sys
-from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.support.made_curves import made_curve
 
 from enginehouse.report.curve_table import CurveTable, GrowingTable, LinePerPoint, curve_display
-from enginehouse.report.summary import Progress, TaskProgress
-
-SUPPORT = Path(__file__).parent / "support"
-if str(SUPPORT) not in sys.path:
-    sys.path.append(str(SUPPORT))
-
-from made_curves import made_curve  # noqa: E402
+from enginehouse.results.summary import Progress, TaskProgress
 
 NAMES = tuple(f"step-{n}" for n in range(1, 31))
 

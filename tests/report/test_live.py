@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from enginehouse.report.live import LiveBar, PlainLines, progress_display, status_line
-from enginehouse.report.summary import Progress, TaskProgress
+from enginehouse.results.summary import Progress, TaskProgress
 
 
 def state(done: int, *, failed: int = 0, tokens: float | None = 120.0) -> Progress:

@@ -7,7 +7,8 @@ import io
 import msgspec
 import pytest
 
-from enginehouse.report.parity_table import ParityReport, print_parity
+from enginehouse.report.parity_table import print_parity
+from enginehouse.results.parity import ParityReport
 from enginehouse.statistics.parity import token_parity
 
 REPORT = ParityReport(

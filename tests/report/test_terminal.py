@@ -16,7 +16,6 @@ from enginehouse.core.sampler import (
     Timing,
 )
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.report.summary import AtK, Figure, Report, SampleView, TaskReport, Throughput
 from enginehouse.report.terminal import (
     make_console,
     print_report,
@@ -25,6 +24,7 @@ from enginehouse.report.terminal import (
     render_report,
     render_sample,
 )
+from enginehouse.results.summary import AtK, Figure, Report, SampleView, TaskReport, Throughput
 from enginehouse.statistics.intervals import wilson
 from enginehouse.store.runs import RunInfo, RunStatus
 

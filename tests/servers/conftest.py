@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.vllm import VllmEngine
-from enginehouse.executors import tree
+from enginehouse.engines.vllm.engine import VllmEngine
+from enginehouse.processes import tree
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.servers import server

@@ -20,7 +20,7 @@ from enginehouse.core.errors import (
     UnauthorizedError,
 )
 from enginehouse.engines.anthropic import AnthropicEngine
-from enginehouse.engines.vllm import VllmEngine
+from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.servers import endpoint
 from enginehouse.servers.endpoint import Server, attach_server, curl_line
 

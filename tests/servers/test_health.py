@@ -9,7 +9,7 @@ import aiohttp.web
 import msgspec
 import pytest
 
-from enginehouse.engines.vllm import VllmEngine
+from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.servers import health
 from enginehouse.servers.health import HealthMonitor
 from enginehouse.servers.records import ServerState

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from enginehouse.core.errors import PortError
-from enginehouse.executors.tree import identify
+from enginehouse.processes.tree import identify
 from enginehouse.servers import ports
 from enginehouse.servers.ports import INTERNAL_PORTS, hand_over, is_free, lease_ports, release_ports
 

@@ -6,8 +6,8 @@ import aiohttp.web
 import pytest
 
 from enginehouse.core.errors import StartError
-from enginehouse.engines.vllm import VllmEngine
-from enginehouse.executors.base import Effort
+from enginehouse.engines.vllm.engine import VllmEngine
+from enginehouse.processes.process import Effort
 from enginehouse.servers.readiness import StartLimits, describe_exit, parse_models, wait_until_ready
 
 MODELS = '{"object": "list", "data": [{"id": "m", "owned_by": "vllm"}, {"id": "adapter"}]}'

@@ -15,7 +15,7 @@ from enginehouse.core.errors import ContextOverflowError, StartError
 from enginehouse.core.messages import ChatPrompt, Message, TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
-from enginehouse.launch.serving import Serving, serve
+from enginehouse.deployment.serving import Serving, serve
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.testing.check_engine import check
 

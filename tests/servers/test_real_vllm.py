@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.vllm import VllmEngine
-from enginehouse.executors.tree import identify
+from enginehouse.engines.vllm.engine import VllmEngine
+from enginehouse.processes.tree import identify
 from enginehouse.servers.records import list_servers
 from enginehouse.servers.server import attach_server, start_server
 

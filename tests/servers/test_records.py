@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
-from enginehouse.executors.tree import identify
+from enginehouse.processes.tree import identify
 from enginehouse.servers import records
 from enginehouse.servers.ports import PortLease
 from enginehouse.servers.records import (

@@ -26,7 +26,7 @@ from enginehouse.core.sampler import (
     Timing,
 )
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.engines.vllm import VllmEngine
+from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.servers.replicas import AVOIDED, ReplicaSet
 from enginehouse.testing.fake_engine import running_fake_engine
 

@@ -20,8 +20,8 @@ from enginehouse.core.errors import (
     StopError,
     UnknownNameError,
 )
-from enginehouse.engines.vllm import VllmEngine
-from enginehouse.executors.tree import identify
+from enginehouse.engines.vllm.engine import VllmEngine
+from enginehouse.processes.tree import identify
 from enginehouse.servers import health, stopping
 from enginehouse.servers.ports import is_free, lease_ports, release_ports
 from enginehouse.servers.records import ServerState, find_server, list_servers
@@ -374,7 +374,7 @@ KILLED = """
 import asyncio, signal, sys
 from pathlib import Path
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.vllm import VllmEngine
+from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.servers.server import start_server
@@ -431,7 +431,7 @@ async def test_kill_of_controller_and_reaper_leaves_a_server_that_can_be_stopped
     (reaper,) = (
         child
         for child in psutil.Process(controller.pid).children()
-        if "enginehouse.executors.reaper" in child.cmdline()
+        if "enginehouse.processes.reaper" in child.cmdline()
     )
     reaper.kill()
     controller.kill()

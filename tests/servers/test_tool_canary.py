@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from enginehouse.engines.diagnosis import FailureKind
+from enginehouse.diagnosis import FailureKind
 from enginehouse.servers.tool_canary import check_tool_parser, tool_parser
 from enginehouse.testing.fake_engine import running_fake_engine
 

@@ -9,10 +9,10 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import msgspec
 import pytest
+from tests.support import SUPPORT
 
 from enginehouse.core.errors import (
     ConfigurationError,
@@ -22,7 +22,7 @@ from enginehouse.core.errors import (
     UnknownNameError,
 )
 from enginehouse.evaluation.scoring_processes import ScoringProcesses
-from enginehouse.executors.sandbox import find_sandbox
+from enginehouse.processes.sandbox import find_sandbox
 from enginehouse.tasks.base import Item, Measure, Outcome
 from enginehouse.tasks.reasoning_gym import EXECUTING, LEFT_OUT, ReasoningGym, last_tagged
 
@@ -124,7 +124,7 @@ async def test_another_question_than_the_one_asked_is_not_scored(task, item, sco
 @pytest.fixture(scope="module")
 def executing() -> dict[str, tuple[ReasoningGym, Item]]:
     """A task and its first item for every data set whose scorer evaluates answers."""
-    program = Path(__file__).parent / "support" / "first_questions.py"
+    program = SUPPORT / "first_questions.py"
     done = subprocess.run(
         [sys.executable, "-P", str(program), *sorted(EXECUTING)],
         env=os.environ | {"PYTHONHASHSEED": "0"},
@@ -210,7 +210,7 @@ async def test_an_answer_that_never_ends_has_a_limit(executing):
 @pytest.mark.slow
 def test_scorers_that_accept_wrong_answers_are_left_out():
     """Every data set's scorer was tried; those that accept a wrong answer are refused."""
-    survey = Path(__file__).parent / "support" / "survey_scorers.py"
+    survey = SUPPORT / "survey_scorers.py"
     done = subprocess.run(
         [sys.executable, "-P", str(survey)], capture_output=True, text=True, check=True
     )

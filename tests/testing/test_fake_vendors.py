@@ -27,6 +27,7 @@ from openai.types.chat.completion_create_params import (
     CompletionCreateParamsStreaming,
 )
 from pydantic import TypeAdapter
+from tests.support.typed_parameters import problems
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.messages import ChatPrompt, Message
@@ -51,8 +52,6 @@ from enginehouse.tools.calling import call_tools
 from enginehouse.tools.ladder import Ladder
 from enginehouse.tools.results import Step
 from enginehouse.tools.specification import ToolSpec
-
-from .support.typed_parameters import problems
 
 VENDORS: dict[str, tuple[type[Any], type[FakeVendor]]] = {
     "openai": (OpenAIEngine, FakeOpenAI),

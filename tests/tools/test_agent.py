@@ -9,7 +9,7 @@ from contextvars import ContextVar
 
 import pytest
 from pydantic import BaseModel
-from scripted_sampler import Scripted, cut_off, native
+from tests.support.scripted_sampler import Scripted, cut_off, native
 
 from enginehouse.core.errors import ConfigurationError, ConnectionFailedError
 from enginehouse.core.messages import Message

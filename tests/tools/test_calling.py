@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from scripted_sampler import Scripted, cut_off, native, step_of
+from tests.support.scripted_sampler import Scripted, cut_off, native, step_of
 
 from enginehouse.core.errors import (
     ConfigurationError,

@@ -1,25 +1,11 @@
-"""A trainer without torch (support/stand_in.py), and a user's machine with the fake engine."""
+"""A trainer without torch: see tests/support/stand_in.py."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-for support in (
-    Path(__file__).parent / "support",
-    Path(__file__).parents[1] / "cli" / "support",
-    Path(__file__).parents[1] / "weights" / "support",
-):
-    if str(support) not in sys.path:
-        sys.path.append(str(support))
-
-from command_line import House  # noqa: E402
-from stand_in import Torch  # noqa: E402
-
-from enginehouse.testing.fake_environment import make_fake_environment  # noqa: E402
+from tests.support.stand_in import Torch
 
 
 @pytest.fixture
@@ -29,17 +15,3 @@ def torch(monkeypatch: pytest.MonkeyPatch) -> Torch:
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(sys.modules, "torch.distributed", torch.distributed)
     return torch
-
-
-@pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    """A machine of this test's own, this process in it; what a test leaves running is an error."""
-    house = House(tmp_path / "house", python=make_fake_environment(tmp_path / "vllm"))
-    for name, value in house.env.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(house.work)
-    try:
-        yield house
-        house.nothing_left()
-    finally:
-        house.clear()

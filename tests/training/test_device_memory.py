@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stand_in import Model, Optimizer, OutOfMemoryError, Torch, Wrapper
+from tests.support.stand_in import Model, Optimizer, OutOfMemoryError, Torch, Wrapper
 
 from enginehouse.training.device_memory import Vacated, vacated
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import House, journaled, scored, sums, until
-from fake_transformers import module, train
-from stand_in import Model, Optimizer, OutOfMemoryError, Tokenizer, Torch
-from tiny_adapters import BASE, write_adapter
-from tiny_checkpoints import write_checkpoint
+from tests.support.command_line import House, journaled, scored, sums, until
+from tests.support.fake_transformers import module, train
+from tests.support.stand_in import Model, Optimizer, OutOfMemoryError, Tokenizer, Torch
+from tests.support.tiny_adapters import BASE, write_adapter
+from tests.support.tiny_checkpoints import write_checkpoint
 
 import enginehouse.training
 from enginehouse.core.errors import ConfigurationError

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from stand_in import Torch
+from tests.support.stand_in import Torch
 
 from enginehouse.training.random_state import random_state_kept
 

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import House, SharedServer
+from tests.support import SUPPORT
+from tests.support.command_line import House, SharedServer
 
 from enginehouse.evaluation.records import Record, SampleRecord
-from enginehouse.executors.gpus import read_gpus
+from enginehouse.processes.gpus import read_gpus
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.provisioning.plans import plan_environment
 from enginehouse.store.journal import read_journal
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).parents[2]
-SUPPORT = Path(__file__).with_name("support")
 
 
 @pytest.fixture(scope="module")

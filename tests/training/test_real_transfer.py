@@ -9,7 +9,6 @@ import asyncio
 import os
 import shutil
 import signal
-import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,24 +17,20 @@ from typing import Any
 
 import pytest
 import safetensors
+from tests.support import SUPPORT
+from tests.support.changed_checkpoint import changed_checkpoint
 
 from enginehouse import SampleRequest, SampleResponse, SamplingParameters, TextPrompt
 from enginehouse.client.wire import VLLM_WEIGHTS
 from enginehouse.core.errors import WeightsError, WireError
-from enginehouse.launch.configuration import ServeConfig, parse
-from enginehouse.launch.serving import serve_until_stopped, serving
-from enginehouse.launch.swapping import weights_info
+from enginehouse.deployment.configuration import ServeConfig, parse
+from enginehouse.deployment.serving import serve_until_stopped, serving
+from enginehouse.deployment.swapping import weights_info
 from enginehouse.servers.server import Server
 from enginehouse.store.layout import Layout
 from enginehouse.training import WeightSender
 from enginehouse.weights.declared import Weights
 from enginehouse.weights.replacement import Send, WeightLoader
-
-WEIGHTS = Path(__file__).parents[1] / "weights" / "support"
-if str(WEIGHTS) not in sys.path:
-    sys.path.append(str(WEIGHTS))
-
-from changed_checkpoint import changed_checkpoint  # noqa: E402
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("smollm2")]
 NORM = "model.layers.3.post_attention_layernorm.weight"
@@ -60,7 +55,7 @@ def config(tmp_path: Path) -> ServeConfig:
     plugin = tmp_path / "plugin"
     about = plugin / "file_transfer-0.0.dist-info"
     about.mkdir(parents=True)
-    shutil.copy(Path(__file__).parent / "support" / "file_transfer.py", plugin)
+    shutil.copy(SUPPORT / "file_transfer.py", plugin)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: file_transfer\nVersion: 0.0\n")
     (about / "entry_points.txt").write_text(
         "[vllm.general_plugins]\nfile_transfer = file_transfer:register\n"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stand_in import Model, Tokenizer, Torch
+from tests.support.stand_in import Model, Tokenizer, Torch
 
 from enginehouse.core.errors import ModelError, StoreError
 from enginehouse.training.saving import is_adapted, save_adapter, save_checkpoint, save_whole

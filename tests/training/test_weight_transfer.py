@@ -19,14 +19,15 @@ from typing import Any
 
 import aiohttp
 import pytest
-from command_line import House
-from stand_in import Torch
-from tiny_checkpoints import write_checkpoint
+from tests.support.command_line import House
+from tests.support.stand_in import Torch
+from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse.client.wire import VLLM_WEIGHTS
+from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.core.errors import ServerFaultError, UnknownNameError, WeightsError
-from enginehouse.launch.configuration import EvaluationConfig, parse
-from enginehouse.launch.swapping import weights_info
+from enginehouse.deployment.configuration import parse
+from enginehouse.deployment.swapping import weights_info
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import running_fake_engine
 from enginehouse.training import WeightSender

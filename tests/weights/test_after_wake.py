@@ -9,15 +9,15 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from tiny_adapters import write_adapter
-from tiny_checkpoints import write_checkpoint
+from tests.support.tiny_adapters import write_adapter
+from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import AdapterError, UnknownModelError
 from enginehouse.core.messages import TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.engines.vllm import VllmEngine
+from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.servers.endpoint import Server
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import running_fake_engine

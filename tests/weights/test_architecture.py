@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from tiny_checkpoints import write_checkpoint
+from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse.core.errors import ModelError
 from enginehouse.weights.checkpoint import checked_digest

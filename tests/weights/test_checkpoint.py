@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from tiny_checkpoints import SHAPES, write_checkpoint
+from tests.support.tiny_checkpoints import SHAPES, write_checkpoint
 
 from enginehouse.core.errors import ModelError
 from enginehouse.weights import checkpoint

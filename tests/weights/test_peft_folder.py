@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_adapters import BASE, tensors, write_adapter, write_tensors
+from tests.support.tiny_adapters import BASE, tensors, write_adapter, write_tensors
 
 from enginehouse.core.errors import AdapterError
 from enginehouse.weights.peft_folder import checkpoint_shapes, read_peft_folder

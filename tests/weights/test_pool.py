@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 import aiohttp
 import pytest
 import pytest_asyncio
-from tiny_adapters import BASE, write_adapter
+from tests.support.tiny_adapters import BASE, write_adapter
 
 from enginehouse.client.retry import Retries
 from enginehouse.client.sampler import HTTPSampler
@@ -26,7 +26,7 @@ from enginehouse.core.errors import (
 from enginehouse.core.messages import TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.engines.vllm import VllmEngine
+from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 from enginehouse.weights.pool import AdapterPool
 from enginehouse.weights.store import AdapterStore

@@ -5,28 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_adapters import write_adapter
+from tests.support.command_line import House
+from tests.support.tiny_adapters import write_adapter
 
-CLI = Path(__file__).parents[1] / "cli" / "support"
-if str(CLI) not in sys.path:
-    sys.path.append(str(CLI))
-
-from command_line import House  # noqa: E402
-
-from enginehouse.core.messages import TextPrompt  # noqa: E402
-from enginehouse.core.sampler import SampleRequest  # noqa: E402
-from enginehouse.core.sampling import SamplingParameters  # noqa: E402
-from enginehouse.launch.configuration import ServeConfig, parse  # noqa: E402
-from enginehouse.launch.serving import serving  # noqa: E402
-from enginehouse.store.layout import Layout  # noqa: E402
-from enginehouse.testing.fake_environment import make_fake_environment  # noqa: E402
-from enginehouse.weights.pool import AdapterPool  # noqa: E402
-from enginehouse.weights.store import AdapterStore  # noqa: E402
+from enginehouse.core.messages import TextPrompt
+from enginehouse.core.sampler import SampleRequest
+from enginehouse.core.sampling import SamplingParameters
+from enginehouse.deployment.configuration import ServeConfig, parse
+from enginehouse.deployment.serving import serving
+from enginehouse.store.layout import Layout
+from enginehouse.testing.fake_environment import make_fake_environment
+from enginehouse.weights.pool import AdapterPool
+from enginehouse.weights.store import AdapterStore
 
 pytestmark = pytest.mark.slow
 

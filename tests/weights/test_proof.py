@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 
 import pytest
-from tiny_adapters import write_adapter
+from tests.support.tiny_adapters import write_adapter
 
 from enginehouse.core.errors import AdapterError, MalformedResponseError, UnsupportedError
 from enginehouse.core.sampler import (

@@ -11,16 +11,16 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import pytest
-from derived_adapters import derive, pickled, scaled, variant
+from tests.support.derived_adapters import derive, pickled, scaled, variant
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import AdapterError, UnknownModelError
 from enginehouse.core.messages import ChatPrompt, Message, TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
+from enginehouse.deployment.serving import turns_for
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.vllm import VllmEngine
-from enginehouse.launch.serving import turns_for
+from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.servers.server import start_server
 from enginehouse.store.layout import Layout

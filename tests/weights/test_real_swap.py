@@ -14,12 +14,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 import pytest_asyncio
-from changed_checkpoint import as_float32, changed_checkpoint
+from tests.support.changed_checkpoint import as_float32, changed_checkpoint
 
 from enginehouse import SampleRequest, SamplingParameters, TextPrompt
 from enginehouse.core.errors import ModelError, WeightsError
-from enginehouse.launch.configuration import ServeConfig, parse
-from enginehouse.launch.serving import Serving, serving
+from enginehouse.deployment.configuration import ServeConfig, parse
+from enginehouse.deployment.serving import Serving, serving
 from enginehouse.servers.endpoint import Server
 from enginehouse.store.layout import Layout
 

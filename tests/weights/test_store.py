@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from tiny_adapters import BASE, write_adapter
+from tests.support.tiny_adapters import BASE, write_adapter
 
 from enginehouse.core.errors import AdapterError
 from enginehouse.weights import store as module

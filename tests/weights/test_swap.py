@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tiny_checkpoints import write_checkpoint
+from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.wire import InFlight
@@ -20,8 +20,8 @@ from enginehouse.core.errors import ModelError, UnsupportedError, WeightsError
 from enginehouse.core.messages import TextPrompt
 from enginehouse.core.sampler import SampleRequest, SampleResponse
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.engines.hf import HfEngine
-from enginehouse.engines.vllm import VllmEngine
+from enginehouse.engines.hf.engine import HfEngine
+from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.servers.endpoint import Server
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import running_fake_engine

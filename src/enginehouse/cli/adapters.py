@@ -14,7 +14,7 @@ from enginehouse.core.errors import UnknownNameError
 from enginehouse.store.layout import Layout
 
 if TYPE_CHECKING:
-    from enginehouse.launch.adapters import Adapters, Proof, ProvenAdapter
+    from enginehouse.deployment.adapters import Adapters, Proof, ProvenAdapter
 
 adapters = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 ServerArgument = Annotated[
@@ -97,7 +97,7 @@ def verify(
 
 
 def _with(server: str, console: Console, work: Callable[[Adapters], Awaitable[T]]) -> T:
-    from enginehouse.launch.adapters import adapters_of
+    from enginehouse.deployment.adapters import adapters_of
 
     async def run() -> T:
         layout = Layout.from_environment()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from enginehouse.bench.configuration import BenchConfig
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import (
     ConfigOption,
@@ -12,7 +13,7 @@ from enginehouse.cli.options import (
     VerboseOption,
     with_config_options,
 )
-from enginehouse.launch.configuration import BenchConfig, merged, parse, read_yaml
+from enginehouse.deployment.configuration import merged, parse, read_yaml
 from enginehouse.store.layout import Layout
 
 
@@ -30,8 +31,8 @@ def bench(
     values = merged(read_yaml(config) if config else {}, given)
     settings = parse(BenchConfig, values, origin=str(config or "the command line"))
     layout = Layout.from_environment()
-    from enginehouse.launch.benchmarking import require_answers, run_benchmark
-    from enginehouse.report.benchmark import print_benchmark
+    from enginehouse.commands.bench import require_answers, run_benchmark
+    from enginehouse.report.benchmark_table import print_benchmark
 
     benchmark = run_async(run_benchmark(settings, layout=layout, notify=console.note))
 

@@ -17,15 +17,16 @@ from enginehouse.cli.options import (
     VerboseOption,
     with_config_options,
 )
+from enginehouse.commands.configuration import ChatConfig
 from enginehouse.core.errors import UnauthorizedError, WireError
-from enginehouse.launch.configuration import ChatConfig, merged, parse, read_yaml
+from enginehouse.deployment.configuration import merged, parse, read_yaml
 from enginehouse.report.visible_text import write_plain, write_text
 from enginehouse.store.layout import Layout
 
 if TYPE_CHECKING:
+    from enginehouse.commands.chat import Conversation
+    from enginehouse.deployment.serving import Serving
     from enginehouse.facades.blocking import Held
-    from enginehouse.launch.chatting import Conversation
-    from enginehouse.launch.serving import Serving
 
 _HINT = "/reset begins anew, /exit or Ctrl-D ends; Ctrl-C stops an answer, or ends at the prompt"
 
@@ -46,8 +47,8 @@ def chat(
     values = merged(read_yaml(config) if config else {}, given)
     settings = parse(ChatConfig, values, origin=str(config or "the command line"))
     layout = Layout.from_environment()
+    from enginehouse.deployment.asking import asking
     from enginehouse.facades.blocking import Held
-    from enginehouse.launch.asking import asking
 
     with _interruptible():
         held = Held(
@@ -147,7 +148,7 @@ class _Shown:
 
 
 async def _begun(ready: Serving, settings: ChatConfig) -> Conversation:
-    from enginehouse.launch.chatting import Conversation
+    from enginehouse.commands.chat import Conversation
 
     return Conversation(ready.sampler, settings)
 

@@ -14,8 +14,9 @@ from enginehouse.cli.options import (
     VerboseOption,
     with_config_options,
 )
+from enginehouse.commands.configuration import CheckConfig
 from enginehouse.core.errors import WireError
-from enginehouse.launch.configuration import CheckConfig, merged, parse, read_yaml
+from enginehouse.deployment.configuration import merged, parse, read_yaml
 from enginehouse.store.layout import Layout
 
 
@@ -33,7 +34,7 @@ def check(
     values = merged(read_yaml(config) if config else {}, given)
     settings = parse(CheckConfig, values, origin=str(config or "the command line"))
     layout = Layout.from_environment()
-    from enginehouse.launch.checking import run_check
+    from enginehouse.commands.check import run_check
     from enginehouse.report.check_table import print_check
 
     report = run_async(run_check(settings, layout=layout, notify=console.note))

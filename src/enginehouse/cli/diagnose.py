@@ -11,7 +11,7 @@ from enginehouse.cli.console import Console
 from enginehouse.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from enginehouse.launch.diagnosing import LogReport
+    from enginehouse.commands.diagnose import LogReport
 
 
 def diagnose(
@@ -32,7 +32,7 @@ def diagnose(
     Status 0 also where the log says nothing; kinds are listed in docs/errors.md.
     """
     console = Console(json=json)
-    from enginehouse.launch.diagnosing import diagnose_file
+    from enginehouse.commands.diagnose import diagnose_file
 
     report = diagnose_file(log, engine=engine, exit_code=exit_code)
     console.result(report, text=lambda: _print(report, console))

@@ -15,7 +15,7 @@ from enginehouse.core.errors import ProvisioningError
 from enginehouse.store.layout import Layout
 
 if TYPE_CHECKING:
-    from enginehouse.launch.findings import Finding
+    from enginehouse.doctor.findings import Finding
 
 
 def doctor(
@@ -33,8 +33,8 @@ def doctor(
     Builds nothing and does not use the network.
     """
     console = Console(json=json)
-    from enginehouse.launch.doctor import examine
-    from enginehouse.launch.findings import Verdict
+    from enginehouse.doctor.checks import examine
+    from enginehouse.doctor.findings import Verdict
 
     findings = run_async(
         examine(Layout.from_environment(), python=python, version=version, variant=variant)
@@ -52,7 +52,7 @@ def _print(findings: Sequence[Finding], console: Console) -> None:
         if finding.fix:
             console.say(f"{'':<7}  {'':<{width}}  next: {finding.fix}")
     counts = Counter(finding.verdict for finding in findings)
-    from enginehouse.launch.findings import Verdict
+    from enginehouse.doctor.findings import Verdict
 
     told = (f"{kind}s: {counts[kind]}" for kind in (Verdict.PROBLEM, Verdict.WARNING))
     console.say(f"checks: {len(findings)}, {', '.join(told)}")

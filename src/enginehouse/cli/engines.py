@@ -8,7 +8,8 @@ from enginehouse.cli.options import JsonOption
 
 def engines(*, json: JsonOption = False) -> None:
     """List what each engine can do, as its code declares it."""
-    from enginehouse.report.engine_table import engine_facts, print_engines
+    from enginehouse.commands.engines import engine_facts
+    from enginehouse.report.engine_table import print_engines
 
     found = engine_facts()
 

@@ -19,19 +19,14 @@ from enginehouse.cli.options import (
     VerboseOption,
     with_config_options,
 )
+from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.launch.configuration import (
-    EvaluationConfig,
-    merged,
-    parse,
-    read_yaml,
-    with_task_paths,
-)
+from enginehouse.deployment.configuration import merged, parse, read_yaml, with_task_paths
 from enginehouse.store.layout import Layout
 
 if TYPE_CHECKING:
-    from enginehouse.launch.evaluating_together import Together
-    from enginehouse.report.summary import Report
+    from enginehouse.commands.evaluate_together import Together
+    from enginehouse.results.summary import Report
 
 
 @with_config_options(EvaluationConfig)
@@ -55,7 +50,7 @@ def evaluate(
     values = values_given(given, config=config, data=data)
     origin = str(config or "the command line")
     settings = parse(EvaluationConfig, values, origin=origin)
-    from enginehouse.launch.evaluating import run_evaluation
+    from enginehouse.commands.evaluate import run_evaluation
 
     if not more:
         _carry_out(partial(run_evaluation, settings), console)
@@ -79,8 +74,8 @@ def values_given(given: dict[str, Any], *, config: Path | None, data: str | None
 
 
 def _carry_out_together(configs: list[EvaluationConfig], console: Console) -> None:
+    from enginehouse.commands.evaluate_together import run_together
     from enginehouse.evaluation import require_headlines
-    from enginehouse.launch.evaluating_together import run_together
     from enginehouse.report.live import progress_display
     from enginehouse.report.terminal import make_console
 
@@ -124,7 +119,7 @@ def resume(
     """Ask exactly what a run has not asked yet, score it, and report."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
     trust = trust_run or _trusted_on_terminal(run, console)
-    from enginehouse.launch.evaluating import resume_evaluation
+    from enginehouse.commands.evaluate import resume_evaluation
 
     _carry_out(partial(resume_evaluation, run, retry_failed=retry_failed, trust=trust), console)
 
@@ -143,10 +138,10 @@ def rescore(
     """
     console = Console(json=json, verbose=verbose, quiet=quiet)
     trust = trust_run or _trusted_on_terminal(run, console)
+    from enginehouse.commands.evaluate import rescore_evaluation
     from enginehouse.evaluation import require_headlines
-    from enginehouse.launch.evaluating import rescore_evaluation
     from enginehouse.report.live import progress_display
-    from enginehouse.report.rescoring import print_rescoring
+    from enginehouse.report.rescoring_table import print_rescoring
     from enginehouse.report.terminal import make_console
 
     with progress_display(make_console(sys.stderr), sys.stderr) as display:
@@ -169,7 +164,7 @@ def _trusted_on_terminal(run: str, console: Console) -> bool:
     """Ask whether somebody else's run may do what it says, where there is a terminal to ask on."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty()):
         return False
-    from enginehouse.launch.foreign_runs import untrusted_settings
+    from enginehouse.commands.foreign_runs import untrusted_settings
 
     settings = untrusted_settings(run, layout=Layout.from_environment())
     if not settings:

@@ -14,7 +14,7 @@ import typer
 
 from enginehouse.cli.console import Console
 from enginehouse.core.errors import ConfigurationError, FlagError
-from enginehouse.engines.vllm_history import REMOVED_FLAGS
+from enginehouse.engines.vllm.history import REMOVED_FLAGS
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

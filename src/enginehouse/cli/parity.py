@@ -14,8 +14,9 @@ from enginehouse.cli.options import (
     VerboseOption,
     with_config_options,
 )
+from enginehouse.commands.configuration import ParityConfig
 from enginehouse.core.errors import ModelError
-from enginehouse.launch.configuration import ParityConfig, merged, parse, read_yaml
+from enginehouse.deployment.configuration import merged, parse, read_yaml
 from enginehouse.store.layout import Layout
 
 
@@ -33,7 +34,7 @@ def parity(
     values = merged(read_yaml(config) if config else {}, given)
     settings = parse(ParityConfig, values, origin=str(config or "the command line"))
     layout = Layout.from_environment()
-    from enginehouse.launch.parity import run_parity
+    from enginehouse.commands.parity import run_parity
     from enginehouse.report.parity_table import print_parity
 
     report = run_async(run_parity(settings, layout=layout, notify=console.note))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from enginehouse.batch.configuration import SampleConfig
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import (
     ConfigOption,
@@ -14,11 +15,11 @@ from enginehouse.cli.options import (
     with_config_options,
 )
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.launch.configuration import SampleConfig, merged, parse, read_yaml
+from enginehouse.deployment.configuration import merged, parse, read_yaml
 from enginehouse.store.layout import Layout
 
 if TYPE_CHECKING:
-    from enginehouse.launch.sampling import SamplingSummary
+    from enginehouse.commands.sample import SamplingSummary
 
 
 @with_config_options(SampleConfig)
@@ -43,7 +44,7 @@ def sample(
         raise ConfigurationError(
             "--out - prints the samples, so that --json has no place", fix="leave --json out"
         )
-    from enginehouse.launch.sampling import require_samples, run_sampling
+    from enginehouse.commands.sample import require_samples, run_sampling
     from enginehouse.report.live import progress_display
     from enginehouse.report.terminal import make_console
 

@@ -15,7 +15,7 @@ from enginehouse.cli.options import (
     VerboseOption,
     with_config_options,
 )
-from enginehouse.launch.configuration import ServeConfig, merged, parse, read_yaml
+from enginehouse.deployment.configuration import ServeConfig, merged, parse, read_yaml
 from enginehouse.store.layout import Layout
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ def serve(
         console.result(facts, text=lambda: _announce(found, console, detached=detach))
 
     equip = None
-    from enginehouse.launch.adapters import lend
-    from enginehouse.launch.resident import with_adapters
-    from enginehouse.launch.serving import serve_detached, serve_until_stopped
+    from enginehouse.deployment.adapters import lend
+    from enginehouse.deployment.resident import with_adapters
+    from enginehouse.deployment.serving import serve_detached, serve_until_stopped
 
     if settings.adapter is not None:
         folder = settings.adapter

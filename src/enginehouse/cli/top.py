@@ -16,7 +16,7 @@ from enginehouse.report.visible_text import visible_json, write_plain
 from enginehouse.store.layout import Layout
 
 if TYPE_CHECKING:
-    from enginehouse.report.activity import Activity
+    from enginehouse.results.activity import Activity
 
 UrlOption = Annotated[
     list[str] | None, typer.Option("--url", help="A server that is not ours; may be repeated.")
@@ -55,8 +55,8 @@ def top(
 async def _watch(urls: tuple[str, ...], *, interval: float, once: bool, json: bool) -> None:
     import asyncio
 
-    from enginehouse.launch.observing import Observer
-    from enginehouse.report.activity import print_activity
+    from enginehouse.report.activity_table import print_activity
+    from enginehouse.servers.observer import Observer
 
     async with Observer(Layout.from_environment(), urls=urls) as observer:
         activity = await observer.look()
@@ -83,7 +83,7 @@ def _display(*, json: bool) -> Iterator[Callable[[Activity], None]]:
     """What shows a reading: the whole screen of a terminal, else one after the other."""
     from rich.live import Live
 
-    from enginehouse.report.activity import print_activity, render_activity
+    from enginehouse.report.activity_table import print_activity, render_activity
     from enginehouse.report.terminal import make_console
 
     console = make_console(sys.stdout)

@@ -16,11 +16,12 @@ from enginehouse.cli.options import (
     VerboseOption,
     with_config_options,
 )
-from enginehouse.launch.configuration import WatchConfig, parse
+from enginehouse.deployment.configuration import parse
 from enginehouse.store.layout import Layout
+from enginehouse.watch.configuration import WatchConfig
 
 if TYPE_CHECKING:
-    from enginehouse.report.curve import Curve, CurvePoint
+    from enginehouse.results.curve import Curve, CurvePoint
 
 
 @with_config_options(WatchConfig, without=("adapter", "url", "api_key_env"))
@@ -39,8 +40,8 @@ def watch(
     console = Console(json=json, verbose=verbose, quiet=quiet)
     values = values_given(given, config=config, data=data)
     settings = parse(WatchConfig, values, origin=str(config or "the command line"))
-    from enginehouse.launch import watching
     from enginehouse.report.curve_table import LinePerPoint, curve_display
+    from enginehouse.watch import watcher as watching
 
     display = (
         LinePerPoint(sys.stderr, sys.stderr) if json else curve_display(sys.stdout, sys.stderr)

@@ -45,7 +45,7 @@ def swap(
     """Put a checkpoint in the place of a running server's weights, or leave everything as it is."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
 
-    from enginehouse.launch.swapping import swapper_of
+    from enginehouse.deployment.swapping import swapper_of
 
     async def work() -> Swapped:
         async with swapper_of(server, layout=Layout.from_environment()) as swapper:
@@ -73,7 +73,7 @@ def swap(
 def info(server: ServerArgument, *, json: JsonOption = False) -> None:
     """Say which weights a server has: path, digest, version."""
     console = Console(json=json)
-    from enginehouse.launch.swapping import weights_info
+    from enginehouse.deployment.swapping import weights_info
 
     found = run_async(weights_info(server, layout=Layout.from_environment()))
 

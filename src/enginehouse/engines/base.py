@@ -12,9 +12,9 @@ import msgspec
 from enginehouse.client.wire import Wire
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Capabilities, LoadSignal, SampleRequest
-from enginehouse.engines.diagnosis import Diagnosis, LogProfile
+from enginehouse.diagnosis import Diagnosis, LogProfile
 from enginehouse.engines.options import DType, ServerOptions
-from enginehouse.executors.base import Command
+from enginehouse.processes.process import Command
 from enginehouse.provisioning.environments import EngineEnvironment
 
 ModelFormat = Literal["checkpoint", "gguf"]

@@ -7,10 +7,10 @@ from enginehouse.core.registry import Registry
 ENGINES = Registry(
     "engine",
     {
-        "vllm": "enginehouse.engines.vllm:VllmEngine",
-        "hf": "enginehouse.engines.hf:HfEngine",
-        "llamacpp": "enginehouse.engines.llamacpp:LlamaCppEngine",
-        "sglang": "enginehouse.engines.sglang:SglangEngine",
+        "vllm": "enginehouse.engines.vllm.engine:VllmEngine",
+        "hf": "enginehouse.engines.hf.engine:HfEngine",
+        "llamacpp": "enginehouse.engines.llamacpp.engine:LlamaCppEngine",
+        "sglang": "enginehouse.engines.sglang.engine:SglangEngine",
         "megatron": "enginehouse.engines.megatron:MegatronEngine",
         "openai": "enginehouse.engines.openai:OpenAIEngine",
         "anthropic": "enginehouse.engines.anthropic:AnthropicEngine",

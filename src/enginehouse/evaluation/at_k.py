@@ -9,7 +9,7 @@ import numpy as np
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.evaluation.ledger import CODES, TaskLedger
 from enginehouse.evaluation.records import DatasetRecord, EvaluationSpec
-from enginehouse.report.summary import AtK, Figure
+from enginehouse.results.summary import AtK, Figure
 from enginehouse.statistics.intervals import Floats, interval_of_ratio
 from enginehouse.statistics.pass_at_k import best_at_k, mean_at_k, pass_at_k
 from enginehouse.tasks.base import Outcome

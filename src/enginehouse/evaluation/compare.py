@@ -9,7 +9,7 @@ from enginehouse.core.errors import NoHeadlineError
 from enginehouse.evaluation.ledger import CODES, TaskLedger, has_score
 from enginehouse.evaluation.pairing import Reading, common_tasks, read_run, warnings
 from enginehouse.evaluation.summary import why_no_headline
-from enginehouse.report.comparison import (
+from enginehouse.results.comparison import (
     Compared,
     Comparison,
     MetricComparison,

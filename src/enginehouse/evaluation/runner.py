@@ -45,8 +45,8 @@ from enginehouse.evaluation.rescoring import demand_same_question, demand_same_s
 from enginehouse.evaluation.scoring import Pending, begin_score, finish_score
 from enginehouse.evaluation.scoring_processes import ScoringProcesses
 from enginehouse.evaluation.summary import summarise
-from enginehouse.report.rescoring import Rescoring, TaskRescoring
-from enginehouse.report.summary import Progress, Report, TaskProgress
+from enginehouse.results.rescoring import Rescoring, TaskRescoring
+from enginehouse.results.summary import Progress, Report, TaskProgress
 from enginehouse.store.journal import Journal, read_journal, read_record
 from enginehouse.store.runs import Run, RunStatus
 from enginehouse.tasks.base import Outcome

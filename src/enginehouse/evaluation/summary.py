@@ -30,7 +30,7 @@ from enginehouse.evaluation.records import (
     ScoreRecord,
     ToolUse,
 )
-from enginehouse.report.summary import Cost, Report, SampleView, TaskReport, Throughput
+from enginehouse.results.summary import Cost, Report, SampleView, TaskReport, Throughput
 from enginehouse.store.journal import read_journal
 from enginehouse.store.runs import Run
 from enginehouse.tasks.base import Outcome

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from enginehouse.provisioning.description import Description, Flag, describe
 from enginehouse.provisioning.plans import DEFAULT_VERSIONS, EnvironmentPlan, plan_environment
 from enginehouse.provisioning.programs import new_log
 from enginehouse.provisioning.versions import find_plan
+from enginehouse.runtime.context import Notify
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
@@ -45,8 +46,6 @@ __all__ = [
     "plan_environment",
     "read_record",
 ]
-
-Notify = Callable[[str], None]
 
 
 class EngineEnvironment(msgspec.Struct, frozen=True, kw_only=True):

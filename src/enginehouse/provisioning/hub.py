@@ -22,8 +22,8 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils.tqdm import tqdm
 
 from enginehouse.core.errors import ModelError, ModelGatedError, ModelNotFoundError
+from enginehouse.runtime.context import Notify
 
-Notify = Callable[[str], None]
 Choose = Callable[[str, Sequence[str]], list[str]]
 
 _LOOK_UP_SECONDS = 15.0

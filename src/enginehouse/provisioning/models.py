@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,9 +20,9 @@ from enginehouse.provisioning.gguf import converted_checkpoint
 from enginehouse.provisioning.gguf_choice import choose_gguf, is_part, sibling_parts, whole
 from enginehouse.provisioning.gguf_metadata import read_metadata
 from enginehouse.provisioning.packages import package_file
+from enginehouse.runtime.context import Notify
 from enginehouse.store.layout import Layout
 
-Notify = Callable[[str], None]
 Source = Literal["hub", "folder", "gguf", "bundled"]
 ModelFormat = Literal["checkpoint", "gguf"]
 

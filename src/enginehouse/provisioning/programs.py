@@ -15,8 +15,8 @@ from typing import IO
 
 import msgspec
 
-from enginehouse.executors.reaper import Reaper
-from enginehouse.executors.tree import identify
+from enginehouse.processes.reaper import Reaper
+from enginehouse.processes.tree import identify
 from enginehouse.store.layout import Layout
 from enginehouse.store.private import open_private
 

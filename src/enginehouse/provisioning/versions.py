@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,13 +15,14 @@ from pathlib import Path
 from packaging.version import InvalidVersion, Version
 
 from enginehouse.core.errors import ConfigurationError, ProvisioningError
-from enginehouse.executors.gpus import cuda_of_driver
+from enginehouse.processes.gpus import cuda_of_driver
 from enginehouse.provisioning import plans
 from enginehouse.provisioning.building import read_record
 from enginehouse.provisioning.distributions import DISTRIBUTIONS, Distribution
 from enginehouse.provisioning.plans import EnvironmentPlan, cuda_version, plan_environment
 from enginehouse.provisioning.programs import Finished, new_log
 from enginehouse.provisioning.uv_program import run_uv, uv_error
+from enginehouse.runtime.context import Notify
 from enginehouse.store.layout import Layout
 
 LATEST = "latest"
@@ -41,8 +42,6 @@ _KEY = re.compile(
 )
 _CPU_BUILD = re.compile(r"^([a-z0-9-]+)==([^\s;]+\+cpu)\b", re.MULTILINE)
 _NEAREST = 2  # on either side
-
-Notify = Callable[[str], None]
 
 
 async def find_plan(

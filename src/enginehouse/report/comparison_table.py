@@ -9,8 +9,8 @@ from typing import IO
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from enginehouse.report.comparison import Comparison, TaskComparison, Verdict
 from enginehouse.report.terminal import make_console, make_table
+from enginehouse.results.comparison import Comparison, TaskComparison, Verdict
 from enginehouse.statistics.paired import PairedResult
 
 _STYLES = {

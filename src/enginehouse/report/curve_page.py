@@ -8,8 +8,8 @@ from pathlib import Path
 import jinja2
 
 from enginehouse.report import curve_words
-from enginehouse.report.curve import Against, Curve, CurvePoint, TaskPoint
 from enginehouse.report.svg_plot import Level, Mark, Missing, Plot, svg_plot
+from enginehouse.results.curve import Against, Curve, CurvePoint, TaskPoint
 
 _PAGES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "pages"),

@@ -11,11 +11,11 @@ from rich.live import Live
 from rich.text import Text
 
 from enginehouse.report import curve_words as words
-from enginehouse.report.curve import Curve, CurvePoint, Kind
 from enginehouse.report.live import PlainLines, bars
-from enginehouse.report.summary import Progress
 from enginehouse.report.terminal import make_console, make_table
 from enginehouse.report.visible_text import write_text
+from enginehouse.results.curve import Curve, CurvePoint, Kind
+from enginehouse.results.summary import Progress
 
 _COLUMNS = ("step", "name", "task", "score", "95 % interval", "from the base", "from the best")
 _TABLE_WIDTH = 96

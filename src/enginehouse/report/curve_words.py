@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enginehouse.report.curve import Against, Curve, CurvePoint, TaskPoint
+from enginehouse.results.curve import Against, Curve, CurvePoint, TaskPoint
 
 LEGEND = (
     "Differences are in points, on the same items and seeds, with 95 % intervals; nothing is "

@@ -3,56 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Literal
+from collections.abc import Iterator, Sequence
+from typing import IO
 
-import msgspec
 from rich.table import Table
 from rich.text import Text
 
 from enginehouse.core.sampler import Capability
-from enginehouse.engines.base import Engine, RemoteEngine, ServedEngine
-from enginehouse.engines.registry import ENGINES
 from enginehouse.report.terminal import make_console, print_rows
+from enginehouse.results.engines import EngineFacts
 
 YES, NO = "yes", "-"
 ENGINE_COLUMNS = ("engine", "needs", "tried with")
-
-
-class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine. `runs`: "here" if we start its servers, "elsewhere" if it is only asked.
-
-    `tried`: against what it has been tested; None is «documented, not run». `ignored`: fields that
-    it would accept and silently ignore, which are refused, and what to use instead.
-    """
-
-    name: str
-    runs: Literal["here", "elsewhere"]
-    tried: str | None
-    model_format: str | None
-    capabilities: tuple[Capability, ...]
-    ignored: Mapping[str, str]
-    url_variables: tuple[str, ...]
-    key_variables: tuple[str, ...]
-
-
-def engine_facts() -> list[EngineFacts]:
-    """Every engine that there is, by name."""
-    return [_facts(name, ENGINES.load(name)()) for name in ENGINES.names()]
-
-
-def _facts(name: str, engine: Engine) -> EngineFacts:
-    capabilities = engine.capabilities(None)
-    return EngineFacts(
-        name=name,
-        runs="elsewhere" if isinstance(engine, RemoteEngine) else "here",
-        tried=engine.tried,
-        model_format=engine.model_format if isinstance(engine, ServedEngine) else None,
-        capabilities=tuple(c for c in Capability if c in capabilities.supports),
-        ignored=capabilities.ignored,
-        url_variables=engine.url_variables if isinstance(engine, RemoteEngine) else (),
-        key_variables=engine.key_variables if isinstance(engine, RemoteEngine) else (),
-    )
 
 
 def capability_rows(engines: Sequence[EngineFacts]) -> Iterator[tuple[str, ...]]:

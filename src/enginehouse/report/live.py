@@ -13,8 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from enginehouse.report.summary import Progress
 from enginehouse.report.visible_text import write_text
+from enginehouse.results.summary import Progress
 
 
 class ProgressDisplay(Protocol):

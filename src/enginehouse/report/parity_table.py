@@ -5,28 +5,10 @@ from __future__ import annotations
 import sys
 from typing import IO
 
-import msgspec
 from rich.text import Text
 
 from enginehouse.report.terminal import make_console
-from enginehouse.statistics.parity import TokenParity
-
-
-class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`agrees` is the verdict: that the mean difference is at most `threshold` nats per token.
-
-    `adapter`: the folder of the one that answered, not the bare model.
-    """
-
-    model: str
-    adapter: str | None
-    engine: str
-    engine_version: str | None
-    engine_dtype: str
-    reference_dtype: str
-    threshold: float
-    agrees: bool
-    parity: TokenParity
+from enginehouse.results.parity import ParityReport
 
 
 def print_parity(report: ParityReport, *, file: IO[str] | None = None) -> None:

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from enginehouse.core.messages import ChatPrompt, Prompt, TextPrompt
 from enginehouse.core.sampler import SampleRequest, SampleResponse
-from enginehouse.report.summary import Cost, Figure, Report, SampleView, TaskReport, Throughput
 from enginehouse.report.visible_text import give_up, visible
+from enginehouse.results.summary import Cost, Figure, Report, SampleView, TaskReport, Throughput
 from enginehouse.store.runs import RunInfo, RunStatus
 
 _TABLE_WIDTH = 78

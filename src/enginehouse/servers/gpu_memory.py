@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Mapping
 
 from enginehouse.core.errors import StopError
-from enginehouse.executors.gpus import memory_by_pid
+from enginehouse.processes.gpus import memory_by_pid
 
 _WAIT = 30.0  # seconds; freeing 80 GB takes some
 _POLL = 0.2

@@ -20,7 +20,7 @@ import psutil
 from filelock import FileLock
 
 from enginehouse.core.errors import PortError
-from enginehouse.executors.tree import ProcessIdentity, identify, is_alive
+from enginehouse.processes.tree import ProcessIdentity, identify, is_alive
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 

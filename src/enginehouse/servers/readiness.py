@@ -14,7 +14,7 @@ import msgspec
 from enginehouse.client.bodies import MAX_PAGE_BYTES, read_body
 from enginehouse.core.errors import StartError, WireError
 from enginehouse.engines.base import ServedEngine
-from enginehouse.executors.base import Process
+from enginehouse.processes.process import Process
 from enginehouse.servers.sessions import below, open_session
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from enginehouse.core.errors import ConfigurationError, StoreError, UnknownNameError
-from enginehouse.executors.tree import ProcessIdentity, ProcessTree, is_alive
+from enginehouse.processes.tree import ProcessIdentity, ProcessTree, is_alive
 from enginehouse.servers.ports import PortLease
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout

@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,16 +20,17 @@ from enginehouse.core.errors import (
     StopError,
     StoreError,
 )
+from enginehouse.diagnosis import Diagnosis, explained
 from enginehouse.engines.administration import is_administered
 from enginehouse.engines.base import LaunchContext, ServedEngine
-from enginehouse.engines.diagnosis import Diagnosis, explained
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
-from enginehouse.executors.local import LocalExecutor, LocalProcess
-from enginehouse.executors.tree import ProcessIdentity, identify
-from enginehouse.executors.usage import UsageMeter
+from enginehouse.processes.process import Process, start_process
+from enginehouse.processes.tree import ProcessIdentity, identify
+from enginehouse.processes.usage import UsageMeter
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
+from enginehouse.runtime.context import Notify
 from enginehouse.servers.endpoint import Server, attach_server, curl_line
 from enginehouse.servers.gpu_memory import demand_memory_back, read_baseline
 from enginehouse.servers.health import glance
@@ -69,7 +70,6 @@ __all__ = [
     "survey",
 ]
 
-Notify = Callable[[str], None]
 
 START_GRACE = 3.0  # a vLLM that is still starting does not heed SIGTERM: nothing to wait for
 _LIMITS = StartLimits()
@@ -152,7 +152,7 @@ class OwnedServer:
     limits: StartLimits
     _server: Server | None = None
     _lease: PortLease | None = None
-    _process: LocalProcess | None = None
+    _process: Process | None = None
     _record: ServerRecord | None = None
     _grace: float = START_GRACE
     _starts: int = 0
@@ -305,7 +305,7 @@ class OwnedServer:
                 write_whole(server.key_file, self._admin_key.encode(), private=True)
             self._write(self._new_record(server, process, detached=detached))
 
-        self._process = await LocalExecutor().start(command, log=log, note=note)
+        self._process = await start_process(command, log=log, note=note)
         self._server = replace(server, pid=self._process.pid)
 
     def _new_record(

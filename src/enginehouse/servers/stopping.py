@@ -8,7 +8,7 @@ import os
 import time
 
 from enginehouse.core.errors import StopError, UnknownNameError
-from enginehouse.executors.tree import ProcessTree
+from enginehouse.processes.tree import ProcessTree
 from enginehouse.servers.gpu_memory import demand_memory_back
 from enginehouse.servers.ports import is_free, release_ports, who_has
 from enginehouse.servers.records import (

@@ -11,7 +11,7 @@ import msgspec
 
 from enginehouse.client.bodies import MAX_PAGE_BYTES, read_body
 from enginehouse.core.errors import WireError
-from enginehouse.engines.diagnosis import Diagnosis, FailureKind
+from enginehouse.diagnosis import Diagnosis, FailureKind
 from enginehouse.servers.sessions import below, open_session
 from enginehouse.tools.markup import leftover_markup
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from enginehouse.core.errors import ScoringError, ScoringTimeoutError
-from enginehouse.executors.sandbox import bare_environment, confine, exposes_home, find_sandbox
+from enginehouse.processes.sandbox import bare_environment, confine, exposes_home, find_sandbox
 from enginehouse.tasks.base import Measure, Outcome, Score, ScoringProgram
 
 LANES: Final = max(1, min(4, os.cpu_count() or 1))  # answers that one program scores at once

@@ -16,18 +16,20 @@ from typing import Any
 
 import msgspec
 
+from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.commands.evaluate import run_evaluation
 from enginehouse.core.errors import (
     ConfigurationError,
     EnginehouseError,
     StoreError,
     UnsupportedError,
 )
+from enginehouse.deployment.configuration import merged, parse
+from enginehouse.deployment.serving import with_api_key
 from enginehouse.engines.base import Engine, ServedEngine, demand_api_key
 from enginehouse.engines.registry import ENGINES
-from enginehouse.launch.configuration import EvaluationConfig, merged, parse
-from enginehouse.launch.evaluating import run_evaluation
-from enginehouse.launch.serving import Notify, with_api_key
-from enginehouse.report.summary import Report
+from enginehouse.results.summary import Report
+from enginehouse.runtime.context import Notify
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import list_runs
 from enginehouse.tasks.registry import load_task

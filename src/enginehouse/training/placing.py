@@ -10,12 +10,14 @@ from typing import Any
 
 import msgspec
 
+from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.commands.evaluate import Asking
 from enginehouse.core.errors import ModelError, WeightsError, WireError
-from enginehouse.launch.asking import asking, attach
-from enginehouse.launch.configuration import AskConfig, EvaluationConfig
-from enginehouse.launch.evaluating import Asking
-from enginehouse.launch.serving import Notify, Serving
-from enginehouse.launch.swapping import swapper_of
+from enginehouse.deployment.asking import asking, attach
+from enginehouse.deployment.configuration import AskConfig
+from enginehouse.deployment.serving import Serving
+from enginehouse.deployment.swapping import swapper_of
+from enginehouse.runtime.context import Notify
 from enginehouse.store.layout import Layout
 from enginehouse.weights.swap import WeightSwapper
 
@@ -32,9 +34,9 @@ async def weights_swapped(
     """Swap a checkpoint into the vLLM at `config.url`, and its own weights in again at the end.
 
     Everybody who asks that server meanwhile is answered by the checkpoint; what is asked through
-    what this yields says so. Raises what `launch.swapping.swapper_of` and `WeightSwapper.swap` do.
-    If the server has the checkpoint still when the block ends, `left_there` is called, and
-    WeightsError raised, or noted on what ended the block.
+    what this yields says so. Raises what `deployment.swapping.swapper_of` and
+    `WeightSwapper.swap` do. If the server has the checkpoint still when the block ends,
+    `left_there` is called, and WeightsError raised, or noted on what ended the block.
     """
     assert config.url is not None
     server, _ = await attach(config, layout=layout)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from enginehouse.report.summary import Figure, Report
+from enginehouse.results.summary import Figure, Report
 from enginehouse.store.journal import Journal, read_journal
 
 JOURNAL = "evaluations.jsonl"

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from enginehouse.client.wire import InFlight
 from enginehouse.core.errors import WeightsError
-from enginehouse.launch.running_server import find_running
-from enginehouse.launch.swapping import swapper_of
+from enginehouse.deployment.running_servers import find_running
+from enginehouse.deployment.swapping import swapper_of
 from enginehouse.store.layout import Layout
 from enginehouse.training.blocking import Interrupts, interrupts_deferred, run_blocking
 from enginehouse.training.sync_client import WeightSyncClient

@@ -21,6 +21,8 @@ from enginehouse.core.errors import (
 from enginehouse.core.incidents import Incident
 from enginehouse.core.messages import ChatPrompt, Message, Prompt, TextPrompt
 from enginehouse.core.sampler import SampleRequest
+from enginehouse.deployment.configuration import ServeConfig
+from enginehouse.deployment.serving import serving
 from enginehouse.engines.base import Engine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.facades.agent_arena.configuration import (
@@ -30,13 +32,11 @@ from enginehouse.facades.agent_arena.configuration import (
     VLLMBackendConfig,
 )
 from enginehouse.facades.blocking import Held, Opening
-from enginehouse.launch.configuration import ServeConfig
-from enginehouse.launch.serving import serving
 from enginehouse.store.layout import Layout
 from enginehouse.tools import CallOutcome, Ladder, ToolResult, call_tools
 
 if TYPE_CHECKING:
-    from enginehouse.launch.composing import BackendSettings
+    from enginehouse.facades.agent_arena.composing import BackendSettings
 
 logger = logging.getLogger("enginehouse.facades.agent_arena")
 _AVAILABILITY = Timeouts(connect=5.0, total=10.0)
@@ -316,7 +316,7 @@ def _calls(result: ToolResult) -> dict[str, Any]:
 
 
 def make_backend(settings: BackendSettings) -> BaseBackend:
-    """The backend that composed settings describe (`launch.composing.compose_backend`)."""
+    """The backend that composed settings describe (see `composing.compose_backend`)."""
     values = settings.model_dump(exclude={"type"})
     values["function_calling"] = settings.function_calling.enabled
     if settings.type == "llama_cpp":

@@ -10,7 +10,7 @@ import msgspec
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.launch.configuration import ServeConfig, merged, parse
+from enginehouse.deployment.configuration import ServeConfig, merged, parse
 
 _LOAD_MODES = {  # of use_mmap and use_mlock
     (True, False): None,  # the default: mapped, where the device can

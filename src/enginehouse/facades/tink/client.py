@@ -25,16 +25,16 @@ from enginehouse.core.errors import (
 from enginehouse.core.messages import TextPrompt
 from enginehouse.core.sampler import SampleRequest, SampleResponse
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.engines.vllm_quirks import LORA_PROMPT_LOGPROBS
-from enginehouse.facades.tink.configuration import VLLMConfig
-from enginehouse.facades.tink.errors import NoAdapterError, UnreachableError
-from enginehouse.launch.running_server import (
+from enginehouse.deployment.running_servers import (
     RunningServer,
     find_running,
     largest_rank,
 )
-from enginehouse.launch.serving import make_sampler, turns_for
-from enginehouse.launch.swapping import declared_folders, swapper_of
+from enginehouse.deployment.serving import make_sampler, turns_for
+from enginehouse.deployment.swapping import declared_folders, swapper_of
+from enginehouse.engines.vllm.quirks import LORA_PROMPT_LOGPROBS
+from enginehouse.facades.tink.configuration import VLLMConfig
+from enginehouse.facades.tink.errors import NoAdapterError, UnreachableError
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import Shapes, checkpoint_shapes
 from enginehouse.weights.pool import AdapterPool

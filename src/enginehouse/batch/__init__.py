@@ -1,0 +1,1 @@
+"""Files of prompts and files of samples."""

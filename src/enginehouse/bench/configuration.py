@@ -1,0 +1,48 @@
+"""How a server is measured."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from enginehouse.deployment.configuration import AskConfig, Fraction
+
+
+class BenchConfig(AskConfig):
+    """A load for a model that is served for it, or for the server at a URL."""
+
+    concurrency: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
+    """Requests in flight; several, one after another, as in 1,8,32."""
+    input_tokens: Annotated[int, Field(ge=1)] = 512
+    """The length of every prompt, in tokens."""
+    output_tokens: Annotated[int, Field(ge=1)] = 128
+    """The length of every answer, in tokens."""
+    requests: Annotated[int, Field(ge=1)] | None = None
+    """Requests at each concurrency; 4 times the concurrency, but at least 32, when not given."""
+    warmup: Annotated[int, Field(ge=0)] | None = None
+    """Requests before each measurement that do not count; as many as in flight when not given."""
+    seed: int = 0
+    """Decides the prompts' tokens, except their first few, which are always new."""
+    max_failed: Fraction = 0.01
+    """The share of failed requests above which the command fails."""
+
+    @field_validator("concurrency", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",")]
+        return [value] if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _some_load(self) -> Self:
+        if not self.concurrency:
+            raise ValueError("'concurrency' is empty: give at least one number")
+        if self.requests is not None and self.requests < max(self.concurrency):
+            most = max(self.concurrency)
+            raise ValueError(f"{self.requests} requests are never {most} in flight: ask for more")
+        own = [n for n in ("path", "python", "version", "variant") if getattr(self, n) is not None]
+        own += [n for n in self.server.model_dump(exclude_defaults=True) if n != "api_key"]
+        if self.url is not None and own:
+            raise ValueError(f"without effect on a server that runs already: {', '.join(own)}")
+        return self

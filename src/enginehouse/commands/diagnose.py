@@ -1,0 +1,104 @@
+"""Why an engine failed, from a log that may come from anywhere."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from enginehouse.core.errors import ConfigurationError, UnknownNameError
+from enginehouse.diagnosis import Diagnosis, LogExplanation, LogProfile, explain_log
+from enginehouse.engines.base import ServedEngine
+from enginehouse.engines.registry import ENGINES
+
+STDIN = Path("-")
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"PK\x03\x04": "zip",
+}
+
+
+class LogReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a log says. `kind` and what follows are None if it says nothing about a failure.
+
+    `engine`: whose log it is, None if nothing shows it. `kind`: one of those in docs/errors.md.
+    `evidence`: the line that shows it. `guess`: the kind follows from where an unknown error was
+    raised, not from its text.
+    """
+
+    engine: str | None
+    kind: str | None = None
+    evidence: str | None = None
+    cause: str | None = None
+    next: str | None = None
+    guess: bool = False
+
+
+def diagnose_file(log: Path, *, engine: str | None, exit_code: int | None) -> LogReport:
+    """Explain a log file, or standard input if its path is "-". Blocks while it is read.
+
+    The engine is recognised from the log unless it is named. Raises ConfigurationError if the log
+    cannot be read, or the engine is not one that is started here.
+    """
+    profiles = _profiles()
+    if engine is not None and engine not in profiles:
+        raise UnknownNameError("engine whose logs can be read", engine, profiles)
+    chosen = [profiles[engine]] if engine is not None else list(profiles.values())
+    try:
+        with _opened(log) as source:
+            explanation = explain_log(
+                source, profiles=chosen, otherwise=_unknown_engine(profiles), exit_code=exit_code
+            )
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read {log}", why=error.strerror or str(error), fix="name a log file, or -"
+        ) from error
+    return _report(explanation)
+
+
+def _profiles() -> dict[str, LogProfile]:
+    engines = {name: ENGINES.load(name)() for name in ENGINES.names()}
+    return {n: e.log_profile for n, e in engines.items() if isinstance(e, ServedEngine)}
+
+
+def _unknown_engine(profiles: dict[str, LogProfile]) -> LogProfile:
+    """For a log that no engine's marks are in: any engine's rules may know it."""
+    rules = tuple(rule for profile in profiles.values() for rule in profile.rules)
+    return replace(profiles["vllm"], title="the engine", rules=rules, two_builds=None)
+
+
+def _opened(log: Path) -> BinaryIO:
+    if log == STDIN:
+        if sys.stdin is None:
+            raise ConfigurationError("there is no standard input", fix="name a log file")
+        return sys.stdin.buffer
+    source = log.open("rb")
+    first = source.peek(8)[:8]
+    for magic, name in _PACKED.items():
+        if first.startswith(magic):
+            source.close()
+            raise ConfigurationError(
+                f"{log} is packed with {name}", fix=f"unpack it first: `zcat {log} | enginehouse "
+                "diagnose -` for gzip",
+            )  # fmt: skip
+    return source
+
+
+def _report(explanation: LogExplanation) -> LogReport:
+    found: Diagnosis | None = explanation.diagnosis
+    if found is None:
+        return LogReport(engine=explanation.engine)
+    return LogReport(
+        engine=explanation.engine,
+        kind=found.kind.value,
+        evidence=found.evidence,
+        cause=found.cause,
+        next=found.fix,
+        guess=found.guess,
+    )

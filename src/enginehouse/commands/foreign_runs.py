@@ -1,0 +1,67 @@
+"""Run folders of other people: what their configuration would make this machine do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.core.errors import UntrustedRunError
+from enginehouse.deployment.configuration import parse, read_yaml
+from enginehouse.store.layout import Layout
+from enginehouse.store.runs import Run, open_run
+
+
+def untrusted_settings(reference: str, *, layout: Layout) -> tuple[str, ...]:
+    """What a run's configuration would run or reveal here, if the run is somebody else's.
+
+    Empty for a run of our own. Raises as `open_run` and `read_config` do. Blocking.
+    """
+    run = open_run(layout, reference)
+    return tuple(_risks(run, read_config(run))) if _is_foreign(run, layout=layout) else ()
+
+
+def demand_trust(run: Run, config: EvaluationConfig, *, layout: Layout) -> None:
+    """Raise UntrustedRunError if somebody else's configuration would run code or reveal a key."""
+    if _is_foreign(run, layout=layout) and (risks := list(_risks(run, config))):
+        raise UntrustedRunError(
+            f"{run.folder} is somebody else's run, and its configuration decides what runs here",
+            why="; ".join(risks),
+            fix=f"look into {run.config_path}; if you trust it, repeat the command with "
+            "--trust-run",
+        )
+
+
+def read_config(run: Run) -> EvaluationConfig:
+    """The configuration that the run was begun with. Raises ConfigurationError."""
+    return parse(EvaluationConfig, read_yaml(run.config_path), origin=str(run.config_path))
+
+
+def _is_foreign(run: Run, *, layout: Layout) -> bool:
+    """Whether it lies outside our own runs folder, or somebody else could have written it."""
+    if layout.runs.resolve() not in run.folder.resolve().parents:
+        return True
+    ours = os.geteuid()
+    files = (run.folder, run.config_path)
+    return any(path.is_symlink() or path.stat().st_uid != ours for path in files)
+
+
+def _risks(run: Run, config: EvaluationConfig) -> Iterator[str]:
+    """Every setting by which code of the configuration's author runs, or a key leaves."""
+    if config.python is not None:
+        yield f"python: {config.python} would be run"
+    for task in config.tasks:
+        if task.name.endswith((".yaml", ".yml")):
+            yield f"tasks: {task.name} may name a Python function that scores answers"
+    server = config.server
+    if server.trust_remote_code:
+        yield "server.trust_remote_code: Python code that comes with the model would be run"
+    if server.extra_args:
+        yield f"server.extra_args: the engine would get {server.extra_args!r}"
+    if server.env_vars:
+        yield f"server.env_vars: the engine would get {', '.join(server.env_vars)}"
+    if run.info.left_out:
+        yield f"run.json: the engine would get your {', '.join(run.info.left_out)}"
+    if config.url is not None:
+        key = config.api_key_env or "your API key, if one is set,"
+        yield f"url: {key} and the questions would be sent to {config.url}"

@@ -1,0 +1,45 @@
+"""Which variables of a server's environment are written down with a run, and the others' return."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.core.errors import ConfigurationError
+
+_KEPT = re.compile(
+    r"(VLLM|SGLANG|SGL|GGML|LLAMA|CUDA|HIP|ROCR|NVIDIA|NCCL|RCCL|GLOO|UCX|NIXL|TORCH|TORCHINDUCTOR"
+    r"|PYTORCH|TRITON|FLASHINFER|OMP|KMP|MKL|OPENBLAS|GOMP|RAY|TOKENIZERS|TRANSFORMERS|HF_HUB)"
+    r"_[A-Z0-9_]+|(HF_HOME|LD_LIBRARY_PATH|PATH|TMPDIR|TZ|LANG|LC_ALL)"
+)
+_SECRET = re.compile(
+    r"(^|_)(TOKENS?|(API)?KEYS?|SECRETS?|PASS|PASSWORDS?|PASSWD|CREDENTIALS?|AUTH)$"
+)
+
+
+def is_kept(name: str) -> bool:
+    """Whether the value may be written down: an engine's own setting that is not a secret's name.
+
+    Anything that is not known to be harmless may be a key, so that it is left out.
+    """
+    return _KEPT.fullmatch(name) is not None and _SECRET.search(name) is None
+
+
+def with_left_out(config: EvaluationConfig, names: Sequence[str]) -> EvaluationConfig:
+    """`config` with the variables that were left out of its file, from this process's environment.
+
+    Raises ConfigurationError naming those that are not set here.
+    """
+    known = config.server.env_vars
+    missing = [name for name in names if name not in known and name not in os.environ]
+    if missing:
+        raise ConfigurationError(
+            f"the run's server was started with {', '.join(missing)}, which is not set here",
+            why="values that may be secrets are not kept with a run",
+            fix=f"set it again: {' '.join(f'{name}=…' for name in missing)} enginehouse resume …",
+        )
+    values = {name: os.environ[name] for name in names if name not in known}
+    server = config.server.model_copy(update={"env_vars": {**known, **values}})
+    return config.model_copy(update={"server": server})

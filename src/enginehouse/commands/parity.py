@@ -1,0 +1,98 @@
+"""`enginehouse parity`: whether the engine computes what transformers computes.
+
+A trainer's importance ratios are as good as the agreement of the two programs; a wrong template,
+adapter, dtype or kernel shows here first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from enginehouse.commands.configuration import ParityConfig
+from enginehouse.core.sampler import Capability
+from enginehouse.deployment.compute_type import DTYPE_FLAG
+from enginehouse.deployment.reference_scores import (
+    TEXTS,
+    compare_scores,
+    computing_type,
+    own_type,
+    score_prompt,
+    score_with_transformers,
+)
+from enginehouse.deployment.resident import serving_target
+from enginehouse.deployment.serving import Prepared, choose_engine, prepare
+from enginehouse.dialects.base import require
+from enginehouse.engines.base import Engine
+from enginehouse.engines.registry import ENGINES
+from enginehouse.results.parity import ParityReport
+from enginehouse.runtime.context import Notify
+from enginehouse.store.layout import Layout
+
+
+async def run_parity(config: ParityConfig, *, layout: Layout, notify: Notify) -> ParityReport:
+    """Serve the model, score the texts, stop, and score the same tokens with transformers.
+
+    Both compute in the type that is asked for, else in the one that a CPU's server gets, else in
+    what the engine makes of the checkpoint's.
+    Raises UnsupportedError for an engine without prompt log-probabilities, ModelError where
+    transformers cannot score the model or either side's values are not finite, and what `serving`
+    does.
+    """
+    engine: Engine = ENGINES.load(choose_engine(config.engine, notify=lambda _: None))()
+    require(engine.capabilities(None), Capability.PROMPT_LOGPROBS, "parity")
+    require(engine.capabilities(None), Capability.TOKENIZE, "parity")
+    notify = _each_line_once(notify)
+    prepared = await prepare(config, layout=layout, notify=notify)
+    checkpoint = Path(prepared.model.path)
+    config = await asyncio.to_thread(_with_type, config, prepared)
+    async with serving_target(config, layout=layout, notify=notify) as ready:
+        server = ready.server
+        sequences = [await ready.sampler.tokenize(text) for text in TEXTS]
+        ours = [await score_prompt(ready.sampler, tokens) for tokens in sequences]
+    dtype = await asyncio.to_thread(computing_type, server, checkpoint)
+    notify(f"scoring the same tokens with transformers in {dtype}")
+    reference = await score_with_transformers(
+        checkpoint,
+        sequences,
+        dtype=dtype,
+        device="auto",
+        adapter=ready.adapter,
+        layout=layout,
+        notify=notify,
+    )
+    found = compare_scores(ours, reference.logprobs, engine=engine.name)
+    return ParityReport(
+        model=config.model or prepared.model.name,
+        adapter=str(config.adapter) if config.adapter else None,
+        engine=server.engine or engine.name,
+        engine_version=server.version,
+        engine_dtype=dtype,
+        reference_dtype=reference.dtype,
+        threshold=config.threshold,
+        agrees=found.mean <= config.threshold,
+        parity=found,
+    )
+
+
+def _each_line_once(notify: Notify) -> Notify:
+    """For preparing and then serving, which say the same of the environment and the model."""
+    said: set[str] = set()
+
+    def once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            notify(line)
+
+    return once
+
+
+def _with_type(config: ParityConfig, prepared: Prepared) -> ParityConfig:
+    """The configuration with the type that its server would compute in, named. Blocking."""
+    if config.server.dtype not in (None, "auto") or DTYPE_FLAG in str(config.server.extra_args):
+        return config
+    dtype: str | None = prepared.options.dtype
+    if dtype in (None, "auto"):
+        dtype = own_type(Path(prepared.model.path), prepared.engine.name)
+    options = config.server.model_copy(update={"dtype": dtype})
+    return config.model_copy(update={"server": options})

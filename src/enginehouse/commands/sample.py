@@ -1,0 +1,305 @@
+"""`enginehouse sample`: answers to prompts, none lost and none asked twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from enginehouse.batch.configuration import SampleConfig
+from enginehouse.batch.prompt_files import PromptLine, read_prompts
+from enginehouse.batch.sample_files import (
+    PrintedSamples,
+    SampleFile,
+    SampleLine,
+    Source,
+    sample_file,
+)
+from enginehouse.client.sampler import HTTPSampler
+from enginehouse.core.errors import (
+    ConfigurationError,
+    ConnectionFailedError,
+    MalformedResponseError,
+    ServerGoneError,
+    UnauthorizedError,
+    UnknownModelError,
+    UnsupportedError,
+    WireError,
+)
+from enginehouse.core.messages import ChatPrompt
+from enginehouse.core.sampler import SampleResponse
+from enginehouse.deployment.asking import asking
+from enginehouse.deployment.serving import Serving
+from enginehouse.results.summary import Progress, TaskProgress
+from enginehouse.runtime.context import Notify
+from enginehouse.store.layout import Layout
+
+_MOST_IN_FLIGHT = 512
+_TICK = 0.5  # seconds between looks at the progress
+# what would befall every other request, too
+_HOPELESS = (UnauthorizedError, UnknownModelError)
+
+
+class SamplingSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of the prompts. `answered` and `failed` count all, `asked` those of this command.
+
+    Tokens and seconds are this command's. `example`: the first failure in words.
+    """
+
+    out: str
+    prompts: int
+    answered: int
+    failed: int
+    asked: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    example: str | None
+
+
+async def run_sampling(
+    config: SampleConfig,
+    *,
+    layout: Layout,
+    notify: Notify,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> SamplingSummary:
+    """Ask the prompts that the file of samples has no answer to; it may be cancelled any time.
+
+    Raises ConfigurationError (prompts, parameters or model are not those of the file, nothing was
+    changed), StoreError, ServerGoneError, and what `asking` does. Failed samples do not raise: see
+    `require_samples`.
+    """
+    prompts = await asyncio.to_thread(read_prompts, config)
+    with _opened(config, layout=layout) as out:
+        answered = out.answered if isinstance(out, SampleFile) else {}
+        missing = [prompt for prompt in prompts if prompt.id not in answered]
+        work = _Sampling(config, out, prompts=len(prompts), answered=len(answered))
+        if isinstance(out, SampleFile):
+            out.demand_same_prompts(prompts)
+            if not missing:
+                notify(f"every prompt has its answer in {config.out}: there is nothing to ask")
+                return work.summary()
+        try:
+            async with asking(
+                config, layout=layout, notify=notify, concurrency=config.concurrency
+            ) as ready:
+                source = _source(ready)
+                for prompt in missing:
+                    _demand_supported(prompt, ready)
+                if isinstance(out, SampleFile):
+                    out.demand_same_source(source)
+                    if repair := out.begin():
+                        notify(str(repair))
+                await work.ask(missing, ready, source, progress=progress)
+        except BaseException:
+            if isinstance(out, SampleFile) and work.asked:
+                notify(f"{config.out} is whole: the same command asks what it lacks")
+            raise
+    return work.summary()
+
+
+def require_samples(summary: SamplingSummary) -> None:
+    """Raise WireError if a sample failed."""
+    if summary.failed:
+        again = "" if summary.out == "-" else "; the same command asks these again"
+        raise WireError(
+            f"{summary.failed:,} of {summary.prompts:,} samples failed",
+            why=summary.example,
+            fix=f"the field error of each says why{again}",
+        )
+
+
+@contextmanager
+def _opened(config: SampleConfig, *, layout: Layout) -> Iterator[SampleFile | PrintedSamples]:
+    if config.out == "-":
+        yield PrintedSamples()
+        return
+    out = Path(config.out)
+    if config.prompts != "-" and out.exists() and out.samefile(Path(config.prompts).expanduser()):
+        raise ConfigurationError(
+            f"--prompts and --out are the same file, {out}", fix="choose another --out"
+        )
+    with sample_file(out, layout=layout) as file:
+        yield file
+
+
+def _source(ready: Serving) -> Source:
+    return Source(
+        model=ready.sampler.model,
+        engine=ready.engine.name,
+        engine_version=ready.provenance.engine_version,
+        weights=ready.provenance.weights_digest,
+    )
+
+
+def _demand_supported(prompt: PromptLine, ready: Serving) -> None:
+    """Raise UnsupportedError for what the engine does not do, before anything is sent."""
+    wire, sampler = ready.engine.wire, ready.sampler
+    chat = isinstance(prompt.request.prompt, ChatPrompt)
+    dialect = wire.chat if chat else wire.completions
+    if dialect is None:
+        raise UnsupportedError(
+            f"prompt {prompt.id!r}: {ready.engine.name} takes no "
+            + ("conversations" if chat else "texts to continue"),
+            fix="give prompts without messages" if chat else "give messages, or --chat",
+        )
+    try:
+        dialect.encode(
+            prompt.request, model=sampler.model, capabilities=sampler.capabilities, stream=False
+        )
+    except (UnsupportedError, ConfigurationError) as error:
+        error.message = f"prompt {prompt.id!r}: {error.message}"
+        raise
+
+
+class _Sampling:
+    """One command's work."""
+
+    def __init__(
+        self,
+        config: SampleConfig,
+        out: SampleFile | PrintedSamples,
+        *,
+        prompts: int,
+        answered: int,
+    ) -> None:
+        self._config = config
+        self._out = out
+        self._prompts = prompts
+        self._before = answered
+        self._failed = 0
+        self._prompt_tokens = self._completion_tokens = 0
+        self._started = time.monotonic()
+        self._example: str | None = None
+        self.asked = 0
+
+    async def ask(
+        self,
+        missing: Sequence[PromptLine],
+        ready: Serving,
+        source: Source,
+        *,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        """Ask every prompt, a bounded number at a time."""
+        self._started = time.monotonic()
+        waiting = iter(missing)
+
+        async def ask_on() -> None:
+            for prompt in waiting:
+                self._settle(await _ask(prompt, ready.sampler, source))
+
+        count = min(self._config.concurrency or _MOST_IN_FLIGHT, len(missing))
+        workers = {asyncio.create_task(ask_on()) for _ in range(count)}
+        pending = workers
+        try:
+            while pending:
+                done, pending = await asyncio.wait(
+                    pending, timeout=_TICK, return_when=asyncio.FIRST_EXCEPTION
+                )
+                for worker in done:
+                    worker.result()
+                progress(self._state())
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    def _settle(self, line: SampleLine) -> None:
+        self._out.write(line)
+        self.asked += 1
+        if line.error is not None:
+            self._failed += 1
+            self._example = self._example or line.error
+        self._prompt_tokens += line.prompt_tokens or 0
+        self._completion_tokens += line.completion_tokens or 0
+
+    def summary(self) -> SamplingSummary:
+        """What came of it."""
+        return SamplingSummary(
+            out=self._config.out,
+            prompts=self._prompts,
+            answered=self._before + self.asked - self._failed,
+            failed=self._failed,
+            asked=self.asked,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            seconds=time.monotonic() - self._started,
+            example=self._example,
+        )
+
+    def _state(self) -> Progress:
+        elapsed = time.monotonic() - self._started
+        done = self._before + self.asked
+        answered = done - self._failed
+        outcomes = {"answered": answered, "failed": self._failed}
+        task = TaskProgress(task="samples", done=done, total=self._prompts, outcomes=outcomes)
+        tokens = self._completion_tokens
+        left = self._prompts - done
+        return Progress(
+            tasks=(task,),
+            elapsed=elapsed,
+            generated_tokens=tokens,
+            tokens_per_second=tokens / elapsed if tokens and elapsed else None,
+            seconds_left=left * elapsed / self.asked if self.asked else None,
+        )
+
+
+async def _ask(prompt: PromptLine, sampler: HTTPSampler, source: Source) -> SampleLine:
+    """Ask once. A WireError becomes the line's error, unless it would befall all the others."""
+    line = SampleLine(
+        id=prompt.id,
+        digest=prompt.digest,
+        model=source.model,
+        engine=source.engine,
+        engine_version=source.engine_version,
+        weights=source.weights,
+    )
+    try:
+        response = await sampler.sample(prompt.request)
+        _demand_all(response, wanted=prompt.request.parameters.n)
+    except _HOPELESS:
+        raise
+    except WireError as error:
+        if isinstance(error, UnsupportedError) and error.status is None:
+            raise  # the engine does none of this, and nothing was sent
+        if isinstance(error, ConnectionFailedError):
+            await _demand_alive(sampler, error)
+        says = f"{error.message}: {error.why}" if error.why else error.message
+        return msgspec.structs.replace(line, error=f"{type(error).__name__}: {says}")
+    return msgspec.structs.replace(
+        line,
+        texts=tuple(completion.text for completion in response.completions),
+        finish_reasons=tuple(completion.finish_reason for completion in response.completions),
+        prompt_tokens=response.prompt_tokens,
+        completion_tokens=response.completion_tokens,
+        seconds=response.timing.elapsed,
+    )
+
+
+def _demand_all(response: SampleResponse, *, wanted: int) -> None:
+    if len(response.completions) != wanted:
+        raise MalformedResponseError(
+            f"{wanted} answers were asked for, {len(response.completions)} came"
+        )
+
+
+async def _demand_alive(sampler: HTTPSampler, failure: ConnectionFailedError) -> None:
+    """Raise ServerGoneError if nobody answers any more; else the failure is the request's own."""
+    try:
+        await sampler.models()
+    except UnsupportedError:
+        return
+    except ConnectionFailedError:
+        raise ServerGoneError(
+            "the server is gone",
+            why=failure.message,
+            fix="look at its log and start it again; the same command asks what is missing",
+        ) from failure
+    except WireError:
+        return

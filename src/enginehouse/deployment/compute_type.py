@@ -1,0 +1,113 @@
+"""In which type a model is computed: on a CPU by what the CPU has, unless the user says otherwise.
+
+A CPU without bfloat16 instructions takes four times as long in bfloat16 as in float32; one that has
+them takes half as long. Engines look at the checkpoint alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from enginehouse.deployment.running_servers import option_of
+from enginehouse.engines import arguments
+from enginehouse.engines.base import ServedEngine
+from enginehouse.engines.options import DType, ServerOptions
+from enginehouse.processes.cpu import Cpu
+from enginehouse.provisioning.checkpoints import Checkpoint
+from enginehouse.provisioning.environments import EngineEnvironment
+from enginehouse.weights.checkpoint import tensors_of
+
+DTYPE_FLAG = "--dtype"
+_ALIASES = {"half": "float16", "float": "float32"}  # of vLLM's flag
+
+
+class ComputeType(msgspec.Struct, frozen=True, kw_only=True):
+    """A type that was chosen for the user, and why."""
+
+    dtype: DType
+    reason: str
+
+
+def type_on_cpu(cpu: Cpu, *, stored: str = "bfloat16") -> ComputeType:
+    """The fastest type on this CPU that keeps the values of weights that are `stored` so.
+
+    Weights in float16 are never rounded to bfloat16, which has three bits less for the fraction.
+    """
+    if stored == "float16":
+        if cpu.float16:
+            return ComputeType(dtype="float16", reason="the CPU computes in the weights' float16")
+        return ComputeType(
+            dtype="float32", reason="the weights are float16, and the CPU has no float16"
+        )
+    return ComputeType(dtype="bfloat16" if cpu.bfloat16 else "float32", reason=cpu.evidence)
+
+
+def choose_type(
+    options: ServerOptions,
+    *,
+    engine: ServedEngine,
+    environment: EngineEnvironment,
+    checkpoint: Checkpoint,
+    cpu: Cpu,
+) -> ComputeType | None:
+    """The type to start a server in; None where the choice is the user's or the engine's own.
+
+    It is the engine's own on a GPU, and for quantized weights, whose method demands a type.
+    Blocking: may read the heads of the weight files.
+    """
+    if options.dtype not in engine.open_dtypes:
+        return None
+    extra = arguments.split(options.extra_args)
+    if environment.variant != "cpu" and option_of(extra, "--device") != "cpu":
+        return None
+    flags = {argument.flag for argument in arguments.read(extra)}
+    if flags & {DTYPE_FLAG, "--quantization", "-q"} or is_quantized(checkpoint):
+        return None
+    return type_on_cpu(cpu, stored=stored_type(checkpoint))
+
+
+def type_in_command(command: tuple[str, ...]) -> str | None:
+    """The type that a server's command line names; None where it leaves it to the engine."""
+    named = option_of(command, DTYPE_FLAG)
+    return None if named in (None, "auto") else _ALIASES.get(named, named)
+
+
+def automatic_type(checkpoint: Checkpoint, engine: str) -> str:
+    """What an engine computes in by itself: bfloat16 for float32, as vLLM 0.32 does.
+
+    hf takes bfloat16 for everything. GPUs without it are not considered. Blocking.
+    """
+    stored = stored_type(checkpoint)
+    return "float16" if stored == "float16" and engine != "hf" else "bfloat16"
+
+
+def stored_type(checkpoint: Checkpoint) -> str:
+    """The weights' own type, by the configuration or, where that names none, by the files.
+
+    Blocking. Raises ModelError for files that cannot be read.
+    """
+    for config in _configurations(checkpoint):
+        if named := config.get("dtype") or config.get("torch_dtype"):
+            return str(named).removeprefix("torch.")
+    if any(file.suffix != ".safetensors" for file in checkpoint.weights):
+        return "bfloat16"  # a pickle, which only the engine opens
+    types = {tensor.dtype for tensor in tensors_of(checkpoint).values()}
+    return "float16" if types == {"F16"} else "bfloat16"
+
+
+def is_quantized(checkpoint: Checkpoint) -> bool:
+    """Whether the weights are quantized, as far as the checkpoint's files say."""
+    names = ("quantization_config", "compression_config")
+    return (checkpoint.folder / "hf_quant_config.json").exists() or any(
+        config.get(name) for config in _configurations(checkpoint) for name in names
+    )
+
+
+def _configurations(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], ...]:
+    """The model's configuration, and that of the part that generates text."""
+    text_config = checkpoint.config.get("text_config")
+    nested = (text_config,) if isinstance(text_config, dict) else ()
+    return (checkpoint.config, *nested)

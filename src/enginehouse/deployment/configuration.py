@@ -1,0 +1,246 @@
+"""What a user may configure, from YAML and from the command line. Unknown keys are errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
+from enginehouse.core.strict_model import StrictModel
+from enginehouse.core.strict_yaml import load_yaml
+from enginehouse.core.system_errors import advice
+from enginehouse.deployment.adapter_names import with_adapter_apart
+from enginehouse.engines.options import ServerOptions
+from enginehouse.engines.registry import ENGINES
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ServeConfig(StrictModel):
+    """A model, and the server that is to serve it."""
+
+    model: str | None = None
+    """A Hugging Face handle, a checkpoint folder, a GGUF file, or a bundled name (smollm2)."""
+    adapter: Path | None = None
+    """A LoRA adapter's folder: it answers, not the bare model. Also written MODEL+FOLDER."""
+    path: Path | None = None
+    """A local checkpoint to fall back to when the handle cannot be had."""
+    engine: str | None = None
+    """The engine, as `enginehouse engines` lists them; what this machine can run when not given."""
+    python: Path | None = None
+    """The Python of an existing engine environment."""
+    version: str | None = None
+    """The engine's version, for a managed environment: any published one, or latest."""
+    variant: Literal["cpu", "cuda"] | None = None
+    """The engine's build, for a managed environment; chosen by the machine when not given."""
+    start_timeout: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds that the server may take to become ready, however well it gets on."""
+    progress_timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without log or load progress while it starts, or without a sign of work later."""
+    max_restarts: Annotated[int, Field(ge=0)] = 10
+    """How often a server that dies under work is started again."""
+    server: ServerOptions = ServerOptions()
+    """How the server is started."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapter_of_model(cls, values: Any) -> Any:
+        return with_adapter_apart(values)
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, name: str | None) -> str | None:
+        if name is not None and name not in ENGINES.names():
+            raise UnknownNameError("engine", name, ENGINES.names())
+        return name
+
+
+class AskConfig(ServeConfig):
+    """Whom to ask: a model that is served for it, a running server, or a hosted API."""
+
+    model: str | None = None
+    """A model, as for serve, that is served for this; a running server's URL; a hosted model."""
+    url: str | None = None
+    """The base URL of a running server, which is used and never stopped."""
+    api_key_env: str | None = None
+    """The environment variable that holds the API key, instead of the engine's own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _url_for_model(cls, values: Any) -> Any:
+        model = values.get("model")
+        if isinstance(model, str) and "://" in model and not values.get("url"):
+            return {**values, "url": model, "model": None}
+        return values
+
+    @model_validator(mode="after")
+    def _someone_to_ask(self) -> Self:
+        if self.url is None and self.model is None and self.path is None:
+            raise ValueError("give a model (or path), or the url of a server")
+        if self.url is not None and "@" in _network_location(self.url):
+            # for the whole model, not the field: a field's error shows its value
+            raise ValueError(
+                "the url holds a password, which would be stored with the run: leave it out; "
+                "a key belongs in ENGINEHOUSE_API_KEY"
+            )
+        return self
+
+
+def _network_location(url: str) -> str:
+    """User, password, host and port; the whole `url` where it cannot be split."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        if "@" in url:
+            return url  # not shown: it may hold a password
+        raise ValueError(
+            f"the url {url!r} is not the address of a server; "
+            "give one such as http://127.0.0.1:8000 or http://[::1]:8000"
+        ) from None
+
+
+Config = TypeVar("Config", bound=BaseModel)
+_ANY_TEXT = {"stop", "system"}  # what is said to a model may hold null bytes
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigurationError naming file and line."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read {path}",
+            why=error.strerror,
+            fix=advice(error, otherwise="check the path given to --config"),
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"{path} is not UTF-8 text", why=str(error), fix="save it as UTF-8"
+        ) from error
+    try:
+        value = load_yaml(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigurationError(f"{path}{where}: not valid YAML", why=problem) from error
+    if not isinstance(value, dict):
+        raise ConfigurationError(
+            f"{path} must be a mapping of keys to values", why=f"it is {type(value).__name__}"
+        )
+    return value
+
+
+def with_task_paths(values: Mapping[str, Any], *, folder: Path) -> dict[str, Any]:
+    """An evaluation's values with its tasks' files and data found from `folder`, their file's own.
+
+    What is not in the shape of a list of tasks is left for `parse` to refuse.
+    """
+    tasks = values.get("tasks")
+    if not isinstance(tasks, list):
+        return dict(values)
+    return {**values, "tasks": [_with_paths(task, folder) for task in tasks]}
+
+
+def _with_paths(task: Any, folder: Path) -> Any:
+    if isinstance(task, str):
+        is_file = task.endswith((".yaml", ".yml"))
+        return str(folder / Path(task).expanduser()) if is_file else task
+    if not isinstance(task, Mapping):
+        return task
+    named = {"name": _with_paths(task["name"], folder)} if "name" in task else {}
+    data = task.get("data")
+    if isinstance(data, str) and not data.startswith("hf:"):
+        named["data"] = str(folder / Path(data).expanduser())
+    return {**task, **named}
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` that are not None, mappings merged key by key."""
+    result = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            result[key] = merged(result[key], value)
+        elif value is not None:
+            result[key] = value
+    return result
+
+
+def parse(kind: type[Config], values: Mapping[str, Any], *, origin: str) -> Config:
+    """Validate `values`. Raises ConfigurationError naming each wrong key and the nearest one."""
+    for where, what in _with_bad_text(values):
+        raise ConfigurationError(
+            f"{origin}: {where!r} holds {what}",
+            why="it cannot be part of a path, a name or a command line, and cannot be stored",
+            fix="take it out",
+        )
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(kind, dict(problem)) for problem in error.errors()]
+        raise ConfigurationError(
+            f"{origin}: {lines[0]}" if len(lines) == 1 else f"{origin}:\n  " + "\n  ".join(lines),
+            fix="docs/reference.md lists every key; so does --help, as options",
+        ) from error
+
+
+def _with_bad_text(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """The places of texts in `value` that hold a null byte or are not Unicode, and which."""
+    if isinstance(value, str | Path):
+        text = str(value)
+        if "\0" in text and where.partition(".")[0] not in _ANY_TEXT:
+            yield where, "a null byte"
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            yield where, "bytes that are not UTF-8"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _with_bad_text(key, where or "a key")
+            yield from _with_bad_text(inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _with_bad_text(inner, where)
+
+
+def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:
+    location = problem["loc"]
+    where = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        known = _fields(kind, location[:-1])
+        close = nearest(str(location[-1]), known)
+        hint = f"did you mean {close!r}?" if close else f"known: {', '.join(sorted(known))}"
+        return f"unknown key {where!r}; {hint}"
+    message: str = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{where!r} is missing"
+    if not where:
+        return message
+    return f"{where!r}: {message}{_given(location, problem['input'])}"
+
+
+def _given(location: tuple[Any, ...], value: Any) -> str:
+    """What was given, unless there may be a secret in it."""
+    if {"api_key", "env_vars"} & set(location):
+        return ""
+    if isinstance(value, Mapping | list | tuple | BaseModel):
+        return f" (got a {type(value).__name__})"
+    return f" (got {value!r})"
+
+
+def _fields(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        if part in kind.model_fields:
+            kind = _model_in(kind.model_fields[part].annotation) or kind
+    return list(kind.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field holds, alone, optionally or in a tuple."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_model_in(argument) for argument in get_args(annotation))
+    return next((model for model in found if model is not None), None)

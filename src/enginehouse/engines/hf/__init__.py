@@ -1,0 +1,1 @@
+"""Hugging Face transformers, behind a server of our own."""

@@ -1,0 +1,1 @@
+"""Hydra's configuration files; pkg://enginehouse.facades.agent_arena.configs finds them."""

@@ -1,1 +1,0 @@
-"""Plans made of configuration, and the wiring that carries them out."""

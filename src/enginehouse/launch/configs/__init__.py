@@ -1,1 +1,0 @@
-"""Hydra's configuration files; pkg://enginehouse.launch.configs finds them."""

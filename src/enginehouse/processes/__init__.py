@@ -1,0 +1,1 @@
+"""Processes on this machine: starting them, their descendants, and seeing them gone."""

@@ -1,0 +1,164 @@
+"""Starting a program on this machine, and seeing it and all its descendants gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from enginehouse.core.errors import StartError
+from enginehouse.processes.reaper import Reaper
+from enginehouse.processes.tree import KILL_WAIT, POLL, ProcessIdentity, ProcessTree, identify
+from enginehouse.store.private import open_private
+
+LOOK_EVERY = 1.0
+# A shell that becomes the program when it is told to, and ends if we end before that. What shells
+# add to the environment is taken out again.
+_GATE = 'read -r go && exec env -u PWD -u OLDPWD -u SHLVL -u _ "$@" </dev/null'
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """A program's argument vector and its whole environment (nothing is inherited).
+
+    The environment's values may be secrets: they are in no repr.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return f"Command(argv={self.argv!r}, env={sorted(self.env)!r})"
+
+
+class Effort(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process has done so far, in bytes: written to its log, and read from anywhere."""
+
+    logged: int
+    read: int
+
+
+class Process:
+    """A child in a session of its own; its descendants are noted while it lives.
+
+    Should we end without having stopped it, `reaper` does.
+    """
+
+    def __init__(
+        self,
+        child: subprocess.Popen[bytes],
+        identity: ProcessIdentity,
+        *,
+        reaper: Reaper,
+        log: Path,
+    ) -> None:
+        self._child = child
+        self._log = log
+        self._reaper = reaper
+        self.identity = identity
+        self._tree = ProcessTree(identity)
+        self._stopped = False
+        self._watch = asyncio.create_task(self._look_again_and_again())
+
+    @property
+    def pid(self) -> int:
+        """The process id, which is also its session and group id."""
+        return self._child.pid
+
+    def exit_code(self) -> int | None:
+        """None while it runs; negative for a signal."""
+        return self._child.poll()
+
+    def effort(self) -> Effort:
+        """What it and its descendants have done."""
+        return Effort(logged=self._log.stat().st_size, read=self._tree.bytes_read())
+
+    def look(self) -> None:
+        """Note its descendants now, without waiting for the next look."""
+        self._tree.look()
+
+    def pids(self) -> frozenset[int]:
+        """Every process that was ever seen to belong to it."""
+        return self._tree.pids
+
+    async def stop(self, *, grace: float) -> None:
+        """End it with every descendant: see `ProcessTree.stop`. Idempotent."""
+        if self._stopped:
+            return
+        self._watch.cancel()
+        try:
+            await self._tree.stop(grace=grace, reap=self._child.poll)
+        finally:  # even cancelled, it has killed what there was
+            self._reaper.dismiss()
+        await self._reap()
+        self._stopped = True
+
+    async def _reap(self) -> None:
+        """Take the exit status: threads of a leader that is a zombie may still be ending."""
+        deadline = time.monotonic() + KILL_WAIT
+        while self._child.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(POLL)
+
+    def release(self) -> None:
+        """Stop watching and leave it running, whatever becomes of us (a detached server)."""
+        self._watch.cancel()
+        self._reaper.dismiss()
+        self._child.returncode = 0  # or Popen warns that a child is still running
+
+    async def _look_again_and_again(self) -> None:
+        while self._child.poll() is None:
+            self._tree.look()
+            if not self._reaper.is_there():
+                self._reaper = Reaper(self.identity, log=self._log)
+            await asyncio.sleep(LOOK_EVERY)
+
+
+async def start_process(
+    command: Command,
+    *,
+    log: Path,
+    note: Callable[[ProcessIdentity], None] = lambda _: None,
+) -> Process:
+    """Start it in a session of its own, standard output and error appended to `log`.
+
+    It does not outlive us unless it is released, whatever ends us (see `Reaper`). `note` is
+    told the process before the program begins in it. Blocks for milliseconds. Raises
+    StartError if the program cannot be run at all, and what `note` raises.
+    """
+    program = command.argv[0]
+    if shutil.which(program, path=command.env.get("PATH")) is None:
+        raise StartError(
+            f"cannot run {program}",
+            why="there is no such program, or it may not be executed",
+            fix="check that the engine environment is still there: enginehouse envs",
+        )
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as output:
+        child = subprocess.Popen(  # noqa: ASYNC220 - a cancelled await would lose the child
+            ("/bin/sh", "-c", _GATE, "sh", *command.argv),
+            env=dict(command.env),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    assert child.stdin is not None
+    identity = identify(child.pid) or ProcessIdentity(pid=child.pid, started=0.0)
+    reaper: Reaper | None = None
+    try:
+        note(identity)
+        reaper = Reaper(identity, log=log)
+        child.stdin.write(b"go\n")
+        child.stdin.close()
+    except BaseException:
+        child.kill()
+        child.communicate()
+        if reaper is not None:
+            reaper.dismiss()
+        raise
+    return Process(child, identity, reaper=reaper, log=log)

@@ -1,0 +1,1 @@
+"""Plain data that rooms hand to `report` and that `--json` prints."""

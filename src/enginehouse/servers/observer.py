@@ -1,0 +1,179 @@
+"""`enginehouse top`: what all servers of this machine do, look by look. Nothing is changed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+
+from enginehouse.client.bodies import MAX_PAGE_BYTES, read_body
+from enginehouse.client.transport import normal_base_url
+from enginehouse.core.errors import WireError
+from enginehouse.core.sampler import Load
+from enginehouse.engines.base import ServedEngine
+from enginehouse.engines.registry import ENGINES
+from enginehouse.processes.gpus import memory_by_pid, read_gpus
+from enginehouse.processes.usage import UsageMeter
+from enginehouse.results.activity import Activity, ServerActivity
+from enginehouse.servers.endpoint import API_KEY_VARIABLE
+from enginehouse.servers.health import glance
+from enginehouse.servers.records import ServerState, ServerStatus, list_servers, read_key
+from enginehouse.store.layout import Layout
+
+_PATIENCE = aiohttp.ClientTimeout(total=5)
+_ANSWERING = (ServerState.READY, ServerState.DEGRADED)
+_Place = tuple[str, int | None]
+
+
+@dataclass
+class _Watched:
+    """What is remembered of a server from one look to the next."""
+
+    usage: UsageMeter = field(default_factory=UsageMeter)
+    load: Load | None = None
+    moment: float = 0.0
+
+
+class Observer:
+    """Looks at every server with a record, and at those of `urls`; an async context manager.
+
+    What needs two looks (rates, CPU) is None at the first look at a server, and at the first after
+    it was started again.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        urls: Iterable[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._layout = layout
+        self._urls = tuple(normal_base_url(url) for url in urls)
+        self._clock = clock
+        self._key = os.environ.get(API_KEY_VARIABLE)
+        self._watched: dict[_Place, _Watched] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._session = aiohttp.ClientSession(headers=headers, timeout=_PATIENCE)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def look(self) -> Activity:
+        """One look at everything: milliseconds, 5 s where a server does not answer."""
+        statuses, gpus, held = await asyncio.gather(
+            asyncio.to_thread(list_servers, self._layout),
+            asyncio.to_thread(read_gpus),
+            asyncio.to_thread(memory_by_pid),
+        )
+        places = [(s.record.base_url, s.record.process.pid) for s in statuses]
+        self._watched = {
+            place: self._watched.get(place) or _Watched()
+            for place in (*places, *((url, None) for url in self._urls))
+        }
+        servers = await asyncio.gather(
+            *(self._own(status, held if gpus else None) for status in statuses),
+            *(self._foreign(url) for url in self._urls),
+        )
+        return Activity(at=time.time(), servers=tuple(servers), gpus=gpus)
+
+    async def _own(self, status: ServerStatus, held: Mapping[int, int] | None) -> ServerActivity:
+        record = status.record
+        watched = self._watched[record.base_url, record.process.pid]
+        used = watched.usage.read(status.pids)
+        activity = ServerActivity(
+            name=record.name,
+            url=record.base_url,
+            state=status.state,
+            problem="abandoned by whoever started it" if status.abandoned else None,
+            processes=used.processes,
+            cpu=used.cpu,
+            rss_bytes=used.rss_bytes,
+            gpu_bytes=None if held is None else sum(held.get(pid, 0) for pid in status.pids),
+        )
+        if status.state not in _ANSWERING:
+            return activity
+        engine: ServedEngine = ENGINES.load(record.engine)()
+        key = read_key(record) if record.has_api_key else None
+        return await self._asked(activity, watched, engine, key=key)
+
+    async def _foreign(self, url: str) -> ServerActivity:
+        activity = ServerActivity(name=None, url=url, state=ServerState.READY)
+        return await self._asked(activity, self._watched[url, None], ENGINES.load("vllm")())
+
+    async def _asked(
+        self,
+        activity: ServerActivity,
+        watched: _Watched,
+        engine: ServedEngine,
+        *,
+        key: str | None = None,
+    ) -> ServerActivity:
+        health, load = await asyncio.gather(
+            glance(activity.url, engine=engine), self._load(activity.url, engine, key=key)
+        )
+        found: dict[str, Any] = {"state": health.state}
+        if isinstance(load, str):
+            found["problem"] = health.reason or activity.problem or load
+            watched.load = None
+        else:
+            found["problem"] = health.reason or activity.problem
+            found |= self._figures(load, watched)
+        return msgspec.structs.replace(activity, **found)
+
+    async def _load(self, url: str, engine: ServedEngine, *, key: str | None) -> Load | str:
+        """The server's queue, or why it is not known."""
+        assert self._session is not None, "use the observer inside `async with`"
+        path = engine.load_signal.path
+        headers = {"Authorization": f"Bearer {key}"} if key else None
+        try:
+            async with self._session.get(
+                url + path, headers=headers, allow_redirects=False
+            ) as reply:
+                status = reply.status
+                body = (await read_body(reply, limit=MAX_PAGE_BYTES)).decode(errors="replace")
+        except (aiohttp.ClientError, TimeoutError, OSError, WireError) as error:
+            return f"{path} does not answer ({type(error).__name__})"
+        if status in {401, 403}:
+            refused = f"it refused the key in {API_KEY_VARIABLE}"
+            return refused if self._key else f"it wants an API key: set {API_KEY_VARIABLE}"
+        if status != 200:
+            return f"{path} answered {status}"
+        return engine.load_signal.parse(body) or f"{path} shows no queue"
+
+    def _figures(self, load: Load, watched: _Watched) -> dict[str, Any]:
+        now = self._clock()
+        before, seconds = watched.load or Load(running=0, waiting=0), now - watched.moment
+        watched.load, watched.moment = load, now
+
+        def rate(early: int | None, late: int | None) -> float | None:
+            grown = _grown(early, late)
+            return None if grown is None or seconds <= 0 else grown / seconds
+
+        hits = _grown(before.prefix_cache_hits, load.prefix_cache_hits)
+        queries = _grown(before.prefix_cache_queries, load.prefix_cache_queries)
+        return {
+            "running": load.running,
+            "waiting": load.waiting,
+            "kv_cache_usage": load.kv_cache_usage,
+            "prompt_tokens_per_second": rate(before.prompt_tokens, load.prompt_tokens),
+            "output_tokens_per_second": rate(before.generation_tokens, load.generation_tokens),
+            "preemptions": _grown(before.preemptions, load.preemptions),
+            "prefix_cache_hits": hits / queries if hits is not None and queries else None,
+        }
+
+
+def _grown(early: int | None, late: int | None) -> int | None:
+    """None too where the counter began anew."""
+    return None if early is None or late is None or late < early else late - early

@@ -1,0 +1,1 @@
+"""Evaluates checkpoints and adapters as they appear in a folder."""

@@ -1,0 +1,367 @@
+"""Evaluates checkpoints and adapters as they appear in a folder: each once, on one server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.commands.evaluate import (
+    OnProgress,
+    resume_evaluation,
+    run_evaluation,
+    with_absolute_paths,
+)
+from enginehouse.core.errors import (
+    AdapterError,
+    ConfigurationError,
+    ModelError,
+    RunNotFoundError,
+    ServerError,
+    WeightsError,
+    WireError,
+)
+from enginehouse.deployment.resident import resident, with_weight_swap
+from enginehouse.deployment.serving import Serving
+from enginehouse.report.curve_page import curve_page
+from enginehouse.results.curve import Curve, CurvePoint, Kind
+from enginehouse.results.summary import Report
+from enginehouse.runtime.context import Notify
+from enginehouse.store.files import write_whole
+from enginehouse.store.layout import Layout
+from enginehouse.store.runs import Run, open_run
+from enginehouse.tasks.registry import load_task
+from enginehouse.watch.checkpoints import (
+    MAY_CHANGE,
+    Finished,
+    Look,
+    Lookout,
+    Waiting,
+    content_digest,
+    state_of,
+)
+from enginehouse.watch.configuration import WatchConfig
+from enginehouse.watch.curves import CurveMaker, scores_of
+from enginehouse.watch.host import Host, Opening, Swappable
+from enginehouse.watch.journal import AttemptRecord, Status, WatchJournal, held_journal
+from enginehouse.weights.checkpoint import digest_of
+
+# The curve, and the point that is new in it; None for what was known before.
+OnCurve = Callable[[Curve, CurvePoint | None], None]
+_EARLY = 0.9  # of a pause: timers may be early
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is to be evaluated: a folder's content, or the base (`found` None)."""
+
+    found: Finished | None
+    name: str
+    digest: str
+
+    @property
+    def key(self) -> str:
+        return self.found.name if self.found else ""
+
+    def record(self, status: Status) -> AttemptRecord:
+        return AttemptRecord(
+            name=self.name,
+            kind=self.found.kind if self.found else Kind.BASE,
+            step=self.found.step if self.found else None,
+            digest=self.digest,
+            at=datetime.now(UTC),
+            status=status,
+        )
+
+
+async def watch(
+    config: WatchConfig,
+    *,
+    layout: Layout,
+    notify: Notify,
+    progress: OnProgress = lambda _: None,
+    shown: OnCurve = lambda *_: None,
+    open_resident: Opening = resident,
+) -> Curve:
+    """Evaluate what is in `config.directory`, and, unless `once`, whatever comes until cancelled.
+
+    Each content is evaluated once, whatever happens to this process; what was broken off is
+    resumed. A folder that cannot be evaluated is a point with a `failure`. Raises UnknownNameError
+    and TaskError for a task, ConfigurationError, RunLockedError if another process does the same,
+    StoreError, and what starting a server for `config.model` does.
+    """
+    config = _with_absolute_paths(config)
+    if config.once and not config.directory.is_dir():
+        raise ConfigurationError(
+            f"{config.directory} is not a folder",
+            why="with --once there is nothing to wait for",
+            fix="give the folder that holds the checkpoints",
+        )
+    for task in config.tasks:
+        await asyncio.to_thread(load_task, task.name)
+    with held_journal(config, layout=layout) as journal:
+        if journal.repair:
+            notify(str(journal.repair))
+        host = Host(
+            with_weight_swap(_evaluation(config)),
+            open_resident=open_resident,
+            layout=layout,
+            notify=notify,
+            concurrency=config.concurrency,
+        )
+        watcher = _Watcher(
+            config,
+            journal=journal,
+            host=host,
+            layout=layout,
+            notify=notify,
+            progress=progress,
+            shown=shown,
+        )
+        try:
+            return await watcher.carry_on()
+        finally:
+            await host.close()
+
+
+class _Watcher:
+    """One call of `watch`."""
+
+    def __init__(
+        self,
+        config: WatchConfig,
+        *,
+        journal: WatchJournal,
+        host: Host,
+        layout: Layout,
+        notify: Notify,
+        progress: OnProgress,
+        shown: OnCurve,
+    ) -> None:
+        self._config = config
+        self._journal = journal
+        self._host = host
+        self._layout = layout
+        self._notify = notify
+        self._progress = progress
+        self._shown = shown
+        self._page = config.html or journal.folder / "curve.html"
+        self._lookout = Lookout(config.directory, settle=config.interval * _EARLY)
+        self._maker = CurveMaker(config, layout=layout)
+        self._digests: dict[str, tuple[Finished, str]] = {}
+        self._unreadable: dict[str, Waiting] = {}
+        self._told: set[str] = set()
+        self._tried: set[str] = set()
+
+    async def carry_on(self) -> Curve:
+        """Evaluate whatever is finished, look again, until there is nothing left to wait for."""
+        self._notify(f"curve: {self._page}")
+        curve = await self._publish(None)
+        began: float | None = None
+        while True:
+            look = await asyncio.to_thread(self._lookout.look)
+            began = look.at if began is None else began
+            self._host.adapters = look.of(Kind.ADAPTER)
+            job = await asyncio.to_thread(self._next, look)
+            await asyncio.to_thread(self._tell, look)
+            if job:
+                curve = await self._evaluate(job) or curve
+                continue
+            if self._config.once and look.at - began >= self._config.interval * _EARLY:
+                for waiting in (*look.waiting, *self._unreadable.values()):
+                    self._notify(f"{waiting.name} is left out: {waiting.why}")
+                return curve
+            await asyncio.sleep(self._config.interval)
+
+    def _tell(self, look: Look) -> None:
+        """Say once what is waited for: a folder that is missing, half-written or unreadable."""
+        directory = self._config.directory
+        if directory.is_dir():
+            self._told.discard(str(directory))
+        elif str(directory) not in self._told:
+            self._told.add(str(directory))
+            self._notify(f"waiting for {directory}, which does not exist yet")
+        self._told -= {found.name for found in look.finished} - self._unreadable.keys()
+        for waiting in (*look.waiting, *self._unreadable.values()):
+            if waiting.why != MAY_CHANGE and waiting.name not in self._told:
+                self._told.add(waiting.name)
+                self._notify(f"waiting for {waiting.name}: {waiting.why}")
+
+    def _next(self, look: Look) -> _Job | None:
+        """The base, then what has the smallest step. Blocking."""
+        if (own := self._config.model or self._config.path) is not None:
+            digest = _base_digest(str(own), layout=self._layout)
+            if self._is_new("", digest):
+                return _Job(found=None, name=str(own), digest=digest)
+        finished = {found.name for found in look.finished}
+        for name in self._unreadable.keys() - finished:
+            del self._unreadable[name]
+        for found in sorted(look.finished, key=lambda f: (f.step is None, f.step or 0)):
+            known, digest = self._digests.get(found.name, (None, ""))
+            if known != found:
+                try:
+                    digest = content_digest(found, layout=self._layout)
+                except FileNotFoundError:  # it changes: the next look says more
+                    continue
+                except OSError as error:
+                    self._unreadable[found.name] = Waiting(
+                        name=found.name, path=found.path, kind=found.kind, why=str(error)
+                    )
+                    continue
+                self._unreadable.pop(found.name, None)
+                self._digests[found.name] = (found, digest)
+            if self._is_new(found.name, digest):
+                return _Job(found=found, name=found.name, digest=digest)
+        return None
+
+    def _is_new(self, key: str, digest: str) -> bool:
+        record = self._journal.of(key)
+        if record is None or record.digest != digest or record.status is Status.BEGUN:
+            return True
+        again = record.status is Status.FAILED and self._config.retry_failed
+        return again and key not in self._tried
+
+    async def _evaluate(self, job: _Job) -> Curve | None:
+        """Do it, keep what came of it, show it; None if the folder changed meanwhile."""
+        self._tried.add(job.key)
+        record = self._twin(job) or await self._attempt(job)
+        if record is None:
+            self._notify(f"{job.name} changed while it was loaded: waiting for it again")
+            return None
+        self._journal.add(record)
+        return await self._publish(record)
+
+    def _twin(self, job: _Job) -> AttemptRecord | None:
+        """What came of the same content under another name."""
+        kind = job.found.kind if job.found else Kind.BASE
+        for other in self._journal.attempts:
+            same = (other.kind, other.digest, other.status) == (kind, job.digest, Status.EVALUATED)
+            if same and other.key != job.key:
+                self._notify(f"{job.name} is the same as {other.name}: not evaluated again")
+                found = job.record(Status.EVALUATED)
+                return msgspec.structs.replace(found, run=other.run, scores=other.scores)
+        return None
+
+    async def _attempt(self, job: _Job) -> AttemptRecord | None:
+        """Evaluate it; where the server is lost over it, once more with a new one."""
+        again = False
+        while True:
+            try:
+                server = await self._host.ready(job.found)
+            except (ModelError, ServerError) as error:
+                its_own = isinstance(error, AdapterError) or not self._host.has_model
+                if job.found is None or not its_own:
+                    raise
+                return await self._failed(job, error)
+            try:
+                return await self._on(server, job)
+            except ServerError as error:
+                await self._host.close()
+                if again and job.found is None:
+                    raise
+                if again:
+                    return await self._failed(job, error)
+                self._notify(f"{job.name}: {error.message}; once more, with a new server")
+                again = True
+
+    async def _on(self, server: Swappable, job: _Job) -> AttemptRecord | None:
+        """Evaluate it there. Raises ServerError if the server was lost over it."""
+        try:
+            serving = await server.target(job.found.path if job.found else None)
+        except (ModelError, WeightsError) as error:
+            lost = isinstance(error, WeightsError) and not error.restored
+            if lost or job.found is None:
+                raise
+            return await self._failed(job, error)
+        except WireError as error:
+            raise ServerError(error.message, why=error.why, fix=error.fix) from error
+        if await self._changed(job):
+            return None
+        self._notify(f"evaluating {job.name}")
+        report = await self._run(serving, job)
+        record = job.record(Status.EVALUATED)
+        return msgspec.structs.replace(record, run=report.run, scores=scores_of(report))
+
+    async def _changed(self, job: _Job) -> bool:
+        if job.found is None:
+            return False
+        try:
+            return await asyncio.to_thread(state_of, job.found.path) != job.found.state
+        except OSError:
+            return True
+
+    async def _run(self, serving: Serving, job: _Job) -> Report:
+        """A new run, or the one that was broken off."""
+        common: dict[str, Any] = {
+            "layout": self._layout,
+            "notify": self._notify,
+            "progress": self._progress,
+            "ask": partial(self._host.asking, serving=serving),
+        }
+        before = self._journal.of(job.key)
+        if before and before.digest == job.digest and before.run is not None:
+            with suppress(RunNotFoundError):
+                run = open_run(self._layout, before.run).info.id
+                return await resume_evaluation(run, trust=True, **common)  # it is ours
+
+        def begun(run: Run) -> None:
+            record = job.record(Status.BEGUN)
+            self._journal.add(msgspec.structs.replace(record, run=run.info.id))
+
+        return await run_evaluation(_evaluation(self._config, job.found), begun=begun, **common)
+
+    async def _failed(self, job: _Job, error: Exception) -> AttemptRecord | None:
+        """A failure, unless the folder changed meanwhile: that is reason enough for one."""
+        if await self._changed(job):
+            return None
+        record = job.record(Status.FAILED)
+        return msgspec.structs.replace(record, failure=str(error))
+
+    async def _publish(self, record: AttemptRecord | None) -> Curve:
+        """Make the curve anew, write its files, and show it."""
+        curve = await asyncio.to_thread(self._write)
+        points = (curve.base, *curve.points) if curve.base else curve.points
+        key = (record.kind, record.name) if record else None
+        self._shown(curve, next((p for p in points if (p.kind, p.name) == key), None))
+        return curve
+
+    def _write(self) -> Curve:
+        curve = self._maker.curve(self._journal.attempts)
+        write_whole(self._page, curve_page(curve).encode())
+        content = msgspec.json.encode(curve)
+        write_whole(self._journal.folder / "curve.json", content, private=True)
+        return curve
+
+
+def _with_absolute_paths(config: WatchConfig) -> WatchConfig:
+    changes = {
+        "directory": config.directory.expanduser().absolute(),
+        "html": config.html and config.html.expanduser().absolute(),
+    }
+    return with_absolute_paths(config).model_copy(update=changes)
+
+
+def _evaluation(config: WatchConfig, found: Finished | None = None) -> EvaluationConfig:
+    """How one of them is evaluated; as a run of its own it can be resumed by itself."""
+    values = {name: getattr(config, name) for name in EvaluationConfig.model_fields}
+    if found is not None and found.kind is Kind.ADAPTER:
+        values["adapter"] = found.path
+    elif found is not None:
+        values |= {"model": str(found.path), "path": None}
+    return EvaluationConfig.model_construct(**values)
+
+
+def _base_digest(model: str, *, layout: Layout) -> str:
+    """The digest of a base that lies on the disk; another one's content is given by its name."""
+    try:
+        return digest_of(Path(model), layout=layout)
+    except (ModelError, OSError):
+        return ""

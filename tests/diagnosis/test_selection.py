@@ -1,0 +1,170 @@
+"""Which of several things that a log says is the cause, and what the exit code adds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from enginehouse.diagnosis import Diagnosis, FailureKind, diagnose_log
+from enginehouse.engines.sglang.engine import SglangEngine
+from enginehouse.engines.vllm.engine import VllmEngine
+
+K = FailureKind
+HEAD = 'Traceback (most recent call last):\n  File "/a.py", line 1, in f\n    x'
+OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.02 GiB."
+NCCL = "torch.distributed.DistBackendError: NCCL error in: a.cpp:1, unhandled system error"
+LOST = "RuntimeError: [pair.cc:534] Connection closed by peer [10.0.0.7]:55102"
+CORE = "(EngineCore pid=7) ERROR 11-21 04:30:17 [core.py:1510] "
+DEAD = (
+    "(APIServer pid=1) vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue."
+)
+READY = "INFO:     Application startup complete.\n"
+
+
+@pytest.fixture
+def diagnose(tmp_path: Path):
+    """The diagnosis of a vLLM's log."""
+
+    def found(text: str, exit_code: int | None = None) -> Diagnosis | None:
+        log = tmp_path / "server.log"
+        log.write_text(text)
+        return diagnose_log(log, profile=VllmEngine().log_profile, exit_code=exit_code)
+
+    return found
+
+
+def traceback(prefix: str, exception: str, heading: str = "EngineCore failed to start.") -> str:
+    """A logged traceback."""
+    lines = [heading, *HEAD.splitlines(), *exception.splitlines()]
+    return "".join(f"{prefix}{line}\n" for line in lines)
+
+
+@pytest.mark.parametrize("exit_code", [-9, 137])
+@pytest.mark.parametrize(
+    "error", [OOM, NCCL, "Exception: odd", "RuntimeError: Error 802: system not yet initialized"]
+)
+def test_a_kill_is_believed_only_if_nothing_else_speaks(diagnose, exit_code: int, error: str):
+    """Any error of any process that is not a pointer comes first."""
+    assert diagnose(traceback(CORE, error), exit_code).kind is not K.KILLED
+    assert diagnose(DEAD, exit_code).kind is K.KILLED
+    assert diagnose(traceback(CORE, LOST), exit_code).kind is K.KILLED
+
+
+def test_a_linkers_words_come_before_a_kill(diagnose):
+    """Also where no exception follows."""
+    assert diagnose("/usr/bin/ld: cannot find -lcuda\n", -9).kind is K.TOOLCHAIN
+
+
+def test_the_most_specific_rule_decides_within_a_traceback(diagnose):
+    """A missing library, not the kernels that could not be loaded without it."""
+    text = (
+        "ImportError: \n[sgl_kernel] CRITICAL: Could not load any common_ops library!\n"
+        "- libnuma.so.1: cannot open shared object file"
+    )
+    assert diagnose(f"{HEAD}\n{text}\n").kind is K.MISSING_LIBRARY
+
+
+def test_the_root_of_a_chain_counts(diagnose):
+    """What no rule knows is shown by what was raised first, unless that has no words."""
+    chain = "\n\nThe above exception was the direct cause of the following exception:\n\n"
+    assert (
+        diagnose(f"{HEAD}\nKeyError: 'a'{chain}{HEAD}\nRuntimeError: b\n").evidence
+        == "KeyError: 'a'"
+    )
+    assert (
+        diagnose(f"{HEAD}\nTimeoutError{chain}{HEAD}\nRuntimeError: b\n").evidence
+        == "RuntimeError: b"
+    )
+
+
+@pytest.mark.parametrize(
+    "survived",
+    [
+        f"Exception in thread Thread-3 (report):\n{HEAD}\n{OOM}\n",
+        traceback("(EngineCore pid=7) WARNING 11-21 04:30:16 [a.py:1] ", OOM, "it failed"),
+        traceback(
+            "(EngineCore pid=7) ERROR 11-21 04:30:16 [a.py:1] ",
+            OOM,
+            "allocation failed, trying again",
+        )
+        + "(EngineCore pid=7) INFO 11-21 04:30:16 [b.py:1] loaded\n" * 3,
+        traceback(CORE, OOM) + READY,
+    ],
+)
+def test_what_was_survived_does_not_count(diagnose, survived: str):
+    """A side thread, a warning, a process that went on, a server that became ready."""
+    assert diagnose(survived + traceback(CORE, "KeyError: 'a'")).evidence == "KeyError: 'a'"
+
+
+def test_what_was_survived_counts_if_nothing_else_does(diagnose):
+    """It is the best guess then."""
+    survived = f"Exception in thread Thread-3 (report):\n{HEAD}\n{OOM}\n"
+    assert diagnose(survived).kind is K.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize("consequence", [NCCL, LOST, "RuntimeError: Gloo connectFullMesh failed"])
+def test_a_lost_connection_yields_to_another_process(diagnose, consequence: str):
+    """Whichever is written first."""
+    first = traceback("(Worker_TP0 pid=3) ERROR 11-21 04:30:17 [m.py:1] ", consequence)
+    other = traceback("(Worker_TP1 pid=4) ERROR 11-21 04:30:18 [m.py:1] ", "KeyError: 'a'")
+    assert diagnose(first + other).evidence == "KeyError: 'a'"
+    assert diagnose(other + first).evidence == "KeyError: 'a'"
+    assert diagnose(first).kind is K.COMMUNICATION
+
+
+def test_what_native_code_said_explains_a_symptom(diagnose):
+    """A failed build by its linker, lost kernels by the library that is missing."""
+    build = traceback(CORE, "RuntimeError: Ninja build failed.")
+    assert "compiling" in diagnose(build).cause
+    assert "-lcuda" in diagnose("/usr/bin/ld: cannot find -lcuda\n" + build).evidence
+    warning = (
+        "WARNING 11-21 04:30:17 [c.py:1] Failed to import from vllm._C with "
+        "ImportError('libcudart.so.12: cannot open shared object file')\n"
+    )
+    kernels = traceback(CORE, "AttributeError: '_OpNamespace' '_C' object has no attribute 'x'")
+    assert diagnose(kernels).kind is K.WRONG_BUILD
+    assert diagnose(warning + kernels).kind is K.MISSING_LIBRARY
+    assert diagnose(warning + traceback(CORE, OOM)).kind is K.OUT_OF_MEMORY
+
+
+def test_the_library_and_its_package_are_named(diagnose):
+    """So that it can be installed."""
+    found = diagnose(f"{HEAD}\nImportError: libnvrtc.so.12: cannot open shared object file\n")
+    assert "nvidia-cuda-nvrtc for CUDA 12" in found.fix
+
+
+def test_a_log_without_an_end_says_what_is_waited_for(diagnose):
+    """At a start that takes too long, its last words are quoted."""
+    line = (
+        "INFO 04-01 02:51:10 ray_utils.py:214] Waiting for creating a placement group of specs "
+        "for 310 seconds."
+    )
+    found = diagnose(line + "\n")
+    assert found.kind is K.RAY_RESOURCES
+    assert found.evidence.startswith("Waiting for creating")
+    other = diagnose(
+        "(APIServer pid=1) INFO 11-21 04:30:17 [u.py:1] Waiting for 1 remote engine to start.\n"
+    )
+    assert other.kind is K.WAITING
+    assert "1 remote engine" in other.cause
+
+
+def test_a_pointer_is_no_cause(diagnose):
+    """With nothing else it is unknown: no killing is made up."""
+    line = "RuntimeError: Engine core initialization failed. See root cause above. Failed: {}"
+    assert diagnose(f"{HEAD}\n{line}\n").kind is K.UNKNOWN
+
+
+def test_ranks_of_sglang_go_on(tmp_path: Path):
+    """A rank that writes on after an error has survived it."""
+    log = tmp_path / "server.log"
+    log.write_text(
+        "[2026-11-21 04:30:17 TP0] prefetch failed, falling back\n"
+        f"[2026-11-21 04:30:17 TP0] {HEAD}\n{OOM}\n"
+        "[2026-11-21 04:30:18 TP0] Load weight end.\n[2026-11-21 04:30:19 TP0] Capture begin.\n"
+        f"[2026-11-21 04:30:31 TP0] Scheduler hit an exception: {HEAD}\nKeyError: 'a'\n"
+    )
+    found = SglangEngine().diagnose(log)
+    assert found is not None
+    assert found.evidence == "KeyError: 'a'"
