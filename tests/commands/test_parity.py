@@ -18,6 +18,7 @@ from enginehouse.commands import parity
 from enginehouse.commands.configuration import ParityConfig
 from enginehouse.commands.parity import run_parity
 from enginehouse.core.errors import ModelError
+from enginehouse.deployment import reference_scores
 from enginehouse.deployment.configuration import parse
 from enginehouse.deployment.reference_scores import TEXTS, score_with_peft
 from enginehouse.engines.registry import ENGINES
@@ -122,8 +123,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     async def environment(*_: Any, **__: Any) -> Any:
         return SimpleNamespace(executable="python", key=None)
 
-    monkeypatch.setattr(parity, "find_environment", environment)
-    for name in ("prepare", "serving_target", "run_program"):
+    monkeypatch.setattr(reference_scores, "find_environment", environment)
+    monkeypatch.setattr(reference_scores, "run_program", made.run_program)
+    for name in ("prepare", "serving_target"):
         monkeypatch.setattr(parity, name, getattr(made, name))
     return made
 

@@ -29,7 +29,7 @@ NOT_FROM_OUTSIDE = {
     "tasks.data": "the user's options",
 }
 # Rules that explain a log are tested with the log reader.
-DIAGNOSIS = re.compile(r"engines\..*(?:diagnos|failures|log)")
+DIAGNOSIS = re.compile(r"diagnosis\b|engines\..*(?:diagnos|failures|log)")
 
 
 def _is_covered(module: str) -> bool:

@@ -98,7 +98,7 @@ def test_every_command_and_option_exists(document: Path) -> None:
 def test_every_option_named_in_the_text_exists(document: Path) -> None:
     """`--option` in prose is an option of some command, or one that is named as the engine's."""
     known = {flag for name in COMMANDS for flag in options_of([name])} | options_of(["--help"])
-    for engine in (SOURCE / "engines").glob("*.py"):
+    for engine in (SOURCE / "engines").rglob("*.py"):
         known |= set(engine.read_text().split('"'))
     for flags in (ROOT / "tests/engines").glob("*-flags.json"):
         known |= json.loads(flags.read_text()).keys()
