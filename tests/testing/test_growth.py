@@ -14,6 +14,7 @@ class Clock:
         self.now = 0.0
 
     def __call__(self) -> float:
+        """The time, a tick later than before."""
         self.now += 1e-3
         return self.now
 
