@@ -129,7 +129,7 @@ async def resident(
                 )
                 direct = await stack.enter_async_context(ready.direct_sampler())
                 pool = AdapterPool(
-                    [aside],
+                    aside,
                     max_loras=config.server.max_loras or 1,
                     store=AdapterStore(layout),
                     base=await asyncio.to_thread(checkpoint_shapes, Path(ready.model.path)) or None,

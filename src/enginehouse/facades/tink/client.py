@@ -247,7 +247,7 @@ async def connected(config: VLLMConfig) -> AsyncIterator[Client]:
     )
     async with sampler:
         pool = AdapterPool(
-            [sampler], max_loras=config.max_loras, store=AdapterStore(layout), base=base
+            sampler, max_loras=config.max_loras, store=AdapterStore(layout), base=base
         )
         yield Client(config, running, pool=pool, base=base, layout=layout)
 
