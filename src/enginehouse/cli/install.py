@@ -21,7 +21,7 @@ envs = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 def install(
     engine: Annotated[
-        str, typer.Argument(help="The engine: vllm, hf, llamacpp or sglang.")
+        str, typer.Argument(help="An engine that runs here; `enginehouse engines` lists them.")
     ] = "vllm",
     *,
     variant: VariantOption = None,
@@ -36,17 +36,23 @@ def install(
     """Build an isolated environment for an engine; nothing happens if it is there."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
     layout = Layout.from_environment()
+    from enginehouse.engines.registry import load_served_engine
     from enginehouse.provisioning.environments import ensure_environment
     from enginehouse.provisioning.versions import find_plan
 
+    installation = load_served_engine(engine).installation
     planned = run_async(
-        find_plan(engine, version=version, variant=variant, layout=layout, notify=console.note)
+        find_plan(
+            installation, version=version, variant=variant, layout=layout, notify=console.note
+        )
     )
     if plan:
         console.result(planned, text=lambda: console.say(planned.describe()))
         return
 
-    built = run_async(ensure_environment(planned, layout=layout, notify=console.note))
+    built = run_async(
+        ensure_environment(planned, installation=installation, layout=layout, notify=console.note)
+    )
     summary = {"key": built.key, "executable": str(built.executable), "version": built.version}
     console.result(summary, text=lambda: console.say(f"{built.key}: {built.executable}"))
 

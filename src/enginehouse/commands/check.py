@@ -166,7 +166,7 @@ def _shown(text: str) -> str:
 async def _health(target: _Target) -> str:
     if not isinstance(target.engine, ServedEngine):
         raise UnsupportedError(f"{target.engine.name} has no endpoint for it")
-    path = target.engine.health_path
+    path = target.engine.endpoints.health
     async with AiohttpTransport(
         target.server.base_url,
         api_key=target.server.api_key,

@@ -19,6 +19,7 @@ TASKS: Final = Registry(
         "ifeval": "enginehouse.tasks.ifeval:IFEval",
         "instructions": "enginehouse.tasks.instructions:Instructions",
     },
+    group="enginehouse.tasks",
 )
 
 
