@@ -28,6 +28,7 @@ from enginehouse.provisioning.environments import (
     plan_environment,
 )
 from enginehouse.provisioning.inventory import list_environments
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 HELP = """----- common params -----
@@ -72,7 +73,9 @@ def write_server(folder: Path, **says: str) -> Path:
 async def find(layout: Layout, notes: list[str], **given: object):
     """The environment that would be used."""
     arguments = {"python": None, "version": None, "variant": None} | given
-    return await find_environment(LLAMACPP, **arguments, layout=layout, notify=notes.append)
+    return await find_environment(
+        LLAMACPP, **arguments, context=Context(layout=layout, notify=notes.append)
+    )
 
 
 @pytest.fixture
@@ -125,7 +128,7 @@ async def test_a_server_is_built_linked_and_described(
 ):
     """The libraries' links are made, and the program works where it was moved to."""
     built = await ensure_environment(
-        llama_plan, installation=LLAMACPP, layout=layout, notify=notes.append
+        llama_plan, installation=LLAMACPP, context=Context(layout=layout, notify=notes.append)
     )
     assert (built.engine, built.version, built.variant) == ("llamacpp", "11434", "cpu")
     assert built.executable == layout.environments / llama_plan.key / "bin/llama-server"
@@ -136,7 +139,7 @@ async def test_a_server_is_built_linked_and_described(
     (listed,) = list_environments(layout)
     assert listed.executable == built.executable
     again = await ensure_environment(
-        llama_plan, installation=LLAMACPP, layout=layout, notify=notes.append
+        llama_plan, installation=LLAMACPP, context=Context(layout=layout, notify=notes.append)
     )
     assert again == built
 
@@ -149,7 +152,9 @@ async def test_a_build_for_something_else_is_refused(
     monkeypatch.setattr(LlamaServer, "require_build_tools", lambda *_, **__: None)
     plan = msgspec.structs.replace(llama_plan, variant="cuda")
     with pytest.raises(ProvisioningError, match="built for cpu, not cuda"):
-        await ensure_environment(plan, installation=LLAMACPP, layout=layout, notify=notes.append)
+        await ensure_environment(
+            plan, installation=LLAMACPP, context=Context(layout=layout, notify=notes.append)
+        )
     assert list_environments(layout) == []
 
 
@@ -160,7 +165,9 @@ async def test_a_missing_compiler_is_said_before_anything_is_fetched(
     monkeypatch.setenv("PATH", str(tmp_path))
     plan = plan_environment(LLAMACPP, variant="cpu")
     with pytest.raises(ProvisioningError, match=r"a C compiler, a C\+\+ compiler, make") as error:
-        await ensure_environment(plan, installation=LLAMACPP, layout=layout, notify=notes.append)
+        await ensure_environment(
+            plan, installation=LLAMACPP, context=Context(layout=layout, notify=notes.append)
+        )
     assert "build-essential" in str(error.value)
     assert "ENGINEHOUSE_LLAMACPP_SERVER" in str(error.value)
     assert not any(note.startswith("uv:") for note in notes)

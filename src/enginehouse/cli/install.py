@@ -14,6 +14,7 @@ from enginehouse.cli.options import (
     VerboseOption,
     VersionOption,
 )
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 envs = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
@@ -40,19 +41,14 @@ def install(
     from enginehouse.provisioning.environments import ensure_environment
     from enginehouse.provisioning.versions import find_plan
 
+    context = Context(layout=layout, notify=console.note)
     installation = load_served_engine(engine).installation
-    planned = run_async(
-        find_plan(
-            installation, version=version, variant=variant, layout=layout, notify=console.note
-        )
-    )
+    planned = run_async(find_plan(installation, version=version, variant=variant, context=context))
     if plan:
         console.result(planned, text=lambda: console.say(planned.describe()))
         return
 
-    built = run_async(
-        ensure_environment(planned, installation=installation, layout=layout, notify=console.note)
-    )
+    built = run_async(ensure_environment(planned, installation=installation, context=context))
     summary = {"key": built.key, "executable": str(built.executable), "version": built.version}
     console.result(summary, text=lambda: console.say(f"{built.key}: {built.executable}"))
 

@@ -21,7 +21,7 @@ from enginehouse.engines.registry import load_served_engine
 from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import find_environment
 from enginehouse.provisioning.programs import PAYLOADS, new_log, python_environ, run_program
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context, Notify
 from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.parity import TokenParity, token_parity
 from enginehouse.store.layout import Layout
@@ -165,8 +165,7 @@ async def score_with_transformers(
         python=None,
         version=None,
         variant=None,
-        layout=layout,
-        notify=notify,
+        context=Context(layout=layout, notify=notify),
     )
     log = new_log(layout, f"parity-{model.name}")
     with tempfile.TemporaryDirectory() as folder:

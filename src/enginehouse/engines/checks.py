@@ -34,7 +34,7 @@ def require_allowed(extra: Iterable[Argument], forbidden: Mapping[str, str]) -> 
     """Refuse flags in extra_args that Enginehouse sets itself, or that it cannot work with."""
     for argument in extra:
         if fix := forbidden.get(argument.flag):
-            raise ConfigurationError(f"extra_args cannot have {argument.given}", fix=fix)
+            raise ConfigurationError(f"extra_args cannot have {argument.flag}", fix=fix)
 
 
 def require_given_once(options: ServerOptions, argument: Argument, field: str | None) -> None:

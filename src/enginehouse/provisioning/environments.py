@@ -21,7 +21,7 @@ from enginehouse.provisioning.installation import Installation, given_install
 from enginehouse.provisioning.plans import EnvironmentPlan, plan_environment
 from enginehouse.provisioning.programs import new_log
 from enginehouse.provisioning.versions import find_plan
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
@@ -63,8 +63,7 @@ async def find_environment(
     python: Path | None,
     version: str | None,
     variant: str | None,
-    layout: Layout,
-    notify: Notify,
+    context: Context,
 ) -> EngineEnvironment:
     """The environment to use: `python`, what a variable names, one on PATH, or our own.
 
@@ -77,18 +76,14 @@ async def find_environment(
         found = installation.on_path(os.environ.get("PATH", os.defpath))
         given = ("PATH", found) if found else None
     if given is None:
-        plan = await find_plan(
-            installation, version=version, variant=variant, layout=layout, notify=notify
-        )
-        return await ensure_environment(
-            plan, installation=installation, layout=layout, notify=notify
-        )
+        plan = await find_plan(installation, version=version, variant=variant, context=context)
+        return await ensure_environment(plan, installation=installation, context=context)
     origin, path = given
     environment = await existing_environment(
-        path, installation=installation, layout=layout, origin=origin
+        path, installation=installation, layout=context.layout, origin=origin
     )
     _require_agreement(environment, origin, version=version, variant=variant)
-    notify(
+    context.notify(
         f"environment: {environment.executable}, from {origin}: "
         f"{environment.engine} {environment.version} ({environment.variant})"
     )
@@ -96,13 +91,14 @@ async def find_environment(
 
 
 async def ensure_environment(
-    plan: EnvironmentPlan, *, installation: Installation, layout: Layout, notify: Notify
+    plan: EnvironmentPlan, *, installation: Installation, context: Context
 ) -> EngineEnvironment:
     """The planned environment, built if it is not there yet; idempotent, safe across processes.
 
     Raises ProvisioningError, naming the log; a failed or killed build leaves nothing to be found.
     """
-    final = layout.environments / plan.key
+    environments, notify = context.layout.environments, context.notify
+    final = environments / plan.key
     if record := read_record(final):
         notify(f"environment: {plan.key}, built before")
         return _managed(record, final)
@@ -110,11 +106,11 @@ async def ensure_environment(
     def waiting() -> None:
         notify(f"another process is building {plan.key}; waiting for it")
 
-    async with content_folders.claimed(layout.environments, plan.key, on_wait=waiting):
+    async with content_folders.claimed(environments, plan.key, on_wait=waiting):
         if record := read_record(final):
             notify(f"environment: {plan.key}, built by another process just now")
             return _managed(record, final)
-        record = await _build(plan, installation, layout=layout, notify=notify)
+        record = await _build(plan, installation, context=context)
         return _managed(record, final)
 
 
@@ -165,21 +161,21 @@ async def existing_environment(
     )
 
 
-async def _build(
-    plan: EnvironmentPlan, installation: Installation, *, layout: Layout, notify: Notify
-) -> Record:
+async def _build(plan: EnvironmentPlan, installation: Installation, *, context: Context) -> Record:
     started = time.monotonic()
-    log = new_log(layout, f"install-{plan.key}")
-    notify(f"environment: building {plan.key} (log: {log})")
-    parent = layout.environments
+    log = new_log(context.layout, f"install-{plan.key}")
+    context.notify(f"environment: building {plan.key} (log: {log})")
+    parent = context.layout.environments
     folder = await asyncio.to_thread(content_folders.new_folder, parent, plan.key)
     try:
-        record = await build(plan, installation=installation, folder=folder, log=log, notify=notify)
+        record = await build(
+            plan, installation=installation, folder=folder, log=log, notify=context.notify
+        )
         await asyncio.to_thread(content_folders.publish, folder, parent, plan.key)
     except BaseException:
         content_folders.abandon(folder)
         raise
-    notify(f"environment: {plan.key} is ready after {time.monotonic() - started:.0f} s")
+    context.notify(f"environment: {plan.key} is ready after {time.monotonic() - started:.0f} s")
     return record
 
 

@@ -22,7 +22,7 @@ from enginehouse.provisioning.installation import Distribution, Installation
 from enginehouse.provisioning.plans import EnvironmentPlan, cuda_version, plan_environment
 from enginehouse.provisioning.programs import Finished, new_log
 from enginehouse.provisioning.uv_program import run_uv, uv_error
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context, Notify
 from enginehouse.store.layout import Layout
 
 LATEST = "latest"
@@ -49,8 +49,7 @@ async def find_plan(
     *,
     version: str | None,
     variant: str | None,
-    layout: Layout,
-    notify: Notify,
+    context: Context,
 ) -> EnvironmentPlan:
     """The plan for a version: pinned, installed before, or resolved now from the registry.
 
@@ -59,13 +58,13 @@ async def find_plan(
     ProvisioningError where its packages do not fit this machine.
     """
     variant = plans.choose_variant(variant)
-    if version != LATEST and (known := _known(installation, version, variant, layout)):
+    if version != LATEST and (known := _known(installation, version, variant, context.layout)):
         plan = known
     else:
         assert version is not None
-        plan = await _resolve(installation, version, variant, layout=layout, notify=notify)
+        plan = await _resolve(installation, version, variant, context=context)
     if not plan.pinned:
-        notify(
+        context.notify(
             f"environment: {plan.engine} {plan.version} is not a version that we test; "
             f"pinned are {', '.join(plans.pinned_versions(installation, variant))}"
         )
@@ -140,7 +139,7 @@ def _plan(
 
 
 async def _resolve(
-    installation: Installation, version: str, variant: str, *, layout: Layout, notify: Notify
+    installation: Installation, version: str, variant: str, *, context: Context
 ) -> EnvironmentPlan:
     engine = installation.engine
     distribution = installation.distributions.get(variant)
@@ -154,14 +153,14 @@ async def _resolve(
                 f"{version!r} is not a version",
                 fix=f"give one such as {installation.default_version}, or {LATEST}",
             ) from None
-    log = new_log(layout, f"resolve-{engine}-{version}-{variant}")
-    notify(f"environment: resolving {engine} {version} for {variant} (log: {log})")
+    log = new_log(context.layout, f"resolve-{engine}-{version}-{variant}")
+    context.notify(f"environment: resolving {engine} {version} for {variant} (log: {log})")
     registry = _Registry(engine=engine, variant=variant, distribution=distribution, log=log)
     release = await registry.find(version)
     if plans.pinned_version(installation, release.version, variant):
         return plan_environment(installation, version=release.version, variant=variant)
     if variant == "cuda":
-        lock = await _lock_for_driver(registry, release, notify=notify)
+        lock = await _lock_for_driver(registry, release, notify=context.notify)
     else:
         lock = await registry.lock(release, torch_backend=plans.cpu_backend(variant))
     return _plan(
