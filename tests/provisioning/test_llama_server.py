@@ -300,7 +300,7 @@ async def test_flags_are_read_once_per_program(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("#!/bin/sh\necho hello\n", "no llama-server"),
+        ("#!/bin/sh\necho hello\n", "not a llama-server"),
         ("#!/bin/sh\necho 'libllama.so: cannot open' >&2; exit 127\n", "libllama.so: cannot open"),
         ("#!/bin/sh\nkill -ILL $$\n", "killed by signal 4"),
         ("no program", "cannot be run"),

@@ -11,6 +11,8 @@ from types import ModuleType
 import pytest
 
 from enginehouse.core.errors import ConfigurationError, ProvisioningError
+from enginehouse.engines.llamacpp.installation import INSTALLATION as LLAMACPP
+from enginehouse.engines.sglang.installation import INSTALLATION as SGLANG
 from enginehouse.engines.vllm.installation import INSTALLATION as VLLM
 from enginehouse.provisioning.environments import ensure_environment
 from enginehouse.provisioning.plans import cuda_version
@@ -250,14 +252,14 @@ async def test_other_engines(layout: Layout, notes: list[str]):
     """A compiled engine has its pinned version only; an unknown one is named."""
     with pytest.raises(ConfigurationError, match="11434"):
         await find_plan(
-            "llamacpp",
+            LLAMACPP,
             version="11435",
             variant="cpu",
             context=Context(layout=layout, notify=notes.append),
         )
     with pytest.raises(ConfigurationError, match="sglang is provisioned for CUDA only"):
         await find_plan(
-            "sglang",
+            SGLANG,
             version="latest",
             variant="cpu",
             context=Context(layout=layout, notify=notes.append),

@@ -11,5 +11,6 @@ def tasks(*, json: JsonOption = False) -> None:
     from enginehouse.report.terminal import print_tasks
     from enginehouse.tasks.registry import list_tasks
 
-    found = list_tasks()
-    Console(json=json).result(found, text=lambda: print_tasks(found))
+    console = Console(json=json)
+    infos = list_tasks(notify=console.note)
+    console.result(infos, text=lambda: print_tasks(infos))

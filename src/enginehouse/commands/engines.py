@@ -11,7 +11,7 @@ from enginehouse.runtime.context import Notify
 
 def engine_facts(*, notify: Notify) -> list[EngineFacts]:
     """Every engine that there is, by name; `notify` hears of plug-ins that cannot be loaded."""
-    loaded = ENGINES.load_all(on_error=lambda error: notify(f"{error}"))
+    loaded = ENGINES.load_all(on_error=lambda error: notify(str(error)))
     return [_facts(load()) for load in loaded]
 
 
