@@ -9,7 +9,7 @@ from enginehouse.results.engines import EngineFacts
 from enginehouse.runtime.context import Notify
 
 
-def engine_facts(*, notify: Notify) -> list[EngineFacts]:
+def engine_facts(*, notify: Notify = lambda _: None) -> list[EngineFacts]:
     """Every engine that there is, by name; `notify` hears of plug-ins that cannot be loaded."""
     loaded = ENGINES.load_all(on_error=lambda error: notify(str(error)))
     return [_facts(load()) for load in loaded]
