@@ -20,7 +20,7 @@ from enginehouse.deployment.compute_type import automatic_type, type_in_command
 from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import find_environment
 from enginehouse.provisioning.programs import PAYLOADS, new_log, python_environ, run_program
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context, Notify
 from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.parity import TokenParity, token_parity
 from enginehouse.store.layout import Layout
@@ -160,7 +160,7 @@ async def score_with_transformers(
     Raises ModelError, naming the log, where transformers cannot score the model.
     """
     environment = await find_environment(
-        "hf", python=None, version=None, variant=None, layout=layout, notify=notify
+        "hf", python=None, version=None, variant=None, context=Context(layout=layout, notify=notify)
     )
     log = new_log(layout, f"parity-{model.name}")
     with tempfile.TemporaryDirectory() as folder:

@@ -127,7 +127,7 @@ async def resident(
                     ready.sampler_of(ready.server.models[0], None)
                 )
                 pool = AdapterPool(
-                    [aside],
+                    aside,
                     max_loras=config.server.max_loras or 1,
                     store=AdapterStore(layout),
                     base=await asyncio.to_thread(checkpoint_shapes, Path(ready.model.path)) or None,

@@ -35,7 +35,7 @@ from enginehouse.processes.cpu import read_cpu
 from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import EngineEnvironment, find_environment
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context, Notify
 from enginehouse.servers.endpoint import API_KEY_VARIABLE
 from enginehouse.servers.server import (
     OwnedServer,
@@ -155,8 +155,7 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
         python=config.python,
         version=config.version,
         variant=config.variant,
-        layout=layout,
-        notify=notify,
+        context=Context(layout=layout, notify=notify),
     )
     engine.check(options, environment=environment)
     model = await resolve_model(
@@ -164,8 +163,7 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
         fallback_path=config.path if config.model else None,
         environment=environment,
         model_format=engine.model_format,
-        layout=layout,
-        notify=notify,
+        context=Context(layout=layout, notify=notify),
     )
     compute_type = await asyncio.to_thread(_compute_type, options, engine, environment, model)
     if compute_type is not None:
@@ -257,8 +255,7 @@ def _arguments(
         "engine": prepared.engine,
         "environment": prepared.environment,
         "options": prepared.options,
-        "layout": layout,
-        "notify": notify,
+        "context": Context(layout=layout, notify=notify),
         "limits": limits,
     }
 
