@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
@@ -11,11 +10,11 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 import aiohttp
 import pytest
 import pytest_asyncio
+from tests.support.leased_ports import leased_port
 from tests.support.tiny_adapters import BASE, write_adapter
 
 from enginehouse.client.retry import Retries
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.client.wire import VLLM
 from enginehouse.core.errors import (
     AdapterError,
     ConfigurationError,
@@ -27,6 +26,7 @@ from enginehouse.core.messages import TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.engines.vllm.engine import VllmEngine
+from enginehouse.engines.vllm.wire import VLLM
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 from enginehouse.weights.pool import AdapterPool
 from enginehouse.weights.store import AdapterStore
@@ -552,13 +552,6 @@ async def test_more_adapters_than_places(layout, tmp_path, adapters, requests):
         assert Counter(in_flight(made.pool).values()) == {0: adapters}
 
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
-
-
 @pytest.mark.slow
 class TestRestarted:
     """A server that was started again has no adapters."""
@@ -566,8 +559,8 @@ class TestRestarted:
     @asynccontextmanager
     async def restarted(self, layout, tmp_path) -> AsyncIterator[tuple[House, dict[str, str]]]:
         """A house whose server has been started again, and what its adapters said before."""
-        port = free_port()
         async with AsyncExitStack() as stack:
+            port = stack.enter_context(leased_port())
             first = await stack.enter_async_context(AsyncExitStack())
             handle = await first.enter_async_context(engine(port=port))
             sampler = HTTPSampler(
