@@ -15,6 +15,7 @@ from tests.support.command_line import House
 from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse import SampleRequest, SampleResponse, SamplingParameters, TextPrompt
+from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import (
     ModelError,
     ServerGoneError,
@@ -164,9 +165,8 @@ async def test_a_swap_while_the_server_is_started_again(served, layout, tmp_path
     ) as ready:
         restored: list[tuple[str, ...]] = []
 
-        async def restore() -> None:
-            async with ready.direct_sampler() as direct:
-                restored.append(await direct.models())
+        async def restore(direct: HTTPSampler) -> None:
+            restored.append(await direct.models())
 
         ready.after_restart(restore)
         old = await ask(ready)

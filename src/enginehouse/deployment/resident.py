@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -126,7 +125,6 @@ async def resident(
                 aside = await stack.enter_async_context(
                     ready.sampler_of(ready.server.models[0], None)
                 )
-                direct = await stack.enter_async_context(ready.direct_sampler())
                 pool = AdapterPool(
                     aside,
                     max_loras=config.server.max_loras or 1,
@@ -134,7 +132,7 @@ async def resident(
                     base=await asyncio.to_thread(checkpoint_shapes, Path(ready.model.path)) or None,
                     max_rank=config.server.max_lora_rank,
                 )
-                ready.after_restart(partial(pool.restore, direct))
+                ready.after_restart(pool.restore)
             lodger = Resident(ready, pool, concurrency=concurrency)
             stack.push_async_callback(lodger.close)
             yield lodger

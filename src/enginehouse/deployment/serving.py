@@ -51,6 +51,8 @@ from enginehouse.store.layout import Layout
 from enginehouse.weights.swap import WeightSwapper
 
 OnIncident = Callable[[Incident], None]
+# Tells a restarted server again what it had been told, by way of a sampler that does not wait.
+Restore = Callable[[HTTPSampler], Awaitable[object]]
 # Gives a server that is ready what else it is to have; the server as it is to be announced.
 Equip = Callable[[Server, Engine], Awaitable[Server]]
 
@@ -90,7 +92,7 @@ class Serving:
     adapter: Path | None = None
     weights: WeightSwapper | None = None
     shared: ServerLayers | None = None
-    after_restart: Callable[[Callable[[], Awaitable[object]]], None] = lambda _: None
+    after_restart: Callable[[Restore], None] = lambda _: None
 
     def sampler_of(self, model: str, concurrency: int | None) -> HTTPSampler:
         """What asks another of the server's models; not entered yet."""
@@ -101,10 +103,6 @@ class Serving:
             model=model,
             shared=self.shared,
         )
-
-    def direct_sampler(self) -> HTTPSampler:
-        """What restores a restarted server, past the layers where requests wait for that."""
-        return make_sampler(self.server, self.engine, concurrency=1)
 
     @property
     def server(self) -> Server:
@@ -236,6 +234,10 @@ async def serving(
         sampler = await stack.enter_async_context(
             make_sampler(owned.server, prepared.engine, concurrency=concurrency, shared=shared)
         )
+        # past the layers in which requests wait for a restoration
+        direct = await stack.enter_async_context(
+            make_sampler(owned.server, prepared.engine, concurrency=1)
+        )
         say_bound(sampler, notify)
         yield Serving(
             current=lambda: owned.server,
@@ -245,7 +247,7 @@ async def serving(
             weights=swaps.swapper,
             model=prepared.model,
             shared=shared,
-            after_restart=supervisor.restorations.append,
+            after_restart=lambda restore: supervisor.restorations.append(partial(restore, direct)),
         )
 
 

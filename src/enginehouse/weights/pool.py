@@ -203,7 +203,7 @@ class AdapterPool:
         """The base model's token ids of `text`."""
         return await self._server.tokenize(text, add_special_tokens=add_special_tokens)
 
-    async def restore(self, direct: AdapterServer | None = None) -> None:
+    async def restore(self, direct: HTTPSampler | None = None) -> None:
         """Load again what the server lost in a restart or while it slept. Idempotent.
 
         `direct` asks the same server past the layers in which requests wait for this to be done.
@@ -275,7 +275,7 @@ class AdapterPool:
             fix=(f"did you mean {close!r}? " if close else "") + f"known: {', '.join(known)}",
         )
 
-    async def _prove(self, entry: _Entry, server: AdapterServer) -> Effect:
+    async def _prove(self, entry: _Entry, server: HTTPSampler) -> Effect:
         info = entry.stored.info
         if entry.effect is not None:  # it had one, so the server may have lost it
             return await prove_or_reload(server, entry.name, path=str(entry.stored.path), info=info)
