@@ -37,10 +37,6 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     top: tuple[TokenLogprob, ...] = ()
 
 
-# finish reasons of an answer that the engine gave up, most often because it was shutting down
-GIVEN_UP = ("abort", "error")
-
-
 class Completion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One answer. finish_reason "length" means that max_tokens cut it off."""
 
@@ -148,7 +144,10 @@ class Sampler(Protocol):
         ...
 
     async def sample(self, request: SampleRequest) -> SampleResponse:
-        """Ask once. Raises WireError; retryable errors have been retried already."""
+        """Ask once. Raises WireError; retryable errors have been retried already.
+
+        An answer that the engine aborted is a ServerFaultError, not a completion.
+        """
         ...
 
     def stream(self, request: SampleRequest) -> AsyncIterator[Delta]:

@@ -11,13 +11,12 @@ import msgspec
 from enginehouse.core.errors import (
     ConfigurationError,
     MalformedResponseError,
-    ServerFaultError,
     UnknownNameError,
     UnsupportedError,
 )
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.reasoning import strip_reasoning
-from enginehouse.core.sampler import GIVEN_UP, Completion, Sampler, SampleRequest, SampleResponse
+from enginehouse.core.sampler import Completion, Sampler, SampleRequest, SampleResponse
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 from enginehouse.core.tool_steps import Step
 from enginehouse.tools.checking import FoundCall, check_calls
@@ -304,12 +303,7 @@ _STEPS: Final[Mapping[Step, Callable[[_Question], Awaitable[_Answer | None]]]] =
 def _only(response: SampleResponse) -> Completion:
     if not response.completions:
         raise MalformedResponseError("the reply has no completion")
-    completion = response.completions[0]
-    if completion.finish_reason in GIVEN_UP:
-        raise ServerFaultError(
-            "the engine gave the answer up", why=f"finish_reason is {completion.finish_reason!r}"
-        )
-    return completion
+    return response.completions[0]
 
 
 def _is_cut_off(completion: Completion, response: SampleResponse, request: SampleRequest) -> bool:
