@@ -14,7 +14,7 @@ from enginehouse.cli.options import (
     with_config_options,
 )
 from enginehouse.deployment.configuration import merged, parse, read_yaml
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 
 @with_config_options(BenchConfig)
@@ -30,11 +30,10 @@ def bench(
     console = Console(json=json, verbose=verbose, quiet=quiet)
     values = merged(read_yaml(config) if config else {}, given)
     settings = parse(BenchConfig, values, origin=str(config or "the command line"))
-    layout = Layout.from_environment()
     from enginehouse.commands.bench import require_answers, run_benchmark
     from enginehouse.report.benchmark_table import print_benchmark
 
-    benchmark = run_async(run_benchmark(settings, layout=layout, notify=console.note))
+    benchmark = run_async(run_benchmark(settings, Context(notify=console.note)))
 
     console.result(benchmark, text=lambda: print_benchmark(benchmark))
 

@@ -21,11 +21,11 @@ from enginehouse.commands.configuration import ChatConfig
 from enginehouse.core.errors import UnauthorizedError, WireError
 from enginehouse.deployment.configuration import merged, parse, read_yaml
 from enginehouse.report.visible_text import write_plain, write_text
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 if TYPE_CHECKING:
     from enginehouse.commands.chat import Conversation
-    from enginehouse.deployment.serving import Serving
+    from enginehouse.deployment.base import Deployment
     from enginehouse.facades.blocking import Held
 
 _HINT = "/reset begins anew, /exit or Ctrl-D ends; Ctrl-C stops an answer, or ends at the prompt"
@@ -46,14 +46,12 @@ def chat(
     console = Console(verbose=verbose, quiet=quiet)
     values = merged(read_yaml(config) if config else {}, given)
     settings = parse(ChatConfig, values, origin=str(config or "the command line"))
-    layout = Layout.from_environment()
-    from enginehouse.deployment.asking import asking
+    context = Context(notify=console.note)
+    from enginehouse.deployment.opening import open_deployment
     from enginehouse.facades.blocking import Held
 
     with _interruptible():
-        held = Held(
-            lambda: asking(settings, layout=layout, notify=console.note, concurrency=1), name="chat"
-        )
+        held = Held(lambda: open_deployment(settings, context, concurrency=1), name="chat")
         try:
             failure = _Talk(held, settings, console).run()
         finally:
@@ -67,7 +65,7 @@ def chat(
 class _Talk:
     """The terminal's side of a conversation."""
 
-    def __init__(self, held: Held[Serving], settings: ChatConfig, console: Console) -> None:
+    def __init__(self, held: Held[Deployment], settings: ChatConfig, console: Console) -> None:
         self._held = held
         self._console = console
         self._conversation = held.call(lambda ready: _begun(ready, settings))
@@ -147,7 +145,7 @@ class _Shown:
             self._write(sys.stdout, "\n")
 
 
-async def _begun(ready: Serving, settings: ChatConfig) -> Conversation:
+async def _begun(ready: Deployment, settings: ChatConfig) -> Conversation:
     from enginehouse.commands.chat import Conversation
 
     return Conversation(ready.sampler, settings)

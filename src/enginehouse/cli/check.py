@@ -17,7 +17,7 @@ from enginehouse.cli.options import (
 from enginehouse.commands.configuration import CheckConfig
 from enginehouse.core.errors import WireError
 from enginehouse.deployment.configuration import merged, parse, read_yaml
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 
 @with_config_options(CheckConfig)
@@ -33,11 +33,10 @@ def check(
     console = Console(json=json, verbose=verbose, quiet=quiet)
     values = merged(read_yaml(config) if config else {}, given)
     settings = parse(CheckConfig, values, origin=str(config or "the command line"))
-    layout = Layout.from_environment()
     from enginehouse.commands.check import run_check
     from enginehouse.report.check_table import print_check
 
-    report = run_async(run_check(settings, layout=layout, notify=console.note))
+    report = run_async(run_check(settings, Context(notify=console.note)))
 
     console.result(report, text=lambda: print_check(report))
     if report.failed:

@@ -83,8 +83,7 @@ def _carry_out_together(configs: list[EvaluationConfig], console: Console) -> No
         together = run_async(
             run_together(
                 configs,
-                layout=Layout.from_environment(),
-                notify=console.note,
+                Context(notify=console.note),
                 progress=(lambda _: None) if console.quiet else display,
             )
         )
@@ -148,8 +147,7 @@ def rescore(
         rescoring = run_async(
             rescore_evaluation(
                 run,
-                layout=Layout.from_environment(),
-                notify=console.note,
+                Context(notify=console.note),
                 progress=(lambda _: None) if console.quiet else display,
                 trust=trust,
             )
@@ -201,8 +199,7 @@ def _carry_out(work: Callable[..., Coroutine[Any, Any, Report]], console: Consol
     with progress_display(make_console(sys.stderr), sys.stderr) as display:
         report = run_async(
             work(
-                layout=Layout.from_environment(),
-                notify=console.note,
+                Context(notify=console.note),
                 progress=(lambda _: None) if console.quiet else display,
             )
         )

@@ -17,7 +17,7 @@ from enginehouse.cli.options import (
 from enginehouse.commands.configuration import ParityConfig
 from enginehouse.core.errors import ModelError
 from enginehouse.deployment.configuration import merged, parse, read_yaml
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 
 @with_config_options(ParityConfig)
@@ -33,11 +33,10 @@ def parity(
     console = Console(json=json, verbose=verbose, quiet=quiet)
     values = merged(read_yaml(config) if config else {}, given)
     settings = parse(ParityConfig, values, origin=str(config or "the command line"))
-    layout = Layout.from_environment()
     from enginehouse.commands.parity import run_parity
     from enginehouse.report.parity_table import print_parity
 
-    report = run_async(run_parity(settings, layout=layout, notify=console.note))
+    report = run_async(run_parity(settings, Context(notify=console.note)))
 
     console.result(report, text=lambda: print_parity(report))
     if not report.agrees:

@@ -16,7 +16,7 @@ from enginehouse.cli.options import (
 )
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.configuration import merged, parse, read_yaml
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 if TYPE_CHECKING:
     from enginehouse.commands.sample import SamplingSummary
@@ -52,8 +52,7 @@ def sample(
         summary = run_async(
             run_sampling(
                 settings,
-                layout=Layout.from_environment(),
-                notify=console.note,
+                Context(notify=console.note),
                 progress=(lambda _: None) if quiet else display,
             )
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +15,7 @@ from enginehouse.cli.options import (
     with_config_options,
 )
 from enginehouse.deployment.configuration import ServeConfig, merged, parse, read_yaml
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 if TYPE_CHECKING:
     from enginehouse.servers.server import Server
@@ -41,7 +40,6 @@ def serve(
     console = Console(json=json, verbose=verbose, quiet=quiet)
     values = merged(read_yaml(config) if config else {}, given)
     settings = parse(ServeConfig, values, origin=str(config or "the command line"))
-    layout = Layout.from_environment()
 
     def ready(found: Server) -> None:
         facts = {
@@ -53,20 +51,10 @@ def serve(
         }
         console.result(facts, text=lambda: _announce(found, console, detached=detach))
 
-    equip = None
-    from enginehouse.deployment.adapters import lend
-    from enginehouse.deployment.resident import with_adapters
-    from enginehouse.deployment.serving import serve_detached, serve_until_stopped
-
-    if settings.adapter is not None:
-        folder = settings.adapter
-        settings = with_adapters(settings, [folder])
-        equip = partial(lend, folder=folder, layout=layout, notify=console.note)
+    from enginehouse.commands.serve import serve_detached, serve_until_stopped
 
     work = serve_detached if detach else serve_until_stopped
-    run_async(
-        work(settings, name=name, layout=layout, notify=console.note, ready=ready, equip=equip)
-    )
+    run_async(work(settings, Context(notify=console.note), name=name, ready=ready))
 
 
 def _announce(server: Server, console: Console, *, detached: bool) -> None:

@@ -17,14 +17,14 @@ from enginehouse.cli.options import (
     with_config_options,
 )
 from enginehouse.deployment.configuration import parse
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 from enginehouse.watch.configuration import WatchConfig
 
 if TYPE_CHECKING:
     from enginehouse.results.curve import Curve, CurvePoint
 
 
-@with_config_options(WatchConfig, without=("adapter", "url", "api_key_env"))
+@with_config_options(WatchConfig)
 def watch(
     *,
     data: Annotated[
@@ -58,8 +58,7 @@ def watch(
             run_async(
                 watching.watch(
                     settings,
-                    layout=Layout.from_environment(),
-                    notify=(lambda _: None) if quiet else display.note,
+                    Context(notify=(lambda _: None) if quiet else display.note),
                     progress=(lambda _: None) if quiet else display.progress,
                     shown=shown,
                 )
