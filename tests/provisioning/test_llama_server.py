@@ -27,6 +27,7 @@ from enginehouse.provisioning.llama_server import (
     compiling_progress,
     read_flags,
 )
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 HELP = """----- common params -----
@@ -71,7 +72,9 @@ def write_server(folder: Path, **says: str) -> Path:
 async def find(layout: Layout, notes: list[str], **given: object):
     """The environment that would be used."""
     arguments = {"python": None, "version": None, "variant": None} | given
-    return await find_environment("llamacpp", **arguments, layout=layout, notify=notes.append)
+    return await find_environment(
+        "llamacpp", **arguments, context=Context(layout=layout, notify=notes.append)
+    )
 
 
 @pytest.fixture
@@ -123,7 +126,9 @@ async def test_a_server_is_built_linked_and_described(
     llama_plan: EnvironmentPlan, layout: Layout, notes: list[str]
 ):
     """The libraries' links are made, and the program works where it was moved to."""
-    built = await ensure_environment(llama_plan, layout=layout, notify=notes.append)
+    built = await ensure_environment(
+        llama_plan, context=Context(layout=layout, notify=notes.append)
+    )
     assert (built.engine, built.version, built.variant) == ("llamacpp", "11434", "cpu")
     assert built.executable == layout.environments / llama_plan.key / "bin/llama-server"
     library = built.executable.resolve().parent / "libllama.so"
@@ -132,7 +137,9 @@ async def test_a_server_is_built_linked_and_described(
     assert any("takes minutes" in note for note in notes)
     (listed,) = list_environments(layout)
     assert listed.executable == built.executable
-    again = await ensure_environment(llama_plan, layout=layout, notify=notes.append)
+    again = await ensure_environment(
+        llama_plan, context=Context(layout=layout, notify=notes.append)
+    )
     assert again == built
 
 
@@ -144,7 +151,7 @@ async def test_a_build_for_something_else_is_refused(
     monkeypatch.setattr("enginehouse.provisioning.llama_server.check_build_tools", lambda _: None)
     plan = msgspec.structs.replace(llama_plan, variant="cuda")
     with pytest.raises(ProvisioningError, match="built for cpu, not cuda"):
-        await ensure_environment(plan, layout=layout, notify=notes.append)
+        await ensure_environment(plan, context=Context(layout=layout, notify=notes.append))
     assert list_environments(layout) == []
 
 
@@ -155,7 +162,7 @@ async def test_a_missing_compiler_is_said_before_anything_is_fetched(
     monkeypatch.setenv("PATH", str(tmp_path))
     plan = plan_environment("llamacpp", variant="cpu")
     with pytest.raises(ProvisioningError, match=r"a C compiler, a C\+\+ compiler, make") as error:
-        await ensure_environment(plan, layout=layout, notify=notes.append)
+        await ensure_environment(plan, context=Context(layout=layout, notify=notes.append))
     assert "build-essential" in str(error.value)
     assert "ENGINEHOUSE_LLAMACPP_SERVER" in str(error.value)
     assert not any(note.startswith("uv:") for note in notes)

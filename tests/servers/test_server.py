@@ -377,6 +377,7 @@ from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
+from enginehouse.runtime.context import Context
 from enginehouse.servers.server import start_server
 from enginehouse.store.layout import Layout
 
@@ -389,7 +390,7 @@ layout = Layout(cache=home / "cache", state=home / "state", config=home / "confi
 
 async def main():
     async with start_server(model, engine=VllmEngine(), environment=environment,
-                            options=ServerOptions(), layout=layout, notify=lambda _: None):
+                            options=ServerOptions(), context=Context(layout=layout)):
         print("ready", flush=True)
         await asyncio.sleep(60)
 

@@ -22,6 +22,7 @@ from enginehouse.deployment.serving import turns_for
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.provisioning.models import ResolvedModel
+from enginehouse.runtime.context import Context
 from enginehouse.servers.server import start_server
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import checkpoint_shapes
@@ -349,8 +350,7 @@ async def test_on_two_servers_or_on_none(served, sampler, vllm_environment, trai
             engine=ENGINE,
             environment=vllm_environment,
             options=options,
-            layout=layout,
-            notify=print,
+            context=Context(layout=layout, notify=print),
         ) as second,
         Counted(
             second.server.base_url,

@@ -22,6 +22,7 @@ from enginehouse.cli.options import (
 from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.configuration import merged, parse, read_yaml, with_task_paths
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from enginehouse.cli.options import (
     VerboseOption,
     VersionOption,
 )
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 envs = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
@@ -40,13 +41,20 @@ def install(
     from enginehouse.provisioning.versions import find_plan
 
     planned = run_async(
-        find_plan(engine, version=version, variant=variant, layout=layout, notify=console.note)
+        find_plan(
+            engine,
+            version=version,
+            variant=variant,
+            context=Context(layout=layout, notify=console.note),
+        )
     )
     if plan:
         console.result(planned, text=lambda: console.say(planned.describe()))
         return
 
-    built = run_async(ensure_environment(planned, layout=layout, notify=console.note))
+    built = run_async(
+        ensure_environment(planned, context=Context(layout=layout, notify=console.note))
+    )
     summary = {"key": built.key, "executable": str(built.executable), "version": built.version}
     console.result(summary, text=lambda: console.say(f"{built.key}: {built.executable}"))
 

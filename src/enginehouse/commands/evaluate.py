@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import yaml
 
 from enginehouse import evaluation
-from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.commands.configuration import EvaluationConfig, TaskConfig
 from enginehouse.commands.foreign_runs import read_config, require_trust
 from enginehouse.commands.kept_variables import is_kept, with_left_out
 from enginehouse.core.errors import (
@@ -33,7 +33,7 @@ from enginehouse.core.errors import (
 )
 from enginehouse.core.incidents import Incident
 from enginehouse.deployment.base import Target
-from enginehouse.deployment.configuration import merged, parse
+from enginehouse.deployment.configuration import BaseServeConfig, merged, parse
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.engines.base import Engine
 from enginehouse.engines.registry import ENGINES
@@ -50,7 +50,6 @@ from enginehouse.tasks.base import Dataset, ProgramTask, Task
 from enginehouse.tasks.registry import load_task
 
 OnProgress = Callable[[Progress], None]
-Config = TypeVar("Config", bound=EvaluationConfig)
 _NEVER_BEGUN = (ConfigurationError, ModelError, UnsupportedError)  # if nothing was asked
 _LASTING = (*_NEVER_BEGUN, TaskError, RunLockedError)  # the same again if the run is resumed
 
@@ -363,27 +362,30 @@ def _prices(config: EvaluationConfig) -> Prices | None:
     return Prices(input=config.price_input, output=config.price_output)
 
 
-def with_absolute_paths(config: Config) -> Config:
+def with_absolute_paths(config: EvaluationConfig) -> EvaluationConfig:
     """So that the resolved file means the same from any folder."""
+    changes = absolute_paths(config, config.tasks)
+    changes["adapter"] = config.adapter and config.adapter.absolute()
+    if config.url:  # there, the model is a name, even if a folder here is called the same
+        changes["model"] = config.model
+    return config.model_copy(update=changes)
+
+
+def absolute_paths(plan: BaseServeConfig, tasks: Sequence[TaskConfig]) -> dict[str, Any]:
+    """The fields of a plan with tasks that may hold paths, those made absolute."""
 
     def absolute(path: str | None) -> str | None:
         return str(Path(path).absolute()) if path is not None and Path(path).exists() else path
 
-    tasks = tuple(
-        task.model_copy(update={"name": absolute(task.name), "data": absolute(task.data)})
-        for task in config.tasks
-    )
-    changes = {
-        "tasks": tasks,
-        "model": absolute(config.model),
-        "path": config.path and config.path.absolute(),
-        "python": config.python and config.python.absolute(),
+    return {
+        "tasks": tuple(
+            task.model_copy(update={"name": absolute(task.name), "data": absolute(task.data)})
+            for task in tasks
+        ),
+        "model": absolute(plan.model),
+        "path": plan.path and plan.path.absolute(),
+        "python": plan.python and plan.python.absolute(),
     }
-    if isinstance(config, EvaluationConfig):
-        changes["adapter"] = config.adapter and config.adapter.absolute()
-        if config.url:  # there, the model is a name, even if a folder here is called the same
-            changes["model"] = config.model
-    return config.model_copy(update=changes)
 
 
 def _note_complete(run: Run, report: Report) -> None:

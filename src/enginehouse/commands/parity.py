@@ -58,8 +58,7 @@ async def run_parity(config: ParityConfig, context: Context) -> ParityReport:
         dtype=dtype,
         device="auto",
         adapter=deployment.default.adapter,
-        layout=context.layout,
-        notify=context.notify,
+        context=context,
     )
     found = compare_scores(ours, reference.logprobs, engine=engine.name)
     return ParityReport(

@@ -217,8 +217,7 @@ class Adapters:
             model=adapter.model,
             checkpoint=checkpoint,
             adapter=folder,
-            layout=self._context.layout,
-            notify=self._context.notify,
+            context=self._context,
         )
 
 

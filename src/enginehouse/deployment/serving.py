@@ -97,8 +97,7 @@ async def prepare(plan: ServeConfig, context: Context) -> Prepared:
         python=plan.python,
         version=plan.version,
         variant=plan.variant,
-        layout=context.layout,
-        notify=context.notify,
+        context=context,
     )
     engine.check(options, environment=environment)
     model = await resolve_model(
@@ -106,8 +105,7 @@ async def prepare(plan: ServeConfig, context: Context) -> Prepared:
         fallback_path=plan.path if plan.model else None,
         environment=environment,
         model_format=engine.model_format,
-        layout=context.layout,
-        notify=context.notify,
+        context=context,
     )
     compute_type = await asyncio.to_thread(_compute_type, options, engine, environment, model)
     if compute_type is not None:
@@ -158,8 +156,7 @@ def start_arguments(prepared: Prepared, plan: ServeConfig, context: Context) -> 
         "engine": prepared.engine,
         "environment": prepared.environment,
         "options": prepared.options,
-        "layout": context.layout,
-        "notify": context.notify,
+        "context": context,
         "limits": StartLimits(total=plan.start_timeout, silence=plan.progress_timeout),
     }
 

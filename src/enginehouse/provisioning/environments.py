@@ -32,7 +32,7 @@ from enginehouse.provisioning.description import Description, Flag, describe
 from enginehouse.provisioning.plans import DEFAULT_VERSIONS, EnvironmentPlan, plan_environment
 from enginehouse.provisioning.programs import new_log
 from enginehouse.provisioning.versions import find_plan
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
@@ -74,8 +74,7 @@ async def find_environment(
     python: Path | None,
     version: str | None,
     variant: str | None,
-    layout: Layout,
-    notify: Notify,
+    context: Context,
 ) -> EngineEnvironment:
     """The environment to use: `python`, what a variable of `given_by_variables` names, or ours.
 
@@ -92,14 +91,12 @@ async def find_environment(
     if not given and engine == "llamacpp" and version is None and variant is None:
         given += [("PATH", Path(found)) for found in [shutil.which(llama_server.PROGRAM)] if found]
     if not given:
-        plan = await find_plan(
-            engine, version=version, variant=variant, layout=layout, notify=notify
-        )
-        return await ensure_environment(plan, layout=layout, notify=notify)
+        plan = await find_plan(engine, version=version, variant=variant, context=context)
+        return await ensure_environment(plan, context=context)
     origin, path = given[0]
-    found = await existing_environment(path, engine=engine, layout=layout, origin=origin)
+    found = await existing_environment(path, engine=engine, layout=context.layout, origin=origin)
     _check_agreement(found, origin, version=version, variant=variant)
-    notify(
+    context.notify(
         f"environment: {found.executable}, from {origin}: "
         f"{engine} {found.version} ({found.variant})"
     )
@@ -114,14 +111,13 @@ def given_by_variables(engine: str) -> tuple[str, ...]:
     return (own, "GRAIL_VLLM_PYTHON") if engine == "vllm" else (own,)
 
 
-async def ensure_environment(
-    plan: EnvironmentPlan, *, layout: Layout, notify: Notify
-) -> EngineEnvironment:
+async def ensure_environment(plan: EnvironmentPlan, *, context: Context) -> EngineEnvironment:
     """The planned environment, built if it is not there yet; idempotent, safe across processes.
 
     Raises ProvisioningError, naming the log; a failed or killed build leaves nothing to be found.
     """
-    final = layout.environments / plan.key
+    environments, notify = context.layout.environments, context.notify
+    final = environments / plan.key
     if record := read_record(final):
         notify(f"environment: {plan.key}, built before")
         return _managed(record, final)
@@ -129,11 +125,11 @@ async def ensure_environment(
     def waiting() -> None:
         notify(f"another process is building {plan.key}; waiting for it")
 
-    async with content_folders.claimed(layout.environments, plan.key, on_wait=waiting):
+    async with content_folders.claimed(environments, plan.key, on_wait=waiting):
         if record := read_record(final):
             notify(f"environment: {plan.key}, built by another process just now")
             return _managed(record, final)
-        record = await _build(plan, layout=layout, notify=notify)
+        record = await _build(plan, context=context)
         return _managed(record, final)
 
 
@@ -185,19 +181,19 @@ async def existing_environment(
     )
 
 
-async def _build(plan: EnvironmentPlan, *, layout: Layout, notify: Notify) -> Record:
+async def _build(plan: EnvironmentPlan, *, context: Context) -> Record:
     started = time.monotonic()
-    log = new_log(layout, f"install-{plan.key}")
-    notify(f"environment: building {plan.key} (log: {log})")
-    parent = layout.environments
+    log = new_log(context.layout, f"install-{plan.key}")
+    context.notify(f"environment: building {plan.key} (log: {log})")
+    parent = context.layout.environments
     folder = await asyncio.to_thread(content_folders.new_folder, parent, plan.key)
     try:
-        record = await build(plan, folder=folder, log=log, notify=notify)
+        record = await build(plan, folder=folder, log=log, notify=context.notify)
         await asyncio.to_thread(content_folders.publish, folder, parent, plan.key)
     except BaseException:
         content_folders.abandon(folder)
         raise
-    notify(f"environment: {plan.key} is ready after {time.monotonic() - started:.0f} s")
+    context.notify(f"environment: {plan.key} is ready after {time.monotonic() - started:.0f} s")
     return record
 
 

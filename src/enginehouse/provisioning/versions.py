@@ -22,7 +22,7 @@ from enginehouse.provisioning.distributions import DISTRIBUTIONS, Distribution
 from enginehouse.provisioning.plans import EnvironmentPlan, cuda_version, plan_environment
 from enginehouse.provisioning.programs import Finished, new_log
 from enginehouse.provisioning.uv_program import run_uv, uv_error
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context, Notify
 from enginehouse.store.layout import Layout
 
 LATEST = "latest"
@@ -45,7 +45,7 @@ _NEAREST = 2  # on either side
 
 
 async def find_plan(
-    engine: str, *, version: str | None, variant: str | None, layout: Layout, notify: Notify
+    engine: str, *, version: str | None, variant: str | None, context: Context
 ) -> EnvironmentPlan:
     """The plan for a version: pinned, installed before, or resolved now from the registry.
 
@@ -54,13 +54,13 @@ async def find_plan(
     ProvisioningError where its packages do not fit this machine.
     """
     variant = plans.choose_variant(engine, variant)
-    if version != LATEST and (known := _known(engine, version, variant, layout)):
+    if version != LATEST and (known := _known(engine, version, variant, context.layout)):
         plan = known
     else:
         assert version is not None
-        plan = await _resolve(engine, version, variant, layout=layout, notify=notify)
+        plan = await _resolve(engine, version, variant, context=context)
     if not plan.pinned:
-        notify(
+        context.notify(
             f"environment: {engine} {plan.version} is not a version that we test; "
             f"pinned are {', '.join(plans.pinned_versions(engine, variant))}"
         )
@@ -134,9 +134,7 @@ def _plan(
     )
 
 
-async def _resolve(
-    engine: str, version: str, variant: str, *, layout: Layout, notify: Notify
-) -> EnvironmentPlan:
+async def _resolve(engine: str, version: str, variant: str, *, context: Context) -> EnvironmentPlan:
     distribution = DISTRIBUTIONS.get((engine, variant))
     if distribution is None:
         raise plans.not_pinned(engine, version, variant)
@@ -148,14 +146,14 @@ async def _resolve(
                 f"{version!r} is not a version",
                 fix=f"give one such as {plans.DEFAULT_VERSIONS[engine]}, or {LATEST}",
             ) from None
-    log = new_log(layout, f"resolve-{engine}-{version}-{variant}")
-    notify(f"environment: resolving {engine} {version} for {variant} (log: {log})")
+    log = new_log(context.layout, f"resolve-{engine}-{version}-{variant}")
+    context.notify(f"environment: resolving {engine} {version} for {variant} (log: {log})")
     registry = _Registry(engine=engine, variant=variant, distribution=distribution, log=log)
     release = await registry.find(version)
     if plans.pinned_version(engine, release.version, variant):
         return plan_environment(engine, version=release.version, variant=variant)
     if variant == "cuda":
-        lock = await _lock_for_driver(registry, release, notify=notify)
+        lock = await _lock_for_driver(registry, release, notify=context.notify)
     else:
         lock = await registry.lock(release, torch_backend=plans.cpu_backend(variant))
     return _plan(

@@ -71,8 +71,7 @@ class Host:
                     f"{folder.path} is an adapter, and its base is not known",
                     fix="name the base: enginehouse watch DIR MODEL",
                 )
-            options = current and current.server
-            if options and options.enable_lora and (options.max_lora_rank or 0) >= rank:
+            if current and _takes_rank(current, rank):
                 return current
             return with_adapters(self._plan, [folder.path, *self._largest_adapter()])
         if current and (self.has_model or Path(str(current.model)).exists()):
@@ -95,6 +94,10 @@ class Host:
                 read_peft_folder(folder, max_rank=self._largest_rank)
                 return [folder]
         return []
+
+
+def _takes_rank(plan: ServeConfig, rank: int) -> bool:
+    return plan.server.enable_lora and (plan.server.max_lora_rank or 0) >= rank
 
 
 def _declared_rank(folder: Path) -> int:

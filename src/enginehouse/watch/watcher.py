@@ -14,10 +14,10 @@ import msgspec
 from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.commands.evaluate import (
     OnProgress,
+    absolute_paths,
     begin_run,
     evaluate_on,
     resume_evaluation,
-    with_absolute_paths,
 )
 from enginehouse.core.errors import (
     AdapterError,
@@ -339,7 +339,7 @@ def _with_absolute_paths(config: WatchConfig) -> WatchConfig:
         "directory": config.directory.expanduser().absolute(),
         "html": config.html and config.html.expanduser().absolute(),
     }
-    return with_absolute_paths(config).model_copy(update=changes)
+    return config.model_copy(update=absolute_paths(config, config.tasks) | changes)
 
 
 def _base_digest(model: str, *, layout: Layout) -> str:
