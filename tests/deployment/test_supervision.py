@@ -11,6 +11,7 @@ import signal
 import aiohttp
 import pytest
 from tests.support.command_line import House
+from tests.support.deployments import opened
 
 from enginehouse import (
     ChatPrompt,
@@ -29,7 +30,6 @@ from enginehouse.core.errors import (
 from enginehouse.deployment import supervision as supervising
 from enginehouse.deployment.admission import Admission
 from enginehouse.deployment.configuration import ServeConfig, parse
-from enginehouse.deployment.serving import serving
 from enginehouse.deployment.supervision import Supervisor
 from enginehouse.servers import health
 from enginehouse.servers.health import Health
@@ -64,12 +64,12 @@ def served(house: House):
     def serve(*, env: dict[str, str] | None = None, **settings: object):
         values = {"model": str(house.model()), "server": {"env_vars": SLOW | (env or {})}}
         config = parse(ServeConfig, values | settings, origin="test")
-        return serving(
+        return opened(
             config,
             layout=Layout.from_environment(),
             notify=notes.append,
             concurrency=8,
-            on_incident=incidents.append,
+            incidents=incidents,
         )
 
     serve.incidents, serve.notes = incidents, notes
@@ -310,7 +310,7 @@ async def test_what_was_told_is_restored_before_anybody_gets_in(monkeypatch, fai
         admission=Admission(),
         max_restarts=3,
         notify=lambda _: None,
-        on_incident=incidents.append,
+        incidents=incidents,
     )
 
     async def asked(what: str) -> None:

@@ -14,6 +14,7 @@ from enginehouse.core.sampler import Provenance
 from enginehouse.engines.base import Engine
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.servers.endpoint import Server
+from enginehouse.weights.swap import WeightSwapper
 
 OnIncident = Callable[[Incident], None]
 
@@ -67,6 +68,8 @@ class Deployment(ABC):
     model: ResolvedModel | None = None
     default: Target
     """What the plan names: the model, or an adapter of it."""
+    weights: WeightSwapper | None = None
+    """Swaps full weights, for all who ask the server; None where `target` is the only way."""
     left_with: Path | None = None
     """A checkpoint that a server which is not ours still answers with, though its target ended."""
 

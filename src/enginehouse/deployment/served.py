@@ -99,6 +99,7 @@ class _ServedDeployment(Deployment):
     async def begin(self) -> None:
         """Open the sampler of the plan's model, and of its adapter if it has one."""
         self.engine, self.model = self.prepared.engine, self.prepared.model
+        self.weights = self.swaps.swapper
         sampler = await self.stack.enter_async_context(
             self._sampler(self.server.models[0], self.concurrency)
         )
@@ -140,7 +141,7 @@ class _ServedDeployment(Deployment):
 
     async def _checkpoint(self, folder: Path | None) -> Target:
         """Have the server answer with the weights in `folder`; None is the plan's model."""
-        swapper = self.swaps.swapper
+        swapper = self.weights
         if swapper is None:
             if folder is None:
                 return self._base
