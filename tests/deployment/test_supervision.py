@@ -310,7 +310,7 @@ async def test_what_was_told_is_restored_before_anybody_gets_in(monkeypatch, fai
         admission=Admission(),
         max_restarts=3,
         notify=lambda _: None,
-        incidents=incidents,
+        on_incident=incidents.append,
     )
 
     async def asked(what: str) -> None:

@@ -121,5 +121,5 @@ class TaskSettings(StrictModel):
         return self
 
 
-class EvaluationConfig(AskConfig, TaskSettings):
+class EvaluationConfig(TaskSettings, AskConfig):
     """One evaluation: a model (or the URL of a server) and tasks."""

@@ -12,7 +12,7 @@ from enginehouse.deployment.adapter_names import with_adapter_apart
 from enginehouse.deployment.configuration import BaseServeConfig, ServeConfig
 
 
-class WatchConfig(BaseServeConfig, TaskSettings):
+class WatchConfig(TaskSettings, BaseServeConfig):
     """A folder in which checkpoints and adapters appear, and how each is evaluated."""
 
     directory: Path
