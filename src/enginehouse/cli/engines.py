@@ -7,10 +7,9 @@ from enginehouse.cli.options import JsonOption
 
 
 def engines(*, json: JsonOption = False) -> None:
-    """List what each engine can do, as its code declares it."""
+    """List what each engine can do."""
     from enginehouse.commands.engines import engine_facts
     from enginehouse.report.engine_table import print_engines
 
-    found = engine_facts()
-
-    Console(json=json).result(found, text=lambda: print_engines(found))
+    facts = engine_facts()
+    Console(json=json).result(facts, text=lambda: print_engines(facts))

@@ -27,14 +27,12 @@ def install(
     *,
     variant: VariantOption = None,
     version: VersionOption = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Print what would be built; build nothing.")
-    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Only print what would be built.")] = False,
     json: JsonOption = False,
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Build an isolated environment for an engine; nothing happens if it is there."""
+    """Build an isolated environment for an engine, unless it exists already."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
     layout = Layout.from_environment()
     from enginehouse.provisioning.environments import ensure_environment
@@ -60,11 +58,7 @@ def install(
 
 
 @envs.callback()
-def list_all(
-    context: typer.Context,
-    *,
-    json: JsonOption = False,
-) -> None:
+def list_all(context: typer.Context, *, json: JsonOption = False) -> None:
     """List engine environments."""
     if context.invoked_subcommand:
         return
@@ -72,24 +66,31 @@ def list_all(
     from enginehouse.provisioning.inventory import list_environments
     from enginehouse.report.terminal import print_rows
 
-    found = list_environments(Layout.from_environment())
-    if json:
-        console.data(found)
-        return
-    if not found:
-        console.note("no engine environments; `enginehouse install vllm` builds one")
-        return
-    rows = [
-        (e.key, f"{e.size_bytes / 2**30:.1f} GiB", "yes" if e.in_use else "no", str(e.executable))
-        for e in found
-    ]
+    environments = list_environments(Layout.from_environment())
 
-    print_rows(("environment", "size", "in use", "executable"), rows)
+    def text() -> None:
+        if not environments:
+            console.note("no engine environments; `enginehouse install vllm` builds one")
+            return
+        rows = [
+            (
+                e.key,
+                f"{e.size_bytes / 2**30:.1f} GiB",
+                "yes" if e.in_use else "no",
+                str(e.executable),
+            )
+            for e in environments
+        ]
+        print_rows(("environment", "size", "in use", "executable"), rows)
+
+    console.result(environments, text=text)
 
 
 @envs.command()
 def remove(
-    key: Annotated[str, typer.Argument(help="A key that `enginehouse envs` lists.")],
+    key: Annotated[
+        str, typer.Argument(help="The environment's name, as `enginehouse envs` lists it.")
+    ],
 ) -> None:
     """Remove an engine environment."""
     from enginehouse.provisioning.inventory import remove_environment

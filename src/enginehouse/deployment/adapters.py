@@ -131,7 +131,7 @@ class Adapters:
         root = _here(base.root)
         shapes = await asyncio.to_thread(checkpoint_shapes, root) if root else None
         pool = AdapterPool(
-            [self._sampler],
+            self._sampler,
             max_loras=1,
             store=AdapterStore(self._context.layout),
             base=shapes or None,

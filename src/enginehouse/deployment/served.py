@@ -177,7 +177,7 @@ class _ServedDeployment(Deployment):
                 self._sampler(self.server.models[0], None)
             )
             self.pool = AdapterPool(
-                [sampler],
+                sampler,
                 max_loras=options.max_loras or 1,
                 store=AdapterStore(self.context.layout),
                 base=await asyncio.to_thread(checkpoint_shapes, Path(self.model.path)) or None,

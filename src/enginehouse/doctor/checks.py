@@ -14,7 +14,7 @@ import msgspec
 from enginehouse.core.errors import EnginehouseError
 from enginehouse.deployment.compute_type import type_on_cpu
 from enginehouse.doctor.findings import Finding, fine, problem, warning
-from enginehouse.doctor.machine import Gpu, Machine, look_at_machine
+from enginehouse.doctor.machine import Machine, look_at_machine
 from enginehouse.doctor.usable_engines import judge_engines
 from enginehouse.processes.sandbox import Sandbox, find_sandbox
 from enginehouse.provisioning.environments import (
@@ -25,6 +25,7 @@ from enginehouse.provisioning.environments import (
 )
 from enginehouse.provisioning.plans import cuda_is_there, cuda_version
 from enginehouse.provisioning.versions import known_plan
+from enginehouse.results.activity import GpuReading
 from enginehouse.servers.records import ServerState, list_servers
 from enginehouse.store.layout import Layout
 
@@ -162,7 +163,7 @@ def judge_gpus(machine: Machine, plan: EnvironmentPlan, *, chosen: bool) -> Iter
     driver = machine.driver
     if plan.variant == "cpu" and driver and driver.gpus and chosen and not hidden:
         fix = "pass the GPU on to the container (--gpus all), or give --variant cpu"
-        yield warning("build", f"{says} in /dev, but nvidia-smi lists one", fix)
+        yield warning("build", f"{says} in /dev, but the driver lists one", fix)
     else:
         yield fine("build", says)
     if plan.variant == "cpu":
@@ -172,8 +173,8 @@ def judge_gpus(machine: Machine, plan: EnvironmentPlan, *, chosen: bool) -> Iter
         )
     if plan.variant == "cuda":
         yield from _driver(machine, plan)
-        for number, gpu in enumerate(driver.gpus if driver else ()):
-            yield _gpu(number, gpu)
+        for gpu in driver.gpus if driver else ():
+            yield _gpu(gpu)
     yield _compiler(machine, plan)
 
 
@@ -181,35 +182,35 @@ def _driver(machine: Machine, plan: EnvironmentPlan) -> Iterator[Finding]:
     driver = machine.driver
     if driver is None:
         fix = "install NVIDIA's driver; in a container, start it with --gpus all"
-        yield problem("NVIDIA driver", "there is no nvidia-smi", fix)
+        yield problem("NVIDIA driver", "not found", fix)
         return
     if driver.problem is not None:
-        fix = "run nvidia-smi by itself; after an update of the driver, restart the machine"
-        yield problem("NVIDIA driver", f"nvidia-smi fails: {driver.problem}", fix)
+        fix = "see whether nvidia-smi works; after an update of the driver, restart the machine"
+        yield problem("NVIDIA driver", f"it does not answer: {driver.problem}", fix)
         return
-    says = f"{driver.version}, for CUDA up to {driver.cuda or 'an unknown version'}"
+    newest = ".".join(map(str, driver.cuda)) if driver.cuda else "an unknown version"
+    says = f"{driver.version}, for CUDA up to {newest}"
     wanted = cuda_version(plan.requirements)
-    if wanted is None or not driver.cuda:
+    if wanted is None or driver.cuda is None:
         yield fine("NVIDIA driver", says)
         return
-    major, _, minor = driver.cuda.partition(".")
-    has = (int(major), int(minor.partition(".")[0] or 0))
     says = f"{says}; {plan.engine} {plan.version} is made for {wanted[0]}.{wanted[1]}"
-    if has[0] < wanted[0]:
+    if driver.cuda[0] < wanted[0]:
         fix = f"update the driver to one for CUDA {wanted[0]}, or name an older --version"
         yield problem("NVIDIA driver", says, fix)
-    elif has < wanted:
+    elif driver.cuda < wanted:
         yield warning("NVIDIA driver", says, "update the driver if a kernel fails to compile")
     else:
         yield fine("NVIDIA driver", says)
 
 
-def _gpu(number: int, gpu: Gpu) -> Finding:
-    check = f"GPU {number}"
-    free = (gpu.total - gpu.used) / 1024
-    says = f"{gpu.name}, {free:.1f} of {gpu.total / 1024:.1f} GiB free"
-    if gpu.used > _USED_SHARE * gpu.total:
-        share = max(0, int(100 * (1 - gpu.used / gpu.total)) - 2) / 100
+def _gpu(gpu: GpuReading) -> Finding:
+    check, says = f"GPU {gpu.index}", gpu.name
+    used, total = gpu.used_bytes or 0, gpu.total_bytes or 0
+    if total:
+        says += f", {(total - used) / _GIB:.1f} of {total / _GIB:.1f} GiB free"
+    if used > _USED_SHARE * total:
+        share = max(0, int(100 * (1 - used / total)) - 2) / 100
         fix = f"end what uses it (nvidia-smi), or --gpu-memory-utilization {share:g}"
         return warning(check, f"{says}; vLLM takes 0.92 of it unless told otherwise", fix)
     if gpu.capability is not None and gpu.capability < _BFLOAT16:

@@ -241,7 +241,7 @@ async def connected(config: VLLMConfig) -> AsyncIterator[Client]:
     sampler = make_sampler(running.server, running.engine, concurrency=None, turns=turns)
     async with sampler:
         pool = AdapterPool(
-            [sampler], max_loras=config.max_loras, store=AdapterStore(layout), base=base
+            sampler, max_loras=config.max_loras, store=AdapterStore(layout), base=base
         )
         yield Client(config, running, pool=pool, base=base, layout=layout)
 
