@@ -22,11 +22,11 @@ from tests.support.changed_checkpoint import changed_checkpoint
 from tests.support.deployments import opened
 
 from enginehouse import SampleRequest, SampleResponse, SamplingParameters, TextPrompt
-from enginehouse.client.wire import VLLM_WEIGHTS
 from enginehouse.commands.serve import serve_until_stopped
 from enginehouse.core.errors import WeightsError, WireError
 from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.deployment.swapping import weights_info
+from enginehouse.engines.vllm.wire import VLLM_WEIGHTS
 from enginehouse.runtime.context import Context
 from enginehouse.servers.server import Server
 from enginehouse.store.layout import Layout

@@ -35,8 +35,7 @@ from enginehouse.core.incidents import Incident
 from enginehouse.deployment.base import Target
 from enginehouse.deployment.configuration import BaseServeConfig, merged, parse
 from enginehouse.deployment.opening import open_deployment
-from enginehouse.engines.base import Engine
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.registry import load_engine
 from enginehouse.evaluation import EvaluationSpec, Prices, TaskSpec
 from enginehouse.processes.sandbox import find_sandbox
 from enginehouse.processes.tree import ProcessIdentity, identify
@@ -119,7 +118,7 @@ async def begin_run(config: EvaluationConfig, context: Context) -> PlannedRun:
     tasks = await asyncio.to_thread(_load_tasks, config)
     spec = _spec(config, tasks)
     if config.engine is not None:
-        engine: Engine = ENGINES.load(config.engine)()
+        engine = load_engine(config.engine)
         evaluation.check_tasks(spec, tasks=tasks, capabilities=engine.capabilities(None))
     run = create_run(
         context.layout,

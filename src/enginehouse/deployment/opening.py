@@ -12,8 +12,8 @@ from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import AskConfig, ServeConfig, merged, parse
 from enginehouse.deployment.served import served_deployment
 from enginehouse.dialects.base import require
-from enginehouse.engines.base import Engine, RemoteEngine
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.base import RemoteEngine
+from enginehouse.engines.registry import load_engine
 from enginehouse.runtime.context import Context
 
 
@@ -29,7 +29,7 @@ async def open_deployment(
     the server's queue. Raises ConfigurationError, ProvisioningError, ModelError, ServerError,
     AdapterError, and WireError for a server that cannot be used.
     """
-    engine: Engine = ENGINES.load(plan.engine or "vllm")()
+    engine = load_engine(plan.engine)
     if plan.adapter is not None:
         require(engine.capabilities(None), Capability.ADAPTERS, "LoRA adapters")
     if isinstance(plan, AskConfig) and (plan.url or isinstance(engine, RemoteEngine)):

@@ -30,8 +30,8 @@ from enginehouse.deployment.serving import (
 from enginehouse.deployment.supervision import Supervisor, supervised
 from enginehouse.deployment.swapping import Swaps, swapping
 from enginehouse.dialects.base import require
-from enginehouse.engines.base import Engine
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.base import LoraFlags, SupportsAdapters
+from enginehouse.engines.registry import load_engine
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
 from enginehouse.servers.server import OwnedServer
@@ -40,7 +40,6 @@ from enginehouse.weights.pool import AdapterPool, alias_of
 from enginehouse.weights.store import AdapterStore
 
 Plan = TypeVar("Plan", bound=ServeConfig)
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
 _RANK = 64  # where the adapters are not known yet
 
 
@@ -209,7 +208,7 @@ def _provenance(server: Server, prepared: Prepared) -> Provenance:
         chat_template_digest=model.chat_template_digest,
         base_url=server.base_url,
         revision=model.revision,
-        dtype=type_in_command(server.command or ()),
+        dtype=type_in_command(server.engine, server.command or ()),
         dtype_reason=prepared.compute_type.reason if prepared.compute_type else None,
         unknown=model.unknown,
     )
@@ -217,7 +216,7 @@ def _provenance(server: Server, prepared: Prepared) -> Provenance:
 
 def with_weight_swap(plan: Plan) -> Plan:
     """The plan of a server whose weights can be swapped, if its engine can do that."""
-    engine: Engine = ENGINES.load(choose_engine(plan.engine, notify=lambda _: None))()
+    engine = load_engine(choose_engine(plan.engine, notify=lambda _: None))
     if engine.wire.weights is None:
         return plan
     options = plan.server.model_copy(update={"enable_weight_swap": True})
@@ -230,10 +229,11 @@ def with_adapters(plan: Plan, folders: Iterable[Path] = ()) -> Plan:
     What the plan itself says takes precedence. Blocking. Raises AdapterError for a folder that
     holds no adapter, UnsupportedError for an engine that takes none.
     """
-    engine: Engine = ENGINES.load(choose_engine(plan.engine, notify=lambda _: None))()
+    engine = load_engine(choose_engine(plan.engine, notify=lambda _: None))
     require(engine.capabilities(None), Capability.ADAPTERS, "LoRA adapters")
     needed = max((read_peft_folder(folder).rank for folder in folders), default=_RANK)
     options = plan.server
-    rank = options.max_lora_rank or next((r for r in RANKS if r >= needed), needed)
+    lora = engine.lora if isinstance(engine, SupportsAdapters) else LoraFlags()
+    rank = options.max_lora_rank or lora.rank_for(needed)
     options = options.model_copy(update={"enable_lora": True, "max_lora_rank": rank})
     return plan.model_copy(update={"server": options})

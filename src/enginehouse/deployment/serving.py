@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -22,10 +20,13 @@ from enginehouse.engines.base import (
     Engine,
     Quirk,
     ServedEngine,
-    demand_api_key,
+    SupportsDTypes,
+    SupportsQuirks,
+    require_api_key,
+    this_machine,
 )
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.registry import DEFAULT_ENGINE, load_engine, load_served_engine
 from enginehouse.processes.cpu import read_cpu
 from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import EngineEnvironment, find_environment
@@ -55,6 +56,8 @@ class Prepared:
 
     def quirks(self) -> tuple[Quirk, ...]:
         """What is known to kill this engine as it is to be started, and is avoided."""
+        if not isinstance(self.engine, SupportsQuirks):
+            return ()
         return self.engine.quirks(self.options, environment=self.environment)
 
 
@@ -63,13 +66,15 @@ def choose_engine(wanted: str | None, *, notify: Notify) -> str:
     if wanted:
         notify(f"engine: {wanted}, as asked")
         return wanted
-    machine = platform.machine().lower()
-    if sys.platform == "linux" and machine in {"x86_64", "amd64", "aarch64", "arm64"}:
-        notify(f"engine: vllm, which runs on {sys.platform} {machine}")
-        return "vllm"
+    machine = this_machine()
+    place = f"{machine.system.lower()} {machine.architecture.lower()}"
+    problem = load_served_engine().unsuited(machine)
+    if problem is None:
+        notify(f"engine: {DEFAULT_ENGINE}, which runs on {place}")
+        return DEFAULT_ENGINE
     raise ConfigurationError(
-        f"no engine is known to run on {sys.platform} {machine}",
-        why="vLLM needs Linux on x86-64 or arm64",
+        f"no engine is known to run on {place}",
+        why=f"{DEFAULT_ENGINE} {problem}",
         fix="use a server elsewhere with --url, or try --engine hf or llamacpp (untried there)",
     )
 
@@ -83,9 +88,9 @@ async def prepare(plan: ServeConfig, context: Context) -> Prepared:
             fix="name one: a Hugging Face handle, a checkpoint folder, a GGUF file, or smollm2",
         )
     options = with_api_key(plan.server)
-    demand_api_key(options)
+    require_api_key(options)
     name = choose_engine(plan.engine, notify=context.notify)
-    engine: Engine = ENGINES.load(name)()
+    engine = load_engine(name)
     if not isinstance(engine, ServedEngine):
         raise ConfigurationError(
             f"{name} is asked, not served",
@@ -93,7 +98,7 @@ async def prepare(plan: ServeConfig, context: Context) -> Prepared:
             fix=f"leave serving out: eval, bench, chat and sample take --engine {name}",
         )
     environment = await find_environment(
-        name,
+        engine.installation,
         python=plan.python,
         version=plan.version,
         variant=plan.variant,
@@ -132,7 +137,7 @@ def _compute_type(
     environment: EngineEnvironment,
     model: ResolvedModel,
 ) -> ComputeType | None:
-    if not engine.open_dtypes:
+    if not isinstance(engine, SupportsDTypes) or not engine.dtypes.open:
         return None
     return choose_type(
         options,

@@ -11,14 +11,14 @@ from enginehouse.core.errors import AdapterError
 from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.deployment.opening import open_deployment
-from enginehouse.deployment.served import RANKS, with_adapters
+from enginehouse.deployment.served import with_adapters
 from enginehouse.deployment.serving import choose_engine
+from enginehouse.engines.base import SupportsAdapters
+from enginehouse.engines.registry import load_engine
 from enginehouse.results.curve import Kind
 from enginehouse.runtime.context import Context
 from enginehouse.watch.checkpoints import Finished
 from enginehouse.weights.peft_folder import CONFIG, read_peft_folder
-
-_LARGEST_RANKS = {"vllm": RANKS[-1]}  # the other engines take any
 
 
 class Host:
@@ -85,7 +85,8 @@ class Host:
 
     @property
     def _largest_rank(self) -> int | None:
-        return _LARGEST_RANKS.get(choose_engine(self._plan.engine, notify=lambda _: None))
+        engine = load_engine(choose_engine(self._plan.engine, notify=lambda _: None))
+        return engine.lora.largest if isinstance(engine, SupportsAdapters) else None
 
     def _largest_adapter(self) -> list[Path]:
         """The adapter of the largest rank that can be served; the others are not read for it."""
