@@ -286,6 +286,7 @@ async def supervised(
             patience=patience,
             busy=lambda: bool(admission.under_way),
             cores=owned.cores,
+            timings=owned.timings,
         )
         supervisor = Supervisor(
             owned,
