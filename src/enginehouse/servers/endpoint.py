@@ -108,7 +108,7 @@ async def attach_server(
             reply = await _get(transport, wire.models_path, base=base, patience=patience)
             models = _listed(reply, base=base, engine=engine, api_key=api_key) or models
         if isinstance(engine, ServedEngine):
-            reply = await _get(transport, engine.version_path, base=base, patience=patience)
+            reply = await _get(transport, engine.endpoints.version, base=base, patience=patience)
             version = _version(reply)
     return Server(
         name=None,

@@ -105,11 +105,11 @@ class HealthMonitor:
         """Check the process and /health only: at most 5 s."""
         if (code := self._exit_code()) is not None:
             return Health(state=ServerState.FAILED, reason=f"it ended with {describe_exit(code)}")
-        status = await self._get_status(self._engine.health_path)
+        status = await self._get_status(self._engine.endpoints.health)
         if status == _ENGINE_DEAD:
             return Health(
                 state=ServerState.FAILED,
-                reason=f"{self._engine.health_path} says that its engine is dead",
+                reason=f"{self._engine.endpoints.health} says that its engine is dead",
             )
         if status == 200 or self._blind:
             return _READY
@@ -118,7 +118,7 @@ class HealthMonitor:
         ):
             return Health(state=ServerState.FAILED, reason="it no longer listens on its port")
         said = "does not answer" if status is None else f"answers {status}"
-        return Health(state=ServerState.DEGRADED, reason=f"{self._engine.health_path} {said}")
+        return Health(state=ServerState.DEGRADED, reason=f"{self._engine.endpoints.health} {said}")
 
     async def look(self) -> Health:
         """Check every sign: milliseconds as a rule, at most 20 s; a canary only if in doubt."""
@@ -198,7 +198,7 @@ class HealthMonitor:
         """Whether a one-token request is answered in time."""
         try:
             async with self._session.post(
-                below(self._engine.canary_path),
+                below(self._engine.endpoints.canary),
                 json=one_token_request(self._model),
                 timeout=aiohttp.ClientTimeout(total=self._timings.canary),
             ) as reply:

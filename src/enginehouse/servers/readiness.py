@@ -107,8 +107,8 @@ async def _probe(
     session: aiohttp.ClientSession, *, engine: ServedEngine, model: str, note: Callable[[str], None]
 ) -> tuple[str, ...]:
     """Ask until the server is healthy; then check the names that it serves, and that it works."""
-    await _wait_for_health(session, path=engine.health_path, note=note)
-    path = engine.models_path
+    await _wait_for_health(session, path=engine.endpoints.health, note=note)
+    path = engine.endpoints.models
     status, body = await _ask(session, "GET", path, what=path)
     try:
         names = engine.wire.decode_models(body) if status == 200 else None
@@ -123,11 +123,11 @@ async def _probe(
         )
     note("it is healthy, but has not answered a one-token request")
     what = "a one-token request"
-    status, body = await _ask(session, "POST", engine.canary_path, what=what, model=model)
+    status, body = await _ask(session, "POST", engine.endpoints.canary, what=what, model=model)
     if status != 200:
         raise StartError(f"the server is healthy, but {what} got {status}", why=_excerpt(body))
-    if engine.guarded_path is not None:
-        path = engine.guarded_path
+    if engine.endpoints.guarded is not None:
+        path = engine.endpoints.guarded
         status, _ = await _ask(session, "GET", path, what=path, headers={"Authorization": ""})
         if status != 401:
             raise StartError(
