@@ -170,7 +170,7 @@ class HfEngine:
         return hf_diagnosis.PROFILE
 
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
-        """By the rules of hf_diagnosis.py, else the exception that ended it."""
+        """By failures.yaml and the shared rules; otherwise the error that ended it."""
         return diagnose_log(log, profile=self.log_profile, exit_code=exit_code)
 
 

@@ -231,7 +231,7 @@ class LlamaCppEngine:
         return llamacpp_diagnosis.PROFILE
 
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
-        """By the rules of llamacpp_diagnosis.py, else the log's first error."""
+        """By failures.yaml and the shared rules; otherwise the error that ended it."""
         return diagnose_log(log, profile=self.log_profile, exit_code=exit_code)
 
 

@@ -246,7 +246,7 @@ class SglangEngine:
         return sglang_diagnosis.PROFILE
 
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
-        """By the rules of sglang_diagnosis.py, else the last exception."""
+        """By failures.yaml and the shared rules; otherwise the error that ended it."""
         return diagnose_log(log, profile=self.log_profile, exit_code=exit_code)
 
 

@@ -234,7 +234,7 @@ class VllmEngine:
         return vllm_diagnosis.PROFILE
 
     def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
-        """By the rules of vllm_failures.py, else the first exception of the engine's processes."""
+        """By failures.yaml and the shared rules; otherwise the error that ended it."""
         return diagnose_log(log, profile=self.log_profile, exit_code=exit_code)
 
 
