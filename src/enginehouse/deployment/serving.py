@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -27,10 +25,13 @@ from enginehouse.engines.base import (
     Engine,
     Quirk,
     ServedEngine,
-    demand_api_key,
+    SupportsDTypes,
+    SupportsQuirks,
+    require_api_key,
+    this_machine,
 )
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.registry import DEFAULT_ENGINE, load_engine, load_served_engine
 from enginehouse.processes.cpu import read_cpu
 from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import EngineEnvironment, find_environment
@@ -68,6 +69,8 @@ class Prepared:
 
     def quirks(self) -> tuple[Quirk, ...]:
         """What is known to kill this engine as it is to be started, and is avoided."""
+        if not isinstance(self.engine, SupportsQuirks):
+            return ()
         return self.engine.quirks(self.options, environment=self.environment)
 
 
@@ -121,13 +124,15 @@ def choose_engine(wanted: str | None, *, notify: Notify) -> str:
     if wanted:
         notify(f"engine: {wanted}, as asked")
         return wanted
-    machine = platform.machine().lower()
-    if sys.platform == "linux" and machine in {"x86_64", "amd64", "aarch64", "arm64"}:
-        notify(f"engine: vllm, which runs on {sys.platform} {machine}")
-        return "vllm"
+    machine = this_machine()
+    place = f"{machine.system.lower()} {machine.architecture.lower()}"
+    problem = load_served_engine().unsuited(machine)
+    if problem is None:
+        notify(f"engine: {DEFAULT_ENGINE}, which runs on {place}")
+        return DEFAULT_ENGINE
     raise ConfigurationError(
-        f"no engine is known to run on {sys.platform} {machine}",
-        why="vLLM needs Linux on x86-64 or arm64",
+        f"no engine is known to run on {place}",
+        why=f"{DEFAULT_ENGINE} {problem}",
         fix="use a server elsewhere with --url, or try --engine hf or llamacpp (untried there)",
     )
 
@@ -141,9 +146,9 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
             fix="name one: a Hugging Face handle, a checkpoint folder, a GGUF file, or smollm2",
         )
     options = with_api_key(config.server)
-    demand_api_key(options)
+    require_api_key(options)
     name = choose_engine(config.engine, notify=notify)
-    engine: Engine = ENGINES.load(name)()
+    engine = load_engine(name)
     if not isinstance(engine, ServedEngine):
         raise ConfigurationError(
             f"{name} is asked, not served",
@@ -151,7 +156,7 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
             fix=f"leave serving out: eval, bench, chat and sample take --engine {name}",
         )
     environment = await find_environment(
-        name,
+        engine.installation,
         python=config.python,
         version=config.version,
         variant=config.variant,
@@ -188,7 +193,7 @@ def _compute_type(
     environment: EngineEnvironment,
     model: ResolvedModel,
 ) -> ComputeType | None:
-    if not engine.open_dtypes:
+    if not isinstance(engine, SupportsDTypes) or not engine.dtypes.open:
         return None
     return choose_type(
         options,
@@ -383,7 +388,7 @@ def _provenance(server: Server, prepared: Prepared) -> Provenance:
         chat_template_digest=model.chat_template_digest,
         base_url=server.base_url,
         revision=model.revision,
-        dtype=type_in_command(server.command or ()),
+        dtype=type_in_command(server.engine, server.command or ()),
         dtype_reason=prepared.compute_type.reason if prepared.compute_type else None,
         unknown=model.unknown,
     )

@@ -20,11 +20,10 @@ from enginehouse.core.errors import (
     StopError,
     StoreError,
 )
-from enginehouse.diagnosis import Diagnosis, explained
-from enginehouse.engines.administration import is_administered
-from enginehouse.engines.base import LaunchContext, ServedEngine
+from enginehouse.diagnosis import Diagnosis, diagnose_log, explained
+from enginehouse.engines.base import LaunchContext, ServedEngine, is_administered
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.registry import load_served_engine
 from enginehouse.processes.process import Process, start_process
 from enginehouse.processes.tree import ProcessIdentity, identify
 from enginehouse.processes.usage import UsageMeter
@@ -126,7 +125,7 @@ async def survey(layout: Layout, *, ended: bool = False) -> list[ServerStatus]:
     async def looked_at(status: ServerStatus) -> ServerStatus:
         if status.state is not ServerState.READY:
             return status
-        engine: ServedEngine = ENGINES.load(status.record.engine)()
+        engine = load_served_engine(status.record.engine)
         health = await glance(status.record.base_url, engine=engine)
         return msgspec.structs.replace(status, state=health.state)
 
@@ -171,7 +170,9 @@ class OwnedServer:
     def diagnose(self) -> Diagnosis | None:
         """Why it failed, as far as its log and its exit code say."""
         assert self.server.log is not None
-        return self.engine.diagnose(self.server.log, exit_code=self.exit_code())
+        return diagnose_log(
+            self.server.log, profile=self.engine.log_profile, exit_code=self.exit_code()
+        )
 
     def cores(self) -> float | None:
         """CPU cores that its processes have used since the last call; None at the first.
@@ -293,7 +294,9 @@ class OwnedServer:
             command=command.argv,
             api_key=options.api_key,
             admin_key=self._admin_key,
-            key_file=key_file(self.context.layout, name) if is_administered(options) else None,
+            key_file=key_file(self.context.layout, name)
+            if is_administered(self.engine, options)
+            else None,
             owned=True,
         )
 

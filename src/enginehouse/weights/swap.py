@@ -27,7 +27,6 @@ from enginehouse.weights.limits import DEADLINE
 from enginehouse.weights.replacement import Replacement, WeightLoader
 
 Result = TypeVar("Result")
-_DOZING = "--enable-sleep-mode"
 
 
 class Swapped(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +82,7 @@ class WeightSwapper:
         self._alone = alone
         self._condemn = condemn
         self._lock = filelock.FileLock(file.with_suffix(".lock"), mode=0o600)
-        self._dozes = _DOZING in (server.command or ())
+        self._dozes = engine.wire.weights.sleep_flag in (server.command or ())
         self._busy = False
         self._turn = asyncio.Lock()  # a swap and a restoration do not tell the server two things
         self._transport: AiohttpTransport | None = None
