@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from enginehouse.client.exclusive import ExclusiveRequests
 from enginehouse.client.open_files import open_file_limit
-from enginehouse.client.sampler import Delivery, HTTPSampler, delivered_once
-from enginehouse.client.turns import Turns
+from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.stack import ServerLayers
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.incidents import Incident
 from enginehouse.core.sampler import Provenance
@@ -50,6 +51,8 @@ from enginehouse.store.layout import Layout
 from enginehouse.weights.swap import WeightSwapper
 
 OnIncident = Callable[[Incident], None]
+# Tells a restarted server again what it had been told, by way of a sampler that does not wait.
+Restore = Callable[[HTTPSampler], Awaitable[object]]
 # Gives a server that is ready what else it is to have; the server as it is to be announced.
 Equip = Callable[[Server, Engine], Awaitable[Server]]
 
@@ -88,9 +91,8 @@ class Serving:
     model: ResolvedModel | None = None
     adapter: Path | None = None
     weights: WeightSwapper | None = None
-    turns: Turns | None = None
-    deliver: Delivery = delivered_once
-    after_restart: Callable[[Callable[[], Awaitable[object]]], None] = lambda _: None
+    shared: ServerLayers | None = None
+    after_restart: Callable[[Restore], None] = lambda _: None
 
     def sampler_of(self, model: str, concurrency: int | None) -> HTTPSampler:
         """What asks another of the server's models; not entered yet."""
@@ -99,8 +101,7 @@ class Serving:
             self.engine,
             concurrency=concurrency,
             model=model,
-            turns=self.turns,
-            deliver=self.deliver,
+            shared=self.shared,
         )
 
     @property
@@ -219,19 +220,24 @@ async def serving(
     `deployment.supervision`. `on_incident` is told each death.
     """
     prepared = await prepare(config, layout=layout, notify=notify)
-    turns = turns_for(prepared.quirks())
     async with (
         _started(prepared, config, name=None, layout=layout, notify=notify) as owned,
         _supervised(owned, config, notify=notify, on_incident=on_incident) as supervisor,
         swapping(owned, supervisor=supervisor, layout=layout, alone=True) as swaps,
-        make_sampler(
-            owned.server,
-            prepared.engine,
-            concurrency=concurrency,
-            turns=turns,
-            deliver=swaps.deliver,
-        ) as sampler,
+        AsyncExitStack() as stack,
     ):
+        shared = ServerLayers(
+            exclusive=exclusive_requests(prepared.quirks()),
+            gate=swaps.gate,
+            redelivery=supervisor.redelivery,
+        )
+        sampler = await stack.enter_async_context(
+            make_sampler(owned.server, prepared.engine, concurrency=concurrency, shared=shared)
+        )
+        # past the layers in which requests wait for a restoration
+        direct = await stack.enter_async_context(
+            make_sampler(owned.server, prepared.engine, concurrency=1)
+        )
         say_bound(sampler, notify)
         yield Serving(
             current=lambda: owned.server,
@@ -240,9 +246,8 @@ async def serving(
             provenance=_provenance(owned.server, prepared),
             weights=swaps.swapper,
             model=prepared.model,
-            turns=turns,
-            deliver=swaps.deliver,
-            after_restart=supervisor.restorations.append,
+            shared=shared,
+            after_restart=lambda restore: supervisor.restorations.append(partial(restore, direct)),
         )
 
 
@@ -337,10 +342,12 @@ def with_api_key(options: ServerOptions) -> ServerOptions:
     return options.model_copy(update={"api_key": key})
 
 
-def turns_for(quirks: Sequence[Quirk]) -> Turns | None:
-    """What keeps requests apart that would kill the engine together; None where nothing would."""
+def exclusive_requests(quirks: Sequence[Quirk]) -> ExclusiveRequests | None:
+    """The layer that keeps apart what would kill the engine together; None where nothing would."""
     rules = [quirk.alone for quirk in quirks if quirk.alone]
-    return Turns(lambda request: any(rule(request) for rule in rules)) if rules else None
+    if not rules:
+        return None
+    return ExclusiveRequests(lambda request: any(rule(request) for rule in rules))
 
 
 def say_bound(sampler: HTTPSampler, notify: Notify) -> None:
@@ -358,8 +365,7 @@ def make_sampler(
     *,
     concurrency: int | None,
     model: str | None = None,
-    turns: Turns | None = None,
-    deliver: Delivery = delivered_once,
+    shared: ServerLayers | None = None,
 ) -> HTTPSampler:
     """What asks a server; not entered yet."""
     return HTTPSampler(
@@ -371,8 +377,7 @@ def make_sampler(
         admin_key=server.admin_key,
         concurrency=concurrency,
         load_signal=engine.load_signal,
-        turns=turns,
-        deliver=deliver,
+        shared=shared,
     )
 
 
