@@ -16,6 +16,7 @@ from tests.support.deployments import opened
 from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse import SampleRequest, SampleResponse, SamplingParameters, TextPrompt
+from enginehouse.client.sampler import HTTPSampler
 from enginehouse.commands.serve import serve_until_stopped
 from enginehouse.core.errors import (
     ModelError,
@@ -156,15 +157,15 @@ async def test_a_reload_that_hangs_for_good_ends_in_a_restart(served, layout, tm
 
 @pytest.mark.slow
 async def test_a_swap_while_the_server_is_started_again(served, layout, tmp_path):
-    """It waits for the restart as the requests do, and what restores waits for nobody."""
+    """It waits for the restart as requests do; what restores goes past the layers that wait."""
     incidents: list = []
     async with opened(served(), layout=layout, incidents=incidents) as ready:
         restored: list[tuple[str, ...]] = []
 
-        async def restore() -> None:
-            restored.append(await ready.sampler.models())
+        async def restore(direct: HTTPSampler) -> None:
+            restored.append(await direct.models())
 
-        ready.supervisor.restorations.append(restore)
+        ready.after_restart(restore)
         old = await ask(ready)
         os.kill(ready.server.pid, signal.SIGKILL)
         await until(lambda: incidents)

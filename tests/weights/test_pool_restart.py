@@ -57,7 +57,7 @@ async def test_killed_under_requests_for_adapters(house: House, tmp_path: Path, 
         config, layout=layout, notify=print, concurrency=8, incidents=incidents
     ) as ready:
         pool = AdapterPool(ready.sampler, max_loras=places, store=AdapterStore(layout))
-        ready.supervisor.restorations.append(pool.restore)
+        ready.after_restart(pool.restore)
         aliases = ("a", "b", "c", "d")
 
         async def answer(alias: str, number: int = 0) -> str:

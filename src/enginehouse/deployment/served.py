@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.client.turns import Turns
+from enginehouse.client.stack import ServerLayers
 from enginehouse.core.errors import ModelError, WeightsError
 from enginehouse.core.sampler import Capability, Provenance
 from enginehouse.deployment.base import Deployment, Incidents, Target
@@ -21,11 +22,11 @@ from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.deployment.serving import (
     Prepared,
     choose_engine,
+    exclusive_requests,
     make_sampler,
     prepare,
     say_bound,
     start,
-    turns_for,
 )
 from enginehouse.deployment.supervision import Supervisor, supervised
 from enginehouse.deployment.swapping import Swaps, swapping
@@ -71,7 +72,11 @@ async def served_deployment(
             owned=owned,
             supervisor=supervisor,
             swaps=swaps,
-            turns=turns_for(prepared.quirks()),
+            layers=ServerLayers(
+                exclusive=exclusive_requests(prepared.quirks()),
+                gate=swaps.gate,
+                redelivery=supervisor.redelivery,
+            ),
             concurrency=concurrency,
             stack=stack,
         )
@@ -90,7 +95,7 @@ class _ServedDeployment(Deployment):
     owned: OwnedServer
     supervisor: Supervisor
     swaps: Swaps
-    turns: Turns | None
+    layers: ServerLayers
     concurrency: int | None
     stack: AsyncExitStack
     pool: AdapterPool | None = None
@@ -103,6 +108,10 @@ class _ServedDeployment(Deployment):
             self._sampler(self.server.models[0], self.concurrency)
         )
         say_bound(sampler, self.context.notify)
+        # past the layers in which requests wait for a restoration
+        self._direct = await self.stack.enter_async_context(
+            make_sampler(self.server, self.engine, concurrency=1)
+        )
         provenance = _provenance(self.server, self.prepared)
         self.default = self._base = Target(deployment=self, sampler=sampler, provenance=provenance)
         if (adapter := self.plan.adapter) is not None:
@@ -182,8 +191,15 @@ class _ServedDeployment(Deployment):
                 base=await asyncio.to_thread(checkpoint_shapes, Path(self.model.path)) or None,
                 max_rank=options.max_lora_rank,
             )
-            self.supervisor.restorations.append(self.pool.restore)
+            self.after_restart(self.pool.restore)
         return self.pool
+
+    def after_restart(self, restore: Callable[[HTTPSampler], Awaitable[object]]) -> None:
+        """Have `restore` tell a restarted server again what it had been told.
+
+        It is given a sampler whose requests do not wait for it, as others do.
+        """
+        self.supervisor.restorations.append(partial(restore, self._direct))
 
     def _sampler(self, model: str, concurrency: int | None) -> HTTPSampler:
         return make_sampler(
@@ -191,8 +207,7 @@ class _ServedDeployment(Deployment):
             self.engine,
             concurrency=concurrency,
             model=model,
-            turns=self.turns,
-            deliver=self.swaps.deliver,
+            shared=self.layers,
         )
 
 

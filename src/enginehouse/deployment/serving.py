@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from enginehouse.client.exclusive import ExclusiveRequests
 from enginehouse.client.open_files import open_file_limit
-from enginehouse.client.sampler import Delivery, HTTPSampler, delivered_once
-from enginehouse.client.turns import Turns
+from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.stack import ServerLayers
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.compute_type import ComputeType, choose_type
 from enginehouse.deployment.configuration import ServeConfig
@@ -172,10 +173,12 @@ def with_api_key(options: ServerOptions) -> ServerOptions:
     return options.model_copy(update={"api_key": key})
 
 
-def turns_for(quirks: Sequence[Quirk]) -> Turns | None:
-    """What keeps requests apart that would kill the engine together; None where nothing would."""
+def exclusive_requests(quirks: Sequence[Quirk]) -> ExclusiveRequests | None:
+    """The layer that keeps apart what would kill the engine together; None where nothing would."""
     rules = [quirk.alone for quirk in quirks if quirk.alone]
-    return Turns(lambda request: any(rule(request) for rule in rules)) if rules else None
+    if not rules:
+        return None
+    return ExclusiveRequests(lambda request: any(rule(request) for rule in rules))
 
 
 def say_bound(sampler: HTTPSampler, notify: Notify) -> None:
@@ -193,8 +196,7 @@ def make_sampler(
     *,
     concurrency: int | None,
     model: str | None = None,
-    turns: Turns | None = None,
-    deliver: Delivery = delivered_once,
+    shared: ServerLayers | None = None,
 ) -> HTTPSampler:
     """What asks a server; not entered yet."""
     return HTTPSampler(
@@ -206,6 +208,5 @@ def make_sampler(
         admin_key=server.admin_key,
         concurrency=concurrency,
         load_signal=engine.load_signal,
-        turns=turns,
-        deliver=deliver,
+        shared=shared,
     )
