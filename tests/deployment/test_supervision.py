@@ -6,10 +6,11 @@ import asyncio
 import json
 import os
 import signal
+from functools import partial
 
-import aiohttp
 import pytest
 from tests.support.command_line import House
+from tests.support.deployments import opened
 from tests.support.layers import Below, exchange, settled, whole_reply
 
 from enginehouse import (
@@ -27,16 +28,16 @@ from enginehouse.core.errors import (
     ServerFaultError,
     ServerGoneError,
 )
+from enginehouse.deployment import serving as serving_module
 from enginehouse.deployment import supervision as supervising
 from enginehouse.deployment.admission import Admission
 from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.deployment.redelivery import Redelivery
-from enginehouse.deployment.serving import serving
 from enginehouse.deployment.supervision import Supervisor
-from enginehouse.servers import health
 from enginehouse.servers.health import Health
 from enginehouse.servers.records import ServerState, list_servers
-from enginehouse.servers.server import stop_server
+from enginehouse.servers.server import start_server, stop_server
+from enginehouse.servers.timings import Timings
 from enginehouse.store.layout import Layout
 
 SLOW = {"VLLM_FAKE_TOKEN_LATENCY": "0.02"}
@@ -66,12 +67,12 @@ def served(house: House):
     def serve(*, env: dict[str, str] | None = None, **settings: object):
         values = {"model": str(house.model()), "server": {"env_vars": SLOW | (env or {})}}
         config = parse(ServeConfig, values | settings, origin="test")
-        return serving(
+        return opened(
             config,
             layout=Layout.from_environment(),
             notify=notes.append,
             concurrency=8,
-            on_incident=incidents.append,
+            incidents=incidents,
         )
 
     serve.incidents, serve.notes = incidents, notes
@@ -186,8 +187,8 @@ async def test_an_engine_that_hangs_is_killed_and_replaced(
 ):
     """/health says 200 all the time: no token and no answer to a canary tell that it is dead."""
     monkeypatch.setattr(supervising, "_LOOK", 0.2)
-    monkeypatch.setattr(health, "_CANARY", aiohttp.ClientTimeout(total=0.5))
-    monkeypatch.setattr(health, "DEGRADED_AFTER", 1.0)
+    timings = Timings(canary=0.5, degraded_after=1.0)
+    monkeypatch.setattr(serving_module, "start_server", partial(start_server, timings=timings))
     state = tmp_path / "state"
     dead = {"fault": "die", "nth": [4], "reply": "hang", "lives": True, "health": 200}
     (tmp_path / "faults.json").write_text(json.dumps([dead]))
@@ -224,7 +225,9 @@ async def test_a_stopped_server_is_not_started_again(house: House, served, monke
         asked = asyncio.create_task(ready.sampler.sample(asking("x", tokens=400)))
         await until(lambda: ready.sampler.in_flight)
         os.kill(ready.server.pid, signal.SIGSTOP)  # it does not end at once, and does not answer
-        stopping = asyncio.create_task(stop_server(ready.server.name, layout=layout, grace=1.5))
+        stopping = asyncio.create_task(
+            stop_server(ready.server.name, layout=layout, timings=Timings(stop_grace=1.5))
+        )
         with pytest.raises(ServerGoneError, match="enginehouse stop"):
             await asked
         await stopping

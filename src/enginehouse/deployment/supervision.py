@@ -188,6 +188,7 @@ async def supervised(
             patience=patience,
             busy=lambda: bool(admission.in_flight),
             cores=owned.cores,
+            timings=owned.timings,
         )
         supervisor = Supervisor(
             owned,

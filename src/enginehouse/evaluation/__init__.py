@@ -3,7 +3,7 @@
 from enginehouse.evaluation.asking import check_tasks
 from enginehouse.evaluation.records import EvaluationSpec, Prices, TaskSpec
 from enginehouse.evaluation.rescoring import rescore
-from enginehouse.evaluation.runner import Timings, count_missing, evaluate
+from enginehouse.evaluation.runner import Timings, count_missing, evaluate, note_end
 from enginehouse.evaluation.summary import find_sample, require_headlines, summarise
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "count_missing",
     "evaluate",
     "find_sample",
+    "note_end",
     "require_headlines",
     "rescore",
     "summarise",

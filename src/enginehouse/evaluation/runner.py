@@ -113,12 +113,18 @@ async def evaluate(
             run.write_report(msgspec.json.format(msgspec.json.encode(report)))
             run.finish(RunStatus.COMPLETE)
         except BaseException as error:
-            _note_end(run, error)
+            note_end(run, error)
             raise
     return report
 
 
-def _note_end(run: Run, error: BaseException) -> None:
+def note_end(run: Run, error: BaseException) -> None:
+    """Record how a run ended: interrupted if resuming it as it is may succeed, failed otherwise.
+
+    Keeps an end that is already recorded.
+    """
+    if run.info.status is not RunStatus.RUNNING:
+        return
     outside = (ServerError, BadRequestError, OpenFilesError)  # not the run's own fault
     stopped = isinstance(error, (*outside, asyncio.CancelledError, KeyboardInterrupt))
     try:
