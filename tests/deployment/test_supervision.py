@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 from tests.support.command_line import House
+from tests.support.deployments import opened
 from tests.support.layers import Below, exchange, settled, whole_reply
 
 from enginehouse import (
@@ -32,7 +33,6 @@ from enginehouse.deployment import supervision as supervising
 from enginehouse.deployment.admission import Admission
 from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.deployment.redelivery import Redelivery
-from enginehouse.deployment.serving import serving
 from enginehouse.deployment.supervision import Supervisor
 from enginehouse.servers.health import Health
 from enginehouse.servers.records import ServerState, list_servers
@@ -67,12 +67,12 @@ def served(house: House):
     def serve(*, env: dict[str, str] | None = None, **settings: object):
         values = {"model": str(house.model()), "server": {"env_vars": SLOW | (env or {})}}
         config = parse(ServeConfig, values | settings, origin="test")
-        return serving(
+        return opened(
             config,
             layout=Layout.from_environment(),
             notify=notes.append,
             concurrency=8,
-            on_incident=incidents.append,
+            incidents=incidents,
         )
 
     serve.incidents, serve.notes = incidents, notes

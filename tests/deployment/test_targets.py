@@ -7,22 +7,21 @@ from pathlib import Path
 
 import pytest
 from tests.support.command_line import House
+from tests.support.deployments import opened
 from tests.support.tiny_adapters import write_adapter
 
 from enginehouse import SampleRequest, SampleResponse, SamplingParameters, TextPrompt
 from enginehouse.client.retry import Retries
 from enginehouse.core.incidents import Incident
+from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import ServeConfig, parse
-from enginehouse.deployment.resident import resident
-from enginehouse.deployment.serving import Serving
-from enginehouse.store.layout import Layout
 
 
-async def answer(ready: Serving) -> str:
-    """A greedy one."""
-    response: SampleResponse = await ready.sampler.sample(
-        SampleRequest(prompt=TextPrompt("x"), parameters=SamplingParameters(max_tokens=8))
-    )
+async def answer(deployment: Deployment, folder: Path | None) -> str:
+    """A greedy one, of the adapter in `folder`."""
+    request = SampleRequest(prompt=TextPrompt("x"), parameters=SamplingParameters(max_tokens=8))
+    async with deployment.target(folder) as target:
+        response: SampleResponse = await target.sampler.sample(request)
     return response.completions[0].text
 
 
@@ -46,18 +45,13 @@ async def test_a_death_between_two_targets(
         "server": {"enable_lora": True, "max_loras": 2, "env_vars": env},
     }
     incidents: list[Incident] = []
-    async with resident(
-        parse(ServeConfig, values, origin="test"),
-        layout=Layout.from_environment(),
-        notify=lambda _: None,
-        on_incident=incidents.append,
-    ) as lodger:
-        base = await answer(await lodger.target(None))
-        first = await answer(await lodger.target(one))
+    async with opened(parse(ServeConfig, values, origin="test"), incidents=incidents) as ready:
+        base = await answer(ready, None)
+        first = await answer(ready, one)
         if path is None:
-            os.kill(lodger.serving.server.pid or 0, signal.SIGKILL)
-        second = await answer(await lodger.target(two))
+            os.kill(ready.server.pid or 0, signal.SIGKILL)
+        second = await answer(ready, two)
         assert len(incidents) == 1
         assert len({base, first, second}) == 3
-        assert await answer(await lodger.target(one)) == first
-        assert await answer(await lodger.target(None)) == base
+        assert await answer(ready, one) == first
+        assert await answer(ready, None) == base

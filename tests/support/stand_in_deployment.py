@@ -1,4 +1,4 @@
-"""A resident server without a process: it is as good as the folder that it answers as says."""
+"""A deployment without a process: it is as good as the folder that it answers as says."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from typing import Any
 import msgspec
 
 from enginehouse.core.sampler import SampleRequest
+from enginehouse.deployment.base import Incidents, Target
 from enginehouse.deployment.configuration import ServeConfig
-from enginehouse.deployment.serving import Serving
-from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.results.curve import Curve
+from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
-from enginehouse.store.layout import Layout
 from enginehouse.watch.configuration import WatchConfig
 from enginehouse.watch.watcher import watch
 from tests.support.evaluation_fakes import PROVENANCE, FakeSampler
@@ -48,6 +47,9 @@ class Place:
     A checkpoint's or adapter's quality is the number of items (of 10) that it answers rightly; the
     base's is 4.
     """
+
+    server = SERVER
+    incidents = Incidents()
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -80,12 +82,7 @@ class Place:
 
     async def watch(self, model: Path | None = None, **options: Any) -> Curve:
         """One watch of the folder, with the base unless `model` is the folder itself (none)."""
-        return await watch(
-            self.config(model, **options),
-            layout=Layout.from_environment(),
-            notify=self.said.append,
-            open_resident=self.resident,
-        )
+        return await watch(self.config(model, **options), Context(notify=self.said.append))
 
     def config(self, model: Path | None = None, **options: Any) -> WatchConfig:
         """What is asked, at once."""
@@ -99,16 +96,17 @@ class Place:
         return WatchConfig(directory=self.out, model=named, **given | options)
 
     @asynccontextmanager
-    async def resident(self, config: ServeConfig, **_: Any) -> AsyncIterator[Place]:
-        """As `deployment.resident.resident`."""
-        self.started.append(config)
-        for error in self.refusals.get(f"start {Path(str(config.model)).name}", [])[:1]:
-            self.refusals[f"start {Path(str(config.model)).name}"].remove(error)
+    async def open_deployment(self, plan: ServeConfig, *_: Any, **__: Any) -> AsyncIterator[Place]:
+        """As `deployment.opening.open_deployment`."""
+        self.started.append(plan)
+        for error in self.refusals.get(f"start {Path(str(plan.model)).name}", [])[:1]:
+            self.refusals[f"start {Path(str(plan.model)).name}"].remove(error)
             raise error
         yield self
 
-    async def target(self, path: Path | None) -> Serving:
-        """As `deployment.resident.Resident.target`."""
+    @asynccontextmanager
+    async def target(self, path: Path | None) -> AsyncIterator[Target]:
+        """As `deployment.base.Deployment.target`."""
         name = path.name if path else "base"
         self.targets.append(name)
         self.on_target(name)
@@ -124,12 +122,7 @@ class Place:
             return raised or (f"It is {number}." if number < quality else "It is 1000.")
 
         provenance = msgspec.structs.replace(PROVENANCE, model=name)
-        return Serving(
-            current=lambda: SERVER,
-            engine=VllmEngine(),
-            sampler=FakeSampler(reply),
-            provenance=provenance,
-        )
+        yield Target(deployment=self, sampler=FakeSampler(reply), provenance=provenance)
 
     def times(self, name: str) -> list[int]:
         """How often each item was asked of it."""
