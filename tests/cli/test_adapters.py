@@ -55,7 +55,7 @@ def test_a_broken_adapter_costs_no_start(house: House, call):
     path.write_bytes(path.read_bytes()[:-10])
     done = call("eval", f"{house.model()}+{one}", "--task", str(house.task(ITEMS)))
     assert done.code == 4
-    assert "broken, or not wholly written" in done.err
+    assert "damaged or incomplete" in done.err
     assert "starting" not in done.err
     assert house.runs == []
 

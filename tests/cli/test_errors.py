@@ -158,13 +158,13 @@ MODELS = [
     ("tinny", "there is no model 'tinny'", "owner/name"),
     ("smolm2", "did you mean 'smollm2'?"),
     ("./tinny", "there is no model at", "did you mean"),
-    ("empty", "is no model", "it has no config.json, and is empty"),
+    ("empty", "is not a model", "it has no config.json, and is empty"),
     ("adapter", "is a LoRA adapter, not a model", "give org/base as the model"),
     ("pointer", "is a Git LFS pointer, not the weights", "git lfs pull"),
     ("weightless", "holds no weights"),
-    ("broken", "model.safetensors is broken, or not wholly written yet"),
+    ("broken", "model.safetensors is damaged or incomplete"),
     ("file.gguf", "is not a GGUF file"),
-    ("runs", "is no model", "did you mean", "checkpoint-20?"),
+    ("runs", "is not a model", "did you mean", "checkpoint-20?"),
 ]
 
 
