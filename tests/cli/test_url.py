@@ -111,9 +111,8 @@ def test_options_without_effect_are_named(house: House, call, words, answers):
         given = ("--max-model-len", "5", "--env", "A=b", "--variant", "cpu", "--api-key", "k")
         done = call("eval", "--url", url, *words, *given)
         assert done.code == 0, done.err
-        assert "without effect on a server that runs already: variant, max_model_len, env_vars" in (
-            done.err
-        )
+        assert "without effect" in done.err
+        assert ": variant, max_model_len, env_vars" in done.err
         assert "without effect" not in call("eval", "--url", url, *words).err
 
 
