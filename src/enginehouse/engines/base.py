@@ -291,6 +291,3 @@ def require_api_key(options: ServerOptions) -> None:
             f"a server on {options.host} can be reached from elsewhere and needs an API key",
             fix="set api_key (or ENGINEHOUSE_API_KEY), or leave host at 127.0.0.1",
         )
-
-
-demand_api_key = require_api_key

@@ -74,7 +74,7 @@ def entry_module() -> str:
 
 def main() -> None:
     """Describe this Python's vLLM."""
-    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     variant = build_variant()
     if variant == "cpu":
         os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
