@@ -137,7 +137,7 @@ def place() -> Iterator[Place]:
 @pytest.fixture(scope="module")
 def url(place: Place) -> Iterator[str]:
     """A server that answers."""
-    with fake_engine(place.house) as url:
+    with fake_engine() as url:
         yield url
 
 

@@ -80,7 +80,7 @@ async def run_sampling(
         missing = [prompt for prompt in prompts if prompt.id not in answered]
         work = _Sampling(config, out, prompts=len(prompts), answered=len(answered))
         if isinstance(out, SampleFile):
-            out.demand_same_prompts(prompts)
+            out.require_same_prompts(prompts)
             if not missing:
                 notify(f"every prompt has its answer in {config.out}: there is nothing to ask")
                 return work.summary()
@@ -92,7 +92,7 @@ async def run_sampling(
                 for prompt in missing:
                     _demand_supported(prompt, ready)
                 if isinstance(out, SampleFile):
-                    out.demand_same_source(source)
+                    out.require_same_source(source)
                     if repair := out.begin():
                         notify(str(repair))
                 await work.ask(missing, ready, source, progress=progress)

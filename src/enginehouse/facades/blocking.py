@@ -1,4 +1,4 @@
-"""What is asynchronous here, for callers that block."""
+"""Asynchronous context managers for callers that block."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Opening = Callable[[], AbstractAsyncContextManager[T]]
 
 
 class Held(Generic[T]):
-    """An asynchronous context manager, held open on a thread and an event loop of its own.
+    """An asynchronous context manager, held open on its own thread and event loop.
 
-    Making one waits until the block is entered, and raises what entering it raises. `call` and
-    `close` may be used from any thread, also where an event loop runs (which they block). Whoever
-    forgets to close it closes it by letting it go, or at the latest with the interpreter's end.
+    The constructor waits until the block is entered, and raises what entering it raises. `call` and
+    `close` may be used from any thread, also inside an event loop, which they block. If it is not
+    closed, garbage collection or the end of the interpreter closes it.
     """
 
     def __init__(self, opening: Opening[T], *, name: str) -> None:
@@ -34,18 +34,18 @@ class Held(Generic[T]):
             raise
 
     def call(self, work: Callable[[T], Awaitable[Result]]) -> Result:
-        """What `work`, given what the block holds, comes to. Raises RuntimeError when closed."""
+        """The result of `work`, which gets the block's value. Raises RuntimeError when closed."""
         answer = self._thread.submit(work)
         try:
             return answer.result()
         except CancelledError:
             raise self._thread.closed_error() from None
-        except BaseException:  # Ctrl-C, for one: nobody waits for the answer any more
+        except BaseException:  # such as Ctrl-C: nobody waits for the answer any more
             answer.cancel()
             raise
 
     def close(self) -> None:
-        """Leave the block and end the thread; what is under way is cancelled. Idempotent.
+        """Leave the block and end the thread; in-flight calls are cancelled. Idempotent.
 
         Raises what leaving the block raises.
         """
@@ -53,7 +53,7 @@ class Held(Generic[T]):
 
 
 class _Thread(threading.Thread, Generic[T]):
-    """Knows nothing of its Held, so that this can be let go."""
+    """Has no reference to its Held, so that garbage collection can close it."""
 
     def __init__(self, opening: Opening[T], *, name: str) -> None:
         super().__init__(name=name, daemon=True)  # others are joined before they could be ended
@@ -62,8 +62,8 @@ class _Thread(threading.Thread, Generic[T]):
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
         self._holding: asyncio.Task[None] | None = None
-        self._under_way: set[asyncio.Task[Any]] = set()
-        self._lock = threading.RLock()  # a garbage collection within it may call `end`
+        self._in_flight: set[asyncio.Task[Any]] = set()
+        self._lock = threading.RLock()  # garbage collection inside it may call `end`
         self._closed = False
         self._failure: BaseException | None = None
         self._value: T
@@ -81,7 +81,7 @@ class _Thread(threading.Thread, Generic[T]):
         with self._lock:
             if not self._closed:
                 self._loop.call_soon_threadsafe(self._leave)
-        if threading.current_thread() is self:  # a garbage collection may happen here, too
+        if threading.current_thread() is self:  # garbage collection may happen on this thread, too
             return
         self.join()
         if self._failure is not None:
@@ -90,7 +90,7 @@ class _Thread(threading.Thread, Generic[T]):
     def run(self) -> None:
         try:
             self._loop.run_until_complete(self._hold())
-        except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits
+        except BaseException as error:  # noqa: BLE001 - raised where somebody waits
             if self.entered.done():
                 self._failure = error
             else:
@@ -106,7 +106,7 @@ class _Thread(threading.Thread, Generic[T]):
                 self.entered.set_result(None)
                 await self._ending.wait()
                 await self._refuse_calls()
-                # as the interpreter ends, pools take no work any more and no thread can be started
+                # while the interpreter ends, pools take no work and no thread can be started
                 self._loop.set_default_executor(_OnThisThread())
         finally:
             await self._refuse_calls()
@@ -114,11 +114,11 @@ class _Thread(threading.Thread, Generic[T]):
     async def _refuse_calls(self) -> None:
         with self._lock:
             self._closed = True
-        await asyncio.sleep(0)  # makes the tasks of what was submitted before
-        await asyncio.sleep(0)  # begins them
-        for task in self._under_way:
+        await asyncio.sleep(0)  # creates the tasks of the calls submitted before
+        await asyncio.sleep(0)  # starts them
+        for task in self._in_flight:
             task.cancel()
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await asyncio.gather(*self._in_flight, return_exceptions=True)
 
     def _leave(self) -> None:
         self._ending.set()
@@ -128,11 +128,11 @@ class _Thread(threading.Thread, Generic[T]):
     async def _answer(self, work: Callable[[T], Awaitable[Result]]) -> Result:
         task = asyncio.current_task()
         assert task is not None
-        self._under_way.add(task)
+        self._in_flight.add(task)
         try:
             return await work(self._value)
         finally:
-            self._under_way.discard(task)
+            self._in_flight.discard(task)
 
 
 class _OnThisThread(ThreadPoolExecutor):
@@ -140,6 +140,6 @@ class _OnThisThread(ThreadPoolExecutor):
         future: Future[Result] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - whoever awaits it gets it
+        except Exception as error:  # noqa: BLE001 - raised where it is awaited
             future.set_exception(error)
         return future
