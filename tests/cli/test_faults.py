@@ -162,10 +162,14 @@ def test_somebody_elses_server_that_dies(house: House, call: Call, words, reply:
 def ours(house: House, *faults: Mapping[str, Any], **env: str) -> Sequence[str]:
     """The words of an `eval` whose own server has these faults; counts go on over restarts."""
     house.model()
-    values = variables(house, *faults) | {
-        "VLLM_FAKE_STATE": str(house.work / "state"),
-        "VLLM_FAKE_TOKEN_LATENCY": "0.01",
-    } | env
+    values = (
+        variables(house, *faults)
+        | {
+            "VLLM_FAKE_STATE": str(house.work / "state"),
+            "VLLM_FAKE_TOKEN_LATENCY": "0.01",
+        }
+        | env
+    )
     given = [word for name, value in values.items() for word in ("--env", f"{name}={value}")]
     return ("eval", "tiny", *given)
 

@@ -61,9 +61,8 @@ def read_prompts(config: SampleConfig) -> list[PromptLine]:
                     raise
                 if (earlier := lines_of.setdefault(prompt.id, number)) != number:
                     raise ConfigurationError(
-                        f"{name}, line {number}: the id {prompt.id!r} is also used in line {earlier}",
-                        fix="give every prompt a different id, or none: the default is the number "
-                        "of the line",
+                        f"{name}, line {number}: the id {prompt.id!r} is also in line {earlier}",
+                        fix="give every prompt a different id; the default is the line's number",
                     )
                 prompts.append(prompt)
     except OSError as error:
