@@ -17,6 +17,7 @@ from typing import TypeVar
 import pytest
 
 from enginehouse.engines.options import ServerOptions
+from enginehouse.engines.registry import load_served_engine
 from enginehouse.processes.tree import identify
 from enginehouse.provisioning.environments import EngineEnvironment, ensure_environment
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
@@ -112,10 +113,10 @@ def _provisioned(work: Coroutine[object, object, _T]) -> _T:
 
 
 def _environment(engine: str) -> EngineEnvironment:
-    plan = plan_environment(engine, variant="cpu")
-    return _provisioned(
-        ensure_environment(plan, context=Context(layout=Layout.from_environment(), notify=print))
-    )
+    installation = load_served_engine(engine).installation
+    plan = plan_environment(installation, variant="cpu")
+    context = Context(layout=Layout.from_environment(), notify=print)
+    return _provisioned(ensure_environment(plan, installation=installation, context=context))
 
 
 @pytest.fixture(scope="session")

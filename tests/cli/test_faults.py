@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from tests.support.command_line import Finished, House, journaled, sums, until
 from tests.support.foreign_server import fake_engine, fake_engine_process
@@ -19,9 +18,11 @@ from tests.support.foreign_server import fake_engine, fake_engine_process
 from enginehouse.client import sampler as sampling
 from enginehouse.client.retry import Retries
 from enginehouse.client.transport import Timeouts
+from enginehouse.deployment import serving
 from enginehouse.deployment import supervision as supervising
 from enginehouse.evaluation.records import Failure, Record, SampleRecord
-from enginehouse.servers import health
+from enginehouse.servers.server import start_server
+from enginehouse.servers.timings import Timings
 from enginehouse.store.journal import read_journal
 
 pytestmark = pytest.mark.slow
@@ -246,8 +247,8 @@ def test_a_restart_that_fails(house: House, call: Call, words):
 @pytest.mark.slow
 def test_a_health_that_lies(house: House, call: Call, words, monkeypatch: pytest.MonkeyPatch):
     """200 for an engine that answers nobody: no token for so long, so it is started again."""
-    monkeypatch.setattr(health, "DEGRADED_AFTER", 1.0)
-    monkeypatch.setattr(health, "_CANARY", aiohttp.ClientTimeout(total=0.5))
+    timings = Timings(canary=0.5, degraded_after=1.0)
+    monkeypatch.setattr(serving, "start_server", partial(start_server, timings=timings))
     monkeypatch.setattr(supervising, "_LOOK", 0.2)
     monkeypatch.setattr(sampling, "Timeouts", Timeouts)
     lie = {"fault": "die", "nth": [12], "reply": "hang", "lives": True, "health": 200}

@@ -24,7 +24,7 @@ from enginehouse.testing.fake_environment import make_fake_environment
 pytestmark = pytest.mark.slow
 
 NOBODY, STRANGER = 65534, 12345
-_LOOK = "import sys, os, enginehouse.deployment.asking; os.stat(sys.executable)"
+_LOOK = "import sys, os, enginehouse.deployment.opening; os.stat(sys.executable)"
 CODES = {0, *range(2, 10)}  # 1 is an error that nobody foresaw
 OTHER_REASONS = (
     "without effect on a server that runs already",

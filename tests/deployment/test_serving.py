@@ -13,9 +13,9 @@ import enginehouse
 from enginehouse import ChatPrompt, EnginehouseError, Message, SampleRequest
 from enginehouse.commands.configuration import EvaluationConfig, TaskConfig
 from enginehouse.core.errors import ConfigurationError, ModelError, StartError
-from enginehouse.deployment.asking import asking
+from enginehouse.deployment.opening import open_deployment
 from enginehouse.deployment.serving import choose_engine
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 from enginehouse.testing.fake_engine import running_fake_engine
 
 pytestmark = pytest.mark.slow
@@ -108,9 +108,7 @@ async def test_a_server_of_somebody_else(house: House):
     """It is asked, not watched, and left running; what cannot be known is null with its reason."""
     async with running_fake_engine(model="theirs") as handle:
         config = EvaluationConfig(url=handle.url, tasks=(TaskConfig(name="instructions"),))
-        async with asking(
-            config, layout=Layout.from_environment(), notify=lambda _: None
-        ) as server:
+        async with open_deployment(config, Context()) as server:
             response = await server.sampler.sample(HELLO)
             assert response.completions[0].text
             assert server.provenance.weights_digest is None

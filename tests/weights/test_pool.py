@@ -15,7 +15,6 @@ from tests.support.tiny_adapters import BASE, write_adapter
 
 from enginehouse.client.retry import Retries
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.client.wire import VLLM
 from enginehouse.core.errors import (
     AdapterError,
     ConfigurationError,
@@ -27,6 +26,7 @@ from enginehouse.core.messages import TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.engines.vllm.engine import VllmEngine
+from enginehouse.engines.vllm.wire import VLLM
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 from enginehouse.weights.pool import AdapterPool
 from enginehouse.weights.store import AdapterStore

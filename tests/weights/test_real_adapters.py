@@ -14,11 +14,12 @@ import pytest
 from tests.support.derived_adapters import derive, pickled, scaled, variant
 
 from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.stack import ServerLayers
 from enginehouse.core.errors import AdapterError, UnknownModelError
 from enginehouse.core.messages import ChatPrompt, Message, TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.deployment.serving import turns_for
+from enginehouse.deployment.serving import exclusive_requests
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.provisioning.models import ResolvedModel
@@ -63,14 +64,14 @@ def served(lora_vllm, vllm_environment, smollm2) -> Served:
 @pytest.fixture
 async def sampler(served) -> AsyncIterator[HTTPSampler]:
     """What asks the server, and leaves it without adapters."""
-    turns = turns_for(served.quirks)
-    assert turns, "prompt log-probabilities are asked for by themselves here"
+    shared = ServerLayers(exclusive=exclusive_requests(served.quirks))
+    assert shared.exclusive, "prompt log-probabilities are asked for by themselves here"
     async with HTTPSampler(
         served.url,
         capabilities=ENGINE.capabilities(None),
         wire=ENGINE.wire,
         admin_key=served.admin_key,
-        turns=turns,
+        shared=shared,
     ) as made:
         yield made
         for name in set(await made.models()) - {"smollm2"}:

@@ -11,5 +11,6 @@ def engines(*, json: JsonOption = False) -> None:
     from enginehouse.commands.engines import engine_facts
     from enginehouse.report.engine_table import print_engines
 
-    facts = engine_facts()
-    Console(json=json).result(facts, text=lambda: print_engines(facts))
+    console = Console(json=json)
+    facts = engine_facts(notify=console.note)
+    console.result(facts, text=lambda: print_engines(facts))

@@ -22,7 +22,7 @@ envs = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 def install(
     engine: Annotated[
-        str, typer.Argument(help="The engine: vllm, hf, llamacpp or sglang.")
+        str, typer.Argument(help="An engine that runs here; `enginehouse engines` lists them.")
     ] = "vllm",
     *,
     variant: VariantOption = None,
@@ -35,24 +35,18 @@ def install(
     """Build an isolated environment for an engine, unless it exists already."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
     layout = Layout.from_environment()
+    from enginehouse.engines.registry import load_served_engine
     from enginehouse.provisioning.environments import ensure_environment
     from enginehouse.provisioning.versions import find_plan
 
-    planned = run_async(
-        find_plan(
-            engine,
-            version=version,
-            variant=variant,
-            context=Context(layout=layout, notify=console.note),
-        )
-    )
+    context = Context(layout=layout, notify=console.note)
+    installation = load_served_engine(engine).installation
+    planned = run_async(find_plan(installation, version=version, variant=variant, context=context))
     if plan:
         console.result(planned, text=lambda: console.say(planned.describe()))
         return
 
-    built = run_async(
-        ensure_environment(planned, context=Context(layout=layout, notify=console.note))
-    )
+    built = run_async(ensure_environment(planned, installation=installation, context=context))
     summary = {"key": built.key, "executable": str(built.executable), "version": built.version}
     console.result(summary, text=lambda: console.say(f"{built.key}: {built.executable}"))
 

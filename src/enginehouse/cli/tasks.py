@@ -17,8 +17,9 @@ def tasks(*, json: JsonOption = False) -> None:
     """List the tasks: size, licence, what "correct" means, and what they need."""
     from enginehouse.tasks.registry import list_tasks
 
-    infos = list_tasks()
-    Console(json=json).result(infos, text=lambda: print_tasks(infos))
+    console = Console(json=json)
+    infos = list_tasks(notify=console.note)
+    console.result(infos, text=lambda: print_tasks(infos))
 
 
 def print_tasks(infos: Iterable[TaskInfo]) -> None:

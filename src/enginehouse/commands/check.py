@@ -1,6 +1,6 @@
 """`enginehouse check`: everything that a server should do, tried once, as its users would.
 
-Unlike the conformance suite it asks no exact answers, of which a user's model may have its own.
+The conformance suite, which expects exact answers, is for engines: --conformance runs it instead.
 """
 
 from __future__ import annotations
@@ -32,13 +32,12 @@ from enginehouse.core.sampler import (
     SampleResponse,
 )
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
-from enginehouse.deployment.asking import asking
+from enginehouse.deployment.opening import open_deployment
 from enginehouse.engines.base import Engine, ServedEngine
 from enginehouse.results.check import CheckLine, CheckReport, Outcome
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.percentiles import Percentiles, percentiles
-from enginehouse.store.layout import Layout
 from enginehouse.tools.specification import ToolSpec
 
 _QUESTION = "What is the capital of France?"
@@ -87,34 +86,58 @@ class _Probe:
     needs: Capability | None = None
 
 
-async def run_check(config: CheckConfig, *, layout: Layout, notify: Notify) -> CheckReport:
+async def run_check(config: CheckConfig, context: Context) -> CheckReport:
     """Try everything once; only a server of our own is started, and stopped at the end.
 
-    What fails is in the report. Raises what `asking` does where there is nobody to ask.
+    What fails is in the report. Raises what `open_deployment` does.
     """
-    async with asking(config, layout=layout, notify=notify, concurrency=config.users) as ready:
-        server = ready.server
+    async with open_deployment(config, context, concurrency=config.users) as deployment:
+        server = deployment.server
         async with HTTPSampler(
             server.base_url,
-            model=ready.sampler.model,
-            capabilities=ready.engine.capabilities(server.version),
-            wire=ready.engine.wire,
+            model=deployment.sampler.model,
+            capabilities=deployment.engine.capabilities(server.version),
+            wire=deployment.engine.wire,
             api_key=server.api_key,
             concurrency=config.users,
             timeouts=_TIMEOUTS,
             retries=_BRIEFLY,
         ) as sampler:
-            target = _Target(ready.engine, server, sampler)
-            lines = [await _line(probe, target) for probe in (*_PROBES, *_adapters(target))]
-            users, latency = await _users(target, count=config.users)
+            target = _Target(deployment.engine, server, sampler)
+            if config.conformance:
+                lines, latency = await _conformance(target), percentiles([])
+            else:
+                lines = [await _line(probe, target) for probe in (*_PROBES, *_adapters(target))]
+                users, latency = await _users(target, count=config.users)
+                lines.append(users)
     return CheckReport(
         url=server.base_url,
         model=sampler.model,
         engine=server.engine,
         engine_version=server.version,
-        lines=(*lines, users),
+        lines=tuple(lines),
         latency=latency,
     )
+
+
+async def _conformance(target: _Target) -> list[CheckLine]:
+    """What an engine must keep to be used through Enginehouse; a line for each case."""
+    from enginehouse.testing.check_engine import CASES, check
+
+    outcomes = {
+        "passed": Outcome.PASSED,
+        "failed": Outcome.FAILED,
+        "skipped": Outcome.NOT_SUPPORTED,
+    }
+    return [
+        CheckLine(
+            name=result.name,
+            outcome=outcomes[result.outcome],
+            says=result.detail or CASES[result.name].promise,
+            seconds=result.seconds,
+        )
+        for result in await check(target.sampler)
+    ]
 
 
 async def _line(probe: _Probe, target: _Target) -> CheckLine:
@@ -166,7 +189,7 @@ def _shown(text: str) -> str:
 async def _health(target: _Target) -> str:
     if not isinstance(target.engine, ServedEngine):
         raise UnsupportedError(f"{target.engine.name} has no endpoint for it")
-    path = target.engine.health_path
+    path = target.engine.endpoints.health
     async with AiohttpTransport(
         target.server.base_url,
         api_key=target.server.api_key,

@@ -23,6 +23,8 @@ class CheckConfig(AskConfig):
 
     users: Annotated[int, Field(ge=1)] = 8
     """Users who ask at the same time."""
+    conformance: bool = False
+    """Run the conformance suite instead, whose cases expect exact answers."""
 
 
 class ChatConfig(AskConfig):
@@ -55,8 +57,8 @@ class TaskConfig(StrictModel):
     """The longest answer, in tokens."""
 
 
-class EvaluationConfig(AskConfig):
-    """One evaluation: a model (or the URL of a server) and tasks."""
+class TaskSettings(StrictModel):
+    """What an evaluation asks, and how; the same for every model."""
 
     tasks: tuple[TaskConfig, ...]
     """What to evaluate."""
@@ -119,3 +121,7 @@ class EvaluationConfig(AskConfig):
                 "'tasks' is empty: name at least one, as `enginehouse tasks` lists them"
             )
         return self
+
+
+class EvaluationConfig(TaskSettings, AskConfig):
+    """One evaluation: a model (or the URL of a server) and tasks."""

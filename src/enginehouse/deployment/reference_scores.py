@@ -17,13 +17,13 @@ from enginehouse.core.messages import TokenPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.deployment.compute_type import automatic_type, type_in_command
+from enginehouse.engines.registry import load_served_engine
 from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import find_environment
 from enginehouse.provisioning.programs import PAYLOADS, new_log, python_environ, run_program
-from enginehouse.runtime.context import Context, Notify
+from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.parity import TokenParity, token_parity
-from enginehouse.store.layout import Layout
 
 # prose, code, numbers, a list, other scripts, a conversation
 TEXTS = (
@@ -64,8 +64,7 @@ async def score_with_peft(
     model: str,
     checkpoint: Path,
     adapter: Path,
-    layout: Layout,
-    notify: Notify,
+    context: Context,
 ) -> TokenParity:
     """How far a running server's log-probabilities with an adapter are from PEFT's own.
 
@@ -76,26 +75,25 @@ async def score_with_peft(
     sequences = [await sampler.tokenize(text) for text in TEXTS]
     ours = [await score_prompt(sampler, tokens, model=model) for tokens in sequences]
     dtype = await asyncio.to_thread(computing_type, server, checkpoint)
-    notify(f"scoring the same tokens with PEFT in {dtype}, on the CPU")
+    context.notify(f"scoring the same tokens with PEFT in {dtype}, on the CPU")
     reference = await score_with_transformers(
         checkpoint,
         sequences,
         dtype=dtype,
         device="cpu",
         adapter=adapter,
-        layout=layout,
-        notify=notify,
+        context=context,
     )
     return compare_scores(ours, reference.logprobs, engine=server.engine or "the server")
 
 
 def computing_type(server: Server, checkpoint: Path) -> str:
     """The type that a server computes in: as its command says, or by itself. Blocking."""
-    named = type_in_command(server.command or ())
-    return named or own_type(checkpoint, server.engine or "vllm")
+    named = type_in_command(server.engine, server.command or ())
+    return named or own_type(checkpoint, server.engine)
 
 
-def own_type(checkpoint: Path, engine: str) -> str:
+def own_type(checkpoint: Path, engine: str | None) -> str:
     """The type that an engine computes in unless it is told another one. Blocking."""
     return automatic_type(read_checkpoint(checkpoint), engine)
 
@@ -152,17 +150,20 @@ async def score_with_transformers(
     dtype: str,
     device: str,
     adapter: Path | None,
-    layout: Layout,
-    notify: Notify,
+    context: Context,
 ) -> ReferenceScores:
     """Score token sequences with transformers, in its own environment and process.
 
     Raises ModelError, naming the log, where transformers cannot score the model.
     """
     environment = await find_environment(
-        "hf", python=None, version=None, variant=None, context=Context(layout=layout, notify=notify)
+        load_served_engine("hf").installation,
+        python=None,
+        version=None,
+        variant=None,
+        context=context,
     )
-    log = new_log(layout, f"parity-{model.name}")
+    log = new_log(context.layout, f"parity-{model.name}")
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens.json"
         await asyncio.to_thread(tokens.write_text, json.dumps(sequences))

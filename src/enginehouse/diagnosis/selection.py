@@ -27,7 +27,7 @@ from enginehouse.diagnosis.guesses import guess
 from enginehouse.diagnosis.kinds import READ_THE_LOG, Diagnosis, FailureKind
 from enginehouse.diagnosis.profile import NEVER, LogProfile
 from enginehouse.diagnosis.rule import Rule, recognise
-from enginehouse.diagnosis.rules import LOST_CONNECTION, RULES
+from enginehouse.diagnosis.rules import shared_rules
 
 LONGEST = 400  # characters of evidence
 _RECENT = 12  # lines from the end, in which something may still be waited for
@@ -101,7 +101,7 @@ class _Selection:
         self._around = replace(
             profile.words, engine=profile.title, on_cpu=log.on_cpu, packages=log.packages
         )
-        self._rules: tuple[Rule, ...] = (*profile.rules, *RULES)
+        self._rules: tuple[Rule, ...] = (*profile.rules(), *shared_rules())
         self._pointers: list[str] = []
         self._cut: list[str] = []
         self._fatal: list[Failure] = []
@@ -293,7 +293,8 @@ class _Selection:
 
     def _lost_connection(self) -> Diagnosis | None:
         """An error that points to another process, but says that it could not be reached."""
-        return recognise("\n".join(self._pointers), rules=LOST_CONNECTION, around=self._around)
+        rules = [rule for rule in self._rules if rule.kind is FailureKind.COMMUNICATION]
+        return recognise("\n".join(self._pointers), rules=rules, around=self._around)
 
     def _survived_until(self, exit_code: int | None) -> Diagnosis | None:
         """It failed, and nothing but an error that was survived explains it: the last of them."""

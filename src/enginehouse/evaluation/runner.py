@@ -124,7 +124,7 @@ async def evaluate(
             run.write_report(msgspec.json.format(msgspec.json.encode(report)))
             run.finish(RunStatus.COMPLETE)
         except BaseException as error:
-            _note_end(run, error)
+            note_end(run, error)
             raise
     return report
 
@@ -174,7 +174,13 @@ async def rescore(
     )
 
 
-def _note_end(run: Run, error: BaseException) -> None:
+def note_end(run: Run, error: BaseException) -> None:
+    """Note how a run ended: interrupted if resuming it may succeed as it is, else failed.
+
+    A run whose end is noted already keeps that.
+    """
+    if run.info.status is not RunStatus.RUNNING:
+        return
     outside = (ServerError, BadRequestError, OpenFilesError)  # the run itself is all right
     stopped = isinstance(error, (*outside, asyncio.CancelledError, KeyboardInterrupt))
     try:

@@ -127,7 +127,7 @@ class AdapterPool:
             try:
                 async with self._residence.hold(entry):
                     if prove:
-                        entry.effect = await self._prove(entry)
+                        entry.effect = await self._prove(entry, self._server)
                     self._point(alias, entry)
             except EnginehouseError:
                 if self._aliases.get(alias) is not entry:
@@ -203,18 +203,20 @@ class AdapterPool:
         """The base model's token ids of `text`."""
         return await self._server.tokenize(text, add_special_tokens=add_special_tokens)
 
-    async def restore(self) -> None:
+    async def restore(self, direct: HTTPSampler | None = None) -> None:
         """Load again what the server lost in a restart or while it slept. Idempotent.
 
+        `direct` asks the same server past the layers in which requests wait for this to be done.
         Adapters that were proven are proven again. Raises AdapterError if the server refuses one
         that it had accepted before, or if one no longer has an effect.
         """
-        listed = await self._server.models()
+        server = direct or self._server
+        listed = await server.models()
         for entry in self._residence.inside:
             if entry.state is State.IN and entry.model not in listed:
-                await self._load(entry)
+                await load_adapter(server, entry.name, path=str(entry.stored.path))
             if entry.effect is not None:
-                entry.effect = await self._prove(entry)
+                entry.effect = await self._prove(entry, server)
 
     async def _restore_unannounced(self) -> None:
         """Restore after a restart that only failing requests have noticed, one at a time."""
@@ -273,8 +275,8 @@ class AdapterPool:
             fix=(f"did you mean {close!r}? " if close else "") + f"known: {', '.join(known)}",
         )
 
-    async def _prove(self, entry: _Entry) -> Effect:
-        server, info = self._server, entry.stored.info
+    async def _prove(self, entry: _Entry, server: HTTPSampler) -> Effect:
+        info = entry.stored.info
         if entry.effect is not None:  # it had one, so the server may have lost it
             return await prove_or_reload(server, entry.name, path=str(entry.stored.path), info=info)
         return await prove_effect(server, model=entry.model, base_model=server.model, info=info)

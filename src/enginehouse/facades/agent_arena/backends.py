@@ -22,9 +22,9 @@ from enginehouse.core.incidents import Incident
 from enginehouse.core.messages import ChatPrompt, Message, Prompt, TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.deployment.configuration import ServeConfig
-from enginehouse.deployment.serving import serving
+from enginehouse.deployment.opening import open_deployment
 from enginehouse.engines.base import Engine
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.registry import load_engine
 from enginehouse.facades.agent_arena.configuration import (
     BackendConfig,
     HFBackendConfig,
@@ -32,7 +32,7 @@ from enginehouse.facades.agent_arena.configuration import (
     VLLMBackendConfig,
 )
 from enginehouse.facades.blocking import Held, Opening
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 from enginehouse.tools import CallOutcome, Ladder, ToolResult, call_tools
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ class HFBackend(_SampledBackend):
 
 @asynccontextmanager
 async def _attached(config: VLLMBackendConfig) -> AsyncIterator[_Line]:
-    engine: Engine = ENGINES.load("vllm")()
+    engine = load_engine()
     sampler = HTTPSampler(
         config.api_base,
         model=config.model_path,
@@ -290,9 +290,9 @@ async def _attached(config: VLLMBackendConfig) -> AsyncIterator[_Line]:
 
 @asynccontextmanager
 async def _served(config: ServeConfig) -> AsyncIterator[_Line]:
-    layout = Layout.from_environment()
-    async with serving(config, layout=layout, notify=logger.info, on_incident=_warn) as ready:
-        yield _Line(ready.sampler, ready.engine, ready.server.api_key)
+    async with open_deployment(config, Context(notify=logger.info)) as deployment:
+        with deployment.incidents.subscribe(_warn):
+            yield _Line(deployment.sampler, deployment.engine, deployment.server.api_key)
 
 
 def _warn(incident: Incident) -> None:
