@@ -46,5 +46,5 @@ class BenchConfig(AskConfig):
         own = [n for n in ("path", "python", "version", "variant") if getattr(self, n) is not None]
         own += [n for n in self.server.model_dump(exclude_defaults=True) if n != "api_key"]
         if self.url is not None and own:
-            raise ValueError(f"no effect on a running server: {', '.join(own)}")
+            raise ValueError(f"without effect on a running server: {', '.join(own)}")
         return self
