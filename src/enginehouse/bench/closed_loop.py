@@ -7,13 +7,13 @@ and only the decoding of that chunk runs in between.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from enginehouse.core.errors import MalformedResponseError, WireError
 from enginehouse.core.sampler import Delta, Sampler, SampleRequest
+from enginehouse.runtime.workers import run_workers
 
 Clock = Callable[[], float]
 
@@ -61,15 +61,13 @@ async def run_closed_loop(
     `sampler` must neither retry nor delay requests, since both would be measured.
     """
     done: list[TimedRequest] = []
-    waiting = iter(requests)
 
-    async def work() -> None:
-        for request in waiting:
-            timed = await ask(sampler, request, clock=clock)
-            done.append(timed)
-            progress(timed)
+    async def measure(request: SampleRequest) -> None:
+        timed = await ask(sampler, request, clock=clock)
+        done.append(timed)
+        progress(timed)
 
-    await asyncio.gather(*(work() for _ in range(concurrency)))
+    await run_workers(measure, requests, count=concurrency)
     return done
 
 

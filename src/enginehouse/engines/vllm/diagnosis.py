@@ -104,7 +104,8 @@ PROFILE = LogProfile(
     ready=re.compile(r"Application startup complete"),
     stopped=re.compile(r"\[shutdown\] API server: shutdown triggered"),
     pointer=re.compile(
-        r"EngineCore encountered an issue|WorkerProc initialization failed|failed to be inspected"
+        r"^RuntimeError: cancelled$|EngineCore encountered an issue"
+        r"|WorkerProc initialization failed|failed to be inspected"
         r"|Engine core initialization failed|MQEngineDeadError|Error in inspecting model arch"
         r"|Worker proc \S+ died|EngineCore failed to start\.$|EngineCore encountered a fatal error"
         r"|MQLLMEngine is already dead|terminating server process"

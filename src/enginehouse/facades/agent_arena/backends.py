@@ -31,7 +31,7 @@ from enginehouse.facades.agent_arena.configuration import (
     LlamaCppBackendConfig,
     VLLMBackendConfig,
 )
-from enginehouse.facades.blocking import Held, Opening
+from enginehouse.runtime.blocking import Opening, Portal
 from enginehouse.runtime.context import Context
 from enginehouse.tools import CallOutcome, Ladder, ToolResult, call_tools
 
@@ -132,7 +132,7 @@ class _SampledBackend(BaseBackend):
     def __init__(self, config: BackendConfig, opening: Opening[_Line]) -> None:
         super().__init__(config)
         name = f"{type(self).__name__}({config.model_path})"
-        self.client: Held[_Line] | None = Held(opening, name=name)
+        self.client: Portal[_Line] | None = Portal(opening, name=name)
         self._ladder = Ladder()
 
     def generate(

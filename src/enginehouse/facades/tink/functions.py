@@ -12,10 +12,10 @@ import msgspec
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import SampleResponse, TokenLogprob
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
-from enginehouse.facades.blocking import Held
 from enginehouse.facades.tink.client import Client, connected
 from enginehouse.facades.tink.configuration import VLLMConfig
 from enginehouse.facades.tink.sending import save_like
+from enginehouse.runtime.blocking import Portal
 
 # TRL's former and current names of a regular expression that the answer must match
 _REGEX = {"guided_decoding_regex", "structured_outputs_regex"}
@@ -36,15 +36,15 @@ class _Shared:
         self.lock = threading.RLock()
         self.updating = threading.Lock()
         self.config: VLLMConfig | None = None
-        self.held: Held[Client] | None = None
+        self.held: Portal[Client] | None = None
 
-    def open(self, given: VLLMConfig | Mapping[str, Any] | None = None) -> Held[Client]:
+    def open(self, given: VLLMConfig | Mapping[str, Any] | None = None) -> Portal[Client]:
         with self.lock:
             if self.held is not None and given is None:
                 return self.held
             config = VLLMConfig.of(given)
             if self.held is None or config != self.config:
-                held = Held(lambda: connected(config), name="Tink's vLLM client")
+                held = Portal(lambda: connected(config), name="Tink's vLLM client")
                 self.close()
                 self.held, self.config = held, config
             return self.held
