@@ -99,7 +99,7 @@ async def test_what_is_wrong_is_raised(
 
 async def test_no_model(house: House):
     """A folder without a model is told before a server is started."""
-    with pytest.raises(ModelError, match="is no model"):
+    with pytest.raises(ModelError, match="is not a model"):
         async with enginehouse.serve(str(house.work)):
             pytest.fail("it cannot be ready")
 

@@ -394,5 +394,5 @@ async def test_a_started_folder_that_is_no_checkpoint_any_more(layout, tmp_path)
     a = write_checkpoint(tmp_path / "a")
     async with running_fake_engine(model=str(a)) as engine:
         (a / "config.json").unlink()
-        with pytest.raises(ModelError, match="is no model"):
+        with pytest.raises(ModelError, match="is not a model"):
             await weights_info(engine.url, layout=layout)
