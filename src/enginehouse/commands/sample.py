@@ -79,7 +79,7 @@ async def run_sampling(
         missing = [prompt for prompt in prompts if prompt.id not in answered]
         work = _Sampling(config, out, prompts=len(prompts), answered=len(answered))
         if isinstance(out, SampleFile):
-            out.demand_same_prompts(prompts)
+            out.require_same_prompts(prompts)
             if not missing:
                 context.notify(f"every prompt has its answer in {config.out}: nothing to ask")
                 return work.summary()
@@ -91,7 +91,7 @@ async def run_sampling(
                 for prompt in missing:
                     _require_supported(prompt, deployment)
                 if isinstance(out, SampleFile):
-                    out.demand_same_source(source)
+                    out.require_same_source(source)
                     if repair := out.begin():
                         context.notify(str(repair))
                 await work.ask(missing, deployment.sampler, source, progress=progress)

@@ -134,6 +134,11 @@ class ServedEngine(Engine, Protocol):
         ...
 
     @property
+    def gpu_share(self) -> float | None:
+        """The fraction of a GPU's memory that it takes by default; None if it is not fixed."""
+        ...
+
+    @property
     def model_format(self) -> ModelFormat:
         """What its servers load: a Hugging Face checkpoint's folder, or a GGUF file."""
         ...
