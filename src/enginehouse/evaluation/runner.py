@@ -38,6 +38,7 @@ from enginehouse.evaluation.scoring_processes import ScoringProcesses
 from enginehouse.evaluation.streaks import GONE_AFTER, Streaks
 from enginehouse.evaluation.summary import summarise
 from enginehouse.results.summary import Progress, Report, TaskProgress
+from enginehouse.runtime.workers import run_workers
 from enginehouse.store.journal import Journal, read_record
 from enginehouse.store.runs import Run, RunStatus
 
@@ -151,10 +152,8 @@ class Evaluation:
         self.ledger: Ledger = read_ledger(journal.path)
         self._progress = progress
         self._timings = timings
-        self._streaks: Streaks | None = None
         self._started = self._breath = time.monotonic()
         self._remaining: RemainingTime | None = None
-        self._requests_each: dict[str, int] = {}  # requests of one sample, by task
         self._counted: CountingSampler | None = None
         self._processes = ScoringProcesses()
         self._scoring: set[asyncio.Task[None]] = set()  # answers that a program is scoring
@@ -214,7 +213,7 @@ class Evaluation:
             self._score(read_record(self.journal.path, Record, offset=offset))
             await self._breathe()
         if waiting:
-            await self._see_done(set())
+            await self._finish_scoring()
 
     def _score(self, sample: SampleRecord) -> None:
         begun = begin_score(self.plans[sample.task], sample)
@@ -270,25 +269,36 @@ class Evaluation:
                 )
             )
             count = min(self.spec.concurrency or MOST_IN_FLIGHT, missing)
-            self._streaks = Streaks(self.ledger, limit=count + GONE_AFTER)
+            streaks = Streaks(self.ledger, limit=count + GONE_AFTER)
             self._started = self._breath = time.monotonic()
-            self._requests_each = {p.name: requests_of(p) for p in self.plans.values()}
-            self._remaining = RemainingTime(
+            requests_each = {p.name: requests_of(p) for p in self.plans.values()}
+            self._remaining = remaining = RemainingTime(
                 sum(
                     requests * sum(self.ledger.tasks[name].counts[state] for state in wanted)
-                    for name, requests in self._requests_each.items()
+                    for name, requests in requests_each.items()
                 )
             )
-            units = self._units(wanted)
-            workers = {asyncio.create_task(self._work(asker, units)) for _ in range(count)}
-            try:
-                await self._see_done(workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
-            proven = next(self._units(_ANSWERED), None)
-            for record in await self._streaks.end(asker, proven):
+
+            async def ask(unit: Unit) -> None:
+                requests = requests_each[unit.plan.name]
+                remaining.begin(requests)
+                sample = await asker.ask(unit)
+                for record in streaks.add(sample, unit):
+                    self.write(record)
+                if sample.failure is None:
+                    self._score(sample)
+                remaining.finish(requests)
+                await self._breathe()
+
+            await run_workers(
+                ask,
+                self._units(wanted),
+                count=count,
+                tick=self._report,
+                interval=self._timings.tick,
+            )
+            await self._finish_scoring()
+            for record in await streaks.end(asker, next(self._units(_ANSWERED), None)):
                 self.write(record)
         self._progress(self._state())
 
@@ -315,32 +325,18 @@ class Evaluation:
                 if states[index] in wanted:
                     yield Unit(plan, *divmod(index, samples))
 
-    async def _see_done(self, workers: set[asyncio.Task[None]]) -> None:
-        """Report progress until the workers have asked everything and all is scored."""
-        while running := {task for task in (*workers, *self._scoring) if not task.done()}:
+    async def _finish_scoring(self) -> None:
+        """Report progress until everything is scored."""
+        while self._scoring:
             await asyncio.wait(
-                running, timeout=self._timings.tick, return_when=asyncio.FIRST_EXCEPTION
+                self._scoring, timeout=self._timings.tick, return_when=asyncio.FIRST_EXCEPTION
             )
-            for worker in workers:
-                if worker.done():
-                    worker.result()
-            self._forget_scored()
-            self._progress(self._state())
-        self._forget_scored()  # those that had ended before there was anything to wait for
+            self._report()
 
-    async def _work(self, asker: Asker, units: Iterator[Unit]) -> None:
-        assert self._remaining is not None
-        assert self._streaks is not None
-        for unit in units:
-            requests = self._requests_each[unit.plan.name]
-            self._remaining.begin(requests)
-            sample = await asker.ask(unit)
-            for record in self._streaks.add(sample, unit):
-                self.write(record)
-            if sample.failure is None:
-                self._score(sample)
-            self._remaining.finish(requests)
-            await self._breathe()
+    def _report(self) -> None:
+        """Report progress. Raises the error that kept a score from being written, if any."""
+        self._forget_scored()
+        self._progress(self._state())
 
     def write(self, record: Record) -> None:
         """Append a record to the journal and the ledger. Raises StoreError."""
