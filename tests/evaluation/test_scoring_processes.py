@@ -257,16 +257,16 @@ async def test_a_trusted_function_may_do_what_we_may(score, tmp_path, monkeypatc
 async def test_the_event_loop_goes_on(score):
     """While answers are scored, nothing else waits."""
     await score("True")
-    latest = longest = 0.0
     work = asyncio.gather(
-        *(score("time.sleep(60)", seconds=0.5) for _ in range(3)), return_exceptions=True
+        *(score("time.sleep(60)", seconds=1.5) for _ in range(3)), return_exceptions=True
     )
-    latest = time.monotonic()
+    longest, begin = 0.0, time.monotonic()
+    latest = begin
     while not work.done():
         await asyncio.sleep(0.005)
         now = time.monotonic()
         latest, longest = now, max(longest, now - latest)
-    assert longest < 0.4
+    assert longest < (latest - begin) / 2
 
 
 async def test_closing_leaves_nothing(tmp_path, kind):
