@@ -55,7 +55,7 @@ def python_environ(*, write_bytecode: bool) -> dict[str, str]:
     With `write_bytecode` the first import compiles only the modules that are used, which takes
     less time than compiling all of them at install, and speeds up every later start.
     """
-    dropped = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
+    dropped = {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
     if write_bytecode:
         dropped.add("PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
