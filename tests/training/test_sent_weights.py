@@ -237,7 +237,7 @@ async def test_a_server_that_cannot_go_on_is_started_again(served, layout):
         old, pid = await ask(ready), ready.server.pid
         with pytest.raises(WeightsError, match="started again with the old ones") as caught:
             await ready.weights.receive("step-1", sending(1), deadline=0.5)
-        assert caught.value.why == "the transfer did not come within 0.5 s"
+        assert caught.value.why == "the transfer: not done within 0.5 s"
         answer = await ask(ready)
         assert (answer.completions, answer.weights_digest) == (old.completions, old.weights_digest)
         assert ready.server.pid != pid

@@ -172,7 +172,7 @@ def test_a_sender_that_hangs(serve: Serve):
         with pytest.raises(WeightsError) as caught:
             sender.send(trainer.send_weights, name="step-1", deadline=0.7)
         assert (caught.value.kind, caught.value.restored) == ("deadline", True)
-        assert caught.value.why == "the transfer did not come within 0.7 s"
+        assert caught.value.why == "the transfer: not done within 0.7 s"
         assert server.answer() == first
         with pytest.raises(WeightsError, match="an earlier transfer still hangs"):
             sender.send(trainer.send_weights, name="step-2")

@@ -20,7 +20,7 @@ from enginehouse.runtime.context import Context
 if TYPE_CHECKING:
     from enginehouse.commands.chat import Conversation
     from enginehouse.deployment.base import Deployment
-    from enginehouse.facades.blocking import Held
+    from enginehouse.runtime.blocking import Portal
 
 
 @with_config_options(ChatConfig, json=False)
@@ -32,10 +32,10 @@ def chat(*, given: Given[ChatConfig], console: Console) -> None:
     settings = given.settings()
     context = Context(notify=console.note)
     from enginehouse.deployment.opening import open_deployment
-    from enginehouse.facades.blocking import Held
+    from enginehouse.runtime.blocking import Portal
 
     with _interruptible():
-        held = Held(lambda: open_deployment(settings, context, concurrency=1), name="chat")
+        held = Portal(lambda: open_deployment(settings, context, concurrency=1), name="chat")
         try:
             failure = _Talk(held, settings, console).run()
         finally:
@@ -50,7 +50,7 @@ def chat(*, given: Given[ChatConfig], console: Console) -> None:
 class _Talk:
     """The terminal's side of a conversation."""
 
-    def __init__(self, held: Held[Deployment], settings: ChatConfig, console: Console) -> None:
+    def __init__(self, held: Portal[Deployment], settings: ChatConfig, console: Console) -> None:
         self._held = held
         self._console = console
         self._conversation = held.call(lambda ready: _begin(ready, settings))

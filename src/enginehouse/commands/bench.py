@@ -100,13 +100,14 @@ async def _measure(
 ) -> LoadMeasurement:
     count = config.requests or max(_FEWEST, _EACH * concurrency)
     warmup = concurrency if config.warmup is None else config.warmup
-    notify(f"concurrency {concurrency}: {warmup:,} requests to warm up, then {count:,}")
+    requests = "1 request" if count == 1 else f"{count:,} requests"
+    notify(f"concurrency {concurrency}: {warmup:,} to warm up, then {requests}")
     await _warm_up(sampler, _requests(prompts, warmup, config), concurrency=concurrency)
-    requests = _requests(prompts, count, config)
+    measured = _requests(prompts, count, config)
     before = await _load(sampler)
     cpu, begun = time.process_time(), time.perf_counter()
     timed = await run_closed_loop(
-        sampler, requests, concurrency=concurrency, progress=_news(concurrency, count, notify)
+        sampler, measured, concurrency=concurrency, progress=_news(concurrency, count, notify)
     )
     cpu, wall = time.process_time() - cpu, time.perf_counter() - begun
     return summarise(

@@ -36,10 +36,10 @@ from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.results.summary import Progress, TaskProgress
 from enginehouse.runtime.context import Context
+from enginehouse.runtime.workers import run_workers
 from enginehouse.store.layout import Layout
 
 _MOST_IN_FLIGHT = 512
-_TICK = 0.5  # seconds between looks at the progress
 # what would befall every other request, too
 _HOPELESS = (UnauthorizedError, UnknownModelError)
 
@@ -79,7 +79,7 @@ async def run_sampling(
         missing = [prompt for prompt in prompts if prompt.id not in answered]
         work = _Sampling(config, out, prompts=len(prompts), answered=len(answered))
         if isinstance(out, SampleFile):
-            out.demand_same_prompts(prompts)
+            out.require_same_prompts(prompts)
             if not missing:
                 context.notify(f"every prompt has its answer in {config.out}: nothing to ask")
                 return work.summary()
@@ -91,7 +91,7 @@ async def run_sampling(
                 for prompt in missing:
                     _require_supported(prompt, deployment)
                 if isinstance(out, SampleFile):
-                    out.demand_same_source(source)
+                    out.require_same_source(source)
                     if repair := out.begin():
                         context.notify(str(repair))
                 await work.ask(missing, deployment.sampler, source, progress=progress)
@@ -187,27 +187,16 @@ class _Sampling:
     ) -> None:
         """Ask every prompt, a bounded number at a time."""
         self._started = time.monotonic()
-        waiting = iter(missing)
 
-        async def ask_on() -> None:
-            for prompt in waiting:
-                self._settle(await _ask(prompt, sampler, source))
+        async def ask(prompt: PromptLine) -> None:
+            self._settle(await _ask(prompt, sampler, source))
 
-        count = min(self._config.concurrency or _MOST_IN_FLIGHT, len(missing))
-        workers = {asyncio.create_task(ask_on()) for _ in range(count)}
-        pending = workers
-        try:
-            while pending:
-                done, pending = await asyncio.wait(
-                    pending, timeout=_TICK, return_when=asyncio.FIRST_EXCEPTION
-                )
-                for worker in done:
-                    worker.result()
-                progress(self._state())
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        await run_workers(
+            ask,
+            missing,
+            count=min(self._config.concurrency or _MOST_IN_FLIGHT, len(missing)),
+            tick=lambda: progress(self._state()),
+        )
 
     def _settle(self, line: SampleLine) -> None:
         self._out.write(line)

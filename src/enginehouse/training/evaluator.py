@@ -29,11 +29,12 @@ from enginehouse.deployment.serving import with_api_key
 from enginehouse.engines.base import ServedEngine, require_api_key
 from enginehouse.engines.registry import load_engine
 from enginehouse.results.summary import Report
+from enginehouse.runtime.blocking import run_blocking
 from enginehouse.runtime.context import Context, Notify
+from enginehouse.runtime.interrupts import Interrupts, interrupts_deferred
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import list_runs
 from enginehouse.tasks.registry import load_task
-from enginehouse.training.blocking import Interrupts, interrupts_deferred, run_blocking
 from enginehouse.training.device_memory import Vacated, vacated
 from enginehouse.training.random_state import random_state_kept
 from enginehouse.training.records import (
@@ -224,7 +225,7 @@ class _Attempt:
                 finally:
                     self._is_served = deployment.left_with is not None
 
-        run_blocking(work, interrupts=interrupts)
+        run_blocking(work, interrupts=interrupts, name="enginehouse-evaluation")
 
     def end(self, *, keep: bool) -> Evaluation:
         """Clear up; gives the result. What a server still has is kept for its restarts."""

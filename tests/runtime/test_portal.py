@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from enginehouse.facades.blocking import Held
+from enginehouse.runtime.blocking import Portal
 
 
 class Block:
@@ -55,11 +55,11 @@ async def plus_one(value: int) -> int:
 def test_it_answers_threads_and_running_loops_alike() -> None:
     """Scripts, notebooks and services ask in the same way; work of several goes on at once."""
     block = Block()
-    held = Held(block, name="a block")
-    assert held.call(plus_one) == 21
+    portal = Portal(block, name="a block")
+    assert portal.call(plus_one) == 21
 
     async def inside_a_loop() -> int:
-        return held.call(plus_one)
+        return portal.call(plus_one)
 
     assert asyncio.run(inside_a_loop()) == 21
 
@@ -74,30 +74,30 @@ def test_it_answers_threads_and_running_loops_alike() -> None:
         return value
 
     answers: list[int] = []
-    threads = [threading.Thread(target=lambda: answers.append(held.call(meet))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: answers.append(portal.call(meet))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(10)
     assert answers == [20] * 8
-    held.close()
+    portal.close()
     assert block.notes == ["entered", "left"]
 
 
 def test_errors_are_raised_where_the_call_was() -> None:
     """Of the work, and of entering and leaving the block."""
-    held = Held(Block(), name="a block")
+    portal = Portal(Block(), name="a block")
 
     async def fail(_: int) -> None:
         raise KeyError("no")
 
     with pytest.raises(KeyError):
-        held.call(fail)
-    assert held.call(plus_one) == 21
-    held.close()
+        portal.call(fail)
+    assert portal.call(plus_one) == 21
+    portal.close()
     with pytest.raises(ValueError, match="not today"):
-        Held(Block(entering="not today"), name="a block")
-    leaving = Held(Block(leaving="still there"), name="a block")
+        Portal(Block(entering="not today"), name="a block")
+    leaving = Portal(Block(leaving="still there"), name="a block")
     with pytest.raises(ValueError, match="still there"):
         leaving.close()
 
@@ -105,31 +105,31 @@ def test_errors_are_raised_where_the_call_was() -> None:
 def test_closing_ends_what_is_under_way() -> None:
     """Whoever waits is told; the work is cancelled before the block is left."""
     block = Block()
-    held = Held(block, name="the block")
+    portal = Portal(block, name="the block")
     told: list[str] = []
 
     def ask() -> None:
         with pytest.raises(RuntimeError) as refused:
-            held.call(block.forever)
+            portal.call(block.forever)
         told.append(str(refused.value))
 
     thread = threading.Thread(target=ask)
     thread.start()
     assert block.waiting.wait(10)
-    held.close()
+    portal.close()
     thread.join(10)
     assert told == ["the block has been closed"]
     assert block.notes == ["entered", "cancelled", "left"]
-    held.close()
+    portal.close()
     with pytest.raises(RuntimeError, match="has been closed"):
-        held.call(plus_one)
+        portal.call(plus_one)
 
 
 def test_letting_go_is_closing() -> None:
     """No thread is left of one that nobody refers to."""
     block = Block()
-    held = Held(block, name="a block")
-    del held
+    portal = Portal(block, name="a block")
+    del portal
     gc.collect()
     assert block.notes == ["entered", "left"]
 
@@ -137,20 +137,20 @@ def test_letting_go_is_closing() -> None:
 def test_many_threads_may_ask_while_another_closes() -> None:
     """Every call is answered or refused: none waits for ever."""
     for _ in range(20):
-        held = Held(Block(), name="a block")
+        portal = Portal(Block(), name="a block")
         seen: list[object] = []
 
-        def ask(held: Held[int] = held, seen: list[object] = seen) -> None:
+        def ask(portal: Portal[int] = portal, seen: list[object] = seen) -> None:
             try:
                 while True:
-                    seen.append(held.call(plus_one))
+                    seen.append(portal.call(plus_one))
             except RuntimeError as error:
                 seen.append(error)
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
             thread.start()
-        held.close()
+        portal.close()
         for thread in threads:
             thread.join(10)
             assert not thread.is_alive()
@@ -159,7 +159,7 @@ def test_many_threads_may_ask_while_another_closes() -> None:
 SCRIPT = """
 import asyncio, os, signal, sys, threading
 from contextlib import asynccontextmanager
-from enginehouse.facades.blocking import Held
+from enginehouse.runtime.blocking import Portal
 
 @asynccontextmanager
 async def block():
@@ -175,7 +175,7 @@ async def interrupted(_):
     finally:
         os.write(1, b"cancelled ")
 
-held = Held(block, name="block")
+portal = Portal(block, name="block")
 """
 
 
@@ -184,8 +184,8 @@ held = Held(block, name="block")
     [
         ("", "left ", 0),
         ("raise SystemExit(3)", "left ", 3),
-        ("held.call(interrupted)", "cancelled left ", -2),
-        ("threading.Thread(target=held.close).start()", "left ", 0),
+        ("portal.call(interrupted)", "cancelled left ", -2),
+        ("threading.Thread(target=portal.close).start()", "left ", 0),
     ],
 )
 def test_an_interpreter_that_ends_closes_it(ending: str, out: str, code: int) -> None:

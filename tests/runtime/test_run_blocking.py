@@ -9,7 +9,10 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
-from enginehouse.training.blocking import Interrupts, interrupts_deferred, run_blocking
+from enginehouse.runtime.blocking import run_blocking
+from enginehouse.runtime.interrupts import Interrupts, interrupts_deferred
+
+NAME = "some-work"
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +21,7 @@ def _ctrl_c(monkeypatch: pytest.MonkeyPatch):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
-    assert [t for t in threading.enumerate() if t.name == "enginehouse-evaluation"] == []
+    assert [t for t in threading.enumerate() if t.name == NAME] == []
 
 
 async def answer() -> int:
@@ -46,7 +49,7 @@ def interrupted(
         with interrupts_deferred() as interrupts:
             first()
             with pytest.raises(asyncio.CancelledError):
-                run_blocking(work, interrupts=interrupts)
+                run_blocking(work, interrupts=interrupts, name=NAME)
             done.append("after it")
 
     with pytest.raises(KeyboardInterrupt):
@@ -56,14 +59,14 @@ def interrupted(
 
 def test_a_result_and_an_error():
     """What the work comes to is returned, or raised."""
-    assert run_blocking(answer, interrupts=Interrupts()) == 42
+    assert run_blocking(answer, interrupts=Interrupts(), name=NAME) == 42
     with pytest.raises(ValueError, match="broken"):
-        run_blocking(broken, interrupts=Interrupts())
+        run_blocking(broken, interrupts=Interrupts(), name=NAME)
 
 
 async def test_where_a_loop_runs():
     """As in a notebook."""
-    assert run_blocking(answer, interrupts=Interrupts()) == 42
+    assert run_blocking(answer, interrupts=Interrupts(), name=NAME) == 42
 
 
 def test_an_interrupt_waits_for_the_work_to_be_put_away():
@@ -133,7 +136,7 @@ def test_another_signals_handler_raises():
     before = signal.signal(signal.SIGUSR1, ring)
     try:
         with pytest.raises(AlarmError):
-            run_blocking(work, interrupts=Interrupts())
+            run_blocking(work, interrupts=Interrupts(), name=NAME)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert ended == ["yes"]
@@ -145,7 +148,7 @@ def test_in_another_thread_nothing_is_deferred():
 
     def loop() -> None:
         with interrupts_deferred() as interrupts:
-            seen.append(run_blocking(answer, interrupts=interrupts))
+            seen.append(run_blocking(answer, interrupts=interrupts, name=NAME))
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=loop)
