@@ -11,7 +11,7 @@ from enginehouse.client.transport import normal_base_url
 from enginehouse.core.errors import AdapterError
 from enginehouse.engines.base import ServedEngine, SupportsAdapters, is_loopback
 from enginehouse.engines.registry import load_engine, load_served_engine
-from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
+from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server, server_of
 from enginehouse.servers.records import ServerRecord, find_server, list_servers, read_key
 from enginehouse.store.layout import Layout
 
@@ -69,21 +69,9 @@ async def _asked(
     engine = load_served_engine(record.engine if record else None)
     if record is None:
         return await attach_server(target, engine=engine, api_key=key), engine
-    return Server(
-        name=record.name,
-        base_url=record.base_url,
-        models=record.models,
-        pid=record.process.pid,
-        log=record.log,
-        engine=record.engine,
-        version=record.version,
-        environment=record.environment,
-        command=record.command,
-        api_key=(key or read_key(record)) if record.has_api_key else None,
-        admin_key=read_key(record),
-        key_file=record.key_file,
-        owned=False,
-    ), engine
+    admin_key = read_key(record)
+    api_key = (key or admin_key) if record.has_api_key else None
+    return server_of(record, api_key=api_key, admin_key=admin_key), engine
 
 
 def largest_rank(server: Server, *, layout: Layout) -> int | None:
