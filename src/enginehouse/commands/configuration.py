@@ -1,4 +1,4 @@
-"""What the commands that ask a model are configured with."""
+"""The configurations of commands that ask a model."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class ParityConfig(ServeConfig):
 
 
 class CheckConfig(AskConfig):
-    """Whom to check, and under how many users at once."""
+    """What to check, and for how many users at once."""
 
     users: Annotated[int, Field(ge=1)] = 8
-    """Users who ask at the same time."""
+    """Simultaneous users."""
     conformance: bool = False
     """Run the conformance suite instead, whose cases expect exact answers."""
 
 
 class ChatConfig(AskConfig):
-    """Whom to talk to, and how."""
+    """The model to talk to, and how."""
 
     system: str | None = None
     """A system message before the conversation."""
@@ -39,16 +39,16 @@ class ChatConfig(AskConfig):
     max_tokens: Annotated[int, Field(ge=1)] = 512
     """The longest answer, in tokens."""
     seed: int | None = None
-    """Every answer's seed, for engines that have one."""
+    """The seed of every answer, for engines that support one."""
 
 
 class TaskConfig(StrictModel):
     """One task of an evaluation; None takes the evaluation's own setting."""
 
     name: str
-    """A task's name, or the path of a task's YAML file, relative to the file that says so."""
+    """A task's name, or the path of its YAML file, relative to the file that names it."""
     data: str | None = None
-    """The data to use instead of the task's own: a file, found likewise, or hf:owner/name:file."""
+    """Data to use instead of the task's own: a file (relative likewise), or hf:owner/name:file."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """How many items."""
     samples: Annotated[int, Field(ge=1, le=100_000)] | None = None
@@ -58,16 +58,16 @@ class TaskConfig(StrictModel):
 
 
 class TaskSettings(StrictModel):
-    """What an evaluation asks, and how; the same for every model."""
+    """The tasks of an evaluation, and how they are asked; the same for every model."""
 
     tasks: tuple[TaskConfig, ...]
-    """What to evaluate."""
+    """The tasks to evaluate."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """How many items of each task; a seeded choice, the same for every model."""
     samples: Annotated[int, Field(ge=1, le=100_000)] = 1
     """How often each item is asked."""
     seed: int = 0
-    """Decides which items, their order, and every sample's seed."""
+    """Decides which items are asked, in which order, and every sample's seed."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -79,15 +79,15 @@ class TaskSettings(StrictModel):
     system: str | None = None
     """A system message for every conversation, instead of a task's own."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
-    """Requests in flight at most; without it, what the server's queue allows."""
+    """The most requests in flight. Default: what the server's queue allows."""
     max_failed: Fraction = 0.01
-    """The share of failed samples above which there is no headline."""
+    """The share of failed samples above which a task has no headline."""
     tool_steps: tuple[Step, ...] = tuple(Step)
     """How tasks with tools may ask, in this order: native, constrained, prompted."""
     price_input: Annotated[float, Field(ge=0)] | None = None
-    """US dollars per million tokens of prompts; with price_output, the report tells the cost."""
+    """US dollars per million prompt tokens; with price_output, the report has the cost."""
     price_output: Annotated[float, Field(ge=0)] | None = None
-    """US dollars per million tokens of answers."""
+    """US dollars per million answer tokens."""
 
     @model_validator(mode="after")
     def _both_prices(self) -> Self:

@@ -122,8 +122,8 @@ class Adapters:
     ) -> ProvenAdapter:
         """Check and copy the adapter in `folder`, load it, prove it.
 
-        Then others with the same alias are unloaded, unless `replace_alias` is false; their requests
-        in flight are answered. Raises AdapterError, with the server as it was.
+        Then others with the same alias are unloaded, unless `replace_alias` is false; requests in
+        flight for them are answered. Raises AdapterError, with the server as it was.
         """
         require_adapters(self._server, layout=self._context.layout)
         models = await served_models(self._server, self._engine)

@@ -29,19 +29,19 @@ class BaseServeConfig(StrictModel):
     path: Path | None = None
     """A local checkpoint to fall back to when the handle is not found."""
     engine: str | None = None
-    """The engine, as `enginehouse engines` lists them; what this machine can run when not given."""
+    """The engine, one of `enginehouse engines`. Default: one that this machine can run."""
     python: Path | None = None
     """The Python of an existing engine environment."""
     version: str | None = None
-    """The engine's version, for a managed environment: any published one, or latest."""
+    """The engine's version in a managed environment: any published one, or latest."""
     variant: Literal["cpu", "cuda"] | None = None
-    """The engine's build, for a managed environment; chosen by the machine when not given."""
+    """The engine's build in a managed environment. Default: the one for this machine."""
     start_timeout: Annotated[float, Field(gt=0)] = 3600.0
     """Seconds that the server may take to become ready, whatever progress it makes."""
     progress_timeout: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds without log or load progress while it starts, or without a sign of work later."""
+    """Seconds without progress while the server starts, or without a sign of work later."""
     max_restarts: Annotated[int, Field(ge=0)] = 10
-    """How often a server that dies under work is started again."""
+    """How often a server that dies is restarted."""
     server: ServerOptions = ServerOptions()
     """How the server is started."""
 
@@ -54,10 +54,10 @@ class BaseServeConfig(StrictModel):
 
 
 class ServeConfig(BaseServeConfig):
-    """A model, and the server that is to serve it."""
+    """A model, and how its server is started."""
 
     adapter: Path | None = None
-    """A LoRA adapter's folder: it answers, not the bare model. Also written MODEL+FOLDER."""
+    """A LoRA adapter's folder: the adapter answers, not the bare model. Also: MODEL+FOLDER."""
 
     @model_validator(mode="before")
     @classmethod
@@ -69,9 +69,9 @@ class AskConfig(ServeConfig):
     """What answers: a model that is served for it, a running server, or a hosted API."""
 
     model: str | None = None
-    """A model, as for serve, that is served for this; a running server's URL; a hosted model."""
+    """A model to serve, as for `enginehouse serve`; a running server's URL; or a hosted model."""
     url: str | None = None
-    """The base URL of a running server, which is used and never stopped."""
+    """The base URL of a running server, which is used but never stopped."""
     api_key_env: str | None = None
     """The environment variable that holds the API key, instead of the engine's own."""
 
@@ -84,7 +84,7 @@ class AskConfig(ServeConfig):
         return values
 
     @model_validator(mode="after")
-    def _someone_to_ask(self) -> Self:
+    def _model_or_url(self) -> Self:
         if self.url is None and self.model is None and self.path is None:
             raise ValueError("give a model (or path), or the url of a server")
         if self.url is not None and "@" in _network_location(self.url):

@@ -22,9 +22,9 @@ class WatchConfig(TaskSettings, BaseServeConfig):
     once: bool = False
     """Evaluate what is already there, then exit."""
     interval: Annotated[float, Field(gt=0)] = 5.0
-    """Seconds between two looks; what has not changed from one to the next may be finished."""
+    """Seconds between two looks; a folder that did not change in between may be finished."""
     html: Path | None = None
-    """The page with the curve; it lies with the watch's own files when not given."""
+    """The page with the curve. Default: among the watch's own files."""
     retry_failed: bool = False
     """Evaluate again what failed before."""
 
