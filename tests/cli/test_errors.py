@@ -191,7 +191,7 @@ def test_nothing_to_do(house: House, call):
     check(call("serve"), 2, ["smollm2"])
     check(call("serve", "a", "b"), 2, ["b"])
     check(call("evel"), 2, ["evel"])
-    check(call("resume"), 2, ["RUN"])
+    check(call("resume"), 2, ["argument"])
 
 
 @pytest.mark.slow

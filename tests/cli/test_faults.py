@@ -19,7 +19,6 @@ from enginehouse.client import sampler as sampling
 from enginehouse.client.retry import Retries
 from enginehouse.client.transport import Timeouts
 from enginehouse.deployment import serving
-from enginehouse.deployment import supervision as supervising
 from enginehouse.evaluation.records import Failure, Record, SampleRecord
 from enginehouse.servers.server import start_server
 from enginehouse.servers.timings import Timings
@@ -247,9 +246,8 @@ def test_a_restart_that_fails(house: House, call: Call, words):
 @pytest.mark.slow
 def test_a_health_that_lies(house: House, call: Call, words, monkeypatch: pytest.MonkeyPatch):
     """200 for an engine that answers nobody: no token for so long, so it is started again."""
-    timings = Timings(canary=0.5, degraded_after=1.0)
+    timings = Timings(canary=0.5, degraded_after=1.0, look=0.2)
     monkeypatch.setattr(serving, "start_server", partial(start_server, timings=timings))
-    monkeypatch.setattr(supervising, "_LOOK", 0.2)
     monkeypatch.setattr(sampling, "Timeouts", Timeouts)
     lie = {"fault": "die", "nth": [12], "reply": "hang", "lives": True, "health": 200}
     done = call(*ours(house, lie), *words, "--progress-timeout", "2")

@@ -179,13 +179,13 @@ async def test_a_swap_while_the_server_is_started_again(served, layout, tmp_path
 
 
 @pytest.mark.slow
-async def test_declared_weights_that_are_gone_end_the_server(served, layout, tmp_path, monkeypatch):
+async def test_declared_weights_that_are_gone_end_the_server(served, layout, tmp_path):
     """It never answers with others; whoever asks is told why."""
     incidents: list = []
-    async with opened(served(), layout=layout, incidents=incidents) as ready:
+    config = served().model_copy(update={"max_restarts": 1})
+    async with opened(config, layout=layout, incidents=incidents) as ready:
         await ready.weights.swap(tmp_path / "b")
         write_checkpoint(tmp_path / "b", seed=7)
-        monkeypatch.setattr("enginehouse.deployment.supervision.BARREN", 1)
         os.kill(ready.server.pid, signal.SIGKILL)
         await until(lambda: len(incidents) == 2)
         with pytest.raises(ServerGoneError, match="not with the weights in") as caught:
