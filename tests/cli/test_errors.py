@@ -294,7 +294,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_full_disk(house: House, call, small_disk: Path):
-    """Exit code 8 and how much room there is; with room again the run continues, and nothing is lost."""
+    """Exit code 8 and the free space; with room again the run continues, and nothing is lost."""
     house.home = small_disk
     house.env["ENGINEHOUSE_HOME"] = str(small_disk)
     house.model()
