@@ -17,10 +17,12 @@ from typing import TypeVar
 import pytest
 
 from enginehouse.engines.options import ServerOptions
+from enginehouse.engines.registry import load_served_engine
 from enginehouse.processes.tree import identify
 from enginehouse.provisioning.environments import EngineEnvironment, ensure_environment
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
 from enginehouse.provisioning.plans import plan_environment
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
 from tests.support import SUPPORT, command_line
@@ -111,8 +113,10 @@ def _provisioned(work: Coroutine[object, object, _T]) -> _T:
 
 
 def _environment(engine: str) -> EngineEnvironment:
-    plan = plan_environment(engine, variant="cpu")
-    return _provisioned(ensure_environment(plan, layout=Layout.from_environment(), notify=print))
+    installation = load_served_engine(engine).installation
+    plan = plan_environment(installation, variant="cpu")
+    context = Context(layout=Layout.from_environment(), notify=print)
+    return _provisioned(ensure_environment(plan, installation=installation, context=context))
 
 
 @pytest.fixture(scope="session")
@@ -140,8 +144,7 @@ def smollm2(vllm_environment: EngineEnvironment) -> ResolvedModel:
         resolve_model(
             "smollm2",
             environment=vllm_environment,
-            layout=Layout.from_environment(),
-            notify=print,
+            context=Context(layout=Layout.from_environment(), notify=print),
         )
     )
 

@@ -1,7 +1,7 @@
 """Writes the pinned requirement files of the engine environments, with their files' hashes.
 
 `python tools/pin_engines.py` resolves every set below with uv and rewrites
-src/enginehouse/provisioning/requirements/<engine>-<version>-<variant>.txt; with `--check` it only
+src/enginehouse/engines/<engine>/requirements/<version>-<variant>.txt; with `--check` it only
 says whether one would change (exit status 1). Versions that are pinned stay as they are; with
 `--upgrade` they are the newest that fit. Needs a package registry, `uv` and `packaging`. To add an
 engine version, add a line to SETS and run it.
@@ -30,9 +30,10 @@ from packaging.markers import Marker
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
-from enginehouse.provisioning.distributions import DISTRIBUTIONS, Distribution
+from enginehouse.engines.registry import load_served_engine
+from enginehouse.provisioning.installation import Distribution
 
-FOLDER = Path(__file__).parents[1] / "src/enginehouse/provisioning/requirements"
+ENGINES = Path(__file__).parents[1] / "src/enginehouse/engines"
 LOWEST_PYTHON = "3.11"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 MACHINES = ("x86_64", "aarch64")
@@ -49,12 +50,17 @@ class RequirementSet:
     @property
     def path(self) -> Path:
         """Where its pinned file lies."""
-        return FOLDER / f"{self.engine}-{self.version}-{self.variant}.txt"
+        return ENGINES / self.engine / "requirements" / f"{self.version}-{self.variant}.txt"
+
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+        return f"{self.engine}-{self.version}-{self.variant}"
 
     @property
     def distribution(self) -> Distribution:
         """The packages that it is made of."""
-        return DISTRIBUTIONS[self.engine, self.variant]
+        return load_served_engine(self.engine).installation.distributions[self.variant]
 
 
 SETS = (
@@ -93,7 +99,7 @@ def resolve(pinned: RequirementSet, *, upgrade: bool) -> list[dict[str, Any]]:
             command, capture_output=True, text=True, check=False, env=environment_of(pinned)
         )
         if result.returncode:
-            sys.exit(f"{pinned.path.name}: uv could not resolve it\n{result.stderr}")
+            sys.exit(f"{pinned.name}: uv could not resolve it\n{result.stderr}")
         packages: list[dict[str, Any]] = tomllib.loads(lock.read_text())["packages"]
         return packages
 
@@ -248,14 +254,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="sets to pin, such as vllm-0.33.0-cuda; or all")
     options = parser.parse_args()
     stale = False
-    FOLDER.mkdir(exist_ok=True)
     for pinned in SETS:
-        if options.names and pinned.path.stem not in options.names:
+        if options.names and pinned.name not in options.names:
             continue
         text = render(pinned, upgrade=options.upgrade)
         same = pinned.path.exists() and pinned.path.read_text(encoding="utf-8") == text
         stale |= not same
-        sys.stdout.write(f"{pinned.path.name}: {'as it was' if same else 'changed'}\n")
+        sys.stdout.write(f"{pinned.name}: {'as it was' if same else 'changed'}\n")
         if not options.check:
             pinned.path.write_text(text, encoding="utf-8")
     if options.check and stale:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -439,7 +440,10 @@ def folders() -> Iterator[str]:
     yield "`~/.local/state/enginehouse`)."
     yield ""
     rows = [
-        (f"`{getattr(layout, name)}`", inspect.getdoc(value) or "")
+        (
+            f"`{getattr(layout, name)}`".replace(f"-{os.getuid()}`", "-UID`"),
+            inspect.getdoc(value) or "",
+        )
         for name, value in vars(Layout).items()
         if isinstance(value, property)
     ]

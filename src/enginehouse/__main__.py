@@ -1,22 +1,20 @@
-"""`enginehouse` and `python -m enginehouse`: run a command, word its errors, give its exit code."""
+"""`enginehouse` and `python -m enginehouse`: run a command, print its errors, set the exit code."""
 
 from __future__ import annotations
 
 import signal
 import sys
 
-_READER_GONE = 128 + signal.SIGPIPE
-
 
 def main() -> None:
-    """Run the command line. Exit codes are listed in docs/errors.md."""
+    """Run the command line. docs/errors.md lists the exit codes."""
     from enginehouse.cli.standard_streams import allow_any_text, open_missing_streams
     from enginehouse.client.open_files import raise_open_file_limit
 
     open_missing_streams()
     allow_any_text()
     raise_open_file_limit()
-    # Ctrl-C ends it quietly while it imports; commands that start something handle it themselves.
+    # Ctrl-C ends the process quietly while it imports; commands that start anything handle it.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from enginehouse.cli.app import build_app
@@ -27,20 +25,16 @@ def main() -> None:
     arguments = sys.argv[1:]
     verbose = not {"-v", "--verbose"}.isdisjoint(arguments)
     try:
-        if arguments and arguments[0] in {"eval", "serve", "bench", "check", "chat", "sample"}:
-            from enginehouse.cli.options import refuse_removed_flags
-
-            refuse_removed_flags(arguments)
         build_app(arguments)(prog_name="enginehouse")
     except EnginehouseError as error:
         sys.exit(show_error(error, verbose=verbose))
     except OSError as error:
         from enginehouse.core.system_errors import worded
 
-        silence(sys.stdout)  # where it is the full disk, what is left to write fails again
+        silence(sys.stdout)  # if the disk is full, flushing the rest of the output would fail, too
         sys.exit(show_error(worded(error), verbose=verbose))
     except OutputClosed:
-        sys.exit(_READER_GONE)
+        sys.exit(128 + signal.SIGPIPE)
     except Interrupted as interruption:
         write_text(sys.stderr, "interrupted; everything that was started has been stopped\n")
         sys.exit(128 + interruption.number)

@@ -6,8 +6,8 @@ import pytest
 
 from enginehouse.bench.random_prompts import ordinary_tokens, random_prompts
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.client.wire import VLLM
 from enginehouse.engines.vllm.engine import VllmEngine
+from enginehouse.engines.vllm.wire import VLLM
 from enginehouse.testing.fake_engine import running_fake_engine
 from enginehouse.testing.fake_engine.tokenizer import SPECIAL
 

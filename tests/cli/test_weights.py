@@ -44,8 +44,7 @@ def test_swap_and_info(house: House, url: str):
     assert "are NOT back" in failed.err
     assert "server.log" in failed.err
     broken = house.run("weights", "info", "mine")
-    assert "calls its weights 'loading 1-" in broken.out
-    assert "a swap was broken off" in broken.out
+    assert "'loading 1-" in broken.out
     mended = house.run("weights", "swap", "mine", "a", "--json")
     assert mended.code == 0, mended.err
     assert mended.report["after"]["version"] == 2

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import tracemalloc
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 
 import pytest
 
@@ -61,7 +62,9 @@ async def test_an_endless_stream_ends_at_the_limit(scripted: Start):
 
     async def ask(transport: AiohttpTransport) -> None:
         nonlocal received
-        async with transport.stream(ASK) as stream:
+        stream = await transport.send(ASK, streamed=True)
+        assert stream.chunks is not None
+        with closing(stream):
             async for chunk in stream.chunks:
                 received += len(chunk)
 
@@ -99,13 +102,8 @@ async def test_of_an_endless_error_the_beginning_is_read(scripted: Start, *, str
     """Its status is what counts."""
     server = await scripted(endless(500, sent=[]))
     async with AiohttpTransport(server.url) as transport:
-        if stream:
-            async with transport.stream(ASK) as head:
-                status, body = head.status, head.body
-        else:
-            whole = await transport.send(ASK)
-            status, body = whole.status, whole.body
-    assert (status, len(body)) == (500, MAX_ERROR_BYTES)
+        read = await transport.send(ASK, streamed=stream)
+    assert (read.status, len(read.body), read.chunks) == (500, MAX_ERROR_BYTES, None)
 
 
 @pytest.mark.parametrize("repeats", [100_000, 3_000_000], ids=["600 kB", "18 MB"])
@@ -157,10 +155,9 @@ async def test_a_reply_that_drips_ends_with_the_total_time(scripted: Start, *, s
     timeouts = Timeouts(first_byte=5.0, total=0.3)
 
     async def ask(transport: AiohttpTransport) -> None:
-        if not stream:
-            await transport.send(ASK)
-            return
-        async with transport.stream(ASK) as reply:
+        reply = await transport.send(ASK, streamed=stream)
+        assert reply.chunks is not None
+        with closing(reply):
             async for _ in reply.chunks:
                 pass
 

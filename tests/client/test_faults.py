@@ -7,16 +7,14 @@ import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from enginehouse.client import sampler as sampling
-from enginehouse.client.limits import Adaptive
-from enginehouse.client.retry import Retries, with_retries
+from enginehouse.client.concurrency import Adaptive
+from enginehouse.client.retry import Retries
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.transport import Timeouts
 from enginehouse.core.errors import (
@@ -91,17 +89,19 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
         yield Server(engine, state)
 
 
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that the sampler would have waited between attempts; it does not wait."""
-    waited: list[float] = []
+class Pauses(list[float]):
+    """The seconds that a sampler would have waited between attempts; it does not wait."""
 
-    async def sleep(seconds: float) -> None:
-        waited.append(seconds)
+    async def sleep(self, seconds: float) -> None:
+        """Note the pause."""
+        self.append(seconds)
         await asyncio.sleep(0)
 
-    monkeypatch.setattr(sampling, "with_retries", partial(with_retries, sleep=sleep))
-    return waited
+
+@pytest.fixture
+def pauses() -> Pauses:
+    """None yet."""
+    return Pauses()
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -109,11 +109,9 @@ class TestAsked:
     """How often the server sees a request, and what comes of it."""
 
     @pytest.mark.parametrize("words", ["passing 500", "passing reset", "passing 503"])
-    async def test_what_passes_is_asked_again(
-        self, server: Server, words: str, pauses: list[float]
-    ):
+    async def test_what_passes_is_asked_again(self, server: Server, words: str, pauses: Pauses):
         """Twice in vain, then answered; the answer says that it took three attempts."""
-        async with server.sampler() as client:
+        async with server.sampler(sleep=pauses.sleep) as client:
             response = await client.sample(asking(words))
         assert response.completions[0].text
         assert response.timing.attempts == server.seen(words) == 3
@@ -127,10 +125,10 @@ class TestAsked:
         ],
     )
     async def test_what_lasts_is_given_up(
-        self, server: Server, words: str, kind: type[WireError], said: str, pauses: list[float]
+        self, server: Server, words: str, kind: type[WireError], said: str, pauses: Pauses
     ):
         """After five attempts, with the last error and what to do."""
-        async with server.sampler() as client:
+        async with server.sampler(sleep=pauses.sleep) as client:
             with pytest.raises(kind) as caught:
                 await client.sample(asking(words))
         assert server.seen(words) == 5
@@ -215,9 +213,11 @@ class TestAsked:
         assert set(attempts) == {1, 2}
         assert server.seen("race") - before == attempts.total() + attempts[2]
 
-    async def test_a_storm_of_refusals(self, server: Server, pauses: list[float]):
+    async def test_a_storm_of_refusals(self, server: Server, pauses: Pauses):
         """Three hundred in a row: every request waits as long as it is told, and is answered."""
-        async with server.sampler(concurrency=32, retries=Retries(endurance=10**6)) as client:
+        async with server.sampler(
+            concurrency=32, retries=Retries(endurance=10**6), sleep=pauses.sleep
+        ) as client:
             responses = await asyncio.gather(
                 *(client.sample(asking(f"storm {n}")) for n in range(64))
             )
@@ -227,9 +227,9 @@ class TestAsked:
         assert len(pauses) == 300
         assert min(pauses) >= 2
 
-    async def test_a_refusal_for_too_long(self, server: Server, pauses: list[float]):
+    async def test_a_refusal_for_too_long(self, server: Server, pauses: Pauses):
         """Is an error at once, and says so."""
-        async with server.sampler() as client:
+        async with server.sampler(sleep=pauses.sleep) as client:
             with pytest.raises(RateLimitedError, match="the server answered 429"):
                 await client.sample(asking("in an hour"))
         assert server.seen("in an hour") == 1
@@ -272,12 +272,11 @@ async def test_a_stream_that_the_engine_does_not_survive():
     assert first.finish_reason is None
 
 
-async def test_metrics_that_never_answer(monkeypatch: pytest.MonkeyPatch):
+async def test_metrics_that_never_answer():
     """The limit stays where it is; samples do not wait for the reading, and neither does the end.
 
     A reading that hangs is given up, so that the limit follows the queue again when it can be read.
     """
-    monkeypatch.setattr(sampling, "_LOAD_TIMEOUT", 0.05)
     begun = time.monotonic()
     faults = [{"fault": "hang", "path": "/metrics", "first": 2}]
     async with (
@@ -286,7 +285,7 @@ async def test_metrics_that_never_answer(monkeypatch: pytest.MonkeyPatch):
             engine.url,
             capabilities=CAPABILITIES,
             load_signal=QueueSignal(),
-            concurrency=Adaptive(start=2, maximum=8, interval=0.02),
+            concurrency=Adaptive(start=2, maximum=8, interval=0.02, timeout=0.05),
         ) as client,
     ):
         responses = await asyncio.gather(*(client.sample(asking(f"{n}")) for n in range(64)))

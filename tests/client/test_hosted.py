@@ -21,11 +21,11 @@ from enginehouse.core.errors import (
 from enginehouse.core.messages import ChatPrompt, Message, TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.engines.anthropic import AnthropicEngine
+from enginehouse.engines.anthropic.engine import AnthropicEngine
 from enginehouse.engines.base import RemoteEngine
-from enginehouse.engines.megatron import MegatronEngine
-from enginehouse.engines.openai import OpenAIEngine
-from enginehouse.engines.openrouter import OpenRouterEngine
+from enginehouse.engines.megatron.engine import MegatronEngine
+from enginehouse.engines.openai.engine import OpenAIEngine
+from enginehouse.engines.openrouter.engine import OpenRouterEngine
 from enginehouse.testing.fake_vendors import (
     FakeAnthropic,
     FakeMegatron,

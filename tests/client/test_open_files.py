@@ -15,7 +15,7 @@ import pytest
 from aiohttp.client_reqrep import ConnectionKey
 
 from enginehouse.client import open_files
-from enginehouse.client.limits import Adaptive
+from enginehouse.client.concurrency import Adaptive
 from enginehouse.client.open_files import most_connections, no_file_left
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.transport import AiohttpTransport, WireRequest

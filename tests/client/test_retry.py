@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
 
-from enginehouse.client.retry import Retries, with_retries
+import pytest
+from tests.support.layers import exchange, settled, whole_reply
+
+from enginehouse.client.exchange import Exchange, Reply
+from enginehouse.client.retry import Retries, Retrying
 from enginehouse.core.errors import (
     BadRequestError,
     ConnectionFailedError,
@@ -18,15 +22,19 @@ from enginehouse.core.errors import (
 class Play:
     """Fails with each error in turn, then succeeds; notes the pauses."""
 
-    def __init__(self, *errors: WireError) -> None:
+    def __init__(self, *errors: WireError, status: bool = False) -> None:
         self.errors = list(errors)
         self.pauses: list[float] = []
+        self.sent: list[Exchange] = []
+        self.status = status
 
-    async def attempt(self) -> str:
-        """One attempt."""
-        if self.errors:
-            raise self.errors.pop(0)
-        return "done"
+    async def attempt(self, asked: Exchange) -> Reply:
+        """One attempt; an error is raised, or stands for the reply's status."""
+        self.sent.append(asked)
+        error = self.errors.pop(0) if self.errors else None
+        if error is not None and not self.status:
+            raise error
+        return whole_reply("done", error=error)
 
     async def sleep(self, seconds: float) -> None:
         """No time passes."""
@@ -34,10 +42,9 @@ class Play:
 
     async def run(self, retries: Retries, *, draw: float = 1.0) -> tuple[str, int]:
         """The value and the attempts it took."""
-        tried = await with_retries(
-            self.attempt, retries=retries, sleep=self.sleep, draw=lambda: draw
-        )
-        return tried.value, tried.attempts
+        layer = Retrying(retries, sleep=self.sleep, draw=lambda: draw)
+        reply = await layer.send(exchange(), self.attempt)
+        return reply.answer, reply.attempts
 
 
 async def test_retryable_errors_are_retried_with_growing_pauses():
@@ -128,3 +135,31 @@ async def test_refusals_that_take_no_time_are_failed_attempts():
     with pytest.raises(RateLimitedError):
         await play.run(Retries(attempts=5, base=0.0))
     assert len(play.pauses) == 4
+
+
+async def test_an_error_status_counts_like_a_failure():
+    """The reply that comes back in the end is one without an error."""
+    play = Play(ServerFaultError("no"), RateLimitedError("slow", retry_after=3.0), status=True)
+    assert await play.run(Retries(base=0.5), draw=0.0) == ("done", 3)
+    assert play.pauses == [0.0, 3.0]
+    with pytest.raises(BadRequestError):
+        await Play(BadRequestError("no"), status=True).run(Retries())
+
+
+async def test_after_a_broken_connection_the_next_one_is_new():
+    """The server may be closing the other kept connections, too."""
+    play = Play(ServerFaultError("no"), ConnectionFailedError("no"), ServerFaultError("no"))
+    await play.run(Retries())
+    assert [asked.wire.fresh for asked in play.sent] == [False, False, True, True]
+
+
+async def test_cancelled_between_attempts():
+    """Nothing is sent after that."""
+    play = Play(ServerFaultError("no"))
+    layer = Retrying(Retries(base=3600.0), draw=lambda: 1.0)
+    task = asyncio.create_task(layer.send(exchange(), play.attempt))
+    await settled()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(play.sent) == 1

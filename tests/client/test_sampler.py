@@ -12,9 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from enginehouse.client.limits import Adaptive
+from enginehouse.client.concurrency import Adaptive
+from enginehouse.client.exchange import Exchange, Forward, Reply
 from enginehouse.client.retry import Retries
 from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.stack import ServerLayers
 from enginehouse.client.transport import Timeouts
 from enginehouse.client.unchecked import Unchecked
 from enginehouse.client.wire import OPENAI
@@ -185,7 +187,7 @@ async def test_how_often_a_failure_is_asked_again(
 
 
 @pytest.mark.parametrize("reason", ["abort", "error"])
-async def test_an_answer_that_the_engine_gave_up_is_none(scripted: Start, reason: str):
+async def test_an_answer_that_the_engine_aborted_is_none(scripted: Start, reason: str):
     """With status 200, too: a server that is being stopped answers so what was under way."""
     body = {
         "id": "1",
@@ -194,17 +196,24 @@ async def test_an_answer_that_the_engine_gave_up_is_none(scripted: Start, reason
         "usage": {"prompt_tokens": 1, "completion_tokens": 1},
     }
     server = await scripted(reply(json.dumps(body).encode()))
-    delivered = []
+    failures: list[WireError] = []
 
-    async def deliver(attempt):
-        delivered.append(attempt)
-        return await attempt()
+    class Redelivery:
+        """What keeps the server alive is the one to send it again."""
 
-    async with sampler(server.url, deliver=deliver) as client:
-        with pytest.raises(ServerFaultError, match="gave the answer up") as caught:
+        async def send(self, exchange: Exchange, forward: Forward) -> Reply:
+            try:
+                return await forward(exchange)
+            except WireError as error:
+                failures.append(error)
+                raise
+
+    async with sampler(server.url, shared=ServerLayers(redelivery=Redelivery())) as client:
+        with pytest.raises(ServerFaultError) as caught:
             await client.sample(HI)
     assert reason in (caught.value.why or "")
-    assert len(delivered) == 1  # whoever keeps the server alive is the one to ask again
+    assert failures == [caught.value]
+    assert len(server.requests) == 1
 
 
 async def test_a_timeout_is_not_retried(scripted: Start):

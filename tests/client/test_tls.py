@@ -57,8 +57,7 @@ async def _refused(url: str) -> TlsError:
         with pytest.raises(TlsError) as caught:
             await transport.send(ASK)
         with pytest.raises(TlsError):
-            async with transport.stream(ASK):
-                pass
+            await transport.send(ASK, streamed=True)
     assert not caught.value.retryable
     assert url in caught.value.message
     return caught.value

@@ -148,7 +148,7 @@ def test_broken_weights_are_said_before_anything_starts(tmp_path):
 )
 def test_what_a_command_line_says(command, dtype):
     """By any spelling of vLLM's."""
-    assert type_in_command(command) == dtype
+    assert type_in_command("vllm", command) == dtype
 
 
 @pytest.mark.parametrize(("cpu", "dtype"), [(OLD, "float32"), (NEW, "bfloat16")])
@@ -171,7 +171,7 @@ async def test_the_choice_is_recorded(house: House, monkeypatch):
     monkeypatch.setattr(serving, "read_cpu", lambda: OLD)
     async with enginehouse.serve(str(house.model())) as ready:
         arguments = ready.provenance.engine_arguments or ()
-        assert type_in_command(arguments) == ready.provenance.dtype == "float32"
+        assert type_in_command("vllm", arguments) == ready.provenance.dtype == "float32"
         assert ready.provenance.dtype_reason == OLD.evidence
     async with enginehouse.serve(str(house.model()), dtype="bfloat16") as ready:
         assert (ready.provenance.dtype, ready.provenance.dtype_reason) == ("bfloat16", None)

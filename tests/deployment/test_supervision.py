@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ import signal
 import aiohttp
 import pytest
 from tests.support.command_line import House
+from tests.support.layers import Below, exchange, settled, whole_reply
 
 from enginehouse import (
     ChatPrompt,
@@ -19,6 +19,7 @@ from enginehouse import (
     SampleResponse,
     SamplingParameters,
 )
+from enginehouse.client.exchange import Exchange, Reply
 from enginehouse.core.errors import (
     AdapterError,
     ConnectionFailedError,
@@ -29,6 +30,7 @@ from enginehouse.core.errors import (
 from enginehouse.deployment import supervision as supervising
 from enginehouse.deployment.admission import Admission
 from enginehouse.deployment.configuration import ServeConfig, parse
+from enginehouse.deployment.redelivery import Redelivery
 from enginehouse.deployment.serving import serving
 from enginehouse.deployment.supervision import Supervisor
 from enginehouse.servers import health
@@ -235,6 +237,7 @@ class Going:
     """A server that refuses connections for three looks, and is then found dead."""
 
     patience = 60.0
+    has_worked = False
 
     def __init__(self) -> None:
         self.looks = 0
@@ -245,34 +248,109 @@ class Going:
         state = ServerState.FAILED if self.looks > 3 else ServerState.DEGRADED
         return Health(state=state, reason="refuses")
 
+    def note_work(self) -> None:
+        """Somebody was answered."""
 
-async def test_a_request_refused_while_the_server_goes_down_is_a_lost_one(monkeypatch):
-    """It is told nothing until the server is judged: then it is lost, and delivered again."""
-    monkeypatch.setattr(supervising, "_GLANCE", 0.0)
-    admission, monitor = Admission(), Going()
-    supervisor = Supervisor(
-        None,
-        monitor=monitor,
-        admission=admission,
-        max_restarts=1,
-        notify=lambda _: None,
-        on_incident=lambda _: None,
-    )
-    supervisor.watching = asyncio.create_task(asyncio.Event().wait())
+    def restarted(self) -> None:
+        """It is another process."""
 
-    async def refused() -> None:
-        raise ConnectionFailedError("refused")
 
-    delivery = asyncio.create_task(supervisor.deliver(refused))
-    await until(supervisor._down.done)
-    assert monitor.looks >= 4
-    (call,) = admission.close()
-    call.task.cancel()
-    await until(lambda: not admission.under_way)
-    assert (call.deaths, delivery.done()) == (1, False)  # it waits for the next server
-    for task in (delivery, supervisor.watching):
-        task.cancel()
-    await asyncio.gather(delivery, supervisor.watching, return_exceptions=True)
+def redelivery_over(monitor: Going) -> tuple[Redelivery, Admission]:
+    """The layer, open."""
+    admission = Admission()
+    layer = Redelivery(monitor, admission=admission, glance=0.0)
+    layer.resume()
+    return layer, admission
+
+
+async def test_a_request_refused_while_the_server_goes_down_is_a_lost_one():
+    """It is told nothing until the server is judged: then it is lost, and sent again."""
+    monitor, below = Going(), Below(ConnectionFailedError("refused"))
+    layer, admission = redelivery_over(monitor)
+    below.end.set()
+    sending = asyncio.create_task(layer.send(exchange(), below))
+    assert (await layer.failure).state is ServerState.FAILED
+    assert monitor.looks == 4
+    (call,) = admission.in_flight
+    assert layer.interrupt("it died") == 1
+    await settled()
+    assert (call.deaths, sending.done(), len(below.attempts)) == (1, False, 1)
+    below.answer = "from the next server"
+    layer.resume()
+    assert (await sending).answer == "from the next server"
+    assert not sending.cancelling()
+    assert not admission.in_flight
+
+
+@pytest.mark.parametrize("moment", ["in flight", "redelivered", "waiting", "dying"])
+async def test_a_caller_that_leaves(moment: str):
+    """Ends at once, whatever happens to its request meanwhile, and keeps nobody out."""
+    monitor = Going()
+    below = Below(ConnectionFailedError("refused") if moment == "dying" else "answer")
+    layer, admission = redelivery_over(monitor)
+    if moment == "dying":
+        monitor.looks = -(10**9)
+        below.end.set()
+    sending = asyncio.create_task(layer.send(exchange(), below))
+    await settled()
+    if moment in ("redelivered", "waiting"):
+        layer.interrupt("it died")
+        await settled()
+    if moment == "redelivered":
+        layer.resume()
+        await settled()
+        assert len(below.attempts) == 2
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert not admission.in_flight
+    if moment == "waiting":
+        layer.resume()
+    await settled()
+    assert len(below.attempts) == 1 + (moment == "redelivered")
+
+
+async def test_a_caller_that_leaves_just_as_its_request_is_lost():
+    """The cancellation is not taken for the loss: nothing is sent again."""
+    below = Below()
+    layer, admission = redelivery_over(Going())
+    sending = asyncio.create_task(layer.send(exchange(), below))
+    await settled()
+    layer.interrupt("it died")
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    layer.resume()
+    await settled()
+    assert (len(below.attempts), admission.in_flight) == (1, set())
+
+
+async def test_a_stream_is_in_flight_until_it_is_closed():
+    """It was present at a death that it lived to see, but is not sent again: it breaks off."""
+    below = Below()
+    layer, admission = redelivery_over(Going())
+    below.end.set()
+    replies = [await layer.send(exchange(streamed=True), below) for _ in range(2)]
+    assert len(admission.in_flight) == 2
+    replies[0].close()
+    assert len(admission.in_flight) == 1
+    assert layer.interrupt("it died") == 1
+    assert not admission.in_flight
+    replies[1].close()
+    assert len(below.attempts) == 2
+
+
+async def test_given_up_while_the_server_is_judged():
+    """Who waits for the judgement is told why there is none."""
+    monitor, below = Going(), Below(ConnectionFailedError("refused"))
+    monitor.looks = -(10**9)
+    layer, _ = redelivery_over(monitor)
+    below.end.set()
+    sending = asyncio.create_task(layer.send(exchange(), below))
+    await settled()
+    layer.close_for_good(ServerGoneError("over"))
+    with pytest.raises(ServerGoneError, match="over"):
+        await sending
 
 
 class Restarting:
@@ -290,37 +368,36 @@ class Restarting:
     def exit_code(self) -> None:
         """It runs."""
 
+    def diagnose(self) -> None:
+        """Its log says nothing."""
+
     async def restart(self) -> None:
         """At once."""
 
 
 @pytest.mark.parametrize("failures", [0, 1])
-async def test_what_was_told_is_restored_before_anybody_gets_in(monkeypatch, failures):
-    """What restores asks past those who wait; if it fails, the server is started once more."""
-    monkeypatch.setattr(supervising, "_LOOK", 60.0)
-    monkeypatch.setattr(
-        Supervisor, "_gone", lambda _, message: ServerGoneError(message, why="x", kind="y")
-    )
-    monitor, incidents, order, waiting = Going(), [], [], []
-    monitor.restarted = monitor.note_work = lambda: None
-    outside = contextvars.copy_context()
+async def test_what_was_told_is_restored_before_anybody_gets_in(failures):
+    """Requests wait until that is done; if it fails, the server is started once more."""
+    incidents, order, waiting = [], [], []
+    monitor = Going()
+    layer, _ = redelivery_over(monitor)
     supervisor = Supervisor(
         Restarting(),
         monitor=monitor,
-        admission=Admission(),
+        redelivery=layer,
         max_restarts=3,
         notify=lambda _: None,
         on_incident=incidents.append,
     )
 
-    async def asked(what: str) -> None:
-        order.append(what)
+    async def forward(_: Exchange) -> Reply:
+        order.append("somebody")
+        return whole_reply()
 
     async def restore() -> None:
-        delivery = supervisor.deliver(lambda: asked("somebody"))
-        waiting.append(asyncio.create_task(delivery, context=outside))
-        await asyncio.sleep(0)
-        await supervisor.deliver(lambda: asked("restored"))
+        waiting.append(asyncio.create_task(layer.send(exchange(), forward)))
+        await settled()
+        order.append("restored")
         if len(waiting) <= failures:
             raise AdapterError("it is gone")
 
@@ -329,6 +406,8 @@ async def test_what_was_told_is_restored_before_anybody_gets_in(monkeypatch, fai
     supervisor.condemn("a reload hangs")
     await until(lambda: len(order) == 2 + 2 * failures)
     assert order == ["restored"] * (1 + failures) + ["somebody"] * (1 + failures)
-    assert [incident.cause for incident in incidents] == ["x", "it is gone"][: 1 + failures]
+    assert [incident.cause for incident in incidents] == ["its log does not say", "it is gone"][
+        : 1 + failures
+    ]
     supervisor.watching.cancel()
     await asyncio.gather(supervisor.watching, *waiting, return_exceptions=True)

@@ -15,6 +15,7 @@ from tests.support.command_line import House
 from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse import SampleRequest, SampleResponse, SamplingParameters, TextPrompt
+from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import (
     ModelError,
     ServerGoneError,
@@ -157,15 +158,15 @@ async def test_a_reload_that_hangs_for_good_ends_in_a_restart(served, layout, tm
 
 @pytest.mark.slow
 async def test_a_swap_while_the_server_is_started_again(served, layout, tmp_path):
-    """It waits for the restart as the requests do, and what restores waits for nobody."""
+    """It waits for the restart as requests do; what restores goes past the layers that wait."""
     incidents: list = []
     async with serving(
         served(), layout=layout, notify=lambda _: None, on_incident=incidents.append
     ) as ready:
         restored: list[tuple[str, ...]] = []
 
-        async def restore() -> None:
-            restored.append(await ready.sampler.models())
+        async def restore(direct: HTTPSampler) -> None:
+            restored.append(await direct.models())
 
         ready.after_restart(restore)
         old = await ask(ready)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from enginehouse.diagnosis import LogProfile, diagnose_log
+from enginehouse.engines.hf.engine import HfEngine
 from enginehouse.engines.llamacpp.engine import LlamaCppEngine
 from enginehouse.engines.sglang.engine import SglangEngine
 from enginehouse.engines.vllm.engine import VllmEngine
@@ -16,9 +17,11 @@ PROFILES: dict[str, LogProfile] = {
     "vllm": VllmEngine().log_profile,
     "sglang": SglangEngine().log_profile,
     "llamacpp": LlamaCppEngine().log_profile,
+    "hf": HfEngine().log_profile,
 }
 AROUND = {
     "llamacpp": "srv    load_model: loading model '/m.gguf'\n{}\nmain: exiting due to an error\n",
+    "hf": "2025-03-01T09:59:00.000000Z  INFO text_generation_launcher: Args {{\n{}\n",
 }
 TRACEBACK = 'Traceback (most recent call last):\n  File "/env/a/x.py", line 1, in f\n    x\n{}\n'
 MESSAGES = yaml.safe_load(Path(__file__).with_name("messages.yaml").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.support.engine_logs import diagnose as diagnose_file
 
 from enginehouse.diagnosis import Diagnosis, FailureKind, diagnose_log
 from enginehouse.engines.sglang.engine import SglangEngine
@@ -165,6 +166,68 @@ def test_ranks_of_sglang_go_on(tmp_path: Path):
         "[2026-11-21 04:30:18 TP0] Load weight end.\n[2026-11-21 04:30:19 TP0] Capture begin.\n"
         f"[2026-11-21 04:30:31 TP0] Scheduler hit an exception: {HEAD}\nKeyError: 'a'\n"
     )
-    found = SglangEngine().diagnose(log)
+    found = diagnose_file(SglangEngine(), log)
     assert found is not None
     assert found.evidence == "KeyError: 'a'"
+
+
+def test_an_interrupt_without_an_error_is_a_stop(diagnose):
+    """SIGTERM and Ctrl-C end a process with an exception; beside another error it says nothing."""
+    interrupt = HEAD + "\nKeyboardInterrupt: terminated\n"
+    assert diagnose(interrupt).kind is K.STOPPED
+    assert diagnose(interrupt + traceback(CORE, OOM)).kind is K.OUT_OF_MEMORY
+    assert diagnose(DEAD + "\n" + interrupt).kind is not K.STOPPED
+
+
+@pytest.mark.parametrize("exit_code", [143, -15, 130])
+def test_a_signal_to_stop_in_the_exit_code(diagnose, exit_code: int):
+    """Nothing else is said."""
+    assert diagnose(READY, exit_code).kind is K.STOPPED
+
+
+def test_a_shutdown_in_good_order_is_a_stop(diagnose):
+    """Only where no error was written, and the exit code is no other."""
+    shutdown = "INFO:     Shutting down\nINFO:     Waiting for application shutdown.\n"
+    assert diagnose(READY + shutdown).kind is K.STOPPED
+    assert diagnose(READY + shutdown, 1) is None
+    assert diagnose(READY + traceback(CORE, OOM) + shutdown).kind is K.OUT_OF_MEMORY
+
+
+def test_an_engine_that_others_call_dead_died_while_serving(diagnose):
+    """Where nothing says of what."""
+    assert diagnose(DEAD).kind is K.ENGINE_DIED
+    start = "RuntimeError: Engine core initialization failed. See root cause above.\n"
+    assert diagnose(start).kind is K.UNKNOWN
+
+
+def test_a_worker_that_dies_while_requests_are_answered_was_killed(diagnose):
+    """It wrote nothing; without an answer before, its error may be above the excerpt."""
+    died = "ERROR 05-01 10:00:00 [multiproc_executor.py:1] Worker proc W-1 died unexpectedly\n"
+    answered = 'INFO:     127.0.0.1:4 - "GET /health HTTP/1.1" 200 OK\n'
+    assert diagnose(answered + died).kind is K.KILLED
+    assert diagnose(died).kind is K.UNKNOWN
+
+
+def test_a_log_that_ends_where_processes_meet_shows_a_hang(diagnose):
+    """Its last line is that of a meeting; one more line, and they met."""
+    meeting = "INFO 05-01 10:00:00 [pynccl.py:70] vLLM is using nccl==2.27.3\n"
+    assert diagnose(meeting).kind is K.WAITING
+    assert diagnose(meeting + "INFO 05-01 10:00:00 [loader.py:1] loading\n") is None
+
+
+def test_the_heading_of_a_traceback_that_was_cut_off(diagnose):
+    """It says what is missing below."""
+    prefix = "ERROR 05-01 10:00:00 multiproc_worker_utils.py:226] "
+    heading = "Exception in worker W while processing method init_device: NCCL error: unhandled"
+    assert diagnose(prefix + heading + ", " + HEAD).kind is K.COMMUNICATION
+
+
+def test_an_error_in_words_goes_on_behind_the_tag_of_its_process(diagnose):
+    """Lines without a level or a place, as a process prints them."""
+    first = "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig"
+    second = "  Value error, User-specified max_model_len (9000) is greater than the derived "
+    second += "max_model_len (max_position_embeddings=4096.0 or model_max_length=None)"
+    lines = [first, second]
+    text = "".join(f"(APIServer pid=1) {line}\n" for line in lines)
+    assert diagnose(text).kind is K.CONTEXT_TOO_LONG
+    assert diagnose(text.replace("(APIServer pid=1)   ", "(Other pid=2)   ")).kind is K.WRONG_VALUE

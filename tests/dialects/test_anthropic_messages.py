@@ -13,7 +13,7 @@ from enginehouse.core.sampler import Delta, SampleRequest, SampleResponse, Timin
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 from enginehouse.core.tool_calls import ToolCall, ToolDefinition
 from enginehouse.dialects import anthropic_messages
-from enginehouse.engines.anthropic import AnthropicEngine
+from enginehouse.engines.anthropic.engine import AnthropicEngine
 
 HELLO = ChatPrompt((Message("user", "Hello!"),))
 

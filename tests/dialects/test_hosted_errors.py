@@ -72,7 +72,7 @@ CASES: list[tuple[str, int, Any, type[WireError], str]] = [
         404,
         openai("The model `gpt-0` does not exist", code="model_not_found"),
         UnknownModelError,
-        "name a model",
+        "use a model",
     ),
     (
         "openai",
@@ -158,7 +158,7 @@ CASES: list[tuple[str, int, Any, type[WireError], str]] = [
         404,
         anthropic("not_found_error", "model: claude-0"),
         UnknownModelError,
-        "name a model",
+        "use a model",
     ),
     (
         "anthropic",
@@ -232,14 +232,14 @@ CASES: list[tuple[str, int, Any, type[WireError], str]] = [
         400,
         openrouter(400, "x/y is not a valid model ID"),
         UnknownModelError,
-        "name a",
+        "use a model",
     ),
     (
         "openrouter",
         404,
         openrouter(404, "No endpoints found for x/y."),
         UnknownModelError,
-        "name a",
+        "use a model",
     ),
     (
         "openrouter",

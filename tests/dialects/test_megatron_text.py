@@ -18,7 +18,7 @@ from enginehouse.core.messages import TextPrompt, TokenPrompt
 from enginehouse.core.sampler import SampleRequest, SampleResponse, Timing
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.dialects import megatron_text
-from enginehouse.engines.megatron import MegatronEngine
+from enginehouse.engines.megatron.engine import MegatronEngine
 
 PROMPT = TextPrompt("ab c")
 REPLY: dict[str, Any] = {

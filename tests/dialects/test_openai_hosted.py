@@ -12,8 +12,8 @@ from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.sampler import SampleRequest, Timing
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.dialects.openai_hosted import OPENAI_CHAT, OPENROUTER_CHAT, HostedChat
-from enginehouse.engines.openai import OpenAIEngine
-from enginehouse.engines.openrouter import OpenRouterEngine
+from enginehouse.engines.openai.engine import OpenAIEngine
+from enginehouse.engines.openrouter.engine import OpenRouterEngine
 
 HELLO = ChatPrompt((Message("user", "Hello!"),))
 CAPABILITIES = {

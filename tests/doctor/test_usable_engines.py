@@ -12,9 +12,10 @@ import pytest
 from enginehouse.doctor.findings import Finding, Verdict
 from enginehouse.doctor.machine import Machine
 from enginehouse.doctor.usable_engines import judge_engines
+from enginehouse.engines.hf.installation import INSTALLATION as HF
 from enginehouse.engines.registry import ENGINES
 from enginehouse.processes.cpu import Cpu
-from enginehouse.provisioning.building import RECORD, Record, executable_of
+from enginehouse.provisioning.building import RECORD, Record
 from enginehouse.provisioning.description import Description
 from enginehouse.provisioning.plans import plan_environment
 
@@ -95,10 +96,10 @@ def test_what_was_provisioned_is_named(tmp_path: Path):
         found = judge_engines(GOOD, cuda=False, environments=tmp_path)
         return next(finding.says for finding in found if finding.check == "engine hf")
 
-    plan = plan_environment("hf", variant="cpu")
+    plan = plan_environment(HF, variant="cpu")
     folder = tmp_path / plan.key
     assert "can be provisioned" in says()
-    program = executable_of(folder, engine="hf")
+    program = folder / HF.program
     program.parent.mkdir(parents=True)
     program.touch()
     record = Record(

@@ -14,11 +14,11 @@ import pytest
 from tests.support.command_line import House, SharedServer
 
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.client.wire import VLLM
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 from enginehouse.engines.vllm.engine import VllmEngine
+from enginehouse.engines.vllm.wire import VLLM
 from enginehouse.evaluation.records import Record, SampleRecord
 from enginehouse.store.journal import read_journal
 from enginehouse.tasks.base import Choose

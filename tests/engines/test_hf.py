@@ -8,7 +8,7 @@ import pytest
 from enginehouse.core.errors import ConfigurationError, FlagError
 from enginehouse.core.sampler import Capability, Load
 from enginehouse.engines.base import LaunchContext, ServedEngine
-from enginehouse.engines.hf import engine as hf
+from enginehouse.engines.hf import command_line as hf
 from enginehouse.engines.hf.engine import HfEngine
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
@@ -208,7 +208,7 @@ def test_metrics_are_read():
 @pytest.mark.parametrize("variant", ["cpu", "cuda"])
 def test_its_environment_is_pinned(variant: str):
     """What the server imports is in both variants, and nothing of vLLM's."""
-    plan = plan_environment("hf", variant=variant)
+    plan = plan_environment(HfEngine.installation, variant=variant)
     lines = [line for line in plan.requirements.splitlines() if not line.startswith(("#", " "))]
     assert all(re.match(r"[a-z0-9.\-]+==[^ ;]+( ; .+)?( \\)?$", line) for line in lines)
     assert "://" not in plan.requirements

@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from tests.support.engine_logs import diagnose as diagnose_file
 
 from enginehouse.diagnosis import Diagnosis, FailureKind
 from enginehouse.engines.hf.engine import HfEngine
@@ -28,7 +29,7 @@ def diagnose(tmp_path: Path):
     def found(text: str, exit_code: int | None = 1) -> Diagnosis | None:
         log = tmp_path / "server.log"
         log.write_text(text)
-        return HfEngine().diagnose(log, exit_code=exit_code)
+        return diagnose_file(HfEngine(), log, exit_code=exit_code)
 
     return found
 
@@ -185,4 +186,4 @@ def test_being_told_to_stop_is_no_failure(diagnose):
 def test_a_log_that_says_nothing(diagnose, tmp_path: Path):
     """No diagnosis rather than a wrong one."""
     assert diagnose(READY, None) is None
-    assert HfEngine().diagnose(tmp_path / "none.log", exit_code=1) is None
+    assert diagnose_file(HfEngine(), tmp_path / "none.log", exit_code=1) is None

@@ -9,8 +9,9 @@ import pytest
 from enginehouse.core.errors import ConfigurationError, FlagError
 from enginehouse.core.sampler import Capability, Load
 from enginehouse.engines.base import LaunchContext, ServedEngine
-from enginehouse.engines.llamacpp import engine as llamacpp
-from enginehouse.engines.llamacpp.engine import AMX, LlamaCppEngine
+from enginehouse.engines.llamacpp import command_line as llamacpp
+from enginehouse.engines.llamacpp.engine import LlamaCppEngine
+from enginehouse.engines.llamacpp.quirks import AMX
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
 from enginehouse.processes.process import Command

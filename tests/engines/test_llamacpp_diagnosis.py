@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from tests.support.engine_logs import diagnose
 
 from enginehouse.diagnosis import FailureKind as K
 from enginehouse.engines.llamacpp.engine import LlamaCppEngine
@@ -23,8 +24,8 @@ RECORDED = {
     "no_such_device": (K.WRONG_VALUE, "invalid device: CUDA0", "extra_args"),
     "not_gguf": (K.MODEL_BROKEN, "no GGUF file", "git lfs pull"),
     "port_taken": (K.PORT_TAKEN, "port 18441", "leave the port out"),
-    "truncated": (K.MODEL_INCOMPLETE, "cut off", "whole"),
-    "truncated_header": (K.MODEL_INCOMPLETE, "cut off", "whole"),
+    "truncated": (K.MODEL_BROKEN, "cut off", "whole"),
+    "truncated_header": (K.MODEL_BROKEN, "cut off", "whole"),
     "unknown_arch": (K.UNSUPPORTED_MODEL, "zlama", "--engine"),
     "wrong_flag": (K.UNKNOWN_FLAG, "--nonsense", "--help"),
     "wrong_number": (K.WRONG_VALUE, "--batch-size", "extra_args"),
@@ -43,7 +44,7 @@ def test_the_first_cause_is_named(name: str):
     """Its kind, the words that matter, and what to do; the evidence is a line of the log."""
     kind, cause, fix = RECORDED[name]
     log = LOGS / f"{name}.log"
-    found = ENGINE.diagnose(log, exit_code=1)
+    found = diagnose(ENGINE, log, exit_code=1)
     assert found is not None
     assert found.kind is kind
     assert cause in found.cause
@@ -53,7 +54,7 @@ def test_the_first_cause_is_named(name: str):
 
 def test_a_server_that_was_told_to_stop_did_not_fail():
     """Its last words are no error."""
-    found = ENGINE.diagnose(LOGS / "told_to_stop.log", exit_code=0)
+    found = diagnose(ENGINE, LOGS / "told_to_stop.log", exit_code=0)
     assert found is not None
     assert found.kind is K.STOPPED
 
@@ -72,18 +73,18 @@ def test_a_silent_death_is_read_from_its_exit_code(number: int, kind: K, words: 
     """A shell's code for a signal, too; with neither, nothing is claimed."""
     log = LOGS / "killed.log"
     for code in (-number, 128 + number):
-        found = ENGINE.diagnose(log, exit_code=code)
+        found = diagnose(ENGINE, log, exit_code=code)
         assert found is not None
         assert found.kind is kind
         assert words in found.fix
-    assert ENGINE.diagnose(log, exit_code=None) is None
+    assert diagnose(ENGINE, log, exit_code=None) is None
 
 
 def test_an_unknown_error_is_quoted(tmp_path: Path):
     """No rule knows it: the first line of level E is the evidence, cut if it is endless."""
     log = tmp_path / "server.log"
     log.write_text(f"0.00.000.001 I srv  fine\n0.00.000.002 E srv  odd {'x' * 900}\n")
-    found = ENGINE.diagnose(log, exit_code=1)
+    found = diagnose(ENGINE, log, exit_code=1)
     assert found is not None
     assert found.kind is K.UNKNOWN
     assert found.evidence.startswith("srv  odd xxx")
@@ -97,9 +98,9 @@ def test_what_a_ready_server_complained_of_before_is_no_cause(tmp_path: Path):
         "0.00.000.001 E gguf_init_from_reader: failed to read magic\n"
         "0.00.000.002 I srv  llama_server: listening on http://127.0.0.1:1\n"
     )
-    assert ENGINE.diagnose(log, exit_code=1) is None
+    assert diagnose(ENGINE, log, exit_code=1) is None
 
 
 def test_no_log_says_nothing(tmp_path: Path):
     """A file that is not there is no error of ours."""
-    assert ENGINE.diagnose(tmp_path / "none.log", exit_code=1) is None
+    assert diagnose(ENGINE, tmp_path / "none.log", exit_code=1) is None

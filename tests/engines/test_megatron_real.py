@@ -22,7 +22,7 @@ from enginehouse.core.errors import BadRequestError
 from enginehouse.core.messages import TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.engines.megatron import MegatronEngine
+from enginehouse.engines.megatron.engine import MegatronEngine
 from enginehouse.provisioning.plans import find_links
 from enginehouse.testing.check_engine import check
 

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.support.engine_logs import diagnose
 
 from enginehouse.diagnosis import READ_THE_LOG, FailureKind, Surroundings, recognise
 from enginehouse.diagnosis.rules import RULES as SHARED
@@ -79,7 +80,7 @@ LINES = {
 def test_a_known_failure(name: str, expected: tuple[FailureKind, str, str]):
     """A failure's log gives its kind, its cause in words, its numbers, and the next step."""
     kind, cause, fix = expected
-    diagnosis = ENGINE.diagnose(LOGS / f"{name}.log", exit_code=-9)
+    diagnosis = diagnose(ENGINE, LOGS / f"{name}.log", exit_code=-9)
     assert diagnosis is not None
     assert diagnosis.kind is kind
     assert cause in diagnosis.cause
@@ -119,8 +120,8 @@ def test_a_request_that_was_refused_is_no_reason_for_the_end(tmp_path: Path):
         "[2026-11-21 04:30:17] The server is fired up and ready to roll!\n"
         "[2026-11-21 04:31:17] Error in request: too long\nValueError: too long\n"
     )
-    assert ENGINE.diagnose(log) is None
-    killed = ENGINE.diagnose(log, exit_code=137)
+    assert diagnose(ENGINE, log) is None
+    killed = diagnose(ENGINE, log, exit_code=137)
     assert killed is not None
     assert killed.kind is K.KILLED
 
@@ -129,13 +130,13 @@ def test_what_no_rule_knows_is_the_first_exception(tmp_path: Path):
     """An unknown failure shows its own line, cut to a readable length, and the log."""
     log = tmp_path / "server.log"
     log.write_text(f"Traceback (most recent call last):\nKeyError: {'x' * 900}\nValueError: y\n")
-    diagnosis = ENGINE.diagnose(log, exit_code=1)
+    diagnosis = diagnose(ENGINE, log, exit_code=1)
     assert diagnosis is not None
     assert diagnosis.kind is K.UNKNOWN
     assert diagnosis.cause.startswith("KeyError: x")
     assert len(diagnosis.cause) < 500
     assert diagnosis.fix == READ_THE_LOG
-    assert ENGINE.diagnose(tmp_path / "none.log") is None
+    assert diagnose(ENGINE, tmp_path / "none.log") is None
 
 
 def test_every_flag_of_an_advice_exists():

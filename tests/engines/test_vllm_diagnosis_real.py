@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.support.engine_logs import diagnose
 
 from enginehouse.diagnosis import Diagnosis, FailureKind
 from enginehouse.engines.vllm.engine import VllmEngine
@@ -38,7 +39,7 @@ def fail(environment: EngineEnvironment, *arguments: str, log: Path, **env: str)
             timeout=300,
             check=False,
         )
-    diagnosis = VllmEngine().diagnose(log, exit_code=ended.returncode)
+    diagnosis = diagnose(VllmEngine(), log, exit_code=ended.returncode)
     assert diagnosis is not None, log.read_text()
     return diagnosis
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.command_line import House, port_is_free, url_of
+from tests.support.leased_ports import free_port
 
 from enginehouse.testing.fake_environment import make_fake_environment
 
@@ -95,13 +96,3 @@ def test_a_wrong_option_is_named_with_the_nearest(house: House) -> None:
     ).end()
     assert ended.code == 2
     assert "--tensor-parallel-size" in ended.err
-
-
-def free_port() -> int:
-    """A port from the kernel."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -11,8 +11,8 @@ import pytest
 from tests.support.command_line import SharedServer
 
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.client.wire import VLLM
 from enginehouse.engines.vllm.engine import VllmEngine
+from enginehouse.engines.vllm.wire import VLLM
 
 from .conftest import SERVED
 from .snippets import AGENT_ARENA, AGENT_ARENA_WEATHER, REDBLACKBENCH, ported

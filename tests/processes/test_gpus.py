@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from enginehouse.processes import gpus
-from enginehouse.processes.gpus import cuda_of_driver, memory_by_pid, read_gpus
+from enginehouse.processes.gpus import Driver, cuda_of_driver, memory_by_pid, read_driver, read_gpus
 from enginehouse.results.activity import GpuReading
 
 GIB = 1 << 30
@@ -41,6 +41,9 @@ class FakeNvml(ModuleType):
         self.nvmlDeviceGetMemoryInfo = lambda handle: SimpleNamespace(
             used=(handle + 1) * GIB, total=141 * GIB, free=0
         )
+        self.nvmlDeviceGetCudaComputeCapability = lambda _: (9, 0)
+        self.nvmlSystemGetDriverVersion = lambda: "580.95.05"
+        self.nvmlSystemGetCudaDriverVersion_v2 = lambda: 13000
         self.nvmlDeviceGetUtilizationRates = lambda handle: SimpleNamespace(gpu=30 * handle)
 
     def nvmlInit(self) -> None:  # noqa: N802
@@ -76,6 +79,7 @@ def test_every_gpu_is_read(nvml: FakeNvml):
             used_bytes=GIB,
             total_bytes=141 * GIB,
             load=0.0,
+            capability=9.0,
         ),
         GpuReading(
             index=1,
@@ -84,6 +88,7 @@ def test_every_gpu_is_read(nvml: FakeNvml):
             used_bytes=2 * GIB,
             total_bytes=141 * GIB,
             load=0.3,
+            capability=9.0,
         ),
     )
 
@@ -178,6 +183,32 @@ def test_whose_pids_they_are(
         (tmp_path / "self/ns/pid").symlink_to(target)
     monkeypatch.setattr(gpus, "PROCESSES", tmp_path)
     assert gpus._pids_are_the_hosts() is hosts
+
+
+def test_the_driver(nvml: FakeNvml):
+    """Its version, its CUDA and its GPUs; a figure that a GPU does not have is None."""
+    nvml.nvmlDeviceGetMemoryInfo = refuse
+    driver = read_driver()
+    assert driver is not None
+    assert (driver.version, driver.cuda, driver.problem) == ("580.95.05", (13, 0), None)
+    assert [(gpu.name, gpu.total_bytes) for gpu in driver.gpus] == [("NVIDIA H200", None)] * 2
+
+
+def test_a_driver_that_does_not_answer(nvml: FakeNvml):
+    """Its own words are the problem; a driver that is not installed is none."""
+
+    def fail() -> None:
+        raise NvmlError("Driver/library version mismatch")
+
+    def missing() -> None:
+        error = NvmlError("NVML Shared Library Not Found")
+        error.value = 12  # type: ignore[attr-defined]
+        raise error
+
+    nvml.nvmlInit = fail  # type: ignore[method-assign]
+    assert read_driver() == Driver(problem="Driver/library version mismatch")
+    nvml.nvmlInit = missing  # type: ignore[method-assign]
+    assert read_driver() is None
 
 
 def test_the_driver_says_which_cuda_it_runs(nvml: FakeNvml):

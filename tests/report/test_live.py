@@ -5,9 +5,9 @@ import re
 
 import msgspec
 import pytest
-from rich.console import Console
+from tests.support.terminals import TerminalStream
 
-from enginehouse.report.live import LiveBar, PlainLines, progress_display, status_line
+from enginehouse.report.live import PlainLines, progress_display, status_line
 from enginehouse.results.summary import Progress, TaskProgress
 
 
@@ -61,10 +61,11 @@ def test_nothing_known_yet():
 def test_plain_lines_come_every_few_seconds():
     """One line at the start, then one per interval, and the last state at the end."""
     clock, stream = Clock(), io.StringIO()
-    with PlainLines(stream, interval=5.0, clock=clock) as lines:
-        for second in range(12):
-            clock.now = float(second)
-            lines(state(second))
+    lines = PlainLines(stream, interval=5.0, clock=clock)
+    for second in range(12):
+        clock.now = float(second)
+        lines.show(state(second))
+    lines.finish()
     shown = stream.getvalue().splitlines()
     assert [line.split("/")[0] for line in shown] == ["0", "5", "10", "11"]
     assert shown[0].endswith("[gsm8k 0/50, ifeval 0/1,000]")
@@ -74,23 +75,24 @@ def test_plain_lines_come_every_few_seconds():
 def test_last_line_is_not_repeated():
     """A state that was just printed is not printed again; without any, nothing is."""
     stream = io.StringIO()
-    with PlainLines(stream, clock=Clock()) as lines:
-        lines(state(1))
+    lines = PlainLines(stream, clock=Clock())
+    lines.show(state(1))
+    lines.finish()
     assert len(stream.getvalue().splitlines()) == 1
     silent = io.StringIO()
-    with PlainLines(silent, clock=Clock()):
-        pass
+    PlainLines(silent, clock=Clock()).finish()
     assert silent.getvalue() == ""
 
 
 @pytest.mark.parametrize("width", [20, 40, 80])
-def test_live_bar_draws_tasks_and_status(width):
+def test_live_bar_draws_tasks_and_status(monkeypatch, width):
     """Every task's count and the status are on the screen, however narrow."""
-    stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=width, markup=False)
-    with LiveBar(console) as bar:
-        bar(state(3))
-        bar(state(50, failed=1))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = TerminalStream()
+    with progress_display(stream) as show:
+        show(state(3))
+        show(state(50, failed=1))
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
     assert "3/50" in shown
     assert "50/50" in shown
@@ -100,24 +102,27 @@ def test_live_bar_draws_tasks_and_status(width):
 
 def test_display_is_chosen_by_the_terminal(monkeypatch):
     """A bar where the cursor can move; lines in pipes and on dumb terminals."""
-    stream = io.StringIO()
+
+    def drawn(stream: io.StringIO) -> str:
+        with progress_display(stream) as show:
+            show(state(3))
+        return stream.getvalue()
+
     monkeypatch.setenv("TERM", "xterm")
-    terminal = Console(file=stream, force_terminal=True)
-    assert isinstance(progress_display(terminal, stream), LiveBar)
-    assert isinstance(progress_display(Console(file=stream), stream), PlainLines)
+    assert "\x1b" in drawn(TerminalStream())
+    assert "\x1b" not in drawn(io.StringIO())
     monkeypatch.setenv("TERM", "dumb")
-    dumb = Console(file=stream, force_terminal=True)
-    assert isinstance(progress_display(dumb, stream), PlainLines)
+    assert "\x1b" not in drawn(TerminalStream())
 
 
-def test_bar_leaves_the_terminal_usable_after_an_error():
+def test_bar_leaves_the_terminal_usable_after_an_error(monkeypatch):
     """The cursor comes back when the run is interrupted."""
-    stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=60)
+    monkeypatch.setenv("TERM", "xterm")
+    stream = TerminalStream()
 
     def interrupted() -> None:
-        with LiveBar(console) as bar:
-            bar(state(1))
+        with progress_display(stream) as show:
+            show(state(1))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 from rich.console import Console
+from tests.support.terminals import TerminalStream
 
 from enginehouse.core.messages import ChatPrompt, Message, TokenPrompt
 from enginehouse.core.sampler import (
@@ -20,7 +21,6 @@ from enginehouse.report.terminal import (
     make_console,
     print_report,
     print_runs,
-    print_tasks,
     render_report,
     render_sample,
 )
@@ -127,12 +127,12 @@ def test_report_says_everything():
     ("dtype", "reason", "line"),
     [
         ("float32", "the CPU has none", "computed in  float32: the CPU has none"),
-        ("bfloat16", None, "computed in  bfloat16, as asked"),
+        ("bfloat16", None, "computed in  bfloat16"),
         (None, None, ""),
     ],
 )
 def test_the_number_type_and_why(dtype, reason, line):
-    """Where it was chosen or asked for; else the engine's own is not guessed."""
+    """Shown if it was chosen or requested; the engine's own choice is not guessed."""
     answered = msgspec.structs.replace(PROVENANCE, dtype=dtype, dtype_reason=reason)
     shown = text(msgspec.structs.replace(REPORT, provenance=(answered,)))
     assert ("computed in" in shown) == bool(line)
@@ -163,7 +163,7 @@ def test_figures_at_k(width):
     for part in ("pass@k", "mean@k", "best@k strict [em]", "40.0%", "21.0%", "33.0%", "none"):
         assert part in shown, part
     words = " ".join(shown.split())
-    assert "k = 4: 4 of 15 items have fewer samples with a score, and are left out" in words
+    assert "k = 4: 4 of 15 items are left out" in words
     if width == 100:
         (row,) = (line for line in shown.splitlines() if line.startswith("pass@k"))
         assert row.split()[1:] == ["10.0%", "20.0%", "40.0%"]
@@ -204,14 +204,6 @@ def test_no_escape_codes_without_a_terminal():
     assert "strict [em]" in stream.getvalue()
 
 
-class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
-
-    def isatty(self) -> bool:
-        """Yes."""
-        return True
-
-
 def test_no_color_is_obeyed(monkeypatch):
     """On a terminal colours appear unless NO_COLOR is set."""
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -219,11 +211,11 @@ def test_no_color_is_obeyed(monkeypatch):
     monkeypatch.delenv("COLORTERM", raising=False)
     runs = [RunInfo(id="r", status=RunStatus.FAILED, created=datetime(2026, 1, 2, tzinfo=UTC),
                     model="m", tasks=("a",), versions={})]  # fmt: skip
-    coloured = Terminal()
+    coloured = TerminalStream()
     print_runs(runs, file=coloured)
     assert "\x1b[31m" in coloured.getvalue()
     monkeypatch.setenv("NO_COLOR", "1")
-    plain = Terminal()
+    plain = TerminalStream()
     print_runs(runs, file=plain)
     assert "\x1b[3" not in plain.getvalue()
     assert make_console(plain).no_color
@@ -247,19 +239,6 @@ def test_list_of_runs():
     empty = io.StringIO()
     print_runs([], file=empty)
     assert "enginehouse eval" in empty.getvalue()
-
-
-def test_list_of_tasks():
-    """Name, size, licence, what correct means, and needs."""
-
-    class Facts:
-        name, size, licence, headline = "gsm8k", 1319, "MIT", "exact match"
-        needs, description = "", "grade school maths"
-
-    stream = io.StringIO()
-    print_tasks([Facts()], file=stream)
-    assert "1,319" in stream.getvalue()
-    assert "exact match" in stream.getvalue()
 
 
 VIEW = SampleView(

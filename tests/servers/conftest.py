@@ -11,6 +11,7 @@ from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.processes import tree
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
+from enginehouse.runtime.context import Context
 from enginehouse.servers import server
 from enginehouse.servers.records import ServerRecord, find_server, list_servers
 from enginehouse.servers.server import (
@@ -71,7 +72,7 @@ class Starter:
     """Start servers of the fake engine; fakes misbehave by VLLM_FAKE_… in `env`."""
 
     def __init__(self, *, model, environment, layout) -> None:
-        self.fixed = {"engine": VllmEngine(), "environment": environment, "layout": layout}
+        self.fixed = {"engine": VllmEngine(), "environment": environment}
         self.model = model
         self.layout = layout
         self.said: list[str] = []
@@ -96,7 +97,7 @@ class Starter:
     def _arguments(self, name, limits, env, options):
         return self.fixed | {
             "options": ServerOptions(env_vars=env or {}, **options),
-            "notify": self.said.append,
+            "context": Context(layout=self.layout, notify=self.said.append),
             "name": name,
             "limits": limits,
         }

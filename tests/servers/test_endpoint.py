@@ -19,7 +19,7 @@ from enginehouse.core.errors import (
     TlsError,
     UnauthorizedError,
 )
-from enginehouse.engines.anthropic import AnthropicEngine
+from enginehouse.engines.anthropic.engine import AnthropicEngine
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.servers import endpoint
 from enginehouse.servers.endpoint import Server, attach_server, curl_line

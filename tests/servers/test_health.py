@@ -9,6 +9,7 @@ import aiohttp.web
 import msgspec
 import pytest
 
+from enginehouse.engines.base import Endpoints
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.servers import health
 from enginehouse.servers.health import HealthMonitor
@@ -105,9 +106,7 @@ async def test_steps_are_a_sign_of_work(faked):
         return msgspec.structs.replace(queue(body), steps=faked.asked.count("/metrics"))
 
     signal = SimpleNamespace(path="/metrics", parse=with_steps)
-    faked.monitor._engine = SimpleNamespace(
-        health_path="/health", canary_path="/v1/completions", load_signal=signal
-    )
+    faked.monitor._engine = SimpleNamespace(endpoints=Endpoints(), load_signal=signal)
     faked.running = 3
     await state_after(faked, 1)
     faked.answers = False

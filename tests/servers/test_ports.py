@@ -4,7 +4,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import msgspec
 import pytest
@@ -12,9 +14,35 @@ import pytest
 from enginehouse.core.errors import PortError
 from enginehouse.processes.tree import identify
 from enginehouse.servers import ports
-from enginehouse.servers.ports import INTERNAL_PORTS, hand_over, is_free, lease_ports, release_ports
+from enginehouse.servers.ports import (
+    INTERNAL_PORTS,
+    hand_over,
+    is_free,
+    lease_ports,
+    live_leases,
+    release_ports,
+)
+from enginehouse.store.layout import Layout
 
 LOOPBACK = "127.0.0.1"
+# Leases six times, half a second or less after the others began, and holds the leases.
+LEASING = """
+import sys, time
+from pathlib import Path
+from enginehouse.servers.ports import INTERNAL_PORTS, lease_ports
+from enginehouse.store.layout import Layout
+
+ready, go = map(Path, sys.argv[1:])
+ready.touch()
+while not go.exists():
+    time.sleep(0.001)
+ports = []
+for number in range(6):
+    lease = lease_ports(Layout.from_environment(), host="127.0.0.1", wanted=None, name=str(number))
+    ports += [lease.port, *range(lease.internal, lease.internal + INTERNAL_PORTS)]
+print(*ports, flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -24,6 +52,15 @@ def listener():
         held.bind((LOOPBACK, 0))
         held.listen()
         yield held
+
+
+@pytest.fixture(autouse=True)
+def _give_back(layout):
+    """All homes share the ports: what a test leases goes back."""
+    yield
+    for held in live_leases(layout):
+        if held.home == str(layout.state):
+            release_ports(layout, held)
 
 
 def lease(layout, *, wanted=None, name="server", host=LOOPBACK):
@@ -41,6 +78,62 @@ def test_leases_never_overlap(layout):
     with ThreadPoolExecutor(8) as pool:
         leases = list(pool.map(lambda i: lease(layout, name=f"s{i}"), range(24)))
     assert len(set().union(*map(covered, leases))) == 24 * (INTERNAL_PORTS + 1)
+
+
+def test_two_homes_never_get_the_same_port(tmp_path):
+    """They lease at the same time, each in processes of its own, and see each other's leases."""
+    ready, go = tmp_path / "ready", tmp_path / "go"
+    ready.mkdir()
+    homes = [tmp_path / name for name in ("one", "two")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LEASING, str(ready / str(number)), str(go)],
+            env=os.environ
+            | {
+                "ENGINEHOUSE_HOME": str(homes[number % 2]),
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(4)
+    ]
+    with ExitStack() as stack:
+        for process in processes:
+            stack.enter_context(process)
+            stack.callback(process.kill)
+        while len(list(ready.iterdir())) < len(processes):
+            time.sleep(0.01)
+        go.touch()
+        ports = [int(port) for process in processes for port in process.stdout.readline().split()]
+    assert len(ports) == len(set(ports)) == 4 * 6 * (INTERNAL_PORTS + 1)
+
+
+def test_a_wanted_port_of_another_home_is_refused(tmp_path):
+    """The message says whose it is, and where it can be stopped."""
+    one, two = (
+        Layout(cache=tmp_path / name, state=tmp_path / name / "state", config=tmp_path / name)
+        for name in ("one", "two")
+    )
+    held = lease(one, name="first")
+    try:
+        with pytest.raises(PortError, match="server first") as caught:
+            lease(two, wanted=held.port)
+        assert str(one.state) in caught.value.fix
+    finally:
+        release_ports(one, held)
+
+
+def test_a_folder_of_leases_that_is_not_ours(layout, tmp_path, monkeypatch):
+    """In a folder for everybody, somebody else may have made it, or a link: it is not used."""
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "ports"
+    link.symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setattr(Layout, "ports", link)
+    with pytest.raises(PortError, match="cannot be leased"):
+        lease(layout)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_leased_ports_are_free_and_not_ephemeral(layout):

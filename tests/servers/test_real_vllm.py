@@ -11,6 +11,7 @@ import pytest
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.processes.tree import identify
+from enginehouse.runtime.context import Context
 from enginehouse.servers.records import list_servers
 from enginehouse.servers.server import attach_server, start_server
 
@@ -21,7 +22,11 @@ ENGINE = VllmEngine()
 @pytest.fixture
 def arguments(layout, vllm_environment, smollm2):
     """Real vLLM and SmolLM2, shared between tests; records and leases of this test's own."""
-    fixed = {"engine": ENGINE, "environment": vllm_environment, "layout": layout, "notify": print}
+    fixed = {
+        "engine": ENGINE,
+        "environment": vllm_environment,
+        "context": Context(layout=layout, notify=print),
+    }
     return {"model": smollm2, **fixed}
 
 

@@ -23,7 +23,7 @@ from enginehouse.core.errors import (
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.processes.tree import identify
 from enginehouse.servers import health, stopping
-from enginehouse.servers.ports import is_free, lease_ports, release_ports
+from enginehouse.servers.ports import is_free, live_leases
 from enginehouse.servers.records import ServerState, find_server, list_servers
 from enginehouse.servers.server import (
     StartLimits,
@@ -57,8 +57,10 @@ def family(pid: int) -> list[int]:
 
 
 def nothing_is_left(layout) -> bool:
-    """Whether there is neither a record nor a lease."""
-    return not list_servers(layout) and not list(layout.ports.glob("*.json"))
+    """Whether there is neither a record nor a lease, not even one of a dead process."""
+    return not list_servers(layout) and not any(
+        str(layout.state) in file.read_text() for file in layout.ports.glob("*.json")
+    )
 
 
 async def test_a_server_is_ready_and_then_gone(start, layout):
@@ -377,6 +379,7 @@ from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
+from enginehouse.runtime.context import Context
 from enginehouse.servers.server import start_server
 from enginehouse.store.layout import Layout
 
@@ -389,7 +392,7 @@ layout = Layout(cache=home / "cache", state=home / "state", config=home / "confi
 
 async def main():
     async with start_server(model, engine=VllmEngine(), environment=environment,
-                            options=ServerOptions(), layout=layout, notify=lambda _: None):
+                            options=ServerOptions(), context=Context(layout=layout)):
         print("ready", flush=True)
         await asyncio.sleep(60)
 
@@ -419,7 +422,7 @@ async def test_kill_of_the_controller_leaves_nothing(controller, layout):
     controller.kill()
     controller.wait()
     await until(lambda: not alive(status.pids))
-    assert not release_dead(layout)
+    assert [lease for lease in live_leases(layout) if lease.home == str(layout.state)] == []
     assert nothing_is_left(layout)
     assert "the process that started this server is gone" in status.record.log.read_text()
 
@@ -441,13 +444,6 @@ async def test_kill_of_controller_and_reaper_leaves_a_server_that_can_be_stopped
     await stop_server(status.record.name, layout=layout)
     assert not alive(status.pids)
     assert nothing_is_left(layout)
-
-
-def release_dead(layout) -> bool:
-    """Drop the leases of dead owners, as the next lease does; whether a live one is left."""
-    lease = lease_ports(layout, host="127.0.0.1", wanted=None, name="next")
-    release_ports(layout, lease)
-    return bool(list(layout.ports.glob("*.json")))
 
 
 async def test_ctrl_c_in_the_controller_stops_the_server(controller, layout):

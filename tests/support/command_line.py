@@ -16,14 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import psutil
 
 from enginehouse.engines.options import ServerOptions
 from enginehouse.evaluation.records import Record, SampleRecord, ScoreRecord
-from enginehouse.processes.tree import is_alive
-from enginehouse.servers.ports import PortLease
+from enginehouse.servers.ports import live_leases
 from enginehouse.store.journal import read_journal
+from enginehouse.store.layout import Layout
 
 SOURCE = Path(__file__).parents[2] / "src"
 DEADLINE = 60.0  # seconds that a condition may take to come true
@@ -217,9 +216,8 @@ class House:
         assert [(p.pid, p.cmdline()) for p in self.processes()] == []
         state = self.home / "state"
         assert list(state.glob("servers/*/server.json")) == []
-        files = state.glob("ports/*.json")
-        owners = [msgspec.json.decode(f.read_bytes(), type=PortLease).owner for f in files]
-        assert not [owner for owner in owners if is_alive(owner)]
+        layout = Layout(cache=self.home / "cache", state=state, config=self.home / "config")
+        assert [lease for lease in live_leases(layout) if lease.home == str(state)] == []
 
     def clear(self) -> None:
         """Kill whatever a failing test left behind."""

@@ -1,7 +1,8 @@
-"""The command line on a terminal of its own."""
+"""Terminals: a stream that says it is one, and the command line on a real one."""
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import sys
@@ -9,6 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.command_line import House
+
+
+class TerminalStream(io.StringIO):
+    """Text in memory that a console takes for a terminal; TERM and COLUMNS describe it."""
+
+    def isatty(self) -> bool:
+        """It is."""
+        return True
 
 
 def on_a_terminal(house: House, *words: str, typed: str = "", **env: str) -> tuple[int, str]:

@@ -199,7 +199,7 @@ def _generated(function, answers, rng: random.Random):
 
 @pytest.mark.slow
 def test_scores_are_the_originals(original, monkeypatch, tmp_path):
-    """Every item of both tasks, 40 calls each, near the answers: right and wrong are the same."""
+    """Every item of both tasks, 16 calls each, near the answers: right and wrong are the same."""
     rng = random.Random(0)
     verdicts = {True: 0, False: 0}
     for task in (SimplePython(), Multiple()):
@@ -209,14 +209,14 @@ def test_scores_are_the_originals(original, monkeypatch, tmp_path):
             tool_specs(task.ask(item).tools)
             ((expected, answers),) = item.data["answer"].items()
             function = next(f for f in item.data["functions"] if f["name"] == expected)
-            for _ in range(40):
+            for _ in range(16):
                 arguments = _generated(function, answers, rng)
                 name = expected if rng.random() < 0.97 else "other"
                 ours = _ours(function, name, arguments, answers)
                 theirs = original(function, name, arguments, answers)
                 assert ours == theirs, (item.id, name, arguments, answers)
                 verdicts[ours] += 1
-    assert min(verdicts.values()) > 3000, verdicts
+    assert min(verdicts.values()) > 1200, verdicts
 
 
 def _ours(function, name, arguments, answers) -> bool:

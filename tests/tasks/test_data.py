@@ -180,9 +180,9 @@ def test_a_gated_hub_file_needs_a_token(hub, monkeypatch):
     [
         ("hf:owner/nosuch:a.csv", "no such data set"),
         ("hf:owner/set:nosuch.csv", "no such file"),
-        ("hf:owner/set", "names no file"),
-        ("hf:set:a.csv", "names no file"),
-        ("hf:owner/set:", "names no file"),
+        ("hf:owner/set", "name a file"),
+        ("hf:set:a.csv", "name a file"),
+        ("hf:owner/set:", "name a file"),
     ],
 )
 def test_a_wrong_hub_reference_says_which_part(hub, reference, message):

@@ -17,8 +17,7 @@ import pytest
 
 import enginehouse.tasks
 from enginehouse.tasks.base import Item
-from enginehouse.tasks.instruction_checkers import CHECKERS, build_checker
-from enginehouse.tasks.instruction_checkers.short_texts import SHORT_TEXT_CHECKERS
+from enginehouse.tasks.instruction_checkers import CHECKERS, SHORT_TEXT_CHECKERS, build_checker
 from enginehouse.tasks.metrics import MEANINGS, load_metric
 from enginehouse.tasks.registry import TASKS
 from enginehouse.testing.growth import assert_linear

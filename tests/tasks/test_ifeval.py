@@ -146,7 +146,7 @@ def test_an_unreachable_hub(monkeypatch, tmp_path):
     """Offline and not in the cache: the error says so and how to go on."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DataError, match=r"(?s)google/IFEval.*give the file with `data`"):
+    with pytest.raises(DataError, match=r"(?s)google/IFEval.*pass the file with `data`"):
         IFEval().load(data=None, seed=0)
 
 

@@ -6,8 +6,7 @@ import pytest
 
 from enginehouse.core.errors import DataError
 from enginehouse.tasks.base import Generate, Measure, Outcome
-from enginehouse.tasks.instruction_checkers import CHECKERS, build_checker
-from enginehouse.tasks.instruction_checkers.short_texts import SHORT_TEXT_CHECKERS
+from enginehouse.tasks.instruction_checkers import CHECKERS, SHORT_TEXT_CHECKERS, build_checker
 from enginehouse.tasks.instructions import Instructions
 
 

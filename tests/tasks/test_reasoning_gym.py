@@ -12,6 +12,7 @@ from collections import Counter
 
 import msgspec
 import pytest
+import pytest_asyncio
 from tests.support import SUPPORT
 
 from enginehouse.core.errors import (
@@ -23,7 +24,7 @@ from enginehouse.core.errors import (
 )
 from enginehouse.evaluation.scoring_processes import ScoringProcesses
 from enginehouse.processes.sandbox import find_sandbox
-from enginehouse.tasks.base import Item, Measure, Outcome
+from enginehouse.tasks.base import Item, Measure, Outcome, Score, ScoringCall
 from enginehouse.tasks.reasoning_gym import EXECUTING, LEFT_OUT, ReasoningGym, last_tagged
 
 needed = pytest.mark.skipif(
@@ -31,10 +32,27 @@ needed = pytest.mark.skipif(
 )
 
 
+together = pytest.mark.asyncio(loop_scope="module")
+SIZE = 2  # of every data set here, so that they share the process that scores
+
+
 @pytest.fixture(scope="module")
 def task() -> ReasoningGym:
-    """Generating takes seconds (the package's import), so that once must do."""
-    return ReasoningGym("chain_sum", size=2)
+    """Importing the package takes seconds, so it is done once."""
+    return ReasoningGym("chain_sum", size=SIZE)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def score():
+    """As in the other files, with processes that all tests here share."""
+    processes = ScoringProcesses()
+
+    async def scored(task: ReasoningGym, item: Item, text: str) -> Score:
+        score = task.score_text(item, text)
+        return await processes.score(score) if isinstance(score, ScoringCall) else score
+
+    yield scored
+    await processes.close()
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +72,7 @@ def test_items_depend_on_the_seed_only():
 
 
 @needed
+@together
 async def test_the_packages_scorer_decides(task, item, score):
     """1.0 is correct; the raw score is a measure; the last tagged answer counts."""
     right = item.data["answer"]
@@ -93,11 +112,10 @@ def test_what_is_tagged(text, answer):
 
 @needed
 @pytest.mark.slow
-async def test_a_scorer_that_raises_could_not_read_the_answer(score):
+@together
+async def test_a_scorer_that_raises_could_not_read_the_answer(first_items, score):
     """Some of the package's scorers do, prime_factorization's on words for one."""
-    task = ReasoningGym("prime_factorization", size=1)
-    (item,) = task.load(data=None, seed=0).items
-    result = await score(task, item, "<answer>two and three</answer>")
+    result = await score(*first_items[RAISING], "<answer>two and three</answer>")
     assert result.outcome is Outcome.UNPARSABLE
     assert result.measures == {"score": Measure(0.0)}
     assert result.answer == "two and three"
@@ -105,15 +123,17 @@ async def test_a_scorer_that_raises_could_not_read_the_answer(score):
 
 @needed
 @pytest.mark.slow
+@together
 async def test_scoring_without_loading_first(item, score):
     """A resumed run may score with a fresh object: the item alone is enough."""
-    task = ReasoningGym("chain_sum", size=2)
+    task = ReasoningGym("chain_sum", size=SIZE)
     result = await score(task, item, f"<answer>{item.data['answer']}</answer>")
     assert result.outcome is Outcome.CORRECT
 
 
 @needed
 @pytest.mark.slow
+@together
 async def test_another_question_than_the_one_asked_is_not_scored(task, item, score):
     """Another version of the package may generate others from the same seed."""
     data = {**item.data, "question": "What is 1 + 1?"}
@@ -121,27 +141,32 @@ async def test_another_question_than_the_one_asked_is_not_scored(task, item, sco
         await score(task, Item(id=item.id, data=data), "<answer>2</answer>")
 
 
+RAISING = "prime_factorization"
+
+
 @pytest.fixture(scope="module")
-def executing() -> dict[str, tuple[ReasoningGym, Item]]:
-    """A task and its first item for every data set whose scorer evaluates answers."""
+def first_items() -> dict[str, tuple[ReasoningGym, Item]]:
+    """A task and its first item, of RAISING and of every data set that executes answers."""
     program = SUPPORT / "first_questions.py"
     done = subprocess.run(
-        [sys.executable, "-P", str(program), *sorted(EXECUTING)],
+        [sys.executable, "-P", str(program), RAISING, *sorted(EXECUTING)],
         env=os.environ | {"PYTHONHASHSEED": "0"},
         capture_output=True,
         text=True,
         check=True,
     )
     return {
-        name: (ReasoningGym(name, size=1), Item(id="0-0", data={**entry, "seed": 0, "index": 0}))
+        name: (ReasoningGym(name, size=SIZE), Item(id="0-0", data={**entry, "seed": 0, "index": 0}))
         for name, entry in json.loads(done.stdout).items()
     }
 
 
 @needed
 @pytest.mark.slow
-async def test_what_an_answer_executes_reaches_nothing(executing, score, tmp_path, monkeypatch):
+@together
+async def test_what_an_answer_executes_reaches_nothing(first_items, score, tmp_path, monkeypatch):
     """Answers that are Python: they get no file, no connection and no secret, and they end."""
+    executing = {name: first_items[name] for name in EXECUTING}
     if find_sandbox().problem:
         pytest.skip("there is no sandbox on this machine, which a run says")
     monkeypatch.setenv("HF_TOKEN", "secret-of-this-test")
@@ -186,9 +211,10 @@ async def test_what_an_answer_executes_reaches_nothing(executing, score, tmp_pat
 
 @needed
 @pytest.mark.slow
-async def test_an_answer_that_never_ends_has_a_limit(executing):
+@together
+async def test_an_answer_that_never_ends_has_a_limit(first_items):
     """The others are scored meanwhile, by processes of their own."""
-    task, item = executing["spiral_matrix"]
+    task, item = first_items["spiral_matrix"]
     calls = [
         task.score_text(item, f"<answer>{answer}</answer>")
         for answer in ("9**9**9**9", item.data["answer"])

@@ -10,7 +10,6 @@ import pytest
 from aiohttp import test_utils, web
 
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.client.wire import VLLM
 from enginehouse.core.sampler import (
     Capabilities,
     Capability,
@@ -22,6 +21,7 @@ from enginehouse.core.sampler import (
 )
 from enginehouse.engines.base import Engine
 from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.vllm.wire import VLLM
 from enginehouse.testing.check_engine import CASES, check
 from enginehouse.testing.fake_engine import running_fake_engine
 

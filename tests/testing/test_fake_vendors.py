@@ -34,11 +34,11 @@ from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.sampler import Capability, SampleRequest, SampleResponse, Timing
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 from enginehouse.core.tool_calls import ToolCall, ToolDefinition
-from enginehouse.engines.anthropic import AnthropicEngine
+from enginehouse.engines.anthropic.engine import AnthropicEngine
 from enginehouse.engines.base import RemoteEngine
-from enginehouse.engines.megatron import MegatronEngine
-from enginehouse.engines.openai import OpenAIEngine
-from enginehouse.engines.openrouter import OpenRouterEngine
+from enginehouse.engines.megatron.engine import MegatronEngine
+from enginehouse.engines.openai.engine import OpenAIEngine
+from enginehouse.engines.openrouter.engine import OpenRouterEngine
 from enginehouse.testing.check_engine import check
 from enginehouse.testing.fake_vendors import (
     FakeAnthropic,

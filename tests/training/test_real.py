@@ -17,6 +17,7 @@ import pytest
 from tests.support import SUPPORT
 from tests.support.command_line import House, SharedServer
 
+from enginehouse.engines.hf.installation import INSTALLATION as HF
 from enginehouse.evaluation.records import Record, SampleRecord
 from enginehouse.processes.gpus import read_gpus
 from enginehouse.provisioning.models import ResolvedModel
@@ -35,7 +36,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def environment(folder: Path, *, variant: str) -> Path:
     """Make it; returns its Python."""
-    plan = plan_environment("hf", version=None, variant=variant)
+    plan = plan_environment(HF, version=None, variant=variant)
     pins = folder / "pins.txt"
     pins.write_text(plan.requirements)
     links = {"UV_FIND_LINKS": plan.find_links} if plan.find_links else {}

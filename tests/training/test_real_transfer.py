@@ -21,11 +21,11 @@ from tests.support import SUPPORT
 from tests.support.changed_checkpoint import changed_checkpoint
 
 from enginehouse import SampleRequest, SampleResponse, SamplingParameters, TextPrompt
-from enginehouse.client.wire import VLLM_WEIGHTS
 from enginehouse.core.errors import WeightsError, WireError
 from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.deployment.serving import serve_until_stopped, serving
 from enginehouse.deployment.swapping import weights_info
+from enginehouse.engines.vllm.wire import VLLM_WEIGHTS
 from enginehouse.servers.server import Server
 from enginehouse.store.layout import Layout
 from enginehouse.training import WeightSender

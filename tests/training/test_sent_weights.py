@@ -16,11 +16,12 @@ from tests.support.command_line import House
 from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse import SampleRequest, SampleResponse, SamplingParameters, TextPrompt
-from enginehouse.client.wire import VLLM_WEIGHTS, InFlight
+from enginehouse.client.wire import InFlight
 from enginehouse.core.errors import WeightsError
 from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.deployment.serving import Serving, serving
 from enginehouse.deployment.swapping import weights_info
+from enginehouse.engines.vllm.wire import VLLM_WEIGHTS
 from enginehouse.store.layout import Layout
 from enginehouse.weights.checkpoint import digest_of
 from enginehouse.weights.declared import Weights

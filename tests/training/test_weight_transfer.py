@@ -23,11 +23,11 @@ from tests.support.command_line import House
 from tests.support.stand_in import Torch
 from tests.support.tiny_checkpoints import write_checkpoint
 
-from enginehouse.client.wire import VLLM_WEIGHTS
 from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.core.errors import ServerFaultError, UnknownNameError, WeightsError
 from enginehouse.deployment.configuration import parse
 from enginehouse.deployment.swapping import weights_info
+from enginehouse.engines.vllm.wire import VLLM_WEIGHTS
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import running_fake_engine
 from enginehouse.training import WeightSender

@@ -81,7 +81,7 @@ async def room(tmp_path: Path, layout: Layout) -> AsyncIterator[Room]:
                 engine.url, capabilities=ENGINE.capabilities(None), wire=ENGINE.wire, model=a
             )
         )
-        pool = AdapterPool([sampler], max_loras=4, store=AdapterStore(layout))
+        pool = AdapterPool(sampler, max_loras=4, store=AdapterStore(layout))
         yield Room(server, sampler, pool)
 
 

@@ -305,14 +305,10 @@ class TestRank:
         assert "has rank 512" in message
         assert "--max-lora-rank 512" in message
 
-    def test_the_smallest_limit_that_would_do(self, tmp_path):
-        """The flag takes few values only."""
-        assert "--max-lora-rank 64" in refusal(write_adapter(tmp_path / "a", rank=33), max_rank=16)
-
-    def test_above_any_server_s(self, tmp_path):
-        """No flag helps there."""
-        message = refusal(write_adapter(tmp_path / "a", rank=600), max_rank=16)
-        assert "at most 512" in message
+    def test_what_would_do(self, tmp_path):
+        """The flag and the rank; which values it takes is up to the engine, which checks them."""
+        message = refusal(write_adapter(tmp_path / "a", rank=33), max_rank=16)
+        assert "--max-lora-rank 33" in message
         assert "--max-lora-rank" not in message
 
     @pytest.mark.parametrize("declared", [2, 8])

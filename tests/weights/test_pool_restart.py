@@ -56,7 +56,7 @@ async def test_killed_under_requests_for_adapters(house: House, tmp_path: Path, 
     async with serving(
         config, layout=layout, notify=print, concurrency=8, on_incident=incidents.append
     ) as ready:
-        pool = AdapterPool([ready.sampler], max_loras=places, store=AdapterStore(layout))
+        pool = AdapterPool(ready.sampler, max_loras=places, store=AdapterStore(layout))
         ready.after_restart(pool.restore)
         aliases = ("a", "b", "c", "d")
 

@@ -14,15 +14,15 @@ import pytest
 from tests.support.derived_adapters import derive, pickled, scaled, variant
 
 from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.stack import ServerLayers
 from enginehouse.core.errors import AdapterError, UnknownModelError
 from enginehouse.core.messages import ChatPrompt, Message, TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.deployment.serving import turns_for
+from enginehouse.deployment.serving import exclusive_requests
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.provisioning.models import ResolvedModel
-from enginehouse.servers.server import start_server
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import checkpoint_shapes
 from enginehouse.weights.pool import AdapterPool
@@ -64,14 +64,14 @@ def served(lora_vllm, vllm_environment, smollm2) -> Served:
 @pytest.fixture
 async def sampler(served) -> AsyncIterator[HTTPSampler]:
     """What asks the server, and leaves it without adapters."""
-    turns = turns_for(served.quirks)
-    assert turns, "prompt log-probabilities are asked for by themselves here"
+    shared = ServerLayers(exclusive=exclusive_requests(served.quirks))
+    assert shared.exclusive, "prompt log-probabilities are asked for by themselves here"
     async with HTTPSampler(
         served.url,
         capabilities=ENGINE.capabilities(None),
         wire=ENGINE.wire,
         admin_key=served.admin_key,
-        turns=turns,
+        shared=shared,
     ) as made:
         yield made
         for name in set(await made.models()) - {"smollm2"}:
@@ -83,7 +83,7 @@ def pool(served, sampler, tmp_path) -> AdapterPool:
     """A pool that knows what the server takes."""
     home = Layout(cache=tmp_path / "cache", state=tmp_path / "state", config=tmp_path / "config")
     return AdapterPool(
-        [sampler],
+        sampler,
         max_loras=PLACES,
         store=AdapterStore(home),
         base=checkpoint_shapes(Path(served.model.path)),
@@ -325,61 +325,6 @@ def narrowed(made):
     """Rank 1 of what had more."""
     for name, values in made.items():
         made[name] = values[:1] if "lora_A" in name else values[:, :1] * 4
-
-
-class Counted(HTTPSampler):
-    """Counts what is asked of it."""
-
-    asked = 0
-
-    async def sample(self, request):
-        """Ask once."""
-        self.asked += 1
-        return await super().sample(request)
-
-
-async def test_on_two_servers_or_on_none(served, sampler, vllm_environment, trained, tmp_path):
-    """Both load and prove it, and share the requests; one that the second refuses is on neither."""
-    options = served.options.model_copy(update={"max_lora_rank": 1})
-    shared = Layout.from_environment()
-    layout = Layout(cache=shared.cache, state=tmp_path / "servers", config=shared.config)
-    async with (
-        start_server(
-            served.model,
-            engine=ENGINE,
-            environment=vllm_environment,
-            options=options,
-            layout=layout,
-            notify=print,
-        ) as second,
-        Counted(
-            second.server.base_url,
-            capabilities=ENGINE.capabilities(second.server.version),
-            wire=ENGINE.wire,
-            admin_key=second.server.admin_key,
-            turns=turns_for(served.quirks),
-        ) as other,
-    ):
-        home = Layout(cache=tmp_path / "cache", state=tmp_path / "state", config=tmp_path)
-        both = AdapterPool([sampler, other], max_loras=PLACES, store=AdapterStore(home))
-        with pytest.raises(AdapterError, match="refused the adapter vote; it is loaded on none"):
-            await both.load("vote", trained)
-        assert await sampler.models() == await other.models() == ("smollm2",)
-        loaded = await both.load(
-            "narrow", derive(trained, tmp_path / "narrow", narrowed, r=1), prove=True
-        )
-        assert loaded.effect is not None
-        assert loaded.model in await sampler.models()
-        assert loaded.model in await other.models()
-        alone = AdapterPool([sampler], max_loras=PLACES, store=AdapterStore(home))
-        await alone.register("narrow", tmp_path / "narrow")
-        expected = await said(alone, "narrow")
-        assert expected != await said(alone)
-        before = other.asked
-        assert set(await asyncio.gather(*(said(both, "narrow") for _ in range(8)))) == {expected}
-        assert other.asked - before == 4
-        await both.unload("narrow")
-        assert await sampler.models() == await other.models() == ("smollm2",)
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:

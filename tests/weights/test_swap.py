@@ -15,6 +15,7 @@ import pytest
 from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.stack import ServerLayers
 from enginehouse.client.wire import InFlight
 from enginehouse.core.errors import ModelError, UnsupportedError, WeightsError
 from enginehouse.core.messages import TextPrompt
@@ -27,7 +28,7 @@ from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import running_fake_engine
 from enginehouse.weights.checkpoint import digest_of
 from enginehouse.weights.declared import Weights, read_declaration
-from enginehouse.weights.gate import Gate
+from enginehouse.weights.gate import SwapGate
 from enginehouse.weights.swap import WeightSwapper
 
 pytestmark = pytest.mark.slow
@@ -113,7 +114,7 @@ def room(tmp_path: Path, layout: Layout):
         a = write_checkpoint(tmp_path / "a", seed=1)
         b = write_checkpoint(tmp_path / "b", seed=2)
         started = Weights(path=a, digest=digest_of(a, layout=layout))
-        gate = Gate(started.digest)
+        gate = SwapGate(started.digest)
         file = tmp_path / "server" / "weights.json"
         async with AsyncExitStack() as stack:
             engine = await stack.enter_async_context(
@@ -130,7 +131,7 @@ def room(tmp_path: Path, layout: Layout):
                 **options,
             )
             sampler = HTTPSampler(
-                engine.url, capabilities=ENGINE.capabilities(None), deliver=gate.deliver
+                engine.url, capabilities=ENGINE.capabilities(None), shared=ServerLayers(gate=gate)
             )
             await stack.enter_async_context(swapper)
             await stack.enter_async_context(sampler)

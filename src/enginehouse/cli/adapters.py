@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 adapters = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 ServerArgument = Annotated[
-    str, typer.Argument(help="A name that `enginehouse ps` lists, or a server's address.")
+    str, typer.Argument(help="A server's name, as `enginehouse ps` lists it, or its address.")
 ]
 ProveOption = Annotated[
     str,
     typer.Option(
         "--prove",
-        help="effect: it changes log-probabilities; peft: and they are PEFT's own; none.",
+        help="effect: the adapter changes log-probabilities; "
+        "peft: they also agree with PEFT's; none: do not check.",
     ),
 ]
 T = TypeVar("T")
@@ -33,7 +34,9 @@ T = TypeVar("T")
 @adapters.command()
 def load(
     server: ServerArgument,
-    adapter: Annotated[str, typer.Argument(help="NAME=FOLDER, or a folder, whose name it gets.")],
+    adapter: Annotated[
+        str, typer.Argument(help="NAME=FOLDER, or a folder, whose name becomes the adapter's.")
+    ],
     *,
     prove: ProveOption = "effect",
     json: JsonOption = False,
@@ -46,24 +49,24 @@ def load(
     from enginehouse.weights.pool import alias_of
 
     alias = alias_of(path)
-    if "=" in adapter and not path.is_dir():  # which may have one in its name
+    if "=" in adapter and not path.is_dir():  # a folder's own name may contain "="
         alias, _, folder = adapter.partition("=")
         path = Path(folder)
-    done = _with(server, console, lambda it: it.load(alias, path, proof=proof))
-    console.result(done, text=lambda: _print(done, console))
+    loaded = _run(server, console, lambda adapters: adapters.load(alias, path, proof=proof))
+    console.result(loaded, text=lambda: _print(loaded, console))
 
 
 @adapters.command("list")
 def list_(server: ServerArgument, *, json: JsonOption = False) -> None:
-    """List the adapters that a server has."""
+    """List a server's adapters."""
     console = Console(json=json)
-    found = _with(server, console, lambda it: it.list())
+    loaded = _run(server, console, lambda adapters: adapters.list())
 
     def text() -> None:
-        for one in found:
-            console.say(f"{one.model}  {one.path or ''}")
+        for adapter in loaded:
+            console.say(f"{adapter.model}  {adapter.path or ''}")
 
-    console.result(found, text=text)
+    console.result(loaded, text=text)
 
 
 @adapters.command()
@@ -75,7 +78,7 @@ def unload(
 ) -> None:
     """Unload an adapter."""
     console = Console(json=json)
-    gone = _with(server, console, lambda it: it.unload(name))
+    gone = _run(server, console, lambda adapters: adapters.unload(name))
     console.result(gone, text=lambda: console.say(f"unloaded {', '.join(a.model for a in gone)}"))
 
 
@@ -89,20 +92,20 @@ def verify(
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Check that an adapter's content is what was loaded, and that it has an effect."""
+    """Check that an adapter is still what was loaded, and that it has an effect."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
     proof = _proof(prove)
-    done = _with(server, console, lambda it: it.verify(name, proof=proof))
-    console.result(done, text=lambda: _print(done, console))
+    verified = _run(server, console, lambda adapters: adapters.verify(name, proof=proof))
+    console.result(verified, text=lambda: _print(verified, console))
 
 
-def _with(server: str, console: Console, work: Callable[[Adapters], Awaitable[T]]) -> T:
+def _run(server: str, console: Console, work: Callable[[Adapters], Awaitable[T]]) -> T:
     from enginehouse.deployment.adapters import adapters_of
 
     async def run() -> T:
         layout = Layout.from_environment()
-        async with adapters_of(server, layout=layout, notify=console.note) as its:
-            return await work(its)
+        async with adapters_of(server, layout=layout, notify=console.note) as adapters:
+            return await work(adapters)
 
     return run_async(run())
 
@@ -114,16 +117,16 @@ def _proof(given: str) -> Proof:
     raise UnknownNameError("proof", given, ["none", "effect", "peft"])
 
 
-def _print(done: ProvenAdapter, console: Console) -> None:
-    console.say(f"model:  {done.adapter.model}")
-    console.say(f"digest: {done.adapter.digest}")
-    if done.effect is not None:
+def _print(proven: ProvenAdapter, console: Console) -> None:
+    console.say(f"model:  {proven.adapter.model}")
+    console.say(f"digest: {proven.adapter.digest}")
+    if (effect := proven.effect) is not None:
         console.say(
-            f"effect: {done.effect.mean_difference:.3g} nats a token from the base, "
-            f"{done.effect.largest_difference:.3g} at most"
+            f"effect: on average {effect.mean_difference:.3g} nats per token from the base model, "
+            f"at most {effect.largest_difference:.3g}"
         )
-    if done.parity is not None:
+    if (parity := proven.parity) is not None:
         console.say(
-            f"peft:   {done.parity.mean:.3g} nats a token from PEFT's own values, "
-            f"{done.parity.largest:.3g} at most"
+            f"peft:   on average {parity.mean:.3g} nats per token from PEFT's own values, "
+            f"at most {parity.largest:.3g}"
         )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
+from enginehouse.core.errors import FlagError
 from enginehouse.core.registry import load_object
 
 
 @dataclass(frozen=True)
 class CommandEntry:
-    """A command (or group of commands) and what the list of commands says about it."""
+    """A command (or a group of commands), and how the list of commands describes it."""
 
     target: str
     help: str
@@ -21,63 +24,73 @@ class CommandEntry:
 
 COMMANDS = {
     "eval": CommandEntry("enginehouse.cli.evaluate:evaluate", "Evaluate a model on tasks."),
-    "resume": CommandEntry("enginehouse.cli.evaluate:resume", "Ask what a run has not asked yet."),
+    "resume": CommandEntry("enginehouse.cli.evaluate:resume", "Continue an interrupted run."),
     "rescore": CommandEntry(
-        "enginehouse.cli.evaluate:rescore", "Score a run's answers again; nothing is asked."
+        "enginehouse.cli.evaluate:rescore", "Score a run's stored answers again."
     ),
     "runs": CommandEntry("enginehouse.cli.runs:runs", "List evaluation runs."),
     "show": CommandEntry(
         "enginehouse.cli.runs:show", "Show a run's report, or one of its samples."
     ),
-    "compare": CommandEntry(
-        "enginehouse.cli.compare:compare", "Compare two runs on the same items."
-    ),
+    "compare": CommandEntry("enginehouse.cli.compare:compare", "Compare two runs item by item."),
     "watch": CommandEntry(
         "enginehouse.cli.watch:watch", "Evaluate checkpoints and adapters as they appear."
     ),
-    "tasks": CommandEntry("enginehouse.cli.tasks:tasks", "List the tasks and what they need."),
+    "tasks": CommandEntry(
+        "enginehouse.cli.tasks:tasks", "List the tasks and what each of them needs."
+    ),
     "serve": CommandEntry(
-        "enginehouse.cli.serve:serve", "Serve a model until Ctrl-C, or detached."
+        "enginehouse.cli.serve:serve", "Serve a model until Ctrl-C, or in the background."
     ),
     "ps": CommandEntry("enginehouse.cli.servers:ps", "List servers."),
     "logs": CommandEntry("enginehouse.cli.servers:logs", "Print a server's log."),
-    "stop": CommandEntry("enginehouse.cli.servers:stop", "Stop a server and prove it."),
+    "stop": CommandEntry("enginehouse.cli.servers:stop", "Stop a server."),
     "adapters": CommandEntry(
-        "enginehouse.cli.adapters:adapters", "Load, list, unload, verify a server's adapters."
+        "enginehouse.cli.adapters:adapters", "Load, list, unload or verify a server's adapters."
     ),
     "weights": CommandEntry(
-        "enginehouse.cli.weights:weights", "Swap a running server's weights; say which it has."
+        "enginehouse.cli.weights:weights", "Swap or inspect a running server's weights."
     ),
-    "top": CommandEntry("enginehouse.cli.top:top", "Watch what every server does."),
+    "top": CommandEntry("enginehouse.cli.top:top", "Watch the activity of every server."),
     "bench": CommandEntry("enginehouse.cli.bench:bench", "Measure a server under load."),
-    "check": CommandEntry(
-        "enginehouse.cli.check:check", "Try everything that a server should do, once."
-    ),
+    "check": CommandEntry("enginehouse.cli.check:check", "Try every feature of a server once."),
     "parity": CommandEntry(
         "enginehouse.cli.parity:parity",
-        "Compare the engine's log-probabilities with transformers'.",
+        "Compare the engine's log-probabilities with those of transformers.",
     ),
     "chat": CommandEntry("enginehouse.cli.chat:chat", "Talk to a model in the terminal."),
     "sample": CommandEntry("enginehouse.cli.sample:sample", "Sample answers to a file of prompts."),
     "engines": CommandEntry("enginehouse.cli.engines:engines", "List what each engine can do."),
     "install": CommandEntry("enginehouse.cli.install:install", "Build an engine environment."),
-    "doctor": CommandEntry(
-        "enginehouse.cli.doctor:doctor", "Check this machine before anything fails."
-    ),
+    "doctor": CommandEntry("enginehouse.cli.doctor:doctor", "Check this machine for problems."),
     "diagnose": CommandEntry(
-        "enginehouse.cli.diagnose:diagnose", "Say from an engine's log why it failed."
+        "enginehouse.cli.diagnose:diagnose", "Explain from an engine's log why it failed."
     ),
     "envs": CommandEntry("enginehouse.cli.install:envs", "List or remove engine environments."),
 }
 
 
+class _Command(TyperCommand):
+    """A command that explains an engine's flag which is given as an option but no longer exists."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {flag for option in self.params for flag in (*option.opts, *option.secondary_opts)}
+        for flag in {argument.partition("=")[0] for argument in args} - known:
+            if flag.startswith("--"):
+                from enginehouse.engines.vllm.history import REMOVED_FLAGS
+
+                if flag in REMOVED_FLAGS:
+                    raise FlagError(f"vllm no longer has {flag}", fix=REMOVED_FLAGS[flag])
+        return super().parse_args(ctx, args)
+
+
 def build_app(arguments: Sequence[str]) -> typer.Typer:
-    """The application; of its commands, only the one that `arguments` call is really there."""
+    """The application. Of its commands, only the one that `arguments` call can be run."""
     app = typer.Typer(
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        help="Runs LLM inference engines and evaluates the models they serve.",
+        help="Run LLM inference engines and evaluate the models they serve.",
         epilog="Exit codes and errors: docs/errors.md",
     )
     app.callback()(_options)
@@ -88,12 +101,12 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name, help=entry.help)
         else:
-            app.command(name, help=entry.help)(command)
+            app.command(name, help=entry.help, cls=_Command)(command)
     return app
 
 
 def _stub() -> None:
-    """Stand for a command that was not called."""
+    """Takes the place of a command that was not called."""
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 (typer calls it)
@@ -110,4 +123,4 @@ def _options(
         False, "--version", help="Print the version.", is_eager=True, callback=_print_version
     ),
 ) -> None:
-    """Take the options that stand before a command."""
+    """Take the options that precede a command."""

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from enginehouse.bench.configuration import BenchConfig
 from enginehouse.cli.console import Console, run_async
-from enginehouse.cli.options import (
-    ConfigOption,
-    JsonOption,
-    QuietOption,
-    VerboseOption,
-    with_config_options,
-)
-from enginehouse.deployment.configuration import merged, parse, read_yaml
+from enginehouse.cli.options import Given, with_config_options
 from enginehouse.store.layout import Layout
 
 
 @with_config_options(BenchConfig)
-def bench(
-    *,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    given: dict[str, Any],
-) -> None:
-    """Measure a model that is served for it, or the server at a URL, under load."""
-    console = Console(json=json, verbose=verbose, quiet=quiet)
-    values = merged(read_yaml(config) if config else {}, given)
-    settings = parse(BenchConfig, values, origin=str(config or "the command line"))
-    layout = Layout.from_environment()
+def bench(*, given: Given[BenchConfig], console: Console) -> None:
+    """Measure throughput and latency under load, of a model or of the server at a URL."""
+    settings = given.settings()
     from enginehouse.commands.bench import require_answers, run_benchmark
     from enginehouse.report.benchmark_table import print_benchmark
 
+    layout = Layout.from_environment()
     benchmark = run_async(run_benchmark(settings, layout=layout, notify=console.note))
-
     console.result(benchmark, text=lambda: print_benchmark(benchmark))
-
     require_answers(benchmark, max_failed=settings.max_failed)

@@ -6,20 +6,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from enginehouse.cli.console import Console, Interrupted
-from enginehouse.cli.options import (
-    ConfigOption,
-    QuietOption,
-    VerboseOption,
-    with_config_options,
-)
+from enginehouse.cli.options import Given, with_config_options
 from enginehouse.commands.configuration import ChatConfig
 from enginehouse.core.errors import UnauthorizedError, WireError
-from enginehouse.deployment.configuration import merged, parse, read_yaml
 from enginehouse.report.visible_text import write_plain, write_text
 from enginehouse.store.layout import Layout
 
@@ -28,24 +22,14 @@ if TYPE_CHECKING:
     from enginehouse.deployment.serving import Serving
     from enginehouse.facades.blocking import Held
 
-_HINT = "/reset begins anew, /exit or Ctrl-D ends; Ctrl-C stops an answer, or ends at the prompt"
 
+@with_config_options(ChatConfig, json=False)
+def chat(*, given: Given[ChatConfig], console: Console) -> None:
+    """Talk to a model in the terminal, or line by line with messages on standard input.
 
-@with_config_options(ChatConfig)
-def chat(
-    *,
-    config: ConfigOption = None,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    given: dict[str, Any],
-) -> None:
-    """Talk to a model in the terminal; or line by line, with messages on standard input.
-
-    /reset begins anew, /exit ends. Ctrl-C stops an answer, or ends at the prompt.
+    /reset starts a new conversation, /exit quits. Ctrl-C stops an answer, or quits at the prompt.
     """
-    console = Console(verbose=verbose, quiet=quiet)
-    values = merged(read_yaml(config) if config else {}, given)
-    settings = parse(ChatConfig, values, origin=str(config or "the command line"))
+    settings = given.settings()
     layout = Layout.from_environment()
     from enginehouse.deployment.asking import asking
     from enginehouse.facades.blocking import Held
@@ -57,7 +41,8 @@ def chat(
         try:
             failure = _Talk(held, settings, console).run()
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):  # the server is stopped in order
+            # From here on the server is being stopped, which a second signal must not cut short.
+            for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
             held.close()
     if failure is not None:
@@ -70,17 +55,20 @@ class _Talk:
     def __init__(self, held: Held[Serving], settings: ChatConfig, console: Console) -> None:
         self._held = held
         self._console = console
-        self._conversation = held.call(lambda ready: _begun(ready, settings))
+        self._conversation = held.call(lambda ready: _begin(ready, settings))
         self._max_tokens = settings.max_tokens
         self._terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self._failure: WireError | None = None
 
     def run(self) -> WireError | None:
-        """Answer every message; the last failure where nobody sat there to see it."""
+        """Answer every message. Without a terminal, returns the last failure."""
         if self._terminal:
             import readline  # noqa: F401 - gives input() its editing
 
-            self._console.note(_HINT)
+            self._console.note(
+                "/reset starts a new conversation, /exit or Ctrl-D quits; "
+                "Ctrl-C stops an answer, or quits at the prompt"
+            )
         for line in self._lines():
             text = line.strip()
             if text == "/exit":
@@ -100,54 +88,54 @@ class _Talk:
             try:
                 line = input("> ")
             except EOFError:
-                write_plain(sys.stdout, "\n")  # the shell's prompt begins on a line of its own
+                write_plain(sys.stdout, "\n")  # the shell's prompt starts on a new line
                 return
             yield line
 
     def _answer(self, text: str) -> None:
-        shown = _Shown()
+        screen = _AnswerOnScreen()
         try:
-            answer = self._held.call(lambda _: self._conversation.answer(text, show=shown.show))
+            answer = self._held.call(lambda _: self._conversation.answer(text, show=screen.show))
         except KeyboardInterrupt:
-            shown.end()
+            screen.end()
             if not self._terminal:
                 raise
             self._console.note("stopped; the answer so far is part of the conversation")
         except UnauthorizedError:
             raise
         except WireError as error:
-            shown.end()
+            screen.end()
             self._failure = error
             self._console.note(f"error: {error}")
         else:
-            shown.end(always=True)
+            screen.end(always=True)
             if answer.cut_off:
                 self._console.note(
                     f"cut off after {self._max_tokens} tokens; --max-tokens allows more"
                 )
 
 
-class _Shown:
-    """An answer on the screen; once it is ended, pieces that are still under way are not shown."""
+class _AnswerOnScreen:
+    """Prints an answer as it arrives. Pieces that arrive after `end` are dropped."""
 
     def __init__(self) -> None:
-        self._begun = self._ended = False
-        # A program that reads the answers gets them as they are.
+        self._began = self._ended = False
+        # A program that reads the answers gets them unchanged.
         self._write = write_text if sys.stdout.isatty() else write_plain
 
     def show(self, piece: str) -> None:
         if not self._ended:
-            self._begun = True
+            self._began = True
             self._write(sys.stdout, piece)
 
     def end(self, *, always: bool = False) -> None:
-        """End the line; `always` also that of an empty answer."""
+        """End the line; with `always` even that of an empty answer."""
         self._ended = True
-        if self._begun or always:
+        if self._began or always:
             self._write(sys.stdout, "\n")
 
 
-async def _begun(ready: Serving, settings: ChatConfig) -> Conversation:
+async def _begin(ready: Serving, settings: ChatConfig) -> Conversation:
     from enginehouse.commands.chat import Conversation
 
     return Conversation(ready.sampler, settings)
@@ -155,7 +143,7 @@ async def _begun(ready: Serving, settings: ChatConfig) -> Conversation:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, SIGTERM ends; either way as other commands end."""
+    """Ctrl-C raises KeyboardInterrupt inside the block; both signals raise Interrupted outside."""
 
     def terminate(number: int, _: object) -> NoReturn:
         raise Interrupted(number)

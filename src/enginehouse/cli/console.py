@@ -1,22 +1,26 @@
-"""What a command says: results on standard output, everything else on standard error.
+"""What a command prints: results on standard output, everything else on standard error.
 
-Text is shown as `visible` has it, wherever it came from and wherever it goes.
+Control characters are escaped, whatever the text's origin and destination: see `visible`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from enginehouse.core.errors import EnginehouseError
 from enginehouse.report.visible_text import visible_json, write_plain, write_text
+
+if TYPE_CHECKING:
+    from enginehouse.results.summary import Progress
 
 Result = TypeVar("Result")
 
 
 class Console:
-    """Quiet says results and errors only, verbose adds tracebacks, json is for programs."""
+    """`quiet` leaves results and errors only, `verbose` adds tracebacks, `json` is for programs."""
 
     def __init__(self, *, json: bool = False, verbose: bool = False, quiet: bool = False) -> None:
         self.json = json
@@ -24,31 +28,38 @@ class Console:
         self.quiet = quiet
 
     def note(self, message: str) -> None:
-        """One line about what is going on."""
+        """Print a line about what is going on."""
         if not self.quiet:
             write_text(sys.stderr, message + "\n")
-
-    def result(self, value: Any, *, text: Callable[[], None]) -> None:
-        """Print `value` as JSON with --json, else call `text`."""
-        if self.json:
-            self.data(value)
-        else:
-            text()
-
-    def data(self, value: Any) -> None:
-        """Print `value` as one JSON document."""
-        import msgspec
-
-        encoded = msgspec.json.format(msgspec.json.encode(value, enc_hook=str))
-        write_plain(sys.stdout, visible_json(encoded.decode()) + "\n")
 
     def say(self, message: str) -> None:
         """Print a line of the result."""
         write_text(sys.stdout, message + "\n")
 
+    def result(self, value: Any, *, text: Callable[[], None]) -> None:
+        """Print `value` as one JSON document with --json; otherwise call `text`."""
+        if not self.json:
+            text()
+            return
+        import msgspec
+
+        encoded = msgspec.json.format(msgspec.json.encode(value, enc_hook=str))
+        write_plain(sys.stdout, visible_json(encoded.decode()) + "\n")
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[Progress], None]]:
+        """What shows the progress of a run on standard error inside the block."""
+        if self.quiet:
+            yield lambda _: None
+            return
+        from enginehouse.report.live import progress_display
+
+        with progress_display(sys.stderr) as show:
+            yield show
+
 
 def show_error(error: EnginehouseError, *, verbose: bool) -> int:
-    """Print what happened on standard error, and give the exit code for it."""
+    """Print what happened on standard error; returns the exit code."""
     if verbose:
         show_traceback()
     write_text(sys.stderr, f"error: {error}\n")
@@ -63,7 +74,10 @@ def show_traceback() -> None:
 
 
 def run_async(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run to the end on uvloop where there is one; Ctrl-C and SIGTERM cancel it in order."""
+    """Run `work`, on uvloop if it is installed. Ctrl-C and SIGTERM cancel it, which may clean up.
+
+    Raises Interrupted after such a signal.
+    """
     import asyncio
     import signal
 
@@ -93,7 +107,7 @@ def run_async(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 class Interrupted(BaseException):
-    """A signal ended the command; everything that it had started has been stopped."""
+    """A signal ended the command; everything it had started has been stopped."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

@@ -15,21 +15,26 @@ if TYPE_CHECKING:
 
 
 def diagnose(
-    log: Annotated[Path, typer.Argument(metavar="FILE|-", help="The log, or - for a pipe.")],
+    log: Annotated[
+        Path, typer.Argument(metavar="FILE|-", help="The log file, or - to read standard input.")
+    ],
     *,
     engine: Annotated[
         str | None,
-        typer.Option("--engine", help="The engine that wrote the log; recognised if not given."),
+        typer.Option(
+            "--engine", help="The engine that wrote the log; by default it is recognised."
+        ),
     ] = None,
     exit_code: Annotated[
         int | None,
-        typer.Option("--exit-code", help="The engine's exit code: -9 or 137 for SIGKILL."),
+        typer.Option("--exit-code", help="The engine's exit code; -9 or 137 for SIGKILL."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say from an engine's log, wherever it comes from, why it failed and what to do.
+    """Explain from an engine's log why the engine failed and what to do about it.
 
-    Status 0 also where the log says nothing; kinds are listed in docs/errors.md.
+    Exits with status 0 even if the log says nothing about a failure. docs/errors.md lists the
+    kinds of failure.
     """
     console = Console(json=json)
     from enginehouse.commands.diagnose import diagnose_file
@@ -42,7 +47,7 @@ def _print(report: LogReport, console: Console) -> None:
     engine = report.engine or "unknown engine"
     if report.kind is None:
         console.say(f"{engine}: the log says nothing about a failure")
-        console.say("  next: give the whole log, from its start, and --exit-code if it is known")
+        console.say("  next: pass the whole log, from its start, and --exit-code if you know it")
         return
     console.say(f"{engine}: {report.kind}{' (a guess)' if report.guess else ''}")
     console.say(f"  why:  {report.cause}")

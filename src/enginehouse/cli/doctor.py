@@ -22,13 +22,13 @@ def doctor(
     *,
     python: Annotated[
         Path | None,
-        typer.Option("--python", help="The Python of an existing engine environment to check."),
+        typer.Option("--python", help="Also check the engine environment of this Python."),
     ] = None,
     version: VersionOption = None,
     variant: VariantOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Check this machine before anything fails; status 3 if there is a problem.
+    """Check this machine for problems. Exits with status 3 if there is one.
 
     Builds nothing and does not use the network.
     """
@@ -46,13 +46,13 @@ def doctor(
 
 
 def _print(findings: Sequence[Finding], console: Console) -> None:
+    from enginehouse.doctor.findings import Verdict
+
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
         console.say(f"{finding.verdict:<7}  {finding.check:<{width}}  {finding.says}")
         if finding.fix:
             console.say(f"{'':<7}  {'':<{width}}  next: {finding.fix}")
     counts = Counter(finding.verdict for finding in findings)
-    from enginehouse.doctor.findings import Verdict
-
-    told = (f"{kind}s: {counts[kind]}" for kind in (Verdict.PROBLEM, Verdict.WARNING))
-    console.say(f"checks: {len(findings)}, {', '.join(told)}")
+    totals = (f"{kind}s: {counts[kind]}" for kind in (Verdict.PROBLEM, Verdict.WARNING))
+    console.say(f"checks: {len(findings)}, {', '.join(totals)}")

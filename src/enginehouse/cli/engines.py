@@ -7,10 +7,10 @@ from enginehouse.cli.options import JsonOption
 
 
 def engines(*, json: JsonOption = False) -> None:
-    """List what each engine can do, as its code declares it."""
+    """List what each engine can do."""
     from enginehouse.commands.engines import engine_facts
     from enginehouse.report.engine_table import print_engines
 
-    found = engine_facts()
-
-    Console(json=json).result(found, text=lambda: print_engines(found))
+    console = Console(json=json)
+    facts = engine_facts(notify=console.note)
+    console.result(facts, text=lambda: print_engines(facts))

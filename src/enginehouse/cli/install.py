@@ -14,6 +14,7 @@ from enginehouse.cli.options import (
     VerboseOption,
     VersionOption,
 )
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 envs = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
@@ -21,42 +22,37 @@ envs = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 def install(
     engine: Annotated[
-        str, typer.Argument(help="The engine: vllm, hf, llamacpp or sglang.")
+        str, typer.Argument(help="An engine that runs here; `enginehouse engines` lists them.")
     ] = "vllm",
     *,
     variant: VariantOption = None,
     version: VersionOption = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Print what would be built; build nothing.")
-    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Only print what would be built.")] = False,
     json: JsonOption = False,
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Build an isolated environment for an engine; nothing happens if it is there."""
+    """Build an isolated environment for an engine, unless it exists already."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
     layout = Layout.from_environment()
+    from enginehouse.engines.registry import load_served_engine
     from enginehouse.provisioning.environments import ensure_environment
     from enginehouse.provisioning.versions import find_plan
 
-    planned = run_async(
-        find_plan(engine, version=version, variant=variant, layout=layout, notify=console.note)
-    )
+    context = Context(layout=layout, notify=console.note)
+    installation = load_served_engine(engine).installation
+    planned = run_async(find_plan(installation, version=version, variant=variant, context=context))
     if plan:
         console.result(planned, text=lambda: console.say(planned.describe()))
         return
 
-    built = run_async(ensure_environment(planned, layout=layout, notify=console.note))
+    built = run_async(ensure_environment(planned, installation=installation, context=context))
     summary = {"key": built.key, "executable": str(built.executable), "version": built.version}
     console.result(summary, text=lambda: console.say(f"{built.key}: {built.executable}"))
 
 
 @envs.callback()
-def list_all(
-    context: typer.Context,
-    *,
-    json: JsonOption = False,
-) -> None:
+def list_all(context: typer.Context, *, json: JsonOption = False) -> None:
     """List engine environments."""
     if context.invoked_subcommand:
         return
@@ -64,24 +60,31 @@ def list_all(
     from enginehouse.provisioning.inventory import list_environments
     from enginehouse.report.terminal import print_rows
 
-    found = list_environments(Layout.from_environment())
-    if json:
-        console.data(found)
-        return
-    if not found:
-        console.note("no engine environments; `enginehouse install vllm` builds one")
-        return
-    rows = [
-        (e.key, f"{e.size_bytes / 2**30:.1f} GiB", "yes" if e.in_use else "no", str(e.executable))
-        for e in found
-    ]
+    environments = list_environments(Layout.from_environment())
 
-    print_rows(("environment", "size", "in use", "executable"), rows)
+    def text() -> None:
+        if not environments:
+            console.note("no engine environments; `enginehouse install vllm` builds one")
+            return
+        rows = [
+            (
+                e.key,
+                f"{e.size_bytes / 2**30:.1f} GiB",
+                "yes" if e.in_use else "no",
+                str(e.executable),
+            )
+            for e in environments
+        ]
+        print_rows(("environment", "size", "in use", "executable"), rows)
+
+    console.result(environments, text=text)
 
 
 @envs.command()
 def remove(
-    key: Annotated[str, typer.Argument(help="A key that `enginehouse envs` lists.")],
+    key: Annotated[
+        str, typer.Argument(help="The environment's name, as `enginehouse envs` lists it.")
+    ],
 ) -> None:
     """Remove an engine environment."""
     from enginehouse.provisioning.inventory import remove_environment

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and those that a configuration gives to its command."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ import functools
 import inspect
 import math
 import types
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import typer
 
 from enginehouse.cli.console import Console
-from enginehouse.core.errors import ConfigurationError, FlagError
-from enginehouse.engines.vllm.history import REMOVED_FLAGS
+from enginehouse.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -22,15 +32,17 @@ if TYPE_CHECKING:
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Say more; tracebacks of errors.")
+    bool, typer.Option("--verbose", "-v", help="Print tracebacks of errors, too.")
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say results and errors only.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print nothing but results and errors.")
+]
 TrustOption = Annotated[
     bool,
-    typer.Option("--trust-run", help="Run what somebody else's run folder says, without asking."),
+    typer.Option("--trust-run", help="Run what someone else's run folder says, without asking."),
 ]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="A YAML file; options on the command line win.")
+    Path | None, typer.Option("--config", help="A YAML file; command-line options override it.")
 ]
 VersionOption = Annotated[
     str | None,
@@ -42,46 +54,79 @@ VariantOption = Annotated[
 
 _ARGUMENTS = ("directory", "model")  # in this order; everything else is an option
 _FLAGS = {"tasks": ["--task", "-t"], "env_vars": ["--env"], "json_schema": ["--schema"]}
-_KEY_IN_SIGHT = (
-    "warning: everyone on this machine can read --api-key in `ps`; set ENGINEHOUSE_API_KEY instead"
-)
 _REPEATED = {"tasks", "env_vars", "stop"}
+
+Config = TypeVar("Config", bound="BaseModel")
+
+
+@dataclass(frozen=True)
+class Given(Generic[Config]):
+    """What the command line says about a configuration, and the YAML file behind it."""
+
+    kind: type[Config]
+    options: dict[str, Any]
+    """Only what was given, nested as in YAML."""
+    file: Path | None
+
+    def settings(self) -> Config:
+        """The file's values with the options over them. Raises ConfigurationError."""
+        from enginehouse.deployment.configuration import merged, read_yaml
+
+        return self.parse(merged(read_yaml(self.file) if self.file else {}, self.options))
+
+    def parse(self, values: dict[str, Any]) -> Config:
+        """`values` as the configuration. Raises ConfigurationError naming the file."""
+        from enginehouse.deployment.configuration import parse
+
+        return parse(self.kind, values, origin=str(self.file or "the command line"))
 
 
 def with_config_options(
-    kind: type[BaseModel], *, without: Collection[str] = ()
+    kind: type[Config], *, without: Collection[str] = (), json: bool = True
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Give a command an option for every field of a configuration and of its server's options.
+    """Make a command of a function of `given` and `console`, which may have options of its own.
 
-    But for those in `without`.
-
-    The command takes those that were given as its last argument, `given`, nested as in YAML. It has
-    an option `quiet`: without it, a key on the command line is warned of.
+    The command gets --config, --json, --verbose and --quiet, and an option for every field of the
+    configuration and of its server's options, except for those in `without`. --json is left out if
+    `json` is false.
     """
     from enginehouse.engines.options import ServerOptions
+
+    common = {"config": ConfigOption, "verbose": VerboseOption, "quiet": QuietOption}
+    if json:
+        common = {"config": ConfigOption, "json": JsonOption, **common}
+    shared = [
+        _keyword(name, option, None if name == "config" else False)
+        for name, option in common.items()
+    ]
+    fields = [name for name in kind.model_fields if name != "server" and name not in without]
+    options = [_option(name, kind.model_fields[name]) for name in fields]
+    server = [_option(n, field, panel="Server") for n, field in ServerOptions.model_fields.items()]
 
     def decorate(command: Callable[..., Any]) -> Any:
         hints = inspect.get_annotations(command, eval_str=True)
         own = [
-            p.replace(annotation=hints[p.name])
-            for p in inspect.signature(command).parameters.values()
-            if p.name != "given"
+            parameter.replace(annotation=hints[parameter.name])
+            for parameter in inspect.signature(command).parameters.values()
+            if parameter.name not in ("given", "console")
         ]
-        fields = [n for n in kind.model_fields if n != "server" and n not in without]
-        options = [_parameter(name, kind.model_fields[name]) for name in fields]
-        server = [_parameter(n, f, "Server") for n, f in ServerOptions.model_fields.items()]
 
         @functools.wraps(command)
         def wrapper(**values: Any) -> Any:
             chosen = {n: v for p in server if (v := values.pop(n := p.name)) not in (None, [])}
-            if pairs := chosen.get("env_vars"):
-                chosen["env_vars"] = _pairs(pairs)
+            console = Console(**{n: values.pop(n) for n in common if n != "config"})
+            if "env_vars" in chosen:
+                chosen["env_vars"] = _pairs(chosen["env_vars"])
             if "api_key" in chosen:
-                Console(quiet=values["quiet"]).note(_KEY_IN_SIGHT)
-            given = {n: v for n in fields if (v := values.pop(n)) not in (None, [])}
-            return command(**values, given=given | {"server": chosen})
+                console.note(
+                    "warning: everyone on this machine can read --api-key in `ps`; "
+                    "set ENGINEHOUSE_API_KEY instead"
+                )
+            options_given = {n: v for n in fields if (v := values.pop(n)) not in (None, [])}
+            given = Given(kind, options_given | {"server": chosen}, values.pop("config"))
+            return command(**values, given=given, console=console)
 
-        parameters = sorted([*own, *options, *server], key=lambda p: _order(p.name))
+        parameters = sorted([*own, *shared, *options, *server], key=lambda p: _order(p.name))
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
         return wrapper
@@ -90,39 +135,31 @@ def with_config_options(
 
 
 def finite(value: float) -> float:
-    """The callback of a number that no configuration checks; inf and nan are refused."""
+    """The callback of a number that no configuration checks: refuses inf and nan."""
     if not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number")
     return value
 
 
-def refuse_removed_flags(arguments: Sequence[str]) -> None:
-    """Say what replaces an engine's flag that is given as an option but no longer exists."""
-    for argument in arguments:
-        flag = argument.partition("=")[0]
-        if flag in REMOVED_FLAGS and flag != "--task":  # ours has that name
-            raise FlagError(f"vllm no longer has {flag}", fix=REMOVED_FLAGS[flag])
-
-
-def _parameter(name: str, field: FieldInfo, panel: str | None = None) -> inspect.Parameter:
+def _option(name: str, field: FieldInfo, *, panel: str | None = None) -> inspect.Parameter:
     kinds = set(_plain(field.annotation))
-    flag = "--" + name.replace("_", "-")
-    flags = _FLAGS.get(name, [f"{flag}/--no-{flag[2:]}" if bool in kinds else flag])
-    kind: Any
-    if name in _REPEATED:
-        kind = list[str]
+    if name in _ARGUMENTS:
+        option = typer.Argument(help=field.description)
     else:
+        flag = name.replace("_", "-")
+        default = [f"--{flag}/--no-{flag}" if bool in kinds else f"--{flag}"]
+        option = typer.Option(
+            *_FLAGS.get(name, default), help=field.description, rich_help_panel=panel
+        )
+    kind: Any = list[str]
+    if name not in _REPEATED:
         kind = next((k for k in (bool, int, float, Path) if k in kinds), str)
-    option = (
-        typer.Argument(help=field.description)
-        if name in _ARGUMENTS
-        else typer.Option(*flags, help=field.description, rich_help_panel=panel)
-    )
+    return _keyword(name, Annotated[kind | None, option], None)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, option],
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
 
 
@@ -131,17 +168,16 @@ def _order(name: str) -> int:
 
 
 def _plain(annotation: Any) -> list[Any]:
+    """The types that an annotation allows, without Annotated, Optional and Literal."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _plain(get_args(annotation)[0])
     if origin in (Union, types.UnionType):
         return [kind for part in get_args(annotation) for kind in _plain(part)]
-    if origin is Literal:
-        return [str]
-    return [annotation]
+    return [str] if origin is Literal else [annotation]
 
 
-def _pairs(values: Any) -> dict[str, str]:
+def _pairs(values: list[str]) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for value in values:
         key, equals, text = value.partition("=")

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
 
 from enginehouse.cli.console import Console, run_async
-from enginehouse.cli.options import (
-    ConfigOption,
-    JsonOption,
-    QuietOption,
-    VerboseOption,
-    with_config_options,
-)
+from enginehouse.cli.options import Given, with_config_options
 from enginehouse.commands.configuration import ParityConfig
 from enginehouse.core.errors import ModelError
-from enginehouse.deployment.configuration import merged, parse, read_yaml
 from enginehouse.store.layout import Layout
 
 
 @with_config_options(ParityConfig)
-def parity(
-    *,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    given: dict[str, Any],
-) -> None:
-    """Compare the engine's log-probabilities with transformers'; status 4 if they disagree."""
-    console = Console(json=json, verbose=verbose, quiet=quiet)
-    values = merged(read_yaml(config) if config else {}, given)
-    settings = parse(ParityConfig, values, origin=str(config or "the command line"))
-    layout = Layout.from_environment()
+def parity(*, given: Given[ParityConfig], console: Console) -> None:
+    """Compare the engine's log-probabilities with those of transformers.
+
+    Exits with status 4 if they disagree.
+    """
+    settings = given.settings()
     from enginehouse.commands.parity import run_parity
     from enginehouse.report.parity_table import print_parity
 
+    layout = Layout.from_environment()
     report = run_async(run_parity(settings, layout=layout, notify=console.note))
-
     console.result(report, text=lambda: print_parity(report))
     if not report.agrees:
         raise typer.Exit(ModelError.exit_code)

@@ -2,74 +2,41 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any
-
 from enginehouse.batch.configuration import SampleConfig
 from enginehouse.cli.console import Console, run_async
-from enginehouse.cli.options import (
-    ConfigOption,
-    JsonOption,
-    QuietOption,
-    VerboseOption,
-    with_config_options,
-)
+from enginehouse.cli.options import Given, with_config_options
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.deployment.configuration import merged, parse, read_yaml
 from enginehouse.store.layout import Layout
-
-if TYPE_CHECKING:
-    from enginehouse.commands.sample import SamplingSummary
 
 
 @with_config_options(SampleConfig)
-def sample(
-    *,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    given: dict[str, Any],
-) -> None:
-    """Sample answers to a file of prompts, into a file that the same command completes.
+def sample(*, given: Given[SampleConfig], console: Console) -> None:
+    """Sample answers to a file of prompts. Running the same command again completes the output.
 
     A line of the prompts has `prompt` (a text), `messages` or `token_ids`, and may have an `id` and
-    sampling parameters of its own. Status 6 if a sample failed.
+    sampling parameters of its own. Exits with status 6 if a sample failed.
     """
-    console = Console(json=json, verbose=verbose, quiet=quiet)
-    values = merged(read_yaml(config) if config else {}, given)
-    settings = parse(SampleConfig, values, origin=str(config or "the command line"))
+    settings = given.settings()
     printed = settings.out == "-"
-    if printed and json:
+    if printed and console.json:
         raise ConfigurationError(
-            "--out - prints the samples, so that --json has no place", fix="leave --json out"
+            "--json cannot be used with --out -, which prints the samples", fix="leave --json out"
         )
     from enginehouse.commands.sample import require_samples, run_sampling
-    from enginehouse.report.live import progress_display
-    from enginehouse.report.terminal import make_console
 
-    with progress_display(make_console(sys.stderr), sys.stderr) as display:
+    layout = Layout.from_environment()
+    with console.progress() as progress:
         summary = run_async(
-            run_sampling(
-                settings,
-                layout=Layout.from_environment(),
-                notify=console.note,
-                progress=(lambda _: None) if quiet else display,
-            )
+            run_sampling(settings, layout=layout, notify=console.note, progress=progress)
         )
-    if printed:
-        console.note(_told(summary))
-    else:
-        console.result(summary, text=lambda: console.say(_told(summary)))
-
-    require_samples(summary)
-
-
-def _told(summary: SamplingSummary) -> str:
     before = summary.prompts - summary.asked
-    told = f"{summary.out}: {summary.answered:,} of {summary.prompts:,} prompts answered"
-    told += f" ({before:,} of them before)" if before else ""
-    told += f", {summary.failed:,} failed"
+    text = f"{summary.out}: {summary.answered:,} of {summary.prompts:,} prompts answered"
+    text += f" ({before:,} of them before)" if before else ""
+    text += f", {summary.failed:,} failed"
     if summary.asked:
-        told += f"; {summary.completion_tokens:,} tokens in {summary.seconds:,.1f} s"
-    return told
+        text += f"; {summary.completion_tokens:,} tokens in {summary.seconds:,.1f} s"
+    if printed:
+        console.note(text)
+    else:
+        console.result(summary, text=lambda: console.say(text))
+    require_samples(summary)

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from enginehouse.cli.console import Console, run_async
-from enginehouse.cli.options import (
-    ConfigOption,
-    JsonOption,
-    QuietOption,
-    VerboseOption,
-    with_config_options,
-)
-from enginehouse.deployment.configuration import ServeConfig, merged, parse, read_yaml
+from enginehouse.cli.options import Given, with_config_options
+from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.store.layout import Layout
 
 if TYPE_CHECKING:
@@ -26,32 +20,28 @@ if TYPE_CHECKING:
 def serve(
     *,
     detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Leave it running; `enginehouse stop` ends it.")
+        bool,
+        typer.Option("--detach", "-d", help="Serve in the background until `enginehouse stop`."),
     ] = False,
     name: Annotated[
-        str | None, typer.Option("--name", help="What ps, logs and stop call it.")
+        str | None, typer.Option("--name", help="The server's name for ps, logs and stop.")
     ] = None,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    given: dict[str, Any],
+    given: Given[ServeConfig],
+    console: Console,
 ) -> None:
-    """Serve a model until Ctrl-C, or detached."""
-    console = Console(json=json, verbose=verbose, quiet=quiet)
-    values = merged(read_yaml(config) if config else {}, given)
-    settings = parse(ServeConfig, values, origin=str(config or "the command line"))
+    """Serve a model until Ctrl-C, or in the background."""
+    settings = given.settings()
     layout = Layout.from_environment()
 
-    def ready(found: Server) -> None:
+    def ready(server: Server) -> None:
         facts = {
-            "url": found.base_url,
-            "models": found.models,
-            "name": found.name,
-            "pid": found.pid,
-            "key_file": str(found.key_file) if found.key_file else None,
+            "url": server.base_url,
+            "models": server.models,
+            "name": server.name,
+            "pid": server.pid,
+            "key_file": str(server.key_file) if server.key_file else None,
         }
-        console.result(facts, text=lambda: _announce(found, console, detached=detach))
+        console.result(facts, text=lambda: _announce(server, console, detached=detach))
 
     equip = None
     from enginehouse.deployment.adapters import lend
@@ -78,9 +68,9 @@ def _announce(server: Server, console: Console, *, detached: bool) -> None:
     console.say(f"try:    {curl_line(server)}")
     console.say(f"stop:   {end}")
     if server.api_key:
-        console.say("key:    every request must carry the server's API key, as in the line above")
+        console.say("key:    every request needs the server's API key, as in the line above")
     if server.key_file is not None:
         console.say(
-            f"admin:  loading adapters and replacing weights needs the key in {server.key_file}; "
-            "enginehouse's own commands read it"
+            f"admin:  loading adapters and replacing weights needs the key in {server.key_file}, "
+            "which enginehouse's own commands read"
         )

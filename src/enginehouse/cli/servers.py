@@ -16,63 +16,66 @@ from enginehouse.store.layout import Layout
 if TYPE_CHECKING:
     from enginehouse.servers.records import ServerRecord
 
-NameArgument = Annotated[str, typer.Argument(help="A name that `enginehouse ps` lists.")]
+NameArgument = Annotated[str, typer.Argument(help="A server's name, as `enginehouse ps` lists it.")]
 
 
 def ps(
     *,
     every: Annotated[
-        bool, typer.Option("--all", "-a", help="Stopped servers, too, as long as logs are kept.")
+        bool, typer.Option("--all", "-a", help="Include stopped servers whose logs are still kept.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """List the servers that were started here, and whether they work."""
+    """List the servers that were started on this machine, and their state."""
     from enginehouse.report.terminal import print_rows
     from enginehouse.servers.server import survey
 
     console = Console(json=json)
+    servers = run_async(survey(Layout.from_environment(), ended=every))
 
-    found = run_async(survey(Layout.from_environment(), ended=every))
-    if json:
-        console.data(found)
-    elif found:
+    def text() -> None:
+        if not servers:
+            console.note("no servers; `enginehouse serve MODEL --detach` starts one")
+            return
         rows = [
             (
-                s.record.name,
-                s.state.value + (" (abandoned)" if s.abandoned else ""),
-                s.record.base_url,
-                str(s.record.process.pid),
-                s.record.model,
+                status.record.name,
+                status.state.value + (" (abandoned)" if status.abandoned else ""),
+                status.record.base_url,
+                str(status.record.process.pid),
+                status.record.model,
             )
-            for s in found
+            for status in servers
         ]
         print_rows(("server", "state", "url", "pid", "model"), rows)
-        for status in found:
-            if said := _about_key(status.record):
-                console.note(f"{status.record.name}: {said}")
-    else:
-        console.note("no servers; `enginehouse serve MODEL --detach` starts one")
+        for status in servers:
+            if keys := _keys(status.record):
+                console.note(f"{status.record.name}: {keys}")
+
+    console.result(servers, text=text)
 
 
-def _about_key(record: ServerRecord) -> str | None:
-    """What somebody must know who asks the server with curl or an OpenAI client."""
-    said = []
+def _keys(record: ServerRecord) -> str:
+    """Which keys curl or an OpenAI client needs."""
+    keys = []
     if record.has_api_key:
-        said.append(
-            "requests must carry the API key that it was started with (Authorization: Bearer KEY; "
+        keys.append(
+            "requests need the API key the server was started with (Authorization: Bearer KEY; "
             "api_key in OpenAI's clients)"
         )
     if record.key_file is not None and record.key_file.exists():
-        said.append(f"loading adapters and replacing weights needs the key in {record.key_file}")
-    return "; ".join(said) or None
+        keys.append(f"loading adapters and replacing weights needs the key in {record.key_file}")
+    return "; ".join(keys)
 
 
 def logs(
     name: NameArgument,
     *,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Keep printing new lines until Ctrl-C.")
+    ] = False,
 ) -> None:
-    """Print a server's log. On a terminal, control characters in it are shown, not obeyed."""
+    """Print a server's log. On a terminal, its control characters are escaped."""
     write = write_text if sys.stdout.isatty() else write_plain
     from enginehouse.servers.records import find_server
 
@@ -88,8 +91,8 @@ def logs(
 
 
 def stop(name: NameArgument) -> None:
-    """Stop a server; returns when no process of it is alive and its port is free."""
+    """Stop a server, and wait until its processes have ended and its port is free."""
     from enginehouse.servers.server import stop_server
 
     run_async(stop_server(name, layout=Layout.from_environment()))
-    Console().note(f"stopped {name}: no process left, port free")
+    Console().note(f"stopped {name}: no process is left, its port is free")

@@ -1,4 +1,4 @@
-"""Standard input, output and error, which a caller may have closed (`<&-`, `>&-`, `2>&-`)."""
+"""Standard input, output and error, which the caller may have closed (`<&-`, `>&-`, `2>&-`)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ _STREAMS = (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_WRONLY, "w"), ("stderr"
 def open_missing_streams() -> None:
     """Open the null device in place of each standard stream that is closed.
 
-    Otherwise the next file or socket gets its number, and a library that thinks it is a standard
-    stream aborts. Call it before anything is opened; child processes inherit what it opens.
+    Otherwise the next file or socket would get its number, and a library that takes that for a
+    standard stream would abort. Call this before anything is opened; child processes inherit the
+    null device.
     """
     for number, (name, flags, mode) in enumerate(_STREAMS):
         try:
@@ -24,7 +25,7 @@ def open_missing_streams() -> None:
             if opened != number:
                 os.close(opened)
             os.set_inheritable(number, True)
-            setattr(sys, name, None)  # what was opened for the old one, if anything
+            setattr(sys, name, None)  # a stream object for the closed one, if there is one
         if getattr(sys, name) is None:
             errors = "strict" if mode == "r" else "backslashreplace"
             stream = open(number, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
@@ -32,7 +33,7 @@ def open_missing_streams() -> None:
 
 
 def allow_any_text() -> None:
-    """What the terminal's encoding lacks is printed as an escape rather than raised."""
+    """Print characters that the terminal's encoding lacks as escapes instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

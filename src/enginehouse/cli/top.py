@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from enginehouse.results.activity import Activity
 
 UrlOption = Annotated[
-    list[str] | None, typer.Option("--url", help="A server that is not ours; may be repeated.")
+    list[str] | None,
+    typer.Option("--url", help="A server that Enginehouse did not start; can be repeated."),
 ]
 
 
@@ -33,17 +34,17 @@ def top(
             "-i",
             min=0.1,
             callback=finite,
-            help="Seconds from one look to the next.",
+            help="Seconds between two readings.",
         ),
     ] = 2.0,
     once: Annotated[
-        bool, typer.Option("--once", help="Print one reading, over one interval, and end.")
+        bool, typer.Option("--once", help="Print one reading, over one interval, and exit.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Watch what every server does: queue, KV cache, tokens/s, memory, GPUs; until Ctrl-C.
+    """Watch every server's queue, KV cache, tokens/s, memory and GPUs until Ctrl-C.
 
-    Without a terminal, a reading is printed every interval; with --json, each is a line.
+    Without a terminal, a reading is printed every interval. With --json, each reading is a line.
     """
     try:
         run_async(_watch(tuple(url or ()), interval=interval, once=once, json=json))
@@ -72,25 +73,23 @@ async def _watch(urls: tuple[str, ...], *, interval: float, once: bool, json: bo
                 activity = await observer.look()
 
 
-def _line(activity: Activity) -> str:
-    import msgspec
-
-    return visible_json(msgspec.json.encode(activity).decode()) + "\n"
-
-
 @contextmanager
 def _display(*, json: bool) -> Iterator[Callable[[Activity], None]]:
-    """What shows a reading: the whole screen of a terminal, else one after the other."""
+    """What shows a reading: on the whole screen of a terminal, elsewhere below the last one."""
+    import msgspec
     from rich.live import Live
 
     from enginehouse.report.activity_table import print_activity, render_activity
-    from enginehouse.report.terminal import make_console
+    from enginehouse.report.terminal import make_console, redraws
+
+    def print_line(activity: Activity) -> None:
+        line = msgspec.json.encode(activity).decode()
+        write_plain(sys.stdout, visible_json(line) + "\n")
 
     console = make_console(sys.stdout)
-
     if json:
-        yield lambda activity: write_plain(sys.stdout, _line(activity))
-    elif console.is_terminal and not console.is_dumb_terminal:
+        yield print_line
+    elif redraws(console):
         with Live(console=console, screen=True, auto_refresh=False) as live:
             yield lambda activity: live.update(render_activity(activity), refresh=True)
     else:

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from enginehouse.cli.console import Console, run_async
-from enginehouse.cli.evaluate import values_given
-from enginehouse.cli.options import (
-    ConfigOption,
-    JsonOption,
-    QuietOption,
-    VerboseOption,
-    with_config_options,
-)
-from enginehouse.deployment.configuration import parse
+from enginehouse.cli.evaluate import DataOption, task_values
+from enginehouse.cli.options import Given, with_config_options
 from enginehouse.store.layout import Layout
 from enginehouse.watch.configuration import WatchConfig
 
@@ -25,45 +17,36 @@ if TYPE_CHECKING:
 
 
 @with_config_options(WatchConfig, without=("adapter", "url", "api_key_env"))
-def watch(
-    *,
-    data: Annotated[
-        str | None, typer.Option(help="Data for the only task: a file, or hf:owner/name:file.")
-    ] = None,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    given: dict[str, Any],
-) -> None:
-    """Evaluate checkpoints and adapters as they appear in a folder, and keep their curve."""
-    console = Console(json=json, verbose=verbose, quiet=quiet)
-    values = values_given(given, config=config, data=data)
-    settings = parse(WatchConfig, values, origin=str(config or "the command line"))
+def watch(*, data: DataOption = None, given: Given[WatchConfig], console: Console) -> None:
+    """Evaluate checkpoints and adapters as they appear in a folder, and plot their scores."""
+    settings = given.parse(task_values(given, data=data))
     from enginehouse.report.curve_table import LinePerPoint, curve_display
-    from enginehouse.watch import watcher as watching
+    from enginehouse.watch import watcher
 
-    display = (
-        LinePerPoint(sys.stderr, sys.stderr) if json else curve_display(sys.stdout, sys.stderr)
+    shown = (
+        nullcontext(LinePerPoint(sys.stderr, sys.stderr))
+        if console.json
+        else curve_display(sys.stdout, sys.stderr)
     )
-    latest: list[Curve] = []
-
-    def shown(curve: Curve, point: CurvePoint | None) -> None:
-        latest[:] = [curve]
-        if not json:
-            display.curve(curve, point)
-
+    latest: Curve | None = None
     try:
-        with display:
+        with shown as display:
+
+            def show(curve: Curve, point: CurvePoint | None) -> None:
+                nonlocal latest
+                latest = curve
+                if not console.json:
+                    display.curve(curve, point)
+
             run_async(
-                watching.watch(
+                watcher.watch(
                     settings,
                     layout=Layout.from_environment(),
-                    notify=(lambda _: None) if quiet else display.note,
-                    progress=(lambda _: None) if quiet else display.progress,
-                    shown=shown,
+                    notify=(lambda _: None) if console.quiet else display.note,
+                    progress=(lambda _: None) if console.quiet else display.progress,
+                    shown=show,
                 )
             )
-    finally:  # whoever waits for more ends it with Ctrl-C
-        if json and latest:
-            console.data(latest[0])
+    finally:  # Ctrl-C is the usual end of a watch that waits for more
+        if console.json and latest is not None:
+            console.result(latest, text=lambda: None)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 weights = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 ServerArgument = Annotated[
-    str, typer.Argument(help="A name that `enginehouse ps` lists, or a vLLM's address.")
+    str, typer.Argument(help="A server's name, as `enginehouse ps` lists it, or a vLLM's address.")
 ]
 
 
@@ -27,7 +27,8 @@ def swap(
     path: Annotated[Path, typer.Argument(help="The checkpoint's folder.")],
     *,
     abort: Annotated[
-        bool, typer.Option("--abort", help="Give requests under way up; else they end first.")
+        bool,
+        typer.Option("--abort", help="Abort in-flight requests instead of waiting for them."),
     ] = False,
     deadline: Annotated[
         float,
@@ -35,57 +36,57 @@ def swap(
             "--deadline",
             min=0.001,
             callback=finite,
-            help="Seconds that the swap may take.",
+            help="The longest the swap may take, in seconds.",
         ),
     ] = DEADLINE,
     json: JsonOption = False,
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Put a checkpoint in the place of a running server's weights, or leave everything as it is."""
+    """Replace a running server's weights with a checkpoint. If that fails, nothing changes."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
-
     from enginehouse.deployment.swapping import swapper_of
 
-    async def work() -> Swapped:
+    async def run() -> Swapped:
         async with swapper_of(server, layout=Layout.from_environment()) as swapper:
             return await swapper.swap(
                 path, in_flight="abort" if abort else "drain", deadline=deadline
             )
 
-    done = run_async(work())
-    seconds = done.checking + done.draining + done.replacing + done.canary
-    if done.unloaded:
+    swapped = run_async(run())
+    if swapped.unloaded:
         console.note(
-            f"unloaded {', '.join(done.unloaded)}: without effect after the server's sleep, even "
+            f"unloaded {', '.join(swapped.unloaded)}: no effect after the server's sleep, even "
             "when loaded again"
         )
+    seconds = swapped.checking + swapped.draining + swapped.replacing + swapped.canary
+    after = swapped.after
     console.result(
-        done,
+        swapped,
         text=lambda: console.say(
-            f"{server} has the weights in {done.after.path} (digest {done.after.digest[:12]}, "
-            f"version {done.after.version}) after {seconds:.1f} s"
+            f"{server} has the weights in {after.path} (digest {after.digest[:12]}, "
+            f"version {after.version}) after {seconds:.1f} s"
         ),
     )
 
 
 @weights.command()
 def info(server: ServerArgument, *, json: JsonOption = False) -> None:
-    """Say which weights a server has: path, digest, version."""
+    """Show which weights a server has: path, digest, version."""
     console = Console(json=json)
     from enginehouse.deployment.swapping import weights_info
 
-    found = run_async(weights_info(server, layout=Layout.from_environment()))
+    current = run_async(weights_info(server, layout=Layout.from_environment()))
 
     def text() -> None:
-        sent = f"none: they were sent; a restart brings back those in {found.declared}"
-        console.say(f"path:    {found.path or sent}")
-        console.say(f"digest:  {found.digest}")
-        console.say(f"version: {found.version}")
-        if not found.agrees:
+        sent = f"none, they were sent by a trainer; a restart restores those in {current.declared}"
+        console.say(f"path:    {current.path or sent}")
+        console.say(f"digest:  {current.digest}")
+        console.say(f"version: {current.version}")
+        if not current.agrees:
             console.say(
-                f"but the server calls its weights {found.named!r}: a swap was broken off, or it "
-                "is being started again; swap once more to mend it"
+                f"but the server calls its weights {current.named!r}: either a swap was "
+                "interrupted or the server is restarting; swap again to fix this"
             )
 
-    console.result(found, text=text)
+    console.result(current, text=text)

@@ -1,30 +1,29 @@
-"""What a reply must be to count: whole, and one that the engine did not give up."""
+"""What a reply must be to count: whole, and finished by the engine."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from enginehouse.client.transport import WireStream
 from enginehouse.core.errors import MalformedResponseError, ServerFaultError
 from enginehouse.core.sampler import GIVEN_UP
 from enginehouse.dialects.base import Dialect
 from enginehouse.dialects.server_sent_events import EventParser
 
 
-def demand_whole(finish_reason: str | None) -> None:
-    """Raise ServerFaultError for the finish reason of an answer that the engine gave up."""
+def require_finished(finish_reason: str | None) -> None:
+    """Raise ServerFaultError for the finish reason of an answer that the engine aborted."""
     if finish_reason in GIVEN_UP:
         raise ServerFaultError(
-            "the engine gave the answer up",
+            "the engine aborted the answer",
             why=f"finish_reason is {finish_reason!r}",
             fix="ask again; a server that is being stopped does this",
         )
 
 
-async def events(stream: WireStream, dialect: Dialect) -> AsyncIterator[bytes]:
-    """The data of every event before the last; a stream that ends without that broke off."""
+async def events(chunks: AsyncIterator[bytes], dialect: Dialect) -> AsyncIterator[bytes]:
+    """The data of every event before the last. Raises MalformedResponseError if that is missing."""
     parser = EventParser()
-    async for chunk in stream.chunks:
+    async for chunk in chunks:
         for data in parser.feed(chunk):
             if dialect.is_end(data):
                 return
@@ -35,6 +34,6 @@ async def events(stream: WireStream, dialect: Dialect) -> AsyncIterator[bytes]:
         yield data
     raise MalformedResponseError(
         "the stream ended before it was complete",
-        why="the server closed it without saying that this was all",
+        why="the server closed it without its end marker",
         fix="read the server's log; a server that died while answering looks like this",
     )

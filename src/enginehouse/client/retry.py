@@ -1,4 +1,4 @@
-"""When to ask again: exponential back-off with full jitter.
+"""When to send a request again: exponential back-off with full jitter.
 
 Source: Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 """
@@ -8,24 +8,24 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
 
 import msgspec
 
-from enginehouse.core.errors import RateLimitedError, WireError
+from enginehouse.client.exchange import Exchange, Forward, Reply
+from enginehouse.client.pacing import Pacing
+from enginehouse.core.errors import ConnectionFailedError, RateLimitedError, WireError
 
-T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[None]]
-_STEEP = 60  # doublings after which no cap can be lower
+_MOST_DOUBLINGS = 60  # beyond that every cap has been reached
 
 
 class Retries(msgspec.Struct, frozen=True, kw_only=True):
     """At most `attempts` tries; before try k + 1 a pause from [0, min(cap, base · 2^(k-1))] s.
 
-    A server that refuses because it is busy (429, 529, or 503 with Retry-After) works, so that its
-    refusals are no failed tries: they are waited out, as long as Retry-After says and up to `base`
-    on top. A Retry-After longer than `patience` is an error at once, and so is any refusal after
-    `endurance` seconds of such waits.
+    A server that refuses because it is busy (429, 529, or 503 with Retry-After) is working, so its
+    refusals do not count as failed tries: they are waited out, for as long as Retry-After says plus
+    up to `base`. A Retry-After longer than `patience` is an error at once, and so is any refusal
+    after `endurance` seconds of such waits.
     """
 
     attempts: int = 5
@@ -35,45 +35,57 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True):
     endurance: float = 1200.0
 
 
-class Tried(msgspec.Struct, Generic[T], frozen=True):
-    """What came of it, and how many attempts it took."""
+class Retrying:
+    """Layer: sends again what failed with something that may pass, until the reply begins.
 
-    value: T
-    attempts: int
-
-
-async def with_retries(
-    attempt: Callable[[], Awaitable[T]],
-    *,
-    retries: Retries,
-    exhausted: Callable[[], bool] = lambda: False,
-    sleep: Sleep = asyncio.sleep,
-    draw: Callable[[], float] = random.random,
-) -> Tried[T]:
-    """Call `attempt` until it succeeds or fails with something that is not retryable.
-
-    Raises the last error. Once `exhausted` says so, a refusal is an error at once. `draw` gives
+    Raises the last error. Once `pacing` is exhausted, a refusal is an error at once. `draw` gives
     uniform numbers in [0, 1).
     """
-    made = failed = 0
-    waited = 0.0
-    while True:
-        made += 1
-        try:
-            return Tried(await attempt(), made)
-        except WireError as error:
-            asked = (error.retry_after or 0.0) if isinstance(error, RateLimitedError) else 0.0
-            steps = 0 if asked else min(made - 1, _STEEP)
-            pause = asked + draw() * min(retries.cap, retries.base * 2.0**steps)
-            if isinstance(error, RateLimitedError) and pause > 0:
-                too_long = asked > retries.patience or waited > retries.endurance
-                given_up = too_long or exhausted()
-                waited += pause
+
+    def __init__(
+        self,
+        retries: Retries,
+        *,
+        pacing: Pacing | None = None,
+        sleep: Sleep = asyncio.sleep,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._retries = retries
+        self._pacing = pacing
+        self._sleep = sleep
+        self._draw = draw
+
+    async def send(self, exchange: Exchange, forward: Forward) -> Reply:
+        """The first reply that is not an error, with the number of attempts it took."""
+        retries = self._retries
+        attempts = failures = 0
+        waited = 0.0
+        while True:
+            attempts += 1
+            try:
+                reply = await forward(exchange)
+                if reply.error is not None:
+                    raise reply.error
+            except WireError as error:
+                named = (error.retry_after or 0.0) if isinstance(error, RateLimitedError) else 0.0
+                doublings = 0 if named else min(attempts - 1, _MOST_DOUBLINGS)
+                pause = named + self._draw() * min(retries.cap, retries.base * 2.0**doublings)
+                if isinstance(error, RateLimitedError) and pause > 0:
+                    too_long = named > retries.patience or waited > retries.endurance
+                    give_up = too_long or (self._pacing is not None and self._pacing.exhausted)
+                    waited += pause
+                else:
+                    failures += 1
+                    give_up = not error.retryable or failures >= retries.attempts
+                if give_up:
+                    if attempts > 1:
+                        error.add_note(f"after {attempts} attempts")
+                    raise
+                if isinstance(error, ConnectionFailedError):
+                    # the server may be closing our other kept connections, too
+                    wire = msgspec.structs.replace(exchange.wire, fresh=True)
+                    exchange = msgspec.structs.replace(exchange, wire=wire)
             else:
-                failed += 1
-                given_up = not error.retryable or failed >= retries.attempts
-            if given_up:
-                if made > 1:
-                    error.add_note(f"after {made} attempts")
-                raise
-        await sleep(pause)
+                reply.attempts = attempts
+                return reply
+            await self._sleep(pause)

@@ -6,8 +6,7 @@ import asyncio
 import io
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol, Self
 
 import aiohttp
@@ -68,7 +67,11 @@ class WireRequest(msgspec.Struct, frozen=True):
 
 
 class WireReply(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole reply. `started`: seconds since the epoch; `elapsed`: seconds until its last byte."""
+    """A reply. `started`: seconds since the epoch; `elapsed`: seconds until its last byte.
+
+    A streamed one has `chunks` instead of a body, `elapsed` counts until it began, and it must be
+    closed. Error statuses are never streamed.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -76,16 +79,8 @@ class WireReply(msgspec.Struct, frozen=True, kw_only=True):
     retry_after: float | None
     started: float
     elapsed: float
-
-
-class WireStream(msgspec.Struct, frozen=True, kw_only=True):
-    """A reply whose body is still coming; `body` is there instead of chunks if it is an error."""
-
-    status: int
-    headers: Mapping[str, str]
-    retry_after: float | None
-    chunks: AsyncIterator[bytes]
-    body: bytes = b""
+    chunks: AsyncIterator[bytes] | None = None
+    close: Callable[[], object] = lambda: None
 
 
 class Transport(Protocol):
@@ -94,12 +89,8 @@ class Transport(Protocol):
     Except for an OpenFilesError, which is not the server's failure.
     """
 
-    async def send(self, request: WireRequest) -> WireReply:
-        """Send and read the whole reply, whatever its status."""
-        ...
-
-    def stream(self, request: WireRequest) -> AbstractAsyncContextManager[WireStream]:
-        """Send and enter the block with the reply's head."""
+    async def send(self, request: WireRequest, *, streamed: bool = False) -> WireReply:
+        """The reply, whatever its status: whole, or as soon as it begins if `streamed`."""
         ...
 
     async def close(self) -> None:
@@ -165,20 +156,30 @@ class AiohttpTransport:
         await self._pooled.close()
         await self._fresh.close()
 
-    async def send(self, request: WireRequest) -> WireReply:
-        """Send and read the whole reply, whatever its status; raises WireError below HTTP."""
+    async def send(self, request: WireRequest, *, streamed: bool = False) -> WireReply:
+        """The reply, whatever its status: whole, or as soon as it begins if `streamed`.
+
+        Raises WireError for failures below HTTP.
+        """
         started = time.time()
         begun = time.perf_counter()
         response: aiohttp.ClientResponse | None = None
+        chunks: AsyncIterator[bytes] | None = None
+        body = b""
         try:
             response = await self._request(request)
-            body = await (read_body if response.status == 200 else read_error_body)(response)
+            if response.status != 200:
+                body = await read_error_body(response)
+            elif streamed:
+                chunks = self._chunks(response, begun)
+            else:
+                body = await read_body(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._failure(
                 error, answered=response is not None, waited=time.perf_counter() - begun
             ) from None
         finally:
-            if response is not None:
+            if response is not None and chunks is None:
                 response.release()
         return WireReply(
             status=response.status,
@@ -187,35 +188,19 @@ class AiohttpTransport:
             retry_after=None if response.status < 400 else retry_after(response.headers),
             started=started,
             elapsed=time.perf_counter() - begun,
-        )
-
-    @asynccontextmanager
-    async def stream(self, request: WireRequest) -> AsyncIterator[WireStream]:
-        """Send and enter the block with the reply's head; the error statuses' bodies are read."""
-        begun = time.perf_counter()
-        with self._translated(begun, answered=False):
-            response = await self._request(request)
-        try:
-            body = b""
-            if response.status != 200:
-                with self._translated(begun, answered=True):
-                    body = await read_error_body(response)
-            yield WireStream(
-                status=response.status,
-                headers=response.headers,
-                retry_after=retry_after(response.headers),
-                chunks=self._chunks(response, begun),
-                body=body,
-            )
-        finally:
+            chunks=chunks,
             # closing, not releasing, tells the server to stop generating for nobody
-            response.close()
+            close=response.close,
+        )
 
     async def _chunks(self, response: aiohttp.ClientResponse, begun: float) -> AsyncIterator[bytes]:
         size = 0
         while True:
-            with self._translated(begun, answered=True):
+            try:
                 chunk = await response.content.readany()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                waited = time.perf_counter() - begun
+                raise self._failure(error, answered=True, waited=waited) from None
             if not chunk:
                 return
             size += len(chunk)
@@ -248,14 +233,6 @@ class AiohttpTransport:
             "processes together have used up the machine's own limit; the server is not to blame",
             fix="raise the limit (ulimit -n 65536), or lower --concurrency; then resume",
         )
-
-    @contextmanager
-    def _translated(self, begun: float, *, answered: bool) -> Iterator[None]:
-        try:
-            yield
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            waited = time.perf_counter() - begun
-            raise self._failure(error, answered=answered, waited=waited) from None
 
     def _failure(self, error: Exception, *, answered: bool, waited: float) -> WireError:
         """`answered`: the reply had begun. The cause is not chained: its repr may hold headers."""

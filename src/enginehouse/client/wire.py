@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -18,7 +16,6 @@ from enginehouse.dialects.base import Dialect
 from enginehouse.dialects.openai_errors import error_reply
 from enginehouse.dialects.openai_replies import (
     decode_models,
-    decode_reply,
     decode_tokenize,
     encode_tokenize,
 )
@@ -93,7 +90,8 @@ class WeightEndpoints:
 
     `hold` ends when nothing is computed any more; what comes waits in the server until `release`.
     `doze` and `wake` do the same, but give the memory of weights and cache back in between, on
-    servers that were started for it. `reload` takes a checkpoint's folder as the server sees it.
+    servers that were started with `sleep_flag`. `reload` takes a checkpoint's folder as the server
+    sees it.
     `reset_cache` forgets what older weights computed; `is_reset` reads whether it did. `name` tells
     the server what its weights are called from now on; `read_name` reads the reply to `ask_name`.
     `transfer` is there where weights can also come from another process.
@@ -109,6 +107,7 @@ class WeightEndpoints:
     name: Callable[[str], WireRequest]
     ask_name: WireRequest
     read_name: Callable[[bytes], str]
+    sleep_flag: str
     transfer: TransferEndpoints | None = None
 
 
@@ -139,103 +138,26 @@ class Wire:
     closes_streams: bool = False
 
 
-def _administer(method: str, path: str, body: object = None) -> WireRequest:
+def administer(method: str, path: str, body: object = None) -> WireRequest:
+    """A request to an endpoint that changes the server."""
     encoded = None if body is None else msgspec.json.encode(body)
     return WireRequest(method, path, encoded, administers=True)
 
 
-def _load(name: str, path: str) -> WireRequest:
-    return _administer("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
+def adapter_endpoints(
+    *, prefix: str = "", model: Callable[[str, str], str] = lambda _, adapter: adapter
+) -> AdapterEndpoints:
+    """The endpoints of vLLM, which other servers have under the same names."""
 
+    def load(name: str, path: str) -> WireRequest:
+        body = {"lora_name": name, "lora_path": path}
+        return administer("POST", f"{prefix}/load_lora_adapter", body)
 
-def _unload(name: str) -> WireRequest:
-    return _administer("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+    def unload(name: str) -> WireRequest:
+        return administer("POST", f"{prefix}/unload_lora_adapter", {"lora_name": name})
 
-
-_PAUSE_MODES: Mapping[InFlight, str] = {"drain": "wait", "abort": "abort"}
-
-
-def _pause(in_flight: InFlight) -> tuple[WireRequest, ...]:
-    return (_administer("POST", f"/pause?mode={_PAUSE_MODES[in_flight]}"),)
-
-
-def _sleep(in_flight: InFlight) -> tuple[WireRequest, ...]:
-    mode = _PAUSE_MODES[in_flight]
-    # The weights' memory must be there before they are loaded; the cache's waits until after.
-    return (
-        _administer("POST", f"/sleep?level=2&mode={mode}"),
-        _administer("POST", "/wake_up?tags=weights"),
-    )
-
-
-def _reload(path: str) -> WireRequest:
-    body = {"method": "reload_weights", "kwargs": {"weights_path": path}}
-    return _administer("POST", "/collective_rpc", body)
-
-
-def _name_weights(name: str) -> WireRequest:
-    return _administer("POST", "/update_weight_version", {"new_version": name})
-
-
-def _init_transfer(info: Mapping[str, Any]) -> WireRequest:
-    return _administer("POST", "/init_weight_transfer_engine", {"init_info": info})
-
-
-def _update_weights(info: UpdateInfo) -> WireRequest:
-    plain = _plain_update(info) if isinstance(info, Mapping) else [_plain_update(i) for i in info]
-    return _administer("POST", "/update_weights", {"update_info": plain})
-
-
-def _plain_update(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Handles of GPU memory are no JSON: vLLM takes them as a pickle in base64."""
-    if info.get("ipc_handles") is None:
-        return info
-    plain = {key: value for key, value in info.items() if key != "ipc_handles"}
-    pickled = base64.b64encode(pickle.dumps(info["ipc_handles"]))
-    return plain | {"ipc_handles_pickled": pickled.decode("ascii")}
-
-
-class _Reset(msgspec.Struct):
-    success: bool
-
-
-class _WeightInfo(msgspec.Struct):
-    weight_version: str
-
-
-class _WorldSize(msgspec.Struct):
-    world_size: int
-
-
-_reset = msgspec.json.Decoder(_Reset)
-_weight_info = msgspec.json.Decoder(_WeightInfo)
-_world_size = msgspec.json.Decoder(_WorldSize)
+    return AdapterEndpoints(load=load, unload=unload, model=model)
 
 
 OPENAI = Wire()
-# vLLM's development endpoints (vllm/entrypoints/serve/dev and entrypoints/rl/online, read in 0.32).
-VLLM_WEIGHTS = WeightEndpoints(
-    hold=_pause,
-    release=(_administer("POST", "/resume"),),
-    doze=_sleep,
-    wake=(_administer("POST", "/wake_up?tags=kv_cache"),),
-    reload=_reload,
-    reset_cache=_administer("POST", "/reset_prefix_cache"),
-    is_reset=lambda body: decode_reply(_reset, body).success,
-    name=_name_weights,
-    ask_name=_administer("GET", "/weight_info"),
-    read_name=lambda body: decode_reply(_weight_info, body).weight_version,
-    transfer=TransferEndpoints(
-        init=_init_transfer,
-        start=_administer("POST", "/start_weight_update"),
-        update=_update_weights,
-        finish=_administer("POST", "/finish_weight_update"),
-        world_size=_administer("GET", "/get_world_size"),
-        read_world_size=lambda body: decode_reply(_world_size, body).world_size,
-    ),
-)
-VLLM = Wire(
-    tokenizing=Tokenizing(path="/tokenize", encode=encode_tokenize, decode=decode_tokenize),
-    adapters=AdapterEndpoints(load=_load, unload=_unload),
-    weights=VLLM_WEIGHTS,
-)
+TOKENIZING = Tokenizing(path="/tokenize", encode=encode_tokenize, decode=decode_tokenize)

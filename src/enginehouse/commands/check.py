@@ -1,6 +1,6 @@
 """`enginehouse check`: everything that a server should do, tried once, as its users would.
 
-Unlike the conformance suite it asks no exact answers, of which a user's model may have its own.
+The conformance suite, which expects exact answers, is for engines: --conformance runs it instead.
 """
 
 from __future__ import annotations
@@ -105,16 +105,40 @@ async def run_check(config: CheckConfig, *, layout: Layout, notify: Notify) -> C
             retries=_BRIEFLY,
         ) as sampler:
             target = _Target(ready.engine, server, sampler)
-            lines = [await _line(probe, target) for probe in (*_PROBES, *_adapters(target))]
-            users, latency = await _users(target, count=config.users)
+            if config.conformance:
+                lines, latency = await _conformance(target), percentiles([])
+            else:
+                lines = [await _line(probe, target) for probe in (*_PROBES, *_adapters(target))]
+                users, latency = await _users(target, count=config.users)
+                lines.append(users)
     return CheckReport(
         url=server.base_url,
         model=sampler.model,
         engine=server.engine,
         engine_version=server.version,
-        lines=(*lines, users),
+        lines=tuple(lines),
         latency=latency,
     )
+
+
+async def _conformance(target: _Target) -> list[CheckLine]:
+    """What an engine must keep to be used through Enginehouse; a line for each case."""
+    from enginehouse.testing.check_engine import CASES, check
+
+    outcomes = {
+        "passed": Outcome.PASSED,
+        "failed": Outcome.FAILED,
+        "skipped": Outcome.NOT_SUPPORTED,
+    }
+    return [
+        CheckLine(
+            name=result.name,
+            outcome=outcomes[result.outcome],
+            says=result.detail or CASES[result.name].promise,
+            seconds=result.seconds,
+        )
+        for result in await check(target.sampler)
+    ]
 
 
 async def _line(probe: _Probe, target: _Target) -> CheckLine:
@@ -166,7 +190,7 @@ def _shown(text: str) -> str:
 async def _health(target: _Target) -> str:
     if not isinstance(target.engine, ServedEngine):
         raise UnsupportedError(f"{target.engine.name} has no endpoint for it")
-    path = target.engine.health_path
+    path = target.engine.endpoints.health
     async with AiohttpTransport(
         target.server.base_url,
         api_key=target.server.api_key,

@@ -23,6 +23,8 @@ class CheckConfig(AskConfig):
 
     users: Annotated[int, Field(ge=1)] = 8
     """Users who ask at the same time."""
+    conformance: bool = False
+    """Run the conformance suite instead, whose cases expect exact answers."""
 
 
 class ChatConfig(AskConfig):

@@ -12,7 +12,7 @@ import msgspec
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.diagnosis import Diagnosis, LogExplanation, LogProfile, explain_log
 from enginehouse.engines.base import ServedEngine
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.registry import DEFAULT_ENGINE, ENGINES
 
 STDIN = Path("-")
 _PACKED = {
@@ -63,14 +63,14 @@ def diagnose_file(log: Path, *, engine: str | None, exit_code: int | None) -> Lo
 
 
 def _profiles() -> dict[str, LogProfile]:
-    engines = {name: ENGINES.load(name)() for name in ENGINES.names()}
-    return {n: e.log_profile for n, e in engines.items() if isinstance(e, ServedEngine)}
+    engines = [load() for load in ENGINES.load_all(on_error=lambda _: None)]
+    return {e.name: e.log_profile for e in engines if isinstance(e, ServedEngine)}
 
 
 def _unknown_engine(profiles: dict[str, LogProfile]) -> LogProfile:
     """For a log that no engine's marks are in: any engine's rules may know it."""
     rules = tuple(rule for profile in profiles.values() for rule in profile.rules)
-    return replace(profiles["vllm"], title="the engine", rules=rules, two_builds=None)
+    return replace(profiles[DEFAULT_ENGINE], title="the engine", rules=rules, two_builds=None)
 
 
 def _opened(log: Path) -> BinaryIO:

@@ -1,4 +1,4 @@
-"""What each engine can do, told by the engines themselves."""
+"""What each engine can do, as its code declares it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from enginehouse.core.sampler import Capability
 from enginehouse.engines.base import Engine, RemoteEngine, ServedEngine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.results.engines import EngineFacts
+from enginehouse.runtime.context import Notify
 
 
-def engine_facts() -> list[EngineFacts]:
-    """Every engine that there is, by name."""
-    return [_facts(name, ENGINES.load(name)()) for name in ENGINES.names()]
+def engine_facts(*, notify: Notify = lambda _: None) -> list[EngineFacts]:
+    """Every engine that there is, by name; `notify` hears of plug-ins that cannot be loaded."""
+    loaded = ENGINES.load_all(on_error=lambda error: notify(str(error)))
+    return [_facts(load()) for load in loaded]
 
 
-def _facts(name: str, engine: Engine) -> EngineFacts:
+def _facts(engine: Engine) -> EngineFacts:
     capabilities = engine.capabilities(None)
     return EngineFacts(
-        name=name,
+        name=engine.name,
         runs="elsewhere" if isinstance(engine, RemoteEngine) else "here",
         tried=engine.tried,
         model_format=engine.model_format if isinstance(engine, ServedEngine) else None,

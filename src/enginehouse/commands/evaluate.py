@@ -36,8 +36,7 @@ from enginehouse.core.incidents import Incident
 from enginehouse.deployment.asking import asking
 from enginehouse.deployment.configuration import merged, parse
 from enginehouse.deployment.serving import Serving
-from enginehouse.engines.base import Engine
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.registry import load_engine
 from enginehouse.evaluation import EvaluationSpec, Prices, TaskSpec
 from enginehouse.processes.sandbox import find_sandbox
 from enginehouse.processes.tree import ProcessIdentity, identify
@@ -78,7 +77,7 @@ async def run_evaluation(
     config = with_absolute_paths(config)
     tasks = await asyncio.to_thread(_load_tasks, config)
     if config.engine is not None:
-        engine: Engine = ENGINES.load(config.engine)()
+        engine = load_engine(config.engine)
         evaluation.check_tasks(
             _spec(config, tasks), tasks=tasks, capabilities=engine.capabilities(None)
         )

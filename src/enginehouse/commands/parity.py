@@ -11,7 +11,6 @@ from pathlib import Path
 
 from enginehouse.commands.configuration import ParityConfig
 from enginehouse.core.sampler import Capability
-from enginehouse.deployment.compute_type import DTYPE_FLAG
 from enginehouse.deployment.reference_scores import (
     TEXTS,
     compare_scores,
@@ -23,8 +22,8 @@ from enginehouse.deployment.reference_scores import (
 from enginehouse.deployment.resident import serving_target
 from enginehouse.deployment.serving import Prepared, choose_engine, prepare
 from enginehouse.dialects.base import require
-from enginehouse.engines.base import Engine
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.base import SupportsDTypes
+from enginehouse.engines.registry import load_engine
 from enginehouse.results.parity import ParityReport
 from enginehouse.runtime.context import Notify
 from enginehouse.store.layout import Layout
@@ -39,7 +38,7 @@ async def run_parity(config: ParityConfig, *, layout: Layout, notify: Notify) ->
     transformers cannot score the model or either side's values are not finite, and what `serving`
     does.
     """
-    engine: Engine = ENGINES.load(choose_engine(config.engine, notify=lambda _: None))()
+    engine = load_engine(choose_engine(config.engine, notify=lambda _: None))
     require(engine.capabilities(None), Capability.PROMPT_LOGPROBS, "parity")
     require(engine.capabilities(None), Capability.TOKENIZE, "parity")
     notify = _each_line_once(notify)
@@ -89,10 +88,12 @@ def _each_line_once(notify: Notify) -> Notify:
 
 def _with_type(config: ParityConfig, prepared: Prepared) -> ParityConfig:
     """The configuration with the type that its server would compute in, named. Blocking."""
-    if config.server.dtype not in (None, "auto") or DTYPE_FLAG in str(config.server.extra_args):
+    engine, extra = prepared.engine, str(config.server.extra_args)
+    named = isinstance(engine, SupportsDTypes) and engine.dtypes.flag in extra
+    if config.server.dtype not in (None, "auto") or named:
         return config
     dtype: str | None = prepared.options.dtype
     if dtype in (None, "auto"):
-        dtype = own_type(Path(prepared.model.path), prepared.engine.name)
+        dtype = own_type(Path(prepared.model.path), engine.name)
     options = config.server.model_copy(update={"dtype": dtype})
     return config.model_copy(update={"server": options})

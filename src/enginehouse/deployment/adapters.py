@@ -152,7 +152,7 @@ class Adapters:
         root = _here(base.root)
         shapes = await asyncio.to_thread(checkpoint_shapes, root) if root else None
         pool = AdapterPool(
-            [self._sampler],
+            self._sampler,
             max_loras=1,
             store=AdapterStore(self._layout),
             base=shapes or None,

@@ -16,7 +16,7 @@ from enginehouse.deployment.running_servers import record_at
 from enginehouse.deployment.serving import OnIncident, Serving, make_sampler, say_bound
 from enginehouse.dialects.base import require
 from enginehouse.engines.base import Engine, RemoteEngine
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.registry import load_engine
 from enginehouse.runtime.context import Notify
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
 from enginehouse.servers.records import read_key
@@ -126,8 +126,7 @@ def unused_settings(config: AskConfig) -> list[str]:
 
 
 def _engine(config: AskConfig) -> Engine:
-    engine: Engine = ENGINES.load(config.engine or "vllm")()
-    return engine
+    return load_engine(config.engine)
 
 
 def _url(config: AskConfig, engine: Engine) -> str:

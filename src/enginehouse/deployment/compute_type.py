@@ -11,17 +11,14 @@ from typing import Any
 
 import msgspec
 
-from enginehouse.deployment.running_servers import option_of
 from enginehouse.engines import arguments
-from enginehouse.engines.base import ServedEngine
+from enginehouse.engines.base import DTypeFlags, ServedEngine, SupportsDTypes
 from enginehouse.engines.options import DType, ServerOptions
+from enginehouse.engines.registry import load_engine
 from enginehouse.processes.cpu import Cpu
 from enginehouse.provisioning.checkpoints import Checkpoint
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.weights.checkpoint import tensors_of
-
-DTYPE_FLAG = "--dtype"
-_ALIASES = {"half": "float16", "float": "float32"}  # of vLLM's flag
 
 
 class ComputeType(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,30 +55,29 @@ def choose_type(
     It is the engine's own on a GPU, and for quantized weights, whose method demands a type.
     Blocking: may read the heads of the weight files.
     """
-    if options.dtype not in engine.open_dtypes:
+    if not isinstance(engine, SupportsDTypes) or options.dtype not in engine.dtypes.open:
         return None
-    extra = arguments.split(options.extra_args)
-    if environment.variant != "cpu" and option_of(extra, "--device") != "cpu":
+    extra, device = arguments.split(options.extra_args), engine.dtypes.device
+    on_cpu = device is not None and arguments.option_of(extra, device) == "cpu"
+    if environment.variant != "cpu" and not on_cpu:
         return None
     flags = {argument.flag for argument in arguments.read(extra)}
-    if flags & {DTYPE_FLAG, "--quantization", "-q"} or is_quantized(checkpoint):
+    if flags & engine.dtypes.decisive or is_quantized(checkpoint):
         return None
     return type_on_cpu(cpu, stored=stored_type(checkpoint))
 
 
-def type_in_command(command: tuple[str, ...]) -> str | None:
+def type_in_command(engine: str | None, command: tuple[str, ...]) -> str | None:
     """The type that a server's command line names; None where it leaves it to the engine."""
-    named = option_of(command, DTYPE_FLAG)
-    return None if named in (None, "auto") else _ALIASES.get(named, named)
+    loaded = load_engine(engine)
+    return loaded.dtypes.in_command(command) if isinstance(loaded, SupportsDTypes) else None
 
 
-def automatic_type(checkpoint: Checkpoint, engine: str) -> str:
-    """What an engine computes in by itself: bfloat16 for float32, as vLLM 0.32 does.
-
-    hf takes bfloat16 for everything. GPUs without it are not considered. Blocking.
-    """
-    stored = stored_type(checkpoint)
-    return "float16" if stored == "float16" and engine != "hf" else "bfloat16"
+def automatic_type(checkpoint: Checkpoint, engine: str | None) -> str:
+    """The type that an engine computes in unless it is told another one. Blocking."""
+    loaded = load_engine(engine)
+    flags = loaded.dtypes if isinstance(loaded, SupportsDTypes) else DTypeFlags()
+    return flags.default_for(stored_type(checkpoint))
 
 
 def stored_type(checkpoint: Checkpoint) -> str:

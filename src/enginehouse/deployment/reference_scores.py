@@ -17,10 +17,11 @@ from enginehouse.core.messages import TokenPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.deployment.compute_type import automatic_type, type_in_command
+from enginehouse.engines.registry import load_served_engine
 from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import find_environment
 from enginehouse.provisioning.programs import PAYLOADS, new_log, python_environ, run_program
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context, Notify
 from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.parity import TokenParity, token_parity
 from enginehouse.store.layout import Layout
@@ -91,11 +92,11 @@ async def score_with_peft(
 
 def computing_type(server: Server, checkpoint: Path) -> str:
     """The type that a server computes in: as its command says, or by itself. Blocking."""
-    named = type_in_command(server.command or ())
-    return named or own_type(checkpoint, server.engine or "vllm")
+    named = type_in_command(server.engine, server.command or ())
+    return named or own_type(checkpoint, server.engine)
 
 
-def own_type(checkpoint: Path, engine: str) -> str:
+def own_type(checkpoint: Path, engine: str | None) -> str:
     """The type that an engine computes in unless it is told another one. Blocking."""
     return automatic_type(read_checkpoint(checkpoint), engine)
 
@@ -160,7 +161,11 @@ async def score_with_transformers(
     Raises ModelError, naming the log, where transformers cannot score the model.
     """
     environment = await find_environment(
-        "hf", python=None, version=None, variant=None, layout=layout, notify=notify
+        load_served_engine("hf").installation,
+        python=None,
+        version=None,
+        variant=None,
+        context=Context(layout=layout, notify=notify),
     )
     log = new_log(layout, f"parity-{model.name}")
     with tempfile.TemporaryDirectory() as folder:

@@ -15,15 +15,14 @@ from enginehouse.core.sampler import Capability
 from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.deployment.serving import OnIncident, Serving, choose_engine, serving
 from enginehouse.dialects.base import require
-from enginehouse.engines.base import Engine
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.base import LoraFlags, SupportsAdapters
+from enginehouse.engines.registry import load_engine
 from enginehouse.runtime.context import Notify
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import CONFIG, checkpoint_shapes, read_peft_folder
 from enginehouse.weights.pool import AdapterPool, alias_of
 from enginehouse.weights.store import AdapterStore
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
 _RANK = 64  # where the adapters are not known yet
 
 
@@ -127,7 +126,7 @@ async def resident(
                     ready.sampler_of(ready.server.models[0], None)
                 )
                 pool = AdapterPool(
-                    [aside],
+                    aside,
                     max_loras=config.server.max_loras or 1,
                     store=AdapterStore(layout),
                     base=await asyncio.to_thread(checkpoint_shapes, Path(ready.model.path)) or None,
@@ -166,7 +165,7 @@ async def serving_target(
 
 def with_weight_swap(config: ServeConfig) -> ServeConfig:
     """The configuration of a server that can be given other checkpoints, if its engine can."""
-    engine: Engine = ENGINES.load(choose_engine(config.engine, notify=lambda _: None))()
+    engine = load_engine(choose_engine(config.engine, notify=lambda _: None))
     if engine.wire.weights is None:
         return config
     options = config.server.model_copy(update={"enable_weight_swap": True})
@@ -179,10 +178,11 @@ def with_adapters(config: ServeConfig, folders: Iterable[Path] = ()) -> ServeCon
     What the configuration says itself holds. Blocking. Raises AdapterError for a folder that holds
     no adapter, UnsupportedError for an engine that takes none.
     """
-    engine: Engine = ENGINES.load(choose_engine(config.engine, notify=lambda _: None))()
+    engine = load_engine(choose_engine(config.engine, notify=lambda _: None))
     require(engine.capabilities(None), Capability.ADAPTERS, "LoRA adapters")
     needed = max((read_peft_folder(folder).rank for folder in folders), default=_RANK)
     options = config.server
-    rank = options.max_lora_rank or next((r for r in RANKS if r >= needed), needed)
+    lora = engine.lora if isinstance(engine, SupportsAdapters) else LoraFlags()
+    rank = options.max_lora_rank or lora.rank_for(needed)
     options = options.model_copy(update={"enable_lora": True, "max_lora_rank": rank})
     return config.model_copy(update={"server": options})

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from yarl import URL
 
 from enginehouse.client.transport import normal_base_url
 from enginehouse.core.errors import AdapterError
-from enginehouse.engines.base import ServedEngine, is_loopback
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.base import ServedEngine, SupportsAdapters, is_loopback
+from enginehouse.engines.registry import load_engine, load_served_engine
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
 from enginehouse.servers.records import ServerRecord, find_server, list_servers, read_key
 from enginehouse.store.layout import Layout
 
-_RANK_FLAG = "--max-lora-rank"
-_LORA_FLAGS = ("--enable-lora", "--lora-paths")
-_DEFAULT_RANKS = {"vllm": 16}  # of that flag
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - nothing is bound to it here
 
 
@@ -71,7 +66,7 @@ def one_spelling(url: str) -> str:
 async def _asked(
     record: ServerRecord | None, target: str, key: str | None
 ) -> tuple[Server, ServedEngine]:
-    engine: ServedEngine = ENGINES.load(record.engine if record else "vllm")()
+    engine = load_served_engine(record.engine if record else None)
     if record is None:
         return await attach_server(target, engine=engine, api_key=key), engine
     return Server(
@@ -97,15 +92,18 @@ def largest_rank(server: Server, *, layout: Layout) -> int | None:
     command = server.command or (record.command if record else None)
     if command is None:
         return None
-    said = option_of(command, _RANK_FLAG)
-    return int(said) if said and said.isdecimal() else _DEFAULT_RANKS.get(server.engine or "")
+    engine = load_engine(server.engine)
+    return engine.lora.rank_in(command) if isinstance(engine, SupportsAdapters) else None
 
 
 def demand_adapters(server: Server, *, layout: Layout) -> None:
     """Raise AdapterError for a server whose command line is known, and enables no adapters."""
     record = record_at(server.base_url, layout=layout)
     command = server.command or (record.command if record else None)
-    if command is None or any(word.replace("_", "-") in _LORA_FLAGS for word in command):
+    engine = load_engine(server.engine)
+    if command is None or not isinstance(engine, SupportsAdapters):
+        return
+    if engine.lora.are_enabled(command):
         return
     name = server.name or (record.name if record else None) or server.base_url
     raise AdapterError(
@@ -113,9 +111,3 @@ def demand_adapters(server: Server, *, layout: Layout) -> None:
         why="it was started without --enable-lora",
         fix=f"enginehouse stop {name}; then serve the model with --enable-lora",
     )
-
-
-def option_of(command: Sequence[str], flag: str) -> str | None:
-    """The value that a command line gives to `flag`, the last one; None if it has none."""
-    words = [part for word in command for part in word.split("=", 1)]
-    return next((value for name, value in reversed(list(pairwise(words))) if name == flag), None)

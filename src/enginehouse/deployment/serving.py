@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from enginehouse.client.exclusive import ExclusiveRequests
 from enginehouse.client.open_files import open_file_limit
-from enginehouse.client.sampler import Delivery, HTTPSampler, delivered_once
-from enginehouse.client.turns import Turns
+from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.stack import ServerLayers
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.incidents import Incident
 from enginehouse.core.sampler import Provenance
@@ -27,15 +26,18 @@ from enginehouse.engines.base import (
     Engine,
     Quirk,
     ServedEngine,
-    demand_api_key,
+    SupportsDTypes,
+    SupportsQuirks,
+    require_api_key,
+    this_machine,
 )
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.registry import DEFAULT_ENGINE, load_engine, load_served_engine
 from enginehouse.processes.cpu import read_cpu
 from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import EngineEnvironment, find_environment
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context, Notify
 from enginehouse.servers.endpoint import API_KEY_VARIABLE
 from enginehouse.servers.server import (
     OwnedServer,
@@ -49,6 +51,8 @@ from enginehouse.store.layout import Layout
 from enginehouse.weights.swap import WeightSwapper
 
 OnIncident = Callable[[Incident], None]
+# Tells a restarted server again what it had been told, by way of a sampler that does not wait.
+Restore = Callable[[HTTPSampler], Awaitable[object]]
 # Gives a server that is ready what else it is to have; the server as it is to be announced.
 Equip = Callable[[Server, Engine], Awaitable[Server]]
 
@@ -68,6 +72,8 @@ class Prepared:
 
     def quirks(self) -> tuple[Quirk, ...]:
         """What is known to kill this engine as it is to be started, and is avoided."""
+        if not isinstance(self.engine, SupportsQuirks):
+            return ()
         return self.engine.quirks(self.options, environment=self.environment)
 
 
@@ -85,9 +91,8 @@ class Serving:
     model: ResolvedModel | None = None
     adapter: Path | None = None
     weights: WeightSwapper | None = None
-    turns: Turns | None = None
-    deliver: Delivery = delivered_once
-    after_restart: Callable[[Callable[[], Awaitable[object]]], None] = lambda _: None
+    shared: ServerLayers | None = None
+    after_restart: Callable[[Restore], None] = lambda _: None
 
     def sampler_of(self, model: str, concurrency: int | None) -> HTTPSampler:
         """What asks another of the server's models; not entered yet."""
@@ -96,8 +101,7 @@ class Serving:
             self.engine,
             concurrency=concurrency,
             model=model,
-            turns=self.turns,
-            deliver=self.deliver,
+            shared=self.shared,
         )
 
     @property
@@ -121,13 +125,15 @@ def choose_engine(wanted: str | None, *, notify: Notify) -> str:
     if wanted:
         notify(f"engine: {wanted}, as asked")
         return wanted
-    machine = platform.machine().lower()
-    if sys.platform == "linux" and machine in {"x86_64", "amd64", "aarch64", "arm64"}:
-        notify(f"engine: vllm, which runs on {sys.platform} {machine}")
-        return "vllm"
+    machine = this_machine()
+    place = f"{machine.system.lower()} {machine.architecture.lower()}"
+    problem = load_served_engine().unsuited(machine)
+    if problem is None:
+        notify(f"engine: {DEFAULT_ENGINE}, which runs on {place}")
+        return DEFAULT_ENGINE
     raise ConfigurationError(
-        f"no engine is known to run on {sys.platform} {machine}",
-        why="vLLM needs Linux on x86-64 or arm64",
+        f"no engine is known to run on {place}",
+        why=f"{DEFAULT_ENGINE} {problem}",
         fix="use a server elsewhere with --url, or try --engine hf or llamacpp (untried there)",
     )
 
@@ -141,9 +147,9 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
             fix="name one: a Hugging Face handle, a checkpoint folder, a GGUF file, or smollm2",
         )
     options = with_api_key(config.server)
-    demand_api_key(options)
+    require_api_key(options)
     name = choose_engine(config.engine, notify=notify)
-    engine: Engine = ENGINES.load(name)()
+    engine = load_engine(name)
     if not isinstance(engine, ServedEngine):
         raise ConfigurationError(
             f"{name} is asked, not served",
@@ -151,12 +157,11 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
             fix=f"leave serving out: eval, bench, chat and sample take --engine {name}",
         )
     environment = await find_environment(
-        name,
+        engine.installation,
         python=config.python,
         version=config.version,
         variant=config.variant,
-        layout=layout,
-        notify=notify,
+        context=Context(layout=layout, notify=notify),
     )
     engine.check(options, environment=environment)
     model = await resolve_model(
@@ -164,8 +169,7 @@ async def prepare(config: ServeConfig, *, layout: Layout, notify: Notify) -> Pre
         fallback_path=config.path if config.model else None,
         environment=environment,
         model_format=engine.model_format,
-        layout=layout,
-        notify=notify,
+        context=Context(layout=layout, notify=notify),
     )
     compute_type = await asyncio.to_thread(_compute_type, options, engine, environment, model)
     if compute_type is not None:
@@ -190,7 +194,7 @@ def _compute_type(
     environment: EngineEnvironment,
     model: ResolvedModel,
 ) -> ComputeType | None:
-    if not engine.open_dtypes:
+    if not isinstance(engine, SupportsDTypes) or not engine.dtypes.open:
         return None
     return choose_type(
         options,
@@ -216,19 +220,24 @@ async def serving(
     `deployment.supervision`. `on_incident` is told each death.
     """
     prepared = await prepare(config, layout=layout, notify=notify)
-    turns = turns_for(prepared.quirks())
     async with (
         _started(prepared, config, name=None, layout=layout, notify=notify) as owned,
         _supervised(owned, config, notify=notify, on_incident=on_incident) as supervisor,
         swapping(owned, supervisor=supervisor, layout=layout, alone=True) as swaps,
-        make_sampler(
-            owned.server,
-            prepared.engine,
-            concurrency=concurrency,
-            turns=turns,
-            deliver=swaps.deliver,
-        ) as sampler,
+        AsyncExitStack() as stack,
     ):
+        shared = ServerLayers(
+            exclusive=exclusive_requests(prepared.quirks()),
+            gate=swaps.gate,
+            redelivery=supervisor.redelivery,
+        )
+        sampler = await stack.enter_async_context(
+            make_sampler(owned.server, prepared.engine, concurrency=concurrency, shared=shared)
+        )
+        # past the layers in which requests wait for a restoration
+        direct = await stack.enter_async_context(
+            make_sampler(owned.server, prepared.engine, concurrency=1)
+        )
         say_bound(sampler, notify)
         yield Serving(
             current=lambda: owned.server,
@@ -237,9 +246,8 @@ async def serving(
             provenance=_provenance(owned.server, prepared),
             weights=swaps.swapper,
             model=prepared.model,
-            turns=turns,
-            deliver=swaps.deliver,
-            after_restart=supervisor.restorations.append,
+            shared=shared,
+            after_restart=lambda restore: supervisor.restorations.append(partial(restore, direct)),
         )
 
 
@@ -257,8 +265,7 @@ def _arguments(
         "engine": prepared.engine,
         "environment": prepared.environment,
         "options": prepared.options,
-        "layout": layout,
-        "notify": notify,
+        "context": Context(layout=layout, notify=notify),
         "limits": limits,
     }
 
@@ -335,10 +342,12 @@ def with_api_key(options: ServerOptions) -> ServerOptions:
     return options.model_copy(update={"api_key": key})
 
 
-def turns_for(quirks: Sequence[Quirk]) -> Turns | None:
-    """What keeps requests apart that would kill the engine together; None where nothing would."""
+def exclusive_requests(quirks: Sequence[Quirk]) -> ExclusiveRequests | None:
+    """The layer that keeps apart what would kill the engine together; None where nothing would."""
     rules = [quirk.alone for quirk in quirks if quirk.alone]
-    return Turns(lambda request: any(rule(request) for rule in rules)) if rules else None
+    if not rules:
+        return None
+    return ExclusiveRequests(lambda request: any(rule(request) for rule in rules))
 
 
 def say_bound(sampler: HTTPSampler, notify: Notify) -> None:
@@ -356,8 +365,7 @@ def make_sampler(
     *,
     concurrency: int | None,
     model: str | None = None,
-    turns: Turns | None = None,
-    deliver: Delivery = delivered_once,
+    shared: ServerLayers | None = None,
 ) -> HTTPSampler:
     """What asks a server; not entered yet."""
     return HTTPSampler(
@@ -369,8 +377,7 @@ def make_sampler(
         admin_key=server.admin_key,
         concurrency=concurrency,
         load_signal=engine.load_signal,
-        turns=turns,
-        deliver=deliver,
+        shared=shared,
     )
 
 
@@ -386,7 +393,7 @@ def _provenance(server: Server, prepared: Prepared) -> Provenance:
         chat_template_digest=model.chat_template_digest,
         base_url=server.base_url,
         revision=model.revision,
-        dtype=type_in_command(server.command or ()),
+        dtype=type_in_command(server.engine, server.command or ()),
         dtype_reason=prepared.compute_type.reason if prepared.compute_type else None,
         unknown=model.unknown,
     )

@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock, Timeout
 
-from enginehouse.client.sampler import Delivery
 from enginehouse.core.errors import WeightsError
 from enginehouse.deployment.running_servers import find_running, one_spelling
 from enginehouse.deployment.supervision import Supervisor
@@ -23,7 +22,7 @@ from enginehouse.servers.server import OwnedServer
 from enginehouse.store.layout import Layout
 from enginehouse.weights.checkpoint import digest_of
 from enginehouse.weights.declared import Weights, read_declaration
-from enginehouse.weights.gate import Gate
+from enginehouse.weights.gate import SwapGate
 from enginehouse.weights.replacement import PENDING
 from enginehouse.weights.served_models import served_models
 from enginehouse.weights.swap import WeightSwapper
@@ -33,9 +32,9 @@ _NEVER_SWAPPED = "default"  # what vLLM calls weights that were never named
 
 @dataclass(frozen=True, kw_only=True)
 class Swaps:
-    """What requests go through; `swapper` is None for a server whose weights cannot be swapped."""
+    """What swaps weights, and the gate for requests; None where weights cannot be swapped."""
 
-    deliver: Delivery
+    gate: SwapGate | None
     swapper: WeightSwapper | None
 
 
@@ -66,9 +65,9 @@ async def swapping(
     server, model = owned.server, owned.model
     swaps = owned.options.enable_weight_swap and owned.engine.wire.weights is not None
     if not swaps or model.weights_digest is None:
-        yield Swaps(deliver=supervisor.deliver, swapper=None)
+        yield Swaps(gate=None, swapper=None)
         return
-    gate = Gate(model.weights_digest, deliver=supervisor.deliver)
+    gate = SwapGate(model.weights_digest)
     assert server.name is not None
     async with WeightSwapper(
         server,
@@ -81,7 +80,7 @@ async def swapping(
         condemn=supervisor.condemn,
     ) as swapper:
         supervisor.restorations.append(swapper.restore)
-        yield Swaps(deliver=gate.deliver, swapper=swapper)
+        yield Swaps(gate=gate, swapper=swapper)
 
 
 @asynccontextmanager

@@ -48,6 +48,9 @@ def signalled(exit_code: int | None, *, profile: LogProfile, evidence: str) -> D
             )
     if exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         return killed(profile=profile, evidence=evidence)
+    stops = (signal.SIGTERM, signal.SIGINT)
+    if exit_code in [code for number in stops for code in (-number, 128 + number)]:
+        return told_to_stop(evidence)
     return None
 
 

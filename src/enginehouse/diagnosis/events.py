@@ -30,9 +30,11 @@ _EXCEPTION = re.compile(
     r"|(?:[a-z_]\w{0,80}\.){2,12}[A-Z]\w{1,80}: "  # of whatever name, by the path of its module
     r"|.{1,300} \[type=\w{1,40}, input_value="  # pydantic's words without its name
 )
+_PANIC = r"thread '[^']{0,80}' (?:\(\d{1,9}\) )?panicked at "  # Rust
 _ANNOUNCED = re.compile(
-    r"(?:[A-Za-z_]\w{0,80}\.){0,12}[A-Z]\w{0,80}(?:Error|Exception):"
+    r"^(?:[A-Za-z_]\w{0,80}\.){0,12}[A-Z]\w{0,80}(?:Error|Exception):"
     r"(?: \d{1,4} validation errors? for \S{1,80})?$"
+    rf"|^{_PANIC}[^\s']{{1,300}}:\d{{1,6}}:\d{{1,6}}:$"
 )
 _FILE = re.compile(r'File "(?P<file>[^"]{1,400})", line \d+(?:, in (?P<function>\S{1,100}))?')
 _RICH_FILE = re.compile(r"[│|] (?P<file>/[^\s:]{1,400}\.py):\d+ in ")
@@ -48,11 +50,13 @@ _ERROR_LINE = re.compile(
     r"|double free or corruption"
     r"|corrupted size|!+ ?(?:Segfault|SIGABRT)|\*\*\* SIG[A-Z]+ received"
     r"|(?:srun|slurmstepd): error:|Out of memory: Killed process"
+    rf"|{_PANIC}"
 )
 # Words of a line that might explain an end, though nothing makes it an error.
 _TELLING = re.compile(
     r"(?i)error|fatal|fail|cannot|can't|could not|not found|no such|out of memory|kill|abort"
-    r"|undefined symbol|code=dumped|insufficient|unable|warning: |warn |denied|exception"
+    r"|undefined symbol|code=dumped|exit(?:ed with)? ?code|insufficient|unable|warning: |warn "
+    r"|denied|exception"
     r"|mismatch|unsupported"
 )
 _APART = re.compile(
@@ -61,9 +65,12 @@ _APART = re.compile(
     r"|terminate called|Stack dump|\*\*\* |Extension modules:|Loading |INFO:|usage: "
 )
 _WAITING = re.compile(
-    r"(?i)\bwaiting (?:for|until)\b(?! (?:application startup|init message|background))"
+    r"(?i)\bwaiting (?:for|until)\b(?! (?:application (?:startup|shutdown)|init message"
+    r"|background|webserver to))"
     r"|still waiting|no available (?:shared memory broadcast )?block found"
 )
+_DESCRIBED = re.compile(r"(?:Reason|Exit Code): ")  # of a pod, by kubectl
+_SHUT_DOWN = re.compile(r"Shutting down(?: FastAPI HTTP server\.?)?\s*$")
 _RANK = re.compile(r"[A-Z]+\d")
 _PACKAGES = re.compile(r'File "(?P<folder>/[^"]{0,300}/(?:site|dist)-packages)/')
 _BOX = "│╭╰╮╯─❱|"
@@ -133,8 +140,9 @@ class Remark:
 class Log:
     """What a log has said. Numbers are those of lines; 0 where there is none.
 
-    `progress`: of each process, the last line that is not an error. `waiting`: the last line
-    that says what is waited for.
+    `shut_down`: the line with which the web server ends, for whatever reason. `progress`: of each
+    process, the last line that is not an error. `waiting`: the last line that says what is waited
+    for. `last`: the last line that is not empty. `answered`: a request was.
     """
 
     failures: list[Failure] = field(default_factory=list)
@@ -142,8 +150,11 @@ class Log:
     ready: int = 0
     stopped: int = 0
     stopped_line: str = ""
+    shut_down: str = ""
     waiting: str = ""
     waiting_number: int = 0
+    last: str = ""
+    answered: bool = False
     lines: int = 0
     on_cpu: bool = False
     packages: Path | None = None
@@ -224,9 +235,12 @@ class _Unfinished:
         if not self.failure.traced:
             # An error in words goes on indented, or logged in the same breath; one that is nothing
             # but a name and a colon says in the following lines what it has to say.
-            together = line.place is not None and number - self.failure.last <= 1
-            announced = _ANNOUNCED.match(self.failure.raised[-1].lines[0].strip())
-            if not (together if line.prefixed else announced or line.text[:1].isspace()):
+            next_line = number - self.failure.last <= 1
+            announced = _ANNOUNCED.search(self.failure.raised[-1].lines[0].strip())
+            together = line.place is not None or announced or line.text[:1].isspace()
+            if not (
+                next_line and together if line.prefixed else announced or line.text[:1].isspace()
+            ):
                 return False
         self.failure.raised[-1].add(line.text)
         return True
@@ -245,6 +259,7 @@ class Reader:
         self._open: dict[_Key, _Unfinished] = {}
         self._newest: _Unfinished | None = None  # the one that a line without a prefix goes on
         self._before: dict[_Key, str] = {}
+        self._last = _BARE
         self._early: list[Failure] = []
         self._late: deque[Failure] = deque(maxlen=_KEPT)
         self._first_remarks: list[Remark] = []
@@ -254,9 +269,12 @@ class Reader:
         """All lines of a log."""
         for line in lines:
             self._log.lines += 1
-            if _ANSWERED not in line:
+            if _ANSWERED in line:
+                self._log.answered = True
+            else:
                 self._take(line)
         self._log.failures = [*self._early, *self._late]
+        self._log.last = self._before.get(self._last, "")
         self._log.remarks = [*self._first_remarks, *self._last_remarks]
         return self._log
 
@@ -281,6 +299,7 @@ class Reader:
             if len(self._before) > 4 * _OPEN:
                 self._before.clear()
             self._before[key] = line.text
+            self._last = key
 
     def _end_bare_message(self, continued: _Unfinished | None) -> None:
         """A line with a prefix ends the message of an exception that has none."""
@@ -299,6 +318,8 @@ class Reader:
             elif profile.stopped.search(text):
                 log.stopped = log.stopped or log.lines
                 log.stopped_line = log.stopped_line or text.strip()
+            elif text.startswith("Shutting down") and _SHUT_DOWN.match(text):
+                log.shut_down = text.strip()
             if ("ait" in text or "block found" in text) and _WAITING.search(text):
                 log.waiting, log.waiting_number = text.strip(), log.lines
         if line.place is not None and profile.on_cpu.match(line.place):
@@ -358,7 +379,7 @@ class Reader:
             self._keep(self._failure(line, heading="", traced=True), key, _State.FRAMES)
             self._open[key].goes_on(line, number=self._log.lines)
             return
-        if line.text.startswith("    "):
+        if line.text.startswith("    ") and not _DESCRIBED.match(text):
             return  # code
         if self._is_error(line, text):
             failure = self._failure(line, heading="", traced=False)

@@ -9,6 +9,12 @@ from enginehouse.diagnosis.events import Failure
 from enginehouse.diagnosis.kinds import Diagnosis, FailureKind
 from enginehouse.diagnosis.rule import Surroundings
 
+# What Python says where code does not foresee a value; the kind does not follow from the file.
+_NOT_A_SLIP = re.compile(
+    r"\A(?![\s\S]{0,400}(?:NoneType|not supported between|unsupported operand|index out of range"
+    r"|is not (?:iterable|callable|subscriptable)|values to unpack))"
+)
+
 
 @dataclass(frozen=True)
 class _Guess:
@@ -19,7 +25,7 @@ class _Guess:
     cause: str
     fix: str
     names: re.Pattern[str] = re.compile("")
-    texts: re.Pattern[str] = re.compile("")
+    texts: re.Pattern[str] = _NOT_A_SLIP
     within: int = 4
 
 
@@ -65,7 +71,7 @@ _GUESSES = (
         "an option has a value that {engine} does not take here, or that does not go with another "
         "one",
         "see what the line says of it; correct the option, or leave it out",
-        re.compile(r"(?:Value|Assertion|ArgumentType|Validation|Type)Error"),
+        re.compile(r"(?:Value|Assertion|ArgumentType|Validation)Error"),
         re.compile(r"\A(?![\s\S]{0,400}failed to be inspected)"),
         within=1,
     ),
@@ -133,6 +139,7 @@ _GUESSES = (
         "the LoRA adapter does not fit the model, or LoRA is not possible with it",
         "see that the adapter was made for this very model, and its rank and modules; start it "
         "without LoRA to compare",
+        re.compile(r"(?:Value|Key|Assertion)Error"),
     ),
     _Guess(
         re.compile(r"/transformers/"),

@@ -51,6 +51,7 @@ _RAISED = re.compile(r" (?=(?:[a-z_]\w{0,40}\.){0,5}[A-Z]\w{1,40}(?:Error|Except
 _JOINED = re.compile(r"File \"[^\"\n]{1,300}\", line \d{1,7}, in \S{1,100} +\S")
 _FLAT = 300  # characters from which on a line may be a whole log whose ends of lines were lost
 _STAMPS = 3  # times of day in it that make it one
+_LEVELS = frozenset(("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "CRITICAL", "FATAL"))
 _WRAPPED = re.compile(r'"(?:log|message|msg|MESSAGE|textPayload)"\s{0,4}:\s{0,4}"')
 
 
@@ -175,10 +176,22 @@ def _unpacked(line: str) -> Iterator[str]:
         found = _WRAPPED.search(line)
         text = line[found.end() :].replace("\\n", "\n").replace('\\"', '"') if found else line
     else:
-        names = ("log", "message", "msg", "MESSAGE", "textPayload")
-        values = (record.get(name) for name in names) if isinstance(record, dict) else ()
-        text = next((value for value in values if isinstance(value, str)), line)
+        text = _message(record) or line
     yield from text.rstrip("\n").split("\n")
+
+
+def _message(record: object) -> str | None:
+    """What a record says, with its level as a prefix if it has one; None if it is not a record."""
+    if not isinstance(record, dict):
+        return None
+    fields = record.get("fields")  # TGI's
+    holder = fields if isinstance(fields, dict) else record
+    names = ("log", "message", "msg", "MESSAGE", "textPayload")
+    text = next((holder[name] for name in names if isinstance(holder.get(name), str)), None)
+    level = record.get("level") or record.get("levelname")
+    if text is None or text[:1].isspace() or not isinstance(level, str):
+        return text
+    return f"{level.upper()}: {text}" if level.upper() in _LEVELS else text
 
 
 def _clean(line: str) -> str:

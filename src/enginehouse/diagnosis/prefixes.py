@@ -23,7 +23,8 @@ _BARRED = re.compile(rf"[ \t]{{0,4}}\| (?=\[?{_DATE}\]? )")
 # Spaces that a page or a terminal put before everything, if what follows is surely a prefix.
 _INDENTED = (
     re.compile(
-        rf" {{1,12}}(?=\([\w. @<>:\-]{{1,80}} pid=|(?:{_LEVELS}) \d\d-|\[\d{{4}}-|\[rank\d)"
+        rf" {{1,12}}(?=\([\w. @<>:\-]{{1,80}} pid=|(?:{_LEVELS}) \d\d-|\[\d{{4}}-|\[rank\d"
+        r"|(?:INFO|WARN) [a-z_\-]{1,40}(?:::|[:{]))"
     ),
     _BARRED,
 )
@@ -41,6 +42,7 @@ _BRACKETED = (
 _SQUARE = (
     # [2026-11-21 04:30:31 DP0 TP1], as SGLang has it
     re.compile(rf"\[{_DATE}(?: (?P<process>[A-Z]+\d+(?: [A-Z]+\d+){{0,4}}))?\] ?"),
+    re.compile(r"\[\d\d-\d\d \d\d:\d\d:\d\d\] ?"),
     # [E1121 04:30:17.123 ProcessGroupNCCL.cpp:616], [W socket.cpp:464]
     re.compile(
         r"\[(?P<level>[EWIF])(?:\d{3,4} [\d:.]{5,20}(?: \d{1,10})?)? [\w./\-]{1,80}:\d+\] ?"
@@ -72,8 +74,13 @@ _LETTERED = (
     re.compile(rf"(?:{_LEVELS}|DEFAULT) {{1,4}}\d{{4}}-\d\d-\d\dT[\d:.]{{8,20}}Z "),
     re.compile(rf"(?P<level>{_LEVELS}) \d{{4}}-\d\d-\d\d [\d:.,]{{5,16}} ?"),
     re.compile(rf"(?P<level>{_LEVELS}) (?P<place>[\w./\-]{{1,80}}\.py:\d{{1,6}}) -- "),
-    # TGI's launcher
+    # TGI's launcher, and its router, which names the spans that a line belongs to:
+    # ERROR warmup{max_input_length=1024}:warmup: text_generation_client:
     re.compile(rf"(?P<level>{_LEVELS}) [a-z]{{1,20}}[_\-][\w\-:]{{1,60}}: "),
+    re.compile(
+        rf"(?P<level>{_LEVELS}) (?=[\w:\-]{{1,60}}\{{)"
+        r"(?:[\w\-]{1,40}(?:\{[^{}]{0,400}\})?:){1,8} (?:[a-z_]{1,40}(?:::[a-z_0-9]{1,40}){0,5}: )?"
+    ),
     re.compile(rf"(?P<level>{_LEVELS}):(?:[a-z_][\w.]{{0,80}}:)? {{0,9}}"),
     re.compile(rf"(?P<level>{_LEVELS}) {{0,4}}\| [\w.<>]{{1,80}}:[\w<>]{{1,80}}:\d+ - "),
     re.compile(rf"[\w.\-]{{1,80}} - (?P<level>{_LEVELS}) - "),

@@ -5,18 +5,19 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from enginehouse.diagnosis.events import Reader
+from enginehouse.diagnosis.events import Log, Reader
 from enginehouse.diagnosis.kinds import Diagnosis
 from enginehouse.diagnosis.lines import read_lines
 from enginehouse.diagnosis.order import oldest_first
 from enginehouse.diagnosis.profile import LogProfile
 from enginehouse.diagnosis.selection import select
+from enginehouse.diagnosis.wrapping import rejoin_wrapped
 
 _LOOKED_AT = 20_000  # lines of a pipe in which the engine's marks are counted
 _SAMPLE = 1 << 20  # bytes from the beginning, and from the end, of a file likewise
@@ -37,7 +38,7 @@ def diagnose_log(log: Path, *, profile: LogProfile, exit_code: int | None) -> Di
     """
     try:
         with log.open("rb") as source:
-            events = Reader(profile).read(oldest_first(read_lines(source)))
+            events = _events(read_lines(source), profile)
     except OSError:
         return None
     return select(events, profile=profile, exit_code=exit_code)
@@ -61,11 +62,15 @@ def explain_log(
         known = _recognise(first, profiles)
         lines = itertools.chain(first, lines)
     profile = known or otherwise
-    events = Reader(profile).read(oldest_first(lines))
+    events = _events(lines, profile)
     return LogExplanation(
         engine=known.name if known else None,
         diagnosis=select(events, profile=profile, exit_code=exit_code),
     )
+
+
+def _events(lines: Iterable[str], profile: LogProfile) -> Log:
+    return Reader(profile).read(oldest_first(rejoin_wrapped(lines)))
 
 
 def _ends(source: BinaryIO) -> list[str]:

@@ -37,7 +37,8 @@ _POINTER = re.compile(
     r"|died unexpectedly|EngineDeadError|EngineGenerateError|Executor failed\.$"
     r"|Got fatal signal from worker|ProcessExitedException|ChildFailedError"
     r"|one of the subprocesses|child process(?:es)? (?:failed|died|exited)"
-    r"|RayActorError|ActorDiedError|ActorUnavailableError|WorkerCrashedError|BrokenProcessPool"
+    r"|Engine loop (?:has died|is not running)|Background loop (?:is not running|has errored)"
+    r"|^EOFError$|RayActorError|ActorDiedError|ActorUnavailableError|WorkerCrashedError|BrokenProcessPool"
     r"|Failed core proc|Engine process failed to start|SIGQUIT received|Received sigquit"
     r"|^(?:\w+\.)*(?:SystemExit|KeyboardInterrupt|CancelledError|GeneratorExit)\b"
     r"|Connection (?:closed|reset) by peer|Broken pipe|remote process (?:exited|has terminated)"
@@ -46,20 +47,39 @@ _POINTER = re.compile(
 )
 # Nothing but a name: an exception that does not say why.
 _EMPTY = re.compile(r"^[\w.]+(?:Error|Exception|Empty|Failure|Failed)?:?$")
-# An exception as Python's repr() has it: TypeError("…")
-_QUOTES = re.compile(r"\w(?:Error|Exception)\(['\"]")
 _SURVIVED = re.compile(
     r"^Exception (?:in thread|ignored in|in callback)|(?i:retry|fall(?:ing|s)? ?back|non-fatal"
     r"|ignor(?:ed|ing)|will continue|skipping|disabl(?:ed|ing))"
 )
 _SHUTDOWN = re.compile(r"(?i)shut ?down|exit|terminat|clean|stopp|kill|abort|destroy")
+# Those of a signal, which say that the process was told to stop, and what goes along with them.
+_INTERRUPTED = re.compile(r"(?:\w+\.)*(?:KeyboardInterrupt\b|SystemExit: (?:0|130|143)$)")
+_OF_AN_INTERRUPT = re.compile(
+    r"(?:\w+\.)*(?:KeyboardInterrupt|SystemExit|CancelledError|GeneratorExit)\b|\s*$"
+)
+_DIED_SERVING = re.compile(
+    r"\b(?:Async|MQ)?EngineDeadError\b|already dead, terminating server process"
+    r"|Engine loop has died|Background loop has errored already"
+)
+_DIED_SILENTLY = re.compile(r"Worker proc \S{1,80} died unexpectedly")
+# After these lines processes wait for one another, so a log that ends with one shows a hang.
+_MEETING = re.compile(
+    r"is using nccl==[\d.]{1,12}$|Init torch distributed begin|generating GPU P2P access cache"
+    r"|Started a local Ray instance"
+)
 _EXIT_CODE = re.compile(
-    r"(?:exit ?code:?|exited with(?: code)?|'EngineCore\w{0,20}': )[ =]{0,2}(?P<code>-\d{1,3})\b"
+    r"(?:[Ee]xit ?[Cc]ode:?|exited with(?: code)?|'EngineCore\w{0,20}': )[ =]{0,2}"
+    r"(?P<code>-\d{1,3}|1(?:3[024579]|43))\b"
+    r"|\bsignal: (?P<name>killed|aborted|segmentation fault|bus error|illegal instruction)"
     r"|(?:signal[ :=]{0,2}(?:SIGKILL|9\b)|status=9/KILL)(?P<kill>)"
     r"|^(?P<bare>Killed|已杀死|Getötet)$"
     r"|(?P<oom>oom[-_ ]kill event)"
     r"|\bwith signal[ :=]{0,2}(?P<signal>\d{1,2})\b"
 )
+_BY_NAME = {
+    "killed": signal.SIGKILL, "aborted": signal.SIGABRT, "segmentation fault": signal.SIGSEGV,
+    "bus error": signal.SIGBUS, "illegal instruction": signal.SIGILL,
+}  # fmt: skip
 _FATAL = re.compile(r"^Process [\w:\-]+:$|failed to start|fatal error|hit an exception")
 
 
@@ -111,8 +131,7 @@ class _Selection:
         """What a pointer, or the heading of a traceback that was cut off, tells of the error."""
         definite = [rule for rule in rules if not rule.vague]
         said = recognise("\n".join(self._pointers), rules=definite, around=self._around)
-        headings = [heading for heading in self._cut if _QUOTES.search(heading)]
-        return said or recognise("\n".join(headings), rules=rules, around=self._around)
+        return said or recognise("\n".join(self._cut), rules=rules, around=self._around)
 
     def _sort(self, failure: Failure) -> None:
         texts = [text for text in failure.texts if not self._is_pointer(text)]
@@ -237,13 +256,36 @@ class _Selection:
         return (
             endings.signalled(code, profile=profile, evidence=evidence)
             or self._lost_connection()
+            or self._interrupted(exit_code)
             or (endings.killed(profile=profile, evidence=line) if self._fell_silent() else None)
+            or self._died_while_serving()
             or self._still_waiting()
+            or recognise("\n".join(said), rules=self._rules, around=self._around)
             or (_unknown(line) if line else None)
         )
 
+    def _interrupted(self, exit_code: int | None) -> Diagnosis | None:
+        """No error but that of a signal, or a server that shut down in good order."""
+        lines = [text.partition("\n")[0].strip() for text in self._pointers]
+        if lines:
+            interrupt = next(filter(_INTERRUPTED.match, lines), None)
+            only = all(map(_OF_AN_INTERRUPT.match, lines))
+            return endings.told_to_stop(interrupt) if interrupt and only else None
+        in_order = self._log.shut_down and not self._log.failures and not exit_code
+        return endings.told_to_stop(self._log.shut_down) if in_order else None
+
+    def _died_while_serving(self) -> Diagnosis | None:
+        """The engine is said to be dead by those who asked it, and nothing says of what."""
+        for text in (*self._pointers, *self._cut):
+            if (died := _DIED_SERVING.search(text)) is not None:
+                line = text[text.rfind("\n", 0, died.start()) + 1 :].partition("\n")[0].strip()
+                return endings.died_while_serving(line, profile=self._profile)
+        return None
+
     def _still_waiting(self) -> Diagnosis | None:
         log = self._log
+        if _MEETING.search(log.last):
+            return endings.still_waiting(log.last.strip())
         if not log.waiting or log.lines - log.waiting_number >= _RECENT:
             return None
         known = recognise(log.waiting, rules=self._rules, around=self._around)
@@ -273,13 +315,15 @@ class _Selection:
 
     def _said_exit_code(self) -> tuple[int, str] | None:
         """The exit code of a process of the engine, as another one or the shell reports it."""
-        lines = [*self._pointers, *(remark.text for remark in self._log.remarks)]
+        lines = [*self._pointers, *self._cut, *(remark.text for remark in self._log.remarks)]
         for line in lines:
             if (found := _EXIT_CODE.search(line)) is not None:
                 if found["bare"] and self._ended_itself():
                     continue
                 if found["signal"]:
                     return -int(found["signal"]), line.partition("\n")[0].strip()
+                if found["name"]:
+                    return -_BY_NAME[found["name"]], line.partition("\n")[0].strip()
                 return int(found["code"] or -signal.SIGKILL), line.partition("\n")[0].strip()
         return None
 
@@ -288,6 +332,8 @@ class _Selection:
         works = self._profile.works
         if works.pattern == NEVER.pattern or not self._pointers or self._ended_itself():
             return False
+        if self._log.answered and any(map(_DIED_SILENTLY.search, self._pointers)):
+            return True
         if self._cut:  # an error was written, though the log lacks its end
             return False
         return bool(self._log.ready) or any(map(works.search, self._log.progress))

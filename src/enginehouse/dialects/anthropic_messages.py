@@ -1,8 +1,8 @@
 """POST /v1/messages: Anthropic's API, version 2023-06-01.
 
-Protocol: https://docs.anthropic.com/en/api/messages. Version 2026-10-21 takes no temperature at
-all; under this one, models up to Claude 4.6 do, and later ones refuse it, which is an error that
-says so. Like every hosted API it is sent only what differs from its defaults.
+Protocol: https://docs.anthropic.com/en/api/messages. Version 2026-10-21 accepts no temperature
+at all; under this one, models up to Claude 4.6 accept it, and later ones refuse it with an error
+that says so. As with every hosted API, only what differs from its defaults is sent.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from enginehouse.core.sampling import SamplingParameters
 from enginehouse.core.tool_calls import ToolCall, ToolDefinition
 from enginehouse.dialects.base import require
 from enginehouse.dialects.hosted_errors import HostedErrors
-from enginehouse.dialects.openai_replies import check_choices, decode_reply
+from enginehouse.dialects.openai_replies import decode_reply
 from enginehouse.dialects.openai_requests import (
-    DEFAULTS,
-    OPTIONAL,
     add_extra,
     check_logprobs,
     check_stream,
+    chosen_fields,
+    constraint_of,
 )
 
 path = "/v1/messages"
@@ -71,7 +71,7 @@ class _Counts(msgspec.Struct):
 
     @property
     def prompt(self) -> int:
-        """All tokens of the prompt: input_tokens leaves out those that a cache held."""
+        """All tokens of the prompt: input_tokens leaves out those read from a cache."""
         cached = (self.cache_creation_input_tokens or 0) + (self.cache_read_input_tokens or 0)
         return (self.input_tokens or 0) + cached
 
@@ -136,29 +136,26 @@ def _sampling(parameters: SamplingParameters, capabilities: Capabilities) -> dic
     for name in ("presence_penalty", "frequency_penalty"):
         if getattr(parameters, name):
             raise UnsupportedError(
-                f"this engine does not support {name}", why="its API has no such field", fix="0"
+                f"this engine does not support {name}",
+                why="its API has no such field",
+                fix="leave it at 0",
             )
     if parameters.temperature > 1:
         raise UnsupportedError(
-            f"this engine takes no temperature of {parameters.temperature:g}",
+            f"this engine does not accept temperature {parameters.temperature:g}",
             why="its API allows 0 to 1; nothing was sent",
-            fix="give one that is not above 1",
+            fix="use a temperature of at most 1",
         )
     if parameters.temperature != 1:
         fields["temperature"] = parameters.temperature
     if parameters.top_p != 1:
         fields["top_p"] = parameters.top_p
-    for name, capability in OPTIONAL:
-        if (value := getattr(parameters, name)) != getattr(DEFAULTS, name):
-            require(capabilities, capability, name)
-            fields[name] = value
+    fields |= chosen_fields(parameters, capabilities)
     if parameters.stop:
         fields["stop_sequences"] = parameters.stop
-    if (structured := parameters.structured) is not None:
-        given = next(n for n in structured.__struct_fields__ if getattr(structured, n) is not None)
-        require(capabilities, Capability(given), f"structured output by {given}")
-        schema = {"type": "json_schema", "schema": structured.json_schema}
-        fields["output_config"] = {"format": schema}
+    if parameters.structured is not None:
+        kind, value = constraint_of(parameters.structured, capabilities)
+        fields["output_config"] = {"format": {"type": kind, "schema": value}}
     return fields
 
 
@@ -168,9 +165,9 @@ def _tool(tool: ToolDefinition) -> dict[str, Any]:
 
 
 def _turns(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
-    """The turns of user and assistant; what follows one another with the same role is one turn.
+    """The turns of user and assistant, with consecutive messages of one role merged.
 
-    All results of one turn's calls have to come in a single turn of the user.
+    The API expects all results of one turn's calls in a single user turn.
     """
     turns: list[dict[str, Any]] = []
     for message in messages:
@@ -198,7 +195,7 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
 
 
 def _input(arguments: str) -> Any:
-    """The arguments as the object that the API demands, even of a call that was none."""
+    """The arguments as an object, which the API requires even for a malformed call."""
     try:
         decoded = msgspec.json.decode(arguments)
     except (msgspec.DecodeError, RecursionError):
@@ -208,6 +205,7 @@ def _input(arguments: str) -> Any:
 
 def decode(body: bytes, *, request: SampleRequest, timing: Timing) -> SampleResponse:
     """See Dialect.decode."""
+    del request  # there is always exactly one completion, without log-probabilities
     reply = decode_reply(_reply, body)
     blocks = reply.content
     completion = Completion(
@@ -220,7 +218,6 @@ def decode(body: bytes, *, request: SampleRequest, timing: Timing) -> SampleResp
             if block.type == "tool_use"
         ),
     )
-    check_choices((completion,), request, body)
     return SampleResponse(
         completions=(completion,),
         model=reply.model,
@@ -232,7 +229,7 @@ def decode(body: bytes, *, request: SampleRequest, timing: Timing) -> SampleResp
 
 
 def _reason(reason: str | None) -> str | None:
-    """The reason in OpenAI's words, which the rest of the program speaks; "refusal" stays."""
+    """The reason in OpenAI's terms, which the rest of the program uses; "refusal" stays."""
     return None if reason is None else _REASONS.get(reason, reason)
 
 

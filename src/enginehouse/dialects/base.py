@@ -1,4 +1,4 @@
-"""What a dialect is: one wire format for asking a model. One dialect is one file beside this."""
+"""A dialect: one wire format for sampling from a model. Each dialect is a file in this folder."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ class Dialect(Protocol):
         """The request's body.
 
         Raises UnsupportedError for what the capabilities lack or would silently ignore, and
-        ConfigurationError for an `extra` field that has a place of its own.
+        ConfigurationError for an `extra` field that the request sets already.
         """
         ...
 
     def decode(self, body: bytes, *, request: SampleRequest, timing: Timing) -> SampleResponse:
         """The reply to `request`.
 
-        Raises MalformedResponseError if the body is not what this dialect says, or lacks something
-        that was asked for.
+        Raises MalformedResponseError if the body does not follow this dialect, or lacks something
+        that was requested.
         """
         ...
 
     def decode_chunk(self, data: bytes) -> tuple[Delta, ...]:
-        """The pieces in one event of a streamed reply; raises what an error in it stands for."""
+        """The pieces in one event of a streamed reply. Raises the error that it reports, if any."""
         ...
 
     def is_end(self, data: bytes) -> bool:
-        """Whether an event says that the stream is complete; it is not decoded."""
+        """Whether an event marks the end of the stream; that event is not decoded."""
         ...
 
 
@@ -53,5 +53,5 @@ def require(capabilities: Capabilities, capability: Capability, what: str) -> No
         raise UnsupportedError(
             f"this engine does not support {what}",
             why=f"its declared capabilities lack {capability.value!r}; nothing was sent",
-            fix=f"leave {what} out, or use an engine that has it",
+            fix=f"leave {what} out, or use an engine that supports it",
         )

@@ -1,4 +1,4 @@
-"""Error replies of hosted APIs, as errors of core that say whose key, account or limit it was.
+"""Error replies of hosted APIs, turned into core's errors that name the key, account or limit.
 
 Bodies: {"error": {"message", "type", "param", "code"}} (OpenAI), {"type": "error", "error":
 {"type", "message"}} (Anthropic), {"error": {"code": 402, "message", "metadata": {"provider_name",
@@ -51,7 +51,7 @@ _PARAMETER = re.compile(
     r"handle the requested parameters)",
     re.IGNORECASE,
 )
-# a schema that their constrained decoding cannot take, or no schemas or tools at all
+# a schema that constrained decoding does not support, or no support for schemas or tools at all
 _SCHEMA = re.compile(
     r"invalid schema for (response_format|function)"
     r"|(schema|response_format|output_format|output_config).{0,200}(not supported|unsupported)"
@@ -59,7 +59,7 @@ _SCHEMA = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _SAMPLING = re.compile(r"temperature|top_p|top_k|requested parameters")
-# what a type or a status name of a streamed error, which has no HTTP status, stands for
+# the status for the type or status name of a streamed error, which has no HTTP status
 _STATUS = {
     "authentication_error": 401,
     "billing_error": 402,
@@ -76,7 +76,7 @@ _STATUS = {
 
 @dataclass(frozen=True, kw_only=True)
 class HostedErrors:
-    """Reads one vendor's errors; the other fields are what its user has to look at next."""
+    """Reads one vendor's errors; the other fields are where its user looks next."""
 
     vendor: str
     key_variable: str
@@ -84,7 +84,7 @@ class HostedErrors:
     billing_page: str
 
     def __call__(self, status: int, body: bytes, *, retry_after: float | None = None) -> WireError:
-        """The error that a reply with a status of 300 or above stands for."""
+        """The error for a reply with a status of 300 or above."""
         error = _Error.read(body)
         said = f"{self.vendor} answered {status}: {error.message}"
         words = f"{error.codes} {error.message[:_SEARCHED]} {error.cause or ''}"
@@ -105,13 +105,16 @@ class HostedErrors:
             )
         if status == HTTPStatus.REQUEST_TIMEOUT or (status >= 500 and status != 501):
             return ServerFaultError(
-                said, why=error.cause, fix="the fault is theirs: ask again later", status=status
+                said,
+                why=error.cause,
+                fix="the vendor's service failed: ask again later",
+                status=status,
             )
         if status in (400, 404) and _SCHEMA.search(words):
             return UnsupportedError(
                 said,
                 why=error.cause,
-                fix="keep to the JSON Schema that the vendor documents, or ask without it",
+                fix="use only the JSON Schema that the vendor documents, or ask without it",
                 status=status,
             )
         return self._refusal(status, said, words=words, why=error.cause)
@@ -134,27 +137,27 @@ class HostedErrors:
         elif status == HTTPStatus.FORBIDDEN:
             kind = ForbiddenError
             fix = (
-                "the key is known, but may not do this: use one whose project may use this model, "
-                "from a region that is served, or change what was flagged"
+                "the key is valid but not allowed to do this: use one whose project has access to "
+                "this model, from a supported region, or change what was flagged"
             )
         elif _MODEL.search(words):
-            kind, fix = UnknownModelError, f"name a model that this {self.vendor} key can use"
+            kind, fix = UnknownModelError, f"use a model that this {self.vendor} key can access"
         elif _CONTEXT.search(words) or status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             kind, fix = ContextOverflowError, "lower max_tokens or shorten the prompt"
         elif _PARAMETER.search(words) and _SAMPLING.search(words):
             fix = (
-                "this model takes only its own sampling: give --temperature 1 and neither top_p "
-                "nor top_k, which are then left out of the request"
+                "this model accepts only its own sampling: use --temperature 1 without top_p or "
+                "top_k, so that they are left out of the request"
             )
         elif _PARAMETER.search(words):
-            fix = "leave that out, or use a model that takes it"
+            fix = "leave that out, or use a model that accepts it"
         elif status in (404, 405) or status < 400:
             fix = "check the address: it should end in the host or in /v1"
         return kind(said, why=why, fix=fix, status=status)
 
 
 class _Error(msgspec.Struct, frozen=True, kw_only=True):
-    """What an error body says; `found` is false where it is none, `cause` is the provider's."""
+    """What an error body says; `found` is false if it holds no error, `cause` is the provider's."""
 
     message: str
     codes: str = ""
@@ -196,7 +199,7 @@ def _find(body: bytes) -> Any:
 
 
 def _cause(metadata: Any) -> str | None:
-    """What OpenRouter tells of the provider's own error, or of what was flagged."""
+    """What OpenRouter reports about the provider's own error, or about flagged input."""
     if not isinstance(metadata, dict):
         return None
     raw, reasons = metadata.get("raw"), metadata.get("reasons")

@@ -1,17 +1,16 @@
 """llama-server's two OpenAI endpoints, and the small ones beside them.
 
 Read in the sources of build 11434, tools/server/server-{schema,common,task,context}.cpp, and tried
-on it. Fields that it does not know are dropped there without a word.
+on it. It drops unknown fields silently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from enginehouse.core.errors import BadRequestError, ConfigurationError, ContextOverflowError
+from enginehouse.core.errors import BadRequestError, ContextOverflowError
 from enginehouse.core.sampler import (
     Capabilities,
     Capability,
@@ -20,87 +19,66 @@ from enginehouse.core.sampler import (
     SampleRequest,
     SampleResponse,
     Timing,
-    TokenLogprob,
     Usage,
 )
-from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 from enginehouse.dialects import openai_chat, openai_completions
-from enginehouse.dialects.base import Dialect, require
-from enginehouse.dialects.openai_replies import check_choices, decode_reply, malformed
+from enginehouse.dialects.openai_replies import decode_reply, malformed
+from enginehouse.dialects.openai_requests import constraint_of
+from enginehouse.dialects.openai_variant import Changes, OpenAIVariant
 
-# vLLM's order: llama.cpp's own has the temperature last, which samples from another distribution
+# vLLM's order; llama.cpp's own applies the temperature last and samples a different distribution
 _SAMPLERS = ("penalties", "temperature", "min_p", "top_k", "top_p")
 _WINDOW = 1 << 17  # tokens that penalties look back on: all; llama-server's default is 64
 _ESCAPED = {'"': r"\"", "\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
-Decode = Callable[..., SampleResponse]
 
-
-class LlamaCppDialect:
+class LlamaCppDialect(OpenAIVariant):
     """One of OpenAI's dialects, as llama-server speaks it.
 
-    Its penalties for presence and frequency count the prompt's tokens, too. An answer that the
+    Its penalties for presence and frequency also count the prompt's tokens. An answer that the
     context cuts off before max_tokens is a ContextOverflowError, except in a stream.
     """
 
-    def __init__(self, openai: Dialect, *, decode: Decode) -> None:
-        self.path = openai.path
-        self._openai = openai
-        self._decode = decode
-
-    def encode(
-        self, request: SampleRequest, *, model: str, capabilities: Capabilities, stream: bool
-    ) -> bytes:
-        """See Dialect.encode."""
+    def _changes(
+        self, request: SampleRequest, *, capabilities: Capabilities, stream: bool
+    ) -> Changes:
+        del stream
         parameters = request.parameters
-        supports = set(capabilities.supports)
-        own = _constraint(parameters.structured, capabilities)
-        changes: dict[str, Any] = {"structured": None} if own else {}
-        own |= {"samplers": _SAMPLERS, "mirostat": 0}
-        if _is_penalised(parameters):
-            own["repeat_last_n"] = _WINDOW
-        if Capability.REPETITION_PENALTY in supports:
-            supports.discard(Capability.REPETITION_PENALTY)
-            own["repeat_penalty"] = parameters.repetition_penalty
-            changes["repetition_penalty"] = 1.0
+        fields: dict[str, Any] = {"samplers": _SAMPLERS, "mirostat": 0}
+        replaced: dict[str, Any] = {}
+        handled = {Capability.REPETITION_PENALTY} & capabilities.supports
+        if handled:
+            fields["repeat_penalty"] = parameters.repetition_penalty
+            replaced["repetition_penalty"] = 1.0
+        penalties = (parameters.presence_penalty, parameters.frequency_penalty)
+        if parameters.repetition_penalty != 1 or any(penalties):
+            fields["repeat_last_n"] = _WINDOW
         if parameters.logprobs is not None:
-            changes["logprobs"] = max(1, parameters.logprobs)  # 0 would switch them off
-        if taken := own.keys() & parameters.extra.keys():
-            raise ConfigurationError(
-                f"extra must not set {', '.join(sorted(taken))!r}",
-                why="it has a place of its own and is sent already",
-                fix="set it in the request or its SamplingParameters",
-            )
-        changes["extra"] = parameters.extra | own
-        request = msgspec.structs.replace(
-            request, parameters=msgspec.structs.replace(parameters, **changes)
-        )
-        return self._openai.encode(
-            request,
-            model=model,
-            capabilities=msgspec.structs.replace(capabilities, supports=frozenset(supports)),
-            stream=stream,
-        )
+            replaced["logprobs"] = max(1, parameters.logprobs)  # 0 would switch them off
+        if parameters.structured is not None:
+            name, value = constraint_of(parameters.structured, capabilities)
+            if name == "choice":
+                name, value = "grammar", choice_grammar(value)
+            fields[name] = value
+            replaced["structured"] = None
+        return Changes(fields, replaced, frozenset(handled))
 
     def decode(self, body: bytes, *, request: SampleRequest, timing: Timing) -> SampleResponse:
         """See Dialect.decode. Raises ContextOverflowError where the context cut the answer off."""
-        response = self._decode(body, request=request, timing=timing)
+        response = super().decode(body, request=request, timing=timing)
         _check_length(response, request, body)
         if request.parameters.logprobs != 0:
             return response
-        bare = [_without_candidates(completion) for completion in response.completions]
-        return msgspec.structs.replace(response, completions=tuple(bare))
+        return msgspec.structs.replace(
+            response, completions=tuple(map(_without_candidates, response.completions))
+        )
 
     def decode_chunk(self, data: bytes) -> tuple[Delta, ...]:
-        """See Dialect.decode_chunk; the last text of a completion brings the usage along."""
-        deltas = self._openai.decode_chunk(data)
+        """See Dialect.decode_chunk; the last text of a completion carries the usage."""
+        deltas = super().decode_chunk(data)
         if b'"usage"' not in data or any(delta.usage for delta in deltas):
             return deltas
-        return (*deltas, Delta(text="", usage=decode_reply(_counted, data).usage))
-
-    def is_end(self, data: bytes) -> bool:
-        """See Dialect.is_end."""
-        return self._openai.is_end(data)
+        return (*deltas, Delta(text="", usage=decode_reply(_usage, data).usage))
 
 
 def choice_grammar(choices: tuple[str, ...]) -> str:
@@ -114,27 +92,6 @@ def _escaped(character: str) -> str:
     return character if character.isprintable() else f"\\U{ord(character):08X}"
 
 
-def _constraint(structured: StructuredOutput | None, capabilities: Capabilities) -> dict[str, Any]:
-    """llama-server's own field for a constraint; what it lacks is left for OpenAI's dialect."""
-    if structured is None:
-        return {}
-    if structured.json_schema is not None:
-        require(capabilities, Capability.JSON_SCHEMA, "structured output by json_schema")
-        return {"json_schema": structured.json_schema}
-    if structured.choice is not None:
-        require(capabilities, Capability.CHOICE, "structured output by choice")
-        return {"grammar": choice_grammar(structured.choice)}
-    if structured.grammar is not None:
-        require(capabilities, Capability.GRAMMAR, "structured output by grammar")
-        return {"grammar": structured.grammar}
-    return {}
-
-
-def _is_penalised(parameters: SamplingParameters) -> bool:
-    penalties = (parameters.presence_penalty, parameters.frequency_penalty)
-    return parameters.repetition_penalty != 1 or any(penalties)
-
-
 def _without_candidates(completion: Completion) -> Completion:
     bare = [msgspec.structs.replace(token, top=()) for token in completion.logprobs or ()]
     return msgspec.structs.replace(completion, logprobs=tuple(bare))
@@ -144,7 +101,7 @@ def _check_length(response: SampleResponse, request: SampleRequest, body: bytes)
     completion, made = response.completions[0], response.completion_tokens
     if not response.prompt_tokens:
         raise BadRequestError(
-            "llama-server answers no empty prompt", fix="give it a token to begin with"
+            "llama-server does not answer an empty prompt", fix="start the prompt with some text"
         )
     if completion.finish_reason != "length":
         return
@@ -159,34 +116,6 @@ def _check_length(response: SampleResponse, request: SampleRequest, body: bytes)
         raise malformed(f"logprobs came for {len(completion.logprobs)} of {made} tokens", body)
 
 
-class _Candidate(msgspec.Struct):
-    id: int
-    token: str
-    logprob: float
-
-
-class _Token(_Candidate):
-    top_logprobs: list[_Candidate] = []
-
-
-class _Logprobs(msgspec.Struct):
-    content: list[_Token]
-
-
-class _Choice(msgspec.Struct):
-    text: str
-    index: int = 0
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
-
-
-class _Reply(msgspec.Struct):
-    choices: list[_Choice]
-    usage: Usage
-    model: str
-    id: str = ""
-
-
 class _Meta(msgspec.Struct):
     n_ctx: int | None = None
 
@@ -199,59 +128,25 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-class _Counted(msgspec.Struct):
+class _Usage(msgspec.Struct):
     usage: Usage | None = None
 
 
-_reply = msgspec.json.Decoder(_Reply)
-_counted = msgspec.json.Decoder(_Counted)
+_usage = msgspec.json.Decoder(_Usage)
 _models = msgspec.json.Decoder(_Models)
 _encode = msgspec.json.Encoder().encode
 
 
-def _decode_completions(body: bytes, *, request: SampleRequest, timing: Timing) -> SampleResponse:
-    """As openai_completions, but the log-probabilities have the form of the chat's."""
-    reply = decode_reply(_reply, body)
-    completions = tuple(
-        Completion(
-            text=choice.text,
-            finish_reason=choice.finish_reason,
-            logprobs=None if choice.logprobs is None else _logprobs(choice.logprobs),
-        )
-        for choice in reply.choices
-    )
-    check_choices(completions, request, body)
-    return SampleResponse(
-        completions=completions,
-        model=reply.model,
-        request_id=reply.id,
-        prompt_tokens=reply.usage.prompt_tokens,
-        completion_tokens=reply.usage.completion_tokens,
-        timing=timing,
-    )
-
-
-def _logprobs(wire: _Logprobs) -> tuple[TokenLogprob, ...]:
-    return tuple(
-        _logprob(token, top=tuple(_logprob(candidate) for candidate in token.top_logprobs))
-        for token in wire.content
-    )
-
-
-def _logprob(wire: _Candidate, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-    return TokenLogprob(logprob=wire.logprob, text=wire.token, token_id=wire.id, top=top)
-
-
 def decode_context(body: bytes) -> int | None:
-    """The tokens that one sequence may have, in a reply of GET /v1/models; None in old builds."""
+    """The most tokens of one sequence, read from GET /v1/models; None in old builds."""
     sizes = [model.meta.n_ctx for model in decode_reply(_models, body).data if model.meta]
     return sizes[0] if sizes else None
 
 
 def encode_tokenize(text: str, *, model: str, add_special_tokens: bool) -> bytes:  # noqa: ARG001
-    """The body of POST /tokenize; there is but one model."""
+    """The body of POST /tokenize; llama-server has only one model."""
     return _encode({"content": text, "add_special": add_special_tokens})
 
 
-chat = LlamaCppDialect(openai_chat, decode=openai_chat.decode)
-completions = LlamaCppDialect(openai_completions, decode=_decode_completions)
+chat = LlamaCppDialect(openai_chat)
+completions = LlamaCppDialect(openai_completions)

@@ -1,9 +1,9 @@
 """PUT /api of a Megatron-LM text generation server: a text, and the text with its continuation.
 
-Protocol: megatron/core/inference/text_generation_server in megatron-core 0.16.1. The server knows
-no stop strings, so that an answer is cut at them here; it takes a random_seed and add_BOS and
-ignores them. It refuses temperature 0: greedy is top_k 1. A refusal is a plain text, with status
-200 more often than 400. Its `logprobs` are those of all tokens but the prompt's first.
+Protocol: megatron/core/inference/text_generation_server in megatron-core 0.16.1. The server
+does not support stop strings, so answers are cut at them here; it accepts random_seed and add_BOS
+and ignores them. It refuses temperature 0: greedy is top_k 1. A refusal is plain text, with status
+200 more often than 400. Its `logprobs` are those of all tokens except the prompt's first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from enginehouse.core.sampling import SamplingParameters
 from enginehouse.dialects.base import require
 from enginehouse.dialects.openai_errors import error_reply as openai_error_reply
 from enginehouse.dialects.openai_replies import decode_reply, malformed
-from enginehouse.dialects.openai_requests import DEFAULTS, OPTIONAL, add_extra, check_logprobs
+from enginehouse.dialects.openai_requests import add_extra, check_logprobs, chosen_fields
 
 path = "/api"
 _CONTEXT = re.compile(r"sequence.{0,40}(length|long)|longer than|exceed", re.IGNORECASE)
@@ -60,14 +60,31 @@ def encode(
     require(capabilities, Capability.TEXT, "text prompts")
     if not isinstance(request.prompt, TextPrompt):
         require(capabilities, Capability.TOKENS, "token prompts")
-        raise UnsupportedError("a Megatron text server takes texts", fix="give the prompt's text")
+        raise UnsupportedError(
+            "a Megatron text server accepts text prompts only", fix="pass the prompt as text"
+        )
     if not request.prompt.text:
-        raise ConfigurationError("a Megatron text server takes no empty prompt", fix="give a text")
+        raise ConfigurationError(
+            "a Megatron text server does not accept an empty prompt", fix="pass some text"
+        )
     if stream:
         require(capabilities, Capability.STREAM, "streaming")
     if request.tools:
         require(capabilities, Capability.TOOLS, "native tool calls")
-    _check(parameters, capabilities)
+    check_logprobs(parameters, capabilities)
+    if parameters.presence_penalty or parameters.frequency_penalty:
+        raise UnsupportedError(
+            "a Megatron text server does not support penalties", fix="leave them at 0"
+        )
+    if parameters.structured is not None:
+        raise UnsupportedError(
+            "a Megatron text server does not support structured output", fix="leave it out"
+        )
+    chosen_fields(parameters, capabilities)  # refuses those that the engine does not support
+    if parameters.prompt_logprobs:
+        raise UnsupportedError(
+            "a Megatron text server does not return candidates", fix="set prompt_logprobs to 0"
+        )
     body = {
         "prompts": [request.prompt.text],
         "tokens_to_generate": parameters.max_tokens,
@@ -78,27 +95,12 @@ def encode(
     return _encode(body)
 
 
-def _check(parameters: SamplingParameters, capabilities: Capabilities) -> None:
-    check_logprobs(parameters, capabilities)
-    if parameters.presence_penalty or parameters.frequency_penalty:
-        raise UnsupportedError("a Megatron text server has no penalties", fix="leave them at 0")
-    if parameters.structured is not None:
-        raise UnsupportedError("a Megatron text server constrains no answers", fix="leave it out")
-    for name, capability in OPTIONAL:
-        if getattr(parameters, name) != getattr(DEFAULTS, name):
-            require(capabilities, capability, name)
-    if parameters.prompt_logprobs:
-        raise UnsupportedError(
-            "a Megatron text server gives no candidates", fix="let prompt_logprobs be 0"
-        )
-
-
 def _sampling(parameters: SamplingParameters) -> dict[str, float]:
     if parameters.temperature == 0:
         return {"temperature": 1.0, "top_k": 1}
     if parameters.top_k and parameters.top_p < 1:
         raise UnsupportedError(
-            "a Megatron text server samples by top_k or by top_p, not by both",
+            "a Megatron text server uses either top_k or top_p, not both",
             fix="leave one of them out",
         )
     chosen = {"top_k": parameters.top_k} if parameters.top_k else {"top_p": float(parameters.top_p)}
@@ -111,14 +113,14 @@ def decode(body: bytes, *, request: SampleRequest, timing: Timing) -> SampleResp
     reply = decode_reply(_reply, body)
     prompt, parameters = request.prompt.text, request.parameters
     if len(reply.text) != 1 or len(reply.segments) != 1:
-        raise malformed("one text was asked for", body)
+        raise malformed("it does not have exactly one text", body)
     (text,), (segments,) = reply.text, reply.segments
     if not text.startswith(prompt):
         raise malformed("the text does not begin with the prompt", body)
     split = _prompt_tokens(segments, prompt)
     logprobs = _logprobs(reply, segments, body) if reply.logprobs else None
     if logprobs is None and (parameters.logprobs, parameters.prompt_logprobs) != (None, None):
-        raise malformed("logprobs were asked for, none came", body)
+        raise malformed("logprobs were requested but are missing", body)
     answer = text[len(prompt) :]
     cut = min((at for stop in parameters.stop if (at := answer.find(stop)) >= 0), default=None)
     made = len(segments) - split
@@ -178,7 +180,7 @@ def error_reply(status: int, body: bytes, *, retry_after: float | None = None) -
 
 
 def reply_error(body: bytes) -> WireError | None:
-    """The refusal that a reply of any status is, if it is nothing but a text."""
+    """The refusal in a reply of any status: a reply that is only a text."""
     if not body.lstrip().startswith(b'"'):
         return None
     said = f"the Megatron server refused: {decode_reply(_text, body)}"

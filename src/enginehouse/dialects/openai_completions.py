@@ -19,15 +19,17 @@ from enginehouse.core.sampler import (
 from enginehouse.dialects.base import require
 from enginehouse.dialects.openai_errors import stream_error
 from enginehouse.dialects.openai_replies import (
+    Choice,
     Counts,
     PromptEntries,
-    check_choices,
-    decode_prompt_logprobs,
+    TokenLogprobs,
+    decode_deltas,
     decode_reply,
+    in_order,
     is_end,
     malformed,
+    sample_response,
     token_ids_or_none,
-    usage,
 )
 from enginehouse.dialects.openai_requests import request_body
 
@@ -36,18 +38,15 @@ __all__ = ["decode", "decode_chunk", "encode", "is_end", "path"]
 path = "/v1/completions"
 
 
-class _Logprobs(msgspec.Struct):
-    tokens: list[str]
-    token_logprobs: list[float | None]
+class _Logprobs(TokenLogprobs):
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
     top_logprobs: list[dict[str, float] | None] | None = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(Choice, kw_only=True):
     text: str
-    index: int = 0
-    finish_reason: str | None = None
     logprobs: _Logprobs | None = None
-    token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: PromptEntries | None = None
 
@@ -97,23 +96,15 @@ def encode(
 def decode(body: bytes, *, request: SampleRequest, timing: Timing) -> SampleResponse:
     """See Dialect.decode."""
     reply = decode_reply(_reply, body)
-    if len(reply.choices) > 1:
-        reply.choices.sort(key=lambda choice: choice.index)
-    completions = tuple([_completion(choice, request, body) for choice in reply.choices])
-    check_choices(completions, request, body)
-    first = reply.choices[0]
-    counted = usage(reply.usage)
-    return SampleResponse(
-        completions=completions,
-        model=reply.model,
-        request_id=reply.id,
-        prompt_tokens=counted.prompt_tokens,
-        completion_tokens=counted.completion_tokens,
+    choices = in_order(reply.choices, request, body)
+    return sample_response(
+        reply,
+        tuple([_completion(choice, request, body) for choice in choices]),
+        request=request,
+        body=body,
         timing=timing,
-        prompt_token_ids=token_ids_or_none(first.prompt_token_ids),
-        prompt_logprobs=decode_prompt_logprobs(
-            first.prompt_logprobs, token_ids=first.prompt_token_ids, request=request, body=body
-        ),
+        prompt_token_ids=choices[0].prompt_token_ids,
+        prompt_logprobs=choices[0].prompt_logprobs,
     )
 
 
@@ -122,24 +113,16 @@ def decode_chunk(data: bytes) -> tuple[Delta, ...]:
     if error := stream_error(data):
         raise error
     chunk = decode_reply(_chunk, data)
-    if chunk.usage is not None and not chunk.choices:
-        return (Delta(text="", usage=usage(chunk.usage)),)
-    return tuple(
-        Delta(
-            text=choice.text,
-            index=choice.index,
-            token_ids=token_ids_or_none(choice.token_ids),
-            finish_reason=choice.finish_reason,
-        )
-        for choice in chunk.choices
-    )
+    return decode_deltas(chunk.choices, chunk.usage, text=lambda choice: choice.text)
 
 
 def _completion(choice: _Choice, request: SampleRequest, body: bytes) -> Completion:
     top = request.parameters.logprobs
     logprobs = None
     if choice.logprobs is not None and top is not None:
-        logprobs = _logprobs(choice.logprobs, ids=choice.token_ids, top=top, body=body)
+        logprobs = choice.logprobs.decoded(choice.token_ids) or _logprobs(
+            choice.logprobs, ids=choice.token_ids, top=top, body=body
+        )
     return Completion(
         text=choice.text,
         finish_reason=choice.finish_reason,
@@ -151,29 +134,24 @@ def _completion(choice: _Choice, request: SampleRequest, body: bytes) -> Complet
 def _logprobs(
     wire: _Logprobs, *, ids: list[int] | None, top: int, body: bytes
 ) -> tuple[TokenLogprob, ...]:
-    count = len(wire.tokens)
+    tokens, values = wire.tokens or [], wire.token_logprobs or []
+    count = len(tokens)
     candidates = wire.top_logprobs or [None] * count
-    if len(wire.token_logprobs) != count or len(candidates) != count:
+    if not count == len(values) == len(candidates):
         raise malformed("logprobs has lists of different lengths", body)
-    aligned = ids if ids is not None and len(ids) == count else None
+    known = ids if ids is not None and len(ids) == count else None
     decoded = []
-    for place, (text, logprob) in enumerate(zip(wire.tokens, wire.token_logprobs, strict=True)):
+    for place, (text, logprob) in enumerate(zip(tokens, values, strict=True)):
         if logprob is None:
             raise malformed(f"logprobs has no value for token {place}", body)
+        # the chosen token is always among them, so there may be one more than requested
+        ranked = sorted((candidates[place] or {}).items(), key=lambda pair: -pair[1])
         decoded.append(
             TokenLogprob(
                 logprob=logprob,
                 text=text,
-                token_id=None if aligned is None else aligned[place],
-                top=_top(candidates[place], top),
+                token_id=None if known is None else known[place],
+                top=tuple(TokenLogprob(logprob=p, text=t) for t, p in ranked[:top]),
             )
         )
     return tuple(decoded)
-
-
-def _top(candidates: dict[str, float] | None, count: int) -> tuple[TokenLogprob, ...]:
-    # the chosen token is always among them, so there may be one more than was asked for
-    if not candidates or not count:
-        return ()
-    ranked = sorted(candidates.items(), key=lambda pair: -pair[1])
-    return tuple(TokenLogprob(logprob=logprob, text=text) for text, logprob in ranked[:count])

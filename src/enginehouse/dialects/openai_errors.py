@@ -1,4 +1,4 @@
-"""Error replies of OpenAI-compatible servers, as errors of core.
+"""Error replies of OpenAI-compatible servers, turned into core's errors.
 
 Bodies seen: {"error": {"message", "type", "param", "code"}} (vLLM, OpenAI), {"error": "text"}
 (vLLM's API key guard), {"detail": …} (FastAPI), {"object": "error", "message"} (old vLLM), text.
@@ -23,7 +23,7 @@ from enginehouse.core.errors import (
 )
 from enginehouse.dialects.openai_replies import excerpt
 
-_SEARCHED = 10_000  # characters of a message: some servers repeat the whole request behind it
+_SEARCHED = 10_000  # characters of a message: some servers append the whole request
 _CONTEXT = re.compile(
     r"maximum context length|max_model_len|context_length_exceeded|exceeds the context"
     r"|longer than the model's context|exceeds the available context size"
@@ -36,8 +36,8 @@ _UNKNOWN_MODEL = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
-# What a server was not started for, or what its constrained decoding cannot take (vLLM 0.32,
-# llama-server, OpenAI): another way of asking may do.
+# The server was not started for this, or its constrained decoding does not support it (vLLM 0.32,
+# llama-server, OpenAI): asking in another way may work.
 _UNSUPPORTED = re.compile(
     r"tool[ _]choice.{0,80} requires.{0,80}--tool-call-parser|tools param requires --jinja"
     r"|features not supported by|Invalid schema for response_format|failed to parse grammar"
@@ -48,7 +48,7 @@ _UNSUPPORTED = re.compile(
 
 
 def error_reply(status: int, body: bytes, *, retry_after: float | None = None) -> WireError:
-    """The error that a reply with a status of 300 or above stands for."""
+    """The error for a reply with a status of 300 or above."""
     message = _message(body)
     searched = message[:_SEARCHED]
     said = f"the server answered {status}: {message}"
@@ -56,23 +56,23 @@ def error_reply(status: int, body: bytes, *, retry_after: float | None = None) -
         return RateLimitedError(said, retry_after=retry_after, status=status)
     if status in (400, 500, 501) and _UNSUPPORTED.search(searched):
         return UnsupportedError(
-            said, fix="start the server with what it names, or ask without it", status=status
+            said,
+            fix="start the server with the option that it names, or ask without it",
+            status=status,
         )
     if status >= 500 and status != 501:
-        return ServerFaultError(
-            said, fix="read the server's log: the cause is there", status=status
-        )
+        return ServerFaultError(said, fix="the server's log shows the cause", status=status)
     return _refusal(status, searched, said)
 
 
 def _refusal(status: int, message: str, said: str) -> BadRequestError:
     if status in (401, 403):
         return UnauthorizedError(
-            said, fix="give the API key that the server was started with", status=status
+            said, fix="use the API key that the server was started with", status=status
         )
     if _UNKNOWN_MODEL.search(message) and status in (400, 404):
         return UnknownModelError(
-            said, fix="ask for a name that the server lists under /v1/models", status=status
+            said, fix="use a name that the server lists under /v1/models", status=status
         )
     if _CONTEXT.search(message):
         return ContextOverflowError(
@@ -86,7 +86,7 @@ def _refusal(status: int, message: str, said: str) -> BadRequestError:
 
 
 def stream_error(data: bytes) -> WireError | None:
-    """The error in one event of a stream, None if it holds none."""
+    """The error in one event of a stream, None if there is none."""
     if b'"error"' not in data:
         return None
     decoded = _decode(data)

@@ -31,7 +31,7 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(kw_only=True)
 class HostedChat:
-    """One vendor's chat completions, a Dialect; `defaults` are fields that `extra` may replace."""
+    """A vendor's chat completions, a Dialect; `defaults` are fields that `extra` may replace."""
 
     errors: HostedErrors
     length: str = "max_completion_tokens"
@@ -77,7 +77,7 @@ OPENAI_CHAT = HostedChat(
         billing_page="https://platform.openai.com/settings/organization/billing",
     )
 )
-# without require_parameters OpenRouter drops what a provider does not know, and does not say so
+# without require_parameters OpenRouter silently drops what a provider does not support
 OPENROUTER_CHAT = HostedChat(
     errors=HostedErrors(
         vendor="OpenRouter",

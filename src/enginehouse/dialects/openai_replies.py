@@ -1,20 +1,29 @@
 """Reply parts that OpenAI's chat and text completions share, and the small endpoints beside them.
 
-Typed decoding: a reply that lacks a needed field, or has one of another type, is malformed.
+Typed decoding: a reply that lacks a required field, or has one of the wrong type, is malformed.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from enginehouse.core.errors import MalformedResponseError
 from enginehouse.core.messages import TokenPrompt
-from enginehouse.core.sampler import Completion, SampleRequest, TokenLogprob, Usage
+from enginehouse.core.sampler import (
+    Completion,
+    Delta,
+    SampleRequest,
+    SampleResponse,
+    Timing,
+    TokenLogprob,
+    Usage,
+)
 
 _EXCERPT = 300
-_TEXTS = ("text", "output_text")
+_TEXT_TYPES = ("text", "output_text")
 _TRUNCATED = "Input data was truncated"  # msgspec's words
 T = TypeVar("T")
 
@@ -31,14 +40,14 @@ PromptEntries = list[dict[int, PromptEntry] | None]
 
 
 class Counts(msgspec.Struct):
-    """A reply's `usage`, of which compatible servers leave out what they like."""
+    """A reply's `usage`; compatible servers may leave out any part of it."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
 def usage(counts: Counts | None) -> Usage:
-    """What was counted; 0 for what the server does not tell."""
+    """The counts, 0 where the server did not report one."""
     if counts is None:
         return Usage(0, 0)
     return Usage(counts.prompt_tokens or 0, counts.completion_tokens or 0)
@@ -61,8 +70,61 @@ def text_of(content: Content) -> str:
     return "".join(
         part if isinstance(part, str) else part.text or ""
         for part in content
-        if isinstance(part, str) or part.type in _TEXTS
+        if isinstance(part, str) or part.type in _TEXT_TYPES
     )
+
+
+class _TokenCandidate(msgspec.Struct):
+    token: str
+    logprob: float
+    id: int | None = None  # only llama-server sends it
+
+
+class _Token(_TokenCandidate):
+    top_logprobs: list[_TokenCandidate] | None = None
+
+
+class TokenLogprobs(msgspec.Struct):
+    """A chat's log-probabilities; llama-server gives them with texts, too."""
+
+    content: list[_Token] | None = None
+
+    def decoded(self, ids: list[int] | None) -> tuple[TokenLogprob, ...] | None:
+        """As core keeps them, with `ids` for the tokens if there is one for each."""
+        if self.content is None:
+            return None
+        known = ids if ids is not None and len(ids) == len(self.content) else None
+        return tuple(
+            TokenLogprob(
+                logprob=token.logprob,
+                text=token.token,
+                token_id=token.id if known is None else known[place],
+                top=tuple(
+                    TokenLogprob(logprob=c.logprob, text=c.token, token_id=c.id)
+                    for c in token.top_logprobs or ()
+                ),
+            )
+            for place, token in enumerate(self.content)
+        )
+
+
+class Choice(msgspec.Struct):
+    """What a choice has in every reply and every chunk of a stream."""
+
+    index: int = 0
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+
+
+C = TypeVar("C", bound=Choice)
+
+
+class _Reply(Protocol):
+    """What both replies have beside their choices."""
+
+    model: str
+    usage: Counts | None
+    id: str
 
 
 class _Model(msgspec.Struct):
@@ -94,37 +156,80 @@ def decode_reply(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         if body and str(error) == _TRUNCATED:
-            raise _cut_off(body) from None
+            raise MalformedResponseError(
+                "the reply stops in the middle of its JSON",
+                why=f"{len(body)} bytes came before the server closed it; "
+                f"it begins: {excerpt(body)}",
+                fix="read the log of the server and of any proxy in front of it: one of them cut "
+                "the reply off",
+            ) from None
         raise malformed(str(error), body) from None
     except RecursionError:
         raise malformed("its JSON is nested too deeply", body) from None
 
 
 def malformed(why: str, body: bytes) -> MalformedResponseError:
-    """The error for a reply that is not what was asked for."""
+    """The error for a reply that does not follow the protocol or lacks what was requested."""
     return MalformedResponseError(
-        "the reply is not what this protocol says",
+        "the reply does not follow the protocol",
         why=f"{why}; it begins: {excerpt(body)}",
         fix="check that the address is that of an OpenAI-compatible server",
     )
 
 
-def _cut_off(body: bytes) -> MalformedResponseError:
-    return MalformedResponseError(
-        "the reply stops in the middle of its JSON",
-        why=f"{len(body)} bytes came, and the server said that this was all; it begins: "
-        f"{excerpt(body)}",
-        fix="read the log of the server, and of any proxy before it: one of them ended the reply",
+def in_order(choices: list[C], request: SampleRequest, body: bytes) -> list[C]:
+    """The choices by their index; MalformedResponseError unless there are as many as requested."""
+    wanted = request.parameters.n
+    if len(choices) != wanted:
+        raise malformed(f"it has {len(choices)} choices instead of {wanted}", body)
+    if wanted > 1:
+        choices.sort(key=lambda choice: choice.index)
+    return choices
+
+
+def sample_response(
+    reply: _Reply,
+    completions: tuple[Completion, ...],
+    *,
+    request: SampleRequest,
+    body: bytes,
+    timing: Timing,
+    prompt_token_ids: list[int] | None,
+    prompt_logprobs: PromptEntries | None,
+) -> SampleResponse:
+    """The decoded reply. Raises MalformedResponseError if it lacks log-probabilities."""
+    if request.parameters.logprobs is not None and any(c.logprobs is None for c in completions):
+        raise malformed("logprobs were requested but are missing", body)
+    counts = usage(reply.usage)
+    return SampleResponse(
+        completions=completions,
+        model=reply.model,
+        request_id=reply.id,
+        prompt_tokens=counts.prompt_tokens,
+        completion_tokens=counts.completion_tokens,
+        timing=timing,
+        prompt_token_ids=token_ids_or_none(prompt_token_ids),
+        prompt_logprobs=decode_prompt_logprobs(
+            prompt_logprobs, token_ids=prompt_token_ids, request=request, body=body
+        ),
     )
 
 
-def check_choices(completions: tuple[Completion, ...], request: SampleRequest, body: bytes) -> None:
-    """Raise MalformedResponseError if the reply lacks answers or log-probabilities asked for."""
-    wanted = request.parameters.n
-    if len(completions) != wanted:
-        raise malformed(f"{wanted} choices were asked for, {len(completions)} came", body)
-    if request.parameters.logprobs is not None and any(c.logprobs is None for c in completions):
-        raise malformed("logprobs were asked for, none came", body)
+def decode_deltas(
+    choices: Sequence[C], counts: Counts | None, *, text: Callable[[C], str]
+) -> tuple[Delta, ...]:
+    """The pieces in one chunk of a stream; the counts matter only in a chunk of their own."""
+    if counts is not None and not choices:
+        return (Delta(text="", usage=usage(counts)),)
+    return tuple(
+        Delta(
+            text=text(choice),
+            index=choice.index,
+            token_ids=token_ids_or_none(choice.token_ids),
+            finish_reason=choice.finish_reason,
+        )
+        for choice in choices
+    )
 
 
 def decode_prompt_logprobs(
@@ -134,12 +239,12 @@ def decode_prompt_logprobs(
     request: SampleRequest,
     body: bytes,
 ) -> tuple[TokenLogprob | None, ...] | None:
-    """One log-probability per prompt token, the first None; None if they were not asked for."""
+    """One log-probability per prompt token, the first None; None if they were not requested."""
     wanted = request.parameters.prompt_logprobs
     if wanted is None:
         return None
     if entries is None:
-        raise malformed("prompt_logprobs were asked for, none came", body)
+        raise malformed("prompt_logprobs were requested but are missing", body)
     prompt = request.prompt
     ids = prompt.token_ids if isinstance(prompt, TokenPrompt) else token_ids
     if ids is None or len(ids) != len(entries):

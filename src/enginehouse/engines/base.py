@@ -1,10 +1,14 @@
-"""What an engine is, to those who start and ask it. One engine is one file beside this one."""
+"""What an engine is to the rest of Enginehouse. One engine is one folder beside this file.
+
+`Engine` is what can be asked; `RemoteEngine` and `ServedEngine` say who runs it. The `Supports…`
+protocols are opt-in: an engine that implements one has what it stands for.
+"""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
-from pathlib import Path
+import platform
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -12,71 +16,32 @@ import msgspec
 from enginehouse.client.wire import Wire
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Capabilities, LoadSignal, SampleRequest
-from enginehouse.diagnosis import Diagnosis, LogProfile
+from enginehouse.diagnosis import LogProfile
+from enginehouse.engines import arguments
 from enginehouse.engines.options import DType, ServerOptions
 from enginehouse.processes.process import Command
 from enginehouse.provisioning.environments import EngineEnvironment
+from enginehouse.provisioning.installation import Installation
 
 ModelFormat = Literal["checkpoint", "gguf"]
 
 
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only; other names count as not."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def demand_api_key(options: ServerOptions) -> None:
-    """Raise ConfigurationError for a server that others can reach and that has no API key."""
-    if not is_loopback(options.host) and not options.api_key:
-        raise ConfigurationError(
-            f"a server on {options.host} can be reached from elsewhere and needs an API key",
-            fix="set api_key (or ENGINEHOUSE_API_KEY), or leave host at 127.0.0.1",
-        )
-
-
-class LaunchContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine must know, besides the options, to write its command line.
-
-    `start_limit`: seconds that the start may take; the engine's own limit should not be shorter.
-    `admin_key` is what endpoints that change the server demand; the options' API key, if there is
-    one, is what all others demand.
-    """
-
-    environment: EngineEnvironment
-    model_path: str
-    served_model_name: str
-    port: int
-    internal_port: int
-    start_limit: float
-    admin_key: str
-
-
-class Quirk(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that kills an engine, and how it is avoided: by a flag, or by the client.
-
-    `alone` tells the requests that must be under way by themselves.
-    """
-
-    name: str
-    kills: str
-    avoided: str
-    alone: Callable[[SampleRequest], bool] | None = None
-
-
 class Engine(Protocol):
-    """What can be asked of one kind of engine, and how. Stateless."""
+    """One kind of engine: what can be asked of it, and how. Stateless."""
 
-    name: str
-    wire: Wire
+    @property
+    def name(self) -> str:
+        """What `--engine` calls it; its folder's name."""
+        ...
+
+    @property
+    def wire(self) -> Wire:
+        """Its dialects and endpoints."""
+        ...
 
     @property
     def tried(self) -> str | None:
-        """Against what it has been tested; None is «documented, not run»."""
+        """What it was tested against; None means "documented, not run"."""
         ...
 
     @property
@@ -91,32 +56,82 @@ class Engine(Protocol):
 
 @runtime_checkable
 class RemoteEngine(Engine, Protocol):
-    """One that somebody else runs: we only ask.
+    """An engine that somebody else runs.
 
     Its address is `--url`, the first of `url_variables` that is set, or `default_url`; its key
     the first of `key_variables` that is set. `needs_key`: nothing is sent without one.
     """
 
-    url_variables: tuple[str, ...]
-    key_variables: tuple[str, ...]
-    needs_key: bool
+    @property
+    def url_variables(self) -> tuple[str, ...]: ...  # noqa: D102
 
     @property
-    def default_url(self) -> str | None:
-        """The vendor's own address; None where there is none."""
-        ...
+    def key_variables(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def needs_key(self) -> bool: ...  # noqa: D102
+
+    @property
+    def default_url(self) -> str | None: ...  # noqa: D102
+
+
+class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
+    """Paths of a server that are asked outside its dialects.
+
+    `canary` takes a small completion. `guarded` is a harmless GET that must be refused without a
+    key, which proves that our guard is in place; None where there is no guard.
+    """
+
+    health: str = "/health"
+    models: str = "/v1/models"
+    canary: str = "/v1/completions"
+    version: str = "/version"
+    guarded: str | None = None
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an engine is to run; `libc` is None where it was not looked at."""
+
+    system: str
+    architecture: str
+    libc: str | None = None
+
+
+def this_machine() -> Machine:
+    """The machine that this runs on."""
+    return Machine(system=platform.system(), architecture=platform.machine())
+
+
+class LaunchContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine must know, besides the options, to write its command line.
+
+    `start_limit`: seconds that the start may take; the engine's own limit should not be shorter.
+    `admin_key` is required by endpoints that change the server; all others require the options'
+    API key, if there is one.
+    """
+
+    environment: EngineEnvironment
+    model_path: str
+    served_model_name: str
+    port: int
+    internal_port: int
+    start_limit: float
+    admin_key: str
 
 
 @runtime_checkable
 class ServedEngine(Engine, Protocol):
-    """One that we start: besides, command lines and readings of logs."""
+    """An engine that we start."""
 
-    health_path: str
-    models_path: str
-    canary_path: str
-    version_path: str
-    guarded_path: str | None
-    """A harmless GET that must be refused without a key, as a proof that our guard is in place."""
+    @property
+    def installation(self) -> Installation:
+        """How its environments are found and built."""
+        ...
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Where its servers are asked for their health, version and the like."""
+        ...
 
     @property
     def model_format(self) -> ModelFormat:
@@ -129,33 +144,148 @@ class ServedEngine(Engine, Protocol):
         ...
 
     @property
-    def open_dtypes(self) -> frozenset[DType | None]:
-        """Values of the option `dtype` that leave the choice to us where it runs on a CPU."""
+    def log_profile(self) -> LogProfile:
+        """How its logs are recognised and read."""
+        ...
+
+    def unsuited(self, machine: Machine) -> str | None:
+        """Why the engine does not run on a machine; None if it may. GPUs are not considered."""
         ...
 
     def check(self, options: ServerOptions, *, environment: EngineEnvironment) -> None:
-        """Raise FlagError for a flag that this environment's engine lacks; starts nothing."""
+        """Raise ConfigurationError or FlagError for what it would refuse; starts nothing."""
         ...
 
     def command(self, options: ServerOptions, *, context: LaunchContext) -> Command:
         """The command line and environment of a server. The API key goes into the environment."""
         ...
 
+
+class Quirk(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that kills an engine, and how it is avoided: by a flag, or by the client.
+
+    `alone` selects the requests that must not run beside any other.
+    """
+
+    name: str
+    kills: str
+    avoided: str
+    alone: Callable[[SampleRequest], bool] | None = None
+
+
+@runtime_checkable
+class SupportsQuirks(Protocol):
+    """An engine with known crashes that can be avoided."""
+
     def quirks(
         self, options: ServerOptions, *, environment: EngineEnvironment
     ) -> tuple[Quirk, ...]:
-        """The quirks that a server so started would have, and that are avoided."""
+        """The quirks that a server started like this would have, and that are avoided."""
         ...
+
+
+class LoraFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """How a server is started for LoRA adapters.
+
+    `enable` are the flags that turn them on. `ranks` are the values that `max_rank` takes, sorted;
+    empty means any. `default_rank` is used without that flag; None if it is not known.
+    """
+
+    enable: tuple[str, ...] = ("--enable-lora",)
+    max_rank: str = "--max-lora-rank"
+    ranks: tuple[int, ...] = ()
+    default_rank: int | None = None
 
     @property
-    def log_profile(self) -> LogProfile:
-        """How its logs are recognised and read."""
+    def largest(self) -> int | None:
+        """The largest rank that a server can be started for; None if there is no limit."""
+        return self.ranks[-1] if self.ranks else None
+
+    def rank_for(self, needed: int) -> int:
+        """The value of `max_rank` for adapters of rank `needed`, which may be too large."""
+        return next((rank for rank in self.ranks if rank >= needed), needed)
+
+    def are_enabled(self, command: Sequence[str]) -> bool:
+        """Whether a server's command line turns adapters on."""
+        return any(word.replace("_", "-").partition("=")[0] in self.enable for word in command)
+
+    def rank_in(self, command: Sequence[str]) -> int | None:
+        """The largest rank that a server started like this takes; None if that is not known."""
+        value = arguments.option_of(command, self.max_rank)
+        return int(value) if value and value.isdecimal() else self.default_rank
+
+
+@runtime_checkable
+class SupportsAdapters(Protocol):
+    """An engine that loads LoRA adapters while it runs."""
+
+    @property
+    def lora(self) -> LoraFlags:
+        """How its servers are started for that."""
         ...
 
-    def diagnose(self, log: Path, *, exit_code: int | None = None) -> Diagnosis | None:
-        """Why a server failed, from its log and exit code; None if neither says anything.
 
-        `exit_code` is negative for a signal, None while it runs or where it is not known. Blocks
-        for as long as reading the log takes.
-        """
+class DTypeFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """How a server is told the type to compute in.
+
+    `open` are the values of the option `dtype` that leave the choice to us on a CPU; `decisive`
+    are the flags in extra_args with which the user has chosen. `device` names a flag that may put
+    the server on the CPU. `keeps_float16`: weights in float16 are computed in it by default;
+    everything else is in bfloat16. GPUs without bfloat16 are not considered.
+    """
+
+    flag: str = "--dtype"
+    decisive: frozenset[str] = frozenset({"--dtype"})
+    device: str | None = None
+    open: frozenset[DType | None] = frozenset()
+    keeps_float16: bool = True
+
+    def in_command(self, command: Sequence[str]) -> str | None:
+        """The type that a command line names; None where it leaves it to the engine."""
+        named = arguments.option_of(command, self.flag)
+        aliases = {"half": "float16", "float": "float32", "auto": None}
+        return aliases.get(named, named) if named else None
+
+    def default_for(self, stored: str) -> str:
+        """The type that weights stored as `stored` are computed in by default."""
+        return "float16" if self.keeps_float16 and stored == "float16" else "bfloat16"
+
+
+@runtime_checkable
+class SupportsDTypes(Protocol):
+    """An engine that can compute the same weights in several types."""
+
+    @property
+    def dtypes(self) -> DTypeFlags:
+        """How it is told which."""
         ...
+
+
+def is_administered(engine: ServedEngine, options: ServerOptions) -> bool:
+    """Whether adapters can be loaded into the server, or its weights replaced, while it runs."""
+    if options.enable_lora or options.enable_weight_swap:
+        return True
+    extra = arguments.split(options.extra_args)
+    return isinstance(engine, SupportsAdapters) and engine.lora.are_enabled(extra)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only; other names count as not."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def require_api_key(options: ServerOptions) -> None:
+    """Raise ConfigurationError for a server that others can reach and that has no API key."""
+    if not is_loopback(options.host) and not options.api_key:
+        raise ConfigurationError(
+            f"a server on {options.host} can be reached from elsewhere and needs an API key",
+            fix="set api_key (or ENGINEHOUSE_API_KEY), or leave host at 127.0.0.1",
+        )
+
+
+demand_api_key = require_api_key

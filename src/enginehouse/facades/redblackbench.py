@@ -19,7 +19,7 @@ from enginehouse.core.messages import ChatPrompt, Message, Role
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.engines.base import Engine, RemoteEngine
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.registry import load_engine
 
 VLLM_URL = "http://localhost:8000/v1"
 
@@ -72,7 +72,7 @@ class _SamplerProvider(BaseLLMProvider):
         self._parameters = SamplingParameters(
             temperature=config.temperature, max_tokens=config.max_tokens
         )
-        engine: Engine = ENGINES.load(self._engine)()
+        engine = load_engine(self._engine)
         self.base_url = normal_base_url(config.base_url or _address(engine))
         self._server = _Server(self._engine, self.base_url, config.api_key or _key(engine))
 
@@ -154,7 +154,7 @@ def _pool(server: _Server) -> _Pool:
 
 
 async def _open(server: _Server) -> AsyncGenerator[HTTPSampler]:
-    engine: Engine = ENGINES.load(server.engine)()
+    engine = load_engine(server.engine)
     sampler = HTTPSampler(
         server.base_url,
         model="",  # every request names its own

@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
     """Wait for the parent's end, then end the tree of the leader that `argv` identifies."""
     pid, started, boot = argv
     tree = ProcessTree(ProcessIdentity(pid=int(pid), started=float(started), boot=boot))
+    tree.look()
     parent = sys.stdin.fileno()
     while not select.select([parent], [], [], _LOOK_EVERY)[0]:
         tree.look()

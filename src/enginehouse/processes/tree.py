@@ -68,7 +68,6 @@ class ProcessTree:
         self._seen: set[psutil.Process] = set()
         self._pids: set[int] = {leader.pid}
         self._read: dict[psutil.Process, int] = {}
-        self.look()
 
     @property
     def pids(self) -> frozenset[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from enginehouse.core.errors import ProvisioningError
-from enginehouse.provisioning.programs import PAYLOADS, Finished, python_environ, run_program
+from enginehouse.provisioning.programs import Finished, python_environ, run_program
 
 PATIENCE = 600.0  # seconds; a first import from a slow share takes minutes
 
@@ -24,7 +24,7 @@ class Flag(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """What payloads/describe_vllm.py prints.
+    """What an engine's describe payload prints, as JSON on its last line.
 
     `variant` is what its torch was built for. `identity` changes with every new install. `flags`
     is None if the identity was the one that the caller knew already. `entry_module` is what
@@ -44,29 +44,25 @@ async def describe(
     python: Path,
     *,
     engine: str,
+    payload: Path,
     log: Path,
-    variant: str | None = None,
     managed: bool,
     known_identity: str | None = None,
 ) -> Description:
-    """Import the engine in `python` and ask what it is; 3 to 15 seconds, PATIENCE at most.
+    """Have `python` run a describe payload, which imports the engine; PATIENCE at most.
 
-    `variant` is what it should be, None if that is to be found out. A managed environment may be
-    written to (Python's byte code). Raises ProvisioningError with the import's own error.
+    A managed environment may be written to (Python's byte code). Raises ProvisioningError with the
+    import's own error.
     """
     env = python_environ(write_bytecode=managed)
-    env["VLLM_NO_USAGE_STATS"] = "1"
-    if variant == "cpu":
-        env["VLLM_TARGET_DEVICE"] = "cpu"
-    argv = [str(python), str(PAYLOADS / f"describe_{engine}.py")]
-    argv += [known_identity] if known_identity else []
+    argv = [str(python), str(payload), *([known_identity] if known_identity else [])]
     failed = f"{python} cannot import {engine}"
     try:
         async with asyncio.timeout(PATIENCE):
             finished = await run_program(argv, env=env, cwd=log.parent, log=log)
     except TimeoutError:
         raise ProvisioningError(
-            failed, why=f"it has not said what it is for {PATIENCE:g} s", log=log
+            failed, why=f"it did not describe itself within {PATIENCE:g} s", log=log
         ) from None
     except OSError as error:
         raise ProvisioningError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,25 +13,15 @@ from pathlib import Path
 import msgspec
 from packaging.version import InvalidVersion, Version
 
-from enginehouse.core.errors import (
-    ConfigurationError,
-    ProvisioningError,
-    StoreError,
-    UnknownNameError,
-)
-from enginehouse.provisioning import content_folders, llama_server
-from enginehouse.provisioning.building import (
-    Record,
-    build,
-    executable_of,
-    python_of,
-    read_record,
-)
-from enginehouse.provisioning.description import Description, Flag, describe
-from enginehouse.provisioning.plans import DEFAULT_VERSIONS, EnvironmentPlan, plan_environment
+from enginehouse.core.errors import ConfigurationError, ProvisioningError, StoreError
+from enginehouse.provisioning import content_folders
+from enginehouse.provisioning.building import Record, build, read_record
+from enginehouse.provisioning.description import Description, Flag
+from enginehouse.provisioning.installation import Installation, given_install
+from enginehouse.provisioning.plans import EnvironmentPlan, plan_environment
 from enginehouse.provisioning.programs import new_log
 from enginehouse.provisioning.versions import find_plan
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
@@ -69,59 +58,47 @@ class EngineEnvironment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def find_environment(
-    engine: str = "vllm",
+    installation: Installation,
     *,
     python: Path | None,
     version: str | None,
     variant: str | None,
-    layout: Layout,
-    notify: Notify,
+    context: Context,
 ) -> EngineEnvironment:
-    """The environment to use: `python`, what a variable of `given_by_variables` names, or ours.
+    """The environment to use: `python`, what a variable names, one on PATH, or our own.
 
-    The first of these that is given; ours is built if it is not there. `version` and `variant`
-    choose ours; another's must agree. A llama-server on PATH comes before ours unless they are
-    given. Raises ProvisioningError or ConfigurationError.
+    Our own is built if it is not there; `version` and `variant` choose it. A user's install must
+    agree with them; one on PATH counts only if neither is given. Raises ProvisioningError or
+    ConfigurationError.
     """
-    given = [("--python", python)] if python else []
-    given += [
-        (name, Path(value))
-        for name in given_by_variables(engine)
-        if (value := os.environ.get(name))
-    ]
-    if not given and engine == "llamacpp" and version is None and variant is None:
-        given += [("PATH", Path(found)) for found in [shutil.which(llama_server.PROGRAM)] if found]
-    if not given:
-        plan = await find_plan(
-            engine, version=version, variant=variant, layout=layout, notify=notify
-        )
-        return await ensure_environment(plan, layout=layout, notify=notify)
-    origin, path = given[0]
-    found = await existing_environment(path, engine=engine, layout=layout, origin=origin)
-    _check_agreement(found, origin, version=version, variant=variant)
-    notify(
-        f"environment: {found.executable}, from {origin}: "
-        f"{engine} {found.version} ({found.variant})"
+    given = given_install(installation, python=python)
+    if given is None and version is None and variant is None:
+        found = installation.on_path(os.environ.get("PATH", os.defpath))
+        given = ("PATH", found) if found else None
+    if given is None:
+        plan = await find_plan(installation, version=version, variant=variant, context=context)
+        return await ensure_environment(plan, installation=installation, context=context)
+    origin, path = given
+    environment = await existing_environment(
+        path, installation=installation, layout=context.layout, origin=origin
     )
-    return found
-
-
-def given_by_variables(engine: str) -> tuple[str, ...]:
-    """The variables that name an install of an engine; the first that is set counts."""
-    if engine == "llamacpp":
-        return ("ENGINEHOUSE_LLAMACPP_SERVER",)
-    own = f"ENGINEHOUSE_{engine.upper()}_PYTHON"
-    return (own, "GRAIL_VLLM_PYTHON") if engine == "vllm" else (own,)
+    _require_agreement(environment, origin, version=version, variant=variant)
+    context.notify(
+        f"environment: {environment.executable}, from {origin}: "
+        f"{environment.engine} {environment.version} ({environment.variant})"
+    )
+    return environment
 
 
 async def ensure_environment(
-    plan: EnvironmentPlan, *, layout: Layout, notify: Notify
+    plan: EnvironmentPlan, *, installation: Installation, context: Context
 ) -> EngineEnvironment:
     """The planned environment, built if it is not there yet; idempotent, safe across processes.
 
     Raises ProvisioningError, naming the log; a failed or killed build leaves nothing to be found.
     """
-    final = layout.environments / plan.key
+    environments, notify = context.layout.environments, context.notify
+    final = environments / plan.key
     if record := read_record(final):
         notify(f"environment: {plan.key}, built before")
         return _managed(record, final)
@@ -129,75 +106,76 @@ async def ensure_environment(
     def waiting() -> None:
         notify(f"another process is building {plan.key}; waiting for it")
 
-    async with content_folders.claimed(layout.environments, plan.key, on_wait=waiting):
+    async with content_folders.claimed(environments, plan.key, on_wait=waiting):
         if record := read_record(final):
             notify(f"environment: {plan.key}, built by another process just now")
             return _managed(record, final)
-        record = await _build(plan, layout=layout, notify=notify)
+        record = await _build(plan, installation, context=context)
         return _managed(record, final)
 
 
 async def existing_environment(
-    python: Path, *, engine: str, layout: Layout, origin: str
+    path: Path, *, installation: Installation, layout: Layout, origin: str
 ) -> EngineEnvironment:
-    """An install that we did not make, checked by importing the engine (3 seconds or more).
+    """A user's own install, checked by asking it what it is (3 seconds or more).
 
-    `python` is an interpreter, for llamacpp a llama-server, or the folder of either. `origin` is
-    the option or variable that named it. Its flags are dumped once per install and then cached.
-    Raises ProvisioningError with what to run instead.
+    `path` is its program, or the folder that holds it; `origin` is the option or variable that
+    named it. Its flags are read once per install and then cached. Raises ProvisioningError with
+    what to run instead.
     """
-    if engine not in DEFAULT_VERSIONS:
-        raise UnknownNameError("engine", engine, DEFAULT_VERSIONS)
+    engine = installation.engine
     fix = f"correct {origin}, or run `enginehouse install {engine}` and leave it out"
-    path = _executable(python, engine=engine, origin=origin, fix=fix)
-    name = hashlib.sha256(str(path).encode()).hexdigest()[:24]
+    program = installation.locate(_absolute(path))
+    if not program.is_file():
+        raise ProvisioningError(
+            f"there is no {installation.title} at {program} (from {origin})", fix=fix
+        )
+    name = hashlib.sha256(str(program).encode()).hexdigest()[:24]
     cached_at = layout.descriptions / f"{name}.json"
     cached = _cached_description(cached_at)
-    identity = cached.identity if cached else None
     log = new_log(layout, f"check-{engine}")
     try:
-        if engine == "llamacpp":
-            found = await llama_server.describe_server(path, log=log, known_identity=identity)
-        else:
-            found = await describe(
-                path, engine=engine, log=log, managed=False, known_identity=identity
-            )
+        description = await installation.describe(
+            program, managed=False, log=log, known_identity=cached.identity if cached else None
+        )
     except ProvisioningError as error:
         raise ProvisioningError(
             f"{error.message} (from {origin})", why=error.why, fix=fix, log=error.log
         ) from error
-    flags = found.flags
+    flags = description.flags
     if flags is None:
         assert cached is not None
         flags = cached.flags
     else:
-        with suppress(StoreError):  # remembering only spares time
-            write_whole(cached_at, msgspec.json.encode(found))
+        with suppress(StoreError):  # the cache only saves time
+            write_whole(cached_at, msgspec.json.encode(description))
     return EngineEnvironment(
         engine=engine,
-        version=found.version,
-        variant=found.variant,
-        executable=path,
+        version=description.version,
+        variant=description.variant,
+        executable=program,
         key=None,
         flags=flags or {},
-        packages=found.packages,
-        entry_module=found.entry_module,
+        packages=description.packages,
+        entry_module=description.entry_module,
     )
 
 
-async def _build(plan: EnvironmentPlan, *, layout: Layout, notify: Notify) -> Record:
+async def _build(plan: EnvironmentPlan, installation: Installation, *, context: Context) -> Record:
     started = time.monotonic()
-    log = new_log(layout, f"install-{plan.key}")
-    notify(f"environment: building {plan.key} (log: {log})")
-    parent = layout.environments
+    log = new_log(context.layout, f"install-{plan.key}")
+    context.notify(f"environment: building {plan.key} (log: {log})")
+    parent = context.layout.environments
     folder = await asyncio.to_thread(content_folders.new_folder, parent, plan.key)
     try:
-        record = await build(plan, folder=folder, log=log, notify=notify)
+        record = await build(
+            plan, installation=installation, folder=folder, log=log, notify=context.notify
+        )
         await asyncio.to_thread(content_folders.publish, folder, parent, plan.key)
     except BaseException:
         content_folders.abandon(folder)
         raise
-    notify(f"environment: {plan.key} is ready after {time.monotonic() - started:.0f} s")
+    context.notify(f"environment: {plan.key} is ready after {time.monotonic() - started:.0f} s")
     return record
 
 
@@ -206,7 +184,7 @@ def _managed(record: Record, folder: Path) -> EngineEnvironment:
         engine=record.engine,
         version=record.version,
         variant=record.variant,
-        executable=executable_of(folder, engine=record.engine),
+        executable=record.executable(folder),
         key=record.key,
         flags=record.description.flags or {},
         packages=record.description.packages,
@@ -214,20 +192,12 @@ def _managed(record: Record, folder: Path) -> EngineEnvironment:
     )
 
 
-def _executable(given: Path, *, engine: str, origin: str, fix: str) -> Path:
-    """The absolute path; its links are kept, for they lead out of the environment."""
-    path = Path(os.path.abspath(given.expanduser()))  # noqa: PTH100 (resolve follows links)
-    what = "Python"
-    if engine == "llamacpp":
-        path, what = llama_server.locate(path), llama_server.PROGRAM
-    elif path.is_dir():
-        path = python_of(path)
-    if not path.is_file():
-        raise ProvisioningError(f"there is no {what} at {path} (from {origin})", fix=fix)
-    return path
+def _absolute(path: Path) -> Path:
+    """The absolute path with its links kept: those of a virtual environment lead out of it."""
+    return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100
 
 
-def _check_agreement(
+def _require_agreement(
     found: EngineEnvironment, origin: str, *, version: str | None, variant: str | None
 ) -> None:
     wanted = {"version": version, "variant": variant}

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from enginehouse.core.errors import ModelError
@@ -14,7 +13,7 @@ from enginehouse.provisioning import content_folders
 from enginehouse.provisioning.digests import file_digest
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.programs import PAYLOADS, new_log, python_environ, run_program
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 CONVERTER_VERSION = 1
 _MAGIC = b"GGUF"
@@ -26,8 +25,7 @@ async def converted_checkpoint(
     file: Path,
     *,
     environment: EngineEnvironment,
-    layout: Layout,
-    notify: Callable[[str], None],
+    context: Context,
 ) -> Path:
     """The folder with `file` as a bfloat16 checkpoint; made once per content and transformers.
 
@@ -35,10 +33,10 @@ async def converted_checkpoint(
     Raises ModelError, naming the log.
     """
     _check(file)
-    digest = await asyncio.to_thread(file_digest, file, layout=layout)
+    digest = await asyncio.to_thread(file_digest, file, layout=context.layout)
     maker = f"{CONVERTER_VERSION} {environment.packages.get('transformers')}"
     key = f"{file.stem}-{hashlib.sha256(f'{digest} {maker}'.encode()).hexdigest()[:12]}"
-    parent = layout.models
+    parent, notify = context.layout.models, context.notify
     final = parent / key
     if final.is_dir():
         notify(f"model: {file.name} as a checkpoint, converted before")
@@ -53,7 +51,7 @@ async def converted_checkpoint(
             return final
         folder = await asyncio.to_thread(content_folders.new_folder, parent, key)
         try:
-            await _convert(file, folder, environment=environment, layout=layout, notify=notify)
+            await _convert(file, folder, environment=environment, context=context)
             return await asyncio.to_thread(content_folders.publish, folder, parent, key)
         finally:
             content_folders.abandon(folder)
@@ -91,11 +89,10 @@ async def _convert(
     folder: Path,
     *,
     environment: EngineEnvironment,
-    layout: Layout,
-    notify: Callable[[str], None],
+    context: Context,
 ) -> None:
-    log = new_log(layout, f"convert-{file.stem}")
-    notify(f"model: converting {file.name} to a checkpoint (log: {log})")
+    log = new_log(context.layout, f"convert-{file.stem}")
+    context.notify(f"model: converting {file.name} to a checkpoint (log: {log})")
     env = python_environ(write_bytecode=environment.key is not None) | {"HF_HUB_OFFLINE": "1"}
     argv = [str(environment.executable), str(PAYLOADS / "convert_gguf.py"), str(file), str(folder)]
     finished = await run_program(argv, env=env, cwd=log.parent, log=log)
@@ -108,7 +105,7 @@ async def _convert(
             log=log,
         )
     made = json.loads(finished.output.splitlines()[-1])
-    notify(
+    context.notify(
         f"model: {made['architecture']}, {made['parameters'] / 1e6:.0f} M parameters, "
         f"converted in {made['seconds']} s"
     )

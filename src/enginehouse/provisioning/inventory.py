@@ -10,8 +10,7 @@ import psutil
 
 from enginehouse.core.errors import ProvisioningError, UnknownNameError
 from enginehouse.provisioning import content_folders
-from enginehouse.provisioning.building import executable_of
-from enginehouse.provisioning.environments import read_record
+from enginehouse.provisioning.building import read_record
 from enginehouse.store.layout import Layout
 
 
@@ -50,7 +49,7 @@ def list_environments(layout: Layout) -> list[InstalledEnvironment]:
                 engine=record.engine,
                 version=record.version,
                 variant=record.variant,
-                executable=executable_of(folder, engine=record.engine),
+                executable=record.executable(folder),
                 size_bytes=_size(folder),
                 created=record.created,
                 used_by=_users(folder),

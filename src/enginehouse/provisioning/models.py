@@ -20,7 +20,7 @@ from enginehouse.provisioning.gguf import converted_checkpoint
 from enginehouse.provisioning.gguf_choice import choose_gguf, is_part, sibling_parts, whole
 from enginehouse.provisioning.gguf_metadata import read_metadata
 from enginehouse.provisioning.packages import package_file
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 Source = Literal["hub", "folder", "gguf", "bundled"]
@@ -70,8 +70,7 @@ async def resolve_model(
     fallback_path: Path | None = None,
     environment: EngineEnvironment,
     model_format: ModelFormat = "checkpoint",
-    layout: Layout,
-    notify: Notify,
+    context: Context,
 ) -> ResolvedModel:
     """Find, download or convert a model; with `fallback_path`, take that if it cannot be had.
 
@@ -80,17 +79,17 @@ async def resolve_model(
     saying what to do; the network is used for hub handles only.
     """
     parsed = parse_model_reference(reference)
-    room = _Room(environment=environment, model_format=model_format, layout=layout, notify=notify)
+    room = _Room(environment=environment, model_format=model_format, context=context)
     try:
         found = await _resolve(parsed, room)
     except ModelError as error:
         if fallback_path is None:
             raise
         why = error.why or error.message
-        notify(f"model: {reference} cannot be had ({why}); trying {fallback_path}")
+        context.notify(f"model: {reference} cannot be had ({why}); trying {fallback_path}")
         return await _fall_back(error, fallback_path, room)
     if fallback_path is not None:
-        notify(f"model: {reference} can be had, so {fallback_path} is not used")
+        context.notify(f"model: {reference} can be had, so {fallback_path} is not used")
     return found
 
 
@@ -100,8 +99,7 @@ class _Room:
 
     environment: EngineEnvironment
     model_format: ModelFormat
-    layout: Layout
-    notify: Notify
+    context: Context
 
 
 async def _fall_back(error: ModelError, path: Path, room: _Room) -> ResolvedModel:
@@ -121,7 +119,7 @@ async def _resolve(reference: ModelReference, room: _Room) -> ResolvedModel:
     if _exists(text) or reference.kind is ReferenceKind.PATH:
         if reference.kind is not ReferenceKind.PATH:
             other = "hub handle" if reference.kind is ReferenceKind.HANDLE else "bundled model"
-            room.notify(f"model: {text} is a folder here, so it is not taken as a {other}")
+            room.context.notify(f"model: {text} is a folder here, so it is not taken as a {other}")
         return await _from_disk(text, room)
     if reference.kind is ReferenceKind.HANDLE:
         return await _from_hub(reference, room)
@@ -138,13 +136,15 @@ async def _resolve(reference: ModelReference, room: _Room) -> ResolvedModel:
 
 async def _bundled(name: str, room: _Room) -> ResolvedModel:
     bundled = BUNDLED[name]
-    room.notify(f"model: {name}, from the package {bundled.requirement} ({bundled.licence})")
+    room.context.notify(
+        f"model: {name}, from the package {bundled.requirement} ({bundled.licence})"
+    )
     file = await asyncio.to_thread(
         package_file,
         bundled.requirement,
         member=bundled.member,
         sha256=bundled.sha256,
-        layout=room.layout,
+        layout=room.context.layout,
     )
     return await _from_gguf((file,), room, reference=name, name=name, source="bundled")
 
@@ -159,12 +159,12 @@ async def _from_disk(reference: str, room: _Room) -> ResolvedModel:
         return await _from_gguf(parts, room, reference=reference, name=path.stem, source="gguf")
     if room.model_format == "gguf":
         parts = _gguf_in(path, engine=room.environment.engine)
-        room.notify(f"model: {parts[0]}")
+        room.context.notify(f"model: {parts[0]}")
         return await _from_gguf(parts, room, reference=reference, name=path.name, source="gguf")
     found = await _described(
-        path, reference=reference, name=path.name, source="folder", layout=room.layout
+        path, reference=reference, name=path.name, source="folder", layout=room.context.layout
     )
-    room.notify(f"model: the checkpoint in {path}")
+    room.context.notify(f"model: the checkpoint in {path}")
     return found
 
 
@@ -177,12 +177,12 @@ async def _from_hub(reference: ModelReference, room: _Room) -> ResolvedModel:
     snapshot = await hub_snapshot(
         repository,
         revision=reference.revision,
-        notify=room.notify,
+        notify=room.context.notify,
         choose=_choose_gguf if gguf else None,
     )
     if gguf:
         parts = _gguf_in(snapshot.folder, engine=room.environment.engine)
-        room.notify(f"model: {parts[0].name}")
+        room.context.notify(f"model: {parts[0].name}")
         found = await _from_gguf(
             parts, room, reference=reference.text, name=repository, source="hub"
         )
@@ -195,7 +195,7 @@ async def _from_hub(reference: ModelReference, room: _Room) -> ResolvedModel:
         reference=reference.text,
         name=repository,
         source="hub",
-        layout=room.layout,
+        layout=room.context.layout,
         revision=snapshot.revision,
         notes=snapshot.notes,
     )
@@ -230,10 +230,10 @@ async def _from_gguf(
     """A GGUF model, whole: as it is, or as the checkpoint that the engine needs."""
     if room.model_format == "checkpoint":
         folder = await converted_checkpoint(
-            parts[0], environment=room.environment, layout=room.layout, notify=room.notify
+            parts[0], environment=room.environment, context=room.context
         )
         return await _described(
-            folder, reference=reference, name=name, source=source, layout=room.layout
+            folder, reference=reference, name=name, source=source, layout=room.context.layout
         )
     metadata = await asyncio.to_thread(read_metadata, parts[0])
     template = metadata.get("tokenizer.chat_template")
@@ -245,7 +245,7 @@ async def _from_gguf(
         name=name,
         source=source,
         path=str(parts[0]),
-        weights_digest=await asyncio.to_thread(weights_digest, parts, layout=room.layout),
+        weights_digest=await asyncio.to_thread(weights_digest, parts, layout=room.context.layout),
         chat_template_digest=(
             hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None
         ),

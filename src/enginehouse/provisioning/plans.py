@@ -7,18 +7,15 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator
-from importlib import resources
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 from packaging.version import InvalidVersion, Version
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
-from enginehouse.provisioning.distributions import DISTRIBUTIONS
-from enginehouse.provisioning.llama_server import build_settings
+from enginehouse.provisioning.installation import Installation
 
-DEFAULT_VERSIONS = {"vllm": "0.32.0", "hf": "5.19.0", "sglang": "0.5.23", "llamacpp": "11434"}
 VARIANTS = ("cpu", "cuda")
 _VARIANTS_IN_WORDS = {"cpu": "CPUs", "cuda": "CUDA"}
 DEVICES = Path("/dev")
@@ -101,41 +98,39 @@ class EnvironmentPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan_environment(
-    engine: str = "vllm",
+    installation: Installation,
     *,
     version: str | None = None,
     variant: str | None = None,
     has_cuda: Callable[[], bool] | None = None,
 ) -> EnvironmentPlan:
-    """Plan an engine's environment; None means our default version, and what this machine has.
+    """Plan an engine's environment; None means its default version, and what this machine has.
 
     Only reads files and the environment. Raises ConfigurationError for what is not pinned: see
     `provisioning.versions` for other versions.
     """
-    variant = choose_variant(engine, variant, has_cuda=has_cuda)
-    wanted = version or DEFAULT_VERSIONS[engine]
-    pinned = pinned_version(engine, wanted, variant)
+    variant = choose_variant(variant, has_cuda=has_cuda)
+    wanted = version or installation.default_version
+    pinned = pinned_version(installation, wanted, variant)
     if pinned is None:
-        raise not_pinned(engine, wanted, variant)
+        raise not_pinned(installation, wanted, variant)
+    assert installation.requirements is not None
+    file = installation.requirements / f"{pinned}-{variant}.txt"
     return EnvironmentPlan(
-        engine=engine,
+        engine=installation.engine,
         version=pinned,
         variant=variant,
         python_version=python_version(),
         base_python=base_python(),
-        requirements=_pinned_file(engine, pinned, variant).read_text(encoding="utf-8"),
+        requirements=file.read_text(encoding="utf-8"),
         torch_backend=cpu_backend(variant),
         find_links=find_links(),
-        build_settings=build_settings(pinned, variant) if engine == "llamacpp" else None,
+        build_settings=installation.build_settings(pinned, variant),
     )
 
 
-def choose_variant(
-    engine: str, variant: str | None, *, has_cuda: Callable[[], bool] | None = None
-) -> str:
-    """The wanted variant, or what this machine has. Raises UnknownNameError, also for `engine`."""
-    if engine not in DEFAULT_VERSIONS:
-        raise UnknownNameError("engine to install", engine, DEFAULT_VERSIONS)
+def choose_variant(variant: str | None, *, has_cuda: Callable[[], bool] | None = None) -> str:
+    """The wanted variant, or the one for this machine. Raises UnknownNameError."""
     if variant is None:
         return "cuda" if (has_cuda or cuda_is_there)() else "cpu"
     if variant not in VARIANTS:
@@ -153,33 +148,24 @@ def cuda_is_there() -> bool:
     )
 
 
-def pinned_versions(engine: str, variant: str) -> tuple[str, ...]:
-    """The versions that this project pins, newest first."""
-
-    def found() -> Iterator[str]:
-        for file in _requirements_folder().iterdir():
-            name = file.name.removesuffix(".txt")
-            if name.startswith(f"{engine}-") and name.endswith(f"-{variant}"):
-                yield name.removeprefix(f"{engine}-").removesuffix(f"-{variant}")
-
-    return tuple(sorted(found(), key=Version, reverse=True))
+def pinned_versions(installation: Installation, variant: str) -> tuple[str, ...]:
+    """The versions that are pinned for a variant, newest first."""
+    if installation.requirements is None:
+        return ()
+    end = f"-{variant}.txt"
+    names = [file.name for file in installation.requirements.iterdir()]
+    versions = [name.removesuffix(end) for name in names if name.endswith(end)]
+    return tuple(sorted(versions, key=Version, reverse=True))
 
 
-def pinned_version(engine: str, version: str, variant: str) -> str | None:
+def pinned_version(installation: Installation, version: str, variant: str) -> str | None:
     """The pinned version that `version` means (0.32 is 0.32.0), or None."""
     try:
         wanted = Version(version)
     except InvalidVersion:
         return None
-    return next((v for v in pinned_versions(engine, variant) if Version(v) == wanted), None)
-
-
-def _requirements_folder() -> resources.abc.Traversable:
-    return resources.files("enginehouse.provisioning") / "requirements"
-
-
-def _pinned_file(engine: str, version: str, variant: str) -> resources.abc.Traversable:
-    return _requirements_folder() / f"{engine}-{version}-{variant}.txt"
+    pinned = pinned_versions(installation, variant)
+    return next((known for known in pinned if Version(known) == wanted), None)
 
 
 def cuda_version(requirements: str) -> tuple[int, int] | None:
@@ -188,26 +174,31 @@ def cuda_version(requirements: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def not_pinned(engine: str, version: str, variant: str) -> ConfigurationError:
+def not_pinned(installation: Installation, version: str, variant: str) -> ConfigurationError:
     """The error for a version that cannot be planned without asking a registry."""
-    known = ", ".join(pinned_versions(engine, variant))
+    engine = installation.engine
+    known = ", ".join(pinned_versions(installation, variant))
     if not known:
-        others = [_VARIANTS_IN_WORDS[v] for v in VARIANTS if pinned_versions(engine, v)]
+        others = [_VARIANTS_IN_WORDS[v] for v in VARIANTS if pinned_versions(installation, v)]
         return ConfigurationError(
-            f"{engine} is provisioned for {' and '.join(others)} only here",
-            fix="take another engine, or any other install with --python PATH; --variant says "
-            "which machine is meant",
+            f"{engine} is provisioned for {' and '.join(others)} only here"
+            if others
+            else f"{engine} is not provisioned by Enginehouse",
+            fix="take another engine, or any other install with --python PATH"
+            + (f" or {installation.variables[0]}" if installation.variables else "")
+            + "; --variant says which machine is meant",
         )
-    resolvable = (engine, variant) in DISTRIBUTIONS
+    if variant in installation.distributions:
+        return ConfigurationError(
+            f"{engine} {version} is neither pinned nor installed here for {variant}",
+            why=f"pinned: {known}",
+            fix=f"`enginehouse install {engine} --version {version}` resolves any published "
+            "version; or use an install of your own with --python PATH",
+        )
     return ConfigurationError(
-        f"{engine} {version} is neither pinned nor installed here for {variant}"
-        if resolvable
-        else f"{engine} {version} is not pinned here for {variant}",
+        f"{engine} {version} is not pinned here for {variant}",
         why=f"pinned: {known}",
-        fix=f"`enginehouse install {engine} --version {version}` resolves any published version; "
-        "or use an install of your own with --python PATH"
-        if resolvable
-        else "take one of these, or use any other install with --python PATH",
+        fix="take one of these, or use any other install with --python PATH",
     )
 
 

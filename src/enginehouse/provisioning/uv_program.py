@@ -5,9 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from enginehouse.core.errors import ProvisioningError
 from enginehouse.provisioning.programs import Finished, run_program
+from enginehouse.runtime.context import Notify
+
+if TYPE_CHECKING:
+    from enginehouse.provisioning.plans import EnvironmentPlan
+
+_PHASES = (
+    *("Resolved", "Downloading", "Downloaded", "Building", "Built"),
+    *("Prepared", "Installed", "Uninstalled"),
+)
 
 _FIXES = (
     (
@@ -57,6 +67,33 @@ async def run_uv(
     return await run_program(
         [uv.find_uv_bin(), *arguments], env=env, cwd=log.parent, log=log, on_line=on_line
     )
+
+
+async def require_uv(
+    arguments: Sequence[str],
+    *,
+    plan: EnvironmentPlan,
+    log: Path,
+    notify: Notify,
+    env: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Run one step of building `plan`, with uv's phases passed on to `notify`.
+
+    `progress` gets every line. Raises ProvisioningError if uv fails.
+    """
+
+    def on_line(line: str) -> None:
+        progress(line)
+        if line.lstrip().startswith(_PHASES):
+            notify(f"uv: {line.strip()}")
+
+    finished = await run_uv(
+        arguments, log=log, find_links=plan.find_links, env=env, on_line=on_line
+    )
+    if finished.returncode:
+        message = f"uv could not build the {plan.engine} environment (uv {arguments[0]})"
+        raise uv_error(message, finished, log=log)
 
 
 def uv_error(message: str, finished: Finished, *, log: Path) -> ProvisioningError:

@@ -18,11 +18,11 @@ from enginehouse.core.errors import ConfigurationError, ProvisioningError
 from enginehouse.processes.gpus import cuda_of_driver
 from enginehouse.provisioning import plans
 from enginehouse.provisioning.building import read_record
-from enginehouse.provisioning.distributions import DISTRIBUTIONS, Distribution
+from enginehouse.provisioning.installation import Distribution, Installation
 from enginehouse.provisioning.plans import EnvironmentPlan, cuda_version, plan_environment
 from enginehouse.provisioning.programs import Finished, new_log
 from enginehouse.provisioning.uv_program import run_uv, uv_error
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context, Notify
 from enginehouse.store.layout import Layout
 
 LATEST = "latest"
@@ -45,7 +45,11 @@ _NEAREST = 2  # on either side
 
 
 async def find_plan(
-    engine: str, *, version: str | None, variant: str | None, layout: Layout, notify: Notify
+    installation: Installation,
+    *,
+    version: str | None,
+    variant: str | None,
+    context: Context,
 ) -> EnvironmentPlan:
     """The plan for a version: pinned, installed before, or resolved now from the registry.
 
@@ -53,40 +57,40 @@ async def find_plan(
     Raises ConfigurationError for a version that is not published, with the nearest ones, and
     ProvisioningError where its packages do not fit this machine.
     """
-    variant = plans.choose_variant(engine, variant)
-    if version != LATEST and (known := _known(engine, version, variant, layout)):
+    variant = plans.choose_variant(variant)
+    if version != LATEST and (known := _known(installation, version, variant, context.layout)):
         plan = known
     else:
         assert version is not None
-        plan = await _resolve(engine, version, variant, layout=layout, notify=notify)
+        plan = await _resolve(installation, version, variant, context=context)
     if not plan.pinned:
-        notify(
-            f"environment: {engine} {plan.version} is not a version that we test; "
-            f"pinned are {', '.join(plans.pinned_versions(engine, variant))}"
+        context.notify(
+            f"environment: {plan.engine} {plan.version} is not a version that we test; "
+            f"pinned are {', '.join(plans.pinned_versions(installation, variant))}"
         )
     return plan
 
 
 def known_plan(
-    engine: str, *, version: str | None, variant: str | None, layout: Layout
+    installation: Installation, *, version: str | None, variant: str | None, layout: Layout
 ) -> EnvironmentPlan:
     """The plan for a version that is pinned or installed; asks no registry. Blocking, quick.
 
     Raises ConfigurationError for any other version.
     """
-    variant = plans.choose_variant(engine, variant)
-    if plan := _known(engine, version, variant, layout):
+    variant = plans.choose_variant(variant)
+    if plan := _known(installation, version, variant, layout):
         return plan
     assert version is not None
-    raise plans.not_pinned(engine, version, variant)
+    raise plans.not_pinned(installation, version, variant)
 
 
 def _known(
-    engine: str, version: str | None, variant: str, layout: Layout
+    installation: Installation, version: str | None, variant: str, layout: Layout
 ) -> EnvironmentPlan | None:
-    if version is None or plans.pinned_version(engine, version, variant):
-        return plan_environment(engine, version=version, variant=variant)
-    found = list(_installed(engine, version, variant, layout))
+    if version is None or plans.pinned_version(installation, version, variant):
+        return plan_environment(installation, version=version, variant=variant)
+    found = list(_installed(installation.engine, version, variant, layout))
     return max(found, key=lambda plan: _created(plan, layout), default=None)
 
 
@@ -135,27 +139,28 @@ def _plan(
 
 
 async def _resolve(
-    engine: str, version: str, variant: str, *, layout: Layout, notify: Notify
+    installation: Installation, version: str, variant: str, *, context: Context
 ) -> EnvironmentPlan:
-    distribution = DISTRIBUTIONS.get((engine, variant))
+    engine = installation.engine
+    distribution = installation.distributions.get(variant)
     if distribution is None:
-        raise plans.not_pinned(engine, version, variant)
+        raise plans.not_pinned(installation, version, variant)
     if version != LATEST:
         try:
             version = str(Version(version))
         except InvalidVersion:
             raise ConfigurationError(
                 f"{version!r} is not a version",
-                fix=f"give one such as {plans.DEFAULT_VERSIONS[engine]}, or {LATEST}",
+                fix=f"give one such as {installation.default_version}, or {LATEST}",
             ) from None
-    log = new_log(layout, f"resolve-{engine}-{version}-{variant}")
-    notify(f"environment: resolving {engine} {version} for {variant} (log: {log})")
+    log = new_log(context.layout, f"resolve-{engine}-{version}-{variant}")
+    context.notify(f"environment: resolving {engine} {version} for {variant} (log: {log})")
     registry = _Registry(engine=engine, variant=variant, distribution=distribution, log=log)
     release = await registry.find(version)
-    if plans.pinned_version(engine, release.version, variant):
-        return plan_environment(engine, version=release.version, variant=variant)
+    if plans.pinned_version(installation, release.version, variant):
+        return plan_environment(installation, version=release.version, variant=variant)
     if variant == "cuda":
-        lock = await _lock_for_driver(registry, release, notify=notify)
+        lock = await _lock_for_driver(registry, release, notify=context.notify)
     else:
         lock = await registry.lock(release, torch_backend=plans.cpu_backend(variant))
     return _plan(

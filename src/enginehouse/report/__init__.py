@@ -1,1 +1,1 @@
-"""What people see of an evaluation: the report's data, and how a terminal shows it."""
+"""Rendering of results, for terminals and as HTML."""

@@ -1,16 +1,15 @@
-"""What `enginehouse top` shows, as plain data (every struct here is JSON) and as tables."""
+"""What `enginehouse top` shows."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from enginehouse.report.terminal import make_console, make_table
-from enginehouse.results.activity import Activity, GpuReading, ServerActivity
+from enginehouse.results.activity import Activity, GpuReading
 
 _UNKNOWN = "-"
 _STYLES = {"ready": "green", "starting": "cyan", "degraded": "yellow", "failed": "red"}
@@ -34,20 +33,29 @@ def print_activity(activity: Activity) -> None:
 
 
 def render_activity(activity: Activity) -> RenderableType:
-    """The time; a table of servers, one of GPUs where there are any, and what is wrong."""
+    """The time, a table of servers, what is wrong with them, and a table of any GPUs."""
     parts: list[RenderableType] = [Text(time.strftime("%H:%M:%S", time.localtime(activity.at)))]
     if activity.servers:
         columns = [*_COLUMNS, "GPU"] if activity.gpus else list(_COLUMNS)
         table = make_table(*columns, right=range(2, len(columns)))
         table.columns[0].no_wrap = True
         for server in activity.servers:
-            cells = list(_cells(server))
-            gpu = [_bytes(server.gpu_bytes)] if activity.gpus else []
-            state = Text(server.state, style=_STYLES.get(server.state, ""))
+            cells = [
+                _number(server.running),
+                _number(server.waiting),
+                _share(server.kv_cache_usage),
+                _share(server.prefix_cache_hits),
+                _number(server.prompt_tokens_per_second),
+                _number(server.output_tokens_per_second),
+                _share(server.cpu),
+                _bytes(server.rss_bytes),
+            ]
+            if activity.gpus:
+                cells.append(_bytes(server.gpu_bytes))
             table.add_row(
                 Text(server.name or server.url.partition("://")[2]),
-                state,
-                *map(Text, [*cells, *gpu]),
+                Text(server.state, style=_STYLES.get(server.state, "")),
+                *map(Text, cells),
             )
         parts.append(table)
     else:
@@ -62,23 +70,11 @@ def render_activity(activity: Activity) -> RenderableType:
     return Group(*parts)
 
 
-def _cells(server: ServerActivity) -> Iterator[str]:
-    yield _number(server.running)
-    yield _number(server.waiting)
-    yield _share(server.kv_cache_usage)
-    yield _share(server.prefix_cache_hits)
-    yield _number(server.prompt_tokens_per_second)
-    yield _number(server.output_tokens_per_second)
-    yield _share(server.cpu)
-    yield _bytes(server.rss_bytes)
-
-
 def _gpus(gpus: tuple[GpuReading, ...]) -> RenderableType:
     table = make_table("GPU", "name", "load", "memory", "of", right=(2, 3, 4))
     for gpu in gpus:
         memory = (_bytes(gpu.used_bytes), _bytes(gpu.total_bytes))
-        cells = (str(gpu.index), gpu.name, _share(gpu.load), *memory)
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(Text, (str(gpu.index), gpu.name, _share(gpu.load), *memory)))
     return table
 
 

@@ -1,4 +1,4 @@
-"""What `enginehouse bench` measured, as plain data (every struct here is JSON) and as tables."""
+"""What `enginehouse bench` measured."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _BLANK = "-"
 
 
 def print_benchmark(benchmark: Benchmark, *, file: IO[str] | None = None) -> None:
-    """Print rates, then latencies in milliseconds, then what is to be known of them."""
+    """Print rates, then latencies in milliseconds, then notes on them."""
     console = make_console(file or sys.stdout)
     engine = f"{benchmark.engine or 'unknown engine'} {benchmark.engine_version or ''}".strip()
     console.print(Text(f"{benchmark.model} on {engine} at {benchmark.url}", style="bold"))
     console.print(
         Text(
-            f"prompts of {benchmark.input_tokens:,} tokens, answers of "
-            f"{benchmark.output_tokens:,}; greedy, streamed; seed {benchmark.seed}"
+            f"prompts of {_tokens(benchmark.input_tokens)}, answers of "
+            f"{_tokens(benchmark.output_tokens)}; greedy, streamed; seed {benchmark.seed}"
         )
     )
     console.print()
@@ -39,6 +39,10 @@ def print_benchmark(benchmark: Benchmark, *, file: IO[str] | None = None) -> Non
         console.print()
     for note in notes:
         console.print(Text(f"note: {note}", style="yellow"))
+
+
+def _tokens(count: int) -> str:
+    return f"{count:,} token{'' if count == 1 else 's'}"
 
 
 def _rates(load: LoadMeasurement) -> tuple[str, ...]:
@@ -62,18 +66,17 @@ def _latencies(load: LoadMeasurement) -> Iterator[tuple[str, ...]]:
         ("inter-token (ITL)", latencies.inter_token),
         ("end to end (E2EL)", latencies.end_to_end),
     )
-    for place, (name, found) in enumerate(named):
-        seconds = (found.mean, found.p50, found.p95, found.p99)
+    for place, (name, values) in enumerate(named):
+        seconds = (values.mean, values.p50, values.p95, values.p99)
         cells = (_BLANK if value is None else f"{value * 1000:,.1f}" for value in seconds)
-        yield (f"{load.concurrency:,}" if place == 0 else "", name, f"{found.n:,}", *cells)
+        yield (f"{load.concurrency:,}" if place == 0 else "", name, f"{values.n:,}", *cells)
 
 
 def _notes(benchmark: Benchmark) -> Iterator[str]:
-    blank = any(load.latencies.end_to_end.p99 is None for load in benchmark.loads)
-    if blank:
+    if any(load.latencies.end_to_end.p99 is None for load in benchmark.loads):
         yield (
-            f"{_BLANK} is a percentile of too few values: p95 needs {needed(95)}, p99 needs "
-            f"{needed(99)} (--requests)"
+            f"{_BLANK} stands for a percentile of too few values: p95 needs {needed(95)}, "
+            f"p99 needs {needed(99)} (see --requests)"
         )
     for load in benchmark.loads:
         where = f"concurrency {load.concurrency}: "

@@ -1,4 +1,4 @@
-"""What `enginehouse check` found, as plain data (every struct here is JSON) and as a table."""
+"""What `enginehouse check` found."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STYLES = {Outcome.PASSED: "green", Outcome.FAILED: "red", Outcome.NOT_SUPPORTED
 
 
 def print_check(report: CheckReport, *, file: IO[str] | None = None) -> None:
-    """Print a line for each thing, with the next step below it, and how many of each there are."""
+    """Print a line per feature, with the next step below it, and the count of each outcome."""
     console = make_console(file or sys.stdout)
     engine = f"{report.engine or 'unknown engine'} {report.engine_version or ''}".strip()
     console.print(Text(f"{report.model} on {engine} at {report.url}", style="bold"))

@@ -1,4 +1,4 @@
-"""A comparison as a terminal shows it."""
+"""A comparison of two runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STYLES = {
 }
 _CORRECTED = "p (Holm)"
 _COLUMNS = ("task", "metric", "A", "B", "B - A", "95 % interval", "p", _CORRECTED, "detectable")
-_NAMES_WIDTH = 30  # of task and metric together; less than that cannot be read
+_NAMES_WIDTH = 30  # of task and metric together; narrower names would be unreadable
 
 
 def print_comparison(comparison: Comparison, *, file: IO[str] | None = None) -> None:
@@ -31,7 +31,7 @@ def print_comparison(comparison: Comparison, *, file: IO[str] | None = None) -> 
 
 
 def render_comparison(comparison: Comparison) -> RenderableType:
-    """The runs, every task's figures, the verdicts with what they rest on, warnings."""
+    """The runs, every task's figures, the verdicts and what they are based on, warnings."""
     runs = (("A", comparison.a), ("B", comparison.b))
     parts: list[RenderableType] = [
         Text.assemble((label, "bold"), f"  {run.run}  {run.model}") for label, run in runs
@@ -48,7 +48,7 @@ def render_comparison(comparison: Comparison) -> RenderableType:
 
 
 class _Figures:
-    """A table where it fits, else a few lines per figure."""
+    """A table if it fits, otherwise a few lines per figure."""
 
     def __init__(self, comparison: Comparison) -> None:
         several = comparison.correction is not None
@@ -107,33 +107,29 @@ def _verdict(task: TaskComparison) -> Text:
 
 
 def _basis(task: TaskComparison) -> Iterator[str]:
-    """What the verdict rests on: pairs, test, and how every outcome was counted."""
+    """What the verdict is based on: pairs, test, and how every outcome was counted."""
     if (result := task.headline) is not None:
         each = f", {task.samples_per_item} samples each" if task.samples_per_item > 1 else ""
-        alone = f"; right in A only {result.only_first:,}, in B only {result.only_second:,}"
+        alone = f"; correct only in A {result.only_first:,}, only in B {result.only_second:,}"
         yield f"{result.pairs:,} pairs ({task.items:,} items{each}){alone}; {result.method}"
-    failed, unscored, truncated, unparsable = (
-        task.failed,
-        task.unscored,
-        task.truncated,
-        task.unparsable,
+    yield (
+        f"failed: A {task.failed.a:,}, B {task.failed.b:,}; "
+        f"unscored: A {task.unscored.a:,}, B {task.unscored.b:,} "
+        f"({task.left_out:,} pairs are left out because of them)"
     )
     yield (
-        f"failed: A {failed.a:,}, B {failed.b:,}; unscored: A {unscored.a:,}, B {unscored.b:,} "
-        f"(left out with their partners: {task.left_out:,} pairs)"
-    )
-    yield (
-        f"truncated: A {truncated.a:,}, B {truncated.b:,}; "
-        f"unparsable: A {unparsable.a:,}, B {unparsable.b:,} (both count as not correct)"
+        f"truncated: A {task.truncated.a:,}, B {task.truncated.b:,}; "
+        f"unparsable: A {task.unparsable.a:,}, B {task.unparsable.b:,} "
+        "(both count as incorrect)"
     )
 
 
 def _legend(comparison: Comparison) -> Iterator[str]:
     yield (
-        "Differences of percentages are in points. detectable: the least difference that one test "
-        "(two-sided, level 0.05) finds with 80 % power, given how much the pairs differ here."
+        "Differences of percentages are in points. detectable: the smallest difference that one "
+        "test (two-sided, level 0.05) finds with 80 % power, given how much the pairs differ here."
     )
     if comparison.correction:
         yield f"Verdicts use p after {comparison.correction}; intervals are not corrected."
     if any(task.metrics for task in comparison.tasks):
-        yield "Verdicts are on each task's first line; the p of further metrics is not corrected."
+        yield "Verdicts are about each task's first metric; p of other metrics is not corrected."

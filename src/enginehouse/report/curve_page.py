@@ -1,4 +1,4 @@
-"""A curve as one HTML file: plots and tables, without scripts and without anything to load."""
+"""A curve as one HTML file with plots and tables, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PAGES = jinja2.Environment(
 
 
 def curve_page(curve: Curve) -> str:
-    """The page. The same curve gives the same page."""
+    """The page; deterministic."""
     return _PAGES.get_template("curve.html").render(
         curve=curve,
         words=curve_words,
@@ -31,7 +31,7 @@ def curve_page(curve: Curve) -> str:
 
 
 def _plots(curve: Curve, task: str, number: int) -> list[tuple[str, str]]:
-    """Titles and drawings."""
+    """The title and the SVG of each plot."""
     plots = [_scores(curve, task, f"score-{number}")]
     base = curve.base.name if curve.base else "the base"
     for name, title, of in (
@@ -126,7 +126,7 @@ def _differences(
 
 
 def _places(curve: Curve, task: str) -> list[tuple[float, CurvePoint, TaskPoint | None]]:
-    """Where each point stands on the horizontal axis."""
+    """The position of each point on the horizontal axis."""
     numbered = _labels(curve) is None
     return [
         (float(point.step or 0) if numbered else float(number), point, point.of(task))
@@ -135,22 +135,26 @@ def _places(curve: Curve, task: str) -> list[tuple[float, CurvePoint, TaskPoint 
 
 
 def _span(curve: Curve, task: str) -> tuple[float, float]:
-    """From the first point to the last, so that a task's plots stand one above the other."""
+    """From the first point to the last, so that the axes of a task's plots line up."""
     at = [x for x, _, _ in _places(curve, task)] or [0.0]
     return min(at), max(at)
 
 
 def _missing(curve: Curve, task: str) -> tuple[Missing, ...]:
-    found = []
+    missing = []
     for x, point, at in _places(curve, task):
         if at is None or at.score is None:
-            why = point.failure or (at.no_score if at else None) or "it was not asked this task"
-            found.append(Missing(x=x, label=f"{point.name}: {why}"))
-    return tuple(found)
+            why = (
+                point.failure
+                or (at.no_score if at else None)
+                or "it was not evaluated on this task"
+            )
+            missing.append(Missing(x=x, label=f"{point.name}: {why}"))
+    return tuple(missing)
 
 
 def _labels(curve: Curve) -> tuple[str, ...] | None:
-    """What stands below the axis; None where every point has a step."""
+    """The labels below the axis; None if every point has a step."""
     if all(point.step is not None for point in curve.points):
         return None
     return tuple(p.name if p.step is None else f"{p.step:,}" for p in curve.points)

@@ -1,10 +1,10 @@
-"""A curve while it grows: a table in a terminal, a line for every point elsewhere."""
+"""A curve while it grows: a table on a terminal, a line for every point elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import TracebackType
-from typing import IO, Protocol, Self
+from contextlib import contextmanager
+from typing import IO, Protocol
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
@@ -12,64 +12,50 @@ from rich.text import Text
 
 from enginehouse.report import curve_words as words
 from enginehouse.report.live import PlainLines, bars
-from enginehouse.report.terminal import make_console, make_table
+from enginehouse.report.terminal import make_console, make_table, redraws
 from enginehouse.report.visible_text import write_text
 from enginehouse.results.curve import Curve, CurvePoint, Kind
 from enginehouse.results.summary import Progress
 
 _COLUMNS = ("step", "name", "task", "score", "95 % interval", "from the base", "from the best")
 _TABLE_WIDTH = 96
-_BESIDE = 8  # lines of the screen that are not the table's rows
+_OTHER_LINES = 8  # of the screen, besides the rows of the table
 
 
 class CurveDisplay(Protocol):
-    """Shows a watch between `with` and its end."""
-
-    def __enter__(self) -> Self:
-        """Begin to show."""
-        ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Leave the last state on the screen."""
-        ...
+    """Shows how a watch gets on."""
 
     def note(self, message: str) -> None:
-        """Say what goes on."""
-        ...
+        """Print a line about what is going on."""
 
     def progress(self, progress: Progress) -> None:
-        """Show how far the evaluation is."""
-        ...
+        """Show how far the current evaluation is."""
 
     def curve(self, curve: Curve, point: CurvePoint | None) -> None:
-        """Show the curve, in which `point` is new; None for all that was known before."""
-        ...
+        """Show the curve after `point` was added; None if all of it was known before."""
+
+
+@contextmanager
+def curve_display(out: IO[str], err: IO[str]) -> Iterator[CurveDisplay]:
+    """A table that grows if `out` is a terminal that can move the cursor, otherwise lines."""
+    console = make_console(out)
+    if not redraws(console):
+        yield LinePerPoint(out, err)
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        table = GrowingTable(live)
+        try:
+            yield table
+        finally:
+            table.leave()
 
 
 class GrowingTable:
-    """The table, redrawn in place below the notes; the last rows where it is higher than that."""
+    """A table that is redrawn in place below the notes; only its last rows if they do not fit."""
 
-    def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, auto_refresh=False)
+    def __init__(self, live: Live) -> None:
+        self._live = live
         self._table: RenderableType = Text("nothing has been evaluated yet")
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._live.update(self._table, refresh=True)
-        self._live.stop()
 
     def note(self, message: str) -> None:
         """Print it above the table."""
@@ -80,8 +66,12 @@ class GrowingTable:
         self._live.update(Group(self._table, Text(), bars(progress)), refresh=True)
 
     def curve(self, curve: Curve, point: CurvePoint | None) -> None:  # noqa: ARG002
-        """Redraw all of it."""
+        """Redraw the whole table."""
         self._table = CurveTable(curve)
+        self.leave()
+
+    def leave(self) -> None:
+        """Leave the table alone on the screen, without bars."""
         self._live.update(self._table, refresh=True)
 
 
@@ -91,43 +81,24 @@ class LinePerPoint:
     def __init__(self, out: IO[str], err: IO[str]) -> None:
         self._out = out
         self._err = err
-        self._progress = PlainLines(err)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
+        self._lines = PlainLines(err)
 
     def note(self, message: str) -> None:
         """Print it."""
         write_text(self._err, message + "\n")
 
     def progress(self, progress: Progress) -> None:
-        """Print it now and then."""
-        self._progress(progress)
+        """Print it every few seconds."""
+        self._lines.show(progress)
 
     def curve(self, curve: Curve, point: CurvePoint | None) -> None:
-        """Print the point's line, or every known one's."""
+        """Print the line of the new point, or of every known one."""
         for one in _rows(curve) if point is None else (point,):
             write_text(self._out, words.line(one) + "\n")
 
 
-def curve_display(out: IO[str], err: IO[str]) -> CurveDisplay:
-    """The table if `out` is a terminal that can move the cursor, else lines."""
-    console = make_console(out)
-    if console.is_terminal and not console.is_dumb_terminal:
-        return GrowingTable(console)
-    return LinePerPoint(out, err)
-
-
 class CurveTable:
-    """A row per point and task; lines where the terminal is too narrow for that."""
+    """A row per point and task; a line per point if the terminal is too narrow for a table."""
 
     def __init__(self, curve: Curve) -> None:
         self._curve = curve
@@ -138,12 +109,12 @@ class CurveTable:
             yield Text("nothing has been evaluated yet")
             return
         several = len(self._curve.tasks) > 1
-        fitting = max(3, (console.size.height - _BESIDE) // max(1, len(self._curve.tasks)))
+        fitting = max(3, (console.size.height - _OTHER_LINES) // max(1, len(self._curve.tasks)))
         left_out = max(0, len(rows) - fitting)
         if left_out:
             base = [row for row in rows[:1] if row.kind is Kind.BASE]
             rows = [*base, *rows[left_out + len(base) :]]
-            yield Text(f"{left_out:,} more are on the page", style="dim")
+            yield Text(f"{left_out:,} more on the HTML page", style="dim")
         if options.max_width < _TABLE_WIDTH:
             yield from (Text(words.line(row)) for row in rows)
             return
@@ -153,9 +124,7 @@ class CurveTable:
             for cells in _cells(self._curve, row, several=several):
                 table.add_row(*cells)
         yield table
-        for row in rows:
-            if row.failure is not None:
-                yield Text(words.line(row), style="red")
+        yield from (Text(words.line(row), style="red") for row in rows if row.failure is not None)
 
 
 def _rows(curve: Curve) -> Iterator[CurvePoint]:

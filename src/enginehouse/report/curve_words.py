@@ -1,13 +1,13 @@
-"""A curve's figures in words, the same in the terminal and on the page."""
+"""A curve's figures as text, the same on the terminal and on the page."""
 
 from __future__ import annotations
 
 from enginehouse.results.curve import Against, Curve, CurvePoint, TaskPoint
 
 LEGEND = (
-    "Differences are in points, on the same items and seeds, with 95 % intervals; nothing is "
-    "corrected for the number of checkpoints. The best so far is chosen by its score and so "
-    "flattered by chance: a difference from it is a hint, no test."
+    "Differences are in points, on the same items and seeds, with 95 % intervals that are not "
+    "corrected for the number of checkpoints. The best so far was chosen by its score, which "
+    "chance flatters: a difference from it is a hint, not a test."
 )
 
 
@@ -22,7 +22,7 @@ def score_text(point: TaskPoint) -> str:
 
 
 def interval_text(point: TaskPoint) -> str:
-    """58.3% to 82.5%, or why not."""
+    """58.3% to 82.5%, or why there is none."""
     if point.score is None:
         return point.no_score or ""
     interval = point.score.interval
@@ -35,11 +35,10 @@ def difference_text(against: Against | None) -> str:
         return "-"
     if against.result is None:
         return against.why or "none"
-    found = against.result
     bounds = ""
-    if found.interval is not None:
-        bounds = f" ({100 * found.interval.low:+.1f} to {100 * found.interval.high:+.1f})"
-    return f"{100 * found.difference:+.1f}{bounds}"
+    if (interval := against.result.interval) is not None:
+        bounds = f" ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
+    return f"{100 * against.result.difference:+.1f}{bounds}"
 
 
 def p_text(against: Against | None) -> str:
@@ -51,7 +50,7 @@ def p_text(against: Against | None) -> str:
 
 
 def line(point: CurvePoint) -> str:
-    """All that is known of a point in one line."""
+    """Everything about a point in one line."""
     step = f"step {point.step:,}: " if point.step is not None else ""
     if point.failure is not None:
         why = "; ".join(part.strip() for part in point.failure.splitlines())
@@ -69,7 +68,7 @@ def line(point: CurvePoint) -> str:
 
 
 def summary(curve: Curve, task: str) -> str:
-    """What a plot of a task shows, for who cannot see it."""
+    """What a plot of a task shows, for readers who cannot see it."""
     scored = [(p, t) for p in curve.points if (t := p.of(task)) is not None and t.score]
     failed = sum(point.failure is not None for point in curve.points)
     parts = []

@@ -1,4 +1,4 @@
-"""What each engine can do, told by the engines themselves: as plain data and as a table."""
+"""What each engine can do."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ ENGINE_COLUMNS = ("engine", "needs", "tried with")
 
 
 def capability_rows(engines: Sequence[EngineFacts]) -> Iterator[tuple[str, ...]]:
-    """A row for each capability: its name, then for each engine whether it has it."""
+    """A row per capability: its name, then whether each engine has it."""
     for capability in Capability:
         marks = (YES if capability in engine.capabilities else NO for engine in engines)
         yield (capability.value.replace("_", " "), *marks)
 
 
 def engine_row(engine: EngineFacts) -> tuple[str, str, str]:
-    """An engine's name, what must be given, and against what it has been tested."""
-    return (engine.name, _given(engine), engine.tried or "nothing: documented, not run")
+    """An engine's name, what it needs, and what it has been tested with."""
+    return (engine.name, _given(engine), engine.tried or "nothing: documented only, never run")
 
 
 def _given(engine: EngineFacts) -> str:
@@ -36,9 +36,9 @@ def _given(engine: EngineFacts) -> str:
 
 
 def print_engines(engines: Sequence[EngineFacts], *, file: IO[str] | None = None) -> None:
-    """Print who can do what, then against what each was tested."""
+    """Print what each engine can do, then what each has been tested with."""
     console = make_console(file or sys.stdout)
-    # one space between columns, so that all engines stand side by side in 80 columns
+    # one space between columns, so that all engines fit side by side into 80 columns
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("")
     for engine in engines:

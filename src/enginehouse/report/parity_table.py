@@ -1,4 +1,4 @@
-"""What `enginehouse parity` found, as plain data and as lines."""
+"""What `enginehouse parity` found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What scoring a run's answers again changed."""
+"""What scoring a run again changed."""
 
 from __future__ import annotations
 

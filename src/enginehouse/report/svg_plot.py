@@ -1,7 +1,7 @@
-"""Plots of values with intervals against steps, as SVG that needs nothing around it.
+"""Plots of values with intervals against steps, as self-contained SVG.
 
-Colours are CSS variables with a default, so that a page can say what they are in the dark; text has
-the page's own. Nothing is told by colour alone.
+Colours are CSS variables with a default, so that a page can redefine them for dark mode; text has
+the page's own colour. No information is carried by colour alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LONGEST = 14  # characters of a label below the axis
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
-    """A value at a place, its interval if it has one, and what is said when one points at it."""
+    """A value at a position, with its interval if it has one. `label` is its tooltip."""
 
     x: float
     y: float
@@ -33,14 +33,14 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Missing(msgspec.Struct, frozen=True, kw_only=True):
-    """A place without a value: a cross at the bottom."""
+    """A position without a value: a cross at the bottom."""
 
     x: float
     label: str
 
 
 class Level(msgspec.Struct, frozen=True, kw_only=True):
-    """A value that holds everywhere: a dashed line, its interval a band; `caption` stands on it."""
+    """A dashed line across the plot, its interval a band. `caption` is written on it."""
 
     y: float
     low: float | None
@@ -50,10 +50,10 @@ class Level(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plot(msgspec.Struct, frozen=True, kw_only=True):
-    """What is drawn. `name` makes ids, unique in a page.
+    """What is drawn. `name` is unique in a page, since ids are made from it.
 
-    The horizontal axis spans `span`; `places` are its labels, None: numbers. `unit` follows
-    the vertical axis's numbers, `within` bounds it.
+    The horizontal axis spans `span` and is labelled with `places`, or with numbers if they are
+    None. `unit` follows the numbers of the vertical axis, which stays `within` its bounds.
     """
 
     name: str
@@ -88,7 +88,7 @@ def ticks(low: float, high: float, *, most: int = 6) -> list[float]:
 
 
 class _Scale:
-    """From a range of values to a range of pixels."""
+    """Maps a range of values to a range of pixels."""
 
     def __init__(self, low: float, high: float, *, start: float, end: float) -> None:
         self.low, self.high = low, high
@@ -213,7 +213,7 @@ def _curve(marks: Iterable[Mark], x: _Scale, y: _Scale) -> Iterator[str]:
 
 
 def _beside(at: str) -> float:
-    """Right of a mark, or left of it where the plot ends there."""
+    """To the right of a mark, or to its left at the right edge of the plot."""
     return 2.0 if float(at) < WIDTH - _RIGHT - 40 else -2.0
 
 

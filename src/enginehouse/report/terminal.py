@@ -6,10 +6,9 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
-from typing import IO, Protocol
+from typing import IO
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.padding import Padding
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -32,30 +31,34 @@ _STATUS_STYLES = {
 
 
 class _SafeConsole(Console):
-    """Shows text as `visible` has it; the console's own colours and movements are its own."""
+    """Escapes the control characters of what it prints, but not its own colours and movements."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """As Console does, with control characters of the text as their escapes."""
+        """Render as Console does, with the text's control characters escaped."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
     def on_broken_pipe(self) -> None:
-        """End, or go on silently: see `write_plain`."""
+        """Raise or become silent, as `write_plain` does."""
         del self._buffer[:]
         give_up(self.file, BrokenPipeError())
 
 
 def make_console(file: IO[str]) -> Console:
-    """A console that colours only a terminal (never with NO_COLOR set) and interprets no markup.
+    """A console that interprets no markup, and colours only on a terminal without NO_COLOR.
 
-    Control characters of what it prints are shown, not obeyed.
-
-    Without a terminal, lines are as long as COLUMNS says, or 100.
+    Control characters in what it prints are escaped. Without a terminal, lines have COLUMNS
+    characters, or 100.
     """
     width = None if file.isatty() or "COLUMNS" in os.environ else 100
     return _SafeConsole(file=file, width=width, markup=False, highlight=False, emoji=False)
+
+
+def redraws(console: Console) -> bool:
+    """Whether the console is a terminal that can move the cursor."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 def print_rows(
@@ -65,45 +68,11 @@ def print_rows(
     file: IO[str] | None = None,
     right: Iterable[int] = (),
 ) -> None:
-    """Print a plain table, by default to standard output; `right` are the columns of numbers."""
+    """Print a plain table, by default to standard output; the columns `right` are numbers."""
     table = make_table(*columns, right=right)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     make_console(file or sys.stdout).print(table)
-
-
-class TaskFacts(Protocol):
-    """What the list of tasks shows of one."""
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        ...
-
-    @property
-    def size(self) -> int | None:
-        """Number of items, if known."""
-        ...
-
-    @property
-    def licence(self) -> str:
-        """The data's licence."""
-        ...
-
-    @property
-    def headline(self) -> str:
-        """What "correct" means."""
-        ...
-
-    @property
-    def needs(self) -> str:
-        """What must be installed or given first."""
-        ...
-
-    @property
-    def description(self) -> str:
-        """One line."""
-        ...
 
 
 def print_report(report: Report, *, file: IO[str] | None = None) -> None:
@@ -116,25 +85,8 @@ def print_runs(runs: Sequence[RunInfo], *, file: IO[str] | None = None) -> None:
     make_console(file or sys.stdout).print(render_runs(runs))
 
 
-def print_tasks(tasks: Iterable[TaskFacts], *, file: IO[str] | None = None) -> None:
-    """Print the list of tasks, by default to standard output."""
-    make_console(file or sys.stdout).print(render_tasks(tasks))
-
-
-def render_tasks(tasks: Iterable[TaskFacts]) -> RenderableType:
-    """A paragraph per task."""
-    parts: list[RenderableType] = []
-    for task in tasks:
-        size = "" if task.size is None else f"  {task.size:,} items"
-        parts.append(Text(task.name, style="bold") + Text(f"{size}, {task.licence}"))
-        lines = [task.description, f"correct: {task.headline}"]
-        lines += [f"needs:   {task.needs}"] if task.needs else []
-        parts += [Padding(Text(line), (0, 0, 0, 2)) for line in lines]
-    return Group(*parts)
-
-
 def render_report(report: Report) -> RenderableType:
-    """Scores with intervals, counts of every outcome, throughput, data, notes, and the place."""
+    """Scores with intervals, counts of every outcome, throughput, data, notes, and the folder."""
     parts: list[RenderableType] = [_title(report), Text()]
     if report.tasks:
         parts += [_Tasks(report.tasks), Text()]
@@ -151,9 +103,9 @@ def render_report(report: Report) -> RenderableType:
 def render_runs(runs: Sequence[RunInfo]) -> RenderableType:
     """One line per run."""
     if not runs:
-        return Text("no runs yet: `enginehouse eval MODEL --task TASK` makes one")
+        return Text("no runs yet; `enginehouse eval MODEL --task TASK` starts one")
     table = make_table("run", "status", "created (UTC)", "model", "tasks")
-    for column in table.columns[:3]:  # an id is there to be copied
+    for column in table.columns[:3]:  # an id must stay in one piece to be copied
         column.no_wrap = True
     for run in runs:
         table.add_row(
@@ -167,7 +119,7 @@ def render_runs(runs: Sequence[RunInfo]) -> RenderableType:
 
 
 def render_sample(sample: SampleView) -> str:
-    """One sample in full: what was asked, what came back, what became of it. Plain text."""
+    """One sample in full: prompts, answers and how they were scored. Plain text."""
     place = f"task {sample.task}, item {sample.item}, repeat {sample.repeat}"
     lines = [
         f"sample {sample.number} of {sample.total}: {place}",
@@ -204,7 +156,7 @@ def _title(report: Report) -> Text:
 
 
 class _Tasks:
-    """Two tables where they fit, else a few lines per task."""
+    """Two tables if they fit, otherwise a few lines per task."""
 
     def __init__(self, tasks: Sequence[TaskReport]) -> None:
         self._tasks = tasks
@@ -265,7 +217,7 @@ def _figure(figure: Figure | None) -> tuple[Text, Text, Text]:
     if figure is None:
         return Text("none", style="red"), Text(), Text()
     interval = figure.interval
-    # A user's measure need not be a share; anything above 1 is no percentage.
+    # A user's measure need not be a share: anything above 1 is not a percentage.
     style = ".1%" if max(figure.value, interval.high if interval else 0.0) <= 1 else ".3g"
     return (
         Text(f"{figure.value:{style}}"),
@@ -275,7 +227,7 @@ def _figure(figure: Figure | None) -> tuple[Text, Text, Text]:
 
 
 def _at_k(task: TaskReport) -> Iterable[RenderableType]:
-    """A column per k, the 95 % interval below each figure."""
+    """A column per k, with the 95 % interval below each figure."""
     table = make_table(
         task.task, *(f"k = {at.k}" for at in task.at_k), right=range(1, len(task.at_k) + 1)
     )
@@ -300,8 +252,8 @@ def _at_k_rows(task: TaskReport) -> Iterable[tuple[str, list[Figure | None]]]:
 def _left_out(task: TaskReport, *, indent: str = "") -> Iterable[Text]:
     for at in task.at_k:
         if at.left_out:
-            why = f"{at.left_out:,} of {task.items:,} items have fewer samples with a score"
-            yield Text(f"{indent}k = {at.k}: {why}, and are left out", style="yellow")
+            left_out = f"{at.left_out:,} of {task.items:,} items are left out"
+            yield Text(f"{indent}k = {at.k}: {left_out}; they have too few scores", style="yellow")
 
 
 def _outcomes(tasks: Iterable[TaskReport]) -> Table:
@@ -334,10 +286,9 @@ def _facts(report: Report) -> Group:
         weights = f", weights {p.weights_digest[:12]}" if p.weights_digest else ""
         rows.append(("answered by", f"{engine} at {p.base_url}{weights}"))
         if p.dtype:
-            reason = f": {p.dtype_reason}" if p.dtype_reason else ", as asked"
+            reason = f": {p.dtype_reason}" if p.dtype_reason else ", as requested"
             rows.append(("computed in", f"{p.dtype}{reason}"))
-    asked = f"seed {report.seed}, temperature {report.temperature:g}"
-    rows.append(("sampling", asked))
+    rows.append(("sampling", f"seed {report.seed}, temperature {report.temperature:g}"))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(value))
@@ -346,7 +297,7 @@ def _facts(report: Report) -> Group:
 
 
 def _whole(label: str, value: str) -> Text:
-    """A line that is never folded: what it says is there to be copied."""
+    """A line that is never folded, so that its value can be copied."""
     line = Text(no_wrap=True, overflow="ignore")
     return line.append(label, style="bold").append(value)
 
@@ -359,7 +310,7 @@ def throughput_line(throughput: Throughput) -> str:
     if not t.generated_tokens + t.prompt_tokens:
         return (
             f"{t.requests_per_second or 0:,.1f} requests/s ({t.requests:,} requests in "
-            f"{t.wall_seconds:,.1f} s; the server does not tell how many tokens)"
+            f"{t.wall_seconds:,.1f} s; the server does not report token counts)"
         )
     rates = (
         f"{t.generated_tokens_per_second or 0:,.0f} generated tokens/s, "
@@ -416,11 +367,11 @@ def _completions(response: SampleResponse) -> list[str]:
 
 
 def make_table(*columns: str, right: Iterable[int] = ()) -> Table:
-    """A plain table without rows; `right` are the columns of numbers."""
+    """A plain table without rows; the columns `right` are numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     numeric = set(right)
     for i, column in enumerate(columns):
-        if i in numeric:  # a number that is broken over lines cannot be read
+        if i in numeric:  # a number broken over two lines cannot be read
             table.add_column(column, justify="right", no_wrap=True)
         else:
             table.add_column(column, overflow="fold")

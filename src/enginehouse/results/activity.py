@@ -8,8 +8,9 @@ import msgspec
 class GpuReading(msgspec.Struct, frozen=True, kw_only=True):
     """One GPU now; `load` is the fraction of the last moment (up to 1 s) in which a kernel ran.
 
-    What the driver does not tell is None: memory where it is the machine's own, load under MIG.
+    What the driver does not report is None: memory that is the machine's own, load under MIG.
     `index` is the driver's, which CUDA's may differ from; `uuid` names the GPU for both.
+    `capability` is the compute capability, such as 9.0.
     """
 
     index: int
@@ -18,6 +19,7 @@ class GpuReading(msgspec.Struct, frozen=True, kw_only=True):
     used_bytes: int | None
     total_bytes: int | None
     load: float | None
+    capability: float | None = None
 
 
 class ServerActivity(msgspec.Struct, frozen=True, kw_only=True):

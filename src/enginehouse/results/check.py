@@ -31,7 +31,7 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that was tried. Of a server that is not ours, what it does not tell is None.
 
     `latency`: seconds until each of the users that asked at the same time had an answer, over
-    those who got one.
+    those who got one; of none for the conformance suite.
     """
 
     url: str

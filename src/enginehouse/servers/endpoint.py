@@ -103,7 +103,7 @@ async def attach_server(
             reply = await _get(transport, wire.models_path, base=base)
             models = _listed(reply, base=base, engine=engine, api_key=api_key) or models
         if isinstance(engine, ServedEngine):
-            version = _version(await _get(transport, engine.version_path, base=base))
+            version = _version(await _get(transport, engine.endpoints.version, base=base))
     return Server(
         name=None,
         base_url=base,

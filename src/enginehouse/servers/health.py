@@ -111,18 +111,18 @@ class HealthMonitor:
         """Process and /health only: at most 5 s."""
         if (code := self._exit_code()) is not None:
             return Health(state=ServerState.FAILED, reason=f"it ended with {describe_exit(code)}")
-        status = await self._get_status(self._engine.health_path)
+        status = await self._get_status(self._engine.endpoints.health)
         if status == _ENGINE_DEAD:
             return Health(
                 state=ServerState.FAILED,
-                reason=f"{self._engine.health_path} says that its engine is dead",
+                reason=f"{self._engine.endpoints.health} says that its engine is dead",
             )
         if status == 200 or self._blind:
             return _READY
         if self._deaf_since is not None and self._clock() - self._deaf_since > DEAF_FOR:
             return Health(state=ServerState.FAILED, reason="it no longer listens on its port")
         said = "does not answer" if status is None else f"answers {status}"
-        return Health(state=ServerState.DEGRADED, reason=f"{self._engine.health_path} {said}")
+        return Health(state=ServerState.DEGRADED, reason=f"{self._engine.endpoints.health} {said}")
 
     async def look(self) -> Health:
         """Every sign: at most 20 s, as a rule milliseconds; a canary only where in doubt."""
@@ -212,7 +212,7 @@ class HealthMonitor:
         }
         try:
             async with self._session.post(
-                below(self._engine.canary_path), json=body, timeout=_CANARY
+                below(self._engine.endpoints.canary), json=body, timeout=_CANARY
             ) as reply:
                 return reply.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError):

@@ -17,7 +17,7 @@ from enginehouse.client.transport import normal_base_url
 from enginehouse.core.errors import WireError
 from enginehouse.core.sampler import Load
 from enginehouse.engines.base import ServedEngine
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.registry import load_served_engine
 from enginehouse.processes.gpus import memory_by_pid, read_gpus
 from enginehouse.processes.usage import UsageMeter
 from enginehouse.results.activity import Activity, ServerActivity
@@ -104,13 +104,13 @@ class Observer:
         )
         if status.state not in _ANSWERING:
             return activity
-        engine: ServedEngine = ENGINES.load(record.engine)()
+        engine = load_served_engine(record.engine)
         key = read_key(record) if record.has_api_key else None
         return await self._asked(activity, watched, engine, key=key)
 
     async def _foreign(self, url: str) -> ServerActivity:
         activity = ServerActivity(name=None, url=url, state=ServerState.READY)
-        return await self._asked(activity, self._watched[url, None], ENGINES.load("vllm")())
+        return await self._asked(activity, self._watched[url, None], load_served_engine())
 
     async def _asked(
         self,

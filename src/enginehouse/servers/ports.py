@@ -1,9 +1,10 @@
-"""Ports, leased between processes: two servers that start at once never want the same one.
+"""Ports, leased between processes: two servers that start at once never get the same one.
 
-A lease is a file below `layout.ports`, written under a lock, that names the process it belongs to;
-a lease whose owner is dead is no lease. Besides the HTTP port it covers a range for the engine's
-internal ports. Ports come from outside the range that the kernel gives to outgoing connections,
-for those could take one between our look and the server's bind, seconds later.
+A lease is a file that names the process it belongs to; once that process is dead, the lease is
+void. All homes of a user on one machine share one folder of leases, whose lock is held while ports
+are chosen. Besides the HTTP port a lease covers a range for the engine's internal ports. Ports come
+from outside the range that the kernel gives to outgoing connections, which could otherwise take one
+between our check and the server's bind, seconds later.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import errno
 import os
 import random
 import socket
+import stat
 from pathlib import Path
 
 import msgspec
@@ -23,6 +25,7 @@ from enginehouse.core.errors import PortError
 from enginehouse.processes.tree import ProcessIdentity, identify, is_alive
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
+from enginehouse.store.private import make_private
 
 INTERNAL_PORTS = 31
 _BLOCK = INTERNAL_PORTS + 1
@@ -32,46 +35,53 @@ _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 class PortLease(msgspec.Struct, frozen=True, kw_only=True):
-    """An HTTP port and INTERNAL_PORTS ports from `internal` on, for `owner` while it lives."""
+    """An HTTP port and INTERNAL_PORTS ports from `internal` on, for `owner` while it lives.
+
+    `home` is the state folder of the home that leased it.
+    """
 
     name: str
     port: int
     internal: int
     owner: ProcessIdentity
+    home: str = ""
 
 
 def lease_ports(layout: Layout, *, host: str, wanted: int | None, name: str) -> PortLease:
     """A lease owned by this process, on `wanted` or on a free port. Blocks for milliseconds.
 
-    Raises PortError: who has the wanted port, or that none is free; StoreError.
+    Raises PortError: who has the wanted port, that none is free, or that the folder of leases
+    cannot be used; StoreError.
     """
     owner = identify(os.getpid())
     assert owner is not None
     with _locked(layout):
-        leases = _live_leases(layout)
-        _demand_free(wanted, host=host, leases=leases)
+        leases = live_leases(layout)
+        _require_free(wanted, host=host, leases=leases, home=layout.state)
         taken = {port for lease in leases for port in _covered(lease)}
         for base in _blocks():
-            if wanted in range(base, base + _BLOCK) or taken & {*range(base, base + _BLOCK)}:
+            block = range(base, base + _BLOCK)
+            if wanted in block or not taken.isdisjoint(block):
                 continue
-            if all(_free(port, host=_EVERYWHERE) for port in range(base, base + _BLOCK)):
+            if all(is_free(port, host=_EVERYWHERE) for port in block):
                 lease = PortLease(
                     name=name,
                     port=base if wanted is None else wanted,
                     internal=base + 1,
                     owner=owner,
+                    home=str(layout.state),
                 )
                 _write(layout, lease)
                 return lease
     raise PortError(
         f"no {_BLOCK} ports in a row are free for a server",
-        why=f"{len(leases)} servers hold leases below {layout.ports}",
+        why=f"{len(leases)} servers hold leases in {layout.ports}",
         fix="stop some: enginehouse ps, enginehouse stop NAME",
     )
 
 
 def hand_over(layout: Layout, lease: PortLease, *, owner: ProcessIdentity) -> PortLease:
-    """The same lease, held from now on by the server itself and so for as long as it lives."""
+    """The same lease, held from now on by `owner` and so for as long as that lives."""
     lease = msgspec.structs.replace(lease, owner=owner)
     with _locked(layout):
         _write(layout, lease)
@@ -84,9 +94,28 @@ def release_ports(layout: Layout, lease: PortLease) -> None:
         _file(layout, lease).unlink(missing_ok=True)
 
 
+def live_leases(layout: Layout) -> list[PortLease]:
+    """The leases whose owners live, of every home of this user; removes the others' files."""
+    leases = []
+    for file in layout.ports.glob("*.json"):
+        try:
+            lease = msgspec.json.decode(file.read_bytes(), type=PortLease)
+        except (msgspec.MsgspecError, OSError, RecursionError):
+            lease = None  # cut short by a crash
+        if lease is not None and is_alive(lease.owner):
+            leases.append(lease)
+        else:
+            file.unlink(missing_ok=True)
+    return leases
+
+
 def is_free(port: int, *, host: str) -> bool:
     """Whether a server could listen on the port now."""
-    return _free(port, host=host)
+    try:
+        _bind(port, host=host)
+    except OSError:
+        return False
+    return True
 
 
 def who_has(port: int) -> str | None:
@@ -99,12 +128,14 @@ def who_has(port: int) -> str | None:
     return None
 
 
-def _demand_free(port: int | None, *, host: str, leases: list[PortLease]) -> None:
+def _require_free(port: int | None, *, host: str, leases: list[PortLease], home: Path) -> None:
     for lease in leases:
         if port in _covered(lease):
+            stop = f"enginehouse stop {lease.name}"
+            elsewhere = "" if lease.home == str(home) else f", with its state in {lease.home}"
             raise PortError(
                 f"port {port} belongs to the server {lease.name} (pid {lease.owner.pid})",
-                fix=f"stop it (enginehouse stop {lease.name}), or leave out the port",
+                fix=f"stop it ({stop}{elsewhere}), or leave out the port",
             )
     try:
         _bind(port or 0, host=host)
@@ -131,14 +162,6 @@ def _refused(port: int | None, *, host: str, error: OSError) -> PortError:
     )
 
 
-def _free(port: int, *, host: str) -> bool:
-    try:
-        _bind(port, host=host)
-    except OSError:
-        return False
-    return True
-
-
 def _bind(port: int, *, host: str) -> None:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -163,28 +186,30 @@ def _covered(lease: PortLease) -> tuple[int, ...]:
     return (lease.port, *range(lease.internal, lease.internal + INTERNAL_PORTS))
 
 
-def _live_leases(layout: Layout) -> list[PortLease]:
-    leases = []
-    for file in layout.ports.glob("*.json"):
-        try:
-            lease = msgspec.json.decode(file.read_bytes(), type=PortLease)
-        except (msgspec.MsgspecError, OSError, RecursionError):
-            lease = None  # torn by a crash: whatever it stood for is over
-        if lease is not None and is_alive(lease.owner):
-            leases.append(lease)
-        else:
-            file.unlink(missing_ok=True)
-    return leases
-
-
 def _file(layout: Layout, lease: PortLease) -> Path:
     return layout.ports / f"{lease.internal}.json"
 
 
 def _write(layout: Layout, lease: PortLease) -> None:
-    write_whole(_file(layout, lease), msgspec.json.encode(lease))
+    write_whole(_file(layout, lease), msgspec.json.encode(lease), private=True)
 
 
 def _locked(layout: Layout) -> FileLock:
-    layout.ports.mkdir(parents=True, exist_ok=True)
-    return FileLock(layout.ports / "lock", timeout=30)
+    """The lock of the folder of leases, which is made, and must belong to this user."""
+    folder = layout.ports
+    try:
+        make_private(folder)
+        status = folder.lstat()
+    except OSError as error:
+        raise PortError(
+            f"ports cannot be leased in {folder}",
+            why=str(error),
+            fix="make room or check the permissions",
+        ) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise PortError(
+            f"ports cannot be leased in {folder}",
+            why="it is not a folder of this user",
+            fix="have it removed by its owner or the administrator",
+        )
+    return FileLock(folder / "lock", timeout=30, mode=0o600)

@@ -114,21 +114,21 @@ async def _probe(
     session: aiohttp.ClientSession, *, engine: ServedEngine, model: str, note: Callable[[str], None]
 ) -> tuple[str, ...]:
     async def healthy() -> bool:
-        async with session.get(below(engine.health_path), timeout=_PROBE) as reply:
-            note(f"{engine.health_path} answered {reply.status}")
+        async with session.get(below(engine.endpoints.health), timeout=_PROBE) as reply:
+            note(f"{engine.endpoints.health} answered {reply.status}")
             return reply.status == 200
 
     await _until(healthy, note=note)
-    names = await _served(session, path=engine.models_path)
+    names = await _served(session, path=engine.endpoints.models)
     if model not in names:
         raise StartError(
             f"the server serves {', '.join(names) or 'nothing'}, not {model}",
             fix="check served_model_name and extra_args",
         )
     note("it is healthy, but has not answered a one-token request")
-    await _canary(session, path=engine.canary_path, model=model)
-    if engine.guarded_path is not None:
-        await _demand_guard(session, path=engine.guarded_path)
+    await _canary(session, path=engine.endpoints.canary, model=model)
+    if engine.endpoints.guarded is not None:
+        await _demand_guard(session, path=engine.endpoints.guarded)
     return names
 
 

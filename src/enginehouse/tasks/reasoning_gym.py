@@ -14,7 +14,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -36,6 +35,7 @@ from enginehouse.tasks.base import (
     Score,
     ScoringCall,
     ScoringProgram,
+    Task,
     TaskInfo,
 )
 from enginehouse.tasks.scoring_programs import describe
@@ -91,7 +91,7 @@ def _info(name: str) -> TaskInfo:
 FAMILY: Final = _info("<name>")
 
 
-class ReasoningGym:
+class ReasoningGym(Task):
     """One generator with its default options. Items depend on the seed and `size` only.
 
     Raises DataError if the package is not installed or does not load, UnknownNameError for an
@@ -172,10 +172,6 @@ class ReasoningGym:
         }
         program = _program(seed=item.data["seed"], size=self._size, alone=self._name in EXECUTING)
         return ScoringCall(program=program, arguments=arguments, answer=answer)
-
-    def score_choice(self, item: Item, loglikelihoods: Sequence[float]) -> Score:
-        """Not asked for: `ask` gives no choices."""
-        raise NotImplementedError
 
     def _generated(self, seed: int) -> list[dict[str, Any]]:
         program = _description(items=self._name, seed=seed, size=self._size)

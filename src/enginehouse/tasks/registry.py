@@ -1,4 +1,4 @@
-"""The tasks that there are, and how a name becomes one."""
+"""The tasks there are, and how a name becomes one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from enginehouse.core.registry import Registry
+from enginehouse.runtime.context import Notify
 from enginehouse.tasks.base import Task, TaskInfo
 
 TASKS: Final = Registry(
@@ -19,6 +20,7 @@ TASKS: Final = Registry(
         "ifeval": "enginehouse.tasks.ifeval:IFEval",
         "instructions": "enginehouse.tasks.instructions:Instructions",
     },
+    group="enginehouse.tasks",
 )
 
 
@@ -42,8 +44,12 @@ def load_task(name: str, *, base: Path | None = None) -> Task:
     return task
 
 
-def list_tasks() -> tuple[TaskInfo, ...]:
-    """Facts about every registered task, and reasoning_gym's as one family."""
+def list_tasks(*, notify: Notify = lambda _: None) -> tuple[TaskInfo, ...]:
+    """Facts about every registered task, and reasoning_gym's as one family.
+
+    `notify` hears of plug-ins that cannot be loaded.
+    """
     from enginehouse.tasks.reasoning_gym import FAMILY
 
-    return (*(load_task(name).info for name in TASKS.names()), FAMILY)
+    loaded = TASKS.load_all(on_error=lambda error: notify(str(error)))
+    return (*(load().info for load in loaded), FAMILY)

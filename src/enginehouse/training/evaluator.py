@@ -26,8 +26,8 @@ from enginehouse.core.errors import (
 )
 from enginehouse.deployment.configuration import merged, parse
 from enginehouse.deployment.serving import with_api_key
-from enginehouse.engines.base import Engine, ServedEngine, demand_api_key
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.base import ServedEngine, require_api_key
+from enginehouse.engines.registry import load_engine
 from enginehouse.results.summary import Report
 from enginehouse.runtime.context import Notify
 from enginehouse.store.layout import Layout
@@ -139,14 +139,14 @@ def _configuration(tasks: Sequence[str], settings: Mapping[str, Any]) -> Evaluat
     config = parse(EvaluationConfig, merged({}, values), origin="CheckpointEvaluator()")
     for task in config.tasks:
         load_task(task.name)
-    engine: Engine = ENGINES.load(config.engine or "vllm")()
+    engine = load_engine(config.engine)
     if not isinstance(engine, ServedEngine) or engine.model_format != "checkpoint":
         raise ConfigurationError(
             f"{engine.name} cannot serve a checkpoint in the form in which trainers save it",
             fix="choose vllm, sglang or hf",
         )
     if config.url is None:
-        demand_api_key(with_api_key(config.server))
+        require_api_key(with_api_key(config.server))
     return config
 
 

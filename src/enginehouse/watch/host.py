@@ -12,15 +12,15 @@ from typing import Any, Protocol
 from enginehouse.core.errors import AdapterError
 from enginehouse.core.incidents import Incident
 from enginehouse.deployment.configuration import ServeConfig
-from enginehouse.deployment.resident import RANKS, with_adapters
+from enginehouse.deployment.resident import with_adapters
 from enginehouse.deployment.serving import OnIncident, Serving, choose_engine
+from enginehouse.engines.base import SupportsAdapters
+from enginehouse.engines.registry import load_engine
 from enginehouse.results.curve import Kind
 from enginehouse.runtime.context import Notify
 from enginehouse.store.layout import Layout
 from enginehouse.watch.checkpoints import Finished
 from enginehouse.weights.peft_folder import CONFIG, read_peft_folder
-
-_LARGEST_RANKS = {"vllm": RANKS[-1]}  # the other engines take any
 
 
 class Swappable(Protocol):
@@ -128,7 +128,8 @@ class Host:
 
     @property
     def _largest_rank(self) -> int | None:
-        return _LARGEST_RANKS.get(choose_engine(self._given.engine, notify=lambda _: None))
+        engine = load_engine(choose_engine(self._given.engine, notify=lambda _: None))
+        return engine.lora.largest if isinstance(engine, SupportsAdapters) else None
 
     def _largest(self) -> list[Path]:
         """The adapter of the largest rank, if one can be served: the others are not read for it."""

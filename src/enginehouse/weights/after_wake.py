@@ -1,7 +1,7 @@
-"""The adapters of a server that has slept: each is proven again, loaded again, or unloaded.
+"""Adapters after a server has slept: proven again, loaded again, or unloaded.
 
-vLLM's workers lose adapters in their sleep, while its front end goes on listing them: requests for
-them are then answered by the base model, with nothing to show for it (vllm#53888).
+vLLM's workers lose adapters while they sleep, but its front end still lists them: requests for them
+are then silently answered by the base model (vllm#53888).
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import AdapterError, WireError
 from enginehouse.engines.base import Engine, ServedEngine
 from enginehouse.servers.endpoint import Server
+from enginehouse.weights.loading import prove_or_reload
 from enginehouse.weights.peft_folder import PeftFolder, read_peft_folder
-from enginehouse.weights.proof import prove_effect
-from enginehouse.weights.served_models import ServedModel, served_models
+from enginehouse.weights.served_models import served_models
 
 
 async def prove_adapters_again(server: Server, engine: Engine) -> tuple[str, ...]:
-    """See that every adapter that the server lists has an effect, one after the other.
+    """Check that every adapter that the server lists still has an effect, one after the other.
 
-    One without effect is loaded again from its folder; where that does not help, it is unloaded, so
+    One without effect is loaded again from its folder; if that does not help, it is unloaded, so
     that requests for it fail instead of being answered by the base model. Returns the names of
-    those. Raises WireError for a server that does not answer.
+    those. Raises WireError if the server does not answer.
     """
     assert isinstance(engine, ServedEngine), "hosted APIs do not sleep"
     base, *others = await served_models(server, engine)
     adapters = [model for model in others if model.parent is not None]
     if not adapters:
         return ()
+    unloaded = []
     async with HTTPSampler(
         server.base_url,
         model=base.id,
@@ -40,37 +41,23 @@ async def prove_adapters_again(server: Server, engine: Engine) -> tuple[str, ...
         admin_key=server.admin_key,
         concurrency=1,  # together, such requests kill some servers
     ) as sampler:
-        return tuple([model.id for model in adapters if not await _is_there(sampler, model)])
+        for adapter in adapters:
+            folder = adapter.root or ""
+            info = await asyncio.to_thread(_read, folder)
+            if info is not None and info.is_zero:  # it never had an effect
+                continue
+            try:
+                await prove_or_reload(sampler, adapter.id, path=folder, info=info)
+            except AdapterError:
+                with suppress(WireError):
+                    await sampler.unload_adapter(adapter.id)
+                unloaded.append(adapter.id)
+    return tuple(unloaded)
 
 
-async def _is_there(sampler: HTTPSampler, adapter: ServedModel) -> bool:
-    """Whether it has an effect, perhaps after it was loaded once more."""
-    info = await asyncio.to_thread(_read, adapter)
-    if info is not None and info.is_zero:  # it never had one
-        return True
-    if await _has_effect(sampler, adapter, info):
-        return True
-    with suppress(WireError):
-        await sampler.unload_adapter(adapter.id)
-        await sampler.load_adapter(adapter.id, path=adapter.root or "")
-        if await _has_effect(sampler, adapter, info):
-            return True
-    with suppress(WireError):
-        await sampler.unload_adapter(adapter.id)
-    return False
-
-
-async def _has_effect(sampler: HTTPSampler, adapter: ServedModel, info: PeftFolder | None) -> bool:
+def _read(folder: str) -> PeftFolder | None:
+    """The adapter in `folder`; None if that is not on this machine."""
     try:
-        await prove_effect(sampler, model=adapter.id, base_model=sampler.model, info=info)
-    except AdapterError:
-        return False
-    return True
-
-
-def _read(adapter: ServedModel) -> PeftFolder | None:
-    """What is in its folder, if that is on this machine."""
-    try:
-        return read_peft_folder(Path(adapter.root or ""))
+        return read_peft_folder(Path(folder))
     except AdapterError:
         return None

@@ -1,73 +1,55 @@
-"""Lets requests to a server, except while its weights change; says which weights answered."""
+"""Holds requests back while a server's weights change, and says which weights answered."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, cast
 
-import msgspec
-
-from enginehouse.client.sampler import RESTORING, Delivery, delivered_once
+from enginehouse.client.exchange import Attempt, Exchange, Forward, Reply
 from enginehouse.client.wire import InFlight
-from enginehouse.core.sampler import SampleResponse
-
-Result = TypeVar("Result")
 
 
-class Gate:
-    """Stands before `deliver`; open at first. Single-threaded.
+class SwapGate:
+    """Layer: nothing is in flight while the weights change, so a whole answer has one digest.
 
-    No request is under way at a change of weights, so that one digest is that of a whole answer.
+    Open at first. Share it among all samplers of one server.
     """
 
-    def __init__(self, digest: str, *, deliver: Delivery = delivered_once) -> None:
+    def __init__(self, digest: str) -> None:
         self._digest = digest
-        self._deliver = deliver
         self._open = asyncio.Event()
         self._open.set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._under_way: set[asyncio.Task[Any]] = set()
-        self._given_up: set[asyncio.Task[Any]] = set()
+        self._in_flight: set[Attempt] = set()
 
-    async def deliver(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
-        """What `attempt` gives; made once more, of the new weights, if a swap gave it up."""
-        if RESTORING.get():
-            return await self._deliver(attempt)
-        task = asyncio.current_task()
-        assert task is not None
+    async def send(self, exchange: Exchange, forward: Forward) -> Reply:
+        """The reply and the digest of the weights that gave it.
+
+        Sent again, to the new weights, if a swap aborted it. A streamed reply counts as in flight
+        until it begins: what is left of it is the server's to end.
+        """
         while True:
-            while not self._open.is_set():  # it may have closed again before we got here
+            while not self._open.is_set():  # it may have closed again before this task ran
                 await self._open.wait()
-            self._under_way.add(task)
+            attempt = Attempt(forward(exchange))
+            self._in_flight.add(attempt)
             self._idle.clear()
             try:
-                return self._stamped(await self._deliver(attempt))
-            except asyncio.CancelledError:
-                if task not in self._given_up or task.uncancel():
-                    raise
+                reply = await attempt.reply()
             finally:
-                self._given_up.discard(task)
-                self._under_way.discard(task)
-                if not self._under_way:
+                self._in_flight.discard(attempt)
+                if not self._in_flight:
                     self._idle.set()
-
-    def _stamped(self, result: Result) -> Result:
-        if not isinstance(result, SampleResponse):
-            return result
-        return cast("Result", msgspec.structs.replace(result, weights_digest=self._digest))
+            if reply is not None:
+                reply.weights_digest = self._digest
+                return reply
 
     async def close(self, in_flight: InFlight) -> None:
-        """Let nothing in any more, and wait until nothing is under way; "abort" sees to that.
-
-        A stream counts until its reply begins; what is left of it is the server's to end.
-        """
+        """Let nothing in any more, and wait until nothing is in flight; "abort" sees to that."""
         self._open.clear()
         if in_flight == "abort":
-            for task in self._under_way - self._given_up:
-                self._given_up.add(task)
-                task.cancel()
+            for attempt in self._in_flight:
+                attempt.abort()
         await self._idle.wait()
 
     def open(self, digest: str) -> None:
@@ -76,5 +58,5 @@ class Gate:
         self._open.set()
 
     def relabel(self, digest: str) -> None:
-        """What is answered from now on is answered by the weights of this digest."""
+        """The weights that answer from now on have this digest."""
         self._digest = digest

@@ -42,7 +42,6 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
 }
 # those that change the base model's weights when PEFT loads the adapter
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of --max-lora-rank, in vLLM
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _Rank = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -290,12 +289,10 @@ def _demand_rank(config: _Config, folder: Path, *, max_rank: int | None) -> None
     declared = max([config.r, *(config.rank_pattern or {}).values()])
     if max_rank is None or declared <= max_rank:
         return
-    enough = next((rank for rank in _RANKS if rank >= declared), None)
     raise AdapterError(
         f"{folder} has rank {declared}, and the server takes {max_rank} at most",
-        fix=f"start the server with --max-lora-rank {enough}"
-        if enough
-        else f"train it with a rank of at most {_RANKS[-1]}",
+        fix=f"start the server with --max-lora-rank {declared} or the next larger one that it "
+        "knows, or train the adapter with a smaller rank",
     )
 
 

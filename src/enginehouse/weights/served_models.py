@@ -27,7 +27,7 @@ async def served_models(server: Server, engine: ServedEngine) -> tuple[ServedMod
     async with AiohttpTransport(
         server.base_url, api_key=server.api_key, timeouts=Timeouts(total=10)
     ) as transport:
-        reply = await transport.send(WireRequest("GET", engine.models_path))
+        reply = await transport.send(WireRequest("GET", engine.endpoints.models))
     if reply.status != 200:
         raise engine.wire.error_reply(reply.status, reply.body, retry_after=None)
     try:

@@ -22,12 +22,11 @@ from enginehouse.store.layout import Layout
 from enginehouse.weights.after_wake import prove_adapters_again
 from enginehouse.weights.checkpoint import checked_digest, digest_of
 from enginehouse.weights.declared import Declaration, Weights, declare, read_declaration
-from enginehouse.weights.gate import Gate
+from enginehouse.weights.gate import SwapGate
 from enginehouse.weights.limits import DEADLINE
 from enginehouse.weights.replacement import Replacement, WeightLoader
 
 Result = TypeVar("Result")
-_DOZING = "--enable-sleep-mode"
 
 
 class Swapped(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +64,7 @@ class WeightSwapper:
         started: Weights,
         file: Path,
         layout: Layout,
-        gate: Gate | None = None,
+        gate: SwapGate | None = None,
         alone: bool = False,
         condemn: Callable[[str], None] | None = None,
     ) -> None:
@@ -79,11 +78,11 @@ class WeightSwapper:
         self._started = started
         self._file = file
         self._layout = layout
-        self._gate = gate or Gate(started.digest)
+        self._gate = gate or SwapGate(started.digest)
         self._alone = alone
         self._condemn = condemn
         self._lock = filelock.FileLock(file.with_suffix(".lock"), mode=0o600)
-        self._dozes = _DOZING in (server.command or ())
+        self._dozes = engine.wire.weights.sleep_flag in (server.command or ())
         self._busy = False
         self._turn = asyncio.Lock()  # a swap and a restoration do not tell the server two things
         self._transport: AiohttpTransport | None = None

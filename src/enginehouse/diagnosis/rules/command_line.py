@@ -29,6 +29,20 @@ RULES = (
         "correct the value, or leave {flag} out",
     ),
     Rule(
+        K.UNKNOWN_FLAG,
+        r"error: (?:unexpected|[Ff]ound) argument '(?P<flag>--?[A-Za-z][^'\s]{0,80})'",
+        "this version has no {flag} (any more)",
+        "correct it or leave it out; the program's own --help lists the flags that it has",
+    ),
+    Rule(
+        K.WRONG_VALUE,
+        r"error: (?P<problem>(?:invalid value '[^'\n]{0,200}' for|a value is required for"
+        r"|the (?:following required arguments? w(?:as|ere) not provided|argument '[^'\n]{1,80}'"
+        r" cannot be used))[^\n]{0,200})",
+        "{engine} refuses its command line: {problem}",
+        "correct the option, or leave it out",
+    ),
+    Rule(
         K.WRONG_VALUE,
         r"error: the following arguments are required: (?P<flag>.{1,200})",
         "{engine} cannot start without {flag}",

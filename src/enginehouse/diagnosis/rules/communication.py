@@ -16,7 +16,8 @@ LOST_CONNECTION = (
         r"|Connection (?:closed|reset) by peer|DistNetworkError|The client socket has (?:failed"
         r"|timed"
         r" out)|wait timeout after \d{1,9}ms|Broken pipe|Socket Timeout|StoreTimeout"
-        r"|remote process (?:exited|has terminated)|Failed to connect to (?:the )?(?:head|master)"
+        r"|RPC Error message: |remote process (?:exited|has terminated)"
+        r"|Failed to connect to (?:the )?(?:head|master)"
         r"|[Uu]nable to (?:find|determine) address for",
         "the processes or nodes did not find each other in time, or one of them ended",
         "see the log of the other processes first; then that all nodes run, use the same address "

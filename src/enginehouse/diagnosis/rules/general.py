@@ -36,7 +36,8 @@ RULES = (
         r"|GGML_ASSERT|Assertion [`'][^\n]{1,400}' failed|ggml_abort"
         r"|\.(?:cuh?|[ch]pp|cc?|h|mm?):\d{1,6}: fatal error|^Abort was called at \d{1,6} line"
         r"|code=(?:dumped|killed), (?:status=\d{1,3}/|signal=)(?:SEGV|ABRT|BUS|ILL|FPE)"
-        r"|double free or corruption|corrupted size vs|free\(\): invalid"
+        r"|double free or corruption|corrupted size vs|(?:free|munmap_chunk)\(\): invalid"
+        r"|\b0xc0000(?:005|01d|374|409)\b|\b(?:3221225477|3221226505)\b"
         r"|\*\*\* SIG(?:SEGV|ABRT|BUS|ILL|FPE) received",
         "native code of {engine}, or the GPU, crashed",
         "start it again; if it happens again, leave out what is special (--enforce-eager, no "
@@ -66,13 +67,15 @@ RULES = (
     Rule(
         K.WRONG_LIBRARY,
         r"(?:[Pp]lease (?:pip )?install|You need to install|pip install) (?:-U |the )?[`'\"]?"
-        r"(?P<name>[a-zA-Z][\w.\-\[\]]{1,60})|requires the (?P<other>[\w.\-]{2,60}) (?:library"
+        r"(?P<name>[a-zA-Z][\w.\-\[\]]{1,60})|compressed-tensors requires (?P<sixth>vllm)"
+        r"|requires the (?P<other>[\w.\-]{2,60}) (?:library"
         r"|package)"
         r"|(?:package|library|module) [`'](?P<third>[\w.\-]{2,60})[`'] (?:is not installed"
         r"|was not found)"
-        r"|ImportError: (?P<fourth>[\w.\-]{2,40}) is not installed"
+        r"|ImportError: (?P<fourth>[\w.\- ]{2,40}) is not installed"
+        r"|the package (?P<fifth>[\w.\-]{2,40}) seems to be not installed"
         r"|PackageNotFoundError: (?:No package metadata was found for )?'?(?P<meta>[\w.\-]{1,60})",
-        "the environment lacks a Python package: {name}{other}{third}{fourth}{meta}",
+        "the environment lacks a Python package: {name}{other}{third}{fourth}{fifth}{sixth}{meta}",
         "install it into that environment, or build the environment again: {rebuild}",
     ),
     Rule(
@@ -149,7 +152,8 @@ RULES = (
     ),
     Rule(
         K.TOOLCHAIN,
-        r"torch\._(?:dynamo|inductor)\.exc\.\w{1,60}(?:: (?P<what>[^\n]{1,200}))?",
+        r"torch\._(?:inductor\.exc\.\w{1,60}|dynamo\.exc\.(?:BackendCompilerFailed|Unsupported"
+        r"|UncapturedHigherOrderOpError))(?:: (?P<what>[^\n]{1,200}))?",
         "torch.compile could not compile the model: {what}",
         "--enforce-eager does without it; a newer {engine} may know the model better",
         vague=True,

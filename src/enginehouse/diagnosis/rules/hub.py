@@ -65,6 +65,7 @@ RULES = (
         r"|No model architectures are specified|No tokenizer file found"
         r"|Unable to find `model_type`|Unrecognized (?:image processor|processing class|feature "
         r"extractor) in|Invalid type of HuggingFace processor|TypeError: not a string"
+        r"|No local weights found in|No \.\w{3,12} weights found for"
         r"|Found 0 files matching the pattern|Cannot find any model weights"
         r"|Couldn't instantiate the backend tokenizer"
         r"|Can't load (?:the )?(?:image processor|feature extractor|processor|tokenizer)"
@@ -158,9 +159,10 @@ RULES = (
         r"|KeyError: '(?P<key>[a-z][a-z0-9_]{1,30}(?:_moe|_vl|_mtp|_next|_text|_omni))'"
         r"|has no vLLM implementation and the Transformers implementation is not compatible"
         r"|The Transformers implementation of [^\n]{1,120} is not compatible with vLLM"
+        r"|Unsupported model type `?'?(?P<tgi>[\w.\-]{1,60})"
         r"|generates no text|No module named 'transformers\.models\.(?P<module>\w{1,60})'",
         "this {engine}, or its transformers, does not know the model's architecture "
-        "{names}{type}{gone}{missing}{class}{auto}{arch}{ggtype}{gguf}{key}{module}",
+        "{names}{type}{gone}{missing}{class}{auto}{arch}{ggtype}{gguf}{key}{tgi}{module}",
         "take an engine that does: another version (`enginehouse install ENGINE --version …`, or "
         "--python with an install of your own), or --engine vllm, hf or llamacpp; see "
         "`architectures` in the "

@@ -113,7 +113,7 @@ RULES = (
         r"shared object file|cannot enable executable stack)"
         r"|error while loading shared libraries: (?P<loader>[^:\n]{1,100}):"
         r"|Library not loaded: (?:@rpath/)?(?P<dyld>[^\s]{1,120})"
-        r"|(?:Could not load|Unable to (?:load|open)|cannot load)[^\n]{0,60}?"
+        r"|(?:Could not load|[Ff]ailed to load|Unable to (?:load|open)|cannot load)[^\n]{0,60}?"
         r"(?P<other>lib[\w.+\-]{1,60}\.so[\w.]{0,20})",
         "a shared library is not found: {library}{where}",
         "{fix}",

@@ -50,7 +50,8 @@ RULES = (
         r"|cudaErrorMemoryAllocation"
         r"|cudaMalloc[^\n]{0,40}failed: out of memory|CUDNN_STATUS_ALLOC_FAILED"
         r"|Triton Error \[CUDA\]: out of memory|HIP error: out of memory"
-        r"|torch\.(?:cuda\.)?OutOfMemoryError|modules are dispatched on the CPU or the disk",
+        r"|torch\.(?:cuda\.)?OutOfMemoryError|would exceed allowed memory"
+        r"|PT_DEVMEM Allocation failed|modules are dispatched on the CPU or the disk",
         "the GPU's memory ran out outside torch's own pool",
         "see with `nvidia-smi` who uses it; a smaller --gpu-memory-utilization leaves more for "
         "CUDA itself",
@@ -65,7 +66,8 @@ RULES = (
         r"array|\[Errno 12\]|failed to (?:map|pin|lock) [^\n]{0,40}memory"
         r"|cudaHostAlloc[^\n]{0,40}fail"
         r"|paging file is too small|WinError 1455"
-        r"|running low on memory|not enough (?:CPU|host|system) memory",
+        r"|running low on memory|more system memory \([\d.]{1,9} \w{1,4}\) than is available"
+        r"|Too large swap space|not enough (?:CPU|host|system) memory",
         "this machine's own memory (not the GPU's) ran out{wanted}, or a limit on it was met "
         "(`ulimit -v`, a container's or a batch job's)",
         "see `free -g` and `ulimit -v`; give the job more memory, or load less: a smaller model, "

@@ -22,6 +22,13 @@ def _capabilities(found: re.Match[str], around: Surroundings) -> Mapping[str, st
 
 RULES = (
     Rule(
+        K.PARALLELISM,
+        r"[Tt]he choosen size (?P<size>\d{1,9}) is not compatible with sharding on (?P<shards>\d+)",
+        "a weight of size {size} cannot be split among {shards} GPUs; a size of 1 means that the "
+        "checkpoint is quantized in a way that cannot be split",
+        "fewer GPUs (one, if the size is 1), or weights that are not quantized with bitsandbytes",
+    ),
+    Rule(
         K.WEIGHTS_MISMATCH,
         r"There is no module or parameter named '(?P<name>[^']{1,200})'"
         r"|weights were not initialized from (?:the )?checkpoint"
@@ -79,10 +86,8 @@ RULES = (
     ),
     Rule(
         K.QUANTIZATION,
-        r"(?:bitsandbytes|auto-?gptq|gptqmodel|auto-?awq|compressed.tensors|optimum|torchao|fbgemm|"
-        r"mxfp4|triton_kernels)\b[^\n]{0,120}(?:[Pp]lease install|pip install|required|requires"
-        r"|not installed|not found)"
-        r"|quantiz\w{1,6} [^\n]{0,120}(?:is not supported|not supported|requires)"
+        r"quantiz\w{1,6} (?![^\n]{0,300}(?:pip|[Pp]lease) install)[^\n]{0,120}(?:not supported"
+        r"|requires)"
         r"|Unknown quantization (?:method|type)[^\n]{0,80}|Invalid quantization method"
         r"|(?:input|output) size[^\n]{0,60}not aligned with the quantized weight"
         r"|(?:not divisible by|% ?)[^\n]{0,20}(?:min_thread_[nk]|group_size|block_[nk]|weight "
@@ -98,7 +103,9 @@ RULES = (
         r"(?:gemm|mm|moe)\w{0,10} (?:is|are) not (?:yet )?(?:implemented|supported)"
         r"|[Ff]ailed to (?:initialize|run) [^\n]{0,30}(?:[Ff][Pp]4|[Ff][Pp]8|[Ii][Nn][Tt]8) gemm"
         r"|weight_scale\w{0,20}|weight_zero_point"
-        r"|\.(?:absmax|qweight|qzeros|scales)\b"
+        r"|\.(?:absmax|qweight|qzeros|scales)\b|no attribute '(?:qweight|qzeros)'"
+        r"|Cannot load `\w{1,20}` weight|No compiled cutlass_scaled_mm|% ?weight_block_size"
+        r"|[Nn]o \w{1,10} MoE backend supports"
         r"|quantization method \S{1,40} is not supported|any of \[[^\]\n]{0,60}quant_method",
         "the checkpoint is quantized in a way that this {engine} cannot compute with here: the "
         "method is unknown, the GPU has no kernel for it, or its groups cannot be shared out "
@@ -108,7 +115,7 @@ RULES = (
     ),
     Rule(
         K.QUANTIZATION,
-        r"RuntimeError: Error (?P<what>Internal|Not Supported|Invalid Problem|Arch Mismatch"
+        r"RuntimeError: Error (?P<what>Not Supported|Invalid Problem|Arch Mismatch"
         r"|Misaligned Operand|Invalid (?:Layout|Data Type))(?=\n|$)",
         "CUTLASS, which multiplies quantized weights here, refused ({what}): it has no kernel for "
         "this GPU or these shapes",

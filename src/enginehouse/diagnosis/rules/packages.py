@@ -81,6 +81,7 @@ RULES = (
         r"flashinfer-(?:cubin|jit-cache) version \([^)]{0,40}\) does not match"
         r"|(?:requires|but) [\w.\-]{1,40}[<>=!~]{1,2}[\w.,<>=!~ ]{1,60}(?:is required|, (?:but"
         r"|found))"
+        r"|is already used by a Transformers config"
         r"|serious vulnerability issue in `torch\.load`"
         r"|`config_class` attribute that is not consistent|VersionConflict"
         r"|is required for a normal functioning of this module"

@@ -11,12 +11,17 @@ from enginehouse.diagnosis.rule import Rule
 K = FailureKind
 _ERROR = r"(?:^|\n)(?:\w+\.){0,8}(?:\w{0,40}Error|AssertionError|Exception): "
 _DTYPE = r"(?:torch\.)?(?:b?float16|bf16|fp16|float32|half)"
+# Words of an error that is about something else than what was asked for.
+_NOT_OF_VERSIONS = (
+    r"(?![^\n]{0,300}(?:[Pp]ython ?\d|[Vv]ersion \d|transformers[ <>=]{1,2}\d|numpy|[Dd]river"
+    r"|torch(?:vision)?[ <>=]{1,2}\d|CUDA \d|model type|architecture|sharding))"
+)
 
 
 RULES = (
     Rule(
         K.UNSUPPORTED_DTYPE,
-        rf"\b{_DTYPE}\b[^\n]{{0,40}}(?:is|are) not supported"
+        rf"[Yy]our setup doesn't support bf16|\b{_DTYPE}\b[^\n]{{0,40}}(?:is|are) not supported"
         rf"|does not support (?:dtype )?{_DTYPE}\b"
         rf"|[Uu]nsupported (?:torch )?d(?:ata ?)?type\b|accuracy known issue[^\n]{{0,60}}{_DTYPE}",
         "the model or the device cannot be computed with in that type of number",
@@ -43,6 +48,7 @@ RULES = (
         r"|max_(?:cpu_)?loras \("
         r"|(?:speculative|num_speculative_tokens|prompt_lookup|[Dd]raft model)[^\n]{0,160}"
         r"(?:must|should|requires?\b|not provided|cannot be|greater than|does not match)"
+        r"|[Uu]nknown speculative method|looks like a file path, but it failed to be opened"
         r"|[Tt]arget and draft model should|mutually exclusive"
         r"|Load format `?\w{1,40}`? is not supported|does not support (?:`--|--)\w"
         r"|[Mm]ax_tokens_per_mm_item[^\n]{0,40}is larger than"
@@ -54,7 +60,8 @@ RULES = (
     ),
     Rule(
         K.UNSUPPORTED_FEATURE,
-        rf"{_ERROR}[^\n]{{0,300}}(?:(?:is|are) (?:currently )?(?:un|not (?:yet |currently )?)"
+        rf"{_ERROR}{_NOT_OF_VERSIONS}[^\n]{{0,300}}(?:(?:is|are) (?:currently )?(?:un|not (?:yet "
+        rf"|currently )?)"
         r"supported|(?:do|does|did) not (?:currently |yet )?support\b"
         r"|[Uu]nsupported (?!operand|format)\w"
         r"|(?:currently )?only supports?\b|(?:is|are) (?:currently )?only (?:supported|available)"
@@ -69,7 +76,9 @@ RULES = (
     Rule(
         K.WRONG_VALUE,
         r"\d{1,4} validation errors? for \w{0,60}(?:Config|Args|Params)\b"
-        r"(?![^\n]{0,40}\n[^\n]{0,200}failed to be inspected)"
+        r"(?![^\n]{0,40}\n[^\n]{0,200}(?:failed to be inspected|[Aa]rchitecture|[Tt]okenizer"
+        r"|[Rr]epo"
+        r"|Transformers|import|GPU|CUDA))"
         rf"|{_ERROR}(?:[Ii]nvalid|[Uu]nknown|[Uu]nrecognized|[Uu]nexpected) [^\n]{{0,200}}"
         r"(?:[Ee]xpected|[Vv]alid \w{1,20} (?:are|is)|[Ss]upported|[Aa]vailable|[Mm]ust be|--\w)"
         rf"|{_ERROR}[`'\"]?(?:--[a-z][\w\-]{{2,60}}|max_\w{{2,40}}|gpu_memory_utilization"

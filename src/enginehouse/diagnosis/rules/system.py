@@ -52,6 +52,7 @@ RULES = (
         r"(?:Permission denied|Read-only file system|Operation not permitted)"
         r"(?:.{0,20}['\"\[](?P<path>/[^'\"\]]{1,300}))?"
         r"|(?:is|are) not writable|could not create (?:the )?(?:cache )?(?:directory|folder)"
+        r"|Permission denied \(os error 13\)|kind: PermissionDenied"
         r"|mkdir.{0,80}(?:Permission denied|Read-only file system)",
         "a folder or file cannot be read or written by the user that the engine runs as: {path}",
         "give that user the rights, or name other folders: HF_HOME for models, VLLM_CACHE_ROOT, "
@@ -76,6 +77,16 @@ RULES = (
         r"AF_UNIX path too long|ipc path [^\n]{0,300}is longer than",
         "the path of a socket is longer than the system allows (107 characters)",
         "name a shorter folder: --env TMPDIR=/tmp, for vLLM --env VLLM_RPC_BASE_PATH=/tmp",
+    ),
+    Rule(
+        K.STOPPED,
+        r"\*\*\* (?:JOB|STEP) [\d.+]{1,20} ON \S{1,80} CANCELLED AT|DUE TO (?:TIME LIMIT"
+        r"|PREEMPTION)",
+        "the batch system ended the job: it was cancelled, or its time was over",
+        "ask for more time, or continue with `enginehouse resume RUN` in a new job",
+        vague=True,
+        spoken=True,
+        late=True,
     ),
     Rule(
         K.PORT_TAKEN,

@@ -74,7 +74,8 @@ RULES = (
     ),
     Rule(
         K.NO_COMPILER,
-        r"Could not find nvcc|nvcc: (?:command )?not found|CUDA_HOME environment variable is not "
+        r"Could not find nvcc|nvcc: (?:command )?not found"
+        r"|CUDA_HOME (?:environment variable )?is not "
         r"set|nvcc (?:was |is )?not found|/bin/nvcc[^\n]{0,40}(?:No such file|not found|doesn't "
         r"exist)|(?:Could not|Unable to|cannot) find (?:CUDA|nvcc|cuda)(?: toolkit| home|_HOME)"
         r"|default cuda_home=[^\n]{0,60}doesn't exist",

@@ -42,6 +42,49 @@ _RULES = (
     ),
 )
 
+# Text Generation Inference, whose launcher and router are written in Rust.
+_TGI = (
+    Rule(
+        K.OUT_OF_MEMORY,
+        r"Not enough memory to handle (?P<tokens>\d+) (?:prefill )?tokens|[Yy]ou need to decrease "
+        r"`--max-batch-prefill-tokens`",
+        "the GPU's memory does not suffice for one step of {tokens} tokens",
+        "a smaller --max-batch-prefill-tokens, --max-input-tokens or --max-batch-size, or more "
+        "GPUs",
+    ),
+    Rule(
+        K.CONTEXT_EXCEEDS_MEMORY,
+        r"Not enough memory to handle `?max_total_tokens|NotEnoughMemory\((?P<tokens>\d+)",
+        "the KV cache cannot hold one request of the greatest length {tokens}",
+        "a smaller --max-total-tokens, or more GPUs",
+    ),
+    Rule(
+        K.NO_GPU,
+        r"only found 0 CUDA devices",
+        "the launcher finds no GPU",
+        "see whether `nvidia-smi` works here, and that the container gets the GPUs (--gpus all)",
+    ),
+    Rule(
+        K.PARALLELISM,
+        r"NotEnoughCUDADevices|only found (?P<there>\d+) CUDA devices",
+        "more shards are asked for than GPUs can be seen {there}",
+        "a smaller --num-shard, or show more GPUs (CUDA_VISIBLE_DEVICES, --gpus all)",
+    ),
+    Rule(
+        K.WRONG_VALUE,
+        r"ArgumentValidation\(\"(?P<why>[^\"\n]{1,300})"
+        r"|(?P<rule>`max_\w{1,40}` must be [^\n]{1,120})",
+        "the launcher refuses its options: {why}{rule}",
+        "correct the option that it names",
+    ),
+    Rule(
+        K.WEIGHTS_MISMATCH,
+        r"RuntimeError: weight (?P<name>\S{1,200}) does not exist",
+        "the checkpoint lacks the weight {name}, which this architecture has",
+        "see that config.json belongs to these weights, and how they were saved",
+    ),
+)
+
 PROFILE = LogProfile(
     name="hf",
     title="transformers",
@@ -50,12 +93,14 @@ PROFILE = LogProfile(
         r"\btransformers[/. ]|AutoModel|/accelerate/|AutoTokenizer"
         r"|text_generation_(?:launcher|server)"
     ),
-    rules=_RULES,
+    rules=(*_RULES, *_TGI),
     ready=re.compile(r"listening on http://"),
-    stopped=re.compile(r"^stopping$"),
+    stopped=re.compile(r"^stopping$|Terminating webserver"),
     pointer=re.compile(
         r"the generating thread ended|a step failed$|generation failed$|ShardCannotStart"
-        r"|Shard (?:complete standard error|process was signaled|\d{1,4} failed)"
+        r"|Webserver ?(?:Crashed|Failed)|Error: (?:Shard|Download)\w{0,20}(?:\(|$)"
+        r"|(?:Shard|Download) (?:complete standard error|process was signaled"
+        r"|encountered an error|\d{1,4} (?:failed|crashed))"
     ),
     fatal=re.compile(r"generation failed"),
     survived=re.compile(r"a step failed"),

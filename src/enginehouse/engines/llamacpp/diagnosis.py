@@ -39,9 +39,10 @@ _RULES = (
     ),
     Rule(
         K.WRONG_VALUE,
-        r'error while handling argument "(?P<flag>[^"]+)": (?P<why>.*)',
-        "{flag} was given what it does not take: {why}",
-        "correct extra_args; the log shows what {flag} takes",
+        r'error while handling argument "(?P<flag>[^"]+)": (?P<why>.*)'
+        r"|invalid parameter for argument: (?P<old>\S{1,80})",
+        "{flag}{old} does not take what it was given: {why}",
+        "correct extra_args; the log shows what {flag}{old} takes",
     ),
     Rule(
         K.MODEL_NOT_FOUND,
@@ -56,9 +57,22 @@ _RULES = (
         "correct --lora in extra_args",
     ),
     Rule(
+        K.MODEL_NOT_FOUND,
+        r"(?:failed to open|unable to load model) '?(?P<file>[^'\n]{1,300}?)'?:? '?\(?No such file"
+        r"|Model path does not exist: (?P<path>[^\n]{1,300})",
+        "the model's file is not there: {file}{path}",
+        "check the path; in a container, that the folder is mounted",
+    ),
+    Rule(
+        K.WEIGHTS_MISMATCH,
+        r"LoRA tensor '(?P<name>[^'\n]{1,120})' does not exist in base model",
+        "the LoRA adapter has a tensor that the model lacks: {name}",
+        "name an adapter that was trained for this very model",
+    ),
+    Rule(
         K.WRONG_VALUE,
         r"failed to apply lora adapter: (?P<why>.*)",
-        "the file that --lora names is no LoRA adapter for this model: {why}",
+        "the file that --lora names is not a LoRA adapter for this model: {why}",
         "make it of the PEFT adapter of this very model with llama.cpp's convert_lora_to_gguf.py",
     ),
     Rule(
@@ -82,7 +96,7 @@ _RULES = (
     ),
     Rule(
         K.WRONG_VALUE,
-        r"V cache quantization requires flash_attn",
+        r"V cache quantization requires flash_attn|quantized V cache was requested, but",
         "the V cache can be quantized only with flash attention",
         "add --flash-attn on to extra_args, or leave --cache-type-v out",
     ),
@@ -95,7 +109,8 @@ _RULES = (
     Rule(
         K.WRONG_VALUE,
         r"(?i:chat[ _]template)[^\n]{0,80}(?:not supported|unable|failed|parse)|try using --jinja"
-        r"|invalid device: |draft (?:model )?vocab[^\n]{0,60}(?:not compatible|must match)"
+        r"|invalid device: |model path is not set"
+        r"|draft (?:model )?vocab[^\n]{0,60}(?:not compatible|must match)"
         r"|(?:requires|start (?:it|the server) with) `?--[a-z]|requested (?:context|n_ctx)[^\n]"
         r"{0,40}too large|unsupported cache type",
         "an option has a value that llama-server does not take, or needs another one beside it",
@@ -111,7 +126,8 @@ _RULES = (
     ),
     Rule(
         K.MODEL_GATED,
-        r"error from HF API[^\n]{0,40}\b40[13]\b|HTTP(?: error)?:? 40[13]\b[^\n]{0,40}",
+        r"error from HF API[^\n]{0,40}\b40[13]\b|HTTP(?: error)?:? 40[13]\b[^\n]{0,40}"
+        r"|http status code received: 40[13]\b",
         "the hub refuses: it wants a token, or another one",
         "set HF_TOKEN to a token of an account that may read the model",
     ),
@@ -121,6 +137,12 @@ _RULES = (
         "the model was not found on the hub",
         "check the spelling: owner/name, with a quantization that the repository has",
         vague=True,
+    ),
+    Rule(
+        K.UNSUPPORTED_FEATURE,
+        r"HTTPS is not supported|built without (?:SSL|CURL|libcurl)|requires built with CURL",
+        "this build of llama.cpp cannot download: it was built without TLS",
+        "download the file and name its path, or use a build with TLS",
     ),
     Rule(
         K.UNSUPPORTED_FEATURE,
@@ -137,7 +159,7 @@ _RULES = (
     Rule(
         K.MODEL_NOT_FOUND,
         r"failed to get model from HF: 404|HF API, response code: 404|failed to get manifest[^\n]"
-        r"{0,200}404",
+        r"{0,200}404|http status code received: 404",
         "the hub has no such model or file",
         "check the spelling of -hf, and that the repository holds GGUF files",
     ),
@@ -149,11 +171,17 @@ _RULES = (
     ),
     Rule(
         K.MODEL_INCOMPLETE,
+        r"(?:invalid|missing|illegal) split|failed to load GGUF split|loaded with the first split",
+        "the model is split into several files, and some are missing or not the first was named",
+        "put all parts into one folder and name the first (…-00001-of-…)",
+    ),
+    Rule(
+        K.MODEL_BROKEN,
         r"data is not within the file bounds|unexpectedly reached end of file"
-        r"|exceeds remaining file size"
-        r"|failed to read (?:key-value pairs|tensor info)|(?:invalid|missing) split",
-        "the model's file is cut off, or parts of a split one are missing",
-        "download or copy it again, whole; a split model needs all its parts in one folder",
+        r"|exceeds remaining file size|error loading model: read error"
+        r"|failed to read (?:key-value pairs|tensor (?:info|data))",
+        "the model's file is cut off",
+        "download or copy it again, whole",
     ),
     Rule(
         K.MODEL_BROKEN,
@@ -179,7 +207,7 @@ _RULES = (
     Rule(
         K.OUT_OF_MEMORY,
         r"cudaMalloc failed: out of memory|on device \d+[^\n]{0,20} failed: out of memory"
-        r"|CUDA error: out of memory|unable to allocate CUDA",
+        r"|CUDA error: out of memory|unable to allocate (?:CUDA|ROCm|HIP)",
         "the GPU's memory does not hold the model and the context of every sequence",
         f"{_SMALLER}; or keep some layers off the GPU with extra_args --gpu-layers N",
     ),
@@ -204,7 +232,8 @@ _RULES = (
     ),
     Rule(
         K.HOST_MEMORY,
-        r"insufficient memory \(attempted to allocate (?P<size>[\d.]+ MB)\)"
+        r"failed to allocate buffer of size (?P<bytes>\d{1,18})"
+        r"|insufficient memory \(attempted to allocate (?P<size>[\d.]+ MB)\)"
         r"|std::bad_alloc|Cannot allocate memory",
         "the memory does not hold the model and the context of every sequence ({size} at once)",
         _SMALLER,
@@ -223,7 +252,7 @@ _RULES = (
     ),
     Rule(
         K.CRASHED,
-        r"DEVICE_LOST|ErrorDeviceLost|DeviceLostError|Native API failed",
+        r"DEVICE_LOST|[Dd]evice lost\b|ErrorDeviceLost|DeviceLostError|Native API failed",
         "the GPU, or its driver, stopped answering: it hung, was reset, or a step took longer than "
         "the system lets a GPU work",
         "start it again with a smaller --ubatch-size and --batch-size in extra_args, or fewer "
@@ -232,7 +261,7 @@ _RULES = (
     Rule(
         K.CRASHED,
         r"GGML_ASSERT(?:\((?P<what>.*)\) failed|:)|Assertion [`'][^\n]{1,400}' failed"
-        r"|terminate called|ggml_abort|\.(?:cuh?|[ch]pp|cc?|h"
+        r"|ggml_abort|cannot run the operation|\.(?:cuh?|[ch]pp|cc?|h"
         r"|m):\d{1,6}: fatal error",
         "llama.cpp met something that it takes for impossible, and gave up",
         "start it again; if the same line comes back, report it to llama.cpp with the log",
@@ -279,7 +308,9 @@ PROFILE = LogProfile(
         r"|load lora adapter"
         r"|apply lora adapter: failed to load|initialize the context: failed|read header)"
         r"|error loading model: llama_model_loader: failed|fit params to free device memory"
-        r"|unable to load model|llama runner process (?:has terminated|no longer running): (?:exit "
+        r"|unable to load model(?! '[^'\n]{1,300}': No such)|[Ff]ailed to (?:load model from file"
+        r"|create llama_context)|llama runner process (?:has terminated"
+        r"|no longer running): (?:exit "
         r"status|signal|-?\d)|^Error: Failed to initialize"
     ),
     error_lines=re.compile(
@@ -287,7 +318,9 @@ PROFILE = LogProfile(
         r"|failed\b|DEVICE_LOST|no backends are|couldn't bind|unable to |GGML_ASSERT|ggml_abort"
         r"|terminate called|invalid magic"
         r"|insufficient memory|cannot open|invalid ggml type|requires flash_attn"
-        r"|Library not loaded))"
+        r"|Library not loaded|cannot download|Device lost|cannot run the operation|illegal split"
+        r"|does not exist in"
+        r"|invalid http status))"
     ),
     signals=_SIGNALS,
     killed_fix=_KILLED_FIX,

@@ -34,7 +34,7 @@ RULES = (
     ),
     Rule(
         K.NO_CACHE_MEMORY,
-        r"Not enough memory\. Please try to increase --mem-fraction-static"
+        r"Not enought? memory\. Please try to increase --mem-fraction-static"
         r"(?:\.\s{1,4}Current value: mem_fraction_static=(?P<is>[\d.]{0,9}\d))?",
         "beside the weights no memory is left for the KV cache {is}",
         "a larger --gpu-memory-utilization (SGLang's --mem-fraction-static), a larger GPU or more "
@@ -42,7 +42,8 @@ RULES = (
     ),
     Rule(
         K.NO_CACHE_MEMORY,
-        r"max_running_requests? is zero|max_total_num_tokens[^\n]{0,20}(?:<=? ?0|is (?:zero|neg))"
+        r"max_running_requests? is zero|max_total_num_tokens[^\n]{0,20}(?:<=? ?0|is (?:zero|neg"
+        r"|not pos))"
         r"|(?:KV cache|[Mm]emory) pool (?:size )?is too small|not enough memory for (?:the )?KV",
         "beside the weights no memory is left for the KV cache",
         "a larger --gpu-memory-utilization (SGLang's --mem-fraction-static), a larger GPU or more "
@@ -50,7 +51,7 @@ RULES = (
     ),
     Rule(
         K.MEMORY_TAKEN,
-        r"[Tt]he memory capacity is unbalanced\. Some GPUs may be occupied",
+        r"[Tt]he memory capacity is unbalanced\.",
         "one of the GPUs has much less free memory than the others: another program is on it",
         "`nvidia-smi` names it; end it, or choose other GPUs with CUDA_VISIBLE_DEVICES",
     ),
@@ -98,11 +99,16 @@ RULES = (
         "--max-lora-rank {rank} (at least), and --lora-target-modules all in extra_args",
     ),
     Rule(
+        K.WEIGHTS_MISMATCH,
+        r"LoRA buffer shape [^\n]{0,80}does not match",
+        "the shapes of a LoRA adapter's weights are not those of the model",
+        "use an adapter that was trained for this very model",
+    ),
+    Rule(
         K.WRONG_VALUE,
-        r"LoRA buffer shape [^\n]{0,80}does not match|LoRA target modules? [^\n]{0,120}not "
-        r"supported",
-        "a LoRA adapter has other shapes or modules than the model it is meant for",
-        "see that it was made for this very model; --lora-target-modules all in extra_args",
+        r"LoRA target modules? [^\n]{0,120}not supported",
+        "SGLang cannot apply LoRA to one of the modules in --lora-target-modules",
+        "--lora-target-modules all in extra_args, or only modules that the line does not name",
     ),
     Rule(
         K.WRONG_VALUE,
@@ -143,7 +149,11 @@ RULES = (
 PROFILE = LogProfile(
     name="sglang",
     title="SGLang",
-    marks=re.compile(r"sglang|server_args=|sgl_kernel|sgl-kernel|Scheduler hit an exception"),
+    marks=re.compile(
+        r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?: [A-Z]{2,4}\d{1,4})+\]"
+        r"|sglang|mem-fraction-static|self\.watchdog_timeout|server_args=|sgl_kernel|sgl-kernel"
+        r"|Scheduler hit an exception"
+    ),
     rules=RULES,
     ready=re.compile(r"The server is fired up and ready to roll!"),
     stopped=re.compile(r"SIGTERM received\."),

@@ -47,6 +47,12 @@ RULES = (
         _flag,
     ),
     Rule(
+        K.UNKNOWN_FLAG,
+        r"provide the model as a positional argument[^\n]{0,60}`--model`",
+        "`vllm serve` takes the model as its first argument, not as --model",
+        "write `vllm serve MODEL`, without --model",
+    ),
+    Rule(
         K.WRONG_VALUE,
         r"invalid tool call parser: (?P<name>[^\s(]{1,60})"
         r"|[Tt]ool parser '?(?P<other>[\w.\-]{1,60})'?"
@@ -72,11 +78,15 @@ RULES = (
     ),
     Rule(
         K.WRONG_VALUE,
+        r"max_lora_rank \((?P<rank>\d+)\) must be",
+        "vLLM does not take {rank} as the largest rank of an adapter",
+        "--max-lora-rank with one of 8, 16, 32, 64, 128, 256, 320 and 512",
+    ),
+    Rule(
+        K.WEIGHTS_MISMATCH,
         r"expected target modules in .{1,300}? but received|unsupported LoRA weight"
-        r"|LoRA adapter .{1,120}? (?:is not|not) compatible"
-        r"|max_lora_rank \((?P<rank>\d+)\) must be",
-        "the LoRA adapter has modules that vLLM cannot adapt in this model, or a rank that it does "
-        "not take",
+        r"|LoRA adapter .{1,120}? (?:is not|not) compatible",
+        "the LoRA adapter has weights for modules that vLLM cannot adapt in this model",
         "train the adapter for modules that vLLM knows (q_proj, k_proj, v_proj, o_proj, gate_proj, "
         "up_proj, down_proj), or merge it into the weights",
     ),
@@ -125,6 +135,13 @@ RULES = (
         r"number of available GPUs \((?P<there>\d+)\)",
         "tensor and pipeline parallelism need {wanted} GPUs together, and {there} can be seen",
         "--tensor-parallel-size {there}, or show more GPUs (CUDA_VISIBLE_DEVICES)",
+    ),
+    Rule(
+        K.PARALLELISM,
+        r"please set tensor_parallel_size \((?P<wanted>\d+)\) to less than max local gpu count "
+        r"\((?P<there>\d+)\)",
+        "--tensor-parallel-size is {wanted}, and this machine has {there} GPUs",
+        "--tensor-parallel-size {there}, or more machines with Ray",
     ),
     Rule(
         K.PARALLELISM,

@@ -89,6 +89,7 @@ RULES = (
     Rule(
         K.NO_CACHE_MEMORY,
         r"Cannot auto-fit max_model_len|exceeds available Mamba cache blocks"
+        r"|Available KV cache memory is negative"
         r"|[Nn]o (?:available|free) (?:GPU )?memory for (?:the )?(?:KV|kv|cache)",
         "weights and activations fill what the engine may take: nothing is left for the KV cache",
         "{more}, or a smaller --max-num-seqs",
@@ -128,7 +129,7 @@ RULES = (
     ),
     Rule(
         K.MEMORY_TAKEN,
-        r"Error in memory profiling\. Initial (?:used|free) memory",
+        r"Error in memory profiling\.",
         "another process took or gave back memory of the GPU while {engine} measured how much it "
         "needs itself",
         "let one engine after the other start on a GPU, or end what else uses it (`nvidia-smi` "

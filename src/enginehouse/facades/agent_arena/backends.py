@@ -24,7 +24,7 @@ from enginehouse.core.sampler import SampleRequest
 from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.deployment.serving import serving
 from enginehouse.engines.base import Engine
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.registry import load_engine
 from enginehouse.facades.agent_arena.configuration import (
     BackendConfig,
     HFBackendConfig,
@@ -276,7 +276,7 @@ class HFBackend(_SampledBackend):
 
 @asynccontextmanager
 async def _attached(config: VLLMBackendConfig) -> AsyncIterator[_Line]:
-    engine: Engine = ENGINES.load("vllm")()
+    engine = load_engine()
     sampler = HTTPSampler(
         config.api_base,
         model=config.model_path,

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from enginehouse.client.stack import ServerLayers
 from enginehouse.client.transport import AiohttpTransport
 from enginehouse.core.errors import (
     AdapterError,
@@ -30,7 +31,7 @@ from enginehouse.deployment.running_servers import (
     find_running,
     largest_rank,
 )
-from enginehouse.deployment.serving import make_sampler, turns_for
+from enginehouse.deployment.serving import exclusive_requests, make_sampler
 from enginehouse.deployment.swapping import declared_folders, swapper_of
 from enginehouse.engines.vllm.quirks import LORA_PROMPT_LOGPROBS
 from enginehouse.facades.tink.configuration import VLLMConfig
@@ -237,11 +238,16 @@ async def connected(config: VLLMConfig) -> AsyncIterator[Client]:
     first, *_ = await served_models(running.server, running.engine)
     base = await asyncio.to_thread(_shapes, first.root)
     # nobody tells whether it is vLLM's CPU build, which such requests can kill
-    turns = turns_for((LORA_PROMPT_LOGPROBS,) if config.enable_lora else ())
-    sampler = make_sampler(running.server, running.engine, concurrency=None, turns=turns)
+    exclusive = exclusive_requests((LORA_PROMPT_LOGPROBS,) if config.enable_lora else ())
+    sampler = make_sampler(
+        running.server,
+        running.engine,
+        concurrency=None,
+        shared=ServerLayers(exclusive=exclusive),
+    )
     async with sampler:
         pool = AdapterPool(
-            [sampler], max_loras=config.max_loras, store=AdapterStore(layout), base=base
+            sampler, max_loras=config.max_loras, store=AdapterStore(layout), base=base
         )
         yield Client(config, running, pool=pool, base=base, layout=layout)
 

@@ -1,11 +1,9 @@
-"""IFEval's group "language", and the language detection that "change_case" shares."""
+"""Language detection for IFEval's groups "language" and "change_case"."""
 
 from __future__ import annotations
 
 import functools
 from typing import TYPE_CHECKING, Literal
-
-from enginehouse.tasks.instruction_checkers.base import Checker
 
 if TYPE_CHECKING:
     from langdetect.detector_factory import DetectorFactory
@@ -26,14 +24,14 @@ def _factory() -> DetectorFactory:
 
     factory = DetectorFactory()
     factory.load_profile(PROFILES_DIRECTORY)
-    # Detection draws random numbers. An own factory leaves the library's global seed alone.
+    # Detection draws random numbers; a factory of its own leaves the library's global seed alone.
     factory.set_seed(0)
     return factory
 
 
 @functools.lru_cache(maxsize=256)
 def is_in(text: str, language: str) -> bool:
-    """Whether langdetect takes `text` for `language`; also True where it can tell nothing.
+    """Whether langdetect identifies `text` as `language`; also True where it cannot decide.
 
     Takes milliseconds; the same text always gets the same verdict.
     """
@@ -51,9 +49,9 @@ def is_in(text: str, language: str) -> bool:
 def may_be_in(text: str, language: str) -> bool:
     """Whether a text that may be short, or in capitals, can be in `language`.
 
-    langdetect takes one short sentence in four for another language, and capitals for German.
-    So the language is demanded of texts with SHORTEST letters at least; a shorter one only must
-    not be plainly English, the language that models fall back to, where another was asked for.
+    langdetect misidentifies one short sentence in four, and takes capitals for German. So the
+    language is required only of texts with at least SHORTEST letters; a shorter one must merely
+    not be plainly English, which models fall back to, when another language was requested.
     """
     from langdetect.lang_detect_exception import LangDetectException
 
@@ -67,15 +65,3 @@ def may_be_in(text: str, language: str) -> bool:
     except LangDetectException:
         return True
     return language == "en" or guesses.get("en", 0.0) < PLAINLY
-
-
-class ResponseLanguage(Checker, frozen=True, kw_only=True):
-    """The whole response is in a language, named by its ISO 639-1 code."""
-
-    language: Language
-
-    def follows(self, response: str) -> bool:
-        """Whether the language is detected, or none can be."""
-        return self.is_in(response, self.language)
-
-    is_in = staticmethod(is_in)

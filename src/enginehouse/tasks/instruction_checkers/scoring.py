@@ -7,18 +7,34 @@ google-research/instruction_following_eval computes them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 
 from enginehouse.core.errors import DataError
+from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.reasoning import strip_reasoning
-from enginehouse.tasks.base import Item, Measure, Outcome, Score
-from enginehouse.tasks.instruction_checkers import CHECKERS, build_checker
-from enginehouse.tasks.instruction_checkers.base import Checker
+from enginehouse.tasks.base import Generate, Item, Measure, Outcome, Score, Task
+from enginehouse.tasks.instruction_checkers import CHECKERS, Checker, build_checker
 
 HEADLINE: Final = "prompt_level_strict_acc"
 METRICS: Final = ("prompt_level_loose_acc", "inst_level_strict_acc", "inst_level_loose_acc")
+
+
+class InstructionTask(Task):
+    """A task whose items are prompts with verifiable instructions: see `read_items`."""
+
+    max_tokens: ClassVar[int]
+    checkers: ClassVar[Mapping[str, type[Checker]]] = CHECKERS
+
+    def ask(self, item: Item) -> Generate:
+        """The prompt as the only turn."""
+        prompt = ChatPrompt((Message("user", item.data["prompt"]),))
+        return Generate(prompt=prompt, max_tokens=self.max_tokens)
+
+    def score_text(self, item: Item, text: str) -> Score:
+        """Correct if every instruction is followed strictly; never unparsable."""
+        return score_response(item, text, checkers=self.checkers)
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -42,7 +58,7 @@ def read_items(rows: Sequence[Mapping[str, Any]], *, where: str) -> list[Item]:
             row = msgspec.convert(raw, _Row)
         except msgspec.ValidationError as error:
             raise DataError(
-                f"{where}: row {number} is no IFEval prompt",
+                f"{where}: row {number} is not an IFEval prompt",
                 why=str(error),
                 fix="a row has key, prompt, instruction_id_list and kwargs",
             ) from error

@@ -1,0 +1,105 @@
+"""What passes through the stack of request layers: an exchange goes down, a reply comes back up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+import msgspec
+
+from enginehouse.client.transport import WireReply, WireRequest
+from enginehouse.core.errors import WireError
+from enginehouse.core.sampler import SampleRequest
+
+Forward = Callable[["Exchange"], Coroutine[Any, Any, "Reply"]]
+
+
+class Exchange(msgspec.Struct, frozen=True):
+    """One request on its way to the server.
+
+    `sample` is what the caller asked for; None for requests that generate nothing. `decode` reads
+    a whole reply, and raises WireError for one that does not count. `streamed`: the reply is handed
+    over as soon as it begins, undecoded. `limited` is false for requests that take no place among
+    those in flight: adapters must load although requests for them hold every place.
+    """
+
+    wire: WireRequest
+    decode: Callable[[Reply], Any] | None = None
+    sample: SampleRequest | None = None
+    streamed: bool = False
+    limited: bool = True
+
+
+class Reply(msgspec.Struct):
+    """What came back. Each layer may add what it knows.
+
+    `error` is what an error status stands for, until Retrying raises it. `answer` is what `decode`
+    returned. `attempts` counts the failed ones, too. `weights_digest` is that of the weights that
+    answered, where they can be swapped.
+    """
+
+    wire: WireReply
+    error: WireError | None = None
+    answer: Any = None
+    attempts: int = 1
+    weights_digest: str | None = None
+    _releases: list[Callable[[], object]] = []
+
+    def when_closed(self, release: Callable[[], object]) -> None:
+        """Call `release` when a streamed reply is closed, or at once if the reply is whole."""
+        if self.wire.chunks is None:
+            release()
+        else:
+            self._releases.append(release)
+
+    def close(self) -> None:
+        """End a streamed reply, read or not, and free what the layers hold for it. Idempotent."""
+        self.wire.close()
+        releases, self._releases = self._releases, []
+        for release in releases:
+            release()
+
+
+class Layer(Protocol):
+    """One layer of the stack. Several stacks may share one, so it is told what comes next."""
+
+    async def send(self, exchange: Exchange, forward: Forward) -> Reply:
+        """The reply to `exchange`, which `forward` gets from the next layer.
+
+        A layer may wait before it forwards, and forward more than once until a reply has begun.
+        What it holds for a streamed reply it holds until that is closed. It never cancels its
+        caller's task: to abort an attempt it makes it an `Attempt`.
+        """
+        ...
+
+
+class Attempt:
+    """One try at an exchange, in a task of its own, which can be aborted at any time."""
+
+    def __init__(self, work: Coroutine[Any, Any, Reply]) -> None:
+        self._task = asyncio.get_running_loop().create_task(work)
+
+    def abort(self) -> bool:
+        """Have `reply` return None; false if the attempt has ended already."""
+        return self._task.cancel()
+
+    async def reply(self) -> Reply | None:
+        """The reply, or None if the attempt was aborted. Raises what the attempt raises.
+
+        If the caller is cancelled, the attempt is cancelled and awaited first.
+        """
+        try:
+            await asyncio.wait({self._task})
+        except asyncio.CancelledError:
+            self._task.add_done_callback(_discard)
+            if self._task.cancel():
+                await asyncio.wait({self._task})
+            raise
+        return None if self._task.cancelled() else self._task.result()
+
+
+def _discard(task: asyncio.Task[Reply]) -> None:
+    """Free what a reply holds that nobody will read."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()

@@ -1,0 +1,113 @@
+"""The packages of docs/contributing, built from the pages themselves and used as the pages say."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from tests.support.command_line import House
+
+pytestmark = pytest.mark.slow
+DOCS = Path(__file__).parents[2] / "docs/contributing"
+FILE = re.compile(r"^`([\w./-]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def install(page: str, site: Path) -> None:
+    """What pip makes of the package on a page: its modules, and its metadata."""
+    files = dict(FILE.findall((DOCS / page).read_text()))
+    project = tomllib.loads(files.pop("pyproject.toml"))["project"]
+    for name, text in files.items():
+        path = site / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    lines = []
+    for group, entries in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {target}" for name, target in entries.items())]
+    register(site, project["name"], "\n".join(lines))
+
+
+def register(site: Path, name: str, entry_points: str) -> None:
+    """The metadata of an installed package."""
+    information = site / f"{name.replace('-', '_')}-1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(f"{entry_points}\n")
+
+
+@pytest.fixture
+def site(house: House, tmp_path: Path) -> Path:
+    """A folder of packages that this house's commands see."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    house.env["PYTHONPATH"] += f":{folder}"
+    return folder
+
+
+def test_a_toy_engine_and_a_toy_task(house: House, site: Path):
+    """Listed, judged, served, evaluated and checked, with no other file touched."""
+    install("adding-an-engine.md", site)
+    install("adding-a-task.md", site)
+    assert "toy" in house.run("engines").out.splitlines()[0].split()
+    assert "capitals" in house.run("tasks").out
+    assert "is not provisioned" in line(house.run("doctor").out, "engine toy")
+    house.env["ENGINEHOUSE_TOY_PYTHON"] = sys.executable
+    assert "ENGINEHOUSE_TOY_PYTHON" in line(house.run("doctor").out, "engine toy")
+
+    model = str(house.model())
+    served = house.run("serve", model, "--engine", "toy", "--name", "toy", "--detach")
+    assert served.code == 0, served.err
+    (url,) = re.findall(r"ready after \S+ s: (http://\S+)", served.err + served.out)
+    done = house.run("check", url, "--engine", "toy", "--conformance", "--json")
+    outcomes = {line["name"]: line["outcome"] for line in done.report["lines"]}
+    assert (done.code, outcomes["greedy"], outcomes["adapter"]) == (0, "passed", "not supported")
+    assert house.run("stop", "toy").code == 0
+
+    answers = house.answers({"France": "Paris", "Italy": "Rome", "Spain": "", "Japan": "Kyoto"})
+    done = house.run(
+        *("eval", model, "--engine", "toy", "--task", "capitals", "--env", answers, "--json")
+    )
+    assert done.code == 0, done.err
+    assert done.report["tasks"][0]["outcomes"]["correct"] == 2
+
+
+def test_a_wrong_flag_is_refused_before_the_start(house: House, site: Path):
+    """By the flags that the describe payload read."""
+    install("adding-an-engine.md", site)
+    house.env["ENGINEHOUSE_TOY_PYTHON"] = sys.executable
+    done = house.run(
+        *("serve", str(house.model()), "--engine", "toy"),
+        *("--extra-args", "--max-num-sequences 4"),
+    )
+    assert done.code == 2
+    assert "--max-num-seqs" in done.err
+
+
+def test_a_broken_plug_in_names_its_package(house: House, site: Path):
+    """And the others go on working."""
+    install("adding-a-task.md", site)
+    register(
+        site,
+        "broken-things",
+        "[enginehouse.engines]\nwreck = no_such_module:Engine\n"
+        "[enginehouse.tasks]\nwreck = toy_task.capitals:NoSuchTask\n",
+    )
+    for command in ("engines", "tasks"):
+        done = house.run(command)
+        assert done.code == 0, done.err
+        assert "broken-things" in done.err
+    assert "capitals" in house.run("tasks").out
+    assert "broken-things" in line(house.run("doctor").out, "engine wreck")
+    done = house.run("eval", "m", "--engine", "wreck", "--task", "capitals")
+    assert (done.code, "broken-things" in done.err) == (2, True)
+    done = house.run("eval", "m", "--engine", "wrek", "--task", "capitals")
+    assert (done.code, "wreck" in done.err) == (2, True)
+
+
+def line(text: str, start: str) -> str:
+    """What a command said about something, with the line below."""
+    lines = text.splitlines()
+    at = next(n for n, written in enumerate(lines) if start in written)
+    return "\n".join(lines[at : at + 2])
