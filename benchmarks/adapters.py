@@ -29,7 +29,7 @@ from random_loras import RANK, write_lora
 
 from enginehouse import ChatPrompt, Message, SampleRequest, SamplingParameters, serve
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.deployment.serving import Serving
+from enginehouse.deployment.base import Deployment
 from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import read_peft_folder
 from enginehouse.weights.pool import AdapterPool
@@ -72,7 +72,7 @@ async def _busy(sampler: HTTPSampler) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _loads(ready: Serving, folders: Sequence[Path], layout: Layout) -> None:
+async def _loads(ready: Deployment, folders: Sequence[Path], layout: Layout) -> None:
     """Ours and the bare endpoint in turns, each with an adapter that the server never saw."""
     ours: list[float] = []
     bare: list[float] = []
@@ -126,7 +126,7 @@ def _take_apart(folder: Path, parts: dict[str, list[float]]) -> None:
     parts["copy"].append(copied - checked)
 
 
-async def _proofs(ready: Serving, folders: Sequence[Path]) -> None:
+async def _proofs(ready: Deployment, folders: Sequence[Path]) -> None:
     taken = []
     for folder in folders:
         model = await ready.sampler.load_adapter(folder.name, path=str(folder))
@@ -137,7 +137,7 @@ async def _proofs(ready: Serving, folders: Sequence[Path]) -> None:
     print(row("proof of effect, s", mean(taken)))
 
 
-async def _mixed(ready: Serving, folders: Sequence[Path], *, rounds: int) -> None:
+async def _mixed(ready: Deployment, folders: Sequence[Path], *, rounds: int) -> None:
     rates: dict[int, list[float]] = {count: [] for count in _MIXES}
     models = [await ready.sampler.load_adapter(f.name, path=str(f)) for f in folders]
     for number in range(-1, rounds):

@@ -26,7 +26,7 @@ from enginehouse.commands.evaluate import run_evaluation
 from enginehouse.commands.evaluate_together import run_together
 from enginehouse.deployment.configuration import parse
 from enginehouse.results.summary import Progress
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 _ITEMS = 30
 _TASK = """\
@@ -92,14 +92,13 @@ async def _measured(asked: argparse.Namespace) -> None:
             )
             for lora in loras
         ]
-        layout = Layout.from_environment()
+        context = Context(notify=say)
         together = Clock()
-        done = await run_together(configs, layout=layout, notify=say, progress=together.progress)
+        done = await run_together(configs, context, progress=together.progress)
         together.stop()
         apart = Clock()
         alone = [
-            await run_evaluation(config, layout=layout, notify=say, progress=apart.progress)
-            for config in configs
+            await run_evaluation(config, context, progress=apart.progress) for config in configs
         ]
         apart.stop()
     print("| ten adapters, 30 items each | seconds | of it asking | the rest | tokens per answer |")

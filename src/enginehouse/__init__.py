@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from enginehouse.core.messages import ChatPrompt, Message, TextPrompt, TokenPrompt
     from enginehouse.core.sampler import SampleRequest, SampleResponse
     from enginehouse.core.sampling import SamplingParameters, StructuredOutput
-    from enginehouse.deployment.serving import serve
+    from enginehouse.deployment.opening import serve
 
 __all__ = [
     "ChatPrompt",
@@ -41,7 +41,7 @@ _MODULES = {
     "TextPrompt": "core.messages",
     "TokenPrompt": "core.messages",
     "evaluate": "commands.evaluate",
-    "serve": "deployment.serving",
+    "serve": "deployment.opening",
 }
 
 

@@ -24,7 +24,7 @@ def words(house: House) -> tuple[str, ...]:
 
 def test_a_pipe_gets_plain_text(house: House, call, words: tuple[str, ...]):
     """No escape code on either stream; progress in lines."""
-    done = house.run(*words)
+    done = call(*words)
     assert done.code == 0, done.err
     assert ESCAPE not in done.out + done.err
     assert "\r" not in done.out + done.err

@@ -1,4 +1,7 @@
-"""What a user may get wrong: the exit code, what happened, what to do; nothing is started."""
+"""What a user may get wrong: the exit code, and what is wrong; nothing is started.
+
+The wording of errors is pinned in tests/docs/test_error_messages.py.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,6 @@ from tests.support.command_line import House, journaled, sums
 
 from enginehouse.core.errors import EnginehouseError
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def words(house: House) -> tuple[str, ...]:
@@ -31,41 +32,30 @@ def words(house: House) -> tuple[str, ...]:
 
 # What is added to `words`, the exit code, and parts of the message.
 OPTIONS = [
-    (
-        "--extra-args=--max-modl-len 5",
-        2,
-        "vllm 0.32.0 (cpu) has no flag --max-modl-len",
-        "did you mean --max-model-len?",
-    ),
-    (
-        "--extra-args=--swap-space 4",
-        2,
-        "no longer has --swap-space",
-        "leave it out: a preempted request is computed again",
-        "--kv-offloading-size",
-    ),
-    ("--swap-space=4", 2, "vllm no longer has --swap-space", "leave it out"),
-    ("--extra-args=--port 5", 2, "extra_args cannot have --port", "use the option port"),
-    ("--extra-args=--enforce-eager yes", 2, "--enforce-eager takes no value, got 'yes'"),
-    ("--extra-args=--model-impl 'a", 2, "cannot be split into words", "close the quote"),
-    ("--max-modl-len=5", 2, "No such option: --max-modl-len", "--max-model-len"),
-    ("--max-model-len=many", 2, "Invalid value for '--max-model-len'", "valid integer"),
-    ("--limit=0", 2, "'limit': Input should be greater than or equal to 1 (got 0)"),
-    ("--dtype=float99", 2, "'server.dtype'", "'bfloat16'", "(got 'float99')"),
-    ("--variant=tpu", 2, "'variant'", "(got 'tpu')"),
-    ("--engine=vlm", 2, "there is no engine called 'vlm'", "did you mean 'vllm'?"),
-    ("--env=NOTHING", 2, "--env 'NOTHING' is not NAME=VALUE"),
-    ("--env=VLLM_PORT=5", 2, "env_vars cannot set VLLM_PORT", "internal ports are leased"),
-    ("--host=0.0.0.0", 2, "0.0.0.0 can be reached from elsewhere and needs an API key"),
-    ("--host=192.0.2.1", 2, "needs an API key", "set api_key"),
-    ("--max-lora-rank=8", 2, "do nothing without enable_lora", "set enable_lora"),
-    ("--version=0.31.0", 2, "ENGINEHOUSE_VLLM_PYTHON has vllm of version 0.32.0, not 0.31.0"),
-    ("--python=/nowhere/python", 3, "there is no Python at /nowhere/python (from --python)"),
-    ("--python=" + sys.executable, 3, "cannot import vllm (from --python)", "No module named"),
-    ("--config=missing.yaml", 2, "cannot read missing.yaml", "check the path given to --config"),
-    ("--task=gsm9k", 2, "there is no task called 'gsm9k'", "did you mean 'gsm8k'?"),
-    ("--task=sums.yaml", 2, "the task sums is named twice"),
-    ("--task=other.yaml", 2, "cannot read the task other.yaml", "check the path"),
+    ("--extra-args=--max-modl-len 5", 2, "--max-modl-len", "--max-model-len?"),
+    ("--extra-args=--swap-space 4", 2, "--swap-space", "--kv-offloading-size"),
+    ("--swap-space=4", 2, "--swap-space", "--kv-offloading-size"),
+    ("--extra-args=--port 5", 2, "--port"),
+    ("--extra-args=--enforce-eager yes", 2, "--enforce-eager", "'yes'"),
+    ("--extra-args=--model-impl 'a", 2, "quote"),
+    ("--max-modl-len=5", 2, "--max-modl-len", "--max-model-len"),
+    ("--max-model-len=many", 2, "--max-model-len"),
+    ("--limit=0", 2, "'limit'"),
+    ("--dtype=float99", 2, "'server.dtype'", "'bfloat16'", "'float99'"),
+    ("--variant=tpu", 2, "'variant'", "'tpu'"),
+    ("--engine=vlm", 2, "'vlm'", "'vllm'?"),
+    ("--env=NOTHING", 2, "NOTHING"),
+    ("--env=VLLM_PORT=5", 2, "VLLM_PORT"),
+    ("--host=0.0.0.0", 2, "0.0.0.0", "API"),
+    ("--host=192.0.2.1", 2, "api_key"),
+    ("--max-lora-rank=8", 2, "enable_lora"),
+    ("--version=0.31.0", 2, "ENGINEHOUSE_VLLM_PYTHON", "0.32.0", "0.31.0"),
+    ("--python=/nowhere/python", 3, "/nowhere/python", "--python"),
+    ("--python=" + sys.executable, 3, "--python", "No module named"),
+    ("--config=missing.yaml", 2, "missing.yaml", "--config"),
+    ("--task=gsm9k", 2, "'gsm9k'", "'gsm8k'?"),
+    ("--task=sums.yaml", 2, "sums"),
+    ("--task=other.yaml", 2, "other.yaml"),
 ]
 
 
@@ -90,20 +80,17 @@ def check(done, code: object, parts: list[str]) -> None:
 
 
 YAMLS = [
-    ("modle: tiny\ntasks: [sums.yaml]", "unknown key 'modle'; did you mean 'model'?"),
-    ("model: tiny\ntaskss: [sums.yaml]", "unknown key 'taskss'; did you mean 'tasks'?"),
-    (
-        "model: tiny\ntasks: [sums.yaml]\nserver: {max_modl_len: 5}",
-        "unknown key 'server.max_modl_len'; did you mean 'max_model_len'?",
-    ),
-    ("model: tiny\ntasks: [{name: sums.yaml, limt: 5}]", "did you mean 'limit'?"),
+    ("modle: tiny\ntasks: [sums.yaml]", "'model'?"),
+    ("model: tiny\ntaskss: [sums.yaml]", "'tasks'?"),
+    ("model: tiny\ntasks: [sums.yaml]\nserver: {max_modl_len: 5}", "'max_model_len'?"),
+    ("model: tiny\ntasks: [{name: sums.yaml, limt: 5}]", "'limit'?"),
     ("model: tiny\ntasks: [sums.yaml]\nlimit: few", "'limit'"),
-    ("model: [tiny\ntasks: x", "eval.yaml, line 2"),
-    ("- model\n- tasks", "eval.yaml must be a mapping of keys to values"),
-    ("tasks: [sums.yaml]", "give a model (or path), or the url of a server"),
-    ("model: tiny", "'tasks' is missing"),
-    ("model: tiny\ntasks: []", "'tasks' is empty"),
-    ("", "must be a mapping"),
+    ("model: [tiny\ntasks: x", "line 2"),
+    ("- model\n- tasks", "mapping"),
+    ("tasks: [sums.yaml]", "model"),
+    ("model: tiny", "'tasks'"),
+    ("model: tiny\ntasks: []", "'tasks'"),
+    ("", "mapping"),
 ]
 
 
@@ -117,19 +104,19 @@ def test_a_wrong_yaml(house: House, call, words: tuple[str, ...], text: str, par
 
 
 def test_several_mistakes_in_a_yaml_are_all_named(house: House, call, words: tuple[str, ...]):
-    """One look is enough to mend the file."""
+    """One look is enough to fix the file."""
     house.write("eval.yaml", "model: tiny\ntasks: [sums.yaml]\nlimitt: 5\ntemperature: -1\n")
     check(call("eval", "--config", "eval.yaml"), 2, ["'limitt'", "'limit'?", "'temperature'"])
 
 
 TASKS = [
-    ({"promt": "x"}, 2, "unknown key 'promt', did you mean 'prompt'?"),
-    ({"metric": "exactmatch"}, 2, "did you mean 'exact_match'?"),
-    ({"metric": "no_such_module:judge"}, 2, "put no_such_module.py beside the YAML file"),
+    ({"promt": "x"}, 2, "'promt'", "'prompt'?"),
+    ({"metric": "exactmatch"}, 2, "'exact_match'?"),
+    ({"metric": "no_such_module:judge"}, 2, "no_such_module.py"),
     ({"prompt": "{{ askk }}"}, 7, "askk"),
     ({"prompt": "{{ ask"}, 2, "prompt"),
-    ({"answer": "rihgt"}, 7, "there is no field 'rihgt'", "did you mean 'right'?"),
-    ({"data": "nowhere.jsonl"}, 7, "cannot read the data file", "nowhere.jsonl", "No such file"),
+    ({"answer": "rihgt"}, 7, "'rihgt'", "'right'?"),
+    ({"data": "nowhere.jsonl"}, 7, "nowhere.jsonl", "No such file"),
 ]
 
 
@@ -144,32 +131,34 @@ def test_a_wrong_task_of_ones_own(house: House, call, case: tuple[object, ...]):
 
 
 def test_unreadable_data(house: House, call):
-    """A file that is no JSONL is named with its line."""
+    """A file that is not JSONL is named with its line."""
     house.model()
     house.task(sums(right=1)[0])
     house.write("sums.jsonl", '{"ask": "1 + 1", "right": "2"}\n{"ask": \n')
     check(call("eval", "tiny", "--task", "sums.yaml"), 7, ["sums.jsonl", "line 2"])
     check(call("eval", "tiny", "-t", "hellaswag", "--data", "no.jsonl"), 7, ["no.jsonl"])
     several = call("eval", "tiny", "-t", "hellaswag", "-t", "ifeval", "--data", "no.jsonl")
-    check(several, 2, ["--data needs exactly one --task"])
+    check(several, 2, ["--data", "--task"])
 
 
 MODELS = [
-    ("tinny", "there is no model 'tinny'", "owner/name"),
-    ("smolm2", "did you mean 'smollm2'?"),
-    ("./tinny", "there is no model at", "did you mean"),
-    ("empty", "is no model", "it has no config.json, and is empty"),
-    ("adapter", "is a LoRA adapter, not a model", "give org/base as the model"),
-    ("pointer", "is a Git LFS pointer, not the weights", "git lfs pull"),
-    ("weightless", "holds no weights"),
-    ("broken", "model.safetensors is broken, or not wholly written yet"),
-    ("file.gguf", "is not a GGUF file"),
-    ("runs", "is no model", "did you mean", "checkpoint-20?"),
+    ("tinny", "'tinny'", "owner/name"),
+    ("smolm2", "'smollm2'?"),
+    ("./tinny", "tiny"),
+    ("empty", "config.json"),
+    ("adapter", "org/base"),
+    ("pointer", "git lfs pull"),
+    ("weightless", "weightless"),
+    ("broken", "model.safetensors"),
+    ("file.gguf", "file.gguf"),
+    ("runs", "checkpoint-20?"),
 ]
 
 
 @pytest.mark.parametrize("case", MODELS, ids=lambda case: case[0])
-def test_what_is_no_model(house: House, call, words: tuple[str, ...], case: tuple[str, ...]):
+def test_a_model_that_cannot_be_used(
+    house: House, call, words: tuple[str, ...], case: tuple[str, ...]
+):
     """Exit code 4, the reason and the way out, before a server is started."""
     (house.work / "empty").mkdir()
     house.write("adapter/adapter_config.json", json.dumps({"base_model_name_or_path": "org/base"}))
@@ -193,34 +182,36 @@ def test_a_taken_port(house: House, call, words: tuple[str, ...]):
         holder.listen()
         port = holder.getsockname()[1]
         done = call(*words, "--port", str(port))
-    check(done, 5, [f"port {port} is taken by", f"(pid {os.getpid()})", "name another port"])
+    check(done, 5, [str(port), f"(pid {os.getpid()})"])
 
 
 def test_nothing_to_do(house: House, call):
     """A command without what it needs says what that is."""
-    check(call("eval"), 2, ["no task to evaluate", "enginehouse tasks"])
-    check(call("serve"), 2, ["there is no model to serve", "smollm2"])
-    check(call("serve", "a", "b"), 2, ["unexpected extra argument"])
-    check(call("evel"), 2, ["No such command 'evel'"])
-    check(call("resume"), 2, ["Missing argument"])
+    check(call("eval"), 2, ["enginehouse tasks"])
+    check(call("serve"), 2, ["smollm2"])
+    check(call("serve", "a", "b"), 2, ["b"])
+    check(call("evel"), 2, ["evel"])
+    check(call("resume"), 2, ["RUN"])
 
 
+@pytest.mark.slow
 def test_an_unknown_run_or_server(house: House, call, words: tuple[str, ...]):
     """The nearest one is named, or how to make one."""
-    check(call("show", "2026"), 8, ["there is no run '2026'", "start one with `enginehouse eval`"])
+    check(call("show", "2026"), 8, ["2026", "enginehouse eval"])
     assert call(*words).code == 0
     (run,) = house.runs
     wrong = run.name[:-1]
     mistyped = call("show", wrong.replace("tiny", "tinny"))
-    check(mistyped, 8, [f"did you mean '{run.name}'?"])
-    check(call("resume", "none"), 8, ["holds 1 runs", f"the latest are {run.name}"])
+    check(mistyped, 8, [f"'{run.name}'?"])
+    check(call("resume", "none"), 8, [run.name])
     assert call(*words).code == 0
-    check(call("show", "2"), 8, ["2 runs begin with '2'", run.name])
+    check(call("show", "2"), 8, ["2 runs", run.name])
     for command in ("stop", "logs"):
-        check(call(command, "mine"), 2, ["there is no server called 'mine'"])
-    check(call("envs", "remove", "mine"), 2, ["there is no engine environment called 'mine'"])
+        check(call(command, "mine"), 2, ["mine"])
+    check(call("envs", "remove", "mine"), 2, ["mine"])
 
 
+@pytest.mark.slow
 def test_a_metric_that_breaks(house: House, call):
     """Exit code 9 with the user's own error; the answers are kept, and scored once it is fixed."""
     house.model()
@@ -229,25 +220,26 @@ def test_a_metric_that_breaks(house: House, call):
     house.task(items, metric="mine:judge")
     done = call("eval", "tiny", "--task", "sums.yaml", "--env", house.answers(canned))
     assert done.code == 9, done.err
-    assert "all 3 samples could not be scored" in done.err
-    assert "the metric mine:judge raised KeyError: 'rigth'" in done.err
+    assert "KeyError: 'rigth'" in done.err
     (run,) = house.runs
     assert f"enginehouse rescore {run.name}" in done.err
     shown = call("show", run.name, "--sample", "1")
     assert "outcome: unscored" in shown.out
-    assert "ScoringError (task): the metric mine:judge raised KeyError: 'rigth'" in shown.out
+    assert "ScoringError (task)" in shown.out
     house.write("mine.py", "def judge(text, item):\n    return 'e' in text\n")
-    assert "nothing to ask" in call("resume", run.name).err
+    assert call("resume", run.name).code == 9
     again = call("rescore", run.name, "--json")
     assert again.code == 0, again.err
     (task,) = again.report["tasks"]
     assert task["answers"] == sum(task["changes"].values()) == 3
     assert task["version"] != task["version_before"]
     assert set(journaled(run).samples.values()) == {1}
-    assert "3 answers scored again, 0 outcomes changed" in call("rescore", run.name).out
+    (task,) = call("rescore", run.name, "--json").report["tasks"]
+    assert task["changes"] == {}
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_foreign_run_is_not_obeyed_without_asking(house: House, call, words, tmp_path: Path):
     """Neither its Python nor anything else of it runs; the flag that allows it is named."""
     assert call(*words).code == 0
@@ -263,7 +255,7 @@ def test_a_foreign_run_is_not_obeyed_without_asking(house: House, call, words, t
     (foreign / "config.yaml").write_text(f"{config}python: {python}\n")
     for command in ("resume", "rescore"):
         refused = call(command, str(foreign))
-        check(refused, 2, ["somebody else's run", f"python: {python} would be run", "--trust-run"])
+        check(refused, 2, [str(python), "--trust-run"])
     assert not (tmp_path / "obeyed").exists()
     call("resume", str(foreign), "--trust-run")
     assert (tmp_path / "obeyed").exists()
@@ -274,7 +266,7 @@ def test_verbose_adds_the_traceback(call, words: tuple[str, ...]):
     done = call(*words, "--extra-args", "--swap-space 4", "-v")
     assert done.code == 2
     assert "Traceback" in done.err
-    assert "no longer has --swap-space" in done.err
+    assert "--swap-space" in done.err
 
 
 def test_every_error_class_has_a_documented_exit_code():
@@ -300,6 +292,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(house: House, call, small_disk: Path):
     """Exit code 8 and how much room there is; with room again the run goes on, nothing lost."""
     house.home = small_disk
@@ -309,7 +302,7 @@ def test_a_full_disk(house: House, call, small_disk: Path):
     house.task(items)
     words = ("--concurrency", "4", "--env", house.answers(canned))
     done = call("eval", "tiny", "--task", "sums.yaml", *words)
-    check(done, 8, ["cannot append to", "0.0 MB free there", "make room", "resume"])
+    check(done, 8, ["0.0 MB", "resume"])
     house.nothing_left()
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
     run = re.findall(r"enginehouse resume (\S+)", done.err)[0]

@@ -1,4 +1,4 @@
-"""Numbers that are none: every option of every command that takes one refuses them."""
+"""nan and inf: every option of every command that takes a number refuses them."""
 
 from __future__ import annotations
 
@@ -48,10 +48,9 @@ def test_the_options_are_found():
 
 
 @pytest.mark.parametrize(("path", "option"), OPTIONS)
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_no_option_takes_it(call, path, option, value):
-    """Refused before anything is started, with a word that says why."""
-    done = call(*path.split(), *WORDS[path], f"{option}={value}")
-    assert done.code == 2
-    assert option.removeprefix("--").replace("-", "_") in done.err.replace("-", "_")
-    assert "finite" in done.err or "Input should be" in done.err
+def test_no_option_takes_it(call, path: str, option: str):
+    """Refused before anything is started, by name."""
+    for value in ("nan", "inf", "-inf"):
+        done = call(*path.split(), *WORDS[path], f"{option}={value}")
+        assert done.code == 2, value
+        assert option.removeprefix("--").replace("-", "_") in done.err.replace("-", "_")

@@ -19,7 +19,7 @@ def limited(house: House, limit: int, words: str):
 
 def test_many_samples_and_few_files(house: House):
     """No sample fails for it, and the user is told what bounds the load."""
-    items, canned = sums(right=900)
+    items, canned = sums(right=400)
     house.task(items)
     house.model()
     env = f"--env {house.answers(canned)} --env VLLM_FAKE_TOKEN_LATENCY=0.01"
@@ -27,7 +27,7 @@ def test_many_samples_and_few_files(house: House):
     assert done.code == 0, done.err
     assert "256 files" in done.err
     (run,) = house.runs
-    assert journaled(run).counts() == {"correct": 900}
+    assert journaled(run).counts() == {"correct": 400}
     house.nothing_left()
 
 
@@ -36,5 +36,4 @@ def test_a_load_that_needs_more_is_not_measured(house: House):
     house.model()
     done = limited(house, 256, "bench tiny --concurrency 500")
     assert done.code == 2
-    assert "500 requests in flight" in done.err
     assert "ulimit -n" in done.err

@@ -24,10 +24,10 @@ from enginehouse.testing.fake_environment import make_fake_environment
 pytestmark = pytest.mark.slow
 
 NOBODY, STRANGER = 65534, 12345
-_LOOK = "import sys, os, enginehouse.deployment.asking; os.stat(sys.executable)"
+_LOOK = "import sys, os, enginehouse.deployment.opening; os.stat(sys.executable)"
 CODES = {0, *range(2, 10)}  # 1 is an error that nobody foresaw
 OTHER_REASONS = (
-    "without effect on a server that runs already",
+    "without effect on a running server",
     "is not on this machine",  # of a server's checkpoint
     "was not ready after",
 )
@@ -137,7 +137,7 @@ def place() -> Iterator[Place]:
 @pytest.fixture(scope="module")
 def url(place: Place) -> Iterator[str]:
     """A server that answers."""
-    with fake_engine(place.house) as url:
+    with fake_engine() as url:
         yield url
 
 

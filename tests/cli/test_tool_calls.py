@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 
-import pytest
 import yaml
 from tests.support.command_line import House
-
-from enginehouse.testing.fake_engine import running_fake_engine
-
-pytestmark = pytest.mark.slow
+from tests.support.foreign_server import fake_engine
 
 FUNCTION = {
     "name": "go.to",
@@ -43,35 +39,35 @@ def _configured(house: House, **settings: object) -> str:
     return str(file)
 
 
-async def test_the_ladder_native_only_and_their_comparison(house: House):
-    """Without a parser every call is had by constrained decoding, and native only by none."""
-    async with running_fake_engine() as engine:
-        config = _configured(house, url=engine.url)
-        ladder = house.run("eval", "--config", config, "--json")
+def test_the_ladder_native_only_and_their_comparison(house: House, call):
+    """Without a parser every call comes from constrained decoding, and none from native calls."""
+    with fake_engine() as url:
+        config = _configured(house, url=url)
+        ladder = call("eval", "--config", config, "--json")
         assert ladder.code == 0, ladder.err
         (task,) = ladder.report["tasks"]
         assert (task["outcomes"]["correct"], task["outcomes"]["wrong"]) == (4, 2)
         assert task["metrics"]["schema_valid"]["value"] == 1.0
-        shown = house.run("show", ladder.report["run"], "--sample", "1")
+        shown = call("show", ladder.report["run"], "--sample", "1")
         assert "native: not supported" in shown.out
         assert 'call call_0: go_to {"place":"sea"}' in shown.out
     flags = ("--enable-auto-tool-choice", "--tool-call-parser", "mistral")
-    async with running_fake_engine(*flags) as engine:
-        config = _configured(house, url=engine.url)
-        native = house.run("eval", "--config", config, "--json", "--tool-steps", "native")
+    with fake_engine(*flags) as url:
+        config = _configured(house, url=url)
+        native = call("eval", "--config", config, "--json", "--tool-steps", "native")
         assert native.code == 0, native.err
         (task,) = native.report["tasks"]
         assert task["outcomes"]["unparsable"] == 6, task["outcomes"]
-        shown = house.run("show", native.report["run"], "--sample", "1")
+        shown = call("show", native.report["run"], "--sample", "1")
         assert "wrong tool parser" in shown.out
-    compared = house.run("compare", native.report["run"], ladder.report["run"])
-    assert "different tool steps: A native; B native, constrained, prompted" in compared.out
+    compared = call("compare", native.report["run"], ladder.report["run"])
+    assert "A native; B native, constrained, prompted" in compared.out
 
 
-def test_steps_that_do_not_exist_are_refused(house: House):
+def test_steps_that_do_not_exist_are_refused(house: House, call):
     """Nothing is started; the known ones are named."""
     config = _configured(house, url="http://127.0.0.1:1")
     for steps in ("natve", "native,native"):
-        done = house.run("eval", "--config", config, "--tool-steps", steps)
+        done = call("eval", "--config", config, "--tool-steps", steps)
         assert done.code == 2, done.err
         assert "tool_steps" in done.err

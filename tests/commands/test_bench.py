@@ -18,6 +18,7 @@ from enginehouse.core.errors import (
     WireError,
 )
 from enginehouse.results.benchmark import Benchmark
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 
@@ -35,7 +36,7 @@ def bench(tmp_path: Path) -> Callable[..., Any]:
         config = BenchConfig.model_validate({"model": target, **given})
         layout = Layout(cache=tmp_path, state=tmp_path, config=tmp_path)
         notify = [].append if said is None else said.append
-        return await run_benchmark(config, layout=layout, notify=notify)
+        return await run_benchmark(config, Context(layout=layout, notify=notify))
 
     return run
 

@@ -12,6 +12,7 @@ from aiohttp import test_utils, web
 from enginehouse.commands.check import run_check
 from enginehouse.commands.configuration import CheckConfig
 from enginehouse.results.check import CheckReport, Outcome
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 
@@ -54,7 +55,7 @@ class House:
     async def check(self, *, users: int = 2) -> CheckReport:
         """Everything."""
         config = CheckConfig(url=self.url, users=users)
-        return await run_check(config, layout=self.layout, notify=lambda _: None)
+        return await run_check(config, Context(layout=self.layout))
 
 
 @pytest_asyncio.fixture

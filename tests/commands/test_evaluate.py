@@ -28,10 +28,11 @@ from enginehouse.core.errors import (
     UnauthorizedError,
     UnsupportedError,
 )
+from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import parse
-from enginehouse.deployment.serving import Serving
 from enginehouse.processes.sandbox import Sandbox
 from enginehouse.results.summary import Progress, Report
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import RunStatus, list_runs, open_run
 from enginehouse.testing.fake_engine import running_fake_engine
@@ -130,7 +131,7 @@ async def test_cancelled_and_gone_on_with(house: House):
     (run,) = list_runs(layout)
     assert run.status is RunStatus.INTERRUPTED
     notes: list[str] = []
-    report = await resume_evaluation(run.id, layout=layout, notify=notes.append)
+    report = await resume_evaluation(run.id, Context(layout=layout, notify=notes.append))
     assert report.complete
     assert report.tasks[0].outcomes["correct"] == 8
     assert set(journaled(Path(report.folder)).samples.values()) == {1}
@@ -147,7 +148,7 @@ async def test_a_run_is_resumed_by_one_at_a_time(house: House):
     layout = Layout.from_environment()
     (run,) = list_runs(layout)
     results = await asyncio.gather(
-        *(resume_evaluation(run.id, layout=layout, notify=lambda _: None) for _ in range(2)),
+        *(resume_evaluation(run.id, Context(layout=layout)) for _ in range(2)),
         return_exceptions=True,
     )
     assert {type(result) for result in results} == {Report, RunLockedError}
@@ -282,6 +283,7 @@ def test_the_resolved_configuration_is_whole_and_has_no_secret():
 )
 async def test_resume_is_named_where_it_can_work(
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
     begun: bool,  # noqa: FBT001
     said: str | None,
@@ -290,7 +292,7 @@ async def test_resume_is_named_where_it_can_work(
     layout = Layout.from_environment()
 
     @contextlib.asynccontextmanager
-    async def ask(*_: object, **__: object) -> AsyncIterator[Serving]:
+    async def opening(*_: object, **__: object) -> AsyncIterator[Deployment]:
         (info,) = list_runs(layout)
         if begun:
             open_run(layout, info.id).journal_path.touch()
@@ -303,9 +305,10 @@ async def test_resume_is_named_where_it_can_work(
         "name: one\ndata: items.jsonl\nprompt: '{{ question }}'\nmetric: exact_match\n"
         "answer: answer\n"
     )
+    monkeypatch.setattr("enginehouse.commands.evaluate.open_deployment", opening)
     config = parse(EvaluationConfig, {"model": "m", "tasks": [str(task)]}, origin="test")
     told: list[str] = []
     with pytest.raises(type(error)):
-        await run_evaluation(config, layout=layout, notify=told.append, ask=ask)
+        await run_evaluation(config, Context(layout=layout, notify=told.append))
     advice = [line for line in told if "enginehouse" in line]
     assert [said in line for line in advice] == ([True] if said else [])

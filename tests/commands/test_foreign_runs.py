@@ -7,7 +7,7 @@ import pytest
 from enginehouse.commands import foreign_runs
 from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.commands.evaluate import resolved_yaml
-from enginehouse.commands.foreign_runs import demand_trust, untrusted_settings
+from enginehouse.commands.foreign_runs import require_trust, untrusted_settings
 from enginehouse.core.errors import UntrustedRunError
 from enginehouse.deployment.configuration import parse
 from enginehouse.store.layout import Layout
@@ -83,5 +83,5 @@ def test_a_run_in_our_folder_may_be_somebody_elses(layout, make, tmp_path, monke
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
     assert len(untrusted_settings(run.info.id, layout=layout)) == 1
     with pytest.raises(UntrustedRunError) as caught:
-        demand_trust(run, foreign_runs.read_config(run), layout=layout)
+        require_trust(run, foreign_runs.read_config(run), layout=layout)
     assert "--trust-run" in caught.value.fix

@@ -23,6 +23,7 @@ from enginehouse.deployment.configuration import parse
 from enginehouse.deployment.reference_scores import TEXTS, score_with_peft
 from enginehouse.engines.registry import ENGINES
 from enginehouse.results.parity import ParityReport
+from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
 from enginehouse.store.layout import Layout
 
@@ -67,9 +68,9 @@ class Place:
         tokens = [None, *(SimpleNamespace(logprob=value) for value in scores)]
         return SimpleNamespace(prompt_logprobs=tokens)
 
-    async def prepare(self, config: ParityConfig, *, notify: Any, **__: Any) -> Any:
+    async def prepare(self, config: ParityConfig, context: Context) -> Any:
         """As `deployment.serving.prepare`."""
-        notify("environment: it")
+        context.notify("environment: it")
         return SimpleNamespace(
             engine=ENGINES.load(config.engine or "vllm")(),
             model=SimpleNamespace(path=str(self.checkpoint), name="tiny"),
@@ -77,17 +78,16 @@ class Place:
         )
 
     @asynccontextmanager
-    async def serving_target(
-        self, config: ParityConfig, *, notify: Any, **_: Any
-    ) -> AsyncIterator[Any]:
-        """As `deployment.resident.serving_target`."""
-        notify("environment: it")
+    async def open_deployment(self, config: ParityConfig, context: Context) -> AsyncIterator[Any]:
+        """As `deployment.opening.open_deployment`."""
+        context.notify("environment: it")
         self.served = config
         extra = config.server.extra_args
         dtype = ("--dtype", config.server.dtype) if config.server.dtype else ()
         command = ("vllm", *dtype, *(extra.split() if isinstance(extra, str) else extra))
         server = replace(self.server, command=command)
-        yield SimpleNamespace(server=server, sampler=self, adapter=config.adapter)
+        default = SimpleNamespace(adapter=config.adapter)
+        yield SimpleNamespace(server=server, sampler=self, default=default)
 
     async def run_program(self, argv: Sequence[str], **_: Any) -> Any:
         """As a run of the payload."""
@@ -100,7 +100,7 @@ class Place:
         self._asked = 0
         config = parse(ParityConfig, {"model": str(self.checkpoint)} | values, origin="it")
         layout = Layout.from_environment()
-        return await run_parity(config, layout=layout, notify=self.said.append)
+        return await run_parity(config, Context(layout=layout, notify=self.said.append))
 
     async def verify(self, *command: str) -> Any:
         """What `enginehouse adapters verify --prove peft` asks."""
@@ -110,8 +110,7 @@ class Place:
             model="a@1",
             checkpoint=self.checkpoint,
             adapter=Path("lora"),
-            layout=Layout.from_environment(),
-            notify=self.said.append,
+            context=Context(notify=self.said.append),
         )
 
 
@@ -125,7 +124,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
     monkeypatch.setattr(reference_scores, "find_environment", environment)
     monkeypatch.setattr(reference_scores, "run_program", made.run_program)
-    for name in ("prepare", "serving_target"):
+    for name in ("prepare", "open_deployment"):
         monkeypatch.setattr(parity, name, getattr(made, name))
     return made
 

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from tests.support.deployments import opened
 from tests.support.lora_servers import fake, loaded
 from tests.support.tiny_adapters import write_adapter
 
 from enginehouse.core.errors import AdapterError
 from enginehouse.deployment.adapters import Adapters, adapters_of, adapters_on
 from enginehouse.deployment.configuration import ServeConfig, parse
-from enginehouse.deployment.serving import serving
 from enginehouse.engines.vllm.engine import VllmEngine
+from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import attach_server
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 
@@ -26,7 +27,7 @@ class TestLoad:
         async def impossible(*_: object, **__: object) -> None:
             raise AdapterError("there is no hf environment")
 
-        async with fake() as url, adapters_of(url, layout=layout, notify=print) as its:
+        async with fake() as url, adapters_of(url, Context(layout=layout)) as its:
             before = await its.load("mine", write_adapter(tmp_path / "a"))
             monkeypatch.setattr(Adapters, "_parity", impossible)
             with pytest.raises(AdapterError, match="no hf environment"):
@@ -37,7 +38,7 @@ class TestLoad:
     async def test_what_was_there_is_not_unloaded(self, layout, tmp_path, monkeypatch):
         """Its content again, whose proof fails this time."""
         folder = write_adapter(tmp_path / "a")
-        async with fake() as url, adapters_of(url, layout=layout, notify=print) as its:
+        async with fake() as url, adapters_of(url, Context(layout=layout)) as its:
             before = await its.load("mine", folder)
 
             async def none(*_: object, **__: object) -> None:
@@ -62,17 +63,17 @@ class TestRank:
         options = {"enable_lora": True} | ({"max_lora_rank": given} if given else {})
         values = {"model": str(house.model()), "server": options}
         config = parse(ServeConfig, values, origin="test")
-        async with serving(config, layout=layout, notify=lambda _: None) as ready:
+        async with opened(config, layout=layout) as ready:
             url = ready.url.replace("127.0.0.1", "localhost")
             for target in (ready.server.name, url):
-                async with adapters_of(target, layout=layout, notify=print) as its:
+                async with adapters_of(target, Context(layout=layout)) as its:
                     if takes is None:
                         await its.load("mine", folder)
                         continue
                     with pytest.raises(AdapterError, match=f"takes {takes} at most"):
                         await its.load("mine", folder)
             server = await attach_server(url, engine=VllmEngine())
-            async with adapters_on(server, VllmEngine(), layout=layout, notify=print) as its:
+            async with adapters_on(server, VllmEngine(), Context(layout=layout)) as its:
                 if takes is not None:
                     with pytest.raises(AdapterError, match=f"takes {takes} at most"):
                         await its.load("other", folder)
@@ -80,7 +81,7 @@ class TestRank:
     async def test_of_another_server(self, layout, tmp_path):
         """It is asked, and its refusal is told in its words."""
         folder = write_adapter(tmp_path / "a", rank=32)
-        async with fake() as url, adapters_of(url, layout=layout, notify=print) as its:
+        async with fake() as url, adapters_of(url, Context(layout=layout)) as its:
             with pytest.raises(AdapterError, match="refused the adapter mine") as caught:
                 await its.load("mine", folder)
             assert "LoRA rank 32 is greater than max_lora_rank 16" in caught.value.why
@@ -93,7 +94,7 @@ class TestListed:
     async def test_further_names_of_the_model(self, layout, tmp_path):
         """They are not listed, and not unloaded."""
         two = ("--served-model-name", "one", "two")
-        async with fake(flags=two) as url, adapters_of(url, layout=layout, notify=print) as its:
+        async with fake(flags=two) as url, adapters_of(url, Context(layout=layout)) as its:
             done = await its.load("mine", write_adapter(tmp_path / "a"))
             assert [one.model for one in await its.list()] == [done.adapter.model]
 
@@ -102,7 +103,7 @@ class TestListed:
         folder = write_adapter(tmp_path / "a")
         async with running_fake_engine("--enable-lora") as engine:
             await by_hand(engine, name="theirs", path=folder)
-            async with adapters_of(engine.url, layout=layout, notify=print) as its:
+            async with adapters_of(engine.url, Context(layout=layout)) as its:
                 (one,) = await its.list()
                 assert (one.model, one.digest) == ("theirs", "")
                 with pytest.raises(AdapterError, match="not known which content theirs"):

@@ -22,7 +22,7 @@ from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.processes.cpu import Cpu
 from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import EngineEnvironment
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 OLD = Cpu(bfloat16=False, float16=False, evidence="the CPU has neither")
 NEW = Cpu(bfloat16=True, float16=False, evidence="the CPU has avx512_bf16")
@@ -157,7 +157,7 @@ async def test_the_choice_is_said_once_with_its_reason(house: House, monkeypatch
     monkeypatch.setattr(serving, "read_cpu", lambda: cpu)
     config = parse(ServeConfig, {"model": str(house.model())}, origin="test")
     said: list[str] = []
-    prepared = await prepare(config, layout=Layout.from_environment(), notify=said.append)
+    prepared = await prepare(config, Context(notify=said.append))
     assert prepared.options.dtype == dtype
     assert prepared.compute_type == type_on_cpu(cpu)
     (line,) = [line for line in said if line.startswith("computing in")]

@@ -11,9 +11,9 @@ from tests.support.tiny_adapters import write_adapter
 
 from enginehouse.core.errors import ServerGoneError
 from enginehouse.deployment.adapters import adapters_of
-from enginehouse.deployment.lending import borrowed
-from enginehouse.engines.vllm.engine import VllmEngine
-from enginehouse.servers.endpoint import attach_server
+from enginehouse.deployment.configuration import AskConfig
+from enginehouse.deployment.opening import open_deployment
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 
@@ -28,12 +28,11 @@ class Borrowing:
     @asynccontextmanager
     async def of(self, folder: Path, *, host: str = "127.0.0.1") -> AsyncIterator[str]:
         """One adapter, for the block."""
-        url = self.url.replace("127.0.0.1", host)
-        server = await attach_server(url, engine=VllmEngine())
-        async with borrowed(
-            server, VllmEngine(), folder=folder, layout=self.layout, notify=self.said.append
-        ) as model:
-            yield model
+        plan = AskConfig(url=self.url.replace("127.0.0.1", host), adapter=folder)
+        context = Context(layout=self.layout, notify=self.said.append)
+        async with open_deployment(plan, context) as deployment:
+            self.said.clear()
+            yield deployment.sampler.model
 
 
 class TestBorrowed:
@@ -71,7 +70,7 @@ class TestBorrowed:
         """Loaded, replaced and unloaded by others, it is still there for the borrower."""
         folder = write_adapter(tmp_path / "step-1")
         other = write_adapter(tmp_path / "other", seed=1)
-        async with fake() as url, adapters_of(url, layout=layout, notify=print) as theirs:
+        async with fake() as url, adapters_of(url, Context(layout=layout)) as theirs:
             await theirs.load("step-1", folder)
             async with Borrowing(url, layout).of(folder) as model:
                 await theirs.load("step-1", other)
@@ -85,7 +84,7 @@ class TestBorrowed:
             async with Borrowing(url, layout).of(folder):
                 (held,) = (layout.adapters / ".lent").glob("*/*")
             held.touch()  # as a killed process leaves it: the file without its lock
-            async with adapters_of(url, layout=layout, notify=print) as its:
+            async with adapters_of(url, Context(layout=layout)) as its:
                 await its.load("step-1.lent", folder)
             async with Borrowing(url, layout).of(folder):
                 pass
@@ -96,7 +95,7 @@ class TestBorrowed:
         folder = write_adapter(tmp_path / "step-1")
         async with fake() as url:
             them = Borrowing(url, layout)
-            async with them.of(folder), adapters_of(url, layout=layout, notify=print) as its:
+            async with them.of(folder), adapters_of(url, Context(layout=layout)) as its:
                 await its.unload("step-1.lent")
             assert them.said == []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
+import platform
 
 import pytest
 from tests.support.command_line import House, port_is_free
@@ -13,9 +13,9 @@ import enginehouse
 from enginehouse import ChatPrompt, EnginehouseError, Message, SampleRequest
 from enginehouse.commands.configuration import EvaluationConfig, TaskConfig
 from enginehouse.core.errors import ConfigurationError, ModelError, StartError
-from enginehouse.deployment.asking import asking
+from enginehouse.deployment.opening import open_deployment
 from enginehouse.deployment.serving import choose_engine
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 from enginehouse.testing.fake_engine import running_fake_engine
 
 pytestmark = pytest.mark.slow
@@ -99,7 +99,7 @@ async def test_what_is_wrong_is_raised(
 
 async def test_no_model(house: House):
     """A folder without a model is told before a server is started."""
-    with pytest.raises(ModelError, match="is no model"):
+    with pytest.raises(ModelError, match="is not a model"):
         async with enginehouse.serve(str(house.work)):
             pytest.fail("it cannot be ready")
 
@@ -108,9 +108,7 @@ async def test_a_server_of_somebody_else(house: House):
     """It is asked, not watched, and left running; what cannot be known is null with its reason."""
     async with running_fake_engine(model="theirs") as handle:
         config = EvaluationConfig(url=handle.url, tasks=(TaskConfig(name="instructions"),))
-        async with asking(
-            config, layout=Layout.from_environment(), notify=lambda _: None
-        ) as server:
+        async with open_deployment(config, Context()) as server:
             response = await server.sampler.sample(HELLO)
             assert response.completions[0].text
             assert server.provenance.weights_digest is None
@@ -118,14 +116,12 @@ async def test_a_server_of_somebody_else(house: House):
         os.kill(handle.pid, 0)
 
 
-@pytest.mark.parametrize("platform", ["darwin", "win32"])
-def test_where_no_engine_runs(monkeypatch: pytest.MonkeyPatch, platform: str):
+@pytest.mark.parametrize("system", ["Darwin", "Windows"])
+def test_where_no_engine_runs(monkeypatch: pytest.MonkeyPatch, system: str):
     """Elsewhere than on Linux: what could be done instead."""
-    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(platform, "system", lambda: system)
     notes: list[str] = []
-    with pytest.raises(
-        ConfigurationError, match=f"no engine is known to run on {platform}"
-    ) as caught:
+    with pytest.raises(ConfigurationError, match=system.lower()) as caught:
         choose_engine(None, notify=notes.append)
     assert "--url" in str(caught.value)
     assert choose_engine("vllm", notify=notes.append) == "vllm"

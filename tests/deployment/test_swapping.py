@@ -12,10 +12,12 @@ import aiohttp
 import pytest
 from filelock import FileLock
 from tests.support.command_line import House
+from tests.support.deployments import opened
 from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse import SampleRequest, SampleResponse, SamplingParameters, TextPrompt
 from enginehouse.client.sampler import HTTPSampler
+from enginehouse.commands.serve import serve_until_stopped
 from enginehouse.core.errors import (
     ModelError,
     ServerGoneError,
@@ -23,10 +25,11 @@ from enginehouse.core.errors import (
     WeightsError,
     WireError,
 )
+from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.deployment.running_servers import one_spelling
-from enginehouse.deployment.serving import Serving, serve_until_stopped, serving
 from enginehouse.deployment.swapping import swapper_of, weights_info
+from enginehouse.runtime.context import Context
 from enginehouse.servers.records import list_servers, weights_file
 from enginehouse.servers.server import Server
 from enginehouse.store.layout import Layout
@@ -62,7 +65,7 @@ def served(house: House, tmp_path: Path, layout: Layout):
     return make
 
 
-async def ask(ready: Serving) -> SampleResponse:
+async def ask(ready: Deployment) -> SampleResponse:
     """One answer."""
     return await ready.sampler.sample(ASKED)
 
@@ -87,9 +90,7 @@ async def test_a_restart_after_a_swap_brings_the_new_weights(served, layout, tmp
     """Requests wait for them; every sample says which weights answered."""
     incidents: list = []
     config = served()
-    async with serving(
-        config, layout=layout, notify=lambda _: None, on_incident=incidents.append
-    ) as ready:
+    async with opened(config, layout=layout, incidents=incidents) as ready:
         old = await ask(ready)
         assert old.weights_digest == ready.provenance.weights_digest
         assert ready.weights is not None
@@ -112,7 +113,7 @@ async def test_a_restart_after_a_swap_brings_the_new_weights(served, layout, tmp
 async def test_killed_during_a_swap(served, layout, tmp_path, path):
     """The old weights come back, by the restart; who asks meanwhile is answered by them."""
     die = {"fault": "die", "path": path, "nth": [1], "signal": signal.SIGKILL}
-    async with serving(served(die), layout=layout, notify=lambda _: None) as ready:
+    async with opened(served(die), layout=layout) as ready:
         old, pid = await ask(ready), ready.server.pid
         swap = asyncio.create_task(ready.weights.swap(tmp_path / "b"))
         await asyncio.sleep(0)
@@ -133,9 +134,7 @@ async def test_killed_while_it_is_restored(served, layout, tmp_path):
     """A death during the restoration is one more restart; then the declared weights are there."""
     die = {"fault": "die", "path": "/collective_rpc", "nth": [2], "signal": signal.SIGKILL}
     incidents: list = []
-    async with serving(
-        served(die), layout=layout, notify=lambda _: None, on_incident=incidents.append
-    ) as ready:
+    async with opened(served(die), layout=layout, incidents=incidents) as ready:
         await ready.weights.swap(tmp_path / "b")
         new = await ask(ready)
         os.kill(ready.server.pid, signal.SIGKILL)
@@ -148,7 +147,7 @@ async def test_killed_while_it_is_restored(served, layout, tmp_path):
 async def test_a_reload_that_hangs_for_good_ends_in_a_restart(served, layout, tmp_path):
     """The engine cannot take the old weights back, so it is started again with them."""
     hang = {"fault": "hang", "path": "/collective_rpc", "nth": [1, 2]}
-    async with serving(served(hang), layout=layout, notify=lambda _: None) as ready:
+    async with opened(served(hang), layout=layout) as ready:
         old, pid = await ask(ready), ready.server.pid
         with pytest.raises(WeightsError, match="started again"):
             await ready.weights.swap(tmp_path / "b", deadline=0.5)
@@ -160,9 +159,7 @@ async def test_a_reload_that_hangs_for_good_ends_in_a_restart(served, layout, tm
 async def test_a_swap_while_the_server_is_started_again(served, layout, tmp_path):
     """It waits for the restart as requests do; what restores goes past the layers that wait."""
     incidents: list = []
-    async with serving(
-        served(), layout=layout, notify=lambda _: None, on_incident=incidents.append
-    ) as ready:
+    async with opened(served(), layout=layout, incidents=incidents) as ready:
         restored: list[tuple[str, ...]] = []
 
         async def restore(direct: HTTPSampler) -> None:
@@ -182,15 +179,13 @@ async def test_a_swap_while_the_server_is_started_again(served, layout, tmp_path
 
 
 @pytest.mark.slow
-async def test_declared_weights_that_are_gone_end_the_server(served, layout, tmp_path, monkeypatch):
+async def test_declared_weights_that_are_gone_end_the_server(served, layout, tmp_path):
     """It never answers with others; whoever asks is told why."""
     incidents: list = []
-    async with serving(
-        served(), layout=layout, notify=lambda _: None, on_incident=incidents.append
-    ) as ready:
+    config = served().model_copy(update={"max_restarts": 1})
+    async with opened(config, layout=layout, incidents=incidents) as ready:
         await ready.weights.swap(tmp_path / "b")
         write_checkpoint(tmp_path / "b", seed=7)
-        monkeypatch.setattr("enginehouse.deployment.supervision.BARREN", 1)
         os.kill(ready.server.pid, signal.SIGKILL)
         await until(lambda: len(incidents) == 2)
         with pytest.raises(ServerGoneError, match="not with the weights in") as caught:
@@ -210,9 +205,7 @@ async def until_it(look, expected: object, **first: object) -> None:
 async def kept(config: ServeConfig, layout: Layout) -> AsyncIterator[Server]:
     """What `enginehouse serve --name mine` does."""
     found: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
-    work = serve_until_stopped(
-        config, name="mine", layout=layout, notify=lambda _: None, ready=found.set_result
-    )
+    work = serve_until_stopped(config, Context(layout=layout), name="mine", ready=found.set_result)
     task = asyncio.create_task(work)
     try:
         yield await found
@@ -256,7 +249,7 @@ async def test_a_server_of_another_process(served, layout, tmp_path):
 @pytest.mark.slow
 async def test_an_evaluation_keeps_its_weights(served, layout, tmp_path):
     """Nobody swaps past a process that serves for itself: its samples name their weights."""
-    async with serving(served(), layout=layout, notify=lambda _: None) as ready:
+    async with opened(served(), layout=layout) as ready:
         async with swapper_of(ready.server.name, layout=layout) as swapper:
             with pytest.raises(WeightsError, match="somebody else"):
                 await swapper.swap(tmp_path / "b")
@@ -272,7 +265,7 @@ async def test_an_evaluation_keeps_its_weights(served, layout, tmp_path):
 async def test_a_server_that_cannot_swap(served, layout):
     """Started without the option, it has no development endpoints: the error says which option."""
     config = served(enable_weight_swap=False)
-    async with serving(config, layout=layout, notify=lambda _: None) as ready:
+    async with opened(config, layout=layout) as ready:
         assert ready.weights is None
         assert (await ask(ready)).weights_digest is None
         for target in (ready.server.name, ready.url):
@@ -287,7 +280,7 @@ async def test_a_server_that_cannot_swap(served, layout):
 async def test_a_server_that_others_can_reach(served, layout, tmp_path):
     """Its weights are swapped by its owner alone: others have the API key, not the other one."""
     config = served(host="0.0.0.0", api_key="k")
-    async with serving(config, layout=layout, notify=lambda _: None) as ready:
+    async with opened(config, layout=layout) as ready:
         await ready.weights.swap(tmp_path / "b")
         async with aiohttp.ClientSession(ready.url) as session:
             for key, status in (("k", 401), (ready.server.admin_key, 200)):
@@ -401,5 +394,5 @@ async def test_a_started_folder_that_is_no_checkpoint_any_more(layout, tmp_path)
     a = write_checkpoint(tmp_path / "a")
     async with running_fake_engine(model=str(a)) as engine:
         (a / "config.json").unlink()
-        with pytest.raises(ModelError, match="is no model"):
+        with pytest.raises(ModelError, match="is not a model"):
             await weights_info(engine.url, layout=layout)

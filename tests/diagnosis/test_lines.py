@@ -170,3 +170,12 @@ def test_a_table_that_a_cloud_exported():
         '(Worker pid=9)   File "/a/b.py", line 3',
     ]
     assert read(b"see issue #12, and 1756144011375 ms") == ["see issue #12, and 1756144011375 ms"]
+
+
+def test_a_bracket_and_an_m_are_not_a_colour():
+    """The name of a file may begin with it; a colour's end is followed by no word."""
+    text = "ERROR 06-10 03:43:33 [multiproc_executor.py:487] x\n[31mred[m\n"
+    assert list(read_lines(io.BytesIO(text.encode()))) == [
+        "ERROR 06-10 03:43:33 [multiproc_executor.py:487] x",
+        "red",
+    ]

@@ -100,3 +100,11 @@ def test_no_line_makes_it_slow(piece: str):
     began = time.process_time()
     peel(line)
     assert time.process_time() - began < 0.2
+
+
+def test_a_level_and_a_place_without_a_time():
+    """As a formatter writes them that leaves the time to systemd."""
+    line = peel("(Worker_TP0 pid=123) ERROR [multiproc_executor.py:751] ValueError: x")
+    assert (line.level, line.place, line.text) == (
+        "ERROR", "multiproc_executor.py:751", "ValueError: x",
+    )  # fmt: skip

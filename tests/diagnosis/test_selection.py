@@ -231,3 +231,19 @@ def test_an_error_in_words_goes_on_behind_the_tag_of_its_process(diagnose):
     text = "".join(f"(APIServer pid=1) {line}\n" for line in lines)
     assert diagnose(text).kind is K.CONTEXT_TOO_LONG
     assert diagnose(text.replace("(APIServer pid=1)   ", "(Other pid=2)   ")).kind is K.WRONG_VALUE
+
+
+def test_lines_of_another_engine_are_not_the_silence_of_this_one(diagnose):
+    """They come after the report of a death."""
+    died = "RuntimeError: Engine core initialization failed. See root cause above.\n"
+    working = "(EngineCore_0 pid=7) INFO 05-01 10:00:00 [core.py:1] loading\n"
+    assert diagnose(working + died).kind is K.KILLED
+    assert diagnose(died + working).kind is K.UNKNOWN
+
+
+def test_a_message_that_was_broken_in_two(diagnose):
+    """The second half goes on in the middle of a sentence."""
+    first = "ValueError: Free memory on device cuda:0 (36.75/121.63 GiB) on startup is less than"
+    second = "desired GPU memory utilization (0.85, 103.38 GiB)."
+    assert diagnose(f"{first}\n{second}\n").kind is K.MEMORY_TAKEN
+    assert diagnose(f"{first}\nsrv: {second}\n").kind is K.UNKNOWN

@@ -21,6 +21,7 @@ from enginehouse.doctor.checks import (
 )
 from enginehouse.doctor.findings import Finding, Verdict
 from enginehouse.doctor.machine import Folder, Machine, look_at_machine
+from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.engines.vllm.installation import INSTALLATION as VLLM
 from enginehouse.processes.cpu import Cpu
 from enginehouse.processes.gpus import Driver
@@ -91,8 +92,8 @@ def judged(
     """Every finding that needs no disk."""
     planned = plan(variant)
     return [
-        *judge_machine(machine),
-        *judge_gpus(machine, planned, chosen=chosen),
+        *judge_machine(machine, VllmEngine()),
+        *judge_gpus(machine, planned, engine=VllmEngine(), chosen=chosen),
         *judge_disk(machine, planned, built=built),
         *judge_surroundings(machine),
     ]
@@ -205,7 +206,7 @@ def test_without_a_gpu_a_compiler_is_no_must():
 
 def build_of(machine: Machine, variant: str, *, chosen: bool = True) -> Finding:
     """The finding about the engine's build."""
-    findings = judge_gpus(machine, plan(variant), chosen=chosen)
+    findings = judge_gpus(machine, plan(variant), engine=VllmEngine(), chosen=chosen)
     return next(f for f in findings if f.check == "build")
 
 

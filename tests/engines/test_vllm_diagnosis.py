@@ -13,10 +13,9 @@ from tests.support.engine_logs import diagnose
 from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.core.errors import ServerGoneError, StartError
 from enginehouse.diagnosis import READ_THE_LOG, Diagnosis, FailureKind, explained
-from enginehouse.diagnosis.rules import RULES as SHARED
+from enginehouse.diagnosis.rules import shared_rules
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.vllm import failures as vllm_failures
-from enginehouse.engines.vllm import memory as vllm_memory
+from enginehouse.engines.vllm import diagnosis as vllm_diagnosis
 from enginehouse.engines.vllm.engine import VllmEngine
 
 ENGINE = VllmEngine()
@@ -82,6 +81,7 @@ WRITTEN = {
     "dtype_of_quantization": (K.UNSUPPORTED_DTYPE, "awq", "one of: float16"),
     "gpu_too_old": (K.CUDA_MISMATCH, "no code for this GPU", "another GPU"),
     "illegal_memory_access": (K.CRASHED, "native code", "xid"),
+    "lora_weights": (K.WEIGHTS_MISMATCH, "cannot adapt", "merge it into the weights"),
     "memory_taken": (K.MEMORY_TAKEN, "60.5 of 79.18", "lower --gpu-memory-utilization to 0.74"),
     "memory_taken_wholly": (K.MEMORY_TAKEN, "0.62 of 79.18", "another GPU"),
     "missing_cusparselt": (K.MISSING_LIBRARY, "libcusparseLt.so.0", "enginehouse install"),
@@ -158,7 +158,7 @@ def test_what_pydantic_found_wrong_is_the_evidence(tmp_path: Path):
 def test_every_rule_is_used():
     """Each rule's kind is told apart by at least one log here."""
     kinds = {kind for kind, _, _ in (*RECORDED.values(), *WRITTEN.values())}
-    rules = (*vllm_memory.RULES, *vllm_failures.RULES)
+    rules = vllm_diagnosis.rules()
     assert {rule.kind for rule in rules} <= kinds
 
 
@@ -167,9 +167,18 @@ def test_every_flag_of_an_advice_exists():
     known = set(json.loads((Path(__file__).parent / "vllm-0.32.0-flags.json").read_text()))
     for kind in (ServerOptions, EvaluationConfig):
         known |= {f"--{name.replace('_', '-')}" for name in kind.model_fields}
-    known |= {"--env", "--no-avoid-quirks", "--shm-size", "--gpus", "--sort", "--help", "--ipc"}
-    rules = (*vllm_memory.RULES, *vllm_failures.RULES)
-    said = [rule.cause + rule.fix for rule in rules]
+    known |= {
+        "--env",
+        "--no-avoid-quirks",
+        "--shm-size",
+        "--gpus",
+        "--sort",
+        "--help",
+        "--ipc",
+        "--model",
+    }
+    rules = vllm_diagnosis.rules()
+    said = [text for rule in rules for text in (rule.cause, rule.fix)]
     said += [found(f"recorded/{name}").fix for name in RECORDED]
     said += [found(f"written/{name}").fix for name in WRITTEN]
     flags = {flag for text in said for flag in re.findall(r"--[a-z][a-z-]+", text)}
@@ -388,6 +397,6 @@ def test_the_logs_hold_no_path_of_a_machine():
 
 def test_compilers_are_looked_for_by_name():
     """The rule about compilers does not take any missing file for one."""
-    rule = next(rule for rule in SHARED if rule.kind is K.NO_COMPILER)
+    rule = next(rule for rule in shared_rules() if rule.kind is K.NO_COMPILER)
     assert re.search(rule.pattern, "FileNotFoundError: [Errno 2] No such file or directory: 'gcc'")
     assert not re.search(rule.pattern, "No such file or directory: 'gccx'")

@@ -356,10 +356,10 @@ def test_it_says_what_it_is_connected_to(url: str, base: Path, tmp_path: Path) -
     ("config", "warning"),
     [
         ({"base_url": "http://127.0.0.1:8000/health/"}, "was TRL's"),
-        ({"host": "0.0.0.0"}, "asking 127.0.0.1"),
+        ({"host": "0.0.0.0"}, "127.0.0.1"),
         ({"server_host": "127.0.0.1"}, "server_host is called host"),
         ({"host": "127.0.0.1", "server_port": "8000"}, "server_port is called port"),
-        ({"base_url": "http://127.0.0.1:8000/v1/", "group_port": 1}, "by way of the disk"),
+        ({"base_url": "http://127.0.0.1:8000/v1/", "group_port": 1}, "group_port"),
     ],
 )
 def test_outdated_spellings_are_taken_with_a_warning(config: dict[str, Any], warning: str) -> None:

@@ -113,7 +113,7 @@ def test_a_failure_ends_the_whole_tree(packages: Path):
 
 def test_the_description_has_version_variant_and_flags(packages: Path):
     """The last line is one JSON object, with every spelling of every flag."""
-    result = run("describe_sglang.py", packages=packages)
+    result = run("describe_sglang.py", packages=packages, PYTHONSAFEPATH="")
     assert result.returncode == 0, result.stderr
     described = json.loads(result.stdout.splitlines()[-1])
     assert (described["version"], described["variant"]) == ("0.5.23", "cuda")
@@ -122,5 +122,5 @@ def test_the_description_has_version_variant_and_flags(packages: Path):
     assert flags["--dtype"] == {"takes_value": True, "choices": ["auto", "half"]}
     assert flags["--enable-metrics"] == {"takes_value": False}
     assert flags["--old"]["deprecated"] is True
-    again = run("describe_sglang.py", described["identity"], packages=packages)
+    again = run("describe_sglang.py", described["identity"], packages=packages, PYTHONSAFEPATH="")
     assert json.loads(again.stdout.splitlines()[-1])["flags"] is None

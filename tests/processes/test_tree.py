@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from enginehouse.core.errors import StopError
-from enginehouse.processes import tree
 from enginehouse.processes.tree import ProcessIdentity, ProcessTree, identify, is_alive
 
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
@@ -30,12 +29,6 @@ child.stdout.readline()
 print(child.pid, flush=True)
 time.sleep(60)
 """
-
-
-@pytest.fixture(autouse=True)
-def _short_orphan_grace(monkeypatch):
-    """Orphans that ignore SIGTERM are killed soon."""
-    monkeypatch.setattr(tree, "ORPHAN_GRACE", 0.2)
 
 
 @pytest.fixture
@@ -113,7 +106,7 @@ async def test_stop_of_a_recycled_pid_touches_nothing(spawn):
 async def test_stop_ends_a_child_that_ignores_sigterm(spawn, apart):
     """The leader obeys SIGTERM, its child does not: both are gone, in whatever session."""
     leader, child = spawn([sys.executable, "-c", PARENT.format(child=STUBBORN, apart=apart)])
-    family = ProcessTree(identify(leader.pid))
+    family = ProcessTree(identify(leader.pid), orphan_grace=0.2)
     assert {p.pid for p in family.look()} == {leader.pid, int(child)}
     await family.stop(grace=5, reap=leader.poll)
     assert gone(int(child))
@@ -126,7 +119,7 @@ async def test_stop_finds_the_orphans_of_a_killed_leader(spawn):
     identity = identify(leader.pid)
     leader.kill()
     leader.wait()
-    family = ProcessTree(identity)
+    family = ProcessTree(identity, orphan_grace=0.2)
     assert {p.pid for p in family.look()} == {int(child)}
     await family.stop(grace=60)
     assert gone(int(child))
@@ -135,7 +128,8 @@ async def test_stop_finds_the_orphans_of_a_killed_leader(spawn):
 async def test_stop_remembers_an_orphan_that_left_the_session(spawn):
     """A child in a session of its own is ended although its parent died, for it was seen before."""
     leader, child = spawn([sys.executable, "-c", PARENT.format(child=STUBBORN, apart=True)])
-    family = ProcessTree(identify(leader.pid))
+    family = ProcessTree(identify(leader.pid), orphan_grace=0.2)
+    family.look()
     leader.kill()
     leader.wait()
     await family.stop(grace=60)
@@ -169,7 +163,6 @@ async def test_stop_cancelled_leaves_nothing(spawn):
 async def test_what_cannot_be_killed_is_named(spawn, monkeypatch):
     """A process that survives SIGKILL leads to StopError with its pid and name."""
     leader, _ = spawn(SLEEPER)
-    monkeypatch.setattr(tree, "KILL_WAIT", 0.1)
     monkeypatch.setattr(psutil.Process, "send_signal", lambda *_: None)
     with pytest.raises(StopError, match=rf"{leader.pid} \(.*python"):
-        await ProcessTree(identify(leader.pid)).stop(grace=0.1)
+        await ProcessTree(identify(leader.pid), kill_wait=0.1).stop(grace=0.1)

@@ -81,14 +81,14 @@ def test_the_index_says_which_files_count(tmp_path: Path):
     [
         ({}, "no config.json, and is empty"),
         ({"readme": ""}, "no config.json"),
-        ({"config.json": "{"}, "not JSON"),
+        ({"config.json": "{"}, "not valid JSON"),
         ({"config.json": {}}, "holds no weights"),
         ({"config.json": {}, "training_args.bin": ""}, "holds no weights"),
         (
             {"config.json": {}, INDEX: {"weight_map": {"a": "m-1.safetensors"}}},
             "lacks 1 of 1 weight files",
         ),
-        ({"config.json": {}, INDEX: "[]", "m.safetensors": "w"}, "no index of weights"),
+        ({"config.json": {}, INDEX: "[]", "m.safetensors": "w"}, "not an index of weights"),
         (
             {"config.json": {}, "model.safetensors": "version https://git-lfs.github.com/spec/v1"},
             "git lfs pull",

@@ -123,7 +123,7 @@ async def test_the_bundled_model_is_not_converted(
 def test_of_a_hub_repository_one_file_is_downloaded():
     """Not every quantisation; one that has none says where to look."""
     names = ["README.md", "m-Q4_K_M.gguf", "m-Q8_0.gguf"]
-    assert models._choose_gguf("owner/m-GGUF", names) == ["m-Q4_K_M.gguf"]
+    assert models._choose_gguf("owner/m-GGUF", names, engine="llamacpp") == ["m-Q4_K_M.gguf"]
     with pytest.raises(ModelError, match="needs a GGUF file") as error:
-        models._choose_gguf("owner/m", ["config.json", "model.safetensors"])
+        models._choose_gguf("owner/m", ["config.json"], engine="llamacpp")
     assert "NAME-GGUF" in str(error.value)

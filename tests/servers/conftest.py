@@ -8,11 +8,9 @@ import pytest
 
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm.engine import VllmEngine
-from enginehouse.processes import tree
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.runtime.context import Context
-from enginehouse.servers import server
 from enginehouse.servers.records import ServerRecord, find_server, list_servers
 from enginehouse.servers.server import (
     OwnedServer,
@@ -22,16 +20,9 @@ from enginehouse.servers.server import (
     start_server,
     stop_server,
 )
+from enginehouse.servers.timings import Timings
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
-
-
-@pytest.fixture(autouse=True)
-def _short_graces(monkeypatch):
-    """A fake that ignores SIGTERM is killed soon."""
-    monkeypatch.setattr(tree, "ORPHAN_GRACE", 0.2)
-    monkeypatch.setattr(server, "STOP_GRACE", 3.0)
-    monkeypatch.setattr(server, "START_GRACE", 1.0)
 
 
 @pytest.fixture
@@ -66,6 +57,8 @@ def model(tmp_path) -> ResolvedModel:
 
 
 _LIMITS = StartLimits(total=30.0, silence=30.0)
+# A fake that ignores SIGTERM is killed soon.
+TIMINGS = Timings(orphan_grace=0.2, stop_grace=3.0, start_grace=1.0, probe=0.5)
 
 
 class Starter:
@@ -84,22 +77,25 @@ class Starter:
             yield owned.server
 
     def owned(
-        self, *, name=None, limits=_LIMITS, env=None, **options: object
+        self, *, name=None, limits=_LIMITS, timings=TIMINGS, env=None, **options: object
     ) -> AbstractAsyncContextManager[OwnedServer]:
         """A foreground server for a block, as its owner has it."""
-        return start_server(self.model, **self._arguments(name, limits, env, options))
+        return start_server(self.model, **self._arguments(name, limits, timings, env, options))
 
     async def detached(self, *, name=None, env=None, **options: object) -> ServerRecord:
         """A detached server's record."""
-        server = await launch_detached(self.model, **self._arguments(name, _LIMITS, env, options))
+        server = await launch_detached(
+            self.model, **self._arguments(name, _LIMITS, TIMINGS, env, options)
+        )
         return find_server(server.name, layout=self.layout)
 
-    def _arguments(self, name, limits, env, options):
+    def _arguments(self, name, limits, timings, env, options):
         return self.fixed | {
             "options": ServerOptions(env_vars=env or {}, **options),
             "context": Context(layout=self.layout, notify=self.said.append),
             "name": name,
             "limits": limits,
+            "timings": timings,
         }
 
 
@@ -108,4 +104,4 @@ async def start(model, environment, layout):
     """What starts servers; anything that a test leaves detached is stopped after it."""
     yield Starter(model=model, environment=environment, layout=layout)
     for status in list_servers(layout):
-        await stop_server(status.record.name, layout=layout, grace=1)
+        await stop_server(status.record.name, layout=layout, timings=Timings(stop_grace=1))

@@ -14,6 +14,7 @@ from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.servers import health
 from enginehouse.servers.health import HealthMonitor
 from enginehouse.servers.records import ServerState
+from enginehouse.servers.timings import TIMINGS
 
 PATIENCE = 100.0
 
@@ -118,7 +119,7 @@ async def test_no_token_and_no_answer_is_degraded_then_failed(faked):
     """/health says 200 all the time; a canary that is answered would have saved it."""
     faked.running, faked.answers = 3, False
     assert await state_after(faked, 1) is ServerState.READY
-    assert await state_after(faked, health.DEGRADED_AFTER) is ServerState.DEGRADED
+    assert await state_after(faked, TIMINGS.degraded_after) is ServerState.DEGRADED
     faked.answers = True
     assert await state_after(faked, 1) is ServerState.READY
     faked.answers = False
@@ -143,7 +144,7 @@ async def test_a_cpu_that_computes_is_at_work_on_a_long_prefill(faked):
     assert await state_after(faked, 1) is ServerState.READY
     faked.asked.clear()
     for _ in range(3):
-        assert await state_after(faked, health.DEGRADED_AFTER) is ServerState.READY
+        assert await state_after(faked, TIMINGS.degraded_after) is ServerState.READY
     assert "/v1/completions" not in faked.asked
     assert not faked.monitor.has_worked
     faked.tokens += 1
@@ -154,7 +155,7 @@ async def test_a_cpu_that_computes_is_at_work_on_a_long_prefill(faked):
 async def test_a_hang_uses_no_cpu(faked):
     """What our own checks cost the server is not a sign of work."""
     faked.running, faked.answers, faked.cores = 3, False, health.BUSY_CORES / 2
-    assert await state_after(faked, health.DEGRADED_AFTER + 1) is ServerState.DEGRADED
+    assert await state_after(faked, TIMINGS.degraded_after + 1) is ServerState.DEGRADED
     assert await state_after(faked, PATIENCE) is ServerState.FAILED
 
 
@@ -263,6 +264,6 @@ async def test_a_server_that_closed_its_port_fails_soon():
             clock=lambda: now[0],
         )
         assert (await monitor.look()).state is ServerState.DEGRADED
-        now[0] = health.DEAF_FOR + 1
+        now[0] = TIMINGS.deaf_after + 1
         seen = await monitor.look()
     assert (seen.state, seen.reason) == (ServerState.FAILED, "it no longer listens on its port")

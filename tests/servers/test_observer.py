@@ -19,7 +19,7 @@ from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.processes.tree import ProcessIdentity, identify
 from enginehouse.results.activity import GpuReading, ServerActivity
 from enginehouse.servers import observer as observing
-from enginehouse.servers.observer import Observer
+from enginehouse.servers.observer import Observer, figures
 from enginehouse.servers.ports import PortLease
 from enginehouse.servers.records import ServerRecord, ServerState, write_record
 from enginehouse.store.layout import Layout
@@ -140,27 +140,21 @@ async def test_a_server_that_starts_again_begins_anew(layout: Layout):
     assert (again.running, again.output_tokens_per_second, again.cpu) == (0, None, None)
 
 
-def test_a_counter_that_began_anew(layout: Layout):
+def test_a_counter_that_was_reset():
     """A foreign server that was restarted: unknown, never negative."""
-    observer = Observer(layout, clock=Clock())
-    watched = observing._Watched()
     before = Load(running=0, waiting=0, generation_tokens=50, prefix_cache_hits=4)
-    observer._figures(before, watched)
     after = Load(running=1, waiting=2, generation_tokens=7, prefix_cache_hits=1)
-    found = observer._figures(after, watched)
-    assert (found["running"], found["waiting"]) == (1, 2)
-    assert (found["output_tokens_per_second"], found["prefix_cache_hits"]) == (None, None)
+    seen = figures(before, after, seconds=1)
+    assert (seen["running"], seen["waiting"]) == (1, 2)
+    assert (seen["output_tokens_per_second"], seen["prefix_cache_hits"]) == (None, None)
 
 
-def test_the_share_of_the_prefix_cache(layout: Layout):
+def test_the_share_of_the_prefix_cache():
     """Of what was looked up since the last look, not since the start."""
-    observer = Observer(layout, clock=Clock())
-    watched = observing._Watched()
     before = Load(running=0, waiting=0, prefix_cache_queries=1000, prefix_cache_hits=0)
-    observer._figures(before, watched)
     after = Load(running=0, waiting=0, prefix_cache_queries=1200, prefix_cache_hits=50)
-    assert observer._figures(after, watched)["prefix_cache_hits"] == 0.25
-    assert observer._figures(after, watched)["prefix_cache_hits"] is None
+    assert figures(before, after, seconds=1)["prefix_cache_hits"] == 0.25
+    assert figures(after, after, seconds=1)["prefix_cache_hits"] is None
 
 
 @pytest.mark.parametrize(

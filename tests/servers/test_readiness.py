@@ -8,7 +8,7 @@ import pytest
 from enginehouse.core.errors import StartError
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.processes.process import Effort
-from enginehouse.servers.readiness import StartLimits, describe_exit, parse_models, wait_until_ready
+from enginehouse.servers.readiness import StartLimits, describe_exit, wait_until_ready
 
 MODELS = '{"object": "list", "data": [{"id": "m", "owned_by": "vllm"}, {"id": "adapter"}]}'
 
@@ -151,9 +151,3 @@ async def test_after_the_limit_it_says_how_far_it_came(web):
 def test_exits_are_told_in_words(code, words):
     """A number below zero is a signal's."""
     assert describe_exit(code) == words
-
-
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"data": [{}]}', b'{"data": 1}'])
-def test_no_list_of_models(body):
-    """Whatever is no OpenAI list of models is None, not an exception."""
-    assert parse_models(body) is None

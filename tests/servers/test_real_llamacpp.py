@@ -15,7 +15,8 @@ from enginehouse.core.errors import ContextOverflowError, StartError
 from enginehouse.core.messages import ChatPrompt, Message, TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
-from enginehouse.deployment.serving import Serving, serve
+from enginehouse.deployment.base import Deployment
+from enginehouse.deployment.opening import serve
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.testing.check_engine import check
 
@@ -28,7 +29,7 @@ CONTEXT = 512
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def serving(llamacpp_environment: EngineEnvironment) -> AsyncIterator[Serving]:
+async def serving(llamacpp_environment: EngineEnvironment) -> AsyncIterator[Deployment]:
     """SmolLM2, with a short context and four sequences at once."""
     del llamacpp_environment  # compiled before the server's start is waited for
     async with serve(
@@ -37,7 +38,7 @@ async def serving(llamacpp_environment: EngineEnvironment) -> AsyncIterator[Serv
         yield ready
 
 
-async def test_conformance(serving: Serving):
+async def test_conformance(serving: Deployment):
     """It does everything that it declares, and refuses the rest before it is sent."""
     results = await check(serving.sampler)
     assert [r for r in results if r.outcome == "failed"] == []
@@ -46,7 +47,7 @@ async def test_conformance(serving: Serving):
     assert skipped == lacking | {"token_ids", "tokenize_round_trip", "structured_regex"}
 
 
-async def test_an_answer_that_outgrows_the_context_is_an_overflow(serving: Serving):
+async def test_an_answer_that_outgrows_the_context_is_an_overflow(serving: Deployment):
     """The server cuts it off and says "length", as if max_tokens had."""
     request = SampleRequest(
         prompt=TextPrompt("again " * (CONTEXT - 20)),
@@ -56,7 +57,7 @@ async def test_an_answer_that_outgrows_the_context_is_an_overflow(serving: Servi
         await serving.sampler.sample(request)
 
 
-async def test_choices_survive_every_character(serving: Serving):
+async def test_choices_survive_every_character(serving: Deployment):
     """Whatever a text holds, the grammar is for exactly it."""
     for choice in ('say "hi"\\n', "two\nlines\tand é", "\x07 bell", "]|[()*+?.^$"):
         request = SampleRequest(
@@ -69,7 +70,7 @@ async def test_choices_survive_every_character(serving: Serving):
         assert response.completions[0].text == choice
 
 
-async def test_more_requests_than_sequences_are_all_answered(serving: Serving):
+async def test_more_requests_than_sequences_are_all_answered(serving: Deployment):
     """They wait their turn, and the load signal counts those that do."""
     request = SampleRequest(
         prompt=TextPrompt("Once upon a time"),

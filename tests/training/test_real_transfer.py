@@ -19,13 +19,15 @@ import pytest
 import safetensors
 from tests.support import SUPPORT
 from tests.support.changed_checkpoint import changed_checkpoint
+from tests.support.deployments import opened
 
 from enginehouse import SampleRequest, SampleResponse, SamplingParameters, TextPrompt
+from enginehouse.commands.serve import serve_until_stopped
 from enginehouse.core.errors import WeightsError, WireError
 from enginehouse.deployment.configuration import ServeConfig, parse
-from enginehouse.deployment.serving import serve_until_stopped, serving
 from enginehouse.deployment.swapping import weights_info
 from enginehouse.engines.vllm.wire import VLLM_WEIGHTS
+from enginehouse.runtime.context import Context
 from enginehouse.servers.server import Server
 from enginehouse.store.layout import Layout
 from enginehouse.training import WeightSender
@@ -103,7 +105,7 @@ async def test_weights_are_sent_into_a_real_vllm(shared: Layout, config: ServeCo
 
     So it is after a sender that raised with layers half sent, and after an update that failed.
     """
-    async with serving(config, layout=shared, notify=print, concurrency=8) as ready:
+    async with opened(config, layout=shared, notify=print, concurrency=8) as ready:
         sampler, weights = ready.sampler, ready.weights
         assert weights is not None
         assert ready.model is not None
@@ -146,9 +148,7 @@ async def test_weights_are_sent_into_a_real_vllm(shared: Layout, config: ServeCo
 async def kept(config: ServeConfig, layout: Layout) -> AsyncIterator[Server]:
     """What `enginehouse serve --name mine` does."""
     found: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
-    work = serve_until_stopped(
-        config, name="mine", layout=layout, notify=print, ready=found.set_result
-    )
+    work = serve_until_stopped(config, Context(layout=layout), name="mine", ready=found.set_result)
     task = asyncio.create_task(work)
     await asyncio.wait({task, found}, return_when=asyncio.FIRST_COMPLETED)
     try:

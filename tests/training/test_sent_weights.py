@@ -13,13 +13,14 @@ from typing import Any
 import aiohttp
 import pytest
 from tests.support.command_line import House
+from tests.support.deployments import opened
 from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse import SampleRequest, SampleResponse, SamplingParameters, TextPrompt
 from enginehouse.client.wire import InFlight
 from enginehouse.core.errors import WeightsError
+from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import ServeConfig, parse
-from enginehouse.deployment.serving import Serving, serving
 from enginehouse.deployment.swapping import weights_info
 from enginehouse.engines.vllm.wire import VLLM_WEIGHTS
 from enginehouse.store.layout import Layout
@@ -78,7 +79,7 @@ def sending(
     return load
 
 
-async def ask(ready: Serving, *, tokens: int = 8) -> SampleResponse:
+async def ask(ready: Deployment, *, tokens: int = 8) -> SampleResponse:
     """The answer to always the same question."""
     parameters = SamplingParameters(max_tokens=tokens, ignore_eos=True)
     return await ready.sampler.sample(SampleRequest(prompt=TextPrompt("x"), parameters=parameters))
@@ -91,7 +92,7 @@ async def until(condition) -> None:
             await asyncio.sleep(0.02)
 
 
-async def killed(ready: Serving, incidents: list) -> None:
+async def killed(ready: Deployment, incidents: list) -> None:
     """Kill the server, and wait until somebody has seen it."""
     before = len(incidents)
     os.kill(ready.server.pid, signal.SIGKILL)
@@ -101,9 +102,7 @@ async def killed(ready: Serving, incidents: list) -> None:
 async def test_they_answer_until_a_restart(served, layout, tmp_path):
     """Samples name what answered them: what was sent, and then the last that were on the disk."""
     incidents: list = []
-    async with serving(
-        served(), layout=layout, notify=lambda _: None, on_incident=incidents.append
-    ) as ready:
+    async with opened(served(), layout=layout, incidents=incidents) as ready:
         first = await ask(ready)
         done = await ready.weights.receive("step-1", sending(1))
         assert (done.before.path, done.after.path, done.after.version) == (tmp_path / "a", None, 1)
@@ -141,7 +140,7 @@ async def test_they_answer_until_a_restart(served, layout, tmp_path):
 async def test_killed_in_the_middle(served, layout, path):
     """The restart brings the declared weights, and who asks meanwhile is answered by them."""
     die = {"fault": "die", "path": f"/{path}", "nth": [1], "signal": signal.SIGKILL}
-    async with serving(served(die), layout=layout, notify=lambda _: None) as ready:
+    async with opened(served(die), layout=layout) as ready:
         old = await ask(ready)
         transfer = asyncio.create_task(ready.weights.receive("step-1", sending(1)))
         await asyncio.sleep(0)
@@ -158,7 +157,7 @@ async def test_killed_in_the_middle(served, layout, path):
 
 async def test_a_part_that_fails_is_taken_back(served, layout, tmp_path):
     """Nothing of what came before it is left in the weights that were on the disk."""
-    async with serving(served(), layout=layout, notify=lambda _: None) as ready:
+    async with opened(served(), layout=layout) as ready:
         old = await ask(ready)
         with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
             await ready.weights.receive("bad", sending(1, last={"no": "names"}))
@@ -179,7 +178,7 @@ async def test_a_part_that_fails_is_taken_back(served, layout, tmp_path):
 
 async def test_a_sender_that_was_killed_leaves_nothing_behind(served, layout, tmp_path):
     """The next swap from the disk, and the next transfer, are not spoiled by what it had sent."""
-    async with serving(served(), layout=layout, notify=lambda _: None) as ready:
+    async with opened(served(), layout=layout) as ready:
         await ready.weights.swap(tmp_path / "b")
         wanted = await ask(ready)
         await ready.weights.receive("step-1", sending(1))
@@ -205,7 +204,7 @@ async def test_a_sender_that_was_killed_leaves_nothing_behind(served, layout, tm
 async def test_what_is_not_touched_goes_on_answering(served, layout):
     """A drain that takes too long loses nothing, though what answers is on no disk."""
     slow = served(VLLM_FAKE_TOKEN_LATENCY="0.02")
-    async with serving(slow, layout=layout, notify=lambda _: None) as ready:
+    async with opened(slow, layout=layout) as ready:
         done = await ready.weights.receive("step-1", sending(1))
         sent = await ask(ready)
         under_way = asyncio.create_task(ask(ready, tokens=100))
@@ -222,7 +221,7 @@ async def test_what_is_not_touched_goes_on_answering(served, layout):
 async def test_requests_in_flight(served, layout, in_flight: InFlight):
     """Drained, they end with the old weights; given up, they are asked again of the new ones."""
     slow = served(VLLM_FAKE_TOKEN_LATENCY="0.01")
-    async with serving(slow, layout=layout, notify=lambda _: None, concurrency=8) as ready:
+    async with opened(slow, layout=layout, concurrency=8) as ready:
         old = await ask(ready)
         under_way = [asyncio.create_task(ask(ready, tokens=100)) for _ in range(4)]
         await until(lambda: ready.sampler.in_flight == 4)
@@ -234,11 +233,11 @@ async def test_requests_in_flight(served, layout, in_flight: InFlight):
 async def test_a_server_that_cannot_go_on_is_started_again(served, layout):
     """A transfer that hangs, and an engine that hangs with it: the deadline, then a restart."""
     hang = {"fault": "hang", "path": "/(update_weights|collective_rpc)", "nth": [1, 2, 3]}
-    async with serving(served(hang), layout=layout, notify=lambda _: None) as ready:
+    async with opened(served(hang), layout=layout) as ready:
         old, pid = await ask(ready), ready.server.pid
         with pytest.raises(WeightsError, match="started again with the old ones") as caught:
             await ready.weights.receive("step-1", sending(1), deadline=0.5)
-        assert caught.value.why == "the transfer did not come within 0.5 s"
+        assert caught.value.why == "the transfer: not done within 0.5 s"
         answer = await ask(ready)
         assert (answer.completions, answer.weights_digest) == (old.completions, old.weights_digest)
         assert ready.server.pid != pid

@@ -26,12 +26,13 @@ from tests.support.tiny_checkpoints import write_checkpoint
 from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.core.errors import ServerFaultError, UnknownNameError, WeightsError
 from enginehouse.deployment.configuration import parse
+from enginehouse.deployment.opening import open_deployment
 from enginehouse.deployment.swapping import weights_info
 from enginehouse.engines.vllm.wire import VLLM_WEIGHTS
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import running_fake_engine
 from enginehouse.training import WeightSender
-from enginehouse.training.placing import weights_swapped
 
 pytestmark = pytest.mark.slow
 
@@ -171,7 +172,7 @@ def test_a_sender_that_hangs(serve: Serve):
         with pytest.raises(WeightsError) as caught:
             sender.send(trainer.send_weights, name="step-1", deadline=0.7)
         assert (caught.value.kind, caught.value.restored) == ("deadline", True)
-        assert caught.value.why == "the transfer did not come within 0.7 s"
+        assert caught.value.why == "the transfer: not done within 0.7 s"
         assert server.answer() == first
         with pytest.raises(WeightsError, match="an earlier transfer still hangs"):
             sender.send(trainer.send_weights, name="step-2")
@@ -338,12 +339,9 @@ def test_a_server_of_ours(house: House):
     config = parse(EvaluationConfig, {"url": url, "tasks": ["instructions"]}, origin="test")
 
     async def evaluate() -> None:
-        async with weights_swapped(
-            config,
-            own,
-            layout=Layout.from_environment(),
-            notify=lambda _: None,
-            left_there=lambda: None,
+        async with (
+            open_deployment(config, Context()) as deployment,
+            deployment.target(own),
         ):
             pytest.fail("the weights that were sent could not be brought back")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.support.stand_in_resident import ITEMS, Place, until, write_checkpoint
+from tests.support.stand_in_deployment import ITEMS, Place, until, write_checkpoint
 
 from enginehouse.core.errors import (
     AdapterError,
@@ -32,9 +32,11 @@ from enginehouse.watch.checkpoints import Finished
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    """A folder to watch."""
-    return Place(tmp_path)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A folder to watch, and what stands in for servers."""
+    place = Place(tmp_path)
+    monkeypatch.setattr("enginehouse.watch.host.open_deployment", place.open_deployment)
+    return place
 
 
 def scores(curve: Curve) -> dict[str, float | None]:

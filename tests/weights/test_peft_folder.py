@@ -205,13 +205,13 @@ class TestNoAdapter:
         path = write_adapter(tmp_path / "a") / "adapter_model.safetensors"
         whole = path.read_bytes()
         path.write_bytes(whole[: int(share * len(whole))])
-        assert "not wholly written yet" in refusal(tmp_path / "a")
+        assert "damaged or incomplete" in refusal(tmp_path / "a")
 
     def test_garbage(self, tmp_path):
         """A file that only has the name."""
         path = write_adapter(tmp_path / "a") / "adapter_model.safetensors"
         path.write_bytes(b"\xff" * 4096)
-        assert "is broken" in refusal(tmp_path / "a")
+        assert "damaged" in refusal(tmp_path / "a")
 
     def test_no_tensors_in_it(self, tmp_path):
         """A whole file with nothing in it."""
@@ -309,7 +309,6 @@ class TestRank:
         """The flag and the rank; which values it takes is up to the engine, which checks them."""
         message = refusal(write_adapter(tmp_path / "a", rank=33), max_rank=16)
         assert "--max-lora-rank 33" in message
-        assert "--max-lora-rank" not in message
 
     @pytest.mark.parametrize("declared", [2, 8])
     def test_another_adapter_s_configuration(self, tmp_path, declared):

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from tests.support.command_line import House
+from tests.support.deployments import opened
 from tests.support.tiny_adapters import write_adapter
 
 from enginehouse.core.messages import TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.deployment.configuration import ServeConfig, parse
-from enginehouse.deployment.serving import serving
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
 from enginehouse.weights.pool import AdapterPool
@@ -53,8 +53,8 @@ async def test_killed_under_requests_for_adapters(house: House, tmp_path: Path, 
     config = parse(ServeConfig, {"model": str(house.model()), "server": options}, origin="test")
     layout = Layout.from_environment()
     incidents: list = []
-    async with serving(
-        config, layout=layout, notify=print, concurrency=8, on_incident=incidents.append
+    async with opened(
+        config, layout=layout, notify=print, concurrency=8, incidents=incidents
     ) as ready:
         pool = AdapterPool(ready.sampler, max_loras=places, store=AdapterStore(layout))
         ready.after_restart(pool.restore)

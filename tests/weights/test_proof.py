@@ -96,13 +96,13 @@ async def test_noise_is_no_effect():
     """Where the base differs from itself as much, nothing is proved."""
     with pytest.raises(AdapterError, match="which is noise") as caught:
         await proved([-1.0, -1.0, -1.1, -1.1], [-1.15])
-    assert "differs by 0.1 when it is asked again" in str(caught.value)
+    assert "differ by 0.1" in str(caught.value)
     assert (await proved([-1.0, -1.0, -1.1, -1.1], [-1.5])).noise == pytest.approx(0.1)
 
 
 async def test_no_numbers():
     """An overflow is an effect, and none that anybody wants."""
-    with pytest.raises(AdapterError, match="no numbers"):
+    with pytest.raises(AdapterError, match="not finite"):
         await proved([-1.0], [math.nan])
 
 

@@ -15,11 +15,12 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from tests.support.changed_checkpoint import as_float32, changed_checkpoint
+from tests.support.deployments import opened
 
 from enginehouse import SampleRequest, SamplingParameters, TextPrompt
 from enginehouse.core.errors import ModelError, WeightsError
+from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import ServeConfig, parse
-from enginehouse.deployment.serving import Serving, serving
 from enginehouse.servers.endpoint import Server
 from enginehouse.store.layout import Layout
 
@@ -35,13 +36,13 @@ def asking(text: str = STORY, tokens: int = 24) -> SampleRequest:
 
 
 @asynccontextmanager
-async def served(dtype: str, state: Path, incidents: list) -> AsyncIterator[Serving]:
+async def served(dtype: str, state: Path, incidents: list) -> AsyncIterator[Deployment]:
     """SmolLM2 on a real vLLM of our own; the caches are the user's, the state is not."""
     layout = replace(Layout.from_environment(), state=state)
     settings = {"model": "smollm2", "server": {"dtype": dtype, "enable_weight_swap": True}}
     config = parse(ServeConfig, settings, origin="test")
-    async with serving(
-        config, layout=layout, notify=print, concurrency=8, on_incident=incidents.append
+    async with opened(
+        config, layout=layout, notify=print, concurrency=8, incidents=incidents
     ) as ready:
         yield ready
 
@@ -53,14 +54,14 @@ def incidents() -> list:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def ready(smollm2, tmp_path_factory, incidents) -> AsyncIterator[Serving]:
+async def ready(smollm2, tmp_path_factory, incidents) -> AsyncIterator[Deployment]:
     """A server that computes in float32: the same question has one answer, cached or not."""
     del smollm2  # converted before the server's start is waited for
     async with served("float32", tmp_path_factory.mktemp("state"), incidents) as server:
         yield server
 
 
-def variant(ready: Serving, folder: Path, factor: float) -> Path:
+def variant(ready: Deployment, folder: Path, factor: float) -> Path:
     """The served checkpoint with a norm multiplied."""
     assert ready.model is not None
     return changed_checkpoint(Path(ready.model.path), folder, tensor=NORM, factor=factor)

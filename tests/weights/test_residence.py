@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from enginehouse.weights import residence as module
-from enginehouse.weights.residence import Residence, Resident, State
+from enginehouse.weights.residence import PATIENCE, Residence, Resident, State
 
 
 @dataclass(eq=False, kw_only=True)
@@ -21,7 +20,7 @@ class Guest(Resident):
 class House:
     """A residence whose guests come and go as the test lets them; it keeps the book."""
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, *, patience: float = PATIENCE) -> None:
         self.places = places
         self.book: list[str] = []
         self.present: set[str] = set()
@@ -30,7 +29,9 @@ class House:
         self.doors.set()
         self.refuse: Exception | None = None
         self.refuse_to_go: Exception | None = None
-        self.residence: Residence[Guest] = Residence(places, come=self.come, go=self.go)
+        self.residence: Residence[Guest] = Residence(
+            places, come=self.come, go=self.go, patience=patience
+        )
 
     async def come(self, guest: Guest) -> None:
         """One comes in, once the doors are open."""
@@ -135,10 +136,9 @@ async def test_first_come_first_served():
     assert [line for line in house.book if line[0] == "+"] == ["+a", "+b", "+c", "+d", "+e"]
 
 
-async def test_nobody_waits_for_ever(monkeypatch):
+async def test_nobody_waits_forever():
     """A place that is never free for a moment is closed after a while, and reopened after that."""
-    monkeypatch.setattr(module, "PATIENCE", 0.01)
-    house, (a, b) = House(1), guests(2)
+    house, (a, b) = House(1, patience=0.01), guests(2)
     stop = asyncio.Event()
 
     async def busy() -> None:
@@ -158,10 +158,9 @@ async def test_nobody_waits_for_ever(monkeypatch):
     assert not a.closing
 
 
-async def test_a_closed_one_reopens_when_the_others_give_up(monkeypatch):
+async def test_a_closed_one_reopens_when_the_others_give_up():
     """What waited for it is let in without its going."""
-    monkeypatch.setattr(module, "PATIENCE", 0.01)
-    house, (a, b) = House(1), guests(2)
+    house, (a, b) = House(1, patience=0.01), guests(2)
     leave = asyncio.Event()
     held = asyncio.create_task(house.visit(a, leave))
     await house.settle()
@@ -386,15 +385,14 @@ class TestLeaving:
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_any_order_of_events(seed, monkeypatch):
+async def test_any_order_of_events(seed):
     """Forty askers for nine guests in three places, some of whom give up or are refused.
 
     There are never more than three; whoever was not cancelled was served or told the refusal;
     whoever waits for one's end sees it; nothing stays held.
     """
-    monkeypatch.setattr(module, "PATIENCE", 0.001)
     rng = random.Random(seed)
-    house, everyone = House(3), guests(9)
+    house, everyone = House(3, patience=0.001), guests(9)
     leaving: list[asyncio.Task[None]] = []
 
     async def ask(guest: Guest, pauses: int) -> None:

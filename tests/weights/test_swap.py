@@ -247,7 +247,7 @@ async def test_what_does_not_fit_never_reaches_the_server(room, tmp_path, wrong)
     [
         ({"fault": "status", "path": RELOAD, "status": 500}, "wire", "the reload: .*500"),
         ({"fault": "reset", "path": RELOAD}, "wire", "the reload: no reply came"),
-        ({"fault": "truncate", "path": "/weight_info"}, "wire", "requests under way: "),
+        ({"fault": "truncate", "path": "/weight_info"}, "wire", "requests in flight: "),
         (
             {"fault": "truncate", "path": "/weight_info", "nth": [2]},
             "wire",
@@ -266,7 +266,7 @@ async def test_what_does_not_fit_never_reaches_the_server(room, tmp_path, wrong)
             "four tokens failed",
         ),
         ({"fault": "say", "path": "/update_weight_version", "body": "{}"}, "restarted", "default"),
-        ({"fault": "status", "path": "/pause", "status": 500}, "wire", "requests under way"),
+        ({"fault": "status", "path": "/pause", "status": 500}, "wire", "requests in flight"),
         ({"fault": "status", "path": "/resume", "status": 500}, "wire", "waiting requests"),
     ],
 )
@@ -307,7 +307,7 @@ async def test_a_hang_ends_at_the_deadline(room):
         before = await it.text()
         error = await it.refused(deadline=0.5)
         assert (error.kind, error.restored) == ("deadline", True)
-        assert error.why == "the reload did not come within 0.5 s"
+        assert error.why == "the reload: not done within 0.5 s"
         assert await it.text() == before
 
 
@@ -317,7 +317,7 @@ async def test_a_hang_for_good_says_that_the_old_weights_are_not_back(room):
     async with room(hang) as it:
         error = await it.refused(deadline=0.3)
         assert (error.kind, error.restored) == ("deadline", False)
-        assert "are NOT back: the reload did not come within 0.3 s" in error.message
+        assert "are NOT back: the reload: not done within 0.3 s" in error.message
         assert await it.name() == f"loading 0-{it.digest(it.a)[:12]}"
     condemned: list[str] = []
     async with room(hang, condemn=condemned.append) as it:
@@ -394,7 +394,7 @@ async def test_a_drain_that_takes_too_long_changes_nothing(room):
         await until(lambda: it.sampler.in_flight)
         error = await it.refused(deadline=0.2)
         assert (error.kind, error.restored) == ("deadline", True)
-        assert "the end of the requests under way" in error.why
+        assert "the end of the requests in flight" in error.why
         assert (await it.ask()).weights_digest == it.digest(it.a)
         assert (await under_way).completion_tokens == 100
         assert await it.name() == "default"
@@ -414,7 +414,7 @@ async def test_one_swap_at_a_time(room):
             swap = asyncio.create_task(it.swapper.swap(it.b))
             await asyncio.sleep(0.1)
             for second in (it.swapper, other):
-                with pytest.raises(WeightsError, match="somebody else swaps") as caught:
+                with pytest.raises(WeightsError, match="another caller") as caught:
                     await second.swap(it.a)
                 assert caught.value.kind == "taken"
             assert (await swap).after.path == it.b

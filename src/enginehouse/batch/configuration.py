@@ -1,4 +1,4 @@
-"""How a file of prompts is asked."""
+"""Configuration of `enginehouse sample`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from enginehouse.deployment.configuration import AskConfig
 
 
 class SampleConfig(AskConfig):
-    """Prompts, how each is asked unless it says otherwise, and where the samples go."""
+    """Prompts, their default sampling parameters, and where the samples go."""
 
     prompts: str
-    """The file of prompts, a JSON object a line; - is standard input."""
+    """The file of prompts, one JSON object per line; - is standard input."""
     out: str
-    """The file of samples, a JSON object a line; the same command completes it; - prints them."""
+    """The file of samples, one JSON object per line; running again completes it; - prints them."""
     plain: bool = False
-    """Whether every line of the prompts is a prompt as it stands, instead of JSON."""
+    """Treat every line of the prompts as a text prompt instead of JSON."""
     chat: bool = False
-    """Whether a prompt without messages is a user's message, instead of a text to continue."""
+    """Treat a text prompt as a user message instead of a text to continue."""
     n: Annotated[int, Field(ge=1)] = 1
-    """How many answers to each prompt."""
+    """Answers per prompt."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -34,13 +34,13 @@ class SampleConfig(AskConfig):
     seed: int | None = None
     """The seed of every request."""
     stop: tuple[str, ...] = ()
-    """A text that ends an answer, and is left out of it."""
+    """A text that ends an answer and is not part of it."""
     json_schema: Path | None = None
-    """A file with the JSON schema that every answer is to follow."""
+    """A file with the JSON schema that every answer must follow."""
     choice: tuple[str, ...] | None = None
-    """The only answers that are allowed, as in yes,no."""
+    """The allowed answers, as in yes,no."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
-    """Requests in flight at most; without it, what the server's queue allows."""
+    """The largest number of requests in flight; by default it follows the server's queue."""
 
     @field_validator("choice", mode="before")
     @classmethod
@@ -50,5 +50,5 @@ class SampleConfig(AskConfig):
     @model_validator(mode="after")
     def _one_constraint(self) -> Self:
         if self.json_schema is not None and self.choice is not None:
-            raise ValueError("an answer follows a schema or is one of a choice: give one of them")
+            raise ValueError("give json_schema or choice, not both")
         return self

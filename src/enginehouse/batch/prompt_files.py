@@ -1,4 +1,4 @@
-"""Prompts from a file or standard input, each with what it overrides of the common parameters."""
+"""Prompts from a file or standard input, each with its own sampling parameters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 PromptId = str | int
 _PROMPTS = ("prompt", "messages", "token_ids")
 _CONSTRAINTS = StructuredOutput.__struct_fields__
-_UNSET = ("logprobs", "prompt_logprobs", "structured", "extra")  # have no place in the samples
+_UNSET = ("logprobs", "prompt_logprobs", "structured", "extra")  # not part of the samples
 _PARAMETERS = tuple(n for n in SamplingParameters.__struct_fields__ if n not in _UNSET)
 OVERRIDES = (*_PARAMETERS, *_CONSTRAINTS)
 _KEYS = ("id", *_PROMPTS, *OVERRIDES)
@@ -28,9 +28,9 @@ _NOTHING = SamplingParameters()
 
 
 class PromptLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt; its id is its own, or else its line's number, from 1.
+    """One prompt. Its id is in its line, or else the number of the line, from 1.
 
-    `digest` stands for the prompt and every sampling parameter that is not a default.
+    `digest` identifies the prompt and every sampling parameter that is not a default.
     """
 
     id: PromptId
@@ -39,14 +39,13 @@ class PromptLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_prompts(config: SampleConfig) -> list[PromptLine]:
-    """Every prompt in order; lines of white space are passed over. Blocking.
+    """Every prompt in order; blank lines are skipped. Blocking.
 
-    Raises ConfigurationError, naming file and line, for what is no prompt, and for an id that
-    comes twice.
+    Raises ConfigurationError, naming file and line, for an invalid prompt and for a duplicate id.
     """
     name = "standard input" if config.prompts == "-" else config.prompts
     common = _common(config)
-    found: list[PromptLine] = []
+    prompts: list[PromptLine] = []
     lines_of: dict[PromptId, int] = {}
     try:
         path = Path(config.prompts).expanduser()
@@ -62,20 +61,20 @@ def read_prompts(config: SampleConfig) -> list[PromptLine]:
                     raise
                 if (earlier := lines_of.setdefault(prompt.id, number)) != number:
                     raise ConfigurationError(
-                        f"{name}, line {number}: the id {prompt.id!r} is that of line {earlier}",
-                        fix="every prompt needs an id of its own; without one it is the line's "
-                        "number",
+                        f"{name}, line {number}: the id {prompt.id!r} is also in line {earlier}",
+                        fix="give every prompt a different id; the default is the line's number",
                     )
-                found.append(prompt)
+                prompts.append(prompt)
     except OSError as error:
         raise ConfigurationError(
             f"cannot read {name}", why=error.strerror, fix="check the path given to --prompts"
         ) from error
-    if not found:
+    if not prompts:
         raise ConfigurationError(
-            f"{name} holds no prompt", fix='write one a line, as in {"prompt": "Once upon a time"}'
+            f"{name} has no prompts",
+            fix='write one per line, as in {"prompt": "Once upon a time"}',
         )
-    return found
+    return prompts
 
 
 def _common(config: SampleConfig) -> dict[str, Any]:
@@ -95,7 +94,7 @@ def _read_schema(path: Path) -> dict[str, Any]:
             f"cannot read {path}", why=error.strerror, fix="check the path given to --schema"
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigurationError(f"{path} holds no JSON schema", why=str(error)) from error
+        raise ConfigurationError(f"{path} is not a JSON schema", why=str(error)) from error
 
 
 def _prompt_line(
@@ -133,16 +132,16 @@ def _object(line: bytes) -> dict[str, Any]:
         return msgspec.json.decode(line, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(
-            "it is no JSON object",
+            "it is not a JSON object",
             why=str(error),
-            fix='write {"prompt": "…"}, or take every line as a prompt with --plain',
+            fix='write {"prompt": "…"}, or use --plain for lines of text',
         ) from error
 
 
 def _prompt(kind: str, value: Any, *, chat: bool) -> Prompt:
     if kind == "messages":
         for message in value if isinstance(value, list) else ():
-            _no_unknown_fields(message)
+            _require_known_fields(message)
         if messages := _convert(value, tuple[Message, ...], kind):
             return ChatPrompt(messages)
     elif kind == "token_ids":
@@ -153,7 +152,7 @@ def _prompt(kind: str, value: Any, *, chat: bool) -> Prompt:
     raise ConfigurationError(f"{kind} is empty")
 
 
-def _no_unknown_fields(message: Any) -> None:
+def _require_known_fields(message: Any) -> None:
     known = Message.__struct_fields__
     unknown = [key for key in message if key not in known] if isinstance(message, dict) else ()
     if unknown:
@@ -188,7 +187,7 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
 
 
 def _digest(prompt: Prompt, parameters: SamplingParameters) -> str:
-    """SHA-256, half of it; independent of the fields that later versions add with a default."""
+    """The first half of a SHA-256; unaffected by fields that later versions add with a default."""
     chosen = {
         name: value
         for name in SamplingParameters.__struct_fields__

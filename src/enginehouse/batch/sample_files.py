@@ -1,4 +1,4 @@
-"""Files of samples: one JSON object a line, completed by the same command after any end."""
+"""Files of samples: one JSON object per line, which running the same command again completes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BEGINNING = b'{"id":'
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """Who answered. `weights`: the digest of the model's weights; None is not known."""
+    """Who answered. `weights` is the digest of the model's weights; None means unknown."""
 
     model: str
     engine: str | None
@@ -33,11 +33,11 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SampleLine(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one prompt, named by its id: `n` texts, or an error in words.
+    """The result of one prompt, identified by its id: `n` texts, or an error message.
 
-    `digest` stands for the prompt and its sampling parameters. `seconds` is how long the answer
-    took; tokens are the engine's own counts, the completion's summed over the texts. `weights` is
-    the digest of the model's weights; who was asked is None as far as it is not known.
+    `digest` identifies the prompt and its sampling parameters. `seconds` is how long the answer
+    took. Token counts are the engine's own; those of the completion are summed over the texts.
+    `weights` is the digest of the model's weights. Unknown facts about the engine are None.
     """
 
     id: str | int
@@ -58,7 +58,7 @@ class PrintedSamples:
     """Samples on standard output."""
 
     def write(self, line: SampleLine) -> None:
-        """Print a line, at once."""
+        """Print a line immediately."""
         write_plain(sys.stdout, visible_json(msgspec.json.encode(line).decode()) + "\n")
 
 
@@ -69,9 +69,9 @@ class _Existing(msgspec.Struct):
 
 
 class SampleFile:
-    """A file of samples that nobody else writes meanwhile; unchanged until `begin`.
+    """A locked file of samples; unchanged until `begin`.
 
-    `answered` maps the ids that need not be asked again to their digests.
+    `answered` maps the ids that do not have to be asked again to their digests.
     """
 
     def __init__(self, path: Path, existing: _Existing) -> None:
@@ -81,7 +81,7 @@ class SampleFile:
         self._journal: Journal | None = None
 
     def begin(self) -> Repair | None:
-        """Take out the failed samples; what a kill left half written is moved aside.
+        """Remove the failed samples, and move an incomplete last line aside.
 
         Returns what was moved, or None. Raises StoreError.
         """
@@ -91,7 +91,7 @@ class SampleFile:
         return self._journal.repair
 
     def write(self, line: SampleLine) -> None:
-        """Append a line; when it returns, the line survives kill -9. Raises StoreError."""
+        """Append a line, which survives kill -9 once this returns. Raises StoreError."""
         assert self._journal is not None, "begin first"
         self._journal.append(line)
 
@@ -100,35 +100,35 @@ class SampleFile:
         if self._journal is not None:
             self._journal.close()
 
-    def demand_same_prompts(self, prompts: Sequence[PromptLine]) -> None:
-        """Raise ConfigurationError if an answer here is to another prompt, or asked otherwise."""
+    def require_same_prompts(self, prompts: Sequence[PromptLine]) -> None:
+        """Raise ConfigurationError if a prompt that was answered, or its parameters, changed."""
         digests = {prompt.id: prompt.digest for prompt in prompts}
         for known, digest in self.answered.items():
             if known not in digests:
-                raise self._other(f"it has an answer to {known!r}, which is none of the prompts")
+                raise self._other(f"it has an answer to {known!r}, which is not among the prompts")
             if digests[known] != digest:
-                raise self._other(f"the prompt or the parameters of {known!r} are not as they were")
+                raise self._other(f"the prompt or the parameters of {known!r} have changed")
 
-    def demand_same_source(self, source: Source) -> None:
-        """Raise ConfigurationError if another model answered here."""
+    def require_same_source(self, source: Source) -> None:
+        """Raise ConfigurationError if a different model answered before."""
         for name in ("model", "engine", "weights"):
             before, now = getattr(self._existing.source, name, None), getattr(source, name)
             if before is not None and now is not None and before != now:
-                raise self._other(f"its {name} was {before}, and is {now} now")
+                raise self._other(f"its {name} was {before} and is now {now}")
 
     def _other(self, why: str) -> ConfigurationError:
         return ConfigurationError(
-            f"{self.path} holds samples of something else",
+            f"{self.path} has samples of something else",
             why=why,
-            fix="choose another --out, or repeat the command as it was; nothing was changed",
+            fix="choose another --out, or repeat the original command; nothing was changed",
         )
 
 
 @contextmanager
 def sample_file(path: Path, *, layout: Layout) -> Iterator[SampleFile]:
-    """A file of samples, made if there is none.
+    """A file of samples, which is created if it does not exist. Blocks.
 
-    Raises StoreError if it cannot be written, is no file of samples, or is being written. Blocks.
+    Raises StoreError if it cannot be written, is something else, or is in use by another process.
     """
     path = path.expanduser().absolute()
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
@@ -151,14 +151,14 @@ def sample_file(path: Path, *, layout: Layout) -> Iterator[SampleFile]:
 def _read(path: Path) -> _Existing:
     found = _Existing({}, set(), None)
     if path.exists() and not path.is_file():
-        raise StoreError(f"{path} is no file", fix="choose another --out; - prints the samples")
+        raise StoreError(f"{path} is not a file", fix="choose another --out; - prints the samples")
     decoder = msgspec.json.Decoder(SampleLine)
     try:
         with path.open("a+b") as file:
             file.seek(0)
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
-                    _demand_torn(line, number, path)
+                    _require_torn(line, number, path)
                     break
                 try:
                     sample = decoder.decode(line)
@@ -173,7 +173,7 @@ def _read(path: Path) -> _Existing:
 
 def _add(sample: SampleLine, number: int, path: Path, found: _Existing) -> None:
     if sample.id in found.answered or sample.id in found.failed:
-        raise _foreign(path, number, f"the id {sample.id!r} comes a second time")
+        raise _foreign(path, number, f"the id {sample.id!r} is used twice")
     if sample.error is None:
         found.answered[sample.id] = sample.digest
         found.source = Source(
@@ -186,24 +186,24 @@ def _add(sample: SampleLine, number: int, path: Path, found: _Existing) -> None:
         found.failed.add(sample.id)
 
 
-def _demand_torn(line: bytes, number: int, path: Path) -> None:
-    """A last line without its end is what a kill leaves, unless it never was a sample."""
+def _require_torn(line: bytes, number: int, path: Path) -> None:
+    """Raise StoreError for an incomplete last line that is not the beginning of a sample."""
     if not (line.startswith(_BEGINNING) or _BEGINNING.startswith(line)):
-        raise _foreign(path, number, "it does not begin as a sample does")
+        raise _foreign(path, number, "it does not begin like a sample")
 
 
 def _foreign(path: Path, number: int, why: str) -> StoreError:
     return StoreError(
-        f"{path}, line {number} is no sample",
+        f"{path}, line {number} is not a sample",
         why=why,
         fix="choose another --out, or repair the file; nothing was changed",
     )
 
 
 def _drop(ids: set[PromptId], path: Path) -> None:
-    """Replace the file by one without these samples; a kill leaves the one or the other.
+    """Replace the file atomically by one without these samples.
 
-    A torn last line stays. Through a symlink it is the file behind it that is replaced.
+    An incomplete last line stays. If the path is a symlink, its target is replaced.
     """
     decoder = msgspec.json.Decoder(_Id)
     path = path.resolve()

@@ -1,1 +1,1 @@
-"""A sampler under load: random prompts, a closed loop of requests, and the figures."""
+"""A sampler under load: random prompts, a closed loop of requests, and their latencies."""

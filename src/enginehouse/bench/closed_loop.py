@@ -1,28 +1,28 @@
-"""A closed loop: so many requests in flight, each answer followed by the next request, all timed.
+"""A closed loop: a fixed number of requests in flight, each answer followed by the next request.
 
-Latencies are defined as vLLM's `vllm bench serve` defines them (vllm/benchmarks/serve.py and
+Latencies are defined as in vLLM's `vllm bench serve` (vllm/benchmarks/serve.py and
 lib/endpoint_request_func.py of 0.32): the clock is read when a chunk is read from the connection,
-and nothing else runs in between but the decoding of that chunk.
+and only the decoding of that chunk runs in between.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from enginehouse.core.errors import MalformedResponseError, WireError
 from enginehouse.core.sampler import Delta, Sampler, SampleRequest
+from enginehouse.runtime.workers import run_workers
 
 Clock = Callable[[], float]
 
 
 @dataclass(kw_only=True)
 class TimedRequest:
-    """One request: `started` and `ended` on the clock, `chunks` when each with tokens was read.
+    """One request. `chunks` has the time at which each chunk with tokens was read.
 
-    Either `failure` is set, or the tokens are the server's own counts and there is a chunk.
+    Either `failure` is set, or there is a chunk and the token counts are the server's own.
     """
 
     started: float
@@ -56,25 +56,23 @@ async def run_closed_loop(
     clock: Clock = time.perf_counter,
     progress: Callable[[TimedRequest], None] = lambda _: None,
 ) -> list[TimedRequest]:
-    """Ask everything, `concurrency` at a time; those that fail are among what comes back.
+    """Send every request, `concurrency` at a time. The result includes failed ones.
 
-    `sampler` must neither retry nor make anybody wait: both would be measured.
+    `sampler` must neither retry nor delay requests, since both would be measured.
     """
     done: list[TimedRequest] = []
-    waiting = iter(requests)
 
-    async def ask_on() -> None:
-        for request in waiting:
-            timed = await ask(sampler, request, clock=clock)
-            done.append(timed)
-            progress(timed)
+    async def measure(request: SampleRequest) -> None:
+        timed = await ask(sampler, request, clock=clock)
+        done.append(timed)
+        progress(timed)
 
-    await asyncio.gather(*(ask_on() for _ in range(concurrency)))
+    await run_workers(measure, requests, count=concurrency)
     return done
 
 
 async def ask(sampler: Sampler, request: SampleRequest, *, clock: Clock) -> TimedRequest:
-    """Stream one answer. A WireError is what comes back, too, never raised."""
+    """Stream one answer. A WireError is returned as `failure`, never raised."""
     timed = TimedRequest(started=clock())
     token_ids: int | None = 0
     try:
@@ -90,7 +88,7 @@ async def ask(sampler: Sampler, request: SampleRequest, *, clock: Clock) -> Time
                 elif token_ids is not None:
                     token_ids += len(delta.token_ids)
         timed.output_tokens = timed.output_tokens or token_ids or 0
-        _check(timed)
+        _require_tokens(timed)
     except WireError as error:
         timed.failure = error
     timed.ended = clock()
@@ -101,12 +99,12 @@ def _has_tokens(delta: Delta) -> bool:
     return bool(delta.text if delta.token_ids is None else delta.token_ids)
 
 
-def _check(timed: TimedRequest) -> None:
+def _require_tokens(timed: TimedRequest) -> None:
     if not timed.chunks:
         raise MalformedResponseError("the answer has no token")
     if not timed.output_tokens:
         raise MalformedResponseError(
-            "the server does not say how many tokens it made",
+            "the server does not say how many tokens it generated",
             why="the stream has neither a usage (stream_options.include_usage) nor token ids",
-            fix="counting chunks would be a guess: measure a server that says it",
+            fix="counting chunks would be a guess: measure a server that reports token counts",
         )

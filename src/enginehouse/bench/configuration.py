@@ -1,4 +1,4 @@
-"""How a server is measured."""
+"""Configuration of `enginehouse bench`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from enginehouse.deployment.configuration import AskConfig, Fraction
 
 
 class BenchConfig(AskConfig):
-    """A load for a model that is served for it, or for the server at a URL."""
+    """A load, for a model or for the server at a URL."""
 
     concurrency: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
-    """Requests in flight; several, one after another, as in 1,8,32."""
+    """Requests in flight; several values, as in 1,8,32, are measured one after another."""
     input_tokens: Annotated[int, Field(ge=1)] = 512
     """The length of every prompt, in tokens."""
     output_tokens: Annotated[int, Field(ge=1)] = 128
     """The length of every answer, in tokens."""
     requests: Annotated[int, Field(ge=1)] | None = None
-    """Requests at each concurrency; 4 times the concurrency, but at least 32, when not given."""
+    """Requests per concurrency; by default 4 times the concurrency, but at least 32."""
     warmup: Annotated[int, Field(ge=0)] | None = None
-    """Requests before each measurement that do not count; as many as in flight when not given."""
+    """Requests before each measurement that do not count; by default the concurrency."""
     seed: int = 0
-    """Decides the prompts' tokens, except their first few, which are always new."""
+    """Determines the prompts' tokens, except their first few, which are always new."""
     max_failed: Fraction = 0.01
     """The share of failed requests above which the command fails."""
 
@@ -40,9 +40,11 @@ class BenchConfig(AskConfig):
             raise ValueError("'concurrency' is empty: give at least one number")
         if self.requests is not None and self.requests < max(self.concurrency):
             most = max(self.concurrency)
-            raise ValueError(f"{self.requests} requests are never {most} in flight: ask for more")
+            raise ValueError(
+                f"{self.requests} requests are too few for {most} in flight: ask for more"
+            )
         own = [n for n in ("path", "python", "version", "variant") if getattr(self, n) is not None]
         own += [n for n in self.server.model_dump(exclude_defaults=True) if n != "api_key"]
         if self.url is not None and own:
-            raise ValueError(f"without effect on a server that runs already: {', '.join(own)}")
+            raise ValueError(f"without effect on a running server: {', '.join(own)}")
         return self

@@ -1,4 +1,4 @@
-"""From timed requests to figures, and to what must be said beside them."""
+"""From timed requests to rates and latencies, and to notes on them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from enginehouse.results.benchmark import FailedRequests, Latencies, LoadMeasure
 from enginehouse.statistics.percentiles import percentiles
 
 BUSY_CLIENT = 0.9  # of a core
-_NOTEWORTHY = 0.01  # of all tokens; canaries of whoever keeps the server are fewer
-_SINGLE = 1.05  # tokens per chunk that still count as one
+_NOTEWORTHY = 0.01  # of all tokens; a supervisor's canaries are fewer
+_SINGLE = 1.05  # tokens per chunk that still counts as one
 
 
 def summarise(
@@ -100,18 +100,19 @@ def _notes_on_client(
     if client_cpu > BUSY_CLIENT:
         yield f"this client used {client_cpu:.0%} of a core: the server may be faster than shown"
     if odd := sum(r.output_tokens != config.output_tokens for r in good):
-        yield f"{odd:,} answers have another length than the {config.output_tokens:,} tokens asked"
+        answers = "1 answer does" if odd == 1 else f"{odd:,} answers do"
+        yield f"{answers} not have the requested {config.output_tokens:,} tokens"
     chunks = sum(len(r.chunks) for r in good)
     tokens = sum(r.output_tokens for r in good)
     if chunks and tokens / chunks > _SINGLE:
         yield (
-            f"a chunk holds {tokens / chunks:.1f} tokens on average: inter-token latency is that "
+            f"a chunk has {tokens / chunks:.1f} tokens on average: inter-token latency is the time "
             "between chunks"
         )
 
 
 def _notes_on_server(server: ServerCounts | None, *, ours: int | None) -> Iterator[str]:
-    """`ours`: the tokens that were made for us; None if some requests failed half-way."""
+    """`ours`: the tokens generated for us; None if some requests failed part-way."""
     if server is None:
         return
     if server.preemptions:
@@ -121,4 +122,4 @@ def _notes_on_server(server: ServerCounts | None, *, ours: int | None) -> Iterat
         yield f"{hits / queries:.0%} of the prompts' tokens came from the prefix cache"
     if ours is not None and (server.output_tokens or 0) > (1 + _NOTEWORTHY) * ours:
         more = (server.output_tokens or 0) - ours
-        yield f"the server made {more:,} more tokens meanwhile: somebody else asked it, too"
+        yield f"the server generated {more:,} more tokens meanwhile: someone else used it, too"

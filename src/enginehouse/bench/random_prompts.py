@@ -1,4 +1,4 @@
-"""Prompts of an exact length that no prefix cache can know."""
+"""Prompts of an exact length that are in no prefix cache."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from enginehouse.core.messages import TokenPrompt
 from enginehouse.core.sampler import Sampler
 
 _WORDS = 512
-_FRESH = 8  # tokens that begin every prompt: from 300 kinds of token, 2^65 beginnings
+_FRESH = 8  # tokens at the start of every prompt: with 300 different ones, 2^65 beginnings
 
 
 async def ordinary_tokens(sampler: Sampler) -> tuple[int, ...]:
-    """Ids of tokens that text has, no special ones, as the server's tokenizer cuts random words.
+    """The token ids of random words, without special tokens, from the server's tokenizer.
 
-    Always the same for a tokenizer. Raises WireError, as from a server without /tokenize.
+    Deterministic for a tokenizer. Raises WireError, for example for a server without /tokenize.
     """
     draw = random.Random(0)
     words = (
@@ -30,9 +30,9 @@ async def ordinary_tokens(sampler: Sampler) -> tuple[int, ...]:
 def random_prompts(tokens: tuple[int, ...], *, length: int, seed: int) -> Iterator[TokenPrompt]:
     """Endless prompts of exactly `length` of these tokens, drawn by the seed.
 
-    Each begins with a few tokens (half of a short prompt at most, one at least) that no seed
-    decides: so neither another prompt nor an earlier run with the same seed has left its beginning
-    in the server's prefix cache, whose entries hold for one beginning only.
+    Each begins with a few tokens (at least one, at most half of the prompt) that do not depend on
+    the seed. Neither another prompt nor an earlier run with the same seed can therefore have left
+    its beginning in the server's prefix cache.
     """
     draw = random.Random(seed)
     fresh = min(_FRESH, max(1, length // 2))

@@ -11,7 +11,7 @@ import typer
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
 from enginehouse.core.errors import UnknownNameError
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 if TYPE_CHECKING:
     from enginehouse.deployment.adapters import Adapters, Proof, ProvenAdapter
@@ -103,8 +103,7 @@ def _run(server: str, console: Console, work: Callable[[Adapters], Awaitable[T]]
     from enginehouse.deployment.adapters import adapters_of
 
     async def run() -> T:
-        layout = Layout.from_environment()
-        async with adapters_of(server, layout=layout, notify=console.note) as adapters:
+        async with adapters_of(server, Context(notify=console.note)) as adapters:
             return await work(adapters)
 
     return run_async(run())

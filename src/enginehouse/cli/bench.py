@@ -5,7 +5,7 @@ from __future__ import annotations
 from enginehouse.bench.configuration import BenchConfig
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import Given, with_config_options
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 
 @with_config_options(BenchConfig)
@@ -15,7 +15,6 @@ def bench(*, given: Given[BenchConfig], console: Console) -> None:
     from enginehouse.commands.bench import require_answers, run_benchmark
     from enginehouse.report.benchmark_table import print_benchmark
 
-    layout = Layout.from_environment()
-    benchmark = run_async(run_benchmark(settings, layout=layout, notify=console.note))
+    benchmark = run_async(run_benchmark(settings, Context(notify=console.note)))
     console.result(benchmark, text=lambda: print_benchmark(benchmark))
     require_answers(benchmark, max_failed=settings.max_failed)

@@ -15,12 +15,12 @@ from enginehouse.cli.options import Given, with_config_options
 from enginehouse.commands.configuration import ChatConfig
 from enginehouse.core.errors import UnauthorizedError, WireError
 from enginehouse.report.visible_text import write_plain, write_text
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 if TYPE_CHECKING:
     from enginehouse.commands.chat import Conversation
-    from enginehouse.deployment.serving import Serving
-    from enginehouse.facades.blocking import Held
+    from enginehouse.deployment.base import Deployment
+    from enginehouse.runtime.blocking import Portal
 
 
 @with_config_options(ChatConfig, json=False)
@@ -30,14 +30,12 @@ def chat(*, given: Given[ChatConfig], console: Console) -> None:
     /reset starts a new conversation, /exit quits. Ctrl-C stops an answer, or quits at the prompt.
     """
     settings = given.settings()
-    layout = Layout.from_environment()
-    from enginehouse.deployment.asking import asking
-    from enginehouse.facades.blocking import Held
+    context = Context(notify=console.note)
+    from enginehouse.deployment.opening import open_deployment
+    from enginehouse.runtime.blocking import Portal
 
     with _interruptible():
-        held = Held(
-            lambda: asking(settings, layout=layout, notify=console.note, concurrency=1), name="chat"
-        )
+        held = Portal(lambda: open_deployment(settings, context, concurrency=1), name="chat")
         try:
             failure = _Talk(held, settings, console).run()
         finally:
@@ -52,7 +50,7 @@ def chat(*, given: Given[ChatConfig], console: Console) -> None:
 class _Talk:
     """The terminal's side of a conversation."""
 
-    def __init__(self, held: Held[Serving], settings: ChatConfig, console: Console) -> None:
+    def __init__(self, held: Portal[Deployment], settings: ChatConfig, console: Console) -> None:
         self._held = held
         self._console = console
         self._conversation = held.call(lambda ready: _begin(ready, settings))
@@ -135,7 +133,7 @@ class _AnswerOnScreen:
             self._write(sys.stdout, "\n")
 
 
-async def _begin(ready: Serving, settings: ChatConfig) -> Conversation:
+async def _begin(ready: Deployment, settings: ChatConfig) -> Conversation:
     from enginehouse.commands.chat import Conversation
 
     return Conversation(ready.sampler, settings)

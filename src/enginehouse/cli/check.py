@@ -8,7 +8,7 @@ from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import Given, with_config_options
 from enginehouse.commands.configuration import CheckConfig
 from enginehouse.core.errors import WireError
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 
 @with_config_options(CheckConfig)
@@ -18,8 +18,7 @@ def check(*, given: Given[CheckConfig], console: Console) -> None:
     from enginehouse.commands.check import run_check
     from enginehouse.report.check_table import print_check
 
-    layout = Layout.from_environment()
-    report = run_async(run_check(settings, layout=layout, notify=console.note))
+    report = run_async(run_check(settings, Context(notify=console.note)))
     console.result(report, text=lambda: print_check(report))
     if report.failed:
         raise typer.Exit(WireError.exit_code)

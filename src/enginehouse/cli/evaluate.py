@@ -18,6 +18,7 @@ from enginehouse.cli.options import (
 )
 from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.core.errors import ConfigurationError
+from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 if TYPE_CHECKING:
@@ -53,19 +54,15 @@ def evaluate(
     from enginehouse.report.comparison_table import print_comparison
     from enginehouse.report.terminal import print_report
 
-    layout = Layout.from_environment()
+    context = Context(notify=console.note)
     if not others:
         with console.progress() as progress:
-            report = run_async(
-                run_evaluation(settings, layout=layout, notify=console.note, progress=progress)
-            )
+            report = run_async(run_evaluation(settings, context, progress=progress))
         _show(report, console)
         return
 
     with console.progress() as progress:
-        together = run_async(
-            run_together([settings, *others], layout=layout, notify=console.note, progress=progress)
-        )
+        together = run_async(run_together([settings, *others], context, progress=progress))
 
     def print_together() -> None:
         for report in together.reports:
@@ -98,10 +95,9 @@ def resume(
         report = run_async(
             resume_evaluation(
                 run,
+                Context(notify=console.note),
                 retry_failed=retry_failed,
                 trust=trust,
-                layout=Layout.from_environment(),
-                notify=console.note,
                 progress=progress,
             )
         )
@@ -130,9 +126,8 @@ def rescore(
         rescoring = run_async(
             rescore_evaluation(
                 run,
+                Context(notify=console.note),
                 trust=trust,
-                layout=Layout.from_environment(),
-                notify=console.note,
                 progress=progress,
             )
         )

@@ -8,7 +8,7 @@ from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import Given, with_config_options
 from enginehouse.commands.configuration import ParityConfig
 from enginehouse.core.errors import ModelError
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 
 @with_config_options(ParityConfig)
@@ -21,8 +21,7 @@ def parity(*, given: Given[ParityConfig], console: Console) -> None:
     from enginehouse.commands.parity import run_parity
     from enginehouse.report.parity_table import print_parity
 
-    layout = Layout.from_environment()
-    report = run_async(run_parity(settings, layout=layout, notify=console.note))
+    report = run_async(run_parity(settings, Context(notify=console.note)))
     console.result(report, text=lambda: print_parity(report))
     if not report.agrees:
         raise typer.Exit(ModelError.exit_code)

@@ -6,7 +6,7 @@ from enginehouse.batch.configuration import SampleConfig
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import Given, with_config_options
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 
 @with_config_options(SampleConfig)
@@ -24,11 +24,8 @@ def sample(*, given: Given[SampleConfig], console: Console) -> None:
         )
     from enginehouse.commands.sample import require_samples, run_sampling
 
-    layout = Layout.from_environment()
     with console.progress() as progress:
-        summary = run_async(
-            run_sampling(settings, layout=layout, notify=console.note, progress=progress)
-        )
+        summary = run_async(run_sampling(settings, Context(notify=console.note), progress=progress))
     before = summary.prompts - summary.asked
     text = f"{summary.out}: {summary.answered:,} of {summary.prompts:,} prompts answered"
     text += f" ({before:,} of them before)" if before else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +9,7 @@ import typer
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import Given, with_config_options
 from enginehouse.deployment.configuration import ServeConfig
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 
 if TYPE_CHECKING:
     from enginehouse.servers.server import Server
@@ -31,7 +30,6 @@ def serve(
 ) -> None:
     """Serve a model until Ctrl-C, or in the background."""
     settings = given.settings()
-    layout = Layout.from_environment()
 
     def ready(server: Server) -> None:
         facts = {
@@ -43,20 +41,10 @@ def serve(
         }
         console.result(facts, text=lambda: _announce(server, console, detached=detach))
 
-    equip = None
-    from enginehouse.deployment.adapters import lend
-    from enginehouse.deployment.resident import with_adapters
-    from enginehouse.deployment.serving import serve_detached, serve_until_stopped
-
-    if settings.adapter is not None:
-        folder = settings.adapter
-        settings = with_adapters(settings, [folder])
-        equip = partial(lend, folder=folder, layout=layout, notify=console.note)
+    from enginehouse.commands.serve import serve_detached, serve_until_stopped
 
     work = serve_detached if detach else serve_until_stopped
-    run_async(
-        work(settings, name=name, layout=layout, notify=console.note, ready=ready, equip=equip)
-    )
+    run_async(work(settings, Context(notify=console.note), name=name, ready=ready))
 
 
 def _announce(server: Server, console: Console, *, detached: bool) -> None:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.evaluate import DataOption, task_values
 from enginehouse.cli.options import Given, with_config_options
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 from enginehouse.watch.configuration import WatchConfig
 
 if TYPE_CHECKING:
     from enginehouse.results.curve import Curve, CurvePoint
 
 
-@with_config_options(WatchConfig, without=("adapter", "url", "api_key_env"))
+@with_config_options(WatchConfig)
 def watch(*, data: DataOption = None, given: Given[WatchConfig], console: Console) -> None:
     """Evaluate checkpoints and adapters as they appear in a folder, and plot their scores."""
     settings = given.parse(task_values(given, data=data))
@@ -41,8 +41,7 @@ def watch(*, data: DataOption = None, given: Given[WatchConfig], console: Consol
             run_async(
                 watcher.watch(
                     settings,
-                    layout=Layout.from_environment(),
-                    notify=(lambda _: None) if console.quiet else display.note,
+                    Context(notify=(lambda _: None) if console.quiet else display.note),
                     progress=(lambda _: None) if console.quiet else display.progress,
                     shown=show,
                 )

@@ -79,27 +79,26 @@ class Attempt:
 
     def __init__(self, work: Coroutine[Any, Any, Reply]) -> None:
         self._task = asyncio.get_running_loop().create_task(work)
+        self._aborted = False
 
     def abort(self) -> bool:
         """Have `reply` return None; false if the attempt has ended already."""
+        self._aborted = True
         return self._task.cancel()
 
     async def reply(self) -> Reply | None:
         """The reply, or None if the attempt was aborted. Raises what the attempt raises.
 
-        If the caller is cancelled, the attempt is cancelled and awaited first.
+        If the caller is cancelled, so is the attempt, and has ended when this raises.
         """
+        caller = asyncio.current_task()
+        assert caller is not None
+        cancellations = caller.cancelling()
         try:
-            await asyncio.wait({self._task})
+            return await self._task
         except asyncio.CancelledError:
-            self._task.add_done_callback(_discard)
-            if self._task.cancel():
-                await asyncio.wait({self._task})
+            if self._aborted and caller.cancelling() == cancellations:
+                return None
+            if not self._task.cancelled() and self._task.exception() is None:
+                self._task.result().close()  # it had just begun, and nobody will read it
             raise
-        return None if self._task.cancelled() else self._task.result()
-
-
-def _discard(task: asyncio.Task[Reply]) -> None:
-    """Free what a reply holds that nobody will read."""
-    if not task.cancelled() and task.exception() is None:
-        task.result().close()

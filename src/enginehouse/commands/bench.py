@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from enginehouse.bench.closed_loop import TimedRequest, run_closed_loop
@@ -19,31 +17,27 @@ from enginehouse.core.errors import ConfigurationError, WireError
 from enginehouse.core.messages import TokenPrompt
 from enginehouse.core.sampler import Load, SampleRequest
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.deployment.asking import adapted, attach
-from enginehouse.deployment.resident import serving_target
-from enginehouse.engines.base import Engine
+from enginehouse.deployment.opening import open_deployment
 from enginehouse.results.benchmark import Benchmark, LoadMeasurement
-from enginehouse.runtime.context import Notify
-from enginehouse.servers.endpoint import Server
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context, Notify
 
 _FEWEST, _EACH = 32, 4
 _NEWS = 10.0  # seconds between lines about progress
 _ONCE = Retries(attempts=1, base=0, cap=0, patience=0, endurance=0)
 
 
-async def run_benchmark(config: BenchConfig, *, layout: Layout, notify: Notify) -> Benchmark:
+async def run_benchmark(config: BenchConfig, context: Context) -> Benchmark:
     """Measure every concurrency, one after another; a server of our own is stopped at the end.
 
-    Raises what `serving` does, WireError for a server that cannot be used or fails all of the
-    warm-up, and ConfigurationError. Requests that fail later are in what comes back.
+    Raises what `open_deployment` does, WireError for a server that fails all of the warm-up, and
+    ConfigurationError. Requests that fail later are in the result.
     """
-    _demand_connections(max(config.concurrency))
-    async with _asked(config, layout=layout, notify=notify) as asked:
-        server, engine, model = asked.server, asked.engine, asked.model
+    _require_connections(max(config.concurrency))
+    async with open_deployment(config, context, concurrency=1) as deployment:
+        server, engine = deployment.server, deployment.engine
         async with HTTPSampler(
             server.base_url,
-            model=model,
+            model=deployment.sampler.model,
             capabilities=engine.capabilities(server.version),
             wire=engine.wire,
             api_key=server.api_key,
@@ -55,12 +49,14 @@ async def run_benchmark(config: BenchConfig, *, layout: Layout, notify: Notify) 
                 await ordinary_tokens(sampler), length=config.input_tokens, seed=config.seed
             )
             loads = [
-                await _measure(sampler, prompts, config, concurrency=concurrency, notify=notify)
+                await _measure(
+                    sampler, prompts, config, concurrency=concurrency, notify=context.notify
+                )
                 for concurrency in config.concurrency
             ]
     return Benchmark(
         url=server.base_url,
-        model=model,
+        model=sampler.model,
         engine=server.engine,
         engine_version=server.version,
         engine_arguments=server.command,
@@ -71,7 +67,7 @@ async def run_benchmark(config: BenchConfig, *, layout: Layout, notify: Notify) 
     )
 
 
-def _demand_connections(wanted: int) -> None:
+def _require_connections(wanted: int) -> None:
     most = most_connections()
     if most is not None and wanted > most:
         raise ConfigurationError(
@@ -94,36 +90,6 @@ def require_answers(benchmark: Benchmark, *, max_failed: float) -> None:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    server: Server
-    engine: Engine
-    model: str
-
-
-@asynccontextmanager
-async def _asked(config: BenchConfig, *, layout: Layout, notify: Notify) -> AsyncIterator[_Asked]:
-    if config.url is None:
-        async with serving_target(config, layout=layout, notify=notify, concurrency=1) as ready:
-            yield _Asked(server=ready.server, engine=ready.engine, model=ready.sampler.model)
-        return
-    server, engine = await attach(config, layout=layout)
-    model = _model(config, server)
-    async with adapted(config, server, engine, layout=layout, notify=notify) as adapter:
-        yield _Asked(server=server, engine=engine, model=adapter or model)
-
-
-def _model(config: BenchConfig, server: Server) -> str:
-    if config.model is None:
-        return server.models[0]
-    if config.model not in server.models:
-        raise ConfigurationError(
-            f"the server at {server.base_url} does not serve {config.model!r}",
-            fix=f"leave the model out, or name one of: {', '.join(server.models)}",
-        )
-    return config.model
-
-
 async def _measure(
     sampler: HTTPSampler,
     prompts: Iterator[TokenPrompt],
@@ -134,13 +100,14 @@ async def _measure(
 ) -> LoadMeasurement:
     count = config.requests or max(_FEWEST, _EACH * concurrency)
     warmup = concurrency if config.warmup is None else config.warmup
-    notify(f"concurrency {concurrency}: {warmup:,} requests to warm up, then {count:,}")
+    requests = "1 request" if count == 1 else f"{count:,} requests"
+    notify(f"concurrency {concurrency}: {warmup:,} to warm up, then {requests}")
     await _warm_up(sampler, _requests(prompts, warmup, config), concurrency=concurrency)
-    requests = _requests(prompts, count, config)
+    measured = _requests(prompts, count, config)
     before = await _load(sampler)
     cpu, begun = time.process_time(), time.perf_counter()
     timed = await run_closed_loop(
-        sampler, requests, concurrency=concurrency, progress=_news(concurrency, count, notify)
+        sampler, measured, concurrency=concurrency, progress=_news(concurrency, count, notify)
     )
     cpu, wall = time.process_time() - cpu, time.perf_counter() - begun
     return summarise(

@@ -32,13 +32,12 @@ from enginehouse.core.sampler import (
     SampleResponse,
 )
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
-from enginehouse.deployment.asking import asking
+from enginehouse.deployment.opening import open_deployment
 from enginehouse.engines.base import Engine, ServedEngine
 from enginehouse.results.check import CheckLine, CheckReport, Outcome
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.percentiles import Percentiles, percentiles
-from enginehouse.store.layout import Layout
 from enginehouse.tools.specification import ToolSpec
 
 _QUESTION = "What is the capital of France?"
@@ -87,24 +86,24 @@ class _Probe:
     needs: Capability | None = None
 
 
-async def run_check(config: CheckConfig, *, layout: Layout, notify: Notify) -> CheckReport:
+async def run_check(config: CheckConfig, context: Context) -> CheckReport:
     """Try everything once; only a server of our own is started, and stopped at the end.
 
-    What fails is in the report. Raises what `asking` does where there is nobody to ask.
+    What fails is in the report. Raises what `open_deployment` does.
     """
-    async with asking(config, layout=layout, notify=notify, concurrency=config.users) as ready:
-        server = ready.server
+    async with open_deployment(config, context, concurrency=config.users) as deployment:
+        server = deployment.server
         async with HTTPSampler(
             server.base_url,
-            model=ready.sampler.model,
-            capabilities=ready.engine.capabilities(server.version),
-            wire=ready.engine.wire,
+            model=deployment.sampler.model,
+            capabilities=deployment.engine.capabilities(server.version),
+            wire=deployment.engine.wire,
             api_key=server.api_key,
             concurrency=config.users,
             timeouts=_TIMEOUTS,
             retries=_BRIEFLY,
         ) as sampler:
-            target = _Target(ready.engine, server, sampler)
+            target = _Target(deployment.engine, server, sampler)
             if config.conformance:
                 lines, latency = await _conformance(target), percentiles([])
             else:

@@ -57,8 +57,8 @@ class TaskConfig(StrictModel):
     """The longest answer, in tokens."""
 
 
-class EvaluationConfig(AskConfig):
-    """One evaluation: a model (or the URL of a server) and tasks."""
+class TaskSettings(StrictModel):
+    """What an evaluation asks, and how; the same for every model."""
 
     tasks: tuple[TaskConfig, ...]
     """What to evaluate."""
@@ -121,3 +121,7 @@ class EvaluationConfig(AskConfig):
                 "'tasks' is empty: name at least one, as `enginehouse tasks` lists them"
             )
         return self
+
+
+class EvaluationConfig(TaskSettings, AskConfig):
+    """One evaluation: a model (or the URL of a server) and tasks."""

@@ -7,135 +7,219 @@ import contextlib
 import os
 import platform
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import yaml
 
 from enginehouse import evaluation
-from enginehouse.commands.configuration import EvaluationConfig
-from enginehouse.commands.foreign_runs import demand_trust, read_config
+from enginehouse.commands.configuration import EvaluationConfig, TaskConfig
+from enginehouse.commands.foreign_runs import read_config, require_trust
 from enginehouse.commands.kept_variables import is_kept, with_left_out
 from enginehouse.core.errors import (
     ConfigurationError,
     ModelError,
     RunLockedError,
     ServerError,
-    StoreError,
     TaskError,
     TlsError,
     UnknownNameError,
     UnsupportedError,
 )
 from enginehouse.core.incidents import Incident
-from enginehouse.deployment.asking import asking
-from enginehouse.deployment.configuration import merged, parse
-from enginehouse.deployment.serving import Serving
+from enginehouse.deployment.base import Target
+from enginehouse.deployment.configuration import BaseServeConfig, merged, parse
+from enginehouse.deployment.opening import open_deployment
 from enginehouse.engines.registry import load_engine
 from enginehouse.evaluation import EvaluationSpec, Prices, TaskSpec
 from enginehouse.processes.sandbox import find_sandbox
 from enginehouse.processes.tree import ProcessIdentity, identify
 from enginehouse.results.rescoring import Rescoring
 from enginehouse.results.summary import Progress, Report
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context, Notify
 from enginehouse.servers.records import list_servers
 from enginehouse.servers.server import stop_server
-from enginehouse.store.layout import Layout
 from enginehouse.store.runs import Run, RunStatus, Worker, create_run, open_run
 from enginehouse.tasks.base import Dataset, ProgramTask, Task
 from enginehouse.tasks.registry import load_task
 
 OnProgress = Callable[[Progress], None]
-Asking = Callable[..., AbstractAsyncContextManager[Serving]]  # as `asking`
-Given = TypeVar("Given", bound=EvaluationConfig)
 _NEVER_BEGUN = (ConfigurationError, ModelError, UnsupportedError)  # if nothing was asked
 _LASTING = (*_NEVER_BEGUN, TaskError, RunLockedError)  # the same again if the run is resumed
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """A run, the configuration that it was begun with, and its tasks with their data."""
+
+    run: Run
+    config: EvaluationConfig
+    tasks: dict[str, tuple[Task, Dataset]]
+    spec: EvaluationSpec
+
+
 async def run_evaluation(
-    config: EvaluationConfig,
-    *,
-    layout: Layout,
-    notify: Notify,
-    progress: OnProgress = lambda _: None,
-    ask: Asking = asking,
-    begun: Callable[[Run], None] = lambda _: None,
+    config: EvaluationConfig, context: Context, *, progress: OnProgress = lambda _: None
 ) -> Report:
-    """Evaluate from the beginning, in a new run folder; `ask` opens whoever is to be asked.
+    """Evaluate in a new run, on a deployment that is opened for it.
 
-    `begun` hears of the run before anybody is asked.
+    Raises what `begin_run` and `evaluate_on` do.
+    """
+    return await _evaluate(await begin_run(config, context), context, progress=progress)
 
-    The data is loaded before the folder is made, and everything else that can fail fails before a
-    server is started. Raises EnginehouseError; what was asked until then stays in the run. A run
-    whose configuration is wrong is removed: it could never be resumed.
+
+async def resume_evaluation(
+    reference: str,
+    context: Context,
+    *,
+    progress: OnProgress = lambda _: None,
+    retry_failed: bool = False,
+    trust: bool = False,
+    target: Target | None = None,
+) -> Report:
+    """Ask what a run has not asked yet; a complete run asks nothing and starts no server.
+
+    It is asked of `target`, or of a deployment that is opened for it. Raises UntrustedRunError for
+    another user's run that would run code, unless `trust`.
+    """
+    run = open_run(context.layout, reference)
+    with run.hold():
+        report = evaluation.summarise(run) if run.journal_path.exists() else None
+        if report and report.complete and not (retry_failed and _has_failures(report)):
+            context.notify(f"run {run.info.id} is complete: nothing to ask")
+            _note_complete(run, report)
+            return report
+        config = read_config(run)
+        if not trust:
+            require_trust(run, config, layout=context.layout)
+        tasks = await asyncio.to_thread(_load_tasks, config)
+        planned = PlannedRun(run=run, config=config, tasks=tasks, spec=_spec(config, tasks))
+        context.notify(f"run: {run.info.id}, resumed")
+        await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
+        await _stop_abandoned(run, context)
+        if target is None:
+            return await _evaluate(planned, context, progress=progress, retry_failed=retry_failed)
+        return await evaluate_on(
+            target, planned, context, progress=progress, retry_failed=retry_failed
+        )
+
+
+async def begin_run(config: EvaluationConfig, context: Context) -> PlannedRun:
+    """Load the data, check that the engine can answer, and make a folder for the run.
+
+    Raises TaskError, DataError, UnsupportedError and StoreError; then there is no folder.
     """
     config = with_absolute_paths(config)
     tasks = await asyncio.to_thread(_load_tasks, config)
+    spec = _spec(config, tasks)
     if config.engine is not None:
         engine = load_engine(config.engine)
-        evaluation.check_tasks(
-            _spec(config, tasks), tasks=tasks, capabilities=engine.capabilities(None)
-        )
+        evaluation.check_tasks(spec, tasks=tasks, capabilities=engine.capabilities(None))
     run = create_run(
-        layout,
+        context.layout,
         model=config.model or str(config.path or config.url),
         tasks=list(tasks),
         config=resolved_yaml(config),
         versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},
         left_out=left_out(config),
     )
-    notify(f"run: {run.info.id}")
-    await asyncio.to_thread(_warn_of_scoring, tasks, notify)
-    begun(run)
+    context.notify(f"run: {run.info.id}")
+    await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
+    return PlannedRun(run=run, config=config, tasks=tasks, spec=spec)
+
+
+async def evaluate_on(
+    target: Target,
+    planned: PlannedRun,
+    context: Context,
+    *,
+    progress: OnProgress = lambda _: None,
+    retry_failed: bool = False,
+) -> Report:
+    """Ask `target` what the run lacks. Raises EnginehouseError; what was asked until then is kept.
+
+    A run of which nothing was asked is removed if its configuration is wrong: it could never be
+    resumed.
+    """
+    with _working_on(planned.run, context):
+        return await _ask(planned, target, progress=progress, retry_failed=retry_failed)
+
+
+async def _evaluate(
+    planned: PlannedRun, context: Context, *, progress: OnProgress, retry_failed: bool = False
+) -> Report:
+    """As `evaluate_on`, on a deployment of its own; none is opened if nothing is left to ask."""
+    run = planned.run
+    with _working_on(run, context):
+        if run.journal_path.exists() and not evaluation.count_missing(
+            planned.spec, tasks=planned.tasks, run=run, retry_failed=retry_failed
+        ):
+            return await evaluation.evaluate(
+                planned.spec,
+                tasks=planned.tasks,
+                sampler=None,
+                provenance=None,
+                run=run,
+                progress=progress,
+            )
+        config = with_left_out(planned.config, run.info.left_out)
+        async with open_deployment(config, context, concurrency=config.concurrency) as deployment:
+            return await _ask(
+                planned, deployment.default, progress=progress, retry_failed=retry_failed
+            )
+
+
+async def _ask(
+    planned: PlannedRun, target: Target, *, progress: OnProgress, retry_failed: bool
+) -> Report:
+    run, deployment = planned.run, target.deployment
+    log = deployment.server.log
+    run.update(model=target.provenance.model, server_log=str(log) if log else None)
+
+    def note(incident: Incident) -> None:
+        run.update(incidents=(*run.info.incidents, incident))
+
+    with deployment.incidents.subscribe(note):
+        return await evaluation.evaluate(
+            planned.spec,
+            tasks=planned.tasks,
+            sampler=target.sampler,
+            provenance=target.provenance,
+            run=run,
+            progress=progress,
+            retry_failed=retry_failed,
+        )
+
+
+@contextmanager
+def _working_on(run: Run, context: Context) -> Iterator[None]:
+    """Hold the run; if the block fails, note how it ended and say what can be done with it."""
     try:
-        return await _carry_out(run, config, tasks, layout, notify, progress, ask=ask)
+        with run.hold():
+            try:
+                worker = _worker(identify(os.getpid()))
+                run.update(status=RunStatus.RUNNING, finished=None, worker=worker)
+                yield
+            except BaseException as error:
+                evaluation.note_end(run, error)
+                if (kept := _what_is_kept(run, error)) is not None:
+                    context.notify(kept)
+                raise
     except _NEVER_BEGUN:
         if not run.journal_path.exists():  # nothing was asked, and resuming could not succeed
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
 
 
-async def resume_evaluation(
-    reference: str,
-    *,
-    layout: Layout,
-    notify: Notify,
-    progress: OnProgress = lambda _: None,
-    retry_failed: bool = False,
-    trust: bool = False,
-    ask: Asking = asking,
-) -> Report:
-    """Ask what a run has not asked yet; a complete run asks nothing and starts no server.
-
-    Raises UntrustedRunError for somebody else's run that would run code, unless `trust`.
-    """
-    run = open_run(layout, reference)
-    with run.hold():
-        report = evaluation.summarise(run) if run.journal_path.exists() else None
-        if report and report.complete and not (retry_failed and _has_failures(report)):
-            notify(f"run {run.info.id} is complete: nothing to ask")
-            _note_complete(run, report)
-            return report
-        config = read_config(run)
-        if not trust:
-            demand_trust(run, config, layout=layout)
-        tasks = await asyncio.to_thread(_load_tasks, config)
-        notify(f"run: {run.info.id}, resumed")
-        await asyncio.to_thread(_warn_of_scoring, tasks, notify)
-        await _stop_abandoned(run, layout=layout, notify=notify)
-        return await _carry_out(run, config, tasks, layout, notify, progress, retry_failed, ask=ask)
-
-
 async def rescore_evaluation(
     reference: str,
+    context: Context,
     *,
-    layout: Layout,
-    notify: Notify,
     progress: OnProgress = lambda _: None,
     trust: bool = False,
 ) -> Rescoring:
@@ -143,15 +227,16 @@ async def rescore_evaluation(
 
     Raises UntrustedRunError as `resume_evaluation` does, and what `evaluation.rescore` does.
     """
-    run = open_run(layout, reference)
+    run = open_run(context.layout, reference)
     with run.hold():
         config = read_config(run)
         if not trust:
-            demand_trust(run, config, layout=layout)
+            require_trust(run, config, layout=context.layout)
         tasks = await asyncio.to_thread(_load_tasks, config)
-        await asyncio.to_thread(_warn_of_scoring, tasks, notify)
-        spec = _spec(config, tasks)
-        return await evaluation.rescore(spec, tasks=tasks, run=run, progress=progress)
+        await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
+        return await evaluation.rescore(
+            _spec(config, tasks), tasks=tasks, run=run, progress=progress
+        )
 
 
 async def evaluate(
@@ -169,8 +254,7 @@ async def evaluate(
     """
     values = merged({}, {"model": model, "tasks": list(tasks), **settings})
     config = parse(EvaluationConfig, values, origin="evaluate()")
-    layout = Layout.from_environment()
-    return await run_evaluation(config, layout=layout, notify=notify, progress=progress)
+    return await run_evaluation(config, Context(notify=notify), progress=progress)
 
 
 def left_out(config: EvaluationConfig) -> list[str]:
@@ -192,57 +276,6 @@ def resolved_yaml(config: EvaluationConfig) -> str:
     return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-async def _carry_out(
-    run: Run,
-    config: EvaluationConfig,
-    tasks: dict[str, tuple[Task, Dataset]],
-    layout: Layout,
-    notify: Notify,
-    progress: OnProgress,
-    retry_failed: bool = False,  # noqa: FBT001, FBT002 (one caller, next to it)
-    *,
-    ask: Asking = asking,
-) -> Report:
-    with run.hold():
-        try:
-            run.update(
-                status=RunStatus.RUNNING, finished=None, worker=_worker(identify(os.getpid()))
-            )
-
-            def note(incident: Incident) -> None:
-                run.update(incidents=(*run.info.incidents, incident))
-
-            evaluate = partial(
-                evaluation.evaluate,
-                _spec(config, tasks),
-                tasks=tasks,
-                run=run,
-                progress=progress,
-                retry_failed=retry_failed,
-            )
-            if run.journal_path.exists() and not evaluation.count_missing(
-                _spec(config, tasks), tasks=tasks, run=run, retry_failed=retry_failed
-            ):
-                return await evaluate(sampler=None, provenance=None)
-            if ask is asking:  # any other caller that opens the server has its own settings
-                config = with_left_out(config, run.info.left_out)
-            async with ask(
-                config,
-                layout=layout,
-                notify=notify,
-                concurrency=config.concurrency,
-                on_incident=note,
-            ) as ready:
-                log = ready.server.log
-                run.update(model=ready.provenance.model, server_log=str(log) if log else None)
-                return await evaluate(sampler=ready.sampler, provenance=ready.provenance)
-        except BaseException as error:
-            _note_end(run, error)
-            if (kept := _what_is_kept(run, error)) is not None:
-                notify(kept)
-            raise
-
-
 def _what_is_kept(run: Run, error: BaseException) -> str | None:
     """What can be done with a run that `error` ended; None where that is nothing.
 
@@ -257,27 +290,17 @@ def _what_is_kept(run: Run, error: BaseException) -> str | None:
     return f"the run is kept; go on with: enginehouse resume {run.info.id}"
 
 
-async def _stop_abandoned(run: Run, *, layout: Layout, notify: Notify) -> None:
-    """See the server of this run's killed process gone, before a new one needs its memory."""
-    for status in list_servers(layout):
+async def _stop_abandoned(run: Run, context: Context) -> None:
+    """Stop the server of this run's killed process, before a new one needs its memory."""
+    for status in list_servers(context.layout):
         if status.abandoned and run.info.worker == _worker(status.record.starter):
-            notify(f"stopping {status.record.name}, which the killed run left behind")
+            context.notify(f"stopping {status.record.name}, which the killed run left behind")
             with contextlib.suppress(UnknownNameError):  # its reaper was faster
-                await stop_server(status.record.name, layout=layout)
+                await stop_server(status.record.name, layout=context.layout)
 
 
 def _worker(process: ProcessIdentity | None) -> Worker | None:
     return Worker(**msgspec.structs.asdict(process)) if process else None
-
-
-def _note_end(run: Run, error: BaseException) -> None:
-    if run.info.status is not RunStatus.RUNNING:
-        return
-    stopped = isinstance(error, asyncio.CancelledError)
-    try:
-        run.finish(RunStatus.INTERRUPTED if stopped else RunStatus.FAILED)
-    except StoreError as second:  # a full disk must not hide the first error
-        error.add_note(str(second))
 
 
 def _load_tasks(config: EvaluationConfig) -> dict[str, tuple[Task, Dataset]]:
@@ -338,25 +361,30 @@ def _prices(config: EvaluationConfig) -> Prices | None:
     return Prices(input=config.price_input, output=config.price_output)
 
 
-def with_absolute_paths(config: Given) -> Given:
+def with_absolute_paths(config: EvaluationConfig) -> EvaluationConfig:
     """So that the resolved file means the same from any folder."""
+    changes = absolute_paths(config, config.tasks)
+    changes["adapter"] = config.adapter and config.adapter.absolute()
+    if config.url:  # there, the model is a name, even if a folder here is called the same
+        changes["model"] = config.model
+    return config.model_copy(update=changes)
+
+
+def absolute_paths(plan: BaseServeConfig, tasks: Sequence[TaskConfig]) -> dict[str, Any]:
+    """The fields of a plan with tasks that may hold paths, those made absolute."""
 
     def absolute(path: str | None) -> str | None:
         return str(Path(path).absolute()) if path is not None and Path(path).exists() else path
 
-    tasks = tuple(
-        task.model_copy(update={"name": absolute(task.name), "data": absolute(task.data)})
-        for task in config.tasks
-    )
-    changes = {
-        "tasks": tasks,
-        # at an address it is a name, whatever is called so here
-        "model": config.model if config.url else absolute(config.model),
-        "path": config.path and config.path.absolute(),
-        "adapter": config.adapter and config.adapter.absolute(),
-        "python": config.python and config.python.absolute(),
+    return {
+        "tasks": tuple(
+            task.model_copy(update={"name": absolute(task.name), "data": absolute(task.data)})
+            for task in tasks
+        ),
+        "model": absolute(plan.model),
+        "path": plan.path and plan.path.absolute(),
+        "python": plan.python and plan.python.absolute(),
     }
-    return config.model_copy(update=changes)
 
 
 def _note_complete(run: Run, report: Report) -> None:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 
 from enginehouse.commands.configuration import EvaluationConfig
-from enginehouse.commands.evaluate import OnProgress, run_evaluation
+from enginehouse.commands.evaluate import OnProgress, begin_run, evaluate_on
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.core.incidents import Incident
-from enginehouse.deployment.resident import Resident, resident, with_adapters
-from enginehouse.deployment.serving import OnIncident, Serving
+from enginehouse.deployment.opening import open_deployment
+from enginehouse.deployment.served import with_adapters
 from enginehouse.evaluation.compare import compare_runs
 from enginehouse.results.comparison import Comparison
 from enginehouse.results.summary import Report
-from enginehouse.runtime.context import Notify
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context
 from enginehouse.store.runs import open_run
 
 
@@ -36,9 +31,8 @@ class Together(msgspec.Struct, frozen=True, kw_only=True):
 
 async def run_together(
     configs: Sequence[EvaluationConfig],
+    context: Context,
     *,
-    layout: Layout,
-    notify: Notify,
     progress: OnProgress = lambda _: None,
 ) -> Together:
     """Evaluate one after the other on one server; each is a run of its own, which can be resumed.
@@ -46,51 +40,25 @@ async def run_together(
     Raises ConfigurationError unless they differ in nothing but the adapter, and what
     `run_evaluation` does.
     """
-    _demand_one_model(configs)
+    _require_one_model(configs)
     folders = [config.adapter for config in configs if config.adapter is not None]
-    prepared = await asyncio.to_thread(with_adapters, configs[0], folders)
-    incidents: list[OnIncident] = []
-
-    def on_incident(incident: Incident) -> None:
-        for told in incidents:
-            told(incident)
-
-    async with resident(
-        prepared,
-        layout=layout,
-        notify=notify,
-        concurrency=configs[0].concurrency,
-        on_incident=on_incident,
-    ) as lodger:
-        ask = partial(_asking, lodger=lodger, incidents=incidents)
-        evaluate = partial(run_evaluation, layout=layout, notify=notify, progress=progress, ask=ask)
-        reports = [await evaluate(config) for config in configs]
+    bare = configs[0].model_copy(update={"adapter": None})
+    plan = await asyncio.to_thread(with_adapters, bare, folders)
+    reports = []
+    async with open_deployment(plan, context, concurrency=plan.concurrency) as deployment:
+        for config in configs:
+            run = await begin_run(config, context)
+            async with deployment.target(config.adapter) as target:
+                reports.append(await evaluate_on(target, run, context, progress=progress))
     baseline = next((at for at, config in enumerate(configs) if config.adapter is None), 0)
-    runs = [open_run(layout, report.run) for report in reports]
+    runs = [open_run(context.layout, report.run) for report in reports]
     comparisons = tuple(
         compare_runs(runs[baseline], run) for at, run in enumerate(runs) if at != baseline
     )
     return Together(reports=tuple(reports), comparisons=comparisons)
 
 
-@asynccontextmanager
-async def _asking(
-    config: EvaluationConfig,
-    *,
-    lodger: Resident,
-    incidents: list[OnIncident],
-    on_incident: OnIncident,
-    **_: Any,
-) -> AsyncIterator[Serving]:
-    """As `deployment.asking.asking`, of the server that is there."""
-    incidents.append(on_incident)
-    try:
-        yield await lodger.target(config.adapter)
-    finally:
-        incidents.remove(on_incident)
-
-
-def _demand_one_model(configs: Sequence[EvaluationConfig]) -> None:
+def _require_one_model(configs: Sequence[EvaluationConfig]) -> None:
     first, *others = (config.model_copy(update={"adapter": None}) for config in configs)
     if any(config.url is not None for config in configs):
         raise ConfigurationError(

@@ -21,7 +21,7 @@ def untrusted_settings(reference: str, *, layout: Layout) -> tuple[str, ...]:
     return tuple(_risks(run, read_config(run))) if _is_foreign(run, layout=layout) else ()
 
 
-def demand_trust(run: Run, config: EvaluationConfig, *, layout: Layout) -> None:
+def require_trust(run: Run, config: EvaluationConfig, *, layout: Layout) -> None:
     """Raise UntrustedRunError if somebody else's configuration would run code or reveal a key."""
     if _is_foreign(run, layout=layout) and (risks := list(_risks(run, config))):
         raise UntrustedRunError(

@@ -7,10 +7,12 @@ adapter, dtype or kernel shows here first.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 from enginehouse.commands.configuration import ParityConfig
 from enginehouse.core.sampler import Capability
+from enginehouse.deployment.opening import open_deployment
 from enginehouse.deployment.reference_scores import (
     TEXTS,
     compare_scores,
@@ -19,46 +21,43 @@ from enginehouse.deployment.reference_scores import (
     score_prompt,
     score_with_transformers,
 )
-from enginehouse.deployment.resident import serving_target
 from enginehouse.deployment.serving import Prepared, choose_engine, prepare
 from enginehouse.dialects.base import require
 from enginehouse.engines.base import SupportsDTypes
 from enginehouse.engines.registry import load_engine
 from enginehouse.results.parity import ParityReport
-from enginehouse.runtime.context import Notify
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.context import Context, Notify
 
 
-async def run_parity(config: ParityConfig, *, layout: Layout, notify: Notify) -> ParityReport:
+async def run_parity(config: ParityConfig, context: Context) -> ParityReport:
     """Serve the model, score the texts, stop, and score the same tokens with transformers.
 
     Both compute in the type that is asked for, else in the one that a CPU's server gets, else in
     what the engine makes of the checkpoint's.
     Raises UnsupportedError for an engine without prompt log-probabilities, ModelError where
-    transformers cannot score the model or either side's values are not finite, and what `serving`
-    does.
+    transformers cannot score the model or either side's values are not finite, and what
+    `open_deployment` does.
     """
     engine = load_engine(choose_engine(config.engine, notify=lambda _: None))
     require(engine.capabilities(None), Capability.PROMPT_LOGPROBS, "parity")
     require(engine.capabilities(None), Capability.TOKENIZE, "parity")
-    notify = _each_line_once(notify)
-    prepared = await prepare(config, layout=layout, notify=notify)
+    context = replace(context, notify=_each_line_once(context.notify))
+    prepared = await prepare(config, context)
     checkpoint = Path(prepared.model.path)
     config = await asyncio.to_thread(_with_type, config, prepared)
-    async with serving_target(config, layout=layout, notify=notify) as ready:
-        server = ready.server
-        sequences = [await ready.sampler.tokenize(text) for text in TEXTS]
-        ours = [await score_prompt(ready.sampler, tokens) for tokens in sequences]
+    async with open_deployment(config, context) as deployment:
+        server = deployment.server
+        sequences = [await deployment.sampler.tokenize(text) for text in TEXTS]
+        ours = [await score_prompt(deployment.sampler, tokens) for tokens in sequences]
     dtype = await asyncio.to_thread(computing_type, server, checkpoint)
-    notify(f"scoring the same tokens with transformers in {dtype}")
+    context.notify(f"scoring the same tokens with transformers in {dtype}")
     reference = await score_with_transformers(
         checkpoint,
         sequences,
         dtype=dtype,
         device="auto",
-        adapter=ready.adapter,
-        layout=layout,
-        notify=notify,
+        adapter=deployment.default.adapter,
+        context=context,
     )
     found = compare_scores(ours, reference.logprobs, engine=engine.name)
     return ParityReport(

@@ -32,14 +32,14 @@ from enginehouse.core.errors import (
 )
 from enginehouse.core.messages import ChatPrompt
 from enginehouse.core.sampler import SampleResponse
-from enginehouse.deployment.asking import asking
-from enginehouse.deployment.serving import Serving
+from enginehouse.deployment.base import Deployment
+from enginehouse.deployment.opening import open_deployment
 from enginehouse.results.summary import Progress, TaskProgress
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context
+from enginehouse.runtime.workers import run_workers
 from enginehouse.store.layout import Layout
 
 _MOST_IN_FLIGHT = 512
-_TICK = 0.5  # seconds between looks at the progress
 # what would befall every other request, too
 _HOPELESS = (UnauthorizedError, UnknownModelError)
 
@@ -63,42 +63,41 @@ class SamplingSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 async def run_sampling(
     config: SampleConfig,
+    context: Context,
     *,
-    layout: Layout,
-    notify: Notify,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> SamplingSummary:
     """Ask the prompts that the file of samples has no answer to; it may be cancelled any time.
 
     Raises ConfigurationError (prompts, parameters or model are not those of the file, nothing was
-    changed), StoreError, ServerGoneError, and what `asking` does. Failed samples do not raise: see
-    `require_samples`.
+    changed), StoreError, ServerGoneError, and what `open_deployment` does. Failed samples do not
+    raise: see `require_samples`.
     """
     prompts = await asyncio.to_thread(read_prompts, config)
-    with _opened(config, layout=layout) as out:
+    with _opened(config, layout=context.layout) as out:
         answered = out.answered if isinstance(out, SampleFile) else {}
         missing = [prompt for prompt in prompts if prompt.id not in answered]
         work = _Sampling(config, out, prompts=len(prompts), answered=len(answered))
         if isinstance(out, SampleFile):
-            out.demand_same_prompts(prompts)
+            out.require_same_prompts(prompts)
             if not missing:
-                notify(f"every prompt has its answer in {config.out}: there is nothing to ask")
+                context.notify(f"every prompt has its answer in {config.out}: nothing to ask")
                 return work.summary()
         try:
-            async with asking(
-                config, layout=layout, notify=notify, concurrency=config.concurrency
-            ) as ready:
-                source = _source(ready)
+            async with open_deployment(
+                config, context, concurrency=config.concurrency
+            ) as deployment:
+                source = _source(deployment)
                 for prompt in missing:
-                    _demand_supported(prompt, ready)
+                    _require_supported(prompt, deployment)
                 if isinstance(out, SampleFile):
-                    out.demand_same_source(source)
+                    out.require_same_source(source)
                     if repair := out.begin():
-                        notify(str(repair))
-                await work.ask(missing, ready, source, progress=progress)
+                        context.notify(str(repair))
+                await work.ask(missing, deployment.sampler, source, progress=progress)
         except BaseException:
             if isinstance(out, SampleFile) and work.asked:
-                notify(f"{config.out} is whole: the same command asks what it lacks")
+                context.notify(f"{config.out} is whole: the same command asks what it lacks")
             raise
     return work.summary()
 
@@ -128,23 +127,23 @@ def _opened(config: SampleConfig, *, layout: Layout) -> Iterator[SampleFile | Pr
         yield file
 
 
-def _source(ready: Serving) -> Source:
+def _source(deployment: Deployment) -> Source:
     return Source(
-        model=ready.sampler.model,
-        engine=ready.engine.name,
-        engine_version=ready.provenance.engine_version,
-        weights=ready.provenance.weights_digest,
+        model=deployment.sampler.model,
+        engine=deployment.engine.name,
+        engine_version=deployment.provenance.engine_version,
+        weights=deployment.provenance.weights_digest,
     )
 
 
-def _demand_supported(prompt: PromptLine, ready: Serving) -> None:
+def _require_supported(prompt: PromptLine, deployment: Deployment) -> None:
     """Raise UnsupportedError for what the engine does not do, before anything is sent."""
-    wire, sampler = ready.engine.wire, ready.sampler
+    wire, sampler = deployment.engine.wire, deployment.sampler
     chat = isinstance(prompt.request.prompt, ChatPrompt)
     dialect = wire.chat if chat else wire.completions
     if dialect is None:
         raise UnsupportedError(
-            f"prompt {prompt.id!r}: {ready.engine.name} takes no "
+            f"prompt {prompt.id!r}: {deployment.engine.name} takes no "
             + ("conversations" if chat else "texts to continue"),
             fix="give prompts without messages" if chat else "give messages, or --chat",
         )
@@ -181,34 +180,23 @@ class _Sampling:
     async def ask(
         self,
         missing: Sequence[PromptLine],
-        ready: Serving,
+        sampler: HTTPSampler,
         source: Source,
         *,
         progress: Callable[[Progress], None],
     ) -> None:
         """Ask every prompt, a bounded number at a time."""
         self._started = time.monotonic()
-        waiting = iter(missing)
 
-        async def ask_on() -> None:
-            for prompt in waiting:
-                self._settle(await _ask(prompt, ready.sampler, source))
+        async def ask(prompt: PromptLine) -> None:
+            self._settle(await _ask(prompt, sampler, source))
 
-        count = min(self._config.concurrency or _MOST_IN_FLIGHT, len(missing))
-        workers = {asyncio.create_task(ask_on()) for _ in range(count)}
-        pending = workers
-        try:
-            while pending:
-                done, pending = await asyncio.wait(
-                    pending, timeout=_TICK, return_when=asyncio.FIRST_EXCEPTION
-                )
-                for worker in done:
-                    worker.result()
-                progress(self._state())
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        await run_workers(
+            ask,
+            missing,
+            count=min(self._config.concurrency or _MOST_IN_FLIGHT, len(missing)),
+            tick=lambda: progress(self._state()),
+        )
 
     def _settle(self, line: SampleLine) -> None:
         self._out.write(line)
@@ -262,14 +250,14 @@ async def _ask(prompt: PromptLine, sampler: HTTPSampler, source: Source) -> Samp
     )
     try:
         response = await sampler.sample(prompt.request)
-        _demand_all(response, wanted=prompt.request.parameters.n)
+        _require_all(response, wanted=prompt.request.parameters.n)
     except _HOPELESS:
         raise
     except WireError as error:
         if isinstance(error, UnsupportedError) and error.status is None:
             raise  # the engine does none of this, and nothing was sent
         if isinstance(error, ConnectionFailedError):
-            await _demand_alive(sampler, error)
+            await _require_alive(sampler, error)
         says = f"{error.message}: {error.why}" if error.why else error.message
         return msgspec.structs.replace(line, error=f"{type(error).__name__}: {says}")
     return msgspec.structs.replace(
@@ -282,14 +270,14 @@ async def _ask(prompt: PromptLine, sampler: HTTPSampler, source: Source) -> Samp
     )
 
 
-def _demand_all(response: SampleResponse, *, wanted: int) -> None:
+def _require_all(response: SampleResponse, *, wanted: int) -> None:
     if len(response.completions) != wanted:
         raise MalformedResponseError(
             f"{wanted} answers were asked for, {len(response.completions)} came"
         )
 
 
-async def _demand_alive(sampler: HTTPSampler, failure: ConnectionFailedError) -> None:
+async def _require_alive(sampler: HTTPSampler, failure: ConnectionFailedError) -> None:
     """Raise ServerGoneError if nobody answers any more; else the failure is the request's own."""
     try:
         await sampler.models()

@@ -6,7 +6,7 @@ What is known of them is what the server lists: ALIAS@DIGEST, and the folder in 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,6 @@ from enginehouse.core.errors import AdapterError, EnginehouseError, UnknownNameE
 from enginehouse.core.sampler import Capability
 from enginehouse.deployment.reference_scores import score_with_peft
 from enginehouse.deployment.running_servers import (
-    RunningServer,
     demand_adapters,
     find_running,
     largest_rank,
@@ -27,10 +26,9 @@ from enginehouse.deployment.running_servers import (
 from enginehouse.deployment.serving import make_sampler
 from enginehouse.dialects.base import require
 from enginehouse.engines.base import Engine, ServedEngine
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.parity import TokenParity
-from enginehouse.store.layout import Layout
 from enginehouse.weights.peft_folder import PeftFolder, checkpoint_shapes, read_peft_folder
 from enginehouse.weights.pool import AdapterPool, alias_of
 from enginehouse.weights.proof import Effect, prove_effect
@@ -61,35 +59,29 @@ class ProvenAdapter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @asynccontextmanager
-async def adapters_of(target: str, *, layout: Layout, notify: Notify) -> AsyncIterator[Adapters]:
-    """Those of the server called `target`, or at that address.
+async def adapters_of(server: str, context: Context) -> AsyncIterator[Adapters]:
+    """Those of the server with the name or address `server`.
 
     Raises UnknownNameError, and WireError for a server that cannot be used.
     """
-    running = await find_running(target, layout=layout)
-    async with adapters_on(running.server, running.engine, layout=layout, notify=notify) as its:
-        yield its
+    running = await find_running(server, layout=context.layout)
+    async with adapters_on(running.server, running.engine, context) as adapters:
+        yield adapters
 
 
-async def lend(
-    server: Server,
-    engine: Engine,
-    *,
-    folder: Path,
-    layout: Layout,
-    notify: Notify,
-    alias: str | None = None,
+async def load_adapter(
+    server: Server, engine: Engine, folder: Path, context: Context, *, alias: str | None = None
 ) -> Server:
     """The server with the adapter in `folder` loaded and proven, as the first of its models.
 
-    `alias` None is the folder's own name. One that was never trained has no effect, and is lent
-    nevertheless. Raises UnsupportedError for an engine that takes none, AdapterError.
+    `alias` None is the folder's own name. An adapter that was never trained has no effect, and is
+    loaded nevertheless. Raises UnsupportedError for an engine without adapters, AdapterError.
     """
     info = await asyncio.to_thread(read_peft_folder, folder)
     if info.is_zero:
-        notify(f"{folder} changes nothing: it has not been trained")
-    async with adapters_on(server, engine, layout=layout, notify=notify) as its:
-        loaded = await its.load(
+        context.notify(f"{folder} changes nothing: it has not been trained")
+    async with adapters_on(server, engine, context) as adapters:
+        loaded = await adapters.load(
             alias or alias_of(folder),
             folder,
             proof="none" if info.is_zero else "effect",
@@ -101,42 +93,29 @@ async def lend(
 
 
 @asynccontextmanager
-async def adapters_on(
-    server: Server, engine: Engine, *, layout: Layout, notify: Notify
-) -> AsyncIterator[Adapters]:
-    """Those of a server that is known. Raises UnsupportedError for an engine that takes none."""
+async def adapters_on(server: Server, engine: Engine, context: Context) -> AsyncIterator[Adapters]:
+    """Those of a known server. Raises UnsupportedError for an engine without adapters."""
     require(engine.capabilities(server.version), Capability.ADAPTERS, "LoRA adapters")
     assert isinstance(engine, ServedEngine), "an engine that takes adapters is one that is served"
-    running = RunningServer(record=None, server=server, engine=engine)
-    # one at a time: together, what is asked here would kill some servers
+    # one request at a time: together, the requests of a proof would kill some servers
     async with make_sampler(server, engine, concurrency=1) as sampler:
-        yield Adapters(running, sampler, layout=layout, notify=notify)
+        yield Adapters(server, engine, sampler, context)
 
 
 class Adapters:
-    """What can be done with the adapters of one server."""
+    """The adapters of one server: list, load, unload, verify."""
 
     def __init__(
-        self, running: RunningServer, sampler: HTTPSampler, *, layout: Layout, notify: Notify
+        self, server: Server, engine: ServedEngine, sampler: HTTPSampler, context: Context
     ) -> None:
-        self._running = running
+        self._server = server
+        self._engine = engine
         self._sampler = sampler
-        self._layout = layout
-        self._notify = notify
+        self._context = context
 
     async def list(self) -> tuple[ServedAdapter, ...]:
-        """Those that the server has, whoever loaded them."""
-        served = await served_models(self._running.server, self._running.engine)
-        return tuple(
-            ServedAdapter(
-                alias=model.id.partition("@")[0],
-                model=model.id,
-                digest=model.id.partition("@")[2],
-                path=model.root,
-            )
-            for model in served
-            if model.parent is not None
-        )
+        """Those that the server has, no matter who loaded them."""
+        return _adapters_in(await served_models(self._server, self._engine))
 
     async def load(
         self, alias: str, folder: Path, *, proof: Proof = "effect", replace_alias: bool = True
@@ -146,17 +125,17 @@ class Adapters:
         Others of the same alias are unloaded then, unless `replace_alias` is false; requests under
         way for them are answered. Raises AdapterError, with the server as it was.
         """
-        demand_adapters(self._running.server, layout=self._layout)
-        served = await self.list()
-        base, *_ = await served_models(self._running.server, self._running.engine)
+        demand_adapters(self._server, layout=self._context.layout)
+        models = await served_models(self._server, self._engine)
+        base, served = models[0], _adapters_in(models)
         root = _here(base.root)
         shapes = await asyncio.to_thread(checkpoint_shapes, root) if root else None
         pool = AdapterPool(
             self._sampler,
             max_loras=1,
-            store=AdapterStore(self._layout),
+            store=AdapterStore(self._context.layout),
             base=shapes or None,
-            max_rank=largest_rank(self._running.server, layout=self._layout),
+            max_rank=largest_rank(self._server, layout=self._context.layout),
         )
         loaded = await pool.load(alias, folder)
         adapter = ServedAdapter(
@@ -179,17 +158,18 @@ class Adapters:
 
     async def unload(self, alias: str) -> tuple[ServedAdapter, ...]:
         """Unload everything that `alias` stands for. Raises UnknownNameError."""
-        found = await self._named(alias)
-        for one in found:
-            await self._sampler.unload_adapter(one.model)
-        return found
+        named = _named(alias, await served_models(self._server, self._engine))
+        for adapter in named:
+            await self._sampler.unload_adapter(adapter.model)
+        return named
 
     async def verify(self, alias: str, *, proof: Proof = "effect") -> ProvenAdapter:
         """That its folder still has the content that was loaded, and that it has an effect.
 
         Raises AdapterError, UnknownNameError.
         """
-        *_, adapter = await self._named(alias)  # the one that was loaded last
+        models = await served_models(self._server, self._engine)
+        *_, adapter = _named(alias, models)  # the one that was loaded last
         if not adapter.digest:
             raise AdapterError(
                 f"it is not known which content {adapter.model} was loaded from",
@@ -203,37 +183,25 @@ class Adapters:
                 why=f"the server says that it is {adapter.path}",
                 fix="verify it where the server runs",
             )
-        stored = await asyncio.to_thread(AdapterStore(self._layout).add, folder)
+        stored = await asyncio.to_thread(AdapterStore(self._context.layout).add, folder)
         if not stored.digest.startswith(adapter.digest):
             raise AdapterError(
                 f"{adapter.path} no longer has the content that {adapter.model} was loaded from",
                 why=f"its digest is {stored.digest[:12]} now",
                 fix="load it again",
             )
-        base, *_ = await served_models(self._running.server, self._running.engine)
-        return await self._proven(adapter, base, stored.info, proof=proof)
+        return await self._proven(adapter, models[0], stored.info, proof=proof)
 
     async def _proven(
         self, adapter: ServedAdapter, base: ServedModel, info: PeftFolder, *, proof: Proof
     ) -> ProvenAdapter:
         effect = None
-        if proof != "none" and self._tells_logprobs:
+        if proof != "none" and Capability.PROMPT_LOGPROBS in self._sampler.capabilities.supports:
             effect = await prove_effect(
                 self._sampler, model=adapter.model, base_model=base.id, info=info
             )
         parity = await self._parity(adapter, base.root) if proof == "peft" else None
         return ProvenAdapter(adapter=adapter, effect=effect, parity=parity)
-
-    @property
-    def _tells_logprobs(self) -> bool:
-        return Capability.PROMPT_LOGPROBS in self._sampler.capabilities.supports
-
-    async def _named(self, alias: str) -> tuple[ServedAdapter, ...]:
-        served = await self.list()
-        found = tuple(one for one in served if alias in (one.alias, one.model))
-        if not found:
-            raise UnknownNameError("adapter", alias, [one.alias for one in served])
-        return found
 
     async def _parity(self, adapter: ServedAdapter, root: str | None) -> TokenParity:
         checkpoint, folder = _here(root), _here(adapter.path)
@@ -245,13 +213,33 @@ class Adapters:
             )
         return await score_with_peft(
             self._sampler,
-            server=self._running.server,
+            server=self._server,
             model=adapter.model,
             checkpoint=checkpoint,
             adapter=folder,
-            layout=self._layout,
-            notify=self._notify,
+            context=self._context,
         )
+
+
+def _adapters_in(models: Sequence[ServedModel]) -> tuple[ServedAdapter, ...]:
+    return tuple(
+        ServedAdapter(
+            alias=model.id.partition("@")[0],
+            model=model.id,
+            digest=model.id.partition("@")[2],
+            path=model.root,
+        )
+        for model in models
+        if model.parent is not None
+    )
+
+
+def _named(alias: str, models: Sequence[ServedModel]) -> tuple[ServedAdapter, ...]:
+    served = _adapters_in(models)
+    named = tuple(adapter for adapter in served if alias in (adapter.alias, adapter.model))
+    if not named:
+        raise UnknownNameError("adapter", alias, [adapter.alias for adapter in served])
+    return named
 
 
 def _here(path: str | None) -> Path | None:

@@ -21,15 +21,13 @@ from enginehouse.engines.registry import ENGINES
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class ServeConfig(StrictModel):
-    """A model, and the server that is to serve it."""
+class BaseServeConfig(StrictModel):
+    """A base model, and how its server is started."""
 
     model: str | None = None
     """A Hugging Face handle, a checkpoint folder, a GGUF file, or a bundled name (smollm2)."""
-    adapter: Path | None = None
-    """A LoRA adapter's folder: it answers, not the bare model. Also written MODEL+FOLDER."""
     path: Path | None = None
-    """A local checkpoint to fall back to when the handle cannot be had."""
+    """A local checkpoint to fall back to when the handle is not found."""
     engine: str | None = None
     """The engine, as `enginehouse engines` lists them; what this machine can run when not given."""
     python: Path | None = None
@@ -39,18 +37,13 @@ class ServeConfig(StrictModel):
     variant: Literal["cpu", "cuda"] | None = None
     """The engine's build, for a managed environment; chosen by the machine when not given."""
     start_timeout: Annotated[float, Field(gt=0)] = 3600.0
-    """Seconds that the server may take to become ready, however well it gets on."""
+    """Seconds that the server may take to become ready, whatever progress it makes."""
     progress_timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without log or load progress while it starts, or without a sign of work later."""
     max_restarts: Annotated[int, Field(ge=0)] = 10
     """How often a server that dies under work is started again."""
     server: ServerOptions = ServerOptions()
     """How the server is started."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _adapter_of_model(cls, values: Any) -> Any:
-        return with_adapter_apart(values)
 
     @field_validator("engine")
     @classmethod
@@ -60,8 +53,20 @@ class ServeConfig(StrictModel):
         return name
 
 
+class ServeConfig(BaseServeConfig):
+    """A model, and the server that is to serve it."""
+
+    adapter: Path | None = None
+    """A LoRA adapter's folder: it answers, not the bare model. Also written MODEL+FOLDER."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapter_of_model(cls, values: Any) -> Any:
+        return with_adapter_apart(values)
+
+
 class AskConfig(ServeConfig):
-    """Whom to ask: a model that is served for it, a running server, or a hosted API."""
+    """What answers: a model that is served for it, a running server, or a hosted API."""
 
     model: str | None = None
     """A model, as for serve, that is served for this; a running server's URL; a hosted model."""

@@ -21,10 +21,9 @@ from enginehouse.engines.registry import load_served_engine
 from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import find_environment
 from enginehouse.provisioning.programs import PAYLOADS, new_log, python_environ, run_program
-from enginehouse.runtime.context import Context, Notify
+from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.parity import TokenParity, token_parity
-from enginehouse.store.layout import Layout
 
 # prose, code, numbers, a list, other scripts, a conversation
 TEXTS = (
@@ -65,8 +64,7 @@ async def score_with_peft(
     model: str,
     checkpoint: Path,
     adapter: Path,
-    layout: Layout,
-    notify: Notify,
+    context: Context,
 ) -> TokenParity:
     """How far a running server's log-probabilities with an adapter are from PEFT's own.
 
@@ -77,15 +75,14 @@ async def score_with_peft(
     sequences = [await sampler.tokenize(text) for text in TEXTS]
     ours = [await score_prompt(sampler, tokens, model=model) for tokens in sequences]
     dtype = await asyncio.to_thread(computing_type, server, checkpoint)
-    notify(f"scoring the same tokens with PEFT in {dtype}, on the CPU")
+    context.notify(f"scoring the same tokens with PEFT in {dtype}, on the CPU")
     reference = await score_with_transformers(
         checkpoint,
         sequences,
         dtype=dtype,
         device="cpu",
         adapter=adapter,
-        layout=layout,
-        notify=notify,
+        context=context,
     )
     return compare_scores(ours, reference.logprobs, engine=server.engine or "the server")
 
@@ -153,8 +150,7 @@ async def score_with_transformers(
     dtype: str,
     device: str,
     adapter: Path | None,
-    layout: Layout,
-    notify: Notify,
+    context: Context,
 ) -> ReferenceScores:
     """Score token sequences with transformers, in its own environment and process.
 
@@ -165,9 +161,9 @@ async def score_with_transformers(
         python=None,
         version=None,
         variant=None,
-        context=Context(layout=layout, notify=notify),
+        context=context,
     )
-    log = new_log(layout, f"parity-{model.name}")
+    log = new_log(context.layout, f"parity-{model.name}")
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens.json"
         await asyncio.to_thread(tokens.write_text, json.dumps(sequences))

@@ -11,6 +11,7 @@ from enginehouse.diagnosis.kinds import READ_THE_LOG, Diagnosis, FailureKind
 from enginehouse.diagnosis.profile import LogProfile
 from enginehouse.diagnosis.reading import LogExplanation, diagnose_log, explain_log
 from enginehouse.diagnosis.rule import Rule, Surroundings, groups, recognise
+from enginehouse.diagnosis.rule_file import read_rules
 
 __all__ = [
     "READ_THE_LOG",
@@ -24,5 +25,6 @@ __all__ = [
     "explain_log",
     "explained",
     "groups",
+    "read_rules",
     "recognise",
 ]

@@ -18,6 +18,7 @@ from enginehouse.diagnosis.prefixes import Line, peel
 from enginehouse.diagnosis.profile import LogProfile
 
 _ANSWERED = ' HTTP/1.1" 200'  # most lines of most logs
+_WORKING = re.compile(r"Avg generation throughput|gen throughput \(token/s\)")
 _TRACEBACK = "Traceback (most recent call last)"
 _RAISED = re.compile(
     r"(?P<name>[^\W\d][\w.<>$]{0,200}(?:\([\w.]{1,80}\))?)(?:: ?(?P<text>.*)|)$", re.DOTALL
@@ -142,7 +143,7 @@ class Log:
 
     `shut_down`: the line with which the web server ends, for whatever reason. `progress`: of each
     process, the last line that is not an error. `waiting`: the last line that says what is waited
-    for. `last`: the last line that is not empty. `answered`: a request was.
+    for. `last`: the last line that is not empty. `answered`: requests were answered.
     """
 
     failures: list[Failure] = field(default_factory=list)
@@ -232,18 +233,25 @@ class _Unfinished:
             return False
         if line.level in ("INFO", "DEBUG") or line.native:
             return False
-        if not self.failure.traced:
-            # An error in words goes on indented, or logged in the same breath; one that is nothing
-            # but a name and a colon says in the following lines what it has to say.
-            next_line = number - self.failure.last <= 1
-            announced = _ANNOUNCED.search(self.failure.raised[-1].lines[0].strip())
-            together = line.place is not None or announced or line.text[:1].isspace()
-            if not (
-                next_line and together if line.prefixed else announced or line.text[:1].isspace()
-            ):
-                return False
+        if not self.failure.traced and not self._goes_on_in_words(line, bare, number):
+            return False
         self.failure.raised[-1].add(line.text)
         return True
+
+    def _goes_on_in_words(self, line: Line, bare: str, number: int) -> bool:
+        """Whether a line belongs to an error that has no traceback.
+
+        It does if it is indented, was logged in the same breath, follows one that is nothing but a
+        name and a colon, or goes on in the middle of a sentence.
+        """
+        said = self.failure.raised[-1].lines
+        together = line.text[:1].isspace() or _ANNOUNCED.search(said[0].strip()) is not None
+        if number - self.failure.last > 1:
+            return together and not line.prefixed
+        if line.prefixed:
+            return together or line.place is not None
+        broken = bare[0].islower() and said[-1][-1:].isalnum() and ": " not in bare
+        return together or (broken and _EXCEPTION.match(said[0].strip()) is not None)
 
 
 _Key = tuple[str, str | None]  # process and place
@@ -318,6 +326,8 @@ class Reader:
             elif profile.stopped.search(text):
                 log.stopped = log.stopped or log.lines
                 log.stopped_line = log.stopped_line or text.strip()
+            elif "throughput" in text and _WORKING.search(text):
+                log.answered = True
             elif text.startswith("Shutting down") and _SHUT_DOWN.match(text):
                 log.shut_down = text.strip()
             if ("ait" in text or "block found" in text) and _WAITING.search(text):

@@ -27,7 +27,9 @@ _BOMS = (
 _ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]{0,32}[ -/]{0,4}[@-~]|\][^\x07\x1b]{0,500}(?:\x07|\x1b\\)|[@-Z\\^_])"
 )
-_BARE_COLOUR = re.compile(r"(?:ESC|\^\[|\\x1b|\\033|\ufffd)?\[(?:\d{1,3};){0,4}\d{0,3}m")
+_BARE_COLOUR = re.compile(
+    r"(?:ESC|\^\[|\\x1b|\\033|\ufffd)?\[(?:(?:\d{1,3};){0,4}\d{1,3}m|m(?![a-z]))"
+)
 # What is left of a colour where more than the escape was lost: "36m(Worker pid=1)0m ERROR …"
 _COLOUR_REST = re.compile(r"^\d{1,3}m(?=\()|(?<=\))0m(?= )")
 # A line of a table that a cloud exports: milliseconds, a comma, and the text, in quotes if need be.

@@ -70,6 +70,7 @@ _LETTERED = (
     re.compile(
         rf"(?P<level>{_LEVELS}) (?:[\d\-]{{2,10}}(?: [\d:.,]{{5,16}})?|\d{{1,9}}) \[?{_PLACE} ?"
     ),
+    re.compile(rf"(?P<level>{_LEVELS}) \[{_PLACE} ?"),
     # A cloud's console, to which all that was written to stderr is an ERROR.
     re.compile(rf"(?:{_LEVELS}|DEFAULT) {{1,4}}\d{{4}}-\d\d-\d\dT[\d:.]{{8,20}}Z "),
     re.compile(rf"(?P<level>{_LEVELS}) \d{{4}}-\d\d-\d\d [\d:.,]{{5,16}} ?"),

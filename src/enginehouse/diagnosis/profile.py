@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from enginehouse.diagnosis.kinds import Diagnosis
@@ -15,25 +15,26 @@ NEVER = re.compile(r"(?!)")
 
 @dataclass(frozen=True, kw_only=True)
 class LogProfile:
-    """How an engine's log is recognised and read; `rules` come before those shared by all.
+    """How an engine's log is recognised and read.
 
-    `marks`: what only this engine's logs contain; `faint_marks` count where no engine has any.
-    `ready`: from here on it answers requests, and
-    what was said before did not keep it from that. `stopped`: it was told to stop. `pointer`: an
-    error that says that another process or line has the cause. `fatal`: the words before a
-    traceback, or an error by itself, that end the engine. `survived`: likewise, but the engine goes
-    on. `serves`: the processes whose errors, once it is ready, are those of single requests.
-    `error_lines`: bare lines that are errors. `works`: the processes without which it cannot go on.
-    `ends_itself`: words after which it ends itself with SIGKILL, which then says nothing.
-    `signals`: cause and next step where a signal ended it. `two_builds`: what any unknown error
-    means where the CUDA and the CPU build are installed together.
+    `marks`: what only this engine's logs contain; `faint_marks` count if no engine has any.
+    `rules`: returns the engine's own rules, which come before the shared ones; called when a log is
+    read. `ready`: from this line on it answers requests, and nothing said before kept it from that.
+    `stopped`: it was told to stop. `pointer`: an error that says that another process or line has
+    the cause. `fatal`: an error, or the words before a traceback, that ends the engine. `survived`:
+    the same for errors after which it goes on. `serves`: the processes whose errors, once it is
+    ready, are those of single requests. `error_lines`: lines without a level that are errors.
+    `works`: the processes that it cannot run without. `ends_itself`: after these words it ends
+    itself with SIGKILL, which then says nothing. `signals`: cause and next step for a signal that
+    ended it. `two_builds`: what an unknown error means if the CUDA and the CPU build are both
+    installed.
     """
 
     name: str
     title: str
     marks: re.Pattern[str]
     faint_marks: re.Pattern[str] = NEVER
-    rules: tuple[Rule, ...] = ()
+    rules: Callable[[], tuple[Rule, ...]] = tuple
     ready: re.Pattern[str] = NEVER
     stopped: re.Pattern[str] = NEVER
     pointer: re.Pattern[str] = NEVER

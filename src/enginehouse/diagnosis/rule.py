@@ -33,8 +33,19 @@ class Surroundings:
 
 
 def groups(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # noqa: ARG001
-    """The named groups of a match, those that took no part as empty strings."""
-    return {name: value or "" for name, value in found.groupdict().items()}
+    """The named groups of a match; "" for one that took no part.
+
+    Alternatives of a pattern may have groups for the same thing: `name`, `name__2`, and so on.
+    """
+    said: dict[str, str] = {}
+    for numbered, value in found.groupdict().items():
+        name = numbered.partition("__")[0]
+        said[name] = said.get(name) or value or ""
+    return said
+
+
+# What fills a rule's placeholders, from its match and from the log around it.
+Details = Callable[[re.Match[str], Surroundings], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Rule:
     pattern: str
     cause: str
     fix: str
-    details: Callable[[re.Match[str], Surroundings], Mapping[str, str]] = groups
+    details: Details = groups
     vague: bool = False
     spoken: bool = False
     late: bool = False

@@ -27,7 +27,7 @@ from enginehouse.diagnosis.guesses import guess
 from enginehouse.diagnosis.kinds import READ_THE_LOG, Diagnosis, FailureKind
 from enginehouse.diagnosis.profile import NEVER, LogProfile
 from enginehouse.diagnosis.rule import Rule, recognise
-from enginehouse.diagnosis.rules import LOST_CONNECTION, RULES
+from enginehouse.diagnosis.rules import shared_rules
 
 LONGEST = 400  # characters of evidence
 _RECENT = 12  # lines from the end, in which something may still be waited for
@@ -101,8 +101,9 @@ class _Selection:
         self._around = replace(
             profile.words, engine=profile.title, on_cpu=log.on_cpu, packages=log.packages
         )
-        self._rules: tuple[Rule, ...] = (*profile.rules, *RULES)
+        self._rules: tuple[Rule, ...] = (*profile.rules(), *shared_rules())
         self._pointers: list[str] = []
+        self._pointed = log.lines  # line of the first pointer
         self._cut: list[str] = []
         self._fatal: list[Failure] = []
         self._survived: list[Failure] = []
@@ -121,6 +122,7 @@ class _Selection:
             or self._symptom(vague)
             or self._spoken(vague)
             or self._quoted(rules)
+            or self._known(self._fatal, definite, joined=True)
             or (self._of_unknown(unknown) if unknown else None)
             or self._of_what_was_survived(definite, vague)
             or self._of_the_end(exit_code)
@@ -139,6 +141,7 @@ class _Selection:
             self._cut.append(failure.heading)
         elif not texts:
             self._pointers.extend(failure.texts)
+            self._pointed = min(self._pointed, failure.number)
         elif self._is_fatal(failure):
             self._fatal.append(failure)
         else:
@@ -172,10 +175,17 @@ class _Selection:
         late = [rule for rule in self._rules if rule.late]
         return self._known([failure], late) is not None
 
-    def _known(self, failures: Iterable[Failure], rules: Sequence[Rule]) -> Diagnosis | None:
-        """What the rules say of the first failure that one of them knows."""
+    def _known(
+        self, failures: Iterable[Failure], rules: Sequence[Rule], *, joined: bool = False
+    ) -> Diagnosis | None:
+        """What the rules say of the first failure that one of them knows.
+
+        `joined`: read the first lines of a message as one, in case something broke it in two.
+        """
         for failure in failures:
             texts = [text for text in failure.texts if not self._is_pointer(text)]
+            if joined:
+                texts = [" ".join(map(str.strip, text.split("\n")[:3])) for text in texts]
             for rule in rules:
                 for text in texts:
                     if (found := rule.diagnose(text, around=self._around)) is not None:
@@ -293,7 +303,8 @@ class _Selection:
 
     def _lost_connection(self) -> Diagnosis | None:
         """An error that points to another process, but says that it could not be reached."""
-        return recognise("\n".join(self._pointers), rules=LOST_CONNECTION, around=self._around)
+        rules = [rule for rule in self._rules if rule.kind is FailureKind.COMMUNICATION]
+        return recognise("\n".join(self._pointers), rules=rules, around=self._around)
 
     def _survived_until(self, exit_code: int | None) -> Diagnosis | None:
         """It failed, and nothing but an error that was survived explains it: the last of them."""
@@ -336,7 +347,9 @@ class _Selection:
             return True
         if self._cut:  # an error was written, though the log lacks its end
             return False
-        return bool(self._log.ready) or any(map(works.search, self._log.progress))
+        # Ordinary lines after the report are those of another engine, or of one that goes on.
+        before = (name for name, number in self._log.progress.items() if number < self._pointed)
+        return bool(self._log.ready) or any(map(works.search, before))
 
     def _has_two_builds(self) -> bool:
         packages = self._log.packages

@@ -13,7 +13,8 @@ from enginehouse.core.errors import EnginehouseError
 from enginehouse.deployment.compute_type import type_on_cpu
 from enginehouse.doctor.findings import Finding, fine, problem, warning
 from enginehouse.doctor.machine import Machine, look_at_machine
-from enginehouse.doctor.usable_engines import judge_engines
+from enginehouse.doctor.usable_engines import as_place, judge_engines
+from enginehouse.engines.base import ServedEngine
 from enginehouse.engines.registry import load_served_engine
 from enginehouse.processes.sandbox import Sandbox, find_sandbox
 from enginehouse.provisioning.environments import (
@@ -36,7 +37,6 @@ _LITTLE_MEMORY = 2 * _GIB  # an engine takes 1.1 GiB before the first weight
 _LITTLE_SHARED = 256 << 20  # a container's default is 64 MiB
 _FEW_FILES = 4096
 _BFLOAT16 = 8.0
-_USED_SHARE = 0.08  # vLLM takes 0.92 of a GPU unless told otherwise
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)", re.MULTILINE)
 
 
@@ -54,14 +54,15 @@ async def examine(
     which takes seconds. Raises ConfigurationError for an engine, version or variant that is not
     known.
     """
-    installation = load_served_engine(engine).installation
+    served = load_served_engine(engine)
+    installation = served.installation
     plan = known_plan(installation, version=version, variant=variant, layout=layout)
     machine = await asyncio.to_thread(look_at_machine, layout)
     sandbox = judge_sandbox(await asyncio.to_thread(find_sandbox))
     findings = [
-        *judge_machine(machine),
+        *judge_machine(machine, served),
         sandbox,
-        *judge_gpus(machine, plan, chosen=variant is None),
+        *judge_gpus(machine, plan, engine=served, chosen=variant is None),
     ]
     given = given_install(installation, python=python, environ=machine.environ)
     if given is None:
@@ -77,14 +78,14 @@ async def examine(
     return findings
 
 
-def judge_machine(machine: Machine) -> Iterator[Finding]:
-    """What every engine needs of a machine."""
+def judge_machine(machine: Machine, engine: ServedEngine) -> Iterator[Finding]:
+    """What Enginehouse and the engine need of a machine."""
     name = ".".join(map(str, machine.python))
     if machine.python[:2] >= _PYTHON:
         yield fine("Python", name)
     else:
         yield problem("Python", f"{name} is too old", "use Python 3.11 or newer")
-    yield _platform(machine)
+    yield _platform(machine, engine)
     free = f"{machine.available / _GIB:.1f} of {machine.memory / _GIB:.1f} GiB memory available"
     says = f"{machine.cores} cores, {free}"
     if machine.available >= _LITTLE_MEMORY:
@@ -105,17 +106,14 @@ def judge_machine(machine: Machine) -> Iterator[Finding]:
     if machine.uv:
         yield fine("uv", machine.uv)
     else:
-        yield problem("uv", "not found", "install Enginehouse anew, with its requirements")
+        yield problem("uv", "not found", "install Enginehouse again, with its requirements")
 
 
-def _platform(machine: Machine) -> Finding:
+def _platform(machine: Machine, engine: ServedEngine) -> Finding:
     says = f"{machine.system} {machine.architecture}, {machine.libc or 'no glibc'}"
-    if machine.system != "Linux":
-        fix = "use a Linux machine, or --url with a server on one"
-        return problem("platform", f"{says}: vLLM runs on Linux", fix)
-    if not machine.libc.startswith("glibc"):
-        fix = "use a distribution with glibc (Debian, Ubuntu, Red Hat …), not Alpine"
-        return problem("platform", f"{says}: vLLM's packages are made for glibc", fix)
+    if reason := engine.unsuited(as_place(machine)):
+        fix = "use Linux with glibc (Debian, Ubuntu, Red Hat; not Alpine), or --url with a server "
+        return problem("platform", f"{says}: {engine.name} {reason}", f"{fix}elsewhere")
     return fine("platform", says)
 
 
@@ -151,7 +149,9 @@ def judge_disk(machine: Machine, plan: EnvironmentPlan, *, built: bool) -> Itera
             yield fine(check, says)
 
 
-def judge_gpus(machine: Machine, plan: EnvironmentPlan, *, chosen: bool) -> Iterator[Finding]:
+def judge_gpus(
+    machine: Machine, plan: EnvironmentPlan, *, engine: ServedEngine, chosen: bool
+) -> Iterator[Finding]:
     """Which build of the engine is used and why; whether driver, GPUs and compiler fit it."""
     shown = machine.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = shown in {"", "-1", "NoDevFiles"}
@@ -168,13 +168,11 @@ def judge_gpus(machine: Machine, plan: EnvironmentPlan, *, chosen: bool) -> Iter
         yield fine("build", says)
     if plan.variant == "cpu":
         chosen_type = type_on_cpu(machine.cpu)
-        yield fine(
-            "number type", f"vllm and hf compute in {chosen_type.dtype}: {chosen_type.reason}"
-        )
+        yield fine("number type", f"chosen is {chosen_type.dtype}: {chosen_type.reason}")
     if plan.variant == "cuda":
         yield from _driver(machine, plan)
         for gpu in driver.gpus if driver else ():
-            yield _gpu(gpu)
+            yield _gpu(gpu, engine)
     yield _compiler(machine, plan)
 
 
@@ -204,15 +202,16 @@ def _driver(machine: Machine, plan: EnvironmentPlan) -> Iterator[Finding]:
         yield fine("NVIDIA driver", says)
 
 
-def _gpu(gpu: GpuReading) -> Finding:
+def _gpu(gpu: GpuReading, engine: ServedEngine) -> Finding:
     check, says = f"GPU {gpu.index}", gpu.name
     used, total = gpu.used_bytes or 0, gpu.total_bytes or 0
     if total:
         says += f", {(total - used) / _GIB:.1f} of {total / _GIB:.1f} GiB free"
-    if used > _USED_SHARE * total:
+    if engine.gpu_share is not None and used > (1 - engine.gpu_share) * total:
         share = max(0, int(100 * (1 - used / total)) - 2) / 100
         fix = f"end what uses it (nvidia-smi), or --gpu-memory-utilization {share:g}"
-        return warning(check, f"{says}; vLLM takes 0.92 of it unless told otherwise", fix)
+        says += f"; {engine.name} takes {engine.gpu_share:g} of it unless told otherwise"
+        return warning(check, says, fix)
     if gpu.capability is not None and gpu.capability < _BFLOAT16:
         fix = "serve with --dtype float16"
         return warning(check, f"{says}; capability {gpu.capability}: no bfloat16", fix)

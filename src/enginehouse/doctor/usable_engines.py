@@ -40,6 +40,13 @@ def judge_engines(
             yield _remote(check, engine, machine)
 
 
+def as_place(machine: Machine) -> engines.Machine:
+    """What engines are told about a machine."""
+    return engines.Machine(
+        system=machine.system, architecture=machine.architecture, libc=machine.libc
+    )
+
+
 def _no(check: str, says: str, fix: str) -> Finding:
     return Finding(check=check, verdict=Verdict.NO, says=says, fix=fix)
 
@@ -70,10 +77,7 @@ def _served(
     installation = engine.installation
     if given := given_install(installation, python=None, environ=machine.environ):
         return fine(check, f"the one that {given[0]} names")
-    here = engines.Machine(
-        system=machine.system, architecture=machine.architecture, libc=machine.libc
-    )
-    if problem := engine.unsuited(here):
+    if problem := engine.unsuited(as_place(machine)):
         fix = "use one of the other engines, or a server elsewhere with --url"
         return _no(check, problem, fix)
     variant = "cuda" if cuda else "cpu"

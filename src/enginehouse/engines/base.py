@@ -134,6 +134,11 @@ class ServedEngine(Engine, Protocol):
         ...
 
     @property
+    def gpu_share(self) -> float | None:
+        """The fraction of a GPU's memory that it takes by default; None if it is not fixed."""
+        ...
+
+    @property
     def model_format(self) -> ModelFormat:
         """What its servers load: a Hugging Face checkpoint's folder, or a GGUF file."""
         ...
@@ -286,6 +291,3 @@ def require_api_key(options: ServerOptions) -> None:
             f"a server on {options.host} can be reached from elsewhere and needs an API key",
             fix="set api_key (or ENGINEHOUSE_API_KEY), or leave host at 127.0.0.1",
         )
-
-
-demand_api_key = require_api_key

@@ -2,7 +2,7 @@
 
 from enginehouse.evaluation.asking import check_tasks
 from enginehouse.evaluation.records import EvaluationSpec, Prices, TaskSpec
-from enginehouse.evaluation.runner import count_missing, evaluate, rescore
+from enginehouse.evaluation.runner import count_missing, evaluate, note_end, rescore
 from enginehouse.evaluation.summary import find_sample, require_headlines, summarise
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "count_missing",
     "evaluate",
     "find_sample",
+    "note_end",
     "require_headlines",
     "rescore",
     "summarise",

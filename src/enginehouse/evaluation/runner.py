@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -47,6 +48,7 @@ from enginehouse.evaluation.scoring_processes import ScoringProcesses
 from enginehouse.evaluation.summary import summarise
 from enginehouse.results.rescoring import Rescoring, TaskRescoring
 from enginehouse.results.summary import Progress, Report, TaskProgress
+from enginehouse.runtime.workers import run_workers
 from enginehouse.store.journal import Journal, read_journal, read_record
 from enginehouse.store.runs import Run, RunStatus
 from enginehouse.tasks.base import Outcome
@@ -124,7 +126,7 @@ async def evaluate(
             run.write_report(msgspec.json.format(msgspec.json.encode(report)))
             run.finish(RunStatus.COMPLETE)
         except BaseException as error:
-            _note_end(run, error)
+            note_end(run, error)
             raise
     return report
 
@@ -174,7 +176,13 @@ async def rescore(
     )
 
 
-def _note_end(run: Run, error: BaseException) -> None:
+def note_end(run: Run, error: BaseException) -> None:
+    """Note how a run ended: interrupted if resuming it may succeed as it is, else failed.
+
+    A run whose end is noted already keeps that.
+    """
+    if run.info.status is not RunStatus.RUNNING:
+        return
     outside = (ServerError, BadRequestError, OpenFilesError)  # the run itself is all right
     stopped = isinstance(error, (*outside, asyncio.CancelledError, KeyboardInterrupt))
     try:
@@ -305,7 +313,7 @@ class _Evaluation:
             self._score(read_record(self._journal.path, Record, offset=offset))
             await self._breathe()
         if waiting:
-            await self._see_done(set())
+            await self._finish_scoring()
 
     def _score(self, sample: SampleRecord) -> None:
         begun = begin_score(self._plans[sample.task], sample)
@@ -366,7 +374,14 @@ class _Evaluation:
                     for name, requests in self._requests_each.items()
                 )
             )
-            await self._run_workers(workers, asker, self._units(wanted))
+            await run_workers(
+                partial(self._ask, asker),
+                self._units(wanted),
+                count=workers,
+                tick=self._report,
+                interval=_TICK,
+            )
+            await self._finish_scoring()
             await self._end_streak(asker)
         self._progress(self._state())
 
@@ -393,34 +408,24 @@ class _Evaluation:
                 if states[index] in wanted:
                     yield Unit(plan, *divmod(index, samples))
 
-    async def _run_workers(self, count: int, asker: Asker, units: Iterator[Unit]) -> None:
-        workers = {asyncio.create_task(self._work(asker, units)) for _ in range(count)}
-        try:
-            await self._see_done(workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+    async def _finish_scoring(self) -> None:
+        """Report progress until everything is scored."""
+        while self._scoring:
+            await asyncio.wait(self._scoring, timeout=_TICK, return_when=asyncio.FIRST_EXCEPTION)
+            self._report()
 
-    async def _see_done(self, workers: set[asyncio.Task[None]]) -> None:
-        """Report progress until the workers have asked everything and all is scored."""
-        while running := {task for task in (*workers, *self._scoring) if not task.done()}:
-            await asyncio.wait(running, timeout=_TICK, return_when=asyncio.FIRST_EXCEPTION)
-            for worker in workers:
-                if worker.done():
-                    worker.result()
-            self._forget_scored()
-            self._progress(self._state())
-        self._forget_scored()  # what had ended before there was anything to wait for
+    def _report(self) -> None:
+        """Report progress. Raises what stopped a score from being written."""
+        self._forget_scored()
+        self._progress(self._state())
 
-    async def _work(self, asker: Asker, units: Iterator[Unit]) -> None:
+    async def _ask(self, asker: Asker, unit: Unit) -> None:
         assert self._remaining is not None
-        for unit in units:
-            requests = self._requests_each[unit.plan.name]
-            self._remaining.begin(requests)
-            self._settle(await asker.ask(unit), unit)
-            self._remaining.finish(requests)
-            await self._breathe()
+        requests = self._requests_each[unit.plan.name]
+        self._remaining.begin(requests)
+        self._settle(await asker.ask(unit), unit)
+        self._remaining.finish(requests)
+        await self._breathe()
 
     def _settle(self, sample: SampleRecord, unit: Unit) -> None:
         failure = sample.failure

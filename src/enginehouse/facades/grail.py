@@ -1,6 +1,6 @@
-"""GRAIL's evaluation settings: `EvalConfig`, as its trainer has it, for a CheckpointEvaluator.
+"""GRAIL's evaluation settings: its trainer's `EvalConfig`, for a CheckpointEvaluator.
 
-Only the import line changes. What is different, and why, stands in docs/coming-from.md.
+Only the import line changes. docs/coming-from.md lists the differences and the reasons.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.training import CheckpointEvaluator
 
 Backend = Literal["vllm", "sglang", "hf"]
-_ANY_PORT = 30000  # GRAIL's default, which several trainers of a machine would share
-# The spellings of GRAIL's guide, from the time when SGLang was the only server.
+_ANY_PORT = 30000  # GRAIL's default, which several trainers on one machine would share
+# The names in GRAIL's guide, from the time when SGLang was the only server.
 _RENAMED = {
     "sglang_start_server": "start_server",
     "sglang_host": "server_host",
@@ -25,10 +25,10 @@ _RENAMED = {
     "sglang_server_timeout_s": "server_timeout",
 }
 _WITHOUT_EFFECT = {
-    "split": "a task of ours has its split; give the task's `data`",
-    "batch_size": "the server's queue decides how many requests are under way",
+    "split": "a task determines its split; give the task's `data`",
+    "batch_size": "the server's queue decides how many requests are in flight",
     "vllm_module_entrypoint": "the engine's version decides it",
-    "use_num_return_sequences": "each repeat is a request of its own, with its own seed",
+    "use_num_return_sequences": "each repeat is a separate request with its own seed",
     "report_ks": "the report has pass@k for the powers of two up to `replicates`",
     "store_predictions_path": "every sample is in the run's journal: enginehouse show RUN",
     "stream_server_logs": "the server's log is a file, which the run names",
@@ -80,16 +80,16 @@ class _Fields:
 class EvalConfig(_Fields):
     """GRAIL's fields, by name, with its defaults.
 
-    `vllm_python_executable` None is ENGINEHOUSE_VLLM_PYTHON, GRAIL_VLLM_PYTHON, or an environment
-    of ours, in this order. The `sglang_…` names of `start_server`, `server_host`, `server_port` and
-    `server_timeout` are accepted with a warning; a warning also says which values have no effect.
-    Raises ConfigurationError for names and values that there are not.
+    `vllm_python_executable` None means ENGINEHOUSE_VLLM_PYTHON, GRAIL_VLLM_PYTHON, or a managed
+    environment, in this order. The `sglang_…` names of `start_server`, `server_host`,
+    `server_port` and `server_timeout` are accepted with a warning. Values without effect cause a
+    warning, too. Raises ConfigurationError for unknown names and invalid values.
     """
 
     def __init__(self, **given: Any) -> None:
         for old in [name for name in given if name in _RENAMED]:
             new = _RENAMED[old]
-            _warn(f"{old} is called {new}, since it holds for every backend: write {new}")
+            _warn(f"{old} is called {new}, since it applies to every backend: write {new}")
             given[new] = given.pop(old)
         known = {field.name: field.default for field in fields(self)}
         for name in given:
@@ -129,7 +129,7 @@ class EvalConfig(_Fields):
             return common | {"url": f"http://{self.server_host}:{self.server_port}"}
         if self.backend == "vllm" and self.vllm_python_executable is not None:
             common["python"] = self.vllm_python_executable
-        # a start that gets on is not ended; without a sign of progress it is
+        # a timeout without progress: a start that makes progress is not stopped
         return common | {"progress_timeout": self.server_timeout, "server": self._server()}
 
     def _server(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ for _old, _new in _RENAMED.items():
 def make_evaluator(
     config: EvalConfig, *, tasks: Sequence[str], folder: Path | str, **settings: Any
 ) -> CheckpointEvaluator:
-    """What evaluates `tasks` as `config` says; `settings` go before it.
+    """An evaluator of `tasks` as `config` says; `settings` take precedence.
 
     Raises ConfigurationError.
     """

@@ -26,9 +26,9 @@ VLLM_URL = "http://localhost:8000/v1"
 
 @dataclass(frozen=True)
 class ProviderConfig:
-    """A model, as its server names it (a path, a served name, a LoRA adapter), and how to ask it.
+    """A model, as its server names it (a path, a served name, a LoRA adapter), and its parameters.
 
-    `api_key` None is the engine's own environment variable; `base_url` None its own address.
+    `api_key` None means the engine's own environment variable, `base_url` None its own address.
     """
 
     model: str
@@ -39,19 +39,19 @@ class ProviderConfig:
 
 
 class BaseLLMProvider(ABC):
-    """Anything that answers a conversation; subclass it for a provider of your own."""
+    """Anything that answers a conversation; subclass it for your own provider."""
 
     def __init__(self, config: ProviderConfig) -> None:
         self.config = config
 
     @property
     def provider_name(self) -> str:
-        """What its configurations call it: "vllm" for VLLMProvider."""
+        """Its name in configurations: "vllm" for VLLMProvider."""
         return type(self).__name__.removesuffix("Provider").lower()
 
     @abstractmethod
     async def generate(self, system_prompt: str, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The answer to `messages`, each with `role` and `content`, below a system prompt."""
+        """The answer to `messages`, each with `role` and `content`, after a system prompt."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(model={self.config.model})"
@@ -60,9 +60,9 @@ class BaseLLMProvider(ABC):
 class _SamplerProvider(BaseLLMProvider):
     """One model of one server.
 
-    The first question in an event loop opens connections, which all providers of that server
-    share. They are closed when the last of these has been closed, and at the latest when the loop
-    is shut down, as asyncio.run does.
+    The first request in an event loop opens connections, which all providers of that server share.
+    They are closed with the last of these providers, and at the latest when the loop is shut down,
+    as asyncio.run does.
     """
 
     _engine: ClassVar[str]
@@ -77,9 +77,9 @@ class _SamplerProvider(BaseLLMProvider):
         self._server = _Server(self._engine, self.base_url, config.api_key or _key(engine))
 
     async def generate(self, system_prompt: str, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The answer's text. Raises WireError, after retries where they make sense.
+        """The answer's text. Raises WireError, after retries if they make sense.
 
-        Any number of tasks may ask at once: at most 64 requests to a server are under way.
+        Any number of tasks may call this: at most 64 requests to a server are in flight.
         """
         conversation = tuple(_message(entry) for entry in messages)
         if system_prompt:
@@ -93,7 +93,7 @@ class _SamplerProvider(BaseLLMProvider):
         return response.completions[0].text
 
     async def aclose(self) -> None:
-        """Let go of the running event loop's connections; a later question opens new ones."""
+        """Release the running event loop's connections; a later request opens new ones."""
         pool = _pool(self._server)
         pool.users.discard(self)
         if not pool.users:
@@ -118,15 +118,15 @@ class _Pool:
 
     def __init__(self, server: _Server) -> None:
         self.users: weakref.WeakSet[_SamplerProvider] = weakref.WeakSet()
-        # An event loop that is shut down closes the asynchronous generators that are left: the one
-        # moment when connections that nobody closed can still be closed in order.
+        # When an event loop is shut down, it closes the remaining asynchronous generators: the one
+        # moment when connections that nobody closed can still be closed properly.
         self._server = server
         self._generator: AsyncGenerator[HTTPSampler] | None = None
         self._opening = asyncio.Lock()
         self._sampler: HTTPSampler | None = None
 
     async def sampler(self) -> HTTPSampler:
-        """What asks the server; opened by the first call."""
+        """The sampler; the first call opens it."""
         async with self._opening:
             if self._sampler is None:
                 self._generator = _open(self._server)
@@ -237,9 +237,9 @@ _PROVIDERS: dict[str, type[_SamplerProvider]] = {
 
 
 def create_provider(options: Mapping[str, Any]) -> BaseLLMProvider:
-    """The provider of a configuration's `provider:` block: its `type` and that one's options.
+    """The provider for a configuration's `provider:` block: a `type` and its options.
 
-    Raises ConfigurationError for a type or an option that there is not.
+    Raises ConfigurationError for an unknown type or option.
     """
     given = dict(options)
     kind = given.pop("type", None)
@@ -256,7 +256,7 @@ def create_provider(options: Mapping[str, Any]) -> BaseLLMProvider:
     if "model" not in given:
         raise ConfigurationError(
             f"the {kind} provider needs a 'model'",
-            fix="name one as the server lists it: a served name, a path, or a LoRA adapter",
+            fix="give it as the server lists it: a served name, a path, or a LoRA adapter",
         )
     return _PROVIDERS[kind](**given)
 
@@ -268,7 +268,7 @@ def _message(entry: Mapping[str, Any]) -> Message:
         raise ConfigurationError(
             f"not a message: {dict(entry)!r}",
             why=str(error),
-            fix=f"give a role ({', '.join(get_args(Role))}) and a text as content",
+            fix=f"give a role ({', '.join(get_args(Role))}) and text as content",
         ) from None
 
 
@@ -276,7 +276,7 @@ def _address(engine: Engine) -> str:
     assert isinstance(engine, RemoteEngine), "the others are given an address"
     named = (os.environ.get(name) for name in engine.url_variables)
     address = next((value for value in named if value), engine.default_url)
-    assert address is not None, "a hosted API has one"
+    assert address is not None, "a hosted API has an address"
     return address
 
 

@@ -1,4 +1,4 @@
-"""Starting a program on this machine, and seeing it and all its descendants gone."""
+"""Starting a program on this machine, and stopping it with all its descendants."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ import msgspec
 
 from enginehouse.core.errors import StartError
 from enginehouse.processes.reaper import Reaper
-from enginehouse.processes.tree import KILL_WAIT, POLL, ProcessIdentity, ProcessTree, identify
+from enginehouse.processes.tree import (
+    KILL_WAIT,
+    ORPHAN_GRACE,
+    POLL,
+    ProcessIdentity,
+    ProcessTree,
+    identify,
+)
 from enginehouse.store.private import open_private
 
 LOOK_EVERY = 1.0
-# A shell that becomes the program when it is told to, and ends if we end before that. What shells
-# add to the environment is taken out again.
+# A shell that becomes the program on a signal from us, and ends if we end before that. What shells
+# add to the environment is removed again.
 _GATE = 'read -r go && exec env -u PWD -u OLDPWD -u SHLVL -u _ "$@" </dev/null'
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
     """A program's argument vector and its whole environment (nothing is inherited).
 
-    The environment's values may be secrets: they are in no repr.
+    The environment's values may be secrets, so the repr leaves them out.
     """
 
     argv: tuple[str, ...]
@@ -44,9 +51,9 @@ class Effort(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Process:
-    """A child in a session of its own; its descendants are noted while it lives.
+    """A child in its own session; its descendants are recorded while it lives.
 
-    Should we end without having stopped it, `reaper` does.
+    If we end without having stopped it, `reaper` does.
     """
 
     def __init__(
@@ -56,14 +63,15 @@ class Process:
         *,
         reaper: Reaper,
         log: Path,
+        orphan_grace: float,
     ) -> None:
         self._child = child
         self._log = log
         self._reaper = reaper
         self.identity = identity
-        self._tree = ProcessTree(identity)
+        self._tree = ProcessTree(identity, orphan_grace=orphan_grace)
         self._stopped = False
-        self._watch = asyncio.create_task(self._look_again_and_again())
+        self._watcher = asyncio.create_task(self._watch())
 
     @property
     def pid(self) -> int:
@@ -79,7 +87,7 @@ class Process:
         return Effort(logged=self._log.stat().st_size, read=self._tree.bytes_read())
 
     def look(self) -> None:
-        """Note its descendants now, without waiting for the next look."""
+        """Record its descendants now, without waiting for the next look."""
         self._tree.look()
 
     def pids(self) -> frozenset[int]:
@@ -90,30 +98,27 @@ class Process:
         """End it with every descendant: see `ProcessTree.stop`. Idempotent."""
         if self._stopped:
             return
-        self._watch.cancel()
+        self._watcher.cancel()
         try:
             await self._tree.stop(grace=grace, reap=self._child.poll)
         finally:  # even cancelled, it has killed what there was
             self._reaper.dismiss()
-        await self._reap()
-        self._stopped = True
-
-    async def _reap(self) -> None:
-        """Take the exit status: threads of a leader that is a zombie may still be ending."""
+        # Take the exit status: threads of a leader that is a zombie may still be ending.
         deadline = time.monotonic() + KILL_WAIT
         while self._child.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(POLL)
+        self._stopped = True
 
     def release(self) -> None:
-        """Stop watching and leave it running, whatever becomes of us (a detached server)."""
-        self._watch.cancel()
+        """Stop watching and leave it running, even after we have ended (a detached server)."""
+        self._watcher.cancel()
         self._reaper.dismiss()
         self._child.returncode = 0  # or Popen warns that a child is still running
 
-    async def _look_again_and_again(self) -> None:
+    async def _watch(self) -> None:
         while self._child.poll() is None:
             self._tree.look()
-            if not self._reaper.is_there():
+            if not self._reaper.is_alive():
                 self._reaper = Reaper(self.identity, log=self._log)
             await asyncio.sleep(LOOK_EVERY)
 
@@ -123,18 +128,19 @@ async def start_process(
     *,
     log: Path,
     note: Callable[[ProcessIdentity], None] = lambda _: None,
+    orphan_grace: float = ORPHAN_GRACE,
 ) -> Process:
-    """Start it in a session of its own, standard output and error appended to `log`.
+    """Start it in its own session, with standard output and error appended to `log`.
 
-    It does not outlive us unless it is released, whatever ends us (see `Reaper`). `note` is
-    told the process before the program begins in it. Blocks for milliseconds. Raises
-    StartError if the program cannot be run at all, and what `note` raises.
+    Unless it is released it does not outlive us, however we end (see `Reaper`). `note` is called
+    with the process before the program begins in it. Blocks for milliseconds. Raises StartError if
+    the program cannot be run at all, and what `note` raises.
     """
     program = command.argv[0]
     if shutil.which(program, path=command.env.get("PATH")) is None:
         raise StartError(
             f"cannot run {program}",
-            why="there is no such program, or it may not be executed",
+            why="it was not found, or is not executable",
             fix="check that the engine environment is still there: enginehouse envs",
         )
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -161,4 +167,4 @@ async def start_process(
         if reaper is not None:
             reaper.dismiss()
         raise
-    return Process(child, identity, reaper=reaper, log=log)
+    return Process(child, identity, reaper=reaper, log=log, orphan_grace=orphan_grace)

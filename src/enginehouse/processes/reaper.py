@@ -1,9 +1,9 @@
-"""Ends a process tree when the process that would have ended it is gone, kill -9 included.
+"""Ends a process tree when the process that would have ended it is gone, even by kill -9.
 
-The reaper is a process of its own, in a session of its own, whose standard input is a pipe that
-only its parent holds open: the kernel closes that end with the parent, whatever ended it. It heeds
-no signal that can be ignored, so what ends a whole group or job (Ctrl-C, a closed terminal, a
-batch system's SIGTERM) leaves it time to do its work.
+The reaper is a process in its own session, whose standard input is a pipe that only its parent
+holds open: the kernel closes that end with the parent, however that ends. It blocks every signal
+that can be blocked, so it survives what ends a whole group or job (Ctrl-C, a closed terminal, a
+batch system's SIGTERM) for long enough to do its work.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from enginehouse.processes.tree import ProcessIdentity, ProcessTree
 from enginehouse.store.private import open_private
 
 GRACE = 10.0  # seconds for the tree to end by itself
-_UNHEEDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _LOOK_EVERY = 2.0
 
 
 class Reaper:
     """The parent's side: from now on the tree of `leader` does not outlive us.
 
-    Returns at once: the process need not have begun to watch, for what it watches is the pipe.
-    What it has to say is appended to `log`.
+    Returns at once: the reaper watches the pipe, so it need not have started watching yet. Its
+    messages are appended to `log`.
     """
 
     def __init__(self, leader: ProcessIdentity, *, log: Path) -> None:
         words = (str(leader.pid), repr(leader.started), leader.boot)
-        # The child inherits the mask: it heeds no signal from its first moment on.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _UNHEEDED)
+        # The child inherits the mask, so it blocks these signals from the beginning.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         try:
             with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as output:
                 self._child = subprocess.Popen(
@@ -48,12 +48,12 @@ class Reaper:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def is_there(self) -> bool:
-        """Whether it watches; somebody may have killed it."""
+    def is_alive(self) -> bool:
+        """Whether it still watches; it may have been killed."""
         return self._child.poll() is None
 
     def dismiss(self) -> None:
-        """End the reaper, not the tree: that is gone, or is to outlive us. Idempotent."""
+        """End the reaper but not the tree, which is gone or is meant to outlive us. Idempotent."""
         self._child.kill()
         self._child.communicate()
 

@@ -1,9 +1,9 @@
-"""A process with everything that descends from it: seen, signalled, proved gone.
+"""A process and everything that descends from it: found, signalled, proved gone.
 
-Descendants are found three ways, because each misses some: by parent (misses a child whose parent
-died), by session (misses one that made a session of its own), and by memory (`look` again and again
-while they live catches those two before they hide). Processes are known by pid and start, so a
-recycled pid is never signalled.
+Descendants are found in three ways, because each misses some: by parent (misses a child whose
+parent died), by session (misses one that started its own session), and by memory (looking
+repeatedly while they live catches those two before they hide). Processes are identified by pid and
+start, so a recycled pid is never signalled.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """A process for good: pids come round again, this does not.
+    """A process for good: pids are reused, identities are not.
 
     `started` is in seconds after the machine's start (so setting the clock changes nothing), `boot`
-    names that start where the system tells it.
+    identifies that start if the system reports it.
     """
 
     pid: int
@@ -41,7 +41,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """The identity of the live process `pid`, or None if there is none (a zombie is none)."""
+    """The identity of the live process `pid`; None if there is none. A zombie is not alive."""
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
@@ -56,15 +56,27 @@ def identify(pid: int) -> ProcessIdentity | None:
 
 
 def is_alive(identity: ProcessIdentity) -> bool:
-    """Whether that very process runs; False for a zombie and for another one of the same pid."""
+    """Whether that very process runs; False for a zombie, and for another process of that pid."""
     return identify(identity.pid) == identity
 
 
 class ProcessTree:
-    """A session leader and its descendants; the leader need not be our child."""
+    """A session leader and its descendants; the leader need not be our child.
 
-    def __init__(self, leader: ProcessIdentity) -> None:
+    `orphan_grace`: seconds after SIGTERM for those that have outlived the leader. `kill_wait`:
+    seconds until a process that survives SIGKILL is an error.
+    """
+
+    def __init__(
+        self,
+        leader: ProcessIdentity,
+        *,
+        orphan_grace: float = ORPHAN_GRACE,
+        kill_wait: float = KILL_WAIT,
+    ) -> None:
         self.leader = leader
+        self._orphan_grace = orphan_grace
+        self._kill_wait = kill_wait
         self._seen: set[psutil.Process] = set()
         self._pids: set[int] = {leader.pid}
         self._read: dict[psutil.Process, int] = {}
@@ -75,7 +87,7 @@ class ProcessTree:
         return frozenset(self._pids)
 
     def bytes_read(self) -> int:
-        """What they have read from files and pipes, or mapped from a disk, as far as we looked."""
+        """What the processes seen so far have read from files and pipes, or mapped from a disk."""
         for process in self._seen:
             with contextlib.suppress(psutil.Error, OSError, AttributeError):
                 counters = process.io_counters()
@@ -87,92 +99,78 @@ class ProcessTree:
 
         Reads the process table once: about 20 µs for each process of the machine.
         """
-        stranger = identify(self.leader.pid)
-        recycled = stranger is not None and stranger != self.leader
+        current = identify(self.leader.pid)
+        recycled = current is not None and current != self.leader
         children: dict[int, list[psutil.Process]] = defaultdict(list)
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 children[process.ppid()].append(process)
-                # A session of that number is not ours if the pid came round again.
+                # If the pid was reused, a session of that number is somebody else's.
                 if not recycled and os.getsid(process.pid) == self.leader.pid:
                     self._seen.add(process)
-        self._seen = {process for process in self._seen if _runs(process)}
-        fresh = list(self._seen)
-        while fresh:
-            for child in children[fresh.pop().pid]:
-                if child not in self._seen and _runs(child):
+        self._seen = {process for process in self._seen if _is_running(process)}
+        unvisited = list(self._seen)
+        while unvisited:
+            for child in children[unvisited.pop().pid]:
+                if child not in self._seen and _is_running(child):
                     self._seen.add(child)
-                    fresh.append(child)
+                    unvisited.append(child)
         self._pids.update(process.pid for process in self._seen)
         return tuple(sorted(self._seen, key=lambda process: process.pid))
 
     async def stop(self, *, grace: float, reap: Callable[[], object] = lambda: None) -> None:
-        """SIGTERM the leader, wait `grace` seconds, SIGKILL what is left; return when all are gone.
+        """SIGTERM the leader, wait `grace` seconds, SIGKILL the rest; return when all are gone.
 
-        Once the leader is gone, those left get SIGTERM and a moment to tidy up (shared memory), no
-        more. `reap` collects the leader's exit status where it is our child. Idempotent. Cancelled,
-        it kills at once (blocking, milliseconds as a rule). Raises StopError, naming pids.
+        Once the leader is gone, the others get SIGTERM and a moment to tidy up (shared memory).
+        `reap` collects the leader's exit status if it is our child. Idempotent. If cancelled, it
+        kills at once (blocking, usually for milliseconds). Raises StopError, naming pids.
         """
         try:
-            await self._end_gently(grace, reap)
-            await self._end_surely(reap)
+            _send(signal.SIGTERM, (p for p in self.look() if p.pid == self.leader.pid))
+            deadline = time.monotonic() + grace
+            orphaned = False
+            while (left := self.look()) and time.monotonic() <= deadline:
+                if not orphaned and all(process.pid != self.leader.pid for process in left):
+                    orphaned = True
+                    deadline = min(deadline, time.monotonic() + self._orphan_grace)
+                    _send(signal.SIGTERM, left)
+                await asyncio.sleep(POLL)
+                reap()
+            deadline = time.monotonic() + self._kill_wait
+            while left := self._kill(reap):
+                if time.monotonic() > deadline:
+                    raise _survivors(left)
+                await asyncio.sleep(POLL)
         except asyncio.CancelledError:
-            self._end_now(reap)
+            # A cancelled task must not wait, and must leave nothing running.
+            deadline = time.monotonic() + self._kill_wait
+            while self._kill(reap) and time.monotonic() < deadline:
+                time.sleep(POLL)  # noqa: ASYNC251
             raise
-
-    async def _end_gently(self, grace: float, reap: Callable[[], object]) -> None:
-        _send(self.look(), signal.SIGTERM, only=self.leader.pid)
-        deadline = time.monotonic() + grace
-        orphaned = False
-        while left := self.look():
-            if time.monotonic() > deadline:
-                return
-            if not orphaned and all(p.pid != self.leader.pid for p in left):
-                orphaned = True
-                deadline = min(deadline, time.monotonic() + ORPHAN_GRACE)
-                _send(left, signal.SIGTERM)
-            await asyncio.sleep(POLL)
-            reap()
-
-    async def _end_surely(self, reap: Callable[[], object]) -> None:
-        deadline = time.monotonic() + KILL_WAIT
-        while left := self._kill(reap):
-            if time.monotonic() > deadline:
-                raise _still_alive(left)
-            await asyncio.sleep(POLL)
-
-    def _end_now(self, reap: Callable[[], object]) -> None:
-        """As `_end_surely`, blocking: a cancelled task may not wait, and must leave nothing."""
-        deadline = time.monotonic() + KILL_WAIT
-        while self._kill(reap) and time.monotonic() < deadline:
-            time.sleep(POLL)
 
     def _kill(self, reap: Callable[[], object]) -> tuple[psutil.Process, ...]:
         left = self.look()
-        _send(left, signal.SIGKILL)
+        _send(signal.SIGKILL, left)
         reap()
         return left
 
 
-def _runs(process: psutil.Process) -> bool:
+def _is_running(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
 
-def _send(
-    processes: Iterable[psutil.Process], number: signal.Signals, *, only: int | None = None
-) -> None:
+def _send(number: signal.Signals, processes: Iterable[psutil.Process]) -> None:
     for process in processes:
-        if only in (None, process.pid):
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(number)
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
 
 
-def _still_alive(left: Iterable[psutil.Process]) -> StopError:
+def _survivors(processes: Iterable[psutil.Process]) -> StopError:
     names = []
-    for process in left:
+    for process in processes:
         name = "?"
         with contextlib.suppress(psutil.Error):
             name = process.name()

@@ -1,4 +1,4 @@
-"""What is in a checkpoint's folder, and what is missing. Blocking; reads heads, not weights."""
+"""What a checkpoint folder contains, and what is missing. Blocking; reads headers, not weights."""
 
 from __future__ import annotations
 
@@ -36,22 +36,20 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise ModelError(
             f"cannot read {error.filename or folder}",
             why=error.strerror,
-            fix="check its permissions, and the disk or share that it is on",
+            fix="check its permissions, and the disk or share that holds it",
         ) from error
 
 
 def _read(folder: Path) -> Checkpoint:
     names = {path.name for path in folder.iterdir()}
     if "config.json" not in names:
-        raise _no_model(folder, names)
+        raise _not_a_model(folder, names)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{folder / 'config.json'} is not JSON that can be read", why=str(error)
-        ) from error
+        raise ModelError(f"{folder / 'config.json'} is not valid JSON", why=str(error)) from error
     if not isinstance(config, dict):
-        raise ModelError(f"{folder / 'config.json'} holds no JSON object")
+        raise ModelError(f"{folder / 'config.json'} does not hold a JSON object")
     weights = _weights(folder, names)
     if not weights:
         raise ModelError(
@@ -67,24 +65,20 @@ def _read(folder: Path) -> Checkpoint:
                     fix=f"run `git lfs pull` in {folder}",
                 )
         if file.suffix == ".safetensors":
-            demand_whole(file)
+            try:
+                # The header must be readable, and its tensors must fill the file.
+                with safetensors.safe_open(file, framework="numpy"):
+                    pass
+            except safetensors.SafetensorError as error:
+                raise ModelError(
+                    f"{file} is damaged or incomplete",
+                    why=str(error),
+                    fix="save or download it again",
+                ) from error
     notes: tuple[str, ...] = ()
     if not any(next(folder.glob(pattern), None) for pattern in _TOKENIZERS):
         notes = ("the folder has no tokenizer: the engine may refuse it",)
     return Checkpoint(folder=folder, config=config, weights=weights, notes=notes)
-
-
-def demand_whole(file: Path) -> None:
-    """Raise ModelError unless a safetensors file's head can be read and its tensors fill it."""
-    try:
-        with safetensors.safe_open(file, framework="numpy"):
-            pass
-    except safetensors.SafetensorError as error:
-        raise ModelError(
-            f"{file} is broken, or not wholly written yet",
-            why=str(error),
-            fix="save or download it again",
-        ) from error
 
 
 def _weights(folder: Path, names: set[str]) -> tuple[Path, ...]:
@@ -104,7 +98,7 @@ def _indexed(folder: Path, index: str, names: set[str]) -> tuple[Path, ...]:
         content = json.loads((folder / index).read_text(encoding="utf-8"))
         wanted = sorted(set(content["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{folder / index} is no index of weights", why=str(error)) from error
+        raise ModelError(f"{folder / index} is not an index of weights", why=str(error)) from error
     if missing := [name for name in wanted if name not in names]:
         raise ModelError(
             f"{folder} lacks {len(missing)} of {len(wanted)} weight files",
@@ -114,7 +108,7 @@ def _indexed(folder: Path, index: str, names: set[str]) -> tuple[Path, ...]:
     return tuple(folder / name for name in wanted)
 
 
-def _no_model(folder: Path, names: set[str]) -> ModelError:
+def _not_a_model(folder: Path, names: set[str]) -> ModelError:
     if "adapter_config.json" in names:
         try:
             adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -134,7 +128,7 @@ def _no_model(folder: Path, names: set[str]) -> ModelError:
         )
     deeper = sorted(path.parent.name for path in folder.glob("*/config.json"))
     return ModelError(
-        f"{folder} is no model",
+        f"{folder} is not a model",
         why="it has no config.json" + (", and is empty" if not names else ""),
         fix=(
             f"did you mean {folder / deeper[-1]}?"

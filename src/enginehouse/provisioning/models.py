@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -178,7 +179,7 @@ async def _from_hub(reference: ModelReference, room: _Room) -> ResolvedModel:
         repository,
         revision=reference.revision,
         notify=room.context.notify,
-        choose=_choose_gguf if gguf else None,
+        choose=partial(_choose_gguf, engine=room.environment.engine) if gguf else None,
     )
     if gguf:
         parts = _gguf_in(snapshot.folder, engine=room.environment.engine)
@@ -201,9 +202,9 @@ async def _from_hub(reference: ModelReference, room: _Room) -> ResolvedModel:
     )
 
 
-def _choose_gguf(repository: str, names: Sequence[str]) -> list[str]:
+def _choose_gguf(repository: str, names: Sequence[str], *, engine: str) -> list[str]:
     if not any(name.lower().endswith(".gguf") for name in names):
-        raise _needs_gguf(repository, "llamacpp")
+        raise _needs_gguf(repository, engine)
     return list(choose_gguf(names, where=repository))
 
 

@@ -1,4 +1,4 @@
-"""Runs uv and the payloads: output into a log, lines to whoever wants them, no process left."""
+"""Runs uv and the payloads: output into a log, lines to a callback, no process left."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def python_environ(*, write_bytecode: bool) -> dict[str, str]:
     With `write_bytecode` the first import compiles just the modules that are used, which costs
     less than compiling all of them at install and spares every server start that time.
     """
-    dropped = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
+    dropped = {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
     if write_bytecode:
         dropped.add("PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if name not in dropped}

@@ -1,4 +1,4 @@
-"""What a server is to those who ask it; and servers that are not ours: used, never stopped."""
+"""A server as its clients see it, and attaching to servers that we did not start."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from enginehouse.core.errors import (
 from enginehouse.engines.base import Engine, RemoteEngine, ServedEngine
 
 API_KEY_VARIABLE = "ENGINEHOUSE_API_KEY"
-_PATIENCE = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A server that is ready. `owned`: it is ours, and we stop it.
+    """A server that is ready. `owned`: we started it, and will stop it.
 
-    Of a server that is not ours, what it does not tell is None. `command` has no secrets: keys go
-    through the environment. `api_key` is what requests must carry. `admin_key` opens the endpoints
-    that change the server, and is in `key_file` if it has any; it is None where `api_key` does.
+    What a server that we did not start does not report is None. `command` has no secrets: keys are
+    passed in the environment. `api_key` is what requests must carry. `admin_key` opens the
+    endpoints that change the server, and is kept in `key_file` if there are any; it is None if
+    `api_key` opens them.
     """
 
     name: str | None
@@ -59,10 +59,10 @@ class Server:
 
 
 def curl_line(server: Server) -> str:
-    """A shell command that asks the server something, to be copied as it is.
+    """A shell command, ready to be copied, that sends the server a request.
 
-    Where the server has an API key, the command reads it from ENGINEHOUSE_API_KEY, and the shell
-    says so if that is not set.
+    If the server has an API key, the command reads it from ENGINEHOUSE_API_KEY, and the shell
+    complains if that is not set.
     """
     body = {"model": server.models[0], "prompt": "The capital of France is", "max_tokens": 8}
     key = f"${{{API_KEY_VARIABLE}:?must hold the API key}}"
@@ -80,13 +80,18 @@ class _Version(msgspec.Struct):
 
 
 async def attach_server(
-    url: str, *, engine: Engine, api_key: str | None = None, model: str | None = None
+    url: str,
+    *,
+    engine: Engine,
+    api_key: str | None = None,
+    model: str | None = None,
+    patience: float = 10.0,
 ) -> Server:
-    """The server at `url` (with or without /v1), asked for its models and its version.
+    """The server at `url` (with or without /v1), with the models and the version that it reports.
 
-    Where it lists no models, `model` is taken on trust; its engine and version are None where it
-    does not say. Raises ConfigurationError for what is no URL, and WireError, in words, for a
-    server that cannot be used.
+    If it lists no models, `model` is trusted; engine and version are None if it does not report
+    them. Raises ConfigurationError for an invalid URL, and WireError, saying what to do, for a
+    server that cannot be used or does not answer within `patience` seconds.
     """
     base = normal_base_url(url)
     wire = engine.wire
@@ -96,14 +101,15 @@ async def attach_server(
         base,
         api_key=api_key or None,
         authorize=wire.authorize,
-        timeouts=Timeouts(total=_PATIENCE),
+        timeouts=Timeouts(total=patience),
     ) as transport:
         models: tuple[str, ...] = (model,) if model else ()
         if wire.models_path is not None:
-            reply = await _get(transport, wire.models_path, base=base)
+            reply = await _get(transport, wire.models_path, base=base, patience=patience)
             models = _listed(reply, base=base, engine=engine, api_key=api_key) or models
         if isinstance(engine, ServedEngine):
-            version = _version(await _get(transport, engine.endpoints.version, base=base))
+            reply = await _get(transport, engine.endpoints.version, base=base, patience=patience)
+            version = _version(reply)
     return Server(
         name=None,
         base_url=base,
@@ -122,7 +128,7 @@ async def attach_server(
 def _listed(
     reply: WireReply, *, base: str, engine: Engine, api_key: str | None
 ) -> tuple[str, ...] | None:
-    """The names that the server lists; None for a hosted one that has no such list."""
+    """The names that the server lists; None for a hosted API without such a list."""
     if reply.status == 200:
         with contextlib.suppress(MalformedResponseError):
             return engine.wire.decode_models(reply.body)
@@ -135,39 +141,37 @@ def _listed(
     raise _unusable(base, reply, api_key=api_key, engine=engine)
 
 
-async def _get(transport: Transport, path: str, *, base: str) -> WireReply:
+async def _get(transport: Transport, path: str, *, base: str, patience: float) -> WireReply:
+    async def require_no_tls() -> None:
+        if base.startswith("http://") and await speaks_tls(base, patience=patience):
+            raise https_needed(base)
+
     try:
         reply = await transport.send(WireRequest("GET", path))
     except TlsError:
         raise
     except RequestTimeoutError as error:
         raise RequestTimeoutError(
-            f"{base} did not answer {path} within {_PATIENCE:.0f} s",
+            f"{base} did not answer {path} within {patience:g} s",
             fix="check address and firewall, or whether the server is still starting",
         ) from error
     except ConnectionFailedError as error:
-        await _refuse_tls(base)
+        await require_no_tls()
         raise ConnectionFailedError(
             f"nothing answers at {base}",
             why=error.why,
             fix="check host and port; `enginehouse ps` lists the servers of this machine",
         ) from error
     except MalformedResponseError as error:
-        await _refuse_tls(base)
+        await require_no_tls()
         raise ConnectionFailedError(
             f"what answers at {base} does not speak HTTP as expected",
             why=error.why,
             fix="check port and scheme (http or https)",
         ) from error
-    if reply.status == 400:  # some servers answer plain HTTP on a TLS port with it
-        await _refuse_tls(base)
+    if reply.status == 400:  # as some servers answer plain HTTP on a TLS port
+        await require_no_tls()
     return reply
-
-
-async def _refuse_tls(base: str) -> None:
-    """Raise TlsError where an address with http:// wants https://."""
-    if base.startswith("http://") and await speaks_tls(base, patience=_PATIENCE):
-        raise https_needed(base)
 
 
 def _unusable(base: str, reply: WireReply, *, api_key: str | None, engine: Engine) -> WireError:
@@ -176,15 +180,15 @@ def _unusable(base: str, reply: WireReply, *, api_key: str | None, engine: Engin
         return UnauthorizedError(
             f"the server at {base} refused "
             + ("the API key" if api_key else "us: it wants an API key"),
-            fix=f"give its key in {_key_variable(engine)}, or name a variable with --api-key-env",
+            fix=f"set {_key_variable(engine)} to its key, or name a variable with --api-key-env",
             status=status,
         )
     if status >= 500:
         return ServerFaultError(
-            f"the server at {base} answered {status}", fix="look at its own log", status=status
+            f"the server at {base} answered {status}", fix="look at its log", status=status
         )
     return MalformedResponseError(
-        f"what answers at {base} is no OpenAI-compatible server",
+        f"what answers at {base} is not an OpenAI-compatible server",
         why=f"{engine.wire.models_path} answered {status}, without a list of models",
         fix="give the address before /v1, as in http://127.0.0.1:8000",
         status=status,
@@ -197,9 +201,9 @@ def _key_variable(engine: Engine) -> str:
 
 
 def _version(reply: WireReply) -> str | None:
+    if reply.status != 200:
+        return None
     try:
-        return (
-            msgspec.json.decode(reply.body, type=_Version).version if reply.status == 200 else None
-        )
+        return msgspec.json.decode(reply.body, type=_Version).version
     except (msgspec.MsgspecError, RecursionError):
         return None

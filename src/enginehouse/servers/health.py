@@ -1,17 +1,16 @@
-"""Whether a server works, from every sign at once, since each of them lies at times.
+"""Whether a server works, judged from every sign at once, since each of them can mislead.
 
-A process can live with a dead engine; /health can say 200 with dead workers, and not answer in time
-under a burst; metrics stand still when nobody asks, and during a long prefill, whose tokens are
-counted at its end. So: the process has not ended, /health answers, and where that is not enough,
-tokens are being counted, the KV cache is being filled, the engine's CPU computes, or a one-token
-request is answered.
+A process can live with a dead engine; /health can say 200 with dead workers, or time out under a
+burst; metrics stand still when there are no requests, and during a long prefill, whose tokens are
+counted at its end. So the process must be alive and /health must answer; if that does not settle
+it, one of these must hold: tokens are being counted, the KV cache is filling, the engine's CPU is
+busy, or a one-token request is answered.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import aiohttp
 import msgspec
@@ -23,21 +22,17 @@ from enginehouse.core.sampler import Load
 from enginehouse.engines.base import ServedEngine
 from enginehouse.servers.readiness import describe_exit
 from enginehouse.servers.records import ServerState
-from enginehouse.servers.sessions import below, open_session
+from enginehouse.servers.sessions import below, one_token_request, open_session
+from enginehouse.servers.timings import TIMINGS, Timings
 
-DEGRADED_AFTER = 30.0  # seconds without a sign of work
-BUSY_CORES = 0.2  # above what a server uses for our own questions while its engine hangs
-# A CPU that computes may spin in a deadlock, so that it is believed for so many times the patience.
+BUSY_CORES = 0.2  # above what a server uses for our own requests while its engine hangs
+# A busy CPU may be spinning in a deadlock, so it counts for this many times the patience at most.
 COMPUTING_FACTOR = 4
-# Seconds: a vLLM that was told to stop closes its port, and then waits for its clients for ever.
-DEAF_FOR = 15.0
-_PROBE = aiohttp.ClientTimeout(total=5)
-_CANARY = aiohttp.ClientTimeout(total=10)
 _ENGINE_DEAD = 503
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """A state, and why it is not `ready`."""
+    """A state, and the reason if it is not `ready`."""
 
     state: ServerState
     reason: str | None = None
@@ -46,8 +41,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 _READY = Health(state=ServerState.READY)
 
 
-class _Counted(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine itself counts: a prefill in pieces fills the KV cache before any token."""
+class _Counters(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine's own counters; a chunked prefill fills the KV cache before any token."""
 
     tokens: int
     requests: int
@@ -55,15 +50,15 @@ class _Counted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HealthMonitor:
-    """Looks at one server again and again; `session` has its base URL and its API key.
+    """Watches one server; `session` has its base URL and its API key.
 
-    `exit_code` gives None while the process runs. `busy` tells whether we wait for an answer: a
-    server that seems idle meanwhile is not. `cores` gives the CPU cores that the server has used
-    since the last call, None where they say nothing of its work (on a GPU). `patience`: seconds
-    without any sign of work after which a server counts as failed.
+    `exit_code` returns None while the process runs. `busy` tells whether requests of ours wait for
+    an answer, so that a server that seems idle is not. `cores` returns the CPU cores that the
+    server has used since the last call, None if they say nothing about its work (on a GPU).
+    `patience`: seconds without any sign of work after which a server counts as failed.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (most are optional, and independent of one another)
         self,
         session: aiohttp.ClientSession,
         *,
@@ -74,6 +69,7 @@ class HealthMonitor:
         busy: Callable[[], bool] = lambda: False,
         cores: Callable[[], float | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        timings: Timings = TIMINGS,
     ) -> None:
         self._session = session
         self._engine = engine
@@ -83,12 +79,10 @@ class HealthMonitor:
         self._busy = busy
         self._cores = cores
         self._clock = clock
-        self._counted: _Counted | None = None
-        self._worked = self._computed = clock()
-        self._cores()  # counted from here on
-        self._deaf_since: float | None = None
-        self._blind = False  # we could not look, for a reason of our own
-        self.has_worked = False
+        self._timings = timings
+        self._probe = aiohttp.ClientTimeout(total=timings.probe)
+        self._blind = False  # this process has no file descriptor left to look with
+        self.restarted()
 
     @property
     def patience(self) -> float:
@@ -96,19 +90,19 @@ class HealthMonitor:
         return self._patience
 
     def note_work(self) -> None:
-        """Somebody got an answer: that is a sign of work as well."""
+        """Record that a request was answered, which is a sign of work as well."""
         self._worked = self._clock()
 
     def restarted(self) -> None:
         """Forget what was seen: the server is a new process."""
-        self._counted = None
+        self._counters: _Counters | None = None
         self._worked = self._computed = self._clock()
-        self._cores()
-        self._deaf_since = None
+        self._cores()  # which are counted from here on
+        self._deaf_since: float | None = None
         self.has_worked = False
 
     async def glance(self) -> Health:
-        """Process and /health only: at most 5 s."""
+        """Check the process and /health only: at most 5 s."""
         if (code := self._exit_code()) is not None:
             return Health(state=ServerState.FAILED, reason=f"it ended with {describe_exit(code)}")
         status = await self._get_status(self._engine.endpoints.health)
@@ -119,13 +113,15 @@ class HealthMonitor:
             )
         if status == 200 or self._blind:
             return _READY
-        if self._deaf_since is not None and self._clock() - self._deaf_since > DEAF_FOR:
+        if self._deaf_since is not None and (
+            self._clock() - self._deaf_since > self._timings.deaf_after
+        ):
             return Health(state=ServerState.FAILED, reason="it no longer listens on its port")
         said = "does not answer" if status is None else f"answers {status}"
         return Health(state=ServerState.DEGRADED, reason=f"{self._engine.endpoints.health} {said}")
 
     async def look(self) -> Health:
-        """Every sign: at most 20 s, as a rule milliseconds; a canary only where in doubt."""
+        """Check every sign: milliseconds as a rule, at most 20 s; a canary only if in doubt."""
         health = await self.glance()
         if health.state is ServerState.FAILED:
             return health
@@ -137,52 +133,47 @@ class HealthMonitor:
         computes = cores is not None and cores >= BUSY_CORES
         if computes:
             self._computed = self._clock()
-        if self._has_counted(load):
+        is_idle = load is not None and not load.running + load.waiting and not self._busy()
+        if self._has_progressed(load):
             self.has_worked = True
             self._worked = self._clock()
-        elif (health is _READY and self._is_idle(load)) or (not computes and await self._answers()):
+        elif (health is _READY and is_idle) or (not computes and await self._answers()):
             self._worked = self._clock()
-        return self._judged(health)
-
-    def _is_idle(self, load: Load | None) -> bool:
-        return load is not None and not load.running + load.waiting and not self._busy()
-
-    def _judged(self, health: Health) -> Health:
-        now, patience = self._clock(), self._patience
+        now = self._clock()
         silent = now - self._worked
-        # One look alone proves no idleness: other programs may take the CPU for a while.
+        # A single look without CPU use proves nothing: other programs may take the CPU for a while.
         idle = now - max(self._worked, self._computed)
-        if idle <= min(DEGRADED_AFTER, patience) and silent <= patience:
+        degraded_after = min(self._timings.degraded_after, self._patience)
+        if idle <= degraded_after and silent <= self._patience:
             return health
         reason = f"it has not made a token for {silent:.0f} s"
-        if idle <= min(DEGRADED_AFTER, patience):
+        if idle <= degraded_after:
             reason += ", although it computes"
-        failed = idle > patience or silent > COMPUTING_FACTOR * patience
+        failed = idle > self._patience or silent > COMPUTING_FACTOR * self._patience
         return Health(state=ServerState.FAILED if failed else ServerState.DEGRADED, reason=reason)
 
-    def _has_counted(self, load: Load | None) -> bool:
+    def _has_progressed(self, load: Load | None) -> bool:
         """Whether the engine has done something that it counts since the last look."""
         if load is None:
             return False
-        tokens = (load.prompt_tokens or 0) + (load.generation_tokens or 0) + (load.steps or 0)
-        counted = _Counted(
-            tokens=tokens,
+        counters = _Counters(
+            tokens=(load.prompt_tokens or 0) + (load.generation_tokens or 0) + (load.steps or 0),
             requests=load.running + load.waiting,
             kv_cache_usage=load.kv_cache_usage,
         )
-        before, self._counted = self._counted, counted
+        before, self._counters = self._counters, counters
         return before is not None and (
-            counted.tokens > before.tokens
+            counters.tokens > before.tokens
             or (
-                counted.requests == before.requests  # or a canary alone would fill the cache
-                and counted.kv_cache_usage != before.kv_cache_usage
+                counters.requests == before.requests  # otherwise our canary may have filled it
+                and counters.kv_cache_usage != before.kv_cache_usage
             )
         )
 
     async def _get_status(self, path: str) -> int | None:
         self._blind = False
         try:
-            async with self._session.get(below(path), timeout=_PROBE) as reply:
+            async with self._session.get(below(path), timeout=self._probe) as reply:
                 self._deaf_since = None
                 return reply.status
         except aiohttp.ClientConnectorError as error:
@@ -197,31 +188,34 @@ class HealthMonitor:
     async def _load(self) -> Load | None:
         signal = self._engine.load_signal
         try:
-            async with self._session.get(below(signal.path), timeout=_PROBE) as reply:
+            async with self._session.get(below(signal.path), timeout=self._probe) as reply:
                 body = await read_body(reply, limit=MAX_PAGE_BYTES)
                 return signal.parse(body.decode(errors="replace")) if reply.status == 200 else None
         except (aiohttp.ClientError, TimeoutError, OSError, WireError):
             return None
 
     async def _answers(self) -> bool:
-        body: dict[str, Any] = {
-            "model": self._model,
-            "prompt": "1",
-            "max_tokens": 1,
-            "temperature": 0.0,
-        }
+        """Whether a one-token request is answered in time."""
         try:
             async with self._session.post(
-                below(self._engine.endpoints.canary), json=body, timeout=_CANARY
+                below(self._engine.endpoints.canary),
+                json=one_token_request(self._model),
+                timeout=aiohttp.ClientTimeout(total=self._timings.canary),
             ) as reply:
                 return reply.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
 
-async def glance(base_url: str, *, engine: ServedEngine) -> Health:
-    """/health of a server whose process lives: at most 5 s. Nothing to remember, no canary."""
+async def glance(base_url: str, *, engine: ServedEngine, timings: Timings = TIMINGS) -> Health:
+    """/health of a server whose process lives: at most 5 s. Stateless, without a canary."""
     async with open_session(base_url) as session:
-        return await HealthMonitor(
-            session, engine=engine, model="", exit_code=lambda: None, patience=0
-        ).glance()
+        monitor = HealthMonitor(
+            session,
+            engine=engine,
+            model="",
+            exit_code=lambda: None,
+            patience=0,
+            timings=timings,
+        )
+        return await monitor.glance()

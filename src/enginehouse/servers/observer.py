@@ -1,4 +1,4 @@
-"""`enginehouse top`: what all servers of this machine do, look by look. Nothing is changed."""
+"""`enginehouse top`: what all servers of this machine are doing. Read-only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _Place = tuple[str, int | None]
 
 
 @dataclass
-class _Watched:
+class _Memory:
     """What is remembered of a server from one look to the next."""
 
     usage: UsageMeter = field(default_factory=UsageMeter)
@@ -43,8 +43,8 @@ class _Watched:
 class Observer:
     """Looks at every server with a record, and at those of `urls`; an async context manager.
 
-    What needs two looks (rates, CPU) is None at the first look at a server, and at the first after
-    it was started again.
+    What needs two looks (rates, CPU) is None at the first look at a server, and at the first one
+    after a restart.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Observer:
         self._urls = tuple(normal_base_url(url) for url in urls)
         self._clock = clock
         self._key = os.environ.get(API_KEY_VARIABLE)
-        self._watched: dict[_Place, _Watched] = {}
+        self._memories: dict[_Place, _Memory] = {}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -71,32 +71,32 @@ class Observer:
             await self._session.close()
 
     async def look(self) -> Activity:
-        """One look at everything: milliseconds, 5 s where a server does not answer."""
+        """One look at everything: milliseconds, or 5 s if a server does not answer."""
         statuses, gpus, held = await asyncio.gather(
             asyncio.to_thread(list_servers, self._layout),
             asyncio.to_thread(read_gpus),
             asyncio.to_thread(memory_by_pid),
         )
-        places = [(s.record.base_url, s.record.process.pid) for s in statuses]
-        self._watched = {
-            place: self._watched.get(place) or _Watched()
-            for place in (*places, *((url, None) for url in self._urls))
-        }
+        places: list[_Place] = [(s.record.base_url, s.record.process.pid) for s in statuses]
+        places += [(url, None) for url in self._urls]
+        self._memories = {place: self._memories.get(place) or _Memory() for place in places}
         servers = await asyncio.gather(
-            *(self._own(status, held if gpus else None) for status in statuses),
-            *(self._foreign(url) for url in self._urls),
+            *(self._look_at_own(status, held if gpus else None) for status in statuses),
+            *(self._look_at_url(url) for url in self._urls),
         )
         return Activity(at=time.time(), servers=tuple(servers), gpus=gpus)
 
-    async def _own(self, status: ServerStatus, held: Mapping[int, int] | None) -> ServerActivity:
+    async def _look_at_own(
+        self, status: ServerStatus, held: Mapping[int, int] | None
+    ) -> ServerActivity:
         record = status.record
-        watched = self._watched[record.base_url, record.process.pid]
-        used = watched.usage.read(status.pids)
+        memory = self._memories[record.base_url, record.process.pid]
+        used = memory.usage.read(status.pids)
         activity = ServerActivity(
             name=record.name,
             url=record.base_url,
             state=status.state,
-            problem="abandoned by whoever started it" if status.abandoned else None,
+            problem="abandoned by the process that started it" if status.abandoned else None,
             processes=used.processes,
             cpu=used.cpu,
             rss_bytes=used.rss_bytes,
@@ -106,34 +106,37 @@ class Observer:
             return activity
         engine = load_served_engine(record.engine)
         key = read_key(record) if record.has_api_key else None
-        return await self._asked(activity, watched, engine, key=key)
+        return await self._with_figures(activity, memory, engine, key=key)
 
-    async def _foreign(self, url: str) -> ServerActivity:
+    async def _look_at_url(self, url: str) -> ServerActivity:
         activity = ServerActivity(name=None, url=url, state=ServerState.READY)
-        return await self._asked(activity, self._watched[url, None], load_served_engine())
+        return await self._with_figures(activity, self._memories[url, None], load_served_engine())
 
-    async def _asked(
+    async def _with_figures(
         self,
         activity: ServerActivity,
-        watched: _Watched,
+        memory: _Memory,
         engine: ServedEngine,
         *,
         key: str | None = None,
     ) -> ServerActivity:
+        """The activity with state, problem and rates as the server reports them."""
         health, load = await asyncio.gather(
             glance(activity.url, engine=engine), self._load(activity.url, engine, key=key)
         )
-        found: dict[str, Any] = {"state": health.state}
+        problem = health.reason or activity.problem
         if isinstance(load, str):
-            found["problem"] = health.reason or activity.problem or load
-            watched.load = None
-        else:
-            found["problem"] = health.reason or activity.problem
-            found |= self._figures(load, watched)
-        return msgspec.structs.replace(activity, **found)
+            memory.load = None
+            return msgspec.structs.replace(activity, state=health.state, problem=problem or load)
+        now = self._clock()
+        before, seconds = memory.load or Load(running=0, waiting=0), now - memory.moment
+        memory.load, memory.moment = load, now
+        return msgspec.structs.replace(
+            activity, state=health.state, problem=problem, **figures(before, load, seconds=seconds)
+        )
 
     async def _load(self, url: str, engine: ServedEngine, *, key: str | None) -> Load | str:
-        """The server's queue, or why it is not known."""
+        """The server's queue, or the reason why it is not known."""
         assert self._session is not None, "use the observer inside `async with`"
         path = engine.load_signal.path
         headers = {"Authorization": f"Bearer {key}"} if key else None
@@ -152,28 +155,26 @@ class Observer:
             return f"{path} answered {status}"
         return engine.load_signal.parse(body) or f"{path} shows no queue"
 
-    def _figures(self, load: Load, watched: _Watched) -> dict[str, Any]:
-        now = self._clock()
-        before, seconds = watched.load or Load(running=0, waiting=0), now - watched.moment
-        watched.load, watched.moment = load, now
 
-        def rate(early: int | None, late: int | None) -> float | None:
-            grown = _grown(early, late)
-            return None if grown is None or seconds <= 0 else grown / seconds
+def figures(before: Load, now: Load, *, seconds: float) -> dict[str, Any]:
+    """The fields of a ServerActivity that two looks at its queue give, `seconds` apart."""
 
-        hits = _grown(before.prefix_cache_hits, load.prefix_cache_hits)
-        queries = _grown(before.prefix_cache_queries, load.prefix_cache_queries)
-        return {
-            "running": load.running,
-            "waiting": load.waiting,
-            "kv_cache_usage": load.kv_cache_usage,
-            "prompt_tokens_per_second": rate(before.prompt_tokens, load.prompt_tokens),
-            "output_tokens_per_second": rate(before.generation_tokens, load.generation_tokens),
-            "preemptions": _grown(before.preemptions, load.preemptions),
-            "prefix_cache_hits": hits / queries if hits is not None and queries else None,
-        }
+    def growth(counter: str) -> int | None:
+        early, late = getattr(before, counter), getattr(now, counter)
+        # A smaller one was reset.
+        return None if early is None or late is None or late < early else late - early
 
+    def rate(counter: str) -> float | None:
+        grown = growth(counter)
+        return None if grown is None or seconds <= 0 else grown / seconds
 
-def _grown(early: int | None, late: int | None) -> int | None:
-    """None too where the counter began anew."""
-    return None if early is None or late is None or late < early else late - early
+    hits, queries = growth("prefix_cache_hits"), growth("prefix_cache_queries")
+    return {
+        "running": now.running,
+        "waiting": now.waiting,
+        "kv_cache_usage": now.kv_cache_usage,
+        "prompt_tokens_per_second": rate("prompt_tokens"),
+        "output_tokens_per_second": rate("generation_tokens"),
+        "preemptions": growth("preemptions"),
+        "prefix_cache_hits": hits / queries if hits is not None and queries else None,
+    }

@@ -25,7 +25,6 @@ from enginehouse.core.errors import PortError
 from enginehouse.processes.tree import ProcessIdentity, identify, is_alive
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
-from enginehouse.store.private import make_private
 
 INTERNAL_PORTS = 31
 _BLOCK = INTERNAL_PORTS + 1
@@ -195,10 +194,13 @@ def _write(layout: Layout, lease: PortLease) -> None:
 
 
 def _locked(layout: Layout) -> FileLock:
-    """The lock of the folder of leases, which is made, and must belong to this user."""
+    """The lock of the folder of leases, which is made if necessary.
+
+    It lies in a folder for everybody, so another user may have made it, or a link to elsewhere.
+    """
     folder = layout.ports
     try:
-        make_private(folder)
+        folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
     except OSError as error:
         raise PortError(
@@ -206,10 +208,11 @@ def _locked(layout: Layout) -> FileLock:
             why=str(error),
             fix="make room or check the permissions",
         ) from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+    is_shared = status.st_mode & 0o077
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or is_shared:
         raise PortError(
             f"ports cannot be leased in {folder}",
-            why="it is not a folder of this user",
-            fix="have it removed by its owner or the administrator",
+            why="it is not a private folder of this user",
+            fix="remove it, or have it removed by its owner or the administrator",
         )
     return FileLock(folder / "lock", timeout=30, mode=0o600)

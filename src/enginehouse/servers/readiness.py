@@ -1,40 +1,33 @@
-"""When a server is ready: its process lives, it says so, it serves the name, it answers."""
+"""When a server is ready: its process lives, it is healthy, serves the name, and answers."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 import aiohttp
 import msgspec
 
 from enginehouse.client.bodies import MAX_PAGE_BYTES, read_body
-from enginehouse.core.errors import StartError, WireError
+from enginehouse.core.errors import MalformedResponseError, StartError, WireError
 from enginehouse.engines.base import ServedEngine
 from enginehouse.processes.process import Process
-from enginehouse.servers.sessions import below, open_session
+from enginehouse.servers.sessions import below, one_token_request, open_session
 
-T = TypeVar("T")
 _TICK = 1.0  # seconds between looks at a start's progress
-_NOTABLE = 1 << 20  # bytes; whoever only waits reads a few as well
-_BE_PATIENT = "read the log; if it was getting on, raise --start-timeout or --progress-timeout"
+_NOTABLE = 1 << 20  # bytes; a process that only waits reads a few as well
+_BE_PATIENT = (
+    "read the log; if the start was making progress, raise --start-timeout or --progress-timeout"
+)
 _FIRST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.05, 0.1, 1.3
 _PROBE = aiohttp.ClientTimeout(total=5)
 _PATIENT = aiohttp.ClientTimeout(total=None)
 
 
-class _Models(msgspec.Struct):
-    class Card(msgspec.Struct):
-        id: str
-
-    data: list[Card]
-
-
 class StartLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds that a start may take in all, and without a sign that it gets on."""
+    """Seconds that a start may take in total, and without a sign of progress."""
 
     total: float = 3600.0
     silence: float = 600.0
@@ -51,28 +44,28 @@ async def wait_until_ready(
 ) -> tuple[str, ...]:
     """Wait; return the names that the server serves.
 
-    Raises StartError as soon as the process ends, when one of the limits is over (it says how
-    far it came), or when the server is up but does not do its work. The caller adds log and cause.
+    Raises StartError as soon as the process ends, when one of the limits is exceeded (it says how
+    far the server got), or when the server is up but does not work. The caller adds log and cause.
     """
-    said = "it has not answered yet"
+    progress = "it has not answered yet"
 
     def note(what: str) -> None:
-        nonlocal said
-        said = what
+        nonlocal progress
+        progress = what
 
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     async with open_session(base_url, headers=headers) as session:
         probes = asyncio.create_task(_probe(session, engine=engine, model=model, note=note))
-        end = asyncio.create_task(_end_of(process))
-        patience = asyncio.create_task(_end_of_patience(process, limits))
-        tasks = {probes, end, patience}
+        end = asyncio.create_task(_wait_for_end(process))
+        limit = asyncio.create_task(_wait_for_limit(process, limits))
+        tasks = {probes, end, limit}
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if probes.done():
                 return probes.result()
             if end.done():
                 raise StartError(f"the server ended with {describe_exit(end.result())}")
-            raise StartError(patience.result(), why=said, fix=_BE_PATIENT)
+            raise StartError(limit.result(), why=progress, fix=_BE_PATIENT)
         finally:
             for task in tasks:
                 task.cancel()
@@ -89,113 +82,99 @@ def describe_exit(code: int) -> str:
         return f"signal {-code}"
 
 
-async def _end_of(process: Process) -> int:
+async def _wait_for_end(process: Process) -> int:
     while (code := process.exit_code()) is None:  # noqa: ASYNC110 - only the kernel knows
         await asyncio.sleep(0.1)
     return code
 
 
-async def _end_of_patience(process: Process, limits: StartLimits) -> str:
-    """Wait until a limit is over; which one."""
-    began = heard = time.monotonic()
+async def _wait_for_limit(process: Process, limits: StartLimits) -> str:
+    """Wait until a limit is exceeded; return which one."""
+    began = progressed = time.monotonic()
     before = process.effort()
     while True:
         await asyncio.sleep(min(_TICK, limits.total / 10, limits.silence / 10))
         now, effort = time.monotonic(), process.effort()
         if effort.logged != before.logged or effort.read > before.read + _NOTABLE:
-            before, heard = effort, now
+            before, progressed = effort, now
         if now - began > limits.total:
             return f"the server was not ready after {limits.total:g} s"
-        if now - heard > limits.silence:
+        if now - progressed > limits.silence:
             return f"the server has neither logged nor loaded anything for {limits.silence:g} s"
 
 
 async def _probe(
     session: aiohttp.ClientSession, *, engine: ServedEngine, model: str, note: Callable[[str], None]
 ) -> tuple[str, ...]:
-    async def healthy() -> bool:
-        async with session.get(below(engine.endpoints.health), timeout=_PROBE) as reply:
-            note(f"{engine.endpoints.health} answered {reply.status}")
-            return reply.status == 200
-
-    await _until(healthy, note=note)
-    names = await _served(session, path=engine.endpoints.models)
+    """Ask until the server is healthy; then check the names that it serves, and that it works."""
+    await _wait_for_health(session, path=engine.endpoints.health, note=note)
+    path = engine.endpoints.models
+    status, body = await _ask(session, "GET", path, what=path)
+    try:
+        names = engine.wire.decode_models(body) if status == 200 else None
+    except MalformedResponseError:
+        names = None
+    if names is None:
+        raise StartError(f"the server is healthy, but {path} got {status}", why=_excerpt(body))
     if model not in names:
         raise StartError(
             f"the server serves {', '.join(names) or 'nothing'}, not {model}",
             fix="check served_model_name and extra_args",
         )
     note("it is healthy, but has not answered a one-token request")
-    await _canary(session, path=engine.endpoints.canary, model=model)
+    what = "a one-token request"
+    status, body = await _ask(session, "POST", engine.endpoints.canary, what=what, model=model)
+    if status != 200:
+        raise StartError(f"the server is healthy, but {what} got {status}", why=_excerpt(body))
     if engine.endpoints.guarded is not None:
-        await _demand_guard(session, path=engine.endpoints.guarded)
+        path = engine.endpoints.guarded
+        status, _ = await _ask(session, "GET", path, what=path, headers={"Authorization": ""})
+        if status != 401:
+            raise StartError(
+                "anyone could change this server without a key",
+                why=f"{path} answered {status} without a key: the middleware that checks it is "
+                "missing",
+                fix="leave out what replaces vLLM's own front end; please report this version",
+            )
     return names
 
 
-async def _until(probe: Callable[[], Awaitable[bool]], *, note: Callable[[str], None]) -> None:
+async def _wait_for_health(
+    session: aiohttp.ClientSession, *, path: str, note: Callable[[str], None]
+) -> None:
     pause = _FIRST_PAUSE
     while True:
         try:
-            if await probe():
-                return
+            async with session.get(below(path), timeout=_PROBE) as reply:
+                note(f"{path} answered {reply.status}")
+                if reply.status == 200:
+                    return
+        except aiohttp.ClientConnectorError:
+            pass  # it does not listen yet
         except (aiohttp.ClientError, TimeoutError) as error:
-            if not isinstance(error, aiohttp.ClientConnectorError):
-                note(f"it accepts connections but does not answer ({type(error).__name__})")
+            note(f"it accepts connections but does not answer ({type(error).__name__})")
         await asyncio.sleep(pause)
         pause = min(pause * _GROWTH, _LONGEST_PAUSE)
 
 
-async def _served(session: aiohttp.ClientSession, *, path: str) -> tuple[str, ...]:
+async def _ask(
+    session: aiohttp.ClientSession,
+    method: str,
+    path: str,
+    *,
+    what: str,
+    model: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> tuple[int, bytes]:
+    """Status and body; with `model`, of a one-token request. Raises StartError if it breaks off."""
+    body = None if model is None else one_token_request(model)
     try:
-        async with session.get(below(path), timeout=_PATIENT) as reply:
-            body = await read_body(reply, limit=MAX_PAGE_BYTES)
+        async with session.request(
+            method, below(path), json=body, headers=headers, timeout=_PATIENT
+        ) as reply:
+            return reply.status, await read_body(reply, limit=MAX_PAGE_BYTES)
     except (aiohttp.ClientError, WireError) as error:
-        raise StartError(f"the server is healthy, but broke off {path}", why=str(error)) from error
-    names = parse_models(body) if reply.status == 200 else None
-    if names is None:
-        raise StartError(
-            f"the server is healthy, but {path} got {reply.status}", why=_excerpt(body)
-        )
-    return names
-
-
-def parse_models(body: bytes) -> tuple[str, ...] | None:
-    """The names in an OpenAI list of models; None if it is no such list."""
-    try:
-        models = msgspec.json.decode(body, type=_Models)
-    except (msgspec.MsgspecError, RecursionError):
-        return None
-    return tuple(card.id for card in models.data)
-
-
-async def _canary(session: aiohttp.ClientSession, *, path: str, model: str) -> None:
-    request: dict[str, Any] = {"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0.0}
-    try:
-        async with session.post(below(path), json=request, timeout=_PATIENT) as reply:
-            body = await read_body(reply, limit=MAX_PAGE_BYTES)
-    except (aiohttp.ClientError, WireError) as error:
-        raise StartError(
-            "the server is healthy, but broke off a one-token request", why=str(error)
-        ) from error
-    if reply.status != 200:
-        raise StartError(
-            f"the server is healthy, but a one-token request got {reply.status}", why=_excerpt(body)
-        )
-
-
-async def _demand_guard(session: aiohttp.ClientSession, *, path: str) -> None:
-    """Raise StartError unless a request without a key is refused at a path that changes things."""
-    try:
-        async with session.get(path, headers={"Authorization": ""}, timeout=_PATIENT) as reply:
-            status = reply.status
-    except aiohttp.ClientError as error:
-        raise StartError(f"the server is healthy, but broke off {path}", why=str(error)) from error
-    if status != 401:
-        raise StartError(
-            "anyone could change this server without a key",
-            why=f"{path} answered {status} without a key: the middleware that checks it is missing",
-            fix="leave out what replaces vLLM's own front end; please report this version",
-        )
+        raise StartError(f"the server is healthy, but broke off {what}", why=str(error)) from error
 
 
 def _excerpt(body: bytes) -> str:

@@ -1,4 +1,4 @@
-"""What is known on disk of every server, so that other processes can list and stop it."""
+"""What is recorded on disk about every server, so that other processes can list and stop it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.ASCII)
 class ServerState(StrEnum):
     """A server's state.
 
-    `degraded`: it lives, but does not answer as it should; it may recover. `failed`: it ended by
+    `degraded`: it is alive but does not answer as it should; it may recover. `failed`: it ended by
     itself, or its engine is dead. `stopped`: we ended it.
     """
 
@@ -40,12 +40,12 @@ class ServerState(StrEnum):
 
 
 class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One of our own servers. It holds no key, only whether the user gave one (`has_api_key`).
+    """One of our own servers. It contains no key, only whether the user set one (`has_api_key`).
 
     `key_file` holds the administrative key, if the server has endpoints that load adapters or
     replace weights; `swaps_weights` says whether it has the latter.
-    `starter` is the process that started it; unless `detached`, that process stops it, too, and
-    keeps `state` true. `started` is in seconds since the epoch.
+    `starter` is the process that started it; unless `detached`, that process also stops it and
+    keeps `state` up to date. `started` is in seconds since the epoch.
     """
 
     name: str
@@ -70,9 +70,9 @@ class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A record, and what is true of it now. `pids`: every process of it that is alive.
+    """A record and its present state. `pids`: every process of it that is alive.
 
-    `abandoned`: it runs although the process that was to stop it is gone, and its reaper, too.
+    `abandoned`: it runs although the process that was to stop it is gone, and its reaper too.
     """
 
     record: ServerRecord
@@ -82,10 +82,10 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def list_servers(layout: Layout, *, ended: bool = False) -> list[ServerStatus]:
-    """Every server with a record, the oldest first; failed ones too, until they are stopped.
+    """Every server with a record, the oldest first; failed ones included, until they are stopped.
 
-    `ended` adds those that were stopped, as long as their logs are kept. One that its reaper ended
-    counts as stopped.
+    `ended` adds those that were stopped, as long as their logs are kept. A server that its reaper
+    ended counts as stopped.
     """
     statuses = []
     for record in _records(layout, _CURRENT):
@@ -103,7 +103,7 @@ def list_servers(layout: Layout, *, ended: bool = False) -> list[ServerStatus]:
 
 
 def find_server(name: str, *, layout: Layout, ended: bool = False) -> ServerRecord:
-    """The record of that name, with `ended` also a stopped server's.
+    """The record of that name, with `ended` also of a stopped server.
 
     Raises UnknownNameError, which lists the known ones.
     """
@@ -116,12 +116,15 @@ def find_server(name: str, *, layout: Layout, ended: bool = False) -> ServerReco
 
 
 def make_folder(layout: Layout, *, model: str, name: str | None) -> Path:
-    """A new folder, its name wanted or made from the model's ("smollm2-7f3a").
+    """A new folder called `name`, or after the model ("smollm2-7f3a").
 
-    Raises ConfigurationError if the wanted name cannot be one, or belongs to a server that lives.
+    Raises ConfigurationError if the name is invalid, or belongs to a live server.
     """
     layout.make_private(layout.servers)
-    _forget_old_logs(layout)
+    ended = [f for f in layout.servers.iterdir() if f.is_dir() and not (f / _CURRENT).exists()]
+    ended.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in ended[KEPT_LOGS:]:
+        shutil.rmtree(folder, ignore_errors=True)
     if name is not None:
         return _named_folder(layout, name)
     stem = re.sub(r"[^a-z0-9._]+", "-", model.rpartition("/")[2].lower()).strip("-._") or "server"
@@ -139,14 +142,14 @@ def _named_folder(layout: Layout, name: str) -> Path:
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
             f"a server cannot be called {name!r}",
-            fix="use small letters, digits, '.', '_' and '-', a letter or digit first",
+            fix="use lower-case letters, digits, '.', '_' and '-'; begin with a letter or digit",
         )
     folder = layout.servers / name
     record = _load(folder / _CURRENT)
     if record is not None:
         if _status(record).pids or (not record.detached and is_alive(record.starter)):
             raise ConfigurationError(
-                f"there is a server called {name} (pid {record.process.pid})",
+                f"there is already a server called {name} (pid {record.process.pid})",
                 fix=f"choose another name, or stop it: enginehouse stop {name}",
             )
         remove_record(layout, name)
@@ -158,26 +161,26 @@ def _named_folder(layout: Layout, name: str) -> Path:
 
 def write_record(layout: Layout, record: ServerRecord) -> None:
     """Write it readable by its owner only, whole or not at all. Raises StoreError."""
-    _put(layout.servers / record.name / _CURRENT, record)
+    _write(layout.servers / record.name / _CURRENT, record)
 
 
-def _put(file: Path, record: ServerRecord) -> None:
+def _write(file: Path, record: ServerRecord) -> None:
     content = msgspec.json.format(msgspec.json.encode(record, enc_hook=str))
     write_whole(file, content, private=True)
 
 
 def weights_file(layout: Layout, name: str) -> Path:
-    """Where it is written which weights were swapped into the server, for its restarts."""
+    """The file that names the weights swapped into the server, for its restarts."""
     return layout.servers / name / _WEIGHTS
 
 
 def key_file(layout: Layout, name: str) -> Path:
-    """Where a server's administrative key is kept, for its owner to read, while there is one."""
+    """The file with a server's administrative key, which only its owner can read."""
     return layout.servers / name / _KEY
 
 
 def read_key(record: ServerRecord) -> str | None:
-    """The administrative key that was made for the server; None if there is none."""
+    """The administrative key that was generated for the server; None if there is none."""
     if record.key_file is None:
         return None
     try:
@@ -187,12 +190,12 @@ def read_key(record: ServerRecord) -> str | None:
 
 
 def mark_stopped(layout: Layout, name: str) -> None:
-    """Let whoever serves it know that it is not to be started again. Idempotent."""
+    """Tell the process that supervises it not to start it again. Idempotent."""
     (layout.servers / name / _STOP).touch()
 
 
 def is_marked_stopped(layout: Layout, name: str) -> bool:
-    """Whether somebody has stopped it, or is about to."""
+    """Whether it was stopped, or is about to be."""
     folder = layout.servers / name
     return (folder / _STOP).exists() or not (folder / _CURRENT).exists()
 
@@ -201,8 +204,8 @@ def remove_record(layout: Layout, name: str, *, state: ServerState = ServerState
     """Count the server among the ended ones, whose logs stay for a while. Idempotent."""
     folder = layout.servers / name
     if record := _load(folder / _CURRENT):
-        with suppress(StoreError):  # a full disk must not keep an ended server among the living
-            _put(folder / _ENDED, msgspec.structs.replace(record, state=state))
+        with suppress(StoreError):  # a full disk must not keep an ended server among the live ones
+            _write(folder / _ENDED, msgspec.structs.replace(record, state=state))
     for file in (folder / _CURRENT, folder / _KEY):
         file.unlink(missing_ok=True)
 
@@ -230,11 +233,4 @@ def _load(file: Path) -> ServerRecord | None:
 
 
 def _decode(kind: type, value: Any) -> Any:
-    return kind(value)  # Path is the one type that msgspec does not know
-
-
-def _forget_old_logs(layout: Layout) -> None:
-    ended = [f for f in layout.servers.iterdir() if f.is_dir() and not (f / _CURRENT).exists()]
-    ended.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
-    for folder in ended[KEPT_LOGS:]:
-        shutil.rmtree(folder, ignore_errors=True)
+    return kind(value)  # Path is the only type that msgspec does not know

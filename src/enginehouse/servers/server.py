@@ -1,4 +1,4 @@
-"""Start a server, see it ready, hand it out, stop it and prove that nothing of it is left."""
+"""Start a server, wait until it is ready, stop it and prove that nothing of it is left."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server, attach_server, curl_line
-from enginehouse.servers.gpu_memory import demand_memory_back, read_baseline
+from enginehouse.servers.gpu_memory import read_baseline, require_memory_back
 from enginehouse.servers.health import glance
 from enginehouse.servers.ports import (
     PortLease,
@@ -51,7 +51,8 @@ from enginehouse.servers.records import (
     remove_record,
     write_record,
 )
-from enginehouse.servers.stopping import STOP_GRACE, demand_free_port, stop_server
+from enginehouse.servers.stopping import require_free_port, stop_server
+from enginehouse.servers.timings import TIMINGS, Timings
 from enginehouse.servers.tool_canary import check_tool_parser, tool_parser
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
@@ -70,7 +71,6 @@ __all__ = [
 ]
 
 
-START_GRACE = 3.0  # a vLLM that is still starting does not heed SIGTERM: nothing to wait for
 _LIMITS = StartLimits()
 
 
@@ -83,16 +83,17 @@ async def start_server(
     options: ServerOptions,
     context: Context,
     limits: StartLimits = _LIMITS,
+    timings: Timings = TIMINGS,
     name: str | None = None,
 ) -> AsyncIterator[OwnedServer]:
     """A ready server for the length of the block, stopped however the block ends.
 
-    Stopped means that none of its processes is alive, its port is free, and no GPU memory is held
-    by them that was not before; all are checked. If we are killed in the block, a reaper ends its
-    processes. Raises ConfigurationError before anything starts; PortError; StartError with cause
-    and log; StopError.
+    Stopped means, and it is checked, that none of its processes is alive, its port is free, and
+    they hold no GPU memory that was free before. If we are killed in the block, a reaper ends its
+    processes. `options` have been checked (`ServedEngine.check`). Raises PortError; StartError with
+    cause and log; StopError.
     """
-    owned = OwnedServer(model, engine, environment, options, context, limits)
+    owned = OwnedServer(model, engine, environment, options, context, limits, timings)
     async with owned.until_stopped():
         await owned.start(name, detached=False)
         yield owned
@@ -106,38 +107,40 @@ async def launch_detached(
     options: ServerOptions,
     context: Context,
     limits: StartLimits = _LIMITS,
+    timings: Timings = TIMINGS,
     name: str | None = None,
 ) -> Server:
     """A ready server that outlives us, until `stop_server`. Raises as `start_server` does.
 
     If it does not become ready, or we are cancelled or killed before, it is stopped.
     """
-    owned = OwnedServer(model, engine, environment, options, context, limits)
+    owned = OwnedServer(model, engine, environment, options, context, limits, timings)
     async with owned.until_stopped():
         await owned.start(name, detached=True)
-        owned.let_go()
+        owned.release()
     return owned.server
 
 
-async def survey(layout: Layout, *, ended: bool = False) -> list[ServerStatus]:
+async def survey(
+    layout: Layout, *, ended: bool = False, timings: Timings = TIMINGS
+) -> list[ServerStatus]:
     """As `list_servers`, with one look at /health of each server that should be ready: 5 s."""
 
-    async def looked_at(status: ServerStatus) -> ServerStatus:
+    async def check(status: ServerStatus) -> ServerStatus:
         if status.state is not ServerState.READY:
             return status
         engine = load_served_engine(status.record.engine)
-        health = await glance(status.record.base_url, engine=engine)
+        health = await glance(status.record.base_url, engine=engine, timings=timings)
         return msgspec.structs.replace(status, state=health.state)
 
-    statuses = list_servers(layout, ended=ended)
-    return list(await asyncio.gather(*map(looked_at, statuses)))
+    return list(await asyncio.gather(*map(check, list_servers(layout, ended=ended))))
 
 
 @dataclass
 class OwnedServer:
-    """A server of ours: what a start has acquired so far, which `until_stopped` gives back.
+    """Our own server: what a start has acquired so far, which `until_stopped` gives back.
 
-    `server` says what it is now; it keeps name and URL over a restart.
+    `server` is its present state; name and URL stay the same over a restart.
     """
 
     model: ResolvedModel
@@ -146,11 +149,11 @@ class OwnedServer:
     options: ServerOptions
     context: Context
     limits: StartLimits
+    timings: Timings
     _server: Server | None = None
     _lease: PortLease | None = None
     _process: Process | None = None
     _record: ServerRecord | None = None
-    _grace: float = START_GRACE
     _starts: int = 0
     _gpu_baseline: Mapping[int, int] | None = None
     _admin_key: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
@@ -168,7 +171,7 @@ class OwnedServer:
         return self._process.exit_code()
 
     def diagnose(self) -> Diagnosis | None:
-        """Why it failed, as far as its log and its exit code say."""
+        """Why it failed, as far as its log and its exit code tell."""
         assert self.server.log is not None
         return diagnose_log(
             self.server.log, profile=self.engine.log_profile, exit_code=self.exit_code()
@@ -177,7 +180,7 @@ class OwnedServer:
     def cores(self) -> float | None:
         """CPU cores that its processes have used since the last call; None at the first.
 
-        None as well where the engine computes on a GPU: then the CPU says nothing of its work.
+        Also None if the engine computes on a GPU: then the CPU says nothing about its work.
         """
         assert self._process is not None
         if self.environment.variant != "cpu":
@@ -185,26 +188,25 @@ class OwnedServer:
         return self._usage.read(self._process.pids()).cpu
 
     def is_stopped(self) -> bool:
-        """Whether somebody else has stopped it (`stop_server`), or is about to."""
+        """Whether another process has stopped it (`stop_server`), or is about to."""
         return is_marked_stopped(self.context.layout, self.server.name or "")
 
     def note_state(self, state: ServerState) -> None:
-        """Let others who list it know, if the disk has room for it."""
+        """Record the state for other processes that list it, if the disk has room."""
         assert self._record is not None
         if self._record.state is not state:
             with contextlib.suppress(StoreError):
                 self._write(msgspec.structs.replace(self._record, state=state))
 
     def hold_port(self) -> None:
-        """Lease its port ourselves, so that nobody takes it while there is no process."""
+        """Lease its port ourselves, so that nobody takes it while the server has no process."""
         assert self._lease is not None
         owner = identify(os.getpid())
         assert owner is not None
         self._lease = hand_over(self.context.layout, self._lease, owner=owner)
 
     async def start(self, name: str | None, *, detached: bool) -> None:
-        """Start it and see it ready. Raises as `start_server` does."""
-        self.engine.check(self.options, environment=self.environment)
+        """Start it and wait until it is ready. Raises as `start_server` does."""
         served = self.options.served_model_name or self.model.name
         folder = make_folder(self.context.layout, model=served, name=name)
         self._lease = lease_ports(
@@ -221,11 +223,10 @@ class OwnedServer:
         assert self._process is not None
         assert self.server.log is not None
         self.hold_port()
-        await self._process.stop(grace=self._grace)
-        await self._prove_stopped()
+        await self._process.stop(grace=self._grace())
+        await self._require_stopped()
         if self.is_stopped():
-            raise ServerGoneError(f"the server {self.server.name} was stopped by somebody else")
-        self._grace = START_GRACE
+            raise ServerGoneError(f"the server {self.server.name} was stopped by another process")
         await self._begin(self.server.models[0], folder=self.server.log.parent, detached=False)
 
     async def _begin(self, served: str, *, folder: Path, detached: bool) -> None:
@@ -249,28 +250,29 @@ class OwnedServer:
             )
         except StartError as error:
             raise explained(error, self.diagnose(), log=log) from error
-        await self._check_tools(models[0])
+        parser = tool_parser(server.command or ())
+        if parser is not None:
+            problem = await check_tool_parser(
+                server.base_url, parser=parser, model=models[0], api_key=server.api_key
+            )
+            if problem is not None:
+                self.context.notify(
+                    f"tool calls: {problem.cause}; {problem.fix}; seen: {problem.evidence}"
+                )
         self._process.look()
-        self._grace = STOP_GRACE
         assert self._record is not None
         self._write(msgspec.structs.replace(self._record, state=ServerState.READY, models=models))
         self._server = replace(server, models=models)
         self.context.notify(f"ready after {time.monotonic() - began:.1f} s: {server.base_url}")
 
-    async def _check_tools(self, model: str) -> None:
-        server = self.server
-        if (parser := tool_parser(server.command or ())) is None:
-            return
-        found = await check_tool_parser(
-            server.base_url, parser=parser, model=model, api_key=server.api_key
-        )
-        if found is not None:
-            self.context.notify(f"tool calls: {found.cause}; {found.fix}; seen: {found.evidence}")
+    def _grace(self) -> float:
+        starting = self._record is None or self._record.state is ServerState.STARTING
+        return self.timings.start_grace if starting else self.timings.stop_grace
 
     async def _spawn(self, served: str, *, name: str, log: Path, detached: bool) -> None:
         options = self.options
         assert self._lease is not None
-        context = LaunchContext(
+        launch = LaunchContext(
             environment=self.environment,
             model_path=str(self.model.path),
             served_model_name=served,
@@ -279,7 +281,7 @@ class OwnedServer:
             start_limit=self.limits.total,
             admin_key=self._admin_key,
         )
-        command = self.engine.command(options, context=context)
+        command = self.engine.command(options, context=launch)
         if self.environment.variant == "cuda":
             self._gpu_baseline = await read_baseline()
         self._server = server = Server(
@@ -307,7 +309,9 @@ class OwnedServer:
                 write_whole(server.key_file, self._admin_key.encode(), private=True)
             self._write(self._new_record(server, process, detached=detached))
 
-        self._process = await start_process(command, log=log, note=note)
+        self._process = await start_process(
+            command, log=log, note=note, orphan_grace=self.timings.orphan_grace
+        )
         self._server = replace(server, pid=self._process.pid)
 
     def _new_record(
@@ -346,13 +350,13 @@ class OwnedServer:
 
     @asynccontextmanager
     async def until_stopped(self) -> AsyncIterator[None]:
-        """Give back, at the end of the block, what was acquired in it."""
+        """Give back at the end of the block what was acquired in it."""
         try:
             yield
         except BaseException as error:
             try:
                 await self._give_back()
-            except StopError as second:  # it must not hide what ended the block
+            except StopError as second:  # which must not hide the first error
                 error.add_note(str(second))
             raise
         await self._give_back()
@@ -364,24 +368,26 @@ class OwnedServer:
         ended = self._process.exit_code() is not None
         self.context.notify("stopping the server")
         try:
-            await self._process.stop(grace=self._grace)
+            await self._process.stop(grace=self._grace())
         except StopError:
-            raise  # something of it lives, and can be found by its record
+            raise  # a process of it lives, and can be found by its record
         except BaseException:
-            self._forget(ServerState.STOPPED)  # cancelled once more: the processes are killed
+            self._forget(ServerState.STOPPED)  # cancelled again: the processes are killed
             raise
         self._forget(ServerState.FAILED if ended else ServerState.STOPPED)
-        await self._prove_stopped()
+        await self._require_stopped()
 
-    async def _prove_stopped(self) -> None:
+    async def _require_stopped(self) -> None:
         assert self._process is not None
         assert self._lease is not None
         if self._gpu_baseline is not None:
-            await demand_memory_back(self._process.pids(), baseline=self._gpu_baseline)
-        await demand_free_port(self._lease.port, host=self.options.host)
+            await require_memory_back(
+                self._process.pids(), baseline=self._gpu_baseline, timings=self.timings
+            )
+        await require_free_port(self._lease.port, host=self.options.host, timings=self.timings)
 
-    def let_go(self) -> None:
-        """Leave everything to whoever finds the record."""
+    def release(self) -> None:
+        """Leave the server running; its record is what finds it again."""
         assert self._process is not None
         self._process.release()
         self._process = self._lease = self._record = None
@@ -394,6 +400,6 @@ class OwnedServer:
 
 
 def _reachable(host: str) -> str:
-    """Where a client on this machine finds a server that listens on `host`."""
+    """The address at which a client on this machine reaches a server that listens on `host`."""
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not a bind
     return f"[{address}]" if ":" in address else address

@@ -1,4 +1,4 @@
-"""Stop a server by name, whoever started it, and prove it."""
+"""Stop a server by name, even if another process started it, and prove that it is gone."""
 
 from __future__ import annotations
 
@@ -6,47 +6,37 @@ import asyncio
 import contextlib
 import os
 import time
+from functools import partial
 
 from enginehouse.core.errors import StopError, UnknownNameError
 from enginehouse.processes.tree import ProcessTree
-from enginehouse.servers.gpu_memory import demand_memory_back
+from enginehouse.servers.gpu_memory import require_memory_back
 from enginehouse.servers.ports import is_free, release_ports, who_has
-from enginehouse.servers.records import (
-    ServerRecord,
-    find_server,
-    mark_stopped,
-    remove_record,
-)
+from enginehouse.servers.records import find_server, mark_stopped, remove_record
+from enginehouse.servers.timings import TIMINGS, Timings
 from enginehouse.store.layout import Layout
 
-STOP_GRACE = 15.0
-_PORT_WAIT = 5.0
 
+async def stop_server(name: str, *, layout: Layout, timings: Timings = TIMINGS) -> None:
+    """Stop a server by name and forget it; the record of a dead one is removed.
 
-async def stop_server(name: str, *, layout: Layout, grace: float = STOP_GRACE) -> None:
-    """Stop a server by name, whoever started it, and forget it; one that is dead is forgotten.
-
-    Knows its processes by pid and start, so a recycled pid is never touched. Raises
+    Processes are identified by pid and start, so a recycled pid is never touched. Raises
     UnknownNameError, or StopError naming what is still there.
     """
     record = find_server(name, layout=layout)
     mark_stopped(layout, name)
     while True:
-        before = record
-        await _stop_tree(before, grace=grace)
+        process = record.process
+        tree = ProcessTree(process, orphan_grace=timings.orphan_grace)
+        await tree.stop(grace=timings.stop_grace, reap=partial(_reap, process.pid))
+        await require_memory_back(tree.pids, baseline={}, timings=timings)
         with contextlib.suppress(UnknownNameError):
             record = find_server(name, layout=layout)
-        if record.process == before.process:  # else it had just been started again
+        if record.process == process:  # otherwise it had just been restarted
             break
-    await demand_free_port(record.lease.port, host=record.host)
+    await require_free_port(record.lease.port, host=record.host, timings=timings)
     release_ports(layout, record.lease)
     remove_record(layout, name)
-
-
-async def _stop_tree(record: ServerRecord, *, grace: float) -> None:
-    tree = ProcessTree(record.process)
-    await tree.stop(grace=grace, reap=lambda: _reap(record.process.pid))
-    await demand_memory_back(tree.pids, baseline={})
 
 
 def _reap(pid: int) -> None:
@@ -54,14 +44,14 @@ def _reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
 
 
-async def demand_free_port(port: int, *, host: str) -> None:
-    """Wait a moment for the port. Raises StopError, naming who has it."""
-    deadline = time.monotonic() + _PORT_WAIT
+async def require_free_port(port: int, *, host: str, timings: Timings = TIMINGS) -> None:
+    """Wait a moment for the port. Raises StopError, naming the process that has it."""
+    deadline = time.monotonic() + timings.port
     while not is_free(port, host=host):
         if time.monotonic() > deadline:
             raise StopError(
                 f"every process of the server is gone, but port {port} is still taken",
-                why=f"by {who_has(port) or 'a process that we may not see'}",
+                why=f"by {who_has(port) or 'a process that we are not allowed to see'}",
                 fix="end that process; it may have taken the port in between",
             )
         await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""One call of a tool, when a server is ready: whether its parser takes calls out of the text."""
+"""One tool call when a server is ready, to see whether its parser extracts calls from text."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def tool_parser(command: Sequence[str]) -> str | None:
 async def check_tool_parser(
     base_url: str, *, parser: str, model: str, api_key: str | None
 ) -> Diagnosis | None:
-    """Ask for one call; what is wrong with the parser, None if nothing is known to be.
+    """Ask for one call. Returns what is wrong with the parser, None if no problem was seen.
 
-    A model that answers in words, or a server that does not answer in time, tells nothing.
+    A model that answers in words, or a server that does not answer in time, shows no problem.
     """
     body = {
         "model": model,
@@ -98,5 +98,5 @@ def _diagnosis(evidence: str, cause: str) -> Diagnosis:
         evidence=evidence,
         cause=cause,
         fix="name the model family's own parser in extra_args (--tool-call-parser NAME), or none: "
-        "calls are then got by constrained decoding",
+        "constrained decoding then yields the calls",
     )

@@ -10,14 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from enginehouse.commands.configuration import EvaluationConfig
-from enginehouse.commands.evaluate import run_evaluation
+from enginehouse.commands.evaluate import begin_run, evaluate_on, run_evaluation
 from enginehouse.core.errors import (
     ConfigurationError,
     EnginehouseError,
@@ -25,17 +24,18 @@ from enginehouse.core.errors import (
     UnsupportedError,
 )
 from enginehouse.deployment.configuration import merged, parse
+from enginehouse.deployment.opening import open_deployment
 from enginehouse.deployment.serving import with_api_key
 from enginehouse.engines.base import ServedEngine, require_api_key
 from enginehouse.engines.registry import load_engine
 from enginehouse.results.summary import Report
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.blocking import run_blocking
+from enginehouse.runtime.context import Context, Notify
+from enginehouse.runtime.interrupts import Interrupts, interrupts_deferred
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import list_runs
 from enginehouse.tasks.registry import load_task
-from enginehouse.training.blocking import Interrupts, interrupts_deferred, run_blocking
 from enginehouse.training.device_memory import Vacated, vacated
-from enginehouse.training.placing import weights_swapped
 from enginehouse.training.random_state import random_state_kept
 from enginehouse.training.records import (
     Evaluation,
@@ -205,27 +205,27 @@ class _Attempt:
             self._note(moved_bytes=vacant.moved_bytes, freed_bytes=vacant.freed_bytes)
             notify(_freed(vacant))
 
+        config, context = self._config, Context(layout=self._layout, notify=notify)
+        if config.url is None:
+            config = config.model_copy(update={"model": str(self._checkpoint)})
+        elif adapted:
+            config = config.model_copy(update={"adapter": self._checkpoint})
+
         async def work() -> None:
-            config, folder = self._config, self._checkpoint
-            run = partial(run_evaluation, layout=self._layout, notify=notify)
-            if config.url is None:
-                self._report = await run(config.model_copy(update={"model": str(folder)}))
-            elif adapted:
-                self._report = await run(config.model_copy(update={"adapter": folder}))
-            else:
-                async with weights_swapped(
-                    config,
-                    folder,
-                    layout=self._layout,
-                    notify=notify,
-                    left_there=self._left_there,
-                ) as ask:
-                    self._report = await run(config, ask=ask)
+            if config.url is None or adapted:
+                self._report = await run_evaluation(config, context)
+                return
+            async with open_deployment(
+                config, context, concurrency=config.concurrency
+            ) as deployment:
+                try:
+                    async with deployment.target(self._checkpoint) as target:
+                        run = await begin_run(config, context)
+                        self._report = await evaluate_on(target, run, context)
+                finally:
+                    self._is_served = deployment.left_with is not None
 
-        run_blocking(work, interrupts=interrupts)
-
-    def _left_there(self) -> None:
-        self._is_served = True
+        run_blocking(work, interrupts=interrupts, name="enginehouse-evaluation")
 
     def end(self, *, keep: bool) -> Evaluation:
         """Clear up; gives the result. What a server still has is kept for its restarts."""

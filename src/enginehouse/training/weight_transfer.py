@@ -19,8 +19,9 @@ from enginehouse.client.wire import InFlight
 from enginehouse.core.errors import WeightsError
 from enginehouse.deployment.running_servers import find_running
 from enginehouse.deployment.swapping import swapper_of
+from enginehouse.runtime.blocking import run_blocking
+from enginehouse.runtime.interrupts import Interrupts, interrupts_deferred
 from enginehouse.store.layout import Layout
-from enginehouse.training.blocking import Interrupts, interrupts_deferred, run_blocking
 from enginehouse.training.sync_client import WeightSyncClient
 from enginehouse.weights.declared import Weights
 from enginehouse.weights.limits import DEADLINE
@@ -29,6 +30,7 @@ from enginehouse.weights.swap import Swapped, WeightSwapper
 from enginehouse.weights.transfer import ask_about_transfer, transfer_endpoints
 
 Result = TypeVar("Result")
+_THREAD = "enginehouse-weights"
 _GRACE = 1.0  # seconds that a sender has to end after its transfer was given up
 
 
@@ -61,7 +63,7 @@ class WeightSender:
             endpoints = transfer_endpoints(running.server, running.engine)
             return WeightSyncClient(endpoints, initialize=self._initialize)
 
-        self.client = run_blocking(look, interrupts=Interrupts())
+        self.client = run_blocking(look, interrupts=Interrupts(), name=_THREAD)
 
     def world_size(self) -> int:
         """How many of the server's processes receive: what NCCL's world has besides the trainer."""
@@ -128,7 +130,7 @@ class WeightSender:
             async with swapper_of(self._server, layout=self._layout) as swapper:
                 return await work(swapper)
 
-        return run_blocking(swapping, interrupts=interrupts)
+        return run_blocking(swapping, interrupts=interrupts, name=_THREAD)
 
     def _demand_free(self) -> None:
         if self._thread is None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.commands.configuration import EvaluationConfig, TaskSettings
+from enginehouse.deployment.adapter_names import with_adapter_apart
+from enginehouse.deployment.configuration import BaseServeConfig, ServeConfig
 
 
-class WatchConfig(EvaluationConfig):
+class WatchConfig(TaskSettings, BaseServeConfig):
     """A folder in which checkpoints and adapters appear, and how each is evaluated."""
 
     directory: Path
@@ -18,16 +20,28 @@ class WatchConfig(EvaluationConfig):
     model: str | None = None
     """The base of the adapters; it is evaluated, too."""
     once: bool = False
-    """Whether what is there is evaluated and that is all, instead of waiting for more."""
+    """Evaluate what is already there, then exit."""
     interval: Annotated[float, Field(gt=0)] = 5.0
     """Seconds between two looks; what has not changed from one to the next may be finished."""
     html: Path | None = None
     """The page with the curve; it lies with the watch's own files when not given."""
     retry_failed: bool = False
-    """Whether what failed before is tried again."""
+    """Evaluate again what failed before."""
 
-    @model_validator(mode="after")
-    def _someone_to_ask(self) -> Self:
-        if self.url is not None or self.adapter is not None:
+    @model_validator(mode="before")
+    @classmethod
+    def _base_alone(cls, values: Any) -> Any:
+        named = with_adapter_apart(values)
+        is_address = "://" in str(values.get("model"))
+        if is_address or named.get("url") is not None or named.get("adapter") is not None:
             raise ValueError("give the base alone: neither a url nor an adapter")
-        return self
+        return values
+
+    def serving(self) -> ServeConfig:
+        """The plan of a server for the base."""
+        return ServeConfig(**{name: getattr(self, name) for name in BaseServeConfig.model_fields})
+
+    def evaluation(self, **changes: Any) -> EvaluationConfig:
+        """The evaluation of the base; of an adapter or a checkpoint with `changes`."""
+        shared = {*BaseServeConfig.model_fields, *TaskSettings.model_fields}
+        return EvaluationConfig(**{name: getattr(self, name) for name in shared} | changes)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.commands.evaluate import (
     OnProgress,
+    absolute_paths,
+    begin_run,
+    evaluate_on,
     resume_evaluation,
-    run_evaluation,
-    with_absolute_paths,
 )
 from enginehouse.core.errors import (
     AdapterError,
@@ -29,15 +28,15 @@ from enginehouse.core.errors import (
     WeightsError,
     WireError,
 )
-from enginehouse.deployment.resident import resident, with_weight_swap
-from enginehouse.deployment.serving import Serving
+from enginehouse.deployment.base import Deployment, Target
+from enginehouse.deployment.served import with_weight_swap
 from enginehouse.report.curve_page import curve_page
 from enginehouse.results.curve import Curve, CurvePoint, Kind
 from enginehouse.results.summary import Report
-from enginehouse.runtime.context import Notify
+from enginehouse.runtime.context import Context
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
-from enginehouse.store.runs import Run, open_run
+from enginehouse.store.runs import open_run
 from enginehouse.tasks.registry import load_task
 from enginehouse.watch.checkpoints import (
     MAY_CHANGE,
@@ -50,7 +49,7 @@ from enginehouse.watch.checkpoints import (
 )
 from enginehouse.watch.configuration import WatchConfig
 from enginehouse.watch.curves import CurveMaker, scores_of
-from enginehouse.watch.host import Host, Opening, Swappable
+from enginehouse.watch.host import Host
 from enginehouse.watch.journal import AttemptRecord, Status, WatchJournal, held_journal
 from enginehouse.weights.checkpoint import digest_of
 
@@ -84,16 +83,14 @@ class _Job:
 
 async def watch(
     config: WatchConfig,
+    context: Context,
     *,
-    layout: Layout,
-    notify: Notify,
     progress: OnProgress = lambda _: None,
     shown: OnCurve = lambda *_: None,
-    open_resident: Opening = resident,
 ) -> Curve:
-    """Evaluate what is in `config.directory`, and, unless `once`, whatever comes until cancelled.
+    """Evaluate what is in `config.directory`; unless `once`, also what appears until cancelled.
 
-    Each content is evaluated once, whatever happens to this process; what was broken off is
+    Each content is evaluated once, whatever happens to this process; an interrupted run is
     resumed. A folder that cannot be evaluated is a point with a `failure`. Raises UnknownNameError
     and TaskError for a task, ConfigurationError, RunLockedError if another process does the same,
     StoreError, and what starting a server for `config.model` does.
@@ -107,24 +104,13 @@ async def watch(
         )
     for task in config.tasks:
         await asyncio.to_thread(load_task, task.name)
-    with held_journal(config, layout=layout) as journal:
+    with held_journal(config, layout=context.layout) as journal:
         if journal.repair:
-            notify(str(journal.repair))
-        host = Host(
-            with_weight_swap(_evaluation(config)),
-            open_resident=open_resident,
-            layout=layout,
-            notify=notify,
-            concurrency=config.concurrency,
-        )
+            context.notify(str(journal.repair))
+        plan = with_weight_swap(config.serving())
+        host = Host(plan, context, concurrency=config.concurrency)
         watcher = _Watcher(
-            config,
-            journal=journal,
-            host=host,
-            layout=layout,
-            notify=notify,
-            progress=progress,
-            shown=shown,
+            config, context, journal=journal, host=host, progress=progress, shown=shown
         )
         try:
             return await watcher.carry_on()
@@ -138,24 +124,23 @@ class _Watcher:
     def __init__(
         self,
         config: WatchConfig,
+        context: Context,
         *,
         journal: WatchJournal,
         host: Host,
-        layout: Layout,
-        notify: Notify,
         progress: OnProgress,
         shown: OnCurve,
     ) -> None:
         self._config = config
+        self._context = context
+        self._notify = context.notify
         self._journal = journal
         self._host = host
-        self._layout = layout
-        self._notify = notify
         self._progress = progress
         self._shown = shown
         self._page = config.html or journal.folder / "curve.html"
         self._lookout = Lookout(config.directory, settle=config.interval * _EARLY)
-        self._maker = CurveMaker(config, layout=layout)
+        self._maker = CurveMaker(config, layout=context.layout)
         self._digests: dict[str, tuple[Finished, str]] = {}
         self._unreadable: dict[str, Waiting] = {}
         self._told: set[str] = set()
@@ -198,7 +183,7 @@ class _Watcher:
     def _next(self, look: Look) -> _Job | None:
         """The base, then what has the smallest step. Blocking."""
         if (own := self._config.model or self._config.path) is not None:
-            digest = _base_digest(str(own), layout=self._layout)
+            digest = _base_digest(str(own), layout=self._context.layout)
             if self._is_new("", digest):
                 return _Job(found=None, name=str(own), digest=digest)
         finished = {found.name for found in look.finished}
@@ -208,7 +193,7 @@ class _Watcher:
             known, digest = self._digests.get(found.name, (None, ""))
             if known != found:
                 try:
-                    digest = content_digest(found, layout=self._layout)
+                    digest = content_digest(found, layout=self._context.layout)
                 except FileNotFoundError:  # it changes: the next look says more
                     continue
                 except OSError as error:
@@ -255,14 +240,14 @@ class _Watcher:
         again = False
         while True:
             try:
-                server = await self._host.ready(job.found)
+                deployment = await self._host.ready(job.found)
             except (ModelError, ServerError) as error:
                 its_own = isinstance(error, AdapterError) or not self._host.has_model
                 if job.found is None or not its_own:
                     raise
                 return await self._failed(job, error)
             try:
-                return await self._on(server, job)
+                return await self._evaluate_on(deployment, job)
             except ServerError as error:
                 await self._host.close()
                 if again and job.found is None:
@@ -272,23 +257,51 @@ class _Watcher:
                 self._notify(f"{job.name}: {error.message}; once more, with a new server")
                 again = True
 
-    async def _on(self, server: Swappable, job: _Job) -> AttemptRecord | None:
-        """Evaluate it there. Raises ServerError if the server was lost over it."""
-        try:
-            serving = await server.target(job.found.path if job.found else None)
-        except (ModelError, WeightsError) as error:
-            lost = isinstance(error, WeightsError) and not error.restored
-            if lost or job.found is None:
-                raise
-            return await self._failed(job, error)
-        except WireError as error:
-            raise ServerError(error.message, why=error.why, fix=error.fix) from error
-        if await self._changed(job):
-            return None
-        self._notify(f"evaluating {job.name}")
-        report = await self._run(serving, job)
+    async def _evaluate_on(self, deployment: Deployment, job: _Job) -> AttemptRecord | None:
+        """A new run, or the one that was interrupted. Raises ServerError if the server was lost."""
+        async with AsyncExitStack() as stack:
+            folder = job.found.path if job.found else None
+            try:
+                target = await stack.enter_async_context(deployment.target(folder))
+            except (ModelError, WeightsError) as error:
+                lost = isinstance(error, WeightsError) and not error.restored
+                if lost or job.found is None:
+                    raise
+                return await self._failed(job, error)
+            except WireError as error:
+                raise ServerError(error.message, why=error.why, fix=error.fix) from error
+            if await self._changed(job):
+                return None
+            self._notify(f"evaluating {job.name}")
+            report = await self._resumed(target, job)
+            if report is None:
+                planned = await begin_run(self._evaluation(job.found), self._context)
+                begun = msgspec.structs.replace(job.record(Status.BEGUN), run=planned.run.info.id)
+                self._journal.add(begun)
+                report = await evaluate_on(target, planned, self._context, progress=self._progress)
         record = job.record(Status.EVALUATED)
         return msgspec.structs.replace(record, run=report.run, scores=scores_of(report))
+
+    async def _resumed(self, target: Target, job: _Job) -> Report | None:
+        """The report of the run that was interrupted; None if there was none."""
+        before = self._journal.of(job.key)
+        if before is None or before.digest != job.digest or before.run is None:
+            return None
+        try:
+            run = open_run(self._context.layout, before.run).info.id
+        except RunNotFoundError:
+            return None
+        return await resume_evaluation(
+            run, self._context, progress=self._progress, trust=True, target=target
+        )
+
+    def _evaluation(self, found: Finished | None) -> EvaluationConfig:
+        """How one of them is evaluated; as a run of its own it can be resumed by itself."""
+        if found is None:
+            return self._config.evaluation()
+        if found.kind is Kind.ADAPTER:
+            return self._config.evaluation(adapter=found.path)
+        return self._config.evaluation(model=str(found.path), path=None)
 
     async def _changed(self, job: _Job) -> bool:
         if job.found is None:
@@ -297,26 +310,6 @@ class _Watcher:
             return await asyncio.to_thread(state_of, job.found.path) != job.found.state
         except OSError:
             return True
-
-    async def _run(self, serving: Serving, job: _Job) -> Report:
-        """A new run, or the one that was broken off."""
-        common: dict[str, Any] = {
-            "layout": self._layout,
-            "notify": self._notify,
-            "progress": self._progress,
-            "ask": partial(self._host.asking, serving=serving),
-        }
-        before = self._journal.of(job.key)
-        if before and before.digest == job.digest and before.run is not None:
-            with suppress(RunNotFoundError):
-                run = open_run(self._layout, before.run).info.id
-                return await resume_evaluation(run, trust=True, **common)  # it is ours
-
-        def begun(run: Run) -> None:
-            record = job.record(Status.BEGUN)
-            self._journal.add(msgspec.structs.replace(record, run=run.info.id))
-
-        return await run_evaluation(_evaluation(self._config, job.found), begun=begun, **common)
 
     async def _failed(self, job: _Job, error: Exception) -> AttemptRecord | None:
         """A failure, unless the folder changed meanwhile: that is reason enough for one."""
@@ -346,17 +339,7 @@ def _with_absolute_paths(config: WatchConfig) -> WatchConfig:
         "directory": config.directory.expanduser().absolute(),
         "html": config.html and config.html.expanduser().absolute(),
     }
-    return with_absolute_paths(config).model_copy(update=changes)
-
-
-def _evaluation(config: WatchConfig, found: Finished | None = None) -> EvaluationConfig:
-    """How one of them is evaluated; as a run of its own it can be resumed by itself."""
-    values = {name: getattr(config, name) for name in EvaluationConfig.model_fields}
-    if found is not None and found.kind is Kind.ADAPTER:
-        values["adapter"] = found.path
-    elif found is not None:
-        values |= {"model": str(found.path), "path": None}
-    return EvaluationConfig.model_construct(**values)
+    return config.model_copy(update=absolute_paths(config, config.tasks) | changes)
 
 
 def _base_digest(model: str, *, layout: Layout) -> str:

@@ -1,7 +1,7 @@
-"""Whether a checkpoint's configuration means the computation that a server was started for.
+"""Whether a checkpoint's configuration describes the same computation as the served one's.
 
-Engines keep the configuration and the chat template that they were started with. What shows in the
-tensors' names and shapes, as a bias does, is left to whoever compares those. Blocking.
+Engines keep the configuration and the chat template that they were started with. Differences that
+show in the tensors' names and shapes, such as a bias, are left to `checkpoint`. Blocking.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from enginehouse.core.system_errors import advice
 from enginehouse.provisioning.checkpoints import Checkpoint
 from enginehouse.provisioning.digests import chat_template
 
-# what trainers and versions of transformers change without changing what is computed
+# What trainers and versions of transformers change without changing the computation.
 _FREE = {
     "_attn_implementation",
     "_name_or_path",
     "attn_implementation",
     "bos_token_id",
     "dtype",
-    "eos_token_id",  # compared by itself
+    "eos_token_id",  # compared separately
     "gradient_checkpointing",
     "initializer_range",
     "pad_token_id",
@@ -31,7 +31,7 @@ _FREE = {
     "use_cache",
 }
 _TRAINING_ONLY = ("dropout", "_pdrop")
-# changes what is computed, and no tensor: where it is missing it is off
+# What changes the computation but no tensor; off if it is missing.
 _SILENT = {
     "alibi",
     "attention_multiplier",
@@ -47,34 +47,34 @@ _SILENT = {
 }
 _OFF = (None, False, 1.0)
 _ROPE = {"rope_local_base_freq", "rope_parameters", "rope_scaling", "rope_theta"}
-# where it is missing, the model's class in transformers decides
+# If missing, the model's class in transformers decides.
 _CLASS_DECIDES = {"original_max_position_embeddings", "partial_rotary_factor", "rope_theta"}
 
 _Difference = tuple[str, Any, Any]
 
 
-def demand_same_architecture(new: Checkpoint, old: Checkpoint) -> None:
-    """Raises ModelError, naming what differs, if `new` cannot be served in the place of `old`."""
+def require_same_architecture(new: Checkpoint, old: Checkpoint) -> None:
+    """Raise ModelError, naming the differences, if `new` cannot replace `old` on a server."""
     if differing := list(_differences(new.config, old.config)):
-        said = [f"{name} is {_short(there)} there" for name, there, _ in differing[:3]]
-        meant = [_short(here) for _, _, here in differing[:3]]
+        here = [f"{name} is {_short(mine)}" for name, mine, _ in differing[:3]]
+        there = [_short(served) for _, _, served in differing[:3]]
         raise ModelError(
-            f"{new.folder} is another architecture than what is served",
-            why=f"{', '.join(said)}, and {', '.join(meant)} in the served model's config.json",
-            fix="start a server of its own for it: a swap changes weights only",
+            f"{new.folder} has a different architecture from the served model",
+            why=f"{', '.join(here)}, and {', '.join(there)} in the served model's config.json",
+            fix="start a separate server for it: a swap changes weights only",
         )
     ends, served = _ends(new.config), _ends(old.config)
     if served and not ends <= served | _ends(_generation(old)):
         raise ModelError(
-            f"{new.folder} ends its answers with another token than what is served",
+            f"{new.folder} ends its answers with a different token from the served model",
             why=f"its eos_token_id is {new.config['eos_token_id']}, and "
             f"{old.config['eos_token_id']} in the served model's config.json",
-            fix="start a server of its own for it: this one would never stop",
+            fix="start a separate server for it: on this one its answers would never end",
         )
 
 
-def demand_same_template(new: Checkpoint, old: Checkpoint) -> None:
-    """Raises ModelError for a checkpoint with a chat template that is not the served one's."""
+def require_same_template(new: Checkpoint, old: Checkpoint) -> None:
+    """Raise ModelError if the checkpoint has a chat template other than the served one's."""
     try:
         there, here = chat_template(new.folder), chat_template(old.folder)
     except (OSError, ValueError) as error:
@@ -85,10 +85,10 @@ def demand_same_template(new: Checkpoint, old: Checkpoint) -> None:
         ) from error
     if there is not None and (here is None or there.rstrip("\n") != here.rstrip("\n")):
         raise ModelError(
-            f"{new.folder} has another chat template than what is served",
+            f"{new.folder} has a different chat template from the served model",
             why="a server renders conversations with the template that it was started with",
-            fix="start a server of its own for it, or remove the template from the checkpoint's "
-            "folder to have it asked with the served one's",
+            fix="start a separate server for it, or remove the template from the checkpoint's "
+            "folder to use the served one's",
         )
 
 
@@ -122,12 +122,12 @@ def _rope_differences(
 
 def _value(config: Mapping[str, Any], key: str) -> Any:
     if key == "sliding_window" and config.get("use_sliding_window") is False:
-        return None  # Qwen2 names its width nevertheless, until it is saved again
+        return None  # Qwen2 names a width even so, until it is saved again
     return config.get(key)
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What rotary position embeddings are made with, by kind of layer; "" is every kind.
+    """The parameters of rotary position embeddings by kind of layer; "" stands for every kind.
 
     transformers 4 writes rope_theta, rope_scaling and rope_local_base_freq, 5 rope_parameters.
     """
@@ -155,7 +155,7 @@ def _ends(config: Mapping[str, Any]) -> set[int]:
 
 
 def _generation(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Its generation_config.json, whose end tokens engines take as well."""
+    """Its generation_config.json, whose end tokens engines use as well."""
     try:
         content = json.loads((checkpoint.folder / "generation_config.json").read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""A checkpoint that is to take a served one's place, checked before the engine sees it. Blocking.
+"""A checkpoint that is to replace a served one, checked before the engine sees it. Blocking.
 
-Engines load what fits by name, cast to their own type, and leave the rest as it was, and they keep
-the configuration and chat template that they were started with: a checkpoint of another shape or
-with another rope_theta would be served wrongly without a word.
+Engines load the tensors whose names fit, cast them to their own type, leave the rest unchanged, and
+keep the configuration and chat template that they were started with: a checkpoint with another
+shape or rope_theta would silently be served wrongly.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from enginehouse.provisioning.checkpoints import Checkpoint, read_checkpoint
 from enginehouse.provisioning.digests import weights_digest
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
-from enginehouse.weights.architecture import demand_same_architecture, demand_same_template
+from enginehouse.weights.architecture import require_same_architecture, require_same_template
 
-# unsigned integers of the type's size, and the bits of an exponent that all are set in NaN and inf
+# Unsigned integers of the type's size, and the exponent's bits, all of which NaN and inf have set.
 _EXPONENTS = {
     "BF16": ("<u2", 0x7F80),
     "F16": ("<u2", 0x7C00),
     "F32": ("<u4", 0x7F800000),
     "F64": ("<u8", 0x7FF0000000000000),
 }
-_CHUNK = 1 << 22  # values that are looked at once
-_TIED = "lm_head.weight"  # some savers write it, some do not, where it is the embedding
+_CHUNK = 1 << 22  # values
+_TIED = "lm_head.weight"  # written by some savers only if it is the embedding
 
 
 class Tensor(msgspec.Struct, frozen=True):
-    """What a file's head says of a tensor; `dtype` as safetensors has it (BF16, F32 …)."""
+    """A tensor as a file's header describes it; `dtype` as in safetensors (BF16, F32 …)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -50,31 +50,31 @@ def digest_of(folder: Path, *, layout: Layout) -> str:
 
 
 def checked_digest(folder: Path, *, served: Path, layout: Layout) -> str:
-    """The digest of a checkpoint that can take the place of the one in `served`.
+    """The digest of a checkpoint that can replace the one in `served`.
 
-    Raises ModelError, with the reason, if it cannot. Hashes, and looks for NaN in, what was not
-    looked at before.
+    Raises ModelError, with the reason, if it cannot. Files that were not checked before are hashed
+    and searched for NaN.
     """
     new, old = read_checkpoint(folder), read_checkpoint(served)
-    demand_same_architecture(new, old)
-    demand_same_template(new, old)
+    require_same_architecture(new, old)
+    require_same_template(new, old)
     tensors, wanted = tensors_of(new), tensors_of(old)
     if new.config.get("tie_word_embeddings"):
         tensors.pop(_TIED, None)
         wanted.pop(_TIED, None)
-    _demand_same_tensors(tensors, wanted, folder)
+    _require_same_tensors(tensors, wanted, folder)
     digest = weights_digest(new.weights, layout=layout)
     known = layout.digests / f"{digest}.finite"
     if not known.exists():
         for file in new.weights:
-            _demand_finite(file)
+            _require_finite(file)
         write_whole(known, b"")
     return digest
 
 
 def tensors_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """A checkpoint's tensors, by name. Raises ModelError for files that are none."""
-    found: dict[str, Tensor] = {}
+    """A checkpoint's tensors, by name. Raises ModelError for files that are not safetensors."""
+    tensors: dict[str, Tensor] = {}
     for file in checkpoint.weights:
         if file.suffix != ".safetensors":
             raise ModelError(
@@ -83,45 +83,46 @@ def tensors_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
             )
         try:
             with safetensors.safe_open(file, framework="numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                for name in opened.keys():  # noqa: SIM118 - it is not a mapping
                     part = opened.get_slice(name)
-                    found[name] = Tensor(part.get_dtype(), tuple(part.get_shape()))
+                    tensors[name] = Tensor(part.get_dtype(), tuple(part.get_shape()))
         except (OSError, safetensors.SafetensorError) as error:
             raise ModelError(
-                f"{file} is broken, or not wholly written yet",
+                f"{file} is damaged or incomplete",
                 why=str(error),
                 fix=advice(error, otherwise="save it again"),
             ) from error
-    return found
+    return tensors
 
 
-def _demand_same_tensors(
+def _require_same_tensors(
     new: Mapping[str, Tensor], old: Mapping[str, Tensor], folder: Path
 ) -> None:
-    def refused(what: str, fix: str) -> ModelError:
+    def misfit(what: str, fix: str) -> ModelError:
         return ModelError(f"{folder} does not fit the served model: {what}", fix=fix)
 
     if missing := sorted(old.keys() - new.keys()):
-        raise refused(f"it has no {_first(missing)}", "save the whole model")
+        raise misfit(f"it has no {_first(missing)}", "save the whole model")
     if extra := sorted(new.keys() - old.keys()):
-        raise refused(
-            f"{_first(extra)} is not in the served one", "save the model under its own names"
+        raise misfit(
+            f"{_first(extra)} is not in the served one", "save the model under its original names"
         )
     for name, wanted in old.items():
         if new[name].shape != wanted.shape:
-            raise refused(
-                f"{name} is {new[name]} there and {wanted} here", "serve it on a server of its own"
+            raise misfit(
+                f"{name} is {new[name]}, and {wanted} in the served one",
+                "start a separate server for it",
             )
         types = {new[name].dtype, wanted.dtype}
         if len(types) > 1 and not types <= _EXPONENTS.keys():
-            raise refused(
-                f"{name} is {new[name].dtype} there and {wanted.dtype} here",
+            raise misfit(
+                f"{name} is {new[name].dtype}, and {wanted.dtype} in the served one",
                 "save it in the served checkpoint's type",
             )
 
 
-def _demand_finite(file: Path) -> None:
-    """NaN in the weights is NaN in the engine's KV cache, and outlives them there (vLLM 0.32)."""
+def _require_finite(file: Path) -> None:
+    """Raise ModelError for NaN, which would outlive the weights in vLLM 0.32's KV cache."""
     with file.open("rb") as opened:
         size = int.from_bytes(opened.read(8), "little")
         head = json.loads(opened.read(size))

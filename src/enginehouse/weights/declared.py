@@ -1,4 +1,4 @@
-"""Which weights a server is to have: what a restart brings back. Blocking."""
+"""Which weights a server should have: what a restart brings back. Blocking."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from enginehouse.store.files import write_whole
 
 
 class Weights(msgspec.Struct, frozen=True, kw_only=True):
-    """Full weights, by their content or as they came.
+    """Full weights, identified by their content or by how they arrived.
 
     Those of the checkpoint in `path` have the `digest` of its weight files (provisioning.digests).
-    Those that a trainer sent are on no disk, `path` None, and were not hashed: in place of the
-    digest stands `sent-…`, which no other weights have. `version` counts the swaps since the server
-    was started, 0 being what it was started with.
+    Those that a trainer sent are on no disk (`path` is None) and were not hashed: their digest is a
+    unique `sent-…`. `version` counts the swaps since the server was started, from 0.
     """
 
     path: Path | None = None
@@ -25,14 +24,14 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """What the server calls them: version and digest, this in short."""
+        """What the server calls them: version and shortened digest."""
         return f"{self.version}-{self.digest if self.path is None else self.digest[:12]}"
 
 
 class Declaration(msgspec.Struct, frozen=True, kw_only=True):
-    """`declared` are on the disk, and brought back by every restart.
+    """`declared` are on disk, and brought back by every restart.
 
-    `sent`, if there are any, answer in their place until then; nothing brings them back.
+    `sent`, if any, answer in their place until then, and are lost afterwards.
     """
 
     declared: Weights
@@ -40,12 +39,12 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def current(self) -> Weights:
-        """Those that answer, unless the server was started again."""
+        """Those that answer, unless the server was restarted."""
         return self.sent or self.declared
 
 
 def read_declaration(file: Path) -> Declaration | None:
-    """What was declared last; None if the server has the weights it was started with."""
+    """The last declaration; None if the server has the weights it was started with."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=Declaration, dec_hook=_decode)
     except FileNotFoundError:
@@ -53,11 +52,11 @@ def read_declaration(file: Path) -> Declaration | None:
 
 
 def declare(file: Path, weights: Weights, *, sent: Weights | None = None) -> None:
-    """Have `weights` brought back by every restart from now on. Raises StoreError."""
+    """Declare that restarts bring back `weights` from now on. Raises StoreError."""
     assert weights.path is not None
     declaration = Declaration(declared=weights, sent=sent)
     write_whole(file, msgspec.json.encode(declaration, enc_hook=str))
 
 
 def _decode(kind: type, value: Any) -> Any:
-    return kind(value)  # Path is the one type that msgspec does not know
+    return kind(value)  # Path is the only type that msgspec does not know

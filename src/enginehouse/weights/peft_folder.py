@@ -28,7 +28,7 @@ _NAME = re.compile(
 )
 _LAYER = re.compile(r"\.(\d+)\.")
 _WITHIN = re.compile(r"[^.]+\.\d+\..+")  # a module's name from its layer on
-# what engines cannot apply, or would apply wrongly: the field, and the values that are none of it
+# What engines cannot apply, or would apply wrongly: the field, and its harmless values.
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "use_dora": (None, False),
     "use_qalora": (None, False),
@@ -40,7 +40,7 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "alora_invocation_tokens": (None, []),
     "megatron_config": (None, {}),
 }
-# those that change the base model's weights when PEFT loads the adapter
+# Initialisations that change the base model's weights when PEFT loads the adapter.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _Rank = Annotated[int, msgspec.Meta(ge=1)]
@@ -49,10 +49,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class PeftFolder(msgspec.Struct, frozen=True, kw_only=True):
-    """What an adapter's folder holds. `modules`: those it changes, by the base model's names.
+    """The content of an adapter's folder. `modules`: those it changes, by the base model's names.
 
-    `size` in bytes, of the tensors' file. `is_zero`: its A, its B or its alpha is zero wherever it
-    is applied, so that it changes nothing (as before the first step).
+    `size` is that of the tensors' file in bytes. `is_zero`: its A, its B or its alpha is zero
+    wherever it is applied, so that it changes nothing (as before the first step).
     """
 
     base_model: str | None
@@ -67,7 +67,7 @@ class _Config(msgspec.Struct, frozen=True):
     """The fields of adapter_config.json that are read here, of the types that PEFT writes."""
 
     r: _Rank
-    lora_alpha: Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]  # which NaN is not
+    lora_alpha: Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]  # excludes NaN
     base_model_name_or_path: str | None = None
     target_modules: str | list[str] | None = None
     exclude_modules: str | list[str] | None = None
@@ -78,7 +78,7 @@ class _Config(msgspec.Struct, frozen=True):
     fan_in_fan_out: bool | None = None
 
     def rank_of(self, module: str) -> int:
-        """The rank that PEFT gives a module: the first pattern that its name ends with, or `r`."""
+        """The rank that PEFT gives a module: of the first pattern that ends its name, or `r`."""
         for pattern, rank in (self.rank_pattern or {}).items():
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return rank
@@ -86,7 +86,7 @@ class _Config(msgspec.Struct, frozen=True):
 
 
 class _Tensor(msgspec.Struct, frozen=True):
-    """A tensor's shape, and what its values are like."""
+    """A tensor's shape and properties; `not_finite` counts NaN and infinity."""
 
     shape: tuple[int, ...]
     not_finite: int
@@ -98,18 +98,29 @@ def read_peft_folder(
 ) -> PeftFolder:
     """Read and check an adapter. `base`: the shapes of the base model's weights, by their names.
 
-    One whose modules all have another prefix there is not compared with it.
-    Raises AdapterError, with the reason and what to do, for what is no LoRA that an engine can
-    apply to that base.
+    An adapter whose modules all have another prefix there is not compared with the base. Raises
+    AdapterError, with the reason and what to do, unless it is a LoRA that an engine can apply.
     """
     config = _config(folder)
     tensors = _tensors(folder)
-    modules = _pairs(tensors, folder)
+    modules = _modules(tensors, folder)
     rank = _rank(modules, config, folder)
-    _demand_rank(config, folder, max_rank=max_rank)
-    if base is not None and not _is_moved(modules, base):
-        _demand_fit(modules, base, config, folder)
-        _demand_complete(modules, base, config, folder)
+    declared = max([config.r, *(config.rank_pattern or {}).values()])
+    if max_rank is not None and declared > max_rank:
+        raise AdapterError(
+            f"{folder} has rank {declared}, and the server takes {max_rank} at most",
+            fix=f"start the server with --max-lora-rank {declared} or the next larger one that it "
+            "knows, or train the adapter with a smaller rank",
+        )
+    if base is not None and not _has_other_prefix(modules, base):
+        _require_fit(modules, base, config, folder)
+        for module in _targets(base, config):
+            if module not in modules:
+                raise AdapterError(
+                    f"{folder} is incomplete: there is nothing for {module}",
+                    why=f"its {CONFIG} names it as a target",
+                    fix="save it again",
+                )
     for name, tensor in tensors.items():
         if tensor.not_finite:
             raise AdapterError(
@@ -129,9 +140,9 @@ def read_peft_folder(
 
 
 def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a checkpoint's weights, by name, from the heads of its safetensors files.
+    """The shapes of a checkpoint's weights, by name, from the headers of its safetensors files.
 
-    Empty where it has none. Raises AdapterError for a file that is broken.
+    Empty if it has no such files. Raises AdapterError for a damaged one.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -150,9 +161,9 @@ def _config(folder: Path) -> _Config:
         fields = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise AdapterError(
-            f"{folder} is no PEFT adapter",
+            f"{folder} is not a PEFT adapter",
             why=f"there is no {CONFIG}" if folder.is_dir() else "there is no such folder",
-            fix="give the folder that `save_pretrained` of a PEFT model has written",
+            fix="give a folder that `save_pretrained` of a PEFT model has written",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(
@@ -165,19 +176,6 @@ def _config(folder: Path) -> _Config:
             why=f"the peft_type in {CONFIG} is {kind!r}",
             fix="only LoRA adapters can be loaded into a running engine; merge others",
         )
-    _demand_plain(fields, folder)
-    try:
-        config = msgspec.convert(fields, _Config)
-        for text in (config.target_modules, config.exclude_modules, *(config.rank_pattern or ())):
-            re.compile(text if isinstance(text, str) else "")
-    except (msgspec.ValidationError, re.error) as error:
-        raise AdapterError(
-            f"{path} is not what PEFT writes", why=str(error), fix="save it again"
-        ) from error
-    return config
-
-
-def _demand_plain(fields: Mapping[str, Any], folder: Path) -> None:
     for name, plain in _PLAIN.items():
         if fields.get(name) not in plain:
             raise AdapterError(
@@ -190,10 +188,19 @@ def _demand_plain(fields: Mapping[str, Any], folder: Path) -> None:
             f"{folder} was initialised with {given}, which changes the base model's weights",
             fix="save it with PEFT's path_initial_model_for_weight_conversion",
         )
+    try:
+        config = msgspec.convert(fields, _Config)
+        for text in (config.target_modules, config.exclude_modules, *(config.rank_pattern or ())):
+            re.compile(text if isinstance(text, str) else "")
+    except (msgspec.ValidationError, re.error) as error:
+        raise AdapterError(
+            f"{path} is not what PEFT writes", why=str(error), fix="save it again"
+        ) from error
+    return config
 
 
 def _tensors(folder: Path) -> dict[str, _Tensor]:
-    """Every tensor by name; one at a time is in memory."""
+    """Every tensor by name; only one at a time is in memory."""
     path = folder / TENSORS
     if not path.is_file():
         pickle = next((name for name in _PICKLES if (folder / name).exists()), None)
@@ -205,7 +212,7 @@ def _tensors(folder: Path) -> dict[str, _Tensor]:
     tensors = {}
     try:
         with safetensors.safe_open(path, framework="numpy"):
-            pass  # it has checked the head: what is in it lies in the file, whole and in order
+            pass  # it checks that the header's tensors fill the file, in order
         with path.open("rb") as file:
             head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             head.pop("__metadata__", None)
@@ -216,7 +223,7 @@ def _tensors(folder: Path) -> dict[str, _Tensor]:
                 tensors[name] = _tensor(entry, file.read(end - begin), folder)
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise AdapterError(
-            f"{path} is broken, or not wholly written yet",
+            f"{path} is damaged or incomplete",
             why=str(error),
             fix=advice(error, otherwise="save it again"),
         ) from error
@@ -231,40 +238,40 @@ def _tensor(entry: Mapping[str, Any], data: bytes, folder: Path) -> _Tensor:
             fix="save it as bfloat16, float16 or float32",
         )
     values = np.frombuffer(data, dtype=_DTYPES[dtype])
-    if dtype == "BF16":  # read as 16 bits: a sign, the 8 of the exponent, 7 of the fraction
-        wrong, is_zero = (values & 0x7F80) == 0x7F80, not (values & 0x7FFF).any()
+    if dtype == "BF16":  # read as 16 bits: one of sign, 8 of exponent, 7 of fraction
+        not_finite, is_zero = (values & 0x7F80) == 0x7F80, not (values & 0x7FFF).any()
     else:
-        wrong, is_zero = ~np.isfinite(values), not values.any()
-    return _Tensor(tuple(entry["shape"]), int(np.count_nonzero(wrong)), is_zero)
+        not_finite, is_zero = ~np.isfinite(values), not values.any()
+    return _Tensor(tuple(entry["shape"]), int(np.count_nonzero(not_finite)), is_zero)
 
 
-def _pairs(tensors: Mapping[str, _Tensor], folder: Path) -> dict[str, dict[str, _Tensor]]:
-    """Each module's A and B; there is nothing besides."""
-    found: dict[str, dict[str, _Tensor]] = {}
+def _modules(tensors: Mapping[str, _Tensor], folder: Path) -> dict[str, dict[str, _Tensor]]:
+    """Each module's A and B. Raises AdapterError for any other tensor."""
+    modules: dict[str, dict[str, _Tensor]] = {}
     for name, tensor in tensors.items():
         match = _NAME.fullmatch(name)
         if match is None:
             raise AdapterError(
-                f"{folder} holds {name}, which is no part of a LoRA",
+                f"{folder} holds {name}, which is not part of a LoRA",
                 fix="save the adapter alone, with save_pretrained of the PEFT model",
             )
         if len(tensor.shape) < 2 or 0 in tensor.shape:
             raise AdapterError(
                 f"{folder} is broken: {name} has the shape {tensor.shape}", fix="save it again"
             )
-        found.setdefault(match["module"], {})[match["part"][-1]] = tensor
-    if not found:
+        modules.setdefault(match["module"], {})[match["part"][-1]] = tensor
+    if not modules:
         raise AdapterError(f"{folder} holds no tensors", fix="save it again")
-    for module, parts in sorted(found.items()):
+    for module, parts in sorted(modules.items()):
         for missing in {"A", "B"} - parts.keys():
             raise AdapterError(
                 f"{folder} is incomplete: {module} has no lora_{missing}", fix="save it again"
             )
-    return found
+    return modules
 
 
 def _rank(modules: Mapping[str, Mapping[str, _Tensor]], config: _Config, folder: Path) -> int:
-    """The largest rank there is. An A and its B have the same, which is the declared one."""
+    """The largest rank. An A and its B must have the same, which must be the declared one."""
     largest = 0
     for module, parts in sorted(modules.items()):
         rank, other = parts["A"].shape[0], parts["B"].shape[1]
@@ -273,30 +280,19 @@ def _rank(modules: Mapping[str, Mapping[str, _Tensor]], config: _Config, folder:
                 f"{folder} is broken: in {module}, lora_A has rank {rank} and lora_B {other}",
                 fix="save it again",
             )
-        # experts in one parameter have all their ranks in a row
+        # Experts in one parameter have their ranks concatenated.
         declared = config.rank_of(module)
         if rank != declared and not (config.target_parameters and rank % declared == 0):
             raise AdapterError(
                 f"{folder} has rank {rank} in {module}, and its {CONFIG} says {declared}",
                 why="an engine would scale it wrongly",
-                fix="the configuration is another adapter's: save both together",
+                fix="the configuration belongs to another adapter: save both together",
             )
         largest = max(largest, declared)
     return largest
 
 
-def _demand_rank(config: _Config, folder: Path, *, max_rank: int | None) -> None:
-    declared = max([config.r, *(config.rank_pattern or {}).values()])
-    if max_rank is None or declared <= max_rank:
-        return
-    raise AdapterError(
-        f"{folder} has rank {declared}, and the server takes {max_rank} at most",
-        fix=f"start the server with --max-lora-rank {declared} or the next larger one that it "
-        "knows, or train the adapter with a smaller rank",
-    )
-
-
-def _demand_fit(
+def _require_fit(
     modules: Mapping[str, Mapping[str, _Tensor]], base: Shapes, config: _Config, folder: Path
 ) -> None:
     made_for = (
@@ -308,20 +304,22 @@ def _demand_fit(
         parameters.setdefault(module, set()).add(parameter)
     for module, parts in sorted(modules.items()):
         if config.target_parameters or module.rpartition(".")[2] == "lm_head":
-            continue  # experts in one parameter; a head that is tied to the embedding
+            continue  # experts in one parameter, or a head tied to the embedding
         if module not in parameters:
             raise AdapterError(
                 f"{folder} changes {module}, which the base model does not have",
                 why=made_for,
-                fix="serve the model that it was trained on; or the module names have another "
-                "prefix than the checkpoint's",
+                fix="serve the model that it was trained on, or check that its module names have "
+                "the checkpoint's prefix",
             )
         plain = parameters[module] <= {"weight", "bias"} and f"{module}.weight" not in parameters
         weight = base.get(f"{module}.weight", ())
         if not plain or len(weight) != 2 or len(parts["A"].shape) != 2:
             continue  # quantized, or a convolution: the engine checks it
         shape = (parts["B"].shape[0], parts["A"].shape[1])
-        if shape != weight and not _is_turned(shape, weight, config, module):
+        # Stored transposed, as in GPT-2, or an embedding.
+        may_be_transposed = config.fan_in_fan_out or "embed" in module
+        if shape != weight and not (shape == weight[::-1] and may_be_transposed):
             raise AdapterError(
                 f"{folder} does not fit the base model: {module} is {shape[0]} by {shape[1]} there "
                 f"and {weight[0]} by {weight[1]} here",
@@ -330,11 +328,11 @@ def _demand_fit(
             )
 
 
-def _is_moved(modules: Iterable[str], base: Shapes) -> bool:
-    """Whether every module is in a layer of the base's, but under another prefix, all of them.
+def _has_other_prefix(modules: Iterable[str], base: Shapes) -> bool:
+    """Whether all modules are in a layer of the base's, but under another prefix.
 
-    As transformers 5 names those of models that see: language_model.layers where the checkpoint has
-    layers. Engines map such names, or answer as the base, which the proof finds.
+    transformers 5 names those of vision models so: language_model.layers where the checkpoint has
+    layers. Engines map such names, or answer as the base, which the proof detects.
     """
     names = {name.rpartition(".")[0] for name in base}
     within = {match[0] for name in names if (match := _WITHIN.search(name))}
@@ -342,28 +340,9 @@ def _is_moved(modules: Iterable[str], base: Shapes) -> bool:
     return names.isdisjoint(modules) and all(match and match[0] in within for match in found)
 
 
-def _is_turned(
-    shape: tuple[int, int], weight: tuple[int, ...], config: _Config, module: str
-) -> bool:
-    """Whether the weight is stored the other way round: as in GPT-2, or in an embedding."""
-    return shape == weight[::-1] and bool(config.fan_in_fan_out or "embed" in module)
-
-
-def _demand_complete(
-    modules: Mapping[str, Any], base: Shapes, config: _Config, folder: Path
-) -> None:
-    for module in _targets(base, config):
-        if module not in modules:
-            raise AdapterError(
-                f"{folder} is incomplete: there is nothing for {module}",
-                why=f"its {CONFIG} names it as a target",
-                fix="save it again",
-            )
-
-
 def _targets(base: Shapes, config: _Config) -> Iterator[str]:
     """The base model's linear modules that the configuration names, as PEFT would find them."""
-    wanted, spared = config.target_modules, config.exclude_modules
+    wanted, excluded = config.target_modules, config.exclude_modules
     layers = config.layers_to_transform
     if not wanted or wanted == "all-linear" or config.layers_pattern:
         return
@@ -373,7 +352,7 @@ def _targets(base: Shapes, config: _Config) -> Iterator[str]:
         if module == name or len(shape) != 2 or not _named(module, wanted):
             continue
         layer = _LAYER.search(module)
-        if (spared and _named(module, spared)) or (
+        if (excluded and _named(module, excluded)) or (
             only and (layer is None or int(layer[1]) not in only)
         ):
             continue

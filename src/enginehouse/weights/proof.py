@@ -1,4 +1,4 @@
-"""Proof that an adapter does something in the engine, which may load it and change nothing."""
+"""Proof that a loaded adapter has an effect: an engine may load one and change nothing."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _ABOVE_NOISE = 2.0
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
-    """How far log-probabilities are from the base's, in nats, over so many `tokens`.
+    """How far log-probabilities over `tokens` tokens differ from the base's, in nats.
 
-    `noise` is the mean difference between the base and the base asked again: 0 where an engine
-    computes alike whatever else is in the batch.
+    `noise` is the mean difference between two answers of the base: 0 if an engine's results do not
+    depend on the rest of the batch.
     """
 
     largest_difference: float
@@ -40,17 +40,17 @@ async def prove_effect(
 ) -> Effect:
     """Compare `model`'s log-probabilities of fixed texts with those of `base_model`.
 
-    Six requests. `info`, what is in the adapter's folder, makes the error more precise. Raises
-    AdapterError, naming the likely cause, where the difference is none, or none above the noise.
+    Six requests. `info`, the content of the adapter's folder, makes the error more precise. Raises
+    AdapterError, naming the likely cause, if there is no difference, or none above the noise.
     """
     before, adapted, after = await asyncio.gather(
         *(_logprobs(sampler, name) for name in (base_model, model, base_model))
     )
     if not all(map(math.isfinite, adapted)):
         raise AdapterError(
-            f"{model} gives log-probabilities that are no numbers",
+            f"{model} gives log-probabilities that are not finite",
             why="its values are too large for the type that the engine computes in",
-            fix="take an earlier checkpoint of it",
+            fix="take an earlier checkpoint",
         )
     differences = [abs(one - other) for one, other in zip(adapted, before, strict=True)]
     mean = sum(differences) / len(differences)
@@ -76,17 +76,17 @@ async def _logprobs(sampler: Sampler, model: str) -> Sequence[float]:
             for text in TEXTS
         )
     )
-    found = [
+    logprobs = [
         token.logprob
         for token in chain.from_iterable(response.prompt_logprobs or () for response in responses)
         if token is not None
     ]
-    if not found:
+    if not logprobs:
         raise MalformedResponseError(
             f"the server gave no log-probabilities of the prompt for {model}",
             fix="leave the proof out for this engine",
         )
-    return found
+    return logprobs
 
 
 def _no_effect(
@@ -95,14 +95,14 @@ def _no_effect(
     how_far = "exactly as" if mean == 0 else f"within {mean:.2g} nats, which is noise, as"
     if info is not None and info.is_zero:
         why = "its A, its B or its alpha is zero everywhere, as before the first step of training"
-        fix = "take a later checkpoint of it"
+        fix = "take a later checkpoint"
     elif mean > 0:
-        why = f"{base_model} itself differs by {noise:.2g} when it is asked again"
-        fix = "train it for longer; or see whether its module names are the engine's"
+        why = f"two answers of {base_model} itself differ by {noise:.2g}"
+        fix = "train it for longer, or check that its module names are the engine's"
     else:
         why = "most likely the engine found none of its modules, whose names have another prefix"
-        example = f"; one of them is {info.modules[0]}" if info else ""
-        fix = f"compare the names in it with those of the checkpoint{example}"
+        example = f", such as {info.modules[0]}," if info else ""
+        fix = f"compare its module names{example} with those of the checkpoint"
     return AdapterError(
         f"{model} has no effect: it answers {how_far} {base_model}", why=why, fix=fix
     )

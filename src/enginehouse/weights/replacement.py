@@ -26,15 +26,15 @@ _MINUS_INFINITY = -9999.0  # as vLLM writes it in JSON
 One = TypeVar("One")
 Other = TypeVar("Other")
 _ABSENT = (404, 405)
-PENDING = "loading "  # how the name of weights begins that are not there yet
-NOT_CONFIGURED = "weight_transfer_config"  # vLLM 0.32 says so
+PENDING = "loading "  # prefix of the name of weights that are not loaded yet
+NOT_CONFIGURED = "weight_transfer_config"  # in vLLM 0.32's error
 
 
 class WeightLoader(Protocol):
-    """How new weights get into an engine that holds still: from the disk, or from a trainer."""
+    """How new weights get into a held engine: from disk, or from a trainer."""
 
     async def __call__(self, weights: Weights, *, send: Send) -> None:
-        """Return when the engine has them whole. Raises WireError or WeightsError."""
+        """Return when the engine has all of them. Raises WireError or WeightsError."""
         ...
 
 
@@ -47,7 +47,7 @@ class Send(Protocol):
 
 
 def load_from_disk(endpoints: WeightEndpoints) -> WeightLoader:
-    """The engine reads them from their folder, which must be the same for it as for us."""
+    """The engine reads them from their folder, which must have the same path for it as for us."""
 
     async def load(weights: Weights, *, send: Send) -> None:
         assert weights.path is not None
@@ -57,7 +57,7 @@ def load_from_disk(endpoints: WeightEndpoints) -> WeightLoader:
 
 
 class Replacement:
-    """Knows how far it came: `stage` in words, whether the server is held or was touched."""
+    """Records its progress: `stage` in words, and whether the server is held or was changed."""
 
     def __init__(
         self,
@@ -82,19 +82,20 @@ class Replacement:
         self.stage = "the start"
         self.held = False
         self.touched = False
-        self.dozed = 0  # how many of the requests that put it to sleep it has answered
+        self.dozed = 0  # how many of the requests that put it to sleep were answered
         self.canary_seconds = 0.0
-        self._broken_off = False  # an earlier one, when this one came
+        self._interrupted = False  # whether an earlier replacement was
 
     async def hold(self, in_flight: InFlight, *, before: Replacement | None = None) -> None:
-        """Bring the server to rest: from here on it computes nothing and lets requests wait.
+        """Pause the server: from here on it computes nothing, and requests wait.
 
-        `before` has tried that, and come as far as it says: what is asleep is not put to sleep.
+        `before` is a replacement that has tried this before: a server that it put to sleep is not
+        put to sleep again.
         """
-        self.stage = "the end of the requests under way"
+        self.stage = "the end of the requests in flight"
         self.held = True
         make = self._endpoints.doze if self._dozes else self._endpoints.hold
-        # asleep it has no weights any more, whether or not we hear of it
+        # Asleep it no longer has weights, even if its reply was lost.
         self.touched = self._dozes
         self.dozed = before.dozed if before is not None else 0
 
@@ -106,33 +107,33 @@ class Replacement:
         try:
             _, named = await _both(hold(), self.name())
         except WeightsError:
-            if not self.dozed:  # it cannot do that
+            if not self.dozed:  # the server lacks the endpoint
                 self.held = self.touched = False
             raise
-        self._broken_off = named.startswith(PENDING)
+        self._interrupted = named.startswith(PENDING)
 
     async def put(self, weights: Weights) -> None:
-        """Load them into the held server, let it go on, and see it answer.
+        """Load them into the held server, resume it, and check that it answers.
 
         Raises WireError or WeightsError, whose `kind` names the step.
         """
         self.touched = True
-        # A name of its own until they are there: whoever asks sees a swap that was broken off, and
-        # we see a server that was started again in between, which has lost it.
+        # The weights have a special name until they are loaded. It shows others that a swap was
+        # interrupted, and its loss shows us that the server was restarted in between.
         pending = f"{PENDING}{weights.name}"
-        self.stage = "the name of weights that are not there yet"
-        if self._broken_off:
+        self.stage = "the name of weights that are not loaded yet"
+        if self._interrupted:
             await self._end_update()
         await self.send(self._endpoints.name(pending))
         self.stage = "the transfer" if weights.path is None else "the reload"
         await self._load(weights, send=self.send)
         await self._check(weights)
         self.stage = "the reset of the prefix cache"
-        _, reply = await _both(self.demand_name(pending), self.send(self._endpoints.reset_cache))
+        _, reply = await _both(self.require_name(pending), self.send(self._endpoints.reset_cache))
         if not self._endpoints.is_reset(reply):
             raise WeightsError(
                 "the server did not reset its prefix cache",
-                why="cached keys and values of the old weights would go into new answers",
+                why="new answers would use keys and values that the old weights computed",
                 kind="cache",
             )
         self.stage = "the weights' new name"
@@ -142,7 +143,7 @@ class Replacement:
         began = time.perf_counter()
         await self._ask_canary()
         self.canary_seconds = time.perf_counter() - began
-        await self.demand_name(weights.name)
+        await self.require_name(weights.name)
 
     async def release(self) -> None:
         """Let the server compute again."""
@@ -156,10 +157,10 @@ class Replacement:
         return self._endpoints.read_name(await self.send(self._endpoints.ask_name))
 
     async def _end_update(self) -> None:
-        """End what a transfer that was broken off has begun, with whatever came of it.
+        """End a transfer that was interrupted, whatever its result.
 
-        vLLM keeps the tensors of layers that are half sent as parts of the next weights, wherever
-        these come from: its reload from the disk then fails, or mixes them in
+        vLLM keeps the tensors of half-sent layers as parts of the next weights, wherever these come
+        from: its reload from disk then fails, or mixes them in
         (model_executor/model_loader/reload/layerwise.py; seen in 0.32).
         """
         endpoints = self._endpoints.transfer
@@ -172,14 +173,14 @@ class Replacement:
         except ServerFaultError as error:
             if NOT_CONFIGURED in error.message:
                 return
-            # it is under way still
+            # Any other refusal means that the transfer is still in progress.
         await self.send(endpoints.finish)
 
-    async def demand_name(self, expected: str) -> None:
+    async def require_name(self, expected: str) -> None:
         """Raise WeightsError unless that is what the server calls its weights."""
         if (name := await self.name()) != expected:
             raise WeightsError(
-                "the server was started again in the middle of the swap",
+                "the server was restarted in the middle of the swap",
                 why=f"it calls its weights {name!r}, not {expected!r}",
                 kind="restarted",
             )
@@ -210,8 +211,8 @@ class Replacement:
             await self.send(request)
 
     async def send(self, request: WireRequest) -> bytes:
-        """The body of the reply. Raises WireError, and WeightsError for what the server lacks."""
-        # vLLM's server closes a connection on which it has answered 500, and may just be doing it
+        """The body of the reply. Raises WireError, or WeightsError if the server lacks the path."""
+        # vLLM's server closes a connection after a 500, and may be about to: use a new one.
         reply = await self._transport.send(msgspec.structs.replace(request, fresh=True))
         if reply.status == 200:
             return reply.body
@@ -226,9 +227,9 @@ class Replacement:
 
 
 async def _both(one: Awaitable[One], other: Awaitable[Other]) -> tuple[One, Other]:
-    """At the same time; the first one's error goes before the second's, and neither is left."""
-    found = await asyncio.gather(one, other, return_exceptions=True)
-    for outcome in found:
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return cast("tuple[One, Other]", tuple(found))
+    """Await both at the same time, even if one fails; the first one's error has precedence."""
+    results = await asyncio.gather(one, other, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return cast("tuple[One, Other]", tuple(results))

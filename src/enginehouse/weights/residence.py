@@ -1,4 +1,4 @@
-"""Who of many has one of a few places; whoever is held keeps it. Single-threaded, no I/O."""
+"""Assigns a few places to many residents; one in use keeps its place. Single-threaded, no I/O."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
-PATIENCE = 5.0  # seconds for which places that are held without a pause may keep others waiting
+PATIENCE = 5.0  # seconds for which places in permanent use may keep others waiting
 
 
 class State(Enum):
-    """Where somebody is; all but OUT take a place."""
+    """Where a resident is; all but OUT occupy a place."""
 
     OUT = "out"
     COMING = "coming"
@@ -25,12 +25,12 @@ class State(Enum):
 
 @dataclass(eq=False)
 class Resident:
-    """Somebody who may have a place. `held` counts the holds, `retired` those to go when idle."""
+    """One that may have a place. `held` counts its users; a `retired` one goes when it is idle."""
 
     state: State = State.OUT
     held: int = 0
     retired: bool = False
-    closing: bool = False  # lets nobody in any more, as others have waited for too long
+    closing: bool = False  # accepts no new users, because others have waited too long
     used: int = 0
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
     gone: asyncio.Future[None] | None = None
@@ -40,11 +40,12 @@ R = TypeVar("R", bound=Resident)
 
 
 class Residence(Generic[R]):
-    """Gives out `places`. Whoever is asked for comes in; the least recently used idle one goes.
+    """Manages `places`: one that is asked for comes in, the least recently used idle one goes.
 
-    `come` and `go` do what that takes, each in a task of its own, so that one asker who gives up
-    disturbs nobody. Askers wait in the order in which they came; after PATIENCE seconds the one
-    that has been in for longest lets nobody in any more, and goes once it is idle.
+    `come` and `go` do the work, each in its own task, so that a caller who gives up does not affect
+    others. Residents come in the order in which they were asked for. If none becomes idle for
+    `patience` seconds, the one that has been in longest accepts no new users, and goes once it is
+    idle.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class Residence(Generic[R]):
         *,
         come: Callable[[R], Awaitable[None]],
         go: Callable[[R], Awaitable[None]],
+        patience: float = PATIENCE,
     ) -> None:
         self._places = places
+        self._patience = patience
         self._come = come
         self._go = go
         self._inside: list[R] = []  # longest in first
@@ -65,12 +68,12 @@ class Residence(Generic[R]):
 
     @property
     def inside(self) -> tuple[R, ...]:
-        """Those who are in, and not on their way."""
+        """Those that are in, and neither coming nor going."""
         return tuple(one for one in self._inside if one.state is State.IN)
 
     @asynccontextmanager
     async def hold(self, one: R) -> AsyncIterator[None]:
-        """Have it in for the length of the block. Raises what `come` raises."""
+        """Keep it in for the length of the block. Raises what `come` raises."""
         if one.state is State.IN and not one.closing:
             one.held += 1
         else:
@@ -103,19 +106,19 @@ class Residence(Generic[R]):
         self._advance()
 
     def retire(self, one: R) -> None:
-        """It goes as soon as nobody holds it or waits for it."""
+        """Let it go as soon as it has no users, present or waiting."""
         one.retired = True
         self._advance()
 
     def keep(self, one: R) -> None:
-        """It need not go after all."""
+        """Revoke `retire`."""
         one.retired = False
         if one.gone is not None:
             one.gone.set_result(None)
             one.gone = None
 
     async def leave(self, one: R) -> None:
-        """Retire it, and wait until it is out and nobody waits for it, or until it is kept.
+        """Retire it, and wait until it is out without waiting users, or until it is kept.
 
         Raises what `go` raises.
         """
@@ -128,7 +131,7 @@ class Residence(Generic[R]):
         await asyncio.shield(gone)
 
     def _advance(self) -> None:
-        """Start whatever can be started now."""
+        """Start everything that can be started now."""
         self._queue = deque(one for one in self._queue if one.waiting)
         wanted = [one for one in self._queue if one.state is State.OUT]
         if not wanted:
@@ -141,7 +144,7 @@ class Residence(Generic[R]):
         self._make_room(len(wanted) - free)
 
     def _make_room(self, needed: int) -> None:
-        """Let the retired go, and as many besides as others need their places."""
+        """Let the retired ones go, and as many others as places are needed."""
         needed -= sum(one.state is State.GOING for one in self._inside)
         idle = [one for one in self.inside if not one.held]
         for one in sorted(idle, key=lambda one: (not one.closing, one.used)):
@@ -152,7 +155,7 @@ class Residence(Generic[R]):
             self._timer.cancel()
             self._timer = None
         elif needed > 0 and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._lose_patience)
+            self._timer = asyncio.get_running_loop().call_later(self._patience, self._lose_patience)
 
     def _lose_patience(self) -> None:
         self._timer = None
@@ -163,7 +166,7 @@ class Residence(Generic[R]):
         self._advance()
 
     def _reopen(self) -> None:
-        """Nobody else wants their places any more."""
+        """Accept users again: no other resident needs a place."""
         for one in self.inside:
             one.closing = False
             if one in self._queue:
@@ -191,7 +194,7 @@ class Residence(Generic[R]):
             for future in one.waiting:
                 future.cancel()
             raise
-        except Exception as error:  # noqa: BLE001 - told to everyone who waits for it
+        except Exception as error:  # noqa: BLE001 - raised by everyone who waits for it
             self._out(one)
             waiting, one.waiting = one.waiting, []
             for future in waiting:
@@ -208,7 +211,7 @@ class Residence(Generic[R]):
         error: Exception | None = None
         try:
             await self._go(one)
-        except Exception as failure:  # noqa: BLE001 - told to whoever waits for it
+        except Exception as failure:  # noqa: BLE001 - raised by those who wait for it
             error = failure
         finally:
             self._out(one)
@@ -216,7 +219,7 @@ class Residence(Generic[R]):
         self._advance()
 
     def _tell_gone(self, one: R, error: Exception | None = None) -> None:
-        """Tell those who wait until it is out, if it is and does not come again at once."""
+        """Wake those who wait until it is out, unless it comes back at once."""
         if one.gone is None or one.state is not State.OUT or (one.waiting and error is None):
             return
         gone, one.gone = one.gone, None
@@ -224,7 +227,7 @@ class Residence(Generic[R]):
             gone.set_result(None)
         else:
             gone.set_exception(error)
-            gone.exception()  # whoever waited may have given up
+            gone.exception()  # marks it as retrieved: the waiter may have given up
 
     def _out(self, one: R) -> None:
         one.state = State.OUT

@@ -1,4 +1,4 @@
-"""What a server says that it serves: its own model, and adapters of it."""
+"""What a server lists: its own model, and adapters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Models(msgspec.Struct):
 
 
 async def served_models(server: Server, engine: ServedEngine) -> tuple[ServedModel, ...]:
-    """What the server answers as; the first is its own model. Raises WireError."""
+    """The models that requests may name; the first is the server's own. Raises WireError."""
     async with AiohttpTransport(
         server.base_url, api_key=server.api_key, timeouts=Timeouts(total=10)
     ) as transport:
@@ -31,9 +31,9 @@ async def served_models(server: Server, engine: ServedEngine) -> tuple[ServedMod
     if reply.status != 200:
         raise engine.wire.error_reply(reply.status, reply.body, retry_after=None)
     try:
-        found = msgspec.json.decode(reply.body, type=_Models).data
+        models = msgspec.json.decode(reply.body, type=_Models).data
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise MalformedResponseError("the list of models is none", why=str(error)) from error
-    if not found:
+        raise MalformedResponseError("the list of models is invalid", why=str(error)) from error
+    if not models:
         raise MalformedResponseError(f"the server at {server.base_url} lists no model")
-    return tuple(found)
+    return tuple(models)

@@ -1,4 +1,4 @@
-"""Adapters under the digest of their content: what a server loads never changes under it."""
+"""Adapters by the digest of their content, so that what a server loads never changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from enginehouse.weights.peft_folder import CONFIG, TENSORS, PeftFolder, Shapes,
 
 
 class StoredAdapter(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter in its final place. `digest` is that of its content.
+    """An adapter in its final place, with the digest of its content.
 
     In a shell: `sha256sum adapter_config.json adapter_model.safetensors | sha256sum`.
     """
@@ -40,8 +40,8 @@ class AdapterStore:
     ) -> StoredAdapter:
         """Copy `folder`, hash and check the copy, and put it into its place. Idempotent.
 
-        `folder` may be overwritten as soon as this returns; one that is being written meanwhile is
-        refused. Raises AdapterError, as `read_peft_folder` does; then nothing is kept.
+        `folder` may be overwritten as soon as this returns; one that is written to meanwhile is
+        refused. Raises AdapterError, as `read_peft_folder` does, and then keeps nothing.
         """
         source = folder.expanduser().absolute()
         key = hashlib.sha256(os.fsencode(source)).hexdigest()[:16]
@@ -49,20 +49,23 @@ class AdapterStore:
             copied = content_folders.new_folder(self._root, f"from-{key}")
             try:
                 _copy(source, copied)
-                info = _checked(copied, source, base=base, max_rank=max_rank)
+                try:
+                    info = read_peft_folder(copied, base=base, max_rank=max_rank)
+                except AdapterError as error:  # the user knows the source, not the copy
+                    error.message = error.message.replace(str(copied), str(source))
+                    error.args = (error.message,)
+                    raise
                 digest = _digest(copied)
-                return StoredAdapter(digest=digest, path=self._put(copied, digest), info=info)
+                final = self._root / digest
+                with content_folders.locked(self._root, digest):
+                    # A machine that lost power may have left less than a whole folder.
+                    if _sizes(copied) != _sizes(final):
+                        for name in (CONFIG, TENSORS):
+                            (copied / name).chmod(0o444)
+                        content_folders.publish(copied, self._root, digest)
+                return StoredAdapter(digest=digest, path=final, info=info)
             finally:
                 content_folders.abandon(copied)
-
-    def _put(self, copied: Path, digest: str) -> Path:
-        final = self._root / digest
-        with content_folders.locked(self._root, digest):
-            if not _same_sizes(copied, final):
-                for name in (CONFIG, TENSORS):
-                    (copied / name).chmod(0o444)
-                content_folders.publish(copied, self._root, digest)
-        return final
 
 
 def _copy(source: Path, to: Path) -> None:
@@ -71,16 +74,16 @@ def _copy(source: Path, to: Path) -> None:
         try:
             shutil.copyfile(source / name, to / name)
         except FileNotFoundError:
-            read_peft_folder(source)  # says what is missing, and what is there instead
+            read_peft_folder(source)  # raises, saying what is missing
             raise AdapterError(
-                f"{source} has lost its {name}", fix="wait until it is written, then add it again"
+                f"{source} has lost its {name}", fix="add it again when it has been written"
             ) from None
         except OSError as error:
             raise AdapterError(f"{source / name} cannot be copied", why=str(error)) from error
     if _state(source) != before:
         raise AdapterError(
             f"{source} was written to while it was copied",
-            fix="add it again when its writer is done",
+            fix="add it again when it has been written",
         )
 
 
@@ -96,18 +99,6 @@ def _state_of(path: Path) -> tuple[int, ...] | None:
     return (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _checked(
-    copied: Path, source: Path, *, base: Shapes | None, max_rank: int | None
-) -> PeftFolder:
-    """What is in the copy; errors name the source, which is there to be looked at."""
-    try:
-        return read_peft_folder(copied, base=base, max_rank=max_rank)
-    except AdapterError as error:
-        error.message = error.message.replace(str(copied), str(source))
-        error.args = (error.message,)
-        raise
-
-
 def _digest(folder: Path) -> str:
     lines = []
     for name in (CONFIG, TENSORS):
@@ -116,10 +107,5 @@ def _digest(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _same_sizes(one: Path, other: Path) -> bool:
-    """Whether a folder of the same digest is whole: a machine that lost power may leave less."""
-    sizes = [
-        [status[1] if (status := _state_of(folder / name)) else None for name in (CONFIG, TENSORS)]
-        for folder in (one, other)
-    ]
-    return sizes[0] == sizes[1]
+def _sizes(folder: Path) -> list[int | None]:
+    return [state[1] if state else None for state in _state(folder)]

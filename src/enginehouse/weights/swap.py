@@ -1,4 +1,4 @@
-"""Full weights of a running server, swapped: checked, proven, and taken back if that fails."""
+"""Swapping the full weights of a running server: checked, proven, and undone if that fails."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Result = TypeVar("Result")
 class Swapped(msgspec.Struct, frozen=True, kw_only=True):
     """A swap that succeeded: the weights before and after it, and where its seconds went.
 
-    `checking` came before anything was sent: configuration, heads of the files, and the digest of
-    what was not hashed before. `draining` was the wait for requests under way, `replacing` the rest
-    without the `canary`, a transfer included. `unloaded`: adapters that the server had lost in its
-    sleep, and that could not be loaded again.
+    `checking` comes before anything is sent: configuration, file headers, and the digest of what
+    was not hashed before. `draining` is the wait for requests in flight, `replacing` everything
+    else except the `canary`, including a transfer. `unloaded`: adapters that the server had lost
+    while it slept, and that could not be loaded again.
     """
 
     before: Weights
@@ -48,12 +48,12 @@ class Swapped(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WeightSwapper:
-    """Swaps the weights of one server that runs on this machine; an asynchronous context manager.
+    """Swaps the weights of one server on this machine; an asynchronous context manager.
 
-    `started` are those that it was started with, and `file` says which ones it has now, so that
-    whoever starts it again can `restore` them. `gate` is what our own requests go through. `alone`:
-    no other process may swap while the block lasts. `condemn`, where somebody starts the server
-    again when it fails, tells them that it has.
+    `started` are the weights that it was started with; `file` records which ones it has now, so
+    that they can be restored (`restore`) when it is started again. Our own requests go through
+    `gate`. `alone`: no other process may swap while the block lasts. `condemn` tells a supervisor,
+    if there is one, that the server has failed and why.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class WeightSwapper:
         self._lock = filelock.FileLock(file.with_suffix(".lock"), mode=0o600)
         self._dozes = engine.wire.weights.sleep_flag in (server.command or ())
         self._busy = False
-        self._turn = asyncio.Lock()  # a swap and a restoration do not tell the server two things
+        self._turn = asyncio.Lock()  # held while a swap or a restoration gives orders to the server
         self._transport: AiohttpTransport | None = None
 
     async def __aenter__(self) -> Self:
@@ -114,30 +114,30 @@ class WeightSwapper:
 
     @property
     def current(self) -> Weights:
-        """The weights that the server is to have now."""
+        """The weights that the server should have now."""
         return self._declaration().current
 
     @property
     def declared(self) -> Weights:
-        """Those that a restart or a failure brings back: the last ones that were on the disk."""
+        """Those that a restart or a failure brings back: the last ones that were on disk."""
         return self._declaration().declared
 
     def _declaration(self) -> Declaration:
         return read_declaration(self._file) or Declaration(declared=self._started)
 
     async def ask(self, request: WireRequest) -> bytes:
-        """The body of the server's reply. Raises WireError, and WeightsError for what it lacks."""
+        """The body of the server's reply. Raises WireError, or WeightsError for a missing path."""
         return await self._replacement().send(request)
 
     async def swap(
         self, folder: Path, *, in_flight: InFlight = "drain", deadline: float = DEADLINE
     ) -> Swapped:
-        """Put the checkpoint in `folder` in the place of the current one.
+        """Replace the current weights by the checkpoint in `folder`.
 
-        Requests that come meanwhile wait. Those under way end first ("drain"), or are given up
-        ("abort"): ours are then asked again of the new weights. The folder must stay as it is until
-        the next swap, for restarts. After `deadline` seconds without success the swap has failed;
-        taking it back may last as long again.
+        New requests wait. Those in flight are completed first ("drain"), or aborted ("abort"), in
+        which case ours are repeated on the new weights. The folder must not change until the next
+        swap, for restarts. The swap fails after `deadline` seconds; undoing it may take as long
+        again.
 
         Raises ModelError for a checkpoint that does not fit (nothing was sent to the server), and
         WeightsError, which says whether the old weights are back.
@@ -145,11 +145,17 @@ class WeightSwapper:
         with self._exclusively():
             began = time.perf_counter()
             old = self.current
-            new = await asyncio.to_thread(self._checked, folder, version=old.version + 1)
+            new = await asyncio.to_thread(self._check, folder, version=old.version + 1)
             checking = time.perf_counter() - began
-            return await self._swapped(
+            return await self._replace(
                 self._replacement(), old, new, in_flight, deadline=deadline, checking=checking
             )
+
+    def _check(self, folder: Path, *, version: int) -> Weights:
+        path = folder.expanduser().absolute()
+        assert self._started.path is not None
+        digest = checked_digest(path, served=self._started.path, layout=self._layout)
+        return Weights(path=path, digest=digest, version=version)
 
     async def receive(
         self,
@@ -159,31 +165,25 @@ class WeightSwapper:
         in_flight: InFlight = "drain",
         deadline: float = DEADLINE,
     ) -> Swapped:
-        """Put weights that `load` brings, and that are on no disk, in the place of the current.
+        """Replace the current weights by those that `load` sends, which are on no disk.
 
-        As `swap` does. Nothing can bring them back: after a restart or a failed swap the server has
-        the `declared` ones, and samples say so. Where those before had been sent, too, a failure
-        loses them, and the error says that.
+        Otherwise as `swap`. They cannot be restored: after a restart or a failed swap the server
+        has the `declared` ones, and samples say so. If the previous weights had been sent too, a
+        failure loses them, and the error says so.
         """
         with self._exclusively():
             began = time.perf_counter()
             old = self.current
             digest = f"sent-{secrets.token_hex(4)}-{label}"
             new = Weights(digest=digest, version=old.version + 1)
-            await self._demand_unchanged(self.declared)  # or it could not be taken back
+            await self._require_unchanged(self.declared)  # or the swap could not be undone
             checking = time.perf_counter() - began
-            return await self._swapped(
+            return await self._replace(
                 self._replacement(load), old, new, in_flight, deadline=deadline, checking=checking
             )
 
-    def _checked(self, folder: Path, *, version: int) -> Weights:
-        path = folder.expanduser().absolute()
-        assert self._started.path is not None
-        digest = checked_digest(path, served=self._started.path, layout=self._layout)
-        return Weights(path=path, digest=digest, version=version)
-
     async def restore(self) -> None:
-        """After a restart: bring the declared weights back; the caller lets nothing in before.
+        """Bring the declared weights back after a restart, before the caller lets requests in.
 
         Raises WeightsError.
         """
@@ -194,28 +194,28 @@ class WeightSwapper:
                 self._forget_sent()
                 wanted = self.declared
                 self._gate.relabel(wanted.digest)
-                await self._demand_unchanged(wanted)
+                await self._require_unchanged(wanted)
                 if wanted.version != self._started.version:
                     await step.hold("abort")
                     await step.put(wanted)
-                    await self._adapters_proven()
+                    await self._prove_adapters()
         except (WireError, WeightsError, ModelError, TimeoutError) as error:
             raise WeightsError(
                 f"the server was started again, but not with the weights in {wanted.path}",
-                why=_said(error, step, DEADLINE),
-                fix="swap to a checkpoint that is there, after serving again",
+                why=_describe(error, step, DEADLINE),
+                fix="serve again, then swap to a checkpoint that exists",
                 kind="restore",
                 restored=False,
             ) from error
 
     async def name(self) -> str | None:
-        """What the server itself calls its weights; None where it does not say."""
+        """What the server itself calls its weights; None if it does not say."""
         try:
             return await self._replacement().name()
         except (WireError, WeightsError):
             return None
 
-    async def _swapped(
+    async def _replace(
         self,
         step: Replacement,
         old: Weights,
@@ -228,7 +228,7 @@ class WeightSwapper:
         try:
             async with asyncio.timeout(deadline):
                 began = time.perf_counter()
-                step.stage = "the end of the requests under way"
+                step.stage = "the end of the requests in flight"
                 await self._gate.close(in_flight)
                 async with self._turn:
                     await step.hold(in_flight)
@@ -237,13 +237,14 @@ class WeightSwapper:
                     await step.put(new)
                     replaced = time.perf_counter()
                     step.stage = "the proof of its adapters"
-                    unloaded = await self._adapters_proven()
+                    unloaded = await self._prove_adapters()
                     await self._declare(new, step)
         except (WireError, WeightsError, ModelError, TimeoutError) as error:
-            raise await _to_its_end(self._failed(error, step, old, deadline=deadline)) from error
+            failure = await _uncancelled(self._undo(error, step, old, deadline=deadline))
+            raise failure from error
         except BaseException as error:
-            failed = await _to_its_end(self._failed(error, step, old, deadline=deadline))
-            error.add_note(failed.message)
+            failure = await _uncancelled(self._undo(error, step, old, deadline=deadline))
+            error.add_note(failure.message)
             raise
         finally:
             self._gate.open(self.current.digest)
@@ -257,75 +258,76 @@ class WeightSwapper:
             unloaded=unloaded,
         )
 
-    async def _adapters_proven(self) -> tuple[str, ...]:
-        """Where the server has slept: the adapters that are lost, and that it has no more."""
+    async def _prove_adapters(self) -> tuple[str, ...]:
+        """If the server has slept: the adapters that it lost and could not load again."""
         return await prove_adapters_again(self._server, self._engine) if self._dozes else ()
 
     async def _declare(self, new: Weights, step: Replacement) -> None:
-        """Not in a thread: cancelled, it could still be done."""
+        """Not in a thread, where it could still happen after a cancellation."""
         if new.path is not None:
             declare(self._file, new)
             return
         declare(self._file, self.declared, sent=new)
-        # a restart before that line is seen here; one after it forgets them again, in `restore`
-        await step.demand_name(new.name)
+        # A restart before that line shows here; one after it forgets them again, in `restore`.
+        await step.require_name(new.name)
 
     def _forget_sent(self) -> None:
-        """The server does not have them any more, or will not in a moment."""
+        """Record that the server no longer has sent weights, or is about to lose them."""
         declaration = self._declaration()
         if declaration.sent is not None:
             declare(self._file, declaration.declared)
 
-    async def _failed(
+    async def _undo(
         self, error: BaseException, step: Replacement, old: Weights, *, deadline: float
     ) -> WeightsError:
-        """Take the swap back; what happened, and what became of the old weights."""
-        why = _said(error, step, deadline)
-        became = await self._taken_back(step, old, deadline=deadline)
-        lost = old.path is None and (step.touched or became is not None)
-        now = became or "the old ones answer as before"
+        """Undo a failed swap. Returns what happened, and which weights the server has now."""
+        problem = await self._restore_old(step, old, deadline=deadline)
+        lost = old.path is None and (step.touched or problem is not None)
+        state = problem or "the old ones answer as before"
         if lost:
-            now = became or f"those in {self.declared.path} answer"
-            now += f"; {old.digest} is lost, as it was on no disk"
+            state = problem or f"those in {self.declared.path} answer"
+            state += f"; {old.digest} is lost, as it was on no disk"
         name = self._server.name or self._server.base_url
-        found = error if isinstance(error, WeightsError) else None
+        cause = error if isinstance(error, WeightsError) else None
+        kind = "deadline" if isinstance(error, TimeoutError) else "wire"
         return WeightsError(
-            f"the weights of {name} were not swapped; {now}",
-            why=why,
-            fix=(found and found.fix) or "read the server's log for the cause, then swap again",
+            f"the weights of {name} were not swapped; {state}",
+            why=_describe(error, step, deadline),
+            fix=(cause and cause.fix) or "read the server's log for the cause, then swap again",
             log=self._server.log,
-            kind=(found and found.kind) or _kind(error),
-            restored=became is None and not lost,
+            kind=(cause and cause.kind) or kind,
+            restored=problem is None and not lost,
         )
 
-    async def _taken_back(self, step: Replacement, old: Weights, *, deadline: float) -> str | None:
-        """None if the server answers with `old`, or the declared; else what there is instead."""
+    async def _restore_old(self, step: Replacement, old: Weights, *, deadline: float) -> str | None:
+        """None if the server answers with `old` or the declared; otherwise what it does instead."""
         back, declared = self._replacement(), self.declared
         try:
             async with asyncio.timeout(deadline), self._turn:
                 if step.touched:
                     self._forget_sent()
-                    await self._demand_unchanged(declared)
-                    await back.hold("abort", before=step)  # what runs was begun with the new ones
+                    await self._require_unchanged(declared)
+                    # What runs was begun with the new weights, so it is aborted.
+                    await back.hold("abort", before=step)
                     await back.put(declared)
                     with suppress(WireError):  # the weights are back, whatever the adapters do
-                        await self._adapters_proven()
+                        await self._prove_adapters()
                 elif step.held:
                     await back.release()
         except (WireError, WeightsError, ModelError, TimeoutError) as error:
-            why = _said(error, back, deadline)
+            why = _describe(error, back, deadline)
             which = f"those in {declared.path}" if old.path is None else "the old ones"
             if self._condemn is not None:
-                self._condemn(f"its weights could not be swapped, nor taken back: {why}")
+                self._condemn(f"its weights could not be swapped, nor restored: {why}")
                 return f"the server is started again with {which}"
             return (
-                f"the old ones are NOT back: {why}; end its process: where `enginehouse serve` "
-                f"keeps it, it comes back with those in {declared.path}"
+                f"the old ones are NOT back: {why}; end its process: if `enginehouse serve` "
+                f"supervises it, it comes back with those in {declared.path}"
             )
         return None
 
-    async def _demand_unchanged(self, weights: Weights) -> None:
-        """Raise WeightsError unless the folder still holds them; hashes only what was touched."""
+    async def _require_unchanged(self, weights: Weights) -> None:
+        """Raise WeightsError if the folder's content changed; hashes only touched files."""
         if weights.path is None:  # there is nothing that could have changed
             return
         digest = await asyncio.to_thread(digest_of, weights.path, layout=self._layout)
@@ -333,7 +335,7 @@ class WeightSwapper:
             raise WeightsError(
                 f"{weights.path} no longer holds the weights that were loaded from it",
                 why=f"its digest was {weights.digest[:12]}, and is {digest[:12]}",
-                fix="write each checkpoint into a folder of its own",
+                fix="write each checkpoint into its own folder",
                 kind="changed",
             )
 
@@ -345,14 +347,14 @@ class WeightSwapper:
             model=self._server.models[0],
             capabilities=self._engine.capabilities(self._server.version),
             dozes=self._dozes,
-            check=self._demand_unchanged,
+            check=self._require_unchanged,
             load=load,
         )
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
         if self._busy:
-            raise self._taken()
+            raise self._busy_error()
         self._acquire()
         self._busy = True
         try:
@@ -365,19 +367,20 @@ class WeightSwapper:
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise self._taken() from None
+            raise self._busy_error() from None
 
-    def _taken(self) -> WeightsError:
+    def _busy_error(self) -> WeightsError:
+        name = self._server.name or self._server.base_url
         return WeightsError(
-            f"somebody else swaps the weights of {self._server.name or self._server.base_url}",
-            why="another swap is under way, or the process that serves it keeps that to itself",
-            fix="wait for the other swap; swap from the process that serves it",
+            f"the weights of {name} are being swapped by another caller",
+            why="another swap is in progress, or the process that serves it does not share them",
+            fix="wait for the other swap, or swap from the process that serves it",
             kind="taken",
         )
 
 
-async def _to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
-    """What it comes to; a cancellation takes effect after that. It must end by itself."""
+async def _uncancelled(work: Coroutine[Any, Any, Result]) -> Result:
+    """Await work that must be completed, and ends by itself; a cancellation waits for it."""
     task = asyncio.ensure_future(work)
     cancelled = False
     while not task.done():
@@ -390,14 +393,10 @@ async def _to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
     return task.result()
 
 
-def _said(error: BaseException, step: Replacement, deadline: float) -> str:
-    """The error in a line."""
+def _describe(error: BaseException, step: Replacement, deadline: float) -> str:
+    """The stage and the error, in one line."""
     if isinstance(error, TimeoutError):
-        return f"{step.stage} did not come within {deadline:g} s"
+        return f"{step.stage}: not done within {deadline:g} s"
     if isinstance(error, WireError | WeightsError | ModelError):
         return f"{step.stage}: {error.message}" + (f" ({error.why})" if error.why else "")
-    return f"{step.stage} was broken off ({type(error).__name__})"
-
-
-def _kind(error: BaseException) -> str:
-    return "deadline" if isinstance(error, TimeoutError) else "wire"
+    return f"{step.stage} was interrupted ({type(error).__name__})"

@@ -1,4 +1,4 @@
-"""What a server must have been started with so that a trainer can send it weights."""
+"""What a server must be started with so that a trainer can send it weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CONFIGURED = (
     "serve it with --enable-weight-swap and --extra-args '--weight-transfer-config.backend ipc' "
     "(or nccl)"
 )
-# by what vLLM 0.32 says
+# By a part of vLLM 0.32's message.
 _FIXES = {
     NOT_CONFIGURED: _CONFIGURED,
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "serve it with --env VLLM_ALLOW_INSECURE_SERIALIZATION=1: "
@@ -25,9 +25,9 @@ _FLAGS = ("--weight-transfer-config", "--weight_transfer_config", "--config")
 def transfer_endpoints(server: Server, engine: Engine) -> TransferEndpoints:
     """How weights are sent to a server.
 
-    Raises UnsupportedError for an engine that takes none, and WeightsError for a server whose
-    command line is known and does not provide for it: NCCL's side of the trainer would wait for
-    ever for one that refuses.
+    Raises UnsupportedError for an engine without that ability, and WeightsError for a server whose
+    command line is known and does not enable it: the trainer's NCCL would wait forever for a server
+    that refuses.
     """
     weights = engine.wire.weights
     endpoints = weights.transfer if weights is not None else None
@@ -39,9 +39,9 @@ def transfer_endpoints(server: Server, engine: Engine) -> TransferEndpoints:
 
 
 async def ask_about_transfer(send: Send, request: WireRequest) -> bytes:
-    """Send one of the transfer's requests; what the server was not started for is said in words.
+    """Send one of the transfer's requests.
 
-    Raises WireError and WeightsError.
+    Raises WireError, and WeightsError, saying what to do, if the server was not started for it.
     """
     try:
         return await send(request)

@@ -1,42 +1,43 @@
 """The rules that all engines share: torch, CUDA, NCCL, compilers, the loader, the hub, the disk.
 
 Their order is that of how specific they are: within one traceback the first that fits decides, so a
-missing library comes before the kernels that could not be loaded without it. The texts are those of
-many versions; each rule has a text in tests/engines/diagnosis that it must know, and one that
-resembles it and that it must not.
+missing library comes before the kernels that could not be loaded without it. Each rule has a text
+in tests/diagnosis that it must know, and one that resembles it and that it must not.
 """
 
-from enginehouse.diagnosis.rules import (
-    command_line,
-    communication,
-    cuda,
-    devices,
-    general,
-    hub,
-    libraries,
-    memory,
-    model,
-    packages,
-    refusals,
-    system,
-    toolchain,
-)
+from __future__ import annotations
 
-__all__ = ["LOST_CONNECTION", "RULES"]
+import functools
+from pathlib import Path
 
-LOST_CONNECTION = communication.LOST_CONNECTION
-RULES = (
-    *command_line.RULES,
-    *devices.RULES,
-    *system.RULES,
-    *libraries.RULES,
-    *toolchain.RULES,
-    *packages.RULES,
-    *cuda.RULES,
-    *memory.RULES,
-    *hub.RULES,
-    *model.RULES,
-    *communication.RULES,
-    *general.RULES,
-    *refusals.RULES,
-)
+from enginehouse.diagnosis.rule import Rule
+from enginehouse.diagnosis.rule_file import read_rules
+from enginehouse.diagnosis.rules import details
+
+_FILES = (
+    "command_line", "devices", "system", "libraries", "toolchain", "packages", "cuda", "memory",
+    "hub", "model", "communication", "general", "refusals",
+)  # fmt: skip
+_FRAGMENTS = {
+    "ERROR": r"(?:^|\n)(?:\w+\.){0,8}(?:\w{0,40}Error|AssertionError|Exception): ",
+    # Words of an error that is about something else than what was asked for.
+    "NOT_OF_VERSIONS": (
+        r"(?![^\n]{0,300}(?:[Pp]ython ?\d|[Vv]ersion \d|transformers[ <>=]{1,2}\d|numpy|[Dd]river"
+        r"|torch(?:vision)?[ <>=]{1,2}\d|CUDA \d|model type|architecture|sharding))"
+    ),
+    "DTYPE": r"(?:torch\.)?(?:b?float16|bf16|fp16|float32|half)",
+    "SIZE": details.SIZE,
+}
+
+
+@functools.cache
+def shared_rules() -> tuple[Rule, ...]:
+    """All of them, in their order. Reads files when it is first called."""
+    folder = Path(__file__).parent
+    return tuple(
+        rule
+        for name in _FILES
+        for rule in read_rules(
+            folder / f"{name}.yaml", fragments=_FRAGMENTS, details=details.DETAILS
+        )
+    )

@@ -30,6 +30,7 @@ class HfEngine:
     load_signal = HfLoadSignal()
     installation = INSTALLATION
     endpoints = Endpoints()
+    gpu_share: float | None = 0.9
     model_format: ModelFormat = "checkpoint"
     log_profile = PROFILE
     lora = LoraFlags()

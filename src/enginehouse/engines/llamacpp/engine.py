@@ -31,6 +31,7 @@ class LlamaCppEngine:
     load_signal = LlamaCppLoadSignal()
     installation = INSTALLATION
     endpoints = Endpoints()
+    gpu_share: float | None = None
     model_format: ModelFormat = "gguf"
     log_profile = PROFILE
 

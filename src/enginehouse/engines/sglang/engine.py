@@ -28,6 +28,7 @@ class SglangEngine:
     load_signal = SglangLoadSignal()
     installation = INSTALLATION
     endpoints = Endpoints(version="/server_info")
+    gpu_share: float | None = None
     model_format: ModelFormat = "checkpoint"
     log_profile = PROFILE
     lora = command_line.LORA

@@ -1,20 +1,96 @@
-"""How a vLLM's log is read.
+"""How a vLLM's log is read; what its lines mean is in failures.yaml.
 
 The engine's processes (EngineCore, Worker…) know the cause; the API server's closing traceback only
-says that the engine failed. What the lines mean is in vllm_failures.py and vllm_memory.py. The
-shape of the log was read in the sources of 0.32.0, seen on its CPU build, and compared with what
-users of older versions report.
+says that the engine failed. The shape of the log was read in the sources of 0.32.0, seen on its CPU
+build, and compared with what users of older versions report.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
-from enginehouse.diagnosis import Diagnosis, FailureKind, LogProfile, Surroundings
-from enginehouse.engines.vllm import failures as vllm_failures
-from enginehouse.engines.vllm import memory as vllm_memory
+from enginehouse.diagnosis import (
+    Diagnosis,
+    FailureKind,
+    LogProfile,
+    Rule,
+    Surroundings,
+    groups,
+    read_rules,
+)
+from enginehouse.engines.vllm.history import REMOVED_FLAGS
 
 _REBUILD = "`enginehouse envs remove KEY`, then `enginehouse install vllm`"
+
+
+def _flag(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # noqa: ARG001
+    flag = found["flag"].partition("=")[0]
+    fix = REMOVED_FLAGS.get(flag, "correct it or leave it out; `--help=all` of the engine lists it")
+    return {"flag": flag, "fix": fix}
+
+
+def _taken(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
+    free, total = float(found["free"]), float(found["total"])
+    share = math.floor(100 * free / total - 2) / 100
+    fix = (
+        f"or lower --gpu-memory-utilization to {share:g}, if the model fits into that"
+        if share > 0
+        else "or choose another GPU with CUDA_VISIBLE_DEVICES"
+    )
+    if around.on_cpu:
+        fix = "or say how many GiB its KV cache is to have: --env VLLM_CPU_KVCACHE_SPACE=1"
+    look = "`ps aux --sort=-rss`" if around.on_cpu else "`nvidia-smi`"
+    where = "this machine" if around.on_cpu else "the GPU"
+    return found.groupdict() | {"fix": f"end what else uses {where} ({look} lists it), {fix}"}
+
+
+def _cpu_cache(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
+    details = dict(groups(found, around))
+    if float(found["wanted"]) <= 0:
+        return details | {
+            "cause": f"--gpu-memory-utilization leaves nothing for the KV cache: of its "
+            f"{found['share']} GiB, the engine itself took more",
+            "fix": "raise --gpu-memory-utilization, or leave it out",
+        }
+    return details | {
+        "cause": "the KV cache was to have {wanted} GiB, and {free} GiB of this machine's memory "
+        "are free".format_map(details),
+        "fix": "lower --env VLLM_CPU_KVCACHE_SPACE=GIB (or --kv-cache-memory-bytes), or end what "
+        "else uses this machine",
+    }
+
+
+def _more_cache(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
+    said = dict(groups(found, around))
+    needed = math.ceil(float(said.get("needed") or 1))
+    more = (
+        f"give the KV cache more memory: --env VLLM_CPU_KVCACHE_SPACE={max(needed, 2)} (GiB)"
+        if around.on_cpu
+        else "raise --gpu-memory-utilization (0.92 unless given) as far as other users of the GPU "
+        "allow, or take more GPUs (--tensor-parallel-size)"
+    )
+    longest = said.get("longest")
+    return said | {
+        "more": more,
+        "shorten": f"--max-model-len {longest}" if longest else "a smaller --max-model-len",
+    }
+
+
+@functools.cache
+def rules() -> tuple[Rule, ...]:
+    """The rules for what only vLLM says."""
+    details = {
+        "taken": _taken,
+        "cpu_cache": _cpu_cache,
+        "more_cache": _more_cache,
+        "flag": _flag,
+    }
+    return read_rules(Path(__file__).with_name("failures.yaml"), details=details)
+
 
 PROFILE = LogProfile(
     name="vllm",
@@ -24,11 +100,12 @@ PROFILE = LogProfile(
         r"|\b(?:api_server|core|core_client|ray_utils|multiproc_\w+|gpu_model_runner|llm_engine"
         r"|worker_base)\.py:\d+\]|Automatically detected platform"
     ),
-    rules=(*vllm_memory.RULES, *vllm_failures.RULES),
+    rules=rules,
     ready=re.compile(r"Application startup complete"),
     stopped=re.compile(r"\[shutdown\] API server: shutdown triggered"),
     pointer=re.compile(
-        r"EngineCore encountered an issue|WorkerProc initialization failed|failed to be inspected"
+        r"^RuntimeError: cancelled$|EngineCore encountered an issue"
+        r"|WorkerProc initialization failed|failed to be inspected"
         r"|Engine core initialization failed|MQEngineDeadError|Error in inspecting model arch"
         r"|Worker proc \S+ died|EngineCore failed to start\.$|EngineCore encountered a fatal error"
         r"|MQLLMEngine is already dead|terminating server process"

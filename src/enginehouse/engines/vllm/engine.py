@@ -31,6 +31,7 @@ class VllmEngine:
     load_signal = VllmLoadSignal()
     installation = INSTALLATION
     endpoints = Endpoints(guarded="/is_paused")
+    gpu_share: float | None = 0.92
     model_format: ModelFormat = "checkpoint"
     log_profile = PROFILE
     lora = command_line.LORA

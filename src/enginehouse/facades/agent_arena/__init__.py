@@ -1,7 +1,7 @@
 """Agent Arena's backends under their own names; only the import line changes.
 
-Each may be used from several threads at once, and where an event loop runs (which it blocks).
-Progress and failures go to the logger "enginehouse.facades.agent_arena".
+Each may be used from several threads, and inside an event loop, which it blocks. Progress and
+failures go to the logger "enginehouse.facades.agent_arena".
 """
 
 from enginehouse.facades.agent_arena.backends import (

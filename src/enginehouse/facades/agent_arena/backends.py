@@ -1,4 +1,4 @@
-"""The backends: blocking, over a vLLM that runs or an engine that lives as long as they do."""
+"""The backends: blocking, for a running vLLM or an engine that lives as long as they do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from enginehouse.core.incidents import Incident
 from enginehouse.core.messages import ChatPrompt, Message, Prompt, TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.deployment.configuration import ServeConfig
-from enginehouse.deployment.serving import serving
+from enginehouse.deployment.opening import open_deployment
 from enginehouse.engines.base import Engine
 from enginehouse.engines.registry import load_engine
 from enginehouse.facades.agent_arena.configuration import (
@@ -31,8 +31,8 @@ from enginehouse.facades.agent_arena.configuration import (
     LlamaCppBackendConfig,
     VLLMBackendConfig,
 )
-from enginehouse.facades.blocking import Held, Opening
-from enginehouse.store.layout import Layout
+from enginehouse.runtime.blocking import Opening, Portal
+from enginehouse.runtime.context import Context
 from enginehouse.tools import CallOutcome, Ladder, ToolResult, call_tools
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ _FINISH_REASONS = {
 
 @dataclass
 class GenerationResult:
-    """An answer, or why there is none.
+    """An answer, or the reason why there is none.
 
-    `finish_reason` is "stop", "length", "tool_calls", or "error": then `text` is empty and
-    `metadata["error"]` says why. `tokens_used` counts prompts and answers. `metadata` also has
-    "model"; with tools "step" and "outcome" of `tools.call_tools` and, if there was a valid call,
-    "tool_call" (the first one's "name" and "arguments") and "tool_calls" (all).
+    `finish_reason` is "stop", "length", "tool_calls" or "error"; in the last case `text` is empty
+    and `metadata["error"]` is the reason. `tokens_used` counts prompts and answers. `metadata`
+    also has "model"; with tools "step" and "outcome" of `tools.call_tools` and, if there was a
+    valid call, "tool_call" (the first one's "name" and "arguments") and "tool_calls" (all).
     """
 
     text: str
@@ -66,7 +66,7 @@ class GenerationResult:
 
 
 class BaseBackend(ABC):
-    """What every backend does; in a `with` block it is unloaded at the end."""
+    """The interface of every backend; a `with` block unloads it at the end."""
 
     def __init__(self, config: BackendConfig) -> None:
         self.config = config
@@ -79,21 +79,21 @@ class BaseBackend(ABC):
         max_tokens: int | None = None,
         system_prompt: str | None = None,
     ) -> GenerationResult:
-        """Answer a prompt; None takes the configuration's value."""
+        """Answer a prompt; None means the configuration's value."""
 
     @abstractmethod
     def generate_with_tools(
         self, prompt: str, tools: Sequence[Mapping[str, Any]], temperature: float | None = None
     ) -> GenerationResult:
-        """Answer a prompt, calling one of the tools where the model sees fit."""
+        """Answer a prompt; the model may call the tools."""
 
     @abstractmethod
     def is_available(self) -> bool:
-        """Whether it would answer now."""
+        """Whether it can answer now."""
 
     @abstractmethod
     def unload(self) -> None:
-        """Let everything go. Idempotent."""
+        """Release everything. Idempotent."""
 
     def __enter__(self) -> Self:
         return self
@@ -104,14 +104,14 @@ class BaseBackend(ABC):
 
 @dataclass(frozen=True)
 class _Line:
-    """An open way to ask a server."""
+    """An open connection to a server."""
 
     sampler: HTTPSampler
     engine: Engine
     api_key: str | None
 
     async def answers(self) -> bool:
-        """Whether the server lists its models, asked once."""
+        """Whether the server lists its models; tried once."""
         once = HTTPSampler(
             self.sampler.base_url,
             capabilities=self.sampler.capabilities,
@@ -125,14 +125,14 @@ class _Line:
 
 
 class _SampledBackend(BaseBackend):
-    """Asks one model through a sampler that lives on a thread of its own."""
+    """Asks one model through a sampler on a separate thread."""
 
-    _completes: ClassVar[bool] = False  # a prompt without a system prompt is continued as it is
+    _completes: ClassVar[bool] = False  # a prompt without a system prompt is continued as text
 
     def __init__(self, config: BackendConfig, opening: Opening[_Line]) -> None:
         super().__init__(config)
         name = f"{type(self).__name__}({config.model_path})"
-        self.client: Held[_Line] | None = Held(opening, name=name)
+        self.client: Portal[_Line] | None = Portal(opening, name=name)
         self._ladder = Ladder()
 
     def generate(
@@ -142,10 +142,10 @@ class _SampledBackend(BaseBackend):
         max_tokens: int | None = None,
         system_prompt: str | None = None,
     ) -> GenerationResult:
-        """Answer a prompt; None takes the configuration's value.
+        """Answer a prompt; None means the configuration's value.
 
-        A request that fails is a result with the finish reason "error". Raises ConfigurationError
-        for wrong values, and RuntimeError once it is unloaded.
+        A failed request is a result with the finish reason "error". Raises ConfigurationError for
+        invalid values, and RuntimeError after `unload`.
         """
         parameters = self._given(temperature=temperature, max_tokens=max_tokens).parameters()
         request = SampleRequest(prompt=self._prompt(prompt, system_prompt), parameters=parameters)
@@ -165,16 +165,16 @@ class _SampledBackend(BaseBackend):
     def generate_with_tools(
         self, prompt: str, tools: Sequence[Mapping[str, Any]], temperature: float | None = None
     ) -> GenerationResult:
-        """Answer a prompt, calling the tools where the model sees fit.
+        """Answer a prompt; the model may call the tools.
 
         A tool is {"name", "description", "parameters"} (a JSON Schema), an OpenAI tool, or a typed
-        function. Every call in the result is valid; only one that is missing or invalid is asked
-        for in another way (see `tools.call_tools`), never one that failed. Fails as `generate`.
+        function. Every call in the result is valid; a missing or invalid one is requested in
+        another way (see `tools.call_tools`), a failed one is not. Fails like `generate`.
         """
         if not self.config.function_calling:
             raise ConfigurationError(
                 "tools were given, but function_calling is off for this backend",
-                fix="switch it on (function_calling.enabled), or call generate",
+                fix="turn it on (function_calling.enabled), or call generate",
             )
         parameters = self._given(temperature=temperature).parameters()
         messages = (Message("user", prompt),)
@@ -193,7 +193,7 @@ class _SampledBackend(BaseBackend):
         return self._asked(ask)
 
     def is_available(self) -> bool:
-        """Whether its server lists its models now; asked once, for 10 s at most."""
+        """Whether its server lists its models now; tried once, for at most 10 s."""
         if self.client is None:
             return False
         try:
@@ -205,8 +205,8 @@ class _SampledBackend(BaseBackend):
     def unload(self) -> None:
         """Close every connection and stop what was started for this. Idempotent.
 
-        What other threads are asking for ends in a RuntimeError. Raises StopError where something
-        of a server is still alive.
+        In-flight calls of other threads raise RuntimeError. Raises StopError if a process of a
+        server is still alive.
         """
         client, self.client = self.client, None
         if client is not None:
@@ -227,7 +227,7 @@ class _SampledBackend(BaseBackend):
         try:
             return self.client.call(ask)
         except (WireError, ServerGoneError) as error:
-            logger.error("%s", error)  # noqa: TRY400 - the message says all that is to be said
+            logger.error("%s", error)  # noqa: TRY400 - the message says everything
             failure = {"error": str(error), "error_type": type(error).__name__}
             return GenerationResult("", 0, "error", self._origin() | failure)
 
@@ -236,7 +236,7 @@ class _SampledBackend(BaseBackend):
 
 
 class VLLMBackend(_SampledBackend):
-    """Asks a vLLM server that runs; it need not run yet. `unload` leaves the server alone."""
+    """Asks a vLLM server, which may be started later. `unload` leaves the server running."""
 
     config: VLLMBackendConfig
     _completes = True
@@ -249,10 +249,10 @@ class VLLMBackend(_SampledBackend):
 
 
 class LlamaCppBackend(_SampledBackend):
-    """Serves a GGUF file with llama.cpp, from here on until `unload`.
+    """Serves a GGUF file with llama.cpp until `unload`.
 
-    Making one waits until the server is ready; the first one on a machine may build llama.cpp.
-    Raises what `enginehouse serve` reports. The server does not outlive this process.
+    The constructor waits until the server is ready; the first one on a machine may build llama.cpp.
+    Raises the errors of `enginehouse serve`. The server does not outlive this process.
     """
 
     def __init__(self, config: BackendConfig) -> None:
@@ -264,9 +264,9 @@ class LlamaCppBackend(_SampledBackend):
 
 
 class HFBackend(_SampledBackend):
-    """Serves a checkpoint with Hugging Face Transformers, from here on until `unload`.
+    """Serves a checkpoint with Hugging Face Transformers until `unload`.
 
-    As LlamaCppBackend otherwise.
+    Otherwise like LlamaCppBackend.
     """
 
     def __init__(self, config: HFBackendConfig) -> None:
@@ -290,9 +290,9 @@ async def _attached(config: VLLMBackendConfig) -> AsyncIterator[_Line]:
 
 @asynccontextmanager
 async def _served(config: ServeConfig) -> AsyncIterator[_Line]:
-    layout = Layout.from_environment()
-    async with serving(config, layout=layout, notify=logger.info, on_incident=_warn) as ready:
-        yield _Line(ready.sampler, ready.engine, ready.server.api_key)
+    async with open_deployment(config, Context(notify=logger.info)) as deployment:
+        with deployment.incidents.subscribe(_warn):
+            yield _Line(deployment.sampler, deployment.engine, deployment.server.api_key)
 
 
 def _warn(incident: Incident) -> None:
@@ -306,7 +306,7 @@ def _calls(result: ToolResult) -> dict[str, Any]:
     calls = [{"name": call.name, "arguments": call.arguments} for call in result.calls]
     if calls:
         said |= {"tool_call": calls[0], "tool_calls": calls}
-        # what Agent Arena's own fall-back made of a call, and its agents still read
+        # the form of Agent Arena's own fallback, which its agents still read
         said["parsed_tool_call"] = calls[0] | {
             "tool": calls[0]["name"],
             "params": calls[0]["arguments"],
@@ -316,7 +316,7 @@ def _calls(result: ToolResult) -> dict[str, Any]:
 
 
 def make_backend(settings: BackendSettings) -> BaseBackend:
-    """The backend that composed settings describe (see `composing.compose_backend`)."""
+    """The backend that the composed settings describe (see `composing.compose_backend`)."""
     values = settings.model_dump(exclude={"type"})
     values["function_calling"] = settings.function_calling.enabled
     if settings.type == "llama_cpp":
@@ -324,5 +324,5 @@ def make_backend(settings: BackendSettings) -> BaseBackend:
     values["model_path"] = values.pop("model")
     if settings.type == "hf":
         return HFBackend(HFBackendConfig(**values))
-    asking = {f.name for f in fields(VLLMBackendConfig)}  # the others are the server's
-    return VLLMBackend(VLLMBackendConfig(**{n: v for n, v in values.items() if n in asking}))
+    names = {f.name for f in fields(VLLMBackendConfig)}  # the others are for the server
+    return VLLMBackend(VLLMBackendConfig(**{n: v for n, v in values.items() if n in names}))

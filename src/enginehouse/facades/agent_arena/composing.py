@@ -1,6 +1,6 @@
 """Settings composed by Hydra: the group `backend`, whose files are packaged in configs/.
 
-A Hydra application of one's own finds them when its `hydra.searchpath` has CONFIGS.
+Your own Hydra application finds them if its `hydra.searchpath` contains CONFIGS.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class FunctionCalling(StrictModel):
     """Whether and how tools may be called."""
 
     enabled: bool = True
-    """Whether tools may be called at all; a vLLM that is served for it parses calls."""
+    """Whether tools may be called; a vLLM that is started for this parses calls."""
     format: Literal["json"] = "json"
-    """How a call's arguments are handed over: as JSON values."""
+    """The form of a call's arguments: JSON values."""
 
 
 class Generation(StrictModel):
-    """How to ask, whatever the engine."""
+    """Sampling parameters, for any engine."""
 
     temperature: Annotated[float, Field(ge=0)] = 0.7
     """0 is greedy."""
@@ -50,27 +50,27 @@ class Generation(StrictModel):
     max_tokens: PositiveInt = 512
     """The longest answer, in tokens."""
     function_calling: FunctionCalling = FunctionCalling()
-    """Calls of tools."""
+    """Tool calls."""
 
 
 class VllmSettings(Generation):
-    """backend/vllm.yaml: a vLLM server to start, or that runs, and how to ask it."""
+    """backend/vllm.yaml: a vLLM server, running or to be started, and how to ask it."""
 
     type: Literal["vllm"] = "vllm"
     model: str
-    """What to serve, and the name that requests use."""
+    """The model to serve, and its name in requests."""
     host: str = "localhost"
     """The address that the server listens on."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Its port."""
     api_base: str
-    """Where it is asked; http://host:port/v1 in the packaged file."""
+    """The address for requests; http://host:port/v1 in the packaged file."""
     api_key: Annotated[str, Field(repr=False)] = "EMPTY"
-    """The key that requests carry; EMPTY for a server that wants none."""
+    """The key that requests carry; EMPTY for a server that needs none."""
     tensor_parallel_size: PositiveInt | None = None
     """GPUs that share each layer."""
     dtype: DType | None = None
-    """The type to compute in; half is float16; auto leaves the choice open."""
+    """The number type; half is float16; auto leaves the choice to Enginehouse."""
     max_model_len: PositiveInt | None = None
     """The longest prompt and answer together, in tokens."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -85,7 +85,7 @@ class VllmSettings(Generation):
         """The server that these settings describe."""
         names = ("tensor_parallel_size", "dtype", "max_model_len", "gpu_memory_utilization")
         server: dict[str, Any] = {name: getattr(self, name) for name in names}
-        if self.dtype == "auto":  # which the packaged file says for everyone
+        if self.dtype == "auto":  # the default of the packaged file
             server["dtype"] = None
         server |= {"host": self.host, "port": self.port, "served_model_name": self.model}
         if self.api_key != "EMPTY":
@@ -95,7 +95,7 @@ class VllmSettings(Generation):
 
 
 class LlamaCppSettings(Generation):
-    """backend/llama_cpp.yaml: a GGUF file, served by llama.cpp as long as it is used."""
+    """backend/llama_cpp.yaml: a GGUF file, served by llama.cpp while it is in use."""
 
     type: Literal["llama_cpp"] = "llama_cpp"
     model_path: str
@@ -103,23 +103,23 @@ class LlamaCppSettings(Generation):
     n_ctx: PositiveInt = 4096
     """The longest prompt and answer together, in tokens."""
     n_parallel: PositiveInt = 1
-    """Prompts that are answered at once, each with room for n_ctx tokens."""
+    """Prompts answered at the same time, each with n_ctx tokens."""
     n_batch: PositiveInt | None = None
-    """Tokens of a prompt that are computed at once."""
+    """Tokens of a prompt that are processed at once."""
     n_threads: PositiveInt | None = None
     """CPU threads."""
     n_gpu_layers: Annotated[int, Field(ge=-1)] = 0
     """Layers on the GPU; -1 is all."""
     repeat_penalty: Annotated[float, Field(gt=0)] = 1.0
-    """Divides the likelihood of tokens that were there before; 1 is off."""
+    """Divides the likelihood of earlier tokens; 1 is off."""
     use_mmap: bool = True
     """Whether the file is mapped into memory rather than read."""
     use_mlock: bool = False
-    """Whether the model is kept from being swapped out."""
+    """Whether the model is locked in memory."""
 
 
 class HfSettings(Generation):
-    """backend/hf.yaml: a checkpoint, served by Hugging Face Transformers as long as it is used."""
+    """backend/hf.yaml: a checkpoint, served by Hugging Face Transformers while it is in use."""
 
     type: Literal["hf"] = "hf"
     model: str
@@ -146,10 +146,10 @@ _LEFT_OUT = {
 def compose_backend(overrides: Sequence[str] = ()) -> BackendSettings:
     """The group's settings after Hydra's overrides: ("backend=llama_cpp", "backend.n_ctx=2048").
 
-    Without any it is backend/vllm.yaml. Raises ConfigurationError, naming the nearest key.
-    Not for several threads at once: Hydra keeps its state in a global.
+    The default is backend/vllm.yaml. Raises ConfigurationError, naming the nearest key. Not
+    thread-safe: Hydra has global state.
     """
-    running = GlobalHydra.instance().hydra  # of an application that we are called in
+    running = GlobalHydra.instance().hydra  # of an application that calls this
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(CONFIGS.removeprefix("pkg://"), version_base="1.3"):
@@ -162,9 +162,9 @@ def compose_backend(overrides: Sequence[str] = ()) -> BackendSettings:
 
 
 def parse_backend(block: DictConfig | Mapping[str, Any]) -> BackendSettings:
-    """The `backend` block of a configuration, composed by whomever, as settings.
+    """The `backend` block of a composed configuration as settings.
 
-    Raises ConfigurationError for an unknown key, and for one that has no effect here.
+    Raises ConfigurationError for an unknown key, and for one that has no effect.
     """
     values: Any = block
     if isinstance(block, DictConfig):
@@ -175,9 +175,9 @@ def parse_backend(block: DictConfig | Mapping[str, Any]) -> BackendSettings:
     values = dict(values)
     if set(values) == {"backend"}:
         raise ConfigurationError(
-            "the backend's settings stand below 'backend' twice",
-            why="a file of a group is placed below the group's name, and this one begins with it",
-            fix="put '# @package _global_' into its first line, or take 'backend:' out",
+            "the backend's settings are below 'backend' twice",
+            why="a group's file is placed below the group's name, and this one begins with it, too",
+            fix="add '# @package _global_' as its first line, or remove 'backend:'",
         )
     if (kind := values.get("type")) not in _KINDS:
         raise UnknownNameError("backend type", str(kind), _KINDS)

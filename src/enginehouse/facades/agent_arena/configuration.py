@@ -1,4 +1,4 @@
-"""What a backend is told: a model, how to ask it, and how its engine serves it."""
+"""A backend's configuration: a model, how to ask it, and how its engine serves it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from enginehouse.core.sampling import SamplingParameters
 from enginehouse.deployment.configuration import ServeConfig, merged, parse
 
 _LOAD_MODES = {  # of use_mmap and use_mlock
-    (True, False): None,  # the default: mapped, where the device can
+    (True, False): None,  # the default: mapped if the device supports it
     (True, True): "mmap+mlock",
     (False, True): "mlock",
     (False, False): "none",
@@ -22,9 +22,9 @@ _LOAD_MODES = {  # of use_mmap and use_mlock
 
 @dataclass(frozen=True)
 class BackendConfig:
-    """A model and how to ask it. `n_gpu_layers` -1 is all; `function_calling`: tools are allowed.
+    """A model and how to ask it. `n_gpu_layers` -1 is all; `function_calling` allows tools.
 
-    Raises ConfigurationError for values that cannot be.
+    Raises ConfigurationError for invalid values.
     """
 
     model_path: str
@@ -39,7 +39,7 @@ class BackendConfig:
         self.parameters()
 
     def parameters(self) -> SamplingParameters:
-        """The same as sampling parameters."""
+        """These settings as sampling parameters."""
         return SamplingParameters(
             temperature=self.temperature,
             max_tokens=self.max_tokens,
@@ -47,32 +47,32 @@ class BackendConfig:
             top_k=self.top_k,
         )
 
-    def no_layers(self, engine: str) -> None:
-        """Raise ConfigurationError if layers are to be shared out for an engine that cannot."""
+    def require_no_gpu_layers(self, engine: str) -> None:
+        """Raise ConfigurationError if `n_gpu_layers` is set for an engine without that option."""
         if self.n_gpu_layers != 0:
             raise ConfigurationError(
                 f"n_gpu_layers has no effect on {engine}: it computes all layers in one place",
-                fix="leave it out; it is LlamaCppBackend's",
+                fix="leave it out; only LlamaCppBackend has it",
             )
 
 
 @dataclass(frozen=True)
 class VLLMBackendConfig(BackendConfig):
-    """A model, or a LoRA adapter, of a vLLM server that runs at `api_base`."""
+    """A model, or a LoRA adapter, of the vLLM server at `api_base`."""
 
     api_base: str = field(default="http://localhost:8000/v1", kw_only=True)
     api_key: str = field(default="EMPTY", kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.no_layers("vLLM")
+        self.require_no_gpu_layers("vLLM")
 
 
 @dataclass(frozen=True)
 class LlamaCppBackendConfig(BackendConfig):
-    """A GGUF file and how llama.cpp serves it; None leaves it llama.cpp's own default.
+    """A GGUF file and how llama.cpp serves it; None means llama.cpp's own default.
 
-    `n_parallel` prompts are answered at once, each with room for `n_ctx` tokens of its own.
+    `n_parallel` prompts are answered at the same time, each with up to `n_ctx` tokens.
     """
 
     n_ctx: int = field(default=4096, kw_only=True)
@@ -84,11 +84,11 @@ class LlamaCppBackendConfig(BackendConfig):
     use_mlock: bool = field(default=False, kw_only=True)
 
     def parameters(self) -> SamplingParameters:
-        """The same as sampling parameters."""
+        """These settings as sampling parameters."""
         return msgspec.structs.replace(super().parameters(), repetition_penalty=self.repeat_penalty)
 
     def serving(self) -> ServeConfig:
-        """The server that this needs."""
+        """The server to start."""
         flags = ["--gpu-layers", "all" if self.n_gpu_layers == -1 else str(self.n_gpu_layers)]
         flags += ["--threads", str(self.n_threads)] if self.n_threads else []
         if (mode := _LOAD_MODES[self.use_mmap, self.use_mlock]) is not None:
@@ -111,10 +111,10 @@ class HFBackendConfig(BackendConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.no_layers("Hugging Face Transformers")
+        self.require_no_gpu_layers("Hugging Face Transformers")
 
     def serving(self) -> ServeConfig:
-        """The server that this needs."""
+        """The server to start."""
         server = {"dtype": self.dtype, "max_model_len": self.max_model_len}
         return _serve_config(self.model_path, "hf", server)
 

@@ -1,8 +1,9 @@
 """Tink's `vllm_backend` under its own names: functions that block, for any number of threads.
 
-Only the import line changes. They share one connection to a vLLM that runs; the first of them opens
-it as the environment says, unless `initialize_vllm_client` has. What is different from Tink's, and
-why, stands in docs/coming-from.md. Warnings go to the logger "enginehouse.facades.tink".
+Only the import line changes. The functions share one connection to a running vLLM. The first call
+opens it according to the environment, unless `initialize_vllm_client` was called before.
+docs/coming-from.md lists the differences and the reasons. Warnings go to the logger
+"enginehouse.facades.tink".
 """
 
 from enginehouse.facades.tink.configuration import VLLMConfig

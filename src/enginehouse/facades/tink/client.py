@@ -1,4 +1,4 @@
-"""What the functions share: the connection to one vLLM, and its adapters. Asynchronous."""
+"""The client that the functions share: a connection to one vLLM, and its adapters. Asynchronous."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ from enginehouse.weights.store import AdapterStore
 
 logger = logging.getLogger("enginehouse.facades.tink")
 _LOOK_EVERY = 0.5  # seconds
-_SENT = "sent-"  # how the folders of weights begin that were sent, and those of this process
+_SENT = "sent-"  # prefix of folders with sent weights; the next is that of this process
 _OURS = f"{_SENT}{secrets.token_hex(4)}-"
 _SPARED = 86_400  # seconds
 
 
 class Client:
-    """One server, as Tink uses it. Everything of it happens on one event loop."""
+    """One server, as Tink uses it. Everything happens on one event loop."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Client:
     async def generate(
         self, prompts: Sequence[str], *, adapter: str | None, parameters: SamplingParameters
     ) -> list[SampleResponse]:
-        """Answers in the order of the prompts; when one fails, the others are given up."""
+        """Answers in the order of the prompts; if one fails, the others are cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -120,7 +120,7 @@ class Client:
         self._paths[adapter] = str(path)
 
     async def unregister(self, adapter: str) -> bool:
-        """Whether there was one to unload."""
+        """Whether there was an adapter to unload."""
         try:
             await self._pool.unload(adapter)
         except UnknownModelError:
@@ -128,7 +128,7 @@ class Client:
         return True
 
     async def adapters(self) -> list[dict[str, str]]:
-        """The registered ones."""
+        """The registered adapters."""
         return [
             {
                 "adapter_id": one.alias,
@@ -139,7 +139,7 @@ class Client:
         ]
 
     async def info(self) -> dict[str, Any]:
-        """What is known of the server, and whether it answers now."""
+        """Facts about the server, and whether it answers now."""
         try:
             await served_models(self.server, self._engine)
             available = True
@@ -161,16 +161,16 @@ class Client:
         }
 
     async def communicate(self) -> None:
-        """See that weights can be swapped."""
+        """Check that weights can be swapped."""
         await self.swappable()
         self.communicates = True
 
     async def stop_communicating(self) -> None:
-        """Nothing is held open."""
+        """Forget the check; nothing is open."""
         self.communicates = False
 
     async def swappable(self) -> Path:
-        """A checkpoint of the served types. Raises WeightsError where it cannot be swapped."""
+        """A checkpoint with the served types. Raises WeightsError if weights cannot be swapped."""
         async with swapper_of(self.server.base_url, layout=self._layout) as swapper:
             if await swapper.name() is None:
                 raise WeightsError(
@@ -183,11 +183,11 @@ class Client:
             return swapper.declared.path
 
     def new_folder(self) -> Path:
-        """Where weights are written that are to be swapped in; it does not exist yet."""
+        """A folder for weights to swap in; it does not exist yet."""
         return self._layout.weights / f"{_OURS}{secrets.token_hex(8)}"
 
     async def swap(self, folder: Path) -> None:
-        """Swap in what is in `folder`. What was sent before, and no server needs, is deleted."""
+        """Swap in the weights in `folder`. Weights sent before that no server needs are deleted."""
         async with swapper_of(self.server.base_url, layout=self._layout) as swapper:
             try:
                 await swapper.swap(folder)
@@ -198,7 +198,7 @@ class Client:
         await asyncio.to_thread(_sweep, self._layout)
 
     async def reset_prefix_cache(self) -> None:
-        """Have the server forget every cached prefix, and see that it did."""
+        """Make the server drop every cached prefix, and check that it did."""
         wire, server = self._engine.wire, self.server
         if wire.weights is None:
             raise UnsupportedError(f"a {self._engine.name} server has no such endpoint")
@@ -220,15 +220,15 @@ class Client:
         if not wire.weights.is_reset(reply.body):
             raise WeightsError(
                 "the server did not reset its prefix cache",
-                why="requests under way were using it",
-                fix="reset it when nothing is asked",
+                why="in-flight requests were using it",
+                fix="reset it when there are no requests",
                 kind="cache",
             )
 
 
 @asynccontextmanager
 async def connected(config: VLLMConfig) -> AsyncIterator[Client]:
-    """The client of the server that `config` names, waited for.
+    """The client of the server in `config`, after waiting for it.
 
     Adapters stay loaded when the block ends. Raises ConfigurationError, UnreachableError and
     WireError.
@@ -237,7 +237,7 @@ async def connected(config: VLLMConfig) -> AsyncIterator[Client]:
     running = await _waited_for(config.address(), seconds=config.timeout, layout=layout)
     first, *_ = await served_models(running.server, running.engine)
     base = await asyncio.to_thread(_shapes, first.root)
-    # nobody tells whether it is vLLM's CPU build, which such requests can kill
+    # it may be vLLM's CPU build, which such requests can crash
     exclusive = exclusive_requests((LORA_PROMPT_LOGPROBS,) if config.enable_lora else ())
     sampler = make_sampler(
         running.server,
@@ -253,9 +253,9 @@ async def connected(config: VLLMConfig) -> AsyncIterator[Client]:
 
 
 def _sweep(layout: Layout) -> None:
-    """Delete what was sent and is declared nowhere: ours, and what others have left behind.
+    """Delete sent weights that no server needs: ours, and those other processes have left behind.
 
-    Others' is spared for a day, as it may be about to be swapped in.
+    Others' are kept for a day, since they may be about to be swapped in.
     """
     needed = declared_folders(layout)
     for folder in layout.weights.glob(f"{_SENT}*"):
@@ -266,7 +266,7 @@ def _sweep(layout: Layout) -> None:
 
 
 def _shapes(root: str | None) -> Shapes | None:
-    """Of the served checkpoint, if it is on this machine."""
+    """The shapes of the served checkpoint, if it is on this machine."""
     if root is None or not Path(root).is_dir():
         return None
     return checkpoint_shapes(Path(root)) or None

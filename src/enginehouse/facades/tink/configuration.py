@@ -1,4 +1,4 @@
-"""Which vLLM is asked, and what of it may be used."""
+"""Which vLLM to use, and which of its features."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from enginehouse.core.errors import ConfigurationError, UnknownNameError
 
 _GROUP_PORT = 51216
 _EVERYWHERE = "0.0.0.0"  # noqa: S104 - nothing is bound to it here
-# TRL's spellings, which Tink handed on to it
+# TRL's names, which Tink passed on to it
 _RENAMED = {"server_host": "host", "server_port": "port", "connection_timeout": "timeout"}
 
 
 class VLLMConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a vLLM runs and what of it may be used; each has a VLLM_… environment variable.
+    """Where a vLLM runs and how it may be used; each field has a VLLM_… environment variable.
 
-    `base_url` goes before `host` and `port`. `timeout`: seconds for which the server may not be
-    there yet. At most `max_loras` adapters are loaded at a time, none of a higher rank than
+    `base_url` takes precedence over `host` and `port`. `timeout` is how long to wait for the
+    server, in seconds. At most `max_loras` adapters are loaded at a time, with ranks up to
     `max_lora_rank`. `group_port` has no effect (see `init_communicator`).
     """
 
@@ -42,7 +42,7 @@ class VLLMConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @staticmethod
     def of(given: VLLMConfig | Mapping[str, Any] | None) -> VLLMConfig:
-        """A configuration as it is given: one, its fields, or None for the environment's.
+        """`given`, a configuration made of its fields, or, if None, the environment's.
 
         Raises ConfigurationError.
         """
@@ -65,21 +65,21 @@ class VLLMConfig(msgspec.Struct, frozen=True, kw_only=True):
             return msgspec.convert(values, VLLMConfig, strict=False)
         except msgspec.ValidationError as error:
             raise ConfigurationError(
-                "this is no configuration of Tink's vLLM client",
+                "this is not a configuration of Tink's vLLM client",
                 why=str(error),
                 fix="correct it, or the VLLM_… environment variable of that name",
             ) from None
 
     def address(self) -> str:
-        """The server's root, whatever spelling it was given in. Raises ConfigurationError."""
+        """The server's root URL, in normal form. Raises ConfigurationError."""
         if self.group_port != _GROUP_PORT:
-            _warn("group_port has no effect: weights go by way of the disk")
+            _warn("group_port has no effect: weights go through the disk")
         address = (self.base_url or f"http://{self.host}:{self.port}").strip().rstrip("/")
         if address.endswith("/health"):
-            _warn("give the server's address alone; /health/ was TRL's, vLLM's own is /health")
+            _warn("give only the server's address; /health/ was TRL's, vLLM's own is /health")
             address = address.removesuffix("/health")
         if f"//{_EVERYWHERE}" in address:
-            _warn(f"{_EVERYWHERE} is where a server listens, not where it is: asking 127.0.0.1")
+            _warn(f"{_EVERYWHERE} is where a server listens, not its address: using 127.0.0.1")
             address = address.replace(f"//{_EVERYWHERE}", "//127.0.0.1")
         return normal_base_url(address)
 

@@ -1,4 +1,4 @@
-"""Errors of ours that are also those which Tink's documents promise."""
+"""Our errors as subclasses of those in Tink's documents."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enginehouse.core.errors import AdapterError, ConnectionFailedError
 
 
 class NoAdapterError(AdapterError, ValueError):
-    """A path holds no adapter, or none that fits the served model; the server was not asked."""
+    """A folder has no adapter, or none that fits the served model; nothing was sent."""
 
 
 class UnreachableError(ConnectionFailedError, ConnectionError):

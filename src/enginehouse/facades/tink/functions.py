@@ -1,4 +1,4 @@
-"""Tink's functions: each asks the one client that they share."""
+"""Tink's functions, which share one client."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import msgspec
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import SampleResponse, TokenLogprob
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
-from enginehouse.facades.blocking import Held
 from enginehouse.facades.tink.client import Client, connected
 from enginehouse.facades.tink.configuration import VLLMConfig
 from enginehouse.facades.tink.sending import save_like
+from enginehouse.runtime.blocking import Portal
 
-# what TRL called a regular expression that the answer must match, then and now
+# TRL's former and current names of a regular expression that the answer must match
 _REGEX = {"guided_decoding_regex", "structured_outputs_regex"}
 
 
 class VLLMClient(msgspec.Struct, frozen=True, kw_only=True):
-    """The server that is asked."""
+    """The server in use."""
 
     base_url: str
     model: str
@@ -30,21 +30,21 @@ class VLLMClient(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Shared:
-    """The one client, opened when it is first needed."""
+    """The shared client, opened when it is first needed."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.updating = threading.Lock()
         self.config: VLLMConfig | None = None
-        self.held: Held[Client] | None = None
+        self.held: Portal[Client] | None = None
 
-    def open(self, given: VLLMConfig | Mapping[str, Any] | None = None) -> Held[Client]:
+    def open(self, given: VLLMConfig | Mapping[str, Any] | None = None) -> Portal[Client]:
         with self.lock:
             if self.held is not None and given is None:
                 return self.held
             config = VLLMConfig.of(given)
             if self.held is None or config != self.config:
-                held = Held(lambda: connected(config), name="Tink's vLLM client")
+                held = Portal(lambda: connected(config), name="Tink's vLLM client")
                 self.close()
                 self.held, self.config = held, config
             return self.held
@@ -60,12 +60,11 @@ _shared = _Shared()
 
 
 def initialize_vllm_client(config: VLLMConfig | Mapping[str, Any] | None = None) -> VLLMClient:
-    """Connect to a running vLLM; None is what VLLM_BASE_URL and its like say (see VLLMConfig).
+    """Connect to a running vLLM; None uses VLLM_BASE_URL and so on (see VLLMConfig).
 
-    Waits for the server as long as the configuration says. Idempotent; another configuration than
-    before makes a new connection, without the adapters that were registered. Raises
-    UnreachableError (a ConnectionError), ConfigurationError, and WireError for a server that cannot
-    be used.
+    Waits for the server as long as the configuration says. Idempotent; a different configuration
+    makes a new connection, without the registered adapters. Raises UnreachableError (a
+    ConnectionError), ConfigurationError, and WireError for a server that cannot be used.
     """
 
     async def described(client: Client) -> VLLMClient:
@@ -78,10 +77,9 @@ def initialize_vllm_client(config: VLLMConfig | Mapping[str, Any] | None = None)
 
 
 def close_vllm_client() -> None:
-    """Close the connection; the server and what it has loaded stay. Idempotent.
+    """Close the connection; the server and its adapters stay. Idempotent.
 
-    What other threads are asking for ends in a RuntimeError. At the latest the interpreter's end
-    does this.
+    In-flight calls of other threads raise RuntimeError. The end of the interpreter closes it, too.
     """
     _shared.close()
 
@@ -89,7 +87,7 @@ def close_vllm_client() -> None:
 def get_client_info() -> dict[str, Any]:
     """Server, limits and adapters; `available` says whether the server answers now.
 
-    Without a connection only `initialized` and `available`, both false. Raises nothing of its own.
+    Without a connection, `initialized` and `available` are false.
     """
     with _shared.lock:
         held = _shared.held
@@ -112,16 +110,16 @@ def generate_with_vllm(  # noqa: PLR0913, PLR0917 (Tink's)
 ) -> dict[str, Any]:
     """`n` completions of each prompt, by the adapter of that name or the base model.
 
-    `generation_kwargs` are fields of SamplingParameters, or go to vLLM as they are. The result has,
-    by prompt, `prompt_ids` and `prompt_logprobs` (None unless asked for; the first token's is
-    None), and by completion, those of the first prompt first, `completion_ids`, `completions` (the
-    texts) and `logprobs` (natural, of the completion's tokens).
+    `generation_kwargs` are fields of SamplingParameters, or are passed to vLLM unchanged. The
+    result has, per prompt, `prompt_ids` and `prompt_logprobs` (None unless requested; the first
+    token's is None), and per completion, in the order of the prompts, `completion_ids`,
+    `completions` (the texts) and `logprobs` (natural, of the completion's tokens).
 
     Raises UnknownModelError for an adapter that is not registered, ConfigurationError, and
-    WireError for a request that failed.
+    WireError for a failed request.
     """
     if isinstance(prompts, str):
-        raise ConfigurationError("prompts is one text, not several", fix="give [prompt]")
+        raise ConfigurationError("prompts must be a list of texts", fix="give [prompt]")
     if top_k < -1:
         raise ConfigurationError("top_k must be at least -1 (which is off)")
     parameters = _parameters(
@@ -149,7 +147,7 @@ def _parameters(given: Mapping[str, Any], **fields: Any) -> SamplingParameters:
         further["prompt_logprobs"] = 0 if further["prompt_logprobs"] else None
     for name in _REGEX & further.keys():
         if name == "guided_decoding_regex":
-            warnings.warn(f"{name} is gone: write structured_outputs_regex", stacklevel=3)
+            warnings.warn(f"{name} no longer exists: write structured_outputs_regex", stacklevel=3)
         if (regex := further.pop(name)) is not None:
             fields["structured"] = StructuredOutput(regex=regex)
     known = set(SamplingParameters.__struct_fields__)
@@ -182,52 +180,52 @@ def _values(tokens: Sequence[TokenLogprob | None]) -> list[float | None]:
 def register_lora_adapter(adapter_id: str, lora_path: str, *, prove: bool = True) -> None:
     """Check the PEFT folder, copy it, load it into the server, and prove that it has an effect.
 
-    From now on `adapter_id` stands for the content that the folder has now, whatever becomes of the
-    folder; registered again, for the new content, while requests under way are still answered by
-    the old. Any number may be registered: those that are asked for are loaded. An adapter that was
-    never trained has no effect, and is registered with a warning.
+    `adapter_id` then stands for the current content of the folder, whatever happens to the folder
+    later. Registering it again replaces the content; in-flight requests are still answered by the
+    old one. Any number may be registered: they are loaded when they are needed. An untrained
+    adapter has no effect, and is registered with a warning.
 
-    Raises NoAdapterError (a ValueError) for a folder that holds none that fits, AdapterError for
-    one that the server refuses or that has no effect; then the name stands for what it did before.
+    Raises NoAdapterError (a ValueError) for a folder without a fitting adapter, and AdapterError
+    for one that the server refuses or that has no effect; the name then keeps its old content.
     """
     _shared.open().call(lambda client: client.register(adapter_id, lora_path, prove=prove))
 
 
 def unregister_lora_adapter(adapter_id: str) -> bool:
-    """Unload an adapter once what was asked of it is answered; False if there is none of that name.
+    """Unload an adapter after its in-flight requests; False if there is none of that name.
 
-    Raises AdapterError where the server refuses.
+    Raises AdapterError if the server refuses.
     """
     return _shared.open().call(lambda client: client.unregister(adapter_id))
 
 
 def list_lora_adapters() -> list[dict[str, str]]:
-    """What this process has registered: `adapter_id`, `lora_path` as given, `digest`."""
+    """The adapters this process has registered: `adapter_id`, `lora_path` as given, `digest`."""
     return _shared.open().call(Client.adapters)
 
 
 def init_communicator(device: Any = 0) -> None:  # noqa: ARG001 (Tink's)
-    """See that the server's weights can be updated from here: nothing is opened, and no NCCL.
+    """Check that the server's weights can be updated from here; opens nothing, and no NCCL.
 
-    Weights go by way of the disk; `device` has no effect. vLLM's own transfer, past the disk, needs
-    vLLM in the trainer's environment: see `enginehouse.training.WeightSender`. The way by the disk
-    needs a server on this machine that was started with a checkpoint's folder and has vLLM's
-    development endpoints: `enginehouse serve MODEL --enable-weight-swap` gives it both. Raises
-    WeightsError, or ModelError, saying which of these is missing.
+    Weights go through the disk; `device` has no effect. This needs a server on this machine that
+    was started from a checkpoint's folder with vLLM's development endpoints, as by
+    `enginehouse serve MODEL --enable-weight-swap`. vLLM's own transfer, without the disk, needs
+    vLLM in the trainer's environment: see `enginehouse.training.WeightSender`. Raises WeightsError
+    or ModelError, saying what is missing.
     """
     _shared.open().call(Client.communicate)
 
 
 def update_model_weights(model: Any) -> None:
-    """Have the server answer with the weights that `model`, a transformers or PEFT model, has now.
+    """Make the server answer with the current weights of `model`, a transformers or PEFT model.
 
-    They are saved as safetensors in the types that the server has, checked against what it serves,
-    and swapped in: requests under way end first, and those that come meanwhile wait. They stay on
-    the disk until the next update, for restarts. `init_communicator` need not be called before.
-    One update at a time; other threads wait for theirs. A PEFT model is merged.
+    They are saved as safetensors in the server's types, checked against the served checkpoint, and
+    swapped in: in-flight requests finish first, and new ones wait. They stay on disk until the next
+    update, for restarts. A PEFT model is merged. Calling `init_communicator` before is optional.
+    There is one update at a time; other threads wait.
 
     Blocks. Raises what `init_communicator` does, ModelError for a model that does not fit, and
-    WeightsError, which says whether the old weights are back.
+    WeightsError, which says whether the old weights were restored.
     """
     with _shared.updating:
         held = _shared.open()
@@ -242,14 +240,14 @@ def update_model_weights(model: Any) -> None:
 
 
 def close_communicator() -> None:
-    """Undo `init_communicator`; as it opens nothing, this closes nothing. Idempotent."""
+    """Undo `init_communicator`, which opens nothing. Idempotent."""
     _shared.open().call(Client.stop_communicating)
 
 
 def reset_prefix_cache() -> None:
-    """Have the server forget every cached prefix, and see that it did.
+    """Make the server drop every cached prefix, and check that it did.
 
-    Raises WeightsError where it did not, as while requests are under way, and UnsupportedError for
-    a server without that endpoint.
+    Raises WeightsError if it did not, for example because of in-flight requests, and
+    UnsupportedError for a server without that endpoint.
     """
     _shared.open().call(Client.reset_prefix_cache)

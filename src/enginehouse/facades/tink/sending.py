@@ -1,4 +1,4 @@
-"""The weights of a model in training, written so that the served ones can be swapped for them."""
+"""Saving the weights of a model in training as a checkpoint that can be swapped in."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _CASTS = {"BF16": "bfloat16", "F16": "half", "F32": "float", "F64": "double"}
 
 
 def save_like(model: Any, served: Path, *, folder: Path) -> None:
-    """Save `model` to `folder`, whole or not at all, each tensor in the type that it is served in.
+    """Save `model` to `folder`, completely or not at all, each tensor in its served type.
 
-    A PEFT model is saved merged; the model itself stays as it is. Blocks; takes as much memory of
-    the host as the weights. Raises ModelError for what cannot be saved, StoreError, and what saving
-    raises.
+    A PEFT model is saved merged; the model itself does not change. Blocks; takes as much host
+    memory as the weights. Raises ModelError for a model that cannot be saved, StoreError, and what
+    saving raises.
     """
     if not (hasattr(model, "save_pretrained") and hasattr(model, "state_dict")):
         raise ModelError(
             f"a {type(model).__name__} cannot be saved as a checkpoint",
             why="it has no save_pretrained",
-            fix="hand over the transformers model itself, not what wraps it",
+            fix="pass the transformers model itself, not a wrapper",
         )
     types = {name: tensor.dtype for name, tensor in tensors_of(read_checkpoint(served)).items()}
     plain = merged(model) if is_adapted(model) else model
@@ -37,7 +37,7 @@ def save_like(model: Any, served: Path, *, folder: Path) -> None:
 
 
 def _cast(state: Mapping[str, Any], types: Mapping[str, str]) -> dict[str, Any]:
-    """On the host; what is tied stays tied, so that it is saved once."""
+    """Copies on the host. Tied tensors stay tied, so that they are saved once."""
     copies: dict[Any, Any] = {}
     cast: dict[str, Any] = {}
     for name, tensor in state.items():

@@ -8,14 +8,14 @@ import hmac
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import transformers
 from aiohttp import web
+from pydantic import Field
 
-from hf_server.bodies import parse
-from hf_server.errors import ApiError, refused
-from hf_server.fields import Fields
+from hf_server.bodies import Body, parse, validate
+from hf_server.errors import ApiError
 from hf_server.replies import Reply
 from hf_server.requests import Asked, read_chat, read_completion
 from hf_server.rows import Job
@@ -24,13 +24,30 @@ from hf_server.service import Service
 _LARGEST = 64 << 20  # bytes of a request
 _LIVENESS = "/health"
 _ADMINISTRATION = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+Name = Annotated[str, Field(min_length=1)]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SERVICE = web.AppKey("service", Service)
 
 
+class _Tokenize(Body):
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+
+
+class _Unload(Body):
+    lora_name: Name
+    lora_int_id: Any = None
+
+
+class _Load(_Unload):
+    lora_path: Name
+    load_inplace: Any = None
+
+
 @dataclass(frozen=True)
 class Keys:
-    """Digests of the keys that there are."""
+    """Digests of the keys that open the server."""
 
     user: bytes | None
     admin: bytes | None
@@ -56,8 +73,8 @@ def make_application(
 ) -> web.Application:
     """The application.
 
-    `admin_key` opens everything, and is the only one that loads adapters: without one, nobody
-    does. Everything else but /health demands one of the two, if `api_key` is given.
+    `admin_key` opens everything and alone loads adapters; without one, adapters cannot be loaded.
+    With `api_key`, everything else but /health requires one of the two.
     """
     app = web.Application(middlewares=[_guard], client_max_size=_LARGEST)
     app[SERVICE] = service
@@ -150,14 +167,9 @@ async def _models(request: web.Request) -> web.Response:
 
 async def _tokenize(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
-    fields = Fields(await _body(request))
-    service.adapter_of(fields.text("model"))
-    text = fields.text("prompt")
-    special = fields.boolean("add_special_tokens", default=True)
-    fields.finish()
-    if text is None:
-        raise refused("prompt must be a text", param="prompt")
-    ids = await service.tokenize(text, add_special_tokens=special)
+    wanted = validate(await _body(request), _Tokenize)
+    service.adapter_of(wanted.model)
+    ids = await service.tokenize(wanted.prompt, add_special_tokens=wanted.add_special_tokens)
     body = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids}
     return web.json_response(body)
 
@@ -181,7 +193,7 @@ async def _answer(request: web.Request, asked: Asked) -> web.StreamResponse:
                 return await _stream(request, job, reply)
             await job.done
         except BaseException:
-            service.generator.cancel(job)  # most often who asked has gone
+            service.generator.cancel(job)  # most often the client has gone
             raise
     if job.error is not None:
         raise job.error
@@ -214,27 +226,24 @@ async def _stream(request: web.Request, job: Job, reply: Reply) -> web.StreamRes
 
 
 async def _load_adapter(request: web.Request) -> web.Response:
-    service, (name, path) = await _adapter(request, "lora_name", "lora_path")
-    await asyncio.shield(service.load_adapter(name, path))  # who asked may go: it has its name
-    return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
+    service = _administered(request)
+    wanted = validate(await _body(request), _Load)
+    # Shielded: the client may go, the name is taken.
+    await asyncio.shield(service.load_adapter(wanted.lora_name, wanted.lora_path))
+    return web.Response(text=f"Success: LoRA adapter '{wanted.lora_name}' added successfully.")
 
 
 async def _unload_adapter(request: web.Request) -> web.Response:
-    service, (name,) = await _adapter(request, "lora_name")
-    await asyncio.shield(service.unload_adapter(name))
-    return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
+    service = _administered(request)
+    wanted = validate(await _body(request), _Unload)
+    await asyncio.shield(service.unload_adapter(wanted.lora_name))
+    return web.Response(text=f"Success: LoRA adapter '{wanted.lora_name}' removed successfully.")
 
 
-async def _adapter(request: web.Request, *names: str) -> tuple[Service, list[str]]:
+def _administered(request: web.Request) -> Service:
     service = request.app[SERVICE]
-    options = service.options
-    if not (options.enable_lora and options.allow_runtime_lora_updating):
+    if not (service.options.enable_lora and service.options.allow_runtime_lora_updating):
         raise ApiError(
             404, "adapters are loaded only with --enable-lora and --allow-runtime-lora-updating"
         )
-    fields = Fields(await _body(request))
-    values = [fields.text(name) for name in names]
-    fields.finish(without_effect=frozenset({"lora_int_id", "load_inplace"}))
-    if not all(values):
-        raise refused(f"{' and '.join(names)} must be given", param=names[0])
-    return service, [value for value in values if value]
+    return service

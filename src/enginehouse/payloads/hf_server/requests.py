@@ -1,4 +1,4 @@
-"""What is asked, read from the bodies of /v1/chat/completions and /v1/completions.
+"""Reads the bodies of /v1/chat/completions and /v1/completions.
 
 Names and meanings are those of OpenAI's API and of vLLM's additions to it. Unlike theirs, an
 unknown field is refused.
@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from hf_server.bodies import parse
+from pydantic import Field
+
+from hf_server.bodies import Body, parse, validate
 from hf_server.errors import refused
-from hf_server.fields import Fields, is_token_ids
 
-# They change nothing in an answer's text.
-WITHOUT_EFFECT = frozenset(
-    {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "request_id", "priority"}
-)
 MOST_LOGPROBS = 20
 MOST_CHOICES = 256
-_LARGEST = 1e6  # what a batch's tables of float32 bear
-_GREEDY_BELOW = 1e-5
-_STRUCTURED = ("json", "choice", "regex", "grammar")
 MOST_ANSWERS = 4096
 MOST_STOPS = 64
 LONGEST_CONSTRAINT = 1 << 18  # characters
+_LARGEST = 1e6  # what fits a batch's tables of float32
+_GREEDY_BELOW = 1e-5
+_STRUCTURED = ("json", "choice", "regex", "grammar")
 # What transformers' apply_chat_template takes besides the variables of a template. A template that
 # comes with a request is a program, and would run in the server.
 _NO_VARIABLES = frozenset(
@@ -35,6 +32,66 @@ _NO_VARIABLES = frozenset(
         "return_assistant_tokens_mask",
     }
 )
+
+Logprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+TokenIds = Annotated[list[Natural], Field(min_length=1)]
+Texts = Annotated[list[str], Field(min_length=1)]
+
+
+class _Request(Body):
+    """The fields that both endpoints take; those of the last lines have no effect on an answer."""
+
+    model: str | None = None
+    temperature: Annotated[float, Field(ge=0, le=_LARGEST)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] = 0
+    min_p: Fraction = 0.0
+    repetition_penalty: Annotated[float, Field(ge=1 / _LARGEST, le=_LARGEST)] = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    seed: int | None = None
+    stop: str | list[str] = Field(default_factory=list)
+    stop_token_ids: list[Natural] = Field(default_factory=list)
+    ignore_eos: bool = False
+    max_tokens: Positive | None = None
+    min_tokens: Natural = 0
+    skip_special_tokens: bool = True
+    prompt_logprobs: Logprobs | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
+    stream: bool = False
+    stream_options: dict[str, Any] | None = None
+    return_token_ids: bool = False
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    parallel_tool_calls: Any = None
+    request_id: Any = None
+    priority: Any = None
+
+
+class _Chat(_Request):
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    logprobs: bool = False
+    top_logprobs: Logprobs | None = None
+    max_completion_tokens: Positive | None = None
+
+
+class _Completion(_Request):
+    prompt: str | TokenIds | Texts | Annotated[list[TokenIds], Field(min_length=1)]
+    logprobs: Logprobs | None = None
+    max_tokens: Positive | None = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,108 +145,93 @@ class Asked:
 
 def read_chat(body: Any) -> Asked:
     """A chat request. Raises ApiError (400) for what is wrong with it."""
-    fields = Fields(body)
-    messages = tuple(_message(message) for message in _messages(fields.take("messages")))
-    template = dict(fields.mapping("chat_template_kwargs") or {})
+    chat = validate(body, _Chat)
+    template = dict(chat.chat_template_kwargs)
     if wrong := sorted(_NO_VARIABLES & template.keys()):
         raise refused(
             f"{wrong[0]} is not for a request to choose: this server uses the model's own template",
             param="chat_template_kwargs",
         )
-    goes_on = fields.boolean("continue_final_message", default=False)
+    goes_on = chat.continue_final_message
+    starts = chat.add_generation_prompt
     template["continue_final_message"] = goes_on
-    template["add_generation_prompt"] = fields.boolean("add_generation_prompt", default=not goes_on)
-    _refuse_tools(fields)
-    wanted = fields.boolean("logprobs", default=False)
-    top = fields.integer("top_logprobs", low=0, high=MOST_LOGPROBS)
-    if top and not wanted:
+    template["add_generation_prompt"] = not goes_on if starts is None else starts
+    if chat.tools or chat.tool_choice not in (None, "none", "auto"):
+        raise refused(
+            "this server has no native tool calls: describe the tools in the messages and constrain"
+            " the answer with response_format",
+            param="tools",
+        )
+    if chat.top_logprobs and not chat.logprobs:
         raise refused("top_logprobs needs logprobs: true", param="top_logprobs")
-    longest = fields.integer("max_completion_tokens", low=1)
     return _asked(
-        fields,
-        logprobs=(top or 0) if wanted else None,
-        max_tokens=fields.integer("max_tokens", longest, low=1),
-        messages=messages,
+        chat,
+        logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
+        max_tokens=chat.max_tokens or chat.max_completion_tokens,
+        messages=tuple(_message(message) for message in chat.messages),
         template=template,
     )
 
 
 def read_completion(body: Any) -> Asked:
     """A completion request. Raises ApiError (400) for what is wrong with it."""
-    fields = Fields(body)
-    prompts = _prompts(fields.take("prompt"))
+    completion = validate(body, _Completion)
+    given = completion.prompt
+    prompts = [given] if isinstance(given, str) or isinstance(given[0], int) else given
     return _asked(
-        fields,
-        logprobs=fields.integer("logprobs", low=0, high=MOST_LOGPROBS),
-        max_tokens=fields.integer("max_tokens", 16, low=1),
-        prompts=prompts,
+        completion,
+        logprobs=completion.logprobs,
+        max_tokens=completion.max_tokens,
+        prompts=tuple(text if isinstance(text, str) else tuple(text) for text in prompts),
     )
 
 
-def _asked(fields: Fields, *, logprobs: int | None, max_tokens: int | None, **prompt: Any) -> Asked:
-    temperature = fields.number("temperature", 1.0, low=0, high=_LARGEST)
-    top_p = fields.number("top_p", 1.0, low=0, high=1)
-    if top_p == 0:
-        raise refused("top_p must be above 0", param="top_p")
+def _asked(
+    request: _Request, *, logprobs: int | None, max_tokens: int | None, **prompt: Any
+) -> Asked:
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop
     sampling = Sampling(
-        temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
-        top_p=top_p,
-        top_k=max(fields.integer("top_k", 0, low=-1, high=2**31 - 1) or 0, 0),
-        min_p=fields.number("min_p", 0.0, low=0, high=1),
-        repetition_penalty=fields.number(
-            "repetition_penalty", 1.0, low=1 / _LARGEST, high=_LARGEST
-        ),
-        presence_penalty=fields.number("presence_penalty", 0.0, low=-2, high=2),
-        frequency_penalty=fields.number("frequency_penalty", 0.0, low=-2, high=2),
-        seed=fields.integer("seed"),
-        stop=fields.texts("stop"),
-        stop_token_ids=fields.integers("stop_token_ids"),
-        ignore_eos=fields.boolean("ignore_eos", default=False),
+        temperature=request.temperature if request.temperature >= _GREEDY_BELOW else 0.0,
+        top_p=request.top_p,
+        top_k=max(request.top_k, 0),
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        seed=request.seed,
+        stop=tuple(text for text in stop if text),
+        stop_token_ids=tuple(request.stop_token_ids),
+        ignore_eos=request.ignore_eos,
         max_tokens=max_tokens,
-        min_tokens=fields.integer("min_tokens", 0, low=0) or 0,
-        skip_special_tokens=fields.boolean("skip_special_tokens", default=True),
+        min_tokens=request.min_tokens,
+        skip_special_tokens=request.skip_special_tokens,
         logprobs=logprobs,
-        prompt_logprobs=fields.integer("prompt_logprobs", low=0, high=MOST_LOGPROBS),
+        prompt_logprobs=request.prompt_logprobs,
     )
-    stream = fields.boolean("stream", default=False)
     asked = Asked(
-        model=fields.text("model"),
+        model=request.model,
         sampling=sampling,
-        n=fields.integer("n", 1, low=1, high=MOST_CHOICES) or 1,
-        stream=stream,
-        include_usage=_include_usage(fields, stream=stream),
-        return_token_ids=fields.boolean("return_token_ids", default=False),
-        constraint=_constraint(fields),
+        n=request.n,
+        stream=request.stream,
+        include_usage=(request.stream_options or {}).get("include_usage") is True,
+        return_token_ids=request.return_token_ids,
+        constraint=_constraint(request),
         **prompt,
     )
+    if request.stream_options is not None and not request.stream:
+        raise refused("stream_options needs stream: true", param="stream_options")
     if len(sampling.stop) > MOST_STOPS:
         raise refused(f"stop may hold {MOST_STOPS} texts at most", param="stop")
     if asked.n * max(1, len(asked.prompts)) > MOST_ANSWERS:
         raise refused(f"a request may ask for {MOST_ANSWERS} answers at most", param="n")
-    if stream and (sampling.logprobs is not None or sampling.prompt_logprobs is not None):
+    if asked.stream and (sampling.logprobs is not None or sampling.prompt_logprobs is not None):
         raise refused("a streamed answer has no logprobs; leave out stream", param="stream")
-    fields.finish(without_effect=WITHOUT_EFFECT)
     return asked
 
 
-def _include_usage(fields: Fields, *, stream: bool) -> bool:
-    options = fields.mapping("stream_options")
-    if options is None:
-        return False
-    if not stream:
-        raise refused("stream_options needs stream: true", param="stream_options")
-    return options.get("include_usage") is True
-
-
-def _messages(value: Any) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise refused("messages must be a list with at least one message", param="messages")
-    return value
-
-
-def _message(message: Any) -> dict[str, Any]:
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise refused(f"a message must be an object with a role, got {message!r}", param="messages")
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(message.get("role"), str):
+        raise refused(f"a message must have a role, got {message!r}", param="messages")
     made = dict(message)
     content = made.get("content")
     if isinstance(content, list):
@@ -219,35 +261,12 @@ def _call(call: Any) -> dict[str, Any]:
     return {**call, "function": function}
 
 
-def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, list) and value:
-        if is_token_ids(value):
-            return (tuple(value),)
-        if all(isinstance(item, str) for item in value):
-            return tuple(value)
-        if all(is_token_ids(item) and item for item in value):
-            return tuple(tuple(item) for item in value)
-    raise refused("prompt must be a text, token ids, or a list of either", param="prompt")
-
-
-def _refuse_tools(fields: Fields) -> None:
-    tools, choice = fields.take("tools"), fields.take("tool_choice")
-    if tools or choice not in (None, "none", "auto"):
-        raise refused(
-            "this server has no native tool calls: describe the tools in the messages and constrain"
-            " the answer with response_format",
-            param="tools",
-        )
-
-
-def _constraint(fields: Fields) -> Constraint | None:
+def _constraint(request: _Request) -> Constraint | None:
     found = [
         constraint
         for constraint in (
-            _from_format(fields.mapping("response_format")),
-            _from_structured(fields.mapping("structured_outputs")),
+            _from_format(request.response_format),
+            _from_structured(request.structured_outputs),
         )
         if constraint is not None
     ]

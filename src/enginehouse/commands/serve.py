@@ -1,0 +1,72 @@
+"""`enginehouse serve`: a server until it is stopped, or one that outlives the command."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from enginehouse.deployment.adapters import load_adapter
+from enginehouse.deployment.configuration import ServeConfig
+from enginehouse.deployment.served import with_adapters
+from enginehouse.deployment.serving import Prepared, prepare, start, start_arguments
+from enginehouse.deployment.supervision import supervised
+from enginehouse.deployment.swapping import swapping
+from enginehouse.runtime.context import Context
+from enginehouse.servers.endpoint import Server
+from enginehouse.servers.server import launch_detached, stop_server
+
+
+async def serve_until_stopped(
+    plan: ServeConfig, context: Context, *, name: str | None, ready: Callable[[Server], None]
+) -> None:
+    """Serve until cancelled, starting the server again if it ends by itself.
+
+    `ready` is given the server once it answers, with the plan's adapter loaded. Raises
+    ServerGoneError when the server is given up.
+    """
+    prepared = await _prepared(plan, context)
+    async with (
+        start(prepared, plan, context, name=name) as owned,
+        supervised(
+            owned,
+            patience=plan.progress_timeout,
+            max_restarts=plan.max_restarts,
+            notify=context.notify,
+        ) as supervisor,
+        swapping(owned, supervisor=supervisor, layout=context.layout, alone=False),
+    ):
+        server = owned.server
+        if plan.adapter is not None:
+            load = partial(load_adapter, server, prepared.engine, plan.adapter, context)
+            server = await load()
+            supervisor.restorations.append(load)
+        ready(server)
+        await supervisor.watching
+
+
+async def serve_detached(
+    plan: ServeConfig, context: Context, *, name: str | None, ready: Callable[[Server], None]
+) -> None:
+    """Start a server that outlives this process, until `stop_server`; nobody restarts it.
+
+    `ready` is given the server once it answers, with the plan's adapter loaded; if that cannot be
+    loaded, the server is stopped.
+    """
+    prepared = await _prepared(plan, context)
+    arguments = start_arguments(prepared, plan, context)
+    server = await launch_detached(prepared.model, name=name, **arguments)
+    if plan.adapter is not None:
+        try:
+            server = await load_adapter(server, prepared.engine, plan.adapter, context)
+        except BaseException:
+            assert server.name is not None
+            await stop_server(server.name, layout=context.layout)
+            raise
+    ready(server)
+
+
+async def _prepared(plan: ServeConfig, context: Context) -> Prepared:
+    if plan.adapter is not None:
+        plan = await asyncio.to_thread(with_adapters, plan, [plan.adapter])
+    return await prepare(plan, context)

@@ -1,0 +1,276 @@
+"""A deployment on a running server or a hosted API: used, and left as it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from enginehouse.core.errors import (
+    ConfigurationError,
+    ModelError,
+    WeightsError,
+    WireError,
+)
+from enginehouse.core.sampler import Provenance
+from enginehouse.deployment.base import Deployment, Incidents, Target
+from enginehouse.deployment.configuration import AskConfig
+from enginehouse.deployment.lending import borrowed_adapter
+from enginehouse.deployment.running_servers import record_at
+from enginehouse.deployment.serving import make_sampler, say_bound
+from enginehouse.deployment.swapping import swapper_of
+from enginehouse.engines.base import Engine, RemoteEngine
+from enginehouse.runtime.context import Context
+from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
+from enginehouse.servers.records import read_key
+from enginehouse.weights.peft_folder import CONFIG
+from enginehouse.weights.swap import WeightSwapper
+
+
+@asynccontextmanager
+async def attached_deployment(
+    plan: AskConfig, engine: Engine, context: Context, *, concurrency: int | None
+) -> AsyncIterator[Deployment]:
+    """Use the server at the plan's URL, or the API of its hosted engine; neither is stopped."""
+    server = await _attach(plan, engine, context)
+    model = _model(plan, server, engine)
+    deployment = _AttachedDeployment(server, engine, model, context, concurrency=concurrency)
+    async with deployment.target(plan.adapter) as deployment.default:
+        whose = "which is not ours to stop"
+        if server.name is not None:
+            whose = f"the server {server.name}, which stays as it is"
+        context.notify(f"using {deployment.sampler.model} at {server.base_url}, {whose}")
+        if unused := _unused_settings(plan):
+            context.notify(f"without effect on a running server: {', '.join(unused)}")
+        say_bound(deployment.sampler, context.notify)
+        yield deployment
+
+
+class _AttachedDeployment(Deployment):
+    def __init__(
+        self,
+        server: Server,
+        engine: Engine,
+        model: str,
+        context: Context,
+        *,
+        concurrency: int | None,
+    ) -> None:
+        self.engine = engine
+        self.incidents = Incidents()  # nobody here watches the server
+        self._server = server
+        self._model = model
+        self._context = context
+        self._concurrency = concurrency
+
+    @property
+    def server(self) -> Server:
+        return self._server
+
+    @asynccontextmanager
+    async def target(self, folder: Path | None = None) -> AsyncIterator[Target]:
+        if folder is None:
+            async with self._sampler(self._model) as target:
+                yield target
+        elif (folder / CONFIG).exists():
+            async with (
+                borrowed_adapter(self._server, self.engine, folder, self._context) as model,
+                self._sampler(model) as target,
+            ):
+                yield target
+        else:
+            async with self._swapped(folder) as target:
+                yield target
+
+    @asynccontextmanager
+    async def _sampler(self, model: str) -> AsyncIterator[Target]:
+        sampler = make_sampler(
+            self._server, self.engine, concurrency=self._concurrency, model=model
+        )
+        async with sampler:
+            yield Target(
+                deployment=self, sampler=sampler, provenance=_provenance(self._server, model)
+            )
+
+    @asynccontextmanager
+    async def _swapped(self, folder: Path) -> AsyncIterator[Target]:
+        """Swap a checkpoint in, and the server's own weights in again when the block ends.
+
+        If those cannot be swapped in again, a WeightsError is raised, or noted on the error that
+        ended the block; `left_with` is the checkpoint that the server then still answers with.
+        """
+        server, notify = self._server, self._context.notify
+        async with swapper_of(
+            server.base_url, api_key=server.api_key, layout=self._context.layout
+        ) as swapper:
+            own = _own_weights(swapper, folder.parent)
+            await swapper.swap(folder)
+            notify(f"swapped {folder.name} into the server at {server.base_url}")
+            digest = swapper.current.digest
+            try:
+                async with self._sampler(self._model) as target:
+                    unknown = dict(target.provenance.unknown)
+                    unknown.pop("weights_digest", None)
+                    provenance = msgspec.structs.replace(
+                        target.provenance,
+                        model=str(folder),
+                        weights_digest=digest,
+                        unknown=unknown,
+                    )
+                    yield replace(target, provenance=provenance)
+            except BaseException as error:
+                if failure := await self._swap_back(swapper, own, folder):
+                    error.add_note(str(failure))
+                raise
+            if failure := await self._swap_back(swapper, own, folder):
+                raise failure
+
+    async def _swap_back(
+        self, swapper: WeightSwapper, own: Path, folder: Path
+    ) -> WeightsError | None:
+        """Swap the server's own weights in again; the error if that failed."""
+        try:
+            await swapper.swap(own)
+        except (WeightsError, ModelError, WireError) as error:
+            self.left_with = folder
+            return WeightsError(
+                f"the server still answers with {folder.name}: {own} could not be swapped in again",
+                why=error.message + (f" ({error.why})" if error.why else ""),
+                fix=f"enginehouse weights swap SERVER {own}; or start the server again",
+                restored=False,
+            )
+        return None
+
+
+def _own_weights(swapper: WeightSwapper, siblings: Path) -> Path:
+    """The weights to bring back afterwards; a checkpoint below `siblings` was left by an accident.
+
+    Raises WeightsError where nothing can be brought back.
+    """
+    current, started = swapper.current.path, swapper.started.path
+    assert started is not None
+    if current is None:
+        raise WeightsError(
+            "the weights of the server were sent to it, and are on no disk",
+            why="they could not be brought back after the evaluation",
+            fix="evaluate on a server of its own (without url), or ask this one as it is",
+            kind="unsupported",
+        )
+    left_behind = current.is_relative_to(siblings) and not started.is_relative_to(siblings)
+    return started if left_behind else current
+
+
+async def _attach(plan: AskConfig, engine: Engine, context: Context) -> Server:
+    """The server, asked for its models; `enginehouse serve` may have started it.
+
+    Raises ConfigurationError where address or key are missing, and WireError.
+    """
+    url = _url(plan, engine)
+    record = None if isinstance(engine, RemoteEngine) else record_at(url, layout=context.layout)
+    key = _key(plan, engine)
+    if key is None and record is not None and record.has_api_key:
+        key = read_key(record)
+    server = await attach_server(url, engine=engine, api_key=key, model=plan.model)
+    if record is None:
+        return server
+    return replace(
+        server,
+        name=record.name,
+        environment=record.environment,
+        command=record.command,
+        admin_key=read_key(record),
+        key_file=record.key_file,
+    )
+
+
+def _unused_settings(plan: AskConfig) -> list[str]:
+    """The settings that only a server of our own would take."""
+    own = [n for n in ("path", "python", "version", "variant") if getattr(plan, n) is not None]
+    return own + [n for n in plan.server.model_dump(exclude_defaults=True) if n != "api_key"]
+
+
+def _url(plan: AskConfig, engine: Engine) -> str:
+    url = plan.url
+    if url is None:
+        assert isinstance(engine, RemoteEngine)
+        variables = (os.environ.get(name) for name in engine.url_variables)
+        url = next((value for value in variables if value), engine.default_url)
+        if url is None:
+            raise ConfigurationError(
+                f"there is no address of a {engine.name} server",
+                fix=f"give --url, or set {engine.url_variables[0]}",
+            )
+    url = url.rstrip("/")
+    for dialect in (engine.wire.chat, engine.wire.completions):
+        if dialect is not None:  # documentation shows the whole address of the endpoint
+            url = url.removesuffix(dialect.path)
+    return url
+
+
+def _key(plan: AskConfig, engine: Engine) -> str | None:
+    if name := plan.api_key_env:
+        if key := os.environ.get(name):
+            return key
+        raise ConfigurationError(
+            f"{name} is not set, which --api-key-env names as the variable with the API key",
+            fix=f"export {name}=… first, or correct --api-key-env",
+        )
+    if plan.server.api_key:
+        return plan.server.api_key
+    if not isinstance(engine, RemoteEngine):
+        return os.environ.get(API_KEY_VARIABLE)
+    key = next((value for n in engine.key_variables if (value := os.environ.get(n))), None)
+    if key is None and engine.needs_key:
+        raise ConfigurationError(
+            f"there is no API key for {engine.name}; nothing was sent",
+            fix=f"export {engine.key_variables[0]}=…, or name another variable with --api-key-env",
+        )
+    return key
+
+
+def _model(plan: AskConfig, server: Server, engine: Engine) -> str:
+    if plan.model is None:
+        if isinstance(engine, RemoteEngine) or not server.models:
+            raise ConfigurationError(
+                f"{engine.name} needs the name of a model",
+                fix=f"name one, such as {server.models[0]}" if server.models else "name one",
+            )
+        return server.models[0]
+    # hosted APIs answer to aliases that they do not list
+    if plan.model in server.models or isinstance(engine, RemoteEngine):
+        return plan.model
+    raise ConfigurationError(
+        f"the server at {server.base_url} does not serve {plan.model!r}",
+        fix=f"leave the model out, or name one of: {', '.join(server.models)}",
+    )
+
+
+def _provenance(server: Server, model: str) -> Provenance:
+    """What is known of a server that was running already."""
+    fields = ["weights_digest", "chat_template_digest"]
+    if server.name is None:
+        fields += ["engine_arguments", "environment"]
+        reason = "the server is not ours"
+    else:
+        reason = f"{server.name} was started earlier, and is not asked what it has loaded since"
+    unknown = dict.fromkeys(fields, reason)
+    unknown |= {
+        name: "the server does not say"
+        for name, value in (("engine", server.engine), ("engine_version", server.version))
+        if value is None
+    }
+    return Provenance(
+        engine=server.engine,
+        engine_version=server.version,
+        engine_arguments=server.command,
+        environment=server.environment,
+        model=model,
+        weights_digest=None,
+        chat_template_digest=None,
+        base_url=server.base_url,
+        unknown=unknown,
+    )

@@ -1,0 +1,61 @@
+"""The one way to get something that answers requests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from enginehouse.core.sampler import Capability
+from enginehouse.deployment.attached import attached_deployment
+from enginehouse.deployment.base import Deployment
+from enginehouse.deployment.configuration import AskConfig, ServeConfig, merged, parse
+from enginehouse.deployment.served import served_deployment
+from enginehouse.dialects.base import require
+from enginehouse.engines.base import RemoteEngine
+from enginehouse.engines.registry import load_engine
+from enginehouse.runtime.context import Context
+
+
+@asynccontextmanager
+async def open_deployment(
+    plan: ServeConfig, context: Context, *, concurrency: int | None = None
+) -> AsyncIterator[Deployment]:
+    """A deployment for `plan`, ready to answer, for the length of the block.
+
+    Without a `url` and with an engine that runs here, a server is started for it: restarted if it
+    dies, and stopped with every descendant however the block ends. Otherwise a running server or a
+    hosted API is used and left as it was. `concurrency` bounds the requests in flight; None follows
+    the server's queue. Raises ConfigurationError, ProvisioningError, ModelError, ServerError,
+    AdapterError, and WireError for a server that cannot be used.
+    """
+    engine = load_engine(plan.engine)
+    if plan.adapter is not None:
+        require(engine.capabilities(None), Capability.ADAPTERS, "LoRA adapters")
+    if isinstance(plan, AskConfig) and (plan.url or isinstance(engine, RemoteEngine)):
+        opening = attached_deployment(plan, engine, context, concurrency=concurrency)
+    else:
+        opening = served_deployment(plan, context, concurrency=concurrency)
+    async with opening as deployment:
+        yield deployment
+
+
+@asynccontextmanager
+async def serve(
+    model: str,
+    *,
+    notify: Callable[[str], None] = lambda _: None,
+    concurrency: int | None = None,
+    engine: str | None = None,
+    python: str | None = None,
+    **server: Any,
+) -> AsyncIterator[Deployment]:
+    """Serve `model` for the length of the block: what `enginehouse serve` does.
+
+    `server` holds the fields of ServerOptions (max_model_len=4096, …). Raises ConfigurationError,
+    ProvisioningError, ModelError or ServerError, each saying what to do next.
+    """
+    values = merged({}, {"model": model, "engine": engine, "python": python, "server": server})
+    plan = parse(ServeConfig, values, origin="serve()")
+    async with open_deployment(plan, Context(notify=notify), concurrency=concurrency) as deployment:
+        yield deployment

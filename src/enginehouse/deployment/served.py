@@ -1,0 +1,254 @@
+"""A deployment on a server of our own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.stack import ServerLayers
+from enginehouse.core.errors import ModelError, WeightsError
+from enginehouse.core.sampler import Capability, Provenance
+from enginehouse.deployment.base import Deployment, Incidents, Target
+from enginehouse.deployment.compute_type import type_in_command
+from enginehouse.deployment.configuration import ServeConfig
+from enginehouse.deployment.serving import (
+    Prepared,
+    choose_engine,
+    exclusive_requests,
+    make_sampler,
+    prepare,
+    say_bound,
+    start,
+)
+from enginehouse.deployment.supervision import Supervisor, supervised
+from enginehouse.deployment.swapping import Swaps, swapping
+from enginehouse.dialects.base import require
+from enginehouse.engines.base import LoraFlags, SupportsAdapters
+from enginehouse.engines.registry import load_engine
+from enginehouse.runtime.context import Context
+from enginehouse.servers.endpoint import Server
+from enginehouse.servers.server import OwnedServer
+from enginehouse.weights.peft_folder import CONFIG, checkpoint_shapes, read_peft_folder
+from enginehouse.weights.pool import AdapterPool, alias_of
+from enginehouse.weights.store import AdapterStore
+
+Plan = TypeVar("Plan", bound=ServeConfig)
+_RANK = 64  # where the adapters are not known yet
+
+
+@asynccontextmanager
+async def served_deployment(
+    plan: ServeConfig, context: Context, *, concurrency: int | None
+) -> AsyncIterator[Deployment]:
+    """Start a server for the plan's model, supervise it, and stop it when the block ends."""
+    if plan.adapter is not None:
+        plan = await asyncio.to_thread(with_adapters, plan, [plan.adapter])
+    prepared = await prepare(plan, context)
+    incidents = Incidents()
+    async with (
+        start(prepared, plan, context, name=None) as owned,
+        supervised(
+            owned,
+            patience=plan.progress_timeout,
+            max_restarts=plan.max_restarts,
+            notify=context.notify,
+            on_incident=incidents.report,
+        ) as supervisor,
+        swapping(owned, supervisor=supervisor, layout=context.layout, alone=True) as swaps,
+        AsyncExitStack() as stack,
+    ):
+        deployment = _ServedDeployment(
+            plan=plan,
+            context=context,
+            prepared=prepared,
+            owned=owned,
+            supervisor=supervisor,
+            swaps=swaps,
+            layers=ServerLayers(
+                exclusive=exclusive_requests(prepared.quirks()),
+                gate=swaps.gate,
+                redelivery=supervisor.redelivery,
+            ),
+            concurrency=concurrency,
+            stack=stack,
+        )
+        deployment.incidents = incidents
+        await deployment.begin()
+        yield deployment
+
+
+@dataclass(kw_only=True, eq=False)
+class _ServedDeployment(Deployment):
+    """`stack` closes what is opened later: the samplers, before the server is stopped."""
+
+    plan: ServeConfig
+    context: Context
+    prepared: Prepared
+    owned: OwnedServer
+    supervisor: Supervisor
+    swaps: Swaps
+    layers: ServerLayers
+    concurrency: int | None
+    stack: AsyncExitStack
+    pool: AdapterPool | None = None
+
+    async def begin(self) -> None:
+        """Open the sampler of the plan's model, and of its adapter if it has one."""
+        self.engine, self.model = self.prepared.engine, self.prepared.model
+        self.weights = self.swaps.swapper
+        sampler = await self.stack.enter_async_context(
+            self._sampler(self.server.models[0], self.concurrency)
+        )
+        say_bound(sampler, self.context.notify)
+        # past the layers in which requests wait for a restoration
+        self._direct = await self.stack.enter_async_context(
+            make_sampler(self.server, self.engine, concurrency=1)
+        )
+        provenance = _provenance(self.server, self.prepared)
+        self.default = self._base = Target(deployment=self, sampler=sampler, provenance=provenance)
+        if (adapter := self.plan.adapter) is not None:
+            self.default = await self.stack.enter_async_context(self.target(adapter))
+            self.context.notify(f"adapter: {adapter}, loaded as {self.default.provenance.model}")
+
+    @property
+    def server(self) -> Server:
+        return self.owned.server
+
+    @asynccontextmanager
+    async def target(self, folder: Path | None = None) -> AsyncIterator[Target]:
+        if folder is None or not (folder / CONFIG).exists():
+            yield await self._checkpoint(folder)
+            return
+        await self._checkpoint(None)
+        pool = await self._adapter_pool(folder)
+        supports = self.engine.capabilities(self.server.version).supports
+        info = await asyncio.to_thread(read_peft_folder, folder)
+        loaded = await pool.load(
+            alias_of(folder),
+            folder,
+            prove=Capability.PROMPT_LOGPROBS in supports and not info.is_zero,
+        )
+        provenance = msgspec.structs.replace(
+            self._base.provenance, model=loaded.model, adapter_digest=loaded.stored.digest
+        )
+        async with self._sampler(loaded.model, self.concurrency) as sampler:
+            yield Target(
+                deployment=self,
+                sampler=sampler,
+                provenance=provenance,
+                adapter=loaded.stored.path,
+            )
+
+    async def _checkpoint(self, folder: Path | None) -> Target:
+        """Have the server answer with the weights in `folder`; None is the plan's model."""
+        swapper = self.weights
+        if swapper is None:
+            if folder is None:
+                return self._base
+            raise WeightsError(
+                f"the weights of {self.server.name} cannot be swapped while it runs",
+                fix="serve the checkpoint by itself, or with vLLM and enable_weight_swap",
+                kind="unsupported",
+            )
+        assert self.model is not None
+        own = Path(self.model.path)
+        # a folder that is named again may hold something else by now
+        if folder is not None or swapper.current.path != own:
+            await swapper.swap(folder or own)
+        if folder is None:
+            return self._base
+        provenance = msgspec.structs.replace(
+            self._base.provenance, model=str(folder), weights_digest=swapper.current.digest
+        )
+        return Target(deployment=self, sampler=self._base.sampler, provenance=provenance)
+
+    async def _adapter_pool(self, folder: Path) -> AdapterPool:
+        """The server's adapters; made when the first one is needed."""
+        if self.pool is None:
+            options = self.plan.server
+            if not options.enable_lora:
+                raise ModelError(
+                    f"{folder} is an adapter, and the server was started without LoRA",
+                    fix="give --enable-lora",
+                )
+            assert self.model is not None
+            # its own connections: loading and proving do not wait for a place among the requests
+            sampler = await self.stack.enter_async_context(
+                self._sampler(self.server.models[0], None)
+            )
+            self.pool = AdapterPool(
+                sampler,
+                max_loras=options.max_loras or 1,
+                store=AdapterStore(self.context.layout),
+                base=await asyncio.to_thread(checkpoint_shapes, Path(self.model.path)) or None,
+                max_rank=options.max_lora_rank,
+            )
+            self.after_restart(self.pool.restore)
+        return self.pool
+
+    def after_restart(self, restore: Callable[[HTTPSampler], Awaitable[object]]) -> None:
+        """Have `restore` tell a restarted server again what it had been told.
+
+        It is given a sampler whose requests do not wait for it, as others do.
+        """
+        self.supervisor.restorations.append(partial(restore, self._direct))
+
+    def _sampler(self, model: str, concurrency: int | None) -> HTTPSampler:
+        return make_sampler(
+            self.server,
+            self.engine,
+            concurrency=concurrency,
+            model=model,
+            shared=self.layers,
+        )
+
+
+def _provenance(server: Server, prepared: Prepared) -> Provenance:
+    model = prepared.model
+    return Provenance(
+        engine=prepared.environment.engine,
+        engine_version=prepared.environment.version,
+        engine_arguments=server.command,
+        environment=prepared.environment.key or str(prepared.environment.executable),
+        model=model.reference,
+        weights_digest=model.weights_digest,
+        chat_template_digest=model.chat_template_digest,
+        base_url=server.base_url,
+        revision=model.revision,
+        dtype=type_in_command(server.engine, server.command or ()),
+        dtype_reason=prepared.compute_type.reason if prepared.compute_type else None,
+        unknown=model.unknown,
+    )
+
+
+def with_weight_swap(plan: Plan) -> Plan:
+    """The plan of a server whose weights can be swapped, if its engine can do that."""
+    engine = load_engine(choose_engine(plan.engine, notify=lambda _: None))
+    if engine.wire.weights is None:
+        return plan
+    options = plan.server.model_copy(update={"enable_weight_swap": True})
+    return plan.model_copy(update={"server": options})
+
+
+def with_adapters(plan: Plan, folders: Iterable[Path] = ()) -> Plan:
+    """The plan with LoRA enabled, for ranks as large as those of `folders`.
+
+    What the plan itself says takes precedence. Blocking. Raises AdapterError for a folder that
+    holds no adapter, UnsupportedError for an engine that takes none.
+    """
+    engine = load_engine(choose_engine(plan.engine, notify=lambda _: None))
+    require(engine.capabilities(None), Capability.ADAPTERS, "LoRA adapters")
+    needed = max((read_peft_folder(folder).rank for folder in folders), default=_RANK)
+    options = plan.server
+    lora = engine.lora if isinstance(engine, SupportsAdapters) else LoraFlags()
+    rank = options.max_lora_rank or lora.rank_for(needed)
+    options = options.model_copy(update={"enable_lora": True, "max_lora_rank": rank})
+    return plan.model_copy(update={"server": options})
