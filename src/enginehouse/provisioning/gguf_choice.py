@@ -1,4 +1,4 @@
-"""Which GGUF file of several is the model: repositories hold one per quantisation."""
+"""Choosing one of several GGUF files: repositories hold one per quantisation."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import PurePosixPath
 from enginehouse.core.errors import ModelError
 
 _PART = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf$", re.IGNORECASE)
-# What llama.cpp itself takes when nobody says which.
+# What llama.cpp itself takes by default.
 _USUAL = re.compile(r"(?<![A-Za-z0-9])Q4_K_M(?![A-Za-z0-9])", re.IGNORECASE)
 _NOT_A_MODEL = ("mmproj", "imatrix")  # projectors of images, and statistics for quantising
 _SHOWN = 12
 
 
 def choose_gguf(names: Sequence[str], *, where: str) -> tuple[str, ...]:
-    """The file, or all parts of a split one with the first part first.
+    """The file, or all parts of a split one in order.
 
-    The only model there is, else the only one of quantisation Q4_K_M. Raises ModelError naming the
-    others, or the parts that are missing.
+    It is the only model there, or the only one of quantisation Q4_K_M. Raises ModelError naming the
+    candidates, or the number of missing parts.
     """
     models: dict[str, list[str]] = {}
     for name in sorted(names):
