@@ -209,8 +209,7 @@ async def test_whatever_happens_nothing_is_lost_and_nothing_is_left(seed: int):
                 gate.open(str(number))
 
     asked = []
-    judging = asyncio.create_task(judge(engine, redelivery))
-    disturbing = asyncio.create_task(disturb())
+    judging, disturbing = map(asyncio.create_task, (judge(engine, redelivery), disturb()))
     for _ in range(150):
         asked.append(asyncio.create_task(ask()))
         await asyncio.sleep(0)

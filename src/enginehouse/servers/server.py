@@ -24,7 +24,7 @@ from enginehouse.diagnosis import Diagnosis, diagnose_log, explained
 from enginehouse.engines.base import LaunchContext, ServedEngine, is_administered
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import load_served_engine
-from enginehouse.processes.process import Process, start_process
+from enginehouse.processes.process import Process, hold_process
 from enginehouse.processes.tree import ProcessIdentity, identify
 from enginehouse.processes.usage import UsageMeter
 from enginehouse.provisioning.environments import EngineEnvironment
@@ -301,17 +301,12 @@ class OwnedServer:
             else None,
             owned=True,
         )
-
-        def note(process: ProcessIdentity) -> None:
-            assert self._lease is not None
-            self._lease = hand_over(self.context.layout, self._lease, owner=process)
+        with hold_process(command, log=log, orphan_grace=self.timings.orphan_grace) as held:
+            self._lease = hand_over(self.context.layout, self._lease, owner=held.identity)
             if server.key_file is not None:
                 write_whole(server.key_file, self._admin_key.encode(), private=True)
-            self._write(self._new_record(server, process, detached=detached))
-
-        self._process = await start_process(
-            command, log=log, note=note, orphan_grace=self.timings.orphan_grace
-        )
+            self._write(self._new_record(server, held.identity, detached=detached))
+            self._process = held.begin()
         self._server = replace(server, pid=self._process.pid)
 
     def _new_record(
