@@ -84,7 +84,7 @@ class AskConfig(ServeConfig):
         return values
 
     @model_validator(mode="after")
-    def _someone_to_ask(self) -> Self:
+    def _model_or_url(self) -> Self:
         if self.url is None and self.model is None and self.path is None:
             raise ValueError("give a model (or path), or the url of a server")
         if self.url is not None and "@" in _network_location(self.url):
