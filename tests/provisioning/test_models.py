@@ -138,7 +138,7 @@ async def test_the_fall_back_is_used_when_the_model_cannot_be_had(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     found = await _resolve("a/b", environment, layout, notes, fallback_path=checkpoint)
     assert found.path == str(checkpoint)
-    assert "a/b cannot be had" in notes[0]
+    assert "a/b is not available" in notes[0]
     assert str(checkpoint) in notes[0]
 
 

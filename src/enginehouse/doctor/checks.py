@@ -321,7 +321,7 @@ def judge_surroundings(machine: Machine) -> Iterator[Finding]:
 
 
 def _servers(layout: Layout) -> Iterator[Finding]:
-    """Servers that nobody looks after."""
+    """Servers that are left behind."""
     found = list_servers(layout)
     for status in found:
         name = status.record.name

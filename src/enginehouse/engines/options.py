@@ -1,4 +1,4 @@
-"""How to start a server, whatever the engine. Light: the command line reads it first."""
+"""How to start a server of any engine. Imports little: the command line reads it first."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class ServerOptions(StrictModel):
     """
 
     host: str = "127.0.0.1"
-    """The address to listen on; other than loopback, an API key is demanded."""
+    """The address to listen on; an API key is required unless it is loopback."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    """The port; a free one is leased when not given."""
+    """The port; by default a free one is leased."""
     tensor_parallel_size: PositiveInt | None = None
     """GPUs that share each layer."""
     pipeline_parallel_size: PositiveInt | None = None
-    """Groups of GPUs that share the layers out."""
+    """Groups of GPUs that the layers are divided among."""
     data_parallel_size: PositiveInt | None = None
     """Copies of the model."""
     dtype: DType | None = None
@@ -41,11 +41,11 @@ class ServerOptions(StrictModel):
     max_num_batched_tokens: PositiveInt | None = None
     """Tokens that one step computes."""
     enable_prefix_caching: bool | None = None
-    """Whether common beginnings of prompts are computed once."""
+    """Whether shared beginnings of prompts are computed only once."""
     enable_chunked_prefill: bool | None = None
     """Whether long prompts are computed in pieces."""
     enforce_eager: bool | None = None
-    """Whether compilation is left out; on a CPU it is unless this is false."""
+    """Whether compilation is skipped; on a CPU it is by default."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""
     enable_lora: bool = False

@@ -81,7 +81,7 @@ def new_folder(parent: Path, key: str) -> Path:
 
 
 def _remove_leftover(leftover: Path) -> None:
-    """Remove a folder whose builder is dead: we hold its lock, so whoever uses it is an orphan."""
+    """Remove a folder whose builder is dead: we hold its lock, so its users are orphans."""
     prefix = f"{leftover}{os.sep}"
     orphans = [
         process

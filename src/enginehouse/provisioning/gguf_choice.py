@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from enginehouse.core.errors import ModelError
 
 _PART = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf$", re.IGNORECASE)
-# What llama.cpp itself takes when nobody says which.
+# What llama.cpp itself takes by default.
 _USUAL = re.compile(r"(?<![A-Za-z0-9])Q4_K_M(?![A-Za-z0-9])", re.IGNORECASE)
 _NOT_A_MODEL = ("mmproj", "imatrix")  # projectors of images, and statistics for quantising
 _SHOWN = 12

@@ -24,14 +24,14 @@ Scalar = int | float | bool | str
 def read_metadata(file: Path) -> Mapping[str, Scalar]:
     """The file's keys with their values, arrays left out. Blocking: 0.1 s for a large vocabulary.
 
-    Raises ModelError for a file that is no GGUF file, or a broken one.
+    Raises ModelError for a file that is not GGUF, or is broken.
     """
     with file.open("rb") as opened:
         try:
             return _read(opened)
         except (struct.error, ValueError, OverflowError, OSError, RecursionError) as error:
             raise ModelError(
-                f"{file} is no GGUF file, or is broken",
+                f"{file} is not a GGUF file, or is broken",
                 why=str(error),
                 fix="download or copy it again; a Git LFS pointer needs `git lfs pull`",
             ) from error

@@ -239,7 +239,7 @@ def _cached(repository: str, revision: str | None, notify: Notify, *, reason: st
         folder = Path(error.snapshot_path)  # ours are: only one form of the weights is fetched
     except (errors.LocalEntryNotFoundError, ValueError) as error:
         raise ModelNotFoundError(
-            f"the model {repository} cannot be had",
+            f"the model {repository} is not available",
             why=f"{reason}, and it is not in the hub's cache ({_cache()})",
             fix="unset HF_HUB_OFFLINE and check the network, the proxy and HF_ENDPOINT, "
             "or give the path of a checkpoint folder",

