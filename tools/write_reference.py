@@ -1,4 +1,4 @@
-"""Writes what documents can be told by the code: docs/reference.md, parts of errors.md, engines.md.
+"""Generates docs/reference.md and parts of errors.md and engines.md from the code.
 
 `python tools/write_reference.py` rewrites them; with `--check` it only says which are out of date
 (exit status 1).
@@ -56,64 +56,64 @@ END = "<!-- end of what is generated -->"
 
 EXIT_CODES = {
     0: "done",
-    1: "an error that Enginehouse did not foresee: a traceback is printed; please report it",
+    1: "an unexpected error: a traceback is printed; please report it",
     2: "wrong usage or configuration",
     3: "an engine environment could not be built or does not work; `doctor` found a problem",
-    4: "the model cannot be had",
+    4: "the model was not found or cannot be used",
     5: "a server did not start, died, or could not be stopped",
-    6: "a server does not answer as it must, cannot be reached, or refuses",
+    6: "a server cannot be reached, refuses, or does not answer as it should",
     7: "a task's data or its scoring is broken",
     8: "a run or another file cannot be read or written, another process works on it, or no more "
     "files may be opened",
     9: "the evaluation ended, but too many samples failed: at least one task has no headline",
-    130: "Ctrl-C (SIGINT); what was started has been stopped, a run can be resumed",
+    130: "Ctrl-C (SIGINT); everything that was started has been stopped, and a run can be resumed",
     141: "nobody reads standard output any more (`| head`)",
-    143: "SIGTERM; as with Ctrl-C",
+    143: "SIGTERM; like Ctrl-C",
 }
 
 VARIABLES = {
-    "ENGINEHOUSE_HOME": "Everything is kept below this folder instead of the platform's folders.",
-    "ENGINEHOUSE_VLLM_PYTHON": "The Python of an existing vLLM; `--python` comes before it.",
+    "ENGINEHOUSE_HOME": "The folder for all files, instead of the platform's folders.",
+    "ENGINEHOUSE_VLLM_PYTHON": "The Python of an existing vLLM; `--python` takes precedence.",
     "GRAIL_VLLM_PYTHON": "The same, after ENGINEHOUSE_VLLM_PYTHON.",
-    "ENGINEHOUSE_HF_PYTHON": "The Python of an existing install for the engine hf, likewise.",
-    "ENGINEHOUSE_SGLANG_PYTHON": "The Python of an existing SGLang, likewise.",
-    "ENGINEHOUSE_LLAMACPP_SERVER": "An existing llama-server, or its folder; `--python` comes "
-    "before it, and PATH after it.",
+    "ENGINEHOUSE_HF_PYTHON": "The same for the engine hf.",
+    "ENGINEHOUSE_SGLANG_PYTHON": "The same for SGLang.",
+    "ENGINEHOUSE_LLAMACPP_SERVER": "An existing llama-server, or its folder; `--python` takes "
+    "precedence, and PATH is used last.",
     "CC": "The C compiler that builds llama-server.",
     "CXX": "The C++ compiler that builds llama-server.",
     "CUDACXX": "The CUDA compiler that builds llama-server for GPUs.",
     "ENGINEHOUSE_API_KEY": "The API key of servers that are started or used; `--api-key` "
-    "comes before it.",
-    "OPENAI_API_KEY": "The API key of the engine openai; `--api-key-env` comes before it.",
-    "ANTHROPIC_API_KEY": "The API key of the engine anthropic, likewise.",
-    "OPENROUTER_API_KEY": "The API key of the engine openrouter, likewise.",
-    "OPENAI_BASE_URL": "Where the engine openai is; `--url` comes before it.",
-    "ANTHROPIC_BASE_URL": "Where the engine anthropic is, likewise.",
-    "OPENROUTER_BASE_URL": "Where the engine openrouter is, likewise.",
-    "MEGATRON_SERVER_URL": "Where the Megatron text generation server is, likewise.",
+    "takes precedence.",
+    "OPENAI_API_KEY": "The API key of the engine openai; `--api-key-env` takes precedence.",
+    "ANTHROPIC_API_KEY": "The same for the engine anthropic.",
+    "OPENROUTER_API_KEY": "The same for the engine openrouter.",
+    "OPENAI_BASE_URL": "The address of the engine openai; `--url` takes precedence.",
+    "ANTHROPIC_BASE_URL": "The same for the engine anthropic.",
+    "OPENROUTER_BASE_URL": "The same for the engine openrouter.",
+    "MEGATRON_SERVER_URL": "The same for the Megatron text generation server.",
     "HF_TOKEN": "The token for gated or private models and data sets of the hub.",
-    "HF_HUB_OFFLINE": "1: the hub is not asked, only its cache is read.",
-    "HF_ENDPOINT": "Another hub.",
-    "HF_HOME": "Where the hub's cache is; HF_HUB_CACHE comes before it.",
-    "HF_HUB_CACHE": "Where the hub's cache of models is.",
-    "PIP_FIND_LINKS": "Folders or pages of wheels, handed on to uv as UV_FIND_LINKS.",
-    "UV_FIND_LINKS": "The same for uv, before PIP_FIND_LINKS.",
-    "UV_DEFAULT_INDEX": "The package registry that uv asks.",
-    "UV_EXCLUDE_NEWER": "The time whose packages a version that is not pinned is given.",
-    "UV_TORCH_BACKEND": "Where uv takes torch from; ours is cpu for the CPU build.",
-    "CUDA_VISIBLE_DEVICES": "Empty or -1: the machine counts as one without a GPU.",
-    "LD_LIBRARY_PATH": "Handed on to engines; `doctor` warns of a CUDA in it.",
+    "HF_HUB_OFFLINE": "1: only the hub's cache is used.",
+    "HF_ENDPOINT": "The address of another hub.",
+    "HF_HOME": "The folder of the hub's cache; HF_HUB_CACHE takes precedence.",
+    "HF_HUB_CACHE": "The folder of the hub's cache of models.",
+    "PIP_FIND_LINKS": "Folders or pages of wheels, passed on to uv as UV_FIND_LINKS.",
+    "UV_FIND_LINKS": "The same for uv; takes precedence over PIP_FIND_LINKS.",
+    "UV_DEFAULT_INDEX": "The package registry that uv uses.",
+    "UV_EXCLUDE_NEWER": "A version that is not pinned gets packages uploaded before this time.",
+    "UV_TORCH_BACKEND": "Where uv gets torch from; by default cpu for the CPU build.",
+    "CUDA_VISIBLE_DEVICES": "Empty or -1: the machine is treated as one without a GPU.",
+    "LD_LIBRARY_PATH": "Passed on to engines; `doctor` warns about a CUDA in it.",
     "NO_COLOR": "No colours.",
-    "COLUMNS": "The width of tables when the output is no terminal (else 100).",
+    "COLUMNS": "The width of tables if the output is not a terminal (default: 100).",
 }
 
 RUN_FILES = {
-    "run.json": "What the run is and how far it got.",
+    "run.json": "What the run is, and its state.",
     "config.yaml": "The whole configuration; `enginehouse eval --config` runs it again. "
     "Secrets are left out.",
-    "journal.jsonl": "The record of every sample, one JSON object a line, appended only.",
-    "report.json": "The report; rebuilt from the journal whenever it is shown.",
-    "holder.json": "Who worked on the run last: process, machine, since when.",
+    "journal.jsonl": "The record of every sample, one JSON object per line, append-only.",
+    "report.json": "The report; computed from the journal whenever it is shown.",
+    "holder.json": "The process that worked on the run last, its machine, and since when.",
     "lock": "Held by the process that works on the run.",
 }
 

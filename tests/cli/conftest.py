@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -14,9 +15,12 @@ from tests.support.command_line import Finished, House
 def call(
     house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Finished]:
-    """The command line in this process: as `house.run`, without the time that Python needs."""
+    """The command line in this process: like `house.run`, without the time to start Python.
 
-    def run(*words: str, **env: str) -> Finished:
+    For everything but signals, kills, terminals and closed streams; `stdin` is what it reads.
+    """
+
+    def run(*words: str, stdin: str = "", **env: str) -> Finished:
         from enginehouse.__main__ import main
 
         with monkeypatch.context() as patch:
@@ -24,6 +28,7 @@ def call(
                 patch.setenv(name, value)
             patch.chdir(house.work)
             patch.setattr(sys, "argv", ["enginehouse", *words])
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
             capsys.readouterr()
             code: object = 0
             handler = signal.getsignal(signal.SIGINT)

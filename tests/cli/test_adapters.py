@@ -63,7 +63,7 @@ def test_a_broken_adapter_costs_no_start(house: House, call):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("{m}+{a}", "{m}+{a}"), "step-1"),
+        (("{m}+{a}", "{m}+{a}"), "twice"),
         (("{m}+{a}", "{m}2"), "tiny2"),
         (("{m}+nowhere",), "nowhere"),
         (("{m}+{a}", "--engine", "llamacpp"), "LoRA"),

@@ -16,28 +16,13 @@ import pytest
 from tests.support.command_line import DEADLINE, Finished, House
 from tests.support.foreign_server import fake_engine
 
-pytestmark = pytest.mark.slow
-
 Pipe = Callable[..., Finished]
 
 
 @pytest.fixture
-def pipe(house: House) -> Pipe:
+def pipe(call: Pipe) -> Pipe:
     """`enginehouse chat`, with messages on standard input."""
-
-    def run(said: str, *words: str) -> Finished:
-        done = subprocess.run(
-            [sys.executable, "-m", "enginehouse", "chat", *words],
-            input=said.encode(),
-            capture_output=True,
-            env=house.env,
-            cwd=house.work,
-            timeout=DEADLINE,
-            check=False,
-        )
-        return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
-
-    return run
+    return lambda said, *words: call("chat", *words, stdin=said)
 
 
 class Terminal:
@@ -164,13 +149,14 @@ def test_an_answer_that_is_cut_off_says_so(house: House, pipe: Pipe):
         (("m", "--engine", "megatron", "--url", "http://127.0.0.1:1"), 6),
     ],
 )
-def test_wrong_usage(call: Pipe, words: tuple[str, ...], code: int):
+def test_wrong_usage(pipe: Pipe, words: tuple[str, ...], code: int):
     """Before a message is read."""
-    done = call("chat", *words)
+    done = pipe("Hi\n", *words)
     assert done.code == code, done.err
     assert "Traceback" not in done.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_an_answer_and_then_ends(house: House, terminal):
     """Streamed as it comes; what was answered stays, and at the prompt Ctrl-C is the end."""
     canned = house.answers({"everything": "Well then: " + "word " * 5000}).partition("=")[2]
@@ -187,6 +173,7 @@ def test_ctrl_c_stops_an_answer_and_then_ends(house: House, terminal):
         assert chat.end() == 130
 
 
+@pytest.mark.slow
 def test_the_end_of_the_input_ends(house: House, terminal):
     """Ctrl-D at the prompt is status 0; so is /exit."""
     with fake_engine() as url:

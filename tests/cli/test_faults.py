@@ -19,7 +19,6 @@ from enginehouse.client import sampler as sampling
 from enginehouse.client.retry import Retries
 from enginehouse.client.transport import Timeouts
 from enginehouse.deployment import serving
-from enginehouse.deployment import supervision as supervising
 from enginehouse.evaluation.records import Failure, Record, SampleRecord
 from enginehouse.servers.server import start_server
 from enginehouse.servers.timings import Timings
@@ -193,7 +192,7 @@ DEATHS: list[dict[str, Any]] = [
 @pytest.mark.slow
 @pytest.mark.parametrize("death", DEATHS, ids=json.dumps)
 def test_a_server_of_ours_that_dies_twice(house: House, call: Call, words, death: dict[str, Any]):
-    """Under the twelfth and the fortieth request, whoever they are: started again both times."""
+    """Under the twelfth and the fortieth request, whichever they are: restarted both times."""
     done = call(*ours(house, {"fault": "die", "nth": [12, 40], **death}), *words)
     assert done.code == 0, done.err
     check(house, done, failed=set())
@@ -232,7 +231,7 @@ def test_an_engine_core_killed_by_somebody(house: House, words):
 
 @pytest.mark.slow
 def test_a_restart_that_fails(house: House, call: Call, words):
-    """The second start finds no memory: that is noted, and the third goes on with the work."""
+    """The second start finds no memory: that is noted, and the third continues the work."""
     cause = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
     no_start = {"fault": "no_start", "nth": [2], "cause": cause}
     done = call(*ours(house, {"fault": "die", "nth": [12]}, no_start), *words)
@@ -247,9 +246,8 @@ def test_a_restart_that_fails(house: House, call: Call, words):
 @pytest.mark.slow
 def test_a_health_that_lies(house: House, call: Call, words, monkeypatch: pytest.MonkeyPatch):
     """200 for an engine that answers nobody: no token for so long, so it is started again."""
-    timings = Timings(canary=0.5, degraded_after=1.0)
+    timings = Timings(canary=0.5, degraded_after=1.0, look=0.2)
     monkeypatch.setattr(serving, "start_server", partial(start_server, timings=timings))
-    monkeypatch.setattr(supervising, "_LOOK", 0.2)
     monkeypatch.setattr(sampling, "Timeouts", Timeouts)
     lie = {"fault": "die", "nth": [12], "reply": "hang", "lives": True, "health": 200}
     done = call(*ours(house, lie), *words, "--progress-timeout", "2")

@@ -121,7 +121,7 @@ class TestAsked:
         ("words", "kind", "said"),
         [
             ("lasting 502", ServerFaultError, "the server answered 502: the fake engine was told"),
-            ("lasting reset", ConnectionFailedError, "no reply came from http://127.0.0.1"),
+            ("lasting reset", ConnectionFailedError, "no reply from http://127.0.0.1"),
         ],
     )
     async def test_what_lasts_is_given_up(

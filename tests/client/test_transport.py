@@ -41,7 +41,7 @@ def test_addresses_with_and_without_v1(given: str, root: str):
 @pytest.mark.parametrize("given", ["localhost:8000", "", "ftp://host", "http://", "http://h?x=1"])
 def test_what_is_no_address_is_refused(given: str):
     """With an example of one."""
-    with pytest.raises(ConfigurationError, match="not the address"):
+    with pytest.raises(ConfigurationError):
         normal_base_url(given)
 
 

@@ -18,21 +18,21 @@ def ask(max_tokens: int, prompt: Prompt = TextPrompt("Hello")) -> SampleRequest:
 
 def test_a_name_that_is_not_served_is_refused():
     """The server would answer with its only model; the error says what it serves."""
-    SERVED.check(ask(8), model="alias")
+    SERVED.require_answerable(ask(8), model="alias")
     with pytest.raises(UnknownModelError, match="it serves mine, alias"):
-        SERVED.check(ask(8), model="other")
+        SERVED.require_answerable(ask(8), model="other")
 
 
 def test_an_answer_that_cannot_fit_is_refused():
     """A prompt of unknown length has a token at least; that of token ids is known."""
-    SERVED.check(ask(99), model="mine")
+    SERVED.require_answerable(ask(99), model="mine")
     with pytest.raises(ContextOverflowError, match="100 tokens"):
-        SERVED.check(ask(100), model="mine")
-    SERVED.check(ask(90, TokenPrompt((1,) * 10)), model="mine")
+        SERVED.require_answerable(ask(100), model="mine")
+    SERVED.require_answerable(ask(90, TokenPrompt((1,) * 10)), model="mine")
     with pytest.raises(ContextOverflowError):
-        SERVED.check(ask(91, TokenPrompt((1,) * 10)), model="mine")
+        SERVED.require_answerable(ask(91, TokenPrompt((1,) * 10)), model="mine")
 
 
 def test_an_unknown_context_refuses_nothing():
     """Old builds do not say."""
-    Unchecked(names=("mine",), context=None).check(ask(10**9), model="mine")
+    Unchecked(names=("mine",), context=None).require_answerable(ask(10**9), model="mine")

@@ -29,7 +29,6 @@ from enginehouse.core.errors import (
     ServerGoneError,
 )
 from enginehouse.deployment import serving as serving_module
-from enginehouse.deployment import supervision as supervising
 from enginehouse.deployment.admission import Admission
 from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.deployment.redelivery import Redelivery
@@ -37,7 +36,7 @@ from enginehouse.deployment.supervision import Supervisor
 from enginehouse.servers.health import Health
 from enginehouse.servers.records import ServerState, list_servers
 from enginehouse.servers.server import start_server, stop_server
-from enginehouse.servers.timings import Timings
+from enginehouse.servers.timings import TIMINGS, Timings
 from enginehouse.store.layout import Layout
 
 SLOW = {"VLLM_FAKE_TOKEN_LATENCY": "0.02"}
@@ -59,12 +58,13 @@ async def until(condition) -> None:
 
 
 @pytest.fixture
-def served(house: House):
+def served(house: House, monkeypatch: pytest.MonkeyPatch):
     """Serve the fake with these settings, and note the incidents."""
     incidents: list = []
     notes: list[str] = []
 
-    def serve(*, env: dict[str, str] | None = None, **settings: object):
+    def serve(timings: Timings = TIMINGS, *, env: dict[str, str] | None = None, **settings: object):
+        monkeypatch.setattr(serving_module, "start_server", partial(start_server, timings=timings))
         values = {"model": str(house.model()), "server": {"env_vars": SLOW | (env or {})}}
         config = parse(ServeConfig, values | settings, origin="test")
         return opened(
@@ -107,10 +107,9 @@ async def test_killed_while_nobody_asks(house: House, served):
 
 
 @pytest.mark.slow
-async def test_given_up_after_too_many_restarts(house: House, served, monkeypatch):
+async def test_given_up_after_too_many_restarts(house: House, served):
     """Whoever asks is told so, with cause and log, and so is whoever asks later."""
-    monkeypatch.setattr(supervising, "_GLANCE", 0.05)
-    async with served(max_restarts=1) as ready:
+    async with served(Timings(glance=0.05), max_restarts=1) as ready:
         asked = asyncio.create_task(ready.sampler.sample(asking("x", tokens=400)))
         for deaths in (1, 2):
             pid = ready.server.pid
@@ -182,18 +181,14 @@ async def test_an_error_of_a_living_server_is_the_callers(house: House, served, 
 
 
 @pytest.mark.slow
-async def test_an_engine_that_hangs_is_killed_and_replaced(
-    house: House, served, tmp_path, monkeypatch
-):
+async def test_an_engine_that_hangs_is_killed_and_replaced(house: House, served, tmp_path):
     """/health says 200 all the time: no token and no answer to a canary tell that it is dead."""
-    monkeypatch.setattr(supervising, "_LOOK", 0.2)
-    timings = Timings(canary=0.5, degraded_after=1.0)
-    monkeypatch.setattr(serving_module, "start_server", partial(start_server, timings=timings))
+    timings = Timings(canary=0.5, degraded_after=1.0, look=0.2)
     state = tmp_path / "state"
     dead = {"fault": "die", "nth": [4], "reply": "hang", "lives": True, "health": 200}
     (tmp_path / "faults.json").write_text(json.dumps([dead]))
     env = {"VLLM_FAKE_FAULTS": str(tmp_path / "faults.json"), "VLLM_FAKE_STATE": str(state)}
-    async with served(env=env, progress_timeout=2.5) as ready:
+    async with served(timings, env=env, progress_timeout=2.5) as ready:
         for n in range(8):
             assert (await ready.sampler.sample(asking(f"{n}"))).completions
     (incident,) = served.incidents
@@ -217,11 +212,10 @@ async def test_who_waits_when_the_block_ends_is_told(house: House, served):
 
 
 @pytest.mark.slow
-async def test_a_stopped_server_is_not_started_again(house: House, served, monkeypatch):
+async def test_a_stopped_server_is_not_started_again(house: House, served):
     """Whatever the supervisor writes meanwhile; whoever asks is told who ended it."""
-    monkeypatch.setattr(supervising, "_LOOK", 0.05)
     layout = Layout.from_environment()
-    async with served() as ready:
+    async with served(Timings(look=0.05)) as ready:
         asked = asyncio.create_task(ready.sampler.sample(asking("x", tokens=400)))
         await until(lambda: ready.sampler.in_flight)
         os.kill(ready.server.pid, signal.SIGSTOP)  # it does not end at once, and does not answer

@@ -43,7 +43,7 @@ def diagnose(tmp_path: Path):
                 "OSError: [Errno 98] error while attempting to bind on address ('127.0.0.1', 4000)"
                 ": [errno 98] address already in use"
             ),
-            "leased",
+            "--port",
         ),
         (K.DISK_FULL, "OSError: [Errno 28] No space left on device", "df -h"),
         (

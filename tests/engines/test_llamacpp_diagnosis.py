@@ -22,14 +22,14 @@ RECORDED = {
     "missing_library": (K.MISSING_LIBRARY, "libllama-server-impl.so", "LD_LIBRARY_PATH"),
     "no_lora": (K.MODEL_NOT_FOUND, "nolora.gguf", "--lora"),
     "no_such_device": (K.WRONG_VALUE, "invalid device: CUDA0", "extra_args"),
-    "not_gguf": (K.MODEL_BROKEN, "no GGUF file", "git lfs pull"),
-    "port_taken": (K.PORT_TAKEN, "port 18441", "leave the port out"),
-    "truncated": (K.MODEL_BROKEN, "cut off", "whole"),
-    "truncated_header": (K.MODEL_BROKEN, "cut off", "whole"),
+    "not_gguf": (K.MODEL_BROKEN, "GGUF", "git lfs pull"),
+    "port_taken": (K.PORT_TAKEN, "port 18441", "port"),
+    "truncated": (K.MODEL_BROKEN, "cut off", "download"),
+    "truncated_header": (K.MODEL_BROKEN, "cut off", "download"),
     "unknown_arch": (K.UNSUPPORTED_MODEL, "zlama", "--engine"),
     "wrong_flag": (K.UNKNOWN_FLAG, "--nonsense", "--help"),
     "wrong_number": (K.WRONG_VALUE, "--batch-size", "extra_args"),
-    "wrong_value": (K.WRONG_VALUE, "q9", "--cache-type-k takes"),
+    "wrong_value": (K.WRONG_VALUE, "q9", "--cache-type-k"),
 }
 
 

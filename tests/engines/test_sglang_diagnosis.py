@@ -26,16 +26,16 @@ K = FailureKind
 RECORDED = {
     "context_too_long": (K.CONTEXT_TOO_LONG, "at most 8192 tokens", "--max-model-len 8192"),
     "lora_without_rank": (K.WRONG_VALUE, "largest rank", "--lora-target-modules all"),
-    "no_gpu": (K.NO_GPU, "sees none", "--engine vllm"),
+    "no_gpu": (K.NO_GPU, "NVIDIA GPU", "--engine vllm"),
     "no_such_folder": (K.MODEL_NOT_FOUND, "config.json", "a folder's path"),
     "unknown_architecture": (K.UNSUPPORTED_MODEL, "FancyForCausalLM", "--engine vllm"),
-    "unknown_flag": (K.UNKNOWN_FLAG, "no --swap-space", "leave it out"),
-    "wrong_value": (K.WRONG_VALUE, "--dtype was given: invalid choice", "leave --dtype out"),
+    "unknown_flag": (K.UNKNOWN_FLAG, "--swap-space", "--help"),
+    "wrong_value": (K.WRONG_VALUE, "--dtype: invalid choice", "--dtype"),
 }
 WRITTEN = {
     "cuda_graph_out_of_memory": (K.OUT_OF_MEMORY, "CUDA graphs", "--enforce-eager"),
     "flashinfer_too_old": (K.WRONG_BUILD, "flashinfer_python 0.6.1", "enginehouse install sglang"),
-    "heads": (K.PARALLELISM, "among 2 GPUs", "divides 9"),
+    "heads": (K.PARALLELISM, "2 GPUs", "divides 9"),
     "internal_port_taken": (K.PORT_TAKEN, "29001", "ss -ltnp"),
     "kernels_not_for_this_gpu": (K.CUDA_MISMATCH, "no code for this GPU", "--python PATH"),
     "killed_while_serving": (K.KILLED, "SIGKILL", "dmesg"),
@@ -44,11 +44,11 @@ WRITTEN = {
     "native_crash": (K.CRASHED, "SIGABRT", "--enforce-eager"),
     "no_cache_memory": (K.NO_CACHE_MEMORY, "for the KV cache 0.3", "larger --gpu-memory-util"),
     "out_of_memory": (K.OUT_OF_MEMORY, "memory ran out", "smaller --gpu-memory-utilization"),
-    "port_taken": (K.PORT_TAKEN, "another program", "leave --port out"),
+    "port_taken": (K.PORT_TAKEN, "another program", "--port"),
     "told_to_stop": (K.STOPPED, "was told to stop", "enginehouse resume"),
     "unknown_while_serving": (K.ENGINE_DIED, "while it was answering", "report it to SGLang"),
     "watchdog": (K.TOO_SLOW, "300.0 s", "--watchdog-timeout"),
-    "weights_fill_the_share": (K.NO_CACHE_MEMORY, "share of 0.5", "above 0.713"),
+    "weights_fill_the_share": (K.NO_CACHE_MEMORY, "(0.5)", "above 0.713"),
 }
 CASES = {f"recorded/sglang/{name}": expected for name, expected in RECORDED.items()} | {
     f"written/sglang/{name}": expected for name, expected in WRITTEN.items()

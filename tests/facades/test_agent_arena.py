@@ -159,9 +159,9 @@ def test_a_request_that_fails_is_a_result_that_says_why(
     with VLLMBackend(VLLMBackendConfig("m", api_base="http://127.0.0.1:9/v1")) as backend:
         result = backend.generate("Hello")
     assert (result.text, result.tokens_used, result.finish_reason) == ("", 0, "error")
-    assert "no reply came from http://127.0.0.1:9" in result.metadata["error"]
+    assert "no reply from http://127.0.0.1:9" in result.metadata["error"]
     assert result.metadata["error_type"] == "ConnectionFailedError"
-    assert "no reply came" in caplog.text
+    assert "no reply from" in caplog.text
     with VLLMBackend(VLLMBackendConfig("another", api_base=url)) as backend:
         assert backend.generate("Hello").metadata["error_type"] == "UnknownModelError"
     with (

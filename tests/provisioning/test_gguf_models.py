@@ -106,7 +106,7 @@ async def test_a_broken_file_fails_before_a_server_is_started(
     """A pointer of Git LFS, most often."""
     file = tmp_path / "tiny.gguf"
     file.write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(ModelError, match="no GGUF file"):
+    with pytest.raises(ModelError, match="not a GGUF file"):
         await resolve(file, layout, notes)
 
 
@@ -125,5 +125,5 @@ def test_of_a_hub_repository_one_file_is_downloaded():
     names = ["README.md", "m-Q4_K_M.gguf", "m-Q8_0.gguf"]
     assert models._choose_gguf("owner/m-GGUF", names, engine="llamacpp") == ["m-Q4_K_M.gguf"]
     with pytest.raises(ModelError, match="needs a GGUF file") as error:
-        models._choose_gguf("owner/m", ["config.json"], engine="llamacpp")
+        models._choose_gguf("owner/m", ["config.json", "model.safetensors"], engine="llamacpp")
     assert "NAME-GGUF" in str(error.value)

@@ -157,7 +157,7 @@ async def test_silence_is_a_timeout():
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "", "127.0.0.1"])
 async def test_what_is_no_url(url):
     """A URL without scheme or host is refused with an example, before any connection."""
-    with pytest.raises(ConfigurationError, match="not the address of a server") as caught:
+    with pytest.raises(ConfigurationError) as caught:
         await attach_server(url, engine=ENGINE)
     assert "http://" in caught.value.fix
 

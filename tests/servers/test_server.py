@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 from enginehouse.core.errors import (
-    ConfigurationError,
     PortError,
     StartError,
     StopError,
@@ -293,14 +292,6 @@ async def test_a_survey_asks_for_health(start, layout):
         assert [status.state for status in statuses] == [ServerState.DEGRADED]
     finally:
         os.kill(record.process.pid, signal.SIGCONT)
-
-
-async def test_wrong_options_start_nothing(start, layout):
-    """A configuration error comes before any folder, lease or process."""
-    with pytest.raises(ConfigurationError, match="API key"):
-        async with start(host="0.0.0.0"):
-            pytest.fail("it must not start")
-    assert not layout.state.exists()
 
 
 async def test_a_taken_port_is_refused(start):

@@ -216,7 +216,7 @@ def test_the_version_follows_prompt_and_scoring(make):
         (("id: key", "metric: choice"), "needs 'choices'"),
         (("id: key", "choices: options"), "'choices' goes with"),
         (("id: key", "{"), r"my.yaml, line \d+: not YAML"),
-        (("id: key", "id: {a: 1, a: 2}"), r"my.yaml, line \d+: not YAML(.|\n)*stands twice"),
+        (("id: key", "id: {a: 1, a: 2}"), r"my.yaml, line \d+: not YAML(.|\n)*occurs twice"),
         (("id: key", "metric: exact"), "no metric called 'exact'"),
         (("{{ country }}", "{{ country }"), "my.yaml: prompt, line 1: not a Jinja"),
     ],
@@ -239,7 +239,7 @@ def test_a_file_that_is_no_mapping(make, text):
     [
         (ITEMS + '{"key": 2, "country": "X"}', "line 2: there is no field 'capital'"),
         (ITEMS + '{"key": 2, "capital": "X"}', "prompt, line 1: .* item '2'"),
-        (ITEMS + ITEMS, "line 2: the id '1' is there more than once"),
+        (ITEMS + ITEMS, "line 2: the id '1' occurs more than once"),
         (ITEMS.replace("1", "null"), "line 1: the id 'key' must be"),
         (ITEMS.replace('"Paris"', "null"), "line 1: 'capital' must be a text or a number"),
         (ITEMS.replace("Paris", " "), "line 1: the answer is empty"),
@@ -255,8 +255,8 @@ def test_a_wrong_record_is_named(make, items, message):
 @pytest.mark.parametrize(
     ("options", "right", "message"),
     [
-        ('["red", "blue"]', '"green"', "'green' is none of the choices"),
-        ('["red", "blue"]', "2", "'2' is none of the choices"),
+        ('["red", "blue"]', '"green"', "'green' is not a choice"),
+        ('["red", "blue"]', "2", "'2' is not a choice"),
         ('["red", ""]', "0", "'options' must be a list of texts"),
         ('"red"', "0", "'options' must be a list of texts"),
     ],

@@ -246,7 +246,7 @@ async def test_what_does_not_fit_never_reaches_the_server(room, tmp_path, wrong)
     ("fault", "kind", "said"),
     [
         ({"fault": "status", "path": RELOAD, "status": 500}, "wire", "the reload: .*500"),
-        ({"fault": "reset", "path": RELOAD}, "wire", "the reload: no reply came"),
+        ({"fault": "reset", "path": RELOAD}, "wire", "the reload: no reply from"),
         ({"fault": "truncate", "path": "/weight_info"}, "wire", "requests in flight: "),
         (
             {"fault": "truncate", "path": "/weight_info", "nth": [2]},

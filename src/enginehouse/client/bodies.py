@@ -1,4 +1,4 @@
-"""Reply bodies, read up to a limit: a server, or a compressed reply, may have no end."""
+"""Reply bodies, read up to a limit: a server or a compressed reply may never end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import aiohttp
 
 from enginehouse.core.errors import ReplyTooLargeError
 
-# Bytes after decompression. An answer of 8,192 tokens with 20 log-probabilities each has 13 MB.
+# Bytes after decompression. 8,192 tokens with 20 log-probabilities each take 13 MB.
 MAX_REPLY_BYTES: Final = 64 << 20
 MAX_ERROR_BYTES: Final = 1 << 20
 MAX_PAGE_BYTES: Final = 16 << 20  # the small pages of a server: models, metrics, health
@@ -34,8 +34,8 @@ async def read_error_body(response: aiohttp.ClientResponse) -> bytes:
 def too_large(url: str, limit: int) -> ReplyTooLargeError:
     """The error for a reply of more than `limit` bytes."""
     return ReplyTooLargeError(
-        f"the reply of {url} has more than {limit >> 20} MiB",
-        why="it was still coming, and a reply of that size is not an answer",
+        f"the reply from {url} has more than {limit >> 20} MiB",
+        why="it had not ended, and no answer is that large",
         fix="check the address; ask for fewer completions or log-probabilities in one request",
     )
 

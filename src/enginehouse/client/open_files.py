@@ -1,4 +1,4 @@
-"""How many files this process may open. Each connection takes one, on both of its ends."""
+"""How many files this process may open. Each connection takes one at either end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 if sys.platform != "win32":
     import resource
 
-# Seconds between the tries of a request for which there was no file left.
+# seconds between attempts to open a connection when no file descriptor is left
 PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 _ENOUGH = 65536
 _RESERVE = 64  # for logs, the journal, child processes, health checks
@@ -21,7 +21,7 @@ _NONE_LEFT = {errno.EMFILE, errno.ENFILE}
 def raise_open_file_limit() -> None:
     """Raise the soft limit towards the hard one, for this process and those that it starts.
 
-    What the system does not allow is left as it is.
+    Does nothing where the system does not allow it.
     """
     if sys.platform == "win32":
         return
@@ -29,7 +29,7 @@ def raise_open_file_limit() -> None:
     wanted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
-    for limit in (wanted, 10240):  # macOS allows no more than that, whatever its hard limit says
+    for limit in (wanted, 10240):  # the most that macOS allows, whatever its hard limit says
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(limit, wanted)), hard))
         except (OSError, ValueError):
@@ -38,7 +38,7 @@ def raise_open_file_limit() -> None:
 
 
 def open_file_limit() -> int | None:
-    """How many files this process may have open now; None where there is no limit."""
+    """How many files this process may have open; None if there is no limit."""
     if sys.platform == "win32":
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -46,18 +46,18 @@ def open_file_limit() -> int | None:
 
 
 def most_connections() -> int | None:
-    """How many connections this process can have besides the files that are open already.
+    """How many connections this process can open besides the files that are open already.
 
-    At least 1; None where there is no limit.
+    At least 1; None if there is no limit.
     """
     limit = open_file_limit()
     return None if limit is None else max(1, limit - _open_now() - _RESERVE)
 
 
 def no_file_left(error: OSError) -> bool:
-    """Whether a connection failed because this machine has no open file left.
+    """Whether a connection failed for lack of a file descriptor, in this process or the machine.
 
-    A name is looked up in a library that does not tell why it failed; so we look ourselves.
+    A failed name look-up does not give its reason, so this tries to open a file itself.
     """
     if error.errno in _NONE_LEFT:
         return True

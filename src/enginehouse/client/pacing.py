@@ -8,8 +8,17 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from enginehouse.client.exchange import Exchange, Forward, Reply
-from enginehouse.client.rate_limits import Budget, request_budgets, token_budgets
+from enginehouse.client.rate_limits import Budget, read_budgets
 from enginehouse.core.errors import RateLimitedError
+
+# the placeholder is one of: remaining, reset, limit
+_REQUESTS = ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}")
+_TOKENS = (
+    "x-ratelimit-{}-tokens",
+    "anthropic-ratelimit-tokens-{}",
+    "anthropic-ratelimit-input-tokens-{}",
+    "anthropic-ratelimit-output-tokens-{}",
+)
 
 
 class Pacing:
@@ -80,12 +89,12 @@ class Pacing:
     def _note_budgets(self, number: int, headers: Mapping[str, str]) -> None:
         now = self._clock()
         # a reply to an earlier request knows less than one to a later request
-        if number > self._newest and (budgets := request_budgets(headers)):
+        if number > self._newest and (budgets := read_budgets(headers, _REQUESTS)):
             self._newest = number
             self._window = budgets[0]
             self._remaining = self._window.remaining - (self._sent - number)
             self._refilled = now + self._window.reset
-        for budget in token_budgets(headers):
+        for budget in read_budgets(headers, _TOKENS):
             if budget.remaining <= 0:
                 self._closed_until = max(self._closed_until, now + budget.reset)
 

@@ -17,14 +17,6 @@ from email.utils import parsedate_to_datetime
 
 import msgspec
 
-# the placeholder is one of: remaining, reset, limit
-_REQUESTS = ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}")
-_TOKENS = (
-    "x-ratelimit-{}-tokens",
-    "anthropic-ratelimit-tokens-{}",
-    "anthropic-ratelimit-input-tokens-{}",
-    "anthropic-ratelimit-output-tokens-{}",
-)
 _PART = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)(ms|h|m|s)")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _EPOCH = 1e9  # a number above it is a moment, not a duration; above 1e12 it is in milliseconds
@@ -39,17 +31,8 @@ class Budget(msgspec.Struct, frozen=True):
     limit: float
 
 
-def request_budgets(headers: Mapping[str, str]) -> list[Budget]:
-    """How many requests remain, in each form that the headers state."""
-    return _budgets(headers, _REQUESTS)
-
-
-def token_budgets(headers: Mapping[str, str]) -> list[Budget]:
-    """How many tokens remain, of each kind that the headers state."""
-    return _budgets(headers, _TOKENS)
-
-
-def _budgets(headers: Mapping[str, str], names: tuple[str, ...]) -> list[Budget]:
+def read_budgets(headers: Mapping[str, str], names: tuple[str, ...]) -> list[Budget]:
+    """The budgets that the headers state; `names` have a gap for remaining, reset or limit."""
     budgets = []
     for name in names:
         if (given := headers.get(name.format("remaining"))) is not None:

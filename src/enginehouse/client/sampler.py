@@ -48,14 +48,14 @@ DEFAULT_CONCURRENCY = 64
 
 
 class HTTPSampler:
-    """Asks one server; an asynchronous context manager.
+    """Samples from one server; an asynchronous context manager.
 
-    `base_url` may end in /v1; `wire` says how this kind of server is spoken to. `model` None is the
-    first that the server lists. `concurrency` is a number, or Adaptive bounds; None is Adaptive()
+    `base_url` may end in /v1; `wire` describes this kind of server. `model` None is the first that
+    the server lists. `concurrency` is a number, or Adaptive bounds; None is Adaptive()
     where there is a load signal to follow, and 64 elsewhere. It is never more than the connections
     that this process may open: `bounded_to` is set where that is less. `shared` are the layers that
     the server's samplers have in common. `sleep` is what waits between attempts.
-    Any number of tasks may share one sampler; requests beyond the limit wait here.
+    Any number of tasks may share one sampler; requests beyond the limit wait.
     """
 
     def __init__(  # noqa: PLR0913 (all but two are optional, and independent of one another)
@@ -102,8 +102,8 @@ class HTTPSampler:
         self._limit = ConcurrencyLimit(
             concurrency.start if isinstance(concurrency, Adaptive) else concurrency
         )
-        self._bottom: WireLayer | None = None
-        self._entrance: Forward | None = None
+        self._send: Forward = _not_entered
+        self._send_directly: Forward = _not_entered  # to the lowest layer
         self._exit_stack = AsyncExitStack()
         self._unchecked: Unchecked | None = None
 
@@ -119,17 +119,17 @@ class HTTPSampler:
                     timeouts=self._timeouts,
                 )
             )
-            self._bottom = WireLayer(transport, wire=self._wire, redact=self._redacted)
-            pacing = None
+            wire_layer = WireLayer(transport, wire=self._wire, redact=self._redacted)
+            retries, pacing = self._retries, None
             if self._wire.rate_limited:
-                retries = self._retries
                 pacing = Pacing(
                     patience=retries.patience, endurance=retries.endurance, sleep=self._sleep
                 )
-            self._entrance = build_stack(
-                self._bottom,
+            self._send_directly = wire_layer.send
+            self._send = build_stack(
+                wire_layer,
                 pacing=pacing,
-                retrying=Retrying(self._retries, pacing=pacing, sleep=self._sleep),
+                retrying=Retrying(retries, pacing=pacing, sleep=self._sleep),
                 limit=self._limit,
                 shared=self._shared,
                 redact=self._redacted,
@@ -148,16 +148,16 @@ class HTTPSampler:
 
     async def __aexit__(self, *_: object) -> None:
         await self._exit_stack.aclose()
-        self._bottom = self._entrance = None
+        self._send = self._send_directly = _not_entered
 
     @property
     def capabilities(self) -> Capabilities:
-        """What may be asked of the server."""
+        """What the server supports."""
         return self._capabilities
 
     @property
     def model(self) -> str:
-        """The name that requests without one ask for."""
+        """The model for requests that name none."""
         assert self._model is not None, "known once the sampler is entered"
         return self._model
 
@@ -191,7 +191,7 @@ class HTTPSampler:
         return response
 
     async def stream(self, request: SampleRequest) -> AsyncIterator[Delta]:
-        """Ask once, yielding the answer as it is made; retried only until the reply begins.
+        """Ask once, yielding the answer as it is generated; retried only until the reply begins.
 
         A consumer that may leave early closes it with contextlib.aclosing.
         """
@@ -242,17 +242,17 @@ class HTTPSampler:
     async def load_adapter(self, name: str, *, path: str) -> str:
         """Load the LoRA adapter in `path`, a folder as the server sees it, under `name`.
 
-        Returns the model that requests name to be answered by it.
+        Returns the model that requests name to use it.
         """
         await self._send(Exchange(self._adapters().load(name, path), limited=False))
         return self.adapter_model(name)
 
     def adapter_model(self, name: str) -> str:
-        """The model that requests name to be answered by the adapter `name`, loaded or not."""
+        """The model that requests name to use the adapter `name`, loaded or not."""
         return self._adapters().model(self.model, name)
 
     async def unload_adapter(self, name: str) -> None:
-        """Forget the adapter `name`; requests for it are UnknownModelErrors from then on."""
+        """Unload the adapter `name`; requests for it raise UnknownModelError from then on."""
         await self._send(Exchange(self._adapters().unload(name), limited=False))
 
     def _adapters(self) -> AdapterEndpoints:
@@ -260,29 +260,21 @@ class HTTPSampler:
         endpoints = self._wire.adapters
         if endpoints is None:
             raise UnsupportedError(
-                "this engine loads no adapters while it runs", fix="name them when it is started"
+                "this engine cannot load adapters while it runs", fix="name them when starting it"
             )
         return endpoints
 
     async def load(self) -> Load | None:
-        """The server's queue now; None without a load signal, or if the server does not say.
+        """The server's queue now; None without a load signal, or if the reply does not say.
 
-        Raises WireError. Asked once, past all layers.
+        Sent once, past all layers but the last. Raises WireError.
         """
         if self._load_signal is None:
             return None
-        if self._bottom is None:
-            raise _not_entered()
-        reply = await self._bottom.send(Exchange(WireRequest("GET", self._load_signal.path)))
+        reply = await self._send_directly(Exchange(WireRequest("GET", self._load_signal.path)))
         if reply.error is not None:
             raise reply.error
         return self._load_signal.parse(reply.wire.body.decode("utf-8", "replace"))
-
-    @property
-    def _send(self) -> Forward:
-        if self._entrance is None:
-            raise _not_entered()
-        return self._entrance
 
     def _dialect(self, request: SampleRequest) -> Dialect:
         chat = isinstance(request.prompt, ChatPrompt)
@@ -304,7 +296,7 @@ class HTTPSampler:
         if (read := self._wire.unchecked) is not None:
             if self._unchecked is None:
                 self._unchecked = await self._list(read)
-            self._unchecked.check(request, model=model)
+            self._unchecked.require_answerable(request, model=model)
         fresh = stream and self._wire.closes_streams
         return WireRequest(self._wire.method, dialect.path, body, fresh=fresh)
 
@@ -314,8 +306,8 @@ class HTTPSampler:
         return error
 
 
-def _not_entered() -> RuntimeError:
-    return RuntimeError("use the sampler inside `async with`")
+async def _not_entered(_: Exchange) -> Reply:
+    raise RuntimeError("use the sampler inside `async with`")
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -1,4 +1,4 @@
-"""The seam between the sampler and the network: one request, one reply."""
+"""The network below the request layers: one request, one reply."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _LARGE_BODY = 2**20
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """In seconds, None is none. `first_byte` bounds every wait for the server's next bytes.
+    """In seconds; None means no limit. `first_byte` limits every wait for the next bytes.
 
-    Without streaming the first byte comes when the whole answer is done, so `first_byte` must
+    Without streaming, the first byte comes when the whole answer is done, so `first_byte` must
     allow for the longest answer, queueing included.
     """
 
@@ -55,8 +55,8 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 class WireRequest(msgspec.Struct, frozen=True):
     """One HTTP request; `path` begins with a slash and follows the server's base URL.
 
-    `fresh`: on a new connection of its own, which no server can just have closed for idleness.
-    `administers`: it changes the server, and carries the administrative key where there is one.
+    `fresh`: on a new connection, which the server cannot have just closed for being idle.
+    `administers`: it changes the server, and carries the administrative key if there is one.
     """
 
     method: str
@@ -84,9 +84,9 @@ class WireReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Transport(Protocol):
-    """Carries requests to one server. Every failure below HTTP is a WireError.
+    """Carries requests to one server. Failures below HTTP are WireErrors.
 
-    Except for an OpenFilesError, which is not the server's failure.
+    The exception is OpenFilesError, which is not the server's failure.
     """
 
     async def send(self, request: WireRequest, *, streamed: bool = False) -> WireReply:
@@ -104,10 +104,10 @@ def bearer(api_key: str) -> dict[str, str]:
 
 
 class AiohttpTransport:
-    """Carries requests over pooled keep-alive connections; how many at once is the caller's choice.
+    """Carries requests over pooled keep-alive connections, as many at once as the caller likes.
 
     `base_url` may end in /v1; `authorize` makes the headers that carry `api_key`, or `admin_key`
-    with requests that administer. Make it inside a running loop. Nothing it raises holds a key.
+    for requests that administer. Create it inside a running loop. Its errors never contain a key.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class AiohttpTransport:
         self.base_url = normal_base_url(base_url)
         self.timeouts = timeouts or Timeouts()
         self._urls: dict[str, URL] = {}
-        # an empty Accept-Encoding keeps proxies from compressing what we would only unpack again
+        # keeps proxies from compressing what we would only unpack again
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if api_key is not None:
             headers |= authorize(_checked_key(api_key))
@@ -225,34 +225,34 @@ class AiohttpTransport:
             except OSError as error:
                 if not open_files.no_file_left(error):
                     raise
-            if pause is not None:  # until another request gives its connection back
+            if pause is not None:  # until another request closes its connection
                 await asyncio.sleep(pause)
         raise OpenFilesError(
-            f"no connection to {self.base_url}: no more files may be opened here",
-            why=f"this process may open {open_files.open_file_limit()} (ulimit -n), or all "
-            "processes together have used up the machine's own limit; the server is not to blame",
+            f"no connection to {self.base_url}: this process has too many open files",
+            why=f"it may open {open_files.open_file_limit()} (ulimit -n), or all processes have "
+            "reached the machine's own limit together; the server is not to blame",
             fix="raise the limit (ulimit -n 65536), or lower --concurrency; then resume",
         )
 
     def _failure(self, error: Exception, *, answered: bool, waited: float) -> WireError:
-        """`answered`: the reply had begun. The cause is not chained: its repr may hold headers."""
+        """`answered`: the reply had begun. The cause is not chained: its repr may show headers."""
         if isinstance(error, TimeoutError):
             return self._timeout(error, answered=answered, waited=waited)
         if (failed := tls_error(error, base_url=self.base_url)) is not None:
             return failed
         why = str(error) or type(error).__name__
         if isinstance(error, aiohttp.ClientPayloadError):
-            why = "the connection ended before all that was announced had come"
+            why = "the connection ended before the whole announced body had arrived"
         if answered or isinstance(error, aiohttp.ClientResponseError):
             return MalformedResponseError(
-                f"the reply of {self.base_url} broke off or is not HTTP",
+                f"the reply from {self.base_url} broke off or is not HTTP",
                 why=why,
                 fix="read the server's log; a server that died while answering looks like this",
             )
         return ConnectionFailedError(
-            f"no reply came from {self.base_url}",
+            f"no reply from {self.base_url}",
             why=why,
-            fix="check that the server runs and listens there",
+            fix="check that the server is running and listens there",
         )
 
     def _timeout(self, error: Exception, *, answered: bool, waited: float) -> WireError:
@@ -272,13 +272,13 @@ class AiohttpTransport:
             )
         return RequestTimeoutError(
             f"the whole request took longer than {timeouts.total or waited:g} s",
-            why="the reply was still coming" if answered else "no byte of the reply had come",
+            why="the reply had begun" if answered else "not a byte of the reply had arrived",
             fix="lower max_tokens or the concurrency; the server may be overloaded",
         )
 
 
 def normal_base_url(base_url: str) -> str:
-    """The server's root, without a trailing slash or /v1; ConfigurationError if it is none."""
+    """The server's root, without a trailing slash or /v1. Raises ConfigurationError."""
     text = base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
     try:
         url = URL(text)
@@ -287,12 +287,12 @@ def normal_base_url(base_url: str) -> str:
         wrong = True
     if wrong:
         raise ConfigurationError(
-            f"{base_url!r} is not the address of a server",
+            f"{base_url!r} is not a server's address",
             fix="give one such as http://127.0.0.1:8000 or https://host/v1",
         )
     if url.user is not None or url.password is not None:
         raise ConfigurationError(
-            f"the address of {url.host} holds credentials",
+            f"the address of {url.host} contains credentials",
             why="addresses end up in logs and reports",
             fix="give the API key separately",
         )
@@ -300,7 +300,7 @@ def normal_base_url(base_url: str) -> str:
 
 
 def redacted(error: WireError, *, api_key: str | None) -> WireError:
-    """The same error without the key, which some servers quote when they refuse it."""
+    """The same error without the key, which some servers quote when they reject it."""
     if api_key:
         error.message = error.message.replace(api_key, "***")
         error.args = (error.message,)
@@ -311,7 +311,7 @@ def redacted(error: WireError, *, api_key: str | None) -> WireError:
 def _checked_key(api_key: str) -> str:
     if not api_key.isascii() or not api_key.isprintable() or " " in api_key or not api_key:
         raise ConfigurationError(
-            "the API key is empty or holds white space or characters outside ASCII",
+            "the API key is empty, or contains white space or characters outside ASCII",
             fix="check how it was copied (a trailing newline, often)",
         )
     return api_key

@@ -1,4 +1,4 @@
-"""What some servers would take without a word, refused by the client before anything is sent."""
+"""Requests that some servers accept silently although they cannot answer them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from enginehouse.core.sampler import SampleRequest
 
 
 class Unchecked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server lets pass: names that it does not serve, and answers beyond its context.
+    """What a server does not check: the names it serves, and how long an answer may be.
 
-    `context`: tokens that one sequence may have, prompt and answer together; None is not known.
+    `context` is the most tokens of prompt and answer together; None if it is not known.
     """
 
     names: tuple[str, ...]
     context: int | None
 
-    def check(self, request: SampleRequest, *, model: str) -> None:
-        """Raise UnknownModelError or ContextOverflowError for what could not be answered."""
+    def require_answerable(self, request: SampleRequest, *, model: str) -> None:
+        """Raise UnknownModelError or ContextOverflowError, before anything is sent."""
         if model not in self.names:
             raise UnknownModelError(
                 f"the server does not serve {model!r}; nothing was sent",

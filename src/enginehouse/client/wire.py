@@ -1,4 +1,4 @@
-"""How one kind of server is spoken to: its dialects, its headers, and the small endpoints."""
+"""How to talk to one kind of server: its dialects, its headers, and the small endpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ErrorReply(Protocol):
     """Reads an error reply."""
 
     def __call__(self, status: int, body: bytes, *, retry_after: float | None) -> WireError:
-        """The error that a reply with a status of 300 or above stands for."""
+        """The error for a reply with a status of 300 or above."""
         ...
 
 
@@ -51,7 +51,7 @@ class AdapterEndpoints:
     """How LoRA adapters are loaded and unloaded while the server runs.
 
     `load` takes the adapter's name and its folder as the server sees it; `unload` the name. `model`
-    makes, of the base model's name and the adapter's, what requests name to be answered by it.
+    takes the base model's name and the adapter's, and returns what requests name to use it.
     """
 
     load: Callable[[str, str], WireRequest]
@@ -59,7 +59,7 @@ class AdapterEndpoints:
     model: Callable[[str, str], str] = lambda _, adapter: adapter
 
 
-# What happens to the requests under way when the weights change: they end, or are given up.
+# What happens to requests in flight when the weights change: they finish, or are aborted.
 InFlight = Literal["drain", "abort"]
 
 
@@ -71,8 +71,8 @@ UpdateInfo = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 class TransferEndpoints:
     """How another process sends weights into a running engine, in parts.
 
-    `init` tells the engine once how they will come; `start` begins an update, `update` has it
-    receive a part, and after `finish` it has the new weights whole. `world_size` asks how many
+    `init` tells the engine once how they will arrive; `start` begins an update, `update` has it
+    receive a part, and after `finish` the new weights are complete. `world_size` asks how many
     processes receive; `read_world_size` reads the reply.
     """
 
@@ -88,13 +88,12 @@ class TransferEndpoints:
 class WeightEndpoints:
     """How the weights of a running server are replaced; requests are sent in the order given.
 
-    `hold` ends when nothing is computed any more; what comes waits in the server until `release`.
-    `doze` and `wake` do the same, but give the memory of weights and cache back in between, on
-    servers that were started with `sleep_flag`. `reload` takes a checkpoint's folder as the server
-    sees it.
-    `reset_cache` forgets what older weights computed; `is_reset` reads whether it did. `name` tells
-    the server what its weights are called from now on; `read_name` reads the reply to `ask_name`.
-    `transfer` is there where weights can also come from another process.
+    `hold` returns when nothing is being computed; new requests wait in the server until `release`.
+    `doze` and `wake` do the same, but free the memory of weights and cache in between, on servers
+    that were started with `sleep_flag`. `reload` takes a checkpoint's folder as the server sees it.
+    `reset_cache` discards what older weights computed; `is_reset` reads whether it did. `name`
+    tells the server what its weights are called from now on; `read_name` reads the reply to
+    `ask_name`. `transfer` is set if weights can also come from another process.
     """
 
     hold: Callable[[InFlight], Sequence[WireRequest]]
@@ -113,13 +112,13 @@ class WeightEndpoints:
 
 @dataclass(frozen=True, kw_only=True)
 class Wire:
-    """A kind of server, on the wire; None stands for what it does not have.
+    """One kind of server; None means that it has no such endpoint.
 
     `method` is that of generation. `authorize` makes the headers that carry an API key.
-    `reply_error` finds the error in a reply whose status is 200, if there may be one.
-    `decode_models` reads the served names. `rate_limited`: the headers of its replies tell how much
-    may still be asked. `unchecked` reads, from the reply with the models, what the server would let
-    pass. `closes_streams`: it closes a stream's connection without having said so.
+    `reply_error` finds the error in a reply whose status is 200, for servers that send those.
+    `decode_models` reads the served names. `rate_limited`: its reply headers say how much of a
+    quota is left. `unchecked` reads, from the list of models, what the server does not check.
+    `closes_streams`: it closes a stream's connection without announcing that.
     """
 
     chat: Dialect | None = openai_chat

@@ -12,23 +12,23 @@ from enginehouse.deployment.configuration import AskConfig, Fraction, ServeConfi
 
 
 class ParityConfig(ServeConfig):
-    """A model to serve, and how far the engine may be from transformers."""
+    """A model, and how much the engine may differ from transformers."""
 
     threshold: Annotated[float, Field(gt=0)] = 0.1
-    """The mean difference of log-probabilities, in nats per token, up to which they agree."""
+    """The largest mean difference of log-probabilities to accept, in nats per token."""
 
 
 class CheckConfig(AskConfig):
-    """Whom to check, and under how many users at once."""
+    """A server to check, and the number of simultaneous users."""
 
     users: Annotated[int, Field(ge=1)] = 8
-    """Users who ask at the same time."""
+    """The number of simultaneous users."""
     conformance: bool = False
-    """Run the conformance suite instead, whose cases expect exact answers."""
+    """Run the conformance suite instead, which expects exact answers."""
 
 
 class ChatConfig(AskConfig):
-    """Whom to talk to, and how."""
+    """A model to talk to, and sampling parameters."""
 
     system: str | None = None
     """A system message before the conversation."""
@@ -39,18 +39,18 @@ class ChatConfig(AskConfig):
     max_tokens: Annotated[int, Field(ge=1)] = 512
     """The longest answer, in tokens."""
     seed: int | None = None
-    """Every answer's seed, for engines that have one."""
+    """The seed of every answer, for engines that support seeds."""
 
 
 class TaskConfig(StrictModel):
-    """One task of an evaluation; None takes the evaluation's own setting."""
+    """One task of an evaluation; None means the evaluation's own setting."""
 
     name: str
-    """A task's name, or the path of a task's YAML file, relative to the file that says so."""
+    """A task's name, or the path of its YAML file, relative to the configuration file."""
     data: str | None = None
-    """The data to use instead of the task's own: a file, found likewise, or hf:owner/name:file."""
+    """Data that replaces the task's own: a file, found in the same way, or hf:owner/name:file."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """How many items."""
+    """The number of items."""
     samples: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """How often each item is asked."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -58,16 +58,16 @@ class TaskConfig(StrictModel):
 
 
 class TaskSettings(StrictModel):
-    """What an evaluation asks, and how; the same for every model."""
+    """The tasks and sampling parameters of an evaluation, the same for every model."""
 
     tasks: tuple[TaskConfig, ...]
-    """What to evaluate."""
+    """The tasks."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """How many items of each task; a seeded choice, the same for every model."""
+    """The number of items of each task: a seeded choice, the same for every model."""
     samples: Annotated[int, Field(ge=1, le=100_000)] = 1
     """How often each item is asked."""
     seed: int = 0
-    """Decides which items, their order, and every sample's seed."""
+    """Determines the items, their order, and the seed of every sample."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -79,15 +79,15 @@ class TaskSettings(StrictModel):
     system: str | None = None
     """A system message for every conversation, instead of a task's own."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
-    """Requests in flight at most; without it, what the server's queue allows."""
+    """The largest number of requests in flight; by default it follows the server's queue."""
     max_failed: Fraction = 0.01
-    """The share of failed samples above which there is no headline."""
+    """The share of failed samples above which a task has no headline."""
     tool_steps: tuple[Step, ...] = tuple(Step)
-    """How tasks with tools may ask, in this order: native, constrained, prompted."""
+    """The steps that tasks with tools may use, in order: native, constrained, prompted."""
     price_input: Annotated[float, Field(ge=0)] | None = None
-    """US dollars per million tokens of prompts; with price_output, the report tells the cost."""
+    """US dollars per million prompt tokens; with price_output, the report shows the cost."""
     price_output: Annotated[float, Field(ge=0)] | None = None
-    """US dollars per million tokens of answers."""
+    """US dollars per million generated tokens."""
 
     @model_validator(mode="after")
     def _both_prices(self) -> Self:

@@ -1,4 +1,4 @@
-"""What every model of a user's settings has in common, from YAML, options or Python."""
+"""The base of every model of a user's settings, from YAML, options or Python."""
 
 from __future__ import annotations
 

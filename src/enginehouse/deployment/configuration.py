@@ -27,21 +27,21 @@ class BaseServeConfig(StrictModel):
     model: str | None = None
     """A Hugging Face handle, a checkpoint folder, a GGUF file, or a bundled name (smollm2)."""
     path: Path | None = None
-    """A local checkpoint to fall back to when the handle is not found."""
+    """A local checkpoint to use if the handle is not found."""
     engine: str | None = None
-    """The engine, as `enginehouse engines` lists them; what this machine can run when not given."""
+    """The engine, as listed by `enginehouse engines`; by default one that this machine can run."""
     python: Path | None = None
     """The Python of an existing engine environment."""
     version: str | None = None
     """The engine's version, for a managed environment: any published one, or latest."""
     variant: Literal["cpu", "cuda"] | None = None
-    """The engine's build, for a managed environment; chosen by the machine when not given."""
+    """The engine's build, for a managed environment; by default it depends on the machine."""
     start_timeout: Annotated[float, Field(gt=0)] = 3600.0
-    """Seconds that the server may take to become ready, whatever progress it makes."""
+    """The longest time until the server is ready, in seconds, whatever progress it makes."""
     progress_timeout: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds without log or load progress while it starts, or without a sign of work later."""
+    """The longest time without progress while it starts, or without work later, in seconds."""
     max_restarts: Annotated[int, Field(ge=0)] = 10
-    """How often a server that dies under work is started again."""
+    """How often a server that crashes under load is restarted."""
     server: ServerOptions = ServerOptions()
     """How the server is started."""
 
@@ -57,7 +57,7 @@ class ServeConfig(BaseServeConfig):
     """A model, and the server that is to serve it."""
 
     adapter: Path | None = None
-    """A LoRA adapter's folder: it answers, not the bare model. Also written MODEL+FOLDER."""
+    """The folder of a LoRA adapter to use; can also be written as MODEL+FOLDER."""
 
     @model_validator(mode="before")
     @classmethod
@@ -66,14 +66,14 @@ class ServeConfig(BaseServeConfig):
 
 
 class AskConfig(ServeConfig):
-    """What answers: a model that is served for it, a running server, or a hosted API."""
+    """What answers: a model to serve, a running server, or a hosted API."""
 
     model: str | None = None
-    """A model, as for serve, that is served for this; a running server's URL; a hosted model."""
+    """A model to serve, as for `serve`; the URL of a running server; or a hosted model."""
     url: str | None = None
-    """The base URL of a running server, which is used and never stopped."""
+    """The base URL of a running server, which is never stopped."""
     api_key_env: str | None = None
-    """The environment variable that holds the API key, instead of the engine's own."""
+    """The environment variable with the API key, instead of the engine's own."""
 
     @model_validator(mode="before")
     @classmethod
@@ -84,7 +84,7 @@ class AskConfig(ServeConfig):
         return values
 
     @model_validator(mode="after")
-    def _someone_to_ask(self) -> Self:
+    def _model_or_url(self) -> Self:
         if self.url is None and self.model is None and self.path is None:
             raise ValueError("give a model (or path), or the url of a server")
         if self.url is not None and "@" in _network_location(self.url):
@@ -97,7 +97,7 @@ class AskConfig(ServeConfig):
 
 
 def _network_location(url: str) -> str:
-    """User, password, host and port; the whole `url` where it cannot be split."""
+    """User, password, host and port; the whole `url` if it cannot be split."""
     try:
         return urlsplit(url).netloc
     except ValueError:

@@ -21,10 +21,9 @@ from enginehouse.servers.health import Health, HealthMonitor
 from enginehouse.servers.records import ServerState
 from enginehouse.servers.server import OwnedServer
 from enginehouse.servers.sessions import open_session
+from enginehouse.servers.timings import TIMINGS, Timings
 
-BARREN = 4  # deaths in a row between which nothing was answered
-_LOOK = 5.0  # seconds between full looks
-_GLANCE = 0.25  # seconds between looks at the process
+_MOST_BARREN = 4  # restarts in a row between which nothing was answered
 
 
 class Supervisor:
@@ -48,6 +47,7 @@ class Supervisor:
         max_restarts: int,
         notify: Notify,
         on_incident: Callable[[Incident], None],
+        timings: Timings = TIMINGS,
     ) -> None:
         self.redelivery = redelivery
         self.restorations = []
@@ -56,6 +56,7 @@ class Supervisor:
         self._max_restarts = max_restarts
         self._notify = notify
         self._on_incident = on_incident
+        self._timings = timings
         self._restarts = 0
         self._barren = 0
         redelivery.resume()
@@ -85,11 +86,12 @@ class Supervisor:
 
     async def _until_failed(self) -> Health:
         """Wait until the server has failed; changes of its state are noted on the way."""
-        next_look = time.monotonic() + _LOOK
+        timings = self._timings
+        next_look = time.monotonic() + timings.look
         before = ServerState.READY
         redelivery = self.redelivery
         while not redelivery.failure.done():
-            await asyncio.wait({redelivery.failure}, timeout=_GLANCE)
+            await asyncio.wait({redelivery.failure}, timeout=timings.glance)
             if self._owned.exit_code() is not None:
                 redelivery.report(await self._monitor.glance())
             elif time.monotonic() >= next_look and not redelivery.failure.done():
@@ -100,7 +102,7 @@ class Supervisor:
                     before = health.state
                     self._owned.note_state(before)
                     self._notify(f"the server is {before.value}: {health.reason or 'as it was'}")
-                next_look = time.monotonic() + _LOOK
+                next_look = time.monotonic() + timings.look
         return redelivery.failure.result()
 
     async def _restart(self, health: Health) -> None:
@@ -161,7 +163,7 @@ class Supervisor:
             return "it was stopped by `enginehouse stop`"
         if self._restarts >= self._max_restarts:
             return f"given up after {self._restarts} restarts (max_restarts)"
-        if self._barren >= BARREN:
+        if self._barren >= _MOST_BARREN:
             return f"given up: nothing was answered between the last {self._barren} restarts"
         return None
 
@@ -193,10 +195,11 @@ async def supervised(
         supervisor = Supervisor(
             owned,
             monitor=monitor,
-            redelivery=Redelivery(monitor, admission=admission, glance=_GLANCE),
+            redelivery=Redelivery(monitor, admission=admission, glance=owned.timings.glance),
             max_restarts=max_restarts,
             notify=notify,
             on_incident=on_incident,
+            timings=owned.timings,
         )
         supervisor.watching = watching = asyncio.create_task(supervisor.run())
         try:

@@ -10,15 +10,16 @@ from pathlib import Path
 from enginehouse.diagnosis.kinds import Diagnosis, FailureKind
 
 LESS_GPU_MEMORY = (
-    "while it loads: more GPUs (--tensor-parallel-size), a smaller or quantized model; while it "
-    "works: a smaller --max-num-seqs, --max-num-batched-tokens or --gpu-memory-utilization, which "
-    "leaves more beside the KV cache; `nvidia-smi` shows who else uses it"
+    "while loading, use more GPUs (--tensor-parallel-size) or a smaller or quantized model; while "
+    "serving, a smaller --max-num-seqs, --max-num-batched-tokens or --gpu-memory-utilization, "
+    "which leaves more outside the KV cache; `nvidia-smi` shows what else uses the GPU"
 )
+_LEFT_BEHIND = re.compile(r" \(\)|:? +(?=[;:,.)]|$)|: *$")
 
 
 @dataclass
 class Surroundings:
-    """What a log says of where it was written, and the words of advice that depend on the engine.
+    """Where a log was written, as far as it says, and advice that depends on the engine.
 
     `packages` is its environment's site-packages folder. `rebuild`, `without_gpu` and
     `less_gpu_memory` are parts of a next step.
@@ -28,7 +29,7 @@ class Surroundings:
     on_cpu: bool = False
     packages: Path | None = None
     rebuild: str = "`enginehouse envs remove KEY`, `enginehouse install ENGINE`"
-    without_gpu: str = "--engine vllm --variant cpu, or --engine llamacpp"
+    without_gpu: str = "--engine vllm --variant cpu or --engine llamacpp"
     less_gpu_memory: str = LESS_GPU_MEMORY
 
 
@@ -83,8 +84,8 @@ class Rule:
         return Diagnosis(
             kind=self.kind,
             evidence=_line_around(text, found.start()),
-            cause=self.cause.format_map(details),
-            fix=self.fix.format_map(details),
+            cause=_tidy(self.cause.format_map(details)),
+            fix=_tidy(self.fix.format_map(details)),
         )
 
 
@@ -94,6 +95,11 @@ def recognise(line: str, *, rules: Iterable[Rule], around: Surroundings) -> Diag
         if (diagnosis := rule.diagnose(line, around=around)) is not None:
             return diagnosis
     return None
+
+
+def _tidy(text: str) -> str:
+    """A text without the spaces, colons and parentheses that empty placeholders leave behind."""
+    return _LEFT_BEHIND.sub("", text)
 
 
 def _line_around(text: str, position: int) -> str:

@@ -296,7 +296,8 @@ class _Selection:
         log = self._log
         if _MEETING.search(log.last):
             return endings.still_waiting(log.last.strip())
-        if not log.waiting or log.lines - log.waiting_number >= _RECENT:
+        failed_since = any(failure.number > log.waiting_number for failure in log.failures)
+        if failed_since or not log.waiting or log.lines - log.waiting_number >= _RECENT:
             return None
         known = recognise(log.waiting, rules=self._rules, around=self._around)
         return known or endings.still_waiting(log.waiting)

@@ -67,14 +67,19 @@ class _SamplerProvider(BaseLLMProvider):
 
     _engine: ClassVar[str]
 
-    def __init__(self, config: ProviderConfig) -> None:
-        super().__init__(config)
-        self._parameters = SamplingParameters(
-            temperature=config.temperature, max_tokens=config.max_tokens
-        )
+    def __init__(
+        self,
+        model: str,
+        temperature: float = 0.7,
+        max_tokens: int = 1024,
+        api_key: str | None = None,
+        base_url: str | None = None,
+    ) -> None:
+        super().__init__(ProviderConfig(model, temperature, max_tokens, api_key, base_url))
+        self._parameters = SamplingParameters(temperature=temperature, max_tokens=max_tokens)
         engine = load_engine(self._engine)
-        self.base_url = normal_base_url(config.base_url or _address(engine))
-        self._server = _Server(self._engine, self.base_url, config.api_key or _key(engine))
+        self.base_url = normal_base_url(base_url or _address(engine))
+        self._server = _Server(self._engine, self.base_url, api_key or _key(engine))
 
     async def generate(self, system_prompt: str, messages: Sequence[Mapping[str, Any]]) -> str:
         """The answer's text. Raises WireError, after retries if they make sense.
@@ -179,50 +184,22 @@ class VLLMProvider(_SamplerProvider):
         max_tokens: int = 1024,
         api_key: str | None = "EMPTY",
     ) -> None:
-        super().__init__(
-            ProviderConfig(
-                model=model,
-                base_url=base_url,
-                temperature=temperature,
-                max_tokens=max_tokens,
-                api_key=api_key or "EMPTY",
-            )
-        )
+        super().__init__(model, temperature, max_tokens, api_key or "EMPTY", base_url)
 
 
-class _HostedProvider(_SamplerProvider):
-    def __init__(
-        self,
-        model: str,
-        temperature: float = 0.7,
-        max_tokens: int = 1024,
-        api_key: str | None = None,
-        base_url: str | None = None,
-    ) -> None:
-        super().__init__(
-            ProviderConfig(
-                model=model,
-                temperature=temperature,
-                max_tokens=max_tokens,
-                api_key=api_key,
-                base_url=base_url,
-            )
-        )
-
-
-class OpenAIProvider(_HostedProvider):
+class OpenAIProvider(_SamplerProvider):
     """A model of OpenAI's API; the key from OPENAI_API_KEY when not given."""
 
     _engine = "openai"
 
 
-class AnthropicProvider(_HostedProvider):
+class AnthropicProvider(_SamplerProvider):
     """A model of Anthropic's API; the key from ANTHROPIC_API_KEY when not given."""
 
     _engine = "anthropic"
 
 
-class OpenRouterProvider(_HostedProvider):
+class OpenRouterProvider(_SamplerProvider):
     """A model of OpenRouter's API; the key from OPENROUTER_API_KEY when not given."""
 
     _engine = "openrouter"

@@ -1,9 +1,9 @@
-"""Folders that are there whole or not at all: locked, built elsewhere, renamed into place.
+"""Folders that exist whole or not at all: locked, built elsewhere, renamed into place.
 
 Under one parent, a folder's final place is `<parent>/<key>`. It is built in
 `<parent>/.building/<key>/<random>` under the lock `<parent>/.locks/<key>`. A builder that is
-killed leaves only a folder in `.building`, and perhaps a program that still writes into it; the
-next builder under that parent ends the one and removes the other.
+killed leaves only a folder in `.building`, and perhaps a program that still writes to it; the next
+builder under that parent removes both.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ def new_folder(parent: Path, key: str) -> Path:
             with lock.acquire(timeout=0):
                 _remove_leftover(leftover)
         except Timeout:
-            continue  # somebody is building it now
+            continue  # another process is building it now
     (building / key).mkdir(exist_ok=True)
     return Path(tempfile.mkdtemp(dir=building / key))
 
 
 def _remove_leftover(leftover: Path) -> None:
-    """Remove a folder whose builder is dead: we hold its lock, so its users are orphans."""
+    """Remove a folder whose builder is dead: we hold its lock, so any user of it is an orphan."""
     prefix = f"{leftover}{os.sep}"
     orphans = [
         process
@@ -96,7 +96,7 @@ def _remove_leftover(leftover: Path) -> None:
 
 
 def publish(built: Path, parent: Path, key: str) -> Path:
-    """Rename what was built into its final place, replacing what lies there. Blocking."""
+    """Rename a built folder into its final place, replacing what is there. Blocking."""
     final = parent / key
     discard(parent, key)
     built.chmod(0o755)  # mkdtemp makes it 0o700
@@ -106,7 +106,7 @@ def publish(built: Path, parent: Path, key: str) -> Path:
 
 
 def discard(parent: Path, key: str) -> None:
-    """Remove the folder of `key`: gone at once for everyone else. The caller holds its lock."""
+    """Remove the folder of `key`, atomically for others. The caller holds its lock."""
     final = parent / key
     if not final.exists():
         return
@@ -118,7 +118,7 @@ def discard(parent: Path, key: str) -> None:
 
 
 def abandon(built: Path) -> None:
-    """Remove a folder that `new_folder` gave, if it is still there; never raises. Blocking."""
+    """Remove a folder from `new_folder` if it still exists; never raises. Blocking."""
     shutil.rmtree(built, ignore_errors=True)
     try:
         built.parent.rmdir()

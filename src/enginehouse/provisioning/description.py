@@ -1,4 +1,4 @@
-"""What an engine environment says of itself, when its own Python imports the engine."""
+"""An engine environment described by its own Python, which imports the engine."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine's describe payload prints, as JSON on its last line.
 
     `variant` is what its torch was built for. `identity` changes with every new install. `flags`
-    is None if the identity was the one that the caller knew already. `entry_module` is what
-    `python -m` starts its server with; None where that is the same in every version.
+    is None if the caller already knew the identity. `entry_module` is what `python -m` starts its
+    server with; None if that is the same in every version.
     """
 
     version: str
@@ -51,7 +51,7 @@ async def describe(
 ) -> Description:
     """Have `python` run a describe payload, which imports the engine; PATIENCE at most.
 
-    A managed environment may be written to (Python's byte code). Raises ProvisioningError with the
+    Python may write its byte code into a managed environment. Raises ProvisioningError with the
     import's own error.
     """
     env = python_environ(write_bytecode=managed)

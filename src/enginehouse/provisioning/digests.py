@@ -1,4 +1,4 @@
-"""Digests of weights and chat templates. Blocking; a file is hashed once and remembered."""
+"""Digests of weights and chat templates. Blocking; a file is hashed only once."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from enginehouse.store.layout import Layout
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class _Remembered(msgspec.Struct, frozen=True, kw_only=True):
-    """A file's digest, and what the file was like when it was hashed."""
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A file's digest, and the file's state when it was hashed."""
 
     path: str
     size: int
@@ -40,30 +40,30 @@ class ChatTemplateDigest(msgspec.Struct, frozen=True, kw_only=True):
 def file_digest(path: Path, *, layout: Layout) -> str:
     """SHA-256 of the file's content, hashed again only if its size, time or inode changed.
 
-    A blob of the hub's cache that is named by its SHA-256 is not read at all: the hub client has
-    checked it when it was downloaded.
+    A blob in the hub's cache that is named by its SHA-256 is not read at all: the hub's client
+    checked it after the download.
     """
     real = path.resolve()
     if real.parent.name == "blobs" and _SHA256.fullmatch(real.name):
         return real.name
-    name = hashlib.sha256(os.fsencode(real)).hexdigest()[:32]
-    remembered_at = layout.digests / f"{name}.json"
+    record_file = layout.digests / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.json"
     status = real.stat()
-    like = (os.fspath(real), status.st_size, status.st_mtime_ns, status.st_ino)
-    remembered = _read(remembered_at)
-    if remembered and like == (
-        remembered.path,
-        remembered.size,
-        remembered.mtime_ns,
-        remembered.inode,
-    ):
-        return remembered.sha256
+    record = _Record(
+        path=os.fspath(real),
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        inode=status.st_ino,
+        sha256="",
+    )
+    with suppress(OSError, msgspec.DecodeError):
+        known = msgspec.json.decode(record_file.read_bytes(), type=_Record)
+        if msgspec.structs.replace(known, sha256="") == record:
+            return known.sha256
     with real.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    path_, size, mtime_ns, inode = like
-    record = _Remembered(path=path_, size=size, mtime_ns=mtime_ns, inode=inode, sha256=sha256)
-    with suppress(StoreError):  # remembering only spares time
-        write_whole(remembered_at, msgspec.json.encode(record))
+    record = msgspec.structs.replace(record, sha256=sha256)
+    with suppress(StoreError):  # the record only saves time
+        write_whole(record_file, msgspec.json.encode(record))
     return sha256
 
 
@@ -77,7 +77,7 @@ def weights_digest(files: Iterable[Path], *, layout: Layout) -> str:
 
 
 def chat_template_digest(folder: Path) -> ChatTemplateDigest:
-    """The digest of a checkpoint's (default) chat template, wherever the checkpoint keeps it."""
+    """The digest of a checkpoint's (default) chat template, from any of its usual places."""
     text = chat_template(folder)
     if text is None:
         return ChatTemplateDigest(digest=None, reason="the checkpoint has no chat template")
@@ -85,7 +85,7 @@ def chat_template_digest(folder: Path) -> ChatTemplateDigest:
 
 
 def chat_template(folder: Path) -> str | None:
-    """A checkpoint's (default) chat template, wherever the checkpoint keeps it; None without."""
+    """A checkpoint's (default) chat template, from any of its usual places; None without one."""
     template = folder / "chat_template.jinja"
     if template.is_file():
         return template.read_text(encoding="utf-8")
@@ -110,10 +110,3 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _read(path: Path) -> _Remembered | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_Remembered)
-    except (OSError, msgspec.DecodeError):
-        return None

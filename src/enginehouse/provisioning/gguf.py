@@ -1,4 +1,4 @@
-"""GGUF files, made into ordinary checkpoints once: vLLM's own GGUF support is experimental."""
+"""GGUF files, converted to checkpoints once: vLLM's own GGUF support is experimental."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ async def converted_checkpoint(
     environment: EngineEnvironment,
     context: Context,
 ) -> Path:
-    """The folder with `file` as a bfloat16 checkpoint; made once per content and transformers.
+    """The folder with `file` as a bfloat16 checkpoint, made once per content and transformers.
 
-    The environment's Python converts; it needs memory for the whole model. Safe across processes.
-    Raises ModelError, naming the log.
+    The environment's Python converts it, and needs memory for the whole model. Safe across
+    processes. Raises ModelError, naming the log.
     """
     _check(file)
     digest = await asyncio.to_thread(file_digest, file, layout=context.layout)
@@ -79,7 +79,7 @@ def _check_packages(environment: EngineEnvironment) -> None:
         raise ModelError(
             f"{environment.executable} cannot convert a GGUF file",
             why=f"it lacks {', '.join(missing)}",
-            fix=f"install them there, or use our own environment: "
+            fix=f"install them there, or use an environment that Enginehouse builds: "
             f"`enginehouse install {environment.engine}`",
         )
 
@@ -100,7 +100,7 @@ async def _convert(
         raise ModelError(
             f"{file} could not be converted",
             why=finished.why(),
-            fix="transformers does not know every architecture's GGUF form: use the original "
+            fix="transformers does not support every architecture's GGUF form: use the original "
             "checkpoint instead",
             log=log,
         )

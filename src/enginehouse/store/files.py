@@ -1,4 +1,4 @@
-"""Small files that are there whole or not at all."""
+"""Small files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from enginehouse.store.private import open_private
 def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write or replace a file; the last writer wins.
 
-    `private`: only its owner may read it, whatever the umask. Makes the folder. Raises StoreError,
-    and leaves what was there, when it cannot be written. Blocking.
+    `private`: only its owner may read it, whatever the umask. Creates the folder. Raises
+    StoreError, and keeps the previous content, if it cannot be written. Blocking.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(2)}")
     try:

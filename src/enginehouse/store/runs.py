@@ -1,4 +1,4 @@
-"""Run folders: one evaluation each, found again by its id."""
+"""Run folders: one for each evaluation, found by its id."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 from enginehouse.store.private import make_private
 
-_LOCK_WAIT = 0.3  # seconds; long enough for someone who only looks whether the lock is held
+_LOCK_WAIT = 0.3  # seconds; longer than `is_held` holds the lock
 
 
 class RunStatus(StrEnum):
-    """How far a run got. `unreadable` is never stored: its run.json cannot be read."""
+    """A run's state. `unreadable` is never stored: it means that run.json cannot be read."""
 
     RUNNING = "running"
     COMPLETE = "complete"
@@ -38,7 +38,7 @@ class RunStatus(StrEnum):
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
-    """A process, told from later ones with the same pid by when it started, after which boot."""
+    """A process; start time and boot distinguish it from later ones with the same pid."""
 
     pid: int
     started: float
@@ -46,9 +46,9 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What run.json holds. `server_log` is the path of the server's log, if it was ours.
+    """The content of run.json. `server_log` is the path of the server's log, if we started it.
 
-    `worker` is the process that works on it, or that did last: noted before it starts a server.
+    `worker` is the process that works on the run, or did last: recorded before it starts a server.
     `incidents`: the deaths of our own servers while they worked for it. `left_out`: variables of
     the server's environment whose values are not kept in config.yaml.
     """
@@ -67,7 +67,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
-    """Who works on a run."""
+    """The process that works on a run."""
 
     pid: int
     host: str
@@ -75,7 +75,7 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run:
-    """One run's folder. Reading is free to all; whoever evaluates holds it (`hold`)."""
+    """One run's folder. Anyone may read it; an evaluator must hold it (`hold`)."""
 
     def __init__(self, folder: Path, info: RunInfo) -> None:
         self.folder = folder
@@ -84,17 +84,17 @@ class Run:
 
     @property
     def config_path(self) -> Path:
-        """The resolved configuration, which can be run again."""
+        """The resolved configuration, with which the evaluation can be repeated."""
         return self.folder / "config.yaml"
 
     @property
     def journal_path(self) -> Path:
-        """The journal; absent until the evaluation begins."""
+        """The journal; missing until the evaluation begins."""
         return self.folder / "journal.jsonl"
 
     @property
     def report_path(self) -> Path:
-        """The finished report as JSON; always rebuildable from the journal."""
+        """The finished report as JSON, which can be rebuilt from the journal."""
         return self.folder / "report.json"
 
     def update(self, **changes: Any) -> None:
@@ -105,7 +105,7 @@ class Run:
         self.info = info
 
     def finish(self, status: RunStatus) -> None:
-        """Note that nobody works on it any more."""
+        """Record that the work on it has ended."""
         self.update(status=status, finished=datetime.now(UTC))
 
     def write_report(self, report: bytes) -> None:
@@ -117,7 +117,7 @@ class Run:
         """Exclude every other evaluator of this run, in this process and in others.
 
         Re-entrant for the same Run object. Raises RunLockedError, naming the holder, at once.
-        The lock dies with its process, kill -9 included.
+        The lock ends with its process, even by kill -9.
         """
         try:
             self._lock.acquire(timeout=_LOCK_WAIT, poll_interval=0.02)
@@ -127,7 +127,7 @@ class Run:
             raise StoreError(f"cannot lock {self.folder}", why=str(error)) from error
         try:
             holder = Holder(pid=os.getpid(), host=socket.gethostname(), since=datetime.now(UTC))
-            with suppress(StoreError):  # it only words the other's error; a full disk may forbid it
+            with suppress(StoreError):  # it only improves an error message; the disk may be full
                 content = msgspec.json.encode(holder)
                 write_whole(self.folder / "holder.json", content, private=True)
             yield
@@ -135,7 +135,7 @@ class Run:
             self._lock.release()
 
     def is_held(self) -> bool:
-        """Whether somebody holds it now."""
+        """Whether an evaluator holds it now."""
         if self._lock.is_locked:
             return True
         if not (self.folder / "lock").exists():
@@ -145,7 +145,7 @@ class Run:
                 return False
         except Timeout:
             return True
-        except OSError:  # a run of somebody else that we may only read
+        except OSError:  # another user's run, which we may only read
             return False
 
     def _locked(self) -> RunLockedError:
@@ -172,7 +172,7 @@ def create_run(
     versions: Mapping[str, str],
     left_out: Sequence[str] = (),
 ) -> Run:
-    """Make a new run's folder with run.json and config.yaml; it appears whole or not at all.
+    """Create a run's folder with run.json and config.yaml; it appears whole or not at all.
 
     The id is `<UTC time>-<model>-<first task>[+<further tasks>]-<4 random hex digits>`; ids sort
     by time. Raises StoreError.
@@ -230,7 +230,7 @@ def open_run(layout: Layout, reference: str) -> Run:
         names = ", ".join(f.name for f in matches[:5])
         more = f" and {len(matches) - 5} more" if len(matches) > 5 else ""
         raise RunNotFoundError(
-            f"{len(matches)} runs begin with {reference!r}", fix=f"say which: {names}{more}"
+            f"{len(matches)} runs begin with {reference!r}", fix=f"name one: {names}{more}"
         )
     ids = [f.name for f in known]
     close = nearest(reference, ids)
@@ -244,11 +244,11 @@ def open_run(layout: Layout, reference: str) -> Run:
 
 
 def list_runs(layout: Layout) -> list[RunInfo]:
-    """Every run, the latest first. A run whose process is gone shows as interrupted."""
-    return [_observed(folder) for folder in sorted(_folders(layout), reverse=True)]
+    """Every run, the latest first. A run whose process is gone is shown as interrupted."""
+    return [_info(folder) for folder in sorted(_folders(layout), reverse=True)]
 
 
-def _observed(folder: Path) -> RunInfo:
+def _info(folder: Path) -> RunInfo:
     try:
         run = _load(folder)
     except StoreError:
@@ -288,7 +288,7 @@ def _load(folder: Path) -> Run:
         raise StoreError(
             f"{path} cannot be read",
             why=str(error),
-            fix="restore the file from a copy; its answers are in journal.jsonl beside it",
+            fix="restore the file from a backup; the answers are in journal.jsonl beside it",
         ) from error
 
 

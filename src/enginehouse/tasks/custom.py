@@ -70,7 +70,7 @@ class Definition(StrictModel):
     stop: tuple[Text, ...] = ()
     """Texts that end the answer; one may stand alone, as in stop: "\\n"."""
     trusted: bool = False
-    """Whether a metric that is a function may read, write and reach whatever you may."""
+    """Whether a metric that is a function may access everything that you may."""
     scoring_timeout: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Seconds that scoring one answer may take, for regex:PATTERN and module:function."""
 
@@ -88,7 +88,9 @@ class Definition(StrictModel):
             if self.choices is None:
                 raise ValueError("the metric 'choice' needs 'choices'")
             if self.system is not None or self.stop:
-                raise ValueError("the metric 'choice' asks for no text: no 'system', no 'stop'")
+                raise ValueError(
+                    "the metric 'choice' asks for no text, so 'system' and 'stop' must be left out"
+                )
         elif self.choices is not None:
             raise ValueError("'choices' goes with the metric 'choice' only")
         return self
@@ -142,8 +144,8 @@ def _parse(content: bytes, path: Path) -> Definition:
     if not isinstance(values, dict):
         raise ConfigurationError(
             f"{path} must map keys to values",
-            why="it is empty" if values is None else f"it holds a {type(values).__name__}",
-            fix="give name, data, prompt and answer; docs/tasks.md has an example",
+            why="it is empty" if values is None else f"it is a {type(values).__name__}",
+            fix="set name, data, prompt and answer; docs/tasks.md has an example",
         )
     try:
         return Definition.model_validate(values)
@@ -228,7 +230,7 @@ class CustomTask(Task):
         for row in read_rows(source):
             item = Item(id=self._id(row), data=msgspec.to_builtins(row.fields))
             if item.id in items:
-                raise row.error(f"the id {item.id!r} is there more than once")
+                raise row.error(f"the id {item.id!r} occurs more than once")
             self._try(item, row)
             items[item.id] = item
         return source.dataset(
@@ -292,9 +294,7 @@ class CustomTask(Task):
             return
         right = self._right(item)
         if definition.choices and _position(right, choices) is None:
-            raise row.error(
-                f"the answer {right!r} is none of the choices, nor one's place or letter"
-            )
+            raise row.error(f"the answer {right!r} is not a choice, nor the place or letter of one")
         if definition.metric == "number" and right_number(right) is None:
             raise row.error(f"the answer {right!r} has no number in it")
         if not right.strip():
@@ -307,8 +307,8 @@ class CustomTask(Task):
         asked = self.ask(item)
         if isinstance(asked, Choose) and not asked.context.strip():
             raise row.error(
-                "the context is empty: the choices' log-likelihoods need a text in front of them",
-                fix="let 'prompt' give at least a word, such as 'Answer:'",
+                "the context is empty: the choices' log-likelihoods need some text before them",
+                fix="give 'prompt' at least a word, such as 'Answer:'",
             )
         if isinstance(asked, Generate) and not asked.prompt.messages[-1].content.strip():
             raise row.error("the prompt is empty")

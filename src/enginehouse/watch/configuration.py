@@ -13,7 +13,7 @@ from enginehouse.deployment.configuration import BaseServeConfig, ServeConfig
 
 
 class WatchConfig(TaskSettings, BaseServeConfig):
-    """A folder in which checkpoints and adapters appear, and how each is evaluated."""
+    """A folder where checkpoints and adapters appear, and how each is evaluated."""
 
     directory: Path
     """The folder whose subfolders are the checkpoints and adapters."""
@@ -22,11 +22,11 @@ class WatchConfig(TaskSettings, BaseServeConfig):
     once: bool = False
     """Evaluate what is already there, then exit."""
     interval: Annotated[float, Field(gt=0)] = 5.0
-    """Seconds between two looks; what has not changed from one to the next may be finished."""
+    """Seconds between two scans; a folder that did not change between them may be complete."""
     html: Path | None = None
-    """The page with the curve; it lies with the watch's own files when not given."""
+    """The HTML page with the curve; by default it is stored with the watch's own files."""
     retry_failed: bool = False
-    """Evaluate again what failed before."""
+    """Try again what failed before."""
 
     @model_validator(mode="before")
     @classmethod

@@ -43,7 +43,7 @@ _TORCH = ("libtorch", "libc10", "libshm.so")
 
 def _library(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
     name = groups(found, around)["library"]
-    again = f"build the environment again: {around.rebuild}"
+    again = f"rebuild the environment: {around.rebuild}"
     if folder := _folder_with(name, around.packages):
         where = f"; the environment has it in {folder}"
         fix = f"let the loader look there: --env LD_LIBRARY_PATH={folder}"
@@ -102,9 +102,9 @@ def _cuda_memory(found: re.Match[str], around: Surroundings) -> Mapping[str, str
     free = re.search(rf"total capacity of ({SIZE}) of which ({SIZE}) is free", said)
     wanted = found["wanted"]
     return {
-        "wanted": f": {wanted} more was wanted" if wanted else "",
-        "free": f", and {free[2]} of {free[1]} was free" if free else "",
-        "fix": "another process holds memory of that GPU: `nvidia-smi` lists it; end it, or choose "
+        "wanted": f": {wanted} more were needed" if wanted else "",
+        "free": f", and {free[2]} of {free[1]} were free" if free else "",
+        "fix": "another process uses memory of that GPU: stop it (`nvidia-smi` lists it), or use "
         "another GPU with CUDA_VISIBLE_DEVICES"
         if others
         else around.less_gpu_memory,
@@ -113,7 +113,7 @@ def _cuda_memory(found: re.Match[str], around: Surroundings) -> Mapping[str, str
 
 def _host_memory(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # noqa: ARG001
     wanted = found["wanted"]
-    return {"wanted": f" when {int(wanted) / 2**30:.1f} GiB more was wanted" if wanted else ""}
+    return {"wanted": f" when {int(wanted) / 2**30:.1f} GiB more were needed" if wanted else ""}
 
 
 def _without_torch(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.engines import arguments
-from enginehouse.engines.base import LaunchContext, require_api_key
+from enginehouse.engines.base import LaunchContext
 from enginehouse.engines.checks import (
     require_allowed,
     require_free_variables,
@@ -69,7 +69,6 @@ _FORBIDDEN = {
 
 def check(options: ServerOptions, environment: EngineEnvironment) -> None:
     """Raise what ServedEngine.check does."""
-    require_api_key(options)
     for field, (only, fix) in _WITHOUT.items():
         if (value := getattr(options, field)) not in (None, only):
             raise ConfigurationError(f"hf cannot have {field} {value}", fix=fix)

@@ -11,7 +11,7 @@ from pathlib import Path
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.engines import arguments
 from enginehouse.engines.arguments import Argument
-from enginehouse.engines.base import LaunchContext, Quirk, require_api_key
+from enginehouse.engines.base import LaunchContext, Quirk
 from enginehouse.engines.checks import require_allowed
 from enginehouse.engines.llamacpp.history import REMOVED_FLAGS
 from enginehouse.engines.llamacpp.quirks import AMX, has_amx
@@ -67,7 +67,6 @@ _WHY_FORBIDDEN = {flag: why for why, flags in _FORBIDDEN.items() for flag in fla
 
 def check(options: ServerOptions, environment: EngineEnvironment) -> None:
     """Raise what ServedEngine.check does."""
-    require_api_key(options)
     for field, fix in _WITHOUT.items():
         if getattr(options, field) not in (None, False):
             raise ConfigurationError(f"llamacpp has no option {field}", fix=fix)

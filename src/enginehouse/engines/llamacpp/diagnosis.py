@@ -15,12 +15,12 @@ from pathlib import Path
 from enginehouse.diagnosis import LogProfile, Rule, Surroundings, read_rules
 
 _SMALLER = (
-    "take a smaller quantisation of the model, a smaller --max-model-len, or fewer sequences "
+    "use a smaller quantisation of the model, a smaller --max-model-len, or fewer sequences with "
+    "--max-num-seqs: the context of every sequence is allocated at the start"
 )
-_SMALLER += "with --max-num-seqs: every sequence's context is set aside when it starts"
 _AGAIN = "download or copy the file again; a Git LFS pointer needs `git lfs pull`"
 _NEWER = (
-    "name a newer llama-server in ENGINEHOUSE_LLAMACPP_SERVER, or serve the model with --engine "
+    "set ENGINEHOUSE_LLAMACPP_SERVER to a newer llama-server, or serve the model with --engine "
     "vllm or hf"
 )
 

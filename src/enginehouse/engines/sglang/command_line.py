@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from enginehouse.core.errors import ConfigurationError, FlagError
 from enginehouse.engines import arguments
-from enginehouse.engines.base import LaunchContext, LoraFlags, require_api_key
+from enginehouse.engines.base import LaunchContext, LoraFlags
 from enginehouse.engines.checks import (
     require_allowed,
     require_free_variables,
@@ -77,7 +77,6 @@ _LORA_RANK = 16  # SGLang has no default, and wants a rank where no adapter is n
 
 def check(options: ServerOptions, environment: EngineEnvironment) -> None:
     """Raise what ServedEngine.check does."""
-    require_api_key(options)
     require_free_variables(options, _OURS)
     require_lora_enabled(options)
     extra = arguments.read(arguments.split(options.extra_args))

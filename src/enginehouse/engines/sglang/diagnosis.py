@@ -14,8 +14,8 @@ from pathlib import Path
 from enginehouse.diagnosis import LogProfile, Rule, Surroundings, read_rules
 
 _LESS_STATIC = (
-    "a smaller --gpu-memory-utilization (SGLang's --mem-fraction-static: weights and KV cache "
-    "only; what a step computes needs the rest), --max-num-seqs or --max-num-batched-tokens"
+    "use a smaller --gpu-memory-utilization (SGLang's --mem-fraction-static: weights and KV cache "
+    "only; a step needs the rest), --max-num-seqs or --max-num-batched-tokens"
 )
 
 
@@ -55,6 +55,6 @@ PROFILE = LogProfile(
     words=Surroundings(
         rebuild="`enginehouse envs remove KEY`, then `enginehouse install sglang`",
         without_gpu="--engine vllm or hf",
-        less_gpu_memory=f"{_LESS_STATIC}; `nvidia-smi` shows whether another program takes some",
+        less_gpu_memory=f"{_LESS_STATIC}; `nvidia-smi` shows whether another program uses some",
     ),
 )

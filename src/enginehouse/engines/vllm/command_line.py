@@ -15,7 +15,7 @@ import psutil
 
 from enginehouse.core.errors import ConfigurationError, FlagError
 from enginehouse.engines import arguments
-from enginehouse.engines.base import LaunchContext, LoraFlags, Quirk, require_api_key
+from enginehouse.engines.base import LaunchContext, LoraFlags, Quirk
 from enginehouse.engines.checks import (
     is_given,
     require_allowed,
@@ -94,7 +94,6 @@ _STRUCTURED = '{"disable_any_whitespace": true, "backend": "guidance"}'
 
 def check(options: ServerOptions, environment: EngineEnvironment) -> None:
     """Raise what ServedEngine.check does."""
-    require_api_key(options)
     require_free_variables(options, _OURS)
     require_lora_enabled(options)
     _require_rank(options, environment)

@@ -29,7 +29,7 @@ _REBUILD = "`enginehouse envs remove KEY`, then `enginehouse install vllm`"
 
 def _flag(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # noqa: ARG001
     flag = found["flag"].partition("=")[0]
-    fix = REMOVED_FLAGS.get(flag, "correct it or leave it out; `--help=all` of the engine lists it")
+    fix = REMOVED_FLAGS.get(flag, "correct or remove it; the engine's --help=all lists its flags")
     return {"flag": flag, "fix": fix}
 
 
@@ -37,29 +37,29 @@ def _taken(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
     free, total = float(found["free"]), float(found["total"])
     share = math.floor(100 * free / total - 2) / 100
     fix = (
-        f"or lower --gpu-memory-utilization to {share:g}, if the model fits into that"
+        f"or lower --gpu-memory-utilization to {share:g}, if the model fits"
         if share > 0
         else "or choose another GPU with CUDA_VISIBLE_DEVICES"
     )
     if around.on_cpu:
-        fix = "or say how many GiB its KV cache is to have: --env VLLM_CPU_KVCACHE_SPACE=1"
+        fix = "or set the size of the KV cache in GiB: --env VLLM_CPU_KVCACHE_SPACE=1"
     look = "`ps aux --sort=-rss`" if around.on_cpu else "`nvidia-smi`"
     where = "this machine" if around.on_cpu else "the GPU"
-    return found.groupdict() | {"fix": f"end what else uses {where} ({look} lists it), {fix}"}
+    return found.groupdict() | {"fix": f"stop what else uses {where} ({look} lists it), {fix}"}
 
 
 def _cpu_cache(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
     details = dict(groups(found, around))
     if float(found["wanted"]) <= 0:
         return details | {
-            "cause": f"--gpu-memory-utilization leaves nothing for the KV cache: of its "
-            f"{found['share']} GiB, the engine itself took more",
-            "fix": "raise --gpu-memory-utilization, or leave it out",
+            "cause": f"--gpu-memory-utilization leaves nothing for the KV cache: the engine "
+            f"itself used more than its {found['share']} GiB",
+            "fix": "raise --gpu-memory-utilization, or omit it",
         }
     return details | {
-        "cause": "the KV cache was to have {wanted} GiB, and {free} GiB of this machine's memory "
+        "cause": "the KV cache was set to {wanted} GiB, and {free} GiB of this machine's memory "
         "are free".format_map(details),
-        "fix": "lower --env VLLM_CPU_KVCACHE_SPACE=GIB (or --kv-cache-memory-bytes), or end what "
+        "fix": "lower --env VLLM_CPU_KVCACHE_SPACE=GIB (or --kv-cache-memory-bytes), or stop what "
         "else uses this machine",
     }
 
@@ -70,13 +70,13 @@ def _more_cache(found: re.Match[str], around: Surroundings) -> Mapping[str, str]
     more = (
         f"give the KV cache more memory: --env VLLM_CPU_KVCACHE_SPACE={max(needed, 2)} (GiB)"
         if around.on_cpu
-        else "raise --gpu-memory-utilization (0.92 unless given) as far as other users of the GPU "
-        "allow, or take more GPUs (--tensor-parallel-size)"
+        else "raise --gpu-memory-utilization (default 0.92) as far as others on the GPU allow, or "
+        "use more GPUs (--tensor-parallel-size)"
     )
     longest = said.get("longest")
     return said | {
         "more": more,
-        "shorten": f"--max-model-len {longest}" if longest else "a smaller --max-model-len",
+        "shorten": f"use --max-model-len {longest}" if longest else "use a smaller --max-model-len",
     }
 
 
@@ -129,7 +129,7 @@ PROFILE = LogProfile(
         evidence="",
         cause="the CUDA and the CPU build of vLLM are both installed in this environment, one over "
         "the other",
-        fix=f"make the environment again: {_REBUILD}; install nothing into it that depends on vllm",
+        fix=f"rebuild the environment: {_REBUILD}; do not install packages that depend on vllm",
     ),
     words=Surroundings(rebuild=_REBUILD, without_gpu="--variant cpu"),
 )
