@@ -1,4 +1,4 @@
-"""`enginehouse bench`: a model that is served for it, and a server that is not ours."""
+"""`enginehouse bench`: a model to serve, and somebody else's server."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_nothing_found_is_no_error(evaluated, call):
 
 
 def test_what_is_refused(evaluated, call):
-    """Exit code 2 for runs that are no pair, 8 for one that is not there."""
+    """Exit code 2 for runs that cannot be paired, 8 for one that does not exist."""
     a = evaluated(3)
     for other in (evaluated(3, "--limit", "9"), a):
         done = call("compare", a, other)

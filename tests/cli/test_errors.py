@@ -121,7 +121,7 @@ TASKS = [
 
 
 @pytest.mark.parametrize("case", TASKS, ids=lambda case: str(case[0]))
-def test_a_wrong_task_of_ones_own(house: House, call, case: tuple[object, ...]):
+def test_a_wrong_task_of_the_user(house: House, call, case: tuple[object, ...]):
     """File, key, field and item are named before anything is started."""
     house.model()
     changes, code, *parts = case
@@ -294,7 +294,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_full_disk(house: House, call, small_disk: Path):
-    """Exit code 8 and how much room there is; with room again the run goes on, nothing lost."""
+    """Exit code 8 and the free space; with room again the run continues, and nothing is lost."""
     house.home = small_disk
     house.env["ENGINEHOUSE_HOME"] = str(small_disk)
     house.model()

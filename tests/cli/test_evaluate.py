@@ -178,7 +178,7 @@ def test_every_sample_can_be_shown(house: House, call):
 
 
 def test_provenance_is_whole(house: House, call):
-    """Engine, its arguments, environment and digests are in the report of a server of ours."""
+    """Engine, its arguments, environment and digests are in the report of our own server."""
     house.model()
     done = call("eval", "tiny", *many_sums(house), "--max-failed", "0.1", "--json")
     (provenance,) = done.report["provenance"]
@@ -196,7 +196,7 @@ def test_provenance_is_whole(house: House, call):
 
 
 def test_secrets_are_nowhere(house: House, call):
-    """The API key and a token reach the engine, and no file, report or message of ours."""
+    """The API key and a token reach the engine, but no file, report or message that we write."""
     house.model()
     secrets = {"api-key": "k3y-of-the-server", "token": "hf_of_the_user", "other": "p4ss-w0rd"}
     secrets |= {"plain": "s3cret-without-a-telling-name", "engine": "of-an-engine"}

@@ -192,7 +192,7 @@ DEATHS: list[dict[str, Any]] = [
 @pytest.mark.slow
 @pytest.mark.parametrize("death", DEATHS, ids=json.dumps)
 def test_a_server_of_ours_that_dies_twice(house: House, call: Call, words, death: dict[str, Any]):
-    """Under the twelfth and the fortieth request, whoever they are: started again both times."""
+    """Under the twelfth and the fortieth request, whichever they are: restarted both times."""
     done = call(*ours(house, {"fault": "die", "nth": [12, 40], **death}), *words)
     assert done.code == 0, done.err
     check(house, done, failed=set())
@@ -231,7 +231,7 @@ def test_an_engine_core_killed_by_somebody(house: House, words):
 
 @pytest.mark.slow
 def test_a_restart_that_fails(house: House, call: Call, words):
-    """The second start finds no memory: that is noted, and the third goes on with the work."""
+    """The second start finds no memory: that is noted, and the third continues the work."""
     cause = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
     no_start = {"fault": "no_start", "nth": [2], "cause": cause}
     done = call(*ours(house, {"fault": "die", "nth": [12]}, no_start), *words)

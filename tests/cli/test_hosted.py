@@ -178,7 +178,7 @@ def test_a_megatron_server_is_not_asked_what_needs_a_chat_template(house: House,
 
 
 def test_the_configuration_holds_the_variable_and_not_the_key(house: House, call, words):
-    """So that the run can be resumed by whoever has the key."""
+    """So that anyone with the key can resume the run."""
     task, canned = words
     with running(FakeOpenAI(key=CANARY, canned=canned)) as vendor:
         env = {"OPENAI_BASE_URL": vendor.url, "MY_KEY": CANARY}

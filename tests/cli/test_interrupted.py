@@ -34,7 +34,7 @@ SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 
 def test_while_python_imports(house: House):
-    """Ctrl-C in the first moments is no traceback."""
+    """Ctrl-C in the first moments shows no traceback."""
     code = "import signal, sys; from enginehouse.__main__ import main\n"
     code += "import enginehouse.cli\n"
     code += "class Late:\n    def find_spec(self, name, *_):\n"

@@ -114,7 +114,7 @@ def reaped(house: House, call) -> None:
 def test_killed_at_every_stage(
     house: House, call, words: tuple[str, ...], tmp_path: Path, *, many: bool
 ):
-    """After each kill a resume goes on; in the end every sample is there once, and the counts."""
+    """After each kill a resume continues; in the end every sample is there once, and the counts."""
     unscored, servers = 0, 0
     slow = str(slow_to_check(tmp_path / "slow"))
     running = house.start(*words, ENGINEHOUSE_VLLM_PYTHON=slow)

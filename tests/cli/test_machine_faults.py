@@ -200,7 +200,7 @@ def disk(house: House, tmp_path: Path) -> Iterator[Callable[[int], None]]:
 def test_a_disk_that_is_full_at_any_stage(house: House, words, call: Call, disk, size: int):
     """From the run's folder over the engine's log to the journal: said, and nothing is left.
 
-    With room again the run goes on: every sample is there once.
+    With room again the run continues: every sample is there once.
     """
     disk(size)
     done = call(*words)

@@ -55,7 +55,7 @@ def test_two_at_once(house: House, call, words: tuple[str, ...]):
 
 @pytest.mark.slow
 def test_at_once_after_a_kill(house: House, call, words: tuple[str, ...]):
-    """The killed run's server is gone before the new one starts, whoever was faster."""
+    """The killed run's server is gone before the new one starts, whichever was faster."""
     deaf = ("--env", "VLLM_FAKE_IGNORE_SIGTERM=1")  # the reaper needs its whole patience
     running = house.start(*words, *deaf)
     running.until("ready after")
@@ -98,7 +98,7 @@ def test_only_scores_are_missing(house: House, call, words: tuple[str, ...]):
 def test_what_changed_in_between(house: House, call, words: tuple[str, ...]):
     """Answers to other questions, or of other weights, are not added up: exit code 2.
 
-    With everything as it was, the run goes on, from any folder, by the place of its own.
+    With everything as it was, the run continues, from any folder, by the path of its folder.
     """
     name = interrupted(house, words, after=4)
     assert not call("show", name[:16], "--json").report["complete"]

@@ -26,7 +26,7 @@ def prompts(house: House, count: int, **common: Any) -> Path:
 
 
 def samples(house: House, name: str = "out.jsonl") -> list[Any]:
-    """What came of them."""
+    """The results."""
     return [json.loads(line) for line in (house.work / name).read_text().splitlines()]
 
 
@@ -124,7 +124,7 @@ def test_a_prompt_that_does_not_fit(house: House, call):
 
 @pytest.mark.slow
 def test_a_server_that_goes_loses_nothing(house: House, call):
-    """Status 5; no prompt counts as failed for it, and the same command goes on elsewhere."""
+    """Status 5; no prompt counts as failed for it, and the same command continues elsewhere."""
     prompts(house, 40)
     faults = '[{"fault": "die", "match": "Number 30", "signal": 9}]'
     with fake_engine_process(house, VLLM_FAKE_FAULTS=faults) as (url, _):

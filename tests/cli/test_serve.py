@@ -127,7 +127,7 @@ def test_only_the_owner_administers(house: House, call, tmp_path: Path, user: st
 
 
 def test_a_server_that_nobody_administers(house: House, call):
-    """Without adapters and swaps there is no key to tell anybody of, and nothing that it opens."""
+    """Without adapters and swaps there is no key to show, and nothing that it opens."""
     house.model()
     assert call("serve", "tiny", "-d", "--name", "mine").code == 0
     (found,) = call("ps", "--json").report
@@ -146,7 +146,7 @@ def test_a_server_that_nobody_administers(house: House, call):
 
 
 def test_logs_follow(house: House, call):
-    """`logs -f` goes on with what is written, until Ctrl-C."""
+    """`logs -f` continues with what is written, until Ctrl-C."""
     house.model()
     call("serve", "tiny", "-d", "--name", "mine", "-q")
     following = house.start("logs", "mine", "-f")

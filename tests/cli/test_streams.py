@@ -76,7 +76,7 @@ def test_nobody_ever_reads(house: House):
 
 @pytest.mark.slow
 def test_notes_that_nobody_reads_do_not_end_a_run(house: House):
-    """Standard error broken or full: the evaluation goes on, and its result is printed."""
+    """Standard error broken or full: the evaluation continues, and its result is printed."""
     house.model()
     items, canned = sums(right=3)
     words = shlex.join(["tiny", "--task", str(house.task(items)), "--env", house.answers(canned)])

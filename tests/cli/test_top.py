@@ -41,7 +41,7 @@ def test_wrong_usage(call, words: tuple[str, ...], said: str):
 
 @pytest.mark.slow
 def test_ctrl_c_is_its_end(house):
-    """Quietly, with status 0; until then a line of JSON for every reading, whoever dies."""
+    """Quietly, with status 0; until then a line of JSON per reading, even if a server dies."""
     with fake_engine() as url:
         running = house.start("top", "--json", "--interval", "0.1", "--url", url)
         running.until('"state":"ready"')

@@ -99,7 +99,7 @@ def test_a_wrong_url(house: House, call, words, url: str, code: int):
 
 
 def test_options_without_effect_are_named(house: House, call, words, answers):
-    """What only a server of ours would take is not dropped in silence."""
+    """Options that only our own server would accept are not silently dropped."""
     with fake_engine(VLLM_FAKE_ANSWERS=answers) as url:
         given = ("--max-model-len", "5", "--env", "A=b", "--variant", "cpu", "--api-key", "k")
         done = call("eval", "--url", url, *words, *given)

@@ -69,7 +69,7 @@ def test_lines_and_json(house: House, call, words: tuple[str, ...]):
 
 @pytest.mark.slow
 def test_a_refused_adapter(house: House, call, words: tuple[str, ...]):
-    """The command goes on, and says why; the engine was not bothered."""
+    """The command continues, and says why; the engine never saw it."""
     write_adapter(house.work / "out" / "lora-300", seed=3, target_modules=["up_proj"])
     config = json.loads((house.work / "out/lora-300/adapter_config.json").read_text())
     (house.work / "out/lora-300/adapter_config.json").write_text(
@@ -90,7 +90,7 @@ def per_run(house: House) -> Mapping[str, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_ended_again_and_again(house: House, call, words: tuple[str, ...], number: signal.Signals):
-    """Whenever it ends, the same command goes on: every sample is asked once."""
+    """Whenever it ends, the same command continues: every sample is asked once."""
     slow = ("--env", "VLLM_FAKE_TOKEN_LATENCY=0.01")
     code = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[number]
     for samples in (0, 13, 36):

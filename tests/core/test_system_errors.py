@@ -41,7 +41,7 @@ def test_the_locked_folder_is_named(tmp_path: Path):
     locked.mkdir(mode=0)
     with pytest.raises(PermissionError) as refused:
         (locked / "a" / "b").read_bytes()
-    assert f"{locked} may not be entered" in str(worded(refused.value))
+    assert f"{locked} cannot be entered" in str(worded(refused.value))
 
 
 def test_without_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -72,6 +72,6 @@ def test_its_errors_are_errors() -> None:
 
 
 def test_what_is_planned_is_marked_alike() -> None:
-    """«planned: X» names one of the parts that are to come."""
+    """What follows "planned:" is one of the planned parts."""
     for part in named(r"planned: ([a-z ]+[a-z])"):
         assert any(part.startswith(known) for known in PLANNED), part

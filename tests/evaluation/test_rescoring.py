@@ -19,6 +19,7 @@ from enginehouse.core.errors import ConfigurationError, StoreError
 from enginehouse.evaluation import (
     EvaluationSpec,
     TaskSpec,
+    Timings,
     evaluate,
     rescore,
     summarise,
@@ -65,9 +66,10 @@ async def run_it(run, task, *, size=6, spec=SPEC, sampler=None):
     )
 
 
-async def score_again(run, task, *, size=6, spec=SPEC):
+async def score_again(run, task, *, size=6, spec=SPEC, timings=Timings()):  # noqa: B008
     """Rescore."""
-    return await rescore(spec, tasks={"addone": (task, dataset(size))}, run=run)
+    tasks = {"addone": (task, dataset(size))}
+    return await rescore(spec, tasks=tasks, run=run, timings=timings)
 
 
 def records(run, kind):
@@ -341,10 +343,9 @@ async def test_a_score_that_cannot_be_written_is_not_passed_over(layout, tmp_pat
         return score
 
     monkeypatch.setattr(Journal, "append", full)
-    monkeypatch.setattr("enginehouse.evaluation.runner._BREATH", -1.0)
     monkeypatch.setattr("enginehouse.evaluation.runner.finish_score", judged_at_once)
     with pytest.raises(StoreError):
-        await score_again(run, Judged(tmp_path, version=2), size=3)
+        await score_again(run, Judged(tmp_path, version=2), size=3, timings=Timings(breath=-1.0))
 
 
 async def test_a_truncated_answer_is_truncated_even_if_it_cannot_be_scored(layout, tmp_path):
@@ -367,8 +368,8 @@ async def test_no_process_is_left(layout, tmp_path, monkeypatch):
     started, begun = [], asyncio.Event()
     start = processes_module._Process.start
 
-    async def noted(program):
-        process = await start(program)
+    async def noted(program, *, grace):
+        process = await start(program, grace=grace)
         started.append(process)
         begun.set()
         return process

@@ -54,10 +54,16 @@ def kind(request, monkeypatch):
 
 
 @pytest.fixture
-async def score(tmp_path, kind):
+def grace():
+    """Seconds until a silent process counts as hung; a test may want fewer."""
+    return 15.0
+
+
+@pytest.fixture
+async def score(tmp_path, kind, grace):
     """Scores a text by a function that evaluates it, within a second, unless told otherwise."""
     (tmp_path / "m.py").write_text(textwrap.dedent(JUDGE))
-    processes = ScoringProcesses()
+    processes = ScoringProcesses(grace=grace)
     load = functools.cache(load_metric)
 
     async def scored(text, *, seconds=1.0, trusted=False):
@@ -139,9 +145,9 @@ async def test_a_child_of_an_answer_scores_nothing(score):
         "os.kill(os.getppid(), signal.SIGSTOP) or time.sleep(60)",
     ],
 )
-async def test_a_process_that_is_broken_is_replaced(score, text, monkeypatch):
+@pytest.mark.parametrize("grace", [0.5])
+async def test_a_process_that_is_broken_is_replaced(score, text):
     """An answer that kills or stops the process of all answers is an error of that answer."""
-    monkeypatch.setattr("enginehouse.evaluation.scoring_processes._GRACE", 0.5)
     results = await asyncio.gather(
         score("True"), score(text), score("True"), return_exceptions=True
     )
@@ -223,9 +229,9 @@ async def test_an_answer_that_kills_others_takes_no_score_from_them(score):
     assert [s.outcome for s in scores] == [Outcome.CORRECT, Outcome.CORRECT, Outcome.WRONG]
 
 
-async def test_a_huge_answer_is_read_in_linear_time(score, monkeypatch):
+@pytest.mark.parametrize("grace", [5.0])
+async def test_a_huge_answer_is_read_in_linear_time(score):
     """It came as a server's reply may come; read again with each piece, it would take minutes."""
-    monkeypatch.setattr("enginehouse.evaluation.scoring_processes._GRACE", 5.0)
     assert (await score("True #" + "x" * (40 << 20), seconds=5)).outcome is Outcome.CORRECT
 
 
@@ -251,16 +257,16 @@ async def test_a_trusted_function_may_do_what_we_may(score, tmp_path, monkeypatc
 async def test_the_event_loop_goes_on(score):
     """While answers are scored, nothing else waits."""
     await score("True")
-    latest = longest = 0.0
     work = asyncio.gather(
-        *(score("time.sleep(60)", seconds=0.5) for _ in range(3)), return_exceptions=True
+        *(score("time.sleep(60)", seconds=1.5) for _ in range(3)), return_exceptions=True
     )
-    latest = time.monotonic()
+    longest, begin = 0.0, time.monotonic()
+    latest = begin
     while not work.done():
         await asyncio.sleep(0.005)
         now = time.monotonic()
         latest, longest = now, max(longest, now - latest)
-    assert longest < 0.4
+    assert longest < (latest - begin) / 2
 
 
 async def test_closing_leaves_nothing(tmp_path, kind):

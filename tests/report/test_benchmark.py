@@ -39,7 +39,7 @@ def load(concurrency: int = 8, *, samples: int = 30, **changes: Any) -> LoadMeas
 
 
 def benchmark(*loads: LoadMeasurement) -> Benchmark:
-    """Of a server that is not ours."""
+    """Of somebody else's server."""
     return Benchmark(
         url="http://127.0.0.1:8000",
         model="tiny",

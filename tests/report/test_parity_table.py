@@ -39,7 +39,7 @@ def test_the_figures_and_the_verdict(threshold: float, verdict: str):
 
 
 def test_the_adapter_and_the_verdict_are_in_both():
-    """Whoever reads the JSON or the lines knows what was compared, and what came of it."""
+    """The JSON and the lines both say what was compared, and the result."""
     report = msgspec.structs.replace(REPORT, adapter="out/lora")
     out = io.StringIO()
     print_parity(report, file=out)

@@ -97,7 +97,7 @@ def test_tables_and_live_displays_show_them():
 
 
 def test_nobody_reads_any_more(monkeypatch: pytest.MonkeyPatch):
-    """Standard output ends the work; standard error goes silent, and the work goes on."""
+    """Standard output ends the work; standard error goes silent, and the work continues."""
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as stream:

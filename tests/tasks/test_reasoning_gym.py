@@ -270,7 +270,7 @@ def test_the_question_says_how_to_answer(task, item):
 @pytest.mark.slow
 def test_wrong_uses_are_told():
     """Data are generated; names are known; a generator's own failure is shown."""
-    with pytest.raises(ConfigurationError, match="takes no data"):
+    with pytest.raises(ConfigurationError, match="accepts no data"):
         ReasoningGym("chain_sum").load(data="a.csv", seed=0)
     with pytest.raises(UnknownNameError, match="did you mean 'chain_sum'"):
         ReasoningGym("chainsum")

@@ -111,12 +111,6 @@ async def test_a_lost_connection_is_no_missing_call(error):
     assert second.steps == [NATIVE, CONSTRAINED]
 
 
-async def test_an_answer_that_the_engine_gave_up_is_a_fault_of_the_server():
-    """It is not taken for a missing call."""
-    with pytest.raises(ServerFaultError, match="gave the answer up"):
-        await _ask(Scripted(Completion(text="", finish_reason="abort")))
-
-
 async def test_markup_that_a_server_left_in_the_text_is_named():
     """The parser is at fault, not the model; the next step is tried even where words would do."""
     sampler = Scripted(f"<tool_call>{CALL}</tool_call>", LIST)

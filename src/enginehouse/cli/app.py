@@ -56,7 +56,7 @@ COMMANDS = {
     "check": CommandEntry("enginehouse.cli.check:check", "Try every feature of a server once."),
     "parity": CommandEntry(
         "enginehouse.cli.parity:parity",
-        "Compare the engine's log-probabilities with those of transformers.",
+        "Compare an engine's log-probabilities with transformers'.",
     ),
     "chat": CommandEntry("enginehouse.cli.chat:chat", "Talk to a model in the terminal."),
     "sample": CommandEntry("enginehouse.cli.sample:sample", "Sample answers to a file of prompts."),
@@ -101,7 +101,9 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name, help=entry.help)
         else:
-            app.command(name, help=entry.help, cls=_Command)(command)
+            # A command's own help is longer: its docstring.
+            text = entry.help if command is _stub else None
+            app.command(name, help=text, cls=_Command)(command)
     return app
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from enginehouse.core.errors import MalformedResponseError, ServerFaultError
-from enginehouse.core.sampler import GIVEN_UP
 from enginehouse.dialects.base import Dialect
 from enginehouse.dialects.server_sent_events import EventParser
+
+_ABORTED = ("abort", "error")  # most often because the engine was shutting down
 
 
 def require_finished(finish_reason: str | None) -> None:
     """Raise ServerFaultError for the finish reason of an answer that the engine aborted."""
-    if finish_reason in GIVEN_UP:
+    if finish_reason in _ABORTED:
         raise ServerFaultError(
             "the engine aborted the answer",
             why=f"finish_reason is {finish_reason!r}",

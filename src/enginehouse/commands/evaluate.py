@@ -258,7 +258,7 @@ async def evaluate(
 
 
 def left_out(config: EvaluationConfig) -> list[str]:
-    """The variables of the server's environment whose values are not written down."""
+    """The variables of the server's environment whose values are not stored."""
     return sorted(name for name in config.server.env_vars if not is_kept(name))
 
 
@@ -277,17 +277,17 @@ def resolved_yaml(config: EvaluationConfig) -> str:
 
 
 def _what_is_kept(run: Run, error: BaseException) -> str | None:
-    """What can be done with a run that `error` ended; None where that is nothing.
+    """What can be done with a run that `error` ended; None if nothing can.
 
-    A run is resumed with the options that it began with: what is wrong with those, with its task or
-    with its model stays wrong.
+    A run is resumed with the options that it began with: an error in those, in its task or in its
+    model would occur again.
     """
     begun = run.journal_path.exists()
     if isinstance(error, _LASTING):
-        return f"what was asked is kept: enginehouse show {run.info.id}" if begun else None
+        return f"its samples are kept: enginehouse show {run.info.id}" if begun else None
     if isinstance(error, (ServerError, TlsError)) and not begun:
-        return None  # no server was reached: another option or address may be what it needs
-    return f"the run is kept; go on with: enginehouse resume {run.info.id}"
+        return None  # no server was reached, so another option or address may be needed
+    return f"the run is kept; continue with: enginehouse resume {run.info.id}"
 
 
 async def _stop_abandoned(run: Run, context: Context) -> None:
@@ -304,7 +304,7 @@ def _worker(process: ProcessIdentity | None) -> Worker | None:
 
 
 def _load_tasks(config: EvaluationConfig) -> dict[str, tuple[Task, Dataset]]:
-    """Tasks and data by the task's own name; blocking."""
+    """Tasks and data, by the task's own name. Blocking."""
     loaded: dict[str, tuple[Task, Dataset]] = {}
     for chosen in config.tasks:
         task = load_task(chosen.name)
@@ -317,7 +317,7 @@ def _load_tasks(config: EvaluationConfig) -> dict[str, tuple[Task, Dataset]]:
 
 
 def _warn_of_scoring(tasks: dict[str, tuple[Task, Dataset]], notify: Notify) -> None:
-    """Say once what scoring by other people's code could do on a machine without a sandbox."""
+    """Warn of scoring by third-party code on a machine without a sandbox."""
     programs = [task.foreign_code for task, _ in tasks.values() if isinstance(task, ProgramTask)]
     confined = [program for program in programs if program is not None and not program.trusted]
     sandbox = find_sandbox()
@@ -388,7 +388,7 @@ def absolute_paths(plan: BaseServeConfig, tasks: Sequence[TaskConfig]) -> dict[s
 
 
 def _note_complete(run: Run, report: Report) -> None:
-    """Write what a process that was killed after the last sample could not write any more."""
+    """Write what a process that was killed after the last sample did not get to write."""
     if run.info.status is not RunStatus.COMPLETE or not run.report_path.exists():
         run.write_report(msgspec.json.format(msgspec.json.encode(report)))
         run.finish(RunStatus.COMPLETE)

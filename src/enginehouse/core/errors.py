@@ -3,13 +3,13 @@
 EnginehouseError
 ├── ConfigurationError        a wrong option, key or value: nothing was started
 │   ├── UnknownNameError      no engine, task, key … of that name; the nearest is named
-│   ├── UntrustedRunError     a run folder of somebody else that says what code to run
+│   ├── UntrustedRunError     a run folder from elsewhere that names code to run
 │   └── FlagError             the engine has no such flag (any more)
 ├── ProvisioningError         an engine environment could not be built or does not work
-├── ModelError                the model cannot be had
+├── ModelError                the model was not found or could not be read
 │   ├── ModelNotFoundError
 │   ├── ModelGatedError
-│   └── AdapterError          an adapter that is none, or does not fit
+│   └── AdapterError          not an adapter, or one that does not fit
 ├── ServerError               a server did not start, died, or could not be stopped
 │   ├── StartError
 │   ├── PortError
@@ -29,9 +29,9 @@ EnginehouseError
 │   │   ├── NoCreditError
 │   │   ├── UnknownModelError
 │   │   └── ContextOverflowError
-│   ├── MalformedResponseError        a reply that is not what the dialect says
+│   ├── MalformedResponseError        a reply that does not follow the dialect
 │   │   └── ReplyTooLargeError        more bytes than any answer has
-│   └── UnsupportedError              the engine does not do that; mostly refused before sending
+│   └── UnsupportedError              the engine does not support that; mostly nothing was sent
 ├── TaskError                 a task's data or scoring is broken
 │   ├── DataError
 │   └── ScoringError          one answer could not be scored
@@ -39,11 +39,11 @@ EnginehouseError
 ├── StoreError                a run folder or a file cannot be read or written
 │   ├── RunNotFoundError
 │   └── RunLockedError
-├── OpenFilesError            this process may open no more files: nobody else's fault
+├── OpenFilesError            this process cannot open any more files
 └── NoHeadlineError           too many samples failed: there is no score
 
-`retryable` says whether the same call may succeed unchanged; `stage` says whose doing it was.
-Every class has the exit code that the command line ends with.
+`retryable` says whether the same call may succeed unchanged; `stage` says where it happened.
+Every class has the exit code of the command line.
 """
 
 from __future__ import annotations
@@ -51,15 +51,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypedDict, Unpack
 
-_LONGEST = 4000  # characters of a server's words
+_LONGEST = 4000  # characters of a server's message
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None if nothing is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+class Details(TypedDict, total=False):
+    """What every error may say beside its message: why, what to do next, and the log's path."""
+
+    why: str | None
+    fix: str | None
+    log: Path | None
 
 
 class EnginehouseError(Exception):
@@ -104,7 +112,7 @@ class ConfigurationError(EnginehouseError):
 
 
 class UnknownNameError(ConfigurationError):
-    """There is nothing of that name; the message lists what there is."""
+    """There is nothing of that name; the message lists the known names."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
@@ -120,7 +128,7 @@ class UnknownNameError(ConfigurationError):
 
 
 class UntrustedRunError(ConfigurationError):
-    """A run folder of somebody else says what code to run, and nobody has allowed it."""
+    """A run folder from elsewhere names code to run, and the user has not allowed it."""
 
 
 class FlagError(ConfigurationError):
@@ -135,22 +143,22 @@ class ProvisioningError(EnginehouseError):
 
 
 class ModelError(EnginehouseError):
-    """The model cannot be had or is no model."""
+    """The model was not found or could not be read."""
 
     stage = "model"
     exit_code = 4
 
 
 class ModelNotFoundError(ModelError):
-    """Neither the hub nor the disk has it."""
+    """The model is neither on the hub nor on the disk."""
 
 
 class ModelGatedError(ModelError):
-    """The hub has it, but not for this token."""
+    """The hub does not give this model to this token."""
 
 
 class AdapterError(ModelError):
-    """An adapter is none, or does not fit the model or the server."""
+    """This is not an adapter, or it does not fit the model or the server."""
 
 
 class ServerError(EnginehouseError):
@@ -167,13 +175,11 @@ class ServerError(EnginehouseError):
         self,
         message: str,
         *,
-        why: str | None = None,
-        fix: str | None = None,
-        log: Path | None = None,
         kind: str | None = None,
         evidence: str | None = None,
+        **details: Unpack[Details],
     ) -> None:
-        super().__init__(message, why=why, fix=fix, log=log)
+        super().__init__(message, **details)
         self.kind = kind
         self.evidence = evidence
 
@@ -187,7 +193,7 @@ class PortError(ServerError):
 
 
 class StopError(ServerError):
-    """Something of the server is still alive."""
+    """A process of the server is still alive."""
 
 
 class ServerGoneError(ServerError):
@@ -197,7 +203,7 @@ class ServerGoneError(ServerError):
 
 
 class WeightsError(ServerError):
-    """A swap of weights failed. `restored`: the server answers with its old ones (again)."""
+    """A swap of weights failed. `restored`: the server answers with its old ones again."""
 
     stage = "weights"
 
@@ -205,21 +211,19 @@ class WeightsError(ServerError):
         self,
         message: str,
         *,
-        why: str | None = None,
-        fix: str | None = None,
-        log: Path | None = None,
         kind: str | None = None,
         evidence: str | None = None,
         restored: bool = True,
+        **details: Unpack[Details],
     ) -> None:
-        super().__init__(message, why=why, fix=fix, log=log, kind=kind, evidence=evidence)
+        super().__init__(message, kind=kind, evidence=evidence, **details)
         self.restored = restored
 
 
 class WireError(EnginehouseError):
     """One request failed.
 
-    What a server said can be of any length and ends up in journals: `message` and `why` are cut to
+    A server's message can have any length and ends up in journals: `message` and `why` are cut to
     4,000 characters each.
     """
 
@@ -245,13 +249,13 @@ def _shortened(text: str) -> str:
 
 
 class ConnectionFailedError(WireError):
-    """The connection was refused or broke before a byte of the reply came."""
+    """The connection was refused, or broke before the first byte of the reply."""
 
     retryable = True
 
 
 class TlsError(ConnectionFailedError):
-    """The TLS handshake failed: the certificate, or http where https is spoken, or the reverse."""
+    """The TLS handshake failed: the certificate, or http instead of https, or the reverse."""
 
     retryable = False
 
@@ -261,7 +265,7 @@ class RequestTimeoutError(WireError):
 
 
 class RateLimitedError(WireError):
-    """429, or 503 with Retry-After. `retry_after` is in seconds, None if the server named none."""
+    """429, or 503 with Retry-After. `retry_after` is in seconds, None if the server gave none."""
 
     retryable = True
 
@@ -285,7 +289,7 @@ class ServerFaultError(WireError):
 
 
 class EngineKilledError(WireError):
-    """The request ended the engine, again and alone; asking once more would, too."""
+    """The request alone crashed the engine twice; asking again would crash it again."""
 
     stage = "engine"
 
@@ -295,15 +299,15 @@ class BadRequestError(WireError):
 
 
 class UnauthorizedError(BadRequestError):
-    """401, or 403 of a server that knows but one key."""
+    """401, or 403 from a server with a single key."""
 
 
 class ForbiddenError(BadRequestError):
-    """403 of a hosted API: the key is good, but may not do this."""
+    """403 from a hosted API: the key is valid but not allowed to do this."""
 
 
 class NoCreditError(BadRequestError):
-    """The account behind the key has nothing left to pay with."""
+    """The account behind the key has no credit left."""
 
 
 class UnknownModelError(BadRequestError):
@@ -315,15 +319,15 @@ class ContextOverflowError(BadRequestError):
 
 
 class MalformedResponseError(WireError):
-    """The reply is not what the dialect says."""
+    """The reply does not follow the dialect."""
 
 
 class ReplyTooLargeError(MalformedResponseError):
-    """The reply has more bytes than any answer; the rest of it was not read."""
+    """The reply is larger than any answer; the rest of it was not read."""
 
 
 class UnsupportedError(WireError):
-    """The engine does not do that: it says so, or nothing was sent as it would be ignored."""
+    """The engine does not support that: it said so, or nothing was sent."""
 
 
 class TaskError(EnginehouseError):
@@ -345,7 +349,7 @@ class ScoringError(TaskError):
 
 
 class ScoringTimeoutError(ScoringError):
-    """Scoring an answer took longer than it may."""
+    """Scoring an answer exceeded its time limit."""
 
 
 class StoreError(EnginehouseError):
@@ -364,14 +368,14 @@ class RunLockedError(StoreError):
 
 
 class OpenFilesError(EnginehouseError):
-    """This process, or the machine, may open no more files; no server is to blame."""
+    """This process, or the machine, cannot open any more files; no server is to blame."""
 
     stage = "machine"
     exit_code = 8
 
 
 class NoHeadlineError(EnginehouseError):
-    """Too many samples failed for a score to mean anything; the run itself is complete."""
+    """Too many samples failed for a meaningful score; the run itself is complete."""
 
     stage = "evaluation"
     exit_code = 9

@@ -1,4 +1,4 @@
-"""What befell a server under work."""
+"""Incidents: servers that died while they were in use."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import msgspec
 
 
 class Incident(msgspec.Struct, frozen=True, kw_only=True):
-    """A server's death under work, and the cause as far as its log tells.
+    """A server's death while in use, and the cause according to its log.
 
-    `kind` names the diagnosis ("out_of_memory" …; "unknown"). `in_flight`: requests that it took
-    with it. `consequence` says what was done about it.
+    `kind` names the diagnosis ("out_of_memory" …; "unknown"). `in_flight`: requests that
+    were lost with it. `consequence` says what was done about it.
     """
 
     moment: datetime

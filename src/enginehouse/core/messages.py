@@ -1,4 +1,4 @@
-"""What a model is asked: a conversation, a text, or token ids."""
+"""Prompts: a conversation, a text, or token ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """One turn of a conversation.
 
-    An assistant's turn may hold tool calls; a tool's turn answers the call `tool_call_id`.
+    An assistant's turn may contain tool calls; a tool's turn answers the call `tool_call_id`.
     """
 
     role: Role

@@ -1,4 +1,4 @@
-"""What a user may write for a model, taken apart. No I/O: nothing is looked up."""
+"""Parses a user's reference to a model. No I/O: nothing is looked up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAME = re.compile(_PART)
 
 
 class ReferenceKind(StrEnum):
-    """What a reference looks like; whether such a thing exists is for provisioning to find out."""
+    """What a reference looks like; provisioning finds out whether it exists."""
 
     HANDLE = "handle"
     NAME = "name"
@@ -28,7 +28,7 @@ class ModelReference(msgspec.Struct, frozen=True, kw_only=True):
     """A reference as it was written (`text`), and its parts if it looks like a hub handle.
 
     A HANDLE may also be a relative path with one slash, and a NAME (one word: a bundled model)
-    a folder in the current one: what exists on the disk wins.
+    a folder in the current one: an existing path wins.
     """
 
     text: str
@@ -40,19 +40,19 @@ class ModelReference(msgspec.Struct, frozen=True, kw_only=True):
 def parse_model_reference(text: str) -> ModelReference:
     """`owner/name[@revision]`, a bundled model's name, or a path to a folder or a GGUF file.
 
-    Raises ConfigurationError for what can be none of them.
+    Raises ConfigurationError for anything else.
     """
     reference = text.strip()
     if not reference:
         raise ConfigurationError(
             "the model reference is empty",
-            fix="give a hub handle (owner/name), a checkpoint folder, a GGUF file or smollm2",
+            fix="use a hub handle (owner/name), a checkpoint folder, a GGUF file or smollm2",
         )
     if "://" in reference:
         parts = [part for part in reference.partition("://")[2].split("/") if part][1:3]
         raise ConfigurationError(
             f"{reference} is a URL, not a model reference",
-            fix=f"give the handle alone: {'/'.join(parts) if len(parts) == 2 else 'owner/name'}",
+            fix=f"use the handle alone: {'/'.join(parts) if len(parts) == 2 else 'owner/name'}",
         )
     if reference.startswith(("/", "./", "../", "~")) or reference.lower().endswith(".gguf"):
         return ModelReference(text=reference, kind=ReferenceKind.PATH)

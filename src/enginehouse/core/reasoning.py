@@ -1,11 +1,11 @@
-"""What a model thinks aloud in its text, and what it answers."""
+"""Separates a model's reasoning from its answer."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-# How models mark their thoughts when no reasoning parser of the server has taken them out.
+# How models mark their reasoning, if the server's reasoning parser has not removed it.
 _MARKS: Final = (
     ("<think>", "</think>"),  # DeepSeek R1, Qwen 3, GLM and most others
     ("<thinking>", "</thinking>"),
@@ -37,13 +37,13 @@ _BARE_THOUGHT: Final = re.compile(r"\A\s*(?:analysis|commentary)(?=[A-Z])")
 
 
 def strip_reasoning(text: str, *, keep_unfinished: bool = False) -> str:
-    """The text without the blocks in which the model thinks aloud, wherever they stand.
+    """The text without its reasoning blocks, wherever they are.
 
-    Everything up to a closing mark without an opening one is reasoning as well: some chat
-    templates open the block in the prompt. A block that is never closed hides the rest, unless
-    `keep_unfinished`: the answer was not reached. It has to begin on a line of its own, though:
-    a lone opening mark within a sentence is prose. Text without reasoning comes back unchanged.
-    Linear in the length of the text.
+    Everything up to a closing mark without an opening one is reasoning too: some chat templates
+    open the block in the prompt. A block that is never closed hides the rest, unless
+    `keep_unfinished`: the model never reached its answer. Such a block has to begin on a line of
+    its own: an opening mark within a sentence is prose. Text without reasoning is returned
+    unchanged. Linear in the length of the text.
     """
     if (answer := _final_channel(text, keep_unfinished=keep_unfinished)) is not None:
         return answer
@@ -70,7 +70,7 @@ def strip_reasoning(text: str, *, keep_unfinished: bool = False) -> str:
 
 
 def _final_channel(text: str, *, keep_unfinished: bool) -> str | None:
-    """What is on harmony's final channel; None if the text is not in that format."""
+    """The text on harmony's final channel; None if the text is not in that format."""
     unfinished = text if keep_unfinished else ""
     if _CHANNEL in text:
         finals = list(_FINAL.finditer(text))

@@ -1,4 +1,4 @@
-"""The protocols between whoever samples and whatever answers."""
+"""The protocol between code that samples and an engine that answers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from enginehouse.core.tool_calls import ToolCall, ToolDefinition
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt and how to sample it. `model` None is the server's default model.
 
-    `tools` are offered to the model in its native form; `tool_choice` is "auto", "required",
-    "none" or the name of the one that must be called.
+    `tools` are offered in the model's native form; `tool_choice` is "auto", "required", "none" or
+    the name of the tool that must be called.
     """
 
     prompt: Prompt
@@ -35,10 +35,6 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     token_id: int | None = None
     rank: int | None = None
     top: tuple[TokenLogprob, ...] = ()
-
-
-# finish reasons of an answer that the engine gave up, most often because it was shutting down
-GIVEN_UP = ("abort", "error")
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -67,8 +63,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class SampleResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What came back. prompt_logprobs[i] belongs to prompt token i; the first is None.
 
-    Tokens are counted by the server; 0 where it does not tell.
-    `weights_digest`: of the weights that answered, where they can be swapped while the server runs.
+    Token counts are the server's, 0 where it reports none. `weights_digest` is that of the weights
+    that answered, if they can be swapped while the server runs.
     """
 
     completions: tuple[Completion, ...]
@@ -92,7 +88,7 @@ class Usage(msgspec.Struct, frozen=True):
 class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A piece of a streamed answer; the last piece of a completion has its finish_reason.
 
-    `usage` comes in a piece of its own, the last of all, from servers that were asked for it.
+    `usage` comes in a last piece of its own, from servers that were asked for it.
     """
 
     text: str
@@ -103,7 +99,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Capability(StrEnum):
-    """What an engine may or may not be able to do."""
+    """A feature that an engine may support."""
 
     CHAT = "chat"
     TEXT = "text"
@@ -128,10 +124,10 @@ class Capability(StrEnum):
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine does, and the request fields that it would accept and silently ignore.
+    """What an engine supports, and the request fields that it would silently ignore.
 
     `ignored` maps such a field to what to use instead; the client refuses it. `most_logprobs` is
-    how many candidates per token it gives besides the chosen one, None where that is not known.
+    the most candidates per token besides the chosen one, None if unknown.
     """
 
     supports: frozenset[Capability]
@@ -144,11 +140,14 @@ class Sampler(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What may be asked of it."""
+        """What the sampler supports."""
         ...
 
     async def sample(self, request: SampleRequest) -> SampleResponse:
-        """Ask once. Raises WireError; retryable errors have been retried already."""
+        """Ask once. Raises WireError; retryable errors have been retried already.
+
+        An answer that the engine aborted is a ServerFaultError, not a completion.
+        """
         ...
 
     def stream(self, request: SampleRequest) -> AsyncIterator[Delta]:
@@ -161,9 +160,9 @@ class Sampler(Protocol):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """A server's queue at one moment, and what it has counted since it started.
+    """A server's queue at one moment, and its counters since it started.
 
-    `steps` are the batches it computed, from servers that count a request's tokens at its end.
+    `steps` are the computed batches, from servers that count a request's tokens at its end.
     kv_cache_usage is a fraction in [0, 1]; prefix_cache_queries are the prompt tokens that were
     looked up in the prefix cache, prefix_cache_hits those found there.
     """
@@ -195,9 +194,9 @@ class LoadSignal(Protocol):
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """Who answered; `revision` is a hub model's commit, `adapter_digest` that of a LoRA.
 
-    `dtype` is the type that the engine was told to compute in, None where it was left to the
-    engine; `dtype_reason` says why where nobody asked for it. Every other field that could not be
-    known is None with the reason in `unknown`.
+    `dtype` is the type that the engine was started with, None if the engine chose it;
+    `dtype_reason` says why if the user did not choose it. Every other field that is not known is
+    None, with the reason in `unknown`.
     """
 
     engine: str | None

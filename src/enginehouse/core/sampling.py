@@ -1,6 +1,6 @@
-"""How a model is asked: sampling parameters, every one with a stated default.
+"""Sampling parameters, each with an explicit default.
 
-Engines take silent defaults from a model's generation_config.json; so dialects send every field
+Engines take silent defaults from a model's generation_config.json, so dialects send every field
 here that the engine knows, whether the user set it or not.
 """
 
@@ -72,8 +72,8 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
             (self.max_tokens >= 1, "max_tokens must be at least 1"),
             (self.n >= 1, "n must be at least 1"),
         )
-        for fine, message in checks:
-            if not fine:
+        for valid, message in checks:
+            if not valid:
                 raise ConfigurationError(message)
         for name in _FLOATS:
             if not math.isfinite(getattr(self, name)):

@@ -1,4 +1,4 @@
-"""What the operating system refused, in words."""
+"""Readable messages for errors of the operating system."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from pathlib import Path
 from enginehouse.core.errors import EnginehouseError, StoreError
 
 _FIXES = {
-    errno.EACCES: "check the permissions of it and of the folders that it lies in",
-    errno.EPERM: "check the permissions of it and of the folders that it lies in",
+    errno.EACCES: "check the permissions of it and of the folders above it",
+    errno.EPERM: "check the permissions of it and of the folders above it",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EROFS: "choose a place that can be written; ENGINEHOUSE_HOME moves everything that is "
-    "kept",
+    errno.EROFS: "choose a writable place; ENGINEHOUSE_HOME moves everything that is stored",
     errno.ENOTDIR: "a part of the path is a file, not a folder: correct it",
-    errno.EISDIR: "it is a folder: name a file",
-    errno.ELOOP: "its symbolic links lead back to themselves: remove one",
+    errno.EISDIR: "it is a folder: use a file",
+    errno.ELOOP: "its symbolic links form a loop: remove one",
     errno.ENOENT: "check the path",
     errno.EIO: "check the disk: the kernel's log (dmesg) says more",
-    errno.EMFILE: "allow more open files (ulimit -n), or ask fewer samples at the same time",
+    errno.EMFILE: "allow more open files (ulimit -n), or use a smaller concurrency",
     errno.ENFILE: "close other programs: the whole machine has too many files open",
     errno.ESTALE: "the network file system has changed: mount it again",
 }
@@ -28,10 +27,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def worded(error: OSError) -> EnginehouseError:
-    """The error that says which path, why, and what to do, for an error from anywhere.
+    """An error that names the path, the reason and what to do.
 
-    A disk may be full and a path may be locked wherever something is read or written, in the
-    libraries, too.
+    A disk may be full and a path may be locked wherever something is read or written, including in
+    libraries.
     """
     reason = error.strerror or str(error) or type(error).__name__
     path = _path(error)
@@ -45,12 +44,12 @@ def worded(error: OSError) -> EnginehouseError:
         return StoreError("the operating system refused something", why=reason, fix=fix)
     if error.errno in (errno.EACCES, errno.EPERM):
         locked = _locked_folder(path)
-        reason += f" for {_user()}" + (f": {locked} may not be entered" if locked else "")
+        reason += f" for {_user()}" + (f": {locked} cannot be entered" if locked else "")
     return StoreError(f"cannot use {path}", why=reason, fix=fix)
 
 
 def advice(error: Exception, *, otherwise: str) -> str:
-    """What to do about a file that could not be read or written; `otherwise` if that is not why."""
+    """What to do about a file that could not be read or written; `otherwise` by default."""
     if not isinstance(error, OSError) or error.errno == errno.ENOENT:
         return otherwise
     return _FIXES.get(error.errno or 0, otherwise)
@@ -64,7 +63,7 @@ def _path(error: OSError) -> str | None:
 
 
 def _locked_folder(path: str) -> Path | None:
-    """The folder on the way to `path` that may not be entered, if that is why."""
+    """The folder above `path` that cannot be entered, if any."""
     for folder in Path(path).absolute().parents:
         with suppress(OSError):
             folder.stat()

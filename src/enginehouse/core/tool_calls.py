@@ -1,4 +1,4 @@
-"""Tools that a model may call, and the calls that it made."""
+"""Tools that a model may call, and the calls it made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class ToolDefinition(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool as a model is told of it; `parameters` is the JSON Schema of its arguments."""
+    """A tool as described to a model; `parameters` is the JSON Schema of its arguments."""
 
     name: str
     description: str
@@ -16,7 +16,7 @@ class ToolDefinition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One call as the model wrote it: `arguments` is JSON text that nobody has checked yet."""
+    """One call as the model wrote it: `arguments` is unchecked JSON text."""
 
     id: str
     name: str

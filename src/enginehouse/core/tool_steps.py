@@ -1,4 +1,4 @@
-"""The steps of asking for a tool's call. Light: the command line reads it first."""
+"""The ways of asking for a tool call. Imports nothing: the command line reads it first."""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
-"""Asks a sampler every sample of the tasks, scores the answers, and sums them up."""
+"""Asks a sampler for every sample of the tasks, scores the answers, and summarises them."""
 
 from enginehouse.evaluation.asking import check_tasks
 from enginehouse.evaluation.records import EvaluationSpec, Prices, TaskSpec
-from enginehouse.evaluation.runner import count_missing, evaluate, note_end, rescore
+from enginehouse.evaluation.rescoring import rescore
+from enginehouse.evaluation.runner import Timings, count_missing, evaluate, note_end
 from enginehouse.evaluation.summary import find_sample, require_headlines, summarise
 
 __all__ = [
     "EvaluationSpec",
     "Prices",
     "TaskSpec",
+    "Timings",
     "check_tasks",
     "count_missing",
     "evaluate",

@@ -1,4 +1,4 @@
-"""Puts one sample to the sampler and makes its record."""
+"""Asks the sampler for one sample and makes its record."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import msgspec
 
 from enginehouse.core.errors import (
     MalformedResponseError,
-    ServerFaultError,
     TaskError,
     UnsupportedError,
     WireError,
 )
 from enginehouse.core.messages import ChatPrompt, Message
-from enginehouse.core.sampler import GIVEN_UP, Capabilities, Capability, Sampler, SampleRequest
+from enginehouse.core.sampler import Capabilities, Capability, Sampler, SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.evaluation.loglikelihood import ask_choices, continuation_of, encode_choices
 from enginehouse.evaluation.plan import TaskData, TaskPlan, plan_tasks, sample_seed
 from enginehouse.evaluation.records import EvaluationSpec, Failure, SampleRecord
-from enginehouse.evaluation.tool_calls import ask_calls, check_steps, with_result
+from enginehouse.evaluation.tool_calls import ask_calls, require_steps, with_result
 from enginehouse.tasks.base import CallTools, Choose, Generate, Item, Question
 from enginehouse.tools import Ladder
 
@@ -36,7 +35,7 @@ class Unit(msgspec.Struct, frozen=True, gc=False):
 
 
 class Asker:
-    """Asks samples of one sampler as the spec says. `provenance` is the record's id."""
+    """Asks one sampler for samples as the spec says. `provenance` is the record's id."""
 
     def __init__(
         self, spec: EvaluationSpec, sampler: Sampler, *, provenance: int, template: str | None
@@ -46,7 +45,7 @@ class Asker:
         self._sampler = sampler
         self._provenance = provenance
         # First come, first served: a sample that is ready at once must not overtake earlier ones
-        # whose prompts the server has still to encode, or those wait behind every long answer.
+        # whose prompts the server still has to encode, or those wait behind every long answer.
         self._turnstile = asyncio.Semaphore(_BEGINNING)
         self._ladder = Ladder(spec.tool_steps, template=template)
         self._common = SamplingParameters(
@@ -62,8 +61,8 @@ class Asker:
     async def ask(self, unit: Unit) -> SampleRecord:
         """Ask once. A WireError becomes the record's failure; anything else is raised.
 
-        Raises ConnectionFailedError's record like any other: whether the server is gone is for
-        the caller to judge. Raises TaskError when the task cannot say what to ask.
+        That includes ConnectionFailedError: the caller decides whether the server is gone. Raises
+        TaskError if the task cannot make the question.
         """
         item = unit.plan.item(unit.position)
         record = SampleRecord(
@@ -84,20 +83,20 @@ class Asker:
     async def _generate(
         self, question: Generate, record: SampleRecord, *, max_tokens: int | None
     ) -> SampleRecord:
-        request = self._request(question, record, max_tokens=max_tokens)
+        request = SampleRequest(
+            prompt=with_system(question.prompt, self._spec),
+            parameters=self._parameters(
+                record, max_tokens=max_tokens or question.max_tokens, stop=question.stop
+            ),
+        )
         async with self._turnstile:
             pass
         try:
             response = await self._sampler.sample(request)
             if not response.completions:
                 raise MalformedResponseError("the reply has no completion")
-            reason = response.completions[0].finish_reason
-            if reason in GIVEN_UP:
-                raise ServerFaultError(
-                    "the engine gave the answer up", why=f"finish_reason is {reason!r}"
-                )
         except WireError as error:
-            return msgspec.structs.replace(record, requests=(request,), failure=_failure(error))
+            return msgspec.structs.replace(record, requests=(request,), failure=Failure.of(error))
         return msgspec.structs.replace(record, requests=(request,), responses=(response,))
 
     async def _call(
@@ -114,16 +113,8 @@ class Asker:
                 self._sampler, question, parameters=parameters, ladder=self._ladder
             )
         except WireError as error:
-            return msgspec.structs.replace(record, failure=_failure(error))
+            return msgspec.structs.replace(record, failure=Failure.of(error))
         return with_result(record, result)
-
-    def _request(
-        self, question: Generate, record: SampleRecord, *, max_tokens: int | None
-    ) -> SampleRequest:
-        parameters = self._parameters(
-            record, max_tokens=max_tokens or question.max_tokens, stop=question.stop
-        )
-        return SampleRequest(prompt=with_system(question.prompt, self._spec), parameters=parameters)
 
     def _parameters(
         self, record: SampleRecord, *, max_tokens: int, stop: tuple[str, ...] = ()
@@ -147,7 +138,7 @@ class Asker:
             responses = await ask_choices(self._sampler, choices)
             continuations = tuple(map(continuation_of, choices, responses))
         except WireError as error:
-            return msgspec.structs.replace(record, requests=requests, failure=_failure(error))
+            return msgspec.structs.replace(record, requests=requests, failure=Failure.of(error))
         return msgspec.structs.replace(
             record,
             requests=requests,
@@ -168,45 +159,40 @@ def with_system(prompt: ChatPrompt, spec: EvaluationSpec) -> ChatPrompt:
 
 
 def check_tasks(spec: EvaluationSpec, *, tasks: TaskData, capabilities: Capabilities) -> None:
-    """Raise UnsupportedError if an engine with these capabilities cannot be asked the tasks."""
+    """Raise UnsupportedError if an engine with these capabilities does not support the tasks."""
     for plan in plan_tasks(spec, tasks):
-        check_capabilities(plan, capabilities, spec=spec)
+        require_capabilities(plan, capabilities, spec=spec)
 
 
-def check_capabilities(plan: TaskPlan, capabilities: Capabilities, *, spec: EvaluationSpec) -> None:
-    """Raise UnsupportedError if the engine cannot be asked this task's questions."""
+def require_capabilities(
+    plan: TaskPlan, capabilities: Capabilities, *, spec: EvaluationSpec
+) -> None:
+    """Raise UnsupportedError if the engine does not support this task's questions."""
     question = question_of(plan, plan.item(0))
     if isinstance(question, CallTools):
-        check_steps(plan.name, spec.tool_steps, capabilities)
+        require_steps(plan.name, spec.tool_steps, capabilities)
     needed = _FOR_CHOICES if isinstance(question, Choose) else (Capability.CHAT,)
     if missing := [c.value for c in needed if c not in capabilities.supports]:
         raise UnsupportedError(
-            f"task {plan.name} cannot be asked of this engine",
+            f"this engine cannot answer task {plan.name}",
             why=f"it does not support {', '.join(missing)}",
             fix="leave the task out, or use an engine that does (--engine vllm or hf)",
         )
 
 
 def requests_of(plan: TaskPlan) -> int:
-    """The requests that a sample of the task takes, judged by its first item."""
+    """The requests that one sample of the task takes, going by its first item."""
     question = question_of(plan, plan.item(0))
     return len(question.continuations) if isinstance(question, Choose) else 1
 
 
 def question_of(plan: TaskPlan, item: Item) -> Question:
-    """What the task asks about the item. Raises TaskError when it cannot say."""
+    """The task's question about the item. Raises TaskError if it cannot make one."""
     try:
         return plan.task.ask(item)
     except Exception as error:  # a user's template may raise anything
         raise TaskError(
-            f"task {plan.name} cannot say what to ask about item {item.id}",
+            f"task {plan.name} cannot make a question of item {item.id}",
             why=f"{type(error).__name__}: {error}",
             fix="correct the task or its data and start a new run",
         ) from error
-
-
-def _failure(error: WireError) -> Failure:
-    message = f"{error.message}: {error.why}" if error.why else error.message
-    return Failure(
-        error=type(error).__name__, stage=error.stage, message=message, status=error.status
-    )

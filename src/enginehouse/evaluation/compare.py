@@ -1,4 +1,4 @@
-"""Compares two runs on the items that both were asked. Reads nothing but their journals."""
+"""Compares two runs on the items that both asked. Reads nothing but their journals."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ LEVEL = 0.05
 def compare_runs(a: Run, b: Run) -> Comparison:
     """Run B against run A: every task of both, paired by item and repeat.
 
-    What counts is what counts in the headline: failed and unscored samples are left out, here with
-    their partners; unparsable and truncated answers are not correct. Verdicts are at level 0.05,
-    with several tasks after Holm's correction. The same runs give the same result.
+    The same samples count as in the headline: failed and unscored ones are left out, here together
+    with their partners; unparsable and truncated answers are not correct. Verdicts are at level
+    0.05, with several tasks after Holm's correction. The same runs give the same result.
 
     Raises ConfigurationError for runs that cannot be paired (see `pairing.common_tasks`) and
     StoreError. Blocking: reads both journals.

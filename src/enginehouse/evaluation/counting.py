@@ -1,4 +1,4 @@
-"""What has been answered so far, also to questions that take several requests."""
+"""Counts answered requests, including those of samples that take several."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enginehouse.core.sampler import Capabilities, Delta, Sampler, SampleRequest
 
 
 class CountingSampler:
-    """Passes everything on to `sampler` and counts the requests that were answered.
+    """Passes everything on to `sampler` and counts the answered requests.
 
     `generated_tokens` are the server's own counts. What is streamed or tokenized is not counted.
     """
@@ -20,7 +20,7 @@ class CountingSampler:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What may be asked of it."""
+        """What the sampler supports."""
         return self._sampler.capabilities
 
     async def sample(self, request: SampleRequest) -> SampleResponse:

@@ -1,4 +1,4 @@
-"""The running state of an evaluation: what its journal says, added up record by record.
+"""The running state of an evaluation: its journal, added up record by record.
 
 The same code reads a journal again and follows one that is being written. It holds 9 bytes per
 sample and 16 bytes per sample and metric, so that memory hardly grows with the run.
@@ -78,7 +78,7 @@ class TaskLedger:
         return record.position * self.record.samples + record.repeat
 
     def set_state(self, index: int, state: int) -> None:
-        """Replace a sample's state; whatever was measured before is void."""
+        """Replace a sample's state and discard its earlier measures."""
         before = self.states[index]
         self.counts[before] -= 1
         self.counts[state] += 1
@@ -95,10 +95,10 @@ class TaskLedger:
             column.put(index, measure)
 
     def begin_scoring(self, record: DatasetRecord) -> None:
-        """Void every score, as a further record of the task's data says. Raises StoreError."""
+        """Discard every score: a further record of the task's data was read. Raises StoreError."""
         before = self.record
         if (record.items, record.samples) != (before.items, before.samples):
-            raise StoreError(f"the journal changes the size of {record.task} in the middle")
+            raise StoreError(f"the journal changes the size of {record.task} halfway")
         self.record = record
         self.measures.clear()
         self.unscored.clear()
@@ -148,7 +148,7 @@ class Ledger:
     tasks: dict[str, TaskLedger] = field(default_factory=dict)
 
     def add(self, record: Record, *, offset: int) -> None:
-        """Take one record into account. Raises StoreError for one that fits nowhere."""
+        """Add one record. Raises StoreError for one that does not fit."""
         if isinstance(record, ScoreRecord):
             self._add_score(record)
         elif isinstance(record, SampleRecord):
@@ -165,7 +165,7 @@ class Ledger:
         else:
             if record.format != JOURNAL_FORMAT:
                 raise StoreError(
-                    f"the journal has format {record.format}, this is made for {JOURNAL_FORMAT}",
+                    f"the journal has format {record.format}; this version reads {JOURNAL_FORMAT}",
                     fix="use the version of Enginehouse that wrote it (see run.json)",
                 )
             self.header = record
@@ -215,13 +215,13 @@ class Ledger:
 
 
 def read_ledger(journal: Path) -> Ledger:
-    """What the journal says so far; empty if there is none. Raises StoreError. Blocking."""
+    """The journal's state so far; empty if there is no journal. Raises StoreError. Blocking."""
     ledger = Ledger()
     for entry in read_journal(journal, Record):
         if ledger.header is None and not isinstance(entry.record, HeaderRecord):
             raise StoreError(
                 f"{journal} does not begin with its header",
-                why="its first line was lost or moved, so that what was asked is not known",
+                why="its first line was lost or moved, so the run's settings are unknown",
                 fix="restore the file from a copy, or start a new run; nothing was changed",
             )
         ledger.add(entry.record, offset=entry.offset)

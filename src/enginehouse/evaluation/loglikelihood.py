@@ -42,7 +42,7 @@ async def encode_choices(sampler: Sampler, question: Choose) -> tuple[Choice, ..
         raise TaskError(
             "a log-likelihood question has an empty context",
             why="the first token of a prompt has no log-probability",
-            fix="give every item a context",
+            fix="add a context to every item",
         )
     texts = (context, *(context + moved + c for c in question.continuations))
     head, *wholes = await _together(sampler.tokenize(text) for text in texts)

@@ -1,4 +1,4 @@
-"""Whether two runs asked the same: what must be equal is refused, what should be is warned of."""
+"""Whether two runs asked the same: some differences are errors, others are warnings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from enginehouse.evaluation.records import DatasetRecord, EvaluationSpec, Record
 from enginehouse.store.journal import read_journal
 from enginehouse.store.runs import Run
 
-_SET_ASIDE = 0  # digest of what is not known, or not the same for every model (token ids)
+_SET_ASIDE = 0  # digest of what is unknown, or differs between models (token ids)
 _NO_SEED = -1
 _ANSWERER = {
     "engine": "engines",
@@ -33,14 +33,14 @@ _DATA = (
     ("full_size", "sizes of the data", "evaluate both on the same data"),
     ("items", "numbers of items", "evaluate both with the same --limit and --seed"),
     ("samples", "numbers of samples per item", "evaluate both with the same --samples"),
-    ("headline", "meanings of «correct»", "evaluate one again"),
+    ("headline", 'meanings of "correct"', "evaluate one again"),
 )
 
 
 class Questions:
     """What was asked of one task, in a few bytes per sample: digests of ids and prompts, seeds.
 
-    The system message is no part of a prompt's digest; it is compared as an option.
+    The system message is not part of a prompt's digest; it is compared as an option.
     """
 
     def __init__(self, record: DatasetRecord) -> None:
@@ -80,7 +80,7 @@ class Reading:
 
     @property
     def spec(self) -> EvaluationSpec:
-        """What the run was told; only of a run that began."""
+        """The run's settings; only for a run that has begun."""
         assert self.ledger.header is not None
         return self.ledger.header.spec
 
@@ -114,7 +114,7 @@ def common_tasks(a: Reading, b: Reading) -> list[str]:
             f"both are run {a.run.info.id}", fix="name two different runs; `enginehouse runs`"
         )
     for reading in (a, b):
-        _demand_begun(reading)
+        _require_begun(reading)
     common = [name for name in a.ledger.tasks if name in b.ledger.tasks]
     if not common:
         raise ConfigurationError(
@@ -123,15 +123,15 @@ def common_tasks(a: Reading, b: Reading) -> list[str]:
             fix="compare runs of the same tasks",
         )
     for name in common:
-        _demand_same_data(a.ledger.tasks[name].record, b.ledger.tasks[name].record)
+        _require_same_data(a.ledger.tasks[name].record, b.ledger.tasks[name].record)
         for reading in (a, b):
-            _demand_whole(reading.ledger.tasks[name], reading.run)
-        _demand_same_questions(name, a, b)
+            _require_whole(reading.ledger.tasks[name], reading.run)
+        _require_same_questions(name, a, b)
     return common
 
 
 def warnings(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
-    """What besides the weights differs between the runs, or is not known to be the same."""
+    """What differs between the runs besides the weights, or is not known to be the same."""
     for name in dict.fromkeys([*a.ledger.tasks, *b.ledger.tasks]):
         if name not in a.ledger.tasks or name not in b.ledger.tasks:
             yield f"task {name} is only in run {'A' if name in a.ledger.tasks else 'B'}"
@@ -148,7 +148,7 @@ def warnings(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
     yield from _differing_sampling(a, b, tasks)
 
 
-def _demand_same_data(a: DatasetRecord, b: DatasetRecord) -> None:
+def _require_same_data(a: DatasetRecord, b: DatasetRecord) -> None:
     for attribute, what, fix in _DATA:
         one, other = (_shown(getattr(record, attribute)) for record in (a, b))
         if one != other:
@@ -164,7 +164,7 @@ def _shown(value: object) -> str:
     return text[:12] if len(text) == hashlib.sha256().digest_size * 2 else text
 
 
-def _demand_begun(reading: Reading) -> None:
+def _require_begun(reading: Reading) -> None:
     header, run = reading.ledger.header, reading.run
     if header is None or len(reading.ledger.tasks) < len(header.spec.tasks):
         raise ConfigurationError(
@@ -178,7 +178,7 @@ def _completing(run: Run) -> str:
     return "wait until it ends" if run.is_held() else f"`enginehouse resume {run.info.id}`"
 
 
-def _demand_whole(task: TaskLedger, run: Run) -> None:
+def _require_whole(task: TaskLedger, run: Run) -> None:
     if missing := sum(task.counts[: ASKED + 1]):
         raise ConfigurationError(
             f"run {run.info.id} is not complete",
@@ -188,7 +188,7 @@ def _demand_whole(task: TaskLedger, run: Run) -> None:
         )
 
 
-def _demand_same_questions(name: str, a: Reading, b: Reading) -> None:
+def _require_same_questions(name: str, a: Reading, b: Reading) -> None:
     one, other = a.questions[name], b.questions[name]
     pairs = (
         ("items", one.items, other.items),

@@ -1,4 +1,4 @@
-"""Which samples there are: items chosen, repeats, seeds."""
+"""Which samples a run has: selected items, repeats and seeds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TaskPlan:
 
 
 def plan_tasks(spec: EvaluationSpec, tasks: TaskData) -> tuple[TaskPlan, ...]:
-    """What to ask, in the spec's order. Raises UnknownNameError and DataError (no items)."""
+    """The plan of every task, in the spec's order. Raises UnknownNameError and DataError."""
     return tuple(_plan(spec, task, tasks) for task in spec.tasks)
 
 
@@ -70,9 +70,9 @@ def select(items: Sequence[Item], *, limit: int | None, seed: int, task: str) ->
     """Indices of the items to evaluate, in the order of asking.
 
     Without a limit below the number of items: all, in the data set's order. Otherwise the `limit`
-    items with the least SHA-256 of (seed, task, item id), in that order: a random choice that
-    does not depend on the file's order, is the same for every model, and of which a smaller limit
-    takes the beginning.
+    items with the smallest SHA-256 of (seed, task, item id), in that order: a random choice that
+    does not depend on the file's order and is the same for every model; a smaller limit takes its
+    beginning.
     """
     if limit is None or limit >= len(items):
         return range(len(items))

@@ -1,4 +1,4 @@
-"""What an evaluation is told (EvaluationSpec) and what it writes down (the journal's records)."""
+"""An evaluation's settings (EvaluationSpec) and the records of its journal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import datetime
 
 import msgspec
 
-from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.errors import ConfigurationError, EnginehouseError
 from enginehouse.core.sampler import Provenance, SampleRequest, SampleResponse
 from enginehouse.tasks.base import Measure, Outcome
 from enginehouse.tools import CallOutcome, CheckedCall, Step
@@ -18,10 +18,9 @@ JOURNAL_FORMAT = 1
 class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A task to evaluate; `limit` None takes every item.
 
-    `samples` and `max_tokens` None leave it to the evaluation.
-    With a limit the items are the first ones in a seeded order (see `plan.select`), not of the
-    file: an unbiased sample, the same for every model under the same seed, and a smaller limit's
-    items are among a larger one's.
+    `samples` and `max_tokens` None: the evaluation's own. With a limit the items are the first
+    in a seeded order (see `plan.select`) instead of the file's: an unbiased sample, the same for
+    every model under the same seed, and a smaller limit's items are among a larger one's.
     """
 
     name: str
@@ -44,14 +43,14 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class EvaluationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to evaluate and how to ask; raises ConfigurationError when made of nonsense.
+    """What to evaluate and how to sample; raises ConfigurationError for invalid values.
 
     `samples` is how often each item is asked (log-likelihood tasks: always once). None in
-    `max_tokens` and `stop` leaves the task's own; `system` replaces or adds the system message.
-    `tool_steps` are those by which tasks with tools may ask.
+    `max_tokens` and `stop` means the task's own; `system` replaces or adds the system message.
+    `tool_steps` are the ways in which tasks with tools may ask for calls.
     Above the fraction `max_failed` of failed samples a task gets no headline. `concurrency` is
-    the number of samples in flight; None leaves it to the sampler (at most 1,024). `prices` None:
-    the report tells no cost.
+    the number of samples in flight; None leaves it to the sampler (at most 1,024). Without
+    `prices` the report has no cost.
     """
 
     tasks: tuple[TaskSpec, ...]
@@ -109,7 +108,7 @@ class ProvenanceRecord(
 ):
     """Who answers from here on; one per process that sampled for the run.
 
-    `seeded` is false when the engine takes no seed, so that none was sent.
+    `seeded` is false if the engine does not support seeds, so that none was sent.
     """
 
     id: int
@@ -153,7 +152,7 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolAttempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One request for calls; `outcome` None where the engine does not do this step."""
+    """One request for calls; `outcome` is None if the engine does not support this step."""
 
     step: Step
     outcome: CallOutcome | None = None
@@ -161,7 +160,7 @@ class ToolAttempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class ToolUse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What came of asking for calls: the step that gave it, and every attempt in order."""
+    """The result of asking for calls: the step that gave it, and every attempt in order."""
 
     step: Step
     outcome: CallOutcome
@@ -180,6 +179,16 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     status: int | None = None
 
+    @classmethod
+    def of(cls, error: EnginehouseError) -> Failure:
+        """The failure that `error` caused."""
+        return cls(
+            error=type(error).__name__,
+            stage=error.stage,
+            message=f"{error.message}: {error.why}" if error.why else error.message,
+            status=getattr(error, "status", None),
+        )
+
 
 class SampleRecord(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="sample", tag_field="record"
@@ -188,8 +197,8 @@ class SampleRecord(
 
     The key is (task, position, repeat); `position` counts the evaluated items from 0. A written
     answer has one request and one response; a choice has one of each per continuation, with the
-    prompt's log-probabilities reduced to `continuations`; tool calls have one of each per attempt
-    that was answered, and what they came to in `tool_use`. `provenance` is a ProvenanceRecord's id.
+    prompt's log-probabilities reduced to `continuations`; tool calls have one of each per answered
+    attempt, and their result in `tool_use`. `provenance` is a ProvenanceRecord's id.
     """
 
     task: str

@@ -8,11 +8,11 @@ _ENOUGH: Final = 10  # answered requests, for a first estimate
 
 
 class RemainingTime:
-    """An estimate by requests, which moves while samples of several requests are still open.
+    """An estimate by requests, which progresses while samples of several requests are still open.
 
-    Requests in flight are taken to be half done, since otherwise the time that the first answers
-    took would be expected again and again. There may be more of them than the server works on, so
-    they count no more than what has been answered.
+    Requests in flight count as half done: otherwise the time that the first answers took would be
+    expected over and over. There may be more of them than the server works on, so they never count
+    for more than the answered ones.
     """
 
     def __init__(self, requests: int) -> None:

@@ -1,22 +1,127 @@
-"""What may differ when answers are scored again: the scoring, not what was asked."""
+"""Scores a run's answers again. Only the scoring may differ, not the questions."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.evaluation.asking import question_of, with_system
-from enginehouse.evaluation.plan import TaskPlan
-from enginehouse.evaluation.records import DatasetRecord, EvaluationSpec, SampleRecord
-from enginehouse.tasks.base import Generate
+from enginehouse.evaluation.ledger import ASKED, CODES
+from enginehouse.evaluation.plan import TaskData, TaskPlan
+from enginehouse.evaluation.records import (
+    DatasetRecord,
+    EvaluationSpec,
+    HeaderRecord,
+    Record,
+    SampleRecord,
+)
+from enginehouse.evaluation.runner import Evaluation, Timings
+from enginehouse.evaluation.summary import summarise
+from enginehouse.results.rescoring import Rescoring, TaskRescoring
+from enginehouse.results.summary import Progress
+from enginehouse.store.journal import Journal, read_journal
+from enginehouse.store.runs import Run, RunStatus
+from enginehouse.tasks.base import Generate, Outcome
+
+_TIMINGS = Timings()
 
 
-def demand_same_size(plan: TaskPlan, known: DatasetRecord) -> None:
+async def rescore(
+    spec: EvaluationSpec,
+    *,
+    tasks: TaskData,
+    run: Run,
+    progress: Callable[[Progress], None] = lambda _: None,
+    timings: Timings = _TIMINGS,
+) -> Rescoring:
+    """Score every answer of `run`'s journal again, by the tasks as they are now. Asks nothing.
+
+    The earlier scores stay in the journal and no longer count. If this is stopped halfway, the run
+    lacks scores, and `evaluate` or another `rescore` completes it. `progress` as in `evaluate`.
+
+    Raises ConfigurationError if a task now asks something other than what was answered (only
+    scoring may differ), RunLockedError and StoreError.
+    """
+    with run.hold():
+        with Journal(run.journal_path, first=HeaderRecord) as journal:
+            before = summarise(run)
+            async with Evaluation(
+                spec, tasks=tasks, journal=journal, progress=progress, timings=timings
+            ) as work:
+                states = _begin_scoring(work, run.info.id)
+                run.report_path.unlink(missing_ok=True)  # until all is scored, it would be wrong
+                await work.score_waiting()
+                changes = {
+                    task: _changes(old, work.ledger.tasks[task].states)
+                    for task, old in states.items()
+                }
+        report = summarise(run)
+        if report.complete:
+            run.write_report(msgspec.json.format(msgspec.json.encode(report)))
+            if run.info.status is not RunStatus.COMPLETE:
+                run.finish(RunStatus.COMPLETE)
+    return Rescoring(
+        report=report,
+        tasks=tuple(
+            TaskRescoring(
+                task=now.task,
+                version_before=then.version,
+                version=now.version,
+                answers=sum(now.outcomes.values()) - now.outcomes[Outcome.FAILED],
+                changes=changes[now.task],
+                headline_before=then.headline,
+                headline=now.headline,
+            )
+            for then, now in zip(before.tasks, report.tasks, strict=True)
+        ),
+    )
+
+
+def _begin_scoring(work: Evaluation, run_id: str) -> dict[str, bytes]:
+    """Discard every score, if the tasks still ask what was answered; the states until now."""
+    known = work.ledger.tasks
+    if work.ledger.header is None:
+        raise ConfigurationError(
+            f"run {run_id} has no answers yet", fix=f"`enginehouse resume {run_id}` asks them"
+        )
+    work.check_header(run_id)
+    plans = [plan for plan in work.plans.values() if plan.name in known]
+    for plan in plans:
+        require_same_size(plan, known[plan.name].record)
+    for entry in read_journal(work.journal.path, Record):
+        if isinstance(sample := entry.record, SampleRecord) and sample.failure is None:
+            require_same_question(
+                work.plans[sample.task], known[sample.task].record, sample, spec=work.spec
+            )
+    states = {plan.name: bytes(known[plan.name].states) for plan in plans}
+    for plan in plans:
+        work.write(plan.record)
+    return states
+
+
+def _changes(before: bytes, after: bytearray) -> dict[str, int]:
+    """How many samples changed the outcome, and how ("wrong → correct")."""
+    names = {ASKED: "no score"} | {code: str(outcome) for outcome, code in CODES.items()}
+    return dict(
+        Counter(
+            f"{names[old]} → {names[new]}"
+            for old, new in zip(before, after, strict=True)
+            if old != new
+        )
+    )
+
+
+def require_same_size(plan: TaskPlan, known: DatasetRecord) -> None:
     """Raise ConfigurationError if the task has another number of items or samples now."""
     if (plan.record.items, plan.record.samples) != (known.items, known.samples):
         now = f"{plan.record.items:,} items, {plan.record.samples:,} samples each, now"
         raise _changed(plan, f"{known.items:,} items, {known.samples:,} samples each, then; {now}")
 
 
-def demand_same_question(
+def require_same_question(
     plan: TaskPlan, known: DatasetRecord, sample: SampleRecord, *, spec: EvaluationSpec
 ) -> None:
     """Raise ConfigurationError if the task would ask something else than what `sample` answers.

@@ -18,7 +18,7 @@ _OF_CALLS = (*_OF_TASKS, Outcome.TRUNCATED)
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """An answer that a scoring program has to judge: see `finish_score`."""
+    """An answer that a scoring program has to score: see `finish_score`."""
 
     sample: SampleRecord
     call: ScoringCall
@@ -29,10 +29,10 @@ def begin_score(plan: TaskPlan, sample: SampleRecord) -> ScoreRecord | Pending:
 
     A written answer that max_tokens cut off (finish_reason "length") is truncated, whatever its
     text says. Truncated and unparsable answers count as not correct everywhere: their measures
-    keep their weights (an IFEval prompt's number of instructions, say) and have the value 0; for
-    that, a truncated text is shown to the task like any other. Tool calls were judged when they
-    were asked for: see `tool_calls.score_calls`. When the task's scoring raises anything or
-    returns what cannot be counted, the sample is unscored.
+    keep their weights (such as an IFEval prompt's number of instructions) and get the value 0; to
+    know the weights, the task scores truncated texts too. For tool calls see
+    `tool_calls.score_calls`. If the task's scoring raises anything or returns an invalid score,
+    the sample is unscored.
     """
     item = plan.item(sample.position)
     try:
@@ -50,7 +50,7 @@ def begin_score(plan: TaskPlan, sample: SampleRecord) -> ScoreRecord | Pending:
 
 
 async def finish_score(pending: Pending, processes: ScoringProcesses) -> ScoreRecord:
-    """Have the program judge the answer. Does not raise: see `begin_score`."""
+    """Have the program score the answer. Does not raise: see `begin_score`."""
     try:
         score = await processes.score(pending.call)
         return _record(pending.sample, _checked(score, pending.sample))
@@ -83,22 +83,18 @@ def _record(sample: SampleRecord, score: Score, *, failure: Failure | None = Non
 
 def _unscored(sample: SampleRecord, error: Exception) -> ScoreRecord:
     """The outcome is unscored; a truncated answer is truncated even so."""
-    if isinstance(error, EnginehouseError):
-        message = f"{error.message}: {error.why}" if error.why else error.message
-        failure = Failure(error=type(error).__name__, stage=error.stage, message=message)
-    else:
-        message = f"the task's scoring raised {type(error).__name__}: {error}"
-        failure = Failure(error=ScoringError.__name__, stage=ScoringError.stage, message=message)
-    return _record(sample, Score(outcome=Outcome.UNSCORED), failure=failure)
+    if not isinstance(error, EnginehouseError):
+        error = ScoringError(f"the task's scoring raised {type(error).__name__}: {error}")
+    return _record(sample, Score(outcome=Outcome.UNSCORED), failure=Failure.of(error))
 
 
 def _checked(score: Score, sample: SampleRecord) -> Score:
     problem = None
     if score.outcome not in (_OF_TASKS if _is_written(sample) else _OF_CALLS):
-        problem = f"the outcome {score.outcome} is not the task's to give"
+        problem = f"a task must not return the outcome {score.outcome}"
     for name, measure in score.measures.items():
         if not math.isfinite(measure.value) or not 0 <= measure.weight < math.inf:
             problem = f"measure {name} is {measure.value} with weight {measure.weight}"
     if problem:
-        raise ScoringError("the task's scoring gave what cannot be counted", why=problem)
+        raise ScoringError("the task's scoring returned an invalid score", why=problem)
     return score

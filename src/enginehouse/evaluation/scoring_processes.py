@@ -1,9 +1,9 @@
-"""The processes in which code that is not ours scores answers.
+"""The processes in which other people's code scores answers.
 
 A process loads one program and scores many answers at once (see `payloads/score_answers.py`, which
-keeps the time limit of each). Here it is started when the first answer comes, watched, killed with
-everything that it started when it hangs or breaks, and replaced. It ends when its standard input
-does, so it does not outlive us, whatever ends us.
+enforces the time limit of each). It is started for the first answer and watched; if it hangs or
+breaks, it is killed together with everything it started, and replaced. It ends when its standard
+input closes, so it never outlives this process.
 """
 
 from __future__ import annotations
@@ -31,16 +31,19 @@ from enginehouse.tasks.scoring_programs import (
 )
 
 IN_FLIGHT: Final = 2 * LANES * BATCH  # answers handed to one process at once
-_GRACE: Final = 15.0  # seconds beyond an answer's limit until a silent process counts as hung
 _END_WAIT: Final = 1.0  # seconds for a process to end by itself
 _POLL: Final = 0.005
 _LONGEST_LINE: Final = 1 << 22  # bytes
 
 
 class ScoringProcesses:
-    """One process for each program that is asked for; closing ends them all."""
+    """One process for each scoring program; closing ends them all.
 
-    def __init__(self) -> None:
+    A process counts as hung if it is silent for `grace` seconds beyond an answer's limit.
+    """
+
+    def __init__(self, *, grace: float = 15.0) -> None:
+        self._grace = grace
         self._lines: dict[ScoringProgram, _Line] = {}
 
     async def score(self, call: ScoringCall) -> Score:
@@ -49,7 +52,7 @@ class ScoringProcesses:
         Cancellable. Waits while many answers are being scored.
         """
         if (line := self._lines.get(call.program)) is None:
-            line = self._lines[call.program] = _Line(call.program)
+            line = self._lines[call.program] = _Line(call.program, grace=self._grace)
         verdict = await line.ask(call.arguments)
         return score_of(verdict, program=call.program, answer=call.answer)
 
@@ -63,10 +66,11 @@ class _EndedError(Exception):
 
 
 class _Line:
-    """Everything that one program is asked, by a process that is replaced when it breaks."""
+    """The answers for one program, scored by a process that is replaced when it breaks."""
 
-    def __init__(self, program: ScoringProgram) -> None:
+    def __init__(self, program: ScoringProgram, *, grace: float) -> None:
         self._program = program
+        self._grace = grace
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._starting = asyncio.Lock()
         self._alone = asyncio.Lock()
@@ -84,7 +88,7 @@ class _Line:
                     return await self._ask_alone(arguments)
 
     async def _ask_alone(self, arguments: Mapping[str, Any]) -> Verdict:
-        process = await _Process.start(self._program)
+        process = await _Process.start(self._program, grace=self._grace)
         try:
             return await process.ask(arguments)
         except _EndedError as error:
@@ -98,7 +102,7 @@ class _Line:
                 raise self._refusal
             if self._process is None or self._process.ended:
                 try:
-                    self._process = await _Process.start(self._program)
+                    self._process = await _Process.start(self._program, grace=self._grace)
                 except ScoringError as error:
                     self._refusal = error
                     raise
@@ -111,25 +115,28 @@ class _Line:
 
 
 class _Process:
-    """One process; made by `start`."""
+    """One process, created by `start`."""
 
-    def __init__(self, program: ScoringProgram, child: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, program: ScoringProgram, child: subprocess.Popen[bytes], *, grace: float
+    ) -> None:
         self._program = program
+        self._patience = program.seconds + grace
         self._child = child
         self._waiting: dict[int, asyncio.Future[Verdict]] = {}
         self._number = 0
         self._heard = 0.0
         self._decoder = msgspec.json.Decoder(Verdict)
         self._reading: asyncio.Task[None] | None = None
-        self._pipes = [child.stdin, child.stdout]  # that no transport has yet
+        self._pipes = [child.stdin, child.stdout]  # those without a transport yet
         self._transports: list[asyncio.BaseTransport] = []
         self.ended = False
 
     @classmethod
-    async def start(cls, program: ScoringProgram) -> _Process:
+    async def start(cls, program: ScoringProgram, *, grace: float) -> _Process:
         """Start a process and wait until it has loaded the program. Raises ScoringError."""
         start = await asyncio.to_thread(start_of, program)
-        # In this thread: the kernel ends a confined process with the thread that started it.
+        # Started in this thread: a confined process is killed when the thread that started it ends.
         child = subprocess.Popen(  # noqa: ASYNC220
             start.argv,
             env=start.environment,
@@ -138,7 +145,7 @@ class _Process:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        process = cls(program, child)
+        process = cls(program, child, grace=grace)
         try:
             await process._open(start.setup)
         except BaseException:
@@ -185,8 +192,8 @@ class _Process:
             self._waiting.pop(number, None)
 
     async def _read(self) -> None:
-        """Hand verdicts to those who wait, until the process ends or falls silent."""
-        patience = self._program.seconds + _GRACE
+        """Pass verdicts to their callers until the process ends or falls silent."""
+        patience = self._patience
         why = "ended its process"
         while True:
             try:
@@ -202,7 +209,7 @@ class _Process:
                     break
                 continue
             except (ValueError, msgspec.DecodeError):  # a line too long, or not a verdict
-                why = "gave results that cannot be read"
+                why = "returned unreadable results"
                 break
             self._heard = time.monotonic()
             future = self._waiting.get(verdict.id)
@@ -226,7 +233,7 @@ class _Process:
                 future.set_exception(_EndedError(why))
 
     async def _see_gone(self) -> None:
-        """The end of its standard input ends it; after a moment it is killed."""
+        """Close its standard input, which ends it, and kill it if it does not end soon."""
         try:
             for open_end in (*self._transports, *self._pipes):
                 if open_end is not None:

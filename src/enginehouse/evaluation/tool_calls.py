@@ -1,4 +1,4 @@
-"""Asking for tool calls, and what an answer counts for."""
+"""Asking for tool calls, and scoring the result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def ask_calls(
 
 
 def with_result(record: SampleRecord, result: ToolResult) -> SampleRecord:
-    """The record of a sample that was asked so: every request that was answered, and the step."""
+    """The sample's record with every answered request and the step that succeeded."""
     answered = [attempt for attempt in result.attempts if attempt.response is not None]
     return msgspec.structs.replace(
         record,
@@ -51,12 +51,12 @@ def with_result(record: SampleRecord, result: ToolResult) -> SampleRecord:
     )
 
 
-def check_steps(task: str, steps: tuple[Step, ...], capabilities: Capabilities) -> None:
-    """Raise UnsupportedError if the engine can be asked by none of the steps."""
+def require_steps(task: str, steps: tuple[Step, ...], capabilities: Capabilities) -> None:
+    """Raise UnsupportedError if the engine supports none of the steps."""
     supports = capabilities.supports
     if not any(_NEEDED[step] in supports for step in steps):
         raise UnsupportedError(
-            f"task {task} cannot be asked of this engine by {', '.join(steps)}",
+            f"this engine cannot answer task {task} by {', '.join(steps)}",
             why=f"it does not support {', '.join(_NEEDED[step].value for step in steps)}",
             fix="allow other tool_steps, leave the task out, or use an engine that does",
         )
@@ -65,8 +65,8 @@ def check_steps(task: str, steps: tuple[Step, ...], capabilities: Capabilities) 
 def score_calls(task: Task, item: Item, use: ToolUse) -> Score:
     """The task's score of valid calls; anything else is not correct.
 
-    Measures: the share of samples with `schema_valid` calls, and of those `truncated`. No call
-    where one was required is neither.
+    Measures: the share of samples with `schema_valid` calls, and of `truncated` ones. A missing
+    call is neither.
     """
     if not isinstance(task, ToolTask):
         raise TaskError("the task asks for tool calls and cannot score them")

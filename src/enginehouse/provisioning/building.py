@@ -102,9 +102,9 @@ def _require_planned(plan: EnvironmentPlan, found: Description, *, log: Path) ->
 
 
 def _same_release(found: str, planned: str) -> bool:
-    """Whether an engine that says `found` may be what was published as `planned`.
+    """Whether an engine that reports version `found` may have been published as `planned`.
 
-    A post release often says the version of the release that it repeats.
+    A post release often reports the version of the release that it repeats.
     """
     try:
         return Version(found).base_version == Version(planned).base_version

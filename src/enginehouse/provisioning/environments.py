@@ -38,13 +38,13 @@ __all__ = [
 
 
 class EngineEnvironment(msgspec.Struct, frozen=True, kw_only=True):
-    """An install that was seen to import its engine.
+    """An install that has been seen to import its engine.
 
     `executable` starts it: a virtual environment's interpreter, or a program such as llama-server.
     `key` is the content address of a managed environment, None for one that the user brought.
     `flags` maps every spelling of every server option ("--max-model-len") to what it takes.
     `packages` has the versions of torch, transformers and the like, as far as they are installed.
-    `entry_module` is what `python -m` starts the server with, None where that never differs.
+    `entry_module` is what `python -m` starts the server with, None if that never differs.
     """
 
     engine: str
@@ -95,7 +95,7 @@ async def ensure_environment(
 ) -> EngineEnvironment:
     """The planned environment, built if it is not there yet; idempotent, safe across processes.
 
-    Raises ProvisioningError, naming the log; a failed or killed build leaves nothing to be found.
+    Raises ProvisioningError, naming the log; a failed or killed build leaves no environment.
     """
     environments, notify = context.layout.environments, context.notify
     final = environments / plan.key

@@ -1,4 +1,4 @@
-"""Which engine environment to build, decided before anything is done."""
+"""Which engine environment to build, decided before anything is changed."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def python_version() -> str:
 
 
 def find_links() -> str | None:
-    """What UV_FIND_LINKS is to be: pip's own setting is obeyed too."""
+    """The value for UV_FIND_LINKS; pip's own setting counts too."""
     if own := os.environ.get("UV_FIND_LINKS"):
         return own
     links = os.environ.get("PIP_FIND_LINKS", "").split()
@@ -223,7 +223,7 @@ def find_links() -> str | None:
 
 
 def cpu_backend(variant: str) -> str | None:
-    """Uv's name for the index of torch's CPU build, None where torch comes from elsewhere.
+    """Uv's name for the index of torch's CPU build, None if torch comes from elsewhere.
 
     The CUDA set is pinned to the CUDA libraries of the registry's own torch build, which is the
     one that vLLM's wheel was compiled against: any other backend would not fit it.

@@ -1,1 +1,1 @@
-"""Plain data that rooms hand to `report` and that `--json` prints."""
+"""Plain data: the results that `report` and `web` show and `--json` prints."""

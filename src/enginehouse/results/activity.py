@@ -1,4 +1,4 @@
-"""What the servers of this machine are doing."""
+"""The load of this machine's servers and GPUs."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class GpuReading(msgspec.Struct, frozen=True, kw_only=True):
 class ServerActivity(msgspec.Struct, frozen=True, kw_only=True):
     """One server now. Rates, `cpu` and `prefix_cache_hits` are since the last look at it.
 
-    None is unknown, as is all that concerns the processes of a server that is not ours (`name`
-    None). `problem` says what is wrong with it, or why its queue is not known. `prefix_cache_hits`
-    is the share of the prompts' tokens, `cpu` in cores; `rss_bytes` counts memory that processes
-    share once for each of them, `gpu_bytes` is over all GPUs.
+    None is unknown, as is everything about the processes of an external server (`name` None).
+    `problem` says what is wrong with it, or why its queue is not known. `prefix_cache_hits` is the
+    share of the prompts' tokens, `cpu` is in cores; `rss_bytes` counts memory that processes share
+    once for each of them, `gpu_bytes` is over all GPUs.
     """
 
     name: str | None

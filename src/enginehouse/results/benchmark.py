@@ -1,4 +1,4 @@
-"""What a benchmark of a server measured."""
+"""The result of a benchmark of a server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FailedRequests(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server itself counted meanwhile, whoever asked; None where it does not say."""
+    """The server's own counters over that time, for all clients; None if not reported."""
 
     prompt_tokens: int | None
     output_tokens: int | None
@@ -68,9 +68,9 @@ class LoadMeasurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Benchmark(msgspec.Struct, frozen=True, kw_only=True):
-    """A server under a closed loop of requests, all alike, at one concurrency after another.
+    """A server under a closed loop of identical requests, at one concurrency after another.
 
-    Of a server that is not ours, what it does not tell is None.
+    For an external server, what it does not report is None.
     """
 
     url: str

@@ -1,4 +1,4 @@
-"""What a check of a server found."""
+"""The result of a check of a server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Outcome(StrEnum):
 
 
 class CheckLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that a server should do, what came of it, and what to do next."""
+    """One feature that was tried, its outcome, and what to do next."""
 
     name: str
     outcome: Outcome
@@ -28,7 +28,7 @@ class CheckLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was tried. Of a server that is not ours, what it does not tell is None.
+    """All checks of a server. For an external server, what it does not report is None.
 
     `latency`: seconds until each of the users that asked at the same time had an answer, over
     those who got one; of none for the conformance suite.

@@ -1,4 +1,4 @@
-"""What a comparison of two runs says, as plain data (every struct here is JSON)."""
+"""The comparison of two runs, as plain data (every struct here is JSON)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from enginehouse.statistics.paired import PairedResult
 
 
 class Verdict(StrEnum):
-    """What a task's headline says of two runs.
+    """What a task's headline says about two runs.
 
     `not_shown` means neither equal nor different: `detectable` says what would have been seen.
     """

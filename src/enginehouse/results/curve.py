@@ -1,4 +1,4 @@
-"""What a watched folder's curve says, as plain data (every struct here is JSON)."""
+"""A watched folder's curve, as plain data (every struct here is JSON)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TaskPoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint, an adapter or the base, and what came of it.
+    """A checkpoint, an adapter or the base, and its results.
 
     `step` is the last number in the folder's name, None without one. `failure` says why it could
     not be evaluated; then there are no `tasks`. `run` is the evaluation's id.
@@ -61,7 +61,7 @@ class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[TaskPoint, ...] = ()
 
     def of(self, task: str) -> TaskPoint | None:
-        """What it says of a task; None if it failed."""
+        """The point's result for a task; None if it failed."""
         return next((point for point in self.tasks if point.task == task), None)
 
 
@@ -79,9 +79,9 @@ class TaskInCurve(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Curve(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything known of a folder. `points` by step, without the base.
+    """Everything known about a folder. `points` by step, without the base.
 
-    Points without a number in their name stand where they appeared.
+    Points without a number in their name are placed where they appeared.
     """
 
     directory: str

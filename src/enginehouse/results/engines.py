@@ -1,4 +1,4 @@
-"""What each engine can do."""
+"""What each engine supports."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from enginehouse.core.sampler import Capability
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine. `runs`: "here" if we start its servers, "elsewhere" if it is only asked.
+    """One engine. `runs`: "here" if we start its servers, "elsewhere" if not.
 
-    `tried`: against what it has been tested; None is «documented, not run». `ignored`: fields that
-    it would accept and silently ignore, which are refused, and what to use instead.
+    `tried`: what it has been tested against; None means documented, not run. `ignored`: fields that
+    it would silently ignore, which are refused, and what to use instead.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""How far an engine is from transformers."""
+"""How far an engine's log-probabilities are from transformers'."""
 
 from __future__ import annotations
 

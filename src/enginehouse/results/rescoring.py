@@ -1,4 +1,4 @@
-"""What scoring a run's answers again changed."""
+"""The changes from scoring a run's answers again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class TaskRescoring(msgspec.Struct, frozen=True, kw_only=True):
     """One task's answers, scored by `version` of the task instead of `version_before`.
 
     `changes` counts the samples that went from one outcome to another, as "wrong → correct". A
-    headline is None where there is none: see the report.
+    headline may be None: see the report.
     """
 
     task: str

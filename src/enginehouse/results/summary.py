@@ -1,4 +1,4 @@
-"""What is shown, as plain data (every struct here is JSON)."""
+"""A run's results and progress, as plain data (every struct here is JSON)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from enginehouse.statistics.intervals import Interval
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """A measured value; `interval` is None where too little was measured for one."""
+    """A measured value; `interval` is None if too little was measured."""
 
     value: float
     interval: Interval | None
@@ -70,7 +70,7 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Throughput(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server did while sampling went on (`wall_seconds`, pauses between resumes out)."""
+    """The server's work during sampling (`wall_seconds`, without pauses between resumes)."""
 
     wall_seconds: float
     requests: int
@@ -82,7 +82,7 @@ class Throughput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """What the answered requests' tokens cost in US dollars, at the prices that were given."""
+    """The cost of the answered requests' tokens in US dollars, at the given prices."""
 
     input: float
     output: float
@@ -90,10 +90,10 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """One run's result. `provenance` has every different one that answered, in order.
+    """One run's result. `provenance` lists every different one that answered, in order.
 
-    `incidents`: the deaths of servers of ours while they worked for it. `cost` is not there where
-    no prices were given.
+    `incidents`: our own servers that died while they worked for it. `cost` is absent if no prices
+    were given.
     """
 
     run: str
@@ -156,7 +156,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SampleView(msgspec.Struct, frozen=True, kw_only=True):
-    """One sample as it stands in the journal; `number` counts from 1 through the whole run.
+    """One sample of the journal; `number` counts from 1 through the whole run.
 
     `outcome` is None while it is unscored. `loglikelihoods` are those of a choice's
     continuations, None for a written answer. `tool_use` has a line for every attempt to get a tool

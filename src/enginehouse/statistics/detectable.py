@@ -1,4 +1,4 @@
-"""The smallest difference that a comparison would find: «no difference» or «too few items»."""
+"""The smallest difference that a comparison would find: "no difference" or "too few items"."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PRECISION = 0.005  # of the figure itself
 def detectable_by_mcnemar(
     pairs: int, discordance: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> float | None:
-    """Least |difference of two paired shares| that the exact McNemar test finds; None if none is.
+    """Least |difference of two paired shares| that the exact McNemar test finds; None if none.
 
-    Found is: with probability `power` by one two-sided test at level `alpha`. `discordance` is the
-    share of pairs that are right in one only, as observed. A difference cannot be larger than the
+    It is found with probability `power` by one two-sided test at level `alpha`. `discordance` is
+    the observed share of pairs that are right in one only. A difference cannot be larger than the
     discordance, so beyond the observed one every discordant pair is taken to go the same way. The
     power is the exact, unconditional one: the number m of discordant pairs is
     binomial(pairs, discordance), of which binomial(m, (1 + difference / discordance) / 2) go one
@@ -29,7 +29,7 @@ def detectable_by_mcnemar(
     tends to, is R. J. Connor, Biometrics 43 (1987) 207-211.
     """
     if not 0 <= discordance <= 1:
-        raise ValueError(f"discordance {discordance} is no share")
+        raise ValueError(f"discordance {discordance} is not a share")
     low, high = 0.0, discordance or 1 / max(pairs, 1)
     observed = _Discordant(pairs, discordance, alpha=alpha)
     found = observed.power(discordance) >= power

@@ -32,7 +32,7 @@ def token_parity(
 ) -> TokenParity:
     """Compare token by token; both have the same sequences of the same lengths.
 
-    Raises ValueError for other lengths, for nothing at all, and for what is not finite.
+    Raises ValueError for different lengths, for no tokens, and for values that are not finite.
     """
     if [len(one) for one in ours] != [len(one) for one in reference] or not any(map(len, ours)):
         raise ValueError("both sides need the same, at least one, tokens")

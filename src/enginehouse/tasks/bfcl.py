@@ -22,7 +22,7 @@ PACKAGE: Final = "bfcl-eval==2026.3.23"
 FOLDER: Final = "bfcl_eval/data"
 ANSWERS: Final = "possible_answer"
 MAX_TOKENS: Final = 256
-# the original's GORILLA_TO_OPENAPI, as far as these data need it
+# the original's GORILLA_TO_OPENAPI, restricted to what these data use
 _JSON_TYPES: Final[Mapping[str, str]] = {
     "integer": "integer",
     "number": "number",
@@ -42,7 +42,7 @@ class _Category(Task):
 
     category: ClassVar[str]
     size: ClassVar[int]
-    told: ClassVar[str]
+    summary: ClassVar[str]
     questions_sha256: ClassVar[str]
     answers_sha256: ClassVar[str]
 
@@ -53,7 +53,7 @@ class _Category(Task):
         return TaskInfo(
             name=f"bfcl/{self.category}",
             version=1,
-            description=f"{self.told}; one call is required and allowed, dots in names become "
+            description=f"{self.summary}; one call is required and allowed, dots in names become "
             "underscores",
             kind="call",
             headline="the call is right, by BFCL's abstract syntax tree rules",
@@ -67,7 +67,7 @@ class _Category(Task):
     def load(self, *, data: str | None, seed: int) -> Dataset:  # noqa: ARG002  nothing is drawn
         """All items, with the original's ids.
 
-        Raises DataError, or ProvisioningError if the package cannot be had. Blocking.
+        Raises DataError, or ProvisioningError if the package is not available. Blocking.
         """
         file = f"BFCL_v4_{self.category}.json"
         if data is None:
@@ -121,7 +121,7 @@ class SimplePython(_Category):
 
     category = "simple_python"
     size = 400
-    told = "call the one function that is there, with the right arguments"
+    summary = "call the only function with the right arguments"
     questions_sha256 = "82dd63ba502eb2520c6b5d1d9a5c4b590e03ff261565175561f6228a367d1991"
     answers_sha256 = "90cd5bc653690ee8e459b5b3f3fc9458606f7f3fcbf795bb51b7dc581f8c86dc"
 
@@ -131,7 +131,7 @@ class Multiple(_Category):
 
     category = "multiple"
     size = 200
-    told = "choose one of several functions and call it with the right arguments"
+    summary = "choose one of several functions and call it with the right arguments"
     questions_sha256 = "aef168155ebd74b7ac2401198b201343bc7d16d7a3d7e0d4e6d8ee82c6969b2a"
     answers_sha256 = "244e00ce9395df948bcafc7bee64e8f9c87ef70887587d83cae45b13699f3047"
 
@@ -153,7 +153,7 @@ def _items(questions: Sequence[Row], answers: Sequence[Row]) -> list[Item]:
         if not (len(turns) == len(truth) == len(truth[0]) == 1):
             raise row.error("a single turn with a single call is needed")
         if not {f["name"] for f in functions} >= truth[0].keys():
-            raise row.error(f"the answer calls {', '.join(truth[0])}, which is not there")
+            raise row.error(f"the answer calls {', '.join(truth[0])}, which is not defined")
         items.append(
             Item(
                 id=name,
@@ -188,8 +188,8 @@ def _schema(described: Mapping[str, Any]) -> dict[str, Any]:
     kind = described.get("type")
     schema["type"] = _JSON_TYPES.get(kind or "", "string")
     if kind == "float":
-        told = described.get("description", "")
-        schema["description"] = f"{told} This is a float type value.".lstrip()
+        description = described.get("description", "")
+        schema["description"] = f"{description} This is a float type value.".lstrip()
     if "properties" in described:
         schema["properties"] = {n: _schema(p) for n, p in described["properties"].items()}
     if "items" in described:

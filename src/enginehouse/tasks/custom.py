@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from enginehouse.core.errors import ConfigurationError, nearest
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.reasoning import strip_reasoning
-from enginehouse.core.strict_model import StrictModel
-from enginehouse.core.strict_yaml import load_yaml
+from enginehouse.core.strict_model import StrictModel, explain
+from enginehouse.core.strict_yaml import parse_mapping
 from enginehouse.core.system_errors import advice
 from enginehouse.tasks.base import (
     Choose,
@@ -70,7 +69,7 @@ class Definition(StrictModel):
     stop: tuple[Text, ...] = ()
     """Texts that end the answer; one may stand alone, as in stop: "\\n"."""
     trusted: bool = False
-    """Whether a metric that is a function may read, write and reach whatever you may."""
+    """Whether a metric that is a function may access everything that you may."""
     scoring_timeout: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Seconds that scoring one answer may take, for regex:PATTERN and module:function."""
 
@@ -88,7 +87,9 @@ class Definition(StrictModel):
             if self.choices is None:
                 raise ValueError("the metric 'choice' needs 'choices'")
             if self.system is not None or self.stop:
-                raise ValueError("the metric 'choice' asks for no text: no 'system', no 'stop'")
+                raise ValueError(
+                    "the metric 'choice' asks for no text, so 'system' and 'stop' must be left out"
+                )
         elif self.choices is not None:
             raise ValueError("'choices' goes with the metric 'choice' only")
         return self
@@ -99,8 +100,21 @@ def load_custom(path: Path) -> CustomTask:
 
     Raises ConfigurationError naming the file, the key, and the nearest key for an unknown one.
     """
-    content = _read(path)
-    definition = _parse(content, path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read the task {path}",
+            why=error.strerror,
+            fix=advice(
+                error, otherwise="check the path; in a configuration it is relative to that file"
+            ),
+        ) from error
+    try:
+        definition = Definition.model_validate(parse_mapping(content, path=path))
+    except ValidationError as error:
+        problems = explain(error, Definition)
+        raise ConfigurationError(f"{path}: {'; '.join(problems)}") from error
     metric = None
     if definition.metric != CHOICE:
         metric = load_metric(
@@ -114,56 +128,6 @@ def load_custom(path: Path) -> CustomTask:
     digest = hashlib.sha256(content + b"\0" + source + b"\0%d" % _SCORING)
     version = int.from_bytes(digest.digest()[:4]) >> 1
     return CustomTask(definition, path=path, metric=metric, version=version)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot read the task {path}",
-            why=error.strerror,
-            fix=advice(
-                error, otherwise="check the path; in a configuration it is relative to that file"
-            ),
-        ) from error
-
-
-def _parse(content: bytes, path: Path) -> Definition:
-    try:
-        values = load_yaml(content.decode("utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigurationError(
-            f"{path}{where}: not YAML", why=problem, fix="correct it; the file must be UTF-8 text"
-        ) from error
-    if not isinstance(values, dict):
-        raise ConfigurationError(
-            f"{path} must map keys to values",
-            why="it is empty" if values is None else f"it holds a {type(values).__name__}",
-            fix="give name, data, prompt and answer; docs/tasks.md has an example",
-        )
-    try:
-        return Definition.model_validate(values)
-    except ValidationError as error:
-        problems = [_explain(problem["loc"], problem) for problem in error.errors()]
-        raise ConfigurationError(f"{path}: {'; '.join(problems)}") from error
-
-
-def _explain(location: tuple[int | str, ...], problem: Any) -> str:
-    where = ".".join(map(str, location))
-    if problem["type"] == "extra_forbidden":
-        close = nearest(where, Definition.model_fields)
-        known = ", ".join(Definition.model_fields)
-        return f"unknown key {where!r}, " + (
-            f"did you mean {close!r}?" if close else f"known: {known}"
-        )
-    if problem["type"] == "missing":
-        return f"{where!r} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{where!r}: {message}" if where else message
 
 
 class CustomTask(Task):
@@ -228,7 +192,7 @@ class CustomTask(Task):
         for row in read_rows(source):
             item = Item(id=self._id(row), data=msgspec.to_builtins(row.fields))
             if item.id in items:
-                raise row.error(f"the id {item.id!r} is there more than once")
+                raise row.error(f"the id {item.id!r} occurs more than once")
             self._try(item, row)
             items[item.id] = item
         return source.dataset(
@@ -292,9 +256,7 @@ class CustomTask(Task):
             return
         right = self._right(item)
         if definition.choices and _position(right, choices) is None:
-            raise row.error(
-                f"the answer {right!r} is none of the choices, nor one's place or letter"
-            )
+            raise row.error(f"the answer {right!r} is not a choice, nor the place or letter of one")
         if definition.metric == "number" and right_number(right) is None:
             raise row.error(f"the answer {right!r} has no number in it")
         if not right.strip():
@@ -307,8 +269,8 @@ class CustomTask(Task):
         asked = self.ask(item)
         if isinstance(asked, Choose) and not asked.context.strip():
             raise row.error(
-                "the context is empty: the choices' log-likelihoods need a text in front of them",
-                fix="let 'prompt' give at least a word, such as 'Answer:'",
+                "the context is empty: the choices' log-likelihoods need some text before them",
+                fix="give 'prompt' at least a word, such as 'Answer:'",
             )
         if isinstance(asked, Generate) and not asked.prompt.messages[-1].content.strip():
             raise row.error("the prompt is empty")

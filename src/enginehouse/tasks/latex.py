@@ -1,4 +1,4 @@
-r"""LaTeX as models write it around their answers: taken off, so that plain text is left."""
+r"""Removes the LaTeX that models write around their answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COMMANDS: Final = (
 
 
 def boxed(text: str) -> list[str]:
-    r"""What stands in each `\boxed{…}`, in order; a box that is not closed soon is left out."""
+    r"""The content of each `\boxed{…}`, in order, without boxes that are not closed soon."""
     contents = []
     end = 0
     for opening in _BOXED.finditer(text):

@@ -18,7 +18,7 @@ from enginehouse.tasks.scoring_programs import describe
 REGEX: Final = "regex:"
 CHOICE: Final = "choice"
 MEANINGS: Final = {
-    "exact_match": "the text is the answer, white space at both ends apart",
+    "exact_match": "the text is the answer, apart from white space at both ends",
     "contains": "the answer occurs in the text, in the same case",
     "number": "the number marked #### or boxed, else the last number, equals the answer",
     CHOICE: "acc_norm: the right choice has the highest log-likelihood per character",
@@ -29,13 +29,13 @@ Judge = Callable[[str, str], Score]
 
 
 class ProgramMetric(msgspec.Struct, frozen=True, kw_only=True):
-    """A metric that a program of its own applies; `source` is the bytes of a user's module."""
+    """A metric that a scoring program applies; `source` is the bytes of a user's module."""
 
     program: ScoringProgram
     source: bytes = b""
 
 
-def _outcome(correct: bool) -> Outcome:  # noqa: FBT001 (it is what is asked)
+def _outcome(correct: bool) -> Outcome:  # noqa: FBT001
     return Outcome.CORRECT if correct else Outcome.WRONG
 
 
@@ -65,10 +65,10 @@ _JUDGES: Final[Mapping[str, Judge]] = {
 def load_metric(
     name: str, *, folder: Path, trusted: bool = False, seconds: float = 10.0
 ) -> Judge | ProgramMetric:
-    """The metric called `name` (not "choice"), a module beside the YAML file coming first.
+    """The metric called `name` (not "choice"); a module beside the YAML file takes precedence.
 
-    Raises ConfigurationError for an unknown name, a bad pattern, and what cannot be imported.
-    Blocking for patterns and functions: their program is started once to see that it loads.
+    Raises ConfigurationError for an unknown name, a bad pattern, and a failing import. Blocking for
+    patterns and functions: their program is started once to see that it loads.
     """
     if name in _JUDGES:
         return _JUDGES[name]
@@ -103,7 +103,7 @@ def load_metric(
         ),
         message=f"cannot import the metric {name!r}",
         fix=f"put {module}.py beside the YAML file in {folder}, or install it"
-        + ("" if trusted else "; with `trusted: true` it may read and reach whatever you may"),
+        + ("" if trusted else "; with `trusted: true` it may access everything that you may"),
     )
 
 

@@ -2,7 +2,7 @@ r"""The numbers in a model's text, read exactly.
 
 One reader for every task with numbers as answers. It knows thousands grouped by commas, spaces,
 apostrophes, underscores and points, decimal points and commas, signs, currencies, exponents,
-fractions and mixed numbers, other scripts' digits, and LaTeX. Units behind a number never change
+fractions and mixed numbers, other scripts' digits, and LaTeX. Units after a number never change
 it: 20 % is 20, and 3 dozen is 3. Times (3:30), dates with slashes and version numbers (1.2.3) are
 not numbers. Everything here takes time linear in the length of the text.
 """
@@ -122,7 +122,7 @@ _CONNECTIVE: Final = re.compile(r"\s*+(?:(?:and|so|then|thus|hence|now)\b)?+", r
 
 
 class _Number(NamedTuple):
-    """A number and where it stands; `value` is None where it is too long or divides by zero."""
+    """A number and its position; `value` is None if it is too long or divides by zero."""
 
     start: int
     end: int
@@ -219,7 +219,7 @@ def written(value: Fraction) -> str:
 
 
 def _normal(text: str) -> str:
-    """The text without LaTeX, in ASCII as far as it is about numbers."""
+    """The text without LaTeX, with everything numeric in ASCII."""
     text = without_latex(text)
     if not text.isascii():
         text = _SUPERSCRIPT.sub(lambda raised: "^" + raised[0].translate(_RAISED), text)
@@ -284,7 +284,7 @@ def _is_step(text: str) -> bool:
 
 
 def _of_equation(text: str) -> Fraction | None:
-    """The last side that is a number; "12 times 2 is 24" is an equation as well."""
+    """The last side that is a number; "12 times 2 is 24" is an equation too."""
     sides = _EQUALS.split(text)
     if len(sides) == 1 and _starts_with_number(text):
         sides = _IS.split(text)

@@ -3,8 +3,8 @@
 Stojanovski et al., "Reasoning Gym: Reasoning Environments for Reinforcement Learning with
 Verifiable Rewards", arXiv:2505.24760; the package is under the Apache License 2.0.
 
-The package is never imported here: some of its scorers evaluate what stands in an answer. They run
-in a process of their own, and so do its generators.
+The package is never imported here: some of its scorers evaluate answers as Python. They run in a
+process of their own, and so do its generators.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ INSTRUCTION: Final = (
     "</answer>. If the question shows an example, write the answer in the example's format."
 )
 LEFT_OUT: Final = {
-    "composite": "it is made of other data sets, and has no questions unless they are named",
+    "composite": "it combines other data sets, and has no questions unless they are named",
     "game_of_life_halting": "the package's scorer accepts every answer",
-    "puzzle24": "the package's scorer accepts every sum that makes 24, whatever the numbers given",
+    "puzzle24": "the package's scorer accepts every sum that makes 24, with any numbers",
 }
 """Data sets that are refused, and why."""
 EXECUTING: Final = frozenset(
@@ -125,7 +125,7 @@ class ReasoningGym(Task):
         """
         if data is not None:
             raise ConfigurationError(
-                f"{self.info.name} generates its questions and takes no data",
+                f"{self.info.name} generates its questions and accepts no data",
                 fix="leave `data` out, and choose other questions with another seed",
             )
         items = [
@@ -187,7 +187,7 @@ class ReasoningGym(Task):
 
 
 def last_tagged(text: str) -> str | None:
-    """What stands in the last <answer>…</answer>, without white space at its ends, or None."""
+    """The content of the last <answer>…</answer>, stripped, or None."""
     found, end = None, 0
     while (start := text.find(_OPENING, end)) >= 0 and (
         stop := text.find(_CLOSING, start + len(_OPENING))
@@ -198,13 +198,13 @@ def last_tagged(text: str) -> str | None:
 
 @functools.cache
 def _program(*, seed: int, size: int, alone: bool) -> ScoringProgram:
-    """What scores answers: one program for all data sets of a kind."""
+    """The program that scores answers, shared by all data sets of a kind."""
     code = {"kind": "reasoning_gym", "items": None, "seed": seed, "size": size}
     return ScoringProgram(code=json.dumps(code), name="reasoning_gym's scorer", alone=alone)
 
 
 def _description(*, items: str | None = None, seed: int = 0, size: int = 0) -> ScoringProgram:
-    """What names the data sets and makes the items. It sees no answer, so it may be trusted."""
+    """Lists the data sets and makes the items. It sees no answers, so it is trusted."""
     code = {"kind": "reasoning_gym", "items": items, "seed": seed, "size": size}
     return ScoringProgram(code=json.dumps(code), name="reasoning_gym", trusted=True)
 

@@ -1,4 +1,4 @@
-"""How scoring programs are started, what they say of themselves, and what their results mean."""
+"""How scoring programs are started, and how their results are read."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from enginehouse.tasks.base import Measure, Outcome, Score, ScoringProgram
 LANES: Final = max(1, min(4, os.cpu_count() or 1))  # answers that one program scores at once
 BATCH: Final = 32  # answers that one process scores, unless each gets one of its own
 MEMORY: Final = 1 << 30  # bytes that scoring may take on top of what the program loads
-PROCESSES: Final = 64  # that scoring may start, where they can be counted apart from ours
+PROCESSES: Final = 64  # that scoring may start, if they can be counted apart from ours
 START_TIMEOUT: Final = 120.0  # seconds for loading the code; imports can be slow
 _PAYLOAD: Final = Path(__file__).parent.parent / "payloads" / "score_answers.py"
-_LONGEST: Final = 1 << 28  # bytes of what a program says of itself (all questions of a task)
+_LONGEST: Final = 1 << 28  # bytes of a program's facts, such as all questions of a task
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,9 +34,9 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What a program says of one answer: a share from 0 to 1, None for an unparsable answer.
+    """A program's result for one answer: a share from 0 to 1, or None for an unparsable answer.
 
-    Or else an `error`.
+    Or an `error`.
     """
 
     id: int
@@ -70,7 +70,7 @@ def start_of(program: ScoringProgram) -> Start:
 
 
 def describe(program: ScoringProgram) -> dict[str, Any]:
-    """Load the program's code and return what it says of itself.
+    """Load the program's code and return its facts.
 
     Raises ScoringError if it cannot be loaded. Blocking, as long as its imports take.
     """
@@ -97,7 +97,7 @@ def read_facts(program: ScoringProgram, line: bytes, *, status: int | None) -> d
     try:
         facts: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
     except msgspec.DecodeError as error:
-        why = "its process wrote nothing that can be read"
+        why = "its process wrote nothing readable"
         why += f" and ended with status {status}" if status else ""
         raise ScoringError(f"{program.name} cannot be loaded", why=why) from error
     if (refusal := facts.get("refused")) is not None:
@@ -106,13 +106,13 @@ def read_facts(program: ScoringProgram, line: bytes, *, status: int | None) -> d
 
 
 def score_of(verdict: Verdict, *, program: ScoringProgram, answer: str | None) -> Score:
-    """The score that a verdict means. Raises ScoringError for an error, or a false verdict."""
+    """The score for a verdict. Raises ScoringError for an error or an invalid verdict."""
     if verdict.error is not None:
         kind = ScoringTimeoutError if verdict.timed_out else ScoringError
         raise kind(f"{program.name} {verdict.error}")
     numbers = (*verdict.measures.values(), verdict.correct or 0.0)
     if not all(map(math.isfinite, numbers)) or not 0 <= (verdict.correct or 0.0) <= 1:
-        raise ScoringError(f"{program.name} gave a result that cannot be counted")
+        raise ScoringError(f"{program.name} returned an invalid result")
     outcome = Outcome.WRONG
     if verdict.correct is None:
         outcome = Outcome.UNPARSABLE
@@ -127,6 +127,6 @@ def score_of(verdict: Verdict, *, program: ScoringProgram, answer: str | None) -
 def _readable(program: ScoringProgram) -> tuple[Path, ...]:
     if program.folder is None:
         return (_PAYLOAD,)
-    if exposes_home(program.folder):  # a task that lies in the home itself: its modules, no more
+    if exposes_home(program.folder):  # a task in the home folder itself: only its modules
         return (_PAYLOAD, *program.folder.glob("*.py"))
     return (_PAYLOAD, program.folder)

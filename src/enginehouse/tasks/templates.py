@@ -12,12 +12,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from enginehouse.core.errors import ConfigurationError, DataError
 
-# {question}, as a format string of Python's would have it.
+# {question}, as in Python's format strings
 _BRACED: Final = re.compile(r"(?<!\{)\{\s{0,3}(?:item\.)?([A-Za-z_]\w{0,80})\s{0,3}\}(?!\})")
 
 
 class _NullValueError(ValueError):
-    """A template puts a null into its text, which would read "None"."""
+    """A template inserts a null, which would read "None"."""
 
 
 def _not_null(value: Any) -> Any:
@@ -48,14 +48,14 @@ class Template:
             ) from error
 
     def refuse_braces(self, fields: Collection[str]) -> None:
-        """Raise ConfigurationError if a field's name stands in single braces, as in {question}."""
+        """Raise ConfigurationError if a field's name is in single braces, as in {question}."""
         for name in self._braced:
             if name in fields:
                 raise ConfigurationError(
-                    f"{self._origin} holds {{{name}}}, and {name!r} is a field of the data",
+                    f"{self._origin} contains {{{name}}}, and {name!r} is a field of the data",
                     why="single braces are plain text: the field's value would not be filled in",
                     fix=f"write {{{{ {name} }}}} for the value, or "
-                    f"{{% raw %}}{{{name}}}{{% endraw %}} if the braces are meant",
+                    f"{{% raw %}}{{{name}}}{{% endraw %}} to keep the braces",
                 )
 
     def render(self, fields: Mapping[str, Any], *, item: str) -> str:
@@ -76,10 +76,10 @@ class Template:
             if isinstance(error, _NullValueError):
                 nulls = [name for name, value in fields.items() if value is None]
                 why = str(error)
-                fix = "give the record a value, or write {{ field or '' }} where none is needed"
+                fix = "give the record a value, or write {{ field or '' }} if none is needed"
                 fix += f"; null in it: {', '.join(nulls)}" if nulls else ""
             raise DataError(
-                f"{self._origin}{where}: cannot be filled in for item {item!r}",
+                f"{self._origin}{where}: cannot be rendered for item {item!r}",
                 why=why,
                 fix=fix,
             ) from error

@@ -1,4 +1,4 @@
-"""Tool specifications, calls that are valid whatever the model, and the loop that runs them."""
+"""Tool specifications, valid calls from any model, and the loop that runs them."""
 
 from enginehouse.core.tool_steps import Step
 from enginehouse.tools.agent import AgentLimits, AgentOutcome, AgentResult, run_agent

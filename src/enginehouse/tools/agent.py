@@ -21,7 +21,7 @@ from enginehouse.core.messages import Message
 from enginehouse.core.sampler import Sampler
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.tools.calling import call_tools
-from enginehouse.tools.checking import mended
+from enginehouse.tools.checking import escape_surrogates
 from enginehouse.tools.ladder import Ladder
 from enginehouse.tools.results import CallOutcome, CheckedCall, ToolResult
 from enginehouse.tools.specification import RESERVED, ToolLike, ToolSpec, tool_specs
@@ -30,7 +30,7 @@ _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 
 
 class AgentLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an agent stops: turns of the model, calls in one turn, seconds that a tool may take."""
+    """An agent's limits: turns of the model, calls in one turn, seconds for one tool call."""
 
     max_turns: int = 8
     max_calls: int = 8
@@ -42,7 +42,7 @@ class AgentLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentOutcome(StrEnum):
-    """How a loop ended: with an answer, at the bound, or with a turn that was neither."""
+    """How a loop ended: with an answer, at the limit, or with an invalid turn."""
 
     ANSWERED = "answered"
     MAX_TURNS = "max_turns"
@@ -52,9 +52,9 @@ class AgentOutcome(StrEnum):
 
 
 class AgentResult(msgspec.Struct, frozen=True, kw_only=True):
-    """A loop's end. `messages` is the whole conversation, `turns` what call_tools gave each turn.
+    """A loop's result. `messages` is the whole conversation, `turns` each turn's result.
 
-    `text` is the last thing that the model wrote; only with `answered` it is the answer.
+    `text` is the last text that the model wrote; it is an answer only if `outcome` is `answered`.
     """
 
     outcome: AgentOutcome
@@ -88,13 +88,13 @@ async def run_agent(
     ladder: Ladder | None = None,
     limits: AgentLimits = _LIMITS,
 ) -> AgentResult:
-    """Ask, run the calls, feed the results back, until the model answers in words.
+    """Ask, run the calls and return their results to the model, until it answers with text.
 
     Every tool is a Python function, sync (run in a thread) or async; the calls of one turn run at
-    the same time. What a function returns goes back as JSON (a text as it is); an exception or a
-    time-out goes back in words. A sync function that timed out cannot be ended: its thread, a
-    daemon, goes on, and holds up no exit. `choice` is that of the first turn, "auto" that of the
-    others; no two calls of the conversation have one id. Raises as call_tools does, and
+    the same time. The model gets a function's result as JSON (a text as it is), and an exception
+    or a timeout as a message. A sync function that times out cannot be stopped: its daemon thread
+    continues, without delaying the exit. `choice` applies to the first turn, later ones use
+    "auto"; all calls of the conversation have different ids. Raises as call_tools does, and
     ConfigurationError for a tool without a function.
     """
     specs = tool_specs(tools)
@@ -102,7 +102,7 @@ async def run_agent(
         if spec.function is None:
             raise ConfigurationError(
                 f"the tool {spec.name} has no function to run",
-                fix="give typed Python functions, or use call_tools and run the calls yourself",
+                fix="pass typed Python functions, or use call_tools and run the calls yourself",
             )
     by_name = {spec.name: spec for spec in specs}
     ladder = ladder or Ladder()
@@ -146,11 +146,11 @@ async def _run(spec: ToolSpec, call: CheckedCall, seconds: float) -> Message:
     try:
         async with clock:
             text = _written(await _returned(spec, call))
-    except Exception as error:  # noqa: BLE001 - whatever a tool raises, the model is told
+    except Exception as error:  # noqa: BLE001 - a tool may raise anything; the model gets the message
         text = f"error: {type(error).__name__}: {error}"
         if isinstance(error, TimeoutError) and clock.expired():
-            text = f"error: {spec.name} took longer than {seconds:g} s and was given up"
-    return Message("tool", mended(text), tool_call_id=call.id)
+            text = f"error: {spec.name} took longer than {seconds:g} s and was cancelled"
+    return Message("tool", escape_surrogates(text), tool_call_id=call.id)
 
 
 def _written(value: Any) -> str:
@@ -172,7 +172,7 @@ async def _returned(spec: ToolSpec, call: CheckedCall) -> Any:
 
 
 async def _in_thread(run: Callable[[], Any], *, name: str) -> Any:
-    """What `run` returns or raises. The executor's threads would be waited for at exit."""
+    """The result of `run`, in a daemon thread: Python waits for the executor's threads at exit."""
     done: Future[tuple[Any, BaseException | None]] = Future()
     done.set_running_or_notify_cancel()
 

@@ -1,4 +1,4 @@
-"""Asks for tool calls, step by step, until there is a valid one."""
+"""Asks for tool calls in several ways, until there is a valid one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import msgspec
 from enginehouse.core.errors import (
     ConfigurationError,
     MalformedResponseError,
-    ServerFaultError,
     UnknownNameError,
     UnsupportedError,
 )
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.reasoning import strip_reasoning
-from enginehouse.core.sampler import GIVEN_UP, Completion, Sampler, SampleRequest, SampleResponse
+from enginehouse.core.sampler import Completion, Sampler, SampleRequest
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 from enginehouse.core.tool_steps import Step
 from enginehouse.tools.checking import FoundCall, check_calls
@@ -35,8 +34,8 @@ from enginehouse.tools.prompting import (
 from enginehouse.tools.results import DONE, Attempt, CallOutcome, CheckedCall, ToolResult
 from enginehouse.tools.specification import RESERVED, ToolLike, ToolSpec, tool_specs
 
-# A small model repeats a string, a number or a list item until max_tokens cuts it off. Asked once
-# more with this penalty, SmolLM2-135M got out of every loop seen, and nothing else is changed.
+# A small model repeats a string, a number or a list item until max_tokens cuts it off. With this
+# penalty SmolLM2-135M left every loop seen when it was asked once more; nothing else changes.
 LOOP_PENALTY: Final = 0.5
 _DEFAULTS = SamplingParameters()
 
@@ -54,17 +53,17 @@ async def call_tools(
 ) -> ToolResult:
     """Ask for calls of `tools`; every call that comes back is valid against its tool's schema.
 
-    `choice` is "auto" (calls or words), "required" (a call), "none" (words) or the name of the one
-    tool to call. The steps of `ladder` are tried in turn, each only after the one before gave no
-    call, no valid one, one that was cut off, or is not to be had of this engine: native calls;
-    decoding constrained to a JSON schema, asked once more with a frequency penalty where
-    max_tokens cut it off; prompted text, with one repair turn that quotes the error. Without a
-    ladder all are tried and nothing is remembered. A call has the id that the engine gave it, or a
-    new one if that is missing or is in `messages` already.
+    `choice` is "auto" (calls or text), "required" (a call), "none" (text) or the name of the tool
+    to call. The steps of `ladder` are tried in turn, each only if the one before gave no call, an
+    invalid one or one that was cut off, or if the engine does not support it: native calls;
+    decoding constrained to a JSON schema, repeated with a frequency penalty if max_tokens cut the
+    answer off; prompted text, with one repair turn that quotes the error. Without a ladder all
+    steps are tried and nothing is remembered. A call keeps the id that the engine gave it, unless
+    that is missing or already used in `messages`.
 
-    Raises WireError (a lost connection, a refused key, a rate limit never lead to the next step),
-    UnsupportedError if the engine does none of the steps, and ConfigurationError for tools, choice
-    or parameters that make no sense.
+    Raises WireError (a lost connection, a refused key or a rate limit never leads to the next
+    step), UnsupportedError if the engine supports none of the steps, and ConfigurationError for
+    invalid tools, choice or parameters.
     """
     question = _Question(
         sampler=sampler,
@@ -76,7 +75,23 @@ async def call_tools(
         max_calls=max_calls,
     )
     question.check()
-    answer = await _climb(ladder or Ladder(), question)
+    ladder = ladder or Ladder()
+    answer: _Answer | None = None
+    for step in ladder.order(model):
+        latest = await _STEPS[step](question)
+        ladder.note(model, step, latest.outcome if latest else None)
+        if latest and not (
+            # report an answer that was cut off rather than a later one without a call
+            answer
+            and answer.outcome is CallOutcome.TRUNCATED
+            and latest.outcome is CallOutcome.MISSING
+        ):
+            answer = latest
+        if latest and latest.outcome in DONE:
+            break
+    if answer is None:
+        assert question.refused is not None
+        raise question.refused
     return ToolResult(
         outcome=answer.outcome,
         step=answer.step,
@@ -86,24 +101,9 @@ async def call_tools(
     )
 
 
-async def _climb(ladder: Ladder, question: _Question) -> _Answer:
-    """What the first step that does gives, or else what is to be told of all; each is noted."""
-    answer: _Answer | None = None
-    for step in ladder.order(question.model):
-        given = await _STEPS[step](question)
-        ladder.note(question.model, step, given.outcome if given else None)
-        answer = _telling(answer, given)
-        if given and given.outcome in DONE:
-            break
-    if answer is None:
-        assert question.refused is not None
-        raise question.refused
-    return answer
-
-
 @dataclass(frozen=True)
 class _Answer:
-    """What one answer holds; `why` says what is wrong with it."""
+    """The content of one answer; `why` says what is wrong with it."""
 
     step: Step
     outcome: CallOutcome
@@ -114,7 +114,7 @@ class _Answer:
 
 @dataclass
 class _Question:
-    """What is asked, in whatever way, and what has come of it so far."""
+    """What to ask for, and the attempts so far."""
 
     sampler: Sampler
     messages: tuple[Message, ...]
@@ -128,7 +128,7 @@ class _Question:
 
     @property
     def optional(self) -> bool:
-        """Whether words will do."""
+        """Whether an answer without a call is allowed."""
         return self.choice in ("auto", "none")
 
     @property
@@ -139,15 +139,15 @@ class _Question:
         return {t.name: t for t in self.tools if self.choice in ("auto", "required", t.name)}
 
     def check(self) -> None:
-        """Raise ConfigurationError for a question that makes no sense."""
+        """Raise ConfigurationError for an invalid question."""
         names = [tool.name for tool in self.tools]
         if self.choice not in RESERVED and self.choice not in names:
             raise UnknownNameError("tool", self.choice, names)
         if not self.tools:
-            raise ConfigurationError("there are no tools to call", fix="give at least one")
+            raise ConfigurationError("there are no tools to call", fix="pass at least one")
         if self.parameters.n != 1 or self.parameters.structured is not None:
             raise ConfigurationError(
-                "tool calls are asked for one answer at a time, without a constraint of one's own",
+                "tool calls need n = 1 and no structured output",
                 fix="leave n and structured out of the parameters",
             )
         if self.max_calls < 1:
@@ -164,17 +164,21 @@ class _Question:
     async def ask(
         self, step: Step, request: SampleRequest, read: Callable[[Completion], _Answer]
     ) -> _Answer | None:
-        """Put a request; None if the engine does not do this. Every attempt is noted."""
+        """Ask once and record the attempt. None if the engine does not support this step."""
         try:
             response = await self.sampler.sample(request)
         except UnsupportedError as error:
             self.refused = error
             self.attempts.append(Attempt(step=step, request=request, why=error.message))
             return None
-        completion = _only(response)
+        if not response.completions:
+            raise MalformedResponseError("the reply has no completion")
+        completion = response.completions[0]
         answer = read(completion)
-        if _is_cut_off(completion, response, request):
-            limit = request.parameters.max_tokens
+        limit = request.parameters.max_tokens
+        # vLLM says "tool_calls" even if max_tokens cut the answer off after the first call
+        is_full = completion.finish_reason == "tool_calls" and response.completion_tokens >= limit
+        if is_full or completion.finish_reason == "length":
             why = f"max_tokens ({limit}) or the context's end cut it off"
             answer = _Answer(step, CallOutcome.TRUNCATED, text=completion.text, why=why)
         self.attempts.append(
@@ -189,7 +193,7 @@ class _Question:
         return answer
 
     def judge(self, step: Step, found: Sequence[FoundCall], text: str) -> _Answer:
-        """The answer that consists of these calls and this text."""
+        """The answer with these calls and this text."""
         if not found:
             if self.optional and text.strip():
                 return _Answer(step, CallOutcome.ANSWERED, text=text)
@@ -200,14 +204,6 @@ class _Question:
         if checked.problem:
             return _Answer(step, CallOutcome.INVALID, text=text, why=checked.problem)
         return _Answer(step, CallOutcome.CALLED, text=text, calls=checked.calls)
-
-
-def _telling(before: _Answer | None, given: _Answer | None) -> _Answer | None:
-    """What is reported of two steps: the later one's, but no lack of a call hides one cut off."""
-    if before is None or given is None:
-        return given or before
-    hides = before.outcome is CallOutcome.TRUNCATED and given.outcome is CallOutcome.MISSING
-    return before if hides else given
 
 
 async def _native(question: _Question) -> _Answer | None:
@@ -235,7 +231,7 @@ async def _constrained(question: _Question) -> _Answer | None:
         try:
             found = read_answer(text)
         except ValueError as error:
-            why = f"it is not the JSON that was asked for: {error}"
+            why = f"it is not the requested JSON: {error}"
             return _Answer(Step.CONSTRAINED, CallOutcome.INVALID, text=text, why=why)
         if isinstance(found, str):
             return question.judge(Step.CONSTRAINED, (), found)
@@ -299,22 +295,3 @@ _STEPS: Final[Mapping[Step, Callable[[_Question], Awaitable[_Answer | None]]]] =
     Step.CONSTRAINED: _constrained,
     Step.PROMPTED: _prompted,
 }
-
-
-def _only(response: SampleResponse) -> Completion:
-    if not response.completions:
-        raise MalformedResponseError("the reply has no completion")
-    completion = response.completions[0]
-    if completion.finish_reason in GIVEN_UP:
-        raise ServerFaultError(
-            "the engine gave the answer up", why=f"finish_reason is {completion.finish_reason!r}"
-        )
-    return completion
-
-
-def _is_cut_off(completion: Completion, response: SampleResponse, request: SampleRequest) -> bool:
-    # vLLM says "tool_calls" even where max_tokens cut off what came behind the first call
-    full = response.completion_tokens >= request.parameters.max_tokens
-    return completion.finish_reason == "length" or (
-        completion.finish_reason == "tool_calls" and full
-    )

@@ -1,4 +1,4 @@
-"""Whether the calls that a model made are calls of the tools it was given."""
+"""Checks a model's calls against the tools it was given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from enginehouse.tools.specification import ToolSpec
 
 
 class FoundCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A call as it was found: `arguments` is JSON text, or what was decoded already."""
+    """A call as it was found: `arguments` is JSON text or already decoded."""
 
     name: str
     arguments: Any
@@ -23,7 +23,7 @@ class FoundCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):
-    """All calls if every one is valid; else none, and what is wrong with the first wrong one."""
+    """All calls if every one is valid; otherwise none, and the first one's problem."""
 
     calls: tuple[CheckedCall, ...] = ()
     problem: str | None = None
@@ -38,10 +38,10 @@ def check_calls(
 ) -> Checked:
     """Check calls against `tools`, those that may be called.
 
-    An id that is missing or `taken` is made up, the same one each time.
+    An id that is missing or `taken` is replaced, deterministically.
     """
     if len(found) > max_calls:
-        return Checked(problem=f"{len(found)} calls, and at most {max_calls} may be made")
+        return Checked(problem=f"{len(found)} calls, but at most {max_calls} are allowed")
     calls = []
     ids = set(taken)
     for call in found:
@@ -63,7 +63,7 @@ def check_calls(
 
 
 def decode_arguments(arguments: Any) -> Any:
-    """The arguments, of JSON text if they are text. Raises ValueError."""
+    """The arguments, decoded if they are JSON text. Raises ValueError."""
     if not isinstance(arguments, str):
         return arguments
     try:
@@ -72,8 +72,8 @@ def decode_arguments(arguments: Any) -> Any:
         raise ValueError("they are nested too deeply") from None
 
 
-def mended(text: str) -> str:
-    """The text with an escape for every lone surrogate: no wire and no journal takes one."""
+def escape_surrogates(text: str) -> str:
+    """The text with every lone surrogate escaped, which neither HTTP nor journals can carry."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -82,4 +82,4 @@ def _new_id(taken: set[str]) -> str:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

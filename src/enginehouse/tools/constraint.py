@@ -1,4 +1,4 @@
-"""One JSON schema that every answer with calls obeys, for constrained decoding."""
+"""The JSON schema of an answer with calls, for constrained decoding."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from enginehouse.tools.checking import FoundCall, mended
+from enginehouse.tools.checking import FoundCall, escape_surrogates
 from enginehouse.tools.references import References, subschemas
 from enginehouse.tools.specification import ToolSpec
 
 NO_CALL = "none"  # no tool can have this name
-# What xgrammar and llguidance neither refuse nor ignore; the check afterwards knows the rest.
+# What xgrammar and llguidance neither refuse nor ignore; the check afterwards covers the rest.
 _KEPT = frozenset(
     {"type", "enum", "const", "required", "pattern", "minLength", "maxLength", "minItems"}
     | {"maxItems", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 )
 _INNER = frozenset({"items", "prefixItems", "additionalProperties", "allOf", "anyOf", "oneOf"})
 _LOOKAROUND = re.compile(r"\(\?<?[=!]")
-# Beside `properties` or one another, these tell of further keys of the same object.
+# Beside `properties` or one another, these describe further keys of the same object.
 _FURTHER = ("$ref", "anyOf", "oneOf", "then", "else", "dependentSchemas", "patternProperties")
 
 
@@ -45,21 +45,21 @@ def answer_schema(tools: Sequence[ToolSpec], *, optional: bool, max_calls: int) 
 
 
 def read_answer(text: str) -> tuple[FoundCall, ...] | str:
-    """The calls in an answer that obeys the schema, or its words. Raises ValueError if it does not.
+    """The calls in an answer that follows the schema, or its text.
 
-    An engine that ignores the constraint is found out here.
+    Raises ValueError for any other answer: an engine may ignore the constraint.
     """
     try:
         answer = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if isinstance(answer, dict) and answer.get("name") == NO_CALL:
-        return mended(str(answer.get("answer", "")))
+        return escape_surrogates(str(answer.get("answer", "")))
     calls = answer.get("calls", [answer]) if isinstance(answer, dict) else answer
     if not isinstance(calls, list) or not all(
         isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls
     ):
-        raise ValueError("it is not what the schema says")
+        raise ValueError("it does not follow the schema")
     return tuple(
         FoundCall(name=call["name"], arguments=call.get("arguments", {})) for call in calls
     )
@@ -89,7 +89,7 @@ def _is_composed(schema: Mapping[str, Any]) -> bool:
 
 
 def _leave_out_pattern(kept: dict[str, Any]) -> None:
-    """Without one where there is a length, or where it looks around."""
+    """Remove the pattern if there is a length, or if it looks around."""
     pattern = kept.get("pattern")
     has_length = "minLength" in kept or "maxLength" in kept  # xgrammar takes one or the other
     if has_length or (isinstance(pattern, str) and _LOOKAROUND.search(pattern)):
@@ -98,10 +98,10 @@ def _leave_out_pattern(kept: dict[str, Any]) -> None:
 
 @dataclass
 class _Bounding:
-    """Leaves out of a tool's schema what constrained decoding cannot take.
+    """Reduces a tool's schema to what constrained decoding supports.
 
-    Objects get no further keys, unless several schemas describe one of them: each would forbid the
-    others' keys. What is referred to goes into `shared`.
+    Objects get no further keys, unless several schemas describe the same object: each would forbid
+    the others' keys. Referenced schemas go into `shared`.
     """
 
     tool: ToolSpec
@@ -114,7 +114,7 @@ class _Bounding:
         self.composed = any(map(_is_composed, subschemas(schema)))
 
     def bounded(self, schema: Any) -> Any:
-        """The schema, or list of schemas, as decoding takes it."""
+        """The schema, or list of schemas, as decoding supports it."""
         if isinstance(schema, list | tuple):
             return [self.bounded(part) for part in schema]
         if not isinstance(schema, Mapping):
@@ -124,7 +124,7 @@ class _Bounding:
             if key in _KEPT:
                 kept[key] = value
             elif key in _INNER:
-                # llguidance takes no branches of a oneOf that may overlap
+                # llguidance does not support branches of a oneOf that may overlap
                 any_will_do = key == "oneOf" and "anyOf" not in schema
                 kept["anyOf" if any_will_do else key] = self.bounded(value)
             elif key == "properties":

@@ -1,4 +1,4 @@
-"""Which steps are tried, in which order, and what was learnt about them."""
+"""Which steps are tried, in which order, and which of them worked."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from enginehouse.core.tool_steps import Step
 from enginehouse.tools.results import CallOutcome
 
 ALL_STEPS = tuple(Step)
-_GIVEN_UP_AFTER = 3  # answers in a row without a single valid call
+_SKIPPED_AFTER = 3  # answers in a row without a single valid call
 _Known = tuple[str | None, str | None, Step]  # model, template
 
 
 class Ladder:
-    """The steps that may be tried, from the first on; give the same one to every call.
+    """The steps that may be tried, in order. Pass the same ladder to every call.
 
-    It remembers, for each model and chat template (`template` is its digest, None where that is
-    not known), which steps gave valid calls: one that failed three times and never worked is left
-    out from then on, as long as a later one does work. Raises ConfigurationError for steps that do
-    not exist.
+    It remembers, for each model and chat template (`template` is its digest, None if unknown),
+    which steps gave valid calls: one that failed three times and never worked is skipped from then
+    on, as long as a later one works. Raises ConfigurationError for unknown steps.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class Ladder:
         if not steps or len(set(steps)) != len(steps):
             raise ConfigurationError(
                 f"the steps of tool calling are {', '.join(steps) or 'none'}",
-                fix=f"name each once, of: {', '.join(known)}",
+                fix=f"name each once, out of {', '.join(known)}",
             )
         self.steps = tuple(Step(step) for step in steps)
         self.template = template
@@ -42,7 +41,7 @@ class Ladder:
         self._failed: Counter[_Known] = Counter()
 
     def with_template(self, template: str | None) -> Ladder:
-        """The same ladder, and one memory, for models that are served with this chat template."""
+        """The same ladder, with the same memory, for models with this chat template."""
         other = copy(self)
         other.template = template
         return other
@@ -53,13 +52,13 @@ class Ladder:
             step
             for at, step in enumerate(self.steps)
             if self._worked[model, self.template, step]
-            or self._failed[model, self.template, step] < _GIVEN_UP_AFTER
+            or self._failed[model, self.template, step] < _SKIPPED_AFTER
             or not any(self._worked[model, self.template, s] for s in self.steps[at + 1 :])
         )
         return kept or self.steps
 
     def note(self, model: str | None, step: Step, outcome: CallOutcome | None) -> None:
-        """Remember what a step gave; None is that the engine does not do it."""
+        """Remember a step's outcome; None if the engine does not support it."""
         if outcome is CallOutcome.CALLED:
             self._worked[model, self.template, step] += 1
         elif outcome is not CallOutcome.ANSWERED:

@@ -1,4 +1,4 @@
-"""How models write calls in their text, where a server's parser should have taken them out."""
+"""Markup of calls that a server's parser should have removed from the text."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ _MARKS = re.compile(
 
 def leftover_markup(text: str) -> str | None:
     """The first mark of a tool call in a text, None if there is none."""
-    found = _MARKS.search(text)
-    return found[0] if found else None
+    mark = _MARKS.search(text)
+    return mark[0] if mark else None

@@ -1,4 +1,4 @@
-"""Calls in a model's free text, in the many ways in which models write them."""
+"""Finds calls in a model's text, in the many ways in which models write them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.tools.checking import FoundCall
 
 _LONGEST = 100_000  # characters; Python's own parser is slow on nonsense
-# Every bracket in a text may open a call, and some never close: so many characters are read in
-# search of calls, in multiples of the text, and each try costs so many more.
+# Every bracket in a text may open a call, and some never close. The search reads at most this many
+# characters, in multiples of the text's length, and each try costs some more.
 _TIMES_READ = 20
 _TRY = 100
 _AT_LEAST = 20_000
@@ -32,11 +32,11 @@ _NAMES = ("name", "function", "tool", "tool_name", "function_name", "action")
 _ARGUMENTS = ("arguments", "parameters", "params", "args", "input", "action_input")
 _LISTS = ("calls", "tool_calls")
 _OPENING, _CLOSING = "{[(", "}])"
-_BESIDE = " \t\r`[](),;.\0"  # what may stand beside a call on a line of its own
+_BESIDE = " \t\r`[](),;.\0"  # what may be beside a call on a line of its own
 
 
 class _Span(NamedTuple):
-    """The calls that a part of a text is."""
+    """Part of a text, and the calls in it."""
 
     start: int
     end: int
@@ -44,25 +44,26 @@ class _Span(NamedTuple):
 
 
 class _Budget:
-    """The characters that may still be read; every try is paid for."""
+    """The number of characters that may still be read."""
 
     def __init__(self, body: str) -> None:
         self._left = _TIMES_READ * len(body) + _AT_LEAST
 
     def pay(self, characters: int) -> bool:
-        """Take the cost of one try off. False once nothing is left."""
+        """Deduct the cost of one try. False once nothing is left."""
         self._left -= characters + _TRY
         return self._left > 0
 
 
 def find_calls(text: str, names: Collection[str], *, alone: bool = False) -> tuple[FoundCall, ...]:
-    """The calls in `text`, in their order; none if nothing reads as a call.
+    """The calls in `text`, in order; empty if there is none.
 
-    Read are JSON (also with single quotes, trailing commas and Python's constants) as a whole, in
-    `<tool_call>` tags, in fences and amid words, `<function=name>{…}</function>`, and Python calls
-    of one of `names`. The first form that gives a call counts. With `alone` a call amid words is
-    a mention, and none: outside tags it must have its lines to itself. No call is in thoughts;
-    only where they do not end, and without `alone`, one is taken all the same.
+    Recognised forms are JSON (also with single quotes, trailing commas and Python's constants) as
+    the whole text, in `<tool_call>` tags, in fences and within prose,
+    `<function=name>{…}</function>`, and Python calls of one of `names`. The first form that gives
+    a call counts. With `alone` a call within prose is only a mention: outside tags a call must
+    have its lines to itself. Reasoning contains no calls, except, without `alone`, reasoning that
+    never ends.
     """
     text = strip_reasoning(text, keep_unfinished=not alone)[:_LONGEST]
     if functions := [FoundCall(name=n, arguments=_decoded(a)) for n, a in _FUNCTION.findall(text)]:
@@ -155,7 +156,7 @@ def _calls_of(value: Any, names: Collection[str]) -> list[FoundCall]:
 
 
 def _decoded(text: str) -> Any:
-    """The value that a text is in JSON, or in Python, or nearly; None if it is none."""
+    """The value of a text that is JSON or Python, or nearly; None if it is neither."""
     for attempt in _readings(text.strip()):
         try:
             return attempt()
@@ -177,7 +178,7 @@ def _with_python_constants(text: str) -> str:
 
 
 def _keywords(arguments: str) -> dict[str, Any] | None:
-    """The keyword arguments of a Python call, "(a=1, b='x')"; None if it has others or none can."""
+    """The arguments of a Python call, "(a=1, b='x')"; None unless all are keyword literals."""
     try:
         call = ast.parse(f"f{arguments}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
@@ -194,12 +195,12 @@ def _literal(node: ast.expr) -> Any:
 
 
 def _as_json(value: Any) -> Any:
-    """Python's value as JSON has it: tuples are arrays. Raises TypeError for what it has not."""
+    """A Python value as JSON: tuples become arrays. Raises TypeError for other types."""
     return json.loads(json.dumps(value))
 
 
 def _balanced(text: str, start: int) -> int | None:
-    """Where the bracket at `start` is closed (the place behind it), None if it never is."""
+    """The position after the bracket that closes the one at `start`, None if there is none."""
     depth, quote, escaped = 0, "", False
     for at in range(start, len(text)):
         character = text[at]

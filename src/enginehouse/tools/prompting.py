@@ -1,4 +1,4 @@
-"""Conversations for models that are told of the tools in words."""
+"""Conversations for models that read about their tools in the prompt."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _CALL: Final = '{"name": …, "arguments": {…}}'
 
 
 def constrained_instructions(tools: Iterable[ToolSpec], *, optional: bool, max_calls: int) -> str:
-    """What the system message says where decoding is constrained to `answer_schema`."""
+    """The system message for decoding constrained to `answer_schema`."""
     shape = _CALL if max_calls == 1 else f'{{"calls": [{_CALL}]}}'
     otherwise = ', or {"name": "none", "answer": …} if no function is needed' if optional else ""
     return f"{_documented(tools)}\nAnswer with JSON only: {shape}{otherwise}"
 
 
 def prompted_instructions(tools: Iterable[ToolSpec], *, optional: bool, max_calls: int) -> str:
-    """What the system message says where nothing constrains the answer."""
+    """The system message for unconstrained answers."""
     shape = f"<tool_call>{_CALL}</tool_call>"
     several = "" if max_calls == 1 else f" Up to {max_calls} such lines make several calls."
     must = (
@@ -34,7 +34,7 @@ def prompted_instructions(tools: Iterable[ToolSpec], *, optional: bool, max_call
 
 
 def repair(problem: str) -> Message:
-    """The turn that asks for a call once more."""
+    """The turn that asks for a call again."""
     return Message(
         "user",
         f"That was not a valid function call: {problem}\n"
@@ -51,7 +51,7 @@ def with_system(messages: Sequence[Message], text: str) -> tuple[Message, ...]:
 
 
 def flattened(messages: Iterable[Message]) -> tuple[Message, ...]:
-    """The conversation in roles that every chat template has: calls and results become text."""
+    """The conversation with calls and results as text, for templates without tool roles."""
     names: dict[str, str] = {}
     flat: list[Message] = []
     for message in messages:

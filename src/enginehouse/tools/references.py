@@ -1,4 +1,4 @@
-"""What the references inside a JSON schema lead to."""
+"""Resolves the references within a JSON schema."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class References:
         self._resolver = OFFLINE.resolver_with_root(DRAFT202012.create_resource(schema))
 
     def target(self, reference: str) -> Any:
-        """The schema that is referred to. Raises ValueError if there is none."""
+        """The referenced schema. Raises ValueError if there is none."""
         if reference.startswith("#"):
             with suppress(Unresolvable, ValueError, TypeError):
                 found = self._resolver.lookup(reference).contents
@@ -37,7 +37,7 @@ def subschemas(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
     Raises ValueError for a reference that leads nowhere or, without going deeper into a value,
     back to itself, and for what is not understood: $dynamicRef and an $id of a part; SchemaError
-    where a reference leads to what is no schema.
+    if a reference leads to something that is not a schema.
     """
     references = References(schema)
     found: list[Mapping[str, Any]] = []

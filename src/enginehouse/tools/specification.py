@@ -1,4 +1,4 @@
-"""Tools as they are given: JSON Schemas, OpenAI tools, flat dicts, and typed Python functions."""
+"""Tools in every accepted form: JSON Schemas, OpenAI tools, flat dicts, typed functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.tool_calls import ToolDefinition
 from enginehouse.tools.references import OFFLINE, subschemas
 
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # OpenAI's rule, which every wire format obeys
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # OpenAI's rule, which every wire format follows
 RESERVED = ("auto", "required", "none")
 _NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
 _FIELD = "argument_"  # pydantic drops or refuses parameters named _x, model_dump and the like
@@ -30,24 +30,24 @@ ToolLike = ToolDefinition | Mapping[str, Any] | Callable[..., Any]
 
 
 class ToolSpec(ToolDefinition, frozen=True, kw_only=True):
-    """A tool that was checked: its name, and that `parameters` is a JSON Schema (2020-12).
+    """A tool whose name is valid and whose `parameters` are a JSON Schema (2020-12).
 
-    `function` runs it, `arguments_type` has the types that the function wants; both are None
-    unless it was made of a function. Raises ConfigurationError when made of nonsense.
+    `function` runs it, `arguments_type` has the function's parameter types; both are None unless
+    the tool was made from a function. Raises ConfigurationError for an invalid tool.
     """
 
     function: Callable[..., Any] | None = None
     arguments_type: type[BaseModel] | None = None
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
-        _check_schema(self.name, self.parameters)
+        _require_name(self.name)
+        _require_schema(self.name, self.parameters)
 
     @classmethod
     def of(cls, tool: ToolLike) -> ToolSpec:
-        """A spec of whatever describes a tool; raises ConfigurationError if nothing fits.
+        """The spec of a tool in any of the accepted forms. Raises ConfigurationError.
 
-        An OpenAI tool has `function`, a flat dict `name`, a JSON Schema `title`.
+        An OpenAI tool has the key `function`, a flat dict `name`, a JSON Schema `title`.
         """
         if isinstance(tool, ToolSpec):
             return tool
@@ -64,8 +64,8 @@ class ToolSpec(ToolDefinition, frozen=True, kw_only=True):
         elif callable(tool):
             return cls.from_function(tool)
         raise ConfigurationError(
-            f"this describes no tool: {str(tool)[:200]}",
-            fix="give a typed Python function, a dict with name, description and parameters, an "
+            f"this does not describe a tool: {str(tool)[:200]}",
+            fix="pass a typed Python function, a dict with name, description and parameters, an "
             "OpenAI tool, or a JSON Schema with a title",
         )
 
@@ -82,11 +82,12 @@ class ToolSpec(ToolDefinition, frozen=True, kw_only=True):
     def from_schema(
         cls, schema: Mapping[str, Any], *, name: str, description: str | None = None
     ) -> ToolSpec:
-        """A tool with that schema; without a description it is the schema's own."""
+        """A tool with that schema; the description defaults to the schema's own."""
         if not isinstance(schema, Mapping):
             raise _bad_schema(name, f"it is {type(schema).__name__}, not an object")
-        told = description if description is not None else str(schema.get("description", ""))
-        return cls(name=name, description=told, parameters=dict(schema))
+        if description is None:
+            description = str(schema.get("description", ""))
+        return cls(name=name, description=description, parameters=dict(schema))
 
     @classmethod
     def from_function(
@@ -96,7 +97,7 @@ class ToolSpec(ToolDefinition, frozen=True, kw_only=True):
         name: str | None = None,
         description: str | None = None,
     ) -> ToolSpec:
-        """A tool of a function's signature (annotations as pydantic reads them) and docstring."""
+        """A tool from a function's signature (annotations as pydantic reads them) and docstring."""
         called = name or str(getattr(function, "__name__", type(function).__name__))
         arguments = _arguments_type(function, called)
         try:
@@ -105,7 +106,7 @@ class ToolSpec(ToolDefinition, frozen=True, kw_only=True):
             raise ConfigurationError(
                 f"the arguments of {called} cannot be written as JSON",
                 why=error.message,
-                fix="annotate its parameters with types that JSON has, or give a JSON Schema",
+                fix="annotate its parameters with JSON types, or pass a JSON Schema",
             ) from error
         del schema["title"]
         return cls(
@@ -117,7 +118,7 @@ class ToolSpec(ToolDefinition, frozen=True, kw_only=True):
         )
 
     def definition(self) -> ToolDefinition:
-        """What a model is told; goes into requests and journals."""
+        """What the model sees; part of requests and journals."""
         return ToolDefinition(
             name=self.name, description=self.description, parameters=self.parameters
         )
@@ -147,7 +148,7 @@ class ToolSpec(ToolDefinition, frozen=True, kw_only=True):
         return None
 
     def typed(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Valid arguments in the types that the function is annotated with."""
+        """Valid arguments, converted to the function's annotated types."""
         if self.arguments_type is None:
             return arguments
         given = self.arguments_type.model_validate(arguments)
@@ -157,7 +158,7 @@ class ToolSpec(ToolDefinition, frozen=True, kw_only=True):
 
 
 def tool_specs(tools: Iterable[ToolLike]) -> tuple[ToolSpec, ...]:
-    """The specs of several tools. Raises ConfigurationError, also for two of one name."""
+    """The specs of several tools. Raises ConfigurationError, also for a duplicate name."""
     specs = tuple(ToolSpec.of(tool) for tool in tools)
     names = [spec.name for spec in specs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -167,19 +168,19 @@ def tool_specs(tools: Iterable[ToolLike]) -> tuple[ToolSpec, ...]:
     return specs
 
 
-def _check_name(name: str) -> None:
+def _require_name(name: str) -> None:
     fix = "use 1 to 64 letters, digits, underscores and hyphens"
     if not _NAME.fullmatch(name):
-        raise ConfigurationError(f"the wire forbids the tool name {name!r}", fix=fix)
+        raise ConfigurationError(f"the API does not allow the tool name {name!r}", fix=fix)
     if name in RESERVED:
         raise ConfigurationError(
             f"a tool cannot be called {name!r}",
-            why="as a tool choice the word has a meaning of its own",
+            why="the name has a special meaning as a tool choice",
             fix="give the tool another name",
         )
 
 
-def _check_schema(name: str, schema: dict[str, Any]) -> None:
+def _require_schema(name: str, schema: dict[str, Any]) -> None:
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
         if schema.get("type") != "object":
@@ -199,7 +200,7 @@ def _check_schema(name: str, schema: dict[str, Any]) -> None:
 
 def _bad_schema(name: str, why: str) -> ConfigurationError:
     return ConfigurationError(
-        f"the parameters of the tool {name!r} are no JSON Schema of an object",
+        f"the parameters of the tool {name!r} are not a JSON Schema of an object",
         why=why,
         fix='write {"type": "object", "properties": {…}, "required": […]} with the types string, '
         "number, integer, boolean, array, object and null, and references to parts of the same "
@@ -219,8 +220,8 @@ def _arguments_type(function: Callable[..., Any], name: str) -> type[BaseModel]:
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise ConfigurationError(
                 f"a tool cannot have the parameter {parameter} of {name}",
-                why="arguments come by name",
-                fix="give it a function whose parameters all have names",
+                why="arguments are passed by name",
+                fix="use a function whose parameters all have names",
             )
         kind = Any if parameter.annotation is parameter.empty else parameter.annotation
         fields[_FIELD + parameter.name] = (
@@ -234,7 +235,7 @@ def _arguments_type(function: Callable[..., Any], name: str) -> type[BaseModel]:
         raise ConfigurationError(
             f"the arguments of {name} cannot be described",
             why=str(error).splitlines()[0],
-            fix="annotate its parameters with types that JSON has, or give a JSON Schema",
+            fix="annotate its parameters with JSON types, or pass a JSON Schema",
         ) from error
 
 
@@ -244,13 +245,13 @@ def _text(tool: Mapping[str, Any], key: str, *, default: str | None = None) -> s
     if not isinstance(value, str):
         raise ConfigurationError(
             f"{key!r} of a tool must be a text, not {_kind(value)}",
-            fix="give name, description and parameters",
+            fix="provide name, description and parameters",
         )
     return value
 
 
 def _unwritable(arguments: Any) -> str | None:
-    """What of a decoded value no tool and no journal could take."""
+    """What in a decoded value neither tools nor journals can represent."""
     level, values = [arguments], 0
     for _ in range(_DEEPEST + 1):
         values += len(level)
