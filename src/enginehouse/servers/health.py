@@ -52,7 +52,7 @@ class _Counters(msgspec.Struct, frozen=True, kw_only=True):
 class HealthMonitor:
     """Watches one server; `session` has its base URL and its API key.
 
-    `exit_code` returns None while the process runs. `busy` tells whether requests of ours wait for
+    `exit_code` returns None while the process runs. `busy` tells whether our own requests wait for
     an answer, so that a server that seems idle is not, and `last_answer` when, by `clock`, one of
     them was last answered, which is a sign of work as well. `cores` returns the CPU cores that the
     server has used since the last call, None if they say nothing about its work (on a GPU).

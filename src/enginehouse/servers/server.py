@@ -340,7 +340,7 @@ class OwnedServer:
         try:
             await self._process.stop(grace=self._grace())
         except StopError:
-            raise  # a process of it lives, and can be found by its record
+            raise  # a process is alive; the record stays so that it can be stopped
         except BaseException:
             self._forget(ServerState.STOPPED)  # cancelled again: the processes are killed
             raise
