@@ -84,8 +84,8 @@ class WeightSender:
         ended ("drain") or have been aborted ("abort"). The weights are on no disk: samples name
         them `sent-…-name`, and after a restart the server has the last ones that were on a disk.
 
-        Raises WeightsError if the sender or the server fails, or after `deadline` seconds; the error
-        says which weights the server has now. A sender that hangs in NCCL cannot be stopped: its
+        Raises WeightsError if sender or server fail, or after `deadline` seconds; the error says
+        which weights the server has now. A sender that hangs in NCCL cannot be stopped: its
         thread is abandoned, and this process can send nothing more. Ctrl-C undoes the swap.
         """
         self._require_free()
