@@ -90,7 +90,7 @@ def judge_machine(machine: Machine, engine: ServedEngine) -> Iterator[Finding]:
     if machine.available >= _LITTLE_MEMORY:
         yield fine("memory", says)
     else:
-        yield problem("memory", says, "end other programs: an engine takes 1.1 GiB by itself")
+        yield problem("memory", says, "end other programs: an engine alone takes 1.1 GiB")
     if machine.shared_memory is not None:
         yield _shared_memory(machine.shared_memory)
     _, hard = machine.open_files  # the soft limit is raised when Enginehouse starts
@@ -271,11 +271,11 @@ def _environment(plan: EnvironmentPlan, installation: Installation, layout: Layo
 
 def _installed(folder: Path) -> dict[str, str]:
     """The packages of an environment, by normalized name."""
-    found = {}
+    packages = {}
     for entry in folder.glob("lib/python*/site-packages/*.dist-info"):
         name, _, version = entry.name.removesuffix(".dist-info").partition("-")
-        found[_normal(name)] = version
-    return found
+        packages[_normal(name)] = version
+    return packages
 
 
 def _normal(name: str) -> str:
@@ -286,13 +286,14 @@ async def _own_environment(
     origin: str, path: Path, *, installation: Installation, layout: Layout
 ) -> Finding:
     try:
-        found = await existing_environment(
+        environment = await existing_environment(
             path, installation=installation, layout=layout, origin=origin
         )
     except EnginehouseError as error:
         says = f"{error.message}: {error.why}" if error.why else error.message
         return problem("environment", says, error.fix or f"correct {origin}")
-    says = f"{found.engine} {found.version} ({found.variant}), {found.executable} from {origin}"
+    version = f"{environment.engine} {environment.version} ({environment.variant})"
+    says = f"{version}, {environment.executable} from {origin}"
     return fine("environment", says)
 
 
@@ -321,8 +322,8 @@ def judge_surroundings(machine: Machine) -> Iterator[Finding]:
 
 def _servers(layout: Layout) -> Iterator[Finding]:
     """Servers without a supervisor."""
-    found = list_servers(layout)
-    for status in found:
+    statuses = list_servers(layout)
+    for status in statuses:
         name = status.record.name
         pids = ", ".join(map(str, status.pids))
         if status.abandoned:
@@ -332,5 +333,5 @@ def _servers(layout: Layout) -> Iterator[Finding]:
             says = f"{name} failed" + (f", and processes of it are left: {pids}" if pids else "")
             fix = f"`enginehouse logs {name}` says why, `enginehouse stop {name}` clears it away"
             yield warning("servers", says, fix)
-    if not any(status.abandoned or status.state is ServerState.FAILED for status in found):
-        yield fine("servers", f"{len(found)} known, none left behind")
+    if not any(status.abandoned or status.state is ServerState.FAILED for status in statuses):
+        yield fine("servers", f"{len(statuses)} known, none left behind")

@@ -120,7 +120,7 @@ def _folder(wanted: Path) -> Folder:
 def _first(names: tuple[str, ...], variable: str) -> str | None:
     given = os.environ.get(variable)
     wanted = (given, *names) if given else names
-    return next((found for name in wanted if (found := shutil.which(name))), None)
+    return next((program for name in wanted if (program := shutil.which(name))), None)
 
 
 def _uv() -> str | None:

@@ -73,8 +73,8 @@ async def find_environment(
     """
     given = given_install(installation, python=python)
     if given is None and version is None and variant is None:
-        found = installation.on_path(os.environ.get("PATH", os.defpath))
-        given = ("PATH", found) if found else None
+        on_path = installation.on_path(os.environ.get("PATH", os.defpath))
+        given = ("PATH", on_path) if on_path else None
     if given is None:
         plan = await find_plan(installation, version=version, variant=variant, context=context)
         return await ensure_environment(plan, installation=installation, context=context)
@@ -198,14 +198,14 @@ def _absolute(path: Path) -> Path:
 
 
 def _require_agreement(
-    found: EngineEnvironment, origin: str, *, version: str | None, variant: str | None
+    environment: EngineEnvironment, origin: str, *, version: str | None, variant: str | None
 ) -> None:
     wanted = {"version": version, "variant": variant}
-    has = {"version": found.version.partition("+")[0], "variant": found.variant}
+    has = {"version": environment.version.partition("+")[0], "variant": environment.variant}
     for name, value in wanted.items():
         if value is not None and _release(value) != _release(has[name]):
             raise ConfigurationError(
-                f"{origin} has {found.engine} of {name} {has[name]}, not {value}",
+                f"{origin} has {environment.engine} of {name} {has[name]}, not {value}",
                 fix=f"leave out --{name}, or {origin}",
             )
 

@@ -201,8 +201,8 @@ async def _lock_for_driver(registry: _Registry, release: _Release, *, notify: No
 
 
 def _cuda_of_local(requirements: str, package: str) -> tuple[int, int] | None:
-    found = re.search(rf"^{re.escape(package)}==\S+\+cu(\d+)(\d)\b", requirements, re.MULTILINE)
-    return (int(found[1]), int(found[2])) if found else None
+    match = re.search(rf"^{re.escape(package)}==\S+\+cu(\d+)(\d)\b", requirements, re.MULTILINE)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def _backends(major: int, limit: tuple[int, int]) -> list[str]:
@@ -290,10 +290,10 @@ class _Registry:
             finished, text = await self._compile(
                 release, torch_backend, dated=dated, avoided=avoided
             )
-            found = _CPU_BUILD.findall(text or "") if self.variant == "cuda" else []
-            if not found:
+            unwanted = _CPU_BUILD.findall(text or "") if self.variant == "cuda" else []
+            if not unwanted:
                 return finished, text
-            avoided += [f"{name}!={version}" for name, version in found]
+            avoided += [f"{name}!={version}" for name, version in unwanted]
 
     async def _compile(
         self, release: _Release, torch_backend: str | None, *, dated: bool, avoided: list[str]
