@@ -58,7 +58,7 @@ class CheckpointEvaluator:
     must see our cache, or `folder`, under the same path.
 
     `folder` holds the journal (evaluations.jsonl, see `read_evaluations`) and the saved models
-    (step-00000100, …) while they are needed, or with `keep_checkpoints`. For training in one process.
+    (step-00000100, …) while they are needed, or with `keep_checkpoints`. One process only.
     Raises ConfigurationError for settings and tasks that cannot work, before any training.
     """
 
