@@ -36,7 +36,7 @@ from enginehouse.deployment.base import Target
 from enginehouse.deployment.configuration import BaseServeConfig, merged, parse
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.engines.registry import load_engine
-from enginehouse.evaluation import EvaluationSpec, Prices, TaskSpec
+from enginehouse.evaluation import EvaluationSpec, Prices, TaskPlans, TaskSpec
 from enginehouse.processes.sandbox import find_sandbox
 from enginehouse.processes.tree import ProcessIdentity, identify
 from enginehouse.results.rescoring import Rescoring
@@ -55,12 +55,12 @@ _LASTING = (*_NEVER_BEGUN, TaskError, RunLockedError)  # the same again if the r
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """A run, the configuration that it was begun with, and its tasks with their data."""
+    """A run, the configuration that it was begun with, and what it asks."""
 
     run: Run
     config: EvaluationConfig
-    tasks: dict[str, tuple[Task, Dataset]]
     spec: EvaluationSpec
+    tasks: TaskPlans
 
 
 async def run_evaluation(
@@ -97,8 +97,8 @@ async def resume_evaluation(
         config = read_config(run)
         if not trust:
             require_trust(run, config, layout=context.layout)
-        tasks = await asyncio.to_thread(_load_tasks, config)
-        planned = PlannedRun(run=run, config=config, tasks=tasks, spec=_spec(config, tasks))
+        spec, tasks = await asyncio.to_thread(_plan, config)
+        planned = PlannedRun(run=run, config=config, spec=spec, tasks=tasks)
         context.notify(f"run: {run.info.id}, resumed")
         await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
         await _stop_abandoned(run, context)
@@ -115,22 +115,21 @@ async def begin_run(config: EvaluationConfig, context: Context) -> PlannedRun:
     Raises TaskError, DataError, UnsupportedError and StoreError; then there is no folder.
     """
     config = with_absolute_paths(config)
-    tasks = await asyncio.to_thread(_load_tasks, config)
-    spec = _spec(config, tasks)
+    spec, tasks = await asyncio.to_thread(_plan, config)
     if config.engine is not None:
         engine = load_engine(config.engine)
         evaluation.check_tasks(spec, tasks=tasks, capabilities=engine.capabilities(None))
     run = create_run(
         context.layout,
         model=config.model or str(config.path or config.url),
-        tasks=list(tasks),
+        tasks=[plan.name for plan in tasks],
         config=resolved_yaml(config),
         versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},
         left_out=left_out(config),
     )
     context.notify(f"run: {run.info.id}")
     await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
-    return PlannedRun(run=run, config=config, tasks=tasks, spec=spec)
+    return PlannedRun(run=run, config=config, spec=spec, tasks=tasks)
 
 
 async def evaluate_on(
@@ -232,11 +231,9 @@ async def rescore_evaluation(
         config = read_config(run)
         if not trust:
             require_trust(run, config, layout=context.layout)
-        tasks = await asyncio.to_thread(_load_tasks, config)
+        spec, tasks = await asyncio.to_thread(_plan, config)
         await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
-        return await evaluation.rescore(
-            _spec(config, tasks), tasks=tasks, run=run, progress=progress
-        )
+        return await evaluation.rescore(spec, tasks=tasks, run=run, progress=progress)
 
 
 async def evaluate(
@@ -303,8 +300,8 @@ def _worker(process: ProcessIdentity | None) -> Worker | None:
     return Worker(**msgspec.structs.asdict(process)) if process else None
 
 
-def _load_tasks(config: EvaluationConfig) -> dict[str, tuple[Task, Dataset]]:
-    """Tasks and data, by the task's own name. Blocking."""
+def _plan(config: EvaluationConfig) -> tuple[EvaluationSpec, TaskPlans]:
+    """Load the tasks and their data, and choose what is asked. Blocking."""
     loaded: dict[str, tuple[Task, Dataset]] = {}
     for chosen in config.tasks:
         task = load_task(chosen.name)
@@ -313,12 +310,13 @@ def _load_tasks(config: EvaluationConfig) -> dict[str, tuple[Task, Dataset]]:
                 f"the task {task.info.name} is named twice", fix="name each task once"
             )
         loaded[task.info.name] = (task, task.load(data=chosen.data, seed=config.seed))
-    return loaded
+    spec = _spec(config, list(loaded))
+    return spec, evaluation.plan_tasks(spec, loaded)
 
 
-def _warn_of_scoring(tasks: dict[str, tuple[Task, Dataset]], notify: Notify) -> None:
+def _warn_of_scoring(tasks: TaskPlans, notify: Notify) -> None:
     """Warn of scoring by third-party code on a machine without a sandbox."""
-    programs = [task.foreign_code for task, _ in tasks.values() if isinstance(task, ProgramTask)]
+    programs = [plan.task.foreign_code for plan in tasks if isinstance(plan.task, ProgramTask)]
     confined = [program for program in programs if program is not None and not program.trusted]
     sandbox = find_sandbox()
     if confined and sandbox.problem:
@@ -330,7 +328,7 @@ def _warn_of_scoring(tasks: dict[str, tuple[Task, Dataset]], notify: Notify) -> 
         )
 
 
-def _spec(config: EvaluationConfig, tasks: dict[str, tuple[Task, Dataset]]) -> EvaluationSpec:
+def _spec(config: EvaluationConfig, names: Sequence[str]) -> EvaluationSpec:
     return EvaluationSpec(
         tasks=tuple(
             TaskSpec(
@@ -339,7 +337,7 @@ def _spec(config: EvaluationConfig, tasks: dict[str, tuple[Task, Dataset]]) -> E
                 samples=chosen.samples,
                 max_tokens=chosen.max_tokens,
             )
-            for name, chosen in zip(tasks, config.tasks, strict=True)
+            for name, chosen in zip(names, config.tasks, strict=True)
         ),
         samples=config.samples,
         seed=config.seed,

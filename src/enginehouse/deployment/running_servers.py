@@ -11,7 +11,7 @@ from enginehouse.client.transport import normal_base_url
 from enginehouse.core.errors import AdapterError
 from enginehouse.engines.base import ServedEngine, SupportsAdapters, is_loopback
 from enginehouse.engines.registry import load_engine, load_served_engine
-from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
+from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server, server_of
 from enginehouse.servers.records import ServerRecord, find_server, list_servers, read_key
 from enginehouse.store.layout import Layout
 
@@ -42,21 +42,9 @@ async def find_running(target: str, *, layout: Layout, api_key: str | None = Non
     if record is None:
         server = await attach_server(target, engine=engine, api_key=key)
     else:
-        server = Server(
-            name=record.name,
-            base_url=record.base_url,
-            models=record.models,
-            pid=record.process.pid,
-            log=record.log,
-            engine=record.engine,
-            version=record.version,
-            environment=record.environment,
-            command=record.command,
-            api_key=(key or read_key(record)) if record.has_api_key else None,
-            admin_key=read_key(record),
-            key_file=record.key_file,
-            owned=False,
-        )
+        admin_key = read_key(record)
+        own_key = (key or admin_key) if record.has_api_key else None
+        server = server_of(record, api_key=own_key, admin_key=admin_key)
     return RunningServer(record=record, server=server, engine=engine)
 
 
