@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 from tests.support.command_line import House
 from tests.support.deployments import opened
-from tests.support.layers import Below, exchange, settled, whole_reply
+from tests.support.layers import exchange, settled, whole_reply
 
 from enginehouse import (
     ChatPrompt,
@@ -20,18 +20,17 @@ from enginehouse import (
     SampleResponse,
     SamplingParameters,
 )
+from enginehouse.client.admission import Admission
 from enginehouse.client.exchange import Exchange, Reply
+from enginehouse.client.redelivery import Redelivery
 from enginehouse.core.errors import (
     AdapterError,
-    ConnectionFailedError,
     EngineKilledError,
     ServerFaultError,
     ServerGoneError,
 )
 from enginehouse.deployment import serving as serving_module
-from enginehouse.deployment.admission import Admission
 from enginehouse.deployment.configuration import ServeConfig, parse
-from enginehouse.deployment.redelivery import Redelivery
 from enginehouse.deployment.supervision import Supervisor
 from enginehouse.servers.health import Health
 from enginehouse.servers.records import ServerState, list_servers
@@ -230,124 +229,19 @@ async def test_a_stopped_server_is_not_started_again(house: House, served):
     house.nothing_left()
 
 
-class Going:
-    """A server that refuses connections for three looks, and is then found dead."""
+class Working:
+    """What looks at a server that works."""
 
-    patience = 60.0
     has_worked = False
 
-    def __init__(self) -> None:
-        self.looks = 0
-
     async def glance(self) -> Health:
-        """Degraded, degraded, degraded, failed."""
-        self.looks += 1
-        state = ServerState.FAILED if self.looks > 3 else ServerState.DEGRADED
-        return Health(state=state, reason="refuses")
+        """It answers."""
+        return Health(state=ServerState.READY)
 
-    def note_work(self) -> None:
-        """Somebody was answered."""
+    look = glance
 
     def restarted(self) -> None:
         """It is another process."""
-
-
-def redelivery_over(monitor: Going) -> tuple[Redelivery, Admission]:
-    """The layer, open."""
-    admission = Admission()
-    layer = Redelivery(monitor, admission=admission, glance=0.0)
-    layer.resume()
-    return layer, admission
-
-
-async def test_a_request_refused_while_the_server_goes_down_is_a_lost_one():
-    """It is told nothing until the server is judged: then it is lost, and sent again."""
-    monitor, below = Going(), Below(ConnectionFailedError("refused"))
-    layer, admission = redelivery_over(monitor)
-    below.end.set()
-    sending = asyncio.create_task(layer.send(exchange(), below))
-    assert (await layer.failure).state is ServerState.FAILED
-    assert monitor.looks == 4
-    (call,) = admission.in_flight
-    assert layer.interrupt("it died") == 1
-    await settled()
-    assert (call.deaths, sending.done(), len(below.attempts)) == (1, False, 1)
-    below.answer = "from the next server"
-    layer.resume()
-    assert (await sending).answer == "from the next server"
-    assert not sending.cancelling()
-    assert not admission.in_flight
-
-
-@pytest.mark.parametrize("moment", ["in flight", "redelivered", "waiting", "dying"])
-async def test_a_caller_that_leaves(moment: str):
-    """Ends at once, whatever happens to its request meanwhile, and keeps nobody out."""
-    monitor = Going()
-    below = Below(ConnectionFailedError("refused") if moment == "dying" else "answer")
-    layer, admission = redelivery_over(monitor)
-    if moment == "dying":
-        monitor.looks = -(10**9)
-        below.end.set()
-    sending = asyncio.create_task(layer.send(exchange(), below))
-    await settled()
-    if moment in ("redelivered", "waiting"):
-        layer.interrupt("it died")
-        await settled()
-    if moment == "redelivered":
-        layer.resume()
-        await settled()
-        assert len(below.attempts) == 2
-    sending.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await sending
-    assert not admission.in_flight
-    if moment == "waiting":
-        layer.resume()
-    await settled()
-    assert len(below.attempts) == 1 + (moment == "redelivered")
-
-
-async def test_a_caller_that_leaves_just_as_its_request_is_lost():
-    """The cancellation is not taken for the loss: nothing is sent again."""
-    below = Below()
-    layer, admission = redelivery_over(Going())
-    sending = asyncio.create_task(layer.send(exchange(), below))
-    await settled()
-    layer.interrupt("it died")
-    sending.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await sending
-    layer.resume()
-    await settled()
-    assert (len(below.attempts), admission.in_flight) == (1, set())
-
-
-async def test_a_stream_is_in_flight_until_it_is_closed():
-    """It was present at a death that it lived to see, but is not sent again: it breaks off."""
-    below = Below()
-    layer, admission = redelivery_over(Going())
-    below.end.set()
-    replies = [await layer.send(exchange(streamed=True), below) for _ in range(2)]
-    assert len(admission.in_flight) == 2
-    replies[0].close()
-    assert len(admission.in_flight) == 1
-    assert layer.interrupt("it died") == 1
-    assert not admission.in_flight
-    replies[1].close()
-    assert len(below.attempts) == 2
-
-
-async def test_given_up_while_the_server_is_judged():
-    """Who waits for the judgement is told why there is none."""
-    monitor, below = Going(), Below(ConnectionFailedError("refused"))
-    monitor.looks = -(10**9)
-    layer, _ = redelivery_over(monitor)
-    below.end.set()
-    sending = asyncio.create_task(layer.send(exchange(), below))
-    await settled()
-    layer.close_for_good(ServerGoneError("over"))
-    with pytest.raises(ServerGoneError, match="over"):
-        await sending
 
 
 class Restarting:
@@ -376,11 +270,10 @@ class Restarting:
 async def test_what_was_told_is_restored_before_anybody_gets_in(failures):
     """Requests wait until that is done; if it fails, the server is started once more."""
     incidents, order, waiting = [], [], []
-    monitor = Going()
-    layer, _ = redelivery_over(monitor)
+    layer = Redelivery(admission=Admission(), patience=60.0)
     supervisor = Supervisor(
         Restarting(),
-        monitor=monitor,
+        monitor=Working(),
         redelivery=layer,
         max_restarts=3,
         notify=lambda _: None,

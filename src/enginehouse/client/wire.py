@@ -75,9 +75,9 @@ class TransferEndpoints:
     receive a part, and after `finish` the new weights are complete. `world_size` asks how many
     processes receive; `read_world_size` reads the reply.
 
-    A command line with one of `flags` starts a server that can do it; `enabling` says how. `refusals`
-    maps a part of the error of a server that was started without to what to do; `not_configured` is
-    the part that says that no update was ever possible.
+    A command line with one of `flags` starts a server that can do it; `enabling` says how.
+    `refusals` maps a part of the error of a server that was started without to what to do;
+    `not_configured` is the part that says that no update was ever possible.
     """
 
     init: Callable[[Mapping[str, Any]], WireRequest]

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock, Timeout
 
+from enginehouse.client.swap_gate import SwapGate
 from enginehouse.core.errors import WeightsError
 from enginehouse.deployment.running_servers import canonical_address, find_running
 from enginehouse.deployment.supervision import Supervisor
@@ -22,7 +23,6 @@ from enginehouse.servers.server import OwnedServer
 from enginehouse.store.layout import Layout
 from enginehouse.weights.checkpoint import digest_of
 from enginehouse.weights.declared import Weights, read_declaration
-from enginehouse.weights.gate import SwapGate
 from enginehouse.weights.replacement import PENDING
 from enginehouse.weights.served_models import served_models
 from enginehouse.weights.swap import WeightSwapper

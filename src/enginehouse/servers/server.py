@@ -23,8 +23,8 @@ from enginehouse.diagnosis import Diagnosis, diagnose_log, explained
 from enginehouse.engines.base import LaunchContext, ServedEngine, is_administered
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import load_served_engine
-from enginehouse.processes.process import Process, start_process
-from enginehouse.processes.tree import ProcessIdentity, this_process
+from enginehouse.processes.process import Process, hold_process
+from enginehouse.processes.tree import this_process
 from enginehouse.processes.usage import UsageMeter
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
@@ -282,16 +282,15 @@ class OwnedServer:
         command = self.engine.command(options, context=launch)
         if self.environment.variant == "cuda":
             self._gpu_baseline = await read_baseline()
-
-        def note(process: ProcessIdentity) -> None:
-            self._lease = hand_over(layout, lease, owner=process)
+        with hold_process(command, log=log, orphan_grace=self.timings.orphan_grace) as held:
+            self._lease = hand_over(layout, lease, owner=held.identity)
             file = None
             if is_administered(self.engine, options):
                 file = key_file(layout, name)
                 write_whole(file, self._admin_key.encode(), private=True)
             record = ServerRecord(
                 name=name,
-                process=process,
+                process=held.identity,
                 starter=this_process(),
                 detached=detached,
                 state=ServerState.STARTING,
@@ -311,10 +310,7 @@ class OwnedServer:
                 started=time.time(),
             )
             self._write(record)
-
-        self._process = await start_process(
-            command, log=log, note=note, orphan_grace=self.timings.orphan_grace
-        )
+            self._process = held.begin()
 
     def _write(self, record: ServerRecord) -> None:
         self._record = record
