@@ -124,5 +124,5 @@ def test_where_no_engine_runs(monkeypatch: pytest.MonkeyPatch, system: str):
     with pytest.raises(ConfigurationError, match=system.lower()) as caught:
         choose_engine(None, notify=notes.append)
     assert "--url" in str(caught.value)
-    assert choose_engine("vllm", notify=notes.append) == "vllm"
+    assert choose_engine("vllm", notify=notes.append).name == "vllm"
     assert notes == ["engine: vllm, as asked"]
