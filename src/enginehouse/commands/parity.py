@@ -13,6 +13,7 @@ from pathlib import Path
 from enginehouse.commands.configuration import ParityConfig
 from enginehouse.core.sampler import Capability
 from enginehouse.deployment.opening import open_deployment
+from enginehouse.deployment.preparation import Prepared, choose_engine, prepare
 from enginehouse.deployment.reference_scores import (
     TEXTS,
     compare_scores,
@@ -21,7 +22,6 @@ from enginehouse.deployment.reference_scores import (
     score_prompt,
     score_with_transformers,
 )
-from enginehouse.deployment.serving import Prepared, choose_engine, prepare
 from enginehouse.dialects.base import require
 from enginehouse.engines.base import SupportsDTypes
 from enginehouse.results.parity import ParityReport

@@ -19,15 +19,8 @@ from enginehouse.core.sampler import Capability, Provenance
 from enginehouse.deployment.base import Deployment, Incidents, Target
 from enginehouse.deployment.compute_type import type_in_command
 from enginehouse.deployment.configuration import ServeConfig
-from enginehouse.deployment.serving import (
-    Prepared,
-    choose_engine,
-    exclusive_requests,
-    make_sampler,
-    prepare,
-    say_bound,
-    start,
-)
+from enginehouse.deployment.preparation import Prepared, choose_engine, prepare, start
+from enginehouse.deployment.samplers import exclusive_requests, make_sampler, say_bound
 from enginehouse.deployment.supervision import Supervisor, supervised
 from enginehouse.deployment.swapping import Swaps, swapping
 from enginehouse.dialects.base import require

@@ -14,7 +14,7 @@ from enginehouse import ChatPrompt, EnginehouseError, Message, SampleRequest
 from enginehouse.commands.configuration import EvaluationConfig, TaskConfig
 from enginehouse.core.errors import ConfigurationError, ModelError, StartError
 from enginehouse.deployment.opening import open_deployment
-from enginehouse.deployment.serving import choose_engine
+from enginehouse.deployment.preparation import choose_engine
 from enginehouse.runtime.context import Context
 from enginehouse.testing.fake_engine import running_fake_engine
 

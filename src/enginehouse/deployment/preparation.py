@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enginehouse.client.exclusive import ExclusiveRequests
-from enginehouse.client.open_files import open_file_limit
-from enginehouse.client.sampler import HTTPSampler
-from enginehouse.client.stack import ServerLayers
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.compute_type import ComputeType, choose_type
 from enginehouse.deployment.configuration import ServeConfig
@@ -36,7 +31,6 @@ from enginehouse.runtime.context import Context, Notify
 from enginehouse.servers.endpoint import API_KEY_VARIABLE
 from enginehouse.servers.server import (
     OwnedServer,
-    Server,
     StartLimits,
     start_server,
 )
@@ -175,42 +169,3 @@ def with_api_key(options: ServerOptions) -> ServerOptions:
     """The options, with the key from the environment unless they have one."""
     key = options.api_key or os.environ.get(API_KEY_VARIABLE)
     return options.model_copy(update={"api_key": key})
-
-
-def exclusive_requests(quirks: Sequence[Quirk]) -> ExclusiveRequests | None:
-    """The layer that keeps apart what would kill the engine together; None where nothing would."""
-    rules = [quirk.alone for quirk in quirks if quirk.alone]
-    if not rules:
-        return None
-    return ExclusiveRequests(lambda request: any(rule(request) for rule in rules))
-
-
-def say_bound(sampler: HTTPSampler, notify: Notify) -> None:
-    """Report if this process may open too few files for the wanted concurrency."""
-    if sampler.bounded_to is not None:
-        notify(
-            f"at most {sampler.bounded_to} requests at a time: this process may open "
-            f"{open_file_limit()} files (ulimit -n)"
-        )
-
-
-def make_sampler(
-    server: Server,
-    engine: Engine,
-    *,
-    concurrency: int | None,
-    model: str | None = None,
-    shared: ServerLayers | None = None,
-) -> HTTPSampler:
-    """A sampler of a server, not entered yet."""
-    return HTTPSampler(
-        server.base_url,
-        model=model or server.models[0],
-        capabilities=engine.capabilities(server.version),
-        wire=engine.wire,
-        api_key=server.api_key,
-        admin_key=server.admin_key,
-        concurrency=concurrency,
-        load_signal=engine.load_signal,
-        shared=shared,
-    )
