@@ -9,22 +9,20 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.support.layers import settled
 
+from enginehouse.client.admission import Admission
 from enginehouse.client.concurrency import ConcurrencyLimit
 from enginehouse.client.exchange import Exchange, Forward, Reply
 from enginehouse.client.exclusive import ExclusiveRequests
 from enginehouse.client.pacing import Pacing
+from enginehouse.client.redelivery import Redelivery
 from enginehouse.client.retry import Retries, Retrying
 from enginehouse.client.stack import ServerLayers, WireLayer, build_stack
+from enginehouse.client.swap_gate import SwapGate
 from enginehouse.client.transport import WireReply, WireRequest
 from enginehouse.client.wire import OPENAI
 from enginehouse.core.errors import ConnectionFailedError, MalformedResponseError, ServerFaultError
 from enginehouse.core.messages import TextPrompt
 from enginehouse.core.sampler import SampleRequest
-from enginehouse.deployment.admission import Admission
-from enginehouse.deployment.redelivery import Redelivery
-from enginehouse.servers.health import Health
-from enginehouse.servers.records import ServerState
-from enginehouse.weights.gate import SwapGate
 
 ALONE = SampleRequest(prompt=TextPrompt("alone"))
 ANY = SampleRequest(prompt=TextPrompt("any"))
@@ -76,15 +74,6 @@ class Engine:
 
     async def close(self) -> None:
         """Nothing is open."""
-
-    patience = 60.0
-
-    async def glance(self) -> Health:
-        """Whether it is dead."""
-        return Health(state=ServerState.FAILED if self.dead else ServerState.READY)
-
-    def note_work(self) -> None:
-        """It has answered."""
 
 
 async def _chunks() -> AsyncIterator[bytes]:
@@ -167,12 +156,20 @@ async def test_a_reply_that_does_not_count_is_redelivery_s_concern(error):
     assert len(decoded) == 1
 
 
+async def judge(engine: Engine, redelivery: Redelivery) -> None:
+    """Look at the engine whenever a request has failed suspiciously."""
+    while True:
+        suspects = await redelivery.suspects(within=1.0)
+        if not engine.dead:
+            redelivery.acquit(suspects)
+
+
 @pytest.mark.parametrize("seed", range(8))
 async def test_whatever_happens_nothing_is_lost_and_nothing_is_left(seed: int):
     """Deaths, swaps, exclusive requests, streams left early, and callers that leave, at random."""
     rng = random.Random(seed)
     engine = Engine(rng)
-    redelivery = Redelivery(engine, admission=(admission := Admission(stagger=0.0)), glance=0.0)
+    redelivery = Redelivery(admission=(admission := Admission(stagger=0.0)), patience=60.0)
     redelivery.resume()
     gate, limit = SwapGate("0"), ConcurrencyLimit(5)
     exclusive = ExclusiveRequests(lambda request: request is ALONE)
@@ -212,7 +209,7 @@ async def test_whatever_happens_nothing_is_lost_and_nothing_is_left(seed: int):
                 gate.open(str(number))
 
     asked = []
-    disturbing = asyncio.create_task(disturb())
+    judging, disturbing = map(asyncio.create_task, (judge(engine, redelivery), disturb()))
     for _ in range(150):
         asked.append(asyncio.create_task(ask()))
         await asyncio.sleep(0)
@@ -221,6 +218,7 @@ async def test_whatever_happens_nothing_is_lost_and_nothing_is_left(seed: int):
     async with asyncio.timeout(60):
         ends = await asyncio.gather(*asked, return_exceptions=True)
         await disturbing
+    judging.cancel()
     failures = [
         end
         for end in ends

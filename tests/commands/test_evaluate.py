@@ -78,7 +78,7 @@ async def test_a_task_that_the_engine_cannot_answer_starts_nothing(house: House,
         "choices: options\nanswer: key\n"
     )
     said: list[str] = []
-    with pytest.raises(UnsupportedError, match="task pick cannot be asked") as error:
+    with pytest.raises(UnsupportedError, match="task pick") as error:
         await enginehouse.evaluate(
             str(house.model()), tasks=[str(task)], engine="llamacpp", notify=said.append
         )
@@ -266,15 +266,15 @@ def test_the_resolved_configuration_is_whole_and_has_no_secret():
 @pytest.mark.parametrize(
     ("error", "begun", "said"),
     [
-        (asyncio.CancelledError(), False, "go on with: enginehouse resume"),
-        (ProvisioningError("no network"), False, "go on with: enginehouse resume"),
+        (asyncio.CancelledError(), False, "enginehouse resume"),
+        (ProvisioningError("no network"), False, "enginehouse resume"),
         (StartError("no memory"), False, None),
         (TlsError("speaks TLS"), False, None),
-        (ConnectionFailedError("nothing answers"), False, "go on with: enginehouse resume"),
-        (StartError("no memory"), True, "go on with: enginehouse resume"),
-        (ServerGoneError("gone"), True, "go on with: enginehouse resume"),
-        (UnauthorizedError("no key"), True, "go on with: enginehouse resume"),
-        (StoreError("disk full"), True, "go on with: enginehouse resume"),
+        (ConnectionFailedError("nothing answers"), False, "enginehouse resume"),
+        (StartError("no memory"), True, "enginehouse resume"),
+        (ServerGoneError("gone"), True, "enginehouse resume"),
+        (UnauthorizedError("no key"), True, "enginehouse resume"),
+        (StoreError("disk full"), True, "enginehouse resume"),
         (TaskError("broken"), True, "enginehouse show"),
         (ConfigurationError("other data"), True, "enginehouse show"),
         (RunLockedError("in use"), True, "enginehouse show"),

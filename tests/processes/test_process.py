@@ -6,9 +6,10 @@ import signal
 import sys
 
 import pytest
+from tests.support.processes import start_process
 
 from enginehouse.core.errors import StartError
-from enginehouse.processes.process import Command, start_process
+from enginehouse.processes.process import Command, hold_process
 from enginehouse.processes.tree import identify
 
 DEADLINE = 20
@@ -31,7 +32,7 @@ async def test_output_and_errors_are_appended_to_the_log(tmp_path):
     log = tmp_path / "deep" / "server.log"
     for word in ("one", "two"):
         code = f"import sys; print('out {word}', flush=True); print('err {word}', file=sys.stderr)"
-        process = await start_process(python(code), log=log)
+        process = start_process(python(code), log=log)
         await until(lambda process=process: process.exit_code() is not None)
         assert process.exit_code() == 0
         await process.stop(grace=1)
@@ -43,7 +44,7 @@ async def test_environment_is_exactly_what_was_given(tmp_path, monkeypatch):
     monkeypatch.setenv("ENGINEHOUSE_SECRET", "x")
     log = tmp_path / "log"
     code = "import os; print(sorted(set(os.environ) - {'LC_CTYPE'}))"
-    process = await start_process(python(code, ONLY="this"), log=log)
+    process = start_process(python(code, ONLY="this"), log=log)
     await until(lambda: process.exit_code() is not None)
     await process.stop(grace=1)
     assert log.read_text().strip() == "['ONLY']"
@@ -51,7 +52,7 @@ async def test_environment_is_exactly_what_was_given(tmp_path, monkeypatch):
 
 async def test_session_of_its_own(tmp_path):
     """The child leads a session, so a signal to ours does not reach it."""
-    process = await start_process(python("import time; time.sleep(60)"), log=tmp_path / "l")
+    process = start_process(python("import time; time.sleep(60)"), log=tmp_path / "l")
     try:
         assert os.getsid(process.pid) == process.pid
         assert os.getpgid(process.pid) == process.pid
@@ -61,7 +62,7 @@ async def test_session_of_its_own(tmp_path):
 
 async def test_stop_is_idempotent_and_leaves_no_zombie(tmp_path):
     """After a stop the pid is gone for good; a second stop does nothing."""
-    process = await start_process(python("import time; time.sleep(60)"), log=tmp_path / "l")
+    process = start_process(python("import time; time.sleep(60)"), log=tmp_path / "l")
     assert process.exit_code() is None
     await process.stop(grace=5)
     await process.stop(grace=5)
@@ -79,7 +80,7 @@ async def test_child_that_left_session_and_parent_is_still_ended(tmp_path):
         "print(child.pid, flush=True); time.sleep(60)"
     )
     log = tmp_path / "log"
-    process = await start_process(python(code), log=log)
+    process = start_process(python(code), log=log)
     await until(lambda: log.read_text().strip().isdigit())
     child = int(log.read_text())
     await until(lambda: child in {p.pid for p in process._tree._seen})
@@ -94,13 +95,13 @@ async def test_a_program_that_is_not_there_is_a_start_error(tmp_path):
     """A missing interpreter gives a StartError that says what to do, not a traceback."""
     command = Command(argv=(str(tmp_path / "no" / "python"),), env={})
     with pytest.raises(StartError, match="cannot run") as caught:
-        await start_process(command, log=tmp_path / "log")
+        start_process(command, log=tmp_path / "log")
     assert caught.value.fix
 
 
 async def test_released_process_lives_on(tmp_path):
     """Released, a child is neither watched nor ended by us."""
-    process = await start_process(python("import time; time.sleep(60)"), log=tmp_path / "l")
+    process = start_process(python("import time; time.sleep(60)"), log=tmp_path / "l")
     process.release()
     assert identify(process.pid) == process.identity
     os.kill(process.pid, signal.SIGKILL)
@@ -111,32 +112,31 @@ async def test_what_is_not_noted_does_not_begin(tmp_path):
     """If the note fails, the program was never there; what is noted is the process that runs."""
     made = tmp_path / "made"
     program = python(f"open({str(made)!r}, 'w').close()")
-
-    def fail(_):
+    with (
+        pytest.raises(OSError, match="disk full"),
+        hold_process(program, log=tmp_path / "log") as held,
+    ):
         raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        await start_process(program, log=tmp_path / "log", note=fail)
+    await until(lambda: identify(held.identity.pid) is None)
     assert not made.exists()
-    noted = []
-    process = await start_process(program, log=tmp_path / "log", note=noted.append)
+    with hold_process(program, log=tmp_path / "log") as held:
+        noted = held.identity
+        process = held.begin()
     await until(made.exists)
-    assert noted == [process.identity]
+    assert noted == process.identity
     await process.stop(grace=1)
 
 
 async def test_killed_before_it_noted_we_leave_no_process(tmp_path):
     """Kill -9 between the process's making and its record: the program never begins."""
     code = f"""
-import asyncio, os, signal, sys
+import os, signal, sys
 from pathlib import Path
-from enginehouse.processes.process import Command
-from enginehouse.processes.process import start_process
-def note(process):
-    print(process.pid, flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
+from enginehouse.processes.process import Command, hold_process
 program = Command(argv=(sys.executable, "-c", "import time; time.sleep(60)"), env={{}})
-asyncio.run(start_process(program, log=Path({str(tmp_path / "log")!r}), note=note))
+with hold_process(program, log=Path({str(tmp_path / "log")!r})) as held:
+    print(held.identity.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 """
     env = {"PYTHONPATH": os.pathsep.join(sys.path)}
     child = await asyncio.create_subprocess_exec(

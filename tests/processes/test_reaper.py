@@ -20,7 +20,7 @@ PARENT = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from enginehouse.processes.process import Command
-from enginehouse.processes.process import start_process
+from tests.support.processes import start_process
 from enginehouse.processes import reaper
 
 TREE = '''
@@ -36,7 +36,7 @@ time.sleep(60)
 
 async def main(log, end):
     command = Command(argv=(sys.executable, "-c", TREE), env={})
-    process = await start_process(command, log=log)
+    process = start_process(command, log=log)
     while "child" not in log.read_text():
         await asyncio.sleep(0.01)
     print(process.pid, log.read_text().split()[-1], process._reaper._child.pid, flush=True)

@@ -111,9 +111,9 @@ async def test_a_server_that_anyone_may_pause_is_not_ready(web, status):
             "serves other, adapter, not m",
             None,
         ),
-        ((500, "broken"), (200, "{}"), "/v1/models got 500", "broken"),
-        ((200, "<html>"), (200, "{}"), "/v1/models got 200", "<html>"),
-        ((200, MODELS), (500, "engine is dead"), "one-token request got 500", "engine is dead"),
+        ((500, "broken"), (200, "{}"), "/v1/models answered 500", "broken"),
+        ((200, "<html>"), (200, "{}"), "/v1/models answered 200", "<html>"),
+        ((200, MODELS), (500, "engine is dead"), "was answered with 500", "engine is dead"),
     ],
 )
 async def test_healthy_is_not_ready(web, models, canary, message, why):

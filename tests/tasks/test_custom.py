@@ -206,8 +206,8 @@ def test_the_version_follows_prompt_and_scoring(make):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("licence:", "license:"), "my.yaml: unknown key 'license', did you mean 'licence'"),
-        (("licence:", "zzz:"), "unknown key 'zzz', known: name, data"),
+        (("licence:", "license:"), "my.yaml: unknown key 'license'; did you mean 'licence'"),
+        (("licence:", "zzz:"), "unknown key 'zzz'; known: answer, choices"),
         (("prompt: |", "promt: |"), "'prompt' is missing"),
         (("max_tokens: 20", "max_tokens: 0"), "'max_tokens': .*greater than or equal to 1"),
         (("max_tokens: 20", "max_tokens: many"), "'max_tokens': .*integer"),
@@ -215,8 +215,11 @@ def test_the_version_follows_prompt_and_scoring(make):
         (("answer: capital", ""), "the metric 'exact_match' needs 'answer'"),
         (("id: key", "metric: choice"), "needs 'choices'"),
         (("id: key", "choices: options"), "'choices' goes with"),
-        (("id: key", "{"), r"my.yaml, line \d+: not YAML"),
-        (("id: key", "id: {a: 1, a: 2}"), r"my.yaml, line \d+: not YAML(.|\n)*occurs twice"),
+        (("id: key", "{"), r"my.yaml, line \d+, column \d+: not valid YAML"),
+        (
+            ("id: key", "id: {a: 1, a: 2}"),
+            r"my.yaml, line \d+, .*: not valid YAML(.|\n)*occurs twice",
+        ),
         (("id: key", "metric: exact"), "no metric called 'exact'"),
         (("{{ country }}", "{{ country }"), "my.yaml: prompt, line 1: not a Jinja"),
     ],
@@ -230,7 +233,7 @@ def test_a_wrong_definition_is_told_before_data_are_read(make, change, message):
 @pytest.mark.parametrize("text", ["", "- a\n- b", "just text"])
 def test_a_file_that_is_no_mapping(make, text):
     """An empty file, a list and a text are told apart from a task."""
-    with pytest.raises(ConfigurationError, match="must map keys to values"):
+    with pytest.raises(ConfigurationError, match="must be a mapping of keys to values"):
         make(text)
 
 

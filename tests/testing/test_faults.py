@@ -1,4 +1,4 @@
-"""The faults of the fake engine: each is what it says, and befalls only whom it is to befall."""
+"""The faults of the fake engine: each does what it says, and hits only the requests it names."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ async def test_a_process_that_outlives_its_engine(health: int, status: int | Non
                 assert reply.status == expected, path
 
 
-def test_the_first_fault_in_the_list_befalls_and_all_count():
+def test_the_first_fault_in_the_list_wins_and_all_count():
     """So that what a fault does never depends on another."""
     faults = Faults([Status(status=500, nth=(2,)), Status(status=429)])
     asked = Asked(path=CHAT, text="", reused=False)

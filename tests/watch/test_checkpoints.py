@@ -113,7 +113,7 @@ def test_a_file_shorter_than_its_head_says_is_waited_for(watched: Watched, size:
     whole = (folder / "model.safetensors").read_bytes()
     cut(folder / "model.safetensors", size=size if size >= 0 else len(whole) - 1)
     assert watched.settled() == {}
-    assert "model.safetensors is not whole" in watched.why()["step-1"]
+    assert "model.safetensors is incomplete" in watched.why()["step-1"]
     (folder / "model.safetensors").write_bytes(whole)
     assert set(watched.settled()) == {"step-1"}
 
@@ -124,7 +124,7 @@ def test_a_file_that_was_only_made_room_for_is_waited_for(watched: Watched):
     size = (folder / "adapter_model.safetensors").stat().st_size
     (folder / "adapter_model.safetensors").write_bytes(bytes(size))
     assert watched.settled() == {}
-    assert "it has no head yet" in watched.why()["a-1"]
+    assert "it has no header yet" in watched.why()["a-1"]
 
 
 def test_nonsense_is_finished(watched: Watched):
@@ -141,8 +141,8 @@ def test_nonsense_is_finished(watched: Watched):
     ("break_", "why"),
     [
         (lambda f: (f / "model-00002-of-00002.safetensors").unlink(), "model-00002-of-00002"),
-        (lambda f: cut(f / "model.safetensors.index.json", size=20), "index.json is not whole"),
-        (lambda f: cut(f / "config.json", size=10), "config.json is not whole"),
+        (lambda f: cut(f / "model.safetensors.index.json", size=20), "index.json is incomplete"),
+        (lambda f: cut(f / "config.json", size=10), "config.json is incomplete"),
         (lambda f: (f / "config.json").unlink(), "it has no config.json yet"),
         (lambda f: (f / "model.safetensors.tmp").write_bytes(b""), "safetensors.tmp is being"),
         (lambda f: (f / ".model.safetensors.Xa1b2c").write_bytes(b""), "Xa1b2c is being written"),
@@ -185,7 +185,7 @@ def test_temporary_names_are_left_alone(watched: Watched, name: str):
     """Until the folder is renamed; then it must not change for a while, as any other."""
     folder = write_checkpoint(watched.folder / name)
     assert watched.settled() == {}
-    assert watched.why() == {name: "its name is a temporary one"}
+    assert watched.why() == {name: "its name is temporary"}
     folder.rename(watched.folder / "checkpoint-5")
     assert watched.later() == {}
     assert set(watched.later()) == {"checkpoint-5"}

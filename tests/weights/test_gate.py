@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 from tests.support.layers import Below, exchange, settled
 
+from enginehouse.client.swap_gate import SwapGate
 from enginehouse.core.errors import ServerFaultError
-from enginehouse.weights.gate import SwapGate
 
 
 async def test_the_weights_that_answered_are_named():

@@ -16,6 +16,7 @@ from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.stack import ServerLayers
+from enginehouse.client.swap_gate import SwapGate
 from enginehouse.client.wire import InFlight
 from enginehouse.core.errors import ModelError, UnsupportedError, WeightsError
 from enginehouse.core.messages import TextPrompt
@@ -28,7 +29,6 @@ from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import running_fake_engine
 from enginehouse.weights.checkpoint import digest_of
 from enginehouse.weights.declared import Weights, read_declaration
-from enginehouse.weights.gate import SwapGate
 from enginehouse.weights.swap import WeightSwapper
 
 pytestmark = pytest.mark.slow

@@ -5,8 +5,8 @@ From the caller down to the wire:
 1. ExclusiveRequests (client.exclusive): a request that the engine survives only alone is alone.
 2. ConcurrencyLimit (client.concurrency): as many requests in flight as the user or the server's
    queue allows.
-3. SwapGate (weights.gate): nothing is in flight while the weights change.
-4. Redelivery (deployment.redelivery): what a dead engine took with it is sent to the next one.
+3. SwapGate (client.swap_gate): nothing is in flight while the weights change.
+4. Redelivery (client.redelivery): what a dead engine took with it is sent to the next one.
 5. Decoding (here): the reply is read; one that is not whole, or that the engine aborted, is an
    error.
 6. Retrying (client.retry): what may pass is sent again, after a pause.

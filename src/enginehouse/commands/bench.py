@@ -1,4 +1,4 @@
-"""`enginehouse bench`: a server under load, its own or one at a URL, measured from outside."""
+"""`enginehouse bench`: a server under load, measured from outside."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from enginehouse.results.benchmark import Benchmark, LoadMeasurement
 from enginehouse.runtime.context import Context, Notify
 
 _FEWEST, _EACH = 32, 4
-_NEWS = 10.0  # seconds between lines about progress
+_PROGRESS_EVERY = 10.0  # seconds
 _ONCE = Retries(attempts=1, base=0, cap=0, patience=0, endurance=0)
 
 
@@ -107,7 +107,7 @@ async def _measure(
     before = await _load(sampler)
     cpu, begun = time.process_time(), time.perf_counter()
     timed = await run_closed_loop(
-        sampler, measured, concurrency=concurrency, progress=_news(concurrency, count, notify)
+        sampler, measured, concurrency=concurrency, progress=_reporting(concurrency, count, notify)
     )
     cpu, wall = time.process_time() - cpu, time.perf_counter() - begun
     return summarise(
@@ -142,17 +142,17 @@ async def _warm_up(
         raise failures[0]
 
 
-def _news(concurrency: int, count: int, notify: Notify) -> Callable[[TimedRequest], None]:
-    """A line about progress every few seconds."""
-    following = time.monotonic() + _NEWS
+def _reporting(concurrency: int, count: int, notify: Notify) -> Callable[[TimedRequest], None]:
+    """Reports progress every few seconds."""
+    next_line = time.monotonic() + _PROGRESS_EVERY
     done = failed = 0
 
     def progress(timed: TimedRequest) -> None:
-        nonlocal following, done, failed
+        nonlocal next_line, done, failed
         done += 1
         failed += timed.failure is not None
-        if time.monotonic() >= following:
-            following = time.monotonic() + _NEWS
+        if time.monotonic() >= next_line:
+            next_line = time.monotonic() + _PROGRESS_EVERY
             notify(f"concurrency {concurrency}: {done:,} of {count:,}, {failed:,} failed")
 
     return progress

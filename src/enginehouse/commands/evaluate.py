@@ -36,7 +36,7 @@ from enginehouse.deployment.base import Target
 from enginehouse.deployment.configuration import BaseServeConfig, merged, parse
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.engines.registry import load_engine
-from enginehouse.evaluation import EvaluationSpec, Prices, TaskSpec
+from enginehouse.evaluation import EvaluationSpec, Prices, TaskPlans, TaskSpec
 from enginehouse.processes.sandbox import find_sandbox
 from enginehouse.processes.tree import ProcessIdentity, identify
 from enginehouse.results.rescoring import Rescoring
@@ -55,12 +55,12 @@ _LASTING = (*_NEVER_BEGUN, TaskError, RunLockedError)  # the same again if the r
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """A run, the configuration that it was begun with, and its tasks with their data."""
+    """A run, the configuration that it was begun with, and what it asks."""
 
     run: Run
     config: EvaluationConfig
-    tasks: dict[str, tuple[Task, Dataset]]
     spec: EvaluationSpec
+    tasks: TaskPlans
 
 
 async def run_evaluation(
@@ -97,8 +97,8 @@ async def resume_evaluation(
         config = read_config(run)
         if not trust:
             require_trust(run, config, layout=context.layout)
-        tasks = await asyncio.to_thread(_load_tasks, config)
-        planned = PlannedRun(run=run, config=config, tasks=tasks, spec=_spec(config, tasks))
+        spec, tasks = await asyncio.to_thread(_plan, config)
+        planned = PlannedRun(run=run, config=config, spec=spec, tasks=tasks)
         context.notify(f"run: {run.info.id}, resumed")
         await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
         await _stop_abandoned(run, context)
@@ -115,22 +115,21 @@ async def begin_run(config: EvaluationConfig, context: Context) -> PlannedRun:
     Raises TaskError, DataError, UnsupportedError and StoreError; then there is no folder.
     """
     config = with_absolute_paths(config)
-    tasks = await asyncio.to_thread(_load_tasks, config)
-    spec = _spec(config, tasks)
+    spec, tasks = await asyncio.to_thread(_plan, config)
     if config.engine is not None:
         engine = load_engine(config.engine)
         evaluation.check_tasks(spec, tasks=tasks, capabilities=engine.capabilities(None))
     run = create_run(
         context.layout,
         model=config.model or str(config.path or config.url),
-        tasks=list(tasks),
+        tasks=[plan.name for plan in tasks],
         config=resolved_yaml(config),
         versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},
         left_out=left_out(config),
     )
     context.notify(f"run: {run.info.id}")
     await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
-    return PlannedRun(run=run, config=config, tasks=tasks, spec=spec)
+    return PlannedRun(run=run, config=config, spec=spec, tasks=tasks)
 
 
 async def evaluate_on(
@@ -232,11 +231,9 @@ async def rescore_evaluation(
         config = read_config(run)
         if not trust:
             require_trust(run, config, layout=context.layout)
-        tasks = await asyncio.to_thread(_load_tasks, config)
+        spec, tasks = await asyncio.to_thread(_plan, config)
         await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
-        return await evaluation.rescore(
-            _spec(config, tasks), tasks=tasks, run=run, progress=progress
-        )
+        return await evaluation.rescore(spec, tasks=tasks, run=run, progress=progress)
 
 
 async def evaluate(
@@ -258,7 +255,7 @@ async def evaluate(
 
 
 def left_out(config: EvaluationConfig) -> list[str]:
-    """The variables of the server's environment whose values are not written down."""
+    """The variables of the server's environment whose values are not stored."""
     return sorted(name for name in config.server.env_vars if not is_kept(name))
 
 
@@ -277,17 +274,17 @@ def resolved_yaml(config: EvaluationConfig) -> str:
 
 
 def _what_is_kept(run: Run, error: BaseException) -> str | None:
-    """What can be done with a run that `error` ended; None where that is nothing.
+    """What can be done with a run that `error` ended; None if nothing can.
 
-    A run is resumed with the options that it began with: what is wrong with those, with its task or
-    with its model stays wrong.
+    A run is resumed with the options that it began with: an error in those, in its task or in its
+    model would occur again.
     """
     begun = run.journal_path.exists()
     if isinstance(error, _LASTING):
-        return f"what was asked is kept: enginehouse show {run.info.id}" if begun else None
+        return f"its samples are kept: enginehouse show {run.info.id}" if begun else None
     if isinstance(error, (ServerError, TlsError)) and not begun:
-        return None  # no server was reached: another option or address may be what it needs
-    return f"the run is kept; go on with: enginehouse resume {run.info.id}"
+        return None  # no server was reached, so another option or address may be needed
+    return f"the run is kept; continue with: enginehouse resume {run.info.id}"
 
 
 async def _stop_abandoned(run: Run, context: Context) -> None:
@@ -303,8 +300,8 @@ def _worker(process: ProcessIdentity | None) -> Worker | None:
     return Worker(**msgspec.structs.asdict(process)) if process else None
 
 
-def _load_tasks(config: EvaluationConfig) -> dict[str, tuple[Task, Dataset]]:
-    """Tasks and data by the task's own name; blocking."""
+def _plan(config: EvaluationConfig) -> tuple[EvaluationSpec, TaskPlans]:
+    """Load the tasks and their data, and choose what is asked. Blocking."""
     loaded: dict[str, tuple[Task, Dataset]] = {}
     for chosen in config.tasks:
         task = load_task(chosen.name)
@@ -313,12 +310,13 @@ def _load_tasks(config: EvaluationConfig) -> dict[str, tuple[Task, Dataset]]:
                 f"the task {task.info.name} is named twice", fix="name each task once"
             )
         loaded[task.info.name] = (task, task.load(data=chosen.data, seed=config.seed))
-    return loaded
+    spec = _spec(config, list(loaded))
+    return spec, evaluation.plan_tasks(spec, loaded)
 
 
-def _warn_of_scoring(tasks: dict[str, tuple[Task, Dataset]], notify: Notify) -> None:
-    """Say once what scoring by other people's code could do on a machine without a sandbox."""
-    programs = [task.foreign_code for task, _ in tasks.values() if isinstance(task, ProgramTask)]
+def _warn_of_scoring(tasks: TaskPlans, notify: Notify) -> None:
+    """Warn of scoring by third-party code on a machine without a sandbox."""
+    programs = [plan.task.foreign_code for plan in tasks if isinstance(plan.task, ProgramTask)]
     confined = [program for program in programs if program is not None and not program.trusted]
     sandbox = find_sandbox()
     if confined and sandbox.problem:
@@ -330,7 +328,7 @@ def _warn_of_scoring(tasks: dict[str, tuple[Task, Dataset]], notify: Notify) -> 
         )
 
 
-def _spec(config: EvaluationConfig, tasks: dict[str, tuple[Task, Dataset]]) -> EvaluationSpec:
+def _spec(config: EvaluationConfig, names: Sequence[str]) -> EvaluationSpec:
     return EvaluationSpec(
         tasks=tuple(
             TaskSpec(
@@ -339,7 +337,7 @@ def _spec(config: EvaluationConfig, tasks: dict[str, tuple[Task, Dataset]]) -> E
                 samples=chosen.samples,
                 max_tokens=chosen.max_tokens,
             )
-            for name, chosen in zip(tasks, config.tasks, strict=True)
+            for name, chosen in zip(names, config.tasks, strict=True)
         ),
         samples=config.samples,
         seed=config.seed,
@@ -388,7 +386,7 @@ def absolute_paths(plan: BaseServeConfig, tasks: Sequence[TaskConfig]) -> dict[s
 
 
 def _note_complete(run: Run, report: Report) -> None:
-    """Write what a process that was killed after the last sample could not write any more."""
+    """Write what a process that was killed after the last sample did not get to write."""
     if run.info.status is not RunStatus.COMPLETE or not run.report_path.exists():
         run.write_report(msgspec.json.format(msgspec.json.encode(report)))
         run.finish(RunStatus.COMPLETE)

@@ -1,4 +1,4 @@
-"""Run folders of other people: what their configuration would make this machine do."""
+"""Run folders of other users, whose configuration would make this machine do things."""
 
 from __future__ import annotations
 
@@ -13,32 +13,31 @@ from enginehouse.store.runs import Run, open_run
 
 
 def untrusted_settings(reference: str, *, layout: Layout) -> tuple[str, ...]:
-    """What a run's configuration would run or reveal here, if the run is somebody else's.
+    """What a run's configuration would run or reveal here, if it is another user's run.
 
-    Empty for a run of our own. Raises as `open_run` and `read_config` do. Blocking.
+    Empty for the user's own run. Raises as `open_run` and `read_config` do. Blocking.
     """
     run = open_run(layout, reference)
     return tuple(_risks(run, read_config(run))) if _is_foreign(run, layout=layout) else ()
 
 
 def require_trust(run: Run, config: EvaluationConfig, *, layout: Layout) -> None:
-    """Raise UntrustedRunError if somebody else's configuration would run code or reveal a key."""
+    """Raise UntrustedRunError if another user's configuration would run code or reveal a key."""
     if _is_foreign(run, layout=layout) and (risks := list(_risks(run, config))):
         raise UntrustedRunError(
-            f"{run.folder} is somebody else's run, and its configuration decides what runs here",
+            f"{run.folder} is another user's run, and its configuration decides what runs here",
             why="; ".join(risks),
-            fix=f"look into {run.config_path}; if you trust it, repeat the command with "
-            "--trust-run",
+            fix=f"read {run.config_path}; if you trust it, repeat the command with --trust-run",
         )
 
 
 def read_config(run: Run) -> EvaluationConfig:
-    """The configuration that the run was begun with. Raises ConfigurationError."""
+    """The configuration that the run was started with. Raises ConfigurationError."""
     return parse(EvaluationConfig, read_yaml(run.config_path), origin=str(run.config_path))
 
 
 def _is_foreign(run: Run, *, layout: Layout) -> bool:
-    """Whether it lies outside our own runs folder, or somebody else could have written it."""
+    """Whether it is outside our own runs folder, or another user could have written it."""
     if layout.runs.resolve() not in run.folder.resolve().parents:
         return True
     ours = os.geteuid()
@@ -47,7 +46,7 @@ def _is_foreign(run: Run, *, layout: Layout) -> bool:
 
 
 def _risks(run: Run, config: EvaluationConfig) -> Iterator[str]:
-    """Every setting by which code of the configuration's author runs, or a key leaves."""
+    """Every setting that would run code of the configuration's author, or send a key away."""
     if config.python is not None:
         yield f"python: {config.python} would be run"
     for task in config.tasks:

@@ -1,4 +1,4 @@
-"""Which variables of a server's environment are written down with a run, and the others' return."""
+"""Which variables of a server's environment are stored with a run; the others on resume."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _SECRET = re.compile(
 
 
 def is_kept(name: str) -> bool:
-    """Whether the value may be written down: an engine's own setting that is not a secret's name.
+    """Whether the value may be stored: an engine's own setting whose name is not a secret's.
 
-    Anything that is not known to be harmless may be a key, so that it is left out.
+    Anything that is not known to be harmless may be a key, and is left out.
     """
     return _KEPT.fullmatch(name) is not None and _SECRET.search(name) is None
 

@@ -1,7 +1,7 @@
 """`enginehouse parity`: whether the engine computes what transformers computes.
 
-A trainer's importance ratios are as good as the agreement of the two programs; a wrong template,
-adapter, dtype or kernel shows here first.
+A trainer's importance ratios are only as good as the agreement of the two programs. A wrong
+template, adapter, dtype or kernel shows here first.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from enginehouse.runtime.context import Context, Notify
 async def run_parity(config: ParityConfig, context: Context) -> ParityReport:
     """Serve the model, score the texts, stop, and score the same tokens with transformers.
 
-    Both compute in the type that is asked for, else in the one that a CPU's server gets, else in
-    what the engine makes of the checkpoint's.
+    Both compute in the configured type; by default, in the one that a server on this CPU gets, or
+    that the engine chooses for the checkpoint.
     Raises UnsupportedError for an engine without prompt log-probabilities, ModelError where
     transformers cannot score the model or either side's values are not finite, and what
     `open_deployment` does.
@@ -59,7 +59,7 @@ async def run_parity(config: ParityConfig, context: Context) -> ParityReport:
         adapter=deployment.default.adapter,
         context=context,
     )
-    found = compare_scores(ours, reference.logprobs, engine=engine.name)
+    parity = compare_scores(ours, reference.logprobs, engine=engine.name)
     return ParityReport(
         model=config.model or prepared.model.name,
         adapter=str(config.adapter) if config.adapter else None,
@@ -68,25 +68,25 @@ async def run_parity(config: ParityConfig, context: Context) -> ParityReport:
         engine_dtype=dtype,
         reference_dtype=reference.dtype,
         threshold=config.threshold,
-        agrees=found.mean <= config.threshold,
-        parity=found,
+        agrees=parity.mean <= config.threshold,
+        parity=parity,
     )
 
 
 def _each_line_once(notify: Notify) -> Notify:
-    """For preparing and then serving, which say the same of the environment and the model."""
-    said: set[str] = set()
+    """For preparing and then serving, which report the same environment and model."""
+    reported: set[str] = set()
 
     def once(line: str) -> None:
-        if line not in said:
-            said.add(line)
+        if line not in reported:
+            reported.add(line)
             notify(line)
 
     return once
 
 
 def _with_type(config: ParityConfig, prepared: Prepared) -> ParityConfig:
-    """The configuration with the type that its server would compute in, named. Blocking."""
+    """The configuration with the type in which its server would compute, spelled out. Blocking."""
     engine, extra = prepared.engine, str(config.server.extra_args)
     named = isinstance(engine, SupportsDTypes) and engine.dtypes.flag in extra
     if config.server.dtype not in (None, "auto") or named:

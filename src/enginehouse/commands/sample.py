@@ -1,4 +1,4 @@
-"""`enginehouse sample`: answers to prompts, none lost and none asked twice."""
+"""`enginehouse sample`: answers to a file of prompts; none is lost, none is asked twice."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from enginehouse.runtime.workers import run_workers
 from enginehouse.store.layout import Layout
 
 _MOST_IN_FLIGHT = 512
-# what would befall every other request, too
+# errors that every other request would meet, too
 _HOPELESS = (UnauthorizedError, UnknownModelError)
 
 
 class SamplingSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of the prompts. `answered` and `failed` count all, `asked` those of this command.
+    """`answered` and `failed` count all prompts of the file, the rest is this command's share.
 
-    Tokens and seconds are this command's. `example`: the first failure in words.
+    `example` is the first failure in words.
     """
 
     out: str
@@ -67,11 +67,11 @@ async def run_sampling(
     *,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> SamplingSummary:
-    """Ask the prompts that the file of samples has no answer to; it may be cancelled any time.
+    """Ask the prompts that the file of samples lacks; may be cancelled at any time.
 
-    Raises ConfigurationError (prompts, parameters or model are not those of the file, nothing was
-    changed), StoreError, ServerGoneError, and what `open_deployment` does. Failed samples do not
-    raise: see `require_samples`.
+    Raises ConfigurationError if the file has samples of other prompts, parameters or another model
+    (nothing was changed), StoreError, ServerGoneError, and what `open_deployment` does. Failed
+    samples do not raise: see `require_samples`.
     """
     prompts = await asyncio.to_thread(read_prompts, config)
     with _opened(config, layout=context.layout) as out:
@@ -137,7 +137,7 @@ def _source(deployment: Deployment) -> Source:
 
 
 def _require_supported(prompt: PromptLine, deployment: Deployment) -> None:
-    """Raise UnsupportedError for what the engine does not do, before anything is sent."""
+    """Raise UnsupportedError for what the engine does not support, before anything is sent."""
     wire, sampler = deployment.engine.wire, deployment.sampler
     chat = isinstance(prompt.request.prompt, ChatPrompt)
     dialect = wire.chat if chat else wire.completions
@@ -157,7 +157,7 @@ def _require_supported(prompt: PromptLine, deployment: Deployment) -> None:
 
 
 class _Sampling:
-    """One command's work."""
+    """The state of one command."""
 
     def __init__(
         self,
@@ -208,7 +208,7 @@ class _Sampling:
         self._completion_tokens += line.completion_tokens or 0
 
     def summary(self) -> SamplingSummary:
-        """What came of it."""
+        """The result so far."""
         return SamplingSummary(
             out=self._config.out,
             prompts=self._prompts,
@@ -239,7 +239,7 @@ class _Sampling:
 
 
 async def _ask(prompt: PromptLine, sampler: HTTPSampler, source: Source) -> SampleLine:
-    """Ask once. A WireError becomes the line's error, unless it would befall all the others."""
+    """Ask once. A WireError becomes the line's error, unless all other requests would meet it."""
     line = SampleLine(
         id=prompt.id,
         digest=prompt.digest,
@@ -255,7 +255,7 @@ async def _ask(prompt: PromptLine, sampler: HTTPSampler, source: Source) -> Samp
         raise
     except WireError as error:
         if isinstance(error, UnsupportedError) and error.status is None:
-            raise  # the engine does none of this, and nothing was sent
+            raise  # the engine never does this, and nothing was sent
         if isinstance(error, ConnectionFailedError):
             await _require_alive(sampler, error)
         says = f"{error.message}: {error.why}" if error.why else error.message
@@ -273,12 +273,12 @@ async def _ask(prompt: PromptLine, sampler: HTTPSampler, source: Source) -> Samp
 def _require_all(response: SampleResponse, *, wanted: int) -> None:
     if len(response.completions) != wanted:
         raise MalformedResponseError(
-            f"{wanted} answers were asked for, {len(response.completions)} came"
+            f"{wanted} answers were requested, and {len(response.completions)} returned"
         )
 
 
 async def _require_alive(sampler: HTTPSampler, failure: ConnectionFailedError) -> None:
-    """Raise ServerGoneError if nobody answers any more; else the failure is the request's own."""
+    """Raise ServerGoneError if the server no longer answers at all."""
     try:
         await sampler.models()
     except UnsupportedError:

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from enginehouse.core.errors import ConfigurationError
+
 _DEEPEST = 64  # mappings and lists within one another
 _MOST_VALUES = 100_000  # with aliases written out
+
+
+def parse_mapping(content: bytes, *, path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file's content. Raises ConfigurationError naming file and line."""
+    try:
+        value = load_yaml(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"{path} is not UTF-8 text", why=str(error), fix="save it as UTF-8"
+        ) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigurationError(f"{path}{where}: not valid YAML", why=problem) from error
+    if not isinstance(value, dict):
+        raise ConfigurationError(
+            f"{path} must be a mapping of keys to values",
+            why="it is empty" if value is None else f"it is a {type(value).__name__}",
+            fix="write one `key: value` per line; docs/reference.md lists the keys",
+        )
+    return value
 
 
 def load_yaml(text: str) -> Any:

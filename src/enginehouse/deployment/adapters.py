@@ -1,6 +1,6 @@
-"""The adapters of a server that runs already: load, list, unload, verify.
+"""The adapters of a running server: load, list, unload, verify.
 
-What is known of them is what the server lists: ALIAS@DIGEST, and the folder in our store.
+The server's own list is all that is known of them: ALIAS@DIGEST, and the folder in our store.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from enginehouse.core.errors import AdapterError, EnginehouseError, UnknownNameE
 from enginehouse.core.sampler import Capability
 from enginehouse.deployment.reference_scores import score_with_peft
 from enginehouse.deployment.running_servers import (
-    demand_adapters,
     find_running,
     largest_rank,
+    require_adapters,
 )
 from enginehouse.deployment.serving import make_sampler
 from enginehouse.dialects.base import require
@@ -41,7 +41,7 @@ Proof = Literal["none", "effect", "peft"]
 class ServedAdapter(msgspec.Struct, frozen=True, kw_only=True):
     """An adapter that a server has. Requests name `model`.
 
-    `digest` is its content's, or the first 12 of it; empty where somebody else loaded it.
+    `digest` is that of its content, or the first 12 digits; empty if another program loaded it.
     """
 
     alias: str
@@ -51,7 +51,7 @@ class ServedAdapter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProvenAdapter(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter, and what was proven of it: that it has an effect, and that of PEFT's own."""
+    """An adapter, its proven effect, and how far it is from PEFT's own values."""
 
     adapter: ServedAdapter
     effect: Effect | None
@@ -122,10 +122,10 @@ class Adapters:
     ) -> ProvenAdapter:
         """Check and copy the adapter in `folder`, load it, prove it.
 
-        Others of the same alias are unloaded then, unless `replace_alias` is false; requests under
-        way for them are answered. Raises AdapterError, with the server as it was.
+        Then others with the same alias are unloaded, unless `replace_alias` is false; requests in
+        flight for them are answered. Raises AdapterError, with the server as it was.
         """
-        demand_adapters(self._server, layout=self._context.layout)
+        require_adapters(self._server, layout=self._context.layout)
         models = await served_models(self._server, self._engine)
         base, served = models[0], _adapters_in(models)
         root = _here(base.root)
@@ -164,7 +164,7 @@ class Adapters:
         return named
 
     async def verify(self, alias: str, *, proof: Proof = "effect") -> ProvenAdapter:
-        """That its folder still has the content that was loaded, and that it has an effect.
+        """Check that its folder still has the content that was loaded, and that it has an effect.
 
         Raises AdapterError, UnknownNameError.
         """
@@ -172,8 +172,8 @@ class Adapters:
         *_, adapter = _named(alias, models)  # the one that was loaded last
         if not adapter.digest:
             raise AdapterError(
-                f"it is not known which content {adapter.model} was loaded from",
-                why="it was not loaded from here: then its name would end in its digest",
+                f"the content that {adapter.model} was loaded from is not known",
+                why="it was not loaded by enginehouse, or its name would end in its digest",
                 fix="load it with `enginehouse adapters load`",
             )
         folder = _here(adapter.path)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
-from enginehouse.core.strict_model import StrictModel
-from enginehouse.core.strict_yaml import load_yaml
+from enginehouse.core.errors import ConfigurationError, UnknownNameError
+from enginehouse.core.strict_model import StrictModel, explain
+from enginehouse.core.strict_yaml import parse_mapping
 from enginehouse.core.system_errors import advice
 from enginehouse.deployment.adapter_names import with_adapter_apart
 from enginehouse.engines.options import ServerOptions
@@ -84,7 +83,7 @@ class AskConfig(ServeConfig):
         return values
 
     @model_validator(mode="after")
-    def _someone_to_ask(self) -> Self:
+    def _model_or_url(self) -> Self:
         if self.url is None and self.model is None and self.path is None:
             raise ValueError("give a model (or path), or the url of a server")
         if self.url is not None and "@" in _network_location(self.url):
@@ -116,29 +115,14 @@ _ANY_TEXT = {"stop", "system"}  # what is said to a model may hold null bytes
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigurationError naming file and line."""
     try:
-        text = path.read_text()
+        content = path.read_bytes()
     except OSError as error:
         raise ConfigurationError(
             f"cannot read {path}",
             why=error.strerror,
             fix=advice(error, otherwise="check the path given to --config"),
         ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(
-            f"{path} is not UTF-8 text", why=str(error), fix="save it as UTF-8"
-        ) from error
-    try:
-        value = load_yaml(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigurationError(f"{path}{where}: not valid YAML", why=problem) from error
-    if not isinstance(value, dict):
-        raise ConfigurationError(
-            f"{path} must be a mapping of keys to values", why=f"it is {type(value).__name__}"
-        )
-    return value
+    return parse_mapping(content, path=path)
 
 
 def with_task_paths(values: Mapping[str, Any], *, folder: Path) -> dict[str, Any]:
@@ -187,7 +171,7 @@ def parse(kind: type[Config], values: Mapping[str, Any], *, origin: str) -> Conf
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(kind, dict(problem)) for problem in error.errors()]
+        lines = explain(error, kind)
         raise ConfigurationError(
             f"{origin}: {lines[0]}" if len(lines) == 1 else f"{origin}:\n  " + "\n  ".join(lines),
             fix="docs/reference.md lists every key; so does --help, as options",
@@ -209,43 +193,3 @@ def _with_bad_text(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _with_bad_text(inner, where)
-
-
-def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:
-    location = problem["loc"]
-    where = ".".join(str(part) for part in location)
-    if problem["type"] == "extra_forbidden":
-        known = _fields(kind, location[:-1])
-        close = nearest(str(location[-1]), known)
-        hint = f"did you mean {close!r}?" if close else f"known: {', '.join(sorted(known))}"
-        return f"unknown key {where!r}; {hint}"
-    message: str = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "missing":
-        return f"{where!r} is missing"
-    if not where:
-        return message
-    return f"{where!r}: {message}{_given(location, problem['input'])}"
-
-
-def _given(location: tuple[Any, ...], value: Any) -> str:
-    """What was given, unless there may be a secret in it."""
-    if {"api_key", "env_vars"} & set(location):
-        return ""
-    if isinstance(value, Mapping | list | tuple | BaseModel):
-        return f" (got a {type(value).__name__})"
-    return f" (got {value!r})"
-
-
-def _fields(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    for part in location:
-        if part in kind.model_fields:
-            kind = _model_in(kind.model_fields[part].annotation) or kind
-    return list(kind.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model that a field holds, alone, optionally or in a tuple."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    found = (_model_in(argument) for argument in get_args(annotation))
-    return next((model for model in found if model is not None), None)

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from enginehouse.core.errors import EnginehouseError, UnknownNameError
 from enginehouse.deployment.adapters import adapters_on, load_adapter
-from enginehouse.deployment.running_servers import one_spelling
+from enginehouse.deployment.running_servers import canonical_address
 from enginehouse.engines.base import Engine
 from enginehouse.provisioning import content_folders
 from enginehouse.runtime.context import Context
@@ -33,8 +33,8 @@ async def borrowed_adapter(
     told: the answers until then are as good. Raises what `load_adapter` does.
     """
     alias = alias_of(folder) + _LENT
-    spelling = f"{one_spelling(server.base_url)} {alias}"
-    key = f"lent-{hashlib.sha256(spelling.encode()).hexdigest()[:16]}"
+    identity = f"{canonical_address(server.base_url)} {alias}"
+    key = f"lent-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     adapters = context.layout.adapters
     borrowers = adapters / ".lent" / key
 

@@ -1,6 +1,6 @@
 """Keeps one server at work: sees it fail, says why, and starts it again.
 
-What it took with it is sent again by `deployment.redelivery`.
+What it took with it is sent again by `client.redelivery`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
+from enginehouse.client.admission import Admission
+from enginehouse.client.redelivery import Redelivery
 from enginehouse.core.errors import EnginehouseError, ServerGoneError
 from enginehouse.core.incidents import Incident
-from enginehouse.deployment.admission import Admission
-from enginehouse.deployment.redelivery import Redelivery
 from enginehouse.diagnosis import explained
 from enginehouse.runtime.context import Notify
 from enginehouse.servers.health import Health, HealthMonitor
@@ -57,13 +57,14 @@ class Supervisor:
         self._notify = notify
         self._on_incident = on_incident
         self._timings = timings
+        self._condemned: Health | None = None
         self._restarts = 0
         self._barren = 0
         redelivery.resume()
 
     def condemn(self, reason: str) -> None:
         """Start the server again as if it had failed; what is in flight is sent again."""
-        self.redelivery.report(Health(state=ServerState.FAILED, reason=reason))
+        self._condemned = self._condemned or Health(state=ServerState.FAILED, reason=reason)
 
     async def run(self) -> None:
         """Watch and restart until cancelled.
@@ -76,6 +77,7 @@ class Supervisor:
                 health = await self._until_failed()
                 await self._restart(health)
                 self._monitor.restarted()
+                self._condemned = None
                 self.redelivery.resume()
         except asyncio.CancelledError:
             self.redelivery.close_for_good(ServerGoneError("the server has been stopped"))
@@ -89,21 +91,25 @@ class Supervisor:
         timings = self._timings
         next_look = time.monotonic() + timings.look
         before = ServerState.READY
-        redelivery = self.redelivery
-        while not redelivery.failure.done():
-            await asyncio.wait({redelivery.failure}, timeout=timings.glance)
-            if self._owned.exit_code() is not None:
-                redelivery.report(await self._monitor.glance())
-            elif time.monotonic() >= next_look and not redelivery.failure.done():
+        while self._condemned is None:
+            suspects = await self.redelivery.suspects(within=timings.glance)
+            if suspects or self._owned.exit_code() is not None:
+                health = await self._monitor.glance()
+                if health.state is ServerState.READY:
+                    self.redelivery.acquit(suspects)
+                elif health.state is ServerState.FAILED:
+                    return health
+                # one that is neither is about to end, or busy: the next looks will tell
+            if time.monotonic() >= next_look:
                 health = await self._monitor.look()
                 if health.state is ServerState.FAILED:
-                    redelivery.report(health)
-                elif health.state is not before:
+                    return health
+                if health.state is not before:
                     before = health.state
                     self._owned.note_state(before)
                     self._notify(f"the server is {before.value}: {health.reason or 'as it was'}")
                 next_look = time.monotonic() + timings.look
-        return redelivery.failure.result()
+        return self._condemned
 
     async def _restart(self, health: Health) -> None:
         error = explained(
@@ -181,21 +187,22 @@ async def supervised(
     server = owned.server
     headers = {"Authorization": f"Bearer {server.api_key}"} if server.api_key else {}
     async with open_session(server.base_url, headers=headers) as session:
-        admission = Admission()
+        redelivery = Redelivery(admission=Admission(), patience=patience)
         monitor = HealthMonitor(
             session,
             engine=owned.engine,
             model=server.models[0],
             exit_code=owned.exit_code,
             patience=patience,
-            busy=lambda: bool(admission.in_flight),
+            busy=lambda: redelivery.is_busy,
+            last_answer=lambda: redelivery.last_answer,
             cores=owned.cores,
             timings=owned.timings,
         )
         supervisor = Supervisor(
             owned,
             monitor=monitor,
-            redelivery=Redelivery(monitor, admission=admission, glance=owned.timings.glance),
+            redelivery=redelivery,
             max_restarts=max_restarts,
             notify=notify,
             on_incident=on_incident,

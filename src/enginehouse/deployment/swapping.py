@@ -1,4 +1,4 @@
-"""Which server's weights are to be swapped, and what must be known of it for that."""
+"""Swapping the weights of a server: our own while we run it, or one that is running already."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock, Timeout
 
+from enginehouse.client.swap_gate import SwapGate
 from enginehouse.core.errors import WeightsError
-from enginehouse.deployment.running_servers import find_running, one_spelling
+from enginehouse.deployment.running_servers import canonical_address, find_running
 from enginehouse.deployment.supervision import Supervisor
 from enginehouse.engines.base import ServedEngine
 from enginehouse.servers.endpoint import Server
@@ -22,7 +23,6 @@ from enginehouse.servers.server import OwnedServer
 from enginehouse.store.layout import Layout
 from enginehouse.weights.checkpoint import digest_of
 from enginehouse.weights.declared import Weights, read_declaration
-from enginehouse.weights.gate import SwapGate
 from enginehouse.weights.replacement import PENDING
 from enginehouse.weights.served_models import served_models
 from enginehouse.weights.swap import WeightSwapper
@@ -39,10 +39,10 @@ class Swaps:
 
 
 class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The weights that a server is to have, and what it calls those that it has.
+    """The weights that a server should have, and what it calls those that it has.
 
     `path` None: they were sent, and are on no disk; a restart brings back those in `declared`.
-    `named` None: it does not say. `agrees` is false where a swap was broken off.
+    `named` None: it does not say. `agrees` is false if a swap was interrupted.
     """
 
     server: str
@@ -58,9 +58,9 @@ class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
 async def swapping(
     owned: OwnedServer, *, supervisor: Supervisor, layout: Layout, alone: bool
 ) -> AsyncIterator[Swaps]:
-    """Have restarts of a server of ours bring back the weights that were swapped in.
+    """Have restarts of our own server bring back the weights that were swapped in.
 
-    By us; or, unless `alone`, by another process (`enginehouse weights swap`).
+    Unless `alone`, also those that another process swapped in (`enginehouse weights swap`).
     """
     server, model = owned.server, owned.model
     swaps = owned.options.enable_weight_swap and owned.engine.wire.weights is not None
@@ -87,26 +87,26 @@ async def swapping(
 async def swapper_of(
     target: str, *, layout: Layout, api_key: str | None = None
 ) -> AsyncIterator[WeightSwapper]:
-    """The swapper of a server that runs already: one of ours by name, or any by its address.
+    """The swapper of a running server: our own by name, or any by address.
 
-    Its folders must be here, too, and its development endpoints answer. Raises UnknownNameError,
-    WireError, ModelError or WeightsError.
+    Its folders must be on this machine, and its development endpoints enabled. Raises
+    UnknownNameError, WireError, ModelError or WeightsError.
     """
-    it = await _swappable(target, layout=layout, api_key=api_key)
-    async with it.swapper(layout) as swapper:
-        if not it.ours:
-            _demand_known(await swapper.name(), swapper.current)
-            await _forget_earlier(swapper, it.file)
+    swappable = await _swappable(target, layout=layout, api_key=api_key)
+    async with swappable.swapper(layout) as swapper:
+        if not swappable.ours:
+            _require_known(await swapper.name(), swapper.current)
+            await _forget_declaration(swapper, swappable.file)
         yield swapper
 
 
 async def weights_info(target: str, *, layout: Layout) -> WeightsInfo:
     """Which weights a server has; changes nothing. Raises as `swapper_of` does."""
-    it = await _swappable(target, layout=layout)
-    async with it.swapper(layout) as swapper:
+    swappable = await _swappable(target, layout=layout)
+    async with swappable.swapper(layout) as swapper:
         current, declared, named = swapper.current, swapper.declared, await swapper.name()
-        if not it.ours:
-            _demand_known(named, current)
+        if not swappable.ours:
+            _require_known(named, current)
             if named == _NEVER_SWAPPED:
                 current = declared = swapper.started
     assert declared.path is not None
@@ -123,10 +123,10 @@ async def weights_info(target: str, *, layout: Layout) -> WeightsInfo:
 
 
 def declared_folders(layout: Layout) -> frozenset[Path]:
-    """Those that a server of this machine may need for its next restart. Blocking."""
+    """The folders that servers of this machine may need for their next restart. Blocking."""
     ours = [weights_file(layout, status.record.name) for status in list_servers(layout)]
-    found = [read_declaration(file) for file in (*ours, *layout.weights.glob("*.json"))]
-    return frozenset(one.declared.path for one in found if one and one.declared.path)
+    declarations = [read_declaration(file) for file in (*ours, *layout.weights.glob("*.json"))]
+    return frozenset(one.declared.path for one in declarations if one and one.declared.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ def _started(root: str | None, *, server: Server, layout: Layout) -> Weights:
     if root is None or not Path(root).is_dir():
         raise WeightsError(
             f"the checkpoint of {server.name or server.base_url} is not on this machine",
-            why=f"it says that it was started with {root!r}, which is no folder here",
+            why=f"it says that it was started with {root!r}, which is not a folder here",
             fix="swap where the server runs; start it with a checkpoint's folder",
             kind="unknown",
         )
@@ -179,27 +179,27 @@ def _started(root: str | None, *, server: Server, layout: Layout) -> Weights:
 
 
 def _foreign_file(layout: Layout, base_url: str) -> Path:
-    spelling = one_spelling(base_url).encode()
+    spelling = canonical_address(base_url).encode()
     return layout.weights / f"{hashlib.sha256(spelling).hexdigest()[:16]}.json"
 
 
-def _demand_known(named: str | None, current: Weights) -> None:
-    """A server that is not ours may have been started again, or swapped by somebody else."""
-    broken_off = current.version > 0 and named is not None and named.startswith(PENDING)
-    if named not in (None, _NEVER_SWAPPED, current.name) and not broken_off:
+def _require_known(named: str | None, current: Weights) -> None:
+    """Raise WeightsError if a foreign server was restarted, or swapped by another program."""
+    interrupted = current.version > 0 and named is not None and named.startswith(PENDING)
+    if named not in (None, _NEVER_SWAPPED, current.name) and not interrupted:
         raise WeightsError(
-            "it is not known which weights the server has",
-            why=f"it calls them {named!r}, and they were not swapped in from here",
+            "the weights of the server are not known",
+            why=f"it calls them {named!r}, and they were not swapped in by enginehouse",
             fix="start it again",
             kind="unknown",
         )
 
 
-async def _forget_earlier(swapper: WeightSwapper, file: Path) -> None:
-    """What was declared for a server that others have started again since is void."""
+async def _forget_declaration(swapper: WeightSwapper, file: Path) -> None:
+    """What was declared for a foreign server no longer holds once it was restarted."""
     try:
         with FileLock(file.with_suffix(".lock"), timeout=0, mode=0o600):
             if await swapper.name() == _NEVER_SWAPPED:
                 await asyncio.to_thread(file.unlink, missing_ok=True)
     except Timeout:
-        pass  # a swap is under way, which may be the first of this server
+        pass  # a swap is in progress, which may be the first of this server

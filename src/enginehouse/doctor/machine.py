@@ -1,4 +1,4 @@
-"""What this machine is and has, as far as `enginehouse doctor` judges it."""
+"""The facts about this machine that `enginehouse doctor` judges."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COMPILERS_CXX = ("g++", "c++", "clang++")
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder, or the nearest one above it that is there. `problem`: why it cannot be written."""
+    """A folder, or its nearest existing parent. `problem`: why it cannot be written."""
 
     path: Path
     free_bytes: int
@@ -120,7 +120,7 @@ def _folder(wanted: Path) -> Folder:
 def _first(names: tuple[str, ...], variable: str) -> str | None:
     given = os.environ.get(variable)
     wanted = (given, *names) if given else names
-    return next((found for name in wanted if (found := shutil.which(name))), None)
+    return next((program for name in wanted if (program := shutil.which(name))), None)
 
 
 def _uv() -> str | None:

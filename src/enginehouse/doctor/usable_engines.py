@@ -1,4 +1,4 @@
-"""Which engines this machine can run or ask, and why not the others."""
+"""Which engines this machine can use, and why not the others."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ _NUMBER = re.compile(r"-\d")
 class Argument(msgspec.Struct, frozen=True, kw_only=True):
     """One option of a command line.
 
-    `given` is how it was written; `flag` its canonical spelling without a dotted path; `values`
-    what came with it, after "=" or as further words.
+    `given` is how it was written, `flag` its canonical spelling without a dotted path, and `values`
+    are what follows it, after "=" or as further words.
     """
 
     given: str
@@ -42,7 +42,7 @@ def split(arguments: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def read(words: Sequence[str]) -> tuple[Argument, ...]:
-    """The options among `words`; a word that belongs to none raises ConfigurationError.
+    """The options in `words`. Raises ConfigurationError for a word that belongs to none.
 
     Understands --flag value, --flag=value, underscores for dashes, -short value, dotted JSON keys
     (--compilation-config.mode 3) and -O3.
@@ -94,9 +94,9 @@ def check(
     removed: Mapping[str, str],
     engine: str,
 ) -> None:
-    """Raise FlagError for what this install of the engine would not accept.
+    """Raise FlagError for what this install of the engine would refuse.
 
-    `removed` says, for flags of the past, what to do instead. No flags known: nothing is checked.
+    `removed` says, for flags that are gone, what to use instead. Empty `flags` check nothing.
     """
     for argument in arguments if flags else ():
         flag = flags.get(argument.flag)

@@ -1,6 +1,7 @@
 """Asks a sampler for every sample of the tasks, scores the answers, and summarises them."""
 
 from enginehouse.evaluation.asking import check_tasks
+from enginehouse.evaluation.plan import TaskPlans, plan_tasks
 from enginehouse.evaluation.records import EvaluationSpec, Prices, TaskSpec
 from enginehouse.evaluation.rescoring import rescore
 from enginehouse.evaluation.runner import Timings, count_missing, evaluate, note_end
@@ -9,6 +10,7 @@ from enginehouse.evaluation.summary import find_sample, require_headlines, summa
 __all__ = [
     "EvaluationSpec",
     "Prices",
+    "TaskPlans",
     "TaskSpec",
     "Timings",
     "check_tasks",
@@ -16,6 +18,7 @@ __all__ = [
     "evaluate",
     "find_sample",
     "note_end",
+    "plan_tasks",
     "require_headlines",
     "rescore",
     "summarise",

@@ -35,8 +35,17 @@ class TaskPlan:
         return self.dataset.items[self.order[position]]
 
 
-def plan_tasks(spec: EvaluationSpec, tasks: TaskData) -> tuple[TaskPlan, ...]:
-    """The plan of every task, in the spec's order. Raises UnknownNameError and DataError."""
+TaskPlans = tuple[TaskPlan, ...]
+Tasks = TaskData | TaskPlans
+
+
+def plan_tasks(spec: EvaluationSpec, tasks: Tasks) -> TaskPlans:
+    """The plan of every task, in the spec's order. Raises UnknownNameError and DataError.
+
+    Plans are returned as they are, so that a command can plan once and pass the plans on.
+    """
+    if not isinstance(tasks, Mapping):
+        return tasks
     return tuple(_plan(spec, task, tasks) for task in spec.tasks)
 
 

@@ -22,7 +22,7 @@ from enginehouse.core.sampler import Provenance, Sampler
 from enginehouse.evaluation.asking import Asker, Unit, requests_of, require_capabilities
 from enginehouse.evaluation.counting import CountingSampler
 from enginehouse.evaluation.ledger import ASKED, CODES, FAILED, MISSING, Ledger, read_ledger
-from enginehouse.evaluation.plan import TaskData, plan_tasks
+from enginehouse.evaluation.plan import Tasks, plan_tasks
 from enginehouse.evaluation.records import (
     JOURNAL_FORMAT,
     EvaluationSpec,
@@ -58,7 +58,7 @@ _TIMINGS = Timings()
 
 
 def count_missing(
-    spec: EvaluationSpec, *, tasks: TaskData, run: Run, retry_failed: bool = False
+    spec: EvaluationSpec, *, tasks: Tasks, run: Run, retry_failed: bool = False
 ) -> int:
     """How many samples `evaluate` would ask. Raises as `evaluate` does, but needs no sampler."""
     with run.hold(), Journal(run.journal_path, first=HeaderRecord) as journal:
@@ -74,7 +74,7 @@ def _wanted(*, retry_failed: bool) -> tuple[int, ...]:
 async def evaluate(
     spec: EvaluationSpec,
     *,
-    tasks: TaskData,
+    tasks: Tasks,
     sampler: Sampler | None,
     provenance: Provenance | None,
     run: Run,
@@ -84,7 +84,8 @@ async def evaluate(
 ) -> Report:
     """Ask what `run`'s journal lacks, score it, and return the report (also in report.json).
 
-    `tasks` maps every task's name in the spec to the task and its loaded data. A new run and a
+    `tasks` maps every task's name in the spec to the task and its loaded data, or is what
+    `plan_tasks` made of that. A new run and a
     resumed one are the same call; a finished one asks nothing and needs no sampler (None). Failed
     samples count as done unless `retry_failed`. `progress` is called from the event loop every
     half second and at the end. Cancellable at any time: samples in flight are dropped and asked
@@ -141,7 +142,7 @@ class Evaluation:
         self,
         spec: EvaluationSpec,
         *,
-        tasks: TaskData,
+        tasks: Tasks,
         journal: Journal,
         progress: Callable[[Progress], None] = lambda _: None,
         timings: Timings = _TIMINGS,

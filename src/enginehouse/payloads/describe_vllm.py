@@ -51,11 +51,9 @@ def describe_flags() -> dict[str, dict[str, object]]:
 
 
 def version_of(vllm: object) -> str:
-    """The version that vLLM says, or that it was installed as where it says none."""
-    said = getattr(vllm, "__version__", "dev")
-    if said != "dev":  # what a build without its version file says
-        return said
-    return installed_version(*DISTRIBUTIONS) or said
+    """The version that vLLM reports, or that it was installed as if it reports none."""
+    version = getattr(vllm, "__version__", "dev")  # "dev" in a build without its version file
+    return (installed_version(*DISTRIBUTIONS) or version) if version == "dev" else version
 
 
 def entry_module() -> str:

@@ -1,10 +1,10 @@
 """Starts SGLang's server as `sglang serve` does, with its API key from the environment.
 
-Run by the Python that has SGLang: `python serve_sglang.py --model-path PATH …`. SGLang takes a key
-as a flag only, which everybody who may list processes can read, and writes all its arguments into
-its log; here the key comes in SGLANG_SERVER_API_KEY and is starred out of what is logged. So is the
-one in SGLANG_SERVER_ADMIN_KEY, which endpoints that change the server (weights, adapters, cache)
-demand.
+Run by the Python that has SGLang: `python serve_sglang.py --model-path PATH …`. SGLang takes its
+key only as a flag, which anyone who can list processes can read, and logs all its arguments. Here
+the key comes in SGLANG_SERVER_API_KEY and is replaced by stars in the log. So is
+SGLANG_SERVER_ADMIN_KEY, which is required by endpoints that change the server (weights, adapters,
+cache).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ ADMIN_KEY = "SGLANG_SERVER_ADMIN_KEY"
 
 
 def star_out(*words: str) -> None:
-    """Keep `words` out of everything that this process logs from now on."""
+    """Replace `words` by stars in everything that this process logs from now on."""
     make = logging.getLogRecordFactory()
 
     def starred(*args: object, **kwargs: object) -> logging.LogRecord:
         record = make(*args, **kwargs)
-        said = record.getMessage()
-        if any(word in said for word in words):
+        message = record.getMessage()
+        if any(word in message for word in words):
             for word in words:
-                said = said.replace(word, "***")
-            record.msg, record.args = said, None
+                message = message.replace(word, "***")
+            record.msg, record.args = message, None
         return record
 
     logging.setLogRecordFactory(starred)

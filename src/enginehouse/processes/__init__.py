@@ -1,1 +1,1 @@
-"""Processes on this machine: starting them, their descendants, and seeing them gone."""
+"""Processes on this machine: started, tracked with their descendants, and ended."""

@@ -1,4 +1,4 @@
-"""Which number types this machine's CPU computes in, read from the system and never guessed."""
+"""Which 16-bit types this machine's CPU supports, read from the system and never guessed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FLAGS = re.compile(r"^(?:flags|Features)\s*:(.*)$", re.MULTILINE)
 
 
 class Cpu(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether there are instructions for 16-bit types; `evidence` is what was read about bfloat16.
+    """Whether the CPU has instructions for 16-bit types; `evidence` is what shows it for bfloat16.
 
     Without such instructions, an engine converts every value to float32 and back.
     """
@@ -30,8 +30,8 @@ def read_cpu(
 ) -> Cpu:
     """What the CPU of this machine can do. Blocks for milliseconds; never raises.
 
-    Only what every core can do counts. Outside Linux, and where nothing can be read, the answer is
-    "neither": float32 works everywhere, and on macOS it is what PyTorch computes fast.
+    Only what every core supports counts. Outside Linux, and if nothing can be read, the answer is
+    "neither": float32 works everywhere, and on macOS PyTorch is fast in float32 only.
     """
     system = system or platform.system()
     machine = (machine or platform.machine()).lower()

@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -123,18 +124,16 @@ class Process:
             await asyncio.sleep(LOOK_EVERY)
 
 
-async def start_process(
-    command: Command,
-    *,
-    log: Path,
-    note: Callable[[ProcessIdentity], None] = lambda _: None,
-    orphan_grace: float = ORPHAN_GRACE,
-) -> Process:
-    """Start it in its own session, with standard output and error appended to `log`.
+@contextmanager
+def hold_process(
+    command: Command, *, log: Path, orphan_grace: float = ORPHAN_GRACE
+) -> Iterator[HeldProcess]:
+    """A process in its own session, in which the program has not begun yet.
 
-    Unless it is released it does not outlive us, however we end (see `Reaper`). `note` is called
-    with the process before the program begins in it. Blocks for milliseconds. Raises StartError if
-    the program cannot be run at all, and what `note` raises.
+    What must be written down about the process is written in the block, and its last step is
+    `HeldProcess.begin`. If the block raises, or ends before, the process is killed. Standard output
+    and error are appended to `log`. Blocks for milliseconds. Raises StartError if the program
+    cannot be run at all.
     """
     program = command.argv[0]
     if shutil.which(program, path=command.env.get("PATH")) is None:
@@ -145,7 +144,7 @@ async def start_process(
         )
     log.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as output:
-        child = subprocess.Popen(  # noqa: ASYNC220 - a cancelled await would lose the child
+        child = subprocess.Popen(
             ("/bin/sh", "-c", _GATE, "sh", *command.argv),
             env=dict(command.env),
             stdin=subprocess.PIPE,
@@ -153,18 +152,44 @@ async def start_process(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    assert child.stdin is not None
-    identity = identify(child.pid) or ProcessIdentity(pid=child.pid, started=0.0)
-    reaper: Reaper | None = None
+    held = HeldProcess(child, log=log, orphan_grace=orphan_grace)
     try:
-        note(identity)
-        reaper = Reaper(identity, log=log)
-        child.stdin.write(b"go\n")
-        child.stdin.close()
-    except BaseException:
-        child.kill()
-        child.communicate()
-        if reaper is not None:
+        yield held
+    finally:
+        held.abandon()
+
+
+class HeldProcess:
+    """A process that waits to become its program."""
+
+    def __init__(self, child: subprocess.Popen[bytes], *, log: Path, orphan_grace: float) -> None:
+        self.identity = identify(child.pid) or ProcessIdentity(pid=child.pid, started=0.0)
+        self._child = child
+        self._log = log
+        self._orphan_grace = orphan_grace
+        self._has_begun = False
+
+    def begin(self) -> Process:
+        """Run the program. Unless it is released it does not outlive us (see `Reaper`)."""
+        assert self._child.stdin is not None
+        reaper = Reaper(self.identity, log=self._log)
+        try:
+            self._child.stdin.write(b"go\n")
+            self._child.stdin.close()
+        except BaseException:
             reaper.dismiss()
-        raise
-    return Process(child, identity, reaper=reaper, log=log, orphan_grace=orphan_grace)
+            raise
+        self._has_begun = True
+        return Process(
+            self._child,
+            self.identity,
+            reaper=reaper,
+            log=self._log,
+            orphan_grace=self._orphan_grace,
+        )
+
+    def abandon(self) -> None:
+        """Kill the process unless its program has begun."""
+        if not self._has_begun:
+            self._child.kill()
+            self._child.communicate()

@@ -1,4 +1,4 @@
-"""Programs that see nothing of this machine but what they need: bubblewrap, where it works."""
+"""Confines programs to what they need of this machine, with bubblewrap where it works."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH"
 
 
 class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
-    """What confines programs on this machine: `command` goes before theirs.
+    """How programs are confined on this machine: `command` precedes theirs.
 
-    Without one, `problem` says why, and `fix` what would help.
+    If it is empty, `problem` says why, and `fix` what would help.
     """
 
     command: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
 
 @functools.cache
 def find_sandbox() -> Sandbox:
-    """Look for bubblewrap and try it once. Blocking, for up to 20 s; as a rule, for 50 ms."""
+    """Look for bubblewrap and try it once. Blocking: usually 50 ms, at most 20 s."""
     program = shutil.which("bwrap")
     if program is None:
         fix = "install bubblewrap (apt-get install bubblewrap, or your system's package)"
@@ -68,10 +68,11 @@ def find_sandbox() -> Sandbox:
 
 
 def confine(argv: Sequence[str], *, sandbox: Sandbox, readable: Iterable[Path]) -> tuple[str, ...]:
-    """The command that runs `argv`, a Python, in the sandbox; `argv` itself if there is none.
+    """The command that runs `argv`, a Python, in the sandbox; `argv` itself without a sandbox.
 
-    It sees the system's programs and libraries, this Python's folders and `readable`, and can
-    write to none of them. It has an empty /tmp, no home, no network, and sees no other process.
+    The program sees the system's programs and libraries, this Python's folders and `readable`, and
+    can write to none of them. It has an empty /tmp, no home and no network, and sees no other
+    process.
     """
     if not sandbox.command:
         return tuple(argv)
@@ -82,14 +83,14 @@ def confine(argv: Sequence[str], *, sandbox: Sandbox, readable: Iterable[Path]) 
     home = Path.home().resolve()
     if home not in mounts and any(folder in home.parents for folder in mounts):
         mounts[home] = ("--tmpfs", str(home))
-    # What lies in another mount comes after it.
+    # A mount inside another one must come after it.
     ordered = sorted(mounts.items(), key=lambda pair: len(pair[0].parts))
     options = [word for _, mount in ordered for word in mount]
     return (*sandbox.command, *options, "--remount-ro", "/", "--", *argv)
 
 
 def bare_environment() -> dict[str, str]:
-    """The variables that a confined program gets: no secrets, no home."""
+    """The environment of a confined program: no secrets, no home."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     return kept | {
         "HOME": "/nonexistent",
@@ -100,7 +101,7 @@ def bare_environment() -> dict[str, str]:
 
 
 def exposes_home(folder: Path) -> bool:
-    """Whether the user's home lies in the folder, or is the folder."""
+    """Whether the folder is, or contains, the user's home."""
     home = Path.home().resolve()
     return folder.resolve() in (home, *home.parents)
 
@@ -112,7 +113,7 @@ def _mount(path: Path) -> tuple[str, ...]:
 
 
 def _python_folders() -> set[Path]:
-    """Where this Python and its packages lie, the working directory apart (`python -m`)."""
+    """The folders of this Python and its packages, without the working directory (`python -m`)."""
     program = Path(sys.executable).resolve()
     folders = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.base_exec_prefix)}
     folders.add(program.parent.parent)

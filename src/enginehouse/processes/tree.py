@@ -55,6 +55,13 @@ def identify(pid: int) -> ProcessIdentity | None:
     return ProcessIdentity(pid=pid, started=started, boot=boot)
 
 
+def this_process() -> ProcessIdentity:
+    """The identity of this process."""
+    identity = identify(os.getpid())
+    assert identity is not None
+    return identity
+
+
 def is_alive(identity: ProcessIdentity) -> bool:
     """Whether that very process runs; False for a zombie, and for another process of that pid."""
     return identify(identity.pid) == identity

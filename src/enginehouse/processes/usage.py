@@ -1,4 +1,4 @@
-"""What a process tree uses of the machine: processor and memory."""
+"""The processor time and memory that a process tree uses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import psutil
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Of all processes together; `cpu` in cores since the last reading, None at the first.
+    """All processes together; `cpu` in cores since the last reading, None at the first.
 
-    `rss_bytes` counts memory that processes share once for each of them.
+    `rss_bytes` counts shared memory once for each process.
     """
 
     processes: int
@@ -22,7 +22,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UsageMeter:
-    """Reads one process tree again and again; its processes may come and go."""
+    """Reads one process tree repeatedly; its processes may come and go."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -32,7 +32,7 @@ class UsageMeter:
     def read(self, pids: Iterable[int]) -> Usage:
         """The usage of those of `pids` that are alive.
 
-        What a process did between the last reading and its end is not seen.
+        What a process did between the last reading and its end is missed.
         """
         rss = 0
         seconds: dict[psutil.Process, float] = {}

@@ -1,1 +1,1 @@
-"""Engine environments and model files: found, built, verified, before anything is started."""
+"""Engine environments and model files: found, built and verified before anything is started."""

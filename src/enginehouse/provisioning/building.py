@@ -84,13 +84,13 @@ async def build(
     return record
 
 
-def _require_planned(plan: EnvironmentPlan, found: Description, *, log: Path) -> None:
+def _require_planned(plan: EnvironmentPlan, description: Description, *, log: Path) -> None:
     problems = []
-    if not _same_release(found.version, plan.version):
-        problems.append(f"its version is {found.version}, not {plan.version}")
-    if found.variant != plan.variant:
-        problems.append(f"it was built for {found.variant}, not {plan.variant}")
-    if not found.flags:
+    if not _same_release(description.version, plan.version):
+        problems.append(f"its version is {description.version}, not {plan.version}")
+    if description.variant != plan.variant:
+        problems.append(f"it was built for {description.variant}, not {plan.variant}")
+    if not description.flags:
         problems.append("its server has no flags")
     if problems:
         raise ProvisioningError(
@@ -101,12 +101,12 @@ def _require_planned(plan: EnvironmentPlan, found: Description, *, log: Path) ->
         )
 
 
-def _same_release(found: str, planned: str) -> bool:
-    """Whether an engine that says `found` may be what was published as `planned`.
+def _same_release(reported: str, planned: str) -> bool:
+    """Whether an engine that reports version `reported` may have been published as `planned`.
 
-    A post release often says the version of the release that it repeats.
+    A post release often reports the version of the release that it repeats.
     """
     try:
-        return Version(found).base_version == Version(planned).base_version
+        return Version(reported).base_version == Version(planned).base_version
     except InvalidVersion:
         return False

@@ -73,10 +73,12 @@ async def describe(
     try:
         return msgspec.json.decode(finished.output.splitlines()[-1], type=Description)
     except (IndexError, msgspec.DecodeError) as error:
-        said = finished.why()
+        printed = finished.why()
         raise ProvisioningError(
             failed,
-            why=f"instead of its description it printed {said!r}" if said else "it printed nothing",
+            why=f"instead of its description it printed {printed!r}"
+            if printed
+            else "it printed nothing",
             log=log,
         ) from error
 
@@ -84,4 +86,4 @@ async def describe(
 def _reason(finished: Finished) -> str:
     if finished.returncode < 0:
         return f"it was killed by signal {-finished.returncode}"
-    return finished.why() or f"it said nothing and ended with exit code {finished.returncode}"
+    return finished.why() or f"it printed nothing and ended with exit code {finished.returncode}"

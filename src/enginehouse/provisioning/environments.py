@@ -38,13 +38,13 @@ __all__ = [
 
 
 class EngineEnvironment(msgspec.Struct, frozen=True, kw_only=True):
-    """An install that was seen to import its engine.
+    """An install that has been seen to import its engine.
 
     `executable` starts it: a virtual environment's interpreter, or a program such as llama-server.
     `key` is the content address of a managed environment, None for one that the user brought.
     `flags` maps every spelling of every server option ("--max-model-len") to what it takes.
     `packages` has the versions of torch, transformers and the like, as far as they are installed.
-    `entry_module` is what `python -m` starts the server with, None where that never differs.
+    `entry_module` is what `python -m` starts the server with, None if that never differs.
     """
 
     engine: str
@@ -73,8 +73,8 @@ async def find_environment(
     """
     given = given_install(installation, python=python)
     if given is None and version is None and variant is None:
-        found = installation.on_path(os.environ.get("PATH", os.defpath))
-        given = ("PATH", found) if found else None
+        on_path = installation.on_path(os.environ.get("PATH", os.defpath))
+        given = ("PATH", on_path) if on_path else None
     if given is None:
         plan = await find_plan(installation, version=version, variant=variant, context=context)
         return await ensure_environment(plan, installation=installation, context=context)
@@ -95,7 +95,7 @@ async def ensure_environment(
 ) -> EngineEnvironment:
     """The planned environment, built if it is not there yet; idempotent, safe across processes.
 
-    Raises ProvisioningError, naming the log; a failed or killed build leaves nothing to be found.
+    Raises ProvisioningError, naming the log; a failed or killed build leaves no environment.
     """
     environments, notify = context.layout.environments, context.notify
     final = environments / plan.key
@@ -198,14 +198,14 @@ def _absolute(path: Path) -> Path:
 
 
 def _require_agreement(
-    found: EngineEnvironment, origin: str, *, version: str | None, variant: str | None
+    environment: EngineEnvironment, origin: str, *, version: str | None, variant: str | None
 ) -> None:
     wanted = {"version": version, "variant": variant}
-    has = {"version": found.version.partition("+")[0], "variant": found.variant}
+    has = {"version": environment.version.partition("+")[0], "variant": environment.variant}
     for name, value in wanted.items():
         if value is not None and _release(value) != _release(has[name]):
             raise ConfigurationError(
-                f"{origin} has {found.engine} of {name} {has[name]}, not {value}",
+                f"{origin} has {environment.engine} of {name} {has[name]}, not {value}",
                 fix=f"leave out --{name}, or {origin}",
             )
 

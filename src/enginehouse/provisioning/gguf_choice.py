@@ -43,11 +43,11 @@ def choose_gguf(names: Sequence[str], *, where: str) -> tuple[str, ...]:
 
 def whole(parts: Sequence[str], *, where: str) -> tuple[str, ...]:
     """All parts of one model, sorted. Raises ModelError if some are missing."""
-    found = _PART.match(parts[0])
-    if found and len(parts) != int(found["parts"]):
+    part = _PART.match(parts[0])
+    if part and len(parts) != int(part["parts"]):
         raise ModelError(
-            f"{where} lacks {int(found['parts']) - len(parts)} of the {int(found['parts'])} parts "
-            f"of {found['stem']}",
+            f"{where} lacks {int(part['parts']) - len(parts)} of the {int(part['parts'])} parts "
+            f"of {part['stem']}",
             fix="copy or download them too, or wait until they are saved",
         )
     return tuple(parts)
@@ -63,4 +63,4 @@ def sibling_parts(name: str, names: Sequence[str]) -> tuple[str, ...]:
     mine = _PART.match(name)
     assert mine is not None
     matches = ((other, _PART.match(other)) for other in sorted(names))
-    return tuple(other for other, found in matches if found and found["stem"] == mine["stem"])
+    return tuple(other for other, match in matches if match and match["stem"] == mine["stem"])

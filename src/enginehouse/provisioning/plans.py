@@ -1,4 +1,4 @@
-"""Which engine environment to build, decided before anything is done."""
+"""Which engine environment to build, decided before anything is changed."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class EnvironmentPlan(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.variant != "cuda":
             return ""
-        found = _TORCH.findall(self.requirements)
-        return "".join(f"{name}!={version}+cpu\n" for name, version in found)
+        pins = _TORCH.findall(self.requirements)
+        return "".join(f"{name}!={version}+cpu\n" for name, version in pins)
 
     def describe(self) -> str:
         """A few lines for people."""
@@ -170,8 +170,8 @@ def pinned_version(installation: Installation, version: str, variant: str) -> st
 
 def cuda_version(requirements: str) -> tuple[int, int] | None:
     """The CUDA that the torch of these requirements was built for: (13, 0); None without one."""
-    found = _CUDA_RUNTIME.search(requirements)
-    return (int(found[1]), int(found[2])) if found else None
+    match = _CUDA_RUNTIME.search(requirements)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def not_pinned(installation: Installation, version: str, variant: str) -> ConfigurationError:
@@ -205,8 +205,8 @@ def not_pinned(installation: Installation, version: str, variant: str) -> Config
 def base_python() -> Path:
     """The interpreter that our own virtual environment was made from."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    found = Path(sys.base_prefix) / "bin" / version
-    return found if found.exists() else Path(sys.executable)
+    python = Path(sys.base_prefix) / "bin" / version
+    return python if python.exists() else Path(sys.executable)
 
 
 def python_version() -> str:
@@ -215,7 +215,7 @@ def python_version() -> str:
 
 
 def find_links() -> str | None:
-    """What UV_FIND_LINKS is to be: pip's own setting is obeyed too."""
+    """The value for UV_FIND_LINKS; pip's own setting counts too."""
     if own := os.environ.get("UV_FIND_LINKS"):
         return own
     links = os.environ.get("PIP_FIND_LINKS", "").split()
@@ -223,7 +223,7 @@ def find_links() -> str | None:
 
 
 def cpu_backend(variant: str) -> str | None:
-    """Uv's name for the index of torch's CPU build, None where torch comes from elsewhere.
+    """Uv's name for the index of torch's CPU build, None if torch comes from elsewhere.
 
     The CUDA set is pinned to the CUDA libraries of the registry's own torch build, which is the
     one that vLLM's wheel was compiled against: any other backend would not fit it.

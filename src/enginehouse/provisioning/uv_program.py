@@ -1,4 +1,4 @@
-"""Runs uv, and words its failures."""
+"""Runs uv, and explains its failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any published version of an engine: resolved with uv for this machine, where it is not pinned."""
+"""Any published version of an engine, resolved with uv for this machine if it is not pinned."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import tempfile
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -32,10 +31,10 @@ TORCH_BACKENDS = (
     *("cu120", "cu118"),
 )
 # An engine names most of its requirements without an upper bound, so an old release would get
-# packages that did not exist when it was made, and that it does not fit (transformers 5 for vLLM
-# 0.10). This long after a release its requirements have appeared, and later ones have not.
+# newer packages that it does not work with (transformers 5 for vLLM 0.10). This long after a
+# release, its own requirements have been published, and few later ones have.
 _SETTLED = timedelta(days=14)
-# Engines name these exactly, and torch's own index does not tell when a file was uploaded.
+# Engines pin these exactly, and torch's own index has no upload times.
 _UNDATED = ("torch", "torchvision", "torchaudio", "triton", "pytorch-triton")
 _KEY = re.compile(
     r"(?P<engine>[a-z]+)-(?P<version>[^-]+)-(?P<variant>[a-z]+)-py(?P<python>[\d.]+)-[0-9a-f]+"
@@ -55,7 +54,7 @@ async def find_plan(
 
     None means our default version, "latest" the newest that is published. Resolving takes seconds.
     Raises ConfigurationError for a version that is not published, with the nearest ones, and
-    ProvisioningError where its packages do not fit this machine.
+    ProvisioningError if its packages do not suit this machine.
     """
     variant = plans.choose_variant(variant)
     if version != LATEST and (known := _known(installation, version, variant, context.layout)):
@@ -88,38 +87,27 @@ def known_plan(
 def _known(
     installation: Installation, version: str | None, variant: str, layout: Layout
 ) -> EnvironmentPlan | None:
+    """The plan for a pinned version, or the newest one that was resolved and built here before."""
     if version is None or plans.pinned_version(installation, version, variant):
         return plan_environment(installation, version=version, variant=variant)
-    found = list(_installed(installation.engine, version, variant, layout))
-    return max(found, key=lambda plan: _created(plan, layout), default=None)
-
-
-def _installed(
-    engine: str, version: str, variant: str, layout: Layout
-) -> Iterator[EnvironmentPlan]:
-    """The plans of the environments that were resolved and built here before."""
     try:
         wanted = Version(version)
     except InvalidVersion:
-        return
-    folders = layout.environments.iterdir() if layout.environments.is_dir() else ()
-    for folder in folders:
-        key = _KEY.fullmatch(folder.name)
-        if key is None or read_record(folder) is None:
+        return None
+    built: dict[float, EnvironmentPlan] = {}
+    for folder in layout.environments.iterdir() if layout.environments.is_dir() else ():
+        key, record = _KEY.fullmatch(folder.name), read_record(folder)
+        if key is None or record is None or Version(key["version"]) != wanted:
             continue
-        if (key["engine"], key["variant"]) != (engine, variant) or Version(
-            key["version"]
-        ) != wanted:
+        if (key["engine"], key["variant"]) != (installation.engine, variant):
             continue
         text = (folder / "requirements.txt").read_text(encoding="utf-8")
-        plan = _plan(engine, key["version"], variant, requirements=text, torch_backend=None)
-        if plan.key == folder.name:  # else it is another machine's, or another Python's
-            yield plan
-
-
-def _created(plan: EnvironmentPlan, layout: Layout) -> float:
-    record = read_record(layout.environments / plan.key)
-    return record.created if record else 0.0
+        plan = _plan(
+            installation.engine, key["version"], variant, requirements=text, torch_backend=None
+        )
+        if plan.key == folder.name:  # or it belongs to another machine or Python
+            built[record.created] = plan
+    return built[max(built)] if built else None
 
 
 def _plan(
@@ -173,10 +161,10 @@ async def _resolve(
 
 
 async def _lock_for_driver(registry: _Registry, release: _Release, *, notify: Notify) -> _Lock:
-    """Torch for a CUDA that the driver runs, and of the major version that the engine links to.
+    """Lock with a torch for a CUDA that the driver runs, of the major version the engine links to.
 
-    The engine's wheel is compiled against one CUDA, which its local version names (0.33.0+cu129)
-    or, without one, that of the torch that the registry itself has.
+    The engine's wheel is compiled against one CUDA, which is named by its local version
+    (0.33.0+cu129) or else is that of the registry's torch.
     """
     lock = await registry.lock(release, torch_backend=None)
     of_torch = cuda_version(lock.requirements)
@@ -185,7 +173,7 @@ async def _lock_for_driver(registry: _Registry, release: _Release, *, notify: No
         return lock
     driver = await asyncio.to_thread(cuda_of_driver)
     if driver is None:
-        notify("environment: no NVIDIA driver answers here, so nothing is chosen by it")
+        notify("environment: no NVIDIA driver answers here, so it cannot be considered")
     limit = driver or made_for
     if of_torch[0] == made_for[0] and of_torch <= limit:
         return lock
@@ -213,8 +201,8 @@ async def _lock_for_driver(registry: _Registry, release: _Release, *, notify: No
 
 
 def _cuda_of_local(requirements: str, package: str) -> tuple[int, int] | None:
-    found = re.search(rf"^{re.escape(package)}==\S+\+cu(\d+)(\d)\b", requirements, re.MULTILINE)
-    return (int(found[1]), int(found[2])) if found else None
+    match = re.search(rf"^{re.escape(package)}==\S+\+cu(\d+)(\d)\b", requirements, re.MULTILINE)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def _backends(major: int, limit: tuple[int, int]) -> list[str]:
@@ -229,7 +217,7 @@ def _dotted(version: tuple[int, int]) -> str:
 
 @dataclass(frozen=True)
 class _Release:
-    """A published version. `uploaded` is None where the registry does not tell."""
+    """A published version. `uploaded` is None if the registry does not say."""
 
     version: str
     uploaded: datetime | None
@@ -245,7 +233,7 @@ class _Lock:
 
 @dataclass(frozen=True)
 class _Registry:
-    """What uv finds of one engine's packages, for this machine and this Python."""
+    """What uv finds for one engine's packages on this machine, with this Python."""
 
     engine: str
     variant: str
@@ -269,9 +257,9 @@ class _Registry:
         )
 
     async def lock(self, release: _Release, *, torch_backend: str | None) -> _Lock:
-        """Everything that belongs to a release, with the packages of its time if they fit.
+        """All packages of a release, from the time of the release if possible.
 
-        Raises ProvisioningError where uv finds no solution.
+        Raises ProvisioningError if uv finds no solution.
         """
         finished, text = await self._compile_for_variant(release, torch_backend, dated=True)
         if text is None and release.uploaded is not None:
@@ -302,10 +290,10 @@ class _Registry:
             finished, text = await self._compile(
                 release, torch_backend, dated=dated, avoided=avoided
             )
-            found = _CPU_BUILD.findall(text or "") if self.variant == "cuda" else []
-            if not found:
+            unwanted = _CPU_BUILD.findall(text or "") if self.variant == "cuda" else []
+            if not unwanted:
                 return finished, text
-            avoided += [f"{name}!={version}" for name, version in found]
+            avoided += [f"{name}!={version}" for name, version in unwanted]
 
     async def _compile(
         self, release: _Release, torch_backend: str | None, *, dated: bool, avoided: list[str]
@@ -323,7 +311,7 @@ class _Registry:
         return await self._run(wanted, options, output="requirements.txt")
 
     async def _newest(self, requirement: str, *options: str) -> tuple[Finished, _Release | None]:
-        """The release that uv prefers for a requirement, without looking at what it depends on."""
+        """The release that uv prefers for a requirement, ignoring its dependencies."""
         finished, text = await self._run(
             [requirement], ["--no-deps", *options], output="pylock.toml"
         )
@@ -355,7 +343,7 @@ class _Registry:
     async def _run(
         self, wanted: list[str], options: list[str], *, output: str
     ) -> tuple[Finished, str | None]:
-        """`uv pip compile` for this Python, in the format of `output`; None where it fails."""
+        """`uv pip compile` for this Python, in the format of `output`; None if it fails."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "wanted.in").write_text("\n".join(wanted) + "\n", encoding="utf-8")
@@ -364,7 +352,7 @@ class _Registry:
             finished = await run_uv(
                 [
                     *("pip", "compile", "--quiet", "--python", str(plans.base_python())),
-                    # An engine's source would be compiled, with CUDA, for an hour.
+                    # Compiling an engine's source with CUDA would take an hour.
                     *("--only-binary", self.distribution.package),
                     *("--overrides", str(folder / "overrides.txt")),
                     *("--output-file", str(file), *options, str(folder / "wanted.in")),

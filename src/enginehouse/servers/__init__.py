@@ -1,1 +1,1 @@
-"""One server's life: lease ports, spawn, see it ready, stop it and prove it."""
+"""One server's life: ports, start, readiness, health, stop."""

@@ -29,6 +29,7 @@ from enginehouse.core.errors import (
     WireError,
 )
 from enginehouse.engines.base import Engine, RemoteEngine, ServedEngine
+from enginehouse.servers.records import ServerRecord
 
 API_KEY_VARIABLE = "ENGINEHOUSE_API_KEY"
 
@@ -43,19 +44,40 @@ class Server:
     `api_key` opens them.
     """
 
-    name: str | None
     base_url: str
     models: tuple[str, ...]
-    pid: int | None
-    log: Path | None
-    engine: str | None
-    version: str | None
-    environment: str | None
-    command: tuple[str, ...] | None
-    api_key: str | None = field(repr=False)
-    owned: bool
+    name: str | None = None
+    pid: int | None = None
+    log: Path | None = None
+    engine: str | None = None
+    version: str | None = None
+    environment: str | None = None
+    command: tuple[str, ...] | None = None
+    api_key: str | None = field(default=None, repr=False)
     admin_key: str | None = field(default=None, repr=False)
     key_file: Path | None = None
+    owned: bool = False
+
+
+def server_of(
+    record: ServerRecord, *, api_key: str | None, admin_key: str | None, owned: bool = False
+) -> Server:
+    """The server that a record describes."""
+    return Server(
+        base_url=record.base_url,
+        models=record.models,
+        name=record.name,
+        pid=record.process.pid,
+        log=record.log,
+        engine=record.engine,
+        version=record.version,
+        environment=record.environment,
+        command=record.command,
+        api_key=api_key,
+        admin_key=admin_key,
+        key_file=record.key_file,
+        owned=owned,
+    )
 
 
 def curl_line(server: Server) -> str:
@@ -111,17 +133,11 @@ async def attach_server(
             reply = await _get(transport, engine.endpoints.version, base=base, patience=patience)
             version = _version(reply)
     return Server(
-        name=None,
         base_url=base,
         models=models,
-        pid=None,
-        log=None,
         engine=engine.name if version is not None or not served else None,
         version=version,
-        environment=None,
-        command=None,
         api_key=api_key,
-        owned=False,
     )
 
 

@@ -52,8 +52,9 @@ class _Counters(msgspec.Struct, frozen=True, kw_only=True):
 class HealthMonitor:
     """Watches one server; `session` has its base URL and its API key.
 
-    `exit_code` returns None while the process runs. `busy` tells whether requests of ours wait for
-    an answer, so that a server that seems idle is not. `cores` returns the CPU cores that the
+    `exit_code` returns None while the process runs. `busy` tells whether our own requests wait for
+    an answer, so that a server that seems idle is not, and `last_answer` when, by `clock`, one of
+    them was last answered, which is a sign of work as well. `cores` returns the CPU cores that the
     server has used since the last call, None if they say nothing about its work (on a GPU).
     `patience`: seconds without any sign of work after which a server counts as failed.
     """
@@ -67,6 +68,7 @@ class HealthMonitor:
         exit_code: Callable[[], int | None],
         patience: float,
         busy: Callable[[], bool] = lambda: False,
+        last_answer: Callable[[], float] = lambda: 0.0,
         cores: Callable[[], float | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         timings: Timings = TIMINGS,
@@ -77,21 +79,13 @@ class HealthMonitor:
         self._exit_code = exit_code
         self._patience = patience
         self._busy = busy
+        self._last_answer = last_answer
         self._cores = cores
         self._clock = clock
         self._timings = timings
         self._probe = aiohttp.ClientTimeout(total=timings.probe)
         self._blind = False  # this process has no file descriptor left to look with
         self.restarted()
-
-    @property
-    def patience(self) -> float:
-        """Seconds without any sign of work after which the server counts as failed."""
-        return self._patience
-
-    def note_work(self) -> None:
-        """Record that a request was answered, which is a sign of work as well."""
-        self._worked = self._clock()
 
     def restarted(self) -> None:
         """Forget what was seen: the server is a new process."""
@@ -140,6 +134,7 @@ class HealthMonitor:
         elif (health is _READY and is_idle) or (not computes and await self._answers()):
             self._worked = self._clock()
         now = self._clock()
+        self._worked = max(self._worked, self._last_answer())
         silent = now - self._worked
         # A single look without CPU use proves nothing: other programs may take the CPU for a while.
         idle = now - max(self._worked, self._computed)

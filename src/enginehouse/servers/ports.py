@@ -22,7 +22,7 @@ import psutil
 from filelock import FileLock
 
 from enginehouse.core.errors import PortError
-from enginehouse.processes.tree import ProcessIdentity, identify, is_alive
+from enginehouse.processes.tree import ProcessIdentity, is_alive, this_process
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
@@ -52,8 +52,6 @@ def lease_ports(layout: Layout, *, host: str, wanted: int | None, name: str) -> 
     Raises PortError: who has the wanted port, that none is free, or that the folder of leases
     cannot be used; StoreError.
     """
-    owner = identify(os.getpid())
-    assert owner is not None
     with _locked(layout):
         leases = live_leases(layout)
         _require_free(wanted, host=host, leases=leases, home=layout.state)
@@ -67,7 +65,7 @@ def lease_ports(layout: Layout, *, host: str, wanted: int | None, name: str) -> 
                     name=name,
                     port=base if wanted is None else wanted,
                     internal=base + 1,
-                    owner=owner,
+                    owner=this_process(),
                     home=str(layout.state),
                 )
                 _write(layout, lease)

@@ -115,7 +115,7 @@ async def _probe(
     except MalformedResponseError:
         names = None
     if names is None:
-        raise StartError(f"the server is healthy, but {path} got {status}", why=_excerpt(body))
+        raise StartError(f"the server is healthy, but {path} answered {status}", why=_excerpt(body))
     if model not in names:
         raise StartError(
             f"the server serves {', '.join(names) or 'nothing'}, not {model}",
@@ -125,7 +125,9 @@ async def _probe(
     what = "a one-token request"
     status, body = await _ask(session, "POST", engine.endpoints.canary, what=what, model=model)
     if status != 200:
-        raise StartError(f"the server is healthy, but {what} got {status}", why=_excerpt(body))
+        raise StartError(
+            f"the server is healthy, but {what} was answered with {status}", why=_excerpt(body)
+        )
     if engine.endpoints.guarded is not None:
         path = engine.endpoints.guarded
         status, _ = await _ask(session, "GET", path, what=path, headers={"Authorization": ""})

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -24,13 +23,13 @@ from enginehouse.diagnosis import Diagnosis, diagnose_log, explained
 from enginehouse.engines.base import LaunchContext, ServedEngine, is_administered
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import load_served_engine
-from enginehouse.processes.process import Process, start_process
-from enginehouse.processes.tree import ProcessIdentity, identify
+from enginehouse.processes.process import Process, hold_process
+from enginehouse.processes.tree import this_process
 from enginehouse.processes.usage import UsageMeter
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.runtime.context import Context
-from enginehouse.servers.endpoint import Server, attach_server, curl_line
+from enginehouse.servers.endpoint import Server, attach_server, curl_line, server_of
 from enginehouse.servers.gpu_memory import read_baseline, require_memory_back
 from enginehouse.servers.health import glance
 from enginehouse.servers.ports import (
@@ -150,10 +149,10 @@ class OwnedServer:
     context: Context
     limits: StartLimits
     timings: Timings
-    _server: Server | None = None
     _lease: PortLease | None = None
     _process: Process | None = None
     _record: ServerRecord | None = None
+    _released: bool = False
     _starts: int = 0
     _gpu_baseline: Mapping[int, int] | None = None
     _admin_key: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
@@ -162,8 +161,10 @@ class OwnedServer:
     @property
     def server(self) -> Server:
         """The server as it is now."""
-        assert self._server is not None, "known once it is started"
-        return self._server
+        assert self._record is not None, "known once it is started"
+        return server_of(
+            self._record, api_key=self.options.api_key, admin_key=self._admin_key, owned=True
+        )
 
     def exit_code(self) -> int | None:
         """None while its first process runs; negative for a signal."""
@@ -201,9 +202,7 @@ class OwnedServer:
     def hold_port(self) -> None:
         """Lease its port ourselves, so that nobody takes it while the server has no process."""
         assert self._lease is not None
-        owner = identify(os.getpid())
-        assert owner is not None
-        self._lease = hand_over(self.context.layout, self._lease, owner=owner)
+        self._lease = hand_over(self.context.layout, self._lease, owner=this_process())
 
     async def start(self, name: str | None, *, detached: bool) -> None:
         """Start it and wait until it is ready. Raises as `start_server` does."""
@@ -262,7 +261,6 @@ class OwnedServer:
         self._process.look()
         assert self._record is not None
         self._write(msgspec.structs.replace(self._record, state=ServerState.READY, models=models))
-        self._server = replace(server, models=models)
         self.context.notify(f"ready after {time.monotonic() - began:.1f} s: {server.base_url}")
 
     def _grace(self) -> float:
@@ -270,79 +268,49 @@ class OwnedServer:
         return self.timings.start_grace if starting else self.timings.stop_grace
 
     async def _spawn(self, served: str, *, name: str, log: Path, detached: bool) -> None:
-        options = self.options
-        assert self._lease is not None
+        options, layout, lease = self.options, self.context.layout, self._lease
+        assert lease is not None
         launch = LaunchContext(
             environment=self.environment,
             model_path=str(self.model.path),
             served_model_name=served,
-            port=self._lease.port,
-            internal_port=self._lease.internal,
+            port=lease.port,
+            internal_port=lease.internal,
             start_limit=self.limits.total,
             admin_key=self._admin_key,
         )
         command = self.engine.command(options, context=launch)
         if self.environment.variant == "cuda":
             self._gpu_baseline = await read_baseline()
-        self._server = server = Server(
-            name=name,
-            base_url=f"http://{_reachable(options.host)}:{self._lease.port}",
-            models=(served,),
-            pid=None,
-            log=log,
-            engine=self.engine.name,
-            version=self.environment.version,
-            environment=self.environment.key or str(self.environment.executable),
-            command=command.argv,
-            api_key=options.api_key,
-            admin_key=self._admin_key,
-            key_file=key_file(self.context.layout, name)
-            if is_administered(self.engine, options)
-            else None,
-            owned=True,
-        )
-
-        def note(process: ProcessIdentity) -> None:
-            assert self._lease is not None
-            self._lease = hand_over(self.context.layout, self._lease, owner=process)
-            if server.key_file is not None:
-                write_whole(server.key_file, self._admin_key.encode(), private=True)
-            self._write(self._new_record(server, process, detached=detached))
-
-        self._process = await start_process(
-            command, log=log, note=note, orphan_grace=self.timings.orphan_grace
-        )
-        self._server = replace(server, pid=self._process.pid)
-
-    def _new_record(
-        self, server: Server, process: ProcessIdentity, *, detached: bool
-    ) -> ServerRecord:
-        starter = identify(os.getpid())
-        assert starter is not None
-        assert self._lease is not None
-        assert server.name is not None
-        assert server.log is not None
-        return ServerRecord(
-            name=server.name,
-            process=process,
-            starter=starter,
-            detached=detached,
-            state=ServerState.STARTING,
-            base_url=server.base_url,
-            host=self.options.host,
-            models=server.models,
-            engine=self.engine.name,
-            version=self.environment.version,
-            environment=server.environment or "",
-            model=self.model.reference,
-            command=server.command or (),
-            has_api_key=server.api_key is not None,
-            key_file=server.key_file,
-            swaps_weights=self.options.enable_weight_swap,
-            lease=self._lease,
-            log=server.log,
-            started=time.time(),
-        )
+        with hold_process(command, log=log, orphan_grace=self.timings.orphan_grace) as held:
+            self._lease = hand_over(layout, lease, owner=held.identity)
+            file = None
+            if is_administered(self.engine, options):
+                file = key_file(layout, name)
+                write_whole(file, self._admin_key.encode(), private=True)
+            record = ServerRecord(
+                name=name,
+                process=held.identity,
+                starter=this_process(),
+                detached=detached,
+                state=ServerState.STARTING,
+                base_url=f"http://{_reachable(options.host)}:{lease.port}",
+                host=options.host,
+                models=(served,),
+                engine=self.engine.name,
+                version=self.environment.version,
+                environment=self.environment.key or str(self.environment.executable),
+                model=self.model.reference,
+                command=command.argv,
+                has_api_key=options.api_key is not None,
+                key_file=file,
+                swaps_weights=options.enable_weight_swap,
+                lease=self._lease,
+                log=log,
+                started=time.time(),
+            )
+            self._write(record)
+            self._process = held.begin()
 
     def _write(self, record: ServerRecord) -> None:
         self._record = record
@@ -362,6 +330,8 @@ class OwnedServer:
         await self._give_back()
 
     async def _give_back(self) -> None:
+        if self._released:
+            return
         if self._process is None:
             self._forget(ServerState.STOPPED)
             return
@@ -370,12 +340,18 @@ class OwnedServer:
         try:
             await self._process.stop(grace=self._grace())
         except StopError:
-            raise  # a process of it lives, and can be found by its record
+            raise  # a process is alive; the record stays so that it can be stopped
         except BaseException:
             self._forget(ServerState.STOPPED)  # cancelled again: the processes are killed
             raise
         self._forget(ServerState.FAILED if ended else ServerState.STOPPED)
         await self._require_stopped()
+
+    def _forget(self, state: ServerState) -> None:
+        if self._lease is not None:
+            release_ports(self.context.layout, self._lease)
+        if self._record is not None:
+            remove_record(self.context.layout, self._record.name, state=state)
 
     async def _require_stopped(self) -> None:
         assert self._process is not None
@@ -390,13 +366,7 @@ class OwnedServer:
         """Leave the server running; its record is what finds it again."""
         assert self._process is not None
         self._process.release()
-        self._process = self._lease = self._record = None
-
-    def _forget(self, state: ServerState) -> None:
-        if self._lease is not None:
-            release_ports(self.context.layout, self._lease)
-        if self._record is not None:
-            remove_record(self.context.layout, self._record.name, state=state)
+        self._released = True
 
 
 def _reachable(host: str) -> str:

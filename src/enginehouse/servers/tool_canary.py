@@ -80,7 +80,7 @@ async def check_tool_parser(
     if status != 200:
         said = content.decode(errors="replace").strip()[:300]
         about_tools = "tool" in said.lower()  # not a full context, a limit, a refused key
-        cause = f"a request with a tool got {status} from the tool parser {parser!r}"
+        cause = f"a request with a tool was answered with {status} by the tool parser {parser!r}"
         return _diagnosis(said, cause) if about_tools else None
     try:
         message = msgspec.json.decode(content, type=_Reply).choices[0].message

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from enginehouse.core.errors import ConfigurationError, nearest
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.reasoning import strip_reasoning
-from enginehouse.core.strict_model import StrictModel
-from enginehouse.core.strict_yaml import load_yaml
+from enginehouse.core.strict_model import StrictModel, explain
+from enginehouse.core.strict_yaml import parse_mapping
 from enginehouse.core.system_errors import advice
 from enginehouse.tasks.base import (
     Choose,
@@ -101,8 +100,21 @@ def load_custom(path: Path) -> CustomTask:
 
     Raises ConfigurationError naming the file, the key, and the nearest key for an unknown one.
     """
-    content = _read(path)
-    definition = _parse(content, path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read the task {path}",
+            why=error.strerror,
+            fix=advice(
+                error, otherwise="check the path; in a configuration it is relative to that file"
+            ),
+        ) from error
+    try:
+        definition = Definition.model_validate(parse_mapping(content, path=path))
+    except ValidationError as error:
+        problems = explain(error, Definition)
+        raise ConfigurationError(f"{path}: {'; '.join(problems)}") from error
     metric = None
     if definition.metric != CHOICE:
         metric = load_metric(
@@ -116,56 +128,6 @@ def load_custom(path: Path) -> CustomTask:
     digest = hashlib.sha256(content + b"\0" + source + b"\0%d" % _SCORING)
     version = int.from_bytes(digest.digest()[:4]) >> 1
     return CustomTask(definition, path=path, metric=metric, version=version)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot read the task {path}",
-            why=error.strerror,
-            fix=advice(
-                error, otherwise="check the path; in a configuration it is relative to that file"
-            ),
-        ) from error
-
-
-def _parse(content: bytes, path: Path) -> Definition:
-    try:
-        values = load_yaml(content.decode("utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigurationError(
-            f"{path}{where}: not YAML", why=problem, fix="correct it; the file must be UTF-8 text"
-        ) from error
-    if not isinstance(values, dict):
-        raise ConfigurationError(
-            f"{path} must map keys to values",
-            why="it is empty" if values is None else f"it is a {type(values).__name__}",
-            fix="set name, data, prompt and answer; docs/tasks.md has an example",
-        )
-    try:
-        return Definition.model_validate(values)
-    except ValidationError as error:
-        problems = [_explain(problem["loc"], problem) for problem in error.errors()]
-        raise ConfigurationError(f"{path}: {'; '.join(problems)}") from error
-
-
-def _explain(location: tuple[int | str, ...], problem: Any) -> str:
-    where = ".".join(map(str, location))
-    if problem["type"] == "extra_forbidden":
-        close = nearest(where, Definition.model_fields)
-        known = ", ".join(Definition.model_fields)
-        return f"unknown key {where!r}, " + (
-            f"did you mean {close!r}?" if close else f"known: {known}"
-        )
-    if problem["type"] == "missing":
-        return f"{where!r} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{where!r}: {message}" if where else message
 
 
 class CustomTask(Task):

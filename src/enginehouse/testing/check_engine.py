@@ -1,7 +1,7 @@
-"""What every engine must do, as named cases over a Sampler.
+"""The conformance suite: what every engine must do, as named cases over a Sampler.
 
-The fake engine and the real vLLM both pass; a new engine's adapter is done when it does. Cases
-that need a capability which the sampler does not declare are skipped, and say so.
+The fake engine and the real vLLM both pass; a new engine is finished when it does. Cases that need
+a capability which the sampler does not declare are skipped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["CASES", "Case", "CaseResult", "check"]
 
 
 class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a case; `detail` says what went wrong, or what was lacking."""
+    """The result of a case; `detail` says what went wrong, or what was missing."""
 
     name: str
     outcome: Literal["passed", "failed", "skipped"]

@@ -25,7 +25,7 @@ def assert_linear(
     function: Callable[[str], object],
     text: Callable[[int], str],
     *,
-    longest: int = 100_000,
+    longest: int = 40_000,
     clock: Callable[[], float] = time.thread_time,
 ) -> None:
     """Fail the test if the function's CPU time grows much faster than the text it is given.

@@ -1,8 +1,8 @@
 """Which checkpoints and adapters below a folder are finished. Blocking; reads no weights.
 
-Nobody says when a trainer is done with a folder, so every sign is looked at: names that writers
-use meanwhile, files shorter than their own heads say, shards that an index names and that are not
-there, and any change between two looks.
+A trainer does not say when it is done with a folder, so several signs are checked: temporary
+names, files shorter than their own headers say, missing shards that an index names, and any change
+between two looks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from enginehouse.provisioning.digests import chat_template_digest, weights_diges
 from enginehouse.results.curve import Kind
 from enginehouse.store.layout import Layout
 
-MAY_CHANGE = "it may be written to still"  # it is whole, but has not been so for long
+MAY_CHANGE = "it may still be written to"  # it is complete, but changed recently
 _ADAPTER = "adapter_config.json"
 _BESIDE_WEIGHTS = ("config.json", "tokenizer.json")
 _MODEL = re.compile(r".*\.safetensors|(pytorch_)?model.*\.bin")
@@ -36,14 +36,14 @@ _TEMPORARY = re.compile(
     re.IGNORECASE,
 )
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.(safetensors|bin)")
-_LARGEST_HEAD = 100_000_000  # bytes; safetensors' own limit
+_LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 _LOG = re.compile(r"\.log$|^events\.out\.")  # may grow for as long as the training goes on
 
 State = tuple[tuple[str, int, int, int], ...]  # of each file: name, size, time, inode
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
-    """A folder that is whole and has not changed for a while. `state` is what its files are like.
+    """A folder that is complete and has not changed for a while; `state` is that of its files.
 
     `step` is the last number in its name.
     """
@@ -56,7 +56,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """A folder that is not finished, what it is to be (None: it does not show), and why not."""
+    """A folder that is not finished, and why; `kind` None if that cannot be seen yet."""
 
     name: str
     path: Path
@@ -65,7 +65,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
-    """What there was at a time of the lookout's clock, the finished in order of age."""
+    """The folders at a time of the lookout's clock, finished ones in order of age."""
 
     at: float
     finished: tuple[Finished, ...]
@@ -73,12 +73,12 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 
     def of(self, kind: Kind) -> tuple[Path, ...]:
         """Every folder of that kind, finished or not."""
-        finished = [found.path for found in self.finished if found.kind is kind]
+        finished = [folder.path for folder in self.finished if folder.kind is kind]
         return (*finished, *(w.path for w in self.waiting if w.kind is kind))
 
 
 class Lookout:
-    """Looks at a folder's subfolders again and again; remembers what each was like."""
+    """Looks at a folder's subfolders repeatedly, and remembers the state of each."""
 
     def __init__(
         self, folder: Path, *, settle: float, clock: Callable[[], float] = time.monotonic
@@ -90,7 +90,7 @@ class Lookout:
         self._seen: dict[str, tuple[State, float]] = {}
 
     def look(self) -> Look:
-        """What is there. A folder that is not there yet is an empty one.
+        """The subfolders now. A folder that does not exist yet counts as empty.
 
         Raises ConfigurationError for one that cannot be read.
         """
@@ -141,7 +141,7 @@ def step_of(name: str) -> int | None:
 
 
 def state_of(folder: Path) -> State:
-    """What a folder's files are like, logs left out. Raises OSError."""
+    """The state of a folder's files except for logs. Raises OSError."""
     files = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -151,34 +151,34 @@ def state_of(folder: Path) -> State:
     return tuple(sorted(files))
 
 
-def content_digest(found: Finished, *, layout: Layout) -> str:
+def content_digest(folder: Finished, *, layout: Layout) -> str:
     """The digest of its weights and configuration; and of a checkpoint's tokenizer and template.
 
-    That of its files' names, sizes and times for a folder without weights that can be read: enough
-    to know it again. Raises OSError, of which FileNotFoundError says that it changes meanwhile.
+    For a folder whose weights cannot be read: a digest of its files' names, sizes and times, enough
+    to recognise it. Raises OSError; a FileNotFoundError means that the folder is being changed.
     """
-    names = {name for name, *_ in found.state}
+    names = {name for name, *_ in folder.state}
     try:
-        if found.kind is Kind.ADAPTER:
+        if folder.kind is Kind.ADAPTER:
             tensors = [name for name in sorted(names) if name.startswith("adapter_model")]
-            files = [found.path / name for name in (_ADAPTER, *tensors)]
+            files = [folder.path / name for name in (_ADAPTER, *tensors)]
             return weights_digest(files, layout=layout)
-        weights = read_checkpoint(found.path).weights
-        beside = [found.path / name for name in _BESIDE_WEIGHTS if name in names]
+        weights = read_checkpoint(folder.path).weights
+        beside = [folder.path / name for name in _BESIDE_WEIGHTS if name in names]
         digest = weights_digest([*weights, *beside], layout=layout)
-        template = chat_template_digest(found.path).digest
+        template = chat_template_digest(folder.path).digest
     except (ModelError, UnicodeDecodeError):
-        return f"unreadable-{hash_of(found.state)}"
+        return f"unreadable-{hash_of(folder.state)}"
     return hashlib.sha256(f"{digest} {template}".encode()).hexdigest()
 
 
 def hash_of(state: State) -> str:
-    """A digest of what files are like."""
+    """A digest of the state of files."""
     return hashlib.sha256(msgspec.json.encode(state)).hexdigest()
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """By age, the oldest first; not links such as `latest`, which are there under another name."""
+    """By age, the oldest first; without links such as `latest`, to others of them."""
     try:
         with os.scandir(folder) as listed:
             entries = list(listed)
@@ -188,19 +188,19 @@ def _subfolders(folder: Path) -> list[Path]:
         raise ConfigurationError(
             f"{folder} cannot be watched", why=str(error), fix="give the folder of the checkpoints"
         ) from error
-    found: list[tuple[int, str]] = []
+    aged: list[tuple[int, str]] = []
     parent = folder.resolve()
     for entry in entries:
         with suppress(OSError):
             if entry.is_dir() and not (
                 entry.is_symlink() and Path(entry.path).resolve().parent == parent
             ):
-                found.append((entry.stat().st_mtime_ns, entry.name))
-    return [folder / name for _, name in sorted(found)]
+                aged.append((entry.stat().st_mtime_ns, entry.name))
+    return [folder / name for _, name in sorted(aged)]
 
 
 def _judge(folder: Path, names: set[str]) -> tuple[Kind | None, str | None]:
-    """What a folder is to be (None: something else), and why it is not finished."""
+    """The kind of a folder (None: neither of them), and why it is not finished."""
     if _ADAPTER in names:
         kind, config, weights = Kind.ADAPTER, _ADAPTER, _ADAPTED
     elif "config.json" in names or any(map(_MODEL.fullmatch, names)):
@@ -208,7 +208,7 @@ def _judge(folder: Path, names: set[str]) -> tuple[Kind | None, str | None]:
     else:
         return None, None
     if folder.name.startswith(".") or _TEMPORARY.search(folder.name):
-        return kind, "its name is a temporary one"
+        return kind, "its name is temporary"
     for name in sorted(names):
         if _TEMPORARY.search(name) or (name.startswith(".") and ".safetensors" in name):
             return kind, f"{name} is being written"
@@ -226,26 +226,26 @@ def _incomplete(folder: Path, names: set[str], config: str) -> str | None:
     if config not in names:
         return f"it has no {config} yet"
     if _json(folder / config) is None:
-        return f"{config} is not whole"
+        return f"{config} is incomplete"
     if why := _missing_shards(folder, names):
         return why
     for name in sorted(names):
         if name.endswith(".safetensors") and (lacking := _lacking(folder / name)):
-            return f"{name} is not whole: {lacking}"
+            return f"{name} is incomplete: {lacking}"
     return None
 
 
 def _missing_shards(folder: Path, names: set[str]) -> str | None:
-    """Savers write the index last, so the shards' own names are asked, too."""
+    """Savers write the index last, so the shards' own names are checked, too."""
     shards: Counter[tuple[str, ...]] = Counter()
     for name in sorted(names):
         if name.endswith((".safetensors.index.json", ".bin.index.json")):
             index = _json(folder / name)
             if index is None or not isinstance(index.get("weight_map"), dict):
-                return f"{name} is not whole"
+                return f"{name} is incomplete"
             if missing := sorted({str(file) for file in index["weight_map"].values()} - names):
-                more = f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else ""
-                return f"{missing[0]} is not there yet{more}"
+                more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+                return f"{missing[0]} is missing{more}"
         if shard := _SHARD.fullmatch(name):
             shards[shard.groups()] += 1
     for (stem, count, _), there in shards.items():
@@ -255,17 +255,17 @@ def _missing_shards(folder: Path, names: set[str]) -> str | None:
 
 
 def _lacking(file: Path) -> str | None:
-    """What a safetensors file lacks of what its head promises; a head that is nonsense is whole.
+    """What a safetensors file lacks by its own header; one with a malformed header lacks nothing.
 
-    8 bytes: the head's length N; N bytes of JSON; the values at the offsets that it names
+    8 bytes: the header's length N; N bytes of JSON; the values at the offsets that it names
     (https://github.com/huggingface/safetensors#format).
     """
     with file.open("rb") as opened:
         size = os.fstat(opened.fileno()).st_size
         length = int.from_bytes(opened.read(8), "little")
         if size < 8 or length == 0:
-            return "it has no head yet"
-        if length > _LARGEST_HEAD:
+            return "it has no header yet"
+        if length > _LARGEST_HEADER:
             return None
         if size < 8 + length:
             return f"{size:,} bytes of at least {8 + length:,}"

@@ -1,4 +1,4 @@
-"""From what a watch has found out to its curve: order, differences, the best. Blocking."""
+"""The curve of a watch: order of points, differences, the best. Blocking."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from enginehouse.store.runs import open_run
 from enginehouse.watch.configuration import WatchConfig
 from enginehouse.watch.journal import AttemptRecord, TaskScore
 
-_Compared = Mapping[str, TaskComparison] | str  # by task, or why the runs are no pair
+_Compared = Mapping[str, TaskComparison] | str  # by task, or why the runs cannot be compared
 
 
 class CurveMaker:
-    """Makes the curve anew for every new point; two runs are compared once."""
+    """Makes the curve for each new point; any two runs are compared once."""
 
     def __init__(self, config: WatchConfig, *, layout: Layout) -> None:
         self._config = config
@@ -26,7 +26,7 @@ class CurveMaker:
         self._compared: dict[tuple[str, str], _Compared] = {}
 
     def curve(self, attempts: Iterable[AttemptRecord]) -> Curve:
-        """The curve of attempts that came to an end."""
+        """The curve of attempts that have ended."""
         done = list(attempts)
         base = next((attempt for attempt in done if attempt.kind is Kind.BASE), None)
         ordered = _by_step([attempt for attempt in done if attempt.kind is not Kind.BASE])
@@ -84,23 +84,20 @@ class CurveMaker:
             return Against(name=other.name, result=None, why=compared)
         if task not in compared:
             return Against(name=other.name, result=None, why="it was not asked this task")
-        found = compared[task]
-        return Against(
-            name=other.name,
-            result=found.headline,
-            why=None if found.headline else found.words,
-        )
+        comparison = compared[task]
+        why = None if comparison.headline else comparison.words
+        return Against(name=other.name, result=comparison.headline, why=why)
 
     def _compare(self, one: str, other: str) -> _Compared:
         try:
             runs = (open_run(self._layout, one), open_run(self._layout, other))
-            return {found.task: found for found in compare_runs(*runs).tasks}
+            return {comparison.task: comparison for comparison in compare_runs(*runs).tasks}
         except EnginehouseError as error:
             return error.message + (f" ({error.why})" if error.why else "")
 
 
 def _by_step(attempts: Sequence[AttemptRecord]) -> list[AttemptRecord]:
-    """By step; what has none stands behind the largest step that appeared before it."""
+    """By step; one without a step follows the largest step that appeared before it."""
     places: list[tuple[int, int]] = []
     largest = -1
     for number, attempt in enumerate(attempts):
@@ -135,7 +132,7 @@ def _tasks(
 
 
 def scores_of(report: Report) -> tuple[TaskScore, ...]:
-    """What is kept of a run's report."""
+    """The part of a run's report that the journal keeps."""
     return tuple(
         TaskScore(
             task=task.task,

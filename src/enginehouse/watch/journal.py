@@ -1,4 +1,4 @@
-"""What a watch has found out, kept so that it survives a kill at any moment."""
+"""The results of a watch, kept so that they survive a kill at any moment."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _SAME = (
 
 
 class Status(StrEnum):
-    """How far an attempt got; `begun` is one that goes on, or was broken off."""
+    """How far an attempt got; `begun`: it is running, or was interrupted."""
 
     BEGUN = "begun"
     EVALUATED = "evaluated"
@@ -63,7 +63,7 @@ class TaskScore(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeaderRecord(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_field="record"):
-    """The first line: what is asked, and of whom."""
+    """The first line: what is evaluated, and how."""
 
     format: int
     created: datetime
@@ -71,7 +71,7 @@ class HeaderRecord(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_
 
 
 class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, tag="attempt", tag_field="record"):
-    """What became of a folder's content (`digest`); the last of a name counts.
+    """An attempt to evaluate a folder's content (`digest`); the last one of a name counts.
 
     `run` is None until there is one; `failure` is there if it failed, `scores` if it was evaluated.
     """
@@ -88,7 +88,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, tag="attempt", ta
 
     @property
     def key(self) -> str:
-        """What it replaces earlier records of; the base's is no folder's name."""
+        """Identifies what was attempted: a later record of the same key replaces this one."""
         return "" if self.kind is Kind.BASE else self.name
 
 
@@ -111,10 +111,7 @@ class WatchJournal:
 
     @property
     def attempts(self) -> tuple[AttemptRecord, ...]:
-        """What came of each name at last, in the order in which the names appeared.
-
-        An attempt that goes on, or was broken off, hides nothing that was found out before.
-        """
+        """The last finished attempt of each name, in the order in which the names appeared."""
         return tuple(self._finished[key] for key in self._latest if key in self._finished)
 
     def of(self, key: str) -> AttemptRecord | None:
@@ -134,7 +131,7 @@ class WatchJournal:
 
 @contextmanager
 def held_journal(config: WatchConfig, *, layout: Layout) -> Iterator[WatchJournal]:
-    """The journal of what `config` asks; another folder, model, task or seed has another one.
+    """The journal of a watch; another folder, model, task or seed has another journal.
 
     Paths in `config` are absolute. Raises RunLockedError if another process watches, StoreError.
     """

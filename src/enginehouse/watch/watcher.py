@@ -53,28 +53,28 @@ from enginehouse.watch.host import Host
 from enginehouse.watch.journal import AttemptRecord, Status, WatchJournal, held_journal
 from enginehouse.weights.checkpoint import digest_of
 
-# The curve, and the point that is new in it; None for what was known before.
+# The curve, and its new point; None if there is no new one.
 OnCurve = Callable[[Curve, CurvePoint | None], None]
 _EARLY = 0.9  # of a pause: timers may be early
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What is to be evaluated: a folder's content, or the base (`found` None)."""
+    """One evaluation to do: of a folder's content, or of the base (`folder` None)."""
 
-    found: Finished | None
+    folder: Finished | None
     name: str
     digest: str
 
     @property
     def key(self) -> str:
-        return self.found.name if self.found else ""
+        return self.folder.name if self.folder else ""
 
     def record(self, status: Status) -> AttemptRecord:
         return AttemptRecord(
             name=self.name,
-            kind=self.found.kind if self.found else Kind.BASE,
-            step=self.found.step if self.found else None,
+            kind=self.folder.kind if self.folder else Kind.BASE,
+            step=self.folder.step if self.folder else None,
             digest=self.digest,
             at=datetime.now(UTC),
             status=status,
@@ -147,7 +147,7 @@ class _Watcher:
         self._tried: set[str] = set()
 
     async def carry_on(self) -> Curve:
-        """Evaluate whatever is finished, look again, until there is nothing left to wait for."""
+        """Evaluate what is finished and look again, until there is nothing left to wait for."""
         self._notify(f"curve: {self._page}")
         curve = await self._publish(None)
         began: float | None = None
@@ -167,14 +167,14 @@ class _Watcher:
             await asyncio.sleep(self._config.interval)
 
     def _tell(self, look: Look) -> None:
-        """Say once what is waited for: a folder that is missing, half-written or unreadable."""
+        """Say once which folders are waited for: missing, half-written or unreadable ones."""
         directory = self._config.directory
         if directory.is_dir():
             self._told.discard(str(directory))
         elif str(directory) not in self._told:
             self._told.add(str(directory))
             self._notify(f"waiting for {directory}, which does not exist yet")
-        self._told -= {found.name for found in look.finished} - self._unreadable.keys()
+        self._told -= {folder.name for folder in look.finished} - self._unreadable.keys()
         for waiting in (*look.waiting, *self._unreadable.values()):
             if waiting.why != MAY_CHANGE and waiting.name not in self._told:
                 self._told.add(waiting.name)
@@ -185,26 +185,26 @@ class _Watcher:
         if (own := self._config.model or self._config.path) is not None:
             digest = _base_digest(str(own), layout=self._context.layout)
             if self._is_new("", digest):
-                return _Job(found=None, name=str(own), digest=digest)
-        finished = {found.name for found in look.finished}
+                return _Job(folder=None, name=str(own), digest=digest)
+        finished = {folder.name for folder in look.finished}
         for name in self._unreadable.keys() - finished:
             del self._unreadable[name]
-        for found in sorted(look.finished, key=lambda f: (f.step is None, f.step or 0)):
-            known, digest = self._digests.get(found.name, (None, ""))
-            if known != found:
+        for folder in sorted(look.finished, key=lambda f: (f.step is None, f.step or 0)):
+            known, digest = self._digests.get(folder.name, (None, ""))
+            if known != folder:
                 try:
-                    digest = content_digest(found, layout=self._context.layout)
+                    digest = content_digest(folder, layout=self._context.layout)
                 except FileNotFoundError:  # it changes: the next look says more
                     continue
                 except OSError as error:
-                    self._unreadable[found.name] = Waiting(
-                        name=found.name, path=found.path, kind=found.kind, why=str(error)
+                    self._unreadable[folder.name] = Waiting(
+                        name=folder.name, path=folder.path, kind=folder.kind, why=str(error)
                     )
                     continue
-                self._unreadable.pop(found.name, None)
-                self._digests[found.name] = (found, digest)
-            if self._is_new(found.name, digest):
-                return _Job(found=found, name=found.name, digest=digest)
+                self._unreadable.pop(folder.name, None)
+                self._digests[folder.name] = (folder, digest)
+            if self._is_new(folder.name, digest):
+                return _Job(folder=folder, name=folder.name, digest=digest)
         return None
 
     def _is_new(self, key: str, digest: str) -> bool:
@@ -215,7 +215,7 @@ class _Watcher:
         return again and key not in self._tried
 
     async def _evaluate(self, job: _Job) -> Curve | None:
-        """Do it, keep what came of it, show it; None if the folder changed meanwhile."""
+        """Evaluate, record the result, show it; None if the folder changed while it was loaded."""
         self._tried.add(job.key)
         record = self._twin(job) or await self._attempt(job)
         if record is None:
@@ -225,32 +225,32 @@ class _Watcher:
         return await self._publish(record)
 
     def _twin(self, job: _Job) -> AttemptRecord | None:
-        """What came of the same content under another name."""
-        kind = job.found.kind if job.found else Kind.BASE
+        """The result of the same content under another name."""
+        kind = job.folder.kind if job.folder else Kind.BASE
         for other in self._journal.attempts:
             same = (other.kind, other.digest, other.status) == (kind, job.digest, Status.EVALUATED)
             if same and other.key != job.key:
                 self._notify(f"{job.name} is the same as {other.name}: not evaluated again")
-                found = job.record(Status.EVALUATED)
-                return msgspec.structs.replace(found, run=other.run, scores=other.scores)
+                record = job.record(Status.EVALUATED)
+                return msgspec.structs.replace(record, run=other.run, scores=other.scores)
         return None
 
     async def _attempt(self, job: _Job) -> AttemptRecord | None:
-        """Evaluate it; where the server is lost over it, once more with a new one."""
+        """Evaluate it; if the server is lost, once more on a new one."""
         again = False
         while True:
             try:
-                deployment = await self._host.ready(job.found)
+                deployment = await self._host.ready(job.folder)
             except (ModelError, ServerError) as error:
                 its_own = isinstance(error, AdapterError) or not self._host.has_model
-                if job.found is None or not its_own:
+                if job.folder is None or not its_own:
                     raise
                 return await self._failed(job, error)
             try:
                 return await self._evaluate_on(deployment, job)
             except ServerError as error:
                 await self._host.close()
-                if again and job.found is None:
+                if again and job.folder is None:
                     raise
                 if again:
                     return await self._failed(job, error)
@@ -260,12 +260,12 @@ class _Watcher:
     async def _evaluate_on(self, deployment: Deployment, job: _Job) -> AttemptRecord | None:
         """A new run, or the one that was interrupted. Raises ServerError if the server was lost."""
         async with AsyncExitStack() as stack:
-            folder = job.found.path if job.found else None
+            path = job.folder.path if job.folder else None
             try:
-                target = await stack.enter_async_context(deployment.target(folder))
+                target = await stack.enter_async_context(deployment.target(path))
             except (ModelError, WeightsError) as error:
                 lost = isinstance(error, WeightsError) and not error.restored
-                if lost or job.found is None:
+                if lost or job.folder is None:
                     raise
                 return await self._failed(job, error)
             except WireError as error:
@@ -275,7 +275,7 @@ class _Watcher:
             self._notify(f"evaluating {job.name}")
             report = await self._resumed(target, job)
             if report is None:
-                planned = await begin_run(self._evaluation(job.found), self._context)
+                planned = await begin_run(self._evaluation(job.folder), self._context)
                 begun = msgspec.structs.replace(job.record(Status.BEGUN), run=planned.run.info.id)
                 self._journal.add(begun)
                 report = await evaluate_on(target, planned, self._context, progress=self._progress)
@@ -295,31 +295,31 @@ class _Watcher:
             run, self._context, progress=self._progress, trust=True, target=target
         )
 
-    def _evaluation(self, found: Finished | None) -> EvaluationConfig:
+    def _evaluation(self, folder: Finished | None) -> EvaluationConfig:
         """How one of them is evaluated; as a run of its own it can be resumed by itself."""
-        if found is None:
+        if folder is None:
             return self._config.evaluation()
-        if found.kind is Kind.ADAPTER:
-            return self._config.evaluation(adapter=found.path)
-        return self._config.evaluation(model=str(found.path), path=None)
+        if folder.kind is Kind.ADAPTER:
+            return self._config.evaluation(adapter=folder.path)
+        return self._config.evaluation(model=str(folder.path), path=None)
 
     async def _changed(self, job: _Job) -> bool:
-        if job.found is None:
+        if job.folder is None:
             return False
         try:
-            return await asyncio.to_thread(state_of, job.found.path) != job.found.state
+            return await asyncio.to_thread(state_of, job.folder.path) != job.folder.state
         except OSError:
             return True
 
     async def _failed(self, job: _Job, error: Exception) -> AttemptRecord | None:
-        """A failure, unless the folder changed meanwhile: that is reason enough for one."""
+        """A failure, unless the folder changed while it was loaded, which explains it."""
         if await self._changed(job):
             return None
         record = job.record(Status.FAILED)
         return msgspec.structs.replace(record, failure=str(error))
 
     async def _publish(self, record: AttemptRecord | None) -> Curve:
-        """Make the curve anew, write its files, and show it."""
+        """Write the curve's files, and show it."""
         curve = await asyncio.to_thread(self._write)
         points = (curve.base, *curve.points) if curve.base else curve.points
         key = (record.kind, record.name) if record else None
@@ -343,7 +343,7 @@ def _with_absolute_paths(config: WatchConfig) -> WatchConfig:
 
 
 def _base_digest(model: str, *, layout: Layout) -> str:
-    """The digest of a base that lies on the disk; another one's content is given by its name."""
+    """The digest of a base on this disk; any other base is identified by its name."""
     try:
         return digest_of(Path(model), layout=layout)
     except (ModelError, OSError):

@@ -1,1 +1,1 @@
-"""Adapters and checkpoints: digest, load, prove, swap, fan out."""
+"""Adapters and checkpoints: digest, check, load, prove, swap."""

@@ -336,8 +336,8 @@ def _has_other_prefix(modules: Iterable[str], base: Shapes) -> bool:
     """
     names = {name.rpartition(".")[0] for name in base}
     within = {match[0] for name in names if (match := _WITHIN.search(name))}
-    found = [_WITHIN.search(module) for module in modules]
-    return names.isdisjoint(modules) and all(match and match[0] in within for match in found)
+    matches = [_WITHIN.search(module) for module in modules]
+    return names.isdisjoint(modules) and all(match and match[0] in within for match in matches)
 
 
 def _targets(base: Shapes, config: _Config) -> Iterator[str]:

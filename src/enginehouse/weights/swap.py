@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 import filelock
 import msgspec
 
+from enginehouse.client.swap_gate import SwapGate
 from enginehouse.client.transport import AiohttpTransport, Timeouts, WireRequest
 from enginehouse.client.wire import InFlight
 from enginehouse.core.errors import ModelError, UnsupportedError, WeightsError, WireError
@@ -22,7 +23,6 @@ from enginehouse.store.layout import Layout
 from enginehouse.weights.after_wake import prove_adapters_again
 from enginehouse.weights.checkpoint import checked_digest, digest_of
 from enginehouse.weights.declared import Declaration, Weights, declare, read_declaration
-from enginehouse.weights.gate import SwapGate
 from enginehouse.weights.limits import DEADLINE
 from enginehouse.weights.replacement import Replacement, WeightLoader
 

@@ -33,7 +33,7 @@ class HfEngine:
     gpu_share: float | None = 0.9
     model_format: ModelFormat = "checkpoint"
     log_profile = PROFILE
-    lora = LoraFlags()
+    lora = LoraFlags(default_rank=512)
     dtypes = DTypeFlags(
         decisive=frozenset({"--dtype", "--quantization", "-q"}),
         device="--device",

@@ -1,4 +1,4 @@
-"""What the hf server once had: nothing yet. It refuses request fields that it does not know."""
+"""Flags that the hf server no longer has: none. It ignores no request field: it refuses them."""
 
 from __future__ import annotations
 

@@ -138,12 +138,12 @@ class LlamaServer:
     ) -> Description:
         """Ask for its build, its accelerator and its flags. Well under a second."""
         identity = await asyncio.to_thread(_identity, program)
-        said = await _ask(program, "--version", log=log)
-        match = _BUILD.search(said)
+        answer = await _ask(program, "--version", log=log)
+        match = _BUILD.search(answer)
         if match is None:
             raise ProvisioningError(
                 f"{program} is not a llama-server",
-                why=f"it answered --version with {said[:200]!r}",
+                why=f"it answered --version with {answer[:200]!r}",
                 log=log,
             )
         build = match["old"] or match["build"]
@@ -190,14 +190,14 @@ def build_environ(version: str, variant: str) -> dict[str, str]:
 
 def compiling_progress(notify: Callable[[str], None]) -> Callable[[str], None]:
     """A reader of make's lines that notifies at every tenth of the work."""
-    said = 0
+    reported = 0
 
     def progress(line: str) -> None:
-        nonlocal said
+        nonlocal reported
         found = _PERCENT.search(line)
-        if found and int(found[1]) >= said + _STEP:
-            said = int(found[1]) // _STEP * _STEP
-            notify(f"compiling llama-server: {said} %")
+        if found and int(found[1]) >= reported + _STEP:
+            reported = int(found[1]) // _STEP * _STEP
+            notify(f"compiling llama-server: {reported} %")
 
     return progress
 
@@ -227,7 +227,7 @@ async def _ask(program: Path, flag: str, *, log: Path) -> str:
         async with asyncio.timeout(_PATIENCE):
             finished = await run_program([str(program), flag], env=env, cwd=log.parent, log=log)
     except TimeoutError:
-        why = f"it has not answered {flag} for {_PATIENCE:g} s"
+        why = f"it did not answer {flag} within {_PATIENCE:g} s"
         raise ProvisioningError(failed, why=why, log=log) from None
     except OSError as error:
         why = os.strerror(error.errno or 0)

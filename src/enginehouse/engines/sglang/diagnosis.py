@@ -47,6 +47,7 @@ PROFILE = LogProfile(
     ),
     ends_itself=re.compile(r"Received sigquit|SIGQUIT received|kill_process_tree called"),
     works=re.compile(r"(?:^| )[A-Z]+\d"),
+    meeting=re.compile(r"Init torch distributed begin"),
     error_lines=re.compile(
         r"Initialization failed\. |Subprocess \S+ \(pid=\d+\) crashed|Received sigquit"
         r"|SIGQUIT received|(?:\w{1,40} )?[Ww]atchdog timeout \(self\.watchdog_timeout=[\d.]{1,12}"

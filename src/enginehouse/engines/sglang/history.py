@@ -1,4 +1,4 @@
-"""What SGLang once had: flags that are gone, and request fields that it accepts and ignores.
+"""Flags that SGLang no longer has, and request fields that it accepts and ignores.
 
 The flags were compared between the wheels 0.4.6, 0.5.3, 0.5.8 and 0.5.23; the fields are none of
 0.5.23's CompletionRequest and ChatCompletionRequest, which drop what they do not know, or, like
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 _MOE = "use --moe-runner-backend"
 _ATTENTION = "use --attention-backend"
-_GONE = "leave it out: there is nothing to set any more"
+_GONE = "leave it out: there is nothing left to set"
 
 REMOVED_FLAGS = {
     "--cuda-graph-max-bs": "use --cuda-graph-max-bs-decode",

@@ -104,7 +104,10 @@ PROFILE = LogProfile(
     ready=re.compile(r"Application startup complete"),
     stopped=re.compile(r"\[shutdown\] API server: shutdown triggered"),
     pointer=re.compile(
-        r"^RuntimeError: cancelled$|EngineCore encountered an issue"
+        r"^RuntimeError: cancelled$|EngineCore encountered an issue|EngineDeadError"
+        r"|EngineGenerateError|Executor failed\.$|Worker \S{1,60} pid \d+ died|Failed core proc"
+        r"|Engine loop (?:has died|is not running)|Engine process failed to start"
+        r"|Background loop (?:is not running|has errored)"
         r"|WorkerProc initialization failed|failed to be inspected"
         r"|Engine core initialization failed|MQEngineDeadError|Error in inspecting model arch"
         r"|Worker proc \S+ died|EngineCore failed to start\.$|EngineCore encountered a fatal error"
@@ -123,6 +126,14 @@ PROFILE = LogProfile(
     ),
     serves=re.compile(r"(?:^| )A[Pp][Ii]_?[Ss]erver"),
     works=re.compile(r"Engine|Worker|Ray"),
+    lost=re.compile(r"Worker proc \S{1,80} died unexpectedly"),
+    dead=re.compile(
+        r"\b(?:Async|MQ)?EngineDeadError\b|already dead, terminating server process"
+        r"|Engine loop has died|Background loop has errored already"
+    ),
+    meeting=re.compile(
+        r"is using nccl==[\d.]{1,12}$|generating GPU P2P access cache|Started a local Ray instance"
+    ),
     on_cpu=re.compile(r"cpu(?:_\w+)?\.py:"),
     two_builds=Diagnosis(
         kind=FailureKind.WRONG_BUILD,

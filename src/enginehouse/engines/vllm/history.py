@@ -1,7 +1,7 @@
-"""What vLLM once had: flags that are gone, and request fields that it now accepts and ignores.
+"""Flags that vLLM no longer has, and request fields that it accepts and ignores.
 
 The flags were looked up in the option list of 0.32.0; the fields in its request models, which
-allow any extra field and drop it without a word.
+allow any extra field and silently drop it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ _STRUCTURED = (
     'use --structured-outputs-config with JSON: \'{"backend": "xgrammar"}\', '
     "and structured_outputs in the request"
 )
-_ALWAYS = "leave it out: there is only one way now, and this was it"
-_GONE = "leave it out: there is nothing to set any more"
+_ALWAYS = "leave it out: vLLM always works that way now"
+_GONE = "leave it out: there is nothing left to set"
 
 REMOVED_FLAGS = {
     "--swap-space": "leave it out: a preempted request is computed again, nothing is swapped to"

@@ -16,7 +16,7 @@ import msgspec
 
 from enginehouse.provisioning.digests import chat_template
 
-_TOLD_OF_TOOLS: Final = re.compile(r"\btools\b")
+_MENTIONS_TOOLS: Final = re.compile(r"\btools\b")
 _CHOSEN: Final = {
     "--tool-call-parser",
     "--tool-parser-plugin",
@@ -33,7 +33,7 @@ class Family(msgspec.Struct, frozen=True):
     mark: str = ""
 
 
-# The first that fits counts.
+# The first that matches is used.
 FAMILIES: Final = (
     Family("openai", models="gpt_oss"),
     Family("kimi_k2", models="kimi_k2|deepseek_v3", mark=r"<\|tool_calls_section_begin\|>"),
@@ -68,22 +68,22 @@ FAMILIES: Final = (
 
 
 def choose_parser(folder: Path) -> str | None:
-    """The parser for a checkpoint; None if it writes no calls, or none that we know. Blocking.
+    """The parser for a checkpoint; None if it writes no calls, or unknown ones. Blocking.
 
-    A chat template that never mentions tools tells the model of none: native calls are then not
-    worth asking for.
+    A chat template that never mentions tools does not tell the model about them, so native calls
+    would never come.
     """
     template = chat_template(folder) or ""
-    if not _TOLD_OF_TOOLS.search(template):
+    if not _MENTIONS_TOOLS.search(template):
         return None
     kind = str(_config(folder).get("model_type", ""))
-    fitting = (
+    matching = (
         family.parser
         for family in FAMILIES
         if (not family.models or re.fullmatch(family.models, kind))
         and re.search(family.mark, template)
     )
-    return next(fitting, None)
+    return next(matching, None)
 
 
 def tool_flags(folder: Path, *, given: Collection[str], known: Collection[str]) -> Iterator[str]:

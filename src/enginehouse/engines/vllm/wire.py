@@ -63,7 +63,7 @@ def _update_weights(info: UpdateInfo) -> WireRequest:
 
 
 def _plain_update(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Handles of GPU memory are no JSON: vLLM takes them as a pickle in base64."""
+    """Handles of GPU memory are not JSON: vLLM takes them as a pickle in base64."""
     if info.get("ipc_handles") is None:
         return info
     plain = {key: value for key, value in info.items() if key != "ipc_handles"}

@@ -51,7 +51,7 @@ class Adapters:
         return key
 
     def unload(self, key: str) -> None:
-        """Forget an adapter that no row uses any more."""
+        """Drop an adapter that no row uses."""
         assert self._peft is not None
         self._peft.delete_adapter(key)
         self._loaded.discard(key)
@@ -69,7 +69,7 @@ class Adapters:
         except (ValueError, RecursionError) as error:
             raise refused(f"Loading lora {name} failed: {error}", param="lora_path") from error
         if config.get("peft_type") != "LORA":
-            raise refused(f"{name} is no LoRA adapter, but {config.get('peft_type')}")
+            raise refused(f"{name} is not a LoRA adapter but {config.get('peft_type')}")
         if config.get("modules_to_save"):
             raise refused(f"{name} replaces whole modules: {config['modules_to_save']}")
         rank = max([config.get("r") or 0, *(config.get("rank_pattern") or {}).values()])
@@ -79,14 +79,14 @@ class Adapters:
             raise refused(f"{self._most} adapters are loaded already (max_loras): unload one")
 
     def _hook(self) -> None:
-        """Have every LoRA layer learn each row's adapter.
+        """Tell every LoRA layer which adapter each row uses.
 
-        PEFT's own forward hooks every layer anew for each pass, which costs milliseconds.
+        PEFT's own way hooks every layer again for each pass, which costs milliseconds.
         """
         for module in self._model.module.modules():
             if isinstance(module, LoraLayer) and not getattr(module, "_knows_rows", False):
                 module.register_forward_pre_hook(self._tell, with_kwargs=True)
-                module._knows_rows = True  # noqa: SLF001 - ours
+                module._knows_rows = True  # noqa: SLF001 - set by us
 
     def _tell(
         self, _: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Which kind of batch a model gets, proved on the model itself."""
+"""Chooses the kind of batch for a model, by trying it on the model itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TOLERANCE = 0.05  # of the logits' size; bfloat16 alone gives 0.01
 
 @torch.inference_mode()
 def make_batch(model: Model, vocabulary: Vocabulary, *, most_rows: int, chunk: int) -> Batch:
-    """A batch with slots where it gives the model's own logits, else one that runs to completion.
+    """A batch with slots if it gives the model's own logits, otherwise one that runs to completion.
 
     A few short forward passes; on a GPU they also load its kernels.
     """
@@ -32,7 +32,7 @@ def make_batch(model: Model, vocabulary: Vocabulary, *, most_rows: int, chunk: i
     if problem is None:
         sequences = _samples(model, vocabulary)
         expected = _logits(PaddedBatch(model), sequences)
-        before = model.module.config._attn_implementation  # noqa: SLF001 - there is no other way
+        before = model.module.config._attn_implementation  # noqa: SLF001 - it has no public name
         model.module.set_attn_implementation(ATTENTION)
         batch = SlotBatch(model, most_rows=most_rows, chunk=chunk)
         try:
@@ -44,7 +44,7 @@ def make_batch(model: Model, vocabulary: Vocabulary, *, most_rows: int, chunk: i
         except (RuntimeError, TypeError, ValueError, AttributeError) as failure:
             problem = f"{type(failure).__name__}: {failure}"
         model.module.set_attn_implementation(before)
-    LOG.warning("batches run to completion, nobody joins one: %s", problem)
+    LOG.warning("batches run to completion, and no request joins a running one: %s", problem)
     return PaddedBatch(model)
 
 
@@ -77,7 +77,7 @@ def _samples(model: Model, vocabulary: Vocabulary) -> list[Sequence]:
 
 
 def _logits(batch: Batch, sequences: list[Sequence]) -> Tensor:
-    """Of the prompts' ends and of one step after them, a row having left in between."""
+    """Logits of the prompts' ends and of one more step, after a row has left."""
     first = batch.prefill(sequences)
     for sequence in sequences:
         sequence.rows[0].ids.append(sequence.ids[0])

@@ -1,9 +1,9 @@
-"""Compiles constraints in processes of their own, which a bad one cannot leave.
+"""Compiles constraints in processes of their own, so that a bad one cannot harm the server.
 
-Some grammars take minutes or gigabytes to compile, or to take a single step; nobody can tell which
-by reading them. So each is compiled, and tried for a few tokens, in a process that the kernel ends
-after LIMIT seconds of CPU or MEMORY more bytes than it began with. That process is a fork of one
-that has everything imported; it must be forked off before torch has made threads.
+Some grammars take minutes or gigabytes to compile, or for a single step, and that cannot be seen in
+advance. So each is compiled, and tried for a few tokens, in a process that the kernel ends after
+LIMIT seconds of CPU or MEMORY more bytes than it started with. It is a fork of a process that has
+everything imported, which must itself be forked before torch has made threads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hf_server.errors import ApiError, refused
 from hf_server.requests import Constraint
 
 LIMIT = 10  # seconds of CPU
-PATIENCE = 40.0  # seconds, on a machine that is busy otherwise
+PATIENCE = 40.0  # seconds, on a busy machine
 MEMORY = 2 << 30  # bytes
 TRIAL = 64  # tokens
 _LARGEST = 64 << 20  # bytes of a compiled grammar
@@ -70,7 +70,7 @@ class Compilers:
         self._nursery.close()
 
     def _ask(self, kind: str, text: str) -> bytes:
-        """What a process of its own answers; nothing if it was ended."""
+        """The answer of a process of its own; empty if the process was ended."""
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
@@ -88,7 +88,7 @@ class Compilers:
 
 
 def _ended() -> ApiError:
-    return ApiError(503, "no constraint can be compiled any more: start the server again")
+    return ApiError(503, "constraints can no longer be compiled: restart the server")
 
 
 class _Nursery:
@@ -100,7 +100,7 @@ class _Nursery:
 
     def serve(self) -> None:
         """Until the server closes its end."""
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries those that have ended
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps ended children
         me = os.getpid()
         while True:
             word, files, _, _ = socket.recv_fds(self._orders, 1, 1)
@@ -141,7 +141,7 @@ def _compiled(compiler: xgrammar.GrammarCompiler, kind: str, text: str) -> xgram
 
 
 def _try(compiled: xgrammar.CompiledGrammar, tokenizer: xgrammar.TokenizerInfo) -> None:
-    """Walk through an answer: some grammars compile at once and hang at their tokens."""
+    """Walk through an answer: some grammars compile quickly and hang at their tokens."""
     matcher = xgrammar.GrammarMatcher(compiled)
     bitmask = xgrammar.allocate_token_bitmask(1, tokenizer.vocab_size)
     drawn = np.random.default_rng(0)
@@ -155,7 +155,7 @@ def _try(compiled: xgrammar.CompiledGrammar, tokenizer: xgrammar.TokenizerInfo) 
 
 
 def _limit() -> None:
-    """Have the kernel end this process when it takes more than it may, and let others go first."""
+    """Let the kernel end this process when it exceeds its limits, and lower its priority."""
     os.nice(5)
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -182,7 +182,7 @@ def _run(work: Any, *, parent: int) -> None:
         if os.getppid() == parent:
             work()
             code = 0
-    except BaseException as error:  # noqa: BLE001 - there is nobody to raise it to
+    except BaseException as error:  # noqa: BLE001 - this process has no caller
         sys.stderr.write(f"hf_server: a compiler of constraints ended: {error!r}\n")
         sys.stderr.flush()
     finally:

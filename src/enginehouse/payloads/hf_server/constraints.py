@@ -1,4 +1,4 @@
-"""What constrains an answer, compiled by xgrammar for the model's vocabulary."""
+"""Constraints on answers, compiled by xgrammar for the model's vocabulary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REMEMBERED = 256
 
 
 class Constraints:
-    """Compiles constraints; what was compiled before is remembered. Safe across threads."""
+    """Compiles constraints and caches the results. Safe across threads."""
 
     def __init__(
         self,

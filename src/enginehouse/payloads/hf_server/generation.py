@@ -1,4 +1,4 @@
-"""The generating thread: takes jobs, batches them as they arrive, and hands out what they gain."""
+"""The generating thread: batches jobs as they arrive and hands out their tokens."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from hf_server.scoring import score
 
 LOG = logging.getLogger("hf_server")
 T = TypeVar("T")
-_WINDOW = 64  # waiting prompts among which those of like length are sought
-_HEADROOM = 64  # tokens that a row must be able to grow before it is let in
-_SCORED = 1 << 27  # logits of one pass over prompts whose every place is scored
+_WINDOW = 64  # waiting prompts that are searched for ones of similar length
+_HEADROOM = 64  # tokens that a row must have room to grow by to be admitted
+_SCORED = 1 << 27  # logits of one pass over prompts that are scored at every place
 
 
 class Generator:
@@ -59,7 +59,7 @@ class Generator:
 
     @property
     def waiting(self) -> int:
-        """Answers that wait for room."""
+        """Answers that are waiting for room."""
         return sum(len(sequence.rows) for sequence in tuple(self._waiting))
 
     def submit(self, job: Job) -> None:
@@ -67,7 +67,7 @@ class Generator:
         self._arrivals.put(lambda: self._waiting.extend(job.prompts))
 
     def cancel(self, job: Job) -> None:
-        """Take a job's rows out of the batch; nothing more is heard of it."""
+        """Take a job's rows out of the batch; it is never reported as done."""
         job.cancelled = True
         self._arrivals.put(lambda: self._drop(job))
 
@@ -87,7 +87,7 @@ class Generator:
         return await result
 
     async def stop(self) -> None:
-        """End; what is being generated is answered with an error. Idempotent."""
+        """End; unfinished answers fail with an error. Idempotent."""
 
         def stop() -> None:
             self._stopping = True
@@ -118,7 +118,7 @@ class Generator:
 
     @torch.inference_mode()
     def _guard(self, step: Callable[[], None]) -> None:
-        """Run a step; what fails in it fails the requests in flight, and not the server."""
+        """Run a step; a failure fails the requests in flight, not the server."""
         try:
             step()
         except torch.cuda.OutOfMemoryError as error:
@@ -132,7 +132,7 @@ class Generator:
             self._fail_running(f"generation failed: {type(error).__name__}: {error}")
 
     def _admit(self) -> None:
-        """Compute the prompts of one group, of which the one that waits longest is the first."""
+        """Compute the prompts of one group, led by the one that has waited longest."""
         group = self._group()
         if not group:
             return
@@ -177,7 +177,7 @@ class Generator:
         self._advance(list(batch.rows), batch.decode())
 
     def _put_back(self, row: Row) -> None:
-        """Have a row wait until there is memory; what it has is computed again."""
+        """Make a row wait for memory; its tokens are computed again later."""
         self._batch.leave(row)
         self._waiting.appendleft(Sequence(row.job, [*row.prompt, *row.ids], [row], row.adapter))
 
@@ -245,7 +245,7 @@ class Generator:
             self._post(lambda: _hand_out(outbox))
 
     def _post(self, function: Callable[[], Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(function)
 
 

@@ -1,4 +1,4 @@
-"""How much memory the KV cache may take, and how long a context that allows."""
+"""How much memory the KV cache may take, and the context length that this allows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WORKING = 1 << 30  # bytes left to a GPU's forward passes
 
 
 def cache_tokens(options: Options, *, device: torch.device, bytes_per_token: int) -> int | None:
-    """The tokens that the cache can hold; None where that cannot be said.
+    """The tokens that the cache can hold; None if the size of a token is unknown.
 
     Raises RuntimeError where nothing is left for it.
     """
@@ -36,9 +36,9 @@ def cache_tokens(options: Options, *, device: torch.device, bytes_per_token: int
 
 
 def plan_length(options: Options, *, model: int | None, cache: int | None) -> int:
-    """The longest context: what was asked for, else what the model and the cache allow.
+    """The longest context: the requested one, or what the model and the cache allow.
 
-    Raises RuntimeError where the model or the cache cannot hold what was asked for.
+    Raises RuntimeError if the model or the cache cannot hold the requested one.
     """
     wanted = options.max_model_len
     if wanted is None:

@@ -34,8 +34,8 @@ class Model:
         head.register_forward_pre_hook(self._only_kept)
 
     def _only_kept(self, _: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        # Through the model's own head, so that whatever it does to logits (scaling, a soft cap) is
-        # done, yet only for the places that are needed.
+        # The model's own head, with what it does to logits (scaling, a soft cap), is applied, but
+        # only to the places that are needed.
         if self._keep is None:
             return None
         hidden = inputs[0]
@@ -93,14 +93,14 @@ def choose_dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
         found: torch.dtype = getattr(torch, name)
         return found
     if device.type == "cpu" and getattr(config, "quantization_config", None) is None:
-        return torch.float32  # fast on every CPU; who starts us knows whether bfloat16 is, too
+        return torch.float32  # fast on every CPU; the launcher knows whether bfloat16 is, too
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return torch.float16
     return torch.bfloat16
 
 
 def _ends(module: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer, by all three places that may name some."""
+    """The tokens that end an answer, from all three places that may name some."""
     generation = getattr(module, "generation_config", None)
     named = (
         tokenizer.eos_token_id,

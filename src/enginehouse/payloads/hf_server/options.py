@@ -12,7 +12,7 @@ ADMIN_KEY_VARIABLE = "HF_SERVER_ADMIN_KEY"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line said; None leaves the server's own choice."""
+    """The parsed command line; None leaves the choice to the server."""
 
     model: str
     served_model_name: str
@@ -47,7 +47,7 @@ def _fraction(text: str) -> float:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser; its options mean what vLLM's of the same name mean, unless their help says."""
+    """The parser; options mean what vLLM's of the same name mean, unless their help differs."""
     parser = argparse.ArgumentParser(prog="hf_server", allow_abbrev=False)
     add = parser.add_argument
     add("--model", required=True, help="a checkpoint's folder, or a hub handle")
@@ -75,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: list[str]) -> Options:
-    """The options in `arguments`; ends the process with argparse's message for what is wrong."""
+    """The options in `arguments`; argparse exits with a message for a wrong one."""
     found = vars(make_parser().parse_args(arguments))
     if found["served_model_name"] is None:
         found["served_model_name"] = Path(found["model"]).name or found["model"]

@@ -1,6 +1,6 @@
 """A batch that runs to completion, for models whose cache only they themselves understand.
 
-Prompts are padded on the left. Rows that have ended are computed on, and nobody joins before all
+Prompts are padded on the left. Rows that have ended are still computed, and none joins before all
 have.
 """
 
@@ -20,7 +20,7 @@ _CACHES = ("past_key_values", "cache_params", "state")  # what models call their
 
 
 class PaddedBatch:
-    """See SlotBatch, whose methods these are."""
+    """Has SlotBatch's methods."""
 
     joins_any_time = False
     bytes_per_token = 0
@@ -41,7 +41,7 @@ class PaddedBatch:
         return self._mask.shape[1] if self.rows else 0
 
     def fits(self, rows: int, longest: int) -> bool:  # noqa: ARG002
-        """See SlotBatch; what these caches take is not known, so one batch always fits."""
+        """See SlotBatch; the size of these caches is unknown, so one batch always fits."""
         return True
 
     def prefill(self, sequences: list[Sequence]) -> Tensor:
@@ -58,7 +58,7 @@ class PaddedBatch:
         self._adapters = [line.adapter for line in lines]
         self._mask, self._cache = mask.to(device), {}
         wanted = Window(sequences, start=0, end=width, offsets=[offsets[at] for at in first])
-        # the window knows of one line for each prompt
+        # the window has one line for each prompt
         keep = torch.tensor(first)[wanted.keep // width] * width + wanted.keep % width
         return wanted.read(self._forward(ids.to(device), keep=keep))
 
@@ -82,7 +82,7 @@ class PaddedBatch:
         return logits
 
     def leave(self, row: Row) -> None:
-        """See SlotBatch.leave; the row is computed on, and not looked at."""
+        """See SlotBatch.leave; the row is still computed, but ignored."""
         at = self.rows.index(row)
         self.rows.pop(at)
         self._lines.pop(at)

@@ -1,4 +1,4 @@
-"""Which places of computed prompts need logits: the ends, and all where scores are wanted."""
+"""Which places of computed prompts need logits: the ends, or all if scores are wanted."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ class Window:
         self.keep = torch.tensor(flat, dtype=torch.long)
 
     def read(self, logits: Tensor) -> Tensor:
-        """From the logits (place, vocabulary) of `keep`: scores into the prompts, ends returned.
+        """Store scores in the prompts, from the logits (place, vocabulary) of `keep`.
 
-        The ends are (sequence, vocabulary); fewer where a prompt goes on behind the window.
+        Returns the logits of the prompts' ends, (sequence, vocabulary); a prompt that continues
+        after the window has none.
         """
         ends, begin = [], 0
         for sequence, part in zip(self._sequences, self._parts, strict=True):

@@ -96,7 +96,7 @@ class _Completion(_Request):
 
 @dataclass(frozen=True, kw_only=True)
 class Constraint:
-    """What an answer must be an instance of; `text` is JSON for kinds json and choice."""
+    """What an answer must match; `text` is JSON for the kinds json and choice."""
 
     kind: str
     text: str
@@ -106,7 +106,7 @@ class Constraint:
 class Sampling:
     """How to sample. temperature 0 is greedy; top_k 0 is off; max_tokens None is what fits.
 
-    logprobs and prompt_logprobs: None is off, k the chosen token's and the k most likely.
+    logprobs and prompt_logprobs: None is off, k means the chosen token's and the k most likely.
     """
 
     temperature: float = 1.0
@@ -247,7 +247,7 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
 def _part(part: Any) -> str:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
-    raise refused("this server reads text only: a part of a message is none", param="messages")
+    raise refused("this server reads text only: a message has another part", param="messages")
 
 
 def _call(call: Any) -> dict[str, Any]:

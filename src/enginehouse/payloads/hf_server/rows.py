@@ -12,7 +12,7 @@ from hf_server.errors import ApiError
 from hf_server.requests import Sampling
 from hf_server.text import Vocabulary, Writer
 
-MOST_CONSTRAINING = 10.0  # seconds that one answer's constraint may keep all others waiting
+MOST_CONSTRAINING = 10.0  # seconds that one answer's constraint may delay all others
 
 
 @dataclass
@@ -27,7 +27,7 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a streamed answer has gained."""
+    """The next piece of a streamed answer."""
 
     index: int
     text: str
@@ -69,7 +69,7 @@ class Sequence:
 
 
 class Row:
-    """One answer in the making."""
+    """One answer being generated."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Row:
         self._writer = Writer(vocabulary, sampling, pieces=job.stream)
         self._reported = 0
         self._constraining = 0.0  # seconds
-        # A text, so that neighbouring seeds and neighbouring answers have nothing in common.
+        # A string, so that neighbouring seeds and answers get unrelated random numbers.
         seed = sampling.seed
         self._random = random.Random(None if seed is None else f"{seed}/{index}")
 
@@ -120,7 +120,7 @@ class Row:
         return sorted(self._ends) if len(self.ids) < self.sampling.min_tokens else []
 
     def uniform(self) -> float:
-        """The next random number in [0, 1): whatever else is in the batch, the same for a seed."""
+        """The next random number in [0, 1), which depends on the seed alone, not on the batch."""
         return self._random.random()
 
     def fill(self, bitmask: Any, place: int) -> None:

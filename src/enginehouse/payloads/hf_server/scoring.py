@@ -43,7 +43,7 @@ def _score(logits: Tensor, tokens: list[int], top: int) -> list[TokenScore]:
 
 
 def _count(flags: Tensor) -> Tensor:
-    """How many are set in each line; in bytes first, a hundred times as fast as summing flags."""
+    """The number of set flags per line; summed as bytes first, which is a hundred times faster."""
     block = math.gcd(flags.shape[-1], 128)
     bytewise = flags.view(torch.uint8).view(len(flags), -1, block).sum(dim=-1, dtype=torch.uint8)
     return bytewise.sum(dim=-1)

@@ -29,13 +29,13 @@ from hf_server.rows import Job, Row, Sequence
 from hf_server.text import Vocabulary
 
 LOG = logging.getLogger("hf_server")
-_LONG_TEXT = 20_000  # characters; longer texts are turned into tokens beside the event loop
+_LONG_TEXT = 20_000  # characters; longer texts are tokenized in a thread
 _COMPILING = 4  # constraints at a time
 _BUDGETS = {"cpu": 2048, "cuda": 8192}
 
 
 class Service:
-    """A loaded model that answers. Made in a running event loop, by `start`."""
+    """A loaded model that answers. Created by `start`, in a running event loop."""
 
     def __init__(
         self, options: Options, model: Model, tokenizer: Any, *, compilers: Compilers
@@ -43,7 +43,7 @@ class Service:
         self.options = options
         self._compilers = compilers
         self._compiling = threading.Lock()
-        # of their own: constraints that take long must not keep long texts from being encoded
+        # A pool of its own: slow constraints must not keep long texts from being encoded.
         self._threads = ThreadPoolExecutor(_COMPILING, thread_name_prefix="compiling")
         self.created = int(time.time())
         self.vocabulary = Vocabulary(tokenizer, ends=model.ends)
@@ -87,7 +87,7 @@ class Service:
         return cls(options, model, tokenizer, compilers=compilers)
 
     async def submit(self, asked: Asked, *, adapter: str | None) -> Job:
-        """Begin to answer, by the adapter of that key. Raises ApiError for what cannot be."""
+        """Start to answer, with the adapter of that key. Raises ApiError for a wrong request."""
         self._check_tokens(asked.sampling.stop_token_ids, param="stop_token_ids")
         prompts = [await self._tokens(prompt) for prompt in asked.prompts]
         if asked.messages is not None:
@@ -189,7 +189,7 @@ class Service:
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[str | None]:
-        """Gives `adapter_of(name)`, which is not unloaded before the end of the block."""
+        """`adapter_of(name)`, which is not unloaded before the end of the block."""
         key = self.adapter_of(name)
         self._users[key] += 1
         try:
@@ -210,11 +210,11 @@ class Service:
         LOG.info("adapter %s is %s", name, path)
 
     async def unload_adapter(self, name: str) -> None:
-        """Serve it no more; requests in flight are answered first. Raises ApiError (404)."""
+        """Stop serving an adapter after its requests in flight. Raises ApiError (404)."""
         if name not in self.adapters:
             raise ApiError(404, f"The lora adapter '{name}' cannot be found.", param="lora_name")
         key, _ = self.adapters.pop(name)
-        while self._users[key]:  # noqa: ASYNC110 - nobody else waits for it
+        while self._users[key]:  # noqa: ASYNC110 - polled by one waiter
             await asyncio.sleep(0.05)
         await self.generator.call(lambda: self._adapter_store.unload(key))
         del self._users[key]

@@ -1,4 +1,4 @@
-"""A batch that rows join and leave at any step: every row has a slot of a preallocated KV cache.
+"""A batch that rows join and leave at any step; each row has a slot of a preallocated KV cache.
 
 A row's keys and values lie at the beginning of its slot, so nothing is padded on the left, nothing
 is concatenated, and attention reads views of the slots. Masks hide what lies behind a row's end.
@@ -19,7 +19,7 @@ from hf_server.prompts import Window
 from hf_server.rows import Row, Sequence
 
 ATTENTION = "enginehouse_slots"
-_ROUND = 128  # slots have a multiple of so many places
+_ROUND = 128  # a slot's length is a multiple of this
 
 
 def attend(
@@ -33,8 +33,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention over what SlotCache.update returned; see transformers' AttentionInterface.
 
-    Grouped queries of one new token are treated as so many query places of one head, for repeating
-    keys and values would cost more than attention itself.
+    Grouped queries of one new token are treated as query places of one head: repeating keys and
+    values would cost more than attention itself.
     """
     rows, heads, length, size = query.shape
     groups = heads // key.shape[1]
@@ -82,7 +82,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._write, self._read, self._repeat = write, read, repeat
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
-        """Positions are always given, so this is never used for them."""
+        """Never used: positions are always given."""
         return 0
 
     def update(
@@ -100,7 +100,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         return seen[0], seen[1]
 
     def _blank(self, like: Tensor) -> Tensor:
-        # Zeros, for what is masked is multiplied by nought all the same, and may be no NaN.
+        # Zeros: masked values are still multiplied by zero, and must not be NaN.
         return like.new_zeros(self.slots, like.shape[1], self.length, like.shape[3])
 
     def resize(self, slots: int, length: int, *, kept_slots: int, kept_length: int) -> None:
@@ -161,7 +161,7 @@ class SlotBatch:
         return max(self._lengths, default=0)
 
     def fits(self, rows: int, longest: int) -> bool:
-        """Whether so many more rows, the longest of them so long, fit into the cache's memory."""
+        """Whether `rows` more rows of at most `longest` tokens fit into the cache's memory."""
         if self.most_tokens is None:
             return True
         return (len(self.rows) + rows) * max(longest, self.longest + 1) <= self.most_tokens
@@ -259,9 +259,9 @@ class SlotBatch:
         self._cache.drop()
 
     def _reserve(self, rows: int, length: int) -> None:
-        """Make room, some more than needed; what is not needed now, however, is not kept.
+        """Make room, with some to spare, and drop what is not needed now.
 
-        Else one long row, after many short ones, would take the memory of many long ones.
+        Otherwise one long row, after many short ones, would take the memory of many long ones.
         """
         cache = self._cache
         if rows <= cache.slots and length <= cache.length:

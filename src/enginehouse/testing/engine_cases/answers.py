@@ -52,7 +52,7 @@ async def tokens(subject: Subject) -> None:
 
 @case(Capability.TOKENIZE, Capability.TEXT, Capability.TOKEN_IDS)
 async def tokenize_round_trip(subject: Subject) -> None:
-    """The ids of /tokenize are those that the engine says it was prompted with."""
+    """The ids of /tokenize are those that the engine reports for the prompt."""
     response = await subject.ask(TextPrompt(TEXT), max_tokens=1)
     same(response.prompt_token_ids, await subject.sampler.tokenize(TEXT))
 
@@ -62,15 +62,15 @@ async def token_ids(subject: Subject) -> None:
     """Every generated token's id comes back, and the counts agree with them."""
     response = await subject.ask()
     (completion,) = response.completions
-    assert completion.token_ids is not None, "no token ids came"
-    assert response.prompt_token_ids is not None, "no prompt token ids came"
+    assert completion.token_ids is not None, "the reply has no token ids"
+    assert response.prompt_token_ids is not None, "the reply has no prompt token ids"
     same(len(completion.token_ids), response.completion_tokens)
     same(len(response.prompt_token_ids), response.prompt_tokens)
 
 
 @case(Capability.N)
 async def n(subject: Subject) -> None:
-    """N gives as many answers, in order, and not all the same."""
+    """N=4 returns four answers, in order, and not all the same."""
     response = await subject.ask(n=4, temperature=1.0)
     same(len(response.completions), 4)
     assert len(set(texts(response))) > 1, "four samples at temperature 1 are all the same"
@@ -89,7 +89,7 @@ async def stop(subject: Subject) -> None:
 
 @case(Capability.SEED)
 async def seed(subject: Subject) -> None:
-    """The same seed gives the same answer, and some other seed another."""
+    """The same seed gives the same answer, and another seed a different one."""
 
     async def answer(number: int) -> list[str]:
         return texts(await subject.ask(temperature=1.0, seed=number))
@@ -113,13 +113,13 @@ async def greedy_ignores_seed(subject: Subject) -> None:
 
 @case(Capability.TOP_K)
 async def top_k(subject: Subject) -> None:
-    """With top_k 1 every seed gives the greedy answer at temperature 1, too."""
+    """With top_k 1 every seed gives the greedy answer, even at temperature 1."""
     await _check_narrowed(subject, top_k=1)
 
 
 @case(Capability.MIN_P)
 async def min_p(subject: Subject) -> None:
-    """With min_p 1 every seed gives the greedy answer at temperature 1, too."""
+    """With min_p 1 every seed gives the greedy answer, even at temperature 1."""
     await _check_narrowed(subject, min_p=1.0)
 
 
@@ -165,13 +165,13 @@ async def ignore_eos(subject: Subject) -> None:
 
 @case(Capability.CHAT, Capability.STREAM)
 async def stream_chat(subject: Subject) -> None:
-    """A streamed chat answer is the one that comes whole."""
+    """A streamed chat answer equals the one that is not streamed."""
     await _check_stream(subject, subject.request(CHAT))
 
 
 @case(Capability.TEXT, Capability.STREAM)
 async def stream_text(subject: Subject) -> None:
-    """A streamed continuation is the one that comes whole."""
+    """A streamed continuation equals the one that is not streamed."""
     await _check_stream(subject, subject.request(TextPrompt(TEXT)))
 
 

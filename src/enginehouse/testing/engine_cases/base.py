@@ -23,34 +23,34 @@ CITY: dict[str, Any] = {
 }
 
 
-class Inapplicable(Exception):  # noqa: N818 - it is no error
-    """This server was not started for what the case is about; the text says how it shows."""
+class Inapplicable(Exception):  # noqa: N818 - not an error
+    """This server was not started for what the case tests; the text says how that shows."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Who is asked. `adapter` is the name of a LoRA adapter that is loaded, if there is one."""
+    """What is tested. `adapter` is the name of a LoRA adapter that is loaded, if there is one."""
 
     sampler: Sampler
     adapter: str | None = None
 
     @property
     def prompt(self) -> Prompt:
-        """A prompt for cases that are about something else: a chat where there is chat."""
+        """A prompt for cases about something else: a chat if the engine has chat."""
         chats = Capability.CHAT in self.sampler.capabilities.supports
         return CHAT if chats else TextPrompt(TEXT)
 
     async def ask(self, prompt: Prompt | None = None, **parameters: Any) -> SampleResponse:
-        """The answer to `prompt`, greedy and of at most 16 tokens unless `parameters` say."""
+        """The answer to `prompt`, greedy and of at most 16 tokens by default."""
         return await self.sampler.sample(self.request(prompt, **parameters))
 
     def request(self, prompt: Prompt | None = None, **parameters: Any) -> SampleRequest:
-        """What `ask` asks."""
+        """The request that `ask` sends."""
         return request_of(prompt or self.prompt, **parameters)
 
 
 class Case(msgspec.Struct, frozen=True):
-    """One promise, and the capabilities without which it means nothing."""
+    """One promise, and the capabilities that it needs."""
 
     promise: str
     needs: frozenset[Capability]
@@ -75,7 +75,7 @@ def case(
 
 
 def request_of(prompt: Prompt, **parameters: Any) -> SampleRequest:
-    """A request, greedy and of at most 16 tokens unless `parameters` say."""
+    """A request, greedy and of at most 16 tokens by default."""
     return SampleRequest(
         prompt=prompt, parameters=SamplingParameters(**{"max_tokens": 16} | parameters)
     )
@@ -92,7 +92,7 @@ def texts(response: SampleResponse) -> list[str]:
 
 
 async def raises(asking: Awaitable[SampleResponse | object], wanted: type[WireError]) -> WireError:
-    """Fail unless that error is raised; gives it."""
+    """Return the error that is raised; fail unless it is a `wanted`."""
     try:
         result = await asking
     except wanted as error:

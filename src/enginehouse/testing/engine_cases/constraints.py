@@ -22,7 +22,7 @@ async def structured_choice(subject: Subject) -> None:
 
 @case(Capability.CHOICE)
 async def structured_choice_characters(subject: Subject) -> None:
-    """A choice comes back as it is: quotes, backslashes, characters of every plane."""
+    """A choice comes back unchanged: quotes, backslashes, characters of every plane."""
     wanted = 'say "hi"\\ é 日 👍'
     response = await subject.ask(structured=StructuredOutput(choice=(wanted,)), max_tokens=64)
     same(texts(response), [wanted])

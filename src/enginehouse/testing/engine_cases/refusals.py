@@ -1,4 +1,4 @@
-"""Cases about what is refused, by the engine or before anything is sent."""
+"""Cases about refusals, by the engine or before anything is sent."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ async def ignored_fields_refused(subject: Subject) -> None:
 
 @case()
 async def undeclared_refused(subject: Subject) -> None:
-    """What the sampler does not declare is refused before it is sent, never silently dropped."""
+    """What the sampler does not declare is refused before it is sent."""
     sampler = subject.sampler
     lacking = set(Capability) - sampler.capabilities.supports
-    for capability, request in _asks(subject).items():
+    for capability, request in _requests(subject).items():
         if capability in lacking:
             await raises(sampler.sample(request), UnsupportedError)
     if Capability.STREAM in lacking:
@@ -66,7 +66,7 @@ async def undeclared_refused(subject: Subject) -> None:
         await raises(sampler.tokenize(TEXT), UnsupportedError)
 
 
-def _asks(subject: Subject) -> dict[Capability, SampleRequest]:
+def _requests(subject: Subject) -> dict[Capability, SampleRequest]:
     """A request for each capability that needs nothing else."""
     ask = subject.request
     return {

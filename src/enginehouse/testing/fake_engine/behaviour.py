@@ -1,17 +1,17 @@
 """How a fake misbehaves, chosen by environment variables (all begin with VLLM_FAKE_).
 
 VLLM_FAKE_START_ERROR    text: print vLLM's traceback around it and exit 1
-VLLM_FAKE_START_DELAY    seconds before it listens; inf is never
-VLLM_FAKE_START_PROGRESS seconds between the progress lines that it writes until then; none without
-VLLM_FAKE_START_LINES    how many of them it writes at most, to be silent from then on
+VLLM_FAKE_START_DELAY    seconds before it listens; inf means never
+VLLM_FAKE_START_PROGRESS seconds between progress lines until then; unset writes none
+VLLM_FAKE_START_LINES    the most progress lines that it writes before it falls silent
 VLLM_FAKE_IGNORE_SIGTERM 1: only SIGKILL ends it
 VLLM_FAKE_CHILD          group or session: leave an EngineCore process behind that ignores SIGTERM,
                          in this process's group or in a session of its own; it ends after a minute.
-                         core: an EngineCore process as vLLM has it: it ends with this process, and
-                         when it ends before, the engine is dead (the fault die, without a cause)
-VLLM_FAKE_FAULTS         a JSON array, or the path of a file with one: which requests meet with
-                         what, as faults.py says. With [{"fault": "die", "match": "poison"}] any
-                         request with that word kills the engine, and whatever else is under way
+                         core: an EngineCore process like vLLM's: it ends with this process, and if
+                         it ends first, the engine is dead (the fault die, without a cause)
+VLLM_FAKE_FAULTS         a JSON array, or the path of a file with one: which requests fail, and how,
+                         as described in faults.py. With [{"fault": "die", "match": "poison"}] any
+                         request with that word kills the engine and all requests in flight
 VLLM_FAKE_STATE          path of a file in which the counts of the faults outlive the process
 VLLM_FAKE_ANSWERS        path of a JSON object: regular expression → answer
 VLLM_FAKE_TOKEN_LATENCY  seconds per generated token
@@ -102,7 +102,7 @@ def leave_child(where: str) -> int:
 
 @asynccontextmanager
 async def engine_core() -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process that is vLLM's EngineCore to whoever looks; it ends with this one, however."""
+    """A process that looks like vLLM's EngineCore; it ends with this one, however this one ends."""
     core = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _CORE, "VLLM::EngineCore", stdin=asyncio.subprocess.PIPE
     )

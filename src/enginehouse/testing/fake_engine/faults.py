@@ -1,4 +1,4 @@
-"""Which requests a fault befalls: counted or matched, never by chance.
+"""Which requests a fault hits: counted or matched, never by chance.
 
 VLLM_FAKE_FAULTS is a JSON array of faults, or the path of a file with one. A fault is an object:
 
@@ -7,11 +7,11 @@ VLLM_FAKE_FAULTS is a JSON array of faults, or the path of a file with one. A fa
   match    regular expression that is searched for in the request's text (all messages, or prompt)
   reused   true: only requests on a connection that has carried one before
 
-What these let through is counted, from 1. Of the counted it befalls the first `first`, every
-`every`-th, and the numbers in `nth`; all of them if none is given. Counts begin anew with the
-process unless VLLM_FAKE_STATE names a file to keep them in: then they go on over restarts. Of
-several faults that befall a request the first in the list does. A dead engine counts nothing more.
-The one-token requests by which Enginehouse tries a server do count; their prompt is "1".
+Requests that pass these filters are counted from 1. The fault hits the first `first` of them, every
+`every`-th, and the numbers in `nth`; all of them if none of these is given. Counts start again with
+the process unless VLLM_FAKE_STATE names a file that keeps them across restarts. If several faults
+hit a request, the first in the list wins. A dead engine counts nothing.
+The one-token requests that Enginehouse checks a server with count, too; their prompt is "1".
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Fault(
     tag_field="fault",
     tag=lambda name: re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(),
 ):
-    """What every fault has: on which requests."""
+    """What every fault has: which requests it hits."""
 
     path: str = GENERATION.pattern
     match: str | None = None
@@ -57,8 +57,8 @@ class Fault(
             and (self.match is None or re.search(self.match, asked.text, re.DOTALL) is not None)
         )
 
-    def befalls(self, number: int) -> bool:
-        """Whether it befalls the `number`-th request that counts."""
+    def hits(self, number: int) -> bool:
+        """Whether it hits the `number`-th request that counts."""
         if not (self.first or self.every or self.nth):
             return True
         of_every = self.every > 0 and number % self.every == 0
@@ -66,13 +66,13 @@ class Fault(
 
 
 class Die(Fault, frozen=True):
-    """The engine dies `delay` seconds after the request came, with all that is under way.
+    """The engine dies `delay` seconds after the request came, with all requests in flight.
 
     Without `signal` it dies as vLLM does: a traceback of EngineCore's that ends in `cause`, then
-    EngineDeadError; whatever is under way and whatever comes gets `reply`, and after `linger`
-    seconds the process ends with `exit_code`, or, as with VLLM_KEEP_ALIVE_ON_ENGINE_DEATH, lives
-    on where `lives` is true. Meanwhile /health answers `health`: 200 is a lie. With `signal` the
-    whole process is killed at once, without a word.
+    EngineDeadError; requests in flight and new ones get `reply`, and after `linger` seconds the
+    process ends with `exit_code`, or, as with VLLM_KEEP_ALIVE_ON_ENGINE_DEATH, lives on where
+    `lives` is true. Meanwhile /health answers `health`: 200 is a lie. With `signal` the whole
+    process is killed at once and logs nothing.
     """
 
     delay: float = 0.0
@@ -94,7 +94,7 @@ class Status(Fault, frozen=True):
 
 
 class Say(Fault, frozen=True):
-    """Status 200, and `body` instead of what would be right; nothing is done."""
+    """Status 200 with `body` as the reply; nothing is generated."""
 
     body: str
 
@@ -152,19 +152,19 @@ class Faults:
 
     @classmethod
     def parse(cls, given: str | None, *, state: str | None) -> Faults:
-        """Read the variables' values; ValueError (msgspec's) for what is no fault."""
+        """Read the variables' values; raises msgspec's ValueError for anything else."""
         if given is not None and not given.lstrip().startswith("["):
             given = Path(given).read_text(encoding="utf-8")
         faults = msgspec.json.decode(given or "[]", type=list[AnyFault])
         return cls(faults, state=Path(state) if state else None)
 
     def of_start(self) -> NoStart | None:
-        """Count a start; the fault that befalls it."""
+        """Count a start; the fault that hits it."""
         found = self._count([place for place, f in enumerate(self._faults) if _is_of_start(f)])
         return found if isinstance(found, NoStart) else None
 
     def of(self, asked: Asked) -> AnyFault | None:
-        """Count a request; the fault that befalls it."""
+        """Count a request; the fault that hits it."""
         return self._count(
             [
                 place
@@ -179,12 +179,12 @@ class Faults:
         for place in places:
             self._counts[place] += 1
         if self._state is not None:
-            # the process may be dead before it can do this later
+            # now, because the process may be dead later
             written = self._state.with_suffix(".new")
             written.write_bytes(msgspec.json.encode(self._counts))
             written.replace(self._state)
         return next(
-            (self._faults[p] for p in places if self._faults[p].befalls(self._counts[p])), None
+            (self._faults[p] for p in places if self._faults[p].hits(self._counts[p])), None
         )
 
 

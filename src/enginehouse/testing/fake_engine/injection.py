@@ -46,7 +46,7 @@ class Mortality:
         self.death: asyncio.Future[Die] = asyncio.get_running_loop().create_future()
 
     def die(self, death: Die) -> None:
-        """Log it as vLLM does and hit whatever is under way; with a signal, end on the spot."""
+        """Log it as vLLM does and fail all requests in flight; with a signal, end at once."""
         if death.signal is not None:
             os.kill(os.getpid(), death.signal)
         elif not self.death.done():
@@ -55,13 +55,13 @@ class Mortality:
             self.death.set_result(death)
 
     async def kill(self, death: Die) -> web.StreamResponse:
-        """Die after the delay; there is no answer."""
+        """Die after the delay, without an answer."""
         await asyncio.sleep(death.delay)
         self.die(death)
         return await _never()
 
     async def while_alive(self, request: web.Request, respond: Respond) -> web.StreamResponse:
-        """The response, or what comes instead of it if the engine dies before it is made."""
+        """The response, or the reply of a dead engine if it dies first."""
         work = asyncio.ensure_future(respond())
         ends: set[asyncio.Future[Any]] = {work, self.death}
         try:
@@ -154,7 +154,7 @@ def _refusal(fault: Status) -> web.Response:
 
 
 def _cut_off(request: web.Request, *, reset: bool) -> web.StreamResponse:
-    """Close the connection under the request; what is returned reaches nobody."""
+    """Close the connection; the returned response is never delivered."""
     transport = request.transport
     if transport is not None and reset:
         opened = transport.get_extra_info("socket")

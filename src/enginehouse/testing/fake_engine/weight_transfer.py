@@ -39,7 +39,7 @@ async def init_weight_transfer_engine(request: web.Request) -> web.Response:
 
 
 async def start_weight_update(request: web.Request) -> web.Response:
-    """POST /start_weight_update: an error while an update is under way."""
+    """POST /start_weight_update: an error during another update."""
     engine = _configured(request)
     if engine.updating:
         raise _fault(
@@ -51,7 +51,7 @@ async def start_weight_update(request: web.Request) -> web.Response:
 
 
 async def update_weights(request: web.Request) -> web.Response:
-    """POST /update_weights: an error unless one is under way; its own errors end it."""
+    """POST /update_weights: an error outside an update; a failure ends the update."""
     asked: _Update = parse(await request.read(), _Update)
     engine = _configured(request)
     if not engine.updating:

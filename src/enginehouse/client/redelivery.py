@@ -10,6 +10,7 @@ import asyncio
 import time
 from functools import partial
 
+from enginehouse.client.admission import Admission, Call
 from enginehouse.client.exchange import Attempt, Exchange, Forward, Reply
 from enginehouse.core.errors import (
     ConnectionFailedError,
@@ -19,9 +20,6 @@ from enginehouse.core.errors import (
     ServerFaultError,
     WireError,
 )
-from enginehouse.deployment.admission import Admission, Call
-from enginehouse.servers.health import Health, HealthMonitor
-from enginehouse.servers.records import ServerState
 
 _SIGNS_OF_DEATH = (ConnectionFailedError, MalformedResponseError, ServerFaultError)
 
@@ -29,19 +27,29 @@ _SIGNS_OF_DEATH = (ConnectionFailedError, MalformedResponseError, ServerFaultErr
 class Redelivery:
     """Layer: aborts what is in flight when the engine has died, and sends it again to the next one.
 
-    `deployment.admission` decides in which order. A supervisor says when: it waits for `failure`,
-    which is set as soon as the server is seen dead, calls `interrupt`, starts another server, and
-    calls `resume`; or `close_for_good`. `answered`: whether the server has answered anything since
-    that was set to false. Closed at first. Share it among all samplers of one server.
+    `client.admission` decides in which order. A supervisor says when. It awaits `suspects`, the
+    requests that failed as they do on a dying engine, and looks at the server: if that works it
+    calls `acquit`, and the failures stand. If it is dead the supervisor calls `interrupt`, starts
+    another server, and calls `resume`; or `close_for_good`. A request that nobody judges fails
+    after `patience` seconds. `answered` is whether the server has answered anything since that was
+    set to false, and `last_answer` when it last did, by time.monotonic.
+
+    Closed at first. Share it among all samplers of one server.
     """
 
-    def __init__(self, monitor: HealthMonitor, *, admission: Admission, glance: float) -> None:
-        self._monitor = monitor
+    def __init__(self, *, admission: Admission, patience: float) -> None:
         self._admission = admission
-        self._glance = glance
+        self._patience = patience
         self._cause: str | None = None
+        self._suspects: set[asyncio.Future[None]] = set()
+        self._suspicion = asyncio.Event()
         self.answered = False
-        self.failure: asyncio.Future[Health] = asyncio.get_running_loop().create_future()
+        self.last_answer = 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether requests are in flight."""
+        return bool(self._admission.in_flight)
 
     async def send(self, exchange: Exchange, forward: Forward) -> Reply:
         """The reply of the first engine that survives the request.
@@ -77,37 +85,50 @@ class Redelivery:
         try:
             reply = await forward(exchange)
         except _SIGNS_OF_DEATH:
-            await self._outlive_death()
+            await self._be_judged()
             raise
         except RequestTimeoutError:
             raise
         except WireError:
-            self.answered = True
+            self._note_answer()
             raise
-        self.answered = True
-        self._monitor.note_work()
+        self._note_answer()
         return reply
 
-    async def _outlive_death(self) -> None:
-        """Return if the server works; if it is dead, this attempt will be aborted.
+    def _note_answer(self) -> None:
+        self.answered = True
+        self.last_answer = time.monotonic()
 
-        A server that is neither is about to end, or busy: the supervisor judges it in time.
-        """
-        deadline = time.monotonic() + self._monitor.patience
-        while time.monotonic() < deadline:
-            if self._admission.error is not None:
-                raise self._admission.error from None
-            health = await self._monitor.glance()
-            if health.state is ServerState.READY:
-                return
-            if health.state is ServerState.FAILED:
-                self.report(health)
-            await asyncio.sleep(self._glance)
+    async def _be_judged(self) -> None:
+        """Return if the server works; if it is dead, this attempt is aborted meanwhile."""
+        verdict = asyncio.get_running_loop().create_future()
+        if self._admission.error is not None:
+            raise self._admission.error from None
+        self._suspects.add(verdict)
+        self._suspicion.set()
+        try:
+            async with asyncio.timeout(self._patience):
+                await verdict
+        except TimeoutError:
+            pass
+        finally:
+            self._suspects.discard(verdict)
 
-    def report(self, health: Health) -> None:
-        """The server was seen dead."""
-        if not self.failure.done():
-            self.failure.set_result(health)
+    async def suspects(self, *, within: float) -> frozenset[asyncio.Future[None]]:
+        """All that are not judged yet; waits up to `within` seconds for a new one."""
+        try:
+            async with asyncio.timeout(within):
+                await self._suspicion.wait()
+        except TimeoutError:
+            pass
+        self._suspicion.clear()
+        return frozenset(self._suspects)
+
+    def acquit(self, suspects: frozenset[asyncio.Future[None]]) -> None:
+        """The server works, so these requests' failures are their own."""
+        for verdict in suspects & self._suspects:
+            if not verdict.done():
+                verdict.set_result(None)
 
     def interrupt(self, cause: str) -> int:
         """Let nothing in any more, and abort what is in flight. Returns how much that was."""
@@ -120,9 +141,11 @@ class Redelivery:
 
     def resume(self) -> None:
         """A working server is there (again)."""
-        self.failure = asyncio.get_running_loop().create_future()
         self._admission.open()
 
     def close_for_good(self, error: Exception) -> None:
         """Raise `error` in every request that waits, now or later."""
         self._admission.close_for_good(error)
+        for verdict in self._suspects:
+            if not verdict.done():
+                verdict.set_exception(error)

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from enginehouse.client.admission import Admission, Call
 from enginehouse.core.errors import ServerGoneError
-from enginehouse.deployment.admission import Admission, Call
 
 NEVER = 3600.0
 
