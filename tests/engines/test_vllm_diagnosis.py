@@ -237,7 +237,7 @@ def test_killed_without_a_word(code: int):
     """Exit code -9, and nothing in the log: how to see whether the kernel did it."""
     diagnosis = found("recorded/killed_while_starting", exit_code=code)
     assert diagnosis.kind is K.KILLED
-    assert diagnosis.cause.startswith("the server ended")
+    assert "the server" in diagnosis.cause
     assert diagnosis.evidence == ""
     assert "dmesg" in diagnosis.fix
     assert "memory.events" in diagnosis.fix
@@ -321,10 +321,7 @@ def test_an_unknown_failure(tmp_path: Path, text: str, cause: str):
     log = tmp_path / "server.log"
     log.write_text(text)
     diagnosis = diagnose(ENGINE, log, exit_code=1)
-    assert diagnosis == Diagnosis(
-        kind=K.UNKNOWN, evidence=cause, cause=cause, fix="read the log; the first error in it is "
-        "the one that counts",
-    )  # fmt: skip
+    assert diagnosis == Diagnosis(kind=K.UNKNOWN, evidence=cause, cause=cause, fix=READ_THE_LOG)
 
 
 def test_what_came_before_ready_did_not_end_it(tmp_path: Path):

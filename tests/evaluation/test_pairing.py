@@ -193,7 +193,9 @@ async def test_seeds_matter_where_answers_are_drawn(layout):
     )
     seedless = FakeSampler(capabilities=frozenset(Capability) - {Capability.SEED})
     c = await ran(layout, sampler=seedless, **warm)
-    assert "an engine takes no seed: answers are paired by item only (addone)" in warned(a, c)
+    assert "an engine does not support seeds: answers are paired by item only (addone)" in warned(
+        a, c
+    )
 
 
 async def test_choices_of_different_tokenizers_can_be_paired(layout):

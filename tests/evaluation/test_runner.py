@@ -154,7 +154,7 @@ async def test_engine_without_seeds_gets_none_and_the_report_says_so(layout):
     sampler = FakeSampler(capabilities=frozenset({Capability.CHAT}))
     report = await run_it(new_run(layout), sampler=sampler)
     assert {r.parameters.seed for r in sampler.requests} == {None}
-    assert any("takes no seed" in note for note in report.notes)
+    assert any("does not support seeds" in note for note in report.notes)
 
 
 async def test_resume_asks_exactly_what_is_missing(layout):

@@ -41,6 +41,7 @@ MARKERS = [
 # fmt: on
 
 pytestmark = pytest.mark.slow
+LONGEST = 20_000  # characters: there are thousands of combinations
 
 
 def _prompts() -> list[dict]:
@@ -79,7 +80,7 @@ def test_checkers(name, checkers):
     arguments = _arguments(name)
     checker = build_checker(name, arguments, where="here", checkers=checkers)
     for marker in [*MARKERS, *_own_markers(arguments)]:
-        assert_linear(checker.follows, _repeated(marker))
+        assert_linear(checker.follows, _repeated(marker), longest=LONGEST)
 
 
 def _extractors() -> dict[str, Callable[[str], object]]:
@@ -110,7 +111,7 @@ def test_the_extractors_are_found():
 def test_extractors(name):
     """What reads an answer, or parts of one, off a text."""
     for marker in MARKERS:
-        assert_linear(EXTRACTORS[name], _repeated(marker))
+        assert_linear(EXTRACTORS[name], _repeated(marker), longest=LONGEST)
 
 
 @pytest.mark.parametrize("name", sorted({"exact_match", "contains", "number"} & MEANINGS.keys()))
@@ -118,7 +119,7 @@ def test_metrics(name, tmp_path):
     """A user's task may use them on any text."""
     judge = load_metric(name, folder=tmp_path)
     for marker in MARKERS:
-        assert_linear(lambda text: judge(text, "18"), _repeated(marker))
+        assert_linear(lambda text: judge(text, "18"), _repeated(marker), longest=LONGEST)
 
 
 ITEM = Item(
@@ -140,4 +141,6 @@ def test_tasks(name):
     task = TASKS.load(name)()
     if task.info.kind == "generate":
         for marker in MARKERS:
-            assert_linear(lambda text: task.score_text(ITEM, text), _repeated(marker))
+            assert_linear(
+                lambda text: task.score_text(ITEM, text), _repeated(marker), longest=LONGEST
+            )

@@ -1,11 +1,13 @@
 """Why an engine failed, as far as its log says.
 
-`lines` reads text, `order` turns it round where the newest line comes first, `prefixes` takes
-lines apart, `events` finds tracebacks and errors, and `selection` chooses the cause with `rules`
-and the engine's own, `guesses` and `endings`.
-What is peculiar to an engine's logs is a `LogProfile` beside that engine.
+A log passes these modules in order: `lines` decodes and cleans it, `wrapping` rejoins lines that a
+terminal broke, `order` reverses it if the newest line comes first, `prefixes` splits each line,
+`events` finds tracebacks and errors, and `selection` chooses the cause with the engine's own rules
+and the shared ones, then `guesses` and `endings`. What is peculiar to an engine's logs is a
+`LogProfile` in that engine's folder.
 """
 
+from enginehouse.diagnosis.endings import KERNEL
 from enginehouse.diagnosis.explaining import explained
 from enginehouse.diagnosis.kinds import READ_THE_LOG, Diagnosis, FailureKind
 from enginehouse.diagnosis.profile import LogProfile
@@ -14,6 +16,7 @@ from enginehouse.diagnosis.rule import Rule, Surroundings, groups, recognise
 from enginehouse.diagnosis.rule_file import read_rules
 
 __all__ = [
+    "KERNEL",
     "READ_THE_LOG",
     "Diagnosis",
     "FailureKind",

@@ -1,4 +1,4 @@
-"""What an end without words means: signals, and being told to stop."""
+"""What an end without an error in words means: signals, and being told to stop."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ import signal
 from enginehouse.diagnosis.kinds import Diagnosis, FailureKind
 from enginehouse.diagnosis.profile import LogProfile
 
+_SHELL = 128  # what a shell adds to the number of a signal
+_ALL = frozenset(signal.Signals)
+KERNEL = (
+    "check whether the kernel killed it for memory: `dmesg -T | grep -i 'killed process'` (in a "
+    "container: oom_kill in /sys/fs/cgroup/memory.events)"
+)
 _KILLED_FIX = (
-    "ask the kernel whether it was for memory: `dmesg -T | grep -i 'killed process'` (in a "
-    "container: oom_kill in /sys/fs/cgroup/memory.events); if so, give it more memory or take "
-    "less: a smaller model, a smaller --max-model-len, fewer processes beside it"
+    f"{KERNEL}; if so, give it more memory or let it use less: a smaller model, a smaller "
+    "--max-model-len, fewer processes at once"
+)
+_CRASHED_FIX = (
+    "start it again; if it crashes again, try --enforce-eager, and report it with the log"
 )
 _SIGNALS = {
     signal.SIGILL: (
@@ -18,62 +26,59 @@ _SIGNALS = {
         "use another machine, or a build for this one with --python PATH",
     ),
     signal.SIGBUS: (
-        "the shared memory or the disk ran full while it was being written (SIGBUS)",
-        "look at `df -h /dev/shm /tmp`; in a container, start it with a larger --shm-size",
+        "the shared memory or a disk ran full while it was being written (SIGBUS)",
+        "check `df -h /dev/shm /tmp`; start a container with a larger --shm-size",
     ),
-    signal.SIGSEGV: (
-        "native code of {engine} crashed (SIGSEGV)",
-        "start it again; if it happens again, try --enforce-eager, and report it with the log",
-    ),
-    signal.SIGFPE: (
-        "native code of {engine} crashed (SIGFPE)",
-        "start it again; if it happens again, try --enforce-eager, and report it with the log",
-    ),
+    signal.SIGSEGV: ("native code of {engine} crashed (SIGSEGV)", _CRASHED_FIX),
+    signal.SIGFPE: ("native code of {engine} crashed (SIGFPE)", _CRASHED_FIX),
     signal.SIGABRT: (
-        "native code of {engine} gave up (SIGABRT)",
-        "read the last lines of the log: what gave up says why there; else try --enforce-eager",
+        "native code of {engine} aborted (SIGABRT)",
+        "read the last lines of the log, which say why; otherwise try --enforce-eager",
     ),
 }
 
 
 def signalled(exit_code: int | None, *, profile: LogProfile, evidence: str) -> Diagnosis | None:
-    """What an exit code of Python (-9) or of a shell (137) means; None if no signal is in it."""
-    for number, (cause, fix) in {**_SIGNALS, **profile.signals}.items():
-        if exit_code in (-number, 128 + number):
-            return Diagnosis(
-                kind=FailureKind.CRASHED,
-                evidence=evidence,
-                cause=cause.format(engine=profile.title),
-                fix=fix,
-            )
-    if exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+    """What an exit code of Python (-9) or of a shell (137) means; None if it is not a signal's."""
+    if exit_code is None or not (exit_code < 0 or exit_code > _SHELL):
+        return None
+    number = -exit_code if exit_code < 0 else exit_code - _SHELL
+    if number == signal.SIGKILL:
         return killed(profile=profile, evidence=evidence)
-    stops = (signal.SIGTERM, signal.SIGINT)
-    if exit_code in [code for number in stops for code in (-number, 128 + number)]:
+    if number in (signal.SIGTERM, signal.SIGINT):
         return told_to_stop(evidence)
-    return None
+    known = {**_SIGNALS, **profile.signals}.get(signal.Signals(number)) if number in _ALL else None
+    if known is None:
+        return None
+    cause, fix = known
+    return Diagnosis(
+        kind=FailureKind.CRASHED,
+        evidence=evidence,
+        cause=cause.format(engine=profile.title),
+        fix=fix,
+    )
 
 
 def killed(*, profile: LogProfile, evidence: str) -> Diagnosis:
-    """Nothing was said, and SIGKILL leaves no words."""
+    """A process ended without an error, as SIGKILL ends it."""
     what = "one of the engine's processes" if evidence else "the server"
     return Diagnosis(
         kind=FailureKind.KILLED,
         evidence=evidence,
-        cause=f"{what} ended at once, without a word: killed (SIGKILL), most likely by the kernel "
-        "because memory ran out, by a batch system at a limit, or by `kill -9`",
+        cause=f"{what} was killed (SIGKILL) and could not report an error: most likely by the "
+        "kernel because memory ran out, by a batch system at a limit, or by `kill -9`",
         fix=profile.killed_fix or _KILLED_FIX,
     )
 
 
 def told_to_stop(evidence: str) -> Diagnosis:
-    """It ended as it was asked to."""
+    """A server that ended because it was asked to."""
     return Diagnosis(
         kind=FailureKind.STOPPED,
         evidence=evidence,
         cause="the server was told to stop (SIGTERM or SIGINT); it did not fail",
-        fix="find out what sent the signal: a batch system at its time limit, a shutdown, `kill`; "
-        "then start it again, or `enginehouse resume RUN`",
+        fix="find out what sent the signal (a batch system at its time limit, a shutdown, `kill`), "
+        "then start it again, or continue with `enginehouse resume RUN`",
     )
 
 
@@ -83,17 +88,17 @@ def died_while_serving(evidence: str, *, profile: LogProfile) -> Diagnosis:
         kind=FailureKind.ENGINE_DIED,
         evidence=evidence,
         cause="an error in the engine ended it while it was answering requests",
-        fix="serve again, or `enginehouse resume RUN`; if the same line comes back, one of the "
-        f"requests in flight provokes it: report it to {profile.title} with the log",
+        fix="start it again, or continue with `enginehouse resume RUN`; if it happens again, one "
+        f"of the requests provokes it: report it to {profile.title} with the log",
     )
 
 
 def still_waiting(evidence: str) -> Diagnosis:
-    """It has not failed: it was waiting when the log ended."""
+    """A server that has not failed: it was waiting when the log ended."""
     return Diagnosis(
         kind=FailureKind.WAITING,
         evidence=evidence,
         cause=f"it was still waiting when the log ended: {evidence}",
-        fix="see whether what it waits for can come (another node, another process, a download); "
-        "a larger --start-timeout helps only if it can",
+        fix="check whether what it waits for can happen (another node or process, a download); a "
+        "larger --start-timeout helps only if it can",
     )

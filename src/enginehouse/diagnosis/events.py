@@ -189,9 +189,9 @@ class _Unfinished:
         if _CHAINED.match(bare):
             self.state = _State.CHAINED
             return True
-        if (found := _FILE.match(bare) or _RICH_FILE.match(text)) is not None:
+        if (match := _FILE.match(bare) or _RICH_FILE.match(text)) is not None:
             self.state, self.failure.traced = _State.FRAMES, True
-            self.files = [*self.files[-_FRAMES + 1 :], found["file"]]
+            self.files = [*self.files[-_FRAMES + 1 :], match["file"]]
             self.lost_indentation = not text[:1].isspace()
             return True
         if self.state is _State.FRAMES:
@@ -214,13 +214,13 @@ class _Unfinished:
             return True
         if bare.startswith(("[Previous line repeated", "ray::")):
             return True
-        found = _RAISED.match(text)
-        if found is None:
+        match = _RAISED.match(text)
+        if match is None:
             self.strays += 1  # another process wrote in between
             return self.strays <= _STRAYS
-        raised = Raised(found["name"], files=self.files)
+        raised = Raised(match["name"], files=self.files)
         raised.add(text.strip())
-        if found["text"] is None and self.code.startswith("assert "):
+        if match["text"] is None and self.code.startswith("assert "):
             raised.add(self.code)  # an AssertionError without words
         if len(self.failure.raised) >= _CHAIN:
             self.failure.raised.pop()
@@ -334,8 +334,8 @@ class Reader:
                 log.waiting, log.waiting_number = text.strip(), log.lines
         if line.place is not None and profile.on_cpu.match(line.place):
             log.on_cpu = True
-        if log.packages is None and "-packages/" in text and (found := _PACKAGES.search(text)):
-            log.packages = Path(found["folder"])
+        if log.packages is None and "-packages/" in text and (match := _PACKAGES.search(text)):
+            log.packages = Path(match["folder"])
 
     def _begin(self, line: Line, key: _Key, unfinished: _Unfinished | None) -> None:
         """A traceback begins: the next one of a chain, or a new one."""

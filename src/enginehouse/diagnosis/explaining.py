@@ -34,7 +34,7 @@ def explained(error: Failed, diagnosis: Diagnosis | None, *, log: Path | None) -
 
 
 def _full_disk(log: Path) -> Diagnosis | None:
-    """An engine whose log cannot be written ends, and cannot say why."""
+    """An engine that cannot write its log ends without being able to say why."""
     try:
         free = shutil.disk_usage(log.parent).free
     except OSError:
@@ -45,5 +45,5 @@ def _full_disk(log: Path) -> Diagnosis | None:
         kind=FailureKind.DISK_FULL,
         evidence="",
         cause=f"the disk with its log is full ({free // 1024} KB free there)",
-        fix="make room, then run it again, or resume the run; ENGINEHOUSE_HOME moves everything",
+        fix="free some space, then run or resume it again; ENGINEHOUSE_HOME moves all files",
     )

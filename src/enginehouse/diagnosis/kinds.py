@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-READ_THE_LOG = "read the log; the first error in it is the one that counts"
+READ_THE_LOG = "read the log; usually the first error in it is the cause"
 
 
 class FailureKind(StrEnum):

@@ -149,8 +149,8 @@ def _unflattened(line: str) -> list[str]:
     stamps = list(_STAMP.finditer(line)) if len(line) >= _FLAT else []
     if len(stamps) < _STAMPS:
         return _RAISED.split(line) if _JOINED.search(line) else [line]
-    cuts = [0, *(found.start() + 1 for found in stamps), len(line)]
-    ends = [0, *(found.end() for found in stamps)]
+    cuts = [0, *(stamp.start() + 1 for stamp in stamps), len(line)]
+    ends = [0, *(stamp.end() for stamp in stamps)]
     return [
         part
         for begin, end, text in zip(cuts, cuts[1:], ends, strict=False)
@@ -175,8 +175,8 @@ def _unpacked(line: str) -> Iterator[str]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
-        found = _WRAPPED.search(line)
-        text = line[found.end() :].replace("\\n", "\n").replace('\\"', '"') if found else line
+        match = _WRAPPED.search(line)
+        text = line[match.end() :].replace("\\n", "\n").replace('\\"', '"') if match else line
     else:
         text = _message(record) or line
     yield from text.rstrip("\n").split("\n")

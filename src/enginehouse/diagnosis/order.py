@@ -63,5 +63,5 @@ def _entries_reversed(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _stamp(line: str) -> str:
-    found = _STAMP.search(line, 0, _STAMPED_WITHIN)
-    return found[0] if found else ""
+    match = _STAMP.search(line, 0, _STAMPED_WITHIN)
+    return match[0] if match else ""

@@ -142,16 +142,16 @@ def peel(line: str) -> Line:
         if patterns is None:
             break
         for pattern in patterns:
-            found = pattern.match(line, position)
-            if found is not None and found.end() > position:
+            match = pattern.match(line, position)
+            if match is not None and match.end() > position:
                 break
         else:
             break
-        position = found.end()
-        said = found.groupdict()
+        position = match.end()
+        said = match.groupdict()
         if process := said.get("process"):
             processes.append(" ".join(process.split()))
-            if found[0].startswith("[2"):
+            if match[0].startswith("[2"):
                 level = None  # what forwards an SGLang's line has put its own level before it
         if word := said.get("level"):
             level = _NAMES.get(word.upper(), word.upper())

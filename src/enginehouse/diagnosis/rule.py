@@ -33,13 +33,13 @@ class Surroundings:
     less_gpu_memory: str = LESS_GPU_MEMORY
 
 
-def groups(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # noqa: ARG001
+def groups(match: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # noqa: ARG001
     """The named groups of a match; "" for one that took no part.
 
     Alternatives of a pattern may have groups for the same thing: `name`, `name__2`, and so on.
     """
     said: dict[str, str] = {}
-    for numbered, value in found.groupdict().items():
+    for numbered, value in match.groupdict().items():
         name = numbered.partition("__")[0]
         said[name] = said.get(name) or value or ""
     return said
@@ -72,18 +72,18 @@ class Rule:
 
     def diagnose(self, text: str, *, around: Surroundings) -> Diagnosis | None:
         """What this rule says of a text of one or more lines; None if it does not know it."""
-        found = re.search(self.pattern, text)
-        if found is None:
+        match = re.search(self.pattern, text)
+        if match is None:
             return None
         details = {
             "engine": around.engine,
             "rebuild": around.rebuild,
             "without_gpu": around.without_gpu,
-            **self.details(found, around),
+            **self.details(match, around),
         }
         return Diagnosis(
             kind=self.kind,
-            evidence=_line_around(text, found.start()),
+            evidence=_line_around(text, match.start()),
             cause=_tidy(self.cause.format_map(details)),
             fix=_tidy(self.fix.format_map(details)),
         )

@@ -67,9 +67,9 @@ def _distinct_groups(pattern: str) -> str:
     """A name that occurs again gets a number, which `groups` takes away."""
     seen: dict[str, int] = {}
 
-    def numbered(found: re.Match[str]) -> str:
-        name = found[1]
+    def numbered(match: re.Match[str]) -> str:
+        name = match[1]
         seen[name] = seen.get(name, 0) + 1
-        return found[0] if seen[name] == 1 else f"(?P<{name}__{seen[name]}>"
+        return match[0] if seen[name] == 1 else f"(?P<{name}__{seen[name]}>"
 
     return _GROUP.sub(numbered, pattern)

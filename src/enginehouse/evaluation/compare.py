@@ -18,7 +18,7 @@ from enginehouse.results.comparison import (
     Verdict,
 )
 from enginehouse.statistics.multiplicity import holm
-from enginehouse.statistics.paired import PairedResult, compare_paired
+from enginehouse.statistics.paired import compare_paired
 from enginehouse.store.runs import Run
 from enginehouse.tasks.base import Outcome
 
@@ -41,9 +41,16 @@ def compare_runs(a: Run, b: Run) -> Comparison:
     tested = [t.headline.p_value for t in tasks if t.headline and t.headline.p_value is not None]
     corrected = iter(holm(tested))
     several = len(tested) > 1
+    compared_a, compared_b = (
+        Compared(
+            run=reading.run.info.id,
+            model=reading.provenances[-1].model if reading.provenances else reading.run.info.model,
+        )
+        for reading in (one, other)
+    )
     return Comparison(
-        a=_compared(one),
-        b=_compared(other),
+        a=compared_a,
+        b=compared_b,
         tasks=tuple(
             _judge(task, next(corrected), several=several)
             if task.headline and task.headline.p_value is not None
@@ -67,14 +74,8 @@ def require_scores(comparison: Comparison) -> None:
         )
 
 
-def _compared(reading: Reading) -> Compared:
-    provenances = reading.provenances
-    model = provenances[-1].model if provenances else reading.run.info.model
-    return Compared(run=reading.run.info.id, model=model)
-
-
 def _compare_task(name: str, a: Reading, b: Reading) -> TaskComparison:
-    """A task's figures, with the verdict as far as it needs no p-value."""
+    """A task's figures; the verdict does not consider the p-value yet."""
     one, other = a.ledger.tasks[name], b.ledger.tasks[name]
     states = np.stack([one.state_table(), other.state_table()])
     valid = has_score(states)
@@ -114,42 +115,33 @@ def _counts(outcome: Outcome, a: TaskLedger, b: TaskLedger) -> OutcomeCounts:
 
 
 def _metrics(a: TaskLedger, b: TaskLedger) -> list[MetricComparison]:
-    found = []
+    metrics = []
     shape = a.state_table().shape
     for name in sorted(a.measures.keys() & b.measures.keys()):
         columns = (a.measures[name], b.measures[name])
         values = np.stack([column.values.reshape(shape) for column in columns])
         weights = np.stack([column.weights.reshape(shape) for column in columns])
         if (result := compare_paired(values, weights)) is not None:
-            found.append(MetricComparison(metric=name, result=result))
-    return found
+            metrics.append(MetricComparison(metric=name, result=result))
+    return metrics
 
 
 def _judge(task: TaskComparison, p_value: float, *, several: bool) -> TaskComparison:
+    """The task with the verdict for its p-value, which is corrected for `several` tasks."""
     result = task.headline
     assert result is not None
-    verdict = _verdict(result, p_value)
-    return msgspec.structs.replace(
-        task,
-        p_corrected=p_value,
-        verdict=verdict,
-        words=_words(verdict, result, corrected=several and (result.p_value or 1) <= LEVEL),
-    )
-
-
-def _verdict(result: PairedResult, p_value: float) -> Verdict:
     if p_value <= LEVEL:
-        return Verdict.B_BETTER if result.difference > 0 else Verdict.A_BETTER
-    return Verdict.TOO_FEW if result.detectable is None else Verdict.NOT_SHOWN
-
-
-def _words(verdict: Verdict, result: PairedResult, *, corrected: bool) -> str:
-    if verdict in (Verdict.A_BETTER, Verdict.B_BETTER):
-        return "B is better" if verdict is Verdict.B_BETTER else "A is better"
-    if verdict is Verdict.TOO_FEW or result.detectable is None:
-        return "too few items: no difference, however large, could be expected to show"
-    after = " after Holm's correction" if corrected else ""
-    return (
-        f"no difference shown{after}; one of {100 * result.detectable:.1f} points or more would "
-        "have been, with 80 % power"
-    )
+        better = result.difference > 0
+        verdict = Verdict.B_BETTER if better else Verdict.A_BETTER
+        words = "B is better" if better else "A is better"
+    elif result.detectable is None:
+        verdict = Verdict.TOO_FEW
+        words = "too few items: no difference, however large, could be expected to show"
+    else:
+        verdict = Verdict.NOT_SHOWN
+        after = " after Holm's correction" if several and (result.p_value or 1) <= LEVEL else ""
+        words = (
+            f"no difference shown{after}; one of {100 * result.detectable:.1f} points or more "
+            "would have been, with 80 % power"
+        )
+    return msgspec.structs.replace(task, p_corrected=p_value, verdict=verdict, words=words)

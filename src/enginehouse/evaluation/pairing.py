@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -136,15 +137,23 @@ def warnings(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
         if name not in a.ledger.tasks or name not in b.ledger.tasks:
             yield f"task {name} is only in run {'A' if name in a.ledger.tasks else 'B'}"
     for attribute, what in _ANSWERER.items():
-        yield from _differing_answerers(a, b, attribute, what)
+        one, other = (
+            sorted({_shown(v) for p in r.provenances if (v := getattr(p, attribute)) is not None})
+            for r in (a, b)
+        )
+        if one and other and one != other:
+            yield f"different {what}: A {', '.join(one)}, B {', '.join(other)}"
     for attribute, what in _DIGESTS.items():
         for label, reading in (("A", a), ("B", b)):
-            yield from _unknown(label, reading, attribute, what)
+            missing = [p for p in reading.provenances if getattr(p, attribute) is None]
+            if missing:
+                why = missing[0].unknown.get(attribute)
+                yield f"unknown {what} in {label}" + (f": {why}" if why else "")
     if a.spec.system != b.spec.system:
         yield f"different system messages: A {a.spec.system!r}, B {b.spec.system!r}"
     if a.spec.tool_steps != b.spec.tool_steps:
-        one, other = (", ".join(reading.spec.tool_steps) for reading in (a, b))
-        yield f"different tool steps: A {one}; B {other}"
+        steps_a, steps_b = (", ".join(reading.spec.tool_steps) for reading in (a, b))
+        yield f"different tool steps: A {steps_a}; B {steps_b}"
     yield from _differing_sampling(a, b, tasks)
 
 
@@ -206,46 +215,25 @@ def _require_same_questions(name: str, a: Reading, b: Reading) -> None:
             )
 
 
-def _differing_answerers(a: Reading, b: Reading, attribute: str, what: str) -> Iterator[str]:
-    one, other = (
-        sorted({_shown(v) for p in r.provenances if (v := getattr(p, attribute)) is not None})
-        for r in (a, b)
-    )
-    if one and other and one != other:
-        yield f"different {what}: A {', '.join(one)}, B {', '.join(other)}"
-
-
-def _unknown(label: str, reading: Reading, attribute: str, what: str) -> Iterator[str]:
-    missing = [p for p in reading.provenances if getattr(p, attribute) is None]
-    if missing:
-        why = missing[0].unknown.get(attribute)
-        yield f"unknown {what} in {label}" + (f": {why}" if why else "")
-
-
 def _differing_sampling(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
-    found: dict[str, list[str]] = {}
+    differences: defaultdict[str, list[str]] = defaultdict(list)
     for name in tasks:
         one, other = a.questions[name], b.questions[name]
         if one.parameters is None or other.parameters is None:
             continue
         for option in one.parameters.__struct_fields__:
-            values = (getattr(one.parameters, option), getattr(other.parameters, option))
-            if values[0] != values[1]:
-                found.setdefault(f"different {option}: A {values[0]}, B {values[1]}", []).append(
-                    name
-                )
-        warm = max(one.parameters.temperature, other.parameters.temperature) > 0
-        if warm and (_NO_SEED in one.seeds or _NO_SEED in other.seeds):
-            found.setdefault("an engine takes no seed: answers are paired by item only", []).append(
-                name
-            )
-        elif warm and (one.seeds != other.seeds).any():
-            found.setdefault(
-                f"different seeds (--seed: A {a.spec.seed}, B {b.spec.seed}): answers are paired "
-                "by item only",
-                [],
-            ).append(name)
-    for text, names in found.items():
+            first, second = getattr(one.parameters, option), getattr(other.parameters, option)
+            if first != second:
+                differences[f"different {option}: A {first}, B {second}"].append(name)
+        if max(one.parameters.temperature, other.parameters.temperature) == 0:
+            continue
+        by_item = "answers are paired by item only"
+        if _NO_SEED in one.seeds or _NO_SEED in other.seeds:
+            differences[f"an engine does not support seeds: {by_item}"].append(name)
+        elif (one.seeds != other.seeds).any():
+            seeds = f"A {a.spec.seed}, B {b.spec.seed}"
+            differences[f"different seeds (--seed: {seeds}): {by_item}"].append(name)
+    for text, names in differences.items():
         yield f"{text} ({', '.join(names)})"
 
 

@@ -1,10 +1,9 @@
-"""A run's journal summed up: the report, and single samples. Reads nothing but the journal."""
+"""Summarises a run's journal: the report, and single samples. Reads only the journal."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -37,7 +36,7 @@ from enginehouse.tasks.base import Outcome
 
 
 def summarise(run: Run, *, at_k: Sequence[int] | None = None) -> Report:
-    """The report of what the journal holds, finished or not. Blocking.
+    """The report of a run, finished or not. Blocking.
 
     Headline: correct / (all - failed - unscored), with unparsable and truncated answers in the
     denominator. Metrics: Σ value / Σ weight over the same samples. Intervals at 95 %: see
@@ -48,7 +47,9 @@ def summarise(run: Run, *, at_k: Sequence[int] | None = None) -> Report:
     spec = ledger.header.spec if ledger.header else None
     records = [session.record for session in ledger.sessions.values()]
     throughput = _throughput(list(ledger.sessions.values()))
-    complete = bool(ledger.tasks) and not any(sum(_open(t)) for t in ledger.tasks.values())
+    complete = bool(ledger.tasks) and not any(
+        sum(task.counts[: ASKED + 1]) for task in ledger.tasks.values()
+    )
     return Report(
         run=run.info.id,
         folder=str(run.folder),
@@ -77,7 +78,7 @@ def require_headlines(report: Report) -> None:
         if any(task.outcomes.get(Outcome.UNSCORED) for task in without):
             again.append(f"`enginehouse rescore {report.run}` scores all answers again")
         if not again:
-            again.append(f"`enginehouse resume {report.run}` asks what is missing")
+            again.append(f"`enginehouse resume {report.run}` asks the missing samples")
         raise NoHeadlineError(
             f"no score for {', '.join(task.task for task in without)}",
             why="; ".join(f"{task.task}: {task.no_headline}" for task in without),
@@ -101,20 +102,9 @@ def find_sample(run: Run, number: int) -> SampleView:
         if index < len(task.states):
             break
         index -= len(task.states)
-    sample, score = _find_records(run.journal_path, task, index)
-    if sample is None:
-        raise ConfigurationError(
-            f"sample {number} of run {run.info.id} has not been asked yet",
-            fix=f"`enginehouse resume {run.info.id}` asks it",
-        )
-    return _view(sample, score, number=number, total=total)
-
-
-def _find_records(
-    journal: Path, task: TaskLedger, index: int
-) -> tuple[SampleRecord | None, ScoreRecord | None]:
-    sample, score = None, None
-    for entry in read_journal(journal, Record):
+    sample: SampleRecord | None = None
+    score: ScoreRecord | None = None
+    for entry in read_journal(run.journal_path, Record):
         record = entry.record
         if not isinstance(record, (SampleRecord, ScoreRecord)):
             continue
@@ -124,7 +114,12 @@ def _find_records(
             sample, score = record, None
         else:
             score = record
-    return sample, score
+    if sample is None:
+        raise ConfigurationError(
+            f"sample {number} of run {run.info.id} has not been asked yet",
+            fix=f"`enginehouse resume {run.info.id}` asks it",
+        )
+    return _view(sample, score, number=number, total=total)
 
 
 def _view(
@@ -164,10 +159,6 @@ def _tool_lines(use: ToolUse) -> tuple[str, ...]:
     return (*attempts, *calls)
 
 
-def _open(task: TaskLedger) -> list[int]:
-    return task.counts[: ASKED + 1]
-
-
 def _task_report(task: TaskLedger, spec: EvaluationSpec, at_k: Sequence[int] | None) -> TaskReport:
     record = task.record
     shape = (record.items, record.samples)
@@ -203,7 +194,7 @@ def _task_report(task: TaskLedger, spec: EvaluationSpec, at_k: Sequence[int] | N
 
 
 def why_no_headline(task: TaskLedger, max_failed: float) -> str | None:
-    """Why what was scored so far gives no headline; None if it gives one."""
+    """Why the scores so far give no headline; None if they do."""
     done = sum(task.counts[ASKED + 1 :])
     failed, unscored = task.counts[FAILED], task.counts[UNSCORED]
     without = failed + unscored
@@ -223,34 +214,19 @@ def why_no_headline(task: TaskLedger, max_failed: float) -> str | None:
 
 
 def _commonest(task: TaskLedger) -> str:
-    """The commonest error of failed samples, or else the reason of unscored ones."""
+    """The commonest error of failed samples, or reason of unscored ones, whichever are more."""
     if task.counts[FAILED] >= task.counts[UNSCORED]:
         return f"most of them with {task.failures.most_common(1)[0][0]}"
-    return _commonest_reason(task)
-
-
-def _commonest_reason(task: TaskLedger) -> str:
     return f"commonest reason: {task.unscored.most_common(1)[0][0]}"
-
-
-def _unscored_note(task: TaskLedger, count: int) -> str:
-    """How far the answers without a score could move the headline."""
-    correct = task.counts[CODES[Outcome.CORRECT]]
-    of = sum(task.counts[ASKED + 1 :]) - task.counts[FAILED]
-    return (
-        f"{task.record.task}: {count:,} of {of:,} answers could not be scored and are left out "
-        f"({_commonest_reason(task)}); with them the score would lie between {correct / of:.1%} "
-        f"and {(correct + count) / of:.1%}"
-    )
 
 
 def _answerers(ledger: Ledger) -> tuple[Provenance, ...]:
     """Every different provenance of an answer, in order."""
-    found: list[Provenance] = []
+    provenances: list[Provenance] = []
     for session in ledger.sessions.values():
-        if session.requests and session.record.provenance not in found:
-            found.append(session.record.provenance)
-    return tuple(found)
+        if session.requests and session.record.provenance not in provenances:
+            provenances.append(session.record.provenance)
+    return tuple(provenances)
 
 
 def _throughput(sessions: list[Session]) -> Throughput:
@@ -282,7 +258,7 @@ def _deaths(incidents: Sequence[Incident]) -> Iterator[str]:
     """One note for each cause of death."""
     for (kind, cause), count in Counter((i.kind, i.cause) for i in incidents).items():
         times = "once" if count == 1 else f"{count} times"
-        yield f"the engine died {times} under work ({kind}): {cause}"
+        yield f"the engine died {times} during the run ({kind}): {cause}"
 
 
 def _notes(ledger: Ledger, spec: EvaluationSpec | None) -> list[str]:
@@ -301,11 +277,18 @@ def _notes(ledger: Ledger, spec: EvaluationSpec | None) -> list[str]:
                 "by the engine's own nondeterminism"
             )
         if count := task.counts[UNSCORED]:
-            notes.append(_unscored_note(task, count))
-        if asked := sum(_open(task)):
-            notes.append(f"{record.task}: {asked:,} samples are missing, the run is incomplete")
+            correct = task.counts[CODES[Outcome.CORRECT]]
+            of_all = sum(task.counts[ASKED + 1 :]) - task.counts[FAILED]
+            notes.append(
+                f"{record.task}: {count:,} of {of_all:,} answers could not be scored and are left "
+                f"out (commonest reason: {task.unscored.most_common(1)[0][0]}); with them the "
+                f"score would lie between {correct / of_all:.1%} "
+                f"and {(correct + count) / of_all:.1%}"
+            )
+        if missing := sum(task.counts[: ASKED + 1]):
+            notes.append(f"{record.task}: {missing:,} samples are missing, the run is incomplete")
     if not all(session.record.seeded for session in ledger.sessions.values()):
-        notes.append("the engine takes no seed: the same samples cannot be drawn again")
+        notes.append("the engine does not support seeds: the same samples cannot be drawn again")
     notes += [
         f"the journal's end was broken, and repaired {repair.at:%Y-%m-%d %H:%M} UTC: "
         f"{repair.size:,} bytes were moved to {repair.kept}"

@@ -41,8 +41,8 @@ _PYTHON_PACKAGES = {
 _TORCH = ("libtorch", "libc10", "libshm.so")
 
 
-def _library(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    name = groups(found, around)["library"]
+def _library(match: re.Match[str], around: Surroundings) -> Mapping[str, str]:
+    name = groups(match, around)["library"]
     again = f"rebuild the environment: {around.rebuild}"
     if folder := _folder_with(name, around.packages):
         where = f"; the environment has it in {folder}"
@@ -85,22 +85,22 @@ def _folder_with(library: str, packages: Path | None) -> Path | None:
     return None
 
 
-def _missing_package(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    name = groups(found, around)["name"]
+def _missing_package(match: re.Match[str], around: Surroundings) -> Mapping[str, str]:
+    name = groups(match, around)["name"]
     return {"name": name, "package": name.partition(".")[0]}
 
 
-def _driver(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # noqa: ARG001
-    version = int(found["found"] or 0)  # 12080 is 12.8
-    return {"found": f" (CUDA {version // 1000}.{version % 1000 // 10})" if version else ""}
+def _driver(match: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # noqa: ARG001
+    number = int(match["version"] or 0)  # 12080 is 12.8
+    return {"version": f" (CUDA {number // 1000}.{number % 1000 // 10})" if number else ""}
 
 
-def _cuda_memory(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
+def _cuda_memory(match: re.Match[str], around: Surroundings) -> Mapping[str, str]:
     # In a container the engine itself may be listed as such a process, by its number outside.
-    said = found.string[found.start() :]
+    said = match.string[match.start() :]
     others = re.search(rf"Process \d+ has {SIZE}", said) and "this process has" in said
     free = re.search(rf"total capacity of ({SIZE}) of which ({SIZE}) is free", said)
-    wanted = found["wanted"]
+    wanted = match["wanted"]
     return {
         "wanted": f": {wanted} more were needed" if wanted else "",
         "free": f", and {free[2]} of {free[1]} were free" if free else "",
@@ -111,17 +111,17 @@ def _cuda_memory(found: re.Match[str], around: Surroundings) -> Mapping[str, str
     }
 
 
-def _host_memory(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # noqa: ARG001
-    wanted = found["wanted"]
+def _host_memory(match: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # noqa: ARG001
+    wanted = match["wanted"]
     return {"wanted": f" when {int(wanted) / 2**30:.1f} GiB more were needed" if wanted else ""}
 
 
-def _without_torch(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    return {name: value.replace("torch.", "") for name, value in groups(found, around).items()}
+def _without_torch(match: re.Match[str], around: Surroundings) -> Mapping[str, str]:
+    return {name: value.replace("torch.", "") for name, value in groups(match, around).items()}
 
 
-def _capabilities(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    said = groups(found, around)
+def _capabilities(match: re.Match[str], around: Surroundings) -> Mapping[str, str]:
+    said = groups(match, around)
     return {n: f"{int(v) / 10:.1f}" if v.isdigit() else v for n, v in said.items()}  # 89 is 8.9
 
 

@@ -10,7 +10,7 @@ import functools
 import re
 from pathlib import Path
 
-from enginehouse.diagnosis import LogProfile, Rule, Surroundings, read_rules
+from enginehouse.diagnosis import KERNEL, LogProfile, Rule, Surroundings, read_rules
 
 _LESS = "a smaller model, --max-model-len, --max-num-seqs or --max-num-batched-tokens"
 
@@ -40,11 +40,10 @@ PROFILE = LogProfile(
     ),
     fatal=re.compile(r"generation failed"),
     survived=re.compile(r"a step failed"),
-    killed_fix="ask the kernel whether it was for memory: `dmesg -T | grep -i 'killed process'` "
-    f"(in a container: oom_kill in /sys/fs/cgroup/memory.events); if so, {_LESS}",
+    killed_fix=f"{KERNEL}; if so, use {_LESS}",
     words=Surroundings(
         rebuild="`enginehouse envs remove KEY`, then `enginehouse install hf`",
-        less_gpu_memory=f"see with `nvidia-smi` who else uses it; else {_LESS}, or a smaller "
-        "--gpu-memory-utilization, which leaves more beside the KV cache",
+        less_gpu_memory=f"check with `nvidia-smi` what else uses it; otherwise use {_LESS}, or a "
+        "smaller --gpu-memory-utilization, which leaves more outside the KV cache",
     ),
 )

@@ -12,7 +12,7 @@ import re
 import signal
 from pathlib import Path
 
-from enginehouse.diagnosis import LogProfile, Rule, Surroundings, read_rules
+from enginehouse.diagnosis import KERNEL, LogProfile, Rule, Surroundings, read_rules
 
 _SMALLER = (
     "use a smaller quantisation of the model, a smaller --max-model-len, or fewer sequences with "
@@ -39,24 +39,17 @@ _SIGNALS = {
     ),
     signal.SIGSEGV: (
         "native code of llama.cpp crashed (SIGSEGV)",
-        (
-            "start it again with extra_args --no-repack, which avoids a crash on processors with "
-            "AMX, and report it with the log"
-        ),
+        "start it again with extra_args --no-repack (for processors with AMX), and report it",
     ),
     signal.SIGABRT: (
-        "native code of llama.cpp gave up (SIGABRT)",
-        "read the last lines of the log: what gave up says why there",
+        "native code of llama.cpp aborted (SIGABRT)",
+        "read the last lines of the log, which say why",
     ),
     signal.SIGBUS: (
         "the model's file became shorter while it was being read, or the disk failed (SIGBUS)",
         _AGAIN,
     ),
 }
-_KILLED_FIX = (
-    "ask the kernel whether it was for memory: `dmesg -T | grep -i 'killed process'` (in a "
-    f"container: oom_kill in /sys/fs/cgroup/memory.events); if so, {_SMALLER}"
-)
 
 PROFILE = LogProfile(
     name="llamacpp",
@@ -88,7 +81,7 @@ PROFILE = LogProfile(
         r"|invalid http status))"
     ),
     signals=_SIGNALS,
-    killed_fix=_KILLED_FIX,
+    killed_fix=f"{KERNEL}; if so, {_SMALLER}",
     words=Surroundings(
         rebuild="`enginehouse envs remove KEY`, then `enginehouse install llamacpp`",
         less_gpu_memory=f"{_SMALLER}; or keep some layers off the GPU with extra_args "

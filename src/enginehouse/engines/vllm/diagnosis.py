@@ -27,14 +27,14 @@ from enginehouse.engines.vllm.history import REMOVED_FLAGS
 _REBUILD = "`enginehouse envs remove KEY`, then `enginehouse install vllm`"
 
 
-def _flag(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # noqa: ARG001
-    flag = found["flag"].partition("=")[0]
+def _flag(match: re.Match[str], around: Surroundings) -> Mapping[str, str]:  # noqa: ARG001
+    flag = match["flag"].partition("=")[0]
     fix = REMOVED_FLAGS.get(flag, "correct or remove it; the engine's --help=all lists its flags")
     return {"flag": flag, "fix": fix}
 
 
-def _taken(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    free, total = float(found["free"]), float(found["total"])
+def _taken(match: re.Match[str], around: Surroundings) -> Mapping[str, str]:
+    free, total = float(match["free"]), float(match["total"])
     share = math.floor(100 * free / total - 2) / 100
     fix = (
         f"or lower --gpu-memory-utilization to {share:g}, if the model fits"
@@ -45,15 +45,15 @@ def _taken(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
         fix = "or set the size of the KV cache in GiB: --env VLLM_CPU_KVCACHE_SPACE=1"
     look = "`ps aux --sort=-rss`" if around.on_cpu else "`nvidia-smi`"
     where = "this machine" if around.on_cpu else "the GPU"
-    return found.groupdict() | {"fix": f"stop what else uses {where} ({look} lists it), {fix}"}
+    return match.groupdict() | {"fix": f"stop what else uses {where} ({look} lists it), {fix}"}
 
 
-def _cpu_cache(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    details = dict(groups(found, around))
-    if float(found["wanted"]) <= 0:
+def _cpu_cache(match: re.Match[str], around: Surroundings) -> Mapping[str, str]:
+    details = dict(groups(match, around))
+    if float(match["wanted"]) <= 0:
         return details | {
             "cause": f"--gpu-memory-utilization leaves nothing for the KV cache: the engine "
-            f"itself used more than its {found['share']} GiB",
+            f"itself used more than its {match['share']} GiB",
             "fix": "raise --gpu-memory-utilization, or omit it",
         }
     return details | {
@@ -64,8 +64,8 @@ def _cpu_cache(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
     }
 
 
-def _more_cache(found: re.Match[str], around: Surroundings) -> Mapping[str, str]:
-    said = dict(groups(found, around))
+def _more_cache(match: re.Match[str], around: Surroundings) -> Mapping[str, str]:
+    said = dict(groups(match, around))
     needed = math.ceil(float(said.get("needed") or 1))
     more = (
         f"give the KV cache more memory: --env VLLM_CPU_KVCACHE_SPACE={max(needed, 2)} (GiB)"
