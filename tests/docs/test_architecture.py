@@ -107,3 +107,26 @@ def test_calls_between_rooms_go_down(evaluation: Trace):
         and callee not in SUBSCRIPTIONS
     ]
     assert "\n".join(up) == ""
+
+
+def _steps() -> list[tuple[str, str]]:
+    """For each step of the way of a prompt, its functions, and their module or folder."""
+    text = (ROOT / "docs/contributing/architecture.md").read_text()
+    section = text.partition("## From a plan to an answer")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| \d+ \| (.+?) \| `(.+?)` \|", section, re.MULTILINE)
+    return [(names, file.removesuffix(".py").rstrip("/").replace("/", ".")) for names, file in rows]
+
+
+def test_the_way_of_a_prompt_is_that_of_the_document(evaluation: Trace):
+    """Every named step is taken, in the document's order, and there are at most 15."""
+    steps = _steps()
+    assert 10 <= len(steps) <= 15
+    moments = []
+    for names, module in steps:
+        for name in re.findall(r"`([\w.]+)`", names):
+            pattern = re.compile(rf"{re.escape(module)}\.(\w+\.)?{re.escape(name)}")
+            calls = [at for called, at in evaluation.first.items() if pattern.fullmatch(called)]
+            assert calls, f"{module}.{name} is not called"
+            moments.append((min(calls), name))
+    assert len(moments) >= len(steps)
+    assert moments == sorted(moments)

@@ -51,3 +51,17 @@ def test_nothing_is_left_at_the_end():
     remaining.begin(3)
     remaining.finish(3)
     assert remaining.seconds(answered=3, elapsed=10) == 0
+
+
+def test_slow_answers_after_quick_ones_are_expected_to_stay_slow():
+    """100 choices in 10 s, then an answer every 2 s; of the last 15, half count as done."""
+    remaining = RemainingTime(125)
+    for _ in range(125):
+        remaining.begin(1)
+    for _ in range(100):
+        remaining.finish(1)
+    remaining.seconds(answered=100, elapsed=10)
+    for number in range(1, 11):
+        remaining.finish(1)
+        left = remaining.seconds(answered=100 + number, elapsed=10 + 2 * number)
+    assert left == pytest.approx(2 * (15 - 15 / 2))

@@ -179,7 +179,7 @@ def test_a_sender_that_hangs(serve: Serve):
         trainer.freed.set()
         trainer.threads[0].join(10)
         (late,) = trainer.late
-        assert "no weights are being swapped" in str(late)
+        assert late.kind == "over"
         assert server.answer() == first
         sender.send(trainer.send_weights, name="step-2")
 
@@ -247,7 +247,7 @@ def test_a_sender_that_does_not_finish(serve: Serve, calls: tuple[str, ...]):
 
         with pytest.raises(WeightsError) as caught:
             sender.send(send_weights, name="step-1")
-        assert "without having finished" in caught.value.why
+        assert "without finishing" in caught.value.why
         assert server.answer() == first
 
 
@@ -255,9 +255,9 @@ def test_updates_outside_of_a_swap(serve: Serve):
     """As in vLLM's examples, they would change weights under requests: refused."""
     with serve() as server:
         trainer = Trainer(WeightSender(server.url))
-        with pytest.raises(WeightsError, match="no weights are being swapped") as caught:
+        with pytest.raises(WeightsError) as caught:
             trainer.send_weights()
-        assert "WeightSender.send" in caught.value.fix
+        assert caught.value.kind == "over"
         assert server.info().named == "default"
 
 

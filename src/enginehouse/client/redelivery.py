@@ -31,8 +31,8 @@ class Redelivery:
     requests that failed as they do on a dying engine, and looks at the server: if that works it
     calls `acquit`, and the failures stand. If it is dead the supervisor calls `interrupt`, starts
     another server, and calls `resume`; or `close_for_good`. A request that nobody judges fails
-    after `patience` seconds. `answered` is whether the server has answered anything since that was
-    set to false, and `last_answer` when it last did, by time.monotonic.
+    after `patience` seconds. `answered` is whether the server has answered anything, or refused it,
+    since that was set to false; `last_answer` is when it last answered, by time.monotonic.
 
     Closed at first. Share it among all samplers of one server.
     """
@@ -90,14 +90,11 @@ class Redelivery:
         except RequestTimeoutError:
             raise
         except WireError:
-            self._note_answer()
+            self.answered = True  # but a front end may refuse requests while its engine hangs
             raise
-        self._note_answer()
-        return reply
-
-    def _note_answer(self) -> None:
         self.answered = True
         self.last_answer = time.monotonic()
+        return reply
 
     async def _be_judged(self) -> None:
         """Return if the server works; if it is dead, this attempt is aborted meanwhile."""

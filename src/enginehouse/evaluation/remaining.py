@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 _ENOUGH: Final = 10  # answered requests, for a first estimate
@@ -20,6 +21,7 @@ class RemainingTime:
         self._expected = requests
         self._in_flight = 0
         self._finished = 0
+        self._history: deque[tuple[float, int]] = deque()  # elapsed seconds, complete requests
 
     def begin(self, requests: int) -> None:
         """A sample that takes so many requests is in flight."""
@@ -40,4 +42,10 @@ class RemainingTime:
         if complete < min(_ENOUGH, self._expected / 10) or not complete:
             return None
         done = complete + min((self._in_flight - early) / 2, complete)
-        return max(self._expected - done, 0) * elapsed / done
+        left = max(self._expected - done, 0)
+        self._history.append((elapsed, complete))
+        while self._history[0][0] < elapsed / 2:
+            self._history.popleft()
+        since, before = self._history[0]
+        recent = (elapsed - since) / (complete - before) if complete > before else 0.0
+        return left * max(elapsed / done, recent)

@@ -1,7 +1,7 @@
-"""What runs inside a trainer's process: evaluation of what is trained, and its sending.
+"""Runs inside a trainer's process: evaluates the model in training, and sends its weights.
 
-The one room that may import torch and transformers, and only inside functions: they are the
-trainer's (extra `[trainer]`), and nothing here needs them before a loop hands over its model.
+Only this room may import torch and transformers, and only inside functions: they belong to the
+trainer (extra `[trainer]`), and are not needed before a loop passes its model.
 """
 
 from enginehouse.training.callback import trainer_callback

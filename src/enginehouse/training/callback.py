@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def trainer_callback(
     evaluator: CheckpointEvaluator, *, every: int, tokenizer: Any = None
 ) -> TrainerCallback:
-    """A callback that evaluates after each `every` steps: Trainer(…, callbacks=[it]).
+    """A callback that evaluates every `every` steps: Trainer(…, callbacks=[callback]).
 
     `tokenizer` None takes the Trainer's processing_class. Imports transformers. Raises
     ConfigurationError.

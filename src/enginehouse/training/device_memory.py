@@ -1,4 +1,4 @@
-"""A trainer's memory on its GPUs, given to somebody else for a while."""
+"""Lends a trainer's GPU memory to another process for a while."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import msgspec
 
 
 class Vacated(msgspec.Struct, frozen=True, kw_only=True):
-    """What was moved to the host, in bytes, and what the process gave back to the GPUs for it.
+    """Bytes moved to the host, and bytes by which torch's allocator shrank on the GPUs for it.
 
-    `freed_bytes` is what torch's allocator held there less than before; None without CUDA.
+    `freed_bytes` is None without CUDA.
     """
 
     moved_bytes: int
@@ -24,14 +24,14 @@ class Vacated(msgspec.Struct, frozen=True, kw_only=True):
 def vacated(
     holders: Iterable[Any], *, staying: Sequence[str] = ("cpu", "meta")
 ) -> Iterator[Vacated]:
-    """For the block, what `holders` have on a GPU is in the host's memory; after it, it is back.
+    """Keep what `holders` have on a GPU in the host's memory for the block; then move it back.
 
-    A holder is a module (parameters, their gradients, buffers) or an optimizer (its state). What
-    is on a device of `staying` is left alone. The memory below the tensors is exchanged, not the
-    tensors: each is the same object as before, with the same bits, and whatever shared memory
-    shares it again (tied weights, views); only its address may be another. Using one within the
-    block is an error of torch's. Where a GPU has no room for the return, torch's error is raised.
-    An interrupt between a tensor and its return would lose it: see `interrupts_deferred`.
+    A holder is a module (parameters, their gradients, buffers) or an optimizer (its state). Devices
+    in `staying` are left alone. The storage of the tensors is exchanged, not the tensors: each is
+    afterwards the same object with the same bits, and those that shared memory (tied weights,
+    views) share it again; only the address may differ. Using a tensor within the block is an error
+    in torch. Raises torch's error if a GPU has no room for the return. An interrupt between a
+    tensor and its return would lose it: see `interrupts_deferred`.
     """
     import torch
 
@@ -60,7 +60,7 @@ def _bring_back(moved: list[tuple[Any, Any]]) -> None:
         except RuntimeError as error:
             error.add_note(
                 f"{sum(copy.nbytes() for _, copy in moved) / 1e9:.1f} GB of the trainer's state "
-                "cannot return to the GPU: another process has taken the memory meanwhile"
+                "cannot return to the GPU: another process has taken the memory"
             )
             raise
         storage.copy_(copy)
@@ -68,14 +68,16 @@ def _bring_back(moved: list[tuple[Any, Any]]) -> None:
 
 
 def _storages(torch: Any, holders: Iterable[Any], *, staying: Sequence[str]) -> Iterator[Any]:
-    """Every piece of memory once, if whoever takes one empties it before the next."""
+    """Every storage once, provided that the caller empties each before it takes the next."""
     for tensor in _tensors(torch, holders):
         storage = None
         with suppress(NotImplementedError, RuntimeError):  # a wrapper around other tensors has none
             storage = tensor.untyped_storage()
         if storage is None or storage.device.type in staying:
             continue
-        if storage.nbytes() and storage.resizable():  # memory of somebody else's cannot be freed
+        if (
+            storage.nbytes() and storage.resizable()
+        ):  # memory that torch does not own cannot be freed
             yield storage
 
 

@@ -1,4 +1,4 @@
-"""Evaluates a model in the middle of its training, which goes on as if nothing had been."""
+"""Evaluates a model during its training, without a trace in the training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from enginehouse.core.errors import (
 )
 from enginehouse.deployment.configuration import merged, parse
 from enginehouse.deployment.opening import open_deployment
-from enginehouse.deployment.serving import with_api_key
+from enginehouse.deployment.preparation import with_api_key
 from enginehouse.engines.base import ServedEngine, require_api_key
 from enginehouse.engines.registry import load_engine
 from enginehouse.results.summary import Report
@@ -50,15 +50,15 @@ _log = logging.getLogger(__name__)
 
 
 class CheckpointEvaluator:
-    """Evaluates what a training loop hands over, on `tasks`, as `enginehouse eval` would.
+    """Evaluates the model of a training loop on `tasks`, as `enginehouse eval` would.
 
-    `settings` holds the other fields of EvaluationConfig (limit=200, server={…}, …). Without `url`
-    each evaluation starts a server of its own for the saved model and stops it. With `url` a
-    running server takes in the adapter of a PEFT model, or the weights of another, while these are
-    evaluated; it must see our cache, or `folder`, under the same path.
+    `settings` holds the other fields of EvaluationConfig (limit=200, server={…}, …). Without `url`,
+    each evaluation starts a server for the saved model and stops it again. With `url`, a running
+    server loads the adapter of a PEFT model, or the weights of any other, for the evaluation; it
+    must see our cache, or `folder`, under the same path.
 
-    Below `folder` lie the journal (evaluations.jsonl, see `read_evaluations`) and, while they are
-    needed or with `keep_checkpoints`, the saved models (step-00000100, …). One process, one loop.
+    `folder` holds the journal (evaluations.jsonl, see `read_evaluations`) and the saved models
+    (step-00000100, …) while they are needed, or with `keep_checkpoints`. One process only.
     Raises ConfigurationError for settings and tasks that cannot work, before any training.
     """
 
@@ -86,20 +86,20 @@ class CheckpointEvaluator:
         optimizer: Any = None,
         also: Iterable[Any] = (),
     ) -> Evaluation:
-        """Evaluate the model as it is now, once; blocks until the loop can go on.
+        """Evaluate the model as it is now; blocks until the loop can continue.
 
-        A transformers or PEFT model is saved whole; what it, the optimizer and the further modules
-        and optimizers in `also` hold on GPUs is moved to the host while a server of ours needs the
-        room. When this returns or raises, parameters, gradients, optimizer state and random-number
-        state are what they were, to the bit, and nothing that was started is left.
+        The transformers or PEFT model is saved. What it, the optimizer and the further modules and
+        optimizers in `also` hold on GPUs is moved to the host while our own server needs the room.
+        When this returns or raises, parameters, gradients, optimizer state and random-number state
+        are what they were, to the bit, and nothing that was started is left running.
 
-        Whatever goes wrong with the evaluation is the result's `error`, and never raised. Raised
-        are only torch's error if the trainer's own state does not fit its GPU any more (the saved
-        model is then kept), and after everything else an interrupt that came meanwhile.
+        A failed evaluation does not raise: it is the result's `error`. Raises only torch's error if
+        the trainer's state no longer fits its GPU (the saved model is then kept), and, at the very
+        end, an interrupt that arrived during the evaluation.
         """
         attempt = _Attempt(int(step), self._config, folder=self.folder, layout=self._layout)
         holders = [holder for holder in (model, optimizer, *also) if holder is not None]
-        keep = True  # the checkpoint is all that is left of a trainer that does not come back
+        keep = True  # the checkpoint is all that is left if the state cannot return to the GPU
         with interrupts_deferred() as interrupts:
             try:
                 with random_state_kept(), ExitStack() as away:
@@ -121,19 +121,19 @@ class CheckpointEvaluator:
             _log.warning("step %d is not in the journal: %s", evaluation.step, error)
         try:
             self._notify(in_words(evaluation))
-        except Exception:  # noqa: BLE001 - the training goes on
+        except Exception:  # noqa: BLE001 - the training must continue
             _log.exception("step %d could not be reported", evaluation.step)
 
 
 def _configuration(tasks: Sequence[str], settings: Mapping[str, Any]) -> EvaluationConfig:
-    """Checked as far as it can be before there is a checkpoint."""
+    """Checked as far as possible before there is a checkpoint."""
     values = {"tasks": list(tasks), **settings}
     if values.get("url") is None:
         if given := [name for name in ("model", "path") if values.get(name) is not None]:
             raise ConfigurationError(
                 f"CheckpointEvaluator() takes no {given[0]}",
-                why="it evaluates the model that the training loop hands over",
-                fix="leave it out; beside a url, model names what that server serves",
+                why="it evaluates the model of the training loop",
+                fix="leave it out; with a url, model names what that server serves",
             )
         values["model"] = "step"  # stands for every checkpoint
     config = parse(EvaluationConfig, merged({}, values), origin="CheckpointEvaluator()")
@@ -142,8 +142,8 @@ def _configuration(tasks: Sequence[str], settings: Mapping[str, Any]) -> Evaluat
     engine = load_engine(config.engine)
     if not isinstance(engine, ServedEngine) or engine.model_format != "checkpoint":
         raise ConfigurationError(
-            f"{engine.name} cannot serve a checkpoint in the form in which trainers save it",
-            fix="choose vllm, sglang or hf",
+            f"{engine.name} cannot serve checkpoints as trainers save them",
+            fix="choose an engine that needs a checkpoint: see `enginehouse engines`",
         )
     if config.url is None:
         require_api_key(with_api_key(config.server))
@@ -152,7 +152,7 @@ def _configuration(tasks: Sequence[str], settings: Mapping[str, Any]) -> Evaluat
 
 @dataclass(frozen=True)
 class _Trainer:
-    """What a loop hands over; what `away` holds is brought back when it is closed."""
+    """What a loop passes; what `away` holds moves back when it is closed."""
 
     model: Any
     tokenizer: Any
@@ -177,14 +177,14 @@ class _Attempt:
         )
 
     def carry_out(self, trainer: _Trainer, interrupts: Interrupts, notify: Notify) -> None:
-        """Save, vacate, evaluate. What goes wrong is in the result."""
+        """Save, vacate, evaluate. Errors are in the result."""
         try:
             self._evaluate(trainer, interrupts, notify)
         except asyncio.CancelledError as error:
             self._note(run=self._run(), error="; ".join(["it was interrupted", *_notes(error)]))
-        except Exception as error:  # noqa: BLE001 - the training goes on
-            said = str(error) if isinstance(error, EnginehouseError) else _named(error)
-            self._note(run=self._run(), error="; ".join([said, *_notes(error)]))
+        except Exception as error:  # noqa: BLE001 - the training must continue
+            message = str(error) if isinstance(error, EnginehouseError) else _named(error)
+            self._note(run=self._run(), error="; ".join([message, *_notes(error)]))
         else:
             self._note(error=None)
         if (report := self._report) is not None:
@@ -194,7 +194,7 @@ class _Attempt:
             )
 
     def _evaluate(self, trainer: _Trainer, interrupts: Interrupts, notify: Notify) -> None:
-        _demand_one_process()
+        _require_one_process()
         adapted = is_adapted(trainer.model) and self._config.url is not None
         if adapted:
             save_adapter(trainer.model, folder=self._checkpoint)
@@ -228,7 +228,7 @@ class _Attempt:
         run_blocking(work, interrupts=interrupts, name="enginehouse-evaluation")
 
     def end(self, *, keep: bool) -> Evaluation:
-        """Clear up; gives the result. What a server still has is kept for its restarts."""
+        """Clean up, and return the result. A checkpoint that a server still has is kept for it."""
         keep = keep or self._is_served
         if not keep:
             shutil.rmtree(self._checkpoint, ignore_errors=True)
@@ -240,7 +240,7 @@ class _Attempt:
         self._result = msgspec.structs.replace(self._result, **changes)
 
     def _run(self) -> str | None:
-        """The run that did not come to an end, so that it can be looked at."""
+        """The run that did not finish, so that it can be inspected."""
         name = self._checkpoint.name
         with suppress(StoreError):
             for info in list_runs(self._layout):
@@ -249,7 +249,7 @@ class _Attempt:
         return None
 
 
-def _demand_one_process() -> None:
+def _require_one_process() -> None:
     from torch import distributed
 
     if (
@@ -258,15 +258,15 @@ def _demand_one_process() -> None:
         and (number := distributed.get_world_size()) > 1
     ):
         raise UnsupportedError(
-            f"this training has {number} processes, and only one can be evaluated within itself",
-            why="each of them holds GPU memory and, perhaps, only a part of the model",
-            fix="save checkpoints, and evaluate these beside the training",
+            f"this training has {number} processes; it can be evaluated in place with one only",
+            why="each of them holds GPU memory, and perhaps only a part of the model",
+            fix="save checkpoints, and evaluate them with `enginehouse watch`",
         )
 
 
 def _freed(vacant: Vacated) -> str:
     if not vacant.moved_bytes:
-        return "nothing of the trainer is on a GPU: nothing to move"
+        return "the trainer has nothing on a GPU to move"
     freed = f"; {vacant.freed_bytes / 1e9:.2f} GB freed" if vacant.freed_bytes is not None else ""
     return f"moved {vacant.moved_bytes / 1e9:.2f} GB of the trainer to the host{freed}"
 

@@ -11,10 +11,10 @@ import numpy as np
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Draws after the block are those that would have come without it, however it ends.
+    """Restore the state of the process's random-number generators, however the block ends.
 
-    Of the generators that belong to the process: Python's, numpy's legacy one, torch's on the CPU
-    and, once CUDA is in use, on every GPU. A generator object of the trainer's own is not touched.
+    They are Python's, numpy's legacy one, torch's on the CPU and, if CUDA is in use, on every GPU.
+    Generator objects of the trainer's own are not touched.
     """
     import torch
 

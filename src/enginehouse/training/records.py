@@ -1,4 +1,4 @@
-"""What is known of a training's evaluations, and the journal that keeps it."""
+"""The evaluations of a training, and their journal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
-    """One task's headline, named `name`; None where too many samples failed for one."""
+    """One task's headline, named `name`; None if too many samples failed."""
 
     task: str
     name: str
@@ -27,9 +27,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """One evaluation of a model in training, at `step`; it took `seconds` of the loop's time.
 
     `run` is the run's folder, None if there was none yet. `checkpoint` is the saved folder, None
-    unless it was kept. `moved_bytes` went to the host meanwhile, and torch's allocator gave
-    `freed_bytes` back to the GPUs for it (None without CUDA). `error` says in words what went
-    wrong; scores may be there nevertheless.
+    unless it was kept. `moved_bytes` and `freed_bytes` are those of `device_memory.Vacated`.
+    `error` says what went wrong; there may be scores nevertheless.
     """
 
     step: int
@@ -44,12 +43,12 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def headline(self) -> Figure | None:
-        """The first task's."""
+        """The first task's headline."""
         return self.scores[0].headline if self.scores else None
 
 
 def read_evaluations(folder: Path | str) -> list[Evaluation]:
-    """Every evaluation in the journal of a training's `folder`, in order; none without one.
+    """Every evaluation in the journal of a training's `folder`, in order; none without a journal.
 
     Raises StoreError.
     """
@@ -57,9 +56,9 @@ def read_evaluations(folder: Path | str) -> list[Evaluation]:
 
 
 def append_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Add to the journal, in one write; a broken end is moved aside, with a warning.
+    """Append to the journal, in one write; a broken end is moved aside, with a warning.
 
-    Raises StoreError, also for a file that never was such a journal.
+    Raises StoreError, also for a file that is not such a journal.
     """
     with Journal(folder / JOURNAL, first=Evaluation) as journal:
         if journal.repair:
@@ -82,7 +81,7 @@ def problems_of(report: Report) -> str | None:
 
 
 def in_words(evaluation: Evaluation) -> str:
-    """One line for people."""
+    """A line for people to read."""
     lines = [f"step {evaluation.step}"]
     for score in evaluation.scores:
         if (figure := score.headline) is not None:

@@ -1,4 +1,4 @@
-"""Checkpoints and adapters of a model in training, on the disk whole or not at all. Blocking."""
+"""Saves checkpoints and adapters of a model in training, completely or not at all. Blocking."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _QUANTIZED = {"Params4bit", "Int8Params"}  # bitsandbytes
 
 
 def is_adapted(model: Any) -> bool:
-    """Whether it is PEFT's: a base model with adapters."""
+    """Whether it is a PEFT model: a base model with adapters."""
     return hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")
 
 
 def save_checkpoint(model: Any, *, tokenizer: Any, folder: Path) -> None:
-    """Full weights and tokenizer as transformers saves them; of a PEFT model, merged.
+    """Save full weights and tokenizer, as transformers does; those of a PEFT model merged.
 
-    PEFT merges a copy in the host's memory: the model in training stays as it is, to the bit.
-    Replaces what is in `folder`. Raises StoreError, ModelError, and what saving raises.
+    PEFT merges a copy in the host's memory, so the model in training does not change by a bit.
+    Replaces `folder`. Raises StoreError, ModelError, and what saving raises.
     """
     if tokenizer is None:
         raise ModelError(
             "no engine can serve a checkpoint without its tokenizer",
-            fix="hand the tokenizer over with the model",
+            fix="pass the tokenizer with the model",
         )
     plain = merged(model) if is_adapted(model) else model
 
@@ -41,16 +41,15 @@ def save_checkpoint(model: Any, *, tokenizer: Any, folder: Path) -> None:
 
 
 def save_adapter(model: Any, *, folder: Path) -> None:
-    """The adapter of a PEFT model, as PEFT saves it. Replaces what is in `folder`; raises alike."""
+    """Save the adapter of a PEFT model, as PEFT does. Replaces `folder`; raises alike."""
     save_whole(model.save_pretrained, folder=folder)
 
 
 def save_whole(write: Callable[[Path], None], *, folder: Path) -> None:
-    """Make `folder` by `write`, which is given a folder beside it to fill.
+    """Replace `folder` by what `write` puts into the folder that it is given.
 
-    Everything is on the disk (fsync) before the folder has its name. What was there under that
-    name is gone only then. Raises StoreError, and what `write` raises; either leaves what was
-    there before.
+    Everything is on the disk (fsync) before the folder gets its name, and only then is its
+    predecessor removed. Raises StoreError, and what `write` raises; either keeps the predecessor.
     """
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(2)}")
     try:
@@ -64,7 +63,7 @@ def save_whole(write: Callable[[Path], None], *, folder: Path) -> None:
         raise StoreError(
             f"cannot save {folder}",
             why=str(error),
-            fix="make room, check the permissions, or name another folder",
+            fix="free some space, check the permissions, or name another folder",
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -93,16 +92,16 @@ def _sync(path: Path) -> None:
 
 
 def merged(model: Any) -> Any:
-    """A PEFT model's base model with its adapters merged: a copy in the host's memory.
+    """A copy of a PEFT model's base with its adapters merged, in the host's memory.
 
-    Raises ModelError for one that is trained on a quantized base.
+    Raises ModelError for an adapter on a quantized base.
     """
     import torch
 
     if kinds := sorted(_QUANTIZED & {type(one).__name__ for one in model.parameters()}):
         raise ModelError(
-            f"an adapter on a quantized base ({kinds[0]}) is not merged",
-            why="the merged weights would be neither what is trained nor the base's own",
+            f"an adapter on a quantized base ({kinds[0]}) cannot be merged",
+            why="the merged weights would differ from those that are trained",
             fix="evaluate it on a running server of the base: url=…, served with --enable-lora; "
             "or save its adapter, and `enginehouse watch` the folder",
         )

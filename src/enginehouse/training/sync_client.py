@@ -1,4 +1,4 @@
-"""What vLLM's end of a weight transfer drives in the trainer's process, from whatever threads."""
+"""What vLLM's end of a weight transfer calls in the trainer's process, from any thread."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 class WeightSyncClient:
     """A VLLMWeightSyncClient (vllm/distributed/weight_transfer/base.py, 0.32): four methods.
 
-    They block, and raise what the server says. Updates are let through while a swap of weights
-    waits for them, and at no other time: a sender that comes late cannot touch the server.
+    They block, and raise the server's errors. Updates pass only while a swap of weights waits for
+    them: a sender that comes too late cannot touch the server.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class WeightSyncClient:
 
     @asynccontextmanager
     async def open(self, send: Send) -> AsyncIterator[Line]:
-        """Let calls through for the block; those that are under way at its end fail."""
-        line = Line(send)
+        """Let calls pass for the block; those in flight at its end fail."""
+        line = Line(send, endpoints=self.endpoints)
         with self._lock:
             self._line = line
         try:
@@ -81,9 +81,10 @@ class WeightSyncClient:
 
 
 class Line:
-    """One transfer's way to the server. Belongs to the running loop."""
+    """One transfer's connection to the server, for the running loop."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, *, endpoints: TransferEndpoints) -> None:
+        self._endpoints = endpoints
         self.loop = asyncio.get_running_loop()
         self.finished = False
         self._send = send
@@ -92,14 +93,14 @@ class Line:
         self._closed = False
 
     async def ask(self, request: WireRequest) -> None:
-        """One call; its error is that of the transfer, whatever the sender makes of it."""
+        """One call; its error fails the transfer, even if the sender ignores it."""
         task = asyncio.current_task()
         assert task is not None
         self._calls.add(task)
         try:
             if self._closed:
                 raise _over()
-            await ask_about_transfer(self._send, request)
+            await ask_about_transfer(self._send, request, endpoints=self._endpoints)
         except EnginehouseError as error:
             if not self._failed.done():
                 self._failed.set_exception(error)
@@ -108,10 +109,10 @@ class Line:
             self._calls.discard(task)
 
     async def until_sent(self, sending: Future[None]) -> None:
-        """Return when the sender has ended and finished its update.
+        """Wait until the sender has ended and finished its update.
 
-        Raises the first error of a call at once, as NCCL's sender may then wait for ever; and
-        WeightsError for the sender's own.
+        Raises the first error of a call at once, since NCCL's sender may then wait forever; and
+        WeightsError for an error of the sender.
         """
         sent = asyncio.wrap_future(sending)
         await asyncio.wait({sent, self._failed}, return_when=asyncio.FIRST_COMPLETED)
@@ -122,18 +123,18 @@ class Line:
             raise WeightsError(
                 "the sender failed",
                 why=f"{type(error).__name__}: {error}",
-                fix="mend what its traceback shows, then send again",
+                fix="fix what its traceback shows, then send again",
                 kind="sender",
             ) from error
         if not self.finished:
             raise WeightsError(
-                "the sender ended without having finished an update",
-                fix="hand over a function that starts, updates and finishes by way of the client",
+                "the sender ended without finishing an update",
+                fix="pass a function that starts, updates and finishes through the client",
                 kind="sender",
             )
 
     async def close(self) -> None:
-        """Cancel the calls that are under way, and those that are about to begin."""
+        """Cancel the calls in flight, and those that are about to begin."""
         self._closed = True
         await asyncio.sleep(0)  # makes the tasks of calls that were handed over before
         await asyncio.sleep(0)  # begins them
@@ -141,13 +142,13 @@ class Line:
             task.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
         if not self._failed.cancel():
-            self._failed.exception()  # it has been heard
+            self._failed.exception()  # it has been reported
 
 
 def _over() -> WeightsError:
     return WeightsError(
-        "no weights are being swapped that this could be a part of",
-        why="the transfer is over, failed or too late; or it is done outside of `send`",
-        fix="hand the function that sends to WeightSender.send",
+        "no swap of weights is in progress that this could belong to",
+        why="the transfer has ended, or the call was made outside of `send`",
+        fix="pass the function that sends to WeightSender.send",
         kind="over",
     )

@@ -1,9 +1,8 @@
-"""Weights out of a trainer's memory into a vLLM that runs, past the disk.
+"""Sends weights from a trainer's memory to a running vLLM, without a file.
 
-vLLM ships both ends of the way that the data goes (NCCL, CUDA IPC, …: its
-distributed/weight_transfer); the trainer's end needs vLLM in the trainer's environment, or a sender
-of its own. Here is what is around it: requests wait, and the server takes the weights whole or has
-its old ones back.
+vLLM ships both ends of the transfer itself (NCCL, CUDA IPC, …: its distributed/weight_transfer).
+The trainer's end needs vLLM in the trainer's environment, or a sender of its own. This module does
+the rest: requests wait, and the server gets all of the new weights or keeps the old ones.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _GRACE = 1.0  # seconds that a sender has to end after its transfer was given up
 
 
 class WeightSender:
-    """Swaps one server's weights for those that a trainer has in its memory. Blocking.
+    """Replaces one server's weights by those in a trainer's memory. Blocking.
 
     `server` is a name that `enginehouse ps` lists, or the address of a vLLM on this machine. It
     must have been started with --enable-weight-swap and --weight-transfer-config. `client` is what
@@ -66,7 +65,7 @@ class WeightSender:
         self.client = run_blocking(look, interrupts=Interrupts(), name=_THREAD)
 
     def world_size(self) -> int:
-        """How many of the server's processes receive: what NCCL's world has besides the trainer."""
+        """The number of the server's processes that receive: NCCL's world without the trainer."""
         endpoints = self.client.endpoints
         reply = self._run(lambda swapper: swapper.ask(endpoints.world_size), Interrupts())
         return endpoints.read_world_size(reply)
@@ -81,20 +80,20 @@ class WeightSender:
     ) -> Swapped:
         """Swap in what `send_weights` sends by way of `client`, under `name`.
 
-        It is called on a thread of its own, on the caller's GPU, once requests under way have ended
-        ("drain") or are given up ("abort"). The weights are on no disk: samples name them
-        `sent-…-name`, and after a restart the server has the last ones that were on the disk.
+        It is called on a thread of its own, on the caller's GPU, once the requests in flight have
+        ended ("drain") or have been aborted ("abort"). The weights are on no disk: samples name
+        them `sent-…-name`, and after a restart the server has the last ones that were on a disk.
 
-        Raises WeightsError if the sender fails, if the server does, or after `deadline` seconds;
-        the error says what the server has now. A sender that hangs in NCCL cannot be ended: it is
-        left behind, and nothing more can be sent from this process. Ctrl-C takes the swap back.
+        Raises WeightsError if sender or server fail, or after `deadline` seconds; the error says
+        which weights the server has now. A sender that hangs in NCCL cannot be stopped: its
+        thread is abandoned, and this process can send nothing more. Ctrl-C undoes the swap.
         """
-        self._demand_free()
+        self._require_free()
         device = _current_device()
 
         async def load(weights: Weights, *, send: Send) -> None:  # noqa: ARG001
             async with self.client.open(send) as line:
-                await line.until_sent(self._begun(send_weights, device))
+                await line.until_sent(self._start(send_weights, device))
 
         with interrupts_deferred() as interrupts:
             return self._run(
@@ -113,7 +112,7 @@ class WeightSender:
         async def ask(swapper: WeightSwapper) -> None:
             try:
                 async with asyncio.timeout(self._deadline):
-                    await ask_about_transfer(swapper.ask, request)
+                    await ask_about_transfer(swapper.ask, request, endpoints=self.client.endpoints)
             except TimeoutError:
                 raise WeightsError(
                     f"{self._server} and the trainer did not meet within {self._deadline:g} s",
@@ -132,19 +131,19 @@ class WeightSender:
 
         return run_blocking(swapping, interrupts=interrupts, name=_THREAD)
 
-    def _demand_free(self) -> None:
+    def _require_free(self) -> None:
         if self._thread is None:
             return
         self._thread.join(_GRACE)
         if self._thread.is_alive():
             raise WeightsError(
                 "nothing can be sent: the sender of an earlier transfer still hangs",
-                why="the deadline was over, and it was left behind in what it waits for",
+                why="it was abandoned when its deadline had passed",
                 fix="start the trainer again from its last checkpoint",
                 kind="hanging",
             )
 
-    def _begun(self, send_weights: Callable[[], object], device: int | None) -> Future[None]:
+    def _start(self, send_weights: Callable[[], object], device: int | None) -> Future[None]:
         done: Future[None] = Future()
 
         def run() -> None:
@@ -165,7 +164,7 @@ class WeightSender:
 
 
 def _current_device() -> int | None:
-    """The caller's GPU, with all done that the caller has asked of it; None without CUDA."""
+    """The caller's GPU, after all of its pending work; None without CUDA."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None

@@ -7,13 +7,8 @@ shape or rope_theta would silently be served wrongly.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-
-import msgspec
-import numpy as np
-import safetensors
 
 from enginehouse.core.errors import ModelError
 from enginehouse.core.system_errors import advice
@@ -22,26 +17,9 @@ from enginehouse.provisioning.digests import weights_digest
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 from enginehouse.weights.architecture import require_same_architecture, require_same_template
+from enginehouse.weights.tensors import DAMAGED, FLOATS, Tensor, read_tensors, read_values
 
-# Unsigned integers of the type's size, and the exponent's bits, all of which NaN and inf have set.
-_EXPONENTS = {
-    "BF16": ("<u2", 0x7F80),
-    "F16": ("<u2", 0x7C00),
-    "F32": ("<u4", 0x7F800000),
-    "F64": ("<u8", 0x7FF0000000000000),
-}
-_CHUNK = 1 << 22  # values
 _TIED = "lm_head.weight"  # written by some savers only if it is the embedding
-
-
-class Tensor(msgspec.Struct, frozen=True):
-    """A tensor as a file's header describes it; `dtype` as in safetensors (BF16, F32 …)."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
 
 
 def digest_of(folder: Path, *, layout: Layout) -> str:
@@ -82,11 +60,8 @@ def tensors_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
                 fix="save the checkpoint with save_pretrained(…, safe_serialization=True)",
             )
         try:
-            with safetensors.safe_open(file, framework="numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118 - it is not a mapping
-                    part = opened.get_slice(name)
-                    tensors[name] = Tensor(part.get_dtype(), tuple(part.get_shape()))
-        except (OSError, safetensors.SafetensorError) as error:
+            tensors |= read_tensors(file)
+        except DAMAGED as error:
             raise ModelError(
                 f"{file} is damaged or incomplete",
                 why=str(error),
@@ -114,7 +89,7 @@ def _require_same_tensors(
                 "start a separate server for it",
             )
         types = {new[name].dtype, wanted.dtype}
-        if len(types) > 1 and not types <= _EXPONENTS.keys():
+        if len(types) > 1 and not types <= FLOATS.keys():
             raise misfit(
                 f"{name} is {new[name].dtype}, and {wanted.dtype} in the served one",
                 "save it in the served checkpoint's type",
@@ -123,25 +98,12 @@ def _require_same_tensors(
 
 def _require_finite(file: Path) -> None:
     """Raise ModelError for NaN, which would outlive the weights in vLLM 0.32's KV cache."""
-    with file.open("rb") as opened:
-        size = int.from_bytes(opened.read(8), "little")
-        head = json.loads(opened.read(size))
-    head.pop("__metadata__", None)
-    for name, tensor in head.items():
-        if tensor["dtype"] not in _EXPONENTS:
-            continue
-        kind, exponent = _EXPONENTS[tensor["dtype"]]
-        begin, end = tensor["data_offsets"]
-        count = (end - begin) // np.dtype(kind).itemsize
-        if not count:
-            continue
-        values = np.memmap(file, dtype=kind, mode="r", offset=8 + size + begin, shape=(count,))
-        for first in range(0, count, _CHUNK):
-            if ((values[first : first + _CHUNK] & exponent) == exponent).any():
-                raise ModelError(
-                    f"{name} in {file} holds NaN or infinity",
-                    fix="its training has diverged: take an earlier checkpoint",
-                )
+    for name, tensor in read_tensors(file).items():
+        if tensor.dtype in FLOATS and read_values(file, tensor).not_finite:
+            raise ModelError(
+                f"{name} in {file} holds NaN or infinity",
+                fix="its training has diverged: take an earlier checkpoint",
+            )
 
 
 def _first(names: list[str]) -> str:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import numpy as np
-import safetensors
 
 from enginehouse.core.errors import AdapterError
 from enginehouse.core.system_errors import advice
+from enginehouse.weights.tensors import DAMAGED, FLOATS, Values, read_tensors, read_values
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -42,7 +41,6 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
 }
 # Initialisations that change the base model's weights when PEFT loads the adapter.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _Rank = Annotated[int, msgspec.Meta(ge=1)]
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -86,11 +84,10 @@ class _Config(msgspec.Struct, frozen=True):
 
 
 class _Tensor(msgspec.Struct, frozen=True):
-    """A tensor's shape and properties; `not_finite` counts NaN and infinity."""
+    """A tensor's shape, and the properties of its values."""
 
     shape: tuple[int, ...]
-    not_finite: int
-    is_zero: bool
+    values: Values
 
 
 def read_peft_folder(
@@ -122,10 +119,10 @@ def read_peft_folder(
                     fix="save it again",
                 )
     for name, tensor in tensors.items():
-        if tensor.not_finite:
+        if tensor.values.not_finite:
             raise AdapterError(
                 f"{folder} holds NaN or infinity",
-                why=f"{tensor.not_finite} of the values of {name}, of shape {tensor.shape}",
+                why=f"{tensor.values.not_finite} of the values of {name}, of shape {tensor.shape}",
                 fix="its training has diverged: take an earlier checkpoint",
             )
     return PeftFolder(
@@ -135,7 +132,7 @@ def read_peft_folder(
         modules=tuple(sorted(modules)),
         size=(folder / TENSORS).stat().st_size,
         is_zero=config.lora_alpha == 0
-        or all(part["A"].is_zero or part["B"].is_zero for part in modules.values()),
+        or all(part["A"].values.is_zero or part["B"].values.is_zero for part in modules.values()),
     )
 
 
@@ -147,10 +144,8 @@ def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
-            with safetensors.safe_open(file, framework="numpy") as opened:
-                names = opened.keys()
-                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
-        except (OSError, safetensors.SafetensorError) as error:
+            shapes |= {name: tensor.shape for name, tensor in read_tensors(file).items()}
+        except DAMAGED as error:
             raise AdapterError(f"{file} cannot be read", why=str(error)) from error
     return shapes
 
@@ -200,7 +195,7 @@ def _config(folder: Path) -> _Config:
 
 
 def _tensors(folder: Path) -> dict[str, _Tensor]:
-    """Every tensor by name; only one at a time is in memory."""
+    """Every tensor by name; only a part of one is in memory at a time."""
     path = folder / TENSORS
     if not path.is_file():
         pickle = next((name for name in _PICKLES if (folder / name).exists()), None)
@@ -211,38 +206,20 @@ def _tensors(folder: Path) -> dict[str, _Tensor]:
         )
     tensors = {}
     try:
-        with safetensors.safe_open(path, framework="numpy"):
-            pass  # it checks that the header's tensors fill the file, in order
-        with path.open("rb") as file:
-            head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            head.pop("__metadata__", None)
-            start = file.tell()
-            for name, entry in sorted(head.items(), key=lambda item: item[1]["data_offsets"]):
-                begin, end = entry["data_offsets"]
-                file.seek(start + begin)
-                tensors[name] = _tensor(entry, file.read(end - begin), folder)
-    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+        for name, tensor in read_tensors(path).items():
+            if tensor.dtype not in FLOATS:
+                raise AdapterError(
+                    f"{folder} holds tensors of type {tensor.dtype}",
+                    fix="save it as bfloat16, float16 or float32",
+                )
+            tensors[name] = _Tensor(tensor.shape, read_values(path, tensor))
+    except DAMAGED as error:
         raise AdapterError(
             f"{path} is damaged or incomplete",
             why=str(error),
             fix=advice(error, otherwise="save it again"),
         ) from error
     return tensors
-
-
-def _tensor(entry: Mapping[str, Any], data: bytes, folder: Path) -> _Tensor:
-    dtype = entry["dtype"]
-    if dtype not in _DTYPES:
-        raise AdapterError(
-            f"{folder} holds tensors of type {dtype}",
-            fix="save it as bfloat16, float16 or float32",
-        )
-    values = np.frombuffer(data, dtype=_DTYPES[dtype])
-    if dtype == "BF16":  # read as 16 bits: one of sign, 8 of exponent, 7 of fraction
-        not_finite, is_zero = (values & 0x7F80) == 0x7F80, not (values & 0x7FFF).any()
-    else:
-        not_finite, is_zero = ~np.isfinite(values), not values.any()
-    return _Tensor(tuple(entry["shape"]), int(np.count_nonzero(not_finite)), is_zero)
 
 
 def _modules(tensors: Mapping[str, _Tensor], folder: Path) -> dict[str, dict[str, _Tensor]]:

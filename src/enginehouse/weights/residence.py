@@ -77,28 +77,25 @@ class Residence(Generic[R]):
         if one.state is State.IN and not one.closing:
             one.held += 1
         else:
-            await self._wait_for(one)
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            one.waiting.append(future)
+            if one not in self._queue and one.state is not State.COMING:
+                self._queue.append(one)
+            self._advance()
+            try:
+                await future
+            except asyncio.CancelledError:
+                if future in one.waiting:
+                    one.waiting.remove(future)
+                    self._tell_gone(one)
+                    self._advance()
+                elif not future.cancelled() and future.exception() is None:
+                    self._release(one)  # it had just been let in
+                raise
         try:
             yield
         finally:
             self._release(one)
-
-    async def _wait_for(self, one: R) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        one.waiting.append(future)
-        if one not in self._queue and one.state is not State.COMING:
-            self._queue.append(one)
-        self._advance()
-        try:
-            await future
-        except asyncio.CancelledError:
-            if future in one.waiting:
-                one.waiting.remove(future)
-                self._tell_gone(one)
-                self._advance()
-            elif not future.cancelled() and future.exception() is None:
-                self._release(one)  # it had just been let in
-            raise
 
     def _release(self, one: R) -> None:
         one.held -= 1
@@ -134,18 +131,19 @@ class Residence(Generic[R]):
         """Start everything that can be started now."""
         self._queue = deque(one for one in self._queue if one.waiting)
         wanted = [one for one in self._queue if one.state is State.OUT]
-        if not wanted:
-            self._reopen()
+        if not wanted:  # nobody needs a place, so all that are in accept users again
+            for one in self.inside:
+                one.closing = False
+                if one in self._queue:
+                    self._queue.remove(one)
+                self._let_in(one)
         free = self._places - len(self._inside)
         for one in wanted[: max(0, free)]:
             self._queue.remove(one)
             self._inside.append(one)
             self._start(one, State.COMING, self._coming(one))
-        self._make_room(len(wanted) - free)
-
-    def _make_room(self, needed: int) -> None:
-        """Let the retired ones go, and as many others as places are needed."""
-        needed -= sum(one.state is State.GOING for one in self._inside)
+        # The retired ones go, and as many idle ones as places are needed.
+        needed = len(wanted) - free - sum(one.state is State.GOING for one in self._inside)
         idle = [one for one in self.inside if not one.held]
         for one in sorted(idle, key=lambda one: (not one.closing, one.used)):
             if needed > 0 or (one.retired and not one.waiting):
@@ -159,19 +157,9 @@ class Residence(Generic[R]):
 
     def _lose_patience(self) -> None:
         self._timer = None
-        for one in self.inside:
-            if not one.closing:
-                one.closing = True
-                break
+        if one := next((one for one in self.inside if not one.closing), None):
+            one.closing = True
         self._advance()
-
-    def _reopen(self) -> None:
-        """Accept users again: no other resident needs a place."""
-        for one in self.inside:
-            one.closing = False
-            if one in self._queue:
-                self._queue.remove(one)
-            self._let_in(one)
 
     def _let_in(self, one: R) -> None:
         waiting, one.waiting = one.waiting, []
