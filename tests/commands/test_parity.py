@@ -69,7 +69,7 @@ class Place:
         return SimpleNamespace(prompt_logprobs=tokens)
 
     async def prepare(self, config: ParityConfig, context: Context) -> Any:
-        """As `deployment.serving.prepare`."""
+        """As `deployment.preparation.prepare`."""
         context.notify("environment: it")
         return SimpleNamespace(
             engine=ENGINES.load(config.engine or "vllm")(),

@@ -14,7 +14,7 @@ from enginehouse.core.errors import ModelError
 from enginehouse.deployment import serving
 from enginehouse.deployment.compute_type import choose_type, type_in_command, type_on_cpu
 from enginehouse.deployment.configuration import ServeConfig, parse
-from enginehouse.deployment.serving import prepare
+from enginehouse.deployment.preparation import prepare
 from enginehouse.engines.hf.engine import HfEngine
 from enginehouse.engines.llamacpp.engine import LlamaCppEngine
 from enginehouse.engines.sglang.engine import SglangEngine

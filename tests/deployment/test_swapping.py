@@ -251,13 +251,13 @@ async def test_an_evaluation_keeps_its_weights(served, layout, tmp_path):
     """Nobody swaps past a process that serves for itself: its samples name their weights."""
     async with opened(served(), layout=layout) as ready:
         async with swapper_of(ready.server.name, layout=layout) as swapper:
-            with pytest.raises(WeightsError, match="somebody else"):
+            with pytest.raises(WeightsError, match="another caller"):
                 await swapper.swap(tmp_path / "b")
         info = await weights_info(ready.server.name, layout=layout)
         assert (info.path, info.version, info.named) == (tmp_path / "a", 0, "default")
         for url in (ready.url, ready.url.replace("127.0.0.1", "localhost")):
             async with swapper_of(url, layout=layout) as swapper:
-                with pytest.raises(WeightsError, match="somebody else"):
+                with pytest.raises(WeightsError, match="another caller"):
                     await swapper.swap(tmp_path / "b")
 
 

@@ -19,7 +19,7 @@ from enginehouse.core.errors import AdapterError, UnknownModelError
 from enginehouse.core.messages import ChatPrompt, Message, TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.deployment.serving import exclusive_requests
+from enginehouse.deployment.samplers import exclusive_requests
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.provisioning.models import ResolvedModel

@@ -13,6 +13,7 @@ from pathlib import Path
 from enginehouse.commands.configuration import ParityConfig
 from enginehouse.core.sampler import Capability
 from enginehouse.deployment.opening import open_deployment
+from enginehouse.deployment.preparation import Prepared, choose_engine, prepare
 from enginehouse.deployment.reference_scores import (
     TEXTS,
     compare_scores,
@@ -21,10 +22,8 @@ from enginehouse.deployment.reference_scores import (
     score_prompt,
     score_with_transformers,
 )
-from enginehouse.deployment.serving import Prepared, choose_engine, prepare
 from enginehouse.dialects.base import require
 from enginehouse.engines.base import SupportsDTypes
-from enginehouse.engines.registry import load_engine
 from enginehouse.results.parity import ParityReport
 from enginehouse.runtime.context import Context, Notify
 
@@ -38,7 +37,7 @@ async def run_parity(config: ParityConfig, context: Context) -> ParityReport:
     transformers cannot score the model or either side's values are not finite, and what
     `open_deployment` does.
     """
-    engine = load_engine(choose_engine(config.engine, notify=lambda _: None))
+    engine = choose_engine(config.engine)
     require(engine.capabilities(None), Capability.PROMPT_LOGPROBS, "parity")
     require(engine.capabilities(None), Capability.TOKENIZE, "parity")
     context = replace(context, notify=_each_line_once(context.notify))

@@ -8,8 +8,8 @@ from functools import partial
 
 from enginehouse.deployment.adapters import load_adapter
 from enginehouse.deployment.configuration import ServeConfig
+from enginehouse.deployment.preparation import Prepared, prepare, start, start_arguments
 from enginehouse.deployment.served import with_adapters
-from enginehouse.deployment.serving import Prepared, prepare, start, start_arguments
 from enginehouse.deployment.supervision import supervised
 from enginehouse.deployment.swapping import swapping
 from enginehouse.runtime.context import Context

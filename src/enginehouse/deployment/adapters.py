@@ -23,7 +23,7 @@ from enginehouse.deployment.running_servers import (
     largest_rank,
     require_adapters,
 )
-from enginehouse.deployment.serving import make_sampler
+from enginehouse.deployment.samplers import make_sampler
 from enginehouse.dialects.base import require
 from enginehouse.engines.base import Engine, ServedEngine
 from enginehouse.runtime.context import Context

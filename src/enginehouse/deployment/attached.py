@@ -21,7 +21,7 @@ from enginehouse.deployment.base import Deployment, Incidents, Target
 from enginehouse.deployment.configuration import AskConfig
 from enginehouse.deployment.lending import borrowed_adapter
 from enginehouse.deployment.running_servers import record_at
-from enginehouse.deployment.serving import make_sampler, say_bound
+from enginehouse.deployment.samplers import make_sampler, say_bound
 from enginehouse.deployment.swapping import swapper_of
 from enginehouse.engines.base import Engine, RemoteEngine
 from enginehouse.runtime.context import Context

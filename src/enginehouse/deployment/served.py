@@ -19,20 +19,12 @@ from enginehouse.core.sampler import Capability, Provenance
 from enginehouse.deployment.base import Deployment, Incidents, Target
 from enginehouse.deployment.compute_type import type_in_command
 from enginehouse.deployment.configuration import ServeConfig
-from enginehouse.deployment.serving import (
-    Prepared,
-    choose_engine,
-    exclusive_requests,
-    make_sampler,
-    prepare,
-    say_bound,
-    start,
-)
+from enginehouse.deployment.preparation import Prepared, choose_engine, prepare, start
+from enginehouse.deployment.samplers import exclusive_requests, make_sampler, say_bound
 from enginehouse.deployment.supervision import Supervisor, supervised
 from enginehouse.deployment.swapping import Swaps, swapping
 from enginehouse.dialects.base import require
 from enginehouse.engines.base import LoraFlags, SupportsAdapters
-from enginehouse.engines.registry import load_engine
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
 from enginehouse.servers.server import OwnedServer
@@ -231,7 +223,7 @@ def _provenance(server: Server, prepared: Prepared) -> Provenance:
 
 def with_weight_swap(plan: Plan) -> Plan:
     """The plan of a server whose weights can be swapped, if its engine can do that."""
-    engine = load_engine(choose_engine(plan.engine, notify=lambda _: None))
+    engine = choose_engine(plan.engine)
     if engine.wire.weights is None:
         return plan
     options = plan.server.model_copy(update={"enable_weight_swap": True})
@@ -244,7 +236,7 @@ def with_adapters(plan: Plan, folders: Iterable[Path] = ()) -> Plan:
     What the plan itself says takes precedence. Blocking. Raises AdapterError for a folder that
     holds no adapter, UnsupportedError for an engine that takes none.
     """
-    engine = load_engine(choose_engine(plan.engine, notify=lambda _: None))
+    engine = choose_engine(plan.engine)
     require(engine.capabilities(None), Capability.ADAPTERS, "LoRA adapters")
     needed = max((read_peft_folder(folder).rank for folder in folders), default=_RANK)
     options = plan.server

@@ -32,7 +32,7 @@ async def converted_checkpoint(
     The environment's Python converts it, and needs memory for the whole model. Safe across
     processes. Raises ModelError, naming the log.
     """
-    _check(file)
+    _require_gguf(file)
     digest = await asyncio.to_thread(file_digest, file, layout=context.layout)
     maker = f"{CONVERTER_VERSION} {environment.packages.get('transformers')}"
     key = f"{file.stem}-{hashlib.sha256(f'{digest} {maker}'.encode()).hexdigest()[:12]}"
@@ -41,7 +41,13 @@ async def converted_checkpoint(
     if final.is_dir():
         notify(f"model: {file.name} as a checkpoint, converted before")
         return final
-    _check_packages(environment)
+    if missing := [name for name in _NEEDED if name not in environment.packages]:
+        raise ModelError(
+            f"{environment.executable} cannot convert a GGUF file",
+            why=f"it lacks {', '.join(missing)}",
+            fix=f"install them there, or use an environment that Enginehouse builds: "
+            f"`enginehouse install {environment.engine}`",
+        )
 
     def waiting() -> None:
         notify(f"another process is converting {file.name}; waiting for it")
@@ -57,7 +63,7 @@ async def converted_checkpoint(
             content_folders.abandon(folder)
 
 
-def _check(file: Path) -> None:
+def _require_gguf(file: Path) -> None:
     with file.open("rb") as opened:
         magic = opened.read(len(_MAGIC))
     if magic != _MAGIC:
@@ -70,17 +76,6 @@ def _check(file: Path) -> None:
         raise ModelError(
             f"{file} is one part of a split GGUF file",
             fix="join the parts first: llama-gguf-split --merge FIRST-PART OUTPUT.gguf",
-        )
-
-
-def _check_packages(environment: EngineEnvironment) -> None:
-    missing = [name for name in _NEEDED if name not in environment.packages]
-    if missing:
-        raise ModelError(
-            f"{environment.executable} cannot convert a GGUF file",
-            why=f"it lacks {', '.join(missing)}",
-            fix=f"install them there, or use an environment that Enginehouse builds: "
-            f"`enginehouse install {environment.engine}`",
         )
 
 

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,18 +157,26 @@ async def _download(
     assert info.sha is not None
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     patterns = choose(repository, list(sizes))
-    wanted = {name for name in sizes if _matches(name, patterns)}
+    wanted = {name for name in sizes if any(fnmatch(name, pattern) for pattern in patterns)}
     total = sum(sizes[name] for name in wanted)
     notify(
         f"model: {repository} at {info.sha[:12]} from the hub, "
         f"{len(wanted)} files, {total / 1e9:.2f} GB"
     )
     stop = threading.Event()
-    task = asyncio.get_running_loop().run_in_executor(
-        None, _fetch, repository, revision, patterns, _progress_class(notify, stop)
+    # Not by commit, so that the cache knows offline which commit the branch stood for.
+    download = partial(
+        snapshot_download,
+        repository,
+        revision=revision,
+        cache_dir=_cache(),
+        endpoint=_endpoint(),
+        allow_patterns=patterns,
+        tqdm_class=_progress_class(notify, stop),
     )
+    task = asyncio.get_running_loop().run_in_executor(None, download)
     try:
-        folder = await asyncio.shield(task)
+        folder = Path(await asyncio.shield(task))
     except asyncio.CancelledError:
         stop.set()
         await asyncio.wait([task])
@@ -181,20 +190,6 @@ async def _download(
             fix="run the same command again: the download continues where it stopped",
         ) from error
     return Snapshot(folder=folder, revision=folder.name)
-
-
-def _fetch(repository: str, revision: str | None, patterns: list[str], progress: type[Any]) -> Path:
-    # Not by commit, so that the cache knows offline which commit the branch stood for.
-    return Path(
-        snapshot_download(
-            repository,
-            revision=revision,
-            cache_dir=_cache(),
-            endpoint=_endpoint(),
-            allow_patterns=patterns,
-            tqdm_class=progress,
-        )
-    )
 
 
 def _patterns(repository: str, names: Sequence[str]) -> list[str]:
@@ -222,10 +217,6 @@ def _patterns(repository: str, names: Sequence[str]) -> list[str]:
         why="it lacks config.json or weights (*.safetensors, *.bin)",
         fix="check the name: some repositories hold only data or other forms of weights",
     )
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _cached(repository: str, revision: str | None, notify: Notify, *, reason: str) -> Snapshot:

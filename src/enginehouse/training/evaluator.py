@@ -25,7 +25,7 @@ from enginehouse.core.errors import (
 )
 from enginehouse.deployment.configuration import merged, parse
 from enginehouse.deployment.opening import open_deployment
-from enginehouse.deployment.serving import with_api_key
+from enginehouse.deployment.preparation import with_api_key
 from enginehouse.engines.base import ServedEngine, require_api_key
 from enginehouse.engines.registry import load_engine
 from enginehouse.results.summary import Report

@@ -11,10 +11,9 @@ from enginehouse.core.errors import AdapterError
 from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.deployment.opening import open_deployment
+from enginehouse.deployment.preparation import choose_engine
 from enginehouse.deployment.served import with_adapters
-from enginehouse.deployment.serving import choose_engine
 from enginehouse.engines.base import SupportsAdapters
-from enginehouse.engines.registry import load_engine
 from enginehouse.results.curve import Kind
 from enginehouse.runtime.context import Context
 from enginehouse.watch.checkpoints import Finished
@@ -85,7 +84,7 @@ class Host:
 
     @property
     def _largest_rank(self) -> int | None:
-        engine = load_engine(choose_engine(self._plan.engine, notify=lambda _: None))
+        engine = choose_engine(self._plan.engine)
         return engine.lora.largest if isinstance(engine, SupportsAdapters) else None
 
     def _largest_adapter(self) -> list[Path]:

@@ -31,7 +31,7 @@ from enginehouse.deployment.running_servers import (
     find_running,
     largest_rank,
 )
-from enginehouse.deployment.serving import exclusive_requests, make_sampler
+from enginehouse.deployment.samplers import exclusive_requests, make_sampler
 from enginehouse.deployment.swapping import declared_folders, swapper_of
 from enginehouse.engines.vllm.quirks import LORA_PROMPT_LOGPROBS
 from enginehouse.facades.tink.configuration import VLLMConfig

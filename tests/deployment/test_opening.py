@@ -14,7 +14,7 @@ from enginehouse import ChatPrompt, EnginehouseError, Message, SampleRequest
 from enginehouse.commands.configuration import EvaluationConfig, TaskConfig
 from enginehouse.core.errors import ConfigurationError, ModelError, StartError
 from enginehouse.deployment.opening import open_deployment
-from enginehouse.deployment.serving import choose_engine
+from enginehouse.deployment.preparation import choose_engine
 from enginehouse.runtime.context import Context
 from enginehouse.testing.fake_engine import running_fake_engine
 
@@ -124,5 +124,5 @@ def test_where_no_engine_runs(monkeypatch: pytest.MonkeyPatch, system: str):
     with pytest.raises(ConfigurationError, match=system.lower()) as caught:
         choose_engine(None, notify=notes.append)
     assert "--url" in str(caught.value)
-    assert choose_engine("vllm", notify=notes.append) == "vllm"
+    assert choose_engine("vllm", notify=notes.append).name == "vllm"
     assert notes == ["engine: vllm, as asked"]

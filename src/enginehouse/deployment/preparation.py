@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enginehouse.client.exclusive import ExclusiveRequests
-from enginehouse.client.open_files import open_file_limit
-from enginehouse.client.sampler import HTTPSampler
-from enginehouse.client.stack import ServerLayers
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.compute_type import ComputeType, choose_type
 from enginehouse.deployment.configuration import ServeConfig
@@ -27,7 +22,7 @@ from enginehouse.engines.base import (
     this_machine,
 )
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.registry import DEFAULT_ENGINE, load_engine, load_served_engine
+from enginehouse.engines.registry import load_engine, load_served_engine
 from enginehouse.processes.cpu import read_cpu
 from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import EngineEnvironment, find_environment
@@ -36,7 +31,6 @@ from enginehouse.runtime.context import Context, Notify
 from enginehouse.servers.endpoint import API_KEY_VARIABLE
 from enginehouse.servers.server import (
     OwnedServer,
-    Server,
     StartLimits,
     start_server,
 )
@@ -44,9 +38,9 @@ from enginehouse.servers.server import (
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that must be right before a server is started.
+    """All that a server is started with, checked.
 
-    `compute_type` is what was chosen for this CPU; `options` has it, too.
+    `compute_type` was chosen for this CPU; `options` contains it, too.
     """
 
     engine: ServedEngine
@@ -56,32 +50,38 @@ class Prepared:
     compute_type: ComputeType | None = None
 
     def quirks(self) -> tuple[Quirk, ...]:
-        """What is known to kill this engine as it is to be started, and is avoided."""
+        """What would kill this engine with these options, and is avoided."""
         if not isinstance(self.engine, SupportsQuirks):
             return ()
         return self.engine.quirks(self.options, environment=self.environment)
 
 
-def choose_engine(wanted: str | None, *, notify: Notify) -> str:
-    """The wanted engine, or vLLM where it can run. Raises ConfigurationError elsewhere."""
+def choose_engine(wanted: str | None, *, notify: Notify = lambda _: None) -> Engine:
+    """The wanted engine, or the default one if it can run here.
+
+    Raises ConfigurationError if none is known to run here.
+    """
     if wanted:
         notify(f"engine: {wanted}, as asked")
-        return wanted
-    machine = this_machine()
+        return load_engine(wanted)
+    engine, machine = load_served_engine(), this_machine()
     place = f"{machine.system.lower()} {machine.architecture.lower()}"
-    problem = load_served_engine().unsuited(machine)
+    problem = engine.unsuited(machine)
     if problem is None:
-        notify(f"engine: {DEFAULT_ENGINE}, which runs on {place}")
-        return DEFAULT_ENGINE
+        notify(f"engine: {engine.name}, which runs on {place}")
+        return engine
     raise ConfigurationError(
         f"no engine is known to run on {place}",
-        why=f"{DEFAULT_ENGINE} {problem}",
+        why=f"{engine.name} {problem}",
         fix="use a server elsewhere with --url, or try --engine hf or llamacpp (untried there)",
     )
 
 
 async def prepare(plan: ServeConfig, context: Context) -> Prepared:
-    """Find or build the engine environment, find the model, check every flag; start nothing."""
+    """Find or build the engine environment, find the model, check every flag; start nothing.
+
+    Raises ConfigurationError, ProvisioningError and ModelError.
+    """
     reference = plan.model or (str(plan.path) if plan.path else None)
     if reference is None:
         raise ConfigurationError(
@@ -90,13 +90,11 @@ async def prepare(plan: ServeConfig, context: Context) -> Prepared:
         )
     options = with_api_key(plan.server)
     require_api_key(options)
-    name = choose_engine(plan.engine, notify=context.notify)
-    engine = load_engine(name)
+    engine = choose_engine(plan.engine, notify=context.notify)
     if not isinstance(engine, ServedEngine):
         raise ConfigurationError(
-            f"{name} is asked, not served",
-            why="it runs elsewhere",
-            fix=f"leave serving out: eval, bench, chat and sample take --engine {name}",
+            f"{engine.name} is a hosted API, which cannot be served",
+            fix=f"use eval, chat or sample with --engine {engine.name}",
         )
     environment = await find_environment(
         engine.installation,
@@ -168,45 +166,6 @@ def start_arguments(prepared: Prepared, plan: ServeConfig, context: Context) -> 
 
 
 def with_api_key(options: ServerOptions) -> ServerOptions:
-    """The options with the key from the environment where they have none."""
+    """The options, with the key from the environment unless they have one."""
     key = options.api_key or os.environ.get(API_KEY_VARIABLE)
     return options.model_copy(update={"api_key": key})
-
-
-def exclusive_requests(quirks: Sequence[Quirk]) -> ExclusiveRequests | None:
-    """The layer that keeps apart what would kill the engine together; None where nothing would."""
-    rules = [quirk.alone for quirk in quirks if quirk.alone]
-    if not rules:
-        return None
-    return ExclusiveRequests(lambda request: any(rule(request) for rule in rules))
-
-
-def say_bound(sampler: HTTPSampler, notify: Notify) -> None:
-    """Say so where this process may open too few files for the concurrency that was wanted."""
-    if sampler.bounded_to is not None:
-        notify(
-            f"at most {sampler.bounded_to} requests at a time: this process may open "
-            f"{open_file_limit()} files (ulimit -n)"
-        )
-
-
-def make_sampler(
-    server: Server,
-    engine: Engine,
-    *,
-    concurrency: int | None,
-    model: str | None = None,
-    shared: ServerLayers | None = None,
-) -> HTTPSampler:
-    """What asks a server; not entered yet."""
-    return HTTPSampler(
-        server.base_url,
-        model=model or server.models[0],
-        capabilities=engine.capabilities(server.version),
-        wire=engine.wire,
-        api_key=server.api_key,
-        admin_key=server.admin_key,
-        concurrency=concurrency,
-        load_signal=engine.load_signal,
-        shared=shared,
-    )
