@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from enginehouse.diagnosis import FailureKind, Rule, Surroundings, read_rules
+from enginehouse.diagnosis import FailureKind, Rule, RuleFiles, Surroundings
 
 AROUND = Surroundings(engine="vLLM")
 TEXT = r"""
@@ -28,7 +28,7 @@ def rules(tmp_path: Path):
     def read(text: str, **facts: dict[str, str]) -> tuple[Rule, ...]:
         path = tmp_path / "rules.yaml"
         path.write_text(text)
-        return read_rules(path, **facts)
+        return tuple(RuleFiles(path, **facts))
 
     return read
 

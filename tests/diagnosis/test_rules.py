@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from enginehouse.diagnosis import Rule, Surroundings
-from enginehouse.diagnosis.rules import shared_rules
+from enginehouse.diagnosis.rules import RULES
 from enginehouse.engines.hf import diagnosis as hf_diagnosis
 from enginehouse.engines.llamacpp import diagnosis as llamacpp_diagnosis
 from enginehouse.engines.sglang import diagnosis as sglang_diagnosis
@@ -19,13 +19,13 @@ from enginehouse.engines.vllm import diagnosis as vllm_diagnosis
 EXAMPLES: dict[str, list[dict[str, str]]] = yaml.safe_load(
     Path(__file__).with_name("rule_examples.yaml").read_text()
 )
-SHARED = shared_rules()
+SHARED = tuple(RULES)
 OWN = {
     "shared": (),
-    "vllm": vllm_diagnosis.rules(),
-    "sglang": sglang_diagnosis.rules(),
-    "llamacpp": llamacpp_diagnosis.rules(),
-    "hf": hf_diagnosis.rules(),
+    "vllm": vllm_diagnosis.RULES,
+    "sglang": sglang_diagnosis.RULES,
+    "llamacpp": llamacpp_diagnosis.RULES,
+    "hf": hf_diagnosis.RULES,
 }
 AROUND = Surroundings()
 CASES = [(table, e["known"], e["near"]) for table, some in EXAMPLES.items() for e in some]

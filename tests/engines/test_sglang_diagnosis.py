@@ -14,9 +14,9 @@ import pytest
 from tests.support.engine_logs import diagnose
 
 from enginehouse.diagnosis import READ_THE_LOG, FailureKind, Surroundings, recognise
-from enginehouse.diagnosis.rules import shared_rules
+from enginehouse.diagnosis.rules import RULES as SHARED
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.sglang.diagnosis import rules
+from enginehouse.engines.sglang.diagnosis import RULES
 from enginehouse.engines.sglang.engine import SglangEngine
 
 ENGINE = SglangEngine()
@@ -105,7 +105,7 @@ def test_every_log_is_looked_at_and_says_where_it_comes_from():
 @pytest.mark.parametrize(("line", "kind"), LINES.items())
 def test_a_telling_line(line: str, kind: FailureKind):
     """One line of transformers, torch or SGLang is enough."""
-    diagnosis = recognise(line, rules=(*rules(), *shared_rules()), around=Surroundings())
+    diagnosis = recognise(line, rules=(*RULES, *SHARED), around=Surroundings())
     assert diagnosis is not None
     assert diagnosis.kind is kind
 
@@ -113,7 +113,7 @@ def test_a_telling_line(line: str, kind: FailureKind):
 def test_every_rule_is_told_apart_by_a_log_or_a_line():
     """A rule of a kind that nothing here provokes would be untested."""
     kinds = {kind for kind, _, _ in CASES.values()} | set(LINES.values())
-    assert {rule.kind for rule in rules()} <= kinds
+    assert {rule.kind for rule in RULES} <= kinds
 
 
 def test_a_request_that_was_refused_is_no_reason_for_the_end(tmp_path: Path):
@@ -147,5 +147,5 @@ def test_every_flag_of_an_advice_exists():
     known = set(json.loads(Path(__file__).with_name("sglang-0.5.23-flags.json").read_text()))
     known |= {f"--{name.replace('_', '-')}" for name in ServerOptions.model_fields}
     known |= {"--env", "--engine", "--python", "--shm-size", "--gpus", "--help"}
-    for rule in rules():
+    for rule in RULES:
         assert set(re.findall(r"(?<![\w-])--[a-z-]+", rule.fix)) <= known, rule.fix

@@ -13,7 +13,7 @@ from tests.support.engine_logs import diagnose
 from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.core.errors import ServerGoneError, StartError
 from enginehouse.diagnosis import READ_THE_LOG, Diagnosis, FailureKind, explained
-from enginehouse.diagnosis.rules import shared_rules
+from enginehouse.diagnosis.rules import RULES as SHARED
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm import diagnosis as vllm_diagnosis
 from enginehouse.engines.vllm.engine import VllmEngine
@@ -158,7 +158,7 @@ def test_what_pydantic_found_wrong_is_the_evidence(tmp_path: Path):
 def test_every_rule_is_used():
     """Each rule's kind is told apart by at least one log here."""
     kinds = {kind for kind, _, _ in (*RECORDED.values(), *WRITTEN.values())}
-    rules = vllm_diagnosis.rules()
+    rules = vllm_diagnosis.RULES
     assert {rule.kind for rule in rules} <= kinds
 
 
@@ -177,7 +177,7 @@ def test_every_flag_of_an_advice_exists():
         "--ipc",
         "--model",
     }
-    rules = vllm_diagnosis.rules()
+    rules = vllm_diagnosis.RULES
     said = [text for rule in rules for text in (rule.cause, rule.fix)]
     said += [found(f"recorded/{name}").fix for name in RECORDED]
     said += [found(f"written/{name}").fix for name in WRITTEN]
@@ -394,6 +394,6 @@ def test_the_logs_hold_no_path_of_a_machine():
 
 def test_compilers_are_looked_for_by_name():
     """The rule about compilers does not take any missing file for one."""
-    rule = next(rule for rule in shared_rules() if rule.kind is K.NO_COMPILER)
+    rule = next(rule for rule in SHARED if rule.kind is K.NO_COMPILER)
     assert re.search(rule.pattern, "FileNotFoundError: [Errno 2] No such file or directory: 'gcc'")
     assert not re.search(rule.pattern, "No such file or directory: 'gccx'")

@@ -74,6 +74,10 @@ class TransferEndpoints:
     `init` tells the engine once how they will arrive; `start` begins an update, `update` has it
     receive a part, and after `finish` the new weights are complete. `world_size` asks how many
     processes receive; `read_world_size` reads the reply.
+
+    A command line with one of `flags` starts a server that can do it; `enabling` says how.
+    `refusals` maps a part of the error of a server that was started without to what to do;
+    `not_configured` is the part that says that no update was ever possible.
     """
 
     init: Callable[[Mapping[str, Any]], WireRequest]
@@ -82,6 +86,10 @@ class TransferEndpoints:
     finish: WireRequest
     world_size: WireRequest
     read_world_size: Callable[[bytes], int]
+    flags: tuple[str, ...]
+    enabling: str
+    refusals: Mapping[str, str]
+    not_configured: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,6 @@ from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.transport import AiohttpTransport, Timeouts, WireRequest
 from enginehouse.commands.configuration import CheckConfig
 from enginehouse.core.errors import (
-    BadRequestError,
     MalformedResponseError,
     UnsupportedError,
     WireError,
@@ -257,16 +256,7 @@ async def _stream(target: _Target) -> str:
 async def _tools(target: _Target) -> str:
     prompt = target.prompt("I want to see the Eiffel Tower. Call the tool.")
     tools = (_TOOL.definition(),)
-    try:
-        response = await target.ask(prompt, tools=tools, tool_choice="required", max_tokens=64)
-    except BadRequestError as error:
-        if "--tool-call-parser" not in error.message:
-            raise
-        raise UnsupportedError(
-            "the server was started without native tool calls",
-            why=error.message,
-            fix="start it with --tool-call-parser for its model; call_tools() works without",
-        ) from None
+    response = await target.ask(prompt, tools=tools, tool_choice="required", max_tokens=64)
     calls = response.completions[0].tool_calls
     if not calls:
         raise MalformedResponseError(
@@ -277,7 +267,7 @@ async def _tools(target: _Target) -> str:
     try:
         wrong = _TOOL.check(json.loads(call.arguments))
     except (ValueError, RecursionError):
-        wrong = "they are no JSON"
+        wrong = "its arguments are not JSON"
     if call.name != _TOOL.name or wrong:
         raise MalformedResponseError(
             f"the call is not valid: {call.name}({_shown(call.arguments)})"

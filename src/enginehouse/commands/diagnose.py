@@ -69,10 +69,8 @@ def _profiles() -> dict[str, LogProfile]:
 
 def _unknown_engine(profiles: dict[str, LogProfile]) -> LogProfile:
     """For a log that no engine's marks are in: any engine's rules may know it."""
-    rules = tuple(rule for profile in profiles.values() for rule in profile.rules())
-    return replace(
-        profiles[DEFAULT_ENGINE], title="the engine", rules=lambda: rules, two_builds=None
-    )
+    rules = tuple(rule for profile in profiles.values() for rule in profile.rules)
+    return replace(profiles[DEFAULT_ENGINE], title="the engine", rules=rules, two_builds=None)
 
 
 def _opened(log: Path) -> BinaryIO:

@@ -73,7 +73,8 @@ def choose_engine(wanted: str | None, *, notify: Notify = lambda _: None) -> Eng
     raise ConfigurationError(
         f"no engine is known to run on {place}",
         why=f"{engine.name} {problem}",
-        fix="use a server elsewhere with --url, or try --engine hf or llamacpp (untried there)",
+        fix="use a server elsewhere with --url, or name another engine with --engine; "
+        "`enginehouse doctor` says which may run here",
     )
 
 

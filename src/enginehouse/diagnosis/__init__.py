@@ -13,7 +13,7 @@ from enginehouse.diagnosis.kinds import READ_THE_LOG, Diagnosis, FailureKind
 from enginehouse.diagnosis.profile import LogProfile
 from enginehouse.diagnosis.reading import LogExplanation, diagnose_log, explain_log
 from enginehouse.diagnosis.rule import Rule, Surroundings, groups, recognise
-from enginehouse.diagnosis.rule_file import read_rules
+from enginehouse.diagnosis.rule_file import RuleFiles
 
 __all__ = [
     "KERNEL",
@@ -23,11 +23,11 @@ __all__ = [
     "LogExplanation",
     "LogProfile",
     "Rule",
+    "RuleFiles",
     "Surroundings",
     "diagnose_log",
     "explain_log",
     "explained",
     "groups",
-    "read_rules",
     "recognise",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from enginehouse.diagnosis.kinds import Diagnosis
@@ -18,8 +18,8 @@ class LogProfile:
     """How an engine's log is recognised and read.
 
     `marks`: what only this engine's logs contain; `faint_marks` count if no engine has any.
-    `rules`: returns the engine's own rules, which come before the shared ones; called when a log is
-    read. `ready`: from this line on it answers requests, and nothing said before kept it from that.
+    `rules`: the engine's own, which come before the shared ones. `ready`: from this line on it
+    answers requests, and nothing said before kept it from that.
     `stopped`: it was told to stop. `pointer`: an error that says that another process or line has
     the cause. `fatal`: an error, or the words before a traceback, that ends the engine. `survived`:
     the same for errors after which it goes on. `serves`: the processes whose errors, once it is
@@ -36,7 +36,7 @@ class LogProfile:
     title: str
     marks: re.Pattern[str]
     faint_marks: re.Pattern[str] = NEVER
-    rules: Callable[[], tuple[Rule, ...]] = tuple
+    rules: Iterable[Rule] = ()
     ready: re.Pattern[str] = NEVER
     stopped: re.Pattern[str] = NEVER
     pointer: re.Pattern[str] = NEVER

@@ -7,8 +7,9 @@ several of them. `<NAME>` in an expression or a text stands for a fragment that 
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -32,35 +33,50 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     late: bool = False
 
 
-def read_rules(
-    path: Path,
-    *,
-    fragments: Mapping[str, str] | None = None,
-    details: Mapping[str, Details] | None = None,
-) -> tuple[Rule, ...]:
-    """The rules of a file. `details` are the functions that its entries name."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    entries = msgspec.convert(
-        yaml.load(path.read_text(encoding="utf-8"), Loader=loader),  # noqa: S506 - a safe loader
-        list[_Entry],
-    )
+class RuleFiles:
+    """The rules of some files, in order; the files are read when somebody iterates over it.
 
-    def filled(text: str) -> str:
-        return _FRAGMENT.sub(lambda name: (fragments or {}).get(name[1], name[0]), text)
+    `details` are the functions that entries name, `fragments` what stands for `<NAME>`.
+    """
 
-    return tuple(
-        Rule(
+    def __init__(
+        self,
+        *paths: Path,
+        fragments: Mapping[str, str] | None = None,
+        details: Mapping[str, Details] | None = None,
+    ) -> None:
+        self._paths = paths
+        self._fragments = fragments or {}
+        self._details = details or {}
+
+    def __iter__(self) -> Iterator[Rule]:
+        """Raises msgspec.ValidationError for a misspelt entry, KeyError for unknown details."""
+        return iter(self._rules)
+
+    @functools.cached_property
+    def _rules(self) -> tuple[Rule, ...]:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        texts = [path.read_text(encoding="utf-8") for path in self._paths]
+        return tuple(
+            self._rule(entry)
+            for text in texts
+            for entry in msgspec.convert(yaml.load(text, Loader=loader), list[_Entry])  # noqa: S506
+        )
+
+    def _rule(self, entry: _Entry) -> Rule:
+        def filled(text: str) -> str:
+            return _FRAGMENT.sub(lambda name: self._fragments.get(name[1], name[0]), text)
+
+        return Rule(
             entry.kind,
             _distinct_groups(filled("|".join(entry.when))),
             filled(entry.cause),
             filled(entry.next),
-            (details or {})[entry.details] if entry.details else groups,
+            self._details[entry.details] if entry.details else groups,
             vague=entry.vague,
             spoken=entry.spoken,
             late=entry.late,
         )
-        for entry in entries
-    )
 
 
 def _distinct_groups(pattern: str) -> str:

@@ -28,7 +28,7 @@ from enginehouse.diagnosis.guesses import guess
 from enginehouse.diagnosis.kinds import READ_THE_LOG, Diagnosis, FailureKind
 from enginehouse.diagnosis.profile import NEVER, LogProfile
 from enginehouse.diagnosis.rule import Rule, recognise
-from enginehouse.diagnosis.rules import shared_rules
+from enginehouse.diagnosis.rules import RULES
 
 LONGEST = 400  # characters of evidence
 _RECENT = 12  # lines from the end, in which something may still be waited for
@@ -91,7 +91,7 @@ class _Selection:
         self._around = replace(
             profile.words, engine=profile.title, on_cpu=log.on_cpu, packages=log.packages
         )
-        self._rules: tuple[Rule, ...] = (*profile.rules(), *shared_rules())
+        self._rules: tuple[Rule, ...] = (*profile.rules, *RULES)
         self._definite = [rule for rule in self._rules if not rule.vague]
         self._vague = [rule for rule in self._rules if rule.vague]
         self._fatal: list[Failure] = []

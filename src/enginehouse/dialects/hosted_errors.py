@@ -83,19 +83,16 @@ class HostedErrors:
     keys_page: str
     billing_page: str
 
-    def __call__(self, status: int, body: bytes, *, retry_after: float | None = None) -> WireError:
+    def __call__(  # noqa: C901  one rule after another
+        self, status: int, body: bytes, *, retry_after: float | None = None
+    ) -> WireError:
         """The error for a reply with a status of 300 or above."""
         error = _Error.read(body)
         said = f"{self.vendor} answered {status}: {error.message}"
         words = f"{error.codes} {error.message[:_SEARCHED]} {error.cause or ''}"
-        if status == HTTPStatus.PAYMENT_REQUIRED or _CREDIT.search(words):
-            return NoCreditError(
-                said,
-                why="the account has no credit, or its spending limit is reached",
-                fix=f"look at {self.billing_page}, or use another account's key",
-                status=status,
-            )
-        if status in (429, _OVERLOADED) or (status == 503 and retry_after is not None):
+        no_credit = status == HTTPStatus.PAYMENT_REQUIRED or _CREDIT.search(words)
+        limited = status in (429, _OVERLOADED) or (status == 503 and retry_after is not None)
+        if limited and not no_credit:
             return RateLimitedError(
                 said,
                 retry_after=retry_after,
@@ -103,32 +100,18 @@ class HostedErrors:
                 why=error.cause,
                 fix="lower --concurrency, ask again later, or ask for a higher limit",
             )
-        if status == HTTPStatus.REQUEST_TIMEOUT or (status >= 500 and status != 501):
-            return ServerFaultError(
-                said,
-                why=error.cause,
-                fix="the vendor's service failed: ask again later",
-                status=status,
-            )
-        if status in (400, 404) and _SCHEMA.search(words):
-            return UnsupportedError(
-                said,
-                why=error.cause,
-                fix="use only the JSON Schema that the vendor documents, or ask without it",
-                status=status,
-            )
-        return self._refusal(status, said, words=words, why=error.cause)
-
-    def in_reply(self, body: bytes) -> WireError | None:
-        """The error in a reply, or an event of a stream, that came with status 200."""
-        if b'"error"' not in body:
-            return None
-        error = _Error.read(body)
-        return self(error.status, body) if error.found else None
-
-    def _refusal(self, status: int, said: str, *, words: str, why: str | None) -> BadRequestError:
-        kind, fix = BadRequestError, None
-        if status == HTTPStatus.UNAUTHORIZED:
+        kind: type[WireError] = BadRequestError
+        why, fix = error.cause, None
+        if no_credit:
+            kind = NoCreditError
+            why = "the account has no credit, or its spending limit is reached"
+            fix = f"look at {self.billing_page}, or use another account's key"
+        elif status == HTTPStatus.REQUEST_TIMEOUT or (status >= 500 and status != 501):
+            kind, fix = ServerFaultError, "the vendor's service failed: ask again later"
+        elif status in (400, 404) and _SCHEMA.search(words):
+            kind = UnsupportedError
+            fix = "use only the JSON Schema that the vendor documents, or ask without it"
+        elif status == HTTPStatus.UNAUTHORIZED:
             kind = UnauthorizedError
             fix = (
                 f"check the {self.vendor} key in {self.key_variable} (or in the variable that "
@@ -154,6 +137,13 @@ class HostedErrors:
         elif status in (404, 405) or status < 400:
             fix = "check the address: it should end in the host or in /v1"
         return kind(said, why=why, fix=fix, status=status)
+
+    def in_reply(self, body: bytes) -> WireError | None:
+        """The error in a reply, or an event of a stream, that came with status 200."""
+        if b'"error"' not in body:
+            return None
+        error = _Error.read(body)
+        return self(error.status, body) if error.found else None
 
 
 class _Error(msgspec.Struct, frozen=True, kw_only=True):

@@ -54,35 +54,23 @@ def error_reply(status: int, body: bytes, *, retry_after: float | None = None) -
     said = f"the server answered {status}: {message}"
     if status == 429 or (status == 503 and retry_after is not None):
         return RateLimitedError(said, retry_after=retry_after, status=status)
+    kind: type[WireError] = BadRequestError
+    fix = None
     if status in (400, 500, 501) and _UNSUPPORTED.search(searched):
-        return UnsupportedError(
-            said,
-            fix="start the server with the option that it names, or ask without it",
-            status=status,
-        )
-    if status >= 500 and status != 501:
-        return ServerFaultError(said, fix="the server's log shows the cause", status=status)
-    return _refusal(status, searched, said)
-
-
-def _refusal(status: int, message: str, said: str) -> BadRequestError:
-    if status in (401, 403):
-        return UnauthorizedError(
-            said, fix="use the API key that the server was started with", status=status
-        )
-    if _UNKNOWN_MODEL.search(message) and status in (400, 404):
-        return UnknownModelError(
-            said, fix="use a name that the server lists under /v1/models", status=status
-        )
-    if _CONTEXT.search(message):
-        return ContextOverflowError(
-            said, fix="lower max_tokens, shorten the prompt, or raise max_model_len", status=status
-        )
-    if status in (404, 405) or status < 400:
-        return BadRequestError(
-            said, fix="check the address: it should end in the host or in /v1", status=status
-        )
-    return BadRequestError(said, status=status)
+        kind = UnsupportedError
+        fix = "start the server with the option that it names, or ask without it"
+    elif status >= 500 and status != 501:
+        kind, fix = ServerFaultError, "the server's log shows the cause"
+    elif status in (401, 403):
+        kind, fix = UnauthorizedError, "use the API key that the server was started with"
+    elif _UNKNOWN_MODEL.search(searched) and status in (400, 404):
+        kind, fix = UnknownModelError, "use a name that the server lists under /v1/models"
+    elif _CONTEXT.search(searched):
+        kind = ContextOverflowError
+        fix = "lower max_tokens, shorten the prompt, or raise max_model_len"
+    elif status in (404, 405) or status < 400:
+        fix = "check the address: it should end in the host or in /v1"
+    return kind(said, fix=fix, status=status)
 
 
 def stream_error(data: bytes) -> WireError | None:

@@ -143,7 +143,7 @@ def _configuration(tasks: Sequence[str], settings: Mapping[str, Any]) -> Evaluat
     if not isinstance(engine, ServedEngine) or engine.model_format != "checkpoint":
         raise ConfigurationError(
             f"{engine.name} cannot serve checkpoints as trainers save them",
-            fix="choose vllm, sglang or hf",
+            fix="choose an engine that needs a checkpoint: see `enginehouse engines`",
         )
     if config.url is None:
         require_api_key(with_api_key(config.server))

@@ -69,7 +69,7 @@ class WeightSyncClient:
     @asynccontextmanager
     async def open(self, send: Send) -> AsyncIterator[Line]:
         """Let calls pass for the block; those in flight at its end fail."""
-        line = Line(send)
+        line = Line(send, endpoints=self.endpoints)
         with self._lock:
             self._line = line
         try:
@@ -83,7 +83,8 @@ class WeightSyncClient:
 class Line:
     """One transfer's connection to the server, for the running loop."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, *, endpoints: TransferEndpoints) -> None:
+        self._endpoints = endpoints
         self.loop = asyncio.get_running_loop()
         self.finished = False
         self._send = send
@@ -99,7 +100,7 @@ class Line:
         try:
             if self._closed:
                 raise _over()
-            await ask_about_transfer(self._send, request)
+            await ask_about_transfer(self._send, request, endpoints=self._endpoints)
         except EnginehouseError as error:
             if not self._failed.done():
                 self._failed.set_exception(error)

@@ -112,7 +112,7 @@ class WeightSender:
         async def ask(swapper: WeightSwapper) -> None:
             try:
                 async with asyncio.timeout(self._deadline):
-                    await ask_about_transfer(swapper.ask, request)
+                    await ask_about_transfer(swapper.ask, request, endpoints=self.client.endpoints)
             except TimeoutError:
                 raise WeightsError(
                     f"{self._server} and the trainer did not meet within {self._deadline:g} s",

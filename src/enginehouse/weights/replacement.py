@@ -27,7 +27,6 @@ One = TypeVar("One")
 Other = TypeVar("Other")
 _ABSENT = (404, 405)
 PENDING = "loading "  # prefix of the name of weights that are not loaded yet
-NOT_CONFIGURED = "weight_transfer_config"  # in vLLM 0.32's error
 
 
 class WeightLoader(Protocol):
@@ -171,7 +170,7 @@ class Replacement:
         except WeightsError:  # it has no such endpoint
             return
         except ServerFaultError as error:
-            if NOT_CONFIGURED in error.message:
+            if endpoints.not_configured in error.message:
                 return
             # Any other refusal means that the transfer is still in progress.
         await self.send(endpoints.finish)

@@ -7,11 +7,9 @@ in tests/diagnosis that it must know, and one that resembles it and that it must
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
-from enginehouse.diagnosis.rule import Rule
-from enginehouse.diagnosis.rule_file import read_rules
+from enginehouse.diagnosis.rule_file import RuleFiles
 from enginehouse.diagnosis.rules import details
 
 _FILES = (
@@ -30,14 +28,8 @@ _FRAGMENTS = {
 }
 
 
-@functools.cache
-def shared_rules() -> tuple[Rule, ...]:
-    """All of them, in their order. Reads files when it is first called."""
-    folder = Path(__file__).parent
-    return tuple(
-        rule
-        for name in _FILES
-        for rule in read_rules(
-            folder / f"{name}.yaml", fragments=_FRAGMENTS, details=details.DETAILS
-        )
-    )
+RULES = RuleFiles(
+    *(Path(__file__).with_name(f"{name}.yaml") for name in _FILES),
+    fragments=_FRAGMENTS,
+    details=details.DETAILS,
+)

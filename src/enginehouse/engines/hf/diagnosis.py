@@ -6,20 +6,15 @@ the server's own; those of torch, transformers and aiohttp are shared by all eng
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path
 
-from enginehouse.diagnosis import KERNEL, LogProfile, Rule, Surroundings, read_rules
+from enginehouse.diagnosis import KERNEL, LogProfile, RuleFiles, Surroundings
 
 _LESS = "a smaller model, --max-model-len, --max-num-seqs or --max-num-batched-tokens"
 
 
-@functools.cache
-def rules() -> tuple[Rule, ...]:
-    """The rules for what only this server and Text Generation Inference say."""
-    return read_rules(Path(__file__).with_name("failures.yaml"))
-
+RULES = RuleFiles(Path(__file__).with_name("failures.yaml"))
 
 PROFILE = LogProfile(
     name="hf",
@@ -29,7 +24,7 @@ PROFILE = LogProfile(
         r"\btransformers[/. ]|AutoModel|/accelerate/|AutoTokenizer"
         r"|text_generation_(?:launcher|server)"
     ),
-    rules=rules,
+    rules=RULES,
     ready=re.compile(r"listening on http://"),
     stopped=re.compile(r"^stopping$|Terminating webserver"),
     pointer=re.compile(

@@ -7,12 +7,11 @@ of build 11434 on a CPU; those for GPUs were read in its sources and in what use
 
 from __future__ import annotations
 
-import functools
 import re
 import signal
 from pathlib import Path
 
-from enginehouse.diagnosis import KERNEL, LogProfile, Rule, Surroundings, read_rules
+from enginehouse.diagnosis import KERNEL, LogProfile, RuleFiles, Surroundings
 
 _SMALLER = (
     "use a smaller quantisation of the model, a smaller --max-model-len, or fewer sequences with "
@@ -25,12 +24,10 @@ _NEWER = (
 )
 
 
-@functools.cache
-def rules() -> tuple[Rule, ...]:
-    """The rules for what only llama.cpp says."""
-    fragments = {"SMALLER": _SMALLER, "AGAIN": _AGAIN, "NEWER": _NEWER}
-    return read_rules(Path(__file__).with_name("failures.yaml"), fragments=fragments)
-
+RULES = RuleFiles(
+    Path(__file__).with_name("failures.yaml"),
+    fragments={"SMALLER": _SMALLER, "AGAIN": _AGAIN, "NEWER": _NEWER},
+)
 
 _SIGNALS = {
     signal.SIGILL: (
@@ -58,7 +55,7 @@ PROFILE = LogProfile(
         r"\bllama_[a-z]\w+|\bggml_?\w*|gguf_|llama-(?:server|cli|bench)|llama\.cpp"
         r"|llama runner|^srv +\w"
     ),
-    rules=rules,
+    rules=RULES,
     ready=re.compile(r"listening on http|HTTP server (?:is )?listening.{0,200}all slots are idle"),
     stopped=re.compile(r"cleaning up before exit"),
     pointer=re.compile(

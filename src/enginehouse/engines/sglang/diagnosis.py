@@ -7,11 +7,10 @@ bare traceback, and the main process then ends everything, itself included, with
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path
 
-from enginehouse.diagnosis import LogProfile, Rule, Surroundings, read_rules
+from enginehouse.diagnosis import LogProfile, RuleFiles, Surroundings
 
 _LESS_STATIC = (
     "use a smaller --gpu-memory-utilization (SGLang's --mem-fraction-static: weights and KV cache "
@@ -19,12 +18,9 @@ _LESS_STATIC = (
 )
 
 
-@functools.cache
-def rules() -> tuple[Rule, ...]:
-    """The rules for what only SGLang says."""
-    fragments = {"LESS_STATIC": _LESS_STATIC}
-    return read_rules(Path(__file__).with_name("failures.yaml"), fragments=fragments)
-
+RULES = RuleFiles(
+    Path(__file__).with_name("failures.yaml"), fragments={"LESS_STATIC": _LESS_STATIC}
+)
 
 PROFILE = LogProfile(
     name="sglang",
@@ -34,7 +30,7 @@ PROFILE = LogProfile(
         r"|sglang|mem-fraction-static|self\.watchdog_timeout|server_args=|sgl_kernel|sgl-kernel"
         r"|Scheduler hit an exception"
     ),
-    rules=rules,
+    rules=RULES,
     ready=re.compile(r"The server is fired up and ready to roll!"),
     stopped=re.compile(r"SIGTERM received\."),
     pointer=re.compile(

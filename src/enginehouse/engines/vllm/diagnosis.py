@@ -7,7 +7,6 @@ build, and compared with what users of older versions report.
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Mapping
@@ -17,10 +16,9 @@ from enginehouse.diagnosis import (
     Diagnosis,
     FailureKind,
     LogProfile,
-    Rule,
+    RuleFiles,
     Surroundings,
     groups,
-    read_rules,
 )
 from enginehouse.engines.vllm.history import REMOVED_FLAGS
 
@@ -80,17 +78,10 @@ def _more_cache(match: re.Match[str], around: Surroundings) -> Mapping[str, str]
     }
 
 
-@functools.cache
-def rules() -> tuple[Rule, ...]:
-    """The rules for what only vLLM says."""
-    details = {
-        "taken": _taken,
-        "cpu_cache": _cpu_cache,
-        "more_cache": _more_cache,
-        "flag": _flag,
-    }
-    return read_rules(Path(__file__).with_name("failures.yaml"), details=details)
-
+RULES = RuleFiles(
+    Path(__file__).with_name("failures.yaml"),
+    details={"taken": _taken, "cpu_cache": _cpu_cache, "more_cache": _more_cache, "flag": _flag},
+)
 
 PROFILE = LogProfile(
     name="vllm",
@@ -100,7 +91,7 @@ PROFILE = LogProfile(
         r"|\b(?:api_server|core|core_client|ray_utils|multiproc_\w+|gpu_model_runner|llm_engine"
         r"|worker_base)\.py:\d+\]|Automatically detected platform"
     ),
-    rules=rules,
+    rules=RULES,
     ready=re.compile(r"Application startup complete"),
     stopped=re.compile(r"\[shutdown\] API server: shutdown triggered"),
     pointer=re.compile(

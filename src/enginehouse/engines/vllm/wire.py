@@ -88,6 +88,10 @@ _weight_info = msgspec.json.Decoder(_WeightInfo)
 _world_size = msgspec.json.Decoder(_WorldSize)
 
 
+_ENABLING_TRANSFER = (
+    "serve it with --enable-weight-swap and --extra-args '--weight-transfer-config.backend ipc' "
+    "(or nccl)"
+)
 # The development endpoints, which weight swaps go through.
 VLLM_WEIGHTS = WeightEndpoints(
     hold=_pause,
@@ -108,6 +112,15 @@ VLLM_WEIGHTS = WeightEndpoints(
         finish=administer("POST", "/finish_weight_update"),
         world_size=administer("GET", "/get_world_size"),
         read_world_size=lambda body: decode_reply(_world_size, body).world_size,
+        flags=("--weight-transfer-config", "--weight_transfer_config", "--config"),
+        enabling=_ENABLING_TRANSFER,
+        refusals={
+            "weight_transfer_config": _ENABLING_TRANSFER,
+            "VLLM_ALLOW_INSECURE_SERIALIZATION": "serve it with --env "
+            "VLLM_ALLOW_INSECURE_SERIALIZATION=1: IPC handles come as a pickle, which may run code "
+            "there",
+        },
+        not_configured="weight_transfer_config",
     ),
 )
 VLLM = Wire(
