@@ -18,7 +18,7 @@ from enginehouse.statistics.paired import (
     typical_difference,
 )
 
-ROUNDS = 600
+ROUNDS = 400
 
 
 def pairs(*, only_first=0, only_second=0, both=0, neither=0):
