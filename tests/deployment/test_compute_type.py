@@ -11,7 +11,7 @@ from tests.support.tiny_checkpoints import write_checkpoint
 
 import enginehouse
 from enginehouse.core.errors import ModelError
-from enginehouse.deployment import serving
+from enginehouse.deployment import preparation
 from enginehouse.deployment.compute_type import choose_type, type_in_command, type_on_cpu
 from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.deployment.preparation import prepare
@@ -154,7 +154,7 @@ def test_what_a_command_line_says(command, dtype):
 @pytest.mark.parametrize(("cpu", "dtype"), [(OLD, "float32"), (NEW, "bfloat16")])
 async def test_the_choice_is_said_once_with_its_reason(house: House, monkeypatch, cpu, dtype):
     """Before the server starts."""
-    monkeypatch.setattr(serving, "read_cpu", lambda: cpu)
+    monkeypatch.setattr(preparation, "read_cpu", lambda: cpu)
     config = parse(ServeConfig, {"model": str(house.model())}, origin="test")
     said: list[str] = []
     prepared = await prepare(config, Context(notify=said.append))
@@ -168,7 +168,7 @@ async def test_the_choice_is_said_once_with_its_reason(house: House, monkeypatch
 @pytest.mark.slow
 async def test_the_choice_is_recorded(house: House, monkeypatch):
     """In the server's command and in who answered, which a run's journal and report hold."""
-    monkeypatch.setattr(serving, "read_cpu", lambda: OLD)
+    monkeypatch.setattr(preparation, "read_cpu", lambda: OLD)
     async with enginehouse.serve(str(house.model())) as ready:
         arguments = ready.provenance.engine_arguments or ()
         assert type_in_command("vllm", arguments) == ready.provenance.dtype == "float32"

@@ -29,7 +29,7 @@ from enginehouse.core.errors import (
     ServerFaultError,
     ServerGoneError,
 )
-from enginehouse.deployment import serving as serving_module
+from enginehouse.deployment import preparation
 from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.deployment.supervision import Supervisor
 from enginehouse.servers.health import Health
@@ -63,7 +63,7 @@ def served(house: House, monkeypatch: pytest.MonkeyPatch):
     notes: list[str] = []
 
     def serve(timings: Timings = TIMINGS, *, env: dict[str, str] | None = None, **settings: object):
-        monkeypatch.setattr(serving_module, "start_server", partial(start_server, timings=timings))
+        monkeypatch.setattr(preparation, "start_server", partial(start_server, timings=timings))
         values = {"model": str(house.model()), "server": {"env_vars": SLOW | (env or {})}}
         config = parse(ServeConfig, values | settings, origin="test")
         return opened(

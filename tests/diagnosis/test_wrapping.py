@@ -35,8 +35,9 @@ def test_a_log_of_lines_of_many_lengths_stays_as_it_is():
 
 
 def test_lines_of_one_length_are_not_joined():
-    """A table, or the same message again and again, is followed by lines that begin anew."""
+    """A table, or the same message again and again, is followed by new lines."""
     table = ["-" * WIDTH, "| a" + " " * (WIDTH - 4) + "|", "-" * WIDTH, "Traceback (most recent"]
     same = ["INFO 05-01 10:00:00 [core.py:1] " + "x" * 48] * 5
-    for lines in (table, same, [*same, "ValueError: x"], []):
+    native = ["llama_model_loader: - kv  3: general.name str = " + "x" * 33] * 4
+    for lines in (table, same, [*same, "ValueError: x"], [*native, "llama_load: done"], []):
         assert list(rejoin_wrapped(lines)) == lines

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
@@ -153,6 +154,18 @@ def test_a_name_that_cannot_be_a_folder_is_refused(layout, name):
     """A wanted name is checked before it becomes a path."""
     with pytest.raises(ConfigurationError, match="cannot be called"):
         make_folder(layout, model="m", name=name)
+
+
+def test_the_process_table_is_read_once_per_server(layout, sleeper, monkeypatch):
+    """It is what a list of servers costs on a busy machine."""
+    keep(layout, record(identify(sleeper.pid)))
+    looks = []
+    monkeypatch.setattr(
+        psutil, "process_iter", lambda: looks.append(1) or iter([psutil.Process(sleeper.pid)])
+    )
+    (status,) = list_servers(layout)
+    assert status.pids == (sleeper.pid,)
+    assert len(looks) == 1
 
 
 def test_a_name_in_use_is_refused_and_a_dead_one_is_taken_over(layout, sleeper):

@@ -1,4 +1,4 @@
-"""A model and adapters of it, evaluated on the same items by one server, and compared in pairs."""
+"""A model and its adapters, evaluated on the same items by one server, and compared in pairs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from enginehouse.store.runs import open_run
 
 
 class Together(msgspec.Struct, frozen=True, kw_only=True):
-    """A report for each, in the order given, and each of the others compared with the baseline.
+    """A report for each, in the given order, and a comparison of each with the baseline.
 
-    The baseline is the bare model if it is among them, else the first.
+    The baseline is the bare model if there is one, else the first.
     """
 
     reports: tuple[Report, ...]

@@ -1,7 +1,7 @@
-"""In which type a model is computed: on a CPU by what the CPU has, unless the user says otherwise.
+"""The type in which a model is computed: on a CPU, the one that suits it, unless the user chooses.
 
 A CPU without bfloat16 instructions takes four times as long in bfloat16 as in float32; one that has
-them takes half as long. Engines look at the checkpoint alone.
+them takes half as long. Engines only look at the checkpoint.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from enginehouse.weights.checkpoint import tensors_of
 
 
 class ComputeType(msgspec.Struct, frozen=True, kw_only=True):
-    """A type that was chosen for the user, and why."""
+    """A type that was chosen automatically, and why."""
 
     dtype: DType
     reason: str
 
 
 def type_on_cpu(cpu: Cpu, *, stored: str = "bfloat16") -> ComputeType:
-    """The fastest type on this CPU that keeps the values of weights that are `stored` so.
+    """The fastest type on this CPU that preserves weights in the type `stored`.
 
-    Weights in float16 are never rounded to bfloat16, which has three bits less for the fraction.
+    Weights in float16 are never rounded to bfloat16, which has three fewer bits for the fraction.
     """
     if stored == "float16":
         if cpu.float16:
@@ -50,10 +50,10 @@ def choose_type(
     checkpoint: Checkpoint,
     cpu: Cpu,
 ) -> ComputeType | None:
-    """The type to start a server in; None where the choice is the user's or the engine's own.
+    """The type to start a server in; None leaves the choice to the user's options or the engine.
 
-    It is the engine's own on a GPU, and for quantized weights, whose method demands a type.
-    Blocking: may read the heads of the weight files.
+    The engine chooses on a GPU, and for quantized weights, whose method requires a type.
+    Blocking: may read the headers of the weight files.
     """
     if not isinstance(engine, SupportsDTypes) or options.dtype not in engine.dtypes.open:
         return None

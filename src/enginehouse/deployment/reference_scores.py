@@ -1,4 +1,4 @@
-"""Log-probabilities by transformers and PEFT, to compare an engine with."""
+"""Log-probabilities by transformers and PEFT, with which an engine's are compared."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ async def score_with_peft(
 ) -> TokenParity:
     """How far a running server's log-probabilities with an adapter are from PEFT's own.
 
-    PEFT computes in the server's type, and on the CPU: the server has the GPU's memory. Asks one
-    request at a time. Raises UnsupportedError, WireError, and ModelError where transformers cannot
-    score the checkpoint or either side's values are not finite.
+    PEFT computes in the server's type, but on the CPU, since the server has the GPU's memory. Sends
+    one request at a time. Raises UnsupportedError, WireError, and ModelError if transformers cannot
+    score the checkpoint or values of either side are not finite.
     """
     sequences = [await sampler.tokenize(text) for text in TEXTS]
     ours = [await score_prompt(sampler, tokens, model=model) for tokens in sequences]
@@ -101,7 +101,7 @@ def own_type(checkpoint: Path, engine: str | None) -> str:
 def compare_scores(
     ours: Sequence[Sequence[float]], reference: Sequence[Sequence[float | None]], *, engine: str
 ) -> TokenParity:
-    """Compare them token by token. Raises ModelError for values that are not finite."""
+    """Compare the scores token by token. Raises ModelError for values that are not finite."""
     for side, scores in ((engine, ours), ("transformers", reference)):
         places = [
             f"text {text}, token {token}"
@@ -114,7 +114,7 @@ def compare_scores(
             raise ModelError(
                 f"{side} gives log-probabilities that are not finite: {places[0]}{more}",
                 why="values overflow (float16 ends at 65,504), or the weights have diverged",
-                fix="serve it in bfloat16 or float32 (--dtype), or take an earlier checkpoint",
+                fix="serve it in bfloat16 or float32 (--dtype), or use an earlier checkpoint",
             )
     return token_parity(ours, [[value or 0.0 for value in one] for one in reference])
 
@@ -127,11 +127,11 @@ async def score_prompt(
     response = await sampler.sample(
         SampleRequest(prompt=TokenPrompt(tokens), parameters=parameters, model=model)
     )
-    found = response.prompt_logprobs or ()
-    scores = [one.logprob for one in found[1:] if one is not None]
+    logprobs = response.prompt_logprobs or ()
+    scores = [one.logprob for one in logprobs[1:] if one is not None]
     if len(scores) != len(tokens) - 1:
         raise MalformedResponseError(
-            f"{len(scores)} prompt log-probabilities came for {len(tokens)} tokens"
+            f"the server returned {len(scores)} prompt log-probabilities for {len(tokens)} tokens"
         )
     return scores
 
@@ -154,7 +154,7 @@ async def score_with_transformers(
 ) -> ReferenceScores:
     """Score token sequences with transformers, in its own environment and process.
 
-    Raises ModelError, naming the log, where transformers cannot score the model.
+    Raises ModelError, naming the log, if transformers cannot score the model.
     """
     environment = await find_environment(
         load_served_engine("hf").installation,

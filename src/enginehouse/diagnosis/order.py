@@ -33,7 +33,7 @@ def oldest_first(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _goes_back(lines: Sequence[str]) -> bool:
-    """Whether time runs backwards, or, without times, tracebacks stand on their heads."""
+    """Whether time runs backwards, or, without times, tracebacks are upside down."""
     stamps = [stamp for line in lines if (stamp := _stamp(line))]
     pairs = [(one, two) for one, two in itertools.pairwise(stamps) if len(one) == len(two)]
     back = sum(two < one for one, two in pairs)

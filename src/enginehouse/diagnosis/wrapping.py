@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from enginehouse.diagnosis.prefixes import peel
 
 _LOOKED_AT = 5_000  # lines from the beginning, by which the width is judged
 _NARROWEST, _WIDEST = 60, 400
-_FEWEST_FULL, _FEWEST_BROKEN = 3, 2  # lines as wide as the terminal, and those that go on below
+_FEWEST = 3  # lines as wide as the terminal
+_BEGINS = re.compile(r"  |\t|Traceback |[-=|+#*]|[\w.\-]{2,60}: ")
 _LONGEST = 4_000  # characters of a rejoined line
 
 
@@ -17,7 +19,7 @@ def rejoin_wrapped(lines: Iterable[str]) -> Iterator[str]:
     """The same lines, with those that a terminal broke put together again.
 
     A log counts as wrapped if no line is longer than several that all have the same length, and
-    some of those are followed by the rest of a word.
+    most of those are followed by a line that does not look like a beginning.
     """
     rest = iter(lines)
     first = list(itertools.islice(rest, _LOOKED_AT))
@@ -30,12 +32,10 @@ def _width(lines: Sequence[str]) -> int | None:
     width = max(map(len, lines), default=0)
     if not _NARROWEST <= width <= _WIDEST:
         return None
-    full = sum(len(line) == width for line in lines)
-    broken = sum(
-        len(line) == width and following[:1].islower() and _continues(following)
-        for line, following in itertools.pairwise(lines)
-    )
-    return width if full >= _FEWEST_FULL and broken >= _FEWEST_BROKEN else None
+    below = [after for line, after in itertools.pairwise(lines) if len(line) == width]
+    broken = [line for line in below if _continues(line) and not line[0].isupper()]
+    wrapped = len(below) >= _FEWEST and len(broken) > len(below) / 2
+    return width if wrapped else None
 
 
 def _rejoined(lines: Iterable[str], width: int) -> Iterator[str]:
@@ -56,5 +56,6 @@ def _rejoined(lines: Iterable[str], width: int) -> Iterator[str]:
 
 def _continues(line: str) -> bool:
     """Whether a line may be the rest of the one above: nothing shows that it begins there."""
-    begins = not line or line[0].isspace() or line.startswith("Traceback ")
-    return not begins and not peel(line).prefixed
+    if not line or _BEGINS.match(line):
+        return False
+    return not peel(line).prefixed
