@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -18,9 +19,10 @@ from enginehouse.core.strict_model import StrictModel
 
 
 def models(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """Every model of settings that this package has."""
+    """Every model of settings that this package has; not those made from a tool's signature."""
     for child in kind.__subclasses__():
-        if child.__module__.startswith("enginehouse."):
+        home = sys.modules.get(child.__module__)
+        if child.__module__.startswith("enginehouse.") and hasattr(home, child.__name__):
             yield child
             yield from models(child)
 
