@@ -12,6 +12,10 @@ from tests.support.command_line import House
 
 pytestmark = pytest.mark.slow
 DOCS = Path(__file__).parents[2] / "docs/contributing"
+VLLM_LOG = (
+    "(EngineCore_DP0 pid=68) ERROR 02-06 16:34:06 [core.py:936] torch.OutOfMemoryError: "
+    "CUDA out of memory. Tried to allocate 2.00 GiB.\n"
+)
 FILE = re.compile(r"^`([\w./-]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -71,6 +75,42 @@ def test_a_toy_engine_and_a_toy_task(house: House, site: Path):
     )
     assert done.code == 0, done.err
     assert done.report["tasks"][0]["outcomes"]["correct"] == 2
+
+
+def test_logs_are_diagnosed_with_the_toy_installed(house: House, site: Path):
+    """Its own by its own rules, others as before."""
+    install("adding-an-engine.md", site)
+    log = house.write("toy.log", "INFO the toy engine starts\ntoy engine: no such colour: green\n")
+    done = house.run("diagnose", str(log), "--json")
+    assert done.code == 0, done.err
+    assert (done.report["engine"], done.report["kind"]) == ("toy", "wrong_value")
+    assert "green" in done.report["cause"]
+    log = house.write("vllm.log", VLLM_LOG)
+    done = house.run("diagnose", str(log), "--json")
+    assert (done.code, done.report["engine"]) == (0, "vllm")
+    assert done.report["kind"] == "out_of_memory"
+
+
+def test_a_profile_that_cannot_be_read_is_left_out(house: House, site: Path):
+    """With a line that names its package; the other engines' logs are still explained."""
+    install("adding-an-engine.md", site)
+    module = site / "toy_engine/engine.py"
+    module.write_text(module.read_text().replace("(?P<colour>", "(?P<colour"))
+    done = house.run("diagnose", str(house.write("vllm.log", VLLM_LOG)), "--json")
+    assert (done.code, done.report["engine"]) == (0, "vllm")
+    assert "toy-engine" in done.err
+
+
+def test_a_forgotten_method_is_named(house: House, site: Path):
+    """The engine is not taken for one that runs elsewhere."""
+    install("adding-an-engine.md", site)
+    module = site / "toy_engine/engine.py"
+    module.write_text(module.read_text().replace("def check(", "def chekc("))
+    assert "lacks: check" in house.run("engines").err
+    done = house.run("doctor")
+    assert "lacks: check" in " ".join(line(done.out, "engine toy").split())
+    done = house.run("serve", "m", "--engine", "toy")
+    assert (done.code, "lacks: check" in done.err) == (2, True)
 
 
 def test_a_wrong_flag_is_refused_before_the_start(house: House, site: Path):
