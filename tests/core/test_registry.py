@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def install(tmp_path, monkeypatch):
     return install
 
 
-def make(**parameters) -> Registry:
+def make(**parameters: Any) -> Registry:
     """A registry with one entry of its own."""
     return Registry("thing", {"own": "pathlib:Path"}, group=GROUP, **parameters)
 
