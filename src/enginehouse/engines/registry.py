@@ -21,7 +21,8 @@ def problem_of(name: str, engine_class: Any) -> str | None:
     if not isinstance(engine, ServedEngine | RemoteEngine):
         # Which of the two it should be is not said, so it is the one that it lacks least of.
         lacking = [_missing(engine, protocol) for protocol in (ServedEngine, RemoteEngine)]
-        return f"lacks: {', '.join(min(lacking, key=len))}"
+        least: list[str] = min(lacking, key=len)
+        return f"lacks: {', '.join(least)}"
     if engine.name != name:
         return f"is called {engine.name} in its class: the entry point needs the same name"
     return None
