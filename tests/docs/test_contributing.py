@@ -19,17 +19,22 @@ VLLM_LOG = (
 FILE = re.compile(r"^`([\w./-]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def install(page: str, site: Path) -> None:
+def page(name: str) -> str:
+    """A page's text."""
+    return (DOCS / name).read_text()
+
+
+def install(name: str, site: Path) -> None:
     """What pip makes of the package on a page: its modules, and its metadata."""
-    files = dict(FILE.findall((DOCS / page).read_text()))
+    files = dict(FILE.findall(page(name)))
     project = tomllib.loads(files.pop("pyproject.toml"))["project"]
-    for name, text in files.items():
-        path = site / name
+    for file, text in files.items():
+        path = site / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     lines = []
     for group, entries in project["entry-points"].items():
-        lines += [f"[{group}]", *(f"{name} = {target}" for name, target in entries.items())]
+        lines += [f"[{group}]", *(f"{entry} = {target}" for entry, target in entries.items())]
     register(site, project["name"], "\n".join(lines))
 
 
@@ -64,7 +69,7 @@ def test_a_toy_engine_and_a_toy_task(house: House, site: Path):
     served = house.run("serve", model, "--engine", "toy", "--name", "toy", "--detach")
     assert served.code == 0, served.err
     (url,) = re.findall(r"ready after \S+ s: (http://\S+)", served.err + served.out)
-    done = house.run("check", url, "--engine", "toy", "--conformance", "--json")
+    done = house.run("check", url, "--conformance", "--json")  # the engine is in its record
     outcomes = {line["name"]: line["outcome"] for line in done.report["lines"]}
     assert (done.code, outcomes["greedy"], outcomes["adapter"]) == (0, "passed", "not supported")
     assert house.run("stop", "toy").code == 0
@@ -75,6 +80,11 @@ def test_a_toy_engine_and_a_toy_task(house: House, site: Path):
     )
     assert done.code == 0, done.err
     assert done.report["tasks"][0]["outcomes"]["correct"] == 2
+    assert "letters" in done.report["tasks"][0]["metrics"]
+    (shown,) = re.findall(r"^enginehouse (show RUN .*?) +#", page("adding-a-task.md"), re.MULTILINE)
+    done = house.run(*shown.replace("RUN", done.report["run"]).split())
+    assert done.code == 0, done.err
+    assert "What is the capital of" in done.out
 
 
 def test_logs_are_diagnosed_with_the_toy_installed(house: House, site: Path):
