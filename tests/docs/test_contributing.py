@@ -135,6 +135,24 @@ def test_a_wrong_flag_is_refused_before_the_start(house: House, site: Path):
     assert "--max-num-seqs" in done.err
 
 
+def test_an_exception_in_check_is_one_line(house: House, site: Path):
+    """Which engine raised what, and where."""
+    install("adding-an-engine.md", site)
+    house.env["ENGINEHOUSE_TOY_PYTHON"] = sys.executable
+    module = site / "toy_engine/engine.py"
+    module.write_text(module.read_text().replace("extra = arguments.read", "raise ValueError()  #"))
+    done = house.run("serve", str(house.model()), "--engine", "toy")
+    assert (done.code, "Traceback" in done.err) == (2, False)
+    assert "the engine toy raised ValueError in check (engine.py:" in done.err
+
+
+def test_a_built_in_name_cannot_be_overridden(house: House, site: Path):
+    """The plug-in is not used, and doctor names its package."""
+    register(site, "greedy-things", "[enginehouse.engines]\nvllm = no_such_module:Engine\n")
+    assert "greedy-things" in line(house.run("doctor").out, "engine vllm")
+    assert house.run("engines").code == 0
+
+
 def test_a_broken_plug_in_names_its_package(house: House, site: Path):
     """And the others go on working."""
     install("adding-a-task.md", site)
