@@ -101,11 +101,14 @@ def test_logs_are_diagnosed_with_the_toy_installed(house: House, site: Path):
     assert done.report["kind"] == "out_of_memory"
 
 
-def test_a_profile_that_cannot_be_read_is_left_out(house: House, site: Path):
+@pytest.mark.parametrize("broken", [("(?P<colour>", "(?P<colour"), ("{colour}", "{color}")])
+def test_a_profile_that_cannot_be_read_is_left_out(
+    house: House, site: Path, broken: tuple[str, str]
+):
     """With a line that names its package; the other engines' logs are still explained."""
     install("adding-an-engine.md", site)
     module = site / "toy_engine/engine.py"
-    module.write_text(module.read_text().replace("(?P<colour>", "(?P<colour"))
+    module.write_text(module.read_text().replace(*broken))
     done = house.run("diagnose", str(house.write("vllm.log", VLLM_LOG)), "--json")
     assert (done.code, done.report["engine"]) == (0, "vllm")
     assert "toy-engine" in done.err
@@ -121,6 +124,18 @@ def test_a_forgotten_method_is_named(house: House, site: Path):
     assert "lacks: check" in " ".join(line(done.out, "engine toy").split())
     done = house.run("serve", "m", "--engine", "toy")
     assert (done.code, "lacks: check" in done.err) == (2, True)
+
+
+def test_an_engine_with_chat_alone_is_served(house: House, site: Path):
+    """Asked for a token, and shown, by a chat."""
+    install("adding-an-engine.md", site)
+    house.env["ENGINEHOUSE_TOY_PYTHON"] = sys.executable
+    module = site / "toy_engine/engine.py"
+    module.write_text(module.read_text().replace("Capability.TEXT, ", ""))
+    done = house.run("serve", str(house.model()), "--engine", "toy", "--name", "toy", "--detach")
+    assert done.code == 0, done.err
+    assert house.run("stop", "toy").code == 0
+    assert "/v1/chat/completions" in done.out
 
 
 def test_a_wrong_flag_is_refused_before_the_start(house: House, site: Path):

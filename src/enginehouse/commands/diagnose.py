@@ -11,7 +11,7 @@ from typing import BinaryIO
 import msgspec
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
-from enginehouse.diagnosis import Diagnosis, LogExplanation, LogProfile, explain_log
+from enginehouse.diagnosis import Diagnosis, LogExplanation, LogProfile, explain_log, groups
 from enginehouse.engines.base import ServedEngine
 from enginehouse.engines.registry import DEFAULT_ENGINE, ENGINES
 from enginehouse.runtime.context import Notify
@@ -98,7 +98,9 @@ def _require_readable(profile: LogProfile) -> None:
     """Raise whatever a plug-in's profile raises when it is used."""
     profile.marks.search("")
     for rule in profile.rules:
-        re.compile(rule.pattern)
+        names = (*re.compile(rule.pattern).groupindex, "engine", "rebuild", "without_gpu")
+        if rule.details is groups:
+            (rule.cause + rule.fix).format_map(dict.fromkeys(names, ""))
 
 
 def _unknown_engine(profiles: dict[str, LogProfile]) -> LogProfile:
