@@ -133,7 +133,7 @@ async def test_plain_http_to_a_port_that_speaks_tls():
     await runner.setup()
     await aiohttp.web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    with pytest.raises(TlsError, match="asked in plain HTTP") as caught:
+    with pytest.raises(TlsError) as caught:
         await attach_server(url, engine=ENGINE)
     assert caught.value.fix == f"use {url.replace('http', 'https')}"
     await runner.cleanup()
