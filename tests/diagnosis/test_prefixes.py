@@ -108,3 +108,17 @@ def test_a_level_and_a_place_without_a_time():
     assert (line.level, line.place, line.text) == (
         "ERROR", "multiproc_executor.py:751", "ValueError: x",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "2026-11-29 18:00:00,000 ERROR no such colour: green",
+        "2026-11-29 18:00:00,000 ERROR parrot.server: no such colour: green",
+        "ERROR parrot.server: no such colour: green",
+    ],
+)
+def test_errors_as_pythons_logging_writes_them(line: str):
+    """The formats that most programs choose."""
+    peeled = peel(line)
+    assert (peeled.level, peeled.text) == ("ERROR", "no such colour: green")

@@ -12,20 +12,29 @@ from tests.support.command_line import House
 
 pytestmark = pytest.mark.slow
 DOCS = Path(__file__).parents[2] / "docs/contributing"
+VLLM_LOG = (
+    "(EngineCore_DP0 pid=68) ERROR 02-06 16:34:06 [core.py:936] torch.OutOfMemoryError: "
+    "CUDA out of memory. Tried to allocate 2.00 GiB.\n"
+)
 FILE = re.compile(r"^`([\w./-]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def install(page: str, site: Path) -> None:
+def page(name: str) -> str:
+    """A page's text."""
+    return (DOCS / name).read_text()
+
+
+def install(name: str, site: Path) -> None:
     """What pip makes of the package on a page: its modules, and its metadata."""
-    files = dict(FILE.findall((DOCS / page).read_text()))
+    files = dict(FILE.findall(page(name)))
     project = tomllib.loads(files.pop("pyproject.toml"))["project"]
-    for name, text in files.items():
-        path = site / name
+    for file, text in files.items():
+        path = site / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     lines = []
     for group, entries in project["entry-points"].items():
-        lines += [f"[{group}]", *(f"{name} = {target}" for name, target in entries.items())]
+        lines += [f"[{group}]", *(f"{entry} = {target}" for entry, target in entries.items())]
     register(site, project["name"], "\n".join(lines))
 
 
@@ -60,7 +69,7 @@ def test_a_toy_engine_and_a_toy_task(house: House, site: Path):
     served = house.run("serve", model, "--engine", "toy", "--name", "toy", "--detach")
     assert served.code == 0, served.err
     (url,) = re.findall(r"ready after \S+ s: (http://\S+)", served.err + served.out)
-    done = house.run("check", url, "--engine", "toy", "--conformance", "--json")
+    done = house.run("check", url, "--conformance", "--json")  # the engine is in its record
     outcomes = {line["name"]: line["outcome"] for line in done.report["lines"]}
     assert (done.code, outcomes["greedy"], outcomes["adapter"]) == (0, "passed", "not supported")
     assert house.run("stop", "toy").code == 0
@@ -71,6 +80,62 @@ def test_a_toy_engine_and_a_toy_task(house: House, site: Path):
     )
     assert done.code == 0, done.err
     assert done.report["tasks"][0]["outcomes"]["correct"] == 2
+    assert "letters" in done.report["tasks"][0]["metrics"]
+    (shown,) = re.findall(r"^enginehouse (show RUN .*?) +#", page("adding-a-task.md"), re.MULTILINE)
+    done = house.run(*shown.replace("RUN", done.report["run"]).split())
+    assert done.code == 0, done.err
+    assert "What is the capital of" in done.out
+
+
+def test_logs_are_diagnosed_with_the_toy_installed(house: House, site: Path):
+    """Its own by its own rules, others as before."""
+    install("adding-an-engine.md", site)
+    log = house.write("toy.log", "INFO the toy engine starts\ntoy engine: no such colour: green\n")
+    done = house.run("diagnose", str(log), "--json")
+    assert done.code == 0, done.err
+    assert (done.report["engine"], done.report["kind"]) == ("toy", "wrong_value")
+    assert "green" in done.report["cause"]
+    log = house.write("vllm.log", VLLM_LOG)
+    done = house.run("diagnose", str(log), "--json")
+    assert (done.code, done.report["engine"]) == (0, "vllm")
+    assert done.report["kind"] == "out_of_memory"
+
+
+@pytest.mark.parametrize("broken", [("(?P<colour>", "(?P<colour"), ("{colour}", "{color}")])
+def test_a_profile_that_cannot_be_read_is_left_out(
+    house: House, site: Path, broken: tuple[str, str]
+):
+    """With a line that names its package; the other engines' logs are still explained."""
+    install("adding-an-engine.md", site)
+    module = site / "toy_engine/engine.py"
+    module.write_text(module.read_text().replace(*broken))
+    done = house.run("diagnose", str(house.write("vllm.log", VLLM_LOG)), "--json")
+    assert (done.code, done.report["engine"]) == (0, "vllm")
+    assert "toy-engine" in done.err
+
+
+def test_a_forgotten_method_is_named(house: House, site: Path):
+    """The engine is not taken for one that runs elsewhere."""
+    install("adding-an-engine.md", site)
+    module = site / "toy_engine/engine.py"
+    module.write_text(module.read_text().replace("def check(", "def chekc("))
+    assert "lacks: check" in house.run("engines").err
+    done = house.run("doctor")
+    assert "lacks: check" in " ".join(line(done.out, "engine toy").split())
+    done = house.run("serve", "m", "--engine", "toy")
+    assert (done.code, "lacks: check" in done.err) == (2, True)
+
+
+def test_an_engine_with_chat_alone_is_served(house: House, site: Path):
+    """Asked for a token, and shown, by a chat."""
+    install("adding-an-engine.md", site)
+    house.env["ENGINEHOUSE_TOY_PYTHON"] = sys.executable
+    module = site / "toy_engine/engine.py"
+    module.write_text(module.read_text().replace("Capability.TEXT, ", ""))
+    done = house.run("serve", str(house.model()), "--engine", "toy", "--name", "toy", "--detach")
+    assert done.code == 0, done.err
+    assert house.run("stop", "toy").code == 0
+    assert "/v1/chat/completions" in done.out
 
 
 def test_a_wrong_flag_is_refused_before_the_start(house: House, site: Path):
@@ -83,6 +148,24 @@ def test_a_wrong_flag_is_refused_before_the_start(house: House, site: Path):
     )
     assert done.code == 2
     assert "--max-num-seqs" in done.err
+
+
+def test_an_exception_in_check_is_one_line(house: House, site: Path):
+    """Which engine raised what, and where."""
+    install("adding-an-engine.md", site)
+    house.env["ENGINEHOUSE_TOY_PYTHON"] = sys.executable
+    module = site / "toy_engine/engine.py"
+    module.write_text(module.read_text().replace("extra = arguments.read", "raise ValueError()  #"))
+    done = house.run("serve", str(house.model()), "--engine", "toy")
+    assert (done.code, "Traceback" in done.err) == (2, False)
+    assert "the engine toy raised ValueError in check (engine.py:" in done.err
+
+
+def test_a_built_in_name_cannot_be_overridden(house: House, site: Path):
+    """The plug-in is not used, and doctor names its package."""
+    register(site, "greedy-things", "[enginehouse.engines]\nvllm = no_such_module:Engine\n")
+    assert "greedy-things" in line(house.run("doctor").out, "engine vllm")
+    assert house.run("engines").code == 0
 
 
 def test_a_broken_plug_in_names_its_package(house: House, site: Path):

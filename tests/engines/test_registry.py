@@ -19,7 +19,7 @@ from enginehouse.engines.base import (
     this_machine,
 )
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.registry import ENGINES, load_engine
+from enginehouse.engines.registry import ENGINES, load_engine, problem_of
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.plans import VARIANTS, pinned_version, pinned_versions
 
@@ -56,6 +56,31 @@ def test_it_is_whole(engine: Engine):
     if isinstance(engine, RemoteEngine):
         assert engine.default_url or engine.url_variables
         assert engine.key_variables or not engine.needs_key
+
+
+def test_what_a_plug_in_lacks_is_listed():
+    """Against the protocol that it comes nearer to, so that no served engine becomes remote."""
+
+    def without(engine: Engine, *missing: str) -> type:
+        kind = type(engine)
+        members = {
+            name: getattr(kind, name)
+            for base in kind.__mro__
+            for name in vars(base)
+            if not name.startswith("_") and name not in missing
+        }
+        return type("Plugin", (), members)
+
+    vllm, openai = load_engine("vllm"), load_engine("openai")
+    assert problem_of("vllm", type(vllm)) is None
+    assert problem_of("openai", type(openai)) is None
+    assert problem_of("vllm", without(vllm, "check", "command")) == "lacks: check, command"
+    assert "needs_key" in (problem_of("openai", without(openai, "needs_key")) or "")
+
+
+def test_the_entry_point_has_the_engines_name():
+    """Else its servers and runs could not be told from another's."""
+    assert "vllm" in (problem_of("vlm", type(load_engine("vllm"))) or "")
 
 
 @ENGINE

@@ -58,7 +58,7 @@ from enginehouse.evaluation.records import (
 from enginehouse.store import journal as journal_module
 from enginehouse.store.journal import read_journal
 from enginehouse.store.runs import RunStatus, open_run
-from enginehouse.tasks.base import Measure, Outcome, Score
+from enginehouse.tasks.base import Measure, Outcome, Score, Task
 
 SPEC = EvaluationSpec(tasks=(TaskSpec(name="addone"),), concurrency=4)
 OFTEN = Timings(tick=0.01)
@@ -286,6 +286,19 @@ async def test_scores_that_cannot_be_counted_are_none(layout, score):
     assert report.tasks[0].outcomes["unscored"] == 2
     for record in records(run, ScoreRecord):
         assert (record.failure.error, record.failure.stage) == ("ScoringError", "task")
+
+
+async def test_a_task_without_the_scoring_it_needs_asks_nothing(layout):
+    """What it asks says which one that is."""
+
+    class Unscored(Task):
+        info, load, ask = AddOne().info, AddOne.load, AddOne.ask
+
+    sampler = FakeSampler()
+    with pytest.raises(TaskError, match="addone") as caught:
+        await run_it(new_run(layout), tasks={"addone": (Unscored(), dataset(2))}, sampler=sampler)
+    assert "score_text" in (caught.value.why or "")
+    assert sampler.requests == []
 
 
 async def test_task_that_cannot_ask_stops_the_run(layout):

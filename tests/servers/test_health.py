@@ -9,6 +9,7 @@ import aiohttp.web
 import msgspec
 import pytest
 
+from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.engines.base import Endpoints
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.servers import health
@@ -107,12 +108,24 @@ async def test_steps_are_a_sign_of_work(faked):
         return msgspec.structs.replace(queue(body), steps=faked.asked.count("/metrics"))
 
     signal = SimpleNamespace(path="/metrics", parse=with_steps)
-    faked.monitor._engine = SimpleNamespace(endpoints=Endpoints(), load_signal=signal)
+    faked.monitor._engine = SimpleNamespace(
+        endpoints=Endpoints(), load_signal=signal, capabilities=VllmEngine().capabilities
+    )
     faked.running = 3
     await state_after(faked, 1)
     faked.answers = False
     for _ in range(5):
         assert await state_after(faked, PATIENCE) is ServerState.READY
+
+
+async def test_an_engine_without_text_is_asked_in_a_chat(faked, monkeypatch):
+    """And one that shows no queue is judged by that alone."""
+    capabilities = Capabilities(supports=frozenset({Capability.CHAT}))
+    monkeypatch.setattr(VllmEngine, "capabilities", lambda *_: capabilities)
+    monkeypatch.setattr(VllmEngine, "load_signal", None)
+    assert await state_after(faked, PATIENCE) is ServerState.READY
+    assert "/v1/chat/completions" in faked.asked
+    assert not {"/v1/completions", "/metrics"} & set(faked.asked)
 
 
 async def test_no_token_and_no_answer_is_degraded_then_failed(faked):

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import json
+import re
 import signal
+from pathlib import Path
 
 import aiohttp.web
 import pytest
 
 from enginehouse.core.errors import StartError
+from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.processes.process import Effort
 from enginehouse.servers.readiness import StartLimits, describe_exit, wait_until_ready
+from enginehouse.servers.sessions import one_token_request
 
 MODELS = '{"object": "list", "data": [{"id": "m", "owned_by": "vllm"}, {"id": "adapter"}]}'
 
@@ -85,6 +90,27 @@ async def test_ready_after_health_models_and_canary(web):
     )
     assert await ready(url) == ("m", "adapter")
     assert web.asked == ["/health"] * 3 + ["/v1/models", "/v1/completions", "/is_paused"]
+
+
+async def test_an_engine_without_text_is_asked_in_a_chat(web, monkeypatch):
+    """With the body that docs/contributing/adding-an-engine.md shows."""
+    capabilities = Capabilities(supports=frozenset({Capability.CHAT}))
+    monkeypatch.setattr(VllmEngine, "capabilities", lambda *_: capabilities)
+    url = await web(
+        {
+            "/health": [(200, "")],
+            "/v1/models": [(200, MODELS)],
+            "/v1/chat/completions": [(200, "{}")],
+            "/is_paused": [(401, "")],
+        }
+    )
+    assert await ready(url) == ("m", "adapter")
+    guide = Path(__file__).parents[2] / "docs/contributing/adding-an-engine.md"
+    bodies = re.findall(r"`(\{\"model\".*\})`", guide.read_text())
+    chat = json.loads(one_token_request(VllmEngine(), "NAME").body or b"")
+    monkeypatch.undo()
+    text = json.loads(one_token_request(VllmEngine(), "NAME").body or b"")
+    assert [json.loads(body) for body in bodies] == [text, chat]
 
 
 @pytest.mark.parametrize("status", [200, 404])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import aiohttp
 import msgspec
@@ -19,6 +20,7 @@ from enginehouse.core.errors import (
     StopError,
     UnknownNameError,
 )
+from enginehouse.diagnosis import FailureKind, Rule
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.processes.tree import identify
 from enginehouse.servers import stopping
@@ -217,6 +219,17 @@ async def test_a_failed_start_says_why_at_once(start, layout):
     assert caught.value.fix
     assert "no room" in caught.value.log.read_text()
     assert nothing_is_left(layout)
+
+
+async def test_a_failing_diagnosis_does_not_hide_why_a_start_failed(start, monkeypatch):
+    """As when a plug-in's rules raise."""
+    broken = Rule(FailureKind.UNKNOWN, r"no room", "{no_such_group}", "")
+    profile = replace(VllmEngine.log_profile, rules=(broken,))
+    monkeypatch.setattr(VllmEngine, "log_profile", profile)
+    with pytest.raises(StartError, match="ended with exit code 1"):
+        async with start(env={"VLLM_FAKE_START_ERROR": "ValueError: no room for the cache"}):
+            pytest.fail("it cannot be ready")
+    assert any("KeyError" in said for said in start.said)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import importlib.util
 import pytest
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
-from enginehouse.tasks.registry import TASKS, list_tasks, load_task
+from enginehouse.tasks.base import Task
+from enginehouse.tasks.registry import TASKS, list_tasks, load_task, problem_of
 
 
 def test_every_registered_task_describes_itself():
@@ -29,6 +30,28 @@ def test_an_unknown_task_names_the_nearest():
     """A misspelt name is found out at once."""
     with pytest.raises(UnknownNameError, match="did you mean 'hellaswag'"):
         load_task("helaswag")
+
+
+def test_what_a_plug_in_lacks_is_listed():
+    """What it inherits from the protocol does not count."""
+
+    class Forgetful(Task):
+        @property
+        def info(self):
+            return load_task("gsm8k").info
+
+        def ask(self, item):
+            del item
+            raise NotImplementedError
+
+    class Whole(Forgetful):
+        def load(self, *, data, seed):
+            del data, seed
+            raise NotImplementedError
+
+    assert problem_of("gsm8k", Forgetful) == "lacks: load"
+    assert problem_of("gsm8k", Whole) is None
+    assert "gsm8k" in (problem_of("gsm9k", Whole) or "")
 
 
 def test_a_yaml_path_starts_at_the_base(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def diagnose(
     console = Console(json=json)
     from enginehouse.commands.diagnose import diagnose_file
 
-    report = diagnose_file(log, engine=engine, exit_code=exit_code)
+    report = diagnose_file(log, engine=engine, exit_code=exit_code, notify=console.note)
     console.result(report, text=lambda: _print(report, console))
 
 

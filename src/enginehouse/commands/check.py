@@ -32,6 +32,7 @@ from enginehouse.core.sampler import (
 )
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 from enginehouse.deployment.opening import open_deployment
+from enginehouse.deployment.running_servers import record_at
 from enginehouse.engines.base import Engine, ServedEngine
 from enginehouse.results.check import CheckLine, CheckReport, Outcome
 from enginehouse.runtime.context import Context
@@ -90,6 +91,12 @@ async def run_check(config: CheckConfig, context: Context) -> CheckReport:
 
     What fails is in the report. Raises what `open_deployment` does.
     """
+    if (
+        config.url
+        and config.engine is None
+        and (record := record_at(config.url, layout=context.layout))
+    ):
+        config = config.model_copy(update={"engine": record.engine})  # one of our own servers
     async with open_deployment(config, context, concurrency=config.users) as deployment:
         server = deployment.server
         async with HTTPSampler(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import BinaryIO
 import msgspec
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
-from enginehouse.diagnosis import Diagnosis, LogExplanation, LogProfile, explain_log
+from enginehouse.diagnosis import Diagnosis, LogExplanation, LogProfile, explain_log, groups
 from enginehouse.engines.base import ServedEngine
 from enginehouse.engines.registry import DEFAULT_ENGINE, ENGINES
+from enginehouse.runtime.context import Notify
 
 STDIN = Path("-")
 _PACKED = {
@@ -40,13 +42,20 @@ class LogReport(msgspec.Struct, frozen=True, kw_only=True):
     guess: bool = False
 
 
-def diagnose_file(log: Path, *, engine: str | None, exit_code: int | None) -> LogReport:
+def diagnose_file(
+    log: Path,
+    *,
+    engine: str | None,
+    exit_code: int | None,
+    notify: Notify = lambda _: None,
+) -> LogReport:
     """Explain a log file, or standard input if its path is "-". Blocks while it is read.
 
-    The engine is recognised from the log unless it is named. Raises ConfigurationError if the log
+    The engine is recognised from the log unless it is named. `notify` hears of plug-ins that are
+    left out because their profile cannot be read. Raises ConfigurationError if the log
     cannot be read, or the engine is not one that is started here.
     """
-    profiles = _profiles()
+    profiles = _profiles(notify)
     if engine is not None and engine not in profiles:
         raise UnknownNameError("engine whose logs can be read", engine, profiles)
     chosen = [profiles[engine]] if engine is not None else list(profiles.values())
@@ -62,9 +71,36 @@ def diagnose_file(log: Path, *, engine: str | None, exit_code: int | None) -> Lo
     return _report(explanation)
 
 
-def _profiles() -> dict[str, LogProfile]:
-    engines = [load() for load in ENGINES.load_all(on_error=lambda _: None)]
-    return {e.name: e.log_profile for e in engines if isinstance(e, ServedEngine)}
+def _profiles(notify: Notify) -> dict[str, LogProfile]:
+    profiles = {}
+    for load in ENGINES.load_all(on_error=lambda error: notify(str(error))):
+        engine = load()
+        if not isinstance(engine, ServedEngine):
+            continue
+        package = ENGINES.package(engine.name)
+        try:
+            profile = engine.log_profile
+            if package is not None:
+                _require_readable(profile)
+        except Exception as error:
+            if package is None:
+                raise
+            notify(
+                f"the log profile of the engine {engine.name} of the package {package} is not "
+                f"used: {type(error).__name__}: {error}"
+            )
+        else:
+            profiles[engine.name] = profile
+    return profiles
+
+
+def _require_readable(profile: LogProfile) -> None:
+    """Raise whatever a plug-in's profile raises when it is used."""
+    profile.marks.search("")
+    for rule in profile.rules:
+        names = (*re.compile(rule.pattern).groupindex, "engine", "rebuild", "without_gpu")
+        if rule.details is groups:
+            (rule.cause + rule.fix).format_map(dict.fromkeys(names, ""))
 
 
 def _unknown_engine(profiles: dict[str, LogProfile]) -> LogProfile:

@@ -6,8 +6,10 @@ Further ones come from installed packages, through entry points (docs/contributi
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
@@ -20,13 +22,22 @@ class Registry:
     """The plug-ins of one kind ("engine", "task" …): our own, and those of entry-point `group`.
 
     Entry points are read when names are listed or a name is not one of our own. A plug-in cannot
-    replace one of our own.
+    replace one of our own. `problem` takes a plug-in's name and what it stands for, and says what
+    is wrong with it, as in "lacks: check"; None if nothing is.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str], *, group: str) -> None:
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, str],
+        *,
+        group: str,
+        problem: Callable[[str, Any], str | None] = lambda _name, _loaded: None,
+    ) -> None:
         self.kind = kind
         self._entries = dict(entries)
         self._group = group
+        self._problem = problem
 
     def names(self) -> tuple[str, ...]:
         """Every known name, sorted."""
@@ -35,22 +46,41 @@ class Registry:
     def load(self, name: str) -> Any:
         """Import what `name` stands for.
 
-        Raises UnknownNameError, and ConfigurationError for a plug-in that cannot be imported.
+        Raises UnknownNameError, and ConfigurationError for a plug-in that cannot be imported or has
+        a problem.
         """
         if name in self._entries:
             return load_object(self._entries[name])
         if name not in self._plugins:
             raise UnknownNameError(self.kind, name, self.names())
-        plugin = self._plugins[name]
+        package = self.package(name)
+        title = f"the {self.kind} {name} of the package {package}"
+        fix = f"update or uninstall {package}"
         try:
-            return load_object(plugin.value)
+            loaded = load_object(self._plugins[name].value)
+            problem = self._problem(name, loaded)
         except Exception as error:
-            package = plugin.dist.name if plugin.dist else "unknown"
             raise ConfigurationError(
-                f"the {self.kind} {name} of the package {package} could not be loaded",
-                why=f"{type(error).__name__}: {error}",
-                fix=f"update or uninstall {package}",
+                f"{title} could not be loaded",
+                why=f"{type(error).__name__}: {error}{place_of(error)}",
+                fix=fix,
             ) from error
+        if problem is not None:
+            raise ConfigurationError(f"{title} {problem}", fix=fix)
+        return loaded
+
+    def package(self, name: str) -> str | None:
+        """The package that a plug-in comes from; None for one of our own."""
+        if name in self._entries:
+            return None
+        package = self._plugins[name].dist
+        return package.name if package else "unknown"
+
+    def overridden(self) -> dict[str, str]:
+        """The packages of plug-ins that have the name of one of our own, by that name."""
+        names = sorted(self._entries.keys() & self._plugins.keys())
+        packages = {name: self._plugins[name].dist for name in names}
+        return {name: package.name if package else "unknown" for name, package in packages.items()}
 
     def load_all(self, *, on_error: Callable[[ConfigurationError], None]) -> Iterator[Any]:
         """Import everything, sorted by name; a broken plug-in is reported and left out."""
@@ -73,3 +103,13 @@ def load_object(target: str) -> Any:
     """Import `module:attribute`. Raises ImportError or AttributeError as Python words them."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def place_of(error: BaseException) -> str:
+    """Where a plug-in raised an error, as " (engine.py:50)"; "" if none of its lines ran."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = [f for f in frames if not f.filename.startswith("<") and f.filename not in _IMPORTING]
+    return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+
+
+_IMPORTING = (__file__, importlib.__file__)

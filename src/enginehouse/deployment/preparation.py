@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.errors import ConfigurationError, EnginehouseError
+from enginehouse.core.registry import place_of
 from enginehouse.deployment.compute_type import ComputeType, choose_type
 from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.engines.base import (
@@ -104,7 +105,16 @@ async def prepare(plan: ServeConfig, context: Context) -> Prepared:
         variant=plan.variant,
         context=context,
     )
-    engine.check(options, environment=environment)
+    try:
+        engine.check(options, environment=environment)
+    except EnginehouseError:
+        raise
+    except Exception as error:  # a plug-in may raise anything
+        raise ConfigurationError(
+            f"the engine {engine.name} raised {type(error).__name__} in check{place_of(error)}",
+            why=str(error) or None,
+            fix="report it to those who maintain this engine",
+        ) from error
     model = await resolve_model(
         reference,
         fallback_path=plan.path if plan.model else None,

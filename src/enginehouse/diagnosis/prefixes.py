@@ -82,6 +82,7 @@ _LETTERED = (
         rf"(?P<level>{_LEVELS}) (?=[\w:\-]{{1,60}}\{{)"
         r"(?:[\w\-]{1,40}(?:\{[^{}]{0,400}\})?:){1,8} (?:[a-z_]{1,40}(?:::[a-z_0-9]{1,40}){0,5}: )?"
     ),
+    re.compile(r"(?P<level>ERROR|CRITICAL|FATAL) [a-z_][\w.]{0,80}: (?=\S)"),  # Python's logging
     re.compile(rf"(?P<level>{_LEVELS}):(?:[a-z_][\w.]{{0,80}}:)? {{0,9}}"),
     re.compile(rf"(?P<level>{_LEVELS}) {{0,4}}\| [\w.<>]{{1,80}}:[\w<>]{{1,80}}:\d+ - "),
     re.compile(rf"[\w.\-]{{1,80}} - (?P<level>{_LEVELS}) - "),
@@ -102,6 +103,8 @@ _LETTERED = (
     ),
 )
 _NUMBERED = (
+    # 2026-11-29 18:00:00,000 ERROR no such colour, as Python's logging is often set up
+    re.compile(rf"{_DATE} (?P<level>ERROR|CRITICAL|FATAL) (?=[A-Za-z][\w'\-]{{0,40}} )"),
     re.compile(r"\d{1,3}\.\d\d\.\d{3}\.\d{3} (?P<level>[IWED]) "),  # llama.cpp
     re.compile(rf"{_DATE}(?: std(?:out|err) [FP])?(?: - | \| |: )? ?(?:- )?(?=\S|$| )"),
     re.compile(r"\d{1,4}: (?=\S| {2,8}\S)"),  # srun --label

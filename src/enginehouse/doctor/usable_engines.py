@@ -30,13 +30,16 @@ def judge_engines(
         try:
             engine: engines.Engine = ENGINES.load(name)()
         except ConfigurationError as error:
-            says = f"{error.message}: {error.why}"
+            says = f"{error.message}: {error.why}" if error.why else error.message
             yield Finding(check=check, verdict=Verdict.PROBLEM, says=says, fix=error.fix)
             continue
+        if package := ENGINES.overridden().get(name):
+            says = f"the package {package} has an engine of this name, which is not used"
+            fix = f"rename it there, or uninstall {package}"
+            yield Finding(check=check, verdict=Verdict.PROBLEM, says=says, fix=fix)
         if isinstance(engine, engines.ServedEngine):
             yield _served(check, engine, machine, cuda=cuda, environments=environments)
-        else:
-            assert isinstance(engine, engines.RemoteEngine)
+        elif isinstance(engine, engines.RemoteEngine):
             yield _remote(check, engine, machine)
 
 

@@ -78,13 +78,14 @@ class RemoteEngine(Engine, Protocol):
 class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
     """Paths of a server that are asked outside its dialects.
 
-    `canary` takes a small completion. `guarded` is a harmless GET that must be refused without a
+    `canary` takes a completion of one token; None is /v1/completions, or /v1/chat/completions for
+    an engine that takes no text. `guarded` is a harmless GET that must be refused without a
     key, which proves that our guard is in place; None where there is no guard.
     """
 
     health: str = "/health"
     models: str = "/v1/models"
-    canary: str = "/v1/completions"
+    canary: str | None = None
     version: str = "/version"
     guarded: str | None = None
 
@@ -141,11 +142,6 @@ class ServedEngine(Engine, Protocol):
     @property
     def model_format(self) -> ModelFormat:
         """What its servers load: a Hugging Face checkpoint's folder, or a GGUF file."""
-        ...
-
-    @property
-    def load_signal(self) -> LoadSignal:
-        """How its queue is read."""
         ...
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.registry import Registry
@@ -11,6 +11,28 @@ if TYPE_CHECKING:
     from enginehouse.engines.base import Engine, ServedEngine
 
 DEFAULT_ENGINE = "vllm"
+
+
+def problem_of(name: str, engine_class: Any) -> str | None:
+    """What is wrong with a plug-in's class; None if nothing is."""
+    from enginehouse.engines.base import RemoteEngine, ServedEngine
+
+    engine = engine_class()
+    if not isinstance(engine, ServedEngine | RemoteEngine):
+        # Which of the two it should be is not said, so it is the one that it lacks least of.
+        lacking = [_missing(engine, protocol) for protocol in (ServedEngine, RemoteEngine)]
+        least: list[str] = min(lacking, key=len)
+        return f"lacks: {', '.join(least)}"
+    if engine.name != name:
+        return f"is called {engine.name} in its class: the entry point needs the same name"
+    return None
+
+
+def _missing(engine: object, protocol: type) -> list[str]:
+    members = {member for base in protocol.__mro__ for member in vars(base)}
+    return sorted(m for m in members if not m.startswith("_") and not hasattr(engine, m))
+
+
 ENGINES = Registry(
     "engine",
     {
@@ -24,6 +46,7 @@ ENGINES = Registry(
         "openrouter": "enginehouse.engines.openrouter.engine:OpenRouterEngine",
     },
     group="enginehouse.engines",
+    problem=problem_of,
 )
 
 

@@ -19,10 +19,11 @@ from enginehouse.evaluation.loglikelihood import ask_choices, continuation_of, e
 from enginehouse.evaluation.plan import TaskPlan, Tasks, plan_tasks, sample_seed
 from enginehouse.evaluation.records import EvaluationSpec, Failure, SampleRecord
 from enginehouse.evaluation.tool_calls import ask_calls, require_steps, with_result
-from enginehouse.tasks.base import CallTools, Choose, Generate, Item, Question
+from enginehouse.tasks.base import CallTools, Choose, Generate, Item, Question, implements
 from enginehouse.tools import Ladder
 
 _BEGINNING = 16  # samples whose prompts are made at the same time
+_SCORERS = {Generate: "score_text", Choose: "score_choice", CallTools: "score_calls"}
 _FOR_CHOICES = (Capability.TOKENIZE, Capability.TOKENS, Capability.PROMPT_LOGPROBS)
 
 
@@ -167,8 +168,20 @@ def check_tasks(spec: EvaluationSpec, *, tasks: Tasks, capabilities: Capabilitie
 def require_capabilities(
     plan: TaskPlan, capabilities: Capabilities, *, spec: EvaluationSpec
 ) -> None:
-    """Raise UnsupportedError if the engine does not support this task's questions."""
+    """Raise UnsupportedError if the engine does not support this task's questions.
+
+    Raises TaskError if the task cannot score the answers to them.
+    """
     question = question_of(plan, plan.item(0))
+    if (scorer := _SCORERS.get(type(question))) is None or not implements(plan.task, scorer):
+        asks = type(question).__name__
+        raise TaskError(
+            f"task {plan.name} cannot be scored",
+            why=f"it asks {asks} and lacks {scorer}"
+            if scorer
+            else f"its ask returned {asks}, not Generate, Choose or CallTools",
+            fix="correct the task's class",
+        )
     if isinstance(question, CallTools):
         require_steps(plan.name, spec.tool_steps, capabilities)
     needed = _FOR_CHOICES if isinstance(question, Choose) else (Capability.CHAT,)

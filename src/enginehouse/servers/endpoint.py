@@ -28,7 +28,9 @@ from enginehouse.core.errors import (
     UnauthorizedError,
     WireError,
 )
+from enginehouse.core.sampler import Capability
 from enginehouse.engines.base import Engine, RemoteEngine, ServedEngine
+from enginehouse.engines.registry import load_engine
 from enginehouse.servers.records import ServerRecord
 
 API_KEY_VARIABLE = "ENGINEHOUSE_API_KEY"
@@ -86,15 +88,25 @@ def curl_line(server: Server) -> str:
     If the server has an API key, the command reads it from ENGINEHOUSE_API_KEY, and the shell
     complains if that is not set.
     """
-    body = {"model": server.models[0], "prompt": "The capital of France is", "max_tokens": 8}
+    body: dict[str, object] = {"model": server.models[0], "max_tokens": 8}
+    if server.engine is None or _takes_text(server.engine):
+        path = "/v1/completions"
+        body["prompt"] = "The capital of France is"
+    else:
+        path = "/v1/chat/completions"
+        body["messages"] = [{"role": "user", "content": "What is the capital of France?"}]
     key = f"${{{API_KEY_VARIABLE}:?must hold the API key}}"
     words = [
-        f"curl {shlex.quote(server.base_url + '/v1/completions')}",
+        f"curl {shlex.quote(server.base_url + path)}",
         "-H 'Content-Type: application/json'",
         *([f'-H "Authorization: Bearer {key}"'] if server.api_key else []),
         f"-d {shlex.quote(msgspec.json.encode(body).decode())}",
     ]
     return " ".join(words)
+
+
+def _takes_text(engine: str) -> bool:
+    return Capability.TEXT in load_engine(engine).capabilities(None).supports
 
 
 class _Version(msgspec.Struct):

@@ -182,6 +182,8 @@ class HealthMonitor:
 
     async def _load(self) -> Load | None:
         signal = self._engine.load_signal
+        if signal is None:
+            return None
         try:
             async with self._session.get(below(signal.path), timeout=self._probe) as reply:
                 body = await read_body(reply, limit=MAX_PAGE_BYTES)
@@ -191,10 +193,12 @@ class HealthMonitor:
 
     async def _answers(self) -> bool:
         """Whether a one-token request is answered in time."""
+        request = one_token_request(self._engine, self._model)
         try:
             async with self._session.post(
-                below(self._engine.endpoints.canary),
-                json=one_token_request(self._model),
+                below(request.path),
+                data=request.body,
+                headers={"Content-Type": "application/json"},
                 timeout=aiohttp.ClientTimeout(total=self._timings.canary),
             ) as reply:
                 return reply.status == 200

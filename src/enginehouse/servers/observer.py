@@ -138,7 +138,10 @@ class Observer:
     async def _load(self, url: str, engine: ServedEngine, *, key: str | None) -> Load | str:
         """The server's queue, or the reason why it is not known."""
         assert self._session is not None, "use the observer inside `async with`"
-        path = engine.load_signal.path
+        signal = engine.load_signal
+        if signal is None:
+            return f"{engine.name} does not show its queue"
+        path = signal.path
         headers = {"Authorization": f"Bearer {key}"} if key else None
         try:
             async with self._session.get(
@@ -153,7 +156,7 @@ class Observer:
             return refused if self._key else f"it wants an API key: set {API_KEY_VARIABLE}"
         if status != 200:
             return f"{path} answered {status}"
-        return engine.load_signal.parse(body) or f"{path} shows no queue"
+        return signal.parse(body) or f"{path} shows no queue"
 
 
 def figures(before: Load, now: Load, *, seconds: float) -> dict[str, Any]:

@@ -123,7 +123,8 @@ async def _probe(
         )
     note("it is healthy, but has not answered a one-token request")
     what = "a one-token request"
-    status, body = await _ask(session, "POST", engine.endpoints.canary, what=what, model=model)
+    request = one_token_request(engine, model)
+    status, body = await _ask(session, "POST", request.path, what=what, body=request.body)
     if status != 200:
         raise StartError(
             f"the server is healthy, but {what} was answered with {status}", why=_excerpt(body)
@@ -165,14 +166,14 @@ async def _ask(
     path: str,
     *,
     what: str,
-    model: str | None = None,
+    body: bytes | None = None,
     headers: dict[str, str] | None = None,
 ) -> tuple[int, bytes]:
-    """Status and body; with `model`, of a one-token request. Raises StartError if it breaks off."""
-    body = None if model is None else one_token_request(model)
+    """The reply's status and body; `body` is JSON. Raises StartError if it breaks off."""
+    headers = {"Content-Type": "application/json", **(headers or {})} if body else headers
     try:
         async with session.request(
-            method, below(path), json=body, headers=headers, timeout=_PATIENT
+            method, below(path), data=body, headers=headers, timeout=_PATIENT
         ) as reply:
             return reply.status, await read_body(reply, limit=MAX_PAGE_BYTES)
     except (aiohttp.ClientError, WireError) as error:

@@ -174,9 +174,13 @@ class OwnedServer:
     def diagnose(self) -> Diagnosis | None:
         """Why it failed, as far as its log and its exit code tell."""
         assert self.server.log is not None
-        return diagnose_log(
-            self.server.log, profile=self.engine.log_profile, exit_code=self.exit_code()
-        )
+        try:
+            return diagnose_log(
+                self.server.log, profile=self.engine.log_profile, exit_code=self.exit_code()
+            )
+        except Exception as error:  # noqa: BLE001 - a plug-in's rules must not hide the failure
+            self.context.notify(f"the log was not diagnosed: {type(error).__name__}: {error}")
+            return None
 
     def cores(self) -> float | None:
         """CPU cores that its processes have used since the last call; None at the first.

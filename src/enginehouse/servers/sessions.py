@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
+import msgspec
+
+from enginehouse.client.transport import WireRequest
+from enginehouse.core.sampler import Capability
+from enginehouse.engines.base import ServedEngine
 
 
 def open_session(
@@ -20,6 +25,14 @@ def below(path: str) -> str:
     return path.lstrip("/")
 
 
-def one_token_request(model: str) -> dict[str, Any]:
-    """The body of the smallest request that makes an engine compute."""
-    return {"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0.0}
+def one_token_request(engine: ServedEngine, model: str) -> WireRequest:
+    """The smallest request that makes an engine compute: a text, or a chat if it takes no text."""
+    supports = engine.capabilities(None).supports
+    body: dict[str, Any] = {"model": model, "max_tokens": 1, "temperature": 0.0}
+    if Capability.CHAT in supports and Capability.TEXT not in supports:
+        path = "/v1/chat/completions"
+        body["messages"] = [{"role": "user", "content": "1"}]
+    else:
+        path = "/v1/completions"
+        body["prompt"] = "1"
+    return WireRequest("POST", engine.endpoints.canary or path, msgspec.json.encode(body))

@@ -128,6 +128,7 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What `enginehouse tasks` shows.
 
     `headline` names what "correct" means; `metrics` are the further ones in Score.measures.
+    `kind` is "generate", "choose" or "call", as `ask` returns Generate, Choose or CallTools.
     `needs` says what must be installed or given first, "" if nothing. `version` changes whenever
     prompts or scoring change, so that figures of different versions are never compared.
     """
@@ -179,6 +180,12 @@ class Task(Protocol):
         """Score from the summed natural-log probabilities, in the order of the continuations."""
         del item, loglikelihoods
         raise TaskError(f"task {self.info.name} does not ask for choices")
+
+
+def implements(task: object, member: str) -> bool:
+    """Whether a task has a member of its own, beside what it inherits from `Task`."""
+    own = getattr(type(task), member, None) or getattr(task, member, None)
+    return own is not None and own is not getattr(Task, member, None)
 
 
 @runtime_checkable

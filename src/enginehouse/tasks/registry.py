@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from enginehouse.core.registry import Registry
 from enginehouse.runtime.context import Notify
-from enginehouse.tasks.base import Task, TaskInfo
+from enginehouse.tasks.base import Task, TaskInfo, implements
+
+
+def problem_of(name: str, task_class: Any) -> str | None:
+    """What is wrong with a plug-in's task; None if nothing is."""
+    task = task_class()
+    missing = [m for m in ("info", "load", "ask") if not implements(task, m)]
+    if missing:
+        return f"lacks: {', '.join(missing)}"
+    if task.info.name != name:
+        return f"is called {task.info.name} in its info: the entry point needs the same name"
+    return None
+
 
 TASKS: Final = Registry(
     "task",
@@ -21,6 +33,7 @@ TASKS: Final = Registry(
         "instructions": "enginehouse.tasks.instructions:Instructions",
     },
     group="enginehouse.tasks",
+    problem=problem_of,
 )
 
 
