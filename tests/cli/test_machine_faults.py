@@ -120,9 +120,9 @@ def test_an_unreadable_task_file(
 
 
 def test_an_empty_task_file(house: House, call: Call, words):
-    """The error says that it is empty, and what is missing."""
+    """The error names the file, and says that it is empty and where its keys are listed."""
     house.write("empty.yaml", "")
-    check(call("eval", "tiny", "--task", "empty.yaml"), 2, "empty", "name, data, prompt")
+    check(call("eval", "tiny", "--task", "empty.yaml"), 2, "empty.yaml", "is empty", "reference.md")
 
 
 FORBIDDEN = [
