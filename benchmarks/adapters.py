@@ -2,7 +2,7 @@
 
 python benchmarks/adapters.py serves SmolLM2 with LoRA. While eight requests of the base model are
 under way it takes turns: AdapterPool.load without proof and the first token of an answer, and the
-bare endpoint and the first token. Every adapter is new. Digest, check and copy are part of ours,
+bare endpoint and the first token. Every adapter is new. Digest, check and copy count as our time,
 and printed apart, too, as is the proof. Then the same number of requests is asked of the base only,
 and of 1, 2 and 4 adapters mixed.
 """

@@ -1,4 +1,4 @@
-"""A whole evaluation of ours against lm-eval and inspect_ai: python benchmarks/evaluation.py.
+"""A whole evaluation, Enginehouse against lm-eval and inspect_ai: python benchmarks/evaluation.py.
 
 All ask an nginx that answers at once, the same questions with as many requests at the same time.
 Ours includes reading the data, the journal, scoring and the report. lm-eval is taken twice: its
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--concurrency", type=int, default=256)
-    parser.add_argument("--samples", type=int, default=20_000, help="of ours and lm-eval's")
+    parser.add_argument("--samples", type=int, default=20_000, help="for Enginehouse and lm-eval")
     parser.add_argument("--inspect-samples", type=int, default=1_000)
     asked = parser.parse_args(arguments)
     say(machine())

@@ -1,4 +1,4 @@
-"""A whole evaluation of ours: our_evaluation.py URL TASK SAMPLES CONCURRENCY.
+"""A whole evaluation by Enginehouse: our_evaluation.py URL TASK SAMPLES CONCURRENCY.
 
 Data, run folder, journal, scoring and report included, imports excluded. ENGINEHOUSE_HOME says
 where the run goes. Prints samples per second and CPU seconds per sample.
