@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--concurrency", type=int, default=256)
-    parser.add_argument("--requests", type=int, default=20_000, help="for our client and the bare loop")
+    parser.add_argument("--requests", type=int, default=20_000, help="ours and the bare loop")
     parser.add_argument("--peer-requests", type=int, default=1_000, help="of each slower peer")
     asked = parser.parse_args(arguments)
     say(machine())

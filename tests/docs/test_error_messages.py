@@ -17,7 +17,6 @@ SHORTEST = 11  # characters; shorter texts in the code match too much
 ASSEMBLED = {
     "cannot append to …/journal.jsonl",
     "eval.yaml: unknown key 'server.max_modellen'; did you mean 'max_model_len'?",
-    "no engine of ours runs on …",
     "port 8000 is taken by python3 (pid 20784)",
     "reasoning_gym's scorer did not end within 10 s",
     "the server answered 400",
