@@ -66,7 +66,7 @@ def write_slowly(whole: Path, folder: Path, running: Running) -> None:
             with (folder / file.name).open("ab") as opened:
                 opened.write(data[at : at + size])
             if at == 0:
-                running.until(f"waiting for {folder.name}: {file.name} is not whole")
+                running.until(f"waiting for {folder.name}: {file.name} is incomplete")
             assert f"evaluating {folder.name}" not in running.err.read_text()
 
 
@@ -122,7 +122,7 @@ def test_adapters_and_a_checkpoint_that_comes_slowly(
     once = house.run(*words, "--once", "--json")
     assert once.code == 0, once.err
     assert "starting vllm" not in once.err
-    assert "lora-500 is left out: adapter_model.safetensors is not whole" in once.err
+    assert "lora-500 is left out: adapter_model.safetensors is incomplete" in once.err
     curve: Any = once.report
     assert [point["step"] for point in curve["points"]] == [100, 200, 300, 400]
     assert [point["failure"] for point in curve["points"]] == [None] * 4
