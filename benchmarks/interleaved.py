@@ -57,7 +57,7 @@ def mean(values: Sequence[float], *, confidence: float = 0.95) -> Estimate:
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Geometric mean of ours / theirs over pairs of positive numbers of the same round.
+    """Geometric mean of the ratio ours / theirs over pairs of positive numbers, one a round.
 
     The interval is that of the mean of log(ours / theirs): a ratio's errors multiply, and a
     bootstrap of a handful of pairs would be too narrow.
