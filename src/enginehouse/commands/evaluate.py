@@ -205,7 +205,7 @@ def _working_on(run: Run, context: Context) -> Iterator[None]:
                 run.update(status=RunStatus.RUNNING, finished=None, worker=worker)
                 yield
             except BaseException as error:
-                evaluation.note_end(run, error)
+                run.note_end(error)
                 if (kept := _what_is_kept(run, error)) is not None:
                     context.notify(kept)
                 raise

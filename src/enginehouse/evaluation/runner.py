@@ -11,13 +11,7 @@ from typing import Self
 
 import msgspec
 
-from enginehouse.core.errors import (
-    BadRequestError,
-    ConfigurationError,
-    EnginehouseError,
-    OpenFilesError,
-    ServerError,
-)
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Provenance, Sampler
 from enginehouse.evaluation.asking import Asker, Unit, requests_of, require_capabilities
 from enginehouse.evaluation.counting import CountingSampler
@@ -115,24 +109,9 @@ async def evaluate(
             run.write_report(msgspec.json.format(msgspec.json.encode(report)))
             run.finish(RunStatus.COMPLETE)
         except BaseException as error:
-            note_end(run, error)
+            run.note_end(error)
             raise
     return report
-
-
-def note_end(run: Run, error: BaseException) -> None:
-    """Record how a run ended: interrupted if resuming it as it is may succeed, failed otherwise.
-
-    Keeps an end that is already recorded.
-    """
-    if run.info.status is not RunStatus.RUNNING:
-        return
-    outside = (ServerError, BadRequestError, OpenFilesError)  # not the run's own fault
-    stopped = isinstance(error, (*outside, asyncio.CancelledError, KeyboardInterrupt))
-    try:
-        run.finish(RunStatus.INTERRUPTED if stopped else RunStatus.FAILED)
-    except EnginehouseError as second:  # a full disk must not hide the first error
-        error.add_note(str(second))
 
 
 class Evaluation:
