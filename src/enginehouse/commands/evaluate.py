@@ -118,7 +118,7 @@ async def begin_run(config: EvaluationConfig, context: Context) -> PlannedRun:
     spec, tasks = await asyncio.to_thread(_plan, config)
     if config.engine is not None:
         engine = load_engine(config.engine)
-        evaluation.check_tasks(spec, tasks=tasks, capabilities=engine.capabilities(None))
+        evaluation.require_supported(spec, tasks=tasks, capabilities=engine.capabilities(None))
     run = create_run(
         context.layout,
         model=config.model or str(config.path or config.url),
