@@ -55,10 +55,10 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The content of run.json. `server_log` is the path of the server's log, if we started it.
 
-    An experiment's `model` lists its teams, and its only task is its game.
     `worker` is the process that works on the run, or did last: recorded before it starts a server.
     `incidents`: the deaths of our own servers while they worked for it. `left_out`: variables of
-    the server's environment whose values are not kept in config.yaml.
+    the server's environment whose values are not kept in config.yaml. An experiment's `model` lists
+    its teams, and its only task is its game.
     """
 
     id: str
