@@ -192,6 +192,22 @@ def test_the_match_ends_with_the_turns_or_with_the_resources():
     assert foraging.decisions(alone(foraging, state, craft("stone_axe"))) == {}
 
 
+def test_the_default_world_can_be_emptied_in_time():
+    """By an agent that knows where everything lies and goes to the closest resource."""
+    foraging = game()
+    complete = 0
+    for seed in range(50):
+        state = foraging.start(seed)
+        while state.left and foraging.decisions(state):
+            here = state.foragers[0]
+            distances = [math.hypot(thing.x - here.x, thing.z - here.z) for thing in state.left]
+            thing = state.left[distances.index(min(distances))]
+            near = min(distances) <= 2
+            state = alone(foraging, state, collect(thing.name) if near else move(thing.x, thing.z))
+        complete += not state.left
+    assert complete >= 45
+
+
 def test_the_tools_follow_the_settings():
     """Without recipes there is no craft_item, in the rules neither."""
     (decision,) = game().decisions(game().start(0)).values()

@@ -201,7 +201,7 @@ class Foraging:
             f"Hazards: coming within {HAZARD_RADIUS:g} of a fire gives {DAMAGE['fire']:g} damage, "
             f"of a pit {DAMAGE['pit']:g}, on the way as well, and again in every turn that you "
             "stay. Damage is subtracted from your points.\n\n"
-            f"The game ends early when nothing is left to collect{' or to craft' if recipes else ''}."
+            f"The game ends early when nothing is left to collect{' or craft' if recipes else ''}."
         )
 
     def start(self, seed: int) -> State:
