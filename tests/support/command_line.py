@@ -298,6 +298,12 @@ def scored(run: Path) -> int:
     return journal.read_bytes().count(b'"record":"score"') if journal.exists() else 0
 
 
+def answered(run: Path) -> int:
+    """How many samples the journal holds, scored or not yet, looked at quickly."""
+    journal = run / "journal.jsonl"
+    return journal.read_bytes().count(b'"record":"sample"') if journal.exists() else 0
+
+
 def sums(
     *, right: int = 0, wrong: int = 0, unparsable: int = 0, truncated: int = 0, failed: int = 0
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import platform
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -20,16 +16,8 @@ from enginehouse import evaluation
 from enginehouse.commands.configuration import EvaluationConfig, EvaluationSettings
 from enginehouse.commands.foreign_runs import read_config, require_trust
 from enginehouse.commands.kept_variables import is_kept, with_left_out
-from enginehouse.core.errors import (
-    ConfigurationError,
-    ModelError,
-    RunLockedError,
-    ServerError,
-    TaskError,
-    TlsError,
-    UnknownNameError,
-    UnsupportedError,
-)
+from enginehouse.commands.run_sessions import stop_abandoned_servers, working_on
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.incidents import Incident
 from enginehouse.deployment.base import Target
 from enginehouse.deployment.configuration import AskConfig, merged, parse
@@ -37,19 +25,14 @@ from enginehouse.deployment.opening import open_deployment
 from enginehouse.engines.registry import load_engine
 from enginehouse.evaluation import EvaluationSpec, Prices, TaskPlans, TaskSpec
 from enginehouse.processes.sandbox import find_sandbox
-from enginehouse.processes.tree import ProcessIdentity, identify
 from enginehouse.results.rescoring import Rescoring
 from enginehouse.results.summary import Progress, Report
 from enginehouse.runtime.context import Context, Notify
-from enginehouse.servers.records import list_servers
-from enginehouse.servers.server import stop_server
-from enginehouse.store.runs import Run, RunStatus, Worker, create_run, open_run
+from enginehouse.store.runs import Run, RunStatus, create_run, open_run
 from enginehouse.tasks.base import Dataset, ProgramTask, Task
 from enginehouse.tasks.registry import load_task
 
 OnProgress = Callable[[Progress], None]
-_NEVER_BEGUN = (ConfigurationError, ModelError, UnsupportedError)  # if nothing was asked
-_LASTING = (*_NEVER_BEGUN, TaskError, RunLockedError)  # the same again if the run is resumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +70,7 @@ async def resume_evaluation(
     another user's run that would run code, unless `trust`.
     """
     run = open_run(context.layout, reference)
+    run.require_kind("evaluation", instead="resume")
     with run.hold():
         report = evaluation.summarise(run) if run.journal_path.exists() else None
         if report and report.complete and not (retry_failed and _has_failures(report)):
@@ -100,7 +84,7 @@ async def resume_evaluation(
         planned = PlannedRun(run=run, config=config, spec=spec, tasks=tasks)
         context.notify(f"run: {run.info.id}, resumed")
         await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
-        await _stop_abandoned(run, context)
+        await stop_abandoned_servers(run, context)
         if target is None:
             return await _evaluate(planned, context, progress=progress, retry_failed=retry_failed)
         return await evaluate_on(
@@ -145,7 +129,7 @@ async def evaluate_on(
     A run of which nothing was asked is removed if its configuration is wrong: it could never be
     resumed.
     """
-    with _working_on(planned.run, context):
+    with working_on(planned.run, context):
         return await _ask(planned, target, progress=progress, retry_failed=retry_failed)
 
 
@@ -154,7 +138,7 @@ async def _evaluate(
 ) -> Report:
     """As `evaluate_on`, on a deployment of its own; none is opened if nothing is left to ask."""
     run = planned.run
-    with _working_on(run, context):
+    with working_on(run, context):
         if run.journal_path.exists() and not evaluation.count_missing(
             planned.spec, tasks=planned.tasks, run=run, retry_failed=retry_failed
         ):
@@ -197,26 +181,6 @@ async def _ask(
         )
 
 
-@contextmanager
-def _working_on(run: Run, context: Context) -> Iterator[None]:
-    """Hold the run; if the block fails, note how it ended and say what can be done with it."""
-    try:
-        with run.hold():
-            try:
-                worker = _worker(identify(os.getpid()))
-                run.update(status=RunStatus.RUNNING, finished=None, worker=worker)
-                yield
-            except BaseException as error:
-                evaluation.note_end(run, error)
-                if (kept := _what_is_kept(run, error)) is not None:
-                    context.notify(kept)
-                raise
-    except _NEVER_BEGUN:
-        if not run.journal_path.exists():  # nothing was asked, and resuming could not succeed
-            shutil.rmtree(run.folder, ignore_errors=True)
-        raise
-
-
 async def rescore_evaluation(
     reference: str,
     context: Context,
@@ -229,6 +193,7 @@ async def rescore_evaluation(
     Raises UntrustedRunError as `resume_evaluation` does, and what `evaluation.rescore` does.
     """
     run = open_run(context.layout, reference)
+    run.require_kind("evaluation", instead="play analyze")
     with run.hold():
         config = read_config(run)
         if not trust:
@@ -273,33 +238,6 @@ def resolved_yaml(config: EvaluationConfig) -> str:
     if hidden:
         head += f"# Left out because they may be secrets: {', '.join(hidden)}\n"
     return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def _what_is_kept(run: Run, error: BaseException) -> str | None:
-    """What can be done with a run that `error` ended; None if nothing can.
-
-    A run is resumed with the options that it began with: an error in those, in its task or in its
-    model would occur again.
-    """
-    begun = run.journal_path.exists()
-    if isinstance(error, _LASTING):
-        return f"its samples are kept: enginehouse show {run.info.id}" if begun else None
-    if isinstance(error, (ServerError, TlsError)) and not begun:
-        return None  # no server was reached, so another option or address may be needed
-    return f"the run is kept; continue with: enginehouse resume {run.info.id}"
-
-
-async def _stop_abandoned(run: Run, context: Context) -> None:
-    """Stop the server of this run's killed process, before a new one needs its memory."""
-    for status in list_servers(context.layout):
-        if status.abandoned and run.info.worker == _worker(status.record.starter):
-            context.notify(f"stopping {status.record.name}, which the killed run left behind")
-            with contextlib.suppress(UnknownNameError):  # its reaper was faster
-                await stop_server(status.record.name, layout=context.layout)
-
-
-def _worker(process: ProcessIdentity | None) -> Worker | None:
-    return Worker(**msgspec.structs.asdict(process)) if process else None
 
 
 def _plan(settings: EvaluationSettings) -> tuple[EvaluationSpec, TaskPlans]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,6 @@ from enginehouse.engines.base import Engine, RemoteEngine
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
 from enginehouse.servers.records import read_key
-from enginehouse.weights.peft_folder import CONFIG
 from enginehouse.weights.swap import WeightSwapper
 
 
@@ -39,7 +39,7 @@ async def attached_deployment(
     server = await _attach(plan, engine, context)
     model = _model(plan, server, engine)
     deployment = _AttachedDeployment(server, engine, model, context, concurrency=concurrency)
-    async with deployment.target(plan.adapter) as deployment.default:
+    async with deployment.open_default(plan.adapter) as deployment.default:
         whose = "which is not ours to stop"
         if server.name is not None:
             whose = f"the server {server.name}, which stays as it is"
@@ -66,28 +66,30 @@ class _AttachedDeployment(Deployment):
         self._model = model
         self._context = context
         self._concurrency = concurrency
+        self._loading = asyncio.Lock()  # the requests of two proofs together kill some servers
 
     @property
     def server(self) -> Server:
         return self._server
 
-    @asynccontextmanager
-    async def target(self, folder: Path | None = None) -> AsyncIterator[Target]:
-        if folder is None:
-            async with self._sampler(self._model) as target:
-                yield target
-        elif (folder / CONFIG).exists():
-            async with (
-                borrowed_adapter(self._server, self.engine, folder, self._context) as model,
-                self._sampler(model) as target,
-            ):
-                yield target
-        else:
-            async with self._swapped(folder) as target:
-                yield target
+    def open_default(self, adapter: Path | None) -> AbstractAsyncContextManager[Target]:
+        """What the plan names: its model, or an adapter of it."""
+        return self._open_base() if adapter is None else self._open_adapter(adapter)
+
+    def _open_base(self) -> AbstractAsyncContextManager[Target]:
+        return self._open_model(self._model)
 
     @asynccontextmanager
-    async def _sampler(self, model: str) -> AsyncIterator[Target]:
+    async def _open_adapter(self, folder: Path) -> AsyncIterator[Target]:
+        async with AsyncExitStack() as stack:
+            async with self._loading:
+                model = await stack.enter_async_context(
+                    borrowed_adapter(self._server, self.engine, folder, self._context)
+                )
+            yield await stack.enter_async_context(self._open_model(model))
+
+    @asynccontextmanager
+    async def _open_model(self, model: str) -> AsyncIterator[Target]:
         sampler = make_sampler(
             self._server, self.engine, concurrency=self._concurrency, model=model
         )
@@ -97,7 +99,7 @@ class _AttachedDeployment(Deployment):
             )
 
     @asynccontextmanager
-    async def _swapped(self, folder: Path) -> AsyncIterator[Target]:
+    async def _open_checkpoint(self, folder: Path) -> AsyncIterator[Target]:
         """Swap a checkpoint in, and the server's own weights in again when the block ends.
 
         If those cannot be swapped in again, a WeightsError is raised, or noted on the error that
@@ -112,7 +114,7 @@ class _AttachedDeployment(Deployment):
             notify(f"swapped {folder.name} into the server at {server.base_url}")
             digest = swapper.current.digest
             try:
-                async with self._sampler(self._model) as target:
+                async with self._open_base() as target:
                     unknown = dict(target.provenance.unknown)
                     unknown.pop("weights_digest", None)
                     provenance = msgspec.structs.replace(

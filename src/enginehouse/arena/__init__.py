@@ -1,0 +1,1 @@
+"""Agents, deliberation, matches and experiments, on samplers that it is handed."""
