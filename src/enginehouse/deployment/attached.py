@@ -45,7 +45,7 @@ async def attached_deployment(
         if server.name is not None:
             whose = f"the server {server.name}, which stays as it is"
         context.notify(f"using {deployment.sampler.model} at {server.base_url}, {whose}")
-        if unused := _unused_settings(plan):
+        if unused := plan.unused_at_url():
             context.notify(f"without effect on a running server: {', '.join(unused)}")
         say_bound(deployment.sampler, context.notify)
         yield deployment
@@ -188,12 +188,6 @@ async def _attach(plan: AskConfig, engine: Engine, context: Context) -> Server:
         admin_key=read_key(record),
         key_file=record.key_file,
     )
-
-
-def _unused_settings(plan: AskConfig) -> list[str]:
-    """The settings that only a server of our own would take."""
-    own = [n for n in ("path", "python", "version", "variant") if getattr(plan, n) is not None]
-    return own + [n for n in plan.server.model_dump(exclude_defaults=True) if n != "api_key"]
 
 
 def _url(plan: AskConfig, engine: Engine) -> str:
