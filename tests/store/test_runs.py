@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse.core.errors import RunLockedError, RunNotFoundError, StoreError
+from enginehouse.core.errors import ConfigurationError, RunLockedError, RunNotFoundError, StoreError
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import RunStatus, create_run, list_runs, open_run
 
@@ -201,3 +201,23 @@ def test_list_is_newest_first_and_shows_broken_runs(layout, broken):
 def test_no_runs_at_all(layout):
     """A fresh machine has an empty list."""
     assert list_runs(layout) == []
+
+
+def test_kinds_are_not_confused(layout):
+    """An experiment is not an evaluation, and says which command it is for; old runs have none."""
+    run = create_run(
+        layout,
+        model="base, lora",
+        tasks=["red_black"],
+        config="",
+        versions={},
+        kind="experiment",
+        title="base against LoRA",
+    )
+    assert "-base-against-lora-red_black-" in run.info.id
+    again = open_run(layout, run.info.id)
+    again.require_kind("experiment", instead="show")
+    with pytest.raises(ConfigurationError, match="is an experiment") as error:
+        again.require_kind("evaluation", instead="play analyze")
+    assert run.info.id in (error.value.fix or "")
+    assert make(layout).info.kind == "evaluation"

@@ -133,9 +133,10 @@ class FakeModel:
 
 def team(name: str, *kinds: str, size: int = 1, model: str | None = None) -> TeamSpec:
     """A team of `kinds`, or of `size` agents of `model`."""
-    agents = tuple(AgentSpec(kind=kind) for kind in kinds) or (
-        AgentSpec(kind=LLM, model=model or name),
-    ) * size
+    agents = (
+        tuple(AgentSpec(kind=kind) for kind in kinds)
+        or (AgentSpec(kind=LLM, model=model or name),) * size
+    )
     return TeamSpec(name=name, agents=agents)
 
 

@@ -71,11 +71,10 @@ async def play_match(
                 calls=calls,
             )
             state = game.apply(state, {seat: d.action for seat, d in decisions.items()})
-            known = game.history(state, next(iter(match.teams)))
             turns.append(
                 TurnRecord(
                     decisions=decisions,
-                    event=known[-1] if known else "",
+                    event=_event(game, state, match),
                     scores=game.scores(state),
                 )
             )
@@ -102,6 +101,12 @@ async def play_match(
         diverged=dict(calls.diverged),
         failure=failure,
     )
+
+
+def _event(game: Game, state: Any, match: Match) -> str:
+    """What happened last, as the seats were told: once if all were told the same."""
+    told = [game.history(state, seat)[-1:] for seat in match.teams]
+    return "\n".join(dict.fromkeys(text for texts in told for text in texts))
 
 
 async def _decide(

@@ -142,7 +142,7 @@ class MatchRecord(msgspec.Struct, frozen=True, kw_only=True, tag="match", omit_d
     turns: tuple[TurnRecord, ...]
     scores: Mapping[str, float]
     measures: Mapping[str, Mapping[str, float | None]]
-    welfare: tuple[float, float]
+    welfare: tuple[float, float | None]
     started: float
     seconds: float
     calls: int = 0

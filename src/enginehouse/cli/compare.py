@@ -34,6 +34,9 @@ def compare(
     from enginehouse.store.runs import open_run
 
     layout = Layout.from_environment()
-    comparison = compare_runs(open_run(layout, run_a), open_run(layout, run_b))
+    runs = (open_run(layout, run_a), open_run(layout, run_b))
+    for run in runs:
+        run.require_kind("evaluation", instead="play analyze")
+    comparison = compare_runs(*runs)
     Console(json=json).result(comparison, text=lambda: print_comparison(comparison))
     require_scores(comparison)

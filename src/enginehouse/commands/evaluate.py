@@ -3,54 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import platform
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import yaml
 
 from enginehouse import evaluation
-from enginehouse.commands.configuration import EvaluationConfig, TaskConfig
+from enginehouse.commands.configuration import EvaluationConfig, EvaluationSettings
 from enginehouse.commands.foreign_runs import read_config, require_trust
 from enginehouse.commands.kept_variables import is_kept, with_left_out
-from enginehouse.core.errors import (
-    ConfigurationError,
-    ModelError,
-    RunLockedError,
-    ServerError,
-    TaskError,
-    TlsError,
-    UnknownNameError,
-    UnsupportedError,
-)
+from enginehouse.commands.run_sessions import stop_abandoned_servers, working_on
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.incidents import Incident
 from enginehouse.deployment.base import Target
-from enginehouse.deployment.configuration import BaseServeConfig, merged, parse
+from enginehouse.deployment.configuration import AskConfig, merged, parse
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.engines.registry import load_engine
 from enginehouse.evaluation import EvaluationSpec, Prices, TaskPlans, TaskSpec
 from enginehouse.processes.sandbox import find_sandbox
-from enginehouse.processes.tree import ProcessIdentity, identify
 from enginehouse.results.rescoring import Rescoring
 from enginehouse.results.summary import Progress, Report
 from enginehouse.runtime.context import Context, Notify
-from enginehouse.servers.records import list_servers
-from enginehouse.servers.server import stop_server
-from enginehouse.store.runs import Run, RunStatus, Worker, create_run, open_run
+from enginehouse.store.runs import Run, RunStatus, create_run, open_run
 from enginehouse.tasks.base import Dataset, ProgramTask, Task
 from enginehouse.tasks.registry import load_task
 
 OnProgress = Callable[[Progress], None]
-_NEVER_BEGUN = (ConfigurationError, ModelError, UnsupportedError)  # if nothing was asked
-_LASTING = (*_NEVER_BEGUN, TaskError, RunLockedError)  # the same again if the run is resumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +70,7 @@ async def resume_evaluation(
     another user's run that would run code, unless `trust`.
     """
     run = open_run(context.layout, reference)
+    run.require_kind("evaluation", instead="resume")
     with run.hold():
         report = evaluation.summarise(run) if run.journal_path.exists() else None
         if report and report.complete and not (retry_failed and _has_failures(report)):
@@ -97,11 +80,11 @@ async def resume_evaluation(
         config = read_config(run)
         if not trust:
             require_trust(run, config, layout=context.layout)
-        spec, tasks = await asyncio.to_thread(_plan, config)
+        spec, tasks = await asyncio.to_thread(_plan, config.settings)
         planned = PlannedRun(run=run, config=config, spec=spec, tasks=tasks)
         context.notify(f"run: {run.info.id}, resumed")
         await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
-        await _stop_abandoned(run, context)
+        await stop_abandoned_servers(run, context)
         if target is None:
             return await _evaluate(planned, context, progress=progress, retry_failed=retry_failed)
         return await evaluate_on(
@@ -114,18 +97,19 @@ async def begin_run(config: EvaluationConfig, context: Context) -> PlannedRun:
 
     Raises TaskError, DataError, UnsupportedError and StoreError; then there is no folder.
     """
-    config = with_absolute_paths(config)
-    spec, tasks = await asyncio.to_thread(_plan, config)
-    if config.engine is not None:
-        engine = load_engine(config.engine)
-        evaluation.check_tasks(spec, tasks=tasks, capabilities=engine.capabilities(None))
+    config = config.with_absolute_paths()
+    plan = config.plan
+    spec, tasks = await asyncio.to_thread(_plan, config.settings)
+    if plan.engine is not None:
+        engine = load_engine(plan.engine)
+        evaluation.require_supported(spec, tasks=tasks, capabilities=engine.capabilities(None))
     run = create_run(
         context.layout,
-        model=config.model or str(config.path or config.url),
-        tasks=[plan.name for plan in tasks],
+        model=plan.model or str(plan.path or plan.url),
+        tasks=[task.name for task in tasks],
         config=resolved_yaml(config),
         versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},
-        left_out=left_out(config),
+        left_out=left_out(plan),
     )
     context.notify(f"run: {run.info.id}")
     await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
@@ -145,7 +129,7 @@ async def evaluate_on(
     A run of which nothing was asked is removed if its configuration is wrong: it could never be
     resumed.
     """
-    with _working_on(planned.run, context):
+    with working_on(planned.run, context):
         return await _ask(planned, target, progress=progress, retry_failed=retry_failed)
 
 
@@ -154,7 +138,7 @@ async def _evaluate(
 ) -> Report:
     """As `evaluate_on`, on a deployment of its own; none is opened if nothing is left to ask."""
     run = planned.run
-    with _working_on(run, context):
+    with working_on(run, context):
         if run.journal_path.exists() and not evaluation.count_missing(
             planned.spec, tasks=planned.tasks, run=run, retry_failed=retry_failed
         ):
@@ -166,8 +150,10 @@ async def _evaluate(
                 run=run,
                 progress=progress,
             )
-        config = with_left_out(planned.config, run.info.left_out)
-        async with open_deployment(config, context, concurrency=config.concurrency) as deployment:
+        plan = with_left_out(planned.config.plan, run.info.left_out)
+        async with open_deployment(
+            plan, context, concurrency=planned.spec.concurrency
+        ) as deployment:
             return await _ask(
                 planned, deployment.default, progress=progress, retry_failed=retry_failed
             )
@@ -195,26 +181,6 @@ async def _ask(
         )
 
 
-@contextmanager
-def _working_on(run: Run, context: Context) -> Iterator[None]:
-    """Hold the run; if the block fails, note how it ended and say what can be done with it."""
-    try:
-        with run.hold():
-            try:
-                worker = _worker(identify(os.getpid()))
-                run.update(status=RunStatus.RUNNING, finished=None, worker=worker)
-                yield
-            except BaseException as error:
-                run.note_end(error)
-                if (kept := _what_is_kept(run, error)) is not None:
-                    context.notify(kept)
-                raise
-    except _NEVER_BEGUN:
-        if not run.journal_path.exists():  # nothing was asked, and resuming could not succeed
-            shutil.rmtree(run.folder, ignore_errors=True)
-        raise
-
-
 async def rescore_evaluation(
     reference: str,
     context: Context,
@@ -227,11 +193,12 @@ async def rescore_evaluation(
     Raises UntrustedRunError as `resume_evaluation` does, and what `evaluation.rescore` does.
     """
     run = open_run(context.layout, reference)
+    run.require_kind("evaluation", instead="play analyze")
     with run.hold():
         config = read_config(run)
         if not trust:
             require_trust(run, config, layout=context.layout)
-        spec, tasks = await asyncio.to_thread(_plan, config)
+        spec, tasks = await asyncio.to_thread(_plan, config.settings)
         await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
         return await evaluation.rescore(spec, tasks=tasks, run=run, progress=progress)
 
@@ -254,9 +221,9 @@ async def evaluate(
     return await run_evaluation(config, Context(notify=notify), progress=progress)
 
 
-def left_out(config: EvaluationConfig) -> list[str]:
+def left_out(plan: AskConfig) -> list[str]:
     """The variables of the server's environment whose values are not stored."""
-    return sorted(name for name in config.server.env_vars if not is_kept(name))
+    return sorted(name for name in plan.server.env_vars if not is_kept(name))
 
 
 def resolved_yaml(config: EvaluationConfig) -> str:
@@ -264,7 +231,7 @@ def resolved_yaml(config: EvaluationConfig) -> str:
     values = config.model_dump(mode="json", exclude_none=True)
     server = values["server"]
     hidden = ["api_key"] if server.pop("api_key", None) else []
-    for name in left_out(config):
+    for name in left_out(config.plan):
         del server["env_vars"][name]
         hidden.append(f"env_vars.{name}")
     head = "# Run it again: enginehouse eval --config FILE\n"
@@ -273,44 +240,17 @@ def resolved_yaml(config: EvaluationConfig) -> str:
     return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _what_is_kept(run: Run, error: BaseException) -> str | None:
-    """What can be done with a run that `error` ended; None if nothing can.
-
-    A run is resumed with the options that it began with: an error in those, in its task or in its
-    model would occur again.
-    """
-    begun = run.journal_path.exists()
-    if isinstance(error, _LASTING):
-        return f"its samples are kept: enginehouse show {run.info.id}" if begun else None
-    if isinstance(error, (ServerError, TlsError)) and not begun:
-        return None  # no server was reached, so another option or address may be needed
-    return f"the run is kept; continue with: enginehouse resume {run.info.id}"
-
-
-async def _stop_abandoned(run: Run, context: Context) -> None:
-    """Stop the server of this run's killed process, before a new one needs its memory."""
-    for status in list_servers(context.layout):
-        if status.abandoned and run.info.worker == _worker(status.record.starter):
-            context.notify(f"stopping {status.record.name}, which the killed run left behind")
-            with contextlib.suppress(UnknownNameError):  # its reaper was faster
-                await stop_server(status.record.name, layout=context.layout)
-
-
-def _worker(process: ProcessIdentity | None) -> Worker | None:
-    return Worker(**msgspec.structs.asdict(process)) if process else None
-
-
-def _plan(config: EvaluationConfig) -> tuple[EvaluationSpec, TaskPlans]:
+def _plan(settings: EvaluationSettings) -> tuple[EvaluationSpec, TaskPlans]:
     """Load the tasks and their data, and choose what is asked. Blocking."""
     loaded: dict[str, tuple[Task, Dataset]] = {}
-    for chosen in config.tasks:
+    for chosen in settings.tasks:
         task = load_task(chosen.name)
         if task.info.name in loaded:
             raise ConfigurationError(
                 f"the task {task.info.name} is named twice", fix="name each task once"
             )
-        loaded[task.info.name] = (task, task.load(data=chosen.data, seed=config.seed))
-    spec = _spec(config, list(loaded))
+        loaded[task.info.name] = (task, task.load(data=chosen.data, seed=settings.seed))
+    spec = _spec(settings, list(loaded))
     return spec, evaluation.plan_tasks(spec, loaded)
 
 
@@ -328,61 +268,35 @@ def _warn_of_scoring(tasks: TaskPlans, notify: Notify) -> None:
         )
 
 
-def _spec(config: EvaluationConfig, names: Sequence[str]) -> EvaluationSpec:
+def _spec(settings: EvaluationSettings, names: Sequence[str]) -> EvaluationSpec:
     return EvaluationSpec(
         tasks=tuple(
             TaskSpec(
                 name=name,
-                limit=chosen.limit or config.limit,
+                limit=chosen.limit or settings.limit,
                 samples=chosen.samples,
                 max_tokens=chosen.max_tokens,
             )
-            for name, chosen in zip(names, config.tasks, strict=True)
+            for name, chosen in zip(names, settings.tasks, strict=True)
         ),
-        samples=config.samples,
-        seed=config.seed,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        max_tokens=config.max_tokens,
-        system=config.system,
-        max_failed=config.max_failed,
-        concurrency=config.concurrency,
-        tool_steps=config.tool_steps,
-        prices=_prices(config),
+        samples=settings.samples,
+        seed=settings.seed,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        max_tokens=settings.max_tokens,
+        system=settings.system,
+        max_failed=settings.max_failed,
+        concurrency=settings.concurrency,
+        tool_steps=settings.tool_steps,
+        prices=_prices(settings),
     )
 
 
-def _prices(config: EvaluationConfig) -> Prices | None:
-    if config.price_input is None or config.price_output is None:
+def _prices(settings: EvaluationSettings) -> Prices | None:
+    if settings.price_input is None or settings.price_output is None:
         return None
-    return Prices(input=config.price_input, output=config.price_output)
-
-
-def with_absolute_paths(config: EvaluationConfig) -> EvaluationConfig:
-    """So that the resolved file means the same from any folder."""
-    changes = absolute_paths(config, config.tasks)
-    changes["adapter"] = config.adapter and config.adapter.absolute()
-    if config.url:  # there, the model is a name, even if a folder here is called the same
-        changes["model"] = config.model
-    return config.model_copy(update=changes)
-
-
-def absolute_paths(plan: BaseServeConfig, tasks: Sequence[TaskConfig]) -> dict[str, Any]:
-    """The fields of a plan with tasks that may hold paths, those made absolute."""
-
-    def absolute(path: str | None) -> str | None:
-        return str(Path(path).absolute()) if path is not None and Path(path).exists() else path
-
-    return {
-        "tasks": tuple(
-            task.model_copy(update={"name": absolute(task.name), "data": absolute(task.data)})
-            for task in tasks
-        ),
-        "model": absolute(plan.model),
-        "path": plan.path and plan.path.absolute(),
-        "python": plan.python and plan.python.absolute(),
-    }
+    return Prices(input=settings.price_input, output=settings.price_output)
 
 
 def _note_complete(run: Run, report: Report) -> None:

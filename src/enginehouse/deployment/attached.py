@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +25,10 @@ from enginehouse.deployment.running_servers import record_at
 from enginehouse.deployment.samplers import make_sampler, say_bound
 from enginehouse.deployment.swapping import swapper_of
 from enginehouse.engines.base import Engine, RemoteEngine
+from enginehouse.engines.hosted import address_of, key_of
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
 from enginehouse.servers.records import read_key
-from enginehouse.weights.peft_folder import CONFIG
 from enginehouse.weights.swap import WeightSwapper
 
 
@@ -39,12 +40,12 @@ async def attached_deployment(
     server = await _attach(plan, engine, context)
     model = _model(plan, server, engine)
     deployment = _AttachedDeployment(server, engine, model, context, concurrency=concurrency)
-    async with deployment.target(plan.adapter) as deployment.default:
+    async with deployment.open_default(plan.adapter) as deployment.default:
         whose = "which is not ours to stop"
         if server.name is not None:
             whose = f"the server {server.name}, which stays as it is"
         context.notify(f"using {deployment.sampler.model} at {server.base_url}, {whose}")
-        if unused := _unused_settings(plan):
+        if unused := plan.unused_at_url():
             context.notify(f"without effect on a running server: {', '.join(unused)}")
         say_bound(deployment.sampler, context.notify)
         yield deployment
@@ -66,28 +67,30 @@ class _AttachedDeployment(Deployment):
         self._model = model
         self._context = context
         self._concurrency = concurrency
+        self._loading = asyncio.Lock()  # the requests of two proofs together kill some servers
 
     @property
     def server(self) -> Server:
         return self._server
 
-    @asynccontextmanager
-    async def target(self, folder: Path | None = None) -> AsyncIterator[Target]:
-        if folder is None:
-            async with self._sampler(self._model) as target:
-                yield target
-        elif (folder / CONFIG).exists():
-            async with (
-                borrowed_adapter(self._server, self.engine, folder, self._context) as model,
-                self._sampler(model) as target,
-            ):
-                yield target
-        else:
-            async with self._swapped(folder) as target:
-                yield target
+    def open_default(self, adapter: Path | None) -> AbstractAsyncContextManager[Target]:
+        """What the plan names: its model, or an adapter of it."""
+        return self._open_base() if adapter is None else self._open_adapter(adapter)
+
+    def _open_base(self) -> AbstractAsyncContextManager[Target]:
+        return self._open_model(self._model)
 
     @asynccontextmanager
-    async def _sampler(self, model: str) -> AsyncIterator[Target]:
+    async def _open_adapter(self, folder: Path) -> AsyncIterator[Target]:
+        async with AsyncExitStack() as stack:
+            async with self._loading:
+                model = await stack.enter_async_context(
+                    borrowed_adapter(self._server, self.engine, folder, self._context)
+                )
+            yield await stack.enter_async_context(self._open_model(model))
+
+    @asynccontextmanager
+    async def _open_model(self, model: str) -> AsyncIterator[Target]:
         sampler = make_sampler(
             self._server, self.engine, concurrency=self._concurrency, model=model
         )
@@ -97,7 +100,7 @@ class _AttachedDeployment(Deployment):
             )
 
     @asynccontextmanager
-    async def _swapped(self, folder: Path) -> AsyncIterator[Target]:
+    async def _open_checkpoint(self, folder: Path) -> AsyncIterator[Target]:
         """Swap a checkpoint in, and the server's own weights in again when the block ends.
 
         If those cannot be swapped in again, a WeightsError is raised, or noted on the error that
@@ -112,7 +115,7 @@ class _AttachedDeployment(Deployment):
             notify(f"swapped {folder.name} into the server at {server.base_url}")
             digest = swapper.current.digest
             try:
-                async with self._sampler(self._model) as target:
+                async with self._open_base() as target:
                     unknown = dict(target.provenance.unknown)
                     unknown.pop("weights_digest", None)
                     provenance = msgspec.structs.replace(
@@ -187,23 +190,11 @@ async def _attach(plan: AskConfig, engine: Engine, context: Context) -> Server:
     )
 
 
-def _unused_settings(plan: AskConfig) -> list[str]:
-    """The settings that only a server of our own would take."""
-    own = [n for n in ("path", "python", "version", "variant") if getattr(plan, n) is not None]
-    return own + [n for n in plan.server.model_dump(exclude_defaults=True) if n != "api_key"]
-
-
 def _url(plan: AskConfig, engine: Engine) -> str:
     url = plan.url
     if url is None:
         assert isinstance(engine, RemoteEngine)
-        variables = (os.environ.get(name) for name in engine.url_variables)
-        url = next((value for value in variables if value), engine.default_url)
-        if url is None:
-            raise ConfigurationError(
-                f"there is no address of a {engine.name} server",
-                fix=f"give --url, or set {engine.url_variables[0]}",
-            )
+        url = address_of(engine)
     url = url.rstrip("/")
     for dialect in (engine.wire.chat, engine.wire.completions):
         if dialect is not None:  # documentation shows the whole address of the endpoint
@@ -221,15 +212,7 @@ def _key(plan: AskConfig, engine: Engine) -> str | None:
         )
     if plan.server.api_key:
         return plan.server.api_key
-    if not isinstance(engine, RemoteEngine):
-        return os.environ.get(API_KEY_VARIABLE)
-    key = next((value for n in engine.key_variables if (value := os.environ.get(n))), None)
-    if key is None and engine.needs_key:
-        raise ConfigurationError(
-            f"there is no API key for {engine.name}; nothing was sent",
-            fix=f"export {engine.key_variables[0]}=…, or name another variable with --api-key-env",
-        )
-    return key
+    return key_of(engine) if isinstance(engine, RemoteEngine) else os.environ.get(API_KEY_VARIABLE)
 
 
 def _model(plan: AskConfig, server: Server, engine: Engine) -> str:

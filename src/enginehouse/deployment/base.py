@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from enginehouse.client.sampler import HTTPSampler
+from enginehouse.core.errors import UnknownNameError, WeightsError
 from enginehouse.core.incidents import Incident
 from enginehouse.core.sampler import Provenance
-from enginehouse.engines.base import Engine
+from enginehouse.engines.base import Engine, RemoteEngine
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.servers.endpoint import Server
+from enginehouse.weights.peft_folder import CONFIG
 from enginehouse.weights.swap import WeightSwapper
 
 OnIncident = Callable[[Incident], None]
@@ -60,7 +62,8 @@ class Target:
 class Deployment(ABC):
     """An open deployment (see `open_deployment`), with a sampler for what its plan names.
 
-    `model` is None where the server is not ours.
+    `model` is None where the server is not ours. Subclasses say how each kind of target is opened;
+    this class says which of them may be open at the same time.
     """
 
     engine: Engine
@@ -72,22 +75,98 @@ class Deployment(ABC):
     """Swaps full weights, for all who ask the server; None where `target` is the only way."""
     left_with: Path | None = None
     """A checkpoint that a server which is not ours still answers with, though its target ended."""
+    _targets = 0  # how many are open that need the plan's own weights
+    _checkpoint: Path | None = None  # the one that is open
 
     @property
     @abstractmethod
     def server(self) -> Server:
         """The server as it is now: a restart changes its pid and log."""
 
-    @abstractmethod
-    def target(self, folder: Path | None = None) -> AbstractAsyncContextManager[Target]:
+    @asynccontextmanager
+    async def target(self, folder: Path | None = None) -> AsyncIterator[Target]:
         """Answer as the adapter or checkpoint in `folder`; None is the plan's model.
 
         An adapter is checked, copied, loaded, and proven to have an effect where the engine
-        reports log-probabilities of prompts and it was trained at all. A checkpoint replaces the
-        weights, for all who ask the server, until another target needs others. Open one target at
-        a time. Raises AdapterError, ModelError or WeightsError, and WireError; the server then
-        answers as before unless a WeightsError says otherwise.
+        reports log-probabilities of prompts and it was trained at all. Targets of the plan's model
+        and of adapters can be open at the same time, each with its own sampler; a server of our own
+        has `max_loras` places for different adapters. A checkpoint replaces the weights, for all
+        who ask the server, until another target needs others, so its target is open alone.
+
+        Raises AdapterError, ModelError or WeightsError (kind "taken" if open targets need other
+        weights), and WireError; the server then answers as before unless a WeightsError says
+        otherwise.
         """
+        if folder is None or (folder / CONFIG).exists():
+            opening = self._open_base() if folder is None else self._open_adapter(folder)
+            with self._shared_weights():
+                async with opening as target:
+                    yield target
+            return
+        if self._targets:
+            raise WeightsError(
+                f"{folder} cannot replace the weights while other targets are open",
+                why=f"{self._targets} of them need the weights of the plan's model, and a server "
+                "has one set of weights",
+                fix="close the other targets first, or serve the checkpoint on a server of its own",
+                kind="taken",
+            )
+        with self._shared_weights():
+            self._checkpoint = folder
+            try:
+                async with self._open_checkpoint(folder) as target:
+                    yield target
+            finally:
+                self._checkpoint = None
+
+    @asynccontextmanager
+    async def target_named(self, model: str) -> AsyncIterator[Target]:
+        """Answer as `model`, a name that the server knows, such as an adapter loaded earlier.
+
+        Raises UnknownNameError for a name that the server does not list, WireError, and
+        WeightsError while the target of a checkpoint is open.
+        """
+        with self._shared_weights():
+            async with self._open_model(model) as target:
+                # hosted APIs answer to aliases that they do not list
+                if not isinstance(self.engine, RemoteEngine) and self.engine.wire.models_path:
+                    listed = await target.sampler.models()
+                    if model not in listed:
+                        raise UnknownNameError("model", model, listed)
+                yield target
+
+    @contextmanager
+    def _shared_weights(self) -> Iterator[None]:
+        """Count a target; raise WeightsError if the weights are those of a checkpoint now."""
+        if self._checkpoint is not None:
+            raise WeightsError(
+                f"the server answers with the weights in {self._checkpoint}",
+                why="that checkpoint's target is open, and a server has one set of weights",
+                fix="close it before another target is opened, or serve the checkpoint on a server "
+                "of its own",
+                kind="taken",
+            )
+        self._targets += 1
+        try:
+            yield
+        finally:
+            self._targets -= 1
+
+    @abstractmethod
+    def _open_base(self) -> AbstractAsyncContextManager[Target]:
+        """The plan's model."""
+
+    @abstractmethod
+    def _open_adapter(self, folder: Path) -> AbstractAsyncContextManager[Target]:
+        """The adapter in `folder`."""
+
+    @abstractmethod
+    def _open_checkpoint(self, folder: Path) -> AbstractAsyncContextManager[Target]:
+        """The checkpoint in `folder`, while no other target is open."""
+
+    @abstractmethod
+    def _open_model(self, model: str) -> AbstractAsyncContextManager[Target]:
+        """What the server calls `model`, which is not checked."""
 
     @property
     def sampler(self) -> HTTPSampler:

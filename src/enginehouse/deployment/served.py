@@ -14,7 +14,7 @@ import msgspec
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.stack import ServerLayers
-from enginehouse.core.errors import ModelError, WeightsError
+from enginehouse.core.errors import AdapterError, WeightsError
 from enginehouse.core.sampler import Capability, Provenance
 from enginehouse.deployment.base import Deployment, Incidents, Target
 from enginehouse.deployment.compute_type import type_in_command
@@ -28,7 +28,7 @@ from enginehouse.engines.base import LoraFlags, SupportsAdapters
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
 from enginehouse.servers.server import OwnedServer
-from enginehouse.weights.peft_folder import CONFIG, checkpoint_shapes, read_peft_folder
+from enginehouse.weights.peft_folder import checkpoint_shapes, read_peft_folder
 from enginehouse.weights.pool import AdapterPool, alias_of
 from enginehouse.weights.store import AdapterStore
 
@@ -96,6 +96,7 @@ class _ServedDeployment(Deployment):
         """Open the sampler of the plan's model, and of its adapter if it has one."""
         self.engine, self.model = self.prepared.engine, self.prepared.model
         self.weights = self.swaps.swapper
+        self._turn = asyncio.Lock()  # held while targets that open at once share a step
         sampler = await self.stack.enter_async_context(
             self._sampler(self.server.models[0], self.concurrency)
         )
@@ -107,7 +108,7 @@ class _ServedDeployment(Deployment):
         provenance = _provenance(self.server, self.prepared)
         self.default = self._base = Target(deployment=self, sampler=sampler, provenance=provenance)
         if (adapter := self.plan.adapter) is not None:
-            self.default = await self.stack.enter_async_context(self.target(adapter))
+            self.default = await self.stack.enter_async_context(self._open_adapter(adapter))
             self.context.notify(f"adapter: {adapter}, loaded as {self.default.provenance.model}")
 
     @property
@@ -115,63 +116,78 @@ class _ServedDeployment(Deployment):
         return self.owned.server
 
     @asynccontextmanager
-    async def target(self, folder: Path | None = None) -> AsyncIterator[Target]:
-        if folder is None or not (folder / CONFIG).exists():
-            yield await self._checkpoint(folder)
-            return
-        await self._checkpoint(None)
-        pool = await self._adapter_pool(folder)
+    async def _open_base(self) -> AsyncIterator[Target]:
+        await self._restore_own_weights()
+        yield self._base
+
+    @asynccontextmanager
+    async def _open_adapter(self, folder: Path) -> AsyncIterator[Target]:
+        await self._restore_own_weights()
+        if not self.plan.server.enable_lora:
+            raise AdapterError(
+                f"{folder} is an adapter, and the server was started without LoRA",
+                fix="give --enable-lora",
+            )
+        pool = await self._adapter_pool()
         supports = self.engine.capabilities(self.server.version).supports
         info = await asyncio.to_thread(read_peft_folder, folder)
-        loaded = await pool.load(
-            alias_of(folder),
-            folder,
-            prove=Capability.PROMPT_LOGPROBS in supports and not info.is_zero,
-        )
-        provenance = msgspec.structs.replace(
-            self._base.provenance, model=loaded.model, adapter_digest=loaded.stored.digest
-        )
-        async with self._sampler(loaded.model, self.concurrency) as sampler:
+        prove = Capability.PROMPT_LOGPROBS in supports and not info.is_zero
+        async with (
+            pool.kept(alias_of(folder), folder, prove=prove) as loaded,
+            self._sampler(loaded.model, self.concurrency) as sampler,
+        ):
             yield Target(
                 deployment=self,
                 sampler=sampler,
-                provenance=provenance,
+                provenance=msgspec.structs.replace(
+                    self._base.provenance, model=loaded.model, adapter_digest=loaded.stored.digest
+                ),
                 adapter=loaded.stored.path,
             )
 
-    async def _checkpoint(self, folder: Path | None) -> Target:
-        """Have the server answer with the weights in `folder`; None is the plan's model."""
+    @asynccontextmanager
+    async def _open_checkpoint(self, folder: Path) -> AsyncIterator[Target]:
         swapper = self.weights
         if swapper is None:
-            if folder is None:
-                return self._base
             raise WeightsError(
                 f"the weights of {self.server.name} cannot be swapped while it runs",
                 fix="serve the checkpoint by itself, or with vLLM and enable_weight_swap",
                 kind="unsupported",
             )
-        assert self.model is not None
-        own = Path(self.model.path)
-        # a folder that is named again may hold something else by now
-        if folder is not None or swapper.current.path != own:
-            await swapper.swap(folder or own)
-        if folder is None:
-            return self._base
+        # even if it has them: a folder that is named again may hold something else by now
+        await swapper.swap(folder)
         provenance = msgspec.structs.replace(
             self._base.provenance, model=str(folder), weights_digest=swapper.current.digest
         )
-        return Target(deployment=self, sampler=self._base.sampler, provenance=provenance)
+        yield Target(deployment=self, sampler=self._base.sampler, provenance=provenance)
 
-    async def _adapter_pool(self, folder: Path) -> AdapterPool:
-        """The server's adapters; made when the first one is needed."""
-        if self.pool is None:
-            options = self.plan.server
-            if not options.enable_lora:
-                raise ModelError(
-                    f"{folder} is an adapter, and the server was started without LoRA",
-                    fix="give --enable-lora",
-                )
+    @asynccontextmanager
+    async def _open_model(self, model: str) -> AsyncIterator[Target]:
+        await self._restore_own_weights()
+        provenance = msgspec.structs.replace(self._base.provenance, model=model)
+        if model not in self.server.models:
+            reason = "it was named, and loaded by somebody else"
+            unknown = {**provenance.unknown, "adapter_digest": reason}
+            provenance = msgspec.structs.replace(provenance, unknown=unknown)
+        async with self._sampler(model, self.concurrency) as sampler:
+            yield Target(deployment=self, sampler=sampler, provenance=provenance)
+
+    async def _restore_own_weights(self) -> None:
+        """Bring back the weights of the plan's model if a checkpoint has replaced them."""
+        if (swapper := self.weights) is not None:
             assert self.model is not None
+            own = Path(self.model.path)
+            async with self._turn:
+                if swapper.current.path != own:
+                    await swapper.swap(own)
+
+    async def _adapter_pool(self) -> AdapterPool:
+        """The server's adapters; made when the first one is needed."""
+        async with self._turn:
+            if self.pool is not None:
+                return self.pool
+            options, model = self.plan.server, self.model
+            assert model is not None
             # its own connections: loading and proving do not wait for a place among the requests
             sampler = await self.stack.enter_async_context(
                 self._sampler(self.server.models[0], None)
@@ -180,11 +196,11 @@ class _ServedDeployment(Deployment):
                 sampler,
                 max_loras=options.max_loras or 1,
                 store=AdapterStore(self.context.layout),
-                base=await asyncio.to_thread(checkpoint_shapes, Path(self.model.path)) or None,
+                base=await asyncio.to_thread(checkpoint_shapes, Path(model.path)) or None,
                 max_rank=options.max_lora_rank,
             )
             self.after_restart(self.pool.restore)
-        return self.pool
+            return self.pool
 
     def after_restart(self, restore: Callable[[HTTPSampler], Awaitable[object]]) -> None:
         """Have `restore` tell a restarted server again what it had been told.
@@ -230,9 +246,12 @@ def with_weight_swap(plan: Plan) -> Plan:
     return plan.model_copy(update={"server": options})
 
 
-def with_adapters(plan: Plan, folders: Iterable[Path] = ()) -> Plan:
+def with_adapters(
+    plan: Plan, folders: Iterable[Path] = (), *, max_loras: int | None = None
+) -> Plan:
     """The plan with LoRA enabled, for ranks as large as those of `folders`.
 
+    `max_loras` adapters can be open as targets at the same time; None leaves that to the engine.
     What the plan itself says takes precedence. Blocking. Raises AdapterError for a folder that
     holds no adapter, UnsupportedError for an engine that takes none.
     """
@@ -242,5 +261,11 @@ def with_adapters(plan: Plan, folders: Iterable[Path] = ()) -> Plan:
     options = plan.server
     lora = engine.lora if isinstance(engine, SupportsAdapters) else LoraFlags()
     rank = options.max_lora_rank or lora.rank_for(needed)
-    options = options.model_copy(update={"enable_lora": True, "max_lora_rank": rank})
+    options = options.model_copy(
+        update={
+            "enable_lora": True,
+            "max_lora_rank": rank,
+            "max_loras": options.max_loras or max_loras,
+        }
+    )
     return plan.model_copy(update={"server": options})

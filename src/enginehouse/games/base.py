@@ -119,6 +119,9 @@ class Game(Protocol):
         """By seat, the measures of a finished match by name; None where a measure has no value."""
         ...
 
-    def welfare(self, state: Any) -> tuple[float, float]:
-        """The total of all scores, and the largest total that the settings allow (or nan)."""
+    def welfare(self, state: Any) -> tuple[float, float | None]:
+        """The total of all scores, and the largest total that the settings allow.
+
+        None if that is not known. (JSON has no nan.)
+        """
         ...

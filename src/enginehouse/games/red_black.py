@@ -197,12 +197,12 @@ class RedBlack:
 
     def apply(self, state: State, actions: Mapping[str, Action]) -> State:
         """The state after one round. Raises ValueError for anything but RED or BLACK from both."""
-        choices = (actions.get(self._first), actions.get(self._second))
         if not self.decisions(state) or set(actions) != set(self._seats):
             raise ValueError(f"nobody, or somebody else, decides now: {dict(actions)}")
-        if choices not in self._points:
+        first, second = actions[self._first], actions[self._second]
+        if first not in (RED, BLACK) or second not in (RED, BLACK):
             raise ValueError(f"not RED or BLACK: {dict(actions)}")
-        return State((*state.rounds, choices))
+        return State((*state.rounds, (first, second)))
 
     def past_actions(self, state: State) -> tuple[Mapping[str, Action], ...]:
         """Both seats' choices in each round."""

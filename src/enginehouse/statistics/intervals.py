@@ -93,7 +93,9 @@ def resample_sums(columns: Floats, *, resamples: int, seed: int) -> Floats:
             drawn = generator.multinomial(clusters, counts / clusters, size=size) @ kinds
         else:
             chosen = generator.integers(clusters, size=(size, clusters))
-            drawn = np.stack([column[chosen].sum(axis=1) for column in columns.T], axis=1)
+            chosen += clusters * np.arange(size)[:, None]
+            times = np.bincount(chosen.ravel(), minlength=size * clusters)
+            drawn = times.reshape(size, clusters).astype(float) @ columns
         sums[first : first + size] = drawn
     return sums
 

@@ -1,4 +1,4 @@
-"""Run folders: one for each evaluation, found by its id."""
+"""Run folders: one for each evaluation or experiment, found by its id."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from filelock import FileLock, Timeout
 
 from enginehouse.core.errors import (
     BadRequestError,
+    ConfigurationError,
     EnginehouseError,
     OpenFilesError,
     RunLockedError,
@@ -34,6 +35,7 @@ from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 from enginehouse.store.private import make_private
 
+RunKind = Literal["evaluation", "experiment"]
 _LOCK_WAIT = 0.3  # seconds; longer than `is_held` holds the lock
 
 
@@ -60,7 +62,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     `worker` is the process that works on the run, or did last: recorded before it starts a server.
     `incidents`: the deaths of our own servers while they worked for it. `left_out`: variables of
-    the server's environment whose values are not kept in config.yaml.
+    the server's environment whose values are not kept in config.yaml. An experiment's `model` lists
+    its teams, and its only task is its game.
     """
 
     id: str
@@ -74,6 +77,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     worker: Worker | None = None
     incidents: tuple[Incident, ...] = ()
     left_out: tuple[str, ...] = ()
+    kind: RunKind = "evaluation"
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +89,7 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run:
-    """One run's folder. Anyone may read it; an evaluator must hold it (`hold`)."""
+    """One run's folder. Anyone may read it; whoever works on it must hold it (`hold`)."""
 
     def __init__(self, folder: Path, info: RunInfo) -> None:
         self.folder = folder
@@ -94,12 +98,12 @@ class Run:
 
     @property
     def config_path(self) -> Path:
-        """The resolved configuration, with which the evaluation can be repeated."""
+        """The resolved configuration, with which the run can be repeated."""
         return self.folder / "config.yaml"
 
     @property
     def journal_path(self) -> Path:
-        """The journal; missing until the evaluation begins."""
+        """The journal; missing until the work begins."""
         return self.folder / "journal.jsonl"
 
     @property
@@ -136,9 +140,17 @@ class Run:
         """Keep the report (JSON), atomically. Raises StoreError."""
         write_whole(self.report_path, report, private=True)
 
+    def require_kind(self, kind: RunKind, *, instead: str) -> None:
+        """Raise ConfigurationError for a run of another kind; `instead` is the command for it."""
+        if self.info.kind != kind:
+            raise ConfigurationError(
+                f"the run {self.info.id} is an {self.info.kind}, not an {kind}",
+                fix=f"enginehouse {instead} {self.info.id}",
+            )
+
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Exclude every other evaluator of this run, in this process and in others.
+        """Exclude everyone else who would work on this run, in this process and in others.
 
         Re-entrant for the same Run object. Raises RunLockedError, naming the holder, at once.
         The lock ends with its process, even by kill -9.
@@ -159,7 +171,7 @@ class Run:
             self._lock.release()
 
     def is_held(self) -> bool:
-        """Whether an evaluator holds it now."""
+        """Whether somebody works on it now."""
         if self._lock.is_locked:
             return True
         if not (self.folder / "lock").exists():
@@ -195,15 +207,17 @@ def create_run(
     config: str,
     versions: Mapping[str, str],
     left_out: Sequence[str] = (),
+    kind: RunKind = "evaluation",
+    title: str | None = None,
 ) -> Run:
     """Create a run's folder with run.json and config.yaml; it appears whole or not at all.
 
-    The id is `<UTC time>-<model>-<first task>[+<further tasks>]-<4 random hex digits>`; ids sort
-    by time. Raises StoreError.
+    The id is `<UTC time>-<model>-<first task>[+<further tasks>]-<4 random hex digits>`, with
+    `title` in place of the model if there is one; ids sort by time. Raises StoreError.
     """
     created = datetime.now(UTC)
     more = f"+{len(tasks) - 1}" if len(tasks) > 1 else ""
-    stem = f"{created:%Y%m%d-%H%M%S}-{_slug(model)}-{_slug(tasks[0])}{more}"
+    stem = f"{created:%Y%m%d-%H%M%S}-{_slug(title or model)}-{_slug(tasks[0])}{more}"
     while (layout.runs / (name := f"{stem}-{secrets.token_hex(2)}")).exists():
         pass
     info = RunInfo(
@@ -214,6 +228,7 @@ def create_run(
         tasks=tuple(tasks),
         versions=versions,
         left_out=tuple(left_out),
+        kind=kind,
     )
     unfinished = layout.runs / f".{name}"
     try:

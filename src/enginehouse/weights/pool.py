@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -15,6 +15,7 @@ import msgspec
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import (
+    AdapterError,
     ConfigurationError,
     EnginehouseError,
     UnknownModelError,
@@ -64,6 +65,7 @@ class _Entry(Resident):
     model: str
     stored: StoredAdapter
     effect: Effect | None = None
+    keepers: int = 0  # of its place, whether it is asked or not
 
 
 class AdapterPool:
@@ -90,6 +92,7 @@ class AdapterPool:
         self._store = store
         self._base = base
         self._max_rank = max_rank
+        self._places = max_loras
         self._residence: Residence[_Entry] = Residence(max_loras, come=self._load, go=self._unload)
         self._entries: dict[str, _Entry] = {}  # by name
         self._aliases: dict[str, _Entry] = {}
@@ -122,14 +125,37 @@ class AdapterPool:
         Waits for a place as requests do. With `prove`, an adapter without effect is unloaded again.
         Raises AdapterError, or WireError and ServerGoneError if the server cannot be reached.
         """
+        async with AsyncExitStack() as stack:
+            entry = await self._load_and_hold(alias, folder, stack, prove=prove)
+        return _state(entry, alias)
+
+    @asynccontextmanager
+    async def kept(
+        self, alias: str, folder: Path, *, prove: bool = False
+    ) -> AsyncIterator[PooledAdapter]:
+        """Load an adapter as `load` does, and keep it loaded for the length of the block.
+
+        Raises also AdapterError if others keep every place.
+        """
+        async with AsyncExitStack() as stack:
+            entry = await self._load_and_hold(alias, folder, stack, prove=prove, keep=True)
+            yield _state(entry, alias)
+
+    async def _load_and_hold(
+        self, alias: str, folder: Path, stack: AsyncExitStack, *, prove: bool, keep: bool = False
+    ) -> _Entry:
+        """`load`, with the adapter held until `stack` is closed."""
         async with self._turns[self._valid(alias)]:
             entry = await self._enter(alias, folder)
             try:
-                async with self._residence.hold(entry):
-                    if prove:
-                        entry.effect = await self._prove(entry, self._server)
-                    self._point(alias, entry)
+                if keep:
+                    stack.enter_context(self._place_kept(entry))
+                await stack.enter_async_context(self._residence.hold(entry))
+                if prove:
+                    entry.effect = await self._prove(entry, self._server)
+                self._point(alias, entry)
             except EnginehouseError:
+                await stack.aclose()
                 if self._aliases.get(alias) is not entry:
                     with suppress(EnginehouseError):
                         await self._residence.leave(entry)
@@ -137,7 +163,22 @@ class AdapterPool:
             finally:
                 if self._aliases.get(alias) is not entry:
                     self._drop(entry)
-            return _state(entry, alias)
+            return entry
+
+    @contextmanager
+    def _place_kept(self, entry: _Entry) -> Iterator[None]:
+        kept = [one.name for one in self._entries.values() if one.keepers]
+        if not entry.keepers and len(kept) >= self._places:
+            raise AdapterError(
+                f"there is no place for the adapter {entry.name}",
+                why=f"{', '.join(kept)} are in use, and the server takes {self._places} at a time",
+                fix=f"serve with --max-loras {self._places + 1} or more, or close another first",
+            )
+        entry.keepers += 1
+        try:
+            yield
+        finally:
+            entry.keepers -= 1
 
     async def unload(self, alias: str) -> None:
         """Forget an alias, and unload its adapter once its requests have been answered.
