@@ -181,7 +181,7 @@ class Evaluation:
                     format=JOURNAL_FORMAT, run=run_id, created=datetime.now(UTC), spec=self.spec
                 )
             )
-        self.check_header(run_id)
+        self.require_same_spec(run_id)
         for plan in self.plans.values():
             if (known := self.ledger.tasks.get(plan.name)) is None:
                 self.write(plan.record)
@@ -193,7 +193,7 @@ class Evaluation:
                     f"changed, `enginehouse rescore {run_id}` scores its answers again",
                 )
 
-    def check_header(self, run_id: str) -> None:
+    def require_same_spec(self, run_id: str) -> None:
         """Note a repaired end. Raises ConfigurationError if the run began with another spec."""
         if repair := self.journal.repair:
             self.write(RepairRecord(at=datetime.now(UTC), size=repair.size, kept=repair.kept.name))
