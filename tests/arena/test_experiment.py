@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from enginehouse.arena.records import Record
-from enginehouse.store.runs import RunStatus
 from tests.support.arena_fakes import (
     FakeModel,
     calls,
@@ -14,8 +12,11 @@ from tests.support.arena_fakes import (
     vote_for,
 )
 
+from enginehouse.store.runs import RunStatus
+
 
 async def test_two_against_two_for_three_rounds(tmp_path):
+    """The call count, the speakers and the votes are those of the original's schedule."""
     spec = red_black(team("red", size=2), team("black", size=2))
     red, black = FakeModel(vote_for("RED")), FakeModel(vote_for("BLACK"))
     run = new_run(tmp_path)
