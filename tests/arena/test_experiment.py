@@ -108,9 +108,8 @@ async def test_the_journal_says_who_played_what(tmp_path):
     }
     models = {first.id: first.model, second.id: second.model}
     made = calls(run)
-    assert all(
-        models[c.provenance] == {"team_a": "red", "team_b": "black"}[c.key.seat] for c in made
-    )
+    seats = {"team_a": "red", "team_b": "black"}
+    assert all(models[c.provenance] == seats[c.key.seat] for c in made)
     assert len({c.key for c in made}) == len(made)
     assert len({c.request.parameters.seed for c in made}) == len(made)
     assert {c.request.parameters.logprobs for c in made} == {0}
