@@ -47,12 +47,12 @@ def _is_foreign(run: Run, *, layout: Layout) -> bool:
 
 def _risks(run: Run, config: EvaluationConfig) -> Iterator[str]:
     """Every setting that would run code of the configuration's author, or send a key away."""
-    if config.python is not None:
-        yield f"python: {config.python} would be run"
-    for task in config.tasks:
+    plan, server = config.plan, config.plan.server
+    if plan.python is not None:
+        yield f"python: {plan.python} would be run"
+    for task in config.settings.tasks:
         if task.name.endswith((".yaml", ".yml")):
             yield f"tasks: {task.name} may name a Python function that scores answers"
-    server = config.server
     if server.trust_remote_code:
         yield "server.trust_remote_code: Python code that comes with the model would be run"
     if server.extra_args:
@@ -61,6 +61,6 @@ def _risks(run: Run, config: EvaluationConfig) -> Iterator[str]:
         yield f"server.env_vars: the engine would get {', '.join(server.env_vars)}"
     if run.info.left_out:
         yield f"run.json: the engine would get your {', '.join(run.info.left_out)}"
-    if config.url is not None:
-        key = config.api_key_env or "your API key, if one is set,"
-        yield f"url: {key} and the questions would be sent to {config.url}"
+    if plan.url is not None:
+        key = plan.api_key_env or "your API key, if one is set,"
+        yield f"url: {key} and the questions would be sent to {plan.url}"
