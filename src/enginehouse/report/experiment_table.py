@@ -230,14 +230,14 @@ def _p(value: float | None) -> str:
 
 
 def _ratings(report: ExperimentReport) -> Table:
-    table = make_table("rated", "rating", "95 % interval", "won", "tied", "lost", right=range(1, 6))
+    table = make_table("team", "rating", "won, tied, lost")
     for rating in report.ratings:
         interval = rating.rating.interval
+        bounds = f"{interval.low:+.0f} to {interval.high:+.0f}" if interval else "too few seeds"
         table.add_row(
             Text(rating.team),
-            Text(f"{rating.rating.value:+.0f}"),
-            Text(f"{interval.low:+.0f} to {interval.high:+.0f}" if interval else "too few seeds"),
-            *(Text(f"{count:,}") for count in (rating.wins, rating.ties, rating.losses)),
+            Text(f"{rating.rating.value:+.0f} ({bounds})"),
+            Text(f"{rating.wins:,}, {rating.ties:,}, {rating.losses:,}"),
         )
     return table
 
