@@ -40,6 +40,7 @@ from enginehouse.deployment.configuration import AskConfig, ServeConfig
 from enginehouse.doctor.findings import Finding
 from enginehouse.engines.options import ServerOptions
 from enginehouse.evaluation import records
+from enginehouse.games.registry import GAMES, list_games
 from enginehouse.provisioning.inventory import InstalledEnvironment
 from enginehouse.provisioning.plans import EnvironmentPlan
 from enginehouse.report import engine_table
@@ -229,6 +230,7 @@ def reference() -> Iterator[str]:
         ("Commands", commands()),
         ("Configuration files", configuration()),
         ("Tasks", tasks()),
+        ("Games", games()),
         ("Python", python()),
         ("JSON output", json_output()),
         ("Environment variables", table(("variable", "meaning"), code_first(VARIABLES))),
@@ -376,7 +378,8 @@ def kind_of(field: Mapping[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(kind_of(part) for part in field["anyOf"] if part.get("type") != "null")
     if "$ref" in field:
-        return "mapping, see [server](#server)"
+        server = field["$ref"].endswith("/ServerOptions")
+        return "mapping, see [server](#server)" if server else "mapping"
     if "enum" in field or "const" in field:
         return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
     kind = field["type"]
@@ -404,6 +407,21 @@ def tasks() -> Iterator[str]:
         line = f"{task.description}.{size} Correct: {task.headline}{further}. "
         line += f"Licence: {task.licence}. Source: {task.source}.{needs}"
         yield f"- `{task.name}`: " + line.replace("<", "\\<")
+
+
+def games() -> Iterator[str]:
+    """Every game with its settings and measures."""
+    yield "What `game:` in an experiment's file takes, besides `name` and `team_size`."
+    for info in list_games():
+        seats = f"{info.least_seats}"
+        if info.most_seats != info.least_seats:
+            seats += f" to {info.most_seats}"
+        agents = "teams" if info.teams else "single agents"
+        yield from ("", f"### {info.name}", "")
+        yield f"{info.description[0].upper()}{info.description[1:]}. Seats: {seats}, for {agents}."
+        yield "Measures:"
+        yield from ("", *(f"- `{m.name}`: {m.description}" for m in info.measures), "")
+        yield from keys(GAMES.load(info.name).Settings)
 
 
 def python() -> Iterator[str]:

@@ -102,7 +102,7 @@ async def begin_run(config: EvaluationConfig, context: Context) -> PlannedRun:
     spec, tasks = await asyncio.to_thread(_plan, config.settings)
     if plan.engine is not None:
         engine = load_engine(plan.engine)
-        evaluation.check_tasks(spec, tasks=tasks, capabilities=engine.capabilities(None))
+        evaluation.require_supported(spec, tasks=tasks, capabilities=engine.capabilities(None))
     run = create_run(
         context.layout,
         model=plan.model or str(plan.path or plan.url),

@@ -159,7 +159,9 @@ def with_system(prompt: ChatPrompt, spec: EvaluationSpec) -> ChatPrompt:
     return ChatPrompt((Message(role="system", content=spec.system), *turns))
 
 
-def check_tasks(spec: EvaluationSpec, *, tasks: TaskPlans, capabilities: Capabilities) -> None:
+def require_supported(
+    spec: EvaluationSpec, *, tasks: TaskPlans, capabilities: Capabilities
+) -> None:
     """Raise UnsupportedError if an engine with these capabilities does not support the tasks."""
     for plan in tasks:
         require_capabilities(plan, capabilities, spec=spec)

@@ -69,7 +69,8 @@ class ForagingSettings(StrictModel):
             "stone_axe": Recipe(ingredients={"wood": 1, "stone": 1}, points=20),
         }
     )
-    """What can be crafted, by name; {} takes crafting out of the game."""
+    """What can be crafted, by name: `ingredients` (how many of each type) and `points`; {} takes
+    crafting out of the game."""
 
     @model_validator(mode="after")
     def _playable(self) -> ForagingSettings:

@@ -39,10 +39,12 @@ class RedBlackSettings(StrictModel):
 
     num_rounds: PositiveInt = 10
     """Rounds in a match."""
-    multipliers: dict[int, Annotated[float, Field(gt=0)]]
+    multipliers: dict[int, Annotated[float, Field(gt=0)]] = Field(default=ORIGINAL_MULTIPLIERS)
     """By round, the factor that its points count with; 1 for all others. By default RedBlackBench's
     {5: 3, 8: 5, 10: 10}, without those beyond num_rounds; {} for none."""
     payoffs: Payoffs = Payoffs()
+    """A team's points for one round: both_black, both_red, red_against_black, black_against_red; by
+    default 3, -3, 6 and -6."""
 
     @model_validator(mode="before")
     @classmethod

@@ -26,7 +26,7 @@ from enginehouse.core.errors import (
 from enginehouse.deployment.configuration import merged, parse
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.deployment.preparation import with_api_key
-from enginehouse.engines.base import ServedEngine, require_api_key
+from enginehouse.engines.base import ServedEngine
 from enginehouse.engines.registry import load_engine
 from enginehouse.results.summary import Report
 from enginehouse.runtime.blocking import run_blocking
@@ -146,7 +146,7 @@ def _configuration(tasks: Sequence[str], settings: Mapping[str, Any]) -> Evaluat
             fix="choose an engine that needs a checkpoint: see `enginehouse engines`",
         )
     if config.plan.url is None:
-        require_api_key(with_api_key(config.plan.server))
+        with_api_key(config.plan.server)
     return config
 
 
