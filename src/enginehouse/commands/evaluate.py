@@ -150,7 +150,8 @@ async def _evaluate(
                 run=run,
                 progress=progress,
             )
-        config = with_left_out(planned.config, run.info.left_out)
+        server = with_left_out(planned.config.server, run.info.left_out)
+        config = planned.config.model_copy(update={"server": server})
         async with open_deployment(config, context, concurrency=config.concurrency) as deployment:
             return await _ask(
                 planned, deployment.default, progress=progress, retry_failed=retry_failed
