@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from enginehouse.batch.configuration import SampleConfig
 from enginehouse.batch.prompt_files import PromptLine, read_prompts
+from enginehouse.batch.settings import SampleSettings
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.messages import ChatPrompt, Message, TextPrompt, TokenPrompt
 from enginehouse.core.sampling import StructuredOutput
@@ -21,14 +21,12 @@ def read(folder: Path, text: str | bytes, **given: Any) -> list[PromptLine]:
     """The prompts of a file with that content."""
     path = folder / "prompts.jsonl"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return read_prompts(config(path, **given))
+    return read_prompts(settings(path, **given))
 
 
-def config(path: Path | str, **given: Any) -> SampleConfig:
+def settings(path: Path | str, **given: Any) -> SampleSettings:
     """What `sample` would be given."""
-    return SampleConfig.model_validate(
-        {"model": "m", "out": "out.jsonl", "prompts": str(path), **given}
-    )
+    return SampleSettings.model_validate({"out": "out.jsonl", "prompts": str(path), **given})
 
 
 def test_every_kind_of_prompt(tmp_path: Path):
@@ -74,7 +72,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch):
     """With - for a file."""
     data = io.BytesIO(b'{"prompt": "a"}\n')
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=data))
-    assert [p.id for p in read_prompts(config("-"))] == [1]
+    assert [p.id for p in read_prompts(settings("-"))] == [1]
 
 
 def test_the_digest_stands_for_prompt_and_parameters(tmp_path: Path):
@@ -130,7 +128,7 @@ def test_an_invalid_prompt(tmp_path: Path, line: str | bytes, said: str):
 def test_no_prompts_at_all(tmp_path: Path):
     """No file, an empty one, and a schema that is none."""
     with pytest.raises(ConfigurationError, match="nowhere"):
-        read_prompts(config("nowhere"))
+        read_prompts(settings("nowhere"))
     with pytest.raises(ConfigurationError, match="no prompts"):
         read(tmp_path, "\n \n")
     schema = tmp_path / "schema.json"

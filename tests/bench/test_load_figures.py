@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 
 from enginehouse.bench.closed_loop import TimedRequest
-from enginehouse.bench.configuration import BenchConfig
 from enginehouse.bench.load_figures import summarise
+from enginehouse.bench.settings import BenchSettings
 from enginehouse.core.errors import ConnectionFailedError, ServerFaultError, WireError
 from enginehouse.core.sampler import Load
 from enginehouse.results.benchmark import LoadMeasurement
 
-CONFIG = BenchConfig(url="http://127.0.0.1:1", input_tokens=100, output_tokens=3)
+SETTINGS = BenchSettings(input_tokens=100, output_tokens=3)
 
 
 def timed(started: float, *chunks: float, tokens: int = 3) -> TimedRequest:
@@ -34,7 +34,7 @@ def failed(started: float, error: WireError) -> TimedRequest:
 def summary(*requests: TimedRequest, **changes: Any) -> LoadMeasurement:
     """The figures of a loop without a server's counters."""
     given = {"client_cpu": 0.1, "before": None, "after": None} | changes
-    return summarise(requests, CONFIG, concurrency=2, warmup=2, **given)
+    return summarise(requests, SETTINGS, concurrency=2, warmup=2, **given)
 
 
 def test_rates_are_over_the_whole_time():

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from enginehouse.bench.configuration import BenchConfig
 from enginehouse.commands.bench import require_answers, run_benchmark
+from enginehouse.commands.configuration import BenchConfig
 from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,

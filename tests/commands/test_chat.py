@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from enginehouse.commands.chat import Conversation
-from enginehouse.commands.configuration import ChatConfig
+from enginehouse.commands.configuration import ChatSettings
 from enginehouse.core.errors import (
     ConnectionFailedError,
     ContextOverflowError,
@@ -74,7 +74,7 @@ def said(request: SampleRequest) -> str:
 
 def begin(sampler: Talker, **given: Any) -> Conversation:
     """A conversation."""
-    return Conversation(sampler, ChatConfig.model_validate({"model": "m", **given}))
+    return Conversation(sampler, ChatSettings.model_validate(given))
 
 
 async def test_what_was_said_is_told_again():

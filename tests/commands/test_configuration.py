@@ -35,7 +35,7 @@ def test_example_servers_parse(name: str) -> None:
 def test_demo_parses() -> None:
     """The demo evaluates the three tasks with their own limits."""
     config = parse(EvaluationConfig, read_yaml(EXAMPLES / "demo.yaml"), origin="demo")
-    assert [(t.name, t.limit) for t in config.tasks] == [
+    assert [(t.name, t.limit) for t in config.settings.tasks] == [
         ("hellaswag", 30),
         ("gsm8k", 15),
         ("instructions", 15),
@@ -197,7 +197,7 @@ def test_task_paths_start_at_the_files_folder(tmp_path: Path) -> None:
 def test_tasks_may_be_plain_names() -> None:
     """`tasks: [gsm8k]` is short for `tasks: [{name: gsm8k}]`."""
     config = parse(EvaluationConfig, {"model": "m", "tasks": ["gsm8k"]}, origin="f")
-    assert config.tasks[0].name == "gsm8k"
+    assert config.settings.tasks[0].name == "gsm8k"
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_text_that_cannot_be_written_down(values: dict[str, Any], where: str):
 def test_a_model_may_be_told_null_bytes():
     """In the system message they are text like any other."""
     values = {"tasks": ["gsm8k"], "model": "m", "system": "a\0b"}
-    assert parse(EvaluationConfig, values, origin="it").system == "a\0b"
+    assert parse(EvaluationConfig, values, origin="it").settings.system == "a\0b"
 
 
 def test_samples_have_a_limit():

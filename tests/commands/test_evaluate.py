@@ -257,10 +257,12 @@ def test_the_resolved_configuration_is_whole_and_has_no_secret():
     assert not [secret for secret in ("s1", "s2", "s3") if secret in text]
     assert "api_key, env_vars.DB_PASSWORD, env_vars.HF_TOKEN" in text.splitlines()[1]
     again = parse(EvaluationConfig, yaml.safe_load(text), origin="again")
-    assert again.server.env_vars == {"OMP_NUM_THREADS": "2"}
-    assert again.server.api_key is None
-    kept = {"api_key": None, "env_vars": again.server.env_vars}
-    assert again == config.model_copy(update={"server": config.server.model_copy(update=kept)})
+    assert again.plan.server.env_vars == {"OMP_NUM_THREADS": "2"}
+    assert again.plan.server.api_key is None
+    kept = {"api_key": None, "env_vars": again.plan.server.env_vars}
+    server = config.plan.server.model_copy(update=kept)
+    plan = config.plan.model_copy(update={"server": server})
+    assert again == config.model_copy(update={"plan": plan})
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from enginehouse.commands.configuration import ParityConfig
 from enginehouse.commands.parity import run_parity
 from enginehouse.core.errors import ModelError
 from enginehouse.deployment import reference_scores
-from enginehouse.deployment.configuration import parse
+from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.deployment.reference_scores import TEXTS, score_with_peft
 from enginehouse.engines.registry import ENGINES
 from enginehouse.results.parity import ParityReport
@@ -39,7 +39,7 @@ class Place:
         self.ours = [list(SCORES) for _ in TEXTS]
         self.reference: list[list[float | None]] = [list(SCORES) for _ in TEXTS]
         self.argv: list[str] = []
-        self.served: ParityConfig | None = None
+        self.served: ServeConfig | None = None
         self.said: list[str] = []
         self.server = Server(
             name="it",
@@ -68,25 +68,25 @@ class Place:
         tokens = [None, *(SimpleNamespace(logprob=value) for value in scores)]
         return SimpleNamespace(prompt_logprobs=tokens)
 
-    async def prepare(self, config: ParityConfig, context: Context) -> Any:
+    async def prepare(self, plan: ServeConfig, context: Context) -> Any:
         """As `deployment.preparation.prepare`."""
         context.notify("environment: it")
         return SimpleNamespace(
-            engine=ENGINES.load(config.engine or "vllm")(),
+            engine=ENGINES.load(plan.engine or "vllm")(),
             model=SimpleNamespace(path=str(self.checkpoint), name="tiny"),
-            options=config.server.model_copy(update=self.chosen),
+            options=plan.server.model_copy(update=self.chosen),
         )
 
     @asynccontextmanager
-    async def open_deployment(self, config: ParityConfig, context: Context) -> AsyncIterator[Any]:
+    async def open_deployment(self, plan: ServeConfig, context: Context) -> AsyncIterator[Any]:
         """As `deployment.opening.open_deployment`."""
         context.notify("environment: it")
-        self.served = config
-        extra = config.server.extra_args
-        dtype = ("--dtype", config.server.dtype) if config.server.dtype else ()
+        self.served = plan
+        extra = plan.server.extra_args
+        dtype = ("--dtype", plan.server.dtype) if plan.server.dtype else ()
         command = ("vllm", *dtype, *(extra.split() if isinstance(extra, str) else extra))
         server = replace(self.server, command=command)
-        default = SimpleNamespace(adapter=config.adapter)
+        default = SimpleNamespace(adapter=plan.adapter)
         yield SimpleNamespace(server=server, sampler=self, default=default)
 
     async def run_program(self, argv: Sequence[str], **_: Any) -> Any:

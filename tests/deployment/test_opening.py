@@ -11,8 +11,8 @@ from tests.support.command_line import House, port_is_free
 
 import enginehouse
 from enginehouse import ChatPrompt, EnginehouseError, Message, SampleRequest
-from enginehouse.commands.configuration import EvaluationConfig, TaskConfig
 from enginehouse.core.errors import ConfigurationError, ModelError, StartError
+from enginehouse.deployment.configuration import AskConfig
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.deployment.preparation import choose_engine
 from enginehouse.runtime.context import Context
@@ -107,8 +107,7 @@ async def test_no_model(house: House):
 async def test_a_server_of_somebody_else(house: House):
     """It is asked, not watched, and left running; what cannot be known is null with its reason."""
     async with running_fake_engine(model="theirs") as handle:
-        config = EvaluationConfig(url=handle.url, tasks=(TaskConfig(name="instructions"),))
-        async with open_deployment(config, Context()) as server:
+        async with open_deployment(AskConfig(url=handle.url), Context()) as server:
             response = await server.sampler.sample(HELLO)
             assert response.completions[0].text
             assert server.provenance.weights_digest is None

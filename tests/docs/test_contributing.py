@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -85,6 +86,35 @@ def test_a_toy_engine_and_a_toy_task(house: House, site: Path):
     done = house.run(*shown.replace("RUN", done.report["run"]).split())
     assert done.code == 0, done.err
     assert "What is the capital of" in done.out
+
+
+def test_a_toy_game_keeps_its_promises(house: House, site: Path):
+    """Made by its name from the package, and played by the page's own test."""
+    install("adding-a-game.md", site)
+    test = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_pennies.py")
+    done = subprocess.run(
+        test, check=False, env=house.env, cwd=site, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+
+
+def test_a_game_that_lacks_a_method_is_named(house: House, site: Path):
+    """With its package; the games of the tree are unaffected."""
+    install("adding-a-game.md", site)
+    module = site / "toy_game/pennies.py"
+    module.write_text(module.read_text().replace("def welfare(", "def welfear("))
+    code = (
+        "from enginehouse.games.registry import list_games\n"
+        "print([info.name for info in list_games(notify=print)])"
+    )
+    done = subprocess.run(
+        (sys.executable, "-c", code), check=False, env=house.env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the package toy-game lacks: welfare" in done.stdout
+    assert "red_black" in done.stdout.splitlines()[-1]
+    assert "pennies" not in done.stdout.splitlines()[-1]
 
 
 def test_logs_are_diagnosed_with_the_toy_installed(house: House, site: Path):

@@ -166,7 +166,7 @@ def test_every_flag_of_an_advice_exists():
     """A next step names options of ours or of vLLM, or one of another program."""
     known = set(json.loads((Path(__file__).parent / "vllm-0.32.0-flags.json").read_text()))
     for kind in (ServerOptions, EvaluationConfig):
-        known |= {f"--{name.replace('_', '-')}" for name in kind.model_fields}
+        known |= {f"--{name.replace('_', '-')}" for name in kind.user_fields()}
     known |= {
         "--env",
         "--no-avoid-quirks",

@@ -100,9 +100,9 @@ def test_an_amount_that_was_not_offered_is_refused(given):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"contributions": [0, 30]}, "more than the endowment"),
+        ({"contributions": [0, 30]}, "has 30"),
         ({"contributions": [5]}, "contributions"),
-        ({"contributions": [-5, 5]}, "contributions"),
+        ({"contributions": [-5, 5]}, "has -5"),
         ({"contributions": [5, 5.0]}, "twice"),
         ({"factor": 0}, "factor"),
         ({"endowmnt": 3}, "did you mean 'endowment'"),

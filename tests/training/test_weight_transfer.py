@@ -23,9 +23,8 @@ from tests.support.command_line import House
 from tests.support.stand_in import Torch
 from tests.support.tiny_checkpoints import write_checkpoint
 
-from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.core.errors import ServerFaultError, UnknownNameError, WeightsError
-from enginehouse.deployment.configuration import parse
+from enginehouse.deployment.configuration import AskConfig
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.deployment.swapping import weights_info
 from enginehouse.engines.vllm.wire import VLLM_WEIGHTS
@@ -336,11 +335,10 @@ def test_a_server_of_ours(house: House):
 
     records = [status["record"] for status in house.run("ps", "--json").report]
     (url,) = [record["base_url"] for record in records if record["name"] == "sent"]
-    config = parse(EvaluationConfig, {"url": url, "tasks": ["instructions"]}, origin="test")
 
     async def evaluate() -> None:
         async with (
-            open_deployment(config, Context()) as deployment,
+            open_deployment(AskConfig(url=url), Context()) as deployment,
             deployment.target(own),
         ):
             pytest.fail("the weights that were sent could not be brought back")

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from enginehouse.batch.configuration import SampleConfig
+from enginehouse.batch.settings import SampleSettings
 from enginehouse.core.errors import ConfigurationError, nearest
 from enginehouse.core.messages import ChatPrompt, Message, Prompt, TextPrompt, TokenPrompt
 from enginehouse.core.sampler import SampleRequest
@@ -38,24 +38,24 @@ class PromptLine(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
 
 
-def read_prompts(config: SampleConfig) -> list[PromptLine]:
+def read_prompts(settings: SampleSettings) -> list[PromptLine]:
     """Every prompt in order; blank lines are skipped. Blocking.
 
     Raises ConfigurationError, naming file and line, for an invalid prompt and for a duplicate id.
     """
-    name = "standard input" if config.prompts == "-" else config.prompts
-    common = _common(config)
+    name = "standard input" if settings.prompts == "-" else settings.prompts
+    common = _common(settings)
     prompts: list[PromptLine] = []
     lines_of: dict[PromptId, int] = {}
     try:
-        path = Path(config.prompts).expanduser()
-        opened = nullcontext(sys.stdin.buffer) if config.prompts == "-" else path.open("rb")
+        path = Path(settings.prompts).expanduser()
+        opened = nullcontext(sys.stdin.buffer) if settings.prompts == "-" else path.open("rb")
         with opened as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
                 try:
-                    prompt = _prompt_line(line, number, config=config, common=common)
+                    prompt = _prompt_line(line, number, settings=settings, common=common)
                 except ConfigurationError as error:
                     error.message = f"{name}, line {number}: {error.message}"
                     raise
@@ -77,12 +77,12 @@ def read_prompts(config: SampleConfig) -> list[PromptLine]:
     return prompts
 
 
-def _common(config: SampleConfig) -> dict[str, Any]:
-    values = {name: getattr(config, name) for name in _PARAMETERS if hasattr(config, name)}
-    if config.json_schema is not None:
-        values["json_schema"] = _read_schema(config.json_schema)
-    if config.choice is not None:
-        values["choice"] = config.choice
+def _common(settings: SampleSettings) -> dict[str, Any]:
+    values = {name: getattr(settings, name) for name in _PARAMETERS if hasattr(settings, name)}
+    if settings.json_schema is not None:
+        values["json_schema"] = _read_schema(settings.json_schema)
+    if settings.choice is not None:
+        values["choice"] = settings.choice
     return values
 
 
@@ -98,9 +98,9 @@ def _read_schema(path: Path) -> dict[str, Any]:
 
 
 def _prompt_line(
-    line: bytes, number: int, *, config: SampleConfig, common: Mapping[str, Any]
+    line: bytes, number: int, *, settings: SampleSettings, common: Mapping[str, Any]
 ) -> PromptLine:
-    values = {"prompt": _text(line)} if config.plain else _object(line)
+    values = {"prompt": _text(line)} if settings.plain else _object(line)
     if unknown := [key for key in values if key not in _KEYS]:
         close = nearest(unknown[0], _KEYS)
         hint = f"did you mean {close!r}?" if close else f"known: {', '.join(_KEYS)}"
@@ -110,7 +110,7 @@ def _prompt_line(
         raise ConfigurationError(
             f"it has {' and '.join(given) or 'no prompt'}", fix=f"give one of {', '.join(_PROMPTS)}"
         )
-    prompt = _prompt(given[0], values[given[0]], chat=config.chat)
+    prompt = _prompt(given[0], values[given[0]], chat=settings.chat)
     own = {k: v for k, v in values.items() if k not in ("id", *_PROMPTS) and v is not None}
     parameters = _parameters(common, own)
     return PromptLine(

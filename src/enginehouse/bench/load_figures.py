@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from enginehouse.bench.closed_loop import TimedRequest
-from enginehouse.bench.configuration import BenchConfig
+from enginehouse.bench.settings import BenchSettings
 from enginehouse.core.sampler import Load
 from enginehouse.results.benchmark import FailedRequests, Latencies, LoadMeasurement, ServerCounts
 from enginehouse.statistics.percentiles import percentiles
@@ -18,7 +18,7 @@ _SINGLE = 1.05  # tokens per chunk that still counts as one
 
 def summarise(
     timed: Sequence[TimedRequest],
-    config: BenchConfig,
+    settings: BenchSettings,
     *,
     concurrency: int,
     warmup: int,
@@ -29,7 +29,7 @@ def summarise(
     """The figures of one closed loop; `client_cpu` in cores, `before` and `after` the server's."""
     good = [request for request in timed if request.failure is None]
     seconds = max(r.ended for r in timed) - min(r.started for r in timed)
-    prompt_tokens = sum(r.prompt_tokens or config.input_tokens for r in good)
+    prompt_tokens = sum(r.prompt_tokens or settings.input_tokens for r in good)
     output_tokens = sum(r.output_tokens for r in good)
     chunks = sum(len(r.chunks) for r in good)
     server = _counted(before, after)
@@ -50,7 +50,7 @@ def summarise(
         client_cpu=client_cpu,
         server=server,
         notes=(
-            *_notes_on_client(good, config, client_cpu=client_cpu),
+            *_notes_on_client(good, settings, client_cpu=client_cpu),
             *(_notes_on_server(server, ours=None if len(good) < len(timed) else output_tokens)),
         ),
     )
@@ -95,13 +95,13 @@ def _counted(before: Load | None, after: Load | None) -> ServerCounts | None:
 
 
 def _notes_on_client(
-    good: Sequence[TimedRequest], config: BenchConfig, *, client_cpu: float
+    good: Sequence[TimedRequest], settings: BenchSettings, *, client_cpu: float
 ) -> Iterator[str]:
     if client_cpu > BUSY_CLIENT:
         yield f"this client used {client_cpu:.0%} of a core: the server may be faster than shown"
-    if odd := sum(r.output_tokens != config.output_tokens for r in good):
+    if odd := sum(r.output_tokens != settings.output_tokens for r in good):
         answers = "1 answer does" if odd == 1 else f"{odd:,} answers do"
-        yield f"{answers} not have the requested {config.output_tokens:,} tokens"
+        yield f"{answers} not have the requested {settings.output_tokens:,} tokens"
     chunks = sum(len(r.chunks) for r in good)
     tokens = sum(r.output_tokens for r in good)
     if chunks and tokens / chunks > _SINGLE:

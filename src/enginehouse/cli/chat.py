@@ -12,7 +12,7 @@ import typer
 
 from enginehouse.cli.console import Console, Interrupted
 from enginehouse.cli.options import Given, with_config_options
-from enginehouse.commands.configuration import ChatConfig
+from enginehouse.commands.configuration import ChatConfig, ChatSettings
 from enginehouse.core.errors import UnauthorizedError, WireError
 from enginehouse.report.visible_text import write_plain, write_text
 from enginehouse.runtime.context import Context
@@ -29,15 +29,15 @@ def chat(*, given: Given[ChatConfig], console: Console) -> None:
 
     /reset starts a new conversation, /exit quits. Ctrl-C stops an answer, or quits at the prompt.
     """
-    settings = given.settings()
+    config = given.settings()
     context = Context(notify=console.note)
     from enginehouse.deployment.opening import open_deployment
     from enginehouse.runtime.blocking import Portal
 
     with _interruptible():
-        held = Portal(lambda: open_deployment(settings, context, concurrency=1), name="chat")
+        held = Portal(lambda: open_deployment(config.plan, context, concurrency=1), name="chat")
         try:
-            failure = _Talk(held, settings, console).run()
+            failure = _Talk(held, config.settings, console).run()
         finally:
             # From here on the server is being stopped, which a second signal must not cut short.
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -50,7 +50,7 @@ def chat(*, given: Given[ChatConfig], console: Console) -> None:
 class _Talk:
     """The terminal's side of a conversation."""
 
-    def __init__(self, held: Portal[Deployment], settings: ChatConfig, console: Console) -> None:
+    def __init__(self, held: Portal[Deployment], settings: ChatSettings, console: Console) -> None:
         self._held = held
         self._console = console
         self._conversation = held.call(lambda ready: _begin(ready, settings))
@@ -133,7 +133,7 @@ class _AnswerOnScreen:
             self._write(sys.stdout, "\n")
 
 
-async def _begin(ready: Deployment, settings: ChatConfig) -> Conversation:
+async def _begin(ready: Deployment, settings: ChatSettings) -> Conversation:
     from enginehouse.commands.chat import Conversation
 
     return Conversation(ready.sampler, settings)

@@ -27,8 +27,9 @@ from enginehouse.cli.console import Console
 from enginehouse.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from pydantic.fields import FieldInfo
+
+    from enginehouse.core.strict_model import StrictModel
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 VerboseOption = Annotated[
@@ -56,7 +57,7 @@ _ARGUMENTS = ("directory", "model")  # in this order; everything else is an opti
 _FLAGS = {"tasks": ["--task", "-t"], "env_vars": ["--env"], "json_schema": ["--schema"]}
 _REPEATED = {"tasks", "env_vars", "stop"}
 
-Config = TypeVar("Config", bound="BaseModel")
+Config = TypeVar("Config", bound="StrictModel")
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,9 @@ def with_config_options(
         _keyword(name, option, None if name == "config" else False)
         for name, option in common.items()
     ]
-    fields = [name for name in kind.model_fields if name != "server" and name not in without]
-    options = [_option(name, kind.model_fields[name]) for name in fields]
+    known = kind.user_fields()
+    fields = [name for name in known if name != "server" and name not in without]
+    options = [_option(name, known[name]) for name in fields]
     server = [_option(n, field, panel="Server") for n, field in ServerOptions.model_fields.items()]
 
     def decorate(command: Callable[..., Any]) -> Any:

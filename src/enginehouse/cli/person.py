@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 
-from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.errors import ServerGoneError
 from enginehouse.report.visible_text import write_text
 
 
@@ -18,9 +18,9 @@ class Person:
         self._unread = b""
 
     async def ask(self, text: str) -> str:
-        """Show a text and return the line that is answered. Raises ConfigurationError at the end.
+        """Show a text and return the line that is answered.
 
-        Cancellable: what is typed then is lost.
+        Raises ServerGoneError at the end of the input. When cancelled, the next line is lost.
         """
         write_text(sys.stderr, f"\n{text}\n> ")
         loop = asyncio.get_running_loop()
@@ -39,9 +39,9 @@ class Person:
         threading.Thread(target=read, daemon=True).start()
         line = await answer
         if line is None:
-            raise ConfigurationError(
+            raise ServerGoneError(
                 "an agent is human, and standard input has ended",
-                fix="play at a terminal, or let a script or a model take the place",
+                fix="play on at a terminal, or let a script or a model take the place",
             )
         return line.decode(errors="replace")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from enginehouse.batch.configuration import SampleConfig
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import Given, with_config_options
+from enginehouse.commands.configuration import SampleConfig
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.runtime.context import Context
 
@@ -16,8 +16,8 @@ def sample(*, given: Given[SampleConfig], console: Console) -> None:
     A line of the prompts has `prompt` (a text), `messages` or `token_ids`, and may have an `id` and
     sampling parameters of its own. Exits with status 6 if a sample failed.
     """
-    settings = given.settings()
-    printed = settings.out == "-"
+    config = given.settings()
+    printed = config.settings.out == "-"
     if printed and console.json:
         raise ConfigurationError(
             "--json cannot be used with --out -, which prints the samples", fix="leave --json out"
@@ -25,7 +25,7 @@ def sample(*, given: Given[SampleConfig], console: Console) -> None:
     from enginehouse.commands.sample import require_samples, run_sampling
 
     with console.progress() as progress:
-        summary = run_async(run_sampling(settings, Context(notify=console.note), progress=progress))
+        summary = run_async(run_sampling(config, Context(notify=console.note), progress=progress))
     before = summary.prompts - summary.asked
     text = f"{summary.out}: {summary.answered:,} of {summary.prompts:,} prompts answered"
     text += f" ({before:,} of them before)" if before else ""

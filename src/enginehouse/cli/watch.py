@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from enginehouse.results.curve import Curve, CurvePoint
 
 
-@with_config_options(WatchConfig)
+@with_config_options(WatchConfig, without={"adapter"})
 def watch(*, data: DataOption = None, given: Given[WatchConfig], console: Console) -> None:
-    """Evaluate checkpoints and adapters as they appear in a folder, and plot their scores."""
+    """Evaluate checkpoints and adapters as they appear in a folder, and plot their scores.
+
+    The model is the base of the adapters; it is evaluated, too.
+    """
     settings = given.parse(task_values(given, data=data))
     from enginehouse.report.curve_table import LinePerPoint, curve_display
     from enginehouse.watch import watcher

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from enginehouse.commands.configuration import ChatConfig
+from enginehouse.commands.configuration import ChatSettings
 from enginehouse.core.errors import ContextOverflowError, UnsupportedError
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.sampler import Capability, Delta, Sampler, SampleRequest
@@ -25,7 +25,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 class Conversation:
     """What was said so far. Raises UnsupportedError for a sampler that cannot chat."""
 
-    def __init__(self, sampler: Sampler, config: ChatConfig) -> None:
+    def __init__(self, sampler: Sampler, settings: ChatSettings) -> None:
         supports = sampler.capabilities.supports
         if Capability.CHAT not in supports:
             raise UnsupportedError(
@@ -34,12 +34,12 @@ class Conversation:
         self._sampler = sampler
         self._streams = Capability.STREAM in supports
         self._parameters = SamplingParameters(
-            temperature=config.temperature,
-            top_p=config.top_p,
-            max_tokens=config.max_tokens,
-            seed=config.seed,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=settings.max_tokens,
+            seed=settings.seed,
         )
-        self._system = (Message("system", config.system),) if config.system else ()
+        self._system = (Message("system", settings.system),) if settings.system else ()
         self.messages: tuple[Message, ...] = self._system
 
     def reset(self) -> None:

@@ -91,13 +91,10 @@ async def run_check(config: CheckConfig, context: Context) -> CheckReport:
 
     What fails is in the report. Raises what `open_deployment` does.
     """
-    if (
-        config.url
-        and config.engine is None
-        and (record := record_at(config.url, layout=context.layout))
-    ):
-        config = config.model_copy(update={"engine": record.engine})  # one of our own servers
-    async with open_deployment(config, context, concurrency=config.users) as deployment:
+    plan, settings = config.plan, config.settings
+    if plan.url and plan.engine is None and (record := record_at(plan.url, layout=context.layout)):
+        plan = plan.model_copy(update={"engine": record.engine})  # one of our own servers
+    async with open_deployment(plan, context, concurrency=settings.users) as deployment:
         server = deployment.server
         async with HTTPSampler(
             server.base_url,
@@ -105,16 +102,16 @@ async def run_check(config: CheckConfig, context: Context) -> CheckReport:
             capabilities=deployment.engine.capabilities(server.version),
             wire=deployment.engine.wire,
             api_key=server.api_key,
-            concurrency=config.users,
+            concurrency=settings.users,
             timeouts=_TIMEOUTS,
             retries=_BRIEFLY,
         ) as sampler:
             target = _Target(deployment.engine, server, sampler)
-            if config.conformance:
+            if settings.conformance:
                 lines, latency = await _conformance(target), percentiles([])
             else:
                 lines = [await _line(probe, target) for probe in (*_PROBES, *_adapters(target))]
-                users, latency = await _users(target, count=config.users)
+                users, latency = await _users(target, count=settings.users)
                 lines.append(users)
     return CheckReport(
         url=server.base_url,

@@ -1,4 +1,4 @@
-"""What the commands that ask a model are configured with."""
+"""What the commands that ask a model are configured with: a plan, and settings of their own."""
 
 from __future__ import annotations
 
@@ -6,20 +6,49 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from enginehouse.core.strict_model import StrictModel
+from enginehouse.batch.settings import SampleSettings
+from enginehouse.bench.settings import BenchSettings
+from enginehouse.core.strict_model import ComposedModel, Fraction, StrictModel
 from enginehouse.core.tool_steps import Step
-from enginehouse.deployment.configuration import AskConfig, Fraction, ServeConfig
+from enginehouse.deployment.configuration import AskConfig, ServeConfig, absolute_if_exists
 
 
-class ParityConfig(ServeConfig):
-    """A model, and how much the engine may differ from transformers."""
+class BenchConfig(ComposedModel):
+    """A load, for a model or for the server at a URL."""
+
+    plan: AskConfig
+    settings: BenchSettings
+
+    @model_validator(mode="after")
+    def _all_has_effect(self) -> Self:
+        if self.plan.url is not None and (unused := self.plan.unused_at_url()):
+            raise ValueError(f"without effect on a running server: {', '.join(unused)}")
+        return self
+
+
+class SampleConfig(ComposedModel):
+    """Prompts, and a model that answers them."""
+
+    plan: AskConfig
+    settings: SampleSettings
+
+
+class ParitySettings(StrictModel):
+    """How much an engine may differ from transformers."""
 
     threshold: Annotated[float, Field(gt=0)] = 0.1
     """The largest mean difference of log-probabilities to accept, in nats per token."""
 
 
-class CheckConfig(AskConfig):
-    """A server to check, and the number of simultaneous users."""
+class ParityConfig(ComposedModel):
+    """A model whose engine is compared with transformers."""
+
+    plan: ServeConfig
+    settings: ParitySettings
+
+
+class CheckSettings(StrictModel):
+    """How a server is checked."""
 
     users: Annotated[int, Field(ge=1)] = 8
     """The number of simultaneous users."""
@@ -27,8 +56,15 @@ class CheckConfig(AskConfig):
     """Run the conformance suite instead, which expects exact answers."""
 
 
-class ChatConfig(AskConfig):
-    """A model to talk to, and sampling parameters."""
+class CheckConfig(ComposedModel):
+    """A server to check."""
+
+    plan: AskConfig
+    settings: CheckSettings
+
+
+class ChatSettings(StrictModel):
+    """How a conversation begins, and sampling parameters."""
 
     system: str | None = None
     """A system message before the conversation."""
@@ -40,6 +76,13 @@ class ChatConfig(AskConfig):
     """The longest answer, in tokens."""
     seed: int | None = None
     """The seed of every answer, for engines that support seeds."""
+
+
+class ChatConfig(ComposedModel):
+    """A model to talk to."""
+
+    plan: AskConfig
+    settings: ChatSettings
 
 
 class TaskConfig(StrictModel):
@@ -57,7 +100,7 @@ class TaskConfig(StrictModel):
     """The longest answer, in tokens."""
 
 
-class TaskSettings(StrictModel):
+class EvaluationSettings(StrictModel):
     """The tasks and sampling parameters of an evaluation, the same for every model."""
 
     tasks: tuple[TaskConfig, ...]
@@ -122,6 +165,31 @@ class TaskSettings(StrictModel):
             )
         return self
 
+    def with_absolute_paths(self) -> Self:
+        """The same settings for a process in any folder."""
+        tasks = tuple(
+            task.model_copy(
+                update={
+                    "name": absolute_if_exists(task.name),
+                    "data": absolute_if_exists(task.data),
+                }
+            )
+            for task in self.tasks
+        )
+        return self.model_copy(update={"tasks": tasks})
 
-class EvaluationConfig(TaskSettings, AskConfig):
+
+class EvaluationConfig(ComposedModel):
     """One evaluation: a model (or the URL of a server) and tasks."""
+
+    plan: AskConfig
+    settings: EvaluationSettings
+
+    def with_absolute_paths(self) -> Self:
+        """The same evaluation for a process in any folder."""
+        return self.model_copy(
+            update={
+                "plan": self.plan.with_absolute_paths(),
+                "settings": self.settings.with_absolute_paths(),
+            }
+        )

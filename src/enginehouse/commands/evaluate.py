@@ -7,21 +7,20 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import yaml
 
 from enginehouse import evaluation
-from enginehouse.commands.configuration import EvaluationConfig, TaskConfig
+from enginehouse.commands.configuration import EvaluationConfig, EvaluationSettings
 from enginehouse.commands.foreign_runs import read_config, require_trust
 from enginehouse.commands.kept_variables import is_kept, with_left_out
 from enginehouse.commands.run_sessions import stop_abandoned_servers, working_on
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.incidents import Incident
 from enginehouse.deployment.base import Target
-from enginehouse.deployment.configuration import BaseServeConfig, merged, parse
+from enginehouse.deployment.configuration import AskConfig, merged, parse
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.engines.registry import load_engine
 from enginehouse.evaluation import EvaluationSpec, Prices, TaskPlans, TaskSpec
@@ -81,7 +80,7 @@ async def resume_evaluation(
         config = read_config(run)
         if not trust:
             require_trust(run, config, layout=context.layout)
-        spec, tasks = await asyncio.to_thread(_plan, config)
+        spec, tasks = await asyncio.to_thread(_plan, config.settings)
         planned = PlannedRun(run=run, config=config, spec=spec, tasks=tasks)
         context.notify(f"run: {run.info.id}, resumed")
         await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
@@ -98,18 +97,19 @@ async def begin_run(config: EvaluationConfig, context: Context) -> PlannedRun:
 
     Raises TaskError, DataError, UnsupportedError and StoreError; then there is no folder.
     """
-    config = with_absolute_paths(config)
-    spec, tasks = await asyncio.to_thread(_plan, config)
-    if config.engine is not None:
-        engine = load_engine(config.engine)
-        evaluation.check_tasks(spec, tasks=tasks, capabilities=engine.capabilities(None))
+    config = config.with_absolute_paths()
+    plan = config.plan
+    spec, tasks = await asyncio.to_thread(_plan, config.settings)
+    if plan.engine is not None:
+        engine = load_engine(plan.engine)
+        evaluation.require_supported(spec, tasks=tasks, capabilities=engine.capabilities(None))
     run = create_run(
         context.layout,
-        model=config.model or str(config.path or config.url),
-        tasks=[plan.name for plan in tasks],
+        model=plan.model or str(plan.path or plan.url),
+        tasks=[task.name for task in tasks],
         config=resolved_yaml(config),
         versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},
-        left_out=left_out(config),
+        left_out=left_out(plan),
     )
     context.notify(f"run: {run.info.id}")
     await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
@@ -150,9 +150,11 @@ async def _evaluate(
                 run=run,
                 progress=progress,
             )
-        server = with_left_out(planned.config.server, run.info.left_out)
-        config = planned.config.model_copy(update={"server": server})
-        async with open_deployment(config, context, concurrency=config.concurrency) as deployment:
+        server = with_left_out(planned.config.plan.server, run.info.left_out)
+        plan = planned.config.plan.model_copy(update={"server": server})
+        async with open_deployment(
+            plan, context, concurrency=planned.spec.concurrency
+        ) as deployment:
             return await _ask(
                 planned, deployment.default, progress=progress, retry_failed=retry_failed
             )
@@ -197,7 +199,7 @@ async def rescore_evaluation(
         config = read_config(run)
         if not trust:
             require_trust(run, config, layout=context.layout)
-        spec, tasks = await asyncio.to_thread(_plan, config)
+        spec, tasks = await asyncio.to_thread(_plan, config.settings)
         await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
         return await evaluation.rescore(spec, tasks=tasks, run=run, progress=progress)
 
@@ -220,9 +222,9 @@ async def evaluate(
     return await run_evaluation(config, Context(notify=notify), progress=progress)
 
 
-def left_out(config: EvaluationConfig) -> list[str]:
+def left_out(plan: AskConfig) -> list[str]:
     """The variables of the server's environment whose values are not stored."""
-    return sorted(name for name in config.server.env_vars if not is_kept(name))
+    return sorted(name for name in plan.server.env_vars if not is_kept(name))
 
 
 def resolved_yaml(config: EvaluationConfig) -> str:
@@ -230,7 +232,7 @@ def resolved_yaml(config: EvaluationConfig) -> str:
     values = config.model_dump(mode="json", exclude_none=True)
     server = values["server"]
     hidden = ["api_key"] if server.pop("api_key", None) else []
-    for name in left_out(config):
+    for name in left_out(config.plan):
         del server["env_vars"][name]
         hidden.append(f"env_vars.{name}")
     head = "# Run it again: enginehouse eval --config FILE\n"
@@ -239,17 +241,17 @@ def resolved_yaml(config: EvaluationConfig) -> str:
     return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _plan(config: EvaluationConfig) -> tuple[EvaluationSpec, TaskPlans]:
+def _plan(settings: EvaluationSettings) -> tuple[EvaluationSpec, TaskPlans]:
     """Load the tasks and their data, and choose what is asked. Blocking."""
     loaded: dict[str, tuple[Task, Dataset]] = {}
-    for chosen in config.tasks:
+    for chosen in settings.tasks:
         task = load_task(chosen.name)
         if task.info.name in loaded:
             raise ConfigurationError(
                 f"the task {task.info.name} is named twice", fix="name each task once"
             )
-        loaded[task.info.name] = (task, task.load(data=chosen.data, seed=config.seed))
-    spec = _spec(config, list(loaded))
+        loaded[task.info.name] = (task, task.load(data=chosen.data, seed=settings.seed))
+    spec = _spec(settings, list(loaded))
     return spec, evaluation.plan_tasks(spec, loaded)
 
 
@@ -267,61 +269,35 @@ def _warn_of_scoring(tasks: TaskPlans, notify: Notify) -> None:
         )
 
 
-def _spec(config: EvaluationConfig, names: Sequence[str]) -> EvaluationSpec:
+def _spec(settings: EvaluationSettings, names: Sequence[str]) -> EvaluationSpec:
     return EvaluationSpec(
         tasks=tuple(
             TaskSpec(
                 name=name,
-                limit=chosen.limit or config.limit,
+                limit=chosen.limit or settings.limit,
                 samples=chosen.samples,
                 max_tokens=chosen.max_tokens,
             )
-            for name, chosen in zip(names, config.tasks, strict=True)
+            for name, chosen in zip(names, settings.tasks, strict=True)
         ),
-        samples=config.samples,
-        seed=config.seed,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        max_tokens=config.max_tokens,
-        system=config.system,
-        max_failed=config.max_failed,
-        concurrency=config.concurrency,
-        tool_steps=config.tool_steps,
-        prices=_prices(config),
+        samples=settings.samples,
+        seed=settings.seed,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        max_tokens=settings.max_tokens,
+        system=settings.system,
+        max_failed=settings.max_failed,
+        concurrency=settings.concurrency,
+        tool_steps=settings.tool_steps,
+        prices=_prices(settings),
     )
 
 
-def _prices(config: EvaluationConfig) -> Prices | None:
-    if config.price_input is None or config.price_output is None:
+def _prices(settings: EvaluationSettings) -> Prices | None:
+    if settings.price_input is None or settings.price_output is None:
         return None
-    return Prices(input=config.price_input, output=config.price_output)
-
-
-def with_absolute_paths(config: EvaluationConfig) -> EvaluationConfig:
-    """So that the resolved file means the same from any folder."""
-    changes = absolute_paths(config, config.tasks)
-    changes["adapter"] = config.adapter and config.adapter.absolute()
-    if config.url:  # there, the model is a name, even if a folder here is called the same
-        changes["model"] = config.model
-    return config.model_copy(update=changes)
-
-
-def absolute_paths(plan: BaseServeConfig, tasks: Sequence[TaskConfig]) -> dict[str, Any]:
-    """The fields of a plan with tasks that may hold paths, those made absolute."""
-
-    def absolute(path: str | None) -> str | None:
-        return str(Path(path).absolute()) if path is not None and Path(path).exists() else path
-
-    return {
-        "tasks": tuple(
-            task.model_copy(update={"name": absolute(task.name), "data": absolute(task.data)})
-            for task in tasks
-        ),
-        "model": absolute(plan.model),
-        "path": plan.path and plan.path.absolute(),
-        "python": plan.python and plan.python.absolute(),
-    }
+    return Prices(input=settings.price_input, output=settings.price_output)
 
 
 def _note_complete(run: Run, report: Report) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.commands.evaluate import OnProgress, begin_run, evaluate_on
 from enginehouse.core.errors import ConfigurationError
+from enginehouse.deployment.configuration import AskConfig
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.deployment.served import with_adapters
 from enginehouse.evaluation.compare import compare_runs
@@ -41,16 +42,17 @@ async def run_together(
     `run_evaluation` does.
     """
     _require_one_model(configs)
-    folders = [config.adapter for config in configs if config.adapter is not None]
-    bare = configs[0].model_copy(update={"adapter": None})
-    plan = await asyncio.to_thread(with_adapters, bare, folders)
+    adapters = [config.plan.adapter for config in configs]
+    folders = [folder for folder in adapters if folder is not None]
+    plan = await asyncio.to_thread(with_adapters, _bare(configs[0].plan), folders)
     reports = []
-    async with open_deployment(plan, context, concurrency=plan.concurrency) as deployment:
+    concurrency = configs[0].settings.concurrency
+    async with open_deployment(plan, context, concurrency=concurrency) as deployment:
         for config in configs:
             run = await begin_run(config, context)
-            async with deployment.target(config.adapter) as target:
+            async with deployment.target(config.plan.adapter) as target:
                 reports.append(await evaluate_on(target, run, context, progress=progress))
-    baseline = next((at for at, config in enumerate(configs) if config.adapter is None), 0)
+    baseline = adapters.index(None) if None in adapters else 0
     runs = [open_run(context.layout, report.run) for report in reports]
     comparisons = tuple(
         compare_runs(runs[baseline], run) for at, run in enumerate(runs) if at != baseline
@@ -59,17 +61,22 @@ async def run_together(
 
 
 def _require_one_model(configs: Sequence[EvaluationConfig]) -> None:
-    first, *others = (config.model_copy(update={"adapter": None}) for config in configs)
-    if any(config.url is not None for config in configs):
+    plans = [config.plan for config in configs]
+    if any(plan.url is not None for plan in plans):
         raise ConfigurationError(
             "a server that runs already is asked about one model at a time",
             fix="name one of its models with --model, or leave --url out",
         )
-    if any(other != first for other in others):
+    asked = [(_bare(config.plan), config.settings) for config in configs]
+    if any(other != asked[0] for other in asked):
         raise ConfigurationError(
             "on one server, a model and adapters of it can be evaluated together",
-            why=f"these are {', '.join(sorted({str(config.model) for config in configs}))}",
+            why=f"these are {', '.join(sorted({str(plan.model) for plan in plans}))}",
             fix="evaluate them one by one, and compare the runs: enginehouse compare",
         )
-    if len({config.adapter for config in configs}) < len(configs):
+    if len({plan.adapter for plan in plans}) < len(plans):
         raise ConfigurationError("a model is named twice", fix="name each once")
+
+
+def _bare(plan: AskConfig) -> AskConfig:
+    return plan.model_copy(update={"adapter": None})

@@ -139,7 +139,8 @@ class ExperimentConfig(StrictModel):
     serve: bool = False
     """As `serve` of every provider whose engine runs here."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
-    """The largest number of requests in flight per model; by default it follows the server."""
+    """The largest number of requests in flight per server; by default a quarter more than a server
+    of our own takes with `max_num_seqs`, and 64 elsewhere."""
 
     @model_validator(mode="before")
     @classmethod

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.commands.experiment_configuration import ExperimentConfig, ProviderConfig
 from enginehouse.core.errors import UntrustedRunError
-from enginehouse.deployment.configuration import parse, read_yaml
+from enginehouse.deployment.configuration import AskConfig, parse, read_yaml
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import Run, open_run
 
@@ -57,10 +57,10 @@ def _is_foreign(run: Run, *, layout: Layout) -> bool:
 def _risks(run: Run, config: EvaluationConfig | ExperimentConfig) -> Iterator[str]:
     """Every setting that would run code of the configuration's author, or send a key away."""
     if isinstance(config, EvaluationConfig):
-        for task in config.tasks:
+        for task in config.settings.tasks:
             if task.name.endswith((".yaml", ".yml")):
                 yield f"tasks: {task.name} may name a Python function that scores answers"
-        yield from _risks_of_asking(config, config.url, "url")
+        yield from _risks_of_asking(config.plan, config.plan.url, "url")
     else:
         for provider in config.providers:
             yield from _risks_of_asking(provider, provider.base_url, "base_url")
@@ -69,7 +69,7 @@ def _risks(run: Run, config: EvaluationConfig | ExperimentConfig) -> Iterator[st
 
 
 def _risks_of_asking(
-    settings: EvaluationConfig | ProviderConfig, url: str | None, key_of_url: str
+    settings: AskConfig | ProviderConfig, url: str | None, key_of_url: str
 ) -> Iterator[str]:
     if settings.python is not None:
         yield f"python: {settings.python} would be run"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from enginehouse.commands.configuration import ParityConfig
 from enginehouse.core.sampler import Capability
+from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.deployment.preparation import Prepared, choose_engine, prepare
 from enginehouse.deployment.reference_scores import (
@@ -37,14 +38,15 @@ async def run_parity(config: ParityConfig, context: Context) -> ParityReport:
     transformers cannot score the model or either side's values are not finite, and what
     `open_deployment` does.
     """
-    engine = choose_engine(config.engine)
+    plan = config.plan
+    engine = choose_engine(plan.engine)
     require(engine.capabilities(None), Capability.PROMPT_LOGPROBS, "parity")
     require(engine.capabilities(None), Capability.TOKENIZE, "parity")
     context = replace(context, notify=_each_line_once(context.notify))
-    prepared = await prepare(config, context)
+    prepared = await prepare(plan, context)
     checkpoint = Path(prepared.model.path)
-    config = await asyncio.to_thread(_with_type, config, prepared)
-    async with open_deployment(config, context) as deployment:
+    plan = await asyncio.to_thread(_with_type, plan, prepared)
+    async with open_deployment(plan, context) as deployment:
         server = deployment.server
         sequences = [await deployment.sampler.tokenize(text) for text in TEXTS]
         ours = [await score_prompt(deployment.sampler, tokens) for tokens in sequences]
@@ -60,14 +62,14 @@ async def run_parity(config: ParityConfig, context: Context) -> ParityReport:
     )
     parity = compare_scores(ours, reference.logprobs, engine=engine.name)
     return ParityReport(
-        model=config.model or prepared.model.name,
-        adapter=str(config.adapter) if config.adapter else None,
+        model=plan.model or prepared.model.name,
+        adapter=str(plan.adapter) if plan.adapter else None,
         engine=server.engine or engine.name,
         engine_version=server.version,
         engine_dtype=dtype,
         reference_dtype=reference.dtype,
-        threshold=config.threshold,
-        agrees=parity.mean <= config.threshold,
+        threshold=config.settings.threshold,
+        agrees=parity.mean <= config.settings.threshold,
         parity=parity,
     )
 
@@ -84,14 +86,14 @@ def _each_line_once(notify: Notify) -> Notify:
     return once
 
 
-def _with_type(config: ParityConfig, prepared: Prepared) -> ParityConfig:
-    """The configuration with the type in which its server would compute, spelled out. Blocking."""
-    engine, extra = prepared.engine, str(config.server.extra_args)
+def _with_type(plan: ServeConfig, prepared: Prepared) -> ServeConfig:
+    """The plan with the type in which its server would compute, spelled out. Blocking."""
+    engine, extra = prepared.engine, str(plan.server.extra_args)
     named = isinstance(engine, SupportsDTypes) and engine.dtypes.flag in extra
-    if config.server.dtype not in (None, "auto") or named:
-        return config
+    if plan.server.dtype not in (None, "auto") or named:
+        return plan
     dtype: str | None = prepared.options.dtype
     if dtype in (None, "auto"):
         dtype = own_type(Path(prepared.model.path), engine.name)
-    options = config.server.model_copy(update={"dtype": dtype})
-    return config.model_copy(update={"server": options})
+    options = plan.server.model_copy(update={"dtype": dtype})
+    return plan.model_copy(update={"server": options})

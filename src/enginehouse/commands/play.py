@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +14,6 @@ import yaml
 
 from enginehouse.arena.experiment import matches_left, play_experiment
 from enginehouse.arena.human import Human
-from enginehouse.arena.summary import summarise_experiment
 from enginehouse.commands.experiment_configuration import ExperimentConfig, ProviderConfig
 from enginehouse.commands.experiment_models import ask_plan, open_models
 from enginehouse.commands.experiment_plan import ExperimentPlan, plan_experiment
@@ -24,7 +22,6 @@ from enginehouse.commands.kept_variables import is_kept, with_left_out
 from enginehouse.commands.run_sessions import stop_abandoned_servers, working_on
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.incidents import Incident
-from enginehouse.results.experiment import ExperimentReport
 from enginehouse.results.experiment_progress import ExperimentProgress
 from enginehouse.runtime.context import Context
 from enginehouse.store.runs import Run, create_run, open_run
@@ -50,7 +47,7 @@ async def run_experiment(
     cassette: str | None = None,
     offline: bool = False,
     progress: OnProgress = lambda _: None,
-) -> ExperimentReport:
+) -> Run:
     """Play an experiment in a new run, on deployments that are opened for it.
 
     The calls recorded in the run `cassette` answer as long as the same model would be asked the
@@ -98,7 +95,7 @@ async def resume_experiment(
     progress: OnProgress = lambda _: None,
     retry_failed: bool = False,
     trust: bool = False,
-) -> ExperimentReport:
+) -> Run:
     """Play what an experiment lacks; a complete one asks nothing and starts no server.
 
     Calls that a match made before it was interrupted are not made again. Raises UntrustedRunError
@@ -131,15 +128,18 @@ async def _play(
     offline: bool = False,
     progress: OnProgress,
     retry_failed: bool = False,
-) -> ExperimentReport:
+) -> Run:
     run, plan = planned.run, planned.plan
     with working_on(run, context):
-        left = matches_left(plan.spec, game=plan.game, run=run, retry_failed=retry_failed)
-        providers = (
-            _with_variables(plan.providers, run.info.left_out) if left and not offline else {}
+        # a new run has no journal until somebody answers
+        left = not run.journal_path.exists() or matches_left(
+            plan.spec, game=plan.game, run=run, retry_failed=retry_failed
         )
         if not left:
             context.notify(f"run {run.info.id} is complete: nothing to play")
+        providers: Mapping[str, ProviderConfig] = {}
+        if left and not offline:
+            providers = _with_variables(plan.providers, run.info.left_out)
         async with open_models(
             providers, context, concurrency=planned.config.concurrency
         ) as opened:
@@ -162,7 +162,7 @@ async def _play(
                     progress=progress,
                     retry_failed=retry_failed,
                 )
-    return await asyncio.to_thread(summarise_experiment, run)
+    return run
 
 
 def _with_variables(

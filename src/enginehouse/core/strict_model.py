@@ -1,13 +1,24 @@
-"""The base of every model of a user's settings, from YAML, options or Python."""
+"""The bases of every model of a user's settings, from YAML, options or Python."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from enginehouse.core.errors import nearest
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class StrictModel(BaseModel):
@@ -22,15 +33,58 @@ class StrictModel(BaseModel):
         defer_build=True,  # most are never used by one command
     )
 
+    @classmethod
+    def user_fields(cls) -> dict[str, FieldInfo]:
+        """The fields, by the keys that a user writes."""
+        return cls.model_fields
 
-def explain(error: ValidationError, kind: type[BaseModel]) -> list[str]:
+
+class ComposedModel(StrictModel):
+    """Settings in parts whose keys lie side by side, in a user's file and on the command line.
+
+    Every field is a part, a StrictModel; no two parts have a key in common. Values are given flat,
+    and dumped flat.
+    """
+
+    @classmethod
+    def user_fields(cls) -> dict[str, FieldInfo]:
+        """The fields of all parts."""
+        return {key: field for part in _parts(cls).values() for key, field in part.items()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The values of each part; the first is also given the unknown keys, and refuses them."""
+        split = {
+            name: {key: values[key] for key in fields if key in values}
+            for name, fields in _parts(cls).items()
+        }
+        known = cls.user_fields()
+        first = next(iter(split.values()))
+        first.update({key: value for key, value in values.items() if key not in known})
+        return split
+
+    @model_serializer(mode="wrap")
+    def _join(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for part in dump(self).values() for key, value in part.items()}
+
+
+def _parts(kind: type[ComposedModel]) -> dict[str, dict[str, FieldInfo]]:
+    """The fields of each part."""
+    parts = {name: _model_in(field.annotation) for name, field in kind.model_fields.items()}
+    return {name: part.user_fields() for name, part in parts.items() if part is not None}
+
+
+def explain(error: ValidationError, kind: type[StrictModel]) -> list[str]:
     """One line for each wrong key of `kind`; for an unknown key it names the nearest one."""
     return [_explain(kind, dict(problem)) for problem in error.errors()]
 
 
-def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:
+def _explain(kind: type[StrictModel], problem: dict[str, Any]) -> str:
     location = problem["loc"]
-    where = ".".join(str(part) for part in location)
+    if issubclass(kind, ComposedModel):
+        location = location[1:]  # users do not see the parts
+    where = ".".join(str(step) for step in location)
     if problem["type"] == "extra_forbidden":
         known = _fields(kind, location[:-1])
         close = nearest(str(location[-1]), known)
@@ -53,16 +107,17 @@ def _given(location: tuple[Any, ...], value: Any) -> str:
     return f" (got {value!r})"
 
 
-def _fields(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    for part in location:
-        if part in kind.model_fields:
-            kind = _model_in(kind.model_fields[part].annotation) or kind
-    return list(kind.model_fields)
+def _fields(kind: type[StrictModel], location: tuple[Any, ...]) -> list[str]:
+    for step in location:
+        fields = kind.user_fields()
+        if step in fields:
+            kind = _model_in(fields[step].annotation) or kind
+    return list(kind.user_fields())
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _model_in(annotation: Any) -> type[StrictModel] | None:
     """The model that a field holds, alone, optionally or in a tuple."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, StrictModel):
         return annotation
     models = (_model_in(argument) for argument in get_args(annotation))
     return next((model for model in models if model is not None), None)

@@ -25,6 +25,7 @@ from enginehouse.deployment.running_servers import record_at
 from enginehouse.deployment.samplers import make_sampler, say_bound
 from enginehouse.deployment.swapping import swapper_of
 from enginehouse.engines.base import Engine, RemoteEngine
+from enginehouse.engines.hosted import address_of, key_of
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
 from enginehouse.servers.records import read_key
@@ -44,7 +45,7 @@ async def attached_deployment(
         if server.name is not None:
             whose = f"the server {server.name}, which stays as it is"
         context.notify(f"using {deployment.sampler.model} at {server.base_url}, {whose}")
-        if unused := _unused_settings(plan):
+        if unused := plan.unused_at_url():
             context.notify(f"without effect on a running server: {', '.join(unused)}")
         say_bound(deployment.sampler, context.notify)
         yield deployment
@@ -189,23 +190,11 @@ async def _attach(plan: AskConfig, engine: Engine, context: Context) -> Server:
     )
 
 
-def _unused_settings(plan: AskConfig) -> list[str]:
-    """The settings that only a server of our own would take."""
-    own = [n for n in ("path", "python", "version", "variant") if getattr(plan, n) is not None]
-    return own + [n for n in plan.server.model_dump(exclude_defaults=True) if n != "api_key"]
-
-
 def _url(plan: AskConfig, engine: Engine) -> str:
     url = plan.url
     if url is None:
         assert isinstance(engine, RemoteEngine)
-        variables = (os.environ.get(name) for name in engine.url_variables)
-        url = next((value for value in variables if value), engine.default_url)
-        if url is None:
-            raise ConfigurationError(
-                f"there is no address of a {engine.name} server",
-                fix=f"give --url, or set {engine.url_variables[0]}",
-            )
+        url = address_of(engine)
     url = url.rstrip("/")
     for dialect in (engine.wire.chat, engine.wire.completions):
         if dialect is not None:  # documentation shows the whole address of the endpoint
@@ -223,15 +212,7 @@ def _key(plan: AskConfig, engine: Engine) -> str | None:
         )
     if plan.server.api_key:
         return plan.server.api_key
-    if not isinstance(engine, RemoteEngine):
-        return os.environ.get(API_KEY_VARIABLE)
-    key = next((value for n in engine.key_variables if (value := os.environ.get(n))), None)
-    if key is None and engine.needs_key:
-        raise ConfigurationError(
-            f"there is no API key for {engine.name}; nothing was sent",
-            fix=f"export {engine.key_variables[0]}=…, or name another variable with --api-key-env",
-        )
-    return key
+    return key_of(engine) if isinstance(engine, RemoteEngine) else os.environ.get(API_KEY_VARIABLE)
 
 
 def _model(plan: AskConfig, server: Server, engine: Engine) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.core.strict_model import StrictModel, explain
@@ -17,11 +17,9 @@ from enginehouse.deployment.adapter_names import with_adapter_apart
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
-
-class BaseServeConfig(StrictModel):
-    """A base model, and how its server is started."""
+class ServeConfig(StrictModel):
+    """A model, and the server that is to serve it."""
 
     model: str | None = None
     """A Hugging Face handle, a checkpoint folder, a GGUF file, or a bundled name (smollm2)."""
@@ -43,6 +41,13 @@ class BaseServeConfig(StrictModel):
     """How often a server that crashes under load is restarted."""
     server: ServerOptions = ServerOptions()
     """How the server is started."""
+    adapter: Path | None = None
+    """The folder of a LoRA adapter to use; can also be written as MODEL+FOLDER."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapter_of_model(cls, values: Any) -> Any:
+        return with_adapter_apart(values)
 
     @field_validator("engine")
     @classmethod
@@ -51,17 +56,15 @@ class BaseServeConfig(StrictModel):
             raise UnknownNameError("engine", name, ENGINES.names())
         return name
 
-
-class ServeConfig(BaseServeConfig):
-    """A model, and the server that is to serve it."""
-
-    adapter: Path | None = None
-    """The folder of a LoRA adapter to use; can also be written as MODEL+FOLDER."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _adapter_of_model(cls, values: Any) -> Any:
-        return with_adapter_apart(values)
+    def with_absolute_paths(self) -> Self:
+        """The same plan for a process in any folder."""
+        changes = {
+            "model": absolute_if_exists(self.model),
+            "path": self.path and self.path.absolute(),
+            "python": self.python and self.python.absolute(),
+            "adapter": self.adapter and self.adapter.absolute(),
+        }
+        return self.model_copy(update=changes)
 
 
 class AskConfig(ServeConfig):
@@ -94,6 +97,23 @@ class AskConfig(ServeConfig):
             )
         return self
 
+    def with_absolute_paths(self) -> Self:
+        """The same plan for a process in any folder."""
+        plan = super().with_absolute_paths()
+        if self.url:  # there, the model is a name, even if a folder here is called the same
+            plan = plan.model_copy(update={"model": self.model})
+        return plan
+
+    def unused_at_url(self) -> list[str]:
+        """The keys given here that have no effect on a server that is already running."""
+        own = [n for n in ("path", "python", "version", "variant") if getattr(self, n) is not None]
+        return own + [n for n in self.server.model_dump(exclude_defaults=True) if n != "api_key"]
+
+
+def absolute_if_exists(path: str | None) -> str | None:
+    """The absolute path of a file or folder; any other text unchanged. Blocking."""
+    return str(Path(path).absolute()) if path is not None and Path(path).exists() else path
+
 
 def _network_location(url: str) -> str:
     """User, password, host and port; the whole `url` if it cannot be split."""
@@ -108,7 +128,7 @@ def _network_location(url: str) -> str:
         ) from None
 
 
-Config = TypeVar("Config", bound=BaseModel)
+Config = TypeVar("Config", bound=StrictModel)
 _ANY_TEXT = {"stop", "system"}  # what is said to a model may hold null bytes
 
 

@@ -91,7 +91,6 @@ async def prepare(plan: ServeConfig, context: Context) -> Prepared:
             fix="name one: a Hugging Face handle, a checkpoint folder, a GGUF file, or smollm2",
         )
     options = with_api_key(plan.server)
-    require_api_key(options)
     engine = choose_engine(plan.engine, notify=context.notify)
     if not isinstance(engine, ServedEngine):
         raise ConfigurationError(
@@ -177,6 +176,11 @@ def start_arguments(prepared: Prepared, plan: ServeConfig, context: Context) -> 
 
 
 def with_api_key(options: ServerOptions) -> ServerOptions:
-    """The options, with the key from the environment unless they have one."""
+    """The options, with the key from the environment unless they have one.
+
+    Raises ConfigurationError for a server that others can reach and that has no key.
+    """
     key = options.api_key or os.environ.get(API_KEY_VARIABLE)
-    return options.model_copy(update={"api_key": key})
+    options = options.model_copy(update={"api_key": key})
+    require_api_key(options)
+    return options

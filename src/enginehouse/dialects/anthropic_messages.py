@@ -30,10 +30,10 @@ from enginehouse.dialects.hosted_errors import HostedErrors
 from enginehouse.dialects.openai_replies import decode_reply
 from enginehouse.dialects.openai_requests import (
     add_extra,
-    check_logprobs,
-    check_stream,
     chosen_fields,
     constraint_of,
+    require_logprobs,
+    require_streamable,
 )
 
 path = "/v1/messages"
@@ -116,7 +116,7 @@ def encode(
     if system := "\n\n".join(m.content for m in messages if m.role == "system" and m.content):
         body["system"] = system
     if stream:
-        check_stream(request, capabilities)
+        require_streamable(request, capabilities)
         body["stream"] = True
     body |= _sampling(request.parameters, capabilities)
     if request.tools:
@@ -132,7 +132,7 @@ def encode(
 
 def _sampling(parameters: SamplingParameters, capabilities: Capabilities) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    check_logprobs(parameters, capabilities)
+    require_logprobs(parameters, capabilities)
     for name in ("presence_penalty", "frequency_penalty"):
         if getattr(parameters, name):
             raise UnsupportedError(

@@ -66,7 +66,7 @@ class LlamaCppDialect(OpenAIVariant):
     def decode(self, body: bytes, *, request: SampleRequest, timing: Timing) -> SampleResponse:
         """See Dialect.decode. Raises ContextOverflowError where the context cut the answer off."""
         response = super().decode(body, request=request, timing=timing)
-        _check_length(response, request, body)
+        _require_whole(response, request, body)
         if request.parameters.logprobs != 0:
             return response
         return msgspec.structs.replace(
@@ -97,7 +97,7 @@ def _without_candidates(completion: Completion) -> Completion:
     return msgspec.structs.replace(completion, logprobs=tuple(bare))
 
 
-def _check_length(response: SampleResponse, request: SampleRequest, body: bytes) -> None:
+def _require_whole(response: SampleResponse, request: SampleRequest, body: bytes) -> None:
     completion, made = response.completions[0], response.completion_tokens
     if not response.prompt_tokens:
         raise BadRequestError(

@@ -34,7 +34,7 @@ from enginehouse.core.sampling import SamplingParameters
 from enginehouse.dialects.base import require
 from enginehouse.dialects.openai_errors import error_reply as openai_error_reply
 from enginehouse.dialects.openai_replies import decode_reply, malformed
-from enginehouse.dialects.openai_requests import add_extra, check_logprobs, chosen_fields
+from enginehouse.dialects.openai_requests import add_extra, chosen_fields, require_logprobs
 
 path = "/api"
 _CONTEXT = re.compile(r"sequence.{0,40}(length|long)|longer than|exceed", re.IGNORECASE)
@@ -71,7 +71,7 @@ def encode(
         require(capabilities, Capability.STREAM, "streaming")
     if request.tools:
         require(capabilities, Capability.TOOLS, "native tool calls")
-    check_logprobs(parameters, capabilities)
+    require_logprobs(parameters, capabilities)
     if parameters.presence_penalty or parameters.frequency_penalty:
         raise UnsupportedError(
             "a Megatron text server does not support penalties", fix="leave them at 0"

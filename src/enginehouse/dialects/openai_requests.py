@@ -44,8 +44,8 @@ def request_body(
     """
     parameters = request.parameters
     if stream:
-        check_stream(request, capabilities)
-    check_logprobs(parameters, capabilities)
+        require_streamable(request, capabilities)
+    require_logprobs(parameters, capabilities)
     body: dict[str, Any] = {
         "model": model,
         **prompt,
@@ -91,10 +91,10 @@ def hosted_body(
     penalties): models that reason refuse those fields, whatever their value.
     """
     parameters = request.parameters
-    check_logprobs(parameters, capabilities)
+    require_logprobs(parameters, capabilities)
     body: dict[str, Any] = {"model": model, "messages": messages, length: parameters.max_tokens}
     if stream:
-        check_stream(request, capabilities)
+        require_streamable(request, capabilities)
         body["stream"] = True
     if parameters.temperature != 1:
         body["temperature"] = parameters.temperature
@@ -128,7 +128,7 @@ def constraint_of(structured: StructuredOutput, capabilities: Capabilities) -> t
     return name, getattr(structured, name)
 
 
-def check_logprobs(parameters: SamplingParameters, capabilities: Capabilities) -> None:
+def require_logprobs(parameters: SamplingParameters, capabilities: Capabilities) -> None:
     """Raise UnsupportedError for log-probabilities, or candidates, that the engine lacks."""
     wanted, most = parameters.logprobs, capabilities.most_logprobs
     if wanted is None:
@@ -153,7 +153,7 @@ def _tools(request: SampleRequest, capabilities: Capabilities) -> dict[str, Any]
     return {"tools": tools, "tool_choice": choice}
 
 
-def check_stream(request: SampleRequest, capabilities: Capabilities) -> None:
+def require_streamable(request: SampleRequest, capabilities: Capabilities) -> None:
     """Raise UnsupportedError for anything that a streamed answer cannot carry."""
     require(capabilities, Capability.STREAM, "streaming")
     parameters = request.parameters

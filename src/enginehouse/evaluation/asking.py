@@ -159,7 +159,7 @@ def with_system(prompt: ChatPrompt, spec: EvaluationSpec) -> ChatPrompt:
     return ChatPrompt((Message(role="system", content=spec.system), *turns))
 
 
-def check_tasks(spec: EvaluationSpec, *, tasks: Tasks, capabilities: Capabilities) -> None:
+def require_supported(spec: EvaluationSpec, *, tasks: Tasks, capabilities: Capabilities) -> None:
     """Raise UnsupportedError if an engine with these capabilities does not support the tasks."""
     for plan in plan_tasks(spec, tasks):
         require_capabilities(plan, capabilities, spec=spec)

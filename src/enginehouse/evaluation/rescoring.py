@@ -87,7 +87,7 @@ def _begin_scoring(work: Evaluation, run_id: str) -> dict[str, bytes]:
         raise ConfigurationError(
             f"run {run_id} has no answers yet", fix=f"`enginehouse resume {run_id}` asks them"
         )
-    work.check_header(run_id)
+    work.require_same_spec(run_id)
     plans = [plan for plan in work.plans.values() if plan.name in known]
     for plan in plans:
         require_same_size(plan, known[plan.name].record)

@@ -11,13 +11,7 @@ from typing import Self
 
 import msgspec
 
-from enginehouse.core.errors import (
-    BadRequestError,
-    ConfigurationError,
-    EnginehouseError,
-    OpenFilesError,
-    ServerError,
-)
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Provenance, Sampler
 from enginehouse.evaluation.asking import Asker, Unit, requests_of, require_capabilities
 from enginehouse.evaluation.counting import CountingSampler
@@ -115,24 +109,9 @@ async def evaluate(
             run.write_report(msgspec.json.format(msgspec.json.encode(report)))
             run.finish(RunStatus.COMPLETE)
         except BaseException as error:
-            note_end(run, error)
+            run.note_end(error)
             raise
     return report
-
-
-def note_end(run: Run, error: BaseException) -> None:
-    """Record how a run ended: interrupted if resuming it as it is may succeed, failed otherwise.
-
-    Keeps an end that is already recorded.
-    """
-    if run.info.status is not RunStatus.RUNNING:
-        return
-    outside = (ServerError, BadRequestError, OpenFilesError)  # not the run's own fault
-    stopped = isinstance(error, (*outside, asyncio.CancelledError, KeyboardInterrupt))
-    try:
-        run.finish(RunStatus.INTERRUPTED if stopped else RunStatus.FAILED)
-    except EnginehouseError as second:  # a full disk must not hide the first error
-        error.add_note(str(second))
 
 
 class Evaluation:
@@ -181,7 +160,7 @@ class Evaluation:
                     format=JOURNAL_FORMAT, run=run_id, created=datetime.now(UTC), spec=self.spec
                 )
             )
-        self.check_header(run_id)
+        self.require_same_spec(run_id)
         for plan in self.plans.values():
             if (known := self.ledger.tasks.get(plan.name)) is None:
                 self.write(plan.record)
@@ -193,7 +172,7 @@ class Evaluation:
                     f"changed, `enginehouse rescore {run_id}` scores its answers again",
                 )
 
-    def check_header(self, run_id: str) -> None:
+    def require_same_spec(self, run_id: str) -> None:
         """Note a repaired end. Raises ConfigurationError if the run began with another spec."""
         if repair := self.journal.repair:
             self.write(RepairRecord(at=datetime.now(UTC), size=repair.size, kept=repair.kept.name))

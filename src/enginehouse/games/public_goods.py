@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final
 
 import msgspec
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import StrictModel
@@ -29,16 +29,17 @@ class PublicGoodsSettings(StrictModel):
     """Points that each player gets in each round, to keep or to give."""
     factor: Annotated[float, Field(gt=0)] = 1.6
     """What the pot is multiplied with before it is shared."""
-    contributions: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=2)] = (0, 5, 10, 15, 20)
+    contributions: Annotated[tuple[float, ...], Field(min_length=2)] = (0, 5, 10, 15, 20)
     """The amounts that a player may give."""
 
     @model_validator(mode="after")
     def _contributions_within_the_endowment(self) -> PublicGoodsSettings:
         if len(set(self.contributions)) != len(self.contributions):
             raise ValueError("'contributions' names an amount twice")
-        if max(self.contributions) > self.endowment:
+        outside = [amount for amount in self.contributions if not 0 <= amount <= self.endowment]
+        if outside:
             raise ValueError(
-                f"'contributions' has {max(self.contributions):g}, more than the endowment of "
+                f"'contributions' has {outside[0]:g}: amounts go from 0 to the endowment of "
                 f"{self.endowment:g}"
             )
         return self

@@ -44,6 +44,7 @@ def problem_of(name: str, game_class: Any) -> str | None:
 GAMES: Final = Registry(
     "game",
     {
+        "foraging": "enginehouse.games.foraging:Foraging",
         "public_goods": "enginehouse.games.public_goods:PublicGoods",
         "red_black": "enginehouse.games.red_black:RedBlack",
     },

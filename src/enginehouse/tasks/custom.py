@@ -265,7 +265,7 @@ class CustomTask(Task):
     def _try_prompt(self, item: Item, row: Row) -> None:
         fields = row.fields.keys() - {self._definition.answer}
         for template in filter(None, (self._prompt, self._system, self._answer)):
-            template.refuse_braces(fields)
+            template.require_no_braces(fields)
         asked = self.ask(item)
         if isinstance(asked, Choose) and not asked.context.strip():
             raise row.error(

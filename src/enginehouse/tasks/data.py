@@ -320,7 +320,7 @@ def _read_csv(source: Source) -> Records:
                 continue
             if header is None:
                 header = cells
-                _check_header(header, where)
+                _require_distinct(header, where)
                 continue
             if len(cells) != len(header):
                 raise DataError(
@@ -332,7 +332,7 @@ def _read_csv(source: Source) -> Records:
         raise DataError(f"{source.name}, line {start}: not CSV", why=str(error)) from error
 
 
-def _check_header(header: list[str], where: str) -> None:
+def _require_distinct(header: list[str], where: str) -> None:
     twice = sorted(name for name, count in Counter(header).items() if count > 1)
     if twice:
         raise DataError(f"{where}: the column {twice[0]!r} occurs more than once")

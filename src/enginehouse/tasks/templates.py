@@ -47,7 +47,7 @@ class Template:
                 f"{origin}, line {error.lineno}: not a Jinja template", why=error.message
             ) from error
 
-    def refuse_braces(self, fields: Collection[str]) -> None:
+    def require_no_braces(self, fields: Collection[str]) -> None:
         """Raise ConfigurationError if a field's name is in single braces, as in {question}."""
         for name in self._braced:
             if name in fields:

@@ -26,7 +26,7 @@ from enginehouse.core.errors import (
 from enginehouse.deployment.configuration import merged, parse
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.deployment.preparation import with_api_key
-from enginehouse.engines.base import ServedEngine, require_api_key
+from enginehouse.engines.base import ServedEngine
 from enginehouse.engines.registry import load_engine
 from enginehouse.results.summary import Report
 from enginehouse.runtime.blocking import run_blocking
@@ -137,16 +137,16 @@ def _configuration(tasks: Sequence[str], settings: Mapping[str, Any]) -> Evaluat
             )
         values["model"] = "step"  # stands for every checkpoint
     config = parse(EvaluationConfig, merged({}, values), origin="CheckpointEvaluator()")
-    for task in config.tasks:
+    for task in config.settings.tasks:
         load_task(task.name)
-    engine = load_engine(config.engine)
+    engine = load_engine(config.plan.engine)
     if not isinstance(engine, ServedEngine) or engine.model_format != "checkpoint":
         raise ConfigurationError(
             f"{engine.name} cannot serve checkpoints as trainers save them",
             fix="choose an engine that needs a checkpoint: see `enginehouse engines`",
         )
-    if config.url is None:
-        require_api_key(with_api_key(config.server))
+    if config.plan.url is None:
+        with_api_key(config.plan.server)
     return config
 
 
@@ -195,29 +195,29 @@ class _Attempt:
 
     def _evaluate(self, trainer: _Trainer, interrupts: Interrupts, notify: Notify) -> None:
         _require_one_process()
-        adapted = is_adapted(trainer.model) and self._config.url is not None
+        adapted = is_adapted(trainer.model) and self._config.plan.url is not None
         if adapted:
             save_adapter(trainer.model, folder=self._checkpoint)
         else:
             save_checkpoint(trainer.model, tokenizer=trainer.tokenizer, folder=self._checkpoint)
-        if self._config.url is None:
+        if self._config.plan.url is None:
             vacant = trainer.away.enter_context(vacated(trainer.holders))
             self._note(moved_bytes=vacant.moved_bytes, freed_bytes=vacant.freed_bytes)
             notify(_freed(vacant))
 
-        config, context = self._config, Context(layout=self._layout, notify=notify)
-        if config.url is None:
-            config = config.model_copy(update={"model": str(self._checkpoint)})
+        context, plan = Context(layout=self._layout, notify=notify), self._config.plan
+        if plan.url is None:
+            plan = plan.model_copy(update={"model": str(self._checkpoint)})
         elif adapted:
-            config = config.model_copy(update={"adapter": self._checkpoint})
+            plan = plan.model_copy(update={"adapter": self._checkpoint})
+        config = self._config.model_copy(update={"plan": plan})
 
         async def work() -> None:
-            if config.url is None or adapted:
+            if plan.url is None or adapted:
                 self._report = await run_evaluation(config, context)
                 return
-            async with open_deployment(
-                config, context, concurrency=config.concurrency
-            ) as deployment:
+            concurrency = config.settings.concurrency
+            async with open_deployment(plan, context, concurrency=concurrency) as deployment:
                 try:
                     async with deployment.target(self._checkpoint) as target:
                         run = await begin_run(config, context)

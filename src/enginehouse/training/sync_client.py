@@ -89,24 +89,29 @@ class Line:
         self.finished = False
         self._send = send
         self._failed: asyncio.Future[None] = self.loop.create_future()
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._requests: set[asyncio.Task[Any]] = set()
         self._closed = False
 
     async def ask(self, request: WireRequest) -> None:
         """One call; its error fails the transfer, even if the sender ignores it."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._calls.add(task)
+        if self._closed:
+            raise _over()
+        asking = self.loop.create_task(
+            ask_about_transfer(self._send, request, endpoints=self._endpoints)
+        )
+        self._requests.add(asking)
         try:
+            await asking
+        except asyncio.CancelledError:
             if self._closed:
-                raise _over()
-            await ask_about_transfer(self._send, request, endpoints=self._endpoints)
+                raise _over() from None
+            raise
         except EnginehouseError as error:
             if not self._failed.done():
                 self._failed.set_exception(error)
             raise
         finally:
-            self._calls.discard(task)
+            self._requests.discard(asking)
 
     async def until_sent(self, sending: Future[None]) -> None:
         """Wait until the sender has ended and finished its update.
@@ -134,13 +139,11 @@ class Line:
             )
 
     async def close(self) -> None:
-        """Cancel the calls in flight, and those that are about to begin."""
+        """Cancel the requests in flight; their calls fail, and those that are about to begin."""
         self._closed = True
-        await asyncio.sleep(0)  # makes the tasks of calls that were handed over before
-        await asyncio.sleep(0)  # begins them
-        for task in self._calls:
-            task.cancel()
-        await asyncio.gather(*self._calls, return_exceptions=True)
+        for asking in self._requests:
+            asking.cancel()
+        await asyncio.gather(*self._requests, return_exceptions=True)
         if not self._failed.cancel():
             self._failed.exception()  # it has been reported
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from enginehouse.commands.configuration import EvaluationConfig, TaskSettings
-from enginehouse.deployment.adapter_names import with_adapter_apart
-from enginehouse.deployment.configuration import BaseServeConfig, ServeConfig
+from enginehouse.commands.configuration import EvaluationConfig, EvaluationSettings
+from enginehouse.core.strict_model import ComposedModel, StrictModel
+from enginehouse.deployment.configuration import ServeConfig
 
 
-class WatchConfig(TaskSettings, BaseServeConfig):
-    """A folder where checkpoints and adapters appear, and how each is evaluated."""
+class WatchSettings(StrictModel):
+    """The folder where checkpoints and adapters appear, and how it is scanned."""
 
     directory: Path
     """The folder whose subfolders are the checkpoints and adapters."""
-    model: str | None = None
-    """The base of the adapters; it is evaluated, too."""
     once: bool = False
     """Evaluate what is already there, then exit."""
     interval: Annotated[float, Field(gt=0)] = 5.0
@@ -28,20 +26,38 @@ class WatchConfig(TaskSettings, BaseServeConfig):
     retry_failed: bool = False
     """Try again what failed before."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _base_alone(cls, values: Any) -> Any:
-        named = with_adapter_apart(values)
-        is_address = "://" in str(values.get("model"))
-        if is_address or named.get("url") is not None or named.get("adapter") is not None:
+    def with_absolute_paths(self) -> Self:
+        """The same settings for a process in any folder."""
+        changes = {
+            "directory": self.directory.expanduser().absolute(),
+            "html": self.html and self.html.expanduser().absolute(),
+        }
+        return self.model_copy(update=changes)
+
+
+class WatchConfig(ComposedModel):
+    """A folder, and how each checkpoint and adapter in it is evaluated; the plan is their base."""
+
+    plan: ServeConfig
+    evaluation: EvaluationSettings
+    settings: WatchSettings
+
+    @model_validator(mode="after")
+    def _base_alone(self) -> Self:
+        if self.plan.adapter is not None or "://" in str(self.plan.model):
             raise ValueError("give the base alone: neither a url nor an adapter")
-        return values
+        return self
 
-    def serving(self) -> ServeConfig:
-        """The plan of a server for the base."""
-        return ServeConfig(**{name: getattr(self, name) for name in BaseServeConfig.model_fields})
+    def with_absolute_paths(self) -> Self:
+        """The same watch for a process in any folder."""
+        return self.model_copy(
+            update={
+                "plan": self.plan.with_absolute_paths(),
+                "evaluation": self.evaluation.with_absolute_paths(),
+                "settings": self.settings.with_absolute_paths(),
+            }
+        )
 
-    def evaluation(self, **changes: Any) -> EvaluationConfig:
+    def evaluation_config(self, **changes: Any) -> EvaluationConfig:
         """The evaluation of the base; of an adapter or a checkpoint with `changes`."""
-        shared = {*BaseServeConfig.model_fields, *TaskSettings.model_fields}
-        return EvaluationConfig(**{name: getattr(self, name) for name in shared} | changes)
+        return EvaluationConfig(**dict(self.plan) | dict(self.evaluation) | changes)

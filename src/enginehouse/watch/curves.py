@@ -27,7 +27,7 @@ class CurveMaker:
 
     def curve(self, attempts: Iterable[AttemptRecord]) -> Curve:
         """The curve of attempts that have ended."""
-        done = list(attempts)
+        plan, done = self._config.plan, list(attempts)
         base = next((attempt for attempt in done if attempt.kind is Kind.BASE), None)
         ordered = _by_step([attempt for attempt in done if attempt.kind is not Kind.BASE])
         best: dict[str, AttemptRecord] = {}
@@ -38,9 +38,9 @@ class CurveMaker:
                 if score.score and score.score.value > _value(best.get(score.task), score.task):
                     best[score.task] = attempt
         return Curve(
-            directory=str(self._config.directory),
-            model=self._config.model or (str(self._config.path) if self._config.path else None),
-            seed=self._config.seed,
+            directory=str(self._config.settings.directory),
+            model=plan.model or (str(plan.path) if plan.path else None),
+            seed=self._config.evaluation.seed,
             base=self._point(base, None, {}) if base else None,
             points=tuple(points),
             tasks=_tasks([base, *ordered] if base else ordered, best),

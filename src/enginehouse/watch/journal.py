@@ -135,8 +135,10 @@ def held_journal(config: WatchConfig, *, layout: Layout) -> Iterator[WatchJourna
 
     Paths in `config` are absolute. Raises RunLockedError if another process watches, StoreError.
     """
-    asked = config.model_dump(mode="json", include=set(_SAME))
-    folder = layout.watches / f"{_slug(config.directory.name)}-{_digest(asked)[:12]}"
+    values = config.model_dump(mode="json")
+    asked = {name: values[name] for name in _SAME}
+    directory = config.settings.directory
+    folder = layout.watches / f"{_slug(directory.name)}-{_digest(asked)[:12]}"
     try:
         layout.make_private(layout.watches)
         make_private(folder)
@@ -144,7 +146,7 @@ def held_journal(config: WatchConfig, *, layout: Layout) -> Iterator[WatchJourna
         held = lock.acquire(timeout=_LOCK_WAIT, poll_interval=0.02)
     except Timeout:
         raise RunLockedError(
-            f"{config.directory} is being watched for this by another process",
+            f"{directory} is being watched for this by another process",
             fix="wait until it ends, or stop that process",
         ) from None
     except OSError as error:

@@ -14,7 +14,6 @@ import msgspec
 from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.commands.evaluate import (
     OnProgress,
-    absolute_paths,
     begin_run,
     evaluate_on,
     resume_evaluation,
@@ -88,27 +87,28 @@ async def watch(
     progress: OnProgress = lambda _: None,
     shown: OnCurve = lambda *_: None,
 ) -> Curve:
-    """Evaluate what is in `config.directory`; unless `once`, also what appears until cancelled.
+    """Evaluate what is in the folder; unless `once`, also what appears there until cancelled.
 
     Each content is evaluated once, whatever happens to this process; an interrupted run is
     resumed. A folder that cannot be evaluated is a point with a `failure`. Raises UnknownNameError
     and TaskError for a task, ConfigurationError, RunLockedError if another process does the same,
-    StoreError, and what starting a server for `config.model` does.
+    StoreError, and what starting a server for the base does.
     """
-    config = _with_absolute_paths(config)
-    if config.once and not config.directory.is_dir():
+    config = config.with_absolute_paths()
+    directory = config.settings.directory
+    if config.settings.once and not directory.is_dir():
         raise ConfigurationError(
-            f"{config.directory} is not a folder",
+            f"{directory} is not a folder",
             why="with --once there is nothing to wait for",
             fix="give the folder that holds the checkpoints",
         )
-    for task in config.tasks:
+    for task in config.evaluation.tasks:
         await asyncio.to_thread(load_task, task.name)
     with held_journal(config, layout=context.layout) as journal:
         if journal.repair:
             context.notify(str(journal.repair))
-        plan = with_weight_swap(config.serving())
-        host = Host(plan, context, concurrency=config.concurrency)
+        plan = with_weight_swap(config.plan)
+        host = Host(plan, context, concurrency=config.evaluation.concurrency)
         watcher = _Watcher(
             config, context, journal=journal, host=host, progress=progress, shown=shown
         )
@@ -132,14 +132,15 @@ class _Watcher:
         shown: OnCurve,
     ) -> None:
         self._config = config
+        self._settings = config.settings
         self._context = context
         self._notify = context.notify
         self._journal = journal
         self._host = host
         self._progress = progress
         self._shown = shown
-        self._page = config.html or journal.folder / "curve.html"
-        self._lookout = Lookout(config.directory, settle=config.interval * _EARLY)
+        self._page = config.settings.html or journal.folder / "curve.html"
+        self._lookout = Lookout(config.settings.directory, settle=config.settings.interval * _EARLY)
         self._maker = CurveMaker(config, layout=context.layout)
         self._digests: dict[str, tuple[Finished, str]] = {}
         self._unreadable: dict[str, Waiting] = {}
@@ -160,15 +161,15 @@ class _Watcher:
             if job:
                 curve = await self._evaluate(job) or curve
                 continue
-            if self._config.once and look.at - began >= self._config.interval * _EARLY:
+            if self._settings.once and look.at - began >= self._settings.interval * _EARLY:
                 for waiting in (*look.waiting, *self._unreadable.values()):
                     self._notify(f"{waiting.name} is left out: {waiting.why}")
                 return curve
-            await asyncio.sleep(self._config.interval)
+            await asyncio.sleep(self._settings.interval)
 
     def _tell(self, look: Look) -> None:
         """Say once which folders are waited for: missing, half-written or unreadable ones."""
-        directory = self._config.directory
+        directory = self._settings.directory
         if directory.is_dir():
             self._told.discard(str(directory))
         elif str(directory) not in self._told:
@@ -182,7 +183,7 @@ class _Watcher:
 
     def _next(self, look: Look) -> _Job | None:
         """The base, then what has the smallest step. Blocking."""
-        if (own := self._config.model or self._config.path) is not None:
+        if (own := self._config.plan.model or self._config.plan.path) is not None:
             digest = _base_digest(str(own), layout=self._context.layout)
             if self._is_new("", digest):
                 return _Job(folder=None, name=str(own), digest=digest)
@@ -211,7 +212,7 @@ class _Watcher:
         record = self._journal.of(key)
         if record is None or record.digest != digest or record.status is Status.BEGUN:
             return True
-        again = record.status is Status.FAILED and self._config.retry_failed
+        again = record.status is Status.FAILED and self._settings.retry_failed
         return again and key not in self._tried
 
     async def _evaluate(self, job: _Job) -> Curve | None:
@@ -298,10 +299,10 @@ class _Watcher:
     def _evaluation(self, folder: Finished | None) -> EvaluationConfig:
         """How one of them is evaluated; as a run of its own it can be resumed by itself."""
         if folder is None:
-            return self._config.evaluation()
+            return self._config.evaluation_config()
         if folder.kind is Kind.ADAPTER:
-            return self._config.evaluation(adapter=folder.path)
-        return self._config.evaluation(model=str(folder.path), path=None)
+            return self._config.evaluation_config(adapter=folder.path)
+        return self._config.evaluation_config(model=str(folder.path), path=None)
 
     async def _changed(self, job: _Job) -> bool:
         if job.folder is None:
@@ -332,14 +333,6 @@ class _Watcher:
         content = msgspec.json.encode(curve)
         write_whole(self._journal.folder / "curve.json", content, private=True)
         return curve
-
-
-def _with_absolute_paths(config: WatchConfig) -> WatchConfig:
-    changes = {
-        "directory": config.directory.expanduser().absolute(),
-        "html": config.html and config.html.expanduser().absolute(),
-    }
-    return config.model_copy(update=absolute_paths(config, config.tasks) | changes)
 
 
 def _base_digest(model: str, *, layout: Layout) -> str:

@@ -236,7 +236,11 @@ class _SampledBackend(BaseBackend):
 
 
 class VLLMBackend(_SampledBackend):
-    """Asks a vLLM server, which may be started later. `unload` leaves the server running."""
+    """Asks a vLLM server. `unload` leaves the server running.
+
+    The server may be started after this is made, so it has a plain sampler instead of a deployment,
+    which would need the server at once.
+    """
 
     config: VLLMBackendConfig
     _completes = True

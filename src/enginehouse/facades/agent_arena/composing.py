@@ -18,14 +18,14 @@ from omegaconf.errors import (
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.deployment.configuration import ServeConfig, merged, parse
 from enginehouse.engines.options import DType, PositiveInt
 
-Settings = TypeVar("Settings", bound=BaseModel)
+Settings = TypeVar("Settings", bound=StrictModel)
 CONFIGS = "pkg://enginehouse.facades.agent_arena.configs"
 
 

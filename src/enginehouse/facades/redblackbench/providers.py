@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -18,7 +17,8 @@ from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.core.messages import ChatPrompt, Message, Role
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
-from enginehouse.engines.base import Engine, RemoteEngine
+from enginehouse.engines.base import RemoteEngine
+from enginehouse.engines.hosted import address_of, key_of
 from enginehouse.engines.registry import load_engine
 
 VLLM_URL = "http://localhost:8000/v1"
@@ -60,6 +60,8 @@ class BaseLLMProvider(ABC):
 class _SamplerProvider(BaseLLMProvider):
     """One model of one server.
 
+    A plain sampler instead of a deployment: providers are made before their server runs, and many
+    of them, each with its own model, share the server's connections.
     The first request in an event loop opens connections, which all providers of that server share.
     They are closed with the last of these providers, and at the latest when the loop is shut down,
     as asyncio.run does.
@@ -78,8 +80,12 @@ class _SamplerProvider(BaseLLMProvider):
         super().__init__(ProviderConfig(model, temperature, max_tokens, api_key, base_url))
         self._parameters = SamplingParameters(temperature=temperature, max_tokens=max_tokens)
         engine = load_engine(self._engine)
-        self.base_url = normal_base_url(base_url or _address(engine))
-        self._server = _Server(self._engine, self.base_url, api_key or _key(engine))
+        if base_url is None or api_key is None:
+            assert isinstance(engine, RemoteEngine), "the others are given both"
+            base_url = base_url or address_of(engine)
+            api_key = api_key or key_of(engine)
+        self.base_url = normal_base_url(base_url)
+        self._server = _Server(self._engine, self.base_url, api_key)
 
     async def generate(self, system_prompt: str, messages: Sequence[Mapping[str, Any]]) -> str:
         """The answer's text. Raises WireError, after retries if they make sense.
@@ -115,7 +121,7 @@ class _SamplerProvider(BaseLLMProvider):
 class _Server(NamedTuple):
     engine: str
     base_url: str
-    api_key: str
+    api_key: str | None
 
 
 class _Pool:
@@ -247,22 +253,3 @@ def _message(entry: Mapping[str, Any]) -> Message:
             why=str(error),
             fix=f"give a role ({', '.join(get_args(Role))}) and text as content",
         ) from None
-
-
-def _address(engine: Engine) -> str:
-    assert isinstance(engine, RemoteEngine), "the others are given an address"
-    named = (os.environ.get(name) for name in engine.url_variables)
-    address = next((value for value in named if value), engine.default_url)
-    assert address is not None, "a hosted API has an address"
-    return address
-
-
-def _key(engine: Engine) -> str:
-    assert isinstance(engine, RemoteEngine), "the others are given a key"
-    for name in engine.key_variables:
-        if key := os.environ.get(name):
-            return key
-    raise ConfigurationError(
-        f"there is no API key for {engine.name}; nothing was sent",
-        fix=f"export {engine.key_variables[0]}=…, or give api_key",
-    )

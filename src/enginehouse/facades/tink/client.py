@@ -230,8 +230,9 @@ class Client:
 async def connected(config: VLLMConfig) -> AsyncIterator[Client]:
     """The client of the server in `config`, after waiting for it.
 
-    Adapters stay loaded when the block ends. Raises ConfigurationError, UnreachableError and
-    WireError.
+    Adapters stay loaded when the block ends, and any number of them share `max_loras` places. A
+    deployment has neither, so the client has an adapter pool of its own. Raises ConfigurationError,
+    UnreachableError and WireError.
     """
     layout = Layout.from_environment()
     running = await _waited_for(config.address(), seconds=config.timeout, layout=layout)

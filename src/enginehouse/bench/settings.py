@@ -1,4 +1,4 @@
-"""Configuration of `enginehouse bench`."""
+"""The load that `enginehouse bench` puts on a server."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from enginehouse.deployment.configuration import AskConfig, Fraction
+from enginehouse.core.strict_model import Fraction, StrictModel
 
 
-class BenchConfig(AskConfig):
-    """A load, for a model or for the server at a URL."""
+class BenchSettings(StrictModel):
+    """A load: how many requests, of which lengths, and how many at once."""
 
     concurrency: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
     """Requests in flight; several values, as in 1,8,32, are measured one after another."""
@@ -43,8 +43,4 @@ class BenchConfig(AskConfig):
             raise ValueError(
                 f"{self.requests} requests are too few for {most} in flight: ask for more"
             )
-        own = [n for n in ("path", "python", "version", "variant") if getattr(self, n) is not None]
-        own += [n for n in self.server.model_dump(exclude_defaults=True) if n != "api_key"]
-        if self.url is not None and own:
-            raise ValueError(f"without effect on a running server: {', '.join(own)}")
         return self

@@ -1,4 +1,4 @@
-"""Configuration of `enginehouse sample`."""
+"""What `enginehouse sample` asks, and where its answers go."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from enginehouse.deployment.configuration import AskConfig
+from enginehouse.core.strict_model import StrictModel
 
 
-class SampleConfig(AskConfig):
+class SampleSettings(StrictModel):
     """Prompts, their default sampling parameters, and where the samples go."""
 
     prompts: str
