@@ -39,11 +39,9 @@ def limited(context: int):
     return FakeModel(reply)
 
 
-async def run_with(tmp_path, model, *, context, size=1, **spec_changes):
+async def run_with(tmp_path, model, *, context, size=1, settings=LONG):
     """One match of thirty rounds."""
-    spec = red_black(
-        team("m", size=size), team("f", "always BLACK"), **{"settings": LONG, **spec_changes}
-    )
+    spec = red_black(team("m", size=size), team("f", "always BLACK"), settings=settings)
     run = new_run(tmp_path)
     await play_experiment(
         spec,
