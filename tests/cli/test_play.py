@@ -297,6 +297,28 @@ def test_a_recording_replays_without_a_model(house: House, call):
     assert call("play", file, "--offline").code == 2
 
 
+def test_a_recording_answers_until_another_team_makes_a_difference(house: House, call):
+    """The unchanged team's calls are not made again before that, and the record says where."""
+    with engine() as url:
+        values = small(url)
+        assert call("play", write(house, values)).code == 0
+        values["team_b"] = {"agents": "always RED"}
+        done = call("play", write(house, values), "--cassette", house.runs[0].name)
+    assert done.code == 0, done.err
+    (first, second) = house.runs
+    (match,) = matches(second)
+    assert match.failure is None
+    replayed = [record for record in calls(second) if record.replayed]
+    asked = [record for record in calls(second) if not record.replayed]
+    assert {record.key.turn for record in replayed} >= {0}
+    assert {record.key.seat for record in (*replayed, *asked)} == {"team_a"}
+    others = [turn.decisions["team_b"].action for turn in matches(first)[0].turns]
+    if others == ["RED"] * 3:  # then the script says nothing new
+        assert (match.diverged, asked) == ({}, [])
+    else:
+        assert match.diverged["team_a"] == min((r.key for r in asked), key=lambda key: key.turn)
+
+
 def test_a_person_plays_at_the_terminal(house: House):
     """Their answers come from standard input, a line each; its end is an error."""
     values = SCRIPTS | {"team_a": {"agents": ["human"]}, "game": {"num_rounds": 2}}
