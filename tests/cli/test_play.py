@@ -271,6 +271,32 @@ class TestInterrupted:
         assert len(matches(run)) == 4
         assert all(match.failure is None for match in matches(run))
 
+    def test_a_server_that_dies_is_started_again(self, house: House, call):
+        """No match fails, and the run names the death."""
+        faults = json.dumps([{"fault": "die", "nth": [30]}])
+        variables = {
+            "VLLM_FAKE_FAULTS": faults,
+            "VLLM_FAKE_STATE": str(house.work / "state.json"),
+        }
+        provider = {
+            "type": "vllm",
+            "model": str(house.model()),
+            "serve": True,
+            "max_tokens": 16,
+            "server": {"env_vars": variables, "max_model_len": 4096},
+        }
+        values = {
+            "default_provider": provider,
+            "game": {"num_rounds": 3, "team_size": 2},
+            "num_games": 3,
+        }
+        done = call("play", write(house, values))
+        assert done.code == 0, done.err
+        (run,) = house.runs
+        assert [match.failure for match in matches(run)] == [None] * 3
+        (listed,) = call("runs", "--json").report
+        assert len(listed["incidents"]) == 1
+
 
 def wait_for_calls(run: Path, count: int) -> None:
     """Until the journal has so many."""
