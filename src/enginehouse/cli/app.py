@@ -28,7 +28,7 @@ COMMANDS = {
     "rescore": CommandEntry(
         "enginehouse.cli.evaluate:rescore", "Score a run's stored answers again."
     ),
-    "runs": CommandEntry("enginehouse.cli.runs:runs", "List evaluation runs."),
+    "runs": CommandEntry("enginehouse.cli.runs:runs", "List runs."),
     "show": CommandEntry(
         "enginehouse.cli.runs:show", "Show a run's report, or one of its samples."
     ),
@@ -39,6 +39,7 @@ COMMANDS = {
     "tasks": CommandEntry(
         "enginehouse.cli.tasks:tasks", "List the tasks and what each of them needs."
     ),
+    "play": CommandEntry("enginehouse.cli.play:play", "Play games between teams of agents."),
     "serve": CommandEntry(
         "enginehouse.cli.serve:serve", "Serve a model until Ctrl-C, or in the background."
     ),
@@ -60,6 +61,9 @@ COMMANDS = {
     ),
     "chat": CommandEntry("enginehouse.cli.chat:chat", "Talk to a model in the terminal."),
     "sample": CommandEntry("enginehouse.cli.sample:sample", "Sample answers to a file of prompts."),
+    "arena": CommandEntry(
+        "enginehouse.cli.arena:arena", "Let a model play in Agent Arena's Godot scenes."
+    ),
     "engines": CommandEntry("enginehouse.cli.engines:engines", "List what each engine can do."),
     "install": CommandEntry("enginehouse.cli.install:install", "Build an engine environment."),
     "doctor": CommandEntry("enginehouse.cli.doctor:doctor", "Check this machine for problems."),

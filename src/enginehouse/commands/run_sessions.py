@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import msgspec
 
-from enginehouse import evaluation
 from enginehouse.core.errors import (
     ConfigurationError,
     ModelError,
@@ -45,7 +44,7 @@ def working_on(run: Run, context: Context) -> Iterator[None]:
                 run.update(status=RunStatus.RUNNING, finished=None, worker=worker)
                 yield
             except BaseException as error:
-                evaluation.note_end(run, error)
+                run.note_end(error)
                 if (kept := _what_is_kept(run, error)) is not None:
                     context.notify(kept)
                 raise

@@ -4,7 +4,7 @@ from enginehouse.evaluation.asking import require_supported
 from enginehouse.evaluation.plan import TaskPlans, plan_tasks
 from enginehouse.evaluation.records import EvaluationSpec, Prices, TaskSpec
 from enginehouse.evaluation.rescoring import rescore
-from enginehouse.evaluation.runner import Timings, count_missing, evaluate, note_end
+from enginehouse.evaluation.runner import Timings, count_missing, evaluate
 from enginehouse.evaluation.summary import find_sample, require_headlines, summarise
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "count_missing",
     "evaluate",
     "find_sample",
-    "note_end",
     "plan_tasks",
     "require_headlines",
     "require_supported",

@@ -11,18 +11,12 @@ from typing import Self
 
 import msgspec
 
-from enginehouse.core.errors import (
-    BadRequestError,
-    ConfigurationError,
-    EnginehouseError,
-    OpenFilesError,
-    ServerError,
-)
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Provenance, Sampler
 from enginehouse.evaluation.asking import Asker, Unit, requests_of, require_capabilities
 from enginehouse.evaluation.counting import CountingSampler
 from enginehouse.evaluation.ledger import ASKED, CODES, FAILED, MISSING, Ledger, read_ledger
-from enginehouse.evaluation.plan import Tasks, plan_tasks
+from enginehouse.evaluation.plan import TaskPlans
 from enginehouse.evaluation.records import (
     JOURNAL_FORMAT,
     EvaluationSpec,
@@ -58,7 +52,7 @@ _TIMINGS = Timings()
 
 
 def count_missing(
-    spec: EvaluationSpec, *, tasks: Tasks, run: Run, retry_failed: bool = False
+    spec: EvaluationSpec, *, tasks: TaskPlans, run: Run, retry_failed: bool = False
 ) -> int:
     """How many samples `evaluate` would ask. Raises as `evaluate` does, but needs no sampler."""
     with run.hold(), Journal(run.journal_path, first=HeaderRecord) as journal:
@@ -74,7 +68,7 @@ def _wanted(*, retry_failed: bool) -> tuple[int, ...]:
 async def evaluate(
     spec: EvaluationSpec,
     *,
-    tasks: Tasks,
+    tasks: TaskPlans,
     sampler: Sampler | None,
     provenance: Provenance | None,
     run: Run,
@@ -84,12 +78,10 @@ async def evaluate(
 ) -> Report:
     """Ask what `run`'s journal lacks, score it, and return the report (also in report.json).
 
-    `tasks` maps every task's name in the spec to the task and its loaded data, or is what
-    `plan_tasks` made of that. A new run and a
-    resumed one are the same call; a finished one asks nothing and needs no sampler (None). Failed
-    samples count as done unless `retry_failed`. `progress` is called from the event loop every
-    half second and at the end. Cancellable at any time: samples in flight are dropped and asked
-    again on resume.
+    `tasks` is what `plan_tasks` made of the spec. A new run and a resumed one are the same call; a
+    finished one asks nothing and needs no sampler (None). Failed samples count as done unless
+    `retry_failed`. `progress` is called from the event loop every half second and at the end.
+    Cancellable at any time: samples in flight are dropped and asked again on resume.
 
     Raises, leaving the run resumable: ConfigurationError (the spec or the data differ from those
     the run began with), RunLockedError, UnsupportedError (before anything is asked),
@@ -115,24 +107,9 @@ async def evaluate(
             run.write_report(msgspec.json.format(msgspec.json.encode(report)))
             run.finish(RunStatus.COMPLETE)
         except BaseException as error:
-            note_end(run, error)
+            run.note_end(error)
             raise
     return report
-
-
-def note_end(run: Run, error: BaseException) -> None:
-    """Record how a run ended: interrupted if resuming it as it is may succeed, failed otherwise.
-
-    Keeps an end that is already recorded.
-    """
-    if run.info.status is not RunStatus.RUNNING:
-        return
-    outside = (ServerError, BadRequestError, OpenFilesError)  # not the run's own fault
-    stopped = isinstance(error, (*outside, asyncio.CancelledError, KeyboardInterrupt))
-    try:
-        run.finish(RunStatus.INTERRUPTED if stopped else RunStatus.FAILED)
-    except EnginehouseError as second:  # a full disk must not hide the first error
-        error.add_note(str(second))
 
 
 class Evaluation:
@@ -142,13 +119,13 @@ class Evaluation:
         self,
         spec: EvaluationSpec,
         *,
-        tasks: Tasks,
+        tasks: TaskPlans,
         journal: Journal,
         progress: Callable[[Progress], None] = lambda _: None,
         timings: Timings = _TIMINGS,
     ) -> None:
         self.spec = spec
-        self.plans = {plan.name: plan for plan in plan_tasks(spec, tasks)}
+        self.plans = {plan.name: plan for plan in tasks}
         self.journal = journal
         self.ledger: Ledger = read_ledger(journal.path)
         self._progress = progress

@@ -20,7 +20,7 @@ LEAST_FOR_TEST = 6  # with five, even differences that all agree have p = 2 / 2�
 BOOTSTRAP = "bootstrap by seed"
 SIGN_FLIP = "exact sign-flip test"
 RANDOM_SIGN_FLIP = "sign-flip test, 19,999 random flips"
-_RESAMPLES = 4000
+_MOST_RESAMPLES, _LEAST_RESAMPLES = 4000, 1000
 _MOST_EXACT = 16  # seeds that differ: 2¹⁶ ways to flip
 _FLIPS = 19_999
 _ROUNDING = 1e-9  # relative to the largest difference
@@ -43,8 +43,10 @@ def interval_of_means(
     than 5 seeds. The same `seed` gives the same intervals.
     """
     counted = weights > 0
-    sums = resample_sums(np.concatenate([values, weights], axis=1), resamples=_RESAMPLES, seed=seed)
-    columns = values.shape[1]
+    seeds, columns = values.shape
+    # The more seeds, the closer to normal, and the longer each resample takes.
+    resamples = max(_LEAST_RESAMPLES, min(_MOST_RESAMPLES, 1000 * _MOST_RESAMPLES // seeds))
+    sums = resample_sums(np.concatenate([values, weights], axis=1), resamples=resamples, seed=seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = sums[:, :columns] / sums[:, columns:]
     intervals: list[Interval | None] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
@@ -18,9 +19,13 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from enginehouse.core.errors import (
+    BadRequestError,
     ConfigurationError,
+    EnginehouseError,
+    OpenFilesError,
     RunLockedError,
     RunNotFoundError,
+    ServerError,
     StoreError,
     nearest,
 )
@@ -58,7 +63,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     `worker` is the process that works on the run, or did last: recorded before it starts a server.
     `incidents`: the deaths of our own servers while they worked for it. `left_out`: variables of
     the server's environment whose values are not kept in config.yaml. An experiment's `model` lists
-    its teams, and its only task is its game.
+    its models, and its only task is its game.
     """
 
     id: str
@@ -116,6 +121,20 @@ class Run:
     def finish(self, status: RunStatus) -> None:
         """Record that the work on it has ended."""
         self.update(status=status, finished=datetime.now(UTC))
+
+    def note_end(self, error: BaseException) -> None:
+        """Record how the work ended: interrupted if resuming it may succeed, failed otherwise.
+
+        Keeps an end that is already recorded.
+        """
+        if self.info.status is not RunStatus.RUNNING:
+            return
+        outside = (ServerError, BadRequestError, OpenFilesError)  # not the run's own fault
+        stopped = isinstance(error, (*outside, asyncio.CancelledError, KeyboardInterrupt))
+        try:
+            self.finish(RunStatus.INTERRUPTED if stopped else RunStatus.FAILED)
+        except EnginehouseError as second:  # a full disk must not hide the first error
+            error.add_note(str(second))
 
     def write_report(self, report: bytes) -> None:
         """Keep the report (JSON), atomically. Raises StoreError."""

@@ -1,0 +1,80 @@
+"""In which order waiting calls reach an engine, so that it is kept full."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple
+
+STARTING_BELOW: Final = 6  # waiting calls per slot, below which another match starts
+
+
+class Rank(NamedTuple):
+    """Which calls go first: the smallest ranks.
+
+    A call that few others are asked together with soon lets its team go on: an opinion before a
+    vote of five. Among equals, the match that is the farthest behind. Simulated with 16 to 400
+    matches of 5 against 5, this reaches at least 0.94 of what 64 slots can do, and first come,
+    first served 0.83.
+    """
+
+    together: int
+    turn: int
+    step: int
+
+
+class Slots:
+    """At most `count` calls of a server at a time, by rank. `wake` is set when it gets hungry."""
+
+    def __init__(self, count: int | None = None, *, wake: asyncio.Event) -> None:
+        self.count = count or 1
+        self.in_flight = 0
+        self._bounded = count is not None
+        self._wake = wake
+        self._waiting: list[tuple[Rank, int, asyncio.Future[None]]] = []
+        self._numbers = itertools.count()
+
+    def bound(self, count: int) -> None:
+        """At most `count`, and at most what it was bounded to before."""
+        self.count = min(self.count, count) if self._bounded else count
+        self._bounded = True
+
+    @property
+    def hungry(self) -> bool:
+        """Whether so few calls wait that another match should start."""
+        return self.in_flight + len(self._waiting) < STARTING_BELOW * self.count
+
+    @asynccontextmanager
+    async def place(self, rank: Rank) -> AsyncIterator[None]:
+        """Wait for a place, and keep it for the length of the block."""
+        if self.in_flight < self.count:
+            self.in_flight += 1
+        else:
+            await self._wait(rank)
+        try:
+            yield
+        finally:
+            self._release()
+
+    async def _wait(self, rank: Rank) -> None:
+        future = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (rank, next(self._numbers), future))
+        try:
+            await future
+        except asyncio.CancelledError:
+            if not future.cancelled():  # the place was handed over already
+                self._release()
+            raise
+
+    def _release(self) -> None:
+        self.in_flight -= 1
+        while self._waiting and self.in_flight < self.count:
+            _, _, future = heapq.heappop(self._waiting)
+            if not future.done():
+                self.in_flight += 1
+                future.set_result(None)
+        if self.hungry:
+            self._wake.set()
