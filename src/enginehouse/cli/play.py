@@ -13,21 +13,27 @@ from typer.core import TyperGroup
 
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
-from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.errors import ConfigurationError, NoHeadlineError, nearest
 from enginehouse.runtime.context import Context
 
 if TYPE_CHECKING:
     from enginehouse.commands.experiment_configuration import ExperimentConfig
     from enginehouse.games.base import GameInfo
+    from enginehouse.results.experiment import ExperimentReport
     from enginehouse.results.experiment_progress import ExperimentProgress
-    from enginehouse.store.runs import Run
 
 
 class _PlayGroup(TyperGroup):
     """`play FILE` is short for `play run FILE`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] != "--help":
+        word = args[0] if args else "--help"
+        if word not in self.commands and word != "--help":
+            close = nearest(word, self.commands)
+            if close and not Path(word).exists():
+                raise ConfigurationError(
+                    f"there is no file {word}", fix=f"did you mean enginehouse play {close}?"
+                )
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -57,7 +63,7 @@ def run(  # noqa: PLR0913 - one for each option
         typer.Option("--serve", help="Start the servers that are not running, and stop them."),
     ] = False,
     concurrency: Annotated[
-        int | None, typer.Option("--concurrency", help="The most requests in flight per model.")
+        int | None, typer.Option("--concurrency", help="The most requests in flight per server.")
     ] = None,
     output_dir: Annotated[
         Path | None,
@@ -92,6 +98,8 @@ def run(  # noqa: PLR0913 - one for each option
             fix="name its YAML file, such as examples/red_black.yaml; docs/experiments.md explains "
             "it, and `enginehouse play --list` lists the games",
         )
+    if not file.exists():
+        raise ConfigurationError(f"there is no file {file}", fix="check the path")
     from enginehouse.cli.person import Person
     from enginehouse.commands.experiment_configuration import ExperimentConfig
     from enginehouse.commands.play import run_experiment
@@ -108,7 +116,7 @@ def run(  # noqa: PLR0913 - one for each option
     values = merged({"experiment_name": file.stem}, merged(read_yaml(file), options))
     config = parse(ExperimentConfig, values, origin=str(file))
     with _progress(console, config) as progress:
-        played = run_async(
+        report = run_async(
             run_experiment(
                 config,
                 Context(notify=console.note),
@@ -119,7 +127,7 @@ def run(  # noqa: PLR0913 - one for each option
                 progress=progress,
             )
         )
-    show_experiment(played, console)
+    show_experiment(report, console)
 
 
 def resume_experiment(reference: str, console: Console, *, retry_failed: bool, trust: bool) -> None:
@@ -131,7 +139,7 @@ def resume_experiment(reference: str, console: Console, *, retry_failed: bool, t
 
     context = Context(notify=console.note)
     with _progress(console, read_experiment(open_run(context.layout, reference))) as progress:
-        played = run_async(
+        report = run_async(
             resume(
                 reference,
                 context,
@@ -141,12 +149,21 @@ def resume_experiment(reference: str, console: Console, *, retry_failed: bool, t
                 progress=progress,
             )
         )
-    show_experiment(played, console)
+    show_experiment(report, console)
 
 
-def show_experiment(run: Run, console: Console) -> None:
-    """Print what was played."""
-    console.result(run.info, text=lambda: console.say(f"{run.info.status}: {run.folder}"))
+def show_experiment(report: ExperimentReport, console: Console) -> None:
+    """Print the report. Raises NoHeadlineError if every match failed."""
+    from enginehouse.report.experiment_table import print_experiment
+
+    console.result(report, text=lambda: print_experiment(report))
+    if report.failures and not report.finished:
+        first = report.failures[0]
+        raise NoHeadlineError(
+            "every match failed",
+            why=f"{first.kind}: {first.example}",
+            fix=f"correct the cause, then enginehouse resume {report.run} --retry-failed",
+        )
 
 
 @contextmanager

@@ -7,11 +7,7 @@ from functools import partial
 
 from enginehouse.deployment.adapters import load_adapter
 from enginehouse.deployment.configuration import ServeConfig
-from enginehouse.deployment.preparation import (
-    prepare,
-    start,
-    start_arguments,
-)
+from enginehouse.deployment.preparation import prepare, start, start_arguments
 from enginehouse.deployment.supervision import supervised
 from enginehouse.deployment.swapping import swapping
 from enginehouse.runtime.context import Context
