@@ -129,8 +129,11 @@ class PublicGoods:
             points = self._points(given)
             scores = [score + point for score, point in zip(scores, points, strict=True)]
             outcomes = "; ".join(
-                f"{seat} gave {_written(gift)} and got {_shown(point)} points, {_shown(score)} in all"
-                for seat, gift, point, score in zip(self._seats, given, points, scores, strict=True)
+                f"{player} gave {_written(gift)} and got {_shown(point)} points, "
+                f"{_shown(score)} in all"
+                for player, gift, point, score in zip(
+                    self._seats, given, points, scores, strict=True
+                )
             )
             pot, grown = sum(given), sum(given) * self._settings.factor
             texts.append(
