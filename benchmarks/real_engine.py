@@ -101,7 +101,7 @@ async def _evaluation(
         began, cpu = time.perf_counter(), time.process_time()
         report = await evaluation.evaluate(
             spec,
-            tasks={"sums": (task, data)},
+            tasks=evaluation.plan_tasks(spec, {"sums": (task, data)}),
             sampler=cast("Sampler", sampler),  # this task neither streams nor tokenizes
             provenance=provenance,
             run=run,

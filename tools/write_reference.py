@@ -21,6 +21,7 @@ import typer
 from pydantic import BaseModel
 
 import enginehouse
+from enginehouse.arena.configuration import DeliberationConfig
 from enginehouse.batch import prompt_files
 from enginehouse.batch.batch import SamplingSummary
 from enginehouse.batch.sample_files import SampleLine
@@ -35,6 +36,12 @@ from enginehouse.commands.configuration import (
     TaskConfig,
 )
 from enginehouse.commands.engines import engine_facts
+from enginehouse.commands.experiment_configuration import (
+    AgentConfig,
+    ExperimentConfig,
+    ProviderConfig,
+    TeamConfig,
+)
 from enginehouse.core import errors, sampler, sampling
 from enginehouse.deployment.configuration import AskConfig, ServeConfig
 from enginehouse.doctor.findings import Finding
@@ -169,6 +176,15 @@ JSON_PARTS = (
 OWN_PARTS = (records.EvaluationSpec, records.TaskSpec, records.Continuation, records.Failure)
 ASKED = (sampler.SampleRequest, sampling.SamplingParameters, sampler.Provenance, Measure)
 ANSWERED = (sampler.SampleResponse, sampler.Completion, sampler.Timing)
+
+
+# what a key holds that is a mapping, by the name of its model
+MAPPINGS = {
+    "ServerOptions": "mapping, see [server](#server)",
+    "ProviderConfig": "mapping, see [a provider](#a-provider)",
+    "TeamConfig": "mapping, see [a team](#a-team)",
+    "DeliberationConfig": "mapping, see [deliberation](#deliberation)",
+}
 
 
 def main() -> int:
@@ -342,6 +358,13 @@ def configuration() -> Iterator[str]:
         yield from ("", f"### {command} --config", "")
         yield "Those of `serve --config`, `model`, `url` and `api_key_env` as for `eval`, and:"
         yield from ("", *keys(settings))
+    yield from ("", "### play FILE", "", *keys(ExperimentConfig), "", "### A team", "")
+    yield from (*keys(TeamConfig), "", "### An agent", "", *keys(AgentConfig))
+    yield from ("", "### A provider", "")
+    yield "`default_provider`, and below it the `provider` of a team or an agent: keys that are not"
+    yield "given are those of the provider above, as far as they make sense for the same server."
+    yield from ("", *keys(ProviderConfig), "", "### deliberation", "")
+    yield from keys(DeliberationConfig)
     yield from ("", "### A prompt", "")
     yield "What a line of `sample --prompts` may have: `id`, one of `prompt`, `messages` and"
     yield "`token_ids`, and sampling parameters that go before the command's:"
@@ -378,14 +401,19 @@ def kind_of(field: Mapping[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(kind_of(part) for part in field["anyOf"] if part.get("type") != "null")
     if "$ref" in field:
-        server = field["$ref"].endswith("/ServerOptions")
-        return "mapping, see [server](#server)" if server else "mapping"
+        return MAPPINGS.get(field["$ref"].rpartition("/")[2], "mapping")
     if "enum" in field or "const" in field:
         return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
     kind = field["type"]
     if kind == "array":
         items = field["items"]
-        return "list, see [tasks](#tasks)" if "$ref" in items else f"list of {kind_of(items)}s"
+        if "$ref" in items:
+            name = items["$ref"].rpartition("/")[2]
+            return {"AgentConfig": "list of [agents](#an-agent)"}.get(
+                name, "list, see [tasks](#tasks)"
+            )
+        inner = kind_of(items)
+        return f"list of {inner.replace('list', 'lists', 1) if 'list' in inner else inner + 's'}"
     words = {
         "integer": "whole number",
         "number": "number",

@@ -21,6 +21,7 @@ from enginehouse.evaluation import (
     TaskSpec,
     Timings,
     evaluate,
+    plan_tasks,
     rescore,
     summarise,
 )
@@ -59,7 +60,7 @@ async def run_it(run, task, *, size=6, spec=SPEC, sampler=None):
     """Evaluate."""
     return await evaluate(
         spec,
-        tasks={"addone": (task, dataset(size))},
+        tasks=plan_tasks(spec, {"addone": (task, dataset(size))}),
         sampler=sampler or FakeSampler(),
         provenance=PROVENANCE,
         run=run,
@@ -68,7 +69,7 @@ async def run_it(run, task, *, size=6, spec=SPEC, sampler=None):
 
 async def score_again(run, task, *, size=6, spec=SPEC, timings=Timings()):  # noqa: B008
     """Rescore."""
-    tasks = {"addone": (task, dataset(size))}
+    tasks = plan_tasks(spec, {"addone": (task, dataset(size))})
     return await rescore(spec, tasks=tasks, run=run, timings=timings)
 
 
@@ -233,7 +234,7 @@ async def test_other_items_are_refused(layout):
         data, items=[Item(id=f"other{i}", data=item.data) for i, item in enumerate(data.items)]
     )
     with pytest.raises(ConfigurationError, match="no longer asks"):
-        await rescore(SPEC, tasks={"addone": (AddOne(), renamed)}, run=run)
+        await rescore(SPEC, tasks=plan_tasks(SPEC, {"addone": (AddOne(), renamed)}), run=run)
 
 
 async def test_a_corrected_right_answer_changes_scores(layout):
@@ -246,7 +247,8 @@ async def test_a_corrected_right_answer_changes_scores(layout):
         def score_text(self, item, text):
             return Score(outcome=Outcome.WRONG)
 
-    rescoring = await rescore(SPEC, tasks={"addone": (Corrected(), corrected)}, run=run)
+    tasks = plan_tasks(SPEC, {"addone": (Corrected(), corrected)})
+    rescoring = await rescore(SPEC, tasks=tasks, run=run)
     assert rescoring.tasks[0].changes == {"correct → wrong": 6}
     assert rescoring.report.tasks[0].digest == "e" * 64
     with pytest.raises(ConfigurationError):

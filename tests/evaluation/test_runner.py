@@ -43,6 +43,7 @@ from enginehouse.evaluation import (
     asking,
     evaluate,
     find_sample,
+    plan_tasks,
     require_headlines,
     summarise,
 )
@@ -68,7 +69,7 @@ async def run_it(run, spec=SPEC, *, tasks=None, sampler=None, size=10, **options
     """Evaluate AddOne over `size` items, unless told otherwise."""
     return await evaluate(
         spec,
-        tasks=tasks or {"addone": (AddOne(), dataset(size))},
+        tasks=plan_tasks(spec, tasks or {"addone": (AddOne(), dataset(size))}),
         sampler=sampler or FakeSampler(),
         run=run,
         **{"provenance": PROVENANCE, **options},

@@ -14,7 +14,14 @@ from tests.support.evaluation_fakes import (
 )
 
 from enginehouse.core.errors import BadRequestError, ConfigurationError, StoreError
-from enginehouse.evaluation import EvaluationSpec, TaskSpec, evaluate, find_sample, summarise
+from enginehouse.evaluation import (
+    EvaluationSpec,
+    TaskSpec,
+    evaluate,
+    find_sample,
+    plan_tasks,
+    summarise,
+)
 from enginehouse.evaluation.records import Record, ScoreRecord
 from enginehouse.statistics.intervals import wilson
 from enginehouse.store.journal import read_journal
@@ -30,7 +37,8 @@ async def evaluated(layout, *, samples=1, reply=solve, size=10, limit=None):
         max_failed=1.0,
     )
     run = new_run(layout, "addone", "pick")
-    tasks = {"addone": (AddOne(), dataset(size)), "pick": (PickFirst("pick"), dataset(5))}
+    data = {"addone": (AddOne(), dataset(size)), "pick": (PickFirst("pick"), dataset(5))}
+    tasks = plan_tasks(spec, data)
     report = await evaluate(
         spec, tasks=tasks, sampler=FakeSampler(reply), provenance=PROVENANCE, run=run
     )

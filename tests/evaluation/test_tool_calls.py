@@ -16,7 +16,14 @@ from enginehouse.core.errors import (
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.sampler import Capability, Completion, SampleRequest
 from enginehouse.core.tool_calls import ToolCall, ToolDefinition
-from enginehouse.evaluation import EvaluationSpec, TaskSpec, evaluate, find_sample, summarise
+from enginehouse.evaluation import (
+    EvaluationSpec,
+    TaskSpec,
+    evaluate,
+    find_sample,
+    plan_tasks,
+    summarise,
+)
 from enginehouse.evaluation.compare import compare_runs
 from enginehouse.report.terminal import render_sample
 from enginehouse.tasks.base import CallTools, Item, Outcome, Score
@@ -79,11 +86,11 @@ def _reply(request: SampleRequest) -> Completion | str:
 
 
 async def _run(layout, reply=_reply, *, run=None, sampler=None, **options: object):
-    data = {"addone": (CallAddOne(), dataset(20))}
     spec = EvaluationSpec(tasks=(TaskSpec(name="addone"),), **options)
+    tasks = plan_tasks(spec, {"addone": (CallAddOne(), dataset(20))})
     run = run or new_run(layout, "addone")
     sampler = sampler or FakeSampler(reply)
-    await evaluate(spec, tasks=data, sampler=sampler, provenance=PROVENANCE, run=run)
+    await evaluate(spec, tasks=tasks, sampler=sampler, provenance=PROVENANCE, run=run)
     return run
 
 

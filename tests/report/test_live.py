@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from tests.support.terminals import TerminalStream
 
-from enginehouse.report.live import PlainLines, progress_display, status_line
+from enginehouse.report.live import PlainLines, progress_display, status_line, task_line
 from enginehouse.results.summary import Progress, TaskProgress
 
 
@@ -61,7 +61,7 @@ def test_nothing_known_yet():
 def test_plain_lines_come_every_few_seconds():
     """One line at the start, then one per interval, and the last state at the end."""
     clock, stream = Clock(), io.StringIO()
-    lines = PlainLines(stream, interval=5.0, clock=clock)
+    lines = PlainLines(stream, line=task_line, interval=5.0, clock=clock)
     for second in range(12):
         clock.now = float(second)
         lines.show(state(second))
@@ -75,12 +75,12 @@ def test_plain_lines_come_every_few_seconds():
 def test_last_line_is_not_repeated():
     """A state that was just printed is not printed again; without any, nothing is."""
     stream = io.StringIO()
-    lines = PlainLines(stream, clock=Clock())
+    lines = PlainLines(stream, line=task_line, clock=Clock())
     lines.show(state(1))
     lines.finish()
     assert len(stream.getvalue().splitlines()) == 1
     silent = io.StringIO()
-    PlainLines(silent, clock=Clock()).finish()
+    PlainLines(silent, line=task_line, clock=Clock()).finish()
     assert silent.getvalue() == ""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from enginehouse.core.sampler import Provenance, SampleRequest
-from enginehouse.evaluation import EvaluationSpec, TaskSpec, evaluate
+from enginehouse.evaluation import EvaluationSpec, TaskSpec, evaluate, plan_tasks
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import Run
 from tests.support.evaluation_fakes import (
@@ -36,7 +36,11 @@ async def ran(
     spec = EvaluationSpec(tasks=tuple(TaskSpec(name=n, limit=limit) for n in data), **options)
     run = new_run(layout, *data)
     await evaluate(
-        spec, tasks=data, sampler=sampler or FakeSampler(reply), provenance=provenance, run=run
+        spec,
+        tasks=plan_tasks(spec, data),
+        sampler=sampler or FakeSampler(reply),
+        provenance=provenance,
+        run=run,
     )
     return run
 

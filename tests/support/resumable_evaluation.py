@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from enginehouse.core.errors import BadRequestError
-from enginehouse.evaluation import EvaluationSpec, TaskSpec, evaluate
+from enginehouse.evaluation import EvaluationSpec, TaskSpec, evaluate, plan_tasks
 from enginehouse.store import journal as journal_module
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import open_run
@@ -30,7 +30,9 @@ SPEC = EvaluationSpec(
     temperature=0.7,
     concurrency=16,
 )
-TASKS = {"addone": (AddOne(), dataset(120)), "pick": (PickFirst("pick"), dataset(80))}
+TASKS = plan_tasks(
+    SPEC, {"addone": (AddOne(), dataset(120)), "pick": (PickFirst("pick"), dataset(80))}
+)
 
 
 def reply(request):

@@ -155,19 +155,9 @@ class TestAsking:
 
     async def test_the_response_says_which_content_answered(self, one, tmp_path):
         """By its digest."""
-        stored = await one.pool.register("mine", write_adapter(tmp_path / "a"))
+        loaded = await one.pool.load("mine", write_adapter(tmp_path / "a"))
         response = await one.pool.sample(asking("mine"))
-        assert response.model == f"mine@{stored.digest[:12]}"
-
-    async def test_a_registered_one_is_loaded_when_it_is_asked_for(self, one, tmp_path):
-        """Not before."""
-        await one.pool.register("mine", write_adapter(tmp_path / "a"))
-        assert await one.loaded() == set()
-        (adapter,) = one.pool.adapters()
-        assert (adapter.alias, adapter.loaded) == ("mine", False)
-        await one.answer("mine")
-        (adapter,) = one.pool.adapters()
-        assert (adapter.loaded, adapter.in_flight, adapter.waiting) == (True, 0, 0)
+        assert response.model == f"mine@{loaded.stored.digest[:12]}"
 
     async def test_the_server_lists_the_copy(self, one, tmp_path):
         """Whoever looks there finds content, base and place."""
@@ -182,7 +172,7 @@ class TestAsking:
 
     async def test_a_stream_holds_its_adapter(self, one, tmp_path):
         """Until its end, or until its consumer leaves."""
-        await one.pool.register("mine", write_adapter(tmp_path / "a"))
+        await one.pool.load("mine", write_adapter(tmp_path / "a"))
         whole = await one.answer("mine")
         pieces = []
         async with aclosing(one.pool.stream(asking("mine"))) as deltas:
@@ -199,8 +189,8 @@ class TestAsking:
 
     async def test_an_unknown_name(self, one, tmp_path):
         """The error lists the known ones, and the nearest."""
-        await one.pool.register("alpha", write_adapter(tmp_path / "a"))
-        await one.pool.register("beta", write_adapter(tmp_path / "b", seed=1))
+        await one.pool.load("alpha", write_adapter(tmp_path / "a"))
+        await one.pool.load("beta", write_adapter(tmp_path / "b", seed=1))
         with pytest.raises(UnknownModelError, match="'alpah'") as caught:
             await one.answer("alpah")
         assert f"did you mean 'alpha'? known: alpha, beta, {BASE_MODEL}" in str(caught.value)
@@ -216,7 +206,7 @@ class TestAsking:
     async def test_aliases_that_would_confuse(self, one, tmp_path, alias):
         """Names that join names, and the base's own."""
         with pytest.raises(ConfigurationError):
-            await one.pool.register(alias, write_adapter(tmp_path / "a"))
+            await one.pool.load(alias, write_adapter(tmp_path / "a"))
 
 
 class TestContent:
@@ -228,7 +218,7 @@ class TestContent:
         first = await one.pool.load("mine", folder)
         before = await one.answer("mine")
         write_adapter(folder, seed=1)
-        assert await one.answer("mine") == before, "the copy is what was registered"
+        assert await one.answer("mine") == before, "the copy is what was loaded"
         second = await one.pool.load("mine", folder)
         assert second.model != first.model
         assert second.stored.path != first.stored.path
@@ -322,11 +312,9 @@ class TestRefused:
         await one.pool.load("mine", write_adapter(tmp_path / "a"))
         before = await one.answer("mine")
         wrong = write_adapter(tmp_path / "b", change=lambda made: made.popitem())
-        for attempt in (one.pool.load, one.pool.register):
+        for alias in ("mine", "new"):
             with pytest.raises(AdapterError, match="incomplete"):
-                await attempt("mine", wrong)
-            with pytest.raises(AdapterError):
-                await attempt("new", wrong)
+                await one.pool.load(alias, wrong)
         assert await one.answer("mine") == before
         assert [adapter.alias for adapter in one.pool.adapters()] == ["mine"]
 
@@ -367,14 +355,15 @@ class TestRefused:
 
     async def test_a_request_for_one_that_cannot_be_loaded(self, layout, tmp_path):
         """Everyone who waits is told; the next attempt may succeed."""
-        refusal = {"fault": "status", "status": 400, "path": "/v1/load_lora_adapter", "first": 1}
-        async with house(layout, faults=[refusal]) as made:
-            await made.pool.register("mine", write_adapter(tmp_path / "a"))
+        refusal = {"fault": "status", "status": 400, "path": "/v1/load_lora_adapter", "nth": [3]}
+        async with house(layout, faults=[refusal], max_loras=1) as made:
+            await made.pool.load("mine", write_adapter(tmp_path / "a"))
+            await made.pool.load("other", write_adapter(tmp_path / "b", seed=1))
             outcomes = await asyncio.gather(
                 *(made.answer("mine") for _ in range(3)), return_exceptions=True
             )
             assert [type(outcome) for outcome in outcomes] == [AdapterError] * 3
-            assert in_flight(made.pool) == {"mine": 0}
+            assert in_flight(made.pool) == {"mine": 0, "other": 0}
             assert await made.answer("mine")
 
     async def test_a_server_that_refuses_to_unload(self, layout, tmp_path):
@@ -426,7 +415,7 @@ class TestPlaces:
     async def test_the_least_recently_used_idle_one_goes(self, one, tmp_path):
         """Two places, three adapters."""
         for seed, alias in enumerate("abc"):
-            await one.pool.register(alias, write_adapter(tmp_path / alias, seed=seed))
+            await one.pool.load(alias, write_adapter(tmp_path / alias, seed=seed))
         for alias in ("a", "b", "a", "c"):
             await one.answer(alias)
         assert {name[0] for name in await one.loaded()} == {"a", "c"}
@@ -435,7 +424,7 @@ class TestPlaces:
         """A slow request holds it though two others come and go; it is answered rightly."""
         async with pooled(layout, slow_engine) as made:
             for seed, alias in enumerate("abc"):
-                await made.pool.register(alias, write_adapter(tmp_path / alias, seed=seed))
+                await made.pool.load(alias, write_adapter(tmp_path / alias, seed=seed))
             expected = await made.answer("a", tokens=64)
             slow = asyncio.create_task(made.answer("a", tokens=64))
             await until(lambda: in_flight(made.pool)["a"] == 1)
@@ -449,7 +438,7 @@ class TestPlaces:
         """And is loaded when one of them has ended."""
         async with pooled(layout, slow_engine, max_loras=1) as made:
             for seed, alias in enumerate("ab"):
-                await made.pool.register(alias, write_adapter(tmp_path / alias, seed=seed))
+                await made.pool.load(alias, write_adapter(tmp_path / alias, seed=seed))
             first = asyncio.create_task(made.answer("a", tokens=16))
             await until(lambda: in_flight(made.pool)["a"] == 1)
             second = asyncio.create_task(made.answer("b", tokens=1))
@@ -461,7 +450,7 @@ class TestPlaces:
     async def test_the_base_model_waits_for_nobody(self, layout, slow_engine, tmp_path):
         """It has no place."""
         async with pooled(layout, slow_engine, max_loras=1) as made:
-            await made.pool.register("a", write_adapter(tmp_path / "a"))
+            await made.pool.load("a", write_adapter(tmp_path / "a"))
             slow = asyncio.create_task(made.answer("a", tokens=64))
             await until(lambda: in_flight(made.pool)["a"] == 1)
             await made.answer(tokens=1)
@@ -473,7 +462,7 @@ class TestPlaces:
         refusal = {"fault": "status", "status": 400, "match": "refuse"}
         async with house(layout, max_loras=1, token_latency=SLOW, faults=[refusal]) as made:
             for seed, alias in enumerate("ab"):
-                await made.pool.register(alias, write_adapter(tmp_path / alias, seed=seed))
+                await made.pool.load(alias, write_adapter(tmp_path / alias, seed=seed))
             slow = [asyncio.create_task(made.answer("a", tokens=1000)) for _ in range(3)]
             await until(lambda: in_flight(made.pool)["a"] == 3)
             slow[0].cancel()
@@ -530,7 +519,7 @@ async def test_more_adapters_than_places(layout, tmp_path, adapters, requests):
     aliases = [f"adapter-{number}" for number in range(adapters)]
     async with house(layout, max_loras=4, token_latency=0.002) as made:
         for number, alias in enumerate(aliases):
-            await made.pool.register(alias, write_adapter(tmp_path / alias, seed=number))
+            await made.pool.load(alias, write_adapter(tmp_path / alias, seed=number))
         expected = {alias: await made.answer(alias) for alias in aliases}
         assert len(set(expected.values())) == adapters
         gate = asyncio.Semaphore(32)

@@ -284,7 +284,7 @@ async def test_more_adapters_than_places(pool, sampler, trained, tmp_path, numbe
     """
     aliases = [f"variant-{seed}" for seed in range(number)]
     for seed, alias in enumerate(aliases):
-        await pool.register(alias, variant(trained, tmp_path / alias, seed))
+        await pool.load(alias, variant(trained, tmp_path / alias, seed))
     expected, spoken = {}, {}
     for alias in aliases:
         expected[alias] = await signature(pool, alias)

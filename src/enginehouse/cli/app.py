@@ -28,7 +28,7 @@ COMMANDS = {
     "rescore": CommandEntry(
         "enginehouse.cli.evaluate:rescore", "Score a run's stored answers again."
     ),
-    "runs": CommandEntry("enginehouse.cli.runs:runs", "List evaluation runs."),
+    "runs": CommandEntry("enginehouse.cli.runs:runs", "List runs."),
     "show": CommandEntry(
         "enginehouse.cli.runs:show", "Show a run's report, or one of its samples."
     ),
@@ -39,6 +39,7 @@ COMMANDS = {
     "tasks": CommandEntry(
         "enginehouse.cli.tasks:tasks", "List the tasks and what each of them needs."
     ),
+    "play": CommandEntry("enginehouse.cli.play:play", "Play games between teams of agents."),
     "serve": CommandEntry(
         "enginehouse.cli.serve:serve", "Serve a model until Ctrl-C, or in the background."
     ),

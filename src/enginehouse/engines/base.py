@@ -84,7 +84,6 @@ class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     health: str = "/health"
-    models: str = "/v1/models"
     canary: str | None = None
     version: str = "/version"
     guarded: str | None = None
@@ -122,7 +121,7 @@ class LaunchContext(msgspec.Struct, frozen=True, kw_only=True):
 
 @runtime_checkable
 class ServedEngine(Engine, Protocol):
-    """An engine that we start."""
+    """An engine that we start. Its wire has a `models_path`."""
 
     @property
     def installation(self) -> Installation:

@@ -16,7 +16,7 @@ from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.sampler import Capabilities, Capability, Sampler, SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.evaluation.loglikelihood import ask_choices, continuation_of, encode_choices
-from enginehouse.evaluation.plan import TaskPlan, Tasks, plan_tasks, sample_seed
+from enginehouse.evaluation.plan import TaskPlan, TaskPlans, sample_seed
 from enginehouse.evaluation.records import EvaluationSpec, Failure, SampleRecord
 from enginehouse.evaluation.tool_calls import ask_calls, require_steps, with_result
 from enginehouse.tasks.base import CallTools, Choose, Generate, Item, Question, implements
@@ -159,9 +159,11 @@ def with_system(prompt: ChatPrompt, spec: EvaluationSpec) -> ChatPrompt:
     return ChatPrompt((Message(role="system", content=spec.system), *turns))
 
 
-def require_supported(spec: EvaluationSpec, *, tasks: Tasks, capabilities: Capabilities) -> None:
+def require_supported(
+    spec: EvaluationSpec, *, tasks: TaskPlans, capabilities: Capabilities
+) -> None:
     """Raise UnsupportedError if an engine with these capabilities does not support the tasks."""
-    for plan in plan_tasks(spec, tasks):
+    for plan in tasks:
         require_capabilities(plan, capabilities, spec=spec)
 
 

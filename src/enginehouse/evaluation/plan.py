@@ -36,16 +36,10 @@ class TaskPlan:
 
 
 TaskPlans = tuple[TaskPlan, ...]
-Tasks = TaskData | TaskPlans
 
 
-def plan_tasks(spec: EvaluationSpec, tasks: Tasks) -> TaskPlans:
-    """The plan of every task, in the spec's order. Raises UnknownNameError and DataError.
-
-    Plans are returned as they are, so that a command can plan once and pass the plans on.
-    """
-    if not isinstance(tasks, Mapping):
-        return tasks
+def plan_tasks(spec: EvaluationSpec, tasks: TaskData) -> TaskPlans:
+    """The plan of every task, in the spec's order. Raises UnknownNameError and DataError."""
     return tuple(_plan(spec, task, tasks) for task in spec.tasks)
 
 

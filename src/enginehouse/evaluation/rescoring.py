@@ -10,7 +10,7 @@ import msgspec
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.evaluation.asking import question_of, with_system
 from enginehouse.evaluation.ledger import ASKED, CODES
-from enginehouse.evaluation.plan import TaskPlan, Tasks
+from enginehouse.evaluation.plan import TaskPlan, TaskPlans
 from enginehouse.evaluation.records import (
     DatasetRecord,
     EvaluationSpec,
@@ -32,7 +32,7 @@ _TIMINGS = Timings()
 async def rescore(
     spec: EvaluationSpec,
     *,
-    tasks: Tasks,
+    tasks: TaskPlans,
     run: Run,
     progress: Callable[[Progress], None] = lambda _: None,
     timings: Timings = _TIMINGS,

@@ -16,7 +16,7 @@ from enginehouse.core.sampler import Provenance, Sampler
 from enginehouse.evaluation.asking import Asker, Unit, requests_of, require_capabilities
 from enginehouse.evaluation.counting import CountingSampler
 from enginehouse.evaluation.ledger import ASKED, CODES, FAILED, MISSING, Ledger, read_ledger
-from enginehouse.evaluation.plan import Tasks, plan_tasks
+from enginehouse.evaluation.plan import TaskPlans
 from enginehouse.evaluation.records import (
     JOURNAL_FORMAT,
     EvaluationSpec,
@@ -52,7 +52,7 @@ _TIMINGS = Timings()
 
 
 def count_missing(
-    spec: EvaluationSpec, *, tasks: Tasks, run: Run, retry_failed: bool = False
+    spec: EvaluationSpec, *, tasks: TaskPlans, run: Run, retry_failed: bool = False
 ) -> int:
     """How many samples `evaluate` would ask. Raises as `evaluate` does, but needs no sampler."""
     with run.hold(), Journal(run.journal_path, first=HeaderRecord) as journal:
@@ -68,7 +68,7 @@ def _wanted(*, retry_failed: bool) -> tuple[int, ...]:
 async def evaluate(
     spec: EvaluationSpec,
     *,
-    tasks: Tasks,
+    tasks: TaskPlans,
     sampler: Sampler | None,
     provenance: Provenance | None,
     run: Run,
@@ -78,12 +78,10 @@ async def evaluate(
 ) -> Report:
     """Ask what `run`'s journal lacks, score it, and return the report (also in report.json).
 
-    `tasks` maps every task's name in the spec to the task and its loaded data, or is what
-    `plan_tasks` made of that. A new run and a
-    resumed one are the same call; a finished one asks nothing and needs no sampler (None). Failed
-    samples count as done unless `retry_failed`. `progress` is called from the event loop every
-    half second and at the end. Cancellable at any time: samples in flight are dropped and asked
-    again on resume.
+    `tasks` is what `plan_tasks` made of the spec. A new run and a resumed one are the same call; a
+    finished one asks nothing and needs no sampler (None). Failed samples count as done unless
+    `retry_failed`. `progress` is called from the event loop every half second and at the end.
+    Cancellable at any time: samples in flight are dropped and asked again on resume.
 
     Raises, leaving the run resumable: ConfigurationError (the spec or the data differ from those
     the run began with), RunLockedError, UnsupportedError (before anything is asked),
@@ -121,13 +119,13 @@ class Evaluation:
         self,
         spec: EvaluationSpec,
         *,
-        tasks: Tasks,
+        tasks: TaskPlans,
         journal: Journal,
         progress: Callable[[Progress], None] = lambda _: None,
         timings: Timings = _TIMINGS,
     ) -> None:
         self.spec = spec
-        self.plans = {plan.name: plan for plan in plan_tasks(spec, tasks)}
+        self.plans = {plan.name: plan for plan in tasks}
         self.journal = journal
         self.ledger: Ledger = read_ledger(journal.path)
         self._progress = progress

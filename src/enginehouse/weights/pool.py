@@ -73,8 +73,8 @@ class AdapterPool:
 
     At most `max_loras` adapters are loaded: one that is asked for replaces the least recently used
     idle one, never one with requests in flight. An alias stands for the content that its folder had
-    when it was last registered, whatever happens to the folder afterwards. `base` and `max_rank`
-    are what adapters are checked against.
+    when it was last loaded, whatever happens to the folder afterwards. `base` and `max_rank` are
+    what adapters are checked against.
     """
 
     def __init__(
@@ -108,22 +108,13 @@ class AdapterPool:
         """Those that requests may name, by alias."""
         return tuple(_state(entry, alias) for alias, entry in sorted(self._aliases.items()))
 
-    async def register(self, alias: str, folder: Path) -> StoredAdapter:
-        """Check and copy an adapter that `alias` stands for from now on; it is loaded when needed.
-
-        Requests in flight for the alias's previous content are still answered by that content.
-        Raises AdapterError.
-        """
-        async with self._turns[self._valid(alias)]:
-            entry = await self._enter(alias, folder)
-            self._point(alias, entry)
-            return entry.stored
-
     async def load(self, alias: str, folder: Path, *, prove: bool = False) -> PooledAdapter:
-        """Register an adapter and load it; on failure `alias` stays as it was.
+        """Check, copy and load an adapter, which `alias` stands for from now on.
 
-        Waits for a place as requests do. With `prove`, an adapter without effect is unloaded again.
-        Raises AdapterError, or WireError and ServerGoneError if the server cannot be reached.
+        Requests in flight for the alias's previous content are still answered by that content; on
+        failure the alias stays as it was. Waits for a place as requests do. With `prove`, an
+        adapter without effect is unloaded again. Raises AdapterError, or WireError and
+        ServerGoneError if the server cannot be reached.
         """
         async with AsyncExitStack() as stack:
             entry = await self._load_and_hold(alias, folder, stack, prove=prove)

@@ -24,10 +24,12 @@ class _Models(msgspec.Struct):
 
 async def served_models(server: Server, engine: ServedEngine) -> tuple[ServedModel, ...]:
     """The models that requests may name; the first is the server's own. Raises WireError."""
+    path = engine.wire.models_path
+    assert path is not None, "a server of our own lists its models"
     async with AiohttpTransport(
         server.base_url, api_key=server.api_key, timeouts=Timeouts(total=10)
     ) as transport:
-        reply = await transport.send(WireRequest("GET", engine.endpoints.models))
+        reply = await transport.send(WireRequest("GET", path))
     if reply.status != 200:
         raise engine.wire.error_reply(reply.status, reply.body, retry_after=None)
     try:

@@ -1,0 +1,228 @@
+"""From an experiment's configuration to its report: run folder, deployments, matches."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from enginehouse.arena.experiment import matches_left, play_experiment
+from enginehouse.arena.human import Human
+from enginehouse.commands.experiment_configuration import ExperimentConfig, ProviderConfig
+from enginehouse.commands.experiment_models import ask_plan, open_models
+from enginehouse.commands.experiment_plan import ExperimentPlan, plan_experiment
+from enginehouse.commands.foreign_runs import read_experiment, require_trust
+from enginehouse.commands.kept_variables import is_kept, with_left_out
+from enginehouse.commands.run_sessions import stop_abandoned_servers, working_on
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.incidents import Incident
+from enginehouse.results.experiment_progress import ExperimentProgress
+from enginehouse.runtime.context import Context
+from enginehouse.store.runs import Run, create_run, open_run
+
+OnProgress = Callable[[ExperimentProgress], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """A run and what is played in it."""
+
+    run: Run
+    config: ExperimentConfig
+    plan: ExperimentPlan
+
+
+async def run_experiment(
+    config: ExperimentConfig,
+    context: Context,
+    *,
+    origin: str,
+    human: Human | None = None,
+    cassette: str | None = None,
+    offline: bool = False,
+    progress: OnProgress = lambda _: None,
+) -> Run:
+    """Play an experiment in a new run, on deployments that are opened for it.
+
+    The calls recorded in the run `cassette` answer as long as the same model would be asked the
+    same. `offline` opens nothing: a match that the cassette cannot answer for fails.
+
+    `origin` names the configuration in errors. Raises ConfigurationError before anything is started
+    or asked, and what `open_models` and `play_experiment` do; what was played until then is
+    kept. A match that fails alone does not raise.
+    """
+    journal = None
+    if cassette is not None:
+        recorded = open_run(context.layout, cassette)
+        recorded.require_kind("experiment", instead="show")
+        journal = recorded.journal_path
+    elif offline:
+        raise ConfigurationError(
+            "nobody would answer: --offline asks no model", fix="give a recorded run as --cassette"
+        )
+    config = _with_absolute_paths(config)
+    plan = plan_experiment(config, origin=origin)
+    for name, provider in plan.providers.items():
+        ask_plan(provider, name=name)
+    run = create_run(
+        context.layout,
+        model=", ".join(team.name for team in plan.spec.teams),
+        tasks=[plan.spec.game],
+        config=_resolved_yaml(config),
+        versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},
+        left_out=_left_out(config),
+        kind="experiment",
+        title=plan.spec.name,
+    )
+    context.notify(f"run: {run.info.id}")
+    planned = _Planned(run=run, config=config, plan=plan)
+    return await _play(
+        planned, context, human=human, cassette=journal, offline=offline, progress=progress
+    )
+
+
+async def resume_experiment(
+    reference: str,
+    context: Context,
+    *,
+    human: Human | None = None,
+    progress: OnProgress = lambda _: None,
+    retry_failed: bool = False,
+    trust: bool = False,
+) -> Run:
+    """Play what an experiment lacks; a complete one asks nothing and starts no server.
+
+    Calls that a match made before it was interrupted are not made again. Raises UntrustedRunError
+    for another user's run that would run code, unless `trust`.
+    """
+    run = open_run(context.layout, reference)
+    run.require_kind("experiment", instead="resume")
+    with run.hold():
+        config = read_experiment(run)
+        if not trust:
+            require_trust(run, config, layout=context.layout)
+        plan = plan_experiment(config, origin=str(run.config_path))
+        context.notify(f"run: {run.info.id}, resumed")
+        await stop_abandoned_servers(run, context)
+        return await _play(
+            _Planned(run=run, config=config, plan=plan),
+            context,
+            human=human,
+            progress=progress,
+            retry_failed=retry_failed,
+        )
+
+
+async def _play(
+    planned: _Planned,
+    context: Context,
+    *,
+    human: Human | None = None,
+    cassette: Path | None = None,
+    offline: bool = False,
+    progress: OnProgress,
+    retry_failed: bool = False,
+) -> Run:
+    run, plan = planned.run, planned.plan
+    with working_on(run, context):
+        # a new run has no journal until somebody answers
+        left = not run.journal_path.exists() or matches_left(
+            plan.spec, game=plan.game, run=run, retry_failed=retry_failed
+        )
+        if not left:
+            context.notify(f"run {run.info.id} is complete: nothing to play")
+        providers: Mapping[str, ProviderConfig] = {}
+        if left and not offline:
+            providers = _with_variables(plan.providers, run.info.left_out)
+        async with open_models(
+            providers, context, concurrency=planned.config.concurrency
+        ) as opened:
+
+            def note(incident: Incident) -> None:
+                run.update(incidents=(*run.info.incidents, incident))
+
+            with ExitStack() as stack:
+                for deployment in opened.deployments:
+                    stack.enter_context(deployment.incidents.subscribe(note))
+                logs = [deployment.server.log for deployment in opened.deployments]
+                run.update(server_log=next((str(log) for log in logs if log), None))
+                await play_experiment(
+                    plan.spec,
+                    game=plan.game,
+                    models=opened.models,
+                    run=run,
+                    human=human,
+                    cassette=cassette,
+                    progress=progress,
+                    retry_failed=retry_failed,
+                )
+    return run
+
+
+def _with_variables(
+    providers: Mapping[str, ProviderConfig], names: Sequence[str]
+) -> dict[str, ProviderConfig]:
+    """The providers with the variables that were left out of the run's file."""
+    if not names:
+        return dict(providers)
+    return {
+        name: provider.model_copy(update={"server": with_left_out(provider.server, names)})
+        for name, provider in providers.items()
+    }
+
+
+def _with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
+    """So that the stored file means the same from any folder."""
+
+    def change(provider: ProviderConfig) -> ProviderConfig:
+        values: dict[str, Any] = {}
+        for name in ("adapter", "path", "python"):
+            if (path := getattr(provider, name)) is not None:
+                values[name] = path.expanduser().absolute()
+        # the name that a running server lists is left alone
+        if (provider.serve or config.serve) and provider.model and Path(provider.model).exists():
+            values["model"] = str(Path(provider.model).absolute())
+        return provider.model_copy(update=values)
+
+    config = config.with_providers(change)
+    if config.output_dir is None:
+        return config
+    output_dir = config.output_dir.expanduser().absolute()
+    return config.model_copy(update={"output_dir": output_dir})
+
+
+def _resolved_yaml(config: ExperimentConfig) -> str:
+    """The configuration as a file that can be played again, without what may be a secret."""
+    hidden: set[str] = set()
+
+    def change(provider: ProviderConfig) -> ProviderConfig:
+        if provider.api_key is not None or provider.server.api_key is not None:
+            hidden.add("api_key")
+        kept = {n: v for n, v in provider.server.env_vars.items() if is_kept(n)}
+        hidden.update(f"env_vars.{name}" for name in provider.server.env_vars.keys() - kept.keys())
+        values: dict[str, Any] = {"api_key": None}
+        if "server" in provider.model_fields_set:
+            update = {"api_key": None, "env_vars": kept}
+            values["server"] = provider.server.model_copy(update=update)
+        return provider.model_copy(update=values)
+
+    # what was not given is left out: a team's provider would otherwise override the default one
+    values = config.with_providers(change).model_dump(
+        mode="json", exclude_unset=True, exclude_none=True
+    )
+    values["game"] = dict(config.game)
+    head = "# Play it again: enginehouse play FILE\n"
+    if hidden:
+        head += f"# Left out because they may be secrets: {', '.join(sorted(hidden))}\n"
+    return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _left_out(config: ExperimentConfig) -> list[str]:
+    names = {name for provider in config.providers for name in provider.server.env_vars}
+    return sorted(name for name in names if not is_kept(name))

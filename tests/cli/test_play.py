@@ -1,0 +1,294 @@
+"""`enginehouse play`: scripts, fake engines, refusals, interruptions, recordings."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.support import redblackbench_files
+from tests.support.command_line import House
+from tests.support.leased_ports import free_port
+
+from enginehouse.arena.records import CallRecord, HeaderRecord, MatchRecord, Record
+from enginehouse.store.journal import read_journal
+from enginehouse.testing.fake_engine import running_fake_engine
+
+SCRIPTS = {
+    "game": {"team_size": 2},
+    "team_a": {"agents": "always RED"},
+    "team_b": {"agents": "tit for tat"},
+}
+
+
+@contextmanager
+def engine(*flags: str, model: str = "m") -> Iterator[str]:
+    """The address of a fake engine in a thread of its own: the command has this one."""
+    ready, stop = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+    urls: list[str] = []
+
+    async def serve() -> None:
+        async with running_fake_engine(*flags, model=model) as handle:
+            urls.append(handle.url)
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield f"{urls[0]}/v1"
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+
+
+def small(url: str, **values: Any) -> dict[str, Any]:
+    """Two teams of two LLMs, three rounds."""
+    provider = {"type": "vllm", "model": "m", "base_url": url, "max_tokens": 32}
+    game = {"num_rounds": 3, "team_size": 2}
+    return {"default_provider": provider, "game": game} | values
+
+
+def write(house: House, values: dict[str, Any], name: str = "trial") -> str:
+    """An experiment's file."""
+    return str(house.write(f"{name}.yaml", yaml.safe_dump(values)))
+
+
+def records(run: Path) -> list[Record]:
+    """The lines of a run's journal."""
+    path = run / "journal.jsonl"
+    return [entry.record for entry in read_journal(path, Record)]
+
+
+def calls(run: Path) -> list[CallRecord]:
+    """The calls in a run's journal."""
+    return [record for record in records(run) if isinstance(record, CallRecord)]
+
+
+def matches(run: Path) -> list[MatchRecord]:
+    """The matches in a run's journal."""
+    return [record for record in records(run) if isinstance(record, MatchRecord)]
+
+
+def test_scripts_play_without_a_model(house: House, call):
+    """Both seatings on the same seeds; the run is listed, and can be shown and resumed."""
+    file = write(house, SCRIPTS | {"num_games": 3, "seats": "paired"})
+    done = call("play", file)
+    assert done.code == 0, done.err
+    (run,) = house.runs
+    played = matches(run)
+    assert [match.pairing for match in played] == ["team_a vs team_b", "team_b vs team_a"] * 3
+    assert len({match.seed for match in played}) == 3
+    assert calls(run) == []
+    (listed,) = call("runs", "--json").report
+    assert (listed["kind"], listed["status"], listed["tasks"]) == (
+        "experiment",
+        "complete",
+        ["red_black"],
+    )
+    assert run.name in call("show", run.name).out
+    again = call("resume", run.name)
+    assert again.code == 0, again.err
+    assert len(matches(run)) == 6
+    assert "complete" in again.err
+
+
+def test_an_experiment_is_not_an_evaluation(house: House, call):
+    """Commands for the one refuse the other, and name the right command."""
+    assert call("play", write(house, SCRIPTS)).code == 0
+    (run,) = house.runs
+    refused = call("compare", run.name, run.name)
+    assert refused.code == 2
+    assert f"enginehouse play analyze {run.name}" in refused.err
+    assert call("rescore", run.name).code == 2
+    assert call("show", run.name, "--sample", "1").code == 2
+
+
+@pytest.mark.parametrize("entry", ["enginehouse", "enginehouse.facades.redblackbench"])
+def test_the_quick_test_of_redblackbench(house: House, entry: str):
+    """Its file unchanged but for the address: 42 calls without repetitions, then a report."""
+    text = redblackbench_files.documented("vllm_qwen3_quick_test").read_text()
+    model = "/workspace/models/Qwen3-14B"
+    with engine(model=model) as url:
+        file = house.write("quick.yaml", text.replace("http://localhost:8000/v1", url))
+        words = ["play"] if entry == "enginehouse" else []
+        program = [sys.executable, "-m", entry, *words, str(file)]
+        done = house.start_program(program).end()
+    assert done.code == 0, done.err
+    (run,) = house.runs
+    (match,) = matches(run)
+    assert match.failure is None
+    assert len(match.turns) == 3
+    first = [record for record in calls(run) if record.key.attempt == 0]
+    assert len(first) == 42
+    header = next(record for record in records(run) if isinstance(record, HeaderRecord))
+    assert header.spec.name == "vllm_qwen3_quick_test"
+    assert header.spec.settings["multipliers"] == {"3": 2}
+
+
+def test_options_go_before_the_file(house: House, call):
+    """The number of matches, the seed, and the seats."""
+    done = call("play", write(house, SCRIPTS), "--num-games", "2", "--seed", "9", "--seats=paired")
+    assert done.code == 0, done.err
+    (run,) = house.runs
+    header = next(record for record in records(run) if isinstance(record, HeaderRecord))
+    assert (header.spec.matches, header.spec.seed, len(header.spec.pairings)) == (2, 9, 2)
+    assert header.spec.name == "trial"
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    assert (stored["num_games"], stored["seed"]) == (2, 9)
+
+
+def test_the_games_are_listed(call):
+    """For people and for programs."""
+    assert "red_black" in call("play", "--list").out
+    games = {game["name"]: game for game in call("play", "--list", "--json").report}
+    assert games["red_black"]["least_seats"] == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "says"),
+    [
+        ({"default_provider": {"type": "vlm", "model": "m"}}, 2, "did you mean 'vllm'"),
+        ({"default_provider": {"type": "openai", "model": "m"}}, 2, "OPENAI_API_KEY"),
+        (SCRIPTS | {"team_a": {"size": 0}}, 2, "at least one agent"),
+        (SCRIPTS | {"game": {"multipliers": {11: 2}}}, 2, "11"),
+        (SCRIPTS | {"num_gmes": 2}, 2, "did you mean 'num_games'"),
+        (SCRIPTS | {"deliberation": {"tie": "PURPLE"}}, 2, "PURPLE"),
+    ],
+)
+def test_what_is_wrong_leaves_no_run(house: House, call, values: Any, code: int, says: str):
+    """It is said before anything is asked."""
+    done = call("play", write(house, values))
+    assert done.code == code
+    assert says in done.err
+    assert house.runs == []
+
+
+def test_a_model_that_the_server_lacks_leaves_no_run(house: House, call):
+    """The error names those that it has."""
+    with engine() as url:
+        values = small(url, team_b={"provider": {"model": "lora"}})
+        done = call("play", write(house, values))
+    assert done.code == 2
+    assert "'lora'" in done.err
+    assert "known: m" in done.err
+    assert house.runs == []
+
+
+def test_a_server_that_is_not_there(house: House, call):
+    """Its address is named, and what can be done."""
+    done = call("play", write(house, small(f"http://127.0.0.1:{free_port()}/v1")))
+    assert done.code == 6
+    assert "127.0.0.1" in done.err
+
+
+def test_keys_are_not_stored(house: House, call):
+    """Nor is the value of a variable that may be a secret; a resumed run asks for it again."""
+    secret = "sk-canary-4711"
+    with engine("--api-key", secret) as url:
+        values = small(url)
+        values["default_provider"] |= {"api_key": secret}
+        done = call("play", write(house, values))
+        assert done.code == 0, done.err
+    (run,) = house.runs
+    content = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert [name for name, text in content.items() if secret.encode() in text] == []
+    assert "api_key" in (run / "config.yaml").read_text().splitlines()[1]
+
+
+@pytest.mark.slow
+class TestInterrupted:
+    """Ctrl-C and kill -9 lose nothing."""
+
+    @pytest.mark.parametrize("how", ["ctrl-c", "kill"])
+    def test_an_interrupted_experiment_goes_on(self, house: House, how: str):
+        """Recorded calls are not made again, and the servers end."""
+        server = {"env_vars": {"VLLM_FAKE_TOKEN_LATENCY": "0.005"}, "max_model_len": 4096}
+        provider = {
+            "type": "vllm",
+            "model": str(house.model()),
+            "serve": True,
+            "max_tokens": 16,
+            "server": server,
+        }
+        values = {
+            "default_provider": provider,
+            "game": {"num_rounds": 4, "team_size": 2},
+            "num_games": 4,
+        }
+        running = house.start("play", write(house, values))
+        running.until("run: ")
+        (run,) = house.runs
+        wait_for_calls(run, 20)
+        if how == "ctrl-c":
+            running.interrupt()
+            ended = running.end()
+            assert ended.code == 130, ended.err
+            assert f"enginehouse resume {run.name}" in ended.err
+            house.nothing_left()
+        else:
+            running.kill()
+        before = len(calls(run))
+        assert before >= 20
+        resumed = house.run("resume", run.name)
+        assert resumed.code == 0, resumed.err
+        keys = [record.key for record in calls(run)]
+        assert len(keys) == len(set(map(repr, keys)))
+        assert len(matches(run)) == 4
+        assert all(match.failure is None for match in matches(run))
+
+
+def wait_for_calls(run: Path, count: int) -> None:
+    """Until the journal has so many."""
+    from tests.support.command_line import until
+
+    journal = run / "journal.jsonl"
+    until(
+        lambda: journal.exists() and journal.read_text().count('"type":"call"') >= count,
+        "no calls",
+    )
+
+
+def test_a_recording_replays_without_a_model(house: House, call):
+    """The same matches, though the server is gone; without a recording nobody answers."""
+    with engine() as url:
+        file = write(house, small(url))
+        assert call("play", file).code == 0
+    (first,) = house.runs
+    replayed = call("play", file, "--cassette", first.name, "--offline")
+    assert replayed.code == 0, replayed.err
+    second = house.runs[-1]
+    one, other = matches(first)[0], matches(second)[0]
+    assert (one.turns, one.scores) == (other.turns, other.scores)
+    assert call("play", file, "--offline").code == 2
+
+
+def test_a_person_plays_at_the_terminal(house: House):
+    """Their answers come from standard input, a line each; its end is an error."""
+    values = SCRIPTS | {"team_a": {"agents": ["human"]}, "game": {"num_rounds": 2}}
+    file = write(house, values)
+    program = [sys.executable, "-c", PIPED, "play", file]
+    done = house.start_program(program, ANSWERS="RED\nBLACK\n").end()
+    assert done.code == 0, done.err
+    (match,) = matches(house.runs[-1])
+    assert [turn.decisions["team_a"].action for turn in match.turns] == ["RED", "BLACK"]
+    assert "Round 1 of 2" in done.err
+    ended = house.start_program(program, ANSWERS="RED\n").end()
+    assert ended.code == 5
+    assert "standard input has ended" in ended.err
+
+
+PIPED = """
+import os, subprocess, sys
+words = [sys.executable, "-m", "enginehouse", *sys.argv[1:]]
+sys.exit(subprocess.run(words, input=os.environ["ANSWERS"].encode()).returncode)
+"""
