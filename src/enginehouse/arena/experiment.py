@@ -205,12 +205,13 @@ class _Experiment:
             spec=self._spec,
         )
         if self._recordings.header is None:
-            self._write(header)
+            self._write(msgspec.json.decode(msgspec.json.encode(header), type=HeaderRecord))
         if repair := self._journal.repair:
             self._write(RepairRecord(size=repair.size, kept=repair.kept.name))
         begun = self._recordings.header
         assert begun is not None
-        changed = _differences(begun.spec, self._spec)
+        encoded = msgspec.json.encode(self._spec)  # JSON has no numbers as keys of objects
+        changed = _differences(begun.spec, msgspec.json.decode(encoded, type=ExperimentSpec))
         if begun.game_version != header.game_version:
             changed.append(f"version of {self._game.info.name}")
         if changed:
