@@ -54,8 +54,9 @@ class TraceStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentTrace(msgspec.Struct, frozen=True, kw_only=True):
-    """One agent in one match: a line of `play export`. Agents that asked no model have none.
+    """What one agent was asked and answered in one match. Scripts and people have no trace.
 
+    `pairing` names the teams in the order of their seats; matches with the same `seed` are paired.
     `agent` numbers the team's members from 0. `model` is the name of the experiment's model, and
     `weights_digest` and `adapter_digest` are those of what answered, None if unknown. `reward` is
     the score of the agent's team at the end, `scores` has those of all seats, `total` their sum;
@@ -134,9 +135,7 @@ def _of_match(
             scores=match.scores,
             total=match.welfare[0],
             measures=match.measures[seat],
-            steps=tuple(
-                _step(call, match) for call in sorted(own, key=lambda call: call.key.turn)
-            ),
+            steps=tuple(_step(call, match) for call in sorted(own, key=lambda call: call.key.turn)),
         )
 
 

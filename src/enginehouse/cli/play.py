@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from enginehouse.cli import play_reports
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
 from enginehouse.core.errors import ConfigurationError
@@ -33,6 +34,8 @@ class _PlayGroup(TyperGroup):
 
 
 play = typer.Typer(cls=_PlayGroup, no_args_is_help=True, rich_markup_mode=None)
+play.command()(play_reports.analyze)
+play.command()(play_reports.export)
 
 
 @play.command()
@@ -145,8 +148,12 @@ def resume_experiment(reference: str, console: Console, *, retry_failed: bool, t
 
 
 def show_experiment(run: Run, console: Console) -> None:
-    """Print what was played."""
-    console.result(run.info, text=lambda: console.say(f"{run.info.status}: {run.folder}"))
+    """Print the report, as `play analyze` does."""
+    from enginehouse.arena.summary import summarise_experiment
+    from enginehouse.report.experiment_table import print_experiment
+
+    report = summarise_experiment(run)
+    console.result(report, text=lambda: print_experiment(report))
 
 
 @contextmanager

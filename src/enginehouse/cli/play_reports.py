@@ -35,8 +35,8 @@ def analyze(
 
     See docs/experiments-report.md for what the figures mean.
     """
-    from enginehouse.commands.play_reports import write_replay_pages
     from enginehouse.arena.summary import summarise_experiment
+    from enginehouse.commands.play_reports import write_replay_pages
     from enginehouse.report.experiment_table import experiment_csv, print_experiment
     from enginehouse.report.visible_text import write_text
 
