@@ -48,6 +48,7 @@ from enginehouse.deployment.configuration import AskConfig, ServeConfig
 from enginehouse.doctor.findings import Finding
 from enginehouse.engines.options import ServerOptions
 from enginehouse.evaluation import records
+from enginehouse.facades.agent_arena.service_configuration import ServiceSettings
 from enginehouse.games.registry import GAMES, list_games
 from enginehouse.provisioning.inventory import InstalledEnvironment
 from enginehouse.provisioning.plans import EnvironmentPlan
@@ -332,7 +333,10 @@ def commands() -> Iterator[str]:
             yield from ("", "Also every [option of a server](#options-of-a-server).")
         for sub, subcommand in getattr(command, "commands", {}).items():
             yield from ("", f"### enginehouse {name} {sub}", "", f"{subcommand.help}", "")
-            yield from table(("argument or option", "meaning"), command_options(subcommand, sub)[0])
+            rows, server_rows = command_options(subcommand, sub)
+            yield from table(("argument or option", "meaning"), rows)
+            if server_rows:
+                yield from ("", "Also every [option of a server](#options-of-a-server).")
     yield from ("", "### Options of a server", "")
     yield "Of `serve`, `eval` and `bench`. They are the [keys below `server:`](#server) of a file."
     yield ""
@@ -375,6 +379,7 @@ def configuration() -> Iterator[str]:
         ("check", CheckSettings),
         ("chat", ChatSettings),
         ("sample", SampleSettings),
+        ("arena serve", ServiceSettings),
     ):
         yield from ("", f"### {command} --config", "")
         yield "Those of `serve --config`, `model`, `url` and `api_key_env` as for `eval`, and:"

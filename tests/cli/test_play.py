@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import threading
 from collections.abc import Iterator
@@ -28,14 +29,14 @@ SCRIPTS = {
 
 
 @contextmanager
-def engine(*flags: str, model: str = "m") -> Iterator[str]:
+def engine(*flags: str, **more: Any) -> Iterator[str]:
     """The address of a fake engine in a thread of its own: the command has this one."""
     ready, stop = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
     urls: list[str] = []
 
     async def serve() -> None:
-        async with running_fake_engine(*flags, model=model) as handle:
+        async with running_fake_engine(*flags, **{"model": "m"} | more) as handle:
             urls.append(handle.url)
             ready.set()
             await stop.wait()
@@ -292,3 +293,24 @@ import os, subprocess, sys
 words = [sys.executable, "-m", "enginehouse", *sys.argv[1:]]
 sys.exit(subprocess.run(words, input=os.environ["ANSWERS"].encode()).returncode)
 """
+
+
+def test_output_dir_gets_the_results(house: House, call):
+    """In a folder named after the run, which is kept in its own place, too."""
+    done = call("play", write(house, SCRIPTS | {"output_dir": "results"}), "--json")
+    assert done.code == 0, done.err
+    (run,) = house.runs
+    folder = house.work / "results" / run.name
+    assert json.loads((folder / "report.json").read_text()) == done.report
+    assert (folder / "figures.csv").read_text().count("\n") > 2
+    assert json.loads((run / "report.json").read_text()) == done.report
+
+
+def test_an_experiment_whose_matches_all_failed_has_its_own_exit_code(house: House, call):
+    """9, with the first cause; the matches are played again with --retry-failed."""
+    refusal = {"fault": "status", "match": "RED", "status": 400}
+    with engine(faults=[refusal]) as url:
+        done = call("play", write(house, small(url)))
+        assert done.code == 9, done.err
+    (run,) = house.runs
+    assert f"enginehouse resume {run.name} --retry-failed" in done.err

@@ -183,6 +183,10 @@ class MatchCalls:
                 if dropped >= prompt.droppable:
                     raise
                 dropped += math.ceil((prompt.droppable - dropped) / 4)
+            except UnsupportedError as error:
+                if model.model is None:
+                    raise _nobody(key, model) from error
+                raise
         if result.outcome is CallOutcome.CALLED:
             return ToolAction(result.calls[0].name, result.calls[0].arguments)
         return None
@@ -196,8 +200,8 @@ class MatchCalls:
             if _is_same(record.request, request) and record.response is not None:
                 self._keep(record, question.prompt, question.model)
                 return record.response
-        if question.model.model is None and attempt:
-            raise UnsupportedError("there is no record of this step")
+            if question.model.model is None:
+                raise UnsupportedError(f"{key.kind} was asked for in another way")
         record = await self._send(key, question.model, request, together=question.together)
         response = record.response
         assert response is not None
@@ -209,14 +213,8 @@ class MatchCalls:
         self, key: CallKey, model: ActiveModel, request: SampleRequest, *, together: int
     ) -> CallRecord:
         """Ask the model, with the call's own seed; returns the record without its reading."""
-        if self._cassette is not None:
-            self.diverged.setdefault(key.seat, key)
         if model.model is None:
-            raise ConfigurationError(
-                f"nobody answers for {model.spec.name}",
-                why=f"there is no record of {_described(key)} with this prompt",
-                fix="provide the model",
-            )
+            raise _nobody(key, model)
         request = self._completed(request, key, model.model, model.supports)
         try:
             async with model.slots.place(Rank(together, key.turn, key.step)):
@@ -227,6 +225,8 @@ class MatchCalls:
             if not isinstance(error, (*OUTAGES, UnsupportedError, ContextOverflowError)):
                 self._note_failure(key, model, request, error)
             raise
+        if self._cassette is not None:
+            self.diverged.setdefault(key.seat, key)
         return CallRecord(key=key, provenance=model.session, request=request, response=response)
 
     def _completed(
@@ -338,5 +338,10 @@ def _step_of(request: SampleRequest) -> str:
     return (Step.CONSTRAINED if request.parameters.structured else Step.PROMPTED).value
 
 
-def _described(key: CallKey) -> str:
-    return f"the {key.kind} of {key.seat}'s agent {key.agent} in turn {key.turn}"
+def _nobody(key: CallKey, model: ActiveModel) -> ConfigurationError:
+    return ConfigurationError(
+        f"nobody answers for {model.spec.name}",
+        why=f"match {key.match}, turn {key.turn}: there is no record of the {key.kind} of "
+        f"{key.seat}'s agent {key.agent} with this prompt",
+        fix="provide the model",
+    )

@@ -155,7 +155,8 @@ def _pairing(
     names = outcomes.spec.pairings[number]
     most = totals[:, 1:]
     shares = totals[:, :1] / np.where(most > 0, most, np.nan)
-    columns = np.concatenate([values.reshape(len(values), -1), totals[:, :1], shares], axis=1)
+    flat = values.reshape(len(values), len(names) * len(bounds))  # there may be no match
+    columns = np.concatenate([flat, totals[:, :1], shares], axis=1)
     *of_seats, total, welfare = _estimates(
         columns[:, None], [*len(names) * bounds, _FREE, (None, 1.0)]
     )

@@ -61,6 +61,9 @@ COMMANDS = {
     ),
     "chat": CommandEntry("enginehouse.cli.chat:chat", "Talk to a model in the terminal."),
     "sample": CommandEntry("enginehouse.cli.sample:sample", "Sample answers to a file of prompts."),
+    "arena": CommandEntry(
+        "enginehouse.cli.arena:arena", "Let a model play in Agent Arena's Godot scenes."
+    ),
     "engines": CommandEntry("enginehouse.cli.engines:engines", "List what each engine can do."),
     "install": CommandEntry("enginehouse.cli.install:install", "Build an engine environment."),
     "doctor": CommandEntry("enginehouse.cli.doctor:doctor", "Check this machine for problems."),

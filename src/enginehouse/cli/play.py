@@ -14,14 +14,14 @@ from typer.core import TyperGroup
 from enginehouse.cli import play_reports
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
-from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.errors import ConfigurationError, NoHeadlineError
 from enginehouse.runtime.context import Context
 
 if TYPE_CHECKING:
     from enginehouse.commands.experiment_configuration import ExperimentConfig
     from enginehouse.games.base import GameInfo
+    from enginehouse.results.experiment import ExperimentReport
     from enginehouse.results.experiment_progress import ExperimentProgress
-    from enginehouse.store.runs import Run
 
 
 class _PlayGroup(TyperGroup):
@@ -111,7 +111,7 @@ def run(  # noqa: PLR0913 - one for each option
     values = merged({"experiment_name": file.stem}, merged(read_yaml(file), options))
     config = parse(ExperimentConfig, values, origin=str(file))
     with _progress(console, config) as progress:
-        played = run_async(
+        report = run_async(
             run_experiment(
                 config,
                 Context(notify=console.note),
@@ -122,7 +122,7 @@ def run(  # noqa: PLR0913 - one for each option
                 progress=progress,
             )
         )
-    show_experiment(played, console)
+    show_experiment(report, console)
 
 
 def resume_experiment(reference: str, console: Console, *, retry_failed: bool, trust: bool) -> None:
@@ -134,7 +134,7 @@ def resume_experiment(reference: str, console: Console, *, retry_failed: bool, t
 
     context = Context(notify=console.note)
     with _progress(console, read_experiment(open_run(context.layout, reference))) as progress:
-        played = run_async(
+        report = run_async(
             resume(
                 reference,
                 context,
@@ -144,16 +144,21 @@ def resume_experiment(reference: str, console: Console, *, retry_failed: bool, t
                 progress=progress,
             )
         )
-    show_experiment(played, console)
+    show_experiment(report, console)
 
 
-def show_experiment(run: Run, console: Console) -> None:
-    """Print the report, as `play analyze` does."""
-    from enginehouse.arena.summary import summarise_experiment
+def show_experiment(report: ExperimentReport, console: Console) -> None:
+    """Print the report. Raises NoHeadlineError if every match failed."""
     from enginehouse.report.experiment_table import print_experiment
 
-    report = summarise_experiment(run)
     console.result(report, text=lambda: print_experiment(report))
+    if report.failures and not report.finished:
+        first = report.failures[0]
+        raise NoHeadlineError(
+            "every match failed",
+            why=f"{first.kind}: {first.example}",
+            fix=f"correct the cause, then enginehouse resume {report.run} --retry-failed",
+        )
 
 
 @contextmanager

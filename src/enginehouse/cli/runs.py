@@ -48,11 +48,12 @@ def show(
 
     opened = open_run(Layout.from_environment(), run)
     if opened.info.kind == "experiment":
+        from enginehouse.arena.summary import summarise_experiment
         from enginehouse.cli.play import show_experiment
 
         if sample is not None or at_k is not None:
             raise ConfigurationError(f"{run} is an experiment: it has neither samples nor pass@k")
-        show_experiment(opened, console)
+        show_experiment(summarise_experiment(opened), console)
         return
     if sample is None:
         report = summarise(opened, at_k=None if at_k is None else _whole_numbers(at_k))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,10 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
 from enginehouse.arena.experiment import matches_left, play_experiment
 from enginehouse.arena.human import Human
+from enginehouse.arena.summary import summarise_experiment
 from enginehouse.commands.experiment_configuration import ExperimentConfig, ProviderConfig
 from enginehouse.commands.experiment_models import ask_plan, open_models
 from enginehouse.commands.experiment_plan import ExperimentPlan, plan_experiment
@@ -22,8 +25,11 @@ from enginehouse.commands.kept_variables import is_kept, with_left_out
 from enginehouse.commands.run_sessions import stop_abandoned_servers, working_on
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.incidents import Incident
+from enginehouse.report.experiment_table import experiment_csv
+from enginehouse.results.experiment import ExperimentReport
 from enginehouse.results.experiment_progress import ExperimentProgress
 from enginehouse.runtime.context import Context
+from enginehouse.store.files import write_whole
 from enginehouse.store.runs import Run, create_run, open_run
 
 OnProgress = Callable[[ExperimentProgress], None]
@@ -47,7 +53,7 @@ async def run_experiment(
     cassette: str | None = None,
     offline: bool = False,
     progress: OnProgress = lambda _: None,
-) -> Run:
+) -> ExperimentReport:
     """Play an experiment in a new run, on deployments that are opened for it.
 
     The calls recorded in the run `cassette` answer as long as the same model would be asked the
@@ -95,7 +101,7 @@ async def resume_experiment(
     progress: OnProgress = lambda _: None,
     retry_failed: bool = False,
     trust: bool = False,
-) -> Run:
+) -> ExperimentReport:
     """Play what an experiment lacks; a complete one asks nothing and starts no server.
 
     Calls that a match made before it was interrupted are not made again. Raises UntrustedRunError
@@ -128,7 +134,7 @@ async def _play(
     offline: bool = False,
     progress: OnProgress,
     retry_failed: bool = False,
-) -> Run:
+) -> ExperimentReport:
     run, plan = planned.run, planned.plan
     with working_on(run, context):
         # a new run has no journal until somebody answers
@@ -162,7 +168,23 @@ async def _play(
                     progress=progress,
                     retry_failed=retry_failed,
                 )
-    return run
+        report = await asyncio.to_thread(summarise_experiment, run)
+        run.write_report(_as_json(report))
+    if (output_dir := planned.config.output_dir) is not None:
+        folder = await asyncio.to_thread(_copy_results, report, output_dir / run.info.id)
+        context.notify(f"results: {folder}")
+    return report
+
+
+def _copy_results(report: ExperimentReport, folder: Path) -> Path:
+    """Write what people look at into a folder of their own. Raises StoreError. Blocking."""
+    write_whole(folder / "report.json", _as_json(report))
+    write_whole(folder / "figures.csv", experiment_csv(report).encode())
+    return folder
+
+
+def _as_json(report: ExperimentReport) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(report))
 
 
 def _with_variables(
