@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from enginehouse.cli import play_reports
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
-from enginehouse.core.errors import ConfigurationError, NoHeadlineError
+from enginehouse.core.errors import ConfigurationError, NoHeadlineError, nearest
 from enginehouse.runtime.context import Context
 
 if TYPE_CHECKING:
@@ -28,7 +28,13 @@ class _PlayGroup(TyperGroup):
     """`play FILE` is short for `play run FILE`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] != "--help":
+        word = args[0] if args else "--help"
+        if word not in self.commands and word != "--help":
+            close = nearest(word, self.commands)
+            if close and not Path(word).exists():
+                raise ConfigurationError(
+                    f"there is no file {word}", fix=f"did you mean enginehouse play {close}?"
+                )
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -60,7 +66,7 @@ def run(  # noqa: PLR0913 - one for each option
         typer.Option("--serve", help="Start the servers that are not running, and stop them."),
     ] = False,
     concurrency: Annotated[
-        int | None, typer.Option("--concurrency", help="The most requests in flight per model.")
+        int | None, typer.Option("--concurrency", help="The most requests in flight per server.")
     ] = None,
     output_dir: Annotated[
         Path | None,
@@ -95,6 +101,8 @@ def run(  # noqa: PLR0913 - one for each option
             fix="name its YAML file, such as examples/red_black.yaml; docs/experiments.md explains "
             "it, and `enginehouse play --list` lists the games",
         )
+    if not file.exists():
+        raise ConfigurationError(f"there is no file {file}", fix="check the path")
     from enginehouse.cli.person import Person
     from enginehouse.commands.experiment_configuration import ExperimentConfig
     from enginehouse.commands.play import run_experiment
