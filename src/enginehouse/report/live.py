@@ -120,8 +120,11 @@ def match_line(progress: ExperimentProgress) -> str:
 def match_bar(progress: ExperimentProgress) -> RenderableType:
     """A bar for the matches, and the status line below it."""
     ended = progress.finished + progress.failed
-    bar = ProgressBar(total=max(1, progress.matches), completed=ended)
-    return Group(bar, Text(match_line(progress), style="red" if progress.failed else ""))
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1, min_width=3)
+    grid.add_row(Text("matches"), ProgressBar(total=max(1, progress.matches), completed=ended))
+    return Group(grid, Text(match_line(progress), style="red" if progress.failed else ""))
 
 
 def status_line(progress: Progress) -> str:
