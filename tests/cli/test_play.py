@@ -186,10 +186,34 @@ def test_a_model_that_the_server_lacks_leaves_no_run(house: House, call):
 
 
 def test_a_server_that_is_not_there(house: House, call):
-    """Its address is named, and what can be done."""
-    done = call("play", write(house, small(f"http://127.0.0.1:{free_port()}/v1")))
+    """Its address is named, and what can be done: the run goes on when it is."""
+    port = free_port()
+    file = write(house, small(f"http://127.0.0.1:{port}/v1"))
+    done = call("play", file)
     assert done.code == 6
-    assert "127.0.0.1" in done.err
+    assert f"127.0.0.1:{port}" in done.err
+    assert "--serve" in done.err
+    (run,) = house.runs
+    with engine("--port", str(port)):
+        resumed = call("resume", run.name)
+    assert resumed.code == 0, resumed.err
+    assert len(matches(run)) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("nope.yaml",), "there is no file nope.yaml"),
+        (("rum",), "did you mean enginehouse play run?"),
+        ((), "Usage"),
+        (("run",), "no experiment to play"),
+    ],
+)
+def test_a_wrong_call_is_explained(call, words: tuple[str, ...], says: str):
+    """With exit code 2."""
+    done = call("play", *words)
+    assert done.code == 2
+    assert says in done.out + done.err
 
 
 def test_keys_are_not_stored(house: House, call):

@@ -81,10 +81,13 @@ class _Command(TyperCommand):
         known = {flag for option in self.params for flag in (*option.opts, *option.secondary_opts)}
         for flag in {argument.partition("=")[0] for argument in args} - known:
             if flag.startswith("--"):
-                from enginehouse.engines.vllm.history import REMOVED_FLAGS
+                from enginehouse.engines.base import SupportsHistory
+                from enginehouse.engines.registry import load_engine
 
-                if flag in REMOVED_FLAGS:
-                    raise FlagError(f"vllm no longer has {flag}", fix=REMOVED_FLAGS[flag])
+                engine = load_engine()
+                if isinstance(engine, SupportsHistory) and flag in engine.removed_flags:
+                    fix = engine.removed_flags[flag]
+                    raise FlagError(f"{engine.name} no longer has {flag}", fix=fix)
         return super().parse_args(ctx, args)
 
 

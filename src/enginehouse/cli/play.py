@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from enginehouse.cli import play_reports
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
-from enginehouse.core.errors import ConfigurationError, NoHeadlineError
+from enginehouse.core.errors import ConfigurationError, NoHeadlineError, nearest
 from enginehouse.runtime.context import Context
 
 if TYPE_CHECKING:
@@ -27,12 +28,20 @@ class _PlayGroup(TyperGroup):
     """`play FILE` is short for `play run FILE`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] != "--help":
+        word = args[0] if args else "--help"
+        if word not in self.commands and word != "--help":
+            close = nearest(word, self.commands)
+            if close and not Path(word).exists():
+                raise ConfigurationError(
+                    f"there is no file {word}", fix=f"did you mean enginehouse play {close}?"
+                )
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
 
 play = typer.Typer(cls=_PlayGroup, no_args_is_help=True, rich_markup_mode=None)
+play.command()(play_reports.analyze)
+play.command()(play_reports.export)
 
 
 @play.command()
@@ -57,7 +66,7 @@ def run(  # noqa: PLR0913 - one for each option
         typer.Option("--serve", help="Start the servers that are not running, and stop them."),
     ] = False,
     concurrency: Annotated[
-        int | None, typer.Option("--concurrency", help="The most requests in flight per model.")
+        int | None, typer.Option("--concurrency", help="The most requests in flight per server.")
     ] = None,
     output_dir: Annotated[
         Path | None,
@@ -92,6 +101,8 @@ def run(  # noqa: PLR0913 - one for each option
             fix="name its YAML file, such as examples/red_black.yaml; docs/experiments.md explains "
             "it, and `enginehouse play --list` lists the games",
         )
+    if not file.exists():
+        raise ConfigurationError(f"there is no file {file}", fix="check the path")
     from enginehouse.cli.person import Person
     from enginehouse.commands.experiment_configuration import ExperimentConfig
     from enginehouse.commands.play import run_experiment

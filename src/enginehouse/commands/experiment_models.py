@@ -15,8 +15,8 @@ from enginehouse.core.errors import ConfigurationError, ConnectionFailedError
 from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import AskConfig, parse
 from enginehouse.deployment.opening import open_deployment
-from enginehouse.deployment.served import with_adapters
-from enginehouse.engines.base import RemoteEngine
+from enginehouse.deployment.preparation import with_adapters
+from enginehouse.engines.base import RemoteEngine, ServedEngine
 from enginehouse.engines.registry import load_engine
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import attach_server
@@ -65,19 +65,28 @@ async def open_models(
             plan, slots = server.plan, _slots(server, concurrency)
             if server.is_ours:
                 plan = await _for_adapters(server)
-            deployment = await stack.enter_async_context(
-                open_deployment(plan, context, concurrency=slots)
-            )
+            opening = open_deployment(plan, context, concurrency=slots)
+            try:
+                deployment = await stack.enter_async_context(opening)
+            except ConnectionFailedError as error:
+                if plan.url is not None and isinstance(load_engine(plan.engine), ServedEngine):
+                    raise ConnectionFailedError(
+                        error.message,
+                        why=error.why,
+                        fix="start the server there, correct base_url, or have a server started "
+                        "for the experiment with --serve",
+                    ) from error
+                raise
             deployments.append(deployment)
             for name, provider in server.providers.items():
                 if provider.adapter is not None:
-                    opening = deployment.target(provider.adapter)
+                    answering = deployment.target(provider.adapter)
                 elif server.is_ours:
-                    opening = deployment.target()
+                    answering = deployment.target()
                 else:
                     assert provider.model is not None
-                    opening = deployment.target_named(provider.model)
-                target = await stack.enter_async_context(opening)
+                    answering = deployment.target_named(provider.model)
+                target = await stack.enter_async_context(answering)
                 models[name] = Model(
                     sampler=target.sampler,
                     provenance=target.provenance,

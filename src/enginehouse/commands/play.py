@@ -78,7 +78,7 @@ async def run_experiment(
         ask_plan(provider, name=name)
     run = create_run(
         context.layout,
-        model=", ".join(team.name for team in plan.spec.teams),
+        model=", ".join(plan.providers) or "no model",
         tasks=[plan.spec.game],
         config=_resolved_yaml(config),
         versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},
