@@ -26,7 +26,7 @@ from enginehouse.core.sampling import SamplingParameters
 from enginehouse.deployment.adapters import adapters_of
 from enginehouse.deployment.base import Deployment, Target
 from enginehouse.deployment.configuration import AskConfig, ServeConfig, parse
-from enginehouse.deployment.served import with_adapters, with_weight_swap
+from enginehouse.deployment.preparation import with_adapters, with_weight_swap
 from enginehouse.runtime.context import Context
 
 VOTE = "In this round the red team votes first: "

@@ -15,7 +15,7 @@ from enginehouse.core.errors import ConfigurationError, ConnectionFailedError
 from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import AskConfig, parse
 from enginehouse.deployment.opening import open_deployment
-from enginehouse.deployment.served import with_adapters
+from enginehouse.deployment.preparation import with_adapters
 from enginehouse.engines.base import RemoteEngine, ServedEngine
 from enginehouse.engines.registry import load_engine
 from enginehouse.runtime.context import Context

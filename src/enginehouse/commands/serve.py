@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from enginehouse.deployment.adapters import add_adapter
 from enginehouse.deployment.configuration import ServeConfig
-from enginehouse.deployment.preparation import Prepared, prepare, start, start_arguments
-from enginehouse.deployment.served import with_adapters
+from enginehouse.deployment.preparation import prepare, start, start_arguments
 from enginehouse.deployment.supervision import supervised
 from enginehouse.deployment.swapping import swapping
 from enginehouse.runtime.context import Context
@@ -26,9 +24,9 @@ async def serve_until_stopped(
     `ready` is given the server once it answers, with the plan's adapter loaded. Raises
     ServerGoneError when the server is given up.
     """
-    prepared = await _prepared(plan, context)
+    prepared = await prepare(plan, context)
     async with (
-        start(prepared, plan, context, name=name) as owned,
+        start(prepared, context, name=name) as owned,
         supervised(
             owned,
             patience=plan.progress_timeout,
@@ -54,8 +52,8 @@ async def serve_detached(
     `ready` is given the server once it answers, with the plan's adapter loaded; if that cannot be
     loaded, the server is stopped.
     """
-    prepared = await _prepared(plan, context)
-    arguments = start_arguments(prepared, plan, context)
+    prepared = await prepare(plan, context)
+    arguments = start_arguments(prepared, context)
     server = await launch_detached(prepared.model, name=name, **arguments)
     if plan.adapter is not None:
         try:
@@ -71,9 +69,3 @@ async def serve_detached(
 def _with_model(server: Server, model: str) -> Server:
     """The server with an adapter as the first of its models."""
     return replace(server, models=(model, *(name for name in server.models if name != model)))
-
-
-async def _prepared(plan: ServeConfig, context: Context) -> Prepared:
-    if plan.adapter is not None:
-        plan = await asyncio.to_thread(with_adapters, plan, [plan.adapter])
-    return await prepare(plan, context)
