@@ -21,6 +21,7 @@ import typer
 from pydantic import BaseModel
 
 import enginehouse
+from enginehouse.arena import traces
 from enginehouse.arena.configuration import DeliberationConfig
 from enginehouse.batch import prompt_files
 from enginehouse.batch.batch import SamplingSummary
@@ -52,7 +53,16 @@ from enginehouse.games.registry import GAMES, list_games
 from enginehouse.provisioning.inventory import InstalledEnvironment
 from enginehouse.provisioning.plans import EnvironmentPlan
 from enginehouse.report import engine_table
-from enginehouse.results import activity, benchmark, check, comparison, curve, engines, summary
+from enginehouse.results import (
+    activity,
+    benchmark,
+    check,
+    comparison,
+    curve,
+    engines,
+    experiment,
+    summary,
+)
 from enginehouse.results.activity import GpuReading
 from enginehouse.servers.records import ServerRecord, ServerStatus
 from enginehouse.statistics.intervals import Interval
@@ -136,6 +146,7 @@ JSON_OUTPUT: Mapping[str, type] = {
     "`eval`, `resume`, `show RUN`": summary.Report,
     "`show RUN --sample N`": summary.SampleView,
     "`compare`": comparison.Comparison,
+    "`play`, `play analyze`": experiment.ExperimentReport,
     "`watch`": curve.Curve,
     "`runs`": RunInfo,
     "`tasks`": TaskInfo,
@@ -168,6 +179,16 @@ JSON_PARTS = (
     comparison.TaskComparison,
     comparison.MetricComparison,
     comparison.OutcomeCounts,
+    experiment.Measured,
+    experiment.Estimate,
+    experiment.TeamReport,
+    experiment.PairingReport,
+    experiment.SeatReport,
+    experiment.TeamDifference,
+    experiment.Rating,
+    experiment.ExperimentWork,
+    experiment.Answerer,
+    experiment.MatchFailures,
     PairedResult,
     curve.CurvePoint,
     curve.TaskInCurve,
@@ -375,6 +396,8 @@ def configuration() -> Iterator[str]:
     yield "`token_ids`, and sampling parameters that go before the command's:"
     yield from ("", ", ".join(f"`{name}`" for name in prompt_files.OVERRIDES) + ".")
     yield from ("", "### A sample", "", *struct_lines("A line of `sample --out`", SampleLine))
+    yield from ("", "### A trace", "", *struct_lines("A line of `play export`", traces.AgentTrace))
+    yield from ("", *struct_lines("`TraceStep`", traces.TraceStep))
     yield from ("", "### server", "", *keys(ServerOptions))
     yield from ("", "### A task's file", "")
     yield "What `--task my.yaml` reads; [tasks.md](tasks.md) shows one."

@@ -271,6 +271,32 @@ class TestInterrupted:
         assert len(matches(run)) == 4
         assert all(match.failure is None for match in matches(run))
 
+    def test_a_server_that_dies_is_started_again(self, house: House, call):
+        """No match fails, and the run names the death."""
+        faults = json.dumps([{"fault": "die", "nth": [30]}])
+        variables = {
+            "VLLM_FAKE_FAULTS": faults,
+            "VLLM_FAKE_STATE": str(house.work / "state.json"),
+        }
+        provider = {
+            "type": "vllm",
+            "model": str(house.model()),
+            "serve": True,
+            "max_tokens": 16,
+            "server": {"env_vars": variables, "max_model_len": 4096},
+        }
+        values = {
+            "default_provider": provider,
+            "game": {"num_rounds": 3, "team_size": 2},
+            "num_games": 3,
+        }
+        done = call("play", write(house, values))
+        assert done.code == 0, done.err
+        (run,) = house.runs
+        assert [match.failure for match in matches(run)] == [None] * 3
+        (listed,) = call("runs", "--json").report
+        assert len(listed["incidents"]) == 1
+
 
 def wait_for_calls(run: Path, count: int) -> None:
     """Until the journal has so many."""
@@ -295,6 +321,28 @@ def test_a_recording_replays_without_a_model(house: House, call):
     one, other = matches(first)[0], matches(second)[0]
     assert (one.turns, one.scores) == (other.turns, other.scores)
     assert call("play", file, "--offline").code == 2
+
+
+def test_a_recording_answers_until_another_team_makes_a_difference(house: House, call):
+    """The unchanged team's calls are not made again before that, and the record says where."""
+    with engine() as url:
+        values = small(url)
+        assert call("play", write(house, values)).code == 0
+        values["team_b"] = {"agents": "always RED"}
+        done = call("play", write(house, values), "--cassette", house.runs[0].name)
+    assert done.code == 0, done.err
+    (first, second) = house.runs
+    (match,) = matches(second)
+    assert match.failure is None
+    replayed = [record for record in calls(second) if record.replayed]
+    asked = [record for record in calls(second) if not record.replayed]
+    assert {record.key.turn for record in replayed} >= {0}
+    assert {record.key.seat for record in (*replayed, *asked)} == {"team_a"}
+    others = [turn.decisions["team_b"].action for turn in matches(first)[0].turns]
+    if others == ["RED"] * 3:  # then the script says nothing new
+        assert (match.diverged, asked) == ({}, [])
+    else:
+        assert match.diverged["team_a"] == min((r.key for r in asked), key=lambda key: key.turn)
 
 
 def test_a_person_plays_at_the_terminal(house: House):

@@ -13,7 +13,8 @@ import aiohttp
 import pytest
 from tests.support.scripted_sampler import Scripted, native
 
-from enginehouse.core.errors import PortError, ServerFaultError
+from enginehouse.core.errors import PortError, ServerFaultError, UnsupportedError
+from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.facades.agent_arena.deciding import Decider
 from enginehouse.facades.agent_arena.service import create_app, listening, running
 from enginehouse.facades.agent_arena.service_configuration import ServiceSettings
@@ -91,6 +92,27 @@ async def test_a_model_that_fails_makes_its_agent_idle():
         _, body = await send("POST", "/observe", OBSERVATION)
         assert body["reasoning"] == "wait"
         assert "error" not in body
+
+
+async def test_the_operator_is_told_why_agents_idle():
+    """Once for each reason in a row."""
+    told: list[str] = []
+    broken, full = ServerFaultError("it broke"), ServerFaultError("it is full")
+    sampler = Scripted(broken, broken, full, broken)
+    decider = Decider(sampler, ServiceSettings(), notify=told.append)
+    for tick in range(4):
+        await decider.decide("a", OBSERVATION, tick=tick)
+    assert [next(w for w in ("broke", "full") if w in line) for line in told] == [
+        *("broke", "full", "broke")
+    ]
+
+
+def test_a_model_that_cannot_chat_is_refused():
+    """At the start, rather than in every answer."""
+    sampler = Scripted("")
+    sampler.capabilities = Capabilities(supports=frozenset({Capability.TEXT}))
+    with pytest.raises(UnsupportedError):
+        Decider(sampler, ServiceSettings())
 
 
 async def test_a_model_that_calls_nothing_makes_its_agent_idle():

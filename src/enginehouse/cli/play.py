@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from enginehouse.cli import play_reports
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
 from enginehouse.core.errors import ConfigurationError, NoHeadlineError, nearest
@@ -39,6 +40,8 @@ class _PlayGroup(TyperGroup):
 
 
 play = typer.Typer(cls=_PlayGroup, no_args_is_help=True, rich_markup_mode=None)
+play.command()(play_reports.analyze)
+play.command()(play_reports.export)
 
 
 @play.command()

@@ -12,14 +12,16 @@ import msgspec
 
 from enginehouse.core.errors import ServerGoneError, WireError
 from enginehouse.core.messages import Message
-from enginehouse.core.sampler import Sampler
+from enginehouse.core.sampler import Capability, Sampler
 from enginehouse.core.sampling import SamplingParameters
+from enginehouse.dialects.base import require
 from enginehouse.facades.agent_arena.positions import (
     TARGET,
     normal_observation,
     normal_parameters,
 )
 from enginehouse.facades.agent_arena.service_configuration import ServiceSettings
+from enginehouse.runtime.context import Notify
 from enginehouse.tools import CallOutcome, Ladder, call_tools
 from enginehouse.tools.checking import escape_surrogates
 from enginehouse.tools.specification import ToolSpec
@@ -103,10 +105,19 @@ class _Memory:
 
 
 class Decider:
-    """Decides for any number of agents with one model."""
+    """Decides for any number of agents with one model.
 
-    def __init__(self, sampler: Sampler, settings: ServiceSettings) -> None:
+    `notify` is told why nothing could be decided, unless the last reason was the same. Raises
+    UnsupportedError for a sampler that cannot chat.
+    """
+
+    def __init__(
+        self, sampler: Sampler, settings: ServiceSettings, *, notify: Notify = lambda _: None
+    ) -> None:
+        require(sampler.capabilities, Capability.CHAT, "conversations")
         self._sampler = sampler
+        self._notify = notify
+        self._last_error = ""
         self._system = Message("system", settings.system or SYSTEM)
         self._parameters = SamplingParameters(
             temperature=settings.temperature,
@@ -143,10 +154,10 @@ class Decider:
                 ladder=self._ladder,
             )
         except (WireError, ServerGoneError) as error:
-            return Decision(tool="idle", params={}, reasoning=error.message, error=str(error))
+            return self._idle(error.message, error=str(error))
         if result.outcome is not CallOutcome.CALLED:
             why = f"the model called no tool: {result.why or result.outcome.value}"
-            return Decision(tool="idle", params={}, reasoning=why, error=why)
+            return self._idle(why, error=why)
         (call,) = result.calls
         params = normal_parameters(call.arguments)
         reasoning = str(params.pop(_REASONING, "")) or result.text
@@ -158,6 +169,12 @@ class Decider:
         memory = self._memory(agent_id)
         memory.experiences.append(_json(normal_observation(experience)))
         return len(memory.experiences)
+
+    def _idle(self, why: str, *, error: str) -> Decision:
+        if error != self._last_error:
+            self._notify(f"an agent idles: {error}")
+        self._last_error = error
+        return Decision(tool="idle", params={}, reasoning=why, error=error)
 
     def _memory(self, agent_id: str) -> _Memory:
         if agent_id not in self._memories and len(self._memories) >= _MOST_AGENTS:

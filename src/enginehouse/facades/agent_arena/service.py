@@ -134,7 +134,7 @@ async def serve_until_stopped(
     """
     with listening(config.settings.arena_port) as listener:
         async with open_deployment(config.plan, context) as deployment:
-            decider = Decider(deployment.sampler, config.settings)
+            decider = Decider(deployment.sampler, config.settings, notify=context.notify)
             app = create_app(decider, model=deployment.sampler.model or config.plan.model or "")
             async with running(app, listener) as service:
                 ready(service.url)
