@@ -22,6 +22,7 @@ from enginehouse.commands.experiment_models import ask_plan, open_models
 from enginehouse.commands.experiment_plan import ExperimentPlan, plan_experiment
 from enginehouse.commands.foreign_runs import read_experiment, require_trust
 from enginehouse.commands.kept_variables import is_kept, with_left_out
+from enginehouse.commands.play_reports import write_replay_pages
 from enginehouse.commands.run_sessions import stop_abandoned_servers, working_on
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.incidents import Incident
@@ -171,15 +172,16 @@ async def _play(
         report = await asyncio.to_thread(summarise_experiment, run)
         run.write_report(_as_json(report))
     if (output_dir := planned.config.output_dir) is not None:
-        folder = await asyncio.to_thread(_copy_results, report, output_dir / run.info.id)
+        folder = await asyncio.to_thread(_copy_results, run, report, output_dir / run.info.id)
         context.notify(f"results: {folder}")
     return report
 
 
-def _copy_results(report: ExperimentReport, folder: Path) -> Path:
+def _copy_results(run: Run, report: ExperimentReport, folder: Path) -> Path:
     """Write what people look at into a folder of their own. Raises StoreError. Blocking."""
     write_whole(folder / "report.json", _as_json(report))
     write_whole(folder / "figures.csv", experiment_csv(report).encode())
+    write_replay_pages(run, report, folder / "replay.html")
     return folder
 
 
