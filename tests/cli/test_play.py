@@ -375,6 +375,7 @@ def test_output_dir_gets_the_results(house: House, call):
     folder = house.work / "results" / run.name
     assert json.loads((folder / "report.json").read_text()) == done.report
     assert (folder / "figures.csv").read_text().count("\n") > 2
+    assert "<details" in (folder / "replay.html").read_text()
     assert json.loads((run / "report.json").read_text()) == done.report
 
 
