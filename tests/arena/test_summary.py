@@ -225,8 +225,12 @@ def test_the_report_is_repeatable_json(tmp_path: Path):
 
 
 def test_another_journal_is_refused(tmp_path: Path):
-    """An evaluation's run, or none at all."""
+    """That of a later version, of an evaluation, or none at all."""
     run, _ = report_of(tmp_path)
+    written = run.journal_path.read_text()
+    run.journal_path.write_text(written.replace('"format":1', '"format":99', 1))
+    with pytest.raises(StoreError):
+        summarise_experiment(run)
     run.journal_path.write_text('{"type":"sample"}\n')
     with pytest.raises(StoreError):
         summarise_experiment(run)
