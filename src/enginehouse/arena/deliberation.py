@@ -227,7 +227,7 @@ async def _vote(
                 f"{prompts.AGAIN} {question}" if attempt else question,
                 opinions=opinions,
                 forms=forms,
-                together=len(turn.agents),
+                together=1 if attempt else len(turn.agents),
             )
         )
         if vote is not None:

@@ -299,7 +299,7 @@ class _Experiment:
             cassette=self._cassette,
         )
         record = await play_match(match, game=self._game, spec=self._spec.deliberation, calls=calls)
-        self._replayed += calls.replayed
+        self._replayed += calls.figures.calls - calls.answered
         self._write(record)
         self._recordings.forget(match.number)
 

@@ -172,17 +172,17 @@ async def _play(
         report = await asyncio.to_thread(summarise_experiment, run)
         run.write_report(_as_json(report))
     if (output_dir := planned.config.output_dir) is not None:
-        folder = await asyncio.to_thread(_copy_results, run, report, output_dir / run.info.id)
+        folder = output_dir / run.info.id
+        await asyncio.to_thread(_copy_results, run, report, folder)
         context.notify(f"results: {folder}")
     return report
 
 
-def _copy_results(run: Run, report: ExperimentReport, folder: Path) -> Path:
+def _copy_results(run: Run, report: ExperimentReport, folder: Path) -> None:
     """Write what people look at into a folder of their own. Raises StoreError. Blocking."""
     write_whole(folder / "report.json", _as_json(report))
     write_whole(folder / "figures.csv", experiment_csv(report).encode())
     write_replay_pages(run, report, folder / "replay.html")
-    return folder
 
 
 def _as_json(report: ExperimentReport) -> bytes:
