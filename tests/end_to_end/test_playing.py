@@ -18,7 +18,6 @@ pytestmark = pytest.mark.engine
 
 SERVER = {
     "max_model_len": 4096,
-    "dtype": "float32",
     "enforce_eager": True,
     "env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1"},
 }
