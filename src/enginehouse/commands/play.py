@@ -226,14 +226,14 @@ def _resolved_yaml(config: ExperimentConfig) -> str:
     hidden: set[str] = set()
 
     def change(provider: ProviderConfig) -> ProviderConfig:
-        if provider.api_key is not None or provider.server.api_key is not None:
+        server = provider.server
+        if provider.api_key is not None or server.api_key is not None:
             hidden.add("api_key")
-        kept = {n: v for n, v in provider.server.env_vars.items() if is_kept(n)}
-        hidden.update(f"env_vars.{name}" for name in provider.server.env_vars.keys() - kept.keys())
+        kept = {n: v for n, v in server.env_vars.items() if is_kept(n)}
+        hidden.update(f"env_vars.{name}" for name in server.env_vars.keys() - kept.keys())
         values: dict[str, Any] = {"api_key": None}
-        if "server" in provider.model_fields_set:
-            update = {"api_key": None, "env_vars": kept}
-            values["server"] = provider.server.model_copy(update=update)
+        if server.api_key is not None or server.env_vars:
+            values["server"] = server.model_copy(update={"api_key": None, "env_vars": kept})
         return provider.model_copy(update=values)
 
     # what was not given is left out: a team's provider would otherwise override the default one
