@@ -34,6 +34,7 @@ from enginehouse.commands.configuration import (
     CheckSettings,
     EvaluationSettings,
     ParitySettings,
+    ServiceSettings,
     TaskConfig,
 )
 from enginehouse.commands.engines import engine_facts
@@ -48,7 +49,6 @@ from enginehouse.deployment.configuration import AskConfig, ServeConfig
 from enginehouse.doctor.findings import Finding
 from enginehouse.engines.options import ServerOptions
 from enginehouse.evaluation import records
-from enginehouse.facades.agent_arena.service_configuration import ServiceSettings
 from enginehouse.games.registry import GAMES, list_games
 from enginehouse.provisioning.inventory import InstalledEnvironment
 from enginehouse.provisioning.plans import EnvironmentPlan

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 import pytest
 from tests.support.arena_fakes import (
     FakeModel,
     calls,
+    matches,
     new_run,
     play,
     provenance,
@@ -78,6 +81,32 @@ async def test_a_replay_can_be_replayed_and_resumed(tmp_path, recorded):
     again = await play(spec, second, cassette=first.journal_path)
     assert [comparable(m) for m in again] == [comparable(m) for m in played]
     assert [comparable(m) for m in await play(spec, first)] == [comparable(m) for m in played]
+
+
+async def test_an_interrupted_replay_is_resumed(tmp_path, recorded):
+    """Without journaling anything twice, and knowing where it diverged."""
+    spec, then, _ = recorded
+    changed = FakeModel(vote_for("BLACK"))
+    models = {
+        "red": Model(sampler=changed, provenance=provenance("red", weights_digest="new")),
+        "black": Model(sampler=FakeModel(by_seed), provenance=provenance("black")),
+    }
+    game = make_game(spec.game, spec.settings, seats=spec.seats)
+
+    async def replay(run):
+        cassette = then.journal_path
+        await play_experiment(spec, game=game, models=models, run=run, cassette=cassette)
+        return matches(run)
+
+    run = new_run(tmp_path)
+    whole = await replay(run)
+    lines = run.journal_path.read_bytes().splitlines(keepends=True)
+    for kept in range(3, len(lines), 11):
+        run.journal_path.write_bytes(b"".join(lines[:kept]))
+        again = await replay(run)
+        assert [m.turns for m in again] == [m.turns for m in whole]
+        assert [set(m.diverged) for m in again] == [set(m.diverged) for m in whole]
+        assert set(Counter(c.key for c in calls(run)).values()) == {1}
 
 
 async def test_another_model_in_one_seat_is_asked_until_prompts_diverge(tmp_path, recorded):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.support.made_experiments import AT, made_spec, make_experiment
 from enginehouse.arena.records import HeaderRecord, MatchRecord, Record
 from enginehouse.arena.summary import summarise_experiment
 from enginehouse.core.errors import StoreError
+from enginehouse.core.incidents import Incident
 from enginehouse.results.experiment import ExperimentReport
 from enginehouse.store.journal import Journal, read_journal
 from enginehouse.store.runs import Run
@@ -225,11 +227,33 @@ def test_the_report_is_repeatable_json(tmp_path: Path):
 
 
 def test_another_journal_is_refused(tmp_path: Path):
-    """An evaluation's run, or none at all."""
+    """That of a later version, of an evaluation, or none at all."""
     run, _ = report_of(tmp_path)
+    written = run.journal_path.read_text()
+    run.journal_path.write_text(written.replace('"format":1', '"format":99', 1))
+    with pytest.raises(StoreError):
+        summarise_experiment(run)
     run.journal_path.write_text('{"type":"sample"}\n')
     with pytest.raises(StoreError):
         summarise_experiment(run)
     run.journal_path.unlink()
     with pytest.raises(StoreError):
         summarise_experiment(run)
+
+
+def test_deaths_of_our_servers_are_named(tmp_path: Path):
+    """With their cause, as an evaluation's report does."""
+    run, _ = report_of(tmp_path, matches=2)
+    death = Incident(
+        moment=datetime(2026, 11, 29, tzinfo=UTC),
+        kind="out_of_memory",
+        cause="the KV cache did not fit",
+        evidence=None,
+        log=None,
+        in_flight=3,
+        consequence="restarted",
+    )
+    run.update(incidents=(death,))
+    report = summarise_experiment(run)
+    assert report.incidents == (death,)
+    assert any("out_of_memory" in note for note in report.notes)

@@ -7,9 +7,9 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import yaml
@@ -20,6 +20,9 @@ from tests.support.leased_ports import free_port
 from enginehouse.arena.records import CallRecord, HeaderRecord, MatchRecord, Record
 from enginehouse.store.journal import read_journal
 from enginehouse.testing.fake_engine import running_fake_engine
+from enginehouse.testing.fake_vendors import FakeAnthropic, FakeOpenRouter, running_fake_vendor
+
+T = TypeVar("T")
 
 SCRIPTS = {
     "game": {"team_size": 2},
@@ -29,15 +32,15 @@ SCRIPTS = {
 
 
 @contextmanager
-def engine(*flags: str, **more: Any) -> Iterator[str]:
-    """The address of a fake engine in a thread of its own: the command has this one."""
+def threaded(opening: AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """What `opening` yields, running in a thread of its own: the command has this one."""
     ready, stop = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
-    urls: list[str] = []
+    opened: list[T] = []
 
     async def serve() -> None:
-        async with running_fake_engine(*flags, **{"model": "m"} | more) as handle:
-            urls.append(handle.url)
+        async with opening as value:
+            opened.append(value)
             ready.set()
             await stop.wait()
 
@@ -45,11 +48,18 @@ def engine(*flags: str, **more: Any) -> Iterator[str]:
     thread.start()
     try:
         assert ready.wait(30)
-        yield f"{urls[0]}/v1"
+        yield opened[0]
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join()
         loop.close()
+
+
+@contextmanager
+def engine(*flags: str, **more: Any) -> Iterator[str]:
+    """The address of a fake engine."""
+    with threaded(running_fake_engine(*flags, **{"model": "m"} | more)) as handle:
+        yield f"{handle.url}/v1"
 
 
 def small(url: str, **values: Any) -> dict[str, Any]:
@@ -216,6 +226,28 @@ def test_a_wrong_call_is_explained(call, words: tuple[str, ...], says: str):
     assert says in done.out + done.err
 
 
+def test_hosted_models_play_against_each_other(house: House, call):
+    """A smoke test of RedBlackBench's, with two vendors; each is asked with its own key."""
+    values = redblackbench_files.everything()["routed_smoke"]
+    values["default_provider"] = {"type": "openrouter", "include_reasoning": True}
+    values["team_b"]["provider"] = {"type": "anthropic", "model": "fake-model"}
+    values["team_a"]["provider"]["model"] = "fake-model"
+    del values["output_dir"]
+    with (
+        threaded(running_fake_vendor(FakeOpenRouter(key="sk-or"))) as router,
+        threaded(running_fake_vendor(FakeAnthropic(key="sk-ant"))) as anthropic,
+    ):
+        keys = {"OPENROUTER_API_KEY": "sk-or", "ANTHROPIC_API_KEY": "sk-ant"}
+        urls = {"OPENROUTER_BASE_URL": router.url, "ANTHROPIC_BASE_URL": anthropic.url}
+        done = call("play", write(house, values), **keys, **urls)
+    assert done.code == 0, done.err
+    (match,) = matches(house.runs[0])
+    assert match.failure is None
+    assert all(body["include_reasoning"] is True for body in router.bodies)
+    assert router.bodies
+    assert anthropic.bodies
+
+
 def test_keys_are_not_stored(house: House, call):
     """Nor is the value of a variable that may be a secret; a resumed run asks for it again."""
     secret = "sk-canary-4711"
@@ -271,6 +303,32 @@ class TestInterrupted:
         assert len(matches(run)) == 4
         assert all(match.failure is None for match in matches(run))
 
+    def test_a_server_that_dies_is_started_again(self, house: House, call):
+        """No match fails, and the run names the death."""
+        faults = json.dumps([{"fault": "die", "nth": [30]}])
+        variables = {
+            "VLLM_FAKE_FAULTS": faults,
+            "VLLM_FAKE_STATE": str(house.work / "state.json"),
+        }
+        provider = {
+            "type": "vllm",
+            "model": str(house.model()),
+            "serve": True,
+            "max_tokens": 16,
+            "server": {"env_vars": variables, "max_model_len": 4096},
+        }
+        values = {
+            "default_provider": provider,
+            "game": {"num_rounds": 3, "team_size": 2},
+            "num_games": 3,
+        }
+        done = call("play", write(house, values))
+        assert done.code == 0, done.err
+        (run,) = house.runs
+        assert [match.failure for match in matches(run)] == [None] * 3
+        (listed,) = call("runs", "--json").report
+        assert len(listed["incidents"]) == 1
+
 
 def wait_for_calls(run: Path, count: int) -> None:
     """Until the journal has so many."""
@@ -295,6 +353,28 @@ def test_a_recording_replays_without_a_model(house: House, call):
     one, other = matches(first)[0], matches(second)[0]
     assert (one.turns, one.scores) == (other.turns, other.scores)
     assert call("play", file, "--offline").code == 2
+
+
+def test_a_recording_answers_until_another_team_makes_a_difference(house: House, call):
+    """The unchanged team's calls are not made again before that, and the record says where."""
+    with engine() as url:
+        values = small(url)
+        assert call("play", write(house, values)).code == 0
+        values["team_b"] = {"agents": "always RED"}
+        done = call("play", write(house, values), "--cassette", house.runs[0].name)
+    assert done.code == 0, done.err
+    (first, second) = house.runs
+    (match,) = matches(second)
+    assert match.failure is None
+    replayed = [record for record in calls(second) if record.replayed]
+    asked = [record for record in calls(second) if not record.replayed]
+    assert {record.key.turn for record in replayed} >= {0}
+    assert {record.key.seat for record in (*replayed, *asked)} == {"team_a"}
+    others = [turn.decisions["team_b"].action for turn in matches(first)[0].turns]
+    if others == ["RED"] * 3:  # then the script says nothing new
+        assert (match.diverged, asked) == ({}, [])
+    else:
+        assert match.diverged["team_a"] == min((r.key for r in asked), key=lambda key: key.turn)
 
 
 def test_a_person_plays_at_the_terminal(house: House):
@@ -327,6 +407,7 @@ def test_output_dir_gets_the_results(house: House, call):
     folder = house.work / "results" / run.name
     assert json.loads((folder / "report.json").read_text()) == done.report
     assert (folder / "figures.csv").read_text().count("\n") > 2
+    assert "<html" in (folder / "replay.html").read_text()
     assert json.loads((run / "report.json").read_text()) == done.report
 
 

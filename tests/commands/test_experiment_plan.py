@@ -113,6 +113,19 @@ def test_equal_providers_are_one_model():
     assert [team.agents[0].model for team in planned.teams] == ["base", "base", "base (2)"]
 
 
+def test_a_key_that_says_the_same_again_makes_no_difference():
+    """A team may name the default's model."""
+    planned = spec(team_b={"provider": {"model": "base", "temperature": 0.7}})
+    assert len(planned.models) == 1
+
+
+def test_serve_is_for_engines_that_run_here():
+    """A hosted API in the same experiment is asked where it is."""
+    hosted = {"provider": {"type": "openai", "model": "gpt"}}
+    planned = plan({"default_provider": VLLM, "team_b": hosted, "serve": True})
+    assert {name: p.serve for name, p in planned.providers.items()} == {"base": True, "gpt": False}
+
+
 def test_agents_of_one_team_may_differ():
     """A script, a human, and a model of their own."""
     agents = ["human", "llm", "tit for tat", {"provider": {"model": "other"}}]

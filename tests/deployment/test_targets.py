@@ -144,6 +144,7 @@ class TestAttached:
             ):
                 assert len(set(await asyncio.gather(*map(ask, all_four)))) == 4
                 assert len(await loaded(url)) == 3
+                assert len({one.provenance.adapter_digest for one in all_four}) == 4
             assert await loaded(url) == []
 
     async def test_one_that_is_loaded_already(self, layout, adapters):

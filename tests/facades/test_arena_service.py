@@ -13,11 +13,11 @@ import aiohttp
 import pytest
 from tests.support.scripted_sampler import Scripted, native
 
+from enginehouse.commands.configuration import ServiceSettings
 from enginehouse.core.errors import PortError, ServerFaultError, UnsupportedError
 from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.facades.agent_arena.deciding import Decider
 from enginehouse.facades.agent_arena.service import create_app, listening, running
-from enginehouse.facades.agent_arena.service_configuration import ServiceSettings
 
 CONVERSATION = json.loads((Path(__file__).parent / "arena_conversation.json").read_text())
 OBSERVATION = {"agent_id": "a", "tick": 1, "position": [0, 0, 0]}

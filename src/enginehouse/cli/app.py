@@ -79,6 +79,7 @@ class _Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = {flag for option in self.params for flag in (*option.opts, *option.secondary_opts)}
+        known.update(ctx.help_option_names)
         for flag in {argument.partition("=")[0] for argument in args} - known:
             if flag.startswith("--"):
                 from enginehouse.engines.base import SupportsHistory

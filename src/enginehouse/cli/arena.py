@@ -6,7 +6,7 @@ import typer
 
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import Given, with_config_options
-from enginehouse.facades.agent_arena.service_configuration import ServiceConfig
+from enginehouse.commands.configuration import ServiceConfig
 from enginehouse.runtime.context import Context
 
 arena = typer.Typer(no_args_is_help=True, rich_markup_mode=None)

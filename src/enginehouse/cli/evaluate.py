@@ -16,7 +16,7 @@ from enginehouse.cli.options import (
     VerboseOption,
     with_config_options,
 )
-from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.commands.configuration import EvaluationConfig, with_task_paths
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
@@ -152,7 +152,7 @@ def task_values(given: Given[Any], *, data: str | None) -> dict[str, Any]:
     Options override what the file says about a single task, too. Raises ConfigurationError if there
     is no task.
     """
-    from enginehouse.deployment.configuration import merged, read_yaml, with_task_paths
+    from enginehouse.deployment.configuration import merged, read_yaml
 
     options = dict(given.options)
     names = options.pop("tasks", ())

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import threading
+from contextlib import suppress
 
 from enginehouse.core.errors import ServerGoneError
 from enginehouse.report.visible_text import write_text
@@ -32,12 +33,16 @@ class Person:
 
         def read() -> None:
             line = self._read_line()
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(settle, line)
 
         # a thread of the event loop's own pool would be waited for at the end
         threading.Thread(target=read, daemon=True).start()
-        line = await answer
+        try:
+            line = await answer
+        except asyncio.CancelledError:
+            write_text(sys.stderr, "\n")  # what is said next begins on a line of its own
+            raise
         if line is None:
             raise ServerGoneError(
                 "an agent is human, and standard input has ended",

@@ -39,9 +39,12 @@ class _PlayGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-play = typer.Typer(cls=_PlayGroup, no_args_is_help=True, rich_markup_mode=None)
-play.command()(play_reports.analyze)
-play.command()(play_reports.export)
+play = typer.Typer(
+    cls=_PlayGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    epilog="`enginehouse play FILE` is short for `enginehouse play run FILE`.",
+)
 
 
 @play.command()
@@ -131,6 +134,10 @@ def run(  # noqa: PLR0913 - one for each option
             )
         )
     show_experiment(report, console)
+
+
+play.command()(play_reports.analyze)
+play.command()(play_reports.export)
 
 
 def resume_experiment(reference: str, console: Console, *, retry_failed: bool, trust: bool) -> None:

@@ -41,7 +41,7 @@ class ProviderConfig(StrictModel):
     max_tokens: Annotated[int, Field(ge=1)] = 1024
     """The longest answer, in tokens."""
     include_reasoning: bool | None = None
-    """Sent as it is: OpenRouter and vLLM return a model's reasoning, or leave it out."""
+    """Sent as it is, for models that reason: OpenRouter and vLLM return the reasoning, or not."""
     adapter: Path | None = None
     """The folder of a LoRA adapter of `model`, which the server loads."""
     serve: bool = False

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from enginehouse.arena.experiment import check_experiment
+from enginehouse.arena.checks import check_experiment
 from enginehouse.arena.records import (
     LLM,
     AgentSpec,
@@ -26,6 +26,8 @@ from enginehouse.commands.experiment_configuration import (
 )
 from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
 from enginehouse.core.sampling import SamplingParameters
+from enginehouse.engines.base import ServedEngine
+from enginehouse.engines.registry import load_engine
 from enginehouse.games.base import Game
 from enginehouse.games.registry import GAMES, make_game
 
@@ -65,28 +67,18 @@ def plan_experiment(config: ExperimentConfig, *, origin: str) -> ExperimentPlan:
     game = make_game(str(name), block, seats=seats)
     settings = game_class.Settings.model_validate(block).model_dump(mode="json")
 
-    models = _Models(config.serve)
+    models = _Models(serve=config.serve)
     default_size = size or (_DEFAULT_SIZE if game.info.teams else 1)
     described = []
     for team, given in teams.items():
-        agents = _agents(given, default_size)
-        team_provider = (config.default_provider, given.provider)
-        described.append(
-            TeamSpec(
-                name=team,
-                agents=tuple(
-                    AgentSpec(
-                        kind=agent.plays,
-                        model=models.add(
-                            merge_providers(*team_provider, agent.provider), where=team
-                        )
-                        if agent.is_llm
-                        else None,
-                    )
-                    for agent in agents
-                ),
-            )
-        )
+        members = []
+        for agent in _agents(given, default_size):
+            model = None
+            if agent.is_llm:
+                provider = merge_providers(config.default_provider, given.provider, agent.provider)
+                model = models.add(provider, team=team)
+            members.append(AgentSpec(kind=agent.plays, model=model))
+        described.append(TeamSpec(name=team, agents=tuple(members)))
     spec = ExperimentSpec(
         name=config.experiment_name or "experiment",
         game=str(name),
@@ -109,24 +101,24 @@ def plan_experiment(config: ExperimentConfig, *, origin: str) -> ExperimentPlan:
 class _Models:
     """The different providers of an experiment, each under a name of its own."""
 
-    def __init__(self, serve: bool) -> None:  # noqa: FBT001
+    def __init__(self, *, serve: bool) -> None:
         self._serve = serve
         self.providers: dict[str, ProviderConfig] = {}
 
-    def add(self, provider: ProviderConfig, *, where: str) -> str:
+    def add(self, provider: ProviderConfig, *, team: str) -> str:
         """The name of a provider, which is the same for equal ones. Raises ConfigurationError."""
         if provider.type is None:
             raise ConfigurationError(
-                f"nothing says who answers for {where}",
-                fix=f"give default_provider or {where}.provider, with a type and a model; or "
-                f"agents that follow a script, as in {where}: {{agents: tit for tat}}",
+                f"nothing says who answers for {team}",
+                fix=f"give default_provider or {team}.provider, with a type and a model; or "
+                f"agents that follow a script, as in {team}: {{agents: tit for tat}}",
             )
         if provider.model is None:
             raise ConfigurationError(
-                f"the provider of {where} names no model",
-                fix=f"give {where}.provider.model, or a model in default_provider",
+                f"the provider of {team} names no model",
+                fix=f"give {team}.provider.model, or a model in default_provider",
             )
-        if self._serve:
+        if self._serve and isinstance(load_engine(provider.type), ServedEngine):
             provider = provider.model_copy(update={"serve": True})
         for name, known in self.providers.items():
             if known == provider:

@@ -22,6 +22,7 @@ from enginehouse.commands.experiment_models import ask_plan, open_models
 from enginehouse.commands.experiment_plan import ExperimentPlan, plan_experiment
 from enginehouse.commands.foreign_runs import read_experiment, require_trust
 from enginehouse.commands.kept_variables import is_kept, with_left_out
+from enginehouse.commands.play_reports import write_replay_pages
 from enginehouse.commands.run_sessions import stop_abandoned_servers, working_on
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.incidents import Incident
@@ -171,16 +172,17 @@ async def _play(
         report = await asyncio.to_thread(summarise_experiment, run)
         run.write_report(_as_json(report))
     if (output_dir := planned.config.output_dir) is not None:
-        folder = await asyncio.to_thread(_copy_results, report, output_dir / run.info.id)
+        folder = output_dir / run.info.id
+        await asyncio.to_thread(_copy_results, run, report, folder)
         context.notify(f"results: {folder}")
     return report
 
 
-def _copy_results(report: ExperimentReport, folder: Path) -> Path:
+def _copy_results(run: Run, report: ExperimentReport, folder: Path) -> None:
     """Write what people look at into a folder of their own. Raises StoreError. Blocking."""
     write_whole(folder / "report.json", _as_json(report))
     write_whole(folder / "figures.csv", experiment_csv(report).encode())
-    return folder
+    write_replay_pages(run, report, folder / "replay.html")
 
 
 def _as_json(report: ExperimentReport) -> bytes:
@@ -224,14 +226,14 @@ def _resolved_yaml(config: ExperimentConfig) -> str:
     hidden: set[str] = set()
 
     def change(provider: ProviderConfig) -> ProviderConfig:
-        if provider.api_key is not None or provider.server.api_key is not None:
+        server = provider.server
+        if provider.api_key is not None or server.api_key is not None:
             hidden.add("api_key")
-        kept = {n: v for n, v in provider.server.env_vars.items() if is_kept(n)}
-        hidden.update(f"env_vars.{name}" for name in provider.server.env_vars.keys() - kept.keys())
+        kept = {n: v for n, v in server.env_vars.items() if is_kept(n)}
+        hidden.update(f"env_vars.{name}" for name in server.env_vars.keys() - kept.keys())
         values: dict[str, Any] = {"api_key": None}
-        if "server" in provider.model_fields_set:
-            update = {"api_key": None, "env_vars": kept}
-            values["server"] = provider.server.model_copy(update=update)
+        if server.api_key is not None or server.env_vars:
+            values["server"] = server.model_copy(update={"api_key": None, "env_vars": kept})
         return provider.model_copy(update=values)
 
     # what was not given is left out: a team's provider would otherwise override the default one

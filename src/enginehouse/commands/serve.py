@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
-from enginehouse.deployment.adapters import load_adapter
+from enginehouse.deployment.adapters import add_adapter
 from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.deployment.preparation import prepare, start, start_arguments
 from enginehouse.deployment.supervision import supervised
@@ -36,8 +37,8 @@ async def serve_until_stopped(
     ):
         server = owned.server
         if plan.adapter is not None:
-            load = partial(load_adapter, server, prepared.engine, plan.adapter, context)
-            server = await load()
+            load = partial(add_adapter, server, prepared.engine, plan.adapter, context)
+            server = _with_model(server, (await load()).model)
             supervisor.restorations.append(load)
         ready(server)
         await supervisor.watching
@@ -56,9 +57,15 @@ async def serve_detached(
     server = await launch_detached(prepared.model, name=name, **arguments)
     if plan.adapter is not None:
         try:
-            server = await load_adapter(server, prepared.engine, plan.adapter, context)
+            added = await add_adapter(server, prepared.engine, plan.adapter, context)
         except BaseException:
             assert server.name is not None
             await stop_server(server.name, layout=context.layout)
             raise
+        server = _with_model(server, added.model)
     ready(server)
+
+
+def _with_model(server: Server, model: str) -> Server:
+    """The server with an adapter as the first of its models."""
+    return replace(server, models=(model, *(name for name in server.models if name != model)))

@@ -207,18 +207,19 @@ def _difference_row(difference: TeamDifference, *, share: bool) -> list[str]:
     result = difference.result
     scale, style = (100, "+.1f") if share else (1, "+.4g")
     interval = result.interval
-    bounds = (
-        result.method.removeprefix("none: ")
-        if interval is None
-        else f"{scale * interval.low:{style}} to {scale * interval.high:{style}}"
-    )
+    if interval is not None:
+        bounds = f"{scale * interval.low:{style}} to {scale * interval.high:{style}}"
+    elif result.p_value is not None:
+        bounds = "in every seed"
+    else:
+        bounds = result.method.removeprefix("none: ")
     return [
         difference.measure,
         _number(result.first, share=share),
         _number(result.second, share=share),
         f"{scale * result.difference:{style}} ({bounds})",
         _p(difference.p_corrected),
-        "-" if result.detectable is None else f"{scale * result.detectable:{style[1:]}}",
+        "-" if not result.detectable else f"{scale * result.detectable:{style[1:]}}",
         f"{result.pairs:,}",
     ]
 

@@ -106,10 +106,12 @@ def match_line(progress: ExperimentProgress) -> str:
     p = progress
     tokens = p.completion_tokens / p.elapsed if p.completion_tokens and p.elapsed else None
     speed = "" if tokens is None else f"{tokens:,.0f} tokens/s, "
-    left = "?" if p.seconds_left is None else _duration(p.seconds_left)
+    ended = p.finished + p.failed
+    seconds_left = 0.0 if ended == p.matches else p.seconds_left
+    left = "?" if seconds_left is None else _duration(seconds_left)
     replayed = f" and {p.replayed:,} replayed" if p.replayed else ""
     return (
-        f"{p.finished + p.failed:,}/{p.matches:,} matches, {p.playing:,} playing, "
+        f"{ended:,}/{p.matches:,} matches, {p.playing:,} playing, "
         f"{p.failed:,} failed, {p.calls:,} call{'' if p.calls == 1 else 's'}{replayed}, {speed}"
         f"{_duration(p.elapsed)}, {left} left"
     )
@@ -118,8 +120,11 @@ def match_line(progress: ExperimentProgress) -> str:
 def match_bar(progress: ExperimentProgress) -> RenderableType:
     """A bar for the matches, and the status line below it."""
     ended = progress.finished + progress.failed
-    bar = ProgressBar(total=max(1, progress.matches), completed=ended)
-    return Group(bar, Text(match_line(progress), style="red" if progress.failed else ""))
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1, min_width=3)
+    grid.add_row(Text("matches"), ProgressBar(total=max(1, progress.matches), completed=ended))
+    return Group(grid, Text(match_line(progress), style="red" if progress.failed else ""))
 
 
 def status_line(progress: Progress) -> str:

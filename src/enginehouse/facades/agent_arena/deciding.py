@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from enginehouse.commands.configuration import ServiceSettings
 from enginehouse.core.errors import ServerGoneError, WireError
 from enginehouse.core.messages import Message
 from enginehouse.core.sampler import Capability, Sampler
@@ -20,7 +21,6 @@ from enginehouse.facades.agent_arena.positions import (
     normal_observation,
     normal_parameters,
 )
-from enginehouse.facades.agent_arena.service_configuration import ServiceSettings
 from enginehouse.runtime.context import Notify
 from enginehouse.tools import CallOutcome, Ladder, call_tools
 from enginehouse.tools.checking import escape_surrogates

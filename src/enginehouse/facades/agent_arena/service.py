@@ -15,11 +15,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
+from enginehouse.commands.configuration import ServiceConfig
 from enginehouse.core.errors import PortError
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.facades.agent_arena.deciding import Decider
 from enginehouse.facades.agent_arena.positions import TARGET, normal_parameters
-from enginehouse.facades.agent_arena.service_configuration import ServiceConfig
 from enginehouse.runtime.context import Context
 
 _LOOPBACK: Final = "127.0.0.1"
