@@ -17,7 +17,7 @@ from tests.support.arena_fakes import (
     vote_for,
 )
 
-from enginehouse.arena.experiment import match_seed
+from enginehouse.arena.lineup import match_seed
 from enginehouse.arena.records import DeliberationSpec
 from enginehouse.core.errors import UnknownNameError
 from enginehouse.core.sampler import Capability, Completion

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,18 @@ def test_the_quick_test_of_redblackbench(house: House):
     assert (provenance.engine, provenance.model) == ("vllm", "smollm2")
     assert provenance.weights_digest is not None
     assert provenance.chat_template_digest is not None
+
+    work = house.run("play", "analyze", run.name, "--json").report["work"]
+    assert work["prompt_tokens"] > work["completion_tokens"] > 0
+    assert 0 < work["prefix_cache_hits"] < 1
+    traces = house.run("play", "export", run.name).out.splitlines()
+    steps = [step for trace in map(json.loads, traces) for step in trace["steps"]]
+    assert len(traces) == 4
+    assert len(steps) == match.calls
+    for step in steps:
+        assert len(step["logprobs"]) == len(step["token_ids"]) > 0
+        assert max(step["logprobs"]) <= 0
+        assert len(step["prompt_token_ids"]) > 100
     house.nothing_left()
 
 

@@ -95,7 +95,7 @@ def test_everything_that_happened_is_there(tmp_path: Path):
     """Who wished to speak, who was chosen and spoke, the votes, the decision and its source."""
     text = " ".join(Reader(page_of(tmp_path, replay())).text.split())
     for part in (
-        "member 1: 1, member 2: 3 (speaks), member 3: invalid",
+        "Wish to speak: member 1: 1, member 2: 3 (speaks), member 3: invalid",
         "Member 2 I trust them.",
         "Member 1 So do I.",
         "Votes: member 1 BLACK, member 2 RED, member 3 invalid",
@@ -174,6 +174,10 @@ def test_large_experiments_are_split(tmp_path: Path):
     assert 'href="a%20b-3.html"' in pages[1]
     tiny = write_replay(matches, tmp_path / "tiny.html", title="t", subtitle="s", largest=1)
     assert len(tiny) == 7
+    many = write_replay(
+        (replay(n, rounds=0) for n in range(1001)), tmp_path / "many.html", title="t", subtitle="s"
+    )
+    assert len(many) == 2
 
 
 @pytest.mark.parametrize("rounds", [0, 1])

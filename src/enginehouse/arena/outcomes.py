@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from enginehouse.arena.recordings import require_readable
 from enginehouse.arena.records import (
     CallFailure,
     ExperimentSpec,
@@ -215,6 +216,7 @@ def read_outcomes(path: Path) -> Outcomes:
     for entry in read_journal(path, _Record):
         record: Any = entry.record
         if isinstance(record, HeaderRecord):
+            require_readable(record)
             outcomes = Outcomes(record)
         elif outcomes is None:
             break

@@ -19,6 +19,7 @@ from enginehouse.arena.outcomes import (
     read_outcomes,
 )
 from enginehouse.arena.records import LLM, TeamSpec
+from enginehouse.core.incidents import deaths_in_words
 from enginehouse.results.experiment import (
     Answerer,
     Comparison,
@@ -104,7 +105,8 @@ def summarise_experiment(run: Run) -> ExperimentReport:
             Answerer(model=model, provenance=provenance)
             for model, provenance in answerers(outcomes.provenances)
         ),
-        notes=tuple(_notes(outcomes, values)),
+        notes=(*_notes(outcomes, values), *deaths_in_words(run.info.incidents)),
+        incidents=run.info.incidents,
     )
 
 
@@ -309,6 +311,8 @@ def _ratings(outcomes: Outcomes, scores: Floats) -> tuple[Rating, ...]:
     won, tied = wins.sum(axis=0), ties.sum(axis=0)
     ratings = []
     for n, interval in enumerate(intervals_of_strengths(halves)):
+        if not halves[:, n].any() or not halves[:, :, n].any():
+            interval = None  # noqa: PLW2901 - no resample would show a defeat, or a win
         scaled = interval and structs.replace(
             interval, low=ELO * interval.low, high=ELO * interval.high
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from enginehouse.arena.recordings import require_readable
 from enginehouse.arena.records import (
     CallKey,
     CallKind,
@@ -97,7 +98,9 @@ def agent_traces(journal: Path) -> Iterator[AgentTrace]:
     sessions: dict[int, ProvenanceRecord] = {}
     for entry in read_journal(journal, _Line):
         record = entry.record
-        if isinstance(record, _Call):
+        if isinstance(record, HeaderRecord):
+            require_readable(record)
+        elif isinstance(record, _Call):
             if bytes(record.response) != b"null":
                 # Of two answers to one call, the last counts.
                 places.setdefault(record.key.match, {})[record.key] = entry.offset

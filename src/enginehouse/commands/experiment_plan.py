@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from enginehouse.arena.experiment import check_experiment
+from enginehouse.arena.checks import check_experiment
 from enginehouse.arena.records import (
     LLM,
     AgentSpec,

@@ -207,18 +207,19 @@ def _difference_row(difference: TeamDifference, *, share: bool) -> list[str]:
     result = difference.result
     scale, style = (100, "+.1f") if share else (1, "+.4g")
     interval = result.interval
-    bounds = (
-        result.method.removeprefix("none: ")
-        if interval is None
-        else f"{scale * interval.low:{style}} to {scale * interval.high:{style}}"
-    )
+    if interval is not None:
+        bounds = f"{scale * interval.low:{style}} to {scale * interval.high:{style}}"
+    elif result.p_value is not None:
+        bounds = "in every seed"
+    else:
+        bounds = result.method.removeprefix("none: ")
     return [
         difference.measure,
         _number(result.first, share=share),
         _number(result.second, share=share),
         f"{scale * result.difference:{style}} ({bounds})",
         _p(difference.p_corrected),
-        "-" if result.detectable is None else f"{scale * result.detectable:{style[1:]}}",
+        "-" if not result.detectable else f"{scale * result.detectable:{style[1:]}}",
         f"{result.pairs:,}",
     ]
 
@@ -233,7 +234,13 @@ def _ratings(report: ExperimentReport) -> Table:
     table = make_table("team", "rating", "won, tied, lost")
     for rating in report.ratings:
         interval = rating.rating.interval
-        bounds = f"{interval.low:+.0f} to {interval.high:+.0f}" if interval else "too few seeds"
+        bounds = "too few seeds"
+        if interval is not None:
+            bounds = f"{interval.low:+.0f} to {interval.high:+.0f}"
+        elif not rating.losses + rating.ties:
+            bounds = "never beaten"
+        elif not rating.wins + rating.ties:
+            bounds = "never won"
         table.add_row(
             Text(rating.team),
             Text(f"{rating.rating.value:+.0f} ({bounds})"),

@@ -19,6 +19,7 @@ from enginehouse.results.replay import MatchReplay
 from enginehouse.store.files import write_whole
 
 LARGEST_PAGE = 24_000_000  # characters of matches: some 300 of 5 against 5 for 10 rounds
+_MOST_MATCHES = 1000
 _SOURCES = {
     "majority": "by a majority of the votes",
     "tie": "the votes were tied",
@@ -67,8 +68,8 @@ def write_replay(
 ) -> tuple[Path, ...]:
     """Write the page to `path`, and what does not fit to path-2, path-3 and so on beside it.
 
-    A page has matches with up to `largest` characters of HTML, but at least one; only one page is
-    in memory. Returns the files. Raises StoreError. Blocking.
+    A page has up to 1,000 matches with up to `largest` characters of HTML, but at least one match;
+    only one page is in memory. Returns the files. Raises StoreError. Blocking.
     """
     files: list[Path] = []
     rows: list[_Row] = []
@@ -100,7 +101,7 @@ def write_replay(
             sources=_SOURCES,
             number=_number,
         )
-        if rows and size + len(part) > largest:
+        if len(rows) == _MOST_MATCHES or (rows and size + len(part) > largest):
             finish_page(more=True)
             rows, parts, size = [], [], 0
         rows.append(_row(match))
