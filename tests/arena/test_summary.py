@@ -211,6 +211,11 @@ def test_ratings_need_three_teams_that_met(tmp_path: Path):
     assert first.wins + first.ties + first.losses == 40, "two others, two orders, ten seeds"
     assert first.rating.interval.low <= first.rating.value <= first.rating.interval.high
     assert sum(rating.rating.value for rating in report.ratings) == pytest.approx(0)
+    always = {"red": 0.0, "mixed": 0.5, "black": 1.0}
+    unbeaten, _, beaten = report_of(tmp_path / "always", always, matches=10)[1].ratings
+    assert (unbeaten.losses, beaten.wins) == (0, 0)
+    assert np.isfinite(unbeaten.rating.value)
+    assert unbeaten.rating.interval is beaten.rating.interval is None
     assert report_of(tmp_path / "two")[1].ratings == ()
     pairs = [("red", "mixed"), ("black", "black")]
     _, apart = report_of(tmp_path / "apart", three, pairings=pairs)

@@ -311,6 +311,8 @@ def _ratings(outcomes: Outcomes, scores: Floats) -> tuple[Rating, ...]:
     won, tied = wins.sum(axis=0), ties.sum(axis=0)
     ratings = []
     for n, interval in enumerate(intervals_of_strengths(halves)):
+        if not halves[:, n].any() or not halves[:, :, n].any():
+            interval = None  # noqa: PLW2901 - no resample would show a defeat, or a win
         scaled = interval and structs.replace(
             interval, low=ELO * interval.low, high=ELO * interval.high
         )

@@ -234,7 +234,13 @@ def _ratings(report: ExperimentReport) -> Table:
     table = make_table("team", "rating", "won, tied, lost")
     for rating in report.ratings:
         interval = rating.rating.interval
-        bounds = f"{interval.low:+.0f} to {interval.high:+.0f}" if interval else "too few seeds"
+        bounds = "too few seeds"
+        if interval is not None:
+            bounds = f"{interval.low:+.0f} to {interval.high:+.0f}"
+        elif not rating.losses + rating.ties:
+            bounds = "never beaten"
+        elif not rating.wins + rating.ties:
+            bounds = "never won"
         table.add_row(
             Text(rating.team),
             Text(f"{rating.rating.value:+.0f} ({bounds})"),
