@@ -197,6 +197,36 @@ async def test_matches_run_at_once_up_to_what_fills_the_engine(tmp_path):
     assert len(matches(run)) == 8
 
 
+async def test_a_busy_server_holds_up_only_its_own_matches(tmp_path):
+    """The other pairings go on, and the busy one's matches are not all begun."""
+    released = asyncio.Event()
+    slow, quick = FakeModel(by_seed), FakeModel(by_seed)
+    polite = slow.sample
+
+    async def held(request):
+        await released.wait()
+        return await polite(request)
+
+    slow.sample = held
+    models = {
+        name: Model(sampler=fake, provenance=provenance(name), slots=1)
+        for name, fake in (("red", slow), ("black", quick))
+    }
+    spec = red_black(*TWO, matches=40, pairings=(("red", "red"), ("black", "black")))
+    run = new_run(tmp_path)
+    most = 0
+
+    def watch(progress):
+        nonlocal most
+        most = max(most, progress.playing)
+        if progress.finished == 40:
+            released.set()
+
+    await play_experiment(spec, game=game_of(spec), models=models, run=run, progress=watch)
+    assert len(matches(run)) == 80
+    assert most < 12
+
+
 async def test_a_finished_run_asks_nothing(tmp_path):
     """And needs no models."""
     spec = red_black(*TWO)
