@@ -57,6 +57,10 @@ def _replay(match: MatchRecord) -> MatchReplay:
         largest_total=largest,
         calls=match.calls,
         failure=f"{match.failure.kind}: {match.failure.message}" if match.failure else None,
+        diverged={
+            seat: f"round {key.turn + 1}, {key.kind} of member {key.agent + 1}"
+            for seat, key in match.diverged.items()
+        },
     )
 
 
