@@ -26,7 +26,7 @@ from enginehouse.commands.play_reports import write_replay_pages
 from enginehouse.commands.run_sessions import stop_abandoned_servers, working_on
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.incidents import Incident
-from enginehouse.report.experiment_table import experiment_csv
+from enginehouse.report.experiment_csv import experiment_csv
 from enginehouse.results.experiment import ExperimentReport
 from enginehouse.results.experiment_progress import ExperimentProgress
 from enginehouse.runtime.context import Context
