@@ -3,7 +3,9 @@
 The first of these that there is:
 1. an error that ended a process and that a definite rule knows, the first of them in the log;
 2. native code, compilers or warnings that a definite rule knows: the last ones before the error;
-3. an error that a rule knows as a symptom (a lost connection, a failed build);
+3. an error that a rule knows as a symptom (a lost connection, a failed build), unless another
+   process reported an error that no rule knows before it; then a remark that hints at a cause, if
+   there is no traceback;
 4. the error that a pointer to it quotes, if a rule knows it;
 5. an error that ended a process and that no rule knows: a guess by the files of its traceback;
 6. an error that was survived, if a rule knows it;
@@ -41,7 +43,7 @@ _POINTER = re.compile(
     r"|one of the subprocesses|child process(?:es)? (?:failed|died|exited)"
     r"|^(?:\w+\.)*(?:SystemExit|KeyboardInterrupt|CancelledError|GeneratorExit)\b"
     r"|Connection (?:closed|reset) by peer|Broken pipe|remote process (?:exited|has terminated)"
-    r"|Application startup failed|Exiting\.\.\.$|^Aborted\b|^(?:Killed|已杀死|Getötet)$|^Traceback"
+    r"|Application startup failed|Exiting\.\.\.$|^Aborted\b|^\.*(?:Killed|已杀死|Getötet)$|^Traceback"
     r"|^EOFError$|^\s*$"
 )
 # Nothing but a name: an exception that does not say why.
@@ -60,7 +62,7 @@ _EXIT_CODE = re.compile(
     r"(?P<code>-\d{1,3}|1(?:3[024579]|43))\b"
     r"|\bsignal: (?P<name>killed|aborted|segmentation fault|bus error|illegal instruction)"
     r"|(?:signal[ :=]{0,2}(?:SIGKILL|9\b)|status=9/KILL)(?P<kill>)"
-    r"|^(?P<bare>Killed|已杀死|Getötet)$"
+    r"|^\.*(?P<bare>Killed|已杀死|Getötet)$"
     r"|(?P<oom>oom[-_ ]kill event)"
     r"|\bwith signal[ :=]{0,2}(?P<signal>\d{1,2})\b"
 )
@@ -117,7 +119,7 @@ class _Selection:
             self._known(self._fatal, self._definite)
             or self._spoken(self._definite)
             or self._symptom()
-            or self._spoken(self._vague)
+            or self._hint()
             or self._recognise(self._pointers, self._definite)
             or self._recognise(self._cut, self._rules)
             or self._known(self._fatal, self._definite, joined=True)
@@ -213,12 +215,29 @@ class _Selection:
         return None
 
     def _symptom(self) -> Diagnosis | None:
-        """A symptom that a rule knows; not a lost connection, if another process failed."""
-        diagnosis = self._known(self._fatal, self._vague)
-        if diagnosis is None or diagnosis.kind is not FailureKind.COMMUNICATION:
-            return diagnosis
-        others = [f for f in self._fatal if f.traced and self._known([f], self._vague) is None]
+        """A symptom that a rule knows, unless another process's unknown error is nearer the cause.
+
+        That is one before the symptom; for a lost connection, also one after it.
+        """
+        symptom = next((f for f in self._fatal if self._known([f], self._vague)), None)
+        if symptom is None:
+            return None
+        diagnosis = self._known([symptom], self._vague)
+        lost = diagnosis is not None and diagnosis.kind is FailureKind.COMMUNICATION
+        others = [
+            failure
+            for failure in self._fatal
+            if failure.traced
+            and (lost or (failure.number < symptom.number and failure.process != symptom.process))
+            and self._known([failure], self._vague) is None
+        ]
         return self._unknown(others) or diagnosis
+
+    def _hint(self) -> Diagnosis | None:
+        """What a remark hints at. Beside a traceback that no rule knows it may mean nothing."""
+        if any(failure.traced for failure in self._fatal):
+            return None
+        return self._spoken(self._vague)
 
     def _of_survived_errors(self) -> Diagnosis | None:
         """What went wrong before it was ready, though it seemed to go on."""
