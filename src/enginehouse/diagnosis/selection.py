@@ -2,10 +2,11 @@
 
 The first of these that there is:
 1. an error that ended a process and that a definite rule knows, the first of them in the log;
-2. native code, compilers or warnings that a definite rule knows: the last ones before the error;
+2. native code, compilers or warnings that a definite rule knows: the last ones before the error,
+   and near it if it is a traceback that no rule knows;
 3. an error that a rule knows as a symptom (a lost connection, a failed build), unless another
-   process reported an error that no rule knows before it; then a remark that hints at a cause, if
-   there is no traceback;
+   process reported an error that no rule knows before it; then a remark that a symptom's rule
+   knows, if there is no such traceback;
 4. the error that a pointer to it quotes, if a rule knows it;
 5. an error that ended a process and that no rule knows: a guess by the files of its traceback;
 6. an error that was survived, if a rule knows it;
@@ -34,6 +35,7 @@ from enginehouse.diagnosis.rules import RULES
 
 LONGEST = 400  # characters of evidence
 _RECENT = 12  # lines from the end, in which something may still be waited for
+_NEAR = 12  # lines before a traceback, in which a remark may belong to it
 # An error that says no more than that another process or line has the cause.
 _POINTER = re.compile(
     r"(?i)see (?:the )?(?:root cause|stack trace|error messages?|logs?) ?(?:\(?above|for)"
@@ -50,7 +52,7 @@ _POINTER = re.compile(
 _EMPTY = re.compile(r"^[\w.]+(?:Error|Exception|Empty|Failure|Failed)?:?$")
 _SURVIVED = re.compile(
     r"^Exception (?:in thread|ignored in|in callback)|(?i:retry|fall(?:ing|s)? ?back|non-fatal"
-    r"|ignor(?:ed|ing)|will continue|skipping|disabl(?:ed|ing))"
+    r"|(?:can|could|may|might) (?:cause|lead)|ignor(?:ed|ing)|will continue|skipping|disabl(?:ed|ing))"
 )
 # The exceptions of a signal that tells a process to stop, and those that follow from it.
 _INTERRUPTED = re.compile(r"(?:\w+\.)*(?:KeyboardInterrupt\b|SystemExit: (?:0|130|143)$)")
@@ -119,7 +121,7 @@ class _Selection:
             self._known(self._fatal, self._definite)
             or self._spoken(self._definite)
             or self._symptom()
-            or self._hint()
+            or self._spoken(self._vague)
             or self._recognise(self._pointers, self._definite)
             or self._recognise(self._cut, self._rules)
             or self._known(self._fatal, self._definite, joined=True)
@@ -203,10 +205,24 @@ class _Selection:
         return None
 
     def _spoken(self, rules: Sequence[Rule]) -> Diagnosis | None:
-        """What native code, compilers and warnings said; the most specific rule decides."""
-        if self._log.ready and not self._log.failures:
+        """What native code, compilers and warnings said; the most specific rule decides.
+
+        Beside tracebacks that no rule knows, only what was said near them counts, and no symptoms:
+        a remark from long before may have nothing to do with them.
+        """
+        log = self._log
+        if log.ready and not log.failures:
             return None
-        remarks = [r.text for r in self._log.remarks if r.number > self._log.ready]
+        unknown = [f for f in self._fatal if f.traced and self._known([f], self._vague) is None]
+        if unknown and rules is self._vague:
+            return None
+        remarks = [
+            remark.text
+            for remark in log.remarks
+            if remark.number > log.ready
+            and not _SURVIVED.search(remark.text)
+            and (not unknown or any(f.number - _NEAR <= remark.number for f in unknown))
+        ]
         for rule in rules:
             if rule.spoken:
                 for text in reversed(remarks):
@@ -232,12 +248,6 @@ class _Selection:
             and self._known([failure], self._vague) is None
         ]
         return self._unknown(others) or diagnosis
-
-    def _hint(self) -> Diagnosis | None:
-        """What a remark hints at. Beside a traceback that no rule knows it may mean nothing."""
-        if any(failure.traced for failure in self._fatal):
-            return None
-        return self._spoken(self._vague)
 
     def _of_survived_errors(self) -> Diagnosis | None:
         """What went wrong before it was ready, though it seemed to go on."""
