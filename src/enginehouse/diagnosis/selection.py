@@ -45,14 +45,15 @@ _POINTER = re.compile(
     r"|one of the subprocesses|child process(?:es)? (?:failed|died|exited)"
     r"|^(?:\w+\.)*(?:SystemExit|KeyboardInterrupt|CancelledError|GeneratorExit)\b"
     r"|Connection (?:closed|reset) by peer|Broken pipe|remote process (?:exited|has terminated)"
-    r"|Application startup failed|Exiting\.\.\.$|^Aborted\b|^\.*(?:Killed|已杀死|Getötet)$|^Traceback"
-    r"|^EOFError$|^\s*$"
+    r"|Application startup failed|Exiting\.\.\.$|^Aborted\b|^\.*(?:Killed|已杀死|Getötet)$"
+    r"|^Traceback|^EOFError$|^\s*$"
 )
 # Nothing but a name: an exception that does not say why.
 _EMPTY = re.compile(r"^[\w.]+(?:Error|Exception|Empty|Failure|Failed)?:?$")
 _SURVIVED = re.compile(
     r"^Exception (?:in thread|ignored in|in callback)|(?i:retry|fall(?:ing|s)? ?back|non-fatal"
-    r"|(?:can|could|may|might) (?:cause|lead)|ignor(?:ed|ing)|will continue|skipping|disabl(?:ed|ing))"
+    r"|(?:can|could|may|might) (?:cause|lead)|ignor(?:ed|ing)|will continue|skipping"
+    r"|disabl(?:ed|ing))"
 )
 # The exceptions of a signal that tells a process to stop, and those that follow from it.
 _INTERRUPTED = re.compile(r"(?:\w+\.)*(?:KeyboardInterrupt\b|SystemExit: (?:0|130|143)$)")
