@@ -7,17 +7,20 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Reading all files to run a few of them takes a quarter of a minute.
 ENGINE_TESTS = $$(grep -rlF mark.engine tests --include='test_*.py' | sort)
 
-.PHONY: demo test test-fast soak check format docs clean
+.PHONY: demo test test-fast test-browser soak check format docs clean
 
 demo: $(VENV)/.ready  ## evaluate SmolLM2 on three tasks with a real vLLM
 	$(BIN)/enginehouse eval --config examples/demo.yaml
 
 test: $(VENV)/.ready-dev  ## every test but the long ones of soak, the real engines included
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not engine and not gpu and not soak"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not engine and not gpu and not soak and not browser"
 	$(BIN)/python -m pytest -m "engine and not gpu and not soak" --durations=15 $(ENGINE_TESTS)
 
 test-fast: $(VENV)/.ready-dev  ## without the real vLLM and the slow tests, under a minute
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not engine and not gpu and not slow and not soak"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not engine and not gpu and not slow and not soak and not browser"
+
+test-browser: $(VENV)/.ready-dev  ## the HTML pages in Chromium, which must be installed
+	$(BIN)/python -m pytest -q -m browser tests/report
 
 soak: $(VENV)/.ready-dev  ## many kills and many adapters; by hand before a release, see docs/testing.md
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "soak and not engine and not gpu"

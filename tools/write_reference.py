@@ -21,6 +21,8 @@ import typer
 from pydantic import BaseModel
 
 import enginehouse
+from enginehouse.arena import traces
+from enginehouse.arena.configuration import DeliberationConfig
 from enginehouse.batch import prompt_files
 from enginehouse.batch.batch import SamplingSummary
 from enginehouse.batch.sample_files import SampleLine
@@ -32,9 +34,16 @@ from enginehouse.commands.configuration import (
     CheckSettings,
     EvaluationSettings,
     ParitySettings,
+    ServiceSettings,
     TaskConfig,
 )
 from enginehouse.commands.engines import engine_facts
+from enginehouse.commands.experiment_configuration import (
+    AgentConfig,
+    ExperimentConfig,
+    ProviderConfig,
+    TeamConfig,
+)
 from enginehouse.core import errors, sampler, sampling
 from enginehouse.deployment.configuration import AskConfig, ServeConfig
 from enginehouse.doctor.findings import Finding
@@ -44,7 +53,16 @@ from enginehouse.games.registry import GAMES, list_games
 from enginehouse.provisioning.inventory import InstalledEnvironment
 from enginehouse.provisioning.plans import EnvironmentPlan
 from enginehouse.report import engine_table
-from enginehouse.results import activity, benchmark, check, comparison, curve, engines, summary
+from enginehouse.results import (
+    activity,
+    benchmark,
+    check,
+    comparison,
+    curve,
+    engines,
+    experiment,
+    summary,
+)
 from enginehouse.results.activity import GpuReading
 from enginehouse.servers.records import ServerRecord, ServerStatus
 from enginehouse.statistics.intervals import Interval
@@ -128,6 +146,7 @@ JSON_OUTPUT: Mapping[str, type] = {
     "`eval`, `resume`, `show RUN`": summary.Report,
     "`show RUN --sample N`": summary.SampleView,
     "`compare`": comparison.Comparison,
+    "`play`, `play analyze`": experiment.ExperimentReport,
     "`watch`": curve.Curve,
     "`runs`": RunInfo,
     "`tasks`": TaskInfo,
@@ -160,6 +179,16 @@ JSON_PARTS = (
     comparison.TaskComparison,
     comparison.MetricComparison,
     comparison.OutcomeCounts,
+    experiment.Measured,
+    experiment.Estimate,
+    experiment.TeamReport,
+    experiment.PairingReport,
+    experiment.SeatReport,
+    experiment.TeamDifference,
+    experiment.Rating,
+    experiment.ExperimentWork,
+    experiment.Answerer,
+    experiment.MatchFailures,
     PairedResult,
     curve.CurvePoint,
     curve.TaskInCurve,
@@ -169,6 +198,15 @@ JSON_PARTS = (
 OWN_PARTS = (records.EvaluationSpec, records.TaskSpec, records.Continuation, records.Failure)
 ASKED = (sampler.SampleRequest, sampling.SamplingParameters, sampler.Provenance, Measure)
 ANSWERED = (sampler.SampleResponse, sampler.Completion, sampler.Timing)
+
+
+# what a key holds that is a mapping, by the name of its model
+MAPPINGS = {
+    "ServerOptions": "mapping, see [server](#server)",
+    "ProviderConfig": "mapping, see [a provider](#a-provider)",
+    "TeamConfig": "mapping, see [a team](#a-team)",
+    "DeliberationConfig": "mapping, see [deliberation](#deliberation)",
+}
 
 
 def main() -> int:
@@ -295,7 +333,10 @@ def commands() -> Iterator[str]:
             yield from ("", "Also every [option of a server](#options-of-a-server).")
         for sub, subcommand in getattr(command, "commands", {}).items():
             yield from ("", f"### enginehouse {name} {sub}", "", f"{subcommand.help}", "")
-            yield from table(("argument or option", "meaning"), command_options(subcommand, sub)[0])
+            rows, server_rows = command_options(subcommand, sub)
+            yield from table(("argument or option", "meaning"), rows)
+            if server_rows:
+                yield from ("", "Also every [option of a server](#options-of-a-server).")
     yield from ("", "### Options of a server", "")
     yield "Of `serve`, `eval` and `bench`. They are the [keys below `server:`](#server) of a file."
     yield ""
@@ -338,15 +379,25 @@ def configuration() -> Iterator[str]:
         ("check", CheckSettings),
         ("chat", ChatSettings),
         ("sample", SampleSettings),
+        ("arena serve", ServiceSettings),
     ):
         yield from ("", f"### {command} --config", "")
         yield "Those of `serve --config`, `model`, `url` and `api_key_env` as for `eval`, and:"
         yield from ("", *keys(settings))
+    yield from ("", "### play FILE", "", *keys(ExperimentConfig), "", "### A team", "")
+    yield from (*keys(TeamConfig), "", "### An agent", "", *keys(AgentConfig))
+    yield from ("", "### A provider", "")
+    yield "`default_provider`, and below it the `provider` of a team or an agent: keys that are not"
+    yield "given are those of the provider above, as far as they make sense for the same server."
+    yield from ("", *keys(ProviderConfig), "", "### deliberation", "")
+    yield from keys(DeliberationConfig)
     yield from ("", "### A prompt", "")
     yield "What a line of `sample --prompts` may have: `id`, one of `prompt`, `messages` and"
     yield "`token_ids`, and sampling parameters that go before the command's:"
     yield from ("", ", ".join(f"`{name}`" for name in prompt_files.OVERRIDES) + ".")
     yield from ("", "### A sample", "", *struct_lines("A line of `sample --out`", SampleLine))
+    yield from ("", "### A trace", "", *struct_lines("A line of `play export`", traces.AgentTrace))
+    yield from ("", *struct_lines("`TraceStep`", traces.TraceStep))
     yield from ("", "### server", "", *keys(ServerOptions))
     yield from ("", "### A task's file", "")
     yield "What `--task my.yaml` reads; [tasks.md](tasks.md) shows one."
@@ -378,14 +429,19 @@ def kind_of(field: Mapping[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(kind_of(part) for part in field["anyOf"] if part.get("type") != "null")
     if "$ref" in field:
-        server = field["$ref"].endswith("/ServerOptions")
-        return "mapping, see [server](#server)" if server else "mapping"
+        return MAPPINGS.get(field["$ref"].rpartition("/")[2], "mapping")
     if "enum" in field or "const" in field:
         return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
     kind = field["type"]
     if kind == "array":
         items = field["items"]
-        return "list, see [tasks](#tasks)" if "$ref" in items else f"list of {kind_of(items)}s"
+        if "$ref" in items:
+            name = items["$ref"].rpartition("/")[2]
+            return {"AgentConfig": "list of [agents](#an-agent)"}.get(
+                name, "list, see [tasks](#tasks)"
+            )
+        inner = kind_of(items)
+        return f"list of {inner.replace('list', 'lists', 1) if 'list' in inner else inner + 's'}"
     words = {
         "integer": "whole number",
         "number": "number",

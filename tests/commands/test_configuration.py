@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.commands.configuration import EvaluationConfig, with_task_paths
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.configuration import (
     AskConfig,
@@ -15,7 +15,6 @@ from enginehouse.deployment.configuration import (
     merged,
     parse,
     read_yaml,
-    with_task_paths,
 )
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -85,3 +85,28 @@ def test_a_run_in_our_folder_may_be_somebody_elses(layout, make, tmp_path, monke
     with pytest.raises(UntrustedRunError) as caught:
         require_trust(run, foreign_runs.read_config(run), layout=layout)
     assert "--trust-run" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("provider", "word"),
+    [
+        ("base_url: http://x/v1", "http://x/v1"),
+        ("python: /x/python", "/x/python"),
+        ("server: {trust_remote_code: true}", "trust_remote_code"),
+    ],
+)
+def test_every_provider_of_an_experiment_is_looked_at(layout, tmp_path, provider, word):
+    """That of a single agent, too."""
+    agents = f"[llm, {{provider: {{{provider}}}}}]"
+    run = create_run(
+        layout,
+        model="m",
+        tasks=["red_black"],
+        config=f"default_provider: {{type: vllm, model: m}}\nteam_b: {{agents: {agents}}}\n",
+        versions={},
+        kind="experiment",
+    )
+    assert untrusted_settings(run.info.id, layout=layout) == ()
+    run.folder.rename(tmp_path / "foreign")
+    (risk,) = untrusted_settings(str(tmp_path / "foreign"), layout=layout)
+    assert word in risk

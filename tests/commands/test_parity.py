@@ -20,6 +20,7 @@ from enginehouse.commands.parity import run_parity
 from enginehouse.core.errors import ModelError
 from enginehouse.deployment import reference_scores
 from enginehouse.deployment.configuration import ServeConfig, parse
+from enginehouse.deployment.preparation import Prepared
 from enginehouse.deployment.reference_scores import TEXTS, score_with_peft
 from enginehouse.engines.registry import ENGINES
 from enginehouse.results.parity import ParityReport
@@ -39,7 +40,7 @@ class Place:
         self.ours = [list(SCORES) for _ in TEXTS]
         self.reference: list[list[float | None]] = [list(SCORES) for _ in TEXTS]
         self.argv: list[str] = []
-        self.served: ServeConfig | None = None
+        self.served: Prepared | None = None
         self.said: list[str] = []
         self.server = Server(
             name="it",
@@ -71,22 +72,23 @@ class Place:
     async def prepare(self, plan: ServeConfig, context: Context) -> Any:
         """As `deployment.preparation.prepare`."""
         context.notify("environment: it")
-        return SimpleNamespace(
+        return Prepared(
+            plan=plan,
             engine=ENGINES.load(plan.engine or "vllm")(),
-            model=SimpleNamespace(path=str(self.checkpoint), name="tiny"),
+            environment=None,  # type: ignore[arg-type]
+            model=SimpleNamespace(path=str(self.checkpoint), name="tiny"),  # type: ignore[arg-type]
             options=plan.server.model_copy(update=self.chosen),
         )
 
     @asynccontextmanager
-    async def open_deployment(self, plan: ServeConfig, context: Context) -> AsyncIterator[Any]:
-        """As `deployment.opening.open_deployment`."""
-        context.notify("environment: it")
-        self.served = plan
-        extra = plan.server.extra_args
-        dtype = ("--dtype", plan.server.dtype) if plan.server.dtype else ()
+    async def served_deployment(self, prepared: Prepared, *_: Any, **__: Any) -> AsyncIterator[Any]:
+        """As `deployment.served.served_deployment`."""
+        self.served = prepared
+        extra = prepared.options.extra_args
+        dtype = ("--dtype", prepared.options.dtype) if prepared.options.dtype else ()
         command = ("vllm", *dtype, *(extra.split() if isinstance(extra, str) else extra))
         server = replace(self.server, command=command)
-        default = SimpleNamespace(adapter=plan.adapter)
+        default = SimpleNamespace(adapter=prepared.plan.adapter)
         yield SimpleNamespace(server=server, sampler=self, default=default)
 
     async def run_program(self, argv: Sequence[str], **_: Any) -> Any:
@@ -124,7 +126,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
     monkeypatch.setattr(reference_scores, "find_environment", environment)
     monkeypatch.setattr(reference_scores, "run_program", made.run_program)
-    for name in ("prepare", "open_deployment"):
+    for name in ("prepare", "served_deployment"):
         monkeypatch.setattr(parity, name, getattr(made, name))
     return made
 
@@ -148,7 +150,7 @@ async def test_both_compute_in_the_engine_s_own_type(
     write_checkpoint(place.checkpoint, dtype=tensors, **config)
     report = await place.parity(engine=engine)
     assert place.served is not None
-    assert place.served.server.dtype == dtype
+    assert place.served.options.dtype == dtype
     assert place.argv[2:] == [dtype, "auto"]
     assert (report.engine_dtype, report.reference_dtype) == (dtype, dtype)
     assert place.said.count("environment: it") == 1
@@ -164,7 +166,7 @@ async def test_both_compute_in_the_type_that_was_chosen_for_the_cpu(
     place.chosen = {"dtype": dtype}
     report = await place.parity(engine=engine)
     assert place.served is not None
-    assert place.served.server.dtype == dtype
+    assert place.served.options.dtype == dtype
     assert (report.engine_dtype, report.reference_dtype) == (dtype, dtype)
 
 
@@ -184,7 +186,7 @@ async def test_the_type_that_was_asked_for(place: Place, options: dict[str, Any]
     assert place.served is not None
     assert place.argv[2] == dtype
     if "extra_args" in options:
-        assert place.served.server.dtype is None
+        assert place.served.options.dtype is None
 
 
 @pytest.mark.parametrize(

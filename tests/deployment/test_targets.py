@@ -26,7 +26,7 @@ from enginehouse.core.sampling import SamplingParameters
 from enginehouse.deployment.adapters import adapters_of
 from enginehouse.deployment.base import Deployment, Target
 from enginehouse.deployment.configuration import AskConfig, ServeConfig, parse
-from enginehouse.deployment.served import with_adapters, with_weight_swap
+from enginehouse.deployment.preparation import with_adapters, with_weight_swap
 from enginehouse.runtime.context import Context
 
 VOTE = "In this round the red team votes first: "
@@ -144,6 +144,7 @@ class TestAttached:
             ):
                 assert len(set(await asyncio.gather(*map(ask, all_four)))) == 4
                 assert len(await loaded(url)) == 3
+                assert len({one.provenance.adapter_digest for one in all_four}) == 4
             assert await loaded(url) == []
 
     async def test_one_that_is_loaded_already(self, layout, adapters):

@@ -97,6 +97,9 @@ def test_a_toy_game_keeps_its_promises(house: House, site: Path):
     )
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
+    assert "heads" in house.run("play", "--list").out
+    done = house.run("play", str(site / "pennies.yaml"), "--json")
+    assert done.code == 0, done.err
 
 
 def test_a_game_that_lacks_a_method_is_named(house: House, site: Path):

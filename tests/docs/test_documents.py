@@ -18,7 +18,10 @@ import yaml
 
 from enginehouse.cli.app import COMMANDS, build_app
 from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.commands.experiment_configuration import ExperimentConfig
+from enginehouse.commands.experiment_plan import plan_experiment
 from enginehouse.core import errors
+from enginehouse.core.strict_model import StrictModel
 from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.engines.base import RemoteEngine
 from enginehouse.engines.registry import ENGINES
@@ -111,6 +114,13 @@ def test_every_option_named_in_the_text_exists(document: Path) -> None:
         assert flag in known, flag
 
 
+def kind_of(values: dict[str, Any]) -> type[StrictModel]:
+    """The configuration that a YAML example is meant for."""
+    if {"default_provider", "team_a", "teams"} & values.keys():
+        return ExperimentConfig
+    return EvaluationConfig if "tasks" in values else ServeConfig
+
+
 @by_document
 def test_every_yaml_example_is_accepted(document: Path) -> None:
     """Keys and values of the examples are right."""
@@ -119,8 +129,7 @@ def test_every_yaml_example_is_accepted(document: Path) -> None:
         if "prompt" in values:
             assert Definition.model_validate(values).prompt == values["prompt"]
         else:
-            kind = EvaluationConfig if "tasks" in values else ServeConfig
-            parsed = parse(kind, values, origin=str(document))
+            parsed = parse(kind_of(values), values, origin=str(document))
             assert parsed.model_dump(exclude_unset=True).keys() >= values.keys()
 
 
@@ -185,7 +194,9 @@ def test_every_example_file_is_accepted(file: Path) -> None:
     if "prompt" in values:
         assert load_task(str(file)).info.name == values["name"]
     else:
-        parse(EvaluationConfig if "tasks" in values else ServeConfig, values, origin=str(file))
+        config = parse(kind_of(values), values, origin=str(file))
+        if isinstance(config, ExperimentConfig):
+            assert plan_experiment(config, origin=str(file)).spec.matches == config.num_games
 
 
 def test_what_is_generated_is_up_to_date() -> None:

@@ -16,22 +16,26 @@ from enginehouse.facades.grail import EvalConfig, make_evaluator
 def test_the_defaults_are_grails(tmp_path: Path):
     """Its decoding, its repeats, its server's sizes; made without a warning."""
     config = make_evaluator(EvalConfig(), tasks=["gsm8k"], folder=tmp_path)._config
-    assert (config.engine, config.seed, config.samples) == ("vllm", 2025, 5)
-    assert (config.temperature, config.top_p, config.max_tokens) == (0.8, 0.95, 2048)
-    assert config.concurrency == 128
-    assert config.server.gpu_memory_utilization == 0.82
-    assert (config.server.max_model_len, config.server.max_num_seqs) == (4096, 160)
-    assert (config.url, config.python, config.limit) == (None, None, None)
+    assert (config.plan.engine, config.settings.seed, config.settings.samples) == ("vllm", 2025, 5)
+    assert (config.settings.temperature, config.settings.top_p, config.settings.max_tokens) == (
+        0.8,
+        0.95,
+        2048,
+    )
+    assert config.settings.concurrency == 128
+    assert config.plan.server.gpu_memory_utilization == 0.82
+    assert (config.plan.server.max_model_len, config.plan.server.max_num_seqs) == (4096, 160)
+    assert (config.plan.url, config.plan.python, config.settings.limit) == (None, None, None)
     # a fixed default would be shared by all trainers of a machine: a free one is leased
-    assert config.server.port is None
+    assert config.plan.server.port is None
 
 
 def test_a_running_server(tmp_path: Path):
     """start_server = False names one, here or elsewhere; nothing of ours is started."""
     given = EvalConfig(start_server=False, server_host="10.0.1.50", server_port=8000)
     config = make_evaluator(given, tasks=["gsm8k"], folder=tmp_path)._config
-    assert config.url == "http://10.0.1.50:8000"
-    assert config.server.model_dump(exclude_defaults=True) == {}
+    assert config.plan.url == "http://10.0.1.50:8000"
+    assert config.plan.server.model_dump(exclude_defaults=True) == {}
 
 
 @pytest.mark.parametrize(
@@ -60,28 +64,39 @@ def test_its_own_python_and_timeout(tmp_path: Path):
     """vllm_python_executable is the engine's Python; a start that gets on is not timed out."""
     given = EvalConfig(vllm_python_executable="/opt/vllm/bin/python", server_timeout=300)
     config = make_evaluator(given, tasks=["gsm8k"], folder=tmp_path)._config
-    assert config.python == Path("/opt/vllm/bin/python")
-    assert (config.progress_timeout, config.start_timeout) == (300, 3600)
+    assert config.plan.python == Path("/opt/vllm/bin/python")
+    assert (config.plan.progress_timeout, config.plan.start_timeout) == (300, 3600)
 
 
 def test_other_backends(tmp_path: Path):
     """SGLang has sizes of its own; plain transformers has none."""
     sglang = make_evaluator(EvalConfig(backend="sglang"), tasks=["gsm8k"], folder=tmp_path)._config
-    assert sglang.engine == "sglang"
-    assert (sglang.concurrency, sglang.server.max_num_seqs) == (4, 4)
-    assert (sglang.server.max_model_len, sglang.server.gpu_memory_utilization) == (1024, 0.75)
+    assert sglang.plan.engine == "sglang"
+    assert (sglang.settings.concurrency, sglang.plan.server.max_num_seqs) == (4, 4)
+    assert (sglang.plan.server.max_model_len, sglang.plan.server.gpu_memory_utilization) == (
+        1024,
+        0.75,
+    )
     hf = make_evaluator(EvalConfig(backend="hf"), tasks=["gsm8k"], folder=tmp_path)._config
-    assert (hf.engine, hf.concurrency, hf.server.max_num_seqs) == ("hf", None, None)
+    assert (hf.plan.engine, hf.settings.concurrency, hf.plan.server.max_num_seqs) == (
+        "hf",
+        None,
+        None,
+    )
 
 
 def test_greedy_a_subset_and_a_cache_type(tmp_path: Path):
     """do_sample, subset_size and vllm_kv_cache_dtype are heeded; settings of ours go before."""
     given = EvalConfig(do_sample=False, subset_size=50, vllm_kv_cache_dtype="fp8", server_port=1234)
     config = make_evaluator(given, tasks=["gsm8k"], folder=tmp_path, samples=1)._config
-    assert (config.temperature, config.top_p, config.limit) == (0.0, 1.0, 50)
-    assert config.samples == 1
-    assert config.server.port == 1234
-    assert config.server.extra_args == ["--kv-cache-dtype", "fp8"]
+    assert (config.settings.temperature, config.settings.top_p, config.settings.limit) == (
+        0.0,
+        1.0,
+        50,
+    )
+    assert config.settings.samples == 1
+    assert config.plan.server.port == 1234
+    assert config.plan.server.extra_args == ["--kv-cache-dtype", "fp8"]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from enginehouse.core.errors import (
     UnknownNameError,
 )
 from enginehouse.engines.vllm.engine import VllmEngine
-from enginehouse.facades import redblackbench
 from enginehouse.facades.redblackbench import (
     BaseLLMProvider,
     OpenAIProvider,
@@ -29,6 +28,7 @@ from enginehouse.facades.redblackbench import (
     VLLMProvider,
     create_provider,
 )
+from enginehouse.facades.redblackbench import providers as redblackbench_providers
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 
 from .conftest import SERVED
@@ -117,7 +117,7 @@ async def test_many_providers_of_one_server_share_one_pool(engine: FakeEngineHan
     """An agent has a provider of its own; the connections are the team's, until the last goes."""
     providers = [VLLMProvider(SERVED, base_url=engine.url) for _ in range(5)]
     await asyncio.gather(*(p.generate("Be brief.", ASK) for p in providers))
-    pools = redblackbench._pools[asyncio.get_running_loop()]
+    pools = redblackbench_providers._pools[asyncio.get_running_loop()]
     assert len(pools) == 1
     for provider in providers[:4]:
         await provider.aclose()
@@ -161,7 +161,7 @@ async def test_a_server_that_is_not_there_is_an_error_that_says_so(
 ) -> None:
     """No answer is made up."""
     once = partial(HTTPSampler, retries=Retries(attempts=1))
-    monkeypatch.setattr(redblackbench, "HTTPSampler", once)
+    monkeypatch.setattr(redblackbench_providers, "HTTPSampler", once)
     provider = VLLMProvider("m", base_url="http://127.0.0.1:9/v1")
     async with provider:
         with pytest.raises(ConnectionFailedError, match="no reply from"):

@@ -7,7 +7,15 @@ import msgspec
 import pytest
 from tests.support.terminals import TerminalStream
 
-from enginehouse.report.live import PlainLines, progress_display, status_line
+from enginehouse.report.live import (
+    PlainLines,
+    match_display,
+    match_line,
+    progress_display,
+    status_line,
+    task_line,
+)
+from enginehouse.results.experiment_progress import ExperimentProgress
 from enginehouse.results.summary import Progress, TaskProgress
 
 
@@ -61,7 +69,7 @@ def test_nothing_known_yet():
 def test_plain_lines_come_every_few_seconds():
     """One line at the start, then one per interval, and the last state at the end."""
     clock, stream = Clock(), io.StringIO()
-    lines = PlainLines(stream, interval=5.0, clock=clock)
+    lines = PlainLines(stream, line=task_line, interval=5.0, clock=clock)
     for second in range(12):
         clock.now = float(second)
         lines.show(state(second))
@@ -75,12 +83,12 @@ def test_plain_lines_come_every_few_seconds():
 def test_last_line_is_not_repeated():
     """A state that was just printed is not printed again; without any, nothing is."""
     stream = io.StringIO()
-    lines = PlainLines(stream, clock=Clock())
+    lines = PlainLines(stream, line=task_line, clock=Clock())
     lines.show(state(1))
     lines.finish()
     assert len(stream.getvalue().splitlines()) == 1
     silent = io.StringIO()
-    PlainLines(silent, clock=Clock()).finish()
+    PlainLines(silent, line=task_line, clock=Clock()).finish()
     assert silent.getvalue() == ""
 
 
@@ -128,3 +136,35 @@ def test_bar_leaves_the_terminal_usable_after_an_error(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert stream.getvalue().rstrip().endswith("\x1b[?25h")
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "3/8 matches, 4 playing, 1 failed, 1,200 calls, 30 tokens/s, 1:40, 2:46 left"),
+        ({"replayed": 7}, "1,200 calls and 7 replayed,"),
+        ({"completion_tokens": 0, "seconds_left": None}, "calls, 1:40, ? left"),
+        ({"finished": 7, "seconds_left": None}, "8/8 matches, 4 playing, 1 failed"),
+    ],
+)
+def test_the_line_of_an_experiment(changes: dict[str, object], line: str):
+    """Matches and calls of all sessions; speed and time of this one."""
+    progress = ExperimentProgress(
+        matches=8,
+        finished=2,
+        failed=1,
+        playing=4,
+        calls=1200,
+        replayed=0,
+        in_flight=64,
+        prompt_tokens=90_000,
+        completion_tokens=3000,
+        elapsed=100.0,
+        seconds_left=166.0,
+    )
+    assert line in match_line(msgspec.structs.replace(progress, **changes))
+    assert match_line(msgspec.structs.replace(progress, finished=7)).endswith("0:00 left")
+    stream = TerminalStream()
+    with match_display(stream) as show:
+        show(progress)
+    assert "3/8 matches" in stream.getvalue()

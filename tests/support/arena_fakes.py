@@ -89,7 +89,7 @@ class FakeModel:
         reply: Reply,
         *,
         capabilities: frozenset[Capability] = frozenset(Capability),
-        seconds: float = 0,
+        seconds: Callable[[], float] = lambda: 0,
     ) -> None:
         self.capabilities = Capabilities(supports=capabilities)
         self.reply = reply
@@ -103,7 +103,7 @@ class FakeModel:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            await asyncio.sleep(self.seconds)
+            await asyncio.sleep(self.seconds())
         finally:
             self.in_flight -= 1
         reply = self.reply(request)

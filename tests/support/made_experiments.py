@@ -101,6 +101,7 @@ def make_experiment(
             model="made",
             tasks=(spec.game,),
             versions={},
+            kind="experiment",
         ),
     )
     run.update()

@@ -6,7 +6,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from enginehouse.games.base import Pick
+from enginehouse.core.tool_calls import ToolDefinition
+from enginehouse.games.base import Pick, UseTool
 from enginehouse.games.red_black import RedBlack, RedBlackSettings
 from enginehouse.testing.check_game import check_game
 
@@ -53,6 +54,15 @@ class OffersSentences(RedBlack):
         return dict.fromkeys(super().decisions(state), Pick(options=("RED", "BLACK or not")))
 
 
+class OffersNoWayOut(RedBlack):
+    """A tool that cannot be called without arguments."""
+
+    def decisions(self, state):
+        needed = {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]}
+        tool = ToolDefinition(name="push", description="", parameters=needed)
+        return dict.fromkeys(super().decisions(state), UseTool(tools=(tool,)))
+
+
 class NeverEnds(RedBlack):
     """Goes on after the last round."""
 
@@ -81,6 +91,7 @@ class IsTooGood(RedBlack):
         (ChangesItsState, "apply leaves its state"),
         (TakesAnything, "refuses what was not offered"),
         (OffersSentences, "one word or number"),
+        (OffersNoWayOut, "needs no arguments"),
         (NeverEnds, "a match ends"),
         (HasAnotherMeasure, "measures are those of info"),
         (IsTooGood, "largest total"),

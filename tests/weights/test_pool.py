@@ -29,6 +29,7 @@ from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.engines.vllm.wire import VLLM
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 from enginehouse.weights.pool import AdapterPool
+from enginehouse.weights.residence import State
 from enginehouse.weights.store import AdapterStore
 
 BASE_MODEL = "fake-model"
@@ -132,7 +133,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def in_flight(pool: AdapterPool) -> dict[str, int]:
     """By alias."""
-    return {adapter.alias: adapter.in_flight for adapter in pool.adapters()}
+    return {adapter.alias: adapter.held for adapter in pool.adapters()}
 
 
 class TestAsking:
@@ -442,7 +443,7 @@ class TestPlaces:
             first = asyncio.create_task(made.answer("a", tokens=16))
             await until(lambda: in_flight(made.pool)["a"] == 1)
             second = asyncio.create_task(made.answer("b", tokens=1))
-            await until(lambda: made.pool.adapters()[1].waiting == 1)
+            await until(lambda: made.pool.adapters()[1].waiting)
             assert {name[0] for name in await made.loaded()} == {"a"}
             await asyncio.gather(first, second)
             assert {name[0] for name in await made.loaded()} == {"b"}
@@ -531,7 +532,7 @@ async def test_more_adapters_than_places(layout, tmp_path, adapters, requests):
             async with gate:
                 if await made.answer(alias) != expected[alias]:
                     wrong.append(alias)
-                most = max(most, sum(adapter.loaded for adapter in made.pool.adapters()))
+                most = max(most, sum(adapter.state is State.IN for adapter in made.pool.adapters()))
 
         async with asyncio.timeout(120):
             await asyncio.gather(*(ask(number) for number in range(requests)))

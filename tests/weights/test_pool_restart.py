@@ -20,6 +20,7 @@ from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
 from enginehouse.weights.pool import AdapterPool
+from enginehouse.weights.residence import State
 from enginehouse.weights.store import AdapterStore
 
 pytestmark = pytest.mark.slow
@@ -77,5 +78,5 @@ async def test_killed_under_requests_for_adapters(house: House, tmp_path: Path, 
         os.kill(ready.server.pid, signal.SIGKILL)
         assert await asyncio.gather(*asked) == expected
         assert len(incidents) == 1
-        assert sum(adapter.loaded for adapter in pool.adapters()) <= places
-        assert all(adapter.in_flight == 0 for adapter in pool.adapters())
+        assert sum(adapter.state is State.IN for adapter in pool.adapters()) <= places
+        assert all(adapter.held == 0 for adapter in pool.adapters())

@@ -318,7 +318,7 @@ async def test_more_adapters_than_places(pool, sampler, trained, tmp_path, numbe
     assert max(drift) < apart / 4
     assert wrong == []
     assert len(await sampler.models()) <= 1 + PLACES
-    assert all(adapter.in_flight == 0 for adapter in pool.adapters())
+    assert all(adapter.held == 0 for adapter in pool.adapters())
 
 
 def narrowed(made):

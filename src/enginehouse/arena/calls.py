@@ -21,6 +21,7 @@ from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
     ContextOverflowError,
+    ForbiddenError,
     MalformedResponseError,
     NoCreditError,
     ServerError,
@@ -83,10 +84,19 @@ class Figures:
     invalid: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass(frozen=True)
+class _Earlier:
+    """An answer that was recorded earlier; `journaled`: in this experiment's journal."""
+
+    record: CallRecord
+    journaled: bool
+
+
 class MatchCalls:
     """Answers the calls of one match and keeps the answers. `seed` is the match's.
 
-    `diverged` has by seat the first call that the cassette could not answer.
+    `diverged` has by seat the first call that the cassette could not answer; `answered` counts the
+    requests that were answered by a model.
     """
 
     def __init__(
@@ -98,7 +108,7 @@ class MatchCalls:
         cassette: Cassette | None = None,
     ) -> None:
         self.figures = Figures()
-        self.replayed = 0
+        self.answered = 0
         self.diverged: dict[str, CallKey] = {}
         self._seed = seed
         self._writer = writer
@@ -113,10 +123,11 @@ class MatchCalls:
         Raises WireError, and ConfigurationError if neither a record nor a model can answer.
         """
         key, model = question.key, question.model
-        for record in self._recorded(key, model):
+        for earlier in self._earlier(key, model):
+            record = earlier.record
             form = next((f for f in question.forms if f.name == record.read_by), None)
             if form and question.asked(form).chat(record.dropped) == record.request.prompt:
-                self._keep(record, question.asked(form), model)
+                self._keep(record, question.asked(form), model, journaled=earlier.journaled)
                 return record.value
         for form in question.forms:
             if not form.needs <= model.supports:
@@ -151,7 +162,7 @@ class MatchCalls:
         assert record.response is not None
         value = form.read(record.response.completions[0])
         record = msgspec.structs.replace(record, value=value, read_by=form.name, dropped=dropped)
-        self._keep(record, prompt, model, is_new=True)
+        self._keep(record, prompt, model)
         return value
 
     async def call_tool(
@@ -163,8 +174,8 @@ class MatchCalls:
         """
         key, model, prompt = question.key, question.model, question.prompt
         max_tokens = model.spec.parameters.max_tokens
-        earlier = next(self._recorded(key, model), None)
-        dropped = earlier.dropped if earlier else self._fitting(prompt, key, model)
+        earlier = next(self._earlier(key, model), None)
+        dropped = earlier.record.dropped if earlier else self._fitting(prompt, key, model)
         while True:
             try:
                 result = await call_tools(
@@ -183,6 +194,10 @@ class MatchCalls:
                 if dropped >= prompt.droppable:
                     raise
                 dropped += math.ceil((prompt.droppable - dropped) / 4)
+            except UnsupportedError as error:
+                if model.model is None:
+                    raise _nobody(key, model) from error
+                raise
         if result.outcome is CallOutcome.CALLED:
             return ToolAction(result.calls[0].name, result.calls[0].arguments)
         return None
@@ -192,31 +207,26 @@ class MatchCalls:
     ) -> SampleResponse:
         """The answer to one request of `call_tool`. Raises WireError."""
         key = msgspec.structs.replace(question.key, attempt=attempt)
-        for record in self._recorded(key, question.model):
+        for earlier in self._earlier(key, question.model):
+            record = earlier.record
             if _is_same(record.request, request) and record.response is not None:
-                self._keep(record, question.prompt, question.model)
+                self._keep(record, question.prompt, question.model, journaled=earlier.journaled)
                 return record.response
-        if question.model.model is None and attempt:
-            raise UnsupportedError("there is no record of this step")
+            if question.model.model is None:
+                raise UnsupportedError(f"{key.kind} was asked for in another way")
         record = await self._send(key, question.model, request, together=question.together)
         response = record.response
         assert response is not None
         record = msgspec.structs.replace(record, read_by=_step_of(request), dropped=dropped)
-        self._keep(record, question.prompt, question.model, is_new=True)
+        self._keep(record, question.prompt, question.model)
         return response
 
     async def _send(
         self, key: CallKey, model: ActiveModel, request: SampleRequest, *, together: int
     ) -> CallRecord:
         """Ask the model, with the call's own seed; returns the record without its reading."""
-        if self._cassette is not None:
-            self.diverged.setdefault(key.seat, key)
         if model.model is None:
-            raise ConfigurationError(
-                f"nobody answers for {model.spec.name}",
-                why=f"there is no record of {_described(key)} with this prompt",
-                fix="provide the model",
-            )
+            raise _nobody(key, model)
         request = self._completed(request, key, model.model, model.supports)
         try:
             async with model.slots.place(Rank(together, key.turn, key.step)):
@@ -224,9 +234,18 @@ class MatchCalls:
             if not response.completions:
                 raise MalformedResponseError("the reply has no completion")
         except WireError as error:
+            if isinstance(error, ForbiddenError) and not model.has_answered:
+                raise UnauthorizedError(
+                    error.message,
+                    why="not one request was answered so far, so it is not about a single prompt",
+                    fix=error.fix,
+                    status=error.status,
+                ) from error
             if not isinstance(error, (*OUTAGES, UnsupportedError, ContextOverflowError)):
                 self._note_failure(key, model, request, error)
             raise
+        self.answered += 1
+        model.has_answered = True
         return CallRecord(key=key, provenance=model.session, request=request, response=response)
 
     def _completed(
@@ -240,25 +259,27 @@ class MatchCalls:
             parameters = msgspec.structs.replace(parameters, logprobs=0)
         return msgspec.structs.replace(request, model=model.send_as, parameters=parameters)
 
-    def _recorded(self, key: CallKey, model: ActiveModel) -> Iterator[CallRecord]:
+    def _earlier(self, key: CallKey, model: ActiveModel) -> Iterator[_Earlier]:
         """The answers to `key` in earlier records, this experiment's own first."""
         if (record := self._recordings.call(key)) is not None:
-            yield record
+            yield _Earlier(record, journaled=True)
         if self._cassette is not None:
             provenance = model.model.provenance if model.model else None
             record = self._cassette.call(key, model.spec, provenance=provenance)
             if record is not None:
-                yield msgspec.structs.replace(record, provenance=model.session, replayed=True)
+                record = msgspec.structs.replace(record, provenance=model.session, replayed=True)
+                yield _Earlier(record, journaled=False)
 
     def _keep(
-        self, record: CallRecord, prompt: Prompt, model: ActiveModel, *, is_new: bool = False
+        self, record: CallRecord, prompt: Prompt, model: ActiveModel, *, journaled: bool = False
     ) -> None:
         """Count an answer, and journal it unless it is in the journal already."""
         response = record.response
         assert response is not None
-        if is_new or record.replayed:
+        if not journaled:
             self._writer.write_call(record)
-        self.replayed += not is_new
+        if self._cassette is not None and not record.replayed:
+            self.diverged.setdefault(record.key.seat, record.key)
         self.figures.calls += 1
         self.figures.prompt_tokens += response.prompt_tokens
         self.figures.completion_tokens += response.completion_tokens
@@ -338,5 +359,10 @@ def _step_of(request: SampleRequest) -> str:
     return (Step.CONSTRAINED if request.parameters.structured else Step.PROMPTED).value
 
 
-def _described(key: CallKey) -> str:
-    return f"the {key.kind} of {key.seat}'s agent {key.agent} in turn {key.turn}"
+def _nobody(key: CallKey, model: ActiveModel) -> ConfigurationError:
+    return ConfigurationError(
+        f"nobody answers for {model.spec.name}",
+        why=f"match {key.match}, turn {key.turn}: there is no record of the {key.kind} of "
+        f"{key.seat}'s agent {key.agent} with this prompt",
+        fix="provide the model",
+    )

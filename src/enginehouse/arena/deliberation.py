@@ -70,7 +70,10 @@ class TeamTurn:
 
     def draw(self, purpose: str) -> random.Random:
         """Seeded randomness for one purpose; the same whenever the match is played."""
-        return random.Random(f"{self.seed}/{self.turn}/{self.seat}/{purpose}")
+        return random.Random(self._seed(purpose))
+
+    def _seed(self, purpose: str) -> str:
+        return f"{self.seed}/{self.turn}/{self.seat}/{purpose}"
 
     def key(self, kind: CallKind, agent: int, *, step: int = 0, attempt: int = 0) -> CallKey:
         """The key of one of the team's calls in this turn."""
@@ -88,8 +91,14 @@ class TeamTurn:
         """What the agent's script says."""
         script = self.agents[agent].script
         assert script is not None
-        draw = self.draw(f"script {agent}")
-        return script(Position(seat=self.seat, decision=self.decision, past=self.past, draw=draw))
+        return script(
+            Position(
+                seat=self.seat,
+                decision=self.decision,
+                past=self.past,
+                seed=self._seed(f"script {agent}"),
+            )
+        )
 
 
 def decide_by_script(turn: TeamTurn) -> DecisionRecord:
@@ -227,7 +236,7 @@ async def _vote(
                 f"{prompts.AGAIN} {question}" if attempt else question,
                 opinions=opinions,
                 forms=forms,
-                together=len(turn.agents),
+                together=1 if attempt else len(turn.agents),
             )
         )
         if vote is not None:

@@ -21,6 +21,15 @@ from enginehouse.core.sampler import Provenance
 from enginehouse.store.journal import read_journal, read_record
 
 
+def require_readable(header: HeaderRecord) -> None:
+    """Raise StoreError for a journal that this version cannot read."""
+    if header.format != JOURNAL_FORMAT:
+        raise StoreError(
+            f"the journal has format {header.format}; this version reads {JOURNAL_FORMAT}",
+            fix="use the version of Enginehouse that wrote it (see run.json)",
+        )
+
+
 @dataclass
 class Recordings:
     """Where in a journal the answers to calls are, by match; answers are read when needed."""
@@ -51,11 +60,7 @@ class Recordings:
         elif isinstance(record, ProvenanceRecord):
             self.sessions.append(record)
         elif isinstance(record, HeaderRecord):
-            if record.format != JOURNAL_FORMAT:
-                raise StoreError(
-                    f"the journal has format {record.format}; this version reads {JOURNAL_FORMAT}",
-                    fix="use the version of Enginehouse that wrote it (see run.json)",
-                )
+            require_readable(record)
             self.header = record
 
     def forget(self, match: int) -> None:

@@ -20,12 +20,12 @@ Past = Sequence[Mapping[str, Action]]
 
 @dataclass(frozen=True)
 class Position:
-    """What a script decides about: one seat's decision, the past, and a seeded draw."""
+    """What a script decides about: one seat's decision and the past; `seed` is for drawing."""
 
     seat: str
     decision: Decision
     past: Past
-    draw: random.Random
+    seed: str
 
 
 Script = Callable[[Position], Action]
@@ -58,7 +58,7 @@ class _Always:
 
 def _random(position: Position) -> Action:
     known = _choices(position.decision)
-    return known[position.draw.choice(sorted(known))]
+    return known[random.Random(position.seed).choice(sorted(known))]
 
 
 def _tit_for_tat(position: Position) -> Action:

@@ -19,6 +19,7 @@ from enginehouse.arena.outcomes import (
     read_outcomes,
 )
 from enginehouse.arena.records import LLM, TeamSpec
+from enginehouse.core.incidents import deaths_in_words
 from enginehouse.results.experiment import (
     Answerer,
     Comparison,
@@ -104,7 +105,8 @@ def summarise_experiment(run: Run) -> ExperimentReport:
             Answerer(model=model, provenance=provenance)
             for model, provenance in answerers(outcomes.provenances)
         ),
-        notes=tuple(_notes(outcomes, values)),
+        notes=(*_notes(outcomes, values), *deaths_in_words(run.info.incidents)),
+        incidents=run.info.incidents,
     )
 
 
@@ -155,7 +157,8 @@ def _pairing(
     names = outcomes.spec.pairings[number]
     most = totals[:, 1:]
     shares = totals[:, :1] / np.where(most > 0, most, np.nan)
-    columns = np.concatenate([values.reshape(len(values), -1), totals[:, :1], shares], axis=1)
+    flat = values.reshape(len(values), len(names) * len(bounds))  # there may be no match
+    columns = np.concatenate([flat, totals[:, :1], shares], axis=1)
     *of_seats, total, welfare = _estimates(
         columns[:, None], [*len(names) * bounds, _FREE, (None, 1.0)]
     )
@@ -308,6 +311,8 @@ def _ratings(outcomes: Outcomes, scores: Floats) -> tuple[Rating, ...]:
     won, tied = wins.sum(axis=0), ties.sum(axis=0)
     ratings = []
     for n, interval in enumerate(intervals_of_strengths(halves)):
+        if not halves[:, n].any() or not halves[:, :, n].any():
+            interval = None  # noqa: PLW2901 - no resample would show a defeat, or a win
         scaled = interval and structs.replace(
             interval, low=ELO * interval.low, high=ELO * interval.high
         )
@@ -395,6 +400,11 @@ def _notes(outcomes: Outcomes, values: Floats) -> Iterator[str]:
         yield "no ratings: some teams have not met, not even through others"
     if not all(record.seeded for record in outcomes.provenances):
         yield "an engine does not support seeds: the same answers cannot be drawn again"
+    if outcomes.diverged:
+        yield (
+            f"{outcomes.diverged:,} of {outcomes.finished:,} matches left another run's record; a "
+            "replay (--html) says where"
+        )
     for repair in outcomes.repairs:
         yield (
             f"the journal's end was broken, and repaired: {repair.size:,} bytes were moved to "

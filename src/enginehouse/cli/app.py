@@ -28,7 +28,7 @@ COMMANDS = {
     "rescore": CommandEntry(
         "enginehouse.cli.evaluate:rescore", "Score a run's stored answers again."
     ),
-    "runs": CommandEntry("enginehouse.cli.runs:runs", "List evaluation runs."),
+    "runs": CommandEntry("enginehouse.cli.runs:runs", "List runs."),
     "show": CommandEntry(
         "enginehouse.cli.runs:show", "Show a run's report, or one of its samples."
     ),
@@ -39,6 +39,7 @@ COMMANDS = {
     "tasks": CommandEntry(
         "enginehouse.cli.tasks:tasks", "List the tasks and what each of them needs."
     ),
+    "play": CommandEntry("enginehouse.cli.play:play", "Play games between teams of agents."),
     "serve": CommandEntry(
         "enginehouse.cli.serve:serve", "Serve a model until Ctrl-C, or in the background."
     ),
@@ -60,6 +61,9 @@ COMMANDS = {
     ),
     "chat": CommandEntry("enginehouse.cli.chat:chat", "Talk to a model in the terminal."),
     "sample": CommandEntry("enginehouse.cli.sample:sample", "Sample answers to a file of prompts."),
+    "arena": CommandEntry(
+        "enginehouse.cli.arena:arena", "Let a model play in Agent Arena's Godot scenes."
+    ),
     "engines": CommandEntry("enginehouse.cli.engines:engines", "List what each engine can do."),
     "install": CommandEntry("enginehouse.cli.install:install", "Build an engine environment."),
     "doctor": CommandEntry("enginehouse.cli.doctor:doctor", "Check this machine for problems."),
@@ -75,12 +79,16 @@ class _Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = {flag for option in self.params for flag in (*option.opts, *option.secondary_opts)}
+        known.update(ctx.help_option_names)
         for flag in {argument.partition("=")[0] for argument in args} - known:
             if flag.startswith("--"):
-                from enginehouse.engines.vllm.history import REMOVED_FLAGS
+                from enginehouse.engines.base import SupportsHistory
+                from enginehouse.engines.registry import load_engine
 
-                if flag in REMOVED_FLAGS:
-                    raise FlagError(f"vllm no longer has {flag}", fix=REMOVED_FLAGS[flag])
+                engine = load_engine()
+                if isinstance(engine, SupportsHistory) and flag in engine.removed_flags:
+                    fix = engine.removed_flags[flag]
+                    raise FlagError(f"{engine.name} no longer has {flag}", fix=fix)
         return super().parse_args(ctx, args)
 
 

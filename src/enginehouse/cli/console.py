@@ -14,6 +14,7 @@ from enginehouse.core.errors import EnginehouseError
 from enginehouse.report.visible_text import visible_json, write_plain, write_text
 
 if TYPE_CHECKING:
+    from enginehouse.results.experiment_progress import ExperimentProgress
     from enginehouse.results.summary import Progress
 
 Result = TypeVar("Result")
@@ -55,6 +56,17 @@ class Console:
         from enginehouse.report.live import progress_display
 
         with progress_display(sys.stderr) as show:
+            yield show
+
+    @contextmanager
+    def match_progress(self) -> Iterator[Callable[[ExperimentProgress], None]]:
+        """What shows the progress of an experiment on standard error inside the block."""
+        if self.quiet:
+            yield lambda _: None
+            return
+        from enginehouse.report.live import match_display
+
+        with match_display(sys.stderr) as show:
             yield show
 
 

@@ -16,7 +16,7 @@ from enginehouse.cli.options import (
     VerboseOption,
     with_config_options,
 )
-from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.commands.configuration import EvaluationConfig, with_task_paths
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
@@ -79,17 +79,28 @@ def resume(
     run: RunArgument,
     *,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Ask the failed samples again, too.")
+        bool,
+        typer.Option("--retry-failed", help="Also repeat the samples or matches that failed."),
     ] = False,
     trust_run: TrustOption = False,
     json: JsonOption = False,
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Continue a run: ask exactly what it has not asked yet, score it, and report."""
+    """Continue a run: ask exactly what it has not asked yet, score it, and report.
+
+    Also for experiments: play on from the last recorded answer of each match.
+    """
     console = Console(json=json, verbose=verbose, quiet=quiet)
     trust = trust_run or _is_trusted_by_user(run)
     from enginehouse.commands.evaluate import resume_evaluation
+    from enginehouse.store.runs import open_run
+
+    if open_run(Layout.from_environment(), run).info.kind == "experiment":
+        from enginehouse.cli.play import resume_experiment
+
+        resume_experiment(run, console, retry_failed=retry_failed, trust=trust)
+        return
 
     with console.progress() as progress:
         report = run_async(
@@ -141,7 +152,7 @@ def task_values(given: Given[Any], *, data: str | None) -> dict[str, Any]:
     Options override what the file says about a single task, too. Raises ConfigurationError if there
     is no task.
     """
-    from enginehouse.deployment.configuration import merged, read_yaml, with_task_paths
+    from enginehouse.deployment.configuration import merged, read_yaml
 
     options = dict(given.options)
     names = options.pop("tasks", ())

@@ -14,6 +14,7 @@ from enginehouse.cli.options import (
     VerboseOption,
     VersionOption,
 )
+from enginehouse.engines.registry import DEFAULT_ENGINE
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
@@ -23,7 +24,7 @@ envs = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 def install(
     engine: Annotated[
         str, typer.Argument(help="An engine that runs here; `enginehouse engines` lists them.")
-    ] = "vllm",
+    ] = DEFAULT_ENGINE,
     *,
     variant: VariantOption = None,
     version: VersionOption = None,
@@ -64,7 +65,7 @@ def list_all(context: typer.Context, *, json: JsonOption = False) -> None:
 
     def text() -> None:
         if not environments:
-            console.note("no engine environments; `enginehouse install vllm` builds one")
+            console.note("no engine environments; `enginehouse install` builds one")
             return
         rows = [
             (

@@ -13,7 +13,7 @@ from enginehouse.store.layout import Layout
 
 
 def runs(*, json: JsonOption = False) -> None:
-    """List evaluation runs, newest first."""
+    """List runs, evaluations and experiments, newest first."""
     from enginehouse.report.terminal import print_runs
     from enginehouse.store.runs import list_runs
 
@@ -38,7 +38,7 @@ def show(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show the report of a run, finished or not, or one of its samples in full."""
+    """Show the report of a run, finished or not, or one of an evaluation's samples in full."""
     console = Console(json=json)
     if sample is not None and at_k is not None:
         raise ConfigurationError("--sample and --at-k exclude each other")
@@ -47,6 +47,14 @@ def show(
     from enginehouse.store.runs import open_run
 
     opened = open_run(Layout.from_environment(), run)
+    if opened.info.kind == "experiment":
+        from enginehouse.arena.summary import summarise_experiment
+        from enginehouse.cli.play import show_experiment
+
+        if sample is not None or at_k is not None:
+            raise ConfigurationError(f"{run} is an experiment: it has neither samples nor pass@k")
+        show_experiment(summarise_experiment(opened), console)
+        return
     if sample is None:
         report = summarise(opened, at_k=None if at_k is None else _whole_numbers(at_k))
         console.result(report, text=lambda: print_report(report))

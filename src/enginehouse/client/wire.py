@@ -101,7 +101,9 @@ class WeightEndpoints:
     that were started with `sleep_flag`. `reload` takes a checkpoint's folder as the server sees it.
     `reset_cache` discards what older weights computed; `is_reset` reads whether it did. `name`
     tells the server what its weights are called from now on; `read_name` reads the reply to
-    `ask_name`. `transfer` is set if weights can also come from another process.
+    `ask_name`, which is `unnamed` for weights that were never named. `absent` says why a server may
+    lack these endpoints. `minus_infinity` is how its JSON writes that log-probability. `transfer`
+    is set if weights can also come from another process.
     """
 
     hold: Callable[[InFlight], Sequence[WireRequest]]
@@ -114,6 +116,9 @@ class WeightEndpoints:
     name: Callable[[str], WireRequest]
     ask_name: WireRequest
     read_name: Callable[[bytes], str]
+    unnamed: str
+    absent: str
+    minus_infinity: float
     sleep_flag: str
     transfer: TransferEndpoints | None = None
 

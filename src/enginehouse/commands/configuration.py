@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -83,6 +85,30 @@ class ChatConfig(ComposedModel):
 
     plan: AskConfig
     settings: ChatSettings
+
+
+class ServiceSettings(StrictModel):
+    """Where scenes connect, and how the model is asked."""
+
+    arena_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """The port for scenes, on 127.0.0.1; by default a free one. Agent Arena's own use 5000."""
+    system: str | None = None
+    """The system message, in place of the one that explains the world and the tools."""
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling; 1 is off."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Only the k most likely tokens; 0 is off."""
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    """The longest answer, in tokens."""
+
+
+class ServiceConfig(ComposedModel):
+    """A model that decides for the agents of Agent Arena's scenes."""
+
+    plan: AskConfig
+    settings: ServiceSettings
 
 
 class TaskConfig(StrictModel):
@@ -193,3 +219,27 @@ class EvaluationConfig(ComposedModel):
                 "settings": self.settings.with_absolute_paths(),
             }
         )
+
+
+def with_task_paths(values: Mapping[str, Any], *, folder: Path) -> dict[str, Any]:
+    """An evaluation's values with its tasks' files and data found from `folder`, their file's own.
+
+    What is not in the shape of a list of tasks is left for `parse` to refuse.
+    """
+    tasks = values.get("tasks")
+    if not isinstance(tasks, list):
+        return dict(values)
+    return {**values, "tasks": [_with_paths(task, folder) for task in tasks]}
+
+
+def _with_paths(task: Any, folder: Path) -> Any:
+    if isinstance(task, str):
+        is_file = task.endswith((".yaml", ".yml"))
+        return str(folder / Path(task).expanduser()) if is_file else task
+    if not isinstance(task, Mapping):
+        return task
+    named = {"name": _with_paths(task["name"], folder)} if "name" in task else {}
+    data = task.get("data")
+    if isinstance(data, str) and not data.startswith("hf:"):
+        named["data"] = str(folder / Path(data).expanduser())
+    return {**task, **named}

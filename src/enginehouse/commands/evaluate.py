@@ -150,7 +150,8 @@ async def _evaluate(
                 run=run,
                 progress=progress,
             )
-        plan = with_left_out(planned.config.plan, run.info.left_out)
+        server = with_left_out(planned.config.plan.server, run.info.left_out)
+        plan = planned.config.plan.model_copy(update={"server": server})
         async with open_deployment(
             plan, context, concurrency=planned.spec.concurrency
         ) as deployment:

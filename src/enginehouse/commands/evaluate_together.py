@@ -12,7 +12,7 @@ from enginehouse.commands.evaluate import OnProgress, begin_run, evaluate_on
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.configuration import AskConfig
 from enginehouse.deployment.opening import open_deployment
-from enginehouse.deployment.served import with_adapters
+from enginehouse.deployment.preparation import with_adapters
 from enginehouse.evaluation.compare import compare_runs
 from enginehouse.results.comparison import Comparison
 from enginehouse.results.summary import Report

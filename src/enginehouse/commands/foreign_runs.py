@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 
 from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.commands.experiment_configuration import ExperimentConfig, ProviderConfig
 from enginehouse.core.errors import UntrustedRunError
-from enginehouse.deployment.configuration import parse, read_yaml
+from enginehouse.deployment.configuration import AskConfig, parse, read_yaml
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import Run, open_run
 
@@ -18,10 +19,13 @@ def untrusted_settings(reference: str, *, layout: Layout) -> tuple[str, ...]:
     Empty for the user's own run. Raises as `open_run` and `read_config` do. Blocking.
     """
     run = open_run(layout, reference)
-    return tuple(_risks(run, read_config(run))) if _is_foreign(run, layout=layout) else ()
+    if not _is_foreign(run, layout=layout):
+        return ()
+    config = read_experiment(run) if run.info.kind == "experiment" else read_config(run)
+    return tuple(_risks(run, config))
 
 
-def require_trust(run: Run, config: EvaluationConfig, *, layout: Layout) -> None:
+def require_trust(run: Run, config: EvaluationConfig | ExperimentConfig, *, layout: Layout) -> None:
     """Raise UntrustedRunError if another user's configuration would run code or reveal a key."""
     if _is_foreign(run, layout=layout) and (risks := list(_risks(run, config))):
         raise UntrustedRunError(
@@ -32,8 +36,13 @@ def require_trust(run: Run, config: EvaluationConfig, *, layout: Layout) -> None
 
 
 def read_config(run: Run) -> EvaluationConfig:
-    """The configuration that the run was started with. Raises ConfigurationError."""
+    """The configuration that an evaluation was started with. Raises ConfigurationError."""
     return parse(EvaluationConfig, read_yaml(run.config_path), origin=str(run.config_path))
+
+
+def read_experiment(run: Run) -> ExperimentConfig:
+    """The configuration that an experiment was started with. Raises ConfigurationError."""
+    return parse(ExperimentConfig, read_yaml(run.config_path), origin=str(run.config_path))
 
 
 def _is_foreign(run: Run, *, layout: Layout) -> bool:
@@ -45,22 +54,32 @@ def _is_foreign(run: Run, *, layout: Layout) -> bool:
     return any(path.is_symlink() or path.stat().st_uid != ours for path in files)
 
 
-def _risks(run: Run, config: EvaluationConfig) -> Iterator[str]:
+def _risks(run: Run, config: EvaluationConfig | ExperimentConfig) -> Iterator[str]:
     """Every setting that would run code of the configuration's author, or send a key away."""
-    plan, server = config.plan, config.plan.server
-    if plan.python is not None:
-        yield f"python: {plan.python} would be run"
-    for task in config.settings.tasks:
-        if task.name.endswith((".yaml", ".yml")):
-            yield f"tasks: {task.name} may name a Python function that scores answers"
+    if isinstance(config, EvaluationConfig):
+        for task in config.settings.tasks:
+            if task.name.endswith((".yaml", ".yml")):
+                yield f"tasks: {task.name} may name a Python function that scores answers"
+        yield from _risks_of_asking(config.plan, config.plan.url, "url")
+    else:
+        for provider in config.providers:
+            yield from _risks_of_asking(provider, provider.base_url, "base_url")
+    if run.info.left_out:
+        yield f"run.json: the engine would get your {', '.join(run.info.left_out)}"
+
+
+def _risks_of_asking(
+    settings: AskConfig | ProviderConfig, url: str | None, key_of_url: str
+) -> Iterator[str]:
+    if settings.python is not None:
+        yield f"python: {settings.python} would be run"
+    server = settings.server
     if server.trust_remote_code:
         yield "server.trust_remote_code: Python code that comes with the model would be run"
     if server.extra_args:
         yield f"server.extra_args: the engine would get {server.extra_args!r}"
     if server.env_vars:
         yield f"server.env_vars: the engine would get {', '.join(server.env_vars)}"
-    if run.info.left_out:
-        yield f"run.json: the engine would get your {', '.join(run.info.left_out)}"
-    if plan.url is not None:
-        key = plan.api_key_env or "your API key, if one is set,"
-        yield f"url: {key} and the questions would be sent to {plan.url}"
+    if url is not None:
+        key = settings.api_key_env or "your API key, if one is set,"
+        yield f"{key_of_url}: {key} and the questions would be sent to {url}"

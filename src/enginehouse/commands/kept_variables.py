@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.deployment.configuration import AskConfig
+from enginehouse.engines.options import ServerOptions
 
 _KEPT = re.compile(
     r"(VLLM|SGLANG|SGL|GGML|LLAMA|CUDA|HIP|ROCR|NVIDIA|NCCL|RCCL|GLOO|UCX|NIXL|TORCH|TORCHINDUCTOR"
@@ -27,12 +27,12 @@ def is_kept(name: str) -> bool:
     return _KEPT.fullmatch(name) is not None and _SECRET.search(name) is None
 
 
-def with_left_out(plan: AskConfig, names: Sequence[str]) -> AskConfig:
-    """`plan` with the variables that were left out of its file, from this process's environment.
+def with_left_out(server: ServerOptions, names: Sequence[str]) -> ServerOptions:
+    """A server's options with the variables that were left out of a run's file, from this process.
 
     Raises ConfigurationError naming those that are not set here.
     """
-    known = plan.server.env_vars
+    known = server.env_vars
     missing = [name for name in names if name not in known and name not in os.environ]
     if missing:
         raise ConfigurationError(
@@ -41,5 +41,4 @@ def with_left_out(plan: AskConfig, names: Sequence[str]) -> AskConfig:
             fix=f"set it again: {' '.join(f'{name}=…' for name in missing)} enginehouse resume …",
         )
     values = {name: os.environ[name] for name in names if name not in known}
-    server = plan.server.model_copy(update={"env_vars": {**known, **values}})
-    return plan.model_copy(update={"server": server})
+    return server.model_copy(update={"env_vars": {**known, **values}})

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from enginehouse.commands.configuration import ParityConfig
 from enginehouse.core.sampler import Capability
-from enginehouse.deployment.configuration import ServeConfig
-from enginehouse.deployment.opening import open_deployment
 from enginehouse.deployment.preparation import Prepared, choose_engine, prepare
 from enginehouse.deployment.reference_scores import (
     TEXTS,
@@ -23,10 +21,11 @@ from enginehouse.deployment.reference_scores import (
     score_prompt,
     score_with_transformers,
 )
+from enginehouse.deployment.served import served_deployment
 from enginehouse.dialects.base import require
 from enginehouse.engines.base import SupportsDTypes
 from enginehouse.results.parity import ParityReport
-from enginehouse.runtime.context import Context, Notify
+from enginehouse.runtime.context import Context
 
 
 async def run_parity(config: ParityConfig, context: Context) -> ParityReport:
@@ -42,11 +41,10 @@ async def run_parity(config: ParityConfig, context: Context) -> ParityReport:
     engine = choose_engine(plan.engine)
     require(engine.capabilities(None), Capability.PROMPT_LOGPROBS, "parity")
     require(engine.capabilities(None), Capability.TOKENIZE, "parity")
-    context = replace(context, notify=_each_line_once(context.notify))
     prepared = await prepare(plan, context)
     checkpoint = Path(prepared.model.path)
-    plan = await asyncio.to_thread(_with_type, plan, prepared)
-    async with open_deployment(plan, context) as deployment:
+    prepared = await asyncio.to_thread(_with_type, prepared)
+    async with served_deployment(prepared, context, concurrency=None) as deployment:
         server = deployment.server
         sequences = [await deployment.sampler.tokenize(text) for text in TEXTS]
         ours = [await score_prompt(deployment.sampler, tokens) for tokens in sequences]
@@ -74,26 +72,11 @@ async def run_parity(config: ParityConfig, context: Context) -> ParityReport:
     )
 
 
-def _each_line_once(notify: Notify) -> Notify:
-    """For preparing and then serving, which report the same environment and model."""
-    reported: set[str] = set()
-
-    def once(line: str) -> None:
-        if line not in reported:
-            reported.add(line)
-            notify(line)
-
-    return once
-
-
-def _with_type(plan: ServeConfig, prepared: Prepared) -> ServeConfig:
-    """The plan with the type in which its server would compute, spelled out. Blocking."""
-    engine, extra = prepared.engine, str(plan.server.extra_args)
-    named = isinstance(engine, SupportsDTypes) and engine.dtypes.flag in extra
-    if plan.server.dtype not in (None, "auto") or named:
-        return plan
-    dtype: str | None = prepared.options.dtype
-    if dtype in (None, "auto"):
-        dtype = own_type(Path(prepared.model.path), engine.name)
-    options = plan.server.model_copy(update={"dtype": dtype})
-    return plan.model_copy(update={"server": options})
+def _with_type(prepared: Prepared) -> Prepared:
+    """The server with the type in which it would compute, spelled out. Blocking."""
+    engine, options = prepared.engine, prepared.options
+    named = isinstance(engine, SupportsDTypes) and engine.dtypes.flag in str(options.extra_args)
+    if options.dtype not in (None, "auto") or named:
+        return prepared
+    dtype = own_type(Path(prepared.model.path), engine.name)
+    return replace(prepared, options=options.model_copy(update={"dtype": dtype}))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
-from enginehouse.deployment.adapters import load_adapter
+from enginehouse.deployment.adapters import add_adapter
 from enginehouse.deployment.configuration import ServeConfig
-from enginehouse.deployment.preparation import Prepared, prepare, start, start_arguments
-from enginehouse.deployment.served import with_adapters
+from enginehouse.deployment.preparation import prepare, start, start_arguments
 from enginehouse.deployment.supervision import supervised
 from enginehouse.deployment.swapping import swapping
 from enginehouse.runtime.context import Context
@@ -25,9 +24,9 @@ async def serve_until_stopped(
     `ready` is given the server once it answers, with the plan's adapter loaded. Raises
     ServerGoneError when the server is given up.
     """
-    prepared = await _prepared(plan, context)
+    prepared = await prepare(plan, context)
     async with (
-        start(prepared, plan, context, name=name) as owned,
+        start(prepared, context, name=name) as owned,
         supervised(
             owned,
             patience=plan.progress_timeout,
@@ -38,8 +37,8 @@ async def serve_until_stopped(
     ):
         server = owned.server
         if plan.adapter is not None:
-            load = partial(load_adapter, server, prepared.engine, plan.adapter, context)
-            server = await load()
+            load = partial(add_adapter, server, prepared.engine, plan.adapter, context)
+            server = _with_model(server, (await load()).model)
             supervisor.restorations.append(load)
         ready(server)
         await supervisor.watching
@@ -53,20 +52,20 @@ async def serve_detached(
     `ready` is given the server once it answers, with the plan's adapter loaded; if that cannot be
     loaded, the server is stopped.
     """
-    prepared = await _prepared(plan, context)
-    arguments = start_arguments(prepared, plan, context)
+    prepared = await prepare(plan, context)
+    arguments = start_arguments(prepared, context)
     server = await launch_detached(prepared.model, name=name, **arguments)
     if plan.adapter is not None:
         try:
-            server = await load_adapter(server, prepared.engine, plan.adapter, context)
+            added = await add_adapter(server, prepared.engine, plan.adapter, context)
         except BaseException:
             assert server.name is not None
             await stop_server(server.name, layout=context.layout)
             raise
+        server = _with_model(server, added.model)
     ready(server)
 
 
-async def _prepared(plan: ServeConfig, context: Context) -> Prepared:
-    if plan.adapter is not None:
-        plan = await asyncio.to_thread(with_adapters, plan, [plan.adapter])
-    return await prepare(plan, context)
+def _with_model(server: Server, model: str) -> Server:
+    """The server with an adapter as the first of its models."""
+    return replace(server, models=(model, *(name for name in server.models if name != model)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 import msgspec
@@ -21,3 +23,10 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     log: str | None
     in_flight: int
     consequence: str
+
+
+def deaths_in_words(incidents: Sequence[Incident]) -> Iterator[str]:
+    """One note for each cause of death."""
+    for (kind, cause), count in Counter((i.kind, i.cause) for i in incidents).items():
+        times = "once" if count == 1 else f"{count} times"
+        yield f"the engine died {times} during the run ({kind}): {cause}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,8 +28,9 @@ from enginehouse.engines.base import Engine, ServedEngine
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
 from enginehouse.statistics.parity import TokenParity
+from enginehouse.weights.loading import load_adapter
 from enginehouse.weights.peft_folder import PeftFolder, checkpoint_shapes, read_peft_folder
-from enginehouse.weights.pool import AdapterPool, alias_of
+from enginehouse.weights.pool import alias_of, name_of, require_alias
 from enginehouse.weights.proof import Effect, prove_effect
 from enginehouse.weights.served_models import ServedModel, served_models
 from enginehouse.weights.store import AdapterStore
@@ -69,10 +69,10 @@ async def adapters_of(server: str, context: Context) -> AsyncIterator[Adapters]:
         yield adapters
 
 
-async def load_adapter(
+async def add_adapter(
     server: Server, engine: Engine, folder: Path, context: Context, *, alias: str | None = None
-) -> Server:
-    """The server with the adapter in `folder` loaded and proven, as the first of its models.
+) -> ServedAdapter:
+    """Load the adapter in `folder`, and prove it; others with its alias stay.
 
     `alias` None is the folder's own name. An adapter that was never trained has no effect, and is
     loaded nevertheless. Raises UnsupportedError for an engine without adapters, AdapterError.
@@ -87,9 +87,7 @@ async def load_adapter(
             proof="none" if info.is_zero else "effect",
             replace_alias=False,
         )
-    name = loaded.adapter.model
-    others = (model for model in server.models if model != name)
-    return replace(server, models=(name, *others))
+    return loaded.adapter
 
 
 @asynccontextmanager
@@ -125,27 +123,28 @@ class Adapters:
         Then others with the same alias are unloaded, unless `replace_alias` is false; requests in
         flight for them are answered. Raises AdapterError, with the server as it was.
         """
+        require_alias(alias)
         require_adapters(self._server, layout=self._context.layout)
         models = await served_models(self._server, self._engine)
         base, served = models[0], _adapters_in(models)
         root = _here(base.root)
         shapes = await asyncio.to_thread(checkpoint_shapes, root) if root else None
-        pool = AdapterPool(
-            self._sampler,
-            max_loras=1,
-            store=AdapterStore(self._context.layout),
+        stored = await asyncio.to_thread(
+            AdapterStore(self._context.layout).add,
+            folder,
             base=shapes or None,
             max_rank=largest_rank(self._server, layout=self._context.layout),
         )
-        loaded = await pool.load(alias, folder)
+        name = name_of(alias, stored.digest)
+        await load_adapter(self._sampler, name, path=str(stored.path))
         adapter = ServedAdapter(
             alias=alias,
-            model=loaded.model,
-            digest=loaded.stored.digest,
-            path=str(loaded.stored.path),
+            model=self._sampler.adapter_model(name),
+            digest=stored.digest,
+            path=str(stored.path),
         )
         try:
-            proven = await self._proven(adapter, base, loaded.stored.info, proof=proof)
+            proven = await self._proven(adapter, base, stored.info, proof=proof)
         except BaseException:
             if adapter.model not in [one.model for one in served]:
                 with suppress(EnginehouseError):

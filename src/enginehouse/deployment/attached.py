@@ -84,10 +84,12 @@ class _AttachedDeployment(Deployment):
     async def _open_adapter(self, folder: Path) -> AsyncIterator[Target]:
         async with AsyncExitStack() as stack:
             async with self._loading:
-                model = await stack.enter_async_context(
+                lent = await stack.enter_async_context(
                     borrowed_adapter(self._server, self.engine, folder, self._context)
                 )
-            yield await stack.enter_async_context(self._open_model(model))
+            target = await stack.enter_async_context(self._open_model(lent.model))
+            provenance = msgspec.structs.replace(target.provenance, adapter_digest=lent.digest)
+            yield replace(target, provenance=provenance)
 
     @asynccontextmanager
     async def _open_model(self, model: str) -> AsyncIterator[Target]:

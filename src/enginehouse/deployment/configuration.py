@@ -145,30 +145,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return parse_mapping(content, path=path)
 
 
-def with_task_paths(values: Mapping[str, Any], *, folder: Path) -> dict[str, Any]:
-    """An evaluation's values with its tasks' files and data found from `folder`, their file's own.
-
-    What is not in the shape of a list of tasks is left for `parse` to refuse.
-    """
-    tasks = values.get("tasks")
-    if not isinstance(tasks, list):
-        return dict(values)
-    return {**values, "tasks": [_with_paths(task, folder) for task in tasks]}
-
-
-def _with_paths(task: Any, folder: Path) -> Any:
-    if isinstance(task, str):
-        is_file = task.endswith((".yaml", ".yml"))
-        return str(folder / Path(task).expanduser()) if is_file else task
-    if not isinstance(task, Mapping):
-        return task
-    named = {"name": _with_paths(task["name"], folder)} if "name" in task else {}
-    data = task.get("data")
-    if isinstance(data, str) and not data.startswith("hf:"):
-        named["data"] = str(folder / Path(data).expanduser())
-    return {**task, **named}
-
-
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the values of `over` that are not None, mappings merged key by key."""
     result = dict(base)

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from enginehouse.core.errors import EnginehouseError, UnknownNameError
-from enginehouse.deployment.adapters import adapters_on, load_adapter
+from enginehouse.deployment.adapters import ServedAdapter, adapters_on, add_adapter
 from enginehouse.deployment.running_servers import canonical_address
 from enginehouse.engines.base import Engine
 from enginehouse.provisioning import content_folders
@@ -26,11 +26,11 @@ _LENT = ".lent"  # ends the names of adapters that are unloaded after use
 @asynccontextmanager
 async def borrowed_adapter(
     server: Server, engine: Engine, folder: Path, context: Context
-) -> AsyncIterator[str]:
-    """The model that requests name, NAME.lent@DIGEST, which is loaded for the block.
+) -> AsyncIterator[ServedAdapter]:
+    """The adapter, which is loaded as NAME.lent@DIGEST for the block.
 
     The last process of this machine to use it unloads it. Where that fails, `context.notify` is
-    told: the answers until then are as good. Raises what `load_adapter` does.
+    told: the answers until then are as good. Raises what `add_adapter` does.
     """
     alias = alias_of(folder) + _LENT
     identity = f"{canonical_address(server.base_url)} {alias}"
@@ -47,9 +47,9 @@ async def borrowed_adapter(
         async with turn():
             await asyncio.to_thread(borrowers.mkdir, parents=True, exist_ok=True)
             mine.acquire()
-            lent = await load_adapter(server, engine, folder, context, alias=alias)
+            lent = await add_adapter(server, engine, folder, context, alias=alias)
         try:
-            yield lent.models[0]
+            yield lent
         finally:
             async with turn():
                 _forget(mine)

@@ -10,6 +10,7 @@ from enginehouse.core.sampler import Capability
 from enginehouse.deployment.attached import attached_deployment
 from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import AskConfig, ServeConfig, merged, parse
+from enginehouse.deployment.preparation import prepare
 from enginehouse.deployment.served import served_deployment
 from enginehouse.dialects.base import require
 from enginehouse.engines.base import RemoteEngine
@@ -35,7 +36,8 @@ async def open_deployment(
     if isinstance(plan, AskConfig) and (plan.url or isinstance(engine, RemoteEngine)):
         opening = attached_deployment(plan, engine, context, concurrency=concurrency)
     else:
-        opening = served_deployment(plan, context, concurrency=concurrency)
+        prepared = await prepare(plan, context)
+        opening = served_deployment(prepared, context, concurrency=concurrency)
     async with opening as deployment:
         yield deployment
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from enginehouse.core.errors import ConfigurationError, EnginehouseError
 from enginehouse.core.registry import place_of
+from enginehouse.core.sampler import Capability
 from enginehouse.deployment.compute_type import ComputeType, choose_type
 from enginehouse.deployment.configuration import ServeConfig
+from enginehouse.dialects.base import require
 from enginehouse.engines.base import (
     Engine,
+    LoraFlags,
     Quirk,
     ServedEngine,
+    SupportsAdapters,
     SupportsDTypes,
     SupportsQuirks,
     require_api_key,
@@ -35,15 +40,21 @@ from enginehouse.servers.server import (
     StartLimits,
     start_server,
 )
+from enginehouse.weights.peft_folder import read_peft_folder
+
+Plan = TypeVar("Plan", bound=ServeConfig)
+_RANK = 64  # where the adapters are not known yet
 
 
 @dataclass(frozen=True)
 class Prepared:
     """All that a server is started with, checked.
 
-    `compute_type` was chosen for this CPU; `options` contains it, too.
+    `options` are those of the plan, completed: with LoRA for its adapter, the API key, and
+    `compute_type`, which was chosen for this CPU.
     """
 
+    plan: ServeConfig
     engine: ServedEngine
     environment: EngineEnvironment
     model: ResolvedModel
@@ -82,7 +93,7 @@ def choose_engine(wanted: str | None, *, notify: Notify = lambda _: None) -> Eng
 async def prepare(plan: ServeConfig, context: Context) -> Prepared:
     """Find or build the engine environment, find the model, check every flag; start nothing.
 
-    Raises ConfigurationError, ProvisioningError and ModelError.
+    Raises ConfigurationError, ProvisioningError, ModelError, and what `with_adapters` does.
     """
     reference = plan.model or (str(plan.path) if plan.path else None)
     if reference is None:
@@ -90,6 +101,8 @@ async def prepare(plan: ServeConfig, context: Context) -> Prepared:
             "there is no model to serve",
             fix="name one: a Hugging Face handle, a checkpoint folder, a GGUF file, or smollm2",
         )
+    if plan.adapter is not None:
+        plan = await asyncio.to_thread(with_adapters, plan, [plan.adapter])
     options = with_api_key(plan.server)
     engine = choose_engine(plan.engine, notify=context.notify)
     if not isinstance(engine, ServedEngine):
@@ -128,6 +141,7 @@ async def prepare(plan: ServeConfig, context: Context) -> Prepared:
         )
         options = options.model_copy(update={"dtype": compute_type.dtype})
     prepared = Prepared(
+        plan=plan,
         engine=engine,
         environment=environment,
         model=model,
@@ -158,14 +172,15 @@ def _compute_type(
 
 
 def start(
-    prepared: Prepared, plan: ServeConfig, context: Context, *, name: str | None
+    prepared: Prepared, context: Context, *, name: str | None
 ) -> AbstractAsyncContextManager[OwnedServer]:
     """Start the prepared server; it is stopped when the block ends."""
-    return start_server(prepared.model, name=name, **start_arguments(prepared, plan, context))
+    return start_server(prepared.model, name=name, **start_arguments(prepared, context))
 
 
-def start_arguments(prepared: Prepared, plan: ServeConfig, context: Context) -> dict[str, Any]:
+def start_arguments(prepared: Prepared, context: Context) -> dict[str, Any]:
     """What `start_server` and `launch_detached` need besides the model and a name."""
+    plan = prepared.plan
     return {
         "engine": prepared.engine,
         "environment": prepared.environment,
@@ -184,3 +199,37 @@ def with_api_key(options: ServerOptions) -> ServerOptions:
     options = options.model_copy(update={"api_key": key})
     require_api_key(options)
     return options
+
+
+def with_weight_swap(plan: Plan) -> Plan:
+    """The plan of a server whose weights can be swapped, if its engine can do that."""
+    engine = choose_engine(plan.engine)
+    if engine.wire.weights is None:
+        return plan
+    options = plan.server.model_copy(update={"enable_weight_swap": True})
+    return plan.model_copy(update={"server": options})
+
+
+def with_adapters(
+    plan: Plan, folders: Iterable[Path] = (), *, max_loras: int | None = None
+) -> Plan:
+    """The plan with LoRA enabled, for ranks as large as those of `folders`.
+
+    `max_loras` adapters can be open as targets at the same time; None leaves that to the engine.
+    What the plan itself says takes precedence. Blocking. Raises AdapterError for a folder that
+    holds no adapter, UnsupportedError for an engine that takes none.
+    """
+    engine = choose_engine(plan.engine)
+    require(engine.capabilities(None), Capability.ADAPTERS, "LoRA adapters")
+    needed = max((read_peft_folder(folder).rank for folder in folders), default=_RANK)
+    options = plan.server
+    lora = engine.lora if isinstance(engine, SupportsAdapters) else LoraFlags()
+    rank = options.max_lora_rank or lora.rank_for(needed)
+    options = options.model_copy(
+        update={
+            "enable_lora": True,
+            "max_lora_rank": rank,
+            "max_loras": options.max_loras or max_loras,
+        }
+    )
+    return plan.model_copy(update={"server": options})

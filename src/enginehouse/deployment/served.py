@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
@@ -18,13 +17,10 @@ from enginehouse.core.errors import AdapterError, WeightsError
 from enginehouse.core.sampler import Capability, Provenance
 from enginehouse.deployment.base import Deployment, Incidents, Target
 from enginehouse.deployment.compute_type import type_in_command
-from enginehouse.deployment.configuration import ServeConfig
-from enginehouse.deployment.preparation import Prepared, choose_engine, prepare, start
+from enginehouse.deployment.preparation import Prepared, start
 from enginehouse.deployment.samplers import exclusive_requests, make_sampler, say_bound
 from enginehouse.deployment.supervision import Supervisor, supervised
 from enginehouse.deployment.swapping import Swaps, swapping
-from enginehouse.dialects.base import require
-from enginehouse.engines.base import LoraFlags, SupportsAdapters
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
 from enginehouse.servers.server import OwnedServer
@@ -32,21 +28,15 @@ from enginehouse.weights.peft_folder import checkpoint_shapes, read_peft_folder
 from enginehouse.weights.pool import AdapterPool, alias_of
 from enginehouse.weights.store import AdapterStore
 
-Plan = TypeVar("Plan", bound=ServeConfig)
-_RANK = 64  # where the adapters are not known yet
-
 
 @asynccontextmanager
 async def served_deployment(
-    plan: ServeConfig, context: Context, *, concurrency: int | None
+    prepared: Prepared, context: Context, *, concurrency: int | None
 ) -> AsyncIterator[Deployment]:
-    """Start a server for the plan's model, supervise it, and stop it when the block ends."""
-    if plan.adapter is not None:
-        plan = await asyncio.to_thread(with_adapters, plan, [plan.adapter])
-    prepared = await prepare(plan, context)
-    incidents = Incidents()
+    """Start the prepared server, supervise it, and stop it when the block ends."""
+    plan, incidents = prepared.plan, Incidents()
     async with (
-        start(prepared, plan, context, name=None) as owned,
+        start(prepared, context, name=None) as owned,
         supervised(
             owned,
             patience=plan.progress_timeout,
@@ -58,7 +48,6 @@ async def served_deployment(
         AsyncExitStack() as stack,
     ):
         deployment = _ServedDeployment(
-            plan=plan,
             context=context,
             prepared=prepared,
             owned=owned,
@@ -81,7 +70,6 @@ async def served_deployment(
 class _ServedDeployment(Deployment):
     """`stack` closes what is opened later: the samplers, before the server is stopped."""
 
-    plan: ServeConfig
     context: Context
     prepared: Prepared
     owned: OwnedServer
@@ -107,7 +95,7 @@ class _ServedDeployment(Deployment):
         )
         provenance = _provenance(self.server, self.prepared)
         self.default = self._base = Target(deployment=self, sampler=sampler, provenance=provenance)
-        if (adapter := self.plan.adapter) is not None:
+        if (adapter := self.prepared.plan.adapter) is not None:
             self.default = await self.stack.enter_async_context(self._open_adapter(adapter))
             self.context.notify(f"adapter: {adapter}, loaded as {self.default.provenance.model}")
 
@@ -123,7 +111,7 @@ class _ServedDeployment(Deployment):
     @asynccontextmanager
     async def _open_adapter(self, folder: Path) -> AsyncIterator[Target]:
         await self._restore_own_weights()
-        if not self.plan.server.enable_lora:
+        if not self.prepared.options.enable_lora:
             raise AdapterError(
                 f"{folder} is an adapter, and the server was started without LoRA",
                 fix="give --enable-lora",
@@ -186,7 +174,7 @@ class _ServedDeployment(Deployment):
         async with self._turn:
             if self.pool is not None:
                 return self.pool
-            options, model = self.plan.server, self.model
+            options, model = self.prepared.options, self.model
             assert model is not None
             # its own connections: loading and proving do not wait for a place among the requests
             sampler = await self.stack.enter_async_context(
@@ -235,37 +223,3 @@ def _provenance(server: Server, prepared: Prepared) -> Provenance:
         dtype_reason=prepared.compute_type.reason if prepared.compute_type else None,
         unknown=model.unknown,
     )
-
-
-def with_weight_swap(plan: Plan) -> Plan:
-    """The plan of a server whose weights can be swapped, if its engine can do that."""
-    engine = choose_engine(plan.engine)
-    if engine.wire.weights is None:
-        return plan
-    options = plan.server.model_copy(update={"enable_weight_swap": True})
-    return plan.model_copy(update={"server": options})
-
-
-def with_adapters(
-    plan: Plan, folders: Iterable[Path] = (), *, max_loras: int | None = None
-) -> Plan:
-    """The plan with LoRA enabled, for ranks as large as those of `folders`.
-
-    `max_loras` adapters can be open as targets at the same time; None leaves that to the engine.
-    What the plan itself says takes precedence. Blocking. Raises AdapterError for a folder that
-    holds no adapter, UnsupportedError for an engine that takes none.
-    """
-    engine = choose_engine(plan.engine)
-    require(engine.capabilities(None), Capability.ADAPTERS, "LoRA adapters")
-    needed = max((read_peft_folder(folder).rank for folder in folders), default=_RANK)
-    options = plan.server
-    lora = engine.lora if isinstance(engine, SupportsAdapters) else LoraFlags()
-    rank = options.max_lora_rank or lora.rank_for(needed)
-    options = options.model_copy(
-        update={
-            "enable_lora": True,
-            "max_lora_rank": rank,
-            "max_loras": options.max_loras or max_loras,
-        }
-    )
-    return plan.model_copy(update={"server": options})

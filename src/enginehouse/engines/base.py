@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -181,6 +181,16 @@ class SupportsQuirks(Protocol):
         self, options: ServerOptions, *, environment: EngineEnvironment
     ) -> tuple[Quirk, ...]:
         """The quirks that a server started like this would have, and that are avoided."""
+        ...
+
+
+@runtime_checkable
+class SupportsHistory(Protocol):
+    """An engine that remembers flags which it no longer has."""
+
+    @property
+    def removed_flags(self) -> Mapping[str, str]:
+        """What to do instead, by flag."""
         ...
 
 

@@ -191,7 +191,7 @@ def require_capabilities(
         raise UnsupportedError(
             f"this engine cannot answer task {plan.name}",
             why=f"it does not support {', '.join(missing)}",
-            fix="leave the task out, or use an engine that does (--engine vllm or hf)",
+            fix="leave the task out, or use an engine that does: see `enginehouse engines`",
         )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 
 from enginehouse.core.errors import ConfigurationError, NoHeadlineError
-from enginehouse.core.incidents import Incident
+from enginehouse.core.incidents import deaths_in_words
 from enginehouse.core.sampler import Provenance
 from enginehouse.evaluation.at_k import choose_ks, figure_of, figures_at_k
 from enginehouse.evaluation.ledger import (
@@ -61,7 +60,7 @@ def summarise(run: Run, *, at_k: Sequence[int] | None = None) -> Report:
         throughput=throughput,
         provenance=_answerers(ledger),
         incidents=run.info.incidents,
-        notes=(*_notes(ledger, spec), *_deaths(run.info.incidents)),
+        notes=(*_notes(ledger, spec), *deaths_in_words(run.info.incidents)),
         cost=_cost(throughput, spec),
     )
 
@@ -252,13 +251,6 @@ def _cost(throughput: Throughput, spec: EvaluationSpec | None) -> Cost | msgspec
     asked = throughput.prompt_tokens * prices.input / 1e6
     made = throughput.generated_tokens * prices.output / 1e6
     return Cost(input=asked, output=made, total=asked + made)
-
-
-def _deaths(incidents: Sequence[Incident]) -> Iterator[str]:
-    """One note for each cause of death."""
-    for (kind, cause), count in Counter((i.kind, i.cause) for i in incidents).items():
-        times = "once" if count == 1 else f"{count} times"
-        yield f"the engine died {times} during the run ({kind}): {cause}"
 
 
 def _notes(ledger: Ledger, spec: EvaluationSpec | None) -> list[str]:

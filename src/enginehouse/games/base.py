@@ -18,7 +18,10 @@ class Pick(msgspec.Struct, frozen=True, kw_only=True, tag="pick", tag_field="dec
 
 
 class UseTool(msgspec.Struct, frozen=True, kw_only=True, tag="use_tool", tag_field="decide"):
-    """Decide by calling one of `tools`."""
+    """Decide by calling one of `tools`.
+
+    At least one needs no arguments: an agent that gives no valid answer calls the last of these.
+    """
 
     tools: tuple[ToolDefinition, ...]
 

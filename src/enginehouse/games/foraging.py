@@ -185,7 +185,7 @@ class Foraging:
         recipes = "".join(
             f"- {name}: uses "
             + ", ".join(f"{number} {kind}" for kind, number in recipe.ingredients.items())
-            + f"; {recipe.points:+g} points.\n"
+            + f"; {recipe.points:+.12g} points.\n"
             for name, recipe in settings.recipes.items()
         )
         crafting = f"Items can be crafted anywhere from collected resources:\n{recipes}\n"
@@ -195,7 +195,7 @@ class Foraging:
             f"The world is flat. Positions are [x, y, z] with y = 0, x and z from -{width} to "
             f"{width}. You see what is at most {settings.perception_radius:g} away. {others}\n\n"
             f"Resources in the world: {kinds}. Each one that you collect gives "
-            f"{settings.resource_points:+g} points. You can collect what is at most "
+            f"{settings.resource_points:+.12g} points. You can collect what is at most "
             f"{COLLECTION_RADIUS:g} away. You move at most {settings.step:g} in a turn, in a "
             "straight line.\n\n"
             f"{crafting if recipes else ''}"
@@ -252,7 +252,8 @@ class Foraging:
         lines = [
             f"Turn {turn} of {self._settings.num_turns}.",
             f"You are {seat} at {_written(own.x, own.z)}.",
-            f"Score: {score:g}. Damage taken: {own.damage:g}. Inventory: {inventory or 'empty'}.",
+            f"Score: {score:.12g}. Damage taken: {own.damage:g}.",
+            f"Inventory: {inventory or 'empty'}.",
             "Resources in sight: " + _seen(own, state.left, sight=sight),
             "Hazards in sight: " + _seen(own, state.world.hazards, sight=sight),
         ]

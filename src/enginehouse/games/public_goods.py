@@ -39,8 +39,8 @@ class PublicGoodsSettings(StrictModel):
         outside = [amount for amount in self.contributions if not 0 <= amount <= self.endowment]
         if outside:
             raise ValueError(
-                f"'contributions' has {outside[0]:g}: amounts go from 0 to the endowment of "
-                f"{self.endowment:g}"
+                f"'contributions' has {_written(outside[0])}: amounts go from 0 to the endowment, "
+                f"{_written(self.endowment)}"
             )
         return self
 
@@ -87,7 +87,7 @@ class PublicGoods:
             )
         self._settings = settings
         self._seats = seats
-        self._amounts = {_option(amount): amount for amount in settings.contributions}
+        self._amounts = {_written(amount): amount for amount in settings.contributions}
         self._choice = Pick(options=tuple(self._amounts))
 
     def rules(self) -> str:
@@ -97,11 +97,11 @@ class PublicGoods:
         return (
             f"You are playing a public-goods game. There are {players} players "
             f"({', '.join(self._seats)}) and {rounds}. At the start of each round every player "
-            f"gets {settings.endowment:g} points and decides how many of them to give to a common "
-            "pot; the rest is kept. All decide at the same time, without knowing what the others "
-            "give.\n\n"
-            f"The pot is then multiplied by {settings.factor:g} and shared equally among all "
-            f"{players} players, whatever each of them gave. So each point given returns "
+            f"gets {_written(settings.endowment)} points and decides how many of them to give to a "
+            "common pot; the rest is kept. All decide at the same time, without knowing what the "
+            "others give.\n\n"
+            f"The pot is then multiplied by {_written(settings.factor)} and shared equally among "
+            f"all {players} players, whatever each of them gave. So each point given returns "
             f"{settings.factor / players:.3g} points to every player.\n\n"
             f"The possible amounts are: {', '.join(self._amounts)}.\n\n"
             "After each round everyone learns what everyone gave. A player's score is the sum of "
@@ -128,15 +128,16 @@ class PublicGoods:
         for number, given in enumerate(state.rounds, start=1):
             points = self._points(given)
             scores = [score + point for score, point in zip(scores, points, strict=True)]
-            players = zip(self._seats, given, points, scores, strict=True)
-            told = "; ".join(
-                f"{player} gave {amount:g} and got {_shown(point)} points, {_shown(score)} in all"
-                for player, amount, point, score in players
+            outcomes = "; ".join(
+                f"{player} gave {_written(gift)} and got {_shown(point)} points, "
+                f"{_shown(score)} in all"
+                for player, gift, point, score in zip(
+                    self._seats, given, points, scores, strict=True
+                )
             )
-            pot = sum(given)
+            pot, grown = sum(given), sum(given) * self._settings.factor
             texts.append(
-                f"Round {number}: the pot of {pot:g} became {_shown(pot * self._settings.factor)}. "
-                f"{told}."
+                f"Round {number}: the pot of {_written(pot)} became {_shown(grown)}. {outcomes}."
             )
         return tuple(texts)
 
@@ -145,7 +146,7 @@ class PublicGoods:
         return (
             f"Round {len(state.rounds) + 1} of {self._settings.num_rounds}. You are {seat}, with "
             f"{_shown(self.scores(state)[seat])} points so far, and have "
-            f"{self._settings.endowment:g} points for this round.\n"
+            f"{_written(self._settings.endowment)} points for this round.\n"
             f"How many of them do you give to the pot: {', '.join(self._amounts)}?"
         )
 
@@ -164,7 +165,7 @@ class PublicGoods:
     def past_actions(self, state: State) -> tuple[Mapping[str, Action], ...]:
         """Every seat's contribution in each round, as it was chosen."""
         return tuple(
-            {seat: _option(amount) for seat, amount in zip(self._seats, given, strict=True)}
+            {seat: _written(amount) for seat, amount in zip(self._seats, given, strict=True)}
             for given in state.rounds
         )
 
@@ -205,8 +206,8 @@ class PublicGoods:
 
 
 def _shown(points: float) -> str:
-    return f"{round(points, 2):g}"
+    return f"{round(points, 2):.12g}"
 
 
-def _option(amount: float) -> str:
+def _written(amount: float) -> str:
     return f"{amount:.12g}"

@@ -7,7 +7,6 @@ always the better choice; for the total of both teams BLACK is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import accumulate
 from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
@@ -127,13 +126,13 @@ class RedBlack:
             (BLACK, RED): (pay.black_against_red, pay.red_against_black),
         }
         best = max(first + second for first, second in self._points.values())
-        self._most = sum(best * self._multiplier(n + 1) for n in range(settings.num_rounds))
+        self._most = sum(best * self._multiplier(n) for n in range(1, settings.num_rounds + 1))
 
     def rules(self) -> str:
         """The rules in words, rendered from the settings; the same for every seat and turn."""
         settings, pay = self._settings, self._settings.payoffs
         factors = "".join(
-            f"- Round {number}: all points count x{factor:g}.\n"
+            f"- Round {number}: all points count x{factor:.12g}.\n"
             for number, factor in sorted(settings.multipliers.items())
             if factor != 1
         )
@@ -147,13 +146,14 @@ class RedBlack:
             f"{self._second}, and {_rounds(settings.num_rounds)}. In each round both teams choose "
             "RED or BLACK at the same time, without knowing the other's choice.\n\n"
             "Points for one round:\n"
-            f"- Both teams choose BLACK: {pay.both_black:+g} for each team.\n"
-            f"- Both teams choose RED: {pay.both_red:+g} for each team.\n"
-            f"- One team chooses RED and the other BLACK: {pay.red_against_black:+g} for the team "
-            f"that chose RED, {pay.black_against_red:+g} for the team that chose BLACK.\n\n"
+            f"- Both teams choose BLACK: {pay.both_black:+.12g} for each team.\n"
+            f"- Both teams choose RED: {pay.both_red:+.12g} for each team.\n"
+            "- One team chooses RED and the other BLACK: "
+            f"{pay.red_against_black:+.12g} for the team that chose RED, "
+            f"{pay.black_against_red:+.12g} for the team that chose BLACK.\n\n"
             f"{multipliers}\n\n"
             "The objective is the highest possible total: the points of both teams added up. The "
-            f"highest total that can be reached in this game is {self._most:g}."
+            f"highest total that can be reached in this game is {self._most:.12g}."
         )
 
     def start(self, seed: int) -> State:
@@ -172,14 +172,17 @@ class RedBlack:
         """One text for each round, the same for both seats."""
         del seat
         texts = []
-        totals = accumulate(self._scored(state), _added)
-        for n, (choices, total) in enumerate(zip(state.rounds, totals, strict=True)):
-            first, second = self._round_points(n, choices)
+        total_first = total_second = 0.0
+        for number, choices in enumerate(state.rounds, start=1):
+            first, second = self._round_points(number, choices)
+            total_first += first
+            total_second += second
             texts.append(
-                f"Round {n + 1} (points count x{self._multiplier(n + 1):g}): "
-                f"{self._first} chose {choices[0]} ({first:+g} points), "
-                f"{self._second} chose {choices[1]} ({second:+g} points). "
-                f"Points so far: {self._first} {total[0]:g}, {self._second} {total[1]:g}."
+                f"Round {number} (points count x{self._multiplier(number):.12g}): "
+                f"{self._first} chose {choices[0]} ({first:+.12g} points), "
+                f"{self._second} chose {choices[1]} ({second:+.12g} points). "
+                f"Points so far: {self._first} {total_first:.12g}, "
+                f"{self._second} {total_second:.12g}."
             )
         return tuple(texts)
 
@@ -191,9 +194,9 @@ class RedBlack:
         other = self._second if seat == self._first else self._first
         return (
             f"Round {number} of {self._settings.num_rounds}. In this round points count "
-            f"x{self._multiplier(number):g}.\n"
-            f"Points so far: your team ({seat}) {scores[seat]:g}, the other team ({other}) "
-            f"{scores[other]:g}; total {total:g} of at most {most:g} in the whole game.\n"
+            f"x{self._multiplier(number):.12g}.\n"
+            f"Points so far: your team ({seat}) {scores[seat]:.12g}, the other team ({other}) "
+            f"{scores[other]:.12g}; total {total:.12g} of at most {most:.12g} in the whole game.\n"
             "Your team must now choose RED or BLACK."
         )
 
@@ -212,11 +215,12 @@ class RedBlack:
 
     def scores(self, state: State) -> Mapping[str, float]:
         """Each seat's points so far."""
-        first = second = 0.0
-        for points in self._scored(state):
-            first += points[0]
-            second += points[1]
-        return {self._first: first, self._second: second}
+        total_first = total_second = 0.0
+        for number, choices in enumerate(state.rounds, start=1):
+            first, second = self._round_points(number, choices)
+            total_first += first
+            total_second += second
+        return {self._first: total_first, self._second: total_second}
 
     def measures(self, state: State) -> Mapping[str, Mapping[str, float | None]]:
         """What `info.measures` describes, by seat."""
@@ -233,17 +237,10 @@ class RedBlack:
     def _multiplier(self, number: int) -> float:
         return self._settings.multipliers.get(number, 1.0)
 
-    def _round_points(self, n: int, choices: Choices) -> tuple[float, float]:
-        factor = self._multiplier(n + 1)
+    def _round_points(self, number: int, choices: Choices) -> tuple[float, float]:
+        factor = self._multiplier(number)
         first, second = self._points[choices]
         return first * factor, second * factor
-
-    def _scored(self, state: State) -> list[tuple[float, float]]:
-        return [self._round_points(n, choices) for n, choices in enumerate(state.rounds)]
-
-
-def _added(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
-    return one[0] + other[0], one[1] + other[1]
 
 
 def _rounds(number: int) -> str:

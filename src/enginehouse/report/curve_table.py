@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from enginehouse.report import curve_words as words
-from enginehouse.report.live import PlainLines, bars
+from enginehouse.report.live import PlainLines, bars, task_line
 from enginehouse.report.terminal import make_console, make_table, redraws
 from enginehouse.report.visible_text import write_text
 from enginehouse.results.curve import Curve, CurvePoint, Kind
@@ -81,7 +81,7 @@ class LinePerPoint:
     def __init__(self, out: IO[str], err: IO[str]) -> None:
         self._out = out
         self._err = err
-        self._lines = PlainLines(err)
+        self._lines = PlainLines(err, line=task_line)
 
     def note(self, message: str) -> None:
         """Print it."""

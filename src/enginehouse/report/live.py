@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Generic, TypeVar
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -15,7 +15,10 @@ from rich.text import Text
 
 from enginehouse.report.terminal import make_console, redraws
 from enginehouse.report.visible_text import write_text
+from enginehouse.results.experiment_progress import ExperimentProgress
 from enginehouse.results.summary import Progress
+
+State = TypeVar("State")
 
 
 @contextmanager
@@ -24,53 +27,104 @@ def progress_display(stream: IO[str]) -> Iterator[Callable[[Progress], None]]:
 
     A bar per task if `stream` is a terminal that can move the cursor, otherwise lines.
     """
+    with _display(stream, line=task_line, drawing=bars) as show:
+        yield show
+
+
+@contextmanager
+def match_display(stream: IO[str]) -> Iterator[Callable[[ExperimentProgress], None]]:
+    """As `progress_display`, for an experiment: one bar for all matches."""
+    with _display(stream, line=match_line, drawing=match_bar) as show:
+        yield show
+
+
+@contextmanager
+def _display(
+    stream: IO[str],
+    *,
+    line: Callable[[State], str],
+    drawing: Callable[[State], RenderableType],
+) -> Iterator[Callable[[State], None]]:
     console = make_console(stream)
     if redraws(console):
         with Live(console=console, auto_refresh=False) as live:
-            yield lambda progress: live.update(bars(progress), refresh=True)
+            yield lambda state: live.update(drawing(state), refresh=True)
         return
-    lines = PlainLines(stream)
+    lines = PlainLines(stream, line=line)
     try:
         yield lines.show
     finally:
         lines.finish()
 
 
-class PlainLines:
+class PlainLines(Generic[State]):
     """A line at the beginning, every `interval` seconds, and at the end. For files and pipes."""
 
     def __init__(
         self,
         stream: IO[str],
         *,
+        line: Callable[[State], str],
         interval: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream
+        self._line = line
         self._interval = interval
         self._clock = clock
         self._next = clock()
-        self._latest: Progress | None = None
+        self._latest: State | None = None
         self._printed = ""
 
-    def show(self, progress: Progress) -> None:
+    def show(self, state: State) -> None:
         """Print this state if the last line is old enough."""
-        self._latest = progress
+        self._latest = state
         if (now := self._clock()) >= self._next:
             self._next = now + self._interval
-            self._print(progress)
+            self._print(state)
 
     def finish(self) -> None:
         """Print the last state, unless it was just printed."""
         if self._latest is not None:
             self._print(self._latest)
 
-    def _print(self, progress: Progress) -> None:
-        tasks = ", ".join(f"{t.task} {t.done:,}/{t.total:,}" for t in progress.tasks)
-        line = f"{status_line(progress)} [{tasks}]\n"
+    def _print(self, state: State) -> None:
+        line = self._line(state) + "\n"
         if line != self._printed:
             self._printed = line
             write_text(self._stream, line)
+
+
+def task_line(progress: Progress) -> str:
+    """The status line, and how far each task is."""
+    tasks = ", ".join(f"{t.task} {t.done:,}/{t.total:,}" for t in progress.tasks)
+    return f"{status_line(progress)} [{tasks}]"
+
+
+def match_line(progress: ExperimentProgress) -> str:
+    """Matches that ended, are being played and failed, calls, tokens/s and time left."""
+    p = progress
+    tokens = p.completion_tokens / p.elapsed if p.completion_tokens and p.elapsed else None
+    speed = "" if tokens is None else f"{tokens:,.0f} tokens/s, "
+    ended = p.finished + p.failed
+    seconds_left = 0.0 if ended == p.matches else p.seconds_left
+    left = "?" if seconds_left is None else _duration(seconds_left)
+    replayed = f" and {p.replayed:,} replayed" if p.replayed else ""
+    return (
+        f"{ended:,}/{p.matches:,} matches, {p.playing:,} playing, "
+        f"{p.failed:,} failed, {p.calls:,} call{'' if p.calls == 1 else 's'}{replayed}, {speed}"
+        f"{_duration(p.elapsed)}, {left} left"
+    )
+
+
+def match_bar(progress: ExperimentProgress) -> RenderableType:
+    """A bar for the matches, and the status line below it."""
+    ended = progress.finished + progress.failed
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1, min_width=3)
+    grid.add_row(Text("matches"), ProgressBar(total=max(1, progress.matches), completed=ended))
+    return Group(grid, Text(match_line(progress), style="red" if progress.failed else ""))
 
 
 def status_line(progress: Progress) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from enginehouse.core.incidents import Incident
 from enginehouse.core.sampler import Provenance
 from enginehouse.results.summary import Figure
 from enginehouse.statistics.intervals import Interval
@@ -101,7 +102,8 @@ class TeamDifference(msgspec.Struct, frozen=True, kw_only=True):
 class Rating(msgspec.Struct, frozen=True, kw_only=True):
     """A team's Bradley-Terry strength on the Elo scale (400 points are odds of 10 to 1), mean 0.
 
-    The team with the higher score wins. `wins`, `ties` and `losses` are against other teams.
+    The team with the higher score wins. `wins`, `ties` and `losses` are against other teams. A team
+    that won or lost every match has no interval: the matches bound its strength on one side only.
     """
 
     team: str
@@ -153,6 +155,7 @@ class ExperimentReport(msgspec.Struct, frozen=True, kw_only=True):
     name how teams deliberate and what is done about ties and invalid votes. `measures` are the
     keys of all figures. `differences` are paired by seed; `correction` is "Holm, n tests", None for
     fewer than two. `ratings` are empty for two teams, and where not all can be compared.
+    `incidents`: our own servers that died during the experiment.
     """
 
     run: str
@@ -174,3 +177,4 @@ class ExperimentReport(msgspec.Struct, frozen=True, kw_only=True):
     work: ExperimentWork
     answerers: tuple[Answerer, ...]
     notes: tuple[str, ...]
+    incidents: tuple[Incident, ...] = ()

@@ -138,7 +138,7 @@ async def _probe(
                 "anyone could change this server without a key",
                 why=f"{path} answered {status} without a key: the middleware that checks it is "
                 "missing",
-                fix="leave out what replaces vLLM's own front end; please report this version",
+                fix="leave out what replaces the engine's front end; please report this version",
             )
     return names
 

@@ -94,7 +94,7 @@ class Layout:
 
     @property
     def runs(self) -> Path:
-        """One folder per evaluation run."""
+        """One folder per run: an evaluation or an experiment."""
         return self.state / "runs"
 
     @property

@@ -63,7 +63,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     `worker` is the process that works on the run, or did last: recorded before it starts a server.
     `incidents`: the deaths of our own servers while they worked for it. `left_out`: variables of
     the server's environment whose values are not kept in config.yaml. An experiment's `model` lists
-    its teams, and its only task is its game.
+    its models, and its only task is its game.
     """
 
     id: str

@@ -102,6 +102,8 @@ def _check_offers(decisions: Mapping[str, Decision], *, seats: tuple[str, ...], 
             assert specs, f"{where}: {seat} has a tool"
             names = {spec.name for spec in specs}
             assert len(names) == len(specs), f"{where}: {seat}'s tools have different names"
+            free = [spec for spec in specs if not spec.parameters.get("required")]
+            assert free, f"{where}: {seat} has a tool that needs no arguments"
 
 
 def _check_turn(

@@ -11,8 +11,7 @@ from enginehouse.core.errors import AdapterError
 from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.deployment.opening import open_deployment
-from enginehouse.deployment.preparation import choose_engine
-from enginehouse.deployment.served import with_adapters
+from enginehouse.deployment.preparation import choose_engine, with_adapters
 from enginehouse.engines.base import SupportsAdapters
 from enginehouse.results.curve import Kind
 from enginehouse.runtime.context import Context

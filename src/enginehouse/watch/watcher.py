@@ -28,7 +28,7 @@ from enginehouse.core.errors import (
     WireError,
 )
 from enginehouse.deployment.base import Deployment, Target
-from enginehouse.deployment.served import with_weight_swap
+from enginehouse.deployment.preparation import with_weight_swap
 from enginehouse.report.curve_page import curve_page
 from enginehouse.results.curve import Curve, CurvePoint, Kind
 from enginehouse.results.summary import Report

@@ -36,28 +36,26 @@ def alias_of(folder: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_./-]", "-", folder.absolute().name).lstrip("./-") or "adapter"
 
 
-class PooledAdapter(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter that requests may name, and its state.
+def name_of(alias: str, digest: str) -> str:
+    """What a server loads the content as; an engine's caches know an adapter by name and path."""
+    return f"{alias}@{digest[:12]}"
 
-    Requests name `alias`; the server knows it as `model`. `effect` is what was last proven of it,
-    None if no proof was asked for.
-    """
 
-    alias: str
-    model: str
-    stored: StoredAdapter
-    effect: Effect | None
-    loaded: bool
-    in_flight: int
-    waiting: int
+def require_alias(alias: str) -> None:
+    """Raise ConfigurationError for an alias that cannot be part of a name."""
+    if not _ALIAS.fullmatch(alias):
+        raise ConfigurationError(
+            f"{alias!r} is not a valid name for an adapter",
+            fix="use letters, digits and any of _ . / -",
+        )
 
 
 @dataclass(eq=False, kw_only=True)
-class _Entry(Resident):
-    """One content under one alias, which may occupy one of the server's places.
+class PooledAdapter(Resident):
+    """One content under one alias, which requests may name; only its pool changes it.
 
-    The server loads it as `name` and lists it as `model`; both contain the digest, because an
-    engine's caches know an adapter by its name and path.
+    Requests name `alias`; the server loads it as `name` and lists it as `model`. `effect` is what
+    was last proven of it, None if no proof was asked for. `held` counts the requests in flight.
     """
 
     alias: str
@@ -93,9 +91,9 @@ class AdapterPool:
         self._base = base
         self._max_rank = max_rank
         self._places = max_loras
-        self._residence: Residence[_Entry] = Residence(max_loras, come=self._load, go=self._unload)
-        self._entries: dict[str, _Entry] = {}  # by name
-        self._aliases: dict[str, _Entry] = {}
+        self._residence = Residence[PooledAdapter](max_loras, come=self._load, go=self._unload)
+        self._entries: dict[str, PooledAdapter] = {}  # by name
+        self._aliases: dict[str, PooledAdapter] = {}
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._restoring = asyncio.Lock()
 
@@ -106,7 +104,7 @@ class AdapterPool:
 
     def adapters(self) -> tuple[PooledAdapter, ...]:
         """Those that requests may name, by alias."""
-        return tuple(_state(entry, alias) for alias, entry in sorted(self._aliases.items()))
+        return tuple(entry for _, entry in sorted(self._aliases.items()))
 
     async def load(self, alias: str, folder: Path, *, prove: bool = False) -> PooledAdapter:
         """Check, copy and load an adapter, which `alias` stands for from now on.
@@ -117,8 +115,7 @@ class AdapterPool:
         ServerGoneError if the server cannot be reached.
         """
         async with AsyncExitStack() as stack:
-            entry = await self._load_and_hold(alias, folder, stack, prove=prove)
-        return _state(entry, alias)
+            return await self._load_and_hold(alias, folder, stack, prove=prove)
 
     @asynccontextmanager
     async def kept(
@@ -129,12 +126,11 @@ class AdapterPool:
         Raises also AdapterError if others keep every place.
         """
         async with AsyncExitStack() as stack:
-            entry = await self._load_and_hold(alias, folder, stack, prove=prove, keep=True)
-            yield _state(entry, alias)
+            yield await self._load_and_hold(alias, folder, stack, prove=prove, keep=True)
 
     async def _load_and_hold(
         self, alias: str, folder: Path, stack: AsyncExitStack, *, prove: bool, keep: bool = False
-    ) -> _Entry:
+    ) -> PooledAdapter:
         """`load`, with the adapter held until `stack` is closed."""
         async with self._turns[self._valid(alias)]:
             entry = await self._enter(alias, folder)
@@ -157,7 +153,7 @@ class AdapterPool:
             return entry
 
     @contextmanager
-    def _place_kept(self, entry: _Entry) -> Iterator[None]:
+    def _place_kept(self, entry: PooledAdapter) -> Iterator[None]:
         kept = [one.name for one in self._entries.values() if one.keepers]
         if not entry.keepers and len(kept) >= self._places:
             raise AdapterError(
@@ -256,44 +252,40 @@ class AdapterPool:
             await self.restore()
 
     def _valid(self, alias: str) -> str:
-        if not _ALIAS.fullmatch(alias):
-            raise ConfigurationError(
-                f"{alias!r} is not a valid name for an adapter",
-                fix="use letters, digits and any of _ . / -",
-            )
+        require_alias(alias)
         if alias == self._server.model:
             raise ConfigurationError(
                 f"{alias} is the served model's own name", fix="give the adapter another one"
             )
         return alias
 
-    async def _enter(self, alias: str, folder: Path) -> _Entry:
+    async def _enter(self, alias: str, folder: Path) -> PooledAdapter:
         """Check and copy the folder's content; its entry, new or known."""
         stored = await asyncio.to_thread(
             self._store.add, folder, base=self._base, max_rank=self._max_rank
         )
-        name = f"{alias}@{stored.digest[:12]}"
+        name = name_of(alias, stored.digest)
         entry = self._entries.get(name)
         if entry is None:
             model = self._server.adapter_model(name)
-            entry = _Entry(alias=alias, name=name, model=model, stored=stored)
+            entry = PooledAdapter(alias=alias, name=name, model=model, stored=stored)
             self._entries[name] = entry
         self._residence.keep(entry)
         return entry
 
-    def _point(self, alias: str, entry: _Entry) -> None:
+    def _point(self, alias: str, entry: PooledAdapter) -> None:
         before = self._aliases.get(alias)
         self._aliases[alias] = entry
         if before is not None and before is not entry:
             self._drop(before)
 
-    def _drop(self, entry: _Entry) -> None:
+    def _drop(self, entry: PooledAdapter) -> None:
         """No new request can name it; it is unloaded when those in flight have been answered."""
         self._residence.retire(entry)
         if entry.state is State.OUT and not entry.waiting:
             self._entries.pop(entry.name, None)
 
-    def _find(self, model: str | None) -> _Entry | None:
+    def _find(self, model: str | None) -> PooledAdapter | None:
         if model is None:
             return None
         by_name = self._aliases.get(model) or self._entries.get(model)
@@ -307,30 +299,18 @@ class AdapterPool:
             fix=(f"did you mean {close!r}? " if close else "") + f"known: {', '.join(known)}",
         )
 
-    async def _prove(self, entry: _Entry, server: HTTPSampler) -> Effect:
+    async def _prove(self, entry: PooledAdapter, server: HTTPSampler) -> Effect:
         info = entry.stored.info
         if entry.effect is not None:  # it had one, so the server may have lost it
             return await prove_or_reload(server, entry.name, path=str(entry.stored.path), info=info)
         return await prove_effect(server, model=entry.model, base_model=server.model, info=info)
 
-    async def _load(self, entry: _Entry) -> None:
+    async def _load(self, entry: PooledAdapter) -> None:
         await load_adapter(self._server, entry.name, path=str(entry.stored.path))
 
-    async def _unload(self, entry: _Entry) -> None:
+    async def _unload(self, entry: PooledAdapter) -> None:
         try:
             await unload_adapter(self._server, entry.name)
         finally:
             if entry.retired and not entry.waiting:
                 self._entries.pop(entry.name, None)
-
-
-def _state(entry: _Entry, alias: str) -> PooledAdapter:
-    return PooledAdapter(
-        alias=alias,
-        model=entry.model,
-        stored=entry.stored,
-        effect=entry.effect,
-        loaded=entry.state is State.IN,
-        in_flight=entry.held,
-        waiting=len(entry.waiting),
-    )

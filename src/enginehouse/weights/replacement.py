@@ -22,7 +22,6 @@ _CANARY = SampleRequest(
     prompt=TextPrompt("The capital of France is"),
     parameters=SamplingParameters(max_tokens=4, logprobs=0, ignore_eos=True),
 )
-_MINUS_INFINITY = -9999.0  # as vLLM writes it in JSON
 One = TypeVar("One")
 Other = TypeVar("Other")
 _ABSENT = (404, 405)
@@ -152,7 +151,7 @@ class Replacement:
         self.dozed = 0
 
     async def name(self) -> str:
-        """What the server calls its weights; "default" if it was never told (vLLM)."""
+        """What the server calls its weights; its `unnamed` if it was never told."""
         return self._endpoints.read_name(await self.send(self._endpoints.ask_name))
 
     async def _end_update(self) -> None:
@@ -198,7 +197,7 @@ class Replacement:
                 "a request of four tokens failed", why=error.message, kind="canary"
             ) from error
         logprobs = [token.logprob for c in answer.completions for token in c.logprobs or ()]
-        if not logprobs or not all(_MINUS_INFINITY < p < math.inf for p in logprobs):
+        if not logprobs or not all(self._endpoints.minus_infinity < p < math.inf for p in logprobs):
             raise WeightsError(
                 "the answer to a request of four tokens has no probabilities",
                 why=f"the log-probabilities of {answer.completions[0].text!r} are {logprobs}",
@@ -218,7 +217,7 @@ class Replacement:
         if reply.status in _ABSENT:
             raise WeightsError(
                 f"the server has no {request.path.partition('?')[0]}",
-                why="vLLM has it in development mode only; or this one is too old",
+                why=self._endpoints.absent,
                 fix="start it with `enginehouse serve MODEL --enable-weight-swap`",
                 kind="unsupported",
             )

@@ -113,6 +113,12 @@ class WeightSwapper:
         return self._started
 
     @property
+    def unnamed(self) -> str:
+        """What the server calls weights that were never swapped."""
+        assert self._engine.wire.weights is not None
+        return self._engine.wire.weights.unnamed
+
+    @property
     def current(self) -> Weights:
         """The weights that the server should have now."""
         return self._declaration().current

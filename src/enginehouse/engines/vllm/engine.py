@@ -15,7 +15,7 @@ from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.platforms import needs_linux
 from enginehouse.engines.vllm import command_line
 from enginehouse.engines.vllm.diagnosis import PROFILE
-from enginehouse.engines.vllm.history import IGNORED_FIELDS
+from enginehouse.engines.vllm.history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.engines.vllm.installation import INSTALLATION
 from enginehouse.engines.vllm.wire import VLLM, VllmLoadSignal
 from enginehouse.processes.process import Command
@@ -35,6 +35,7 @@ class VllmEngine:
     model_format: ModelFormat = "checkpoint"
     log_profile = PROFILE
     lora = command_line.LORA
+    removed_flags = REMOVED_FLAGS
     dtypes = DTypeFlags(
         decisive=frozenset({"--dtype", "--quantization", "-q"}), open=frozenset({None})
     )

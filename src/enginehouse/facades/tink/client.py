@@ -212,7 +212,7 @@ class Client:
         if reply.status in (404, 405):
             raise UnsupportedError(
                 f"the server at {server.base_url} has no {wire.weights.reset_cache.path}",
-                why="vLLM has it in development mode only",
+                why=wire.weights.absent,
                 fix="start it with `enginehouse serve MODEL --enable-weight-swap`",
             )
         if reply.status != 200:

@@ -234,6 +234,7 @@ class FakeOpenRouter(FakeOpenAI):
                 "tools",
                 "tool_choice",
                 "provider",
+                "include_reasoning",
             ]
         )
     )
