@@ -33,6 +33,7 @@ from enginehouse.core.errors import (
     BadRequestError,
     ConfigurationError,
     ConnectionFailedError,
+    ForbiddenError,
     NoCreditError,
     RequestTimeoutError,
     ServerGoneError,
@@ -196,6 +197,36 @@ async def test_matches_run_at_once_up_to_what_fills_the_engine(tmp_path):
     assert len(matches(run)) == 8
 
 
+async def test_a_busy_server_holds_up_only_its_own_matches(tmp_path):
+    """The other pairings go on, and the busy one's matches are not all begun."""
+    released = asyncio.Event()
+    slow, quick = FakeModel(by_seed), FakeModel(by_seed)
+    polite = slow.sample
+
+    async def held(request):
+        await released.wait()
+        return await polite(request)
+
+    slow.sample = held
+    models = {
+        name: Model(sampler=fake, provenance=provenance(name), slots=1)
+        for name, fake in (("red", slow), ("black", quick))
+    }
+    spec = red_black(*TWO, matches=40, pairings=(("red", "red"), ("black", "black")))
+    run = new_run(tmp_path)
+    most = 0
+
+    def watch(progress):
+        nonlocal most
+        most = max(most, progress.playing)
+        if progress.finished == 40:
+            released.set()
+
+    await play_experiment(spec, game=game_of(spec), models=models, run=run, progress=watch)
+    assert len(matches(run)) == 80
+    assert most < 12
+
+
 async def test_a_finished_run_asks_nothing(tmp_path):
     """And needs no models."""
     spec = red_black(*TWO)
@@ -299,6 +330,21 @@ async def test_an_outage_ends_the_experiment_and_leaves_it_resumable(tmp_path, e
     played = await play(spec, run, red=resumed[0], black=resumed[1])
     assert [m.failure for m in played] == [None] * 3
     assert sum(len(m.requests) for m in resumed) == 3 * 42 - known
+
+
+async def test_a_forbidden_prompt_is_not_a_forbidden_key(tmp_path):
+    """A 403 ends the experiment only if the model has answered nothing yet."""
+    spec = red_black(*TWO, matches=2)
+    forbidden = ForbiddenError("flagged", status=403)
+    never = FakeModel(lambda _: forbidden)
+    run = new_run(tmp_path, "never")
+    with pytest.raises(UnauthorizedError):
+        await play(spec, run, red=never, black=FakeModel(by_seed))
+    assert matches(run) == []
+    answers = iter(range(25))
+    later = FakeModel(lambda r: by_seed(r) if next(answers, None) is not None else forbidden)
+    played = await play(spec, new_run(tmp_path), red=later, black=FakeModel(by_seed))
+    assert {m.failure.kind for m in played if m.failure} == {"ForbiddenError"}
 
 
 async def test_what_a_run_began_with_may_not_change(tmp_path):

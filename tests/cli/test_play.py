@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 from tests.support import redblackbench_files
-from tests.support.command_line import House
+from tests.support.command_line import House, until
 from tests.support.leased_ports import free_port
 
 from enginehouse.arena.records import CallRecord, HeaderRecord, MatchRecord, Record
@@ -88,6 +88,15 @@ def calls(run: Path) -> list[CallRecord]:
 def matches(run: Path) -> list[MatchRecord]:
     """The matches in a run's journal."""
     return [record for record in records(run) if isinstance(record, MatchRecord)]
+
+
+def wait_for_calls(run: Path, count: int) -> None:
+    """Until the journal has so many."""
+    journal = run / "journal.jsonl"
+    until(
+        lambda: journal.exists() and journal.read_text().count('"type":"call"') >= count,
+        "no calls",
+    )
 
 
 def test_scripts_play_without_a_model(house: House, call):
@@ -249,17 +258,24 @@ def test_hosted_models_play_against_each_other(house: House, call):
 
 
 def test_keys_are_not_stored(house: House, call):
-    """Nor is the value of a variable that may be a secret; a resumed run asks for it again."""
+    """Nor is the value of a variable that may be a secret; its name is, to ask for it again."""
     secret = "sk-canary-4711"
     with engine("--api-key", secret) as url:
         values = small(url)
-        values["default_provider"] |= {"api_key": secret}
+        variables = {"MY_TOKEN": secret, "OMP_NUM_THREADS": "1"}
+        values["default_provider"] |= {"api_key": secret, "server": {"env_vars": variables}}
         done = call("play", write(house, values))
         assert done.code == 0, done.err
     (run,) = house.runs
     content = {path.name: path.read_bytes() for path in run.iterdir()}
     assert [name for name, text in content.items() if secret.encode() in text] == []
-    assert "api_key" in (run / "config.yaml").read_text().splitlines()[1]
+    stored = (run / "config.yaml").read_text()
+    assert "api_key, env_vars.MY_TOKEN" in stored.splitlines()[1]
+    assert yaml.safe_load(stored)["default_provider"]["server"] == {
+        "env_vars": {"OMP_NUM_THREADS": "1"}
+    }
+    (listed,) = call("runs", "--json").report
+    assert listed["left_out"] == ["MY_TOKEN"]
 
 
 @pytest.mark.slow
@@ -330,17 +346,6 @@ class TestInterrupted:
         assert len(listed["incidents"]) == 1
 
 
-def wait_for_calls(run: Path, count: int) -> None:
-    """Until the journal has so many."""
-    from tests.support.command_line import until
-
-    journal = run / "journal.jsonl"
-    until(
-        lambda: journal.exists() and journal.read_text().count('"type":"call"') >= count,
-        "no calls",
-    )
-
-
 def test_a_recording_replays_without_a_model(house: House, call):
     """The same matches, though the server is gone; without a recording nobody answers."""
     with engine() as url:
@@ -377,6 +382,7 @@ def test_a_recording_answers_until_another_team_makes_a_difference(house: House,
         assert match.diverged["team_a"] == min((r.key for r in asked), key=lambda key: key.turn)
 
 
+@pytest.mark.slow
 def test_a_person_plays_at_the_terminal(house: House):
     """Their answers come from standard input, a line each; its end is an error."""
     values = SCRIPTS | {"team_a": {"agents": ["human"]}, "game": {"num_rounds": 2}}

@@ -21,6 +21,7 @@ from enginehouse.core.errors import (
     ConfigurationError,
     ConnectionFailedError,
     ContextOverflowError,
+    ForbiddenError,
     MalformedResponseError,
     NoCreditError,
     ServerError,
@@ -233,10 +234,18 @@ class MatchCalls:
             if not response.completions:
                 raise MalformedResponseError("the reply has no completion")
         except WireError as error:
+            if isinstance(error, ForbiddenError) and not model.has_answered:
+                raise UnauthorizedError(
+                    error.message,
+                    why="not one request was answered so far, so it is not about a single prompt",
+                    fix=error.fix,
+                    status=error.status,
+                ) from error
             if not isinstance(error, (*OUTAGES, UnsupportedError, ContextOverflowError)):
                 self._note_failure(key, model, request, error)
             raise
         self.answered += 1
+        model.has_answered = True
         return CallRecord(key=key, provenance=model.session, request=request, response=response)
 
     def _completed(

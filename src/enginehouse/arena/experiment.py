@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -137,19 +139,19 @@ class _Schedule:
     async def play(self, lineup: Lineup, numbers: Sequence[int]) -> None:
         """Play the matches with these numbers. Raises as `play_experiment` does."""
         self._lineup = lineup
+        pairings = len(lineup.spec.pairings)
+        queues = [deque(n for n in numbers if n % pairings == p) for p in range(pairings)]
         try:
-            for number in numbers:
-                match = lineup.match(number)
-                if match.is_scripted:
-                    await self._play(match)
-                    await self._breathe()
-                    continue
-                while not self._may_start(match):
+            while queues := [queue for queue in queues if queue]:
+                # a pairing whose server is busy does not hold up the others
+                for queue in sorted(queues, key=itemgetter(0)):
+                    match = lineup.match(queue[0])
+                    if self._may_start(match):
+                        queue.popleft()
+                        await self._start(match)
+                        break
+                else:
                     await self._wait()
-                task = asyncio.create_task(self._play(match))
-                task.add_done_callback(lambda _: self.wake.set())
-                self._playing[task] = match
-                await asyncio.sleep(0)  # lets the match ask its first questions
             while self._playing:
                 await self._wait()
         except ConnectionFailedError as error:
@@ -168,11 +170,22 @@ class _Schedule:
             await asyncio.gather(*self._playing, return_exceptions=True)
 
     def _may_start(self, match: Match) -> bool:
-        """Whether an engine waits for the match's calls; a person plays one match at a time."""
+        """Whether all its engines wait for more calls; a person plays one match at a time."""
         agents = [agent for team in match.agents.values() for agent in team]
         if any(agent.kind == HUMAN for agent in agents):
             return not self._playing
-        return any(a.model.slots.hungry for a in agents if a.model is not None)
+        return all(a.model.slots.hungry for a in agents if a.model is not None)
+
+    async def _start(self, match: Match) -> None:
+        """Play a match: at once if nobody has to be asked, otherwise in a task."""
+        if match.is_scripted:
+            await self._play(match)
+            await self._breathe()
+            return
+        task = asyncio.create_task(self._play(match))
+        task.add_done_callback(lambda _: self.wake.set())
+        self._playing[task] = match
+        await asyncio.sleep(0)  # lets the match ask its first questions
 
     async def _wait(self) -> None:
         """Wait until something changes. Raises what ended a match's task."""

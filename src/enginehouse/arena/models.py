@@ -80,11 +80,11 @@ def _size(prompt: Prompt, dropped: int) -> int:
     return sum(len(message.content) for message in prompt.chat(dropped).messages)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class ActiveModel:
     """A model in one session; `model` None: only recorded calls can answer for it.
 
-    `session` is the id of its ProvenanceRecord.
+    `session` is the id of its ProvenanceRecord; `has_answered` becomes true with the first answer.
     """
 
     spec: ModelSpec
@@ -92,6 +92,7 @@ class ActiveModel:
     session: int
     slots: Slots
     limit: ContextLimit
+    has_answered: bool = False
     refused: set[Capability] = field(default_factory=set)
     """What the engine turned out not to support."""
 

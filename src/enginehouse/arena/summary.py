@@ -311,6 +311,8 @@ def _ratings(outcomes: Outcomes, scores: Floats) -> tuple[Rating, ...]:
     won, tied = wins.sum(axis=0), ties.sum(axis=0)
     ratings = []
     for n, interval in enumerate(intervals_of_strengths(halves)):
+        if not halves[:, n].any() or not halves[:, :, n].any():
+            interval = None  # noqa: PLW2901 - no resample would show a defeat, or a win
         scaled = interval and structs.replace(
             interval, low=ELO * interval.low, high=ELO * interval.high
         )
@@ -398,6 +400,11 @@ def _notes(outcomes: Outcomes, values: Floats) -> Iterator[str]:
         yield "no ratings: some teams have not met, not even through others"
     if not all(record.seeded for record in outcomes.provenances):
         yield "an engine does not support seeds: the same answers cannot be drawn again"
+    if outcomes.diverged:
+        yield (
+            f"{outcomes.diverged:,} of {outcomes.finished:,} matches left another run's record; a "
+            "replay (--html) says where"
+        )
     for repair in outcomes.repairs:
         yield (
             f"the journal's end was broken, and repaired: {repair.size:,} bytes were moved to "

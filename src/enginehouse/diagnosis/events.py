@@ -46,8 +46,9 @@ _CHAINED = re.compile(
 _ERROR_LINE = re.compile(
     r"[\w./\- ]{1,120}: error: |\S{0,200}python[\d.]{0,5}: (?:No module|can't open|Error while)"
     r"|[Ee]rror: |\[Errno \d+\]|Fatal Python error|terminate called"
-    r"|\S{0,200}: error while loading shared libraries|(?:Killed|已杀死|Getötet)$"
-    r"|Segmentation fault|Bus error|Illegal instruction|Aborted|(?:free|malloc|munmap_chunk)\(\): "
+    r"|\S{0,200}: error while loading shared libraries|\.{0,200}(?:Killed|已杀死|Getötet)$"
+    r"|Segmentation fault|Bus error|Illegal instruction|Aborted|Abort trap: \d"
+    r"|libc\+\+abi: terminating|(?:free|malloc|munmap_chunk)\(\): "
     r"|double free or corruption"
     r"|corrupted size|!+ ?(?:Segfault|SIGABRT)|\*\*\* SIG[A-Z]+ received"
     r"|(?:srun|slurmstepd): error:|Out of memory: Killed process"
@@ -241,7 +242,8 @@ class _Unfinished:
         name and a colon, or goes on in the middle of a sentence.
         """
         said = self.failure.raised[-1].lines
-        together = line.text[:1].isspace() or _ANNOUNCED.search(said[0].strip()) is not None
+        announced = _ANNOUNCED.search(said[0].strip()) or said[-1].rstrip().endswith("):")
+        together = line.text[:1].isspace() or bool(announced)
         if number - self.failure.last > 1:
             return together and not line.prefixed
         if line.prefixed:
@@ -344,8 +346,11 @@ class Reader:
         before = line.text.partition(_TRACEBACK)[0]
         heading = before.strip(f" +|{_BOX}")
         indent = before if before.isspace() else ""
-        if not heading and (heading := self._before.get(key, "").strip()):
-            self._retract(heading, key)
+        # A line without a prefix may be anybody's, so it is the heading only if it is the last one.
+        if not heading and (key != _BARE or self._last == _BARE):
+            heading = self._before.get(key, "").strip()
+            if heading:
+                self._retract(heading, key)
         self._keep(self._failure(line, heading=heading, traced=True), key, _State.FRAMES)
         self._open[key].indent = indent
 

@@ -102,7 +102,8 @@ class TeamDifference(msgspec.Struct, frozen=True, kw_only=True):
 class Rating(msgspec.Struct, frozen=True, kw_only=True):
     """A team's Bradley-Terry strength on the Elo scale (400 points are odds of 10 to 1), mean 0.
 
-    The team with the higher score wins. `wins`, `ties` and `losses` are against other teams.
+    The team with the higher score wins. `wins`, `ties` and `losses` are against other teams. A team
+    that won or lost every match has no interval: the matches bound its strength on one side only.
     """
 
     team: str
