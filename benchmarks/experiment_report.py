@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     asked = parser.parse_args(arguments)
     say(machine())
     seconds: list[float] = []
+    of_cpu: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         homes = {count: _played(Path(folder) / str(count), count) for count in (_FEW, _MANY)}
 
@@ -42,10 +44,11 @@ def main(arguments: Sequence[str]) -> None:
             home = homes[matches]
             (run,) = (home / "state/runs").iterdir()
             command = [sys.executable, FOLDER / "our_memory.py", "play", "analyze", run, "--json"]
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), _cpu()
             (most,) = output(command, env={"ENGINEHOUSE_HOME": str(home)})
             if matches == _MANY:
                 seconds.append(time.perf_counter() - began)
+                of_cpu.append(_cpu() - cpu)
             return most
 
         few, many = interleaved(
@@ -54,8 +57,15 @@ def main(arguments: Sequence[str]) -> None:
         ).values()
     print(HEAD)
     print(row(f"report of {_MANY:,} matches, seconds", mean(seconds), at_most=5))
+    print(row(f"report of {_MANY:,} matches, CPU seconds", mean(of_cpu), at_most=5))
     print(row(f"peak memory of it, MB, at {_MANY:,} matches", mean(many)))
     print(row(f"peak memory of it at {_MANY:,} matches / at {_FEW:,}", paired_ratio(many, few)))
+
+
+def _cpu() -> float:
+    """CPU seconds of the programs that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _played(home: Path, matches: int) -> Path:

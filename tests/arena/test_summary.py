@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tests.support.made_experiments import AT, made_spec, make_experiment
 
-from enginehouse.arena.records import HeaderRecord, MatchRecord, Record
+from enginehouse.arena.records import CallKey, HeaderRecord, MatchRecord, Record
 from enginehouse.arena.summary import summarise_experiment
 from enginehouse.core.errors import StoreError
 from enginehouse.core.incidents import Incident
@@ -221,6 +221,18 @@ def test_ratings_need_three_teams_that_met(tmp_path: Path):
     _, apart = report_of(tmp_path / "apart", three, pairings=pairs)
     assert apart.ratings == ()
     assert any("ratings" in note for note in apart.notes)
+
+
+def test_matches_that_left_a_record_are_counted(tmp_path: Path):
+    """Another run's record answered for them, up to some call."""
+    run, report = report_of(tmp_path, matches=2)
+    assert not any("record" in note for note in report.notes)
+    left = msgspec.structs.replace(
+        matches_of(run)[0],
+        diverged={"team_a": CallKey(match=0, turn=1, seat="team_a", agent=0, kind="vote")},
+    )
+    append(run, left)
+    assert any("1 of 8 matches left" in note for note in summarise_experiment(run).notes)
 
 
 def test_the_report_is_repeatable_json(tmp_path: Path):

@@ -49,6 +49,7 @@ def replay(match: int = 0, *, words: str = "I trust them.", rounds: int = 3) -> 
         largest_total=150.0,
         calls=42,
         failure=None,
+        diverged={"team_a": "round 2, vote of member 1"},
     )
 
 
@@ -103,6 +104,7 @@ def test_everything_that_happened_is_there(tmp_path: Path):
         "team_b (scripts): RED by a script",
         "team_a chose BLACK, team_b chose RED",
         "total 0 of at most 150; 42 calls",
+        "team_a followed another run's record until round 2, vote of member 1",
         "Round 3",
     ):
         assert part in text, part

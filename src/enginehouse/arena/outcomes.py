@@ -77,6 +77,7 @@ class _Match(msgspec.Struct, frozen=True, tag="match"):
     seconds: float
     invalid: Mapping[str, int] = {}
     asked: Mapping[str, int] = {}
+    diverged: Mapping[str, Any] = {}
     failure: CallFailure | None = None
 
 
@@ -105,7 +106,7 @@ class Outcomes:
         self.failures: dict[int, CallFailure] = {}
         self.provenances: list[ProvenanceRecord] = []
         self.repairs: list[RepairRecord] = []
-        self.failed_calls = self.replayed = self.shortened = 0
+        self.failed_calls = self.replayed = self.shortened = self.diverged = 0
         self.cache_queries = self.cache_hits = 0
         self._pairings = {pairing: n for n, pairing in enumerate(self.spec.pairings)}
         self._finished: set[int] = set()
@@ -161,6 +162,7 @@ class Outcomes:
             self.failures[match.match] = match.failure
             return
         self.failures.pop(match.match, None)
+        self.diverged += bool(match.diverged)
         total, most = match.welfare
         figures = [total, math.nan if most is None else most]
         for seat in self.spec.seats:

@@ -7,33 +7,17 @@ from pathlib import Path
 
 import msgspec
 
-from enginehouse.arena.records import DecisionRecord, HeaderRecord, MatchRecord
+from enginehouse.arena.records import DecisionRecord, MatchRecord
 from enginehouse.games.base import Action
 from enginehouse.results.replay import MatchReplay, SeatTurn, Speech, TurnReplay
 from enginehouse.store.journal import read_journal, read_record
 
 
-class _Number(msgspec.Struct, frozen=True, tag="match"):
-    match: int
+class _Line(msgspec.Struct, frozen=True):
+    """Any record of the journal; the rest of it is skipped without being decoded."""
 
-
-class _Call(msgspec.Struct, frozen=True, tag="call"):
-    """Skipped without being decoded, as are the next three."""
-
-
-class _Provenance(msgspec.Struct, frozen=True, tag="provenance"):
-    pass
-
-
-class _PrefixCache(msgspec.Struct, frozen=True, tag="prefix_cache"):
-    pass
-
-
-class _Repair(msgspec.Struct, frozen=True, tag="repair"):
-    pass
-
-
-_Line = HeaderRecord | _Number | _Call | _Provenance | _PrefixCache | _Repair
+    type: str
+    match: int = -1
 
 
 def replay_matches(journal: Path) -> Iterator[MatchReplay]:
@@ -44,7 +28,7 @@ def replay_matches(journal: Path) -> Iterator[MatchReplay]:
     offsets = {
         entry.record.match: entry.offset
         for entry in read_journal(journal, _Line)
-        if isinstance(entry.record, _Number)
+        if entry.record.type == "match"
     }
     for _, offset in sorted(offsets.items()):
         yield _replay(read_record(journal, MatchRecord, offset=offset))
@@ -73,6 +57,10 @@ def _replay(match: MatchRecord) -> MatchReplay:
         largest_total=largest,
         calls=match.calls,
         failure=f"{match.failure.kind}: {match.failure.message}" if match.failure else None,
+        diverged={
+            seat: f"round {key.turn + 1}, {key.kind} of member {key.agent + 1}"
+            for seat, key in match.diverged.items()
+        },
     )
 
 

@@ -400,6 +400,11 @@ def _notes(outcomes: Outcomes, values: Floats) -> Iterator[str]:
         yield "no ratings: some teams have not met, not even through others"
     if not all(record.seeded for record in outcomes.provenances):
         yield "an engine does not support seeds: the same answers cannot be drawn again"
+    if outcomes.diverged:
+        yield (
+            f"{outcomes.diverged:,} of {outcomes.finished:,} matches left another run's record; a "
+            "replay (--html) says where"
+        )
     for repair in outcomes.repairs:
         yield (
             f"the journal's end was broken, and repaired: {repair.size:,} bytes were moved to "

@@ -37,7 +37,8 @@ def analyze(
     """
     from enginehouse.arena.summary import summarise_experiment
     from enginehouse.commands.play_reports import write_replay_pages
-    from enginehouse.report.experiment_table import experiment_csv, print_experiment
+    from enginehouse.report.experiment_csv import experiment_csv
+    from enginehouse.report.experiment_table import print_experiment
     from enginehouse.report.visible_text import write_text
 
     if json and csv:

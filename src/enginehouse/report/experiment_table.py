@@ -1,18 +1,16 @@
-"""An experiment's figures on the terminal and as CSV."""
+"""An experiment's figures on the terminal."""
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from enginehouse.report.terminal import make_console, make_table
+from enginehouse.report.terminal import make_console, make_table, whole_line
 from enginehouse.results.experiment import (
     Estimate,
     ExperimentReport,
@@ -23,23 +21,6 @@ from enginehouse.results.experiment import (
 )
 from enginehouse.statistics.intervals import Interval
 
-_CSV_COLUMNS = (
-    "what",
-    "pairing",
-    "seat",
-    "team",
-    "other",
-    "measure",
-    "value",
-    "low",
-    "high",
-    "method",
-    "count",
-    "p",
-    "p_corrected",
-    "detectable",
-)
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 _LEGEND = (
     "Intervals are at 95 % and vary whole seeds (all matches with one seed together). Differences "
     "of shares are in points, on the same seeds. in place: one team instead of the other, in the "
@@ -87,22 +68,6 @@ def render_experiment(report: ExperimentReport) -> RenderableType:
         parts.append(Text(failed, style="red"))
     parts += [Text(f"note: {note}", style="yellow") for note in report.notes]
     return Group(*parts)
-
-
-def experiment_csv(report: ExperimentReport) -> str:
-    """Every figure as one row of CSV with a header; empty where there is no value.
-
-    `what` is team, seat, pairing, rating, "difference in place" or "difference head to head"; a
-    difference is `team` - `other`, and its `count` is that of seeds.
-    Shares are from 0 to 1. Text that a spreadsheet would take for a formula gets a leading
-    apostrophe.
-    """
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, _CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in _csv_rows(report):
-        writer.writerow({name: _harmless(value) for name, value in row.items()})
-    return stream.getvalue()
 
 
 class _Figures:
@@ -169,7 +134,8 @@ def _pairing_line(pairing: PairingReport) -> Text:
     total = f"  {pairing.matches:,} matches, total {_with_interval(pairing.total, share=False)}"
     line.append(total, style="not bold")
     if pairing.welfare is not None:
-        welfare = f", {_with_interval(pairing.welfare, share=True)} of the most possible"
+        share = _with_interval(pairing.welfare, share=True)
+        welfare = f", welfare {share} of the most possible"
         line.append(welfare, style="not bold")
     return line
 
@@ -268,12 +234,10 @@ def _facts(report: ExperimentReport) -> Group:
     if work.calls + work.replayed:
         rows.append(("calls", _calls(work)))
         tokens = f"{work.prompt_tokens:,} prompt and {work.completion_tokens:,} generated"
-        hits = work.prefix_cache_hits
-        cached = (
-            "hit rate of the prefix cache unknown"
-            if hits is None
-            else (f"{hits:.1%} of the prompts' tokens were in the prefix cache")
-        )
+        if work.prefix_cache_hits is None:
+            cached = "hit rate of the prefix cache unknown"
+        else:
+            cached = f"{work.prefix_cache_hits:.1%} of prompt tokens found in the prefix cache"
         rows.append(("tokens", f"{tokens}; {cached}"))
     for answerer in report.answerers:
         p = answerer.provenance
@@ -281,10 +245,12 @@ def _facts(report: ExperimentReport) -> Group:
         digests = (("weights", p.weights_digest), ("adapter", p.adapter_digest))
         named = "".join(f", {what} {digest[:12]}" for what, digest in digests if digest)
         rows.append((answerer.model, f"{p.model} by {engine} at {p.base_url}{named}"))
-    rows += [("seed", f"{report.seed}"), ("run", report.run), ("stored in", report.folder)]
+    rows.append(("seed", f"{report.seed}"))
+    width = max(len("stored in"), *(len(name) for name, _ in rows))
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(value))
-    return Group(table)
+    places = (("run", report.run), ("stored in", report.folder))
+    return Group(table, *(whole_line(f"{name:<{width}}  ", value) for name, value in places))
 
 
 def _calls(work: ExperimentWork) -> str:
@@ -295,56 +261,3 @@ def _calls(work: ExperimentWork) -> str:
     )
     more = "".join(f", {count:,} {what}" for count, what in further if count)
     return f"{work.calls:,}{more}"
-
-
-def _csv_rows(report: ExperimentReport) -> Iterator[dict[str, object]]:
-    for team in report.teams:
-        for name, estimate in team.figures.items():
-            yield {"what": "team", "team": team.team, "measure": name, **_of(estimate)}
-    for pairing in report.pairings:
-        place = {"what": "pairing", "pairing": pairing.pairing}
-        yield {**place, "measure": "total", **_of(pairing.total)}
-        if pairing.welfare is not None:
-            yield {**place, "measure": "welfare", **_of(pairing.welfare)}
-        for seat in pairing.seats:
-            place = {"what": "seat", "pairing": pairing.pairing, "seat": seat.seat}
-            for name, estimate in seat.figures.items():
-                yield {**place, "team": seat.team, "measure": name, **_of(estimate)}
-    for difference in report.differences:
-        result = difference.result
-        yield {
-            "what": f"difference {difference.comparison}",
-            "team": difference.second,
-            "other": difference.first,
-            "measure": difference.measure,
-            "value": result.difference,
-            "count": result.pairs,
-            "p": result.p_value,
-            "p_corrected": difference.p_corrected,
-            "detectable": result.detectable,
-            **_ends(result.interval),
-        }
-    for rating in report.ratings:
-        yield {
-            "what": "rating",
-            "team": rating.team,
-            "measure": "elo",
-            "value": rating.rating.value,
-            "count": rating.wins + rating.ties + rating.losses,
-            **_ends(rating.rating.interval),
-        }
-
-
-def _of(estimate: Estimate) -> dict[str, object]:
-    return {"value": estimate.value, "count": estimate.count, **_ends(estimate.interval)}
-
-
-def _ends(interval: Interval | None) -> dict[str, object]:
-    if interval is None:
-        return {}
-    return {"low": interval.low, "high": interval.high, "method": interval.method}
-
-
-def _harmless(value: object) -> object:
-    """A cell that a spreadsheet shows and does not calculate."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value

@@ -293,10 +293,10 @@ def _facts(report: Report) -> Group:
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(value))
     places = (("run", report.run), ("stored in", report.folder))
-    return Group(table, *(_whole(f"{name:<{width}}  ", value) for name, value in places))
+    return Group(table, *(whole_line(f"{name:<{width}}  ", value) for name, value in places))
 
 
-def _whole(label: str, value: str) -> Text:
+def whole_line(label: str, value: str) -> Text:
     """A line that is never folded, so that its value can be copied."""
     line = Text(no_wrap=True, overflow="ignore")
     return line.append(label, style="bold").append(value)

@@ -42,7 +42,11 @@ class TurnReplay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MatchReplay(msgspec.Struct, frozen=True, kw_only=True):
-    """One match. `failure` says why it ended early."""
+    """One match. `failure` says why it ended early.
+
+    `diverged`: of a match that another run's record answered for, by seat the first call that the
+    record could not answer, in words.
+    """
 
     match: int
     pairing: str
@@ -54,3 +58,4 @@ class MatchReplay(msgspec.Struct, frozen=True, kw_only=True):
     largest_total: float | None
     calls: int
     failure: str | None
+    diverged: Mapping[str, str]
