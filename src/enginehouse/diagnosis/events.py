@@ -199,10 +199,6 @@ class _Unfinished:
             return self._frame(text, bare)
         return self.state is _State.MESSAGE and self._message(line, bare, number)
 
-    def chain(self) -> None:
-        """The next traceback of a chain begins."""
-        self.state, self.files = _State.FRAMES, []
-
     def _frame(self, text: str, bare: str) -> bool:
         if _CARETS.issuperset(bare):
             return True
@@ -342,7 +338,7 @@ class Reader:
     def _begin(self, line: Line, key: _Key, unfinished: _Unfinished | None) -> None:
         """A traceback begins: the next one of a chain, or a new one."""
         if unfinished is not None and unfinished.state is _State.CHAINED:
-            unfinished.chain()
+            unfinished.state, unfinished.files = _State.FRAMES, []
             unfinished.failure.last = self._log.lines
             return
         if unfinished is not None:
@@ -403,20 +399,17 @@ class Reader:
             failure.raised.append(raised)
             self._keep(failure, key, _State.MESSAGE)
             return
-        self._note_progress(line)
+        # A process still works: it writes an INFO, or what SGLang's ranks say.
+        progress = self._log.progress
+        works = line.level == "INFO" or (line.level is None and _RANK.match(line.process))
+        if works and (line.process in progress or len(progress) < 4 * _OPEN):
+            progress[line.process] = self._log.lines
         if line.native or (line.level not in ("INFO", "DEBUG") and _TELLING.search(text, 0, _TEXT)):
             remark = Remark(self._log.lines, text, line.native)
             if len(self._first_remarks) < _KEPT:
                 self._first_remarks.append(remark)
             else:
                 self._last_remarks.append(remark)
-
-    def _note_progress(self, line: Line) -> None:
-        """Remember that a process still works: an INFO, or what SGLang's ranks say."""
-        progress = self._log.progress
-        works = line.level == "INFO" or (line.level is None and _RANK.match(line.process))
-        if works and (line.process in progress or len(progress) < 4 * _OPEN):
-            progress[line.process] = self._log.lines
 
     def _is_error(self, line: Line, text: str) -> bool:
         if line.level is not None:
