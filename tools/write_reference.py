@@ -90,7 +90,8 @@ EXIT_CODES = {
     7: "a task's data or its scoring is broken",
     8: "a run or another file cannot be read or written, another process works on it, or no more "
     "files may be opened",
-    9: "the evaluation ended, but too many samples failed: at least one task has no headline",
+    9: "the run ended, but too many samples, or all matches, failed: a task, or the experiment, "
+    "has no figures",
     130: "Ctrl-C (SIGINT); everything that was started has been stopped, and a run can be resumed",
     141: "nobody reads standard output any more (`| head`)",
     143: "SIGTERM; like Ctrl-C",

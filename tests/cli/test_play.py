@@ -419,9 +419,13 @@ def test_output_dir_gets_the_results(house: House, call):
 
 def test_an_experiment_whose_matches_all_failed_has_its_own_exit_code(house: House, call):
     """9, with the first cause; the matches are played again with --retry-failed."""
-    refusal = {"fault": "status", "match": "RED", "status": 400}
+    refusal = {"fault": "status", "match": "RED", "status": 400, "first": 1}
     with engine(faults=[refusal]) as url:
         done = call("play", write(house, small(url)))
         assert done.code == 9, done.err
-    (run,) = house.runs
-    assert f"enginehouse resume {run.name} --retry-failed" in done.err
+        (run,) = house.runs
+        assert f"enginehouse resume {run.name} --retry-failed" in done.err
+        assert call("resume", run.name).code == 9  # a match that failed has ended
+        again = call("resume", run.name, "--retry-failed", "--json")
+    assert again.code == 0, again.err
+    assert (again.report["finished"], again.report["failures"]) == (1, [])

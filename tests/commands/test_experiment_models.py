@@ -14,12 +14,14 @@ from tests.support.leased_ports import free_port
 from tests.support.tiny_adapters import BASE, write_adapter
 from tests.support.tiny_checkpoints import write_checkpoint
 
-from enginehouse.commands.experiment_configuration import ProviderConfig
-from enginehouse.commands.experiment_models import OpenModels, open_models
+from enginehouse.commands.experiment_configuration import LOCAL_URL, ProviderConfig
+from enginehouse.commands.experiment_models import OpenModels, ask_plan, open_models
 from enginehouse.core.errors import ConfigurationError, ConnectionFailedError
 from enginehouse.core.messages import ChatPrompt, Message
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.deployment.configuration import parse
+from enginehouse.engines.base import RemoteEngine
+from enginehouse.engines.registry import ENGINES, load_engine
 from enginehouse.runtime.context import Context
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 from enginehouse.testing.fake_vendors import FakeOpenAI, running_fake_vendor
@@ -117,6 +119,18 @@ async def test_a_hosted_api_is_neither_served_nor_given_adapters(change: dict[st
     with pytest.raises(ConfigurationError, match="runs elsewhere"):
         async with opened(gpt={"type": "openai", "model": "gpt", **change}):
             pass
+
+
+@pytest.mark.parametrize("engine", ENGINES.names())
+def test_every_engine_can_answer(engine: str):
+    """One that runs here at RedBlackBench's address by default, or started; others at their own."""
+    values = {"type": engine, "model": "m"}
+    hosted = isinstance(load_engine(engine), RemoteEngine)
+    plan = ask_plan(parse(ProviderConfig, values, origin="m"), name="m")
+    assert (plan.engine, plan.url) == (engine, None if hosted else LOCAL_URL)
+    if not hosted:
+        served = ask_plan(parse(ProviderConfig, values | {"serve": True}, origin="m"), name="m")
+        assert (served.model, served.url) == ("m", None)
 
 
 @pytest.mark.slow

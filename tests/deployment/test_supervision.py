@@ -34,7 +34,7 @@ from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.deployment.supervision import Supervisor
 from enginehouse.servers.health import Health
 from enginehouse.servers.records import ServerState, list_servers
-from enginehouse.servers.server import start_server, stop_server
+from enginehouse.servers.server import OwnedServer, stop_server
 from enginehouse.servers.timings import TIMINGS, Timings
 from enginehouse.store.layout import Layout
 
@@ -63,7 +63,7 @@ def served(house: House, monkeypatch: pytest.MonkeyPatch):
     notes: list[str] = []
 
     def serve(timings: Timings = TIMINGS, *, env: dict[str, str] | None = None, **settings: object):
-        monkeypatch.setattr(preparation, "start_server", partial(start_server, timings=timings))
+        monkeypatch.setattr(preparation, "OwnedServer", partial(OwnedServer, timings=timings))
         values = {"model": str(house.model()), "server": {"env_vars": SLOW | (env or {})}}
         config = parse(ServeConfig, values | settings, origin="test")
         return opened(

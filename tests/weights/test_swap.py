@@ -16,7 +16,6 @@ from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.stack import ServerLayers
-from enginehouse.client.swap_gate import SwapGate
 from enginehouse.client.wire import InFlight
 from enginehouse.core.errors import ModelError, UnsupportedError, WeightsError
 from enginehouse.core.messages import TextPrompt
@@ -114,7 +113,6 @@ def room(tmp_path: Path, layout: Layout):
         a = write_checkpoint(tmp_path / "a", seed=1)
         b = write_checkpoint(tmp_path / "b", seed=2)
         started = Weights(path=a, digest=digest_of(a, layout=layout))
-        gate = SwapGate(started.digest)
         file = tmp_path / "server" / "weights.json"
         async with AsyncExitStack() as stack:
             engine = await stack.enter_async_context(
@@ -127,11 +125,12 @@ def room(tmp_path: Path, layout: Layout):
                 started=started,
                 file=file,
                 layout=layout,
-                gate=gate,
                 **options,
             )
             sampler = HTTPSampler(
-                engine.url, capabilities=ENGINE.capabilities(None), shared=ServerLayers(gate=gate)
+                engine.url,
+                capabilities=ENGINE.capabilities(None),
+                shared=ServerLayers(gate=swapper.gate),
             )
             await stack.enter_async_context(swapper)
             await stack.enter_async_context(sampler)

@@ -118,6 +118,8 @@ def run(  # noqa: PLR0913 - one for each option
         "serve": serve or None,
         "concurrency": concurrency,
         "output_dir": output_dir,
+        "cassette": cassette,
+        "offline": offline or None,
     }
     values = merged({"experiment_name": file.stem}, merged(read_yaml(file), options))
     config = parse(ExperimentConfig, values, origin=str(file))
@@ -128,8 +130,6 @@ def run(  # noqa: PLR0913 - one for each option
                 Context(notify=console.note),
                 origin=str(file),
                 human=Person(),
-                cassette=cassette,
-                offline=offline,
                 progress=progress,
             )
         )

@@ -138,6 +138,10 @@ class ExperimentConfig(StrictModel):
     """How teams of several agents decide."""
     serve: bool = False
     """As `serve` of every provider whose engine runs here."""
+    cassette: str | None = None
+    """A run whose recorded calls answer as long as the same model is asked the same."""
+    offline: bool = False
+    """Ask no model: only the cassette answers."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """The largest number of requests in flight per server; by default a quarter more than a server
     of our own takes with `max_num_seqs`, and 64 elsewhere."""
@@ -219,6 +223,12 @@ class ExperimentConfig(StrictModel):
     def _one_way_to_name_teams(self) -> Self:
         if self.teams and (self.team_a or self.team_b):
             raise ValueError("give 'teams', or 'team_a' and 'team_b', but not both")
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_answers(self) -> Self:
+        if self.offline and self.cassette is None:
+            raise ValueError("nobody answers 'offline': name a recorded run as 'cassette'")
         return self
 
 

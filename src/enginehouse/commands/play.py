@@ -24,7 +24,6 @@ from enginehouse.commands.foreign_runs import read_experiment, require_trust
 from enginehouse.commands.kept_variables import is_kept, with_left_out
 from enginehouse.commands.play_reports import write_replay_pages
 from enginehouse.commands.run_sessions import stop_abandoned_servers, working_on
-from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.incidents import Incident
 from enginehouse.report.experiment_csv import experiment_csv
 from enginehouse.results.experiment import ExperimentReport
@@ -51,28 +50,17 @@ async def run_experiment(
     *,
     origin: str,
     human: Human | None = None,
-    cassette: str | None = None,
-    offline: bool = False,
     progress: OnProgress = lambda _: None,
 ) -> ExperimentReport:
     """Play an experiment in a new run, on deployments that are opened for it.
-
-    The calls recorded in the run `cassette` answer as long as the same model would be asked the
-    same. `offline` opens nothing: a match that the cassette cannot answer for fails.
 
     `origin` names the configuration in errors. Raises ConfigurationError before anything is started
     or asked, and what `open_models` and `play_experiment` do; what was played until then is
     kept. A match that fails alone does not raise.
     """
-    journal = None
-    if cassette is not None:
-        recorded = open_run(context.layout, cassette)
-        recorded.require_kind("experiment", instead="show")
-        journal = recorded.journal_path
-    elif offline:
-        raise ConfigurationError(
-            "nobody would answer: --offline asks no model", fix="give a recorded run as --cassette"
-        )
+    if config.cassette is not None:
+        recording = _recording(config.cassette, context)
+        config = config.model_copy(update={"cassette": str(recording.folder)})
     config = _with_absolute_paths(config)
     plan = plan_experiment(config, origin=origin)
     for name, provider in plan.providers.items():
@@ -89,9 +77,7 @@ async def run_experiment(
     )
     context.notify(f"run: {run.info.id}")
     planned = _Planned(run=run, config=config, plan=plan)
-    return await _play(
-        planned, context, human=human, cassette=journal, offline=offline, progress=progress
-    )
+    return await _play(planned, context, human=human, progress=progress)
 
 
 async def resume_experiment(
@@ -130,13 +116,12 @@ async def _play(
     planned: _Planned,
     context: Context,
     *,
-    human: Human | None = None,
-    cassette: Path | None = None,
-    offline: bool = False,
+    human: Human | None,
     progress: OnProgress,
     retry_failed: bool = False,
 ) -> ExperimentReport:
-    run, plan = planned.run, planned.plan
+    run, config, plan = planned.run, planned.config, planned.plan
+    cassette = config.cassette and _recording(config.cassette, context).journal_path
     with working_on(run, context):
         # a new run has no journal until somebody answers
         left = not run.journal_path.exists() or matches_left(
@@ -145,11 +130,9 @@ async def _play(
         if not left:
             context.notify(f"run {run.info.id} is complete: nothing to play")
         providers: Mapping[str, ProviderConfig] = {}
-        if left and not offline:
+        if left and not config.offline:
             providers = _with_variables(plan.providers, run.info.left_out)
-        async with open_models(
-            providers, context, concurrency=planned.config.concurrency
-        ) as opened:
+        async with open_models(providers, context, concurrency=config.concurrency) as opened:
 
             def note(incident: Incident) -> None:
                 run.update(incidents=(*run.info.incidents, incident))
@@ -165,17 +148,24 @@ async def _play(
                     models=opened.models,
                     run=run,
                     human=human,
-                    cassette=cassette,
+                    cassette=cassette or None,
                     progress=progress,
                     retry_failed=retry_failed,
                 )
         report = await asyncio.to_thread(summarise_experiment, run)
         run.write_report(_as_json(report))
-    if (output_dir := planned.config.output_dir) is not None:
+    if (output_dir := config.output_dir) is not None:
         folder = output_dir / run.info.id
         await asyncio.to_thread(_copy_results, run, report, folder)
         context.notify(f"results: {folder}")
     return report
+
+
+def _recording(reference: str, context: Context) -> Run:
+    """The run whose calls answer. Raises RunNotFoundError; ConfigurationError for an evaluation."""
+    run = open_run(context.layout, reference)
+    run.require_kind("experiment", instead="show")
+    return run
 
 
 def _copy_results(run: Run, report: ExperimentReport, folder: Path) -> None:

@@ -40,7 +40,7 @@ EnginehouseError
 │   ├── RunNotFoundError
 │   └── RunLockedError
 ├── OpenFilesError            this process cannot open any more files
-└── NoHeadlineError           too many samples failed: there is no score
+└── NoHeadlineError           too many samples, or all matches, failed: there is no score
 
 `retryable` says whether the same call may succeed unchanged; `stage` says where it happened.
 Every class has the exit code of the command line.
@@ -375,7 +375,7 @@ class OpenFilesError(EnginehouseError):
 
 
 class NoHeadlineError(EnginehouseError):
-    """Too many samples failed for a meaningful score; the run itself is complete."""
+    """Too many samples, or all matches, failed for a meaningful figure; the run is complete."""
 
     stage = "evaluation"
     exit_code = 9

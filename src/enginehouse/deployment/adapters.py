@@ -17,11 +17,7 @@ from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import AdapterError, EnginehouseError, UnknownNameError
 from enginehouse.core.sampler import Capability
 from enginehouse.deployment.reference_scores import score_with_peft
-from enginehouse.deployment.running_servers import (
-    find_running,
-    largest_rank,
-    require_adapters,
-)
+from enginehouse.deployment.running_servers import find_running, largest_rank
 from enginehouse.deployment.samplers import make_sampler
 from enginehouse.dialects.base import require
 from enginehouse.engines.base import Engine, ServedEngine
@@ -124,7 +120,7 @@ class Adapters:
         flight for them are answered. Raises AdapterError, with the server as it was.
         """
         require_alias(alias)
-        require_adapters(self._server, layout=self._context.layout)
+        max_rank = largest_rank(self._server, layout=self._context.layout)
         models = await served_models(self._server, self._engine)
         base, served = models[0], _adapters_in(models)
         root = _here(base.root)
@@ -133,7 +129,7 @@ class Adapters:
             AdapterStore(self._context.layout).add,
             folder,
             base=shapes or None,
-            max_rank=largest_rank(self._server, layout=self._context.layout),
+            max_rank=max_rank,
         )
         name = name_of(alias, stored.digest)
         await load_adapter(self._sampler, name, path=str(stored.path))

@@ -70,24 +70,17 @@ def canonical_address(url: str) -> str:
 
 
 def largest_rank(server: Server, *, layout: Layout) -> int | None:
-    """The largest rank of an adapter that the server accepts; None if that is not known."""
-    record = record_at(server.base_url, layout=layout)
-    command = server.command or (record.command if record else None)
-    if command is None:
-        return None
-    engine = load_engine(server.engine)
-    return engine.lora.rank_in(command) if isinstance(engine, SupportsAdapters) else None
+    """The largest rank of an adapter that the server accepts; None if that is not known.
 
-
-def require_adapters(server: Server, *, layout: Layout) -> None:
-    """Raise AdapterError for a server whose command line is known and does not enable adapters."""
+    Raises AdapterError for a server whose command line is known and does not enable adapters.
+    """
     record = record_at(server.base_url, layout=layout)
     command = server.command or (record.command if record else None)
     engine = load_engine(server.engine)
     if command is None or not isinstance(engine, SupportsAdapters):
-        return
+        return None
     if engine.lora.are_enabled(command):
-        return
+        return engine.lora.rank_in(command)
     name = server.name or (record.name if record else None) or server.base_url
     raise AdapterError(
         f"{name} takes no adapters",

@@ -17,16 +17,17 @@ from enginehouse.core.errors import AdapterError, WeightsError
 from enginehouse.core.sampler import Capability, Provenance
 from enginehouse.deployment.base import Deployment, Incidents, Target
 from enginehouse.deployment.compute_type import type_in_command
-from enginehouse.deployment.preparation import Prepared, start
+from enginehouse.deployment.preparation import Prepared
 from enginehouse.deployment.samplers import exclusive_requests, make_sampler, say_bound
 from enginehouse.deployment.supervision import Supervisor, supervised
-from enginehouse.deployment.swapping import Swaps, swapping
+from enginehouse.deployment.swapping import swapping
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
-from enginehouse.servers.server import OwnedServer
+from enginehouse.servers.server import OwnedServer, start_server
 from enginehouse.weights.peft_folder import checkpoint_shapes, read_peft_folder
 from enginehouse.weights.pool import AdapterPool, alias_of
 from enginehouse.weights.store import AdapterStore
+from enginehouse.weights.swap import WeightSwapper
 
 
 @asynccontextmanager
@@ -36,7 +37,7 @@ async def served_deployment(
     """Start the prepared server, supervise it, and stop it when the block ends."""
     plan, incidents = prepared.plan, Incidents()
     async with (
-        start(prepared, context, name=None) as owned,
+        start_server(prepared.server(context)) as owned,
         supervised(
             owned,
             patience=plan.progress_timeout,
@@ -44,7 +45,7 @@ async def served_deployment(
             notify=context.notify,
             on_incident=incidents.report,
         ) as supervisor,
-        swapping(owned, supervisor=supervisor, layout=context.layout, alone=True) as swaps,
+        swapping(owned, supervisor=supervisor, layout=context.layout, alone=True) as swapper,
         AsyncExitStack() as stack,
     ):
         deployment = _ServedDeployment(
@@ -52,10 +53,10 @@ async def served_deployment(
             prepared=prepared,
             owned=owned,
             supervisor=supervisor,
-            swaps=swaps,
+            weights=swapper,
             layers=ServerLayers(
                 exclusive=exclusive_requests(prepared.quirks()),
-                gate=swaps.gate,
+                gate=swapper.gate if swapper else None,
                 redelivery=supervisor.redelivery,
             ),
             concurrency=concurrency,
@@ -74,7 +75,7 @@ class _ServedDeployment(Deployment):
     prepared: Prepared
     owned: OwnedServer
     supervisor: Supervisor
-    swaps: Swaps
+    weights: WeightSwapper | None
     layers: ServerLayers
     concurrency: int | None
     stack: AsyncExitStack
@@ -83,7 +84,6 @@ class _ServedDeployment(Deployment):
     async def begin(self) -> None:
         """Open the sampler of the plan's model, and of its adapter if it has one."""
         self.engine, self.model = self.prepared.engine, self.prepared.model
-        self.weights = self.swaps.swapper
         self._turn = asyncio.Lock()  # held while targets that open at once share a step
         sampler = await self.stack.enter_async_context(
             self._sampler(self.server.models[0], self.concurrency)

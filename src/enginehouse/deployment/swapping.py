@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock, Timeout
 
-from enginehouse.client.swap_gate import SwapGate
 from enginehouse.core.errors import WeightsError
 from enginehouse.deployment.running_servers import canonical_address, find_running
 from enginehouse.deployment.supervision import Supervisor
@@ -26,14 +25,6 @@ from enginehouse.weights.declared import Weights, read_declaration
 from enginehouse.weights.replacement import PENDING
 from enginehouse.weights.served_models import served_models
 from enginehouse.weights.swap import WeightSwapper
-
-
-@dataclass(frozen=True, kw_only=True)
-class Swaps:
-    """What swaps weights, and the gate for requests; None where weights cannot be swapped."""
-
-    gate: SwapGate | None
-    swapper: WeightSwapper | None
 
 
 class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,17 +46,17 @@ class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
 @asynccontextmanager
 async def swapping(
     owned: OwnedServer, *, supervisor: Supervisor, layout: Layout, alone: bool
-) -> AsyncIterator[Swaps]:
+) -> AsyncIterator[WeightSwapper | None]:
     """Have restarts of our own server bring back the weights that were swapped in.
 
-    Unless `alone`, also those that another process swapped in (`enginehouse weights swap`).
+    Unless `alone`, also those that another process swapped in (`enginehouse weights swap`). None
+    where weights cannot be swapped.
     """
     server, model = owned.server, owned.model
     swaps = owned.options.enable_weight_swap and owned.engine.wire.weights is not None
     if not swaps or model.weights_digest is None:
-        yield Swaps(gate=None, swapper=None)
+        yield None
         return
-    gate = SwapGate(model.weights_digest)
     assert server.name is not None
     async with WeightSwapper(
         server,
@@ -73,12 +64,11 @@ async def swapping(
         started=Weights(path=Path(model.path), digest=model.weights_digest),
         file=weights_file(layout, server.name),
         layout=layout,
-        gate=gate,
         alone=alone,
         condemn=supervisor.condemn,
     ) as swapper:
         supervisor.restorations.append(swapper.restore)
-        yield Swaps(gate=gate, swapper=swapper)
+        yield swapper
 
 
 @asynccontextmanager

@@ -46,8 +46,9 @@ _CHAINED = re.compile(
 _ERROR_LINE = re.compile(
     r"[\w./\- ]{1,120}: error: |\S{0,200}python[\d.]{0,5}: (?:No module|can't open|Error while)"
     r"|[Ee]rror: |\[Errno \d+\]|Fatal Python error|terminate called"
-    r"|\S{0,200}: error while loading shared libraries|(?:Killed|已杀死|Getötet)$"
-    r"|Segmentation fault|Bus error|Illegal instruction|Aborted|(?:free|malloc|munmap_chunk)\(\): "
+    r"|\S{0,200}: error while loading shared libraries|\.{0,200}(?:Killed|已杀死|Getötet)$"
+    r"|Segmentation fault|Bus error|Illegal instruction|Aborted|Abort trap: \d"
+    r"|libc\+\+abi: terminating|(?:free|malloc|munmap_chunk)\(\): "
     r"|double free or corruption"
     r"|corrupted size|!+ ?(?:Segfault|SIGABRT)|\*\*\* SIG[A-Z]+ received"
     r"|(?:srun|slurmstepd): error:|Out of memory: Killed process"
@@ -198,10 +199,6 @@ class _Unfinished:
             return self._frame(text, bare)
         return self.state is _State.MESSAGE and self._message(line, bare, number)
 
-    def chain(self) -> None:
-        """The next traceback of a chain begins."""
-        self.state, self.files = _State.FRAMES, []
-
     def _frame(self, text: str, bare: str) -> bool:
         if _CARETS.issuperset(bare):
             return True
@@ -245,7 +242,8 @@ class _Unfinished:
         name and a colon, or goes on in the middle of a sentence.
         """
         said = self.failure.raised[-1].lines
-        together = line.text[:1].isspace() or _ANNOUNCED.search(said[0].strip()) is not None
+        announced = _ANNOUNCED.search(said[0].strip()) or said[-1].rstrip().endswith("):")
+        together = line.text[:1].isspace() or bool(announced)
         if number - self.failure.last > 1:
             return together and not line.prefixed
         if line.prefixed:
@@ -340,7 +338,7 @@ class Reader:
     def _begin(self, line: Line, key: _Key, unfinished: _Unfinished | None) -> None:
         """A traceback begins: the next one of a chain, or a new one."""
         if unfinished is not None and unfinished.state is _State.CHAINED:
-            unfinished.chain()
+            unfinished.state, unfinished.files = _State.FRAMES, []
             unfinished.failure.last = self._log.lines
             return
         if unfinished is not None:
@@ -348,8 +346,11 @@ class Reader:
         before = line.text.partition(_TRACEBACK)[0]
         heading = before.strip(f" +|{_BOX}")
         indent = before if before.isspace() else ""
-        if not heading and (heading := self._before.get(key, "").strip()):
-            self._retract(heading, key)
+        # A line without a prefix may be anybody's, so it is the heading only if it is the last one.
+        if not heading and (key != _BARE or self._last == _BARE):
+            heading = self._before.get(key, "").strip()
+            if heading:
+                self._retract(heading, key)
         self._keep(self._failure(line, heading=heading, traced=True), key, _State.FRAMES)
         self._open[key].indent = indent
 
@@ -398,20 +399,17 @@ class Reader:
             failure.raised.append(raised)
             self._keep(failure, key, _State.MESSAGE)
             return
-        self._note_progress(line)
+        # A process still works: it writes an INFO, or what SGLang's ranks say.
+        progress = self._log.progress
+        works = line.level == "INFO" or (line.level is None and _RANK.match(line.process))
+        if works and (line.process in progress or len(progress) < 4 * _OPEN):
+            progress[line.process] = self._log.lines
         if line.native or (line.level not in ("INFO", "DEBUG") and _TELLING.search(text, 0, _TEXT)):
             remark = Remark(self._log.lines, text, line.native)
             if len(self._first_remarks) < _KEPT:
                 self._first_remarks.append(remark)
             else:
                 self._last_remarks.append(remark)
-
-    def _note_progress(self, line: Line) -> None:
-        """Remember that a process still works: an INFO, or what SGLang's ranks say."""
-        progress = self._log.progress
-        works = line.level == "INFO" or (line.level is None and _RANK.match(line.process))
-        if works and (line.process in progress or len(progress) < 4 * _OPEN):
-            progress[line.process] = self._log.lines
 
     def _is_error(self, line: Line, text: str) -> bool:
         if line.level is not None:

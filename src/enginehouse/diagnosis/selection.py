@@ -2,8 +2,11 @@
 
 The first of these that there is:
 1. an error that ended a process and that a definite rule knows, the first of them in the log;
-2. native code, compilers or warnings that a definite rule knows: the last ones before the error;
-3. an error that a rule knows as a symptom (a lost connection, a failed build);
+2. native code, compilers or warnings that a definite rule knows: the last ones before the error,
+   and near it if it is a traceback that no rule knows;
+3. an error that a rule knows as a symptom (a lost connection, a failed build), unless another
+   process reported an error that no rule knows before it; then a remark that a symptom's rule
+   knows, if there is no such traceback;
 4. the error that a pointer to it quotes, if a rule knows it;
 5. an error that ended a process and that no rule knows: a guess by the files of its traceback;
 6. an error that was survived, if a rule knows it;
@@ -32,6 +35,7 @@ from enginehouse.diagnosis.rules import RULES
 
 LONGEST = 400  # characters of evidence
 _RECENT = 12  # lines from the end, in which something may still be waited for
+_NEAR = 12  # lines before a traceback, in which a remark may belong to it
 # An error that says no more than that another process or line has the cause.
 _POINTER = re.compile(
     r"(?i)see (?:the )?(?:root cause|stack trace|error messages?|logs?) ?(?:\(?above|for)"
@@ -41,14 +45,15 @@ _POINTER = re.compile(
     r"|one of the subprocesses|child process(?:es)? (?:failed|died|exited)"
     r"|^(?:\w+\.)*(?:SystemExit|KeyboardInterrupt|CancelledError|GeneratorExit)\b"
     r"|Connection (?:closed|reset) by peer|Broken pipe|remote process (?:exited|has terminated)"
-    r"|Application startup failed|Exiting\.\.\.$|^Aborted\b|^(?:Killed|已杀死|Getötet)$|^Traceback"
-    r"|^EOFError$|^\s*$"
+    r"|Application startup failed|Exiting\.\.\.$|^Aborted\b|^\.*(?:Killed|已杀死|Getötet)$"
+    r"|^Traceback|^EOFError$|^\s*$"
 )
 # Nothing but a name: an exception that does not say why.
 _EMPTY = re.compile(r"^[\w.]+(?:Error|Exception|Empty|Failure|Failed)?:?$")
 _SURVIVED = re.compile(
     r"^Exception (?:in thread|ignored in|in callback)|(?i:retry|fall(?:ing|s)? ?back|non-fatal"
-    r"|ignor(?:ed|ing)|will continue|skipping|disabl(?:ed|ing))"
+    r"|(?:can|could|may|might) (?:cause|lead)|ignor(?:ed|ing)|will continue|skipping"
+    r"|disabl(?:ed|ing))"
 )
 # The exceptions of a signal that tells a process to stop, and those that follow from it.
 _INTERRUPTED = re.compile(r"(?:\w+\.)*(?:KeyboardInterrupt\b|SystemExit: (?:0|130|143)$)")
@@ -60,7 +65,7 @@ _EXIT_CODE = re.compile(
     r"(?P<code>-\d{1,3}|1(?:3[024579]|43))\b"
     r"|\bsignal: (?P<name>killed|aborted|segmentation fault|bus error|illegal instruction)"
     r"|(?:signal[ :=]{0,2}(?:SIGKILL|9\b)|status=9/KILL)(?P<kill>)"
-    r"|^(?P<bare>Killed|已杀死|Getötet)$"
+    r"|^\.*(?P<bare>Killed|已杀死|Getötet)$"
     r"|(?P<oom>oom[-_ ]kill event)"
     r"|\bwith signal[ :=]{0,2}(?P<signal>\d{1,2})\b"
 )
@@ -201,10 +206,24 @@ class _Selection:
         return None
 
     def _spoken(self, rules: Sequence[Rule]) -> Diagnosis | None:
-        """What native code, compilers and warnings said; the most specific rule decides."""
-        if self._log.ready and not self._log.failures:
+        """What native code, compilers and warnings said; the most specific rule decides.
+
+        Beside tracebacks that no rule knows, only what was said near them counts, and no symptoms:
+        a remark from long before may have nothing to do with them.
+        """
+        log = self._log
+        if log.ready and not log.failures:
             return None
-        remarks = [r.text for r in self._log.remarks if r.number > self._log.ready]
+        unknown = [f for f in self._fatal if f.traced and self._known([f], self._vague) is None]
+        if unknown and rules is self._vague:
+            return None
+        remarks = [
+            remark.text
+            for remark in log.remarks
+            if remark.number > log.ready
+            and not _SURVIVED.search(remark.text)
+            and (not unknown or any(f.number - _NEAR <= remark.number for f in unknown))
+        ]
         for rule in rules:
             if rule.spoken:
                 for text in reversed(remarks):
@@ -213,11 +232,22 @@ class _Selection:
         return None
 
     def _symptom(self) -> Diagnosis | None:
-        """A symptom that a rule knows; not a lost connection, if another process failed."""
-        diagnosis = self._known(self._fatal, self._vague)
-        if diagnosis is None or diagnosis.kind is not FailureKind.COMMUNICATION:
-            return diagnosis
-        others = [f for f in self._fatal if f.traced and self._known([f], self._vague) is None]
+        """A symptom that a rule knows, unless another process's unknown error is nearer the cause.
+
+        That is one before the symptom; for a lost connection, also one after it.
+        """
+        symptom = next((f for f in self._fatal if self._known([f], self._vague)), None)
+        if symptom is None:
+            return None
+        diagnosis = self._known([symptom], self._vague)
+        lost = diagnosis is not None and diagnosis.kind is FailureKind.COMMUNICATION
+        others = [
+            failure
+            for failure in self._fatal
+            if failure.traced
+            and (lost or (failure.number < symptom.number and failure.process != symptom.process))
+            and self._known([failure], self._vague) is None
+        ]
         return self._unknown(others) or diagnosis
 
     def _of_survived_errors(self) -> Diagnosis | None:

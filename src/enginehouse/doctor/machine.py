@@ -60,6 +60,8 @@ class Machine:
 
 def look_at_machine(layout: Layout) -> Machine:
     """Look; leaves nothing written. Blocks for milliseconds, or for as long as NVML takes."""
+    from huggingface_hub import get_token
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     memory = psutil.virtual_memory()
     limit = _container_limit() or memory.total
@@ -81,7 +83,7 @@ def look_at_machine(layout: Layout) -> Machine:
         python_headers=headers.exists(),
         uv=_uv(),
         driver=read_driver(),
-        hub_token=_has_hub_token(),
+        hub_token=get_token() is not None,
         environ=dict(os.environ),
     )
 
@@ -130,9 +132,3 @@ def _uv() -> str | None:
         return uv.find_uv_bin()
     except (ImportError, FileNotFoundError):
         return None
-
-
-def _has_hub_token() -> bool:
-    from huggingface_hub import get_token
-
-    return get_token() is not None

@@ -85,16 +85,13 @@ class _Line:
                 return await process.ask(arguments)
             except _EndedError:
                 async with self._alone:
-                    return await self._ask_alone(arguments)
-
-    async def _ask_alone(self, arguments: Mapping[str, Any]) -> Verdict:
-        process = await _Process.start(self._program, grace=self._grace)
-        try:
-            return await process.ask(arguments)
-        except _EndedError as error:
-            raise ScoringError(f"{self._program.name} {error}") from error
-        finally:
-            await process.close()
+                    process = await _Process.start(self._program, grace=self._grace)
+                    try:
+                        return await process.ask(arguments)
+                    except _EndedError as error:
+                        raise ScoringError(f"{self._program.name} {error}") from error
+                    finally:
+                        await process.close()
 
     async def _running(self) -> _Process:
         async with self._starting:

@@ -193,7 +193,7 @@ class CustomTask(Task):
             item = Item(id=self._id(row), data=msgspec.to_builtins(row.fields))
             if item.id in items:
                 raise row.error(f"the id {item.id!r} occurs more than once")
-            self._try(item, row)
+            self._require_whole(item, row)
             items[item.id] = item
         return source.dataset(
             tuple(items.values()), licence=self._definition.licence, full_size=len(items)
@@ -244,26 +244,15 @@ class CustomTask(Task):
             raise row.error(f"the id {self._definition.id!r} must be a text or a whole number")
         return str(value)
 
-    def _try(self, item: Item, row: Row) -> None:
+    def _require_whole(self, item: Item, row: Row) -> None:
+        """Raise DataError unless the item makes a prompt and has an answer that can be scored."""
         definition = self._definition
         choices = list(row.texts(definition.choices)) if definition.choices else []
         if definition.answer and not self._answer:
             given = row.value(definition.answer)
             if not isinstance(given, str | int | float):
                 raise row.error(f"{definition.answer!r} must be a text or a number, got {given!r}")
-        self._try_prompt(item, row)
-        if definition.answer is None:
-            return
-        right = self._right(item)
-        if definition.choices and _position(right, choices) is None:
-            raise row.error(f"the answer {right!r} is not a choice, nor the place or letter of one")
-        if definition.metric == "number" and right_number(right) is None:
-            raise row.error(f"the answer {right!r} has no number in it")
-        if not right.strip():
-            raise row.error("the answer is empty")
-
-    def _try_prompt(self, item: Item, row: Row) -> None:
-        fields = row.fields.keys() - {self._definition.answer}
+        fields = row.fields.keys() - {definition.answer}
         for template in filter(None, (self._prompt, self._system, self._answer)):
             template.require_no_braces(fields)
         asked = self.ask(item)
@@ -274,6 +263,15 @@ class CustomTask(Task):
             )
         if isinstance(asked, Generate) and not asked.prompt.messages[-1].content.strip():
             raise row.error("the prompt is empty")
+        if definition.answer is None:
+            return
+        right = self._right(item)
+        if definition.choices and _position(right, choices) is None:
+            raise row.error(f"the answer {right!r} is not a choice, nor the place or letter of one")
+        if definition.metric == "number" and right_number(right) is None:
+            raise row.error(f"the answer {right!r} has no number in it")
+        if not right.strip():
+            raise row.error("the answer is empty")
 
     def _right(self, item: Item) -> str:
         if self._answer:

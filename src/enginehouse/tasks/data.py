@@ -320,7 +320,8 @@ def _read_csv(source: Source) -> Records:
                 continue
             if header is None:
                 header = cells
-                _require_distinct(header, where)
+                if twice := sorted(n for n, count in Counter(header).items() if count > 1):
+                    raise DataError(f"{where}: the column {twice[0]!r} occurs more than once")
                 continue
             if len(cells) != len(header):
                 raise DataError(
@@ -330,12 +331,6 @@ def _read_csv(source: Source) -> Records:
             yield where, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise DataError(f"{source.name}, line {start}: not CSV", why=str(error)) from error
-
-
-def _require_distinct(header: list[str], where: str) -> None:
-    twice = sorted(name for name, count in Counter(header).items() if count > 1)
-    if twice:
-        raise DataError(f"{where}: the column {twice[0]!r} occurs more than once")
 
 
 def _read_parquet(source: Source) -> Records:

@@ -151,8 +151,13 @@ def final_number(text: str) -> Fraction | None:
         value = _of_clause(_normal(content))
         if value is not None:
             return value
-    value = _on_answer_line(text)
-    return last_number(text) if value is None else value
+    lines = reversed(_normal(text).split("\n"))
+    line = next((line for line in lines if any(map(str.isdigit, line))), "")
+    if answers := deque(_ANSWER.finditer(line), maxlen=1):
+        value = _of_clause(line[answers[0].end() :].lstrip(" :*_`\t"))
+        if value is not None:
+            return value
+    return last_number(text)
 
 
 def marked_number(text: str) -> Fraction | None:
@@ -194,14 +199,6 @@ def last_number(text: str) -> Fraction | None:
     """The last number in the text, or None; also None if the last one is too long."""
     last = deque(_numbers(_normal(text)), maxlen=1)
     return last[0].value if last else None
-
-
-def _on_answer_line(text: str) -> Fraction | None:
-    """The number behind the last "answer is" or "answer:" on the last line with a digit."""
-    lines = reversed(_normal(text).split("\n"))
-    line = next((line for line in lines if any(map(str.isdigit, line))), "")
-    last = deque(_ANSWER.finditer(line), maxlen=1)
-    return _of_clause(line[last[0].end() :].lstrip(" :*_`\t")) if last else None
 
 
 def written(value: Fraction) -> str:
@@ -274,44 +271,28 @@ def _is_step(text: str) -> bool:
     connective = _CONNECTIVE.match(text)
     assert connective is not None
     left, *results = _EQUALS.split(text[connective.end() :])
-    number = next(_numbers(left), None)
-    return (
-        bool(results)
-        and number is not None
-        and number.start <= _lead(left)
-        and _OPERATION.search(left, number.end) is not None
-    )
+    number = _leading(left)
+    return bool(results) and number is not None and bool(_OPERATION.search(left, number.end))
 
 
 def _of_equation(text: str) -> Fraction | None:
     """The last side that is a number; "12 times 2 is 24" is an equation too."""
     sides = _EQUALS.split(text)
-    if len(sides) == 1 and _starts_with_number(text):
+    if len(sides) == 1 and _leading(text) is not None:
         sides = _IS.split(text)
     for side in reversed(sides):
-        value = _of_side(side)
-        if value is not None:
-            return value
+        number = _leading(side)
+        if number is None or number.value is None or _OPERATION.search(side, number.end):
+            continue  # a sum, or no number
+        return number.value
     return None
 
 
-def _starts_with_number(text: str) -> bool:
+def _leading(text: str) -> _Number | None:
+    """The number at the beginning of a text; what may stand in front of an answer is allowed."""
     number = next(_numbers(text), None)
-    return number is not None and number.start <= _lead(text)
-
-
-def _lead(text: str) -> int:
-    """The length of what may stand in front of a number without being part of the answer."""
     lead = _LEAD.match(text)
-    return lead.end() if lead else 0
-
-
-def _of_side(side: str) -> Fraction | None:
-    """The number at the beginning of one side of an equation; None if the side is a sum."""
-    number = next(_numbers(side), None)
-    if number is None or number.start > _lead(side) or _OPERATION.search(side, number.end):
-        return None
-    return number.value
+    return number if number and number.start <= (lead.end() if lead else 0) else None
 
 
 def _numbers(text: str) -> Iterator[_Number]:

@@ -64,7 +64,6 @@ class WeightSwapper:
         started: Weights,
         file: Path,
         layout: Layout,
-        gate: SwapGate | None = None,
         alone: bool = False,
         condemn: Callable[[str], None] | None = None,
     ) -> None:
@@ -78,7 +77,7 @@ class WeightSwapper:
         self._started = started
         self._file = file
         self._layout = layout
-        self._gate = gate or SwapGate(started.digest)
+        self.gate = SwapGate(started.digest)
         self._alone = alone
         self._condemn = condemn
         self._lock = filelock.FileLock(file.with_suffix(".lock"), mode=0o600)
@@ -199,7 +198,7 @@ class WeightSwapper:
             async with asyncio.timeout(DEADLINE), self._turn:
                 self._forget_sent()
                 wanted = self.declared
-                self._gate.relabel(wanted.digest)
+                self.gate.relabel(wanted.digest)
                 await self._require_unchanged(wanted)
                 if wanted.version != self._started.version:
                     await step.hold("abort")
@@ -235,7 +234,7 @@ class WeightSwapper:
             async with asyncio.timeout(deadline):
                 began = time.perf_counter()
                 step.stage = "the end of the requests in flight"
-                await self._gate.close(in_flight)
+                await self.gate.close(in_flight)
                 async with self._turn:
                     await step.hold(in_flight)
                     held = time.perf_counter()
@@ -253,7 +252,7 @@ class WeightSwapper:
             error.add_note(failure.message)
             raise
         finally:
-            self._gate.open(self.current.digest)
+            self.gate.open(self.current.digest)
         return Swapped(
             before=old,
             after=new,

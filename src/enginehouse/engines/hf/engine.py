@@ -6,7 +6,6 @@ from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.engines.base import (
     DTypeFlags,
     Endpoints,
-    LaunchContext,
     LoraFlags,
     Machine,
     ModelFormat,
@@ -16,9 +15,6 @@ from enginehouse.engines.hf.diagnosis import PROFILE
 from enginehouse.engines.hf.history import IGNORED_FIELDS
 from enginehouse.engines.hf.installation import INSTALLATION
 from enginehouse.engines.hf.wire import WIRE, HfLoadSignal
-from enginehouse.engines.options import ServerOptions
-from enginehouse.processes.process import Command
-from enginehouse.provisioning.environments import EngineEnvironment
 
 
 class HfEngine:
@@ -40,6 +36,8 @@ class HfEngine:
         open=frozenset({None, "auto"}),
         keeps_float16=False,
     )
+    check = staticmethod(command_line.check)
+    command = staticmethod(command_line.command)
 
     def capabilities(self, version: str | None) -> Capabilities:  # noqa: ARG002 - alike so far
         """Everything but native tool calls.
@@ -52,11 +50,3 @@ class HfEngine:
     def unsuited(self, machine: Machine) -> str | None:  # noqa: ARG002
         """None: it runs wherever torch does."""
         return None
-
-    def check(self, options: ServerOptions, *, environment: EngineEnvironment) -> None:
-        """Refuse what this version would refuse, or what Enginehouse sets itself."""
-        command_line.check(options, environment)
-
-    def command(self, options: ServerOptions, *, context: LaunchContext) -> Command:
-        """The command line and the whole environment of a server."""
-        return command_line.command(options, context)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from enginehouse.core.sampler import Capabilities, Capability
-from enginehouse.engines.base import Endpoints, LaunchContext, Machine, ModelFormat, Quirk
+from enginehouse.engines.base import Endpoints, Machine, ModelFormat
 from enginehouse.engines.llamacpp import command_line
 from enginehouse.engines.llamacpp.diagnosis import PROFILE
 from enginehouse.engines.llamacpp.history import IGNORED_FIELDS
 from enginehouse.engines.llamacpp.installation import INSTALLATION
 from enginehouse.engines.llamacpp.wire import WIRE, LlamaCppLoadSignal
-from enginehouse.engines.options import ServerOptions
-from enginehouse.processes.process import Command
-from enginehouse.provisioning.environments import EngineEnvironment
 
 # It counts the tokens of one answer only, so several are out. It drops tools silently where the
 # chat template has no place for them, and does not enforce a required call where it has: schemas do
@@ -34,6 +31,9 @@ class LlamaCppEngine:
     gpu_share: float | None = None
     model_format: ModelFormat = "gguf"
     log_profile = PROFILE
+    check = staticmethod(command_line.check)
+    command = staticmethod(command_line.command)
+    quirks = staticmethod(command_line.quirks)
 
     def capabilities(self, version: str | None) -> Capabilities:  # noqa: ARG002 - alike so far
         """What it does; and the fields that it accepts and ignores."""
@@ -42,17 +42,3 @@ class LlamaCppEngine:
     def unsuited(self, machine: Machine) -> str | None:  # noqa: ARG002
         """None: it can be compiled anywhere."""
         return None
-
-    def check(self, options: ServerOptions, *, environment: EngineEnvironment) -> None:
-        """Refuse what this version would refuse, or what Enginehouse sets itself."""
-        command_line.check(options, environment)
-
-    def command(self, options: ServerOptions, *, context: LaunchContext) -> Command:
-        """The command line and the whole environment of a server."""
-        return command_line.command(options, context)
-
-    def quirks(
-        self, options: ServerOptions, *, environment: EngineEnvironment
-    ) -> tuple[Quirk, ...]:
-        """The crash on processors with AMX."""
-        return command_line.quirks(options, environment)

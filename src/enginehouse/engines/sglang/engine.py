@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from enginehouse.core.sampler import Capabilities, Capability
-from enginehouse.engines.base import DTypeFlags, Endpoints, LaunchContext, Machine, ModelFormat
-from enginehouse.engines.options import ServerOptions
+from enginehouse.engines.base import DTypeFlags, Endpoints, ModelFormat
 from enginehouse.engines.platforms import needs_linux
 from enginehouse.engines.sglang import command_line
 from enginehouse.engines.sglang.diagnosis import PROFILE
 from enginehouse.engines.sglang.history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.engines.sglang.installation import INSTALLATION
 from enginehouse.engines.sglang.wire import SGLANG, SglangLoadSignal
-from enginehouse.processes.process import Command
-from enginehouse.provisioning.environments import EngineEnvironment
 
 # A seed counts only under --enable-deterministic-inference; log-probabilities of a prompt come from
 # /generate only.
@@ -34,19 +31,10 @@ class SglangEngine:
     lora = command_line.LORA
     removed_flags = REMOVED_FLAGS
     dtypes = DTypeFlags()
+    check = staticmethod(command_line.check)
+    command = staticmethod(command_line.command)
+    unsuited = staticmethod(needs_linux)
 
     def capabilities(self, version: str | None) -> Capabilities:  # noqa: ARG002 - alike so far
         """What its OpenAI endpoints do; and the fields that they accept and ignore."""
         return Capabilities(supports=frozenset(Capability) - _LACKS, ignored=IGNORED_FIELDS)
-
-    def unsuited(self, machine: Machine) -> str | None:
-        """It is published for Linux only."""
-        return needs_linux(machine)
-
-    def check(self, options: ServerOptions, *, environment: EngineEnvironment) -> None:
-        """Refuse what this version would refuse, or what Enginehouse sets itself."""
-        command_line.check(options, environment)
-
-    def command(self, options: ServerOptions, *, context: LaunchContext) -> Command:
-        """The command line and the whole environment of a server."""
-        return command_line.command(options, context)

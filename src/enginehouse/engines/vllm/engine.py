@@ -6,20 +6,14 @@ from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.engines.base import (
     DTypeFlags,
     Endpoints,
-    LaunchContext,
-    Machine,
     ModelFormat,
-    Quirk,
 )
-from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.platforms import needs_linux
 from enginehouse.engines.vllm import command_line
 from enginehouse.engines.vllm.diagnosis import PROFILE
 from enginehouse.engines.vllm.history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.engines.vllm.installation import INSTALLATION
 from enginehouse.engines.vllm.wire import VLLM, VllmLoadSignal
-from enginehouse.processes.process import Command
-from enginehouse.provisioning.environments import EngineEnvironment
 
 
 class VllmEngine:
@@ -39,25 +33,11 @@ class VllmEngine:
     dtypes = DTypeFlags(
         decisive=frozenset({"--dtype", "--quantization", "-q"}), open=frozenset({None})
     )
+    check = staticmethod(command_line.check)
+    command = staticmethod(command_line.command)
+    quirks = staticmethod(command_line.quirks)
+    unsuited = staticmethod(needs_linux)
 
     def capabilities(self, version: str | None) -> Capabilities:  # noqa: ARG002 - alike so far
         """Everything there is; and the fields that vLLM accepts and ignores."""
         return Capabilities(supports=frozenset(Capability), ignored=IGNORED_FIELDS)
-
-    def unsuited(self, machine: Machine) -> str | None:
-        """It is published for Linux only."""
-        return needs_linux(machine)
-
-    def check(self, options: ServerOptions, *, environment: EngineEnvironment) -> None:
-        """Refuse what this version would refuse, or what Enginehouse sets itself."""
-        command_line.check(options, environment)
-
-    def command(self, options: ServerOptions, *, context: LaunchContext) -> Command:
-        """`vllm serve`, guarded by a middleware that checks keys."""
-        return command_line.command(options, context)
-
-    def quirks(
-        self, options: ServerOptions, *, environment: EngineEnvironment
-    ) -> tuple[Quirk, ...]:
-        """The crashes of the CPU build that requests provoke."""
-        return command_line.quirks(options, environment)

@@ -9,9 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from enginehouse.client.retry import Retries
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.client.transport import Timeouts
 from enginehouse.core.errors import (
     ConfigurationError,
     EnginehouseError,
@@ -33,13 +31,13 @@ from enginehouse.facades.agent_arena.configuration import (
 )
 from enginehouse.runtime.blocking import Opening, Portal
 from enginehouse.runtime.context import Context
+from enginehouse.servers.endpoint import attach_server
 from enginehouse.tools import CallOutcome, Ladder, ToolResult, call_tools
 
 if TYPE_CHECKING:
     from enginehouse.facades.agent_arena.composing import BackendSettings
 
 logger = logging.getLogger("enginehouse.facades.agent_arena")
-_AVAILABILITY = Timeouts(connect=5.0, total=10.0)
 _FINISH_REASONS = {
     CallOutcome.CALLED: "tool_calls",
     CallOutcome.ANSWERED: "stop",
@@ -111,17 +109,9 @@ class _Line:
     api_key: str | None
 
     async def answers(self) -> bool:
-        """Whether the server lists its models; tried once."""
-        once = HTTPSampler(
-            self.sampler.base_url,
-            capabilities=self.sampler.capabilities,
-            wire=self.engine.wire,
-            api_key=self.api_key,
-            timeouts=_AVAILABILITY,
-            retries=Retries(attempts=1),
-        )
-        async with once:
-            return True
+        """True, or an error if the server does not list its models within 10 s; tried once."""
+        await attach_server(self.sampler.base_url, engine=self.engine, api_key=self.api_key)
+        return True
 
 
 class _SampledBackend(BaseBackend):

@@ -98,12 +98,10 @@ class Client:
                 "enable_lora is off for this client",
                 fix="set VLLM_ENABLE_LORA=true, and serve the model with --enable-lora",
             )
+        max_rank = largest_rank(self.server, layout=self._layout)
         try:
             stored = await asyncio.to_thread(
-                self._store.add,
-                Path(path),
-                base=self._base,
-                max_rank=largest_rank(self.server, layout=self._layout),
+                self._store.add, Path(path), base=self._base, max_rank=max_rank
             )
         except AdapterError as error:
             raise NoAdapterError(

@@ -43,12 +43,9 @@ def _cast(state: Mapping[str, Any], types: Mapping[str, str]) -> dict[str, Any]:
     for name, tensor in state.items():
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.dtype)
         if key not in copies:
-            copies[key] = _in_type(tensor.detach().to("cpu"), types.get(name))
+            copy, wanted = tensor.detach().to("cpu"), types.get(name)
+            if wanted in _CASTS and copy.is_floating_point():
+                copy = getattr(copy, _CASTS[wanted])()
+            copies[key] = copy
         cast[name] = copies[key]
     return cast
-
-
-def _in_type(tensor: Any, wanted: str | None) -> Any:
-    if wanted not in _CASTS or not tensor.is_floating_point():
-        return tensor
-    return getattr(tensor, _CASTS[wanted])()
