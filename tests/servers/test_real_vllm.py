@@ -12,8 +12,9 @@ from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.processes.tree import identify
 from enginehouse.runtime.context import Context
+from enginehouse.servers.endpoint import attach_server
 from enginehouse.servers.records import list_servers
-from enginehouse.servers.server import OwnedServer, attach_server, start_server
+from enginehouse.servers.server import OwnedServer, start_server
 
 pytestmark = pytest.mark.engine
 ENGINE = VllmEngine()
