@@ -32,6 +32,7 @@ from enginehouse.core.errors import (
 from enginehouse.deployment import preparation
 from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.deployment.supervision import Supervisor
+from enginehouse.runtime.context import Context
 from enginehouse.servers.health import Health
 from enginehouse.servers.records import ServerState, list_servers
 from enginehouse.servers.server import OwnedServer, stop_server
@@ -248,6 +249,8 @@ class Restarting:
     """A server that can be started again; nothing of it is real."""
 
     server = type("Server", (), {"name": "tiny", "log": None})
+    context = Context()
+    timings = TIMINGS
 
     def hold_port(self) -> None:
         """There is none."""
@@ -276,7 +279,6 @@ async def test_what_was_told_is_restored_before_anybody_gets_in(failures):
         monitor=Working(),
         redelivery=layer,
         max_restarts=3,
-        notify=lambda _: None,
         on_incident=incidents.append,
     )
 

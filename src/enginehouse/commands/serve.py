@@ -28,12 +28,9 @@ async def serve_until_stopped(
     async with (
         start_server(prepared.server(context), name=name) as owned,
         supervised(
-            owned,
-            patience=plan.progress_timeout,
-            max_restarts=plan.max_restarts,
-            notify=context.notify,
+            owned, patience=plan.progress_timeout, max_restarts=plan.max_restarts
         ) as supervisor,
-        swapping(owned, supervisor=supervisor, layout=context.layout, alone=False),
+        swapping(owned, supervisor=supervisor, alone=False),
     ):
         server = owned.server
         if plan.adapter is not None:

@@ -42,10 +42,9 @@ async def served_deployment(
             owned,
             patience=plan.progress_timeout,
             max_restarts=plan.max_restarts,
-            notify=context.notify,
             on_incident=incidents.report,
         ) as supervisor,
-        swapping(owned, supervisor=supervisor, layout=context.layout, alone=True) as swapper,
+        swapping(owned, supervisor=supervisor, alone=True) as swapper,
         AsyncExitStack() as stack,
     ):
         deployment = _ServedDeployment(
