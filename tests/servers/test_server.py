@@ -384,7 +384,7 @@ from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.runtime.context import Context
-from enginehouse.servers.server import start_server
+from enginehouse.servers.server import OwnedServer, start_server
 from enginehouse.store.layout import Layout
 
 home, python = map(Path, sys.argv[1:])
@@ -395,8 +395,9 @@ environment = EngineEnvironment(engine="vllm", version="0.32.0", variant="cpu", 
 layout = Layout(cache=home / "cache", state=home / "state", config=home / "config")
 
 async def main():
-    async with start_server(model, engine=VllmEngine(), environment=environment,
-                            options=ServerOptions(), context=Context(layout=layout)):
+    owned = OwnedServer(model=model, engine=VllmEngine(), environment=environment,
+                        options=ServerOptions(), context=Context(layout=layout))
+    async with start_server(owned):
         print("ready", flush=True)
         await asyncio.sleep(60)
 
