@@ -1,8 +1,8 @@
 """Whether matches keep an engine full: python benchmarks/full_engine.py.
 
 Serves SmolLM2 (the environment is built on first use) with room for --places sequences, plays
-Red-Black, and reads the server's queue four times a second: from the first full batch on, and as long
-as there are more teams left than places, each of which always waits for at least one answer.
+Red-Black, and reads the server's queue four times a second: from the first full batch on, as long
+as more teams are left than places, each of which always waits for at least one answer.
 """
 
 from __future__ import annotations
