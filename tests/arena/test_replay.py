@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+from tests.support.arena_fakes import FakeModel, new_run, play, red_black, team, vote_for
 from tests.support.made_experiments import made_spec, make_experiment
 
 from enginehouse.arena.records import (
@@ -33,6 +34,25 @@ def test_matches_come_by_number_with_polls_and_opinions_together(tmp_path: Path)
     assert len(turn.seats[0].votes) == 3
     assert turn.seats[0].action in {"RED", "BLACK"}
     assert matches[1].scores == matches[1].turns[-1].scores
+
+
+async def test_a_match_that_was_really_played(tmp_path: Path):
+    """Every speaker is one of those who were asked, and the keenest; nobody speaks twice."""
+    run = new_run(tmp_path)
+    spec = red_black(team("m", size=3), team("red", "always RED"))
+    await play(spec, run, m=FakeModel(vote_for("BLACK")))
+    (match,) = replay_matches(run.journal_path)
+    for turn in match.turns:
+        deliberating, scripted = turn.seats
+        assert sorted(speech.speaker for speech in deliberating.speeches) == [0, 1, 2]
+        for speech in deliberating.speeches:
+            wishes = speech.willingness
+            assert wishes[speech.speaker] == max(wishes.values())
+            assert speech.text == "I am for BLACK."
+        assert deliberating.votes == ("BLACK",) * 3
+        assert (deliberating.action, deliberating.source) == ("BLACK", "majority")
+        assert (scripted.action, scripted.speeches, scripted.votes) == ("RED", (), ())
+    assert match.scores["team_a"] == -24
 
 
 def test_a_match_that_was_played_again_is_shown_once(tmp_path: Path):

@@ -11,7 +11,7 @@ from enginehouse.arena.slots import Rank, Slots
 
 async def settle() -> None:
     """Let every task go on as far as it can."""
-    for _ in range(10):
+    for _ in range(20):
         await asyncio.sleep(0)
 
 
@@ -37,10 +37,32 @@ async def test_small_groups_go_first_then_the_farthest_behind():
     async with asyncio.TaskGroup() as group:
         for name, rank in ranks.items():
             group.create_task(call(name, rank))
-        await settle()
+            await settle()
         going.set()
     assert order == ["first", "opinion", "late opinion", "poll", "vote"]
     assert slots.in_flight == 0
+
+
+async def test_a_free_place_waits_for_what_the_last_answer_leads_to():
+    """The next call of the same team may rank before those that wait already."""
+    slots = Slots(1, wake=asyncio.Event())
+    order: list[str] = []
+
+    async def team() -> None:
+        async with slots.place(Rank(1, 0, 0)):
+            order.append("poll")
+        await asyncio.create_task(asyncio.sleep(0))
+        async with slots.place(Rank(1, 0, 1)):
+            order.append("opinion")
+
+    async def other() -> None:
+        async with slots.place(Rank(5, 0, 0)):
+            order.append("other")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(team())
+        group.create_task(other())
+    assert order == ["poll", "opinion", "other"]
 
 
 async def test_cancelled_calls_leave_no_trace():
@@ -101,7 +123,7 @@ async def test_hunger():
         async with slots.place(Rank(1, 0, 0)):
             await going.wait()
 
-    tasks = [asyncio.create_task(call()) for _ in range(12)]
+    tasks = [asyncio.create_task(call()) for _ in range(20)]
     await settle()
     assert not slots.hungry
     going.set()

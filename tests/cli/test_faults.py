@@ -20,7 +20,7 @@ from enginehouse.client.retry import Retries
 from enginehouse.client.transport import Timeouts
 from enginehouse.deployment import preparation
 from enginehouse.evaluation.records import Failure, Record, SampleRecord
-from enginehouse.servers.server import start_server
+from enginehouse.servers.server import OwnedServer
 from enginehouse.servers.timings import Timings
 from enginehouse.store.journal import read_journal
 
@@ -247,7 +247,7 @@ def test_a_restart_that_fails(house: House, call: Call, words):
 def test_a_health_that_lies(house: House, call: Call, words, monkeypatch: pytest.MonkeyPatch):
     """200 for an engine that answers nobody: no token for so long, so it is started again."""
     timings = Timings(canary=0.5, degraded_after=1.0, look=0.2)
-    monkeypatch.setattr(preparation, "start_server", partial(start_server, timings=timings))
+    monkeypatch.setattr(preparation, "OwnedServer", partial(OwnedServer, timings=timings))
     monkeypatch.setattr(sampling, "Timeouts", Timeouts)
     lie = {"fault": "die", "nth": [12], "reply": "hang", "lives": True, "health": 200}
     done = call(*ours(house, lie), *words, "--progress-timeout", "2")

@@ -32,9 +32,11 @@ from enginehouse.core.errors import (
 from enginehouse.deployment import preparation
 from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.deployment.supervision import Supervisor
+from enginehouse.runtime.context import Context
 from enginehouse.servers.health import Health
 from enginehouse.servers.records import ServerState, list_servers
-from enginehouse.servers.server import start_server, stop_server
+from enginehouse.servers.server import OwnedServer
+from enginehouse.servers.stopping import stop_server
 from enginehouse.servers.timings import TIMINGS, Timings
 from enginehouse.store.layout import Layout
 
@@ -63,7 +65,7 @@ def served(house: House, monkeypatch: pytest.MonkeyPatch):
     notes: list[str] = []
 
     def serve(timings: Timings = TIMINGS, *, env: dict[str, str] | None = None, **settings: object):
-        monkeypatch.setattr(preparation, "start_server", partial(start_server, timings=timings))
+        monkeypatch.setattr(preparation, "OwnedServer", partial(OwnedServer, timings=timings))
         values = {"model": str(house.model()), "server": {"env_vars": SLOW | (env or {})}}
         config = parse(ServeConfig, values | settings, origin="test")
         return opened(
@@ -248,6 +250,8 @@ class Restarting:
     """A server that can be started again; nothing of it is real."""
 
     server = type("Server", (), {"name": "tiny", "log": None})
+    context = Context()
+    timings = TIMINGS
 
     def hold_port(self) -> None:
         """There is none."""
@@ -276,7 +280,6 @@ async def test_what_was_told_is_restored_before_anybody_gets_in(failures):
         monitor=Working(),
         redelivery=layer,
         max_restarts=3,
-        notify=lambda _: None,
         on_incident=incidents.append,
     )
 

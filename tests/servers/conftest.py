@@ -11,15 +11,11 @@ from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.runtime.context import Context
+from enginehouse.servers.endpoint import Server
+from enginehouse.servers.readiness import StartLimits
 from enginehouse.servers.records import ServerRecord, find_server, list_servers
-from enginehouse.servers.server import (
-    OwnedServer,
-    Server,
-    StartLimits,
-    launch_detached,
-    start_server,
-    stop_server,
-)
+from enginehouse.servers.server import OwnedServer, launch_detached, start_server
+from enginehouse.servers.stopping import stop_server
 from enginehouse.servers.timings import Timings
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
@@ -65,7 +61,7 @@ class Starter:
     """Start servers of the fake engine; fakes misbehave by VLLM_FAKE_… in `env`."""
 
     def __init__(self, *, model, environment, layout) -> None:
-        self.fixed = {"engine": VllmEngine(), "environment": environment}
+        self.environment = environment
         self.model = model
         self.layout = layout
         self.said: list[str] = []
@@ -80,23 +76,24 @@ class Starter:
         self, *, name=None, limits=_LIMITS, timings=TIMINGS, env=None, **options: object
     ) -> AbstractAsyncContextManager[OwnedServer]:
         """A foreground server for a block, as its owner has it."""
-        return start_server(self.model, **self._arguments(name, limits, timings, env, options))
+        return start_server(self._server(limits, timings, env, options), name=name)
 
     async def detached(self, *, name=None, env=None, **options: object) -> ServerRecord:
         """A detached server's record."""
-        server = await launch_detached(
-            self.model, **self._arguments(name, _LIMITS, TIMINGS, env, options)
-        )
+        owned = self._server(_LIMITS, TIMINGS, env, options)
+        server = await launch_detached(owned, name=name)
         return find_server(server.name, layout=self.layout)
 
-    def _arguments(self, name, limits, timings, env, options):
-        return self.fixed | {
-            "options": ServerOptions(env_vars=env or {}, **options),
-            "context": Context(layout=self.layout, notify=self.said.append),
-            "name": name,
-            "limits": limits,
-            "timings": timings,
-        }
+    def _server(self, limits, timings, env, options):
+        return OwnedServer(
+            model=self.model,
+            engine=VllmEngine(),
+            environment=self.environment,
+            options=ServerOptions(env_vars=env or {}, **options),
+            context=Context(layout=self.layout, notify=self.said.append),
+            limits=limits,
+            timings=timings,
+        )
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.processes.tree import identify
 from enginehouse.runtime.context import Context
+from enginehouse.servers.endpoint import attach_server
 from enginehouse.servers.records import list_servers
-from enginehouse.servers.server import attach_server, start_server
+from enginehouse.servers.server import OwnedServer, start_server
 
 pytestmark = pytest.mark.engine
 ENGINE = VllmEngine()
@@ -67,7 +68,7 @@ async def test_a_real_vllm_is_ready_works_and_leaves_nothing_when_its_core_is_ki
     After kill -9 of EngineCore in the block, the rest of vLLM is gone after the block.
     """
     options = ServerOptions(api_key="s3cret", served_model_name="smollm2")
-    async with start_server(**arguments, options=options) as owned:
+    async with start_server(OwnedServer(**arguments, options=options)) as owned:
         server = owned.server
         headers = {"Authorization": "Bearer s3cret"}
         async with aiohttp.ClientSession(server.base_url, headers=headers) as session:

@@ -24,15 +24,12 @@ from enginehouse.diagnosis import FailureKind, Rule
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.processes.tree import identify
 from enginehouse.servers import stopping
+from enginehouse.servers.endpoint import attach_server, curl_line
 from enginehouse.servers.ports import is_free, live_leases
+from enginehouse.servers.readiness import StartLimits
 from enginehouse.servers.records import ServerState, find_server, list_servers
-from enginehouse.servers.server import (
-    StartLimits,
-    attach_server,
-    curl_line,
-    stop_server,
-    survey,
-)
+from enginehouse.servers.server import survey
+from enginehouse.servers.stopping import stop_server
 from enginehouse.servers.timings import Timings
 
 pytestmark = pytest.mark.slow
@@ -384,7 +381,7 @@ from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.runtime.context import Context
-from enginehouse.servers.server import start_server
+from enginehouse.servers.server import OwnedServer, start_server
 from enginehouse.store.layout import Layout
 
 home, python = map(Path, sys.argv[1:])
@@ -395,8 +392,9 @@ environment = EngineEnvironment(engine="vllm", version="0.32.0", variant="cpu", 
 layout = Layout(cache=home / "cache", state=home / "state", config=home / "config")
 
 async def main():
-    async with start_server(model, engine=VllmEngine(), environment=environment,
-                            options=ServerOptions(), context=Context(layout=layout)):
+    owned = OwnedServer(model=model, engine=VllmEngine(), environment=environment,
+                        options=ServerOptions(), context=Context(layout=layout))
+    async with start_server(owned):
         print("ready", flush=True)
         await asyncio.sleep(60)
 

@@ -28,7 +28,7 @@ from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.deployment.swapping import weights_info
 from enginehouse.engines.vllm.wire import VLLM_WEIGHTS
 from enginehouse.runtime.context import Context
-from enginehouse.servers.server import Server
+from enginehouse.servers.endpoint import Server
 from enginehouse.store.layout import Layout
 from enginehouse.training import WeightSender
 from enginehouse.weights.declared import Weights

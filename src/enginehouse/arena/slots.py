@@ -9,15 +9,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
-STARTING_BELOW: Final = 6  # waiting calls per slot, below which another match starts
+# Steps of the event loop until a free place is filled: by then an answer has led to the next calls,
+# which may rank before those that wait already.
+_SETTLING: Final = 5
+STARTING_BELOW: Final = 8  # waiting calls per slot, below which another match starts
 
 
 class Rank(NamedTuple):
     """Which calls go first: the smallest ranks.
 
     A call that few others are asked together with soon lets its team go on: an opinion before a
-    vote of five. Among equals, the match that is the farthest behind. Simulated with 16 to 400
-    matches of 5 against 5, this reaches at least 0.94 of what 64 slots can do, and first come,
+    vote of five. Among equals, the match that is the farthest behind. Simulated with 16 to 150
+    matches of 5 against 5, this reaches 0.94 and more of what 64 slots can do, and first come,
     first served 0.83.
     """
 
@@ -33,6 +36,7 @@ class Slots:
         self.count = count or 1
         self.in_flight = 0
         self._bounded = count is not None
+        self._filling = False
         self._wake = wake
         self._waiting: list[tuple[Rank, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
@@ -50,31 +54,38 @@ class Slots:
     @asynccontextmanager
     async def place(self, rank: Rank) -> AsyncIterator[None]:
         """Wait for a place, and keep it for the length of the block."""
-        if self.in_flight < self.count:
-            self.in_flight += 1
-        else:
-            await self._wait(rank)
-        try:
-            yield
-        finally:
-            self._release()
-
-    async def _wait(self, rank: Rank) -> None:
         future = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (rank, next(self._numbers), future))
+        self._fill_soon()
         try:
             await future
         except asyncio.CancelledError:
             if not future.cancelled():  # the place was handed over already
                 self._release()
             raise
+        try:
+            yield
+        finally:
+            self._release()
 
     def _release(self) -> None:
         self.in_flight -= 1
+        self._fill_soon()
+        if self.hungry:
+            self._wake.set()
+
+    def _fill_soon(self) -> None:
+        if not self._filling and self.in_flight < self.count:
+            self._filling = True
+            asyncio.get_running_loop().call_soon(self._fill, _SETTLING)
+
+    def _fill(self, steps: int) -> None:
+        if steps:
+            asyncio.get_running_loop().call_soon(self._fill, steps - 1)
+            return
+        self._filling = False
         while self._waiting and self.in_flight < self.count:
             _, _, future = heapq.heappop(self._waiting)
             if not future.done():
                 self.in_flight += 1
                 future.set_result(None)
-        if self.hungry:
-            self._wake.set()

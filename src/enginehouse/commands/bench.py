@@ -5,10 +5,10 @@ from __future__ import annotations
 from enginehouse.bench.measurement import measure_loads
 from enginehouse.client.open_files import most_connections, open_file_limit
 from enginehouse.client.retry import Retries
-from enginehouse.client.sampler import HTTPSampler
 from enginehouse.commands.configuration import BenchConfig
 from enginehouse.core.errors import ConfigurationError, WireError
 from enginehouse.deployment.opening import open_deployment
+from enginehouse.deployment.samplers import make_sampler
 from enginehouse.results.benchmark import Benchmark
 from enginehouse.runtime.context import Context
 
@@ -24,15 +24,12 @@ async def run_benchmark(config: BenchConfig, context: Context) -> Benchmark:
     settings = config.settings
     _require_connections(max(settings.concurrency))
     async with open_deployment(config.plan, context, concurrency=1) as deployment:
-        server, engine = deployment.server, deployment.engine
-        async with HTTPSampler(
-            server.base_url,
-            model=deployment.sampler.model,
-            capabilities=engine.capabilities(server.version),
-            wire=engine.wire,
-            api_key=server.api_key,
+        server = deployment.server
+        async with make_sampler(
+            server,
+            deployment.engine,
             concurrency=max(settings.concurrency),
-            load_signal=engine.load_signal,
+            model=deployment.sampler.model,
             retries=_ONCE,
         ) as sampler:
             loads = await measure_loads(sampler, settings, notify=context.notify)

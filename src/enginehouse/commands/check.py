@@ -33,6 +33,7 @@ from enginehouse.core.sampler import (
 from enginehouse.core.sampling import SamplingParameters, StructuredOutput
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.deployment.running_servers import record_at
+from enginehouse.deployment.samplers import make_sampler
 from enginehouse.engines.base import Engine, ServedEngine
 from enginehouse.results.check import CheckLine, CheckReport, Outcome
 from enginehouse.runtime.context import Context
@@ -96,13 +97,11 @@ async def run_check(config: CheckConfig, context: Context) -> CheckReport:
         plan = plan.model_copy(update={"engine": record.engine})  # one of our own servers
     async with open_deployment(plan, context, concurrency=settings.users) as deployment:
         server = deployment.server
-        async with HTTPSampler(
-            server.base_url,
-            model=deployment.sampler.model,
-            capabilities=deployment.engine.capabilities(server.version),
-            wire=deployment.engine.wire,
-            api_key=server.api_key,
+        async with make_sampler(
+            server,
+            deployment.engine,
             concurrency=settings.users,
+            model=deployment.sampler.model,
             timeouts=_TIMEOUTS,
             retries=_BRIEFLY,
         ) as sampler:

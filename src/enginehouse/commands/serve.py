@@ -8,12 +8,13 @@ from functools import partial
 
 from enginehouse.deployment.adapters import add_adapter
 from enginehouse.deployment.configuration import ServeConfig
-from enginehouse.deployment.preparation import prepare, start, start_arguments
+from enginehouse.deployment.preparation import prepare
 from enginehouse.deployment.supervision import supervised
 from enginehouse.deployment.swapping import swapping
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
-from enginehouse.servers.server import launch_detached, stop_server
+from enginehouse.servers.server import launch_detached, start_server
+from enginehouse.servers.stopping import stop_server
 
 
 async def serve_until_stopped(
@@ -26,14 +27,11 @@ async def serve_until_stopped(
     """
     prepared = await prepare(plan, context)
     async with (
-        start(prepared, context, name=name) as owned,
+        start_server(prepared.server(context), name=name) as owned,
         supervised(
-            owned,
-            patience=plan.progress_timeout,
-            max_restarts=plan.max_restarts,
-            notify=context.notify,
+            owned, patience=plan.progress_timeout, max_restarts=plan.max_restarts
         ) as supervisor,
-        swapping(owned, supervisor=supervisor, layout=context.layout, alone=False),
+        swapping(owned, supervisor=supervisor, alone=False),
     ):
         server = owned.server
         if plan.adapter is not None:
@@ -53,8 +51,7 @@ async def serve_detached(
     loaded, the server is stopped.
     """
     prepared = await prepare(plan, context)
-    arguments = start_arguments(prepared, context)
-    server = await launch_detached(prepared.model, name=name, **arguments)
+    server = await launch_detached(prepared.server(context), name=name)
     if plan.adapter is not None:
         try:
             added = await add_adapter(server, prepared.engine, plan.adapter, context)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from enginehouse.core.errors import ConfigurationError, EnginehouseError
 from enginehouse.core.registry import place_of
@@ -35,11 +34,8 @@ from enginehouse.provisioning.environments import EngineEnvironment, find_enviro
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
 from enginehouse.runtime.context import Context, Notify
 from enginehouse.servers.endpoint import API_KEY_VARIABLE
-from enginehouse.servers.server import (
-    OwnedServer,
-    StartLimits,
-    start_server,
-)
+from enginehouse.servers.readiness import StartLimits
+from enginehouse.servers.server import OwnedServer
 from enginehouse.weights.peft_folder import read_peft_folder
 
 Plan = TypeVar("Plan", bound=ServeConfig)
@@ -60,6 +56,17 @@ class Prepared:
     model: ResolvedModel
     options: ServerOptions
     compute_type: ComputeType | None = None
+
+    def server(self, context: Context) -> OwnedServer:
+        """The server, for `start_server` or `launch_detached`."""
+        return OwnedServer(
+            model=self.model,
+            engine=self.engine,
+            environment=self.environment,
+            options=self.options,
+            context=context,
+            limits=StartLimits(total=self.plan.start_timeout, silence=self.plan.progress_timeout),
+        )
 
     def quirks(self) -> tuple[Quirk, ...]:
         """What would kill this engine with these options, and is avoided."""
@@ -169,25 +176,6 @@ def _compute_type(
         checkpoint=read_checkpoint(Path(model.path)),
         cpu=read_cpu(),
     )
-
-
-def start(
-    prepared: Prepared, context: Context, *, name: str | None
-) -> AbstractAsyncContextManager[OwnedServer]:
-    """Start the prepared server; it is stopped when the block ends."""
-    return start_server(prepared.model, name=name, **start_arguments(prepared, context))
-
-
-def start_arguments(prepared: Prepared, context: Context) -> dict[str, Any]:
-    """What `start_server` and `launch_detached` need besides the model and a name."""
-    plan = prepared.plan
-    return {
-        "engine": prepared.engine,
-        "environment": prepared.environment,
-        "options": prepared.options,
-        "context": context,
-        "limits": StartLimits(total=plan.start_timeout, silence=plan.progress_timeout),
-    }
 
 
 def with_api_key(options: ServerOptions) -> ServerOptions:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from enginehouse.client.exclusive import ExclusiveRequests
 from enginehouse.client.open_files import open_file_limit
+from enginehouse.client.retry import Retries
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.stack import ServerLayers
+from enginehouse.client.transport import Timeouts
 from enginehouse.engines.base import Engine, Quirk
 from enginehouse.runtime.context import Notify
 from enginehouse.servers.endpoint import Server
@@ -37,6 +39,8 @@ def make_sampler(
     concurrency: int | None,
     model: str | None = None,
     shared: ServerLayers | None = None,
+    timeouts: Timeouts | None = None,
+    retries: Retries | None = None,
 ) -> HTTPSampler:
     """A sampler of a server, not entered yet."""
     return HTTPSampler(
@@ -49,4 +53,6 @@ def make_sampler(
         concurrency=concurrency,
         load_signal=engine.load_signal,
         shared=shared,
+        timeouts=timeouts,
+        retries=retries,
     )

@@ -17,13 +17,13 @@ from enginehouse.core.errors import AdapterError, WeightsError
 from enginehouse.core.sampler import Capability, Provenance
 from enginehouse.deployment.base import Deployment, Incidents, Target
 from enginehouse.deployment.compute_type import type_in_command
-from enginehouse.deployment.preparation import Prepared, start
+from enginehouse.deployment.preparation import Prepared
 from enginehouse.deployment.samplers import exclusive_requests, make_sampler, say_bound
 from enginehouse.deployment.supervision import Supervisor, supervised
 from enginehouse.deployment.swapping import swapping
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
-from enginehouse.servers.server import OwnedServer
+from enginehouse.servers.server import OwnedServer, start_server
 from enginehouse.weights.peft_folder import checkpoint_shapes, read_peft_folder
 from enginehouse.weights.pool import AdapterPool, alias_of
 from enginehouse.weights.store import AdapterStore
@@ -37,15 +37,14 @@ async def served_deployment(
     """Start the prepared server, supervise it, and stop it when the block ends."""
     plan, incidents = prepared.plan, Incidents()
     async with (
-        start(prepared, context, name=None) as owned,
+        start_server(prepared.server(context)) as owned,
         supervised(
             owned,
             patience=plan.progress_timeout,
             max_restarts=plan.max_restarts,
-            notify=context.notify,
             on_incident=incidents.report,
         ) as supervisor,
-        swapping(owned, supervisor=supervisor, layout=context.layout, alone=True) as swapper,
+        swapping(owned, supervisor=supervisor, alone=True) as swapper,
         AsyncExitStack() as stack,
     ):
         deployment = _ServedDeployment(

@@ -16,12 +16,10 @@ from enginehouse.client.redelivery import Redelivery
 from enginehouse.core.errors import EnginehouseError, ServerGoneError
 from enginehouse.core.incidents import Incident
 from enginehouse.diagnosis import explained
-from enginehouse.runtime.context import Notify
 from enginehouse.servers.health import Health, HealthMonitor
 from enginehouse.servers.records import ServerState
 from enginehouse.servers.server import OwnedServer
 from enginehouse.servers.sessions import open_session
-from enginehouse.servers.timings import TIMINGS, Timings
 
 _MOST_BARREN = 4  # restarts in a row between which nothing was answered
 
@@ -45,18 +43,16 @@ class Supervisor:
         monitor: HealthMonitor,
         redelivery: Redelivery,
         max_restarts: int,
-        notify: Notify,
         on_incident: Callable[[Incident], None],
-        timings: Timings = TIMINGS,
     ) -> None:
         self.redelivery = redelivery
         self.restorations = []
         self._owned = owned
         self._monitor = monitor
         self._max_restarts = max_restarts
-        self._notify = notify
+        self._notify = owned.context.notify
         self._on_incident = on_incident
-        self._timings = timings
+        self._timings = owned.timings
         self._condemned: Health | None = None
         self._restarts = 0
         self._barren = 0
@@ -180,7 +176,6 @@ async def supervised(
     *,
     patience: float,
     max_restarts: int,
-    notify: Notify,
     on_incident: Callable[[Incident], None] = lambda _: None,
 ) -> AsyncIterator[Supervisor]:
     """Supervise the server for the length of the block."""
@@ -204,9 +199,7 @@ async def supervised(
             monitor=monitor,
             redelivery=redelivery,
             max_restarts=max_restarts,
-            notify=notify,
             on_incident=on_incident,
-            timings=owned.timings,
         )
         supervisor.watching = watching = asyncio.create_task(supervisor.run())
         try:

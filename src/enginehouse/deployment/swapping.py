@@ -45,14 +45,14 @@ class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 @asynccontextmanager
 async def swapping(
-    owned: OwnedServer, *, supervisor: Supervisor, layout: Layout, alone: bool
+    owned: OwnedServer, *, supervisor: Supervisor, alone: bool
 ) -> AsyncIterator[WeightSwapper | None]:
     """Have restarts of our own server bring back the weights that were swapped in.
 
     Unless `alone`, also those that another process swapped in (`enginehouse weights swap`). None
     where weights cannot be swapped.
     """
-    server, model = owned.server, owned.model
+    server, model, layout = owned.server, owned.model, owned.context.layout
     swaps = owned.options.enable_weight_swap and owned.engine.wire.weights is not None
     if not swaps or model.weights_digest is None:
         yield None

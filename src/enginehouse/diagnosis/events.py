@@ -192,7 +192,8 @@ class _Unfinished:
             return True
         if (match := _FILE.match(bare) or _RICH_FILE.match(text)) is not None:
             self.state, self.failure.traced = _State.FRAMES, True
-            self.files = [*self.files[-_FRAMES + 1 :], match["file"]]
+            file = match["file"].replace("\\", "/")  # as Windows separates folders
+            self.files = [*self.files[-_FRAMES + 1 :], file]
             self.lost_indentation = not text[:1].isspace()
             return True
         if self.state is _State.FRAMES:

@@ -58,4 +58,5 @@ def _continues(line: str) -> bool:
     """Whether a line may be the rest of the one above: nothing shows that it begins there."""
     if not line or _BEGINS.match(line):
         return False
-    return not peel(line).prefixed
+    peeled = peel(line)
+    return not peeled.prefixed and len(peeled.text) == len(line)

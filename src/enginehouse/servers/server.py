@@ -29,7 +29,7 @@ from enginehouse.processes.usage import UsageMeter
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.runtime.context import Context
-from enginehouse.servers.endpoint import Server, attach_server, curl_line, server_of
+from enginehouse.servers.endpoint import Server, server_of
 from enginehouse.servers.gpu_memory import read_baseline, require_memory_back
 from enginehouse.servers.health import glance
 from enginehouse.servers.ports import (
@@ -50,70 +50,33 @@ from enginehouse.servers.records import (
     remove_record,
     write_record,
 )
-from enginehouse.servers.stopping import require_free_port, stop_server
+from enginehouse.servers.stopping import require_free_port
 from enginehouse.servers.timings import TIMINGS, Timings
 from enginehouse.servers.tool_canary import check_tool_parser, tool_parser
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
 
-__all__ = [
-    "OwnedServer",
-    "Server",
-    "StartLimits",
-    "attach_server",
-    "curl_line",
-    "launch_detached",
-    "list_servers",
-    "start_server",
-    "stop_server",
-    "survey",
-]
-
-
-_LIMITS = StartLimits()
-
 
 @asynccontextmanager
 async def start_server(
-    model: ResolvedModel,
-    *,
-    engine: ServedEngine,
-    environment: EngineEnvironment,
-    options: ServerOptions,
-    context: Context,
-    limits: StartLimits = _LIMITS,
-    timings: Timings = TIMINGS,
-    name: str | None = None,
+    owned: OwnedServer, *, name: str | None = None
 ) -> AsyncIterator[OwnedServer]:
-    """A ready server for the length of the block, stopped however the block ends.
+    """The server, ready for the length of the block, and stopped however the block ends.
 
     Stopped means, and it is checked, that none of its processes is alive, its port is free, and
     they hold no GPU memory that was free before. If we are killed in the block, a reaper ends its
-    processes. `options` have been checked (`ServedEngine.check`). Raises PortError; StartError with
-    cause and log; StopError.
+    processes. Raises PortError; StartError with cause and log; StopError.
     """
-    owned = OwnedServer(model, engine, environment, options, context, limits, timings)
     async with owned.until_stopped():
         await owned.start(name, detached=False)
         yield owned
 
 
-async def launch_detached(
-    model: ResolvedModel,
-    *,
-    engine: ServedEngine,
-    environment: EngineEnvironment,
-    options: ServerOptions,
-    context: Context,
-    limits: StartLimits = _LIMITS,
-    timings: Timings = TIMINGS,
-    name: str | None = None,
-) -> Server:
-    """A ready server that outlives us, until `stop_server`. Raises as `start_server` does.
+async def launch_detached(owned: OwnedServer, *, name: str | None = None) -> Server:
+    """The server, ready, which outlives us until `stop_server`. Raises as `start_server` does.
 
     If it does not become ready, or we are cancelled or killed before, it is stopped.
     """
-    owned = OwnedServer(model, engine, environment, options, context, limits, timings)
     async with owned.until_stopped():
         await owned.start(name, detached=True)
         owned.release()
@@ -135,11 +98,12 @@ async def survey(
     return list(await asyncio.gather(*map(check, list_servers(layout, ended=ended))))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class OwnedServer:
-    """Our own server: what a start has acquired so far, which `until_stopped` gives back.
+    """Our own server: what it is started with, and what its start has acquired so far.
 
-    `server` is its present state; name and URL stay the same over a restart.
+    `options` have been checked (`ServedEngine.check`). `server` is its present state; name and URL
+    stay the same over a restart.
     """
 
     model: ResolvedModel
@@ -147,8 +111,8 @@ class OwnedServer:
     environment: EngineEnvironment
     options: ServerOptions
     context: Context
-    limits: StartLimits
-    timings: Timings
+    limits: StartLimits = field(default_factory=StartLimits)
+    timings: Timings = TIMINGS
     _lease: PortLease | None = None
     _process: Process | None = None
     _record: ServerRecord | None = None

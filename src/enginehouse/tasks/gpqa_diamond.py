@@ -60,21 +60,18 @@ _IN_BOX: Final = re.compile(rf"\A{_DRESS}(?i:answer\b\s?:?{_DRESS})?{_WORD}{_LET
 class GPQADiamond(Task):
     """The questions of the user's own copy, or of the hub once access is granted."""
 
-    @property
-    def info(self) -> TaskInfo:
-        """Facts about the task; reading them loads no data."""
-        return TaskInfo(
-            name="gpqa_diamond",
-            version=2,
-            description="graduate-level science questions, zero-shot chain of thought",
-            kind="generate",
-            headline="the last 'Answer: X', else the last box, names the right choice",
-            metrics=(),
-            licence=LICENCE,
-            size=FULL_SIZE,
-            source=f"{HUB}, or `data`: the original gpqa_diamond.csv",
-            needs="access to Idavidrein/gpqa and HF_TOKEN, or `data`",
-        )
+    info = TaskInfo(
+        name="gpqa_diamond",
+        version=2,
+        description="graduate-level science questions, zero-shot chain of thought",
+        kind="generate",
+        headline="the last 'Answer: X', else the last box, names the right choice",
+        metrics=(),
+        licence=LICENCE,
+        size=FULL_SIZE,
+        source=f"{HUB}, or `data`: the original gpqa_diamond.csv",
+        needs="access to Idavidrein/gpqa and HF_TOKEN, or `data`",
+    )
 
     def load(self, *, data: str | None, seed: int) -> Dataset:
         """The questions, each one's choices permuted by `seed` and its Record ID.

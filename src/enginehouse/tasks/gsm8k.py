@@ -81,21 +81,18 @@ EXAMPLES: Final = (
 class GSM8K(Task):
     """The test questions: a hundred of them from a package, or all from a file or the hub."""
 
-    @property
-    def info(self) -> TaskInfo:
-        """Facts about the task; reading them loads no data."""
-        return TaskInfo(
-            name="gsm8k",
-            version=2,
-            description="grade-school mathematics, four worked examples, written answer",
-            kind="generate",
-            headline="the number marked #### or boxed, else the last number, equals the answer",
-            metrics=("strict_match",),
-            licence=LICENCE,
-            size=FULL_SIZE,
-            source=f"{MEMBER} in {PACKAGE} (100 test questions), or `data`: test.jsonl as "
-            "openai/grade-school-math has it, or hf:openai/gsm8k:main/test-00000-of-00001.parquet",
-        )
+    info = TaskInfo(
+        name="gsm8k",
+        version=2,
+        description="grade-school mathematics, four worked examples, written answer",
+        kind="generate",
+        headline="the number marked #### or boxed, else the last number, equals the answer",
+        metrics=("strict_match",),
+        licence=LICENCE,
+        size=FULL_SIZE,
+        source=f"{MEMBER} in {PACKAGE} (100 test questions), or `data`: test.jsonl as "
+        "openai/grade-school-math has it, or hf:openai/gsm8k:main/test-00000-of-00001.parquet",
+    )
 
     def load(self, *, data: str | None, seed: int) -> Dataset:  # noqa: ARG002  nothing is drawn
         """The questions; an item's id is its place, from 0, in the original test file.

@@ -27,22 +27,19 @@ _LAST_SENTENCE: Final = re.compile(r"(?s)(?P<a>.*[.!?\"])\s+(?P<b>[^.!?\"]*)")
 class HellaSwag(Task):
     """The validation items: a hundred from a package, or all from a file or the hub."""
 
-    @property
-    def info(self) -> TaskInfo:
-        """Facts about the task; reading them loads no data."""
-        return TaskInfo(
-            name="hellaswag",
-            version=1,
-            description="choose how a text goes on, by log-likelihood, zero-shot",
-            kind="choose",
-            headline="acc_norm: the right ending has the highest log-likelihood per character",
-            metrics=("acc",),
-            licence=LICENCE,
-            size=FULL_SIZE,
-            source=f"{MEMBER} in {PACKAGE} (100 validation items), or `data`: hellaswag_val.jsonl "
-            "as rowanz/hellaswag has it, or "
-            "hf:Rowan/hellaswag:data/validation-00000-of-00001.parquet",
-        )
+    info = TaskInfo(
+        name="hellaswag",
+        version=1,
+        description="choose how a text goes on, by log-likelihood, zero-shot",
+        kind="choose",
+        headline="acc_norm: the right ending has the highest log-likelihood per character",
+        metrics=("acc",),
+        licence=LICENCE,
+        size=FULL_SIZE,
+        source=f"{MEMBER} in {PACKAGE} (100 validation items), or `data`: hellaswag_val.jsonl "
+        "as rowanz/hellaswag has it, or "
+        "hf:Rowan/hellaswag:data/validation-00000-of-00001.parquet",
+    )
 
     def load(self, *, data: str | None, seed: int) -> Dataset:  # noqa: ARG002  nothing is drawn
         """The items; an item's id is its place, from 0, in the original validation file.

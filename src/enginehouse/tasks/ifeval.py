@@ -26,21 +26,18 @@ class IFEval(InstructionTask):
 
     max_tokens = 1280
 
-    @property
-    def info(self) -> TaskInfo:
-        """Facts about the task; reading them loads no data."""
-        return TaskInfo(
-            name="ifeval",
-            version=2,
-            description="follow verifiable instructions (IFEval, all 25 checkers)",
-            kind="generate",
-            headline=HEADLINE,
-            metrics=METRICS,
-            licence="Apache-2.0",
-            size=SIZE,
-            source=HUB,
-            needs="the Hugging Face hub, or --data with input_data.jsonl",
-        )
+    info = TaskInfo(
+        name="ifeval",
+        version=2,
+        description="follow verifiable instructions (IFEval, all 25 checkers)",
+        kind="generate",
+        headline=HEADLINE,
+        metrics=METRICS,
+        licence="Apache-2.0",
+        size=SIZE,
+        source=HUB,
+        needs="the Hugging Face hub, or --data with input_data.jsonl",
+    )
 
     def load(self, *, data: str | None, seed: int) -> Dataset:  # noqa: ARG002  nothing is drawn
         """The prompts of the JSONL file `data` (a path, or hf:owner/name:file), or the hub's.

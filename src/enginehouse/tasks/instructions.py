@@ -30,20 +30,17 @@ class Instructions(InstructionTask):
     max_tokens = 256
     checkers = SHORT_TEXT_CHECKERS
 
-    @property
-    def info(self) -> TaskInfo:
-        """Facts about the task; reading them loads no data."""
-        return TaskInfo(
-            name="instructions",
-            version=2,
-            description="follow verifiable instructions in short answers (our own prompts)",
-            kind="generate",
-            headline=HEADLINE,
-            metrics=METRICS,
-            licence="Apache-2.0",
-            size=SIZE,
-            source="shipped with enginehouse",
-        )
+    info = TaskInfo(
+        name="instructions",
+        version=2,
+        description="follow verifiable instructions in short answers (our own prompts)",
+        kind="generate",
+        headline=HEADLINE,
+        metrics=METRICS,
+        licence="Apache-2.0",
+        size=SIZE,
+        source="shipped with enginehouse",
+    )
 
     def load(self, *, data: str | None, seed: int) -> Dataset:  # noqa: ARG002  nothing is drawn
         """All 60 prompts, in the order of the file. DataError if `data` is given."""

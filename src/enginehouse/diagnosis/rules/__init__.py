@@ -23,7 +23,7 @@ _FRAGMENTS = {
         r"(?![^\n]{0,300}(?:[Pp]ython ?\d|[Vv]ersion \d|transformers[ <>=]{1,2}\d|numpy|[Dd]river"
         r"|torch(?:vision)?[ <>=]{1,2}\d|CUDA \d|model type|architecture|sharding))"
     ),
-    "DTYPE": r"(?:torch\.)?(?:b?float16|bf16|fp16|float32|half)",
+    "DTYPE": r"(?i:(?:torch\.)?(?:b?float16|bf16|fp16|float32|half))",
     "SIZE": details.SIZE,
 }
 

@@ -21,7 +21,7 @@ PROFILE = LogProfile(
     title="transformers",
     marks=re.compile(r"hf_server|transformers [\d.]{3,12}, torch |listening on http://"),
     faint_marks=re.compile(
-        r"\btransformers[/. ]|AutoModel|/accelerate/|AutoTokenizer"
+        r"\btransformers[/\\. ]|AutoModel|/accelerate/|AutoTokenizer"
         r"|text_generation_(?:launcher|server)"
     ),
     rules=RULES,
