@@ -1,8 +1,8 @@
 """Whether matches keep an engine full: python benchmarks/full_engine.py.
 
 Serves SmolLM2 (the environment is built on first use) with room for --places sequences, plays
-Red-Black, and reads the server's queue four times a second from the first full batch until as few
-matches are left as cannot fill it.
+Red-Black, and reads the server's queue four times a second: from the first full batch on, as long
+as more teams are left than places, each of which always waits for at least one answer.
 """
 
 from __future__ import annotations
@@ -35,12 +35,11 @@ _SEATS = ("team_a", "team_b")
 class Watch:
     """The server's running requests while enough matches are left."""
 
-    def __init__(self, deployment: Deployment, *, places: int, matches: int, agents: int) -> None:
+    def __init__(self, deployment: Deployment, *, places: int, matches: int) -> None:
         self.running: list[int] = []
         self._deployment = deployment
         self._places = places
         self._left = matches
-        self._agents = agents
 
     def see(self, progress: ExperimentProgress) -> None:
         """Note how many matches are left."""
@@ -53,7 +52,7 @@ class Watch:
             load = await self._deployment.sampler.load()
             assert load is not None
             started = self.running or load.running >= self._places
-            if started and self._left * 2 * self._agents >= self._places:
+            if started and self._left * len(_SEATS) > self._places:
                 self.running.append(load.running)
 
 
@@ -77,9 +76,7 @@ async def _share(asked: argparse.Namespace) -> float:
         run = create_run(layout, model="smollm2", tasks=["red_black"], config="", versions={})
         async with serving as deployment:
             model = Model(sampler=deployment.sampler, provenance=deployment.provenance, slots=slots)
-            watch = Watch(
-                deployment, places=asked.places, matches=asked.matches, agents=asked.agents
-            )
+            watch = Watch(deployment, places=asked.places, matches=asked.matches)
             reading = asyncio.create_task(watch.read())
             await play_experiment(
                 spec,
@@ -98,10 +95,10 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--places", type=int, default=16, help="max_num_seqs of the server")
-    parser.add_argument("--matches", type=int, default=12)
-    parser.add_argument("--agents", type=int, default=3, help="in each team")
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=32, help="at most, in an answer")
+    parser.add_argument("--matches", type=int, default=24)
+    parser.add_argument("--agents", type=int, default=2, help="in each team")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=16, help="at most, in an answer")
     asked = parser.parse_args(arguments)
     say(machine())
     shares = [uvloop.run(_share(asked)) for _ in range(asked.rounds)]

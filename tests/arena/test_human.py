@@ -60,7 +60,7 @@ async def test_a_person_in_a_team_of_models(tmp_path):
 
 async def test_what_a_person_cannot_mean_is_asked_again(tmp_path):
     """Once, as of any other agent."""
-    person = Person("hm", "black")
+    person = Person("h\udcffm", "black")
     spec = red_black(team("me", "human"), team("f", "always BLACK"), settings={"num_rounds": 1})
     (match,) = await play(spec, new_run(tmp_path), human=person)
     assert match.turns[0].decisions["team_a"].action == "BLACK"

@@ -88,7 +88,7 @@ def test_intervals_take_whole_seeds(tmp_path: Path):
     assert interval.method == "bootstrap by seed"
     _, few = report_of(tmp_path / "few", {"one": 0.5}, matches=4)
     assert few.teams[0].figures["cooperation"].interval is None
-    assert few.teams[0].figures["cooperation"].no_interval == "fewer than 5 seeds"
+    assert few.teams[0].figures["cooperation"].no_interval == "too few seeds"
 
 
 def test_what_does_not_vary_has_no_bootstrap(tmp_path: Path):

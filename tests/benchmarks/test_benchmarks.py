@@ -16,7 +16,10 @@ from enginehouse.tasks.registry import load_task
 from enginehouse.testing.fake_engine import running_fake_engine
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-FIGURES = ("client", "evaluation", "latency", "memory", "real_engine")
+FIGURES = (
+    *("client", "evaluation", "full_engine", "latency", "matches", "memory", "real_engine"),
+    "scripted_matches",
+)
 
 
 @pytest.fixture

@@ -35,7 +35,8 @@ from enginehouse.deployment.supervision import Supervisor
 from enginehouse.runtime.context import Context
 from enginehouse.servers.health import Health
 from enginehouse.servers.records import ServerState, list_servers
-from enginehouse.servers.server import OwnedServer, stop_server
+from enginehouse.servers.server import OwnedServer
+from enginehouse.servers.stopping import stop_server
 from enginehouse.servers.timings import TIMINGS, Timings
 from enginehouse.store.layout import Layout
 

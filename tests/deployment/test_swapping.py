@@ -30,8 +30,8 @@ from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.deployment.running_servers import canonical_address
 from enginehouse.deployment.swapping import swapper_of, weights_info
 from enginehouse.runtime.context import Context
+from enginehouse.servers.endpoint import Server
 from enginehouse.servers.records import list_servers, weights_file
-from enginehouse.servers.server import Server
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import running_fake_engine
 from enginehouse.weights.checkpoint import digest_of

@@ -5,7 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from enginehouse.provisioning.environments import EngineEnvironment, Flag
+from enginehouse.provisioning.description import Flag
+from enginehouse.provisioning.environments import EngineEnvironment
 
 FLAGS = Path(__file__).with_name("vllm-0.32.0-flags.json")
 

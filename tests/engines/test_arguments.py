@@ -4,7 +4,7 @@ import pytest
 
 from enginehouse.core.errors import ConfigurationError, FlagError
 from enginehouse.engines import arguments
-from enginehouse.provisioning.environments import Flag
+from enginehouse.provisioning.description import Flag
 
 
 def check(*words: str, flags, removed=None):

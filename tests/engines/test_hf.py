@@ -13,7 +13,8 @@ from enginehouse.engines.hf.engine import HfEngine
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
 from enginehouse.processes.process import Command
-from enginehouse.provisioning.environments import EngineEnvironment, plan_environment
+from enginehouse.provisioning.environments import EngineEnvironment
+from enginehouse.provisioning.plans import plan_environment
 from enginehouse.provisioning.programs import PAYLOADS
 
 ENGINE = HfEngine()

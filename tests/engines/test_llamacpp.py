@@ -15,7 +15,8 @@ from enginehouse.engines.llamacpp.quirks import AMX
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
 from enginehouse.processes.process import Command
-from enginehouse.provisioning.environments import EngineEnvironment, Flag
+from enginehouse.provisioning.description import Flag
+from enginehouse.provisioning.environments import EngineEnvironment
 
 ENGINE = LlamaCppEngine()
 FLAGS = Path(__file__).with_name("llamacpp-11434-flags.json")

@@ -23,7 +23,8 @@ from enginehouse.engines.registry import ENGINES
 from enginehouse.engines.sglang.engine import SglangEngine
 from enginehouse.engines.sglang.history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.processes.process import Command
-from enginehouse.provisioning.environments import EngineEnvironment, Flag
+from enginehouse.provisioning.description import Flag
+from enginehouse.provisioning.environments import EngineEnvironment
 
 ENGINE = SglangEngine()
 FLAGS = msgspec.json.decode(

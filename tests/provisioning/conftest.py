@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from enginehouse.engines.vllm.installation import INSTALLATION as VLLM
-from enginehouse.provisioning.environments import EnvironmentPlan, plan_environment
+from enginehouse.provisioning.plans import EnvironmentPlan, plan_environment
 
 FAKE_VLLM = {
     "vllm/__init__.py": '__version__ = "0.32.0"\n',

@@ -16,15 +16,15 @@ from enginehouse.core.errors import ConfigurationError, ProvisioningError
 from enginehouse.engines.vllm.installation import INSTALLATION as VLLM
 from enginehouse.provisioning import environments
 from enginehouse.provisioning.building import RECORD
+from enginehouse.provisioning.description import Flag
 from enginehouse.provisioning.environments import (
     EngineEnvironment,
-    EnvironmentPlan,
-    Flag,
     ensure_environment,
     existing_environment,
     find_environment,
 )
 from enginehouse.provisioning.inventory import list_environments
+from enginehouse.provisioning.plans import EnvironmentPlan
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
@@ -34,7 +34,8 @@ pytestmark = pytest.mark.slow
 BUILDER = """
 import asyncio, sys
 import msgspec
-from enginehouse.provisioning.environments import ensure_environment, plan_environment
+from enginehouse.provisioning.environments import ensure_environment
+from enginehouse.provisioning.plans import plan_environment
 from enginehouse.engines.vllm.installation import INSTALLATION as VLLM
 from enginehouse.runtime.context import Context
 plan = msgspec.structs.replace(plan_environment(VLLM, variant="cpu"), requirements=sys.argv[1])

@@ -6,8 +6,9 @@ import pytest
 
 from enginehouse.core.errors import ProvisioningError, UnknownNameError
 from enginehouse.engines.vllm.installation import INSTALLATION as VLLM
-from enginehouse.provisioning.environments import EnvironmentPlan, ensure_environment
+from enginehouse.provisioning.environments import ensure_environment
 from enginehouse.provisioning.inventory import list_environments, remove_environment
+from enginehouse.provisioning.plans import EnvironmentPlan
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 

@@ -20,14 +20,10 @@ from enginehouse.engines.llamacpp.installation import (
     compiling_progress,
     read_flags,
 )
-from enginehouse.provisioning.environments import (
-    EnvironmentPlan,
-    Flag,
-    ensure_environment,
-    find_environment,
-    plan_environment,
-)
+from enginehouse.provisioning.description import Flag
+from enginehouse.provisioning.environments import ensure_environment, find_environment
 from enginehouse.provisioning.inventory import list_environments
+from enginehouse.provisioning.plans import EnvironmentPlan, plan_environment
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 

@@ -12,9 +12,8 @@ from enginehouse.engines.registry import load_served_engine
 from enginehouse.engines.sglang.installation import INSTALLATION as SGLANG
 from enginehouse.engines.vllm.installation import INSTALLATION as VLLM
 from enginehouse.provisioning import plans
-from enginehouse.provisioning.environments import plan_environment
 from enginehouse.provisioning.installation import Installation
-from enginehouse.provisioning.plans import VARIANTS
+from enginehouse.provisioning.plans import VARIANTS, plan_environment
 
 
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:

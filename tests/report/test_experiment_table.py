@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.support.made_experiment_report import REPORT
 
 from enginehouse.report.experiment_table import print_experiment, render_experiment
-from enginehouse.results.experiment import ExperimentReport
+from enginehouse.results.experiment import Estimate, ExperimentReport
 
 
 def text(report: ExperimentReport, width: int = 100) -> str:
@@ -80,3 +80,16 @@ def test_no_escape_codes_without_a_terminal():
         file=stream,
     )
     assert "\x1b" not in stream.getvalue()
+
+
+def test_few_seeds_are_said_once():
+    """Figures without an interval are plain numbers; what that means is in the legend."""
+    few = Estimate(value=0.75, count=4, interval=None, no_interval="too few seeds")
+    seat = msgspec.structs.replace(REPORT.pairings[0].seats[0], figures={"score": few})
+    pairing = msgspec.structs.replace(REPORT.pairings[0], seats=(seat,), total=few, welfare=None)
+    small = msgspec.structs.replace(
+        REPORT, pairings=(pairing,), differences=(), ratings=(), measures=REPORT.measures[:1]
+    )
+    (row,) = (line for line in text(small).splitlines() if line.startswith("score"))
+    assert row.split() == ["score", "0.75"]
+    assert "fewer than 5 seeds" in " ".join(text(small).split())

@@ -11,15 +11,11 @@ from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.runtime.context import Context
+from enginehouse.servers.endpoint import Server
+from enginehouse.servers.readiness import StartLimits
 from enginehouse.servers.records import ServerRecord, find_server, list_servers
-from enginehouse.servers.server import (
-    OwnedServer,
-    Server,
-    StartLimits,
-    launch_detached,
-    start_server,
-    stop_server,
-)
+from enginehouse.servers.server import OwnedServer, launch_detached, start_server
+from enginehouse.servers.stopping import stop_server
 from enginehouse.servers.timings import Timings
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment

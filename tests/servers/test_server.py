@@ -24,15 +24,12 @@ from enginehouse.diagnosis import FailureKind, Rule
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.processes.tree import identify
 from enginehouse.servers import stopping
+from enginehouse.servers.endpoint import attach_server, curl_line
 from enginehouse.servers.ports import is_free, live_leases
+from enginehouse.servers.readiness import StartLimits
 from enginehouse.servers.records import ServerState, find_server, list_servers
-from enginehouse.servers.server import (
-    StartLimits,
-    attach_server,
-    curl_line,
-    stop_server,
-    survey,
-)
+from enginehouse.servers.server import survey
+from enginehouse.servers.stopping import stop_server
 from enginehouse.servers.timings import Timings
 
 pytestmark = pytest.mark.slow

@@ -71,6 +71,7 @@ class HumanSampler:
             known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
             started, clock = time.time(), time.monotonic()
             answer = await self._human.ask("\n".join(lines[known:]))
+            answer = answer.encode("utf-8", "replace").decode()  # a terminal may send other bytes
             self._shown = lines
         return SampleResponse(
             completions=(Completion(text=answer, finish_reason="stop"),),

@@ -28,6 +28,7 @@ from enginehouse.results.experiment import (
     ExperimentWork,
     MatchFailures,
     Measured,
+    NoInterval,
     PairingReport,
     Rating,
     SeatReport,
@@ -208,12 +209,10 @@ def _estimates(values: Floats, bounds: Sequence[Bounds]) -> list[Estimate]:
     ]
 
 
-def _no_interval(seeds: int) -> str:
+def _no_interval(seeds: int) -> NoInterval:
     if not seeds:
-        return "no match has a value"
-    return (
-        "all are equal" if seeds >= LEAST_FOR_INTERVAL else f"fewer than {LEAST_FOR_INTERVAL} seeds"
-    )
+        return "no value"
+    return "all are equal" if seeds >= LEAST_FOR_INTERVAL else "too few seeds"
 
 
 def _differences(outcomes: Outcomes, values: Floats, totals: Floats) -> Iterator[TeamDifference]:

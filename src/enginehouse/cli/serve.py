@@ -12,7 +12,7 @@ from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.runtime.context import Context
 
 if TYPE_CHECKING:
-    from enginehouse.servers.server import Server
+    from enginehouse.servers.endpoint import Server
 
 
 @with_config_options(ServeConfig)
@@ -51,7 +51,7 @@ def _announce(server: Server, console: Console, *, detached: bool) -> None:
     end = f"enginehouse stop {server.name}" if detached else "Ctrl-C"
     console.say(f"url:    {server.base_url}/v1")
     console.say(f"models: {', '.join(server.models)}")
-    from enginehouse.servers.server import curl_line
+    from enginehouse.servers.endpoint import curl_line
 
     console.say(f"try:    {curl_line(server)}")
     console.say(f"stop:   {end}")

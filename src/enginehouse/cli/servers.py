@@ -92,7 +92,7 @@ def logs(
 
 def stop(name: NameArgument) -> None:
     """Stop a server, and wait until its processes have ended and its port is free."""
-    from enginehouse.servers.server import stop_server
+    from enginehouse.servers.stopping import stop_server
 
     run_async(stop_server(name, layout=Layout.from_environment()))
     Console().note(f"stopped {name}: no process is left, its port is free")

@@ -23,7 +23,7 @@ from enginehouse.core.errors import (
 from enginehouse.processes.tree import ProcessIdentity, identify
 from enginehouse.runtime.context import Context
 from enginehouse.servers.records import list_servers
-from enginehouse.servers.server import stop_server
+from enginehouse.servers.stopping import stop_server
 from enginehouse.store.runs import Run, RunStatus, Worker
 
 _NEVER_BEGUN = (ConfigurationError, ModelError, UnsupportedError)  # if nothing was asked

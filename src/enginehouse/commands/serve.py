@@ -13,7 +13,8 @@ from enginehouse.deployment.supervision import supervised
 from enginehouse.deployment.swapping import swapping
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
-from enginehouse.servers.server import launch_detached, start_server, stop_server
+from enginehouse.servers.server import launch_detached, start_server
+from enginehouse.servers.stopping import stop_server
 
 
 async def serve_until_stopped(

@@ -34,7 +34,8 @@ from enginehouse.provisioning.environments import EngineEnvironment, find_enviro
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
 from enginehouse.runtime.context import Context, Notify
 from enginehouse.servers.endpoint import API_KEY_VARIABLE
-from enginehouse.servers.server import OwnedServer, StartLimits
+from enginehouse.servers.readiness import StartLimits
+from enginehouse.servers.server import OwnedServer
 from enginehouse.weights.peft_folder import read_peft_folder
 
 Plan = TypeVar("Plan", bound=ServeConfig)

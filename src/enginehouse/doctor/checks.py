@@ -17,13 +17,10 @@ from enginehouse.doctor.usable_engines import as_place, judge_engines
 from enginehouse.engines.base import ServedEngine
 from enginehouse.engines.registry import load_served_engine
 from enginehouse.processes.sandbox import Sandbox, find_sandbox
-from enginehouse.provisioning.environments import (
-    EnvironmentPlan,
-    existing_environment,
-    read_record,
-)
+from enginehouse.provisioning.building import read_record
+from enginehouse.provisioning.environments import existing_environment
 from enginehouse.provisioning.installation import Installation, given_install
-from enginehouse.provisioning.plans import cuda_is_there, cuda_version
+from enginehouse.provisioning.plans import EnvironmentPlan, cuda_is_there, cuda_version
 from enginehouse.provisioning.versions import known_plan
 from enginehouse.results.activity import GpuReading
 from enginehouse.servers.records import ServerState, list_servers

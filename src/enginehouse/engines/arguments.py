@@ -10,7 +10,7 @@ from itertools import pairwise
 import msgspec
 
 from enginehouse.core.errors import ConfigurationError, FlagError, nearest
-from enginehouse.provisioning.environments import Flag
+from enginehouse.provisioning.description import Flag
 
 _NUMBER = re.compile(r"-\d")
 

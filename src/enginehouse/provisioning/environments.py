@@ -18,23 +18,12 @@ from enginehouse.provisioning import content_folders
 from enginehouse.provisioning.building import Record, build, read_record
 from enginehouse.provisioning.description import Description, Flag
 from enginehouse.provisioning.installation import Installation, given_install
-from enginehouse.provisioning.plans import EnvironmentPlan, plan_environment
+from enginehouse.provisioning.plans import EnvironmentPlan
 from enginehouse.provisioning.programs import new_log
 from enginehouse.provisioning.versions import find_plan
 from enginehouse.runtime.context import Context
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
-
-__all__ = [
-    "EngineEnvironment",
-    "EnvironmentPlan",
-    "Flag",
-    "ensure_environment",
-    "existing_environment",
-    "find_environment",
-    "plan_environment",
-    "read_record",
-]
 
 
 class EngineEnvironment(msgspec.Struct, frozen=True, kw_only=True):

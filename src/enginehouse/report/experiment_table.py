@@ -20,12 +20,14 @@ from enginehouse.results.experiment import (
     TeamDifference,
 )
 from enginehouse.statistics.intervals import Interval
+from enginehouse.statistics.seeds import NO_DIFFERENCE
 
 _LEGEND = (
     "Intervals are at 95 % and vary whole seeds (all matches with one seed together). Differences "
     "of shares are in points, on the same seeds. in place: one team instead of the other, in the "
     "same seat against the same team; head to head: in the same match. detectable: the smallest "
-    "difference that one test (two-sided, level 0.05) finds with 80 % power."
+    "difference that one test (two-sided, level 0.05) finds with 80 % power. A figure without an "
+    "interval has fewer than 5 seeds, a difference without one fewer than 6."
 )
 _RATINGS = (
     "Ratings are Bradley-Terry strengths on the Elo scale: 400 points are odds of 10 to 1 for the "
@@ -113,8 +115,10 @@ def _estimate(figures: Mapping[str, Estimate], measure: Measured) -> str:
 def _with_interval(estimate: Estimate, *, share: bool) -> str:
     if estimate.value is None:
         return "none"
-    bounds = _bounds(estimate.interval, share=share) or estimate.no_interval
-    return f"{_number(estimate.value, share=share)} ({bounds})"
+    value = _number(estimate.value, share=share)
+    if estimate.no_interval == "too few seeds":
+        return value
+    return f"{value} ({_bounds(estimate.interval, share=share) or estimate.no_interval})"
 
 
 def _number(value: float, *, share: bool) -> str:
@@ -173,17 +177,18 @@ def _difference_row(difference: TeamDifference, *, share: bool) -> list[str]:
     result = difference.result
     scale, style = (100, "+.1f") if share else (1, "+.4g")
     interval = result.interval
+    shown = f"{scale * result.difference:{style}}"
     if interval is not None:
-        bounds = f"{scale * interval.low:{style}} to {scale * interval.high:{style}}"
+        shown += f" ({scale * interval.low:{style}} to {scale * interval.high:{style}})"
     elif result.p_value is not None:
-        bounds = "in every seed"
-    else:
-        bounds = result.method.removeprefix("none: ")
+        shown += " (in every seed)"
+    elif result.method == NO_DIFFERENCE:
+        shown += " (no seed differs)"
     return [
         difference.measure,
         _number(result.first, share=share),
         _number(result.second, share=share),
-        f"{scale * result.difference:{style}} ({bounds})",
+        shown,
         _p(difference.p_corrected),
         "-" if not result.detectable else f"{scale * result.detectable:{style[1:]}}",
         f"{result.pairs:,}",

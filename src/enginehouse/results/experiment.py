@@ -20,6 +20,9 @@ Comparison = Literal["in place", "head to head"]
 two matches. `head to head`: both teams in the same match.
 """
 
+NoInterval = Literal["too few seeds", "all are equal", "no value"]
+"""Why there is no interval: fewer than 5 seeds, a value that does not vary, or none at all."""
+
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is measured; `share` says that its values are shares from 0 to 1."""
@@ -39,7 +42,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     value: float | None
     count: int
     interval: Interval | None
-    no_interval: str | None
+    no_interval: NoInterval | None
 
 
 class SeatReport(msgspec.Struct, frozen=True, kw_only=True):

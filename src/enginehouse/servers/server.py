@@ -29,7 +29,7 @@ from enginehouse.processes.usage import UsageMeter
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.runtime.context import Context
-from enginehouse.servers.endpoint import Server, attach_server, curl_line, server_of
+from enginehouse.servers.endpoint import Server, server_of
 from enginehouse.servers.gpu_memory import read_baseline, require_memory_back
 from enginehouse.servers.health import glance
 from enginehouse.servers.ports import (
@@ -50,24 +50,11 @@ from enginehouse.servers.records import (
     remove_record,
     write_record,
 )
-from enginehouse.servers.stopping import require_free_port, stop_server
+from enginehouse.servers.stopping import require_free_port
 from enginehouse.servers.timings import TIMINGS, Timings
 from enginehouse.servers.tool_canary import check_tool_parser, tool_parser
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
-
-__all__ = [
-    "OwnedServer",
-    "Server",
-    "StartLimits",
-    "attach_server",
-    "curl_line",
-    "launch_detached",
-    "list_servers",
-    "start_server",
-    "stop_server",
-    "survey",
-]
 
 
 @asynccontextmanager

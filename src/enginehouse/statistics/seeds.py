@@ -20,6 +20,8 @@ LEAST_FOR_TEST = 6  # with five, even differences that all agree have p = 2 / 2�
 BOOTSTRAP = "bootstrap by seed"
 SIGN_FLIP = "exact sign-flip test"
 RANDOM_SIGN_FLIP = "sign-flip test, 19,999 random flips"
+TOO_FEW = f"none: fewer than {LEAST_FOR_TEST} seeds"
+NO_DIFFERENCE = "none: no seed differs"
 _MOST_RESAMPLES, _LEAST_RESAMPLES = 4000, 1000
 _MOST_EXACT = 16  # seeds that differ: 2¹⁶ ways to flip
 _FLIPS = 19_999
@@ -74,9 +76,9 @@ def compare_means(first: Floats, second: Floats, *, seed: int = 0) -> PairedResu
     differences = second - first
     interval = p_value = detectable = None
     if len(differences) < LEAST_FOR_TEST:
-        method = f"none: fewer than {LEAST_FOR_TEST} seeds"
+        method = TOO_FEW
     elif not differences.any():
-        method = "none: no seed differs"
+        method = NO_DIFFERENCE
     else:
         p_value = sign_flip_test(differences, seed=seed)
         method = SIGN_FLIP if np.count_nonzero(differences) <= _MOST_EXACT else RANDOM_SIGN_FLIP

@@ -20,7 +20,8 @@ from enginehouse.engines.hf.history import REMOVED_FLAGS
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.variables import inherited_variables
 from enginehouse.processes.process import Command
-from enginehouse.provisioning.environments import EngineEnvironment, Flag
+from enginehouse.provisioning.description import Flag
+from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.programs import PAYLOADS
 
 API_KEY_VARIABLE = "HF_SERVER_API_KEY"
