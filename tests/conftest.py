@@ -69,7 +69,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     one waits for a thread that the other keeps from running.
     """
     name = os.environ.get("PYTEST_XDIST_WORKER")
-    if name and any(item.get_closest_marker("engine") for item in session.items):
+    if not (name and hasattr(os, "sched_setaffinity")):  # Linux only
+        return
+    if any(item.get_closest_marker("engine") for item in session.items):
         workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         own = sorted(os.sched_getaffinity(0))[int(name.removeprefix("gw")) :: workers]
         os.sched_setaffinity(0, own)
