@@ -73,7 +73,7 @@ async def test_a_real_vllm_is_ready_works_and_leaves_nothing_when_its_core_is_ki
         server = owned.server
         headers = {"Authorization": "Bearer s3cret"}
         async with aiohttp.ClientSession(server.base_url, headers=headers) as session:
-            # 2,332 tokens, more than a step takes unless the avoidance forbids to divide prompts
+            # 2,332 tokens: without the avoidance, one of the prompts would not fit into a step
             assert await seeded(session, words=150, requests=4) == [200] * 4
             async with session.get(ENGINE.load_signal.path) as reply:
                 load = ENGINE.load_signal.parse(await reply.text())
