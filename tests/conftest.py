@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from filelock import FileLock
 
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import load_served_engine
@@ -45,14 +46,33 @@ _ENGINE_TEST = 900.0  # seconds for the body of a test with a real engine, on a 
 _T = TypeVar("_T")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with a real engine have a limit for their own body, and not for what they share.
 
     What they share has limits of its own: `_PROVISIONING`, and the patience of `command_line`.
+    A module is run by one worker, and so are all modules that ask the shared servers.
     """
-    for item in items:
-        if item.get_closest_marker("engine") and not item.get_closest_marker("timeout"):
+    engine_tests = [item for item in items if item.get_closest_marker("engine")]
+    sharing = {item.path for item in engine_tests if "shared_house" in item.fixturenames}
+    for item in engine_tests:
+        group = "shared servers" if item.path in sharing else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+        if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(_ENGINE_TEST, func_only=True))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Each of pytest-xdist's workers, and the engines that it starts, have cores of their own.
+
+    An engine takes as many threads as it has cores. Where two engines share theirs, each step of
+    one waits for a thread that the other keeps from running.
+    """
+    name = os.environ.get("PYTEST_XDIST_WORKER")
+    if name and any(item.get_closest_marker("engine") for item in session.items):
+        workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        own = sorted(os.sched_getaffinity(0))[int(name.removeprefix("gw")) :: workers]
+        os.sched_setaffinity(0, own)
 
 
 @pytest.fixture(autouse=True)
@@ -191,11 +211,17 @@ def vote_adapter(
     hf_environment: EngineEnvironment,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """An adapter of rank 8 over seven projections, trained in 20 steps to say how it votes."""
-    folder = tmp_path_factory.mktemp("trained") / "vote"
+    """An adapter of rank 8 over seven projections, trained in 20 steps to say how it votes.
+
+    The workers share it: the first one that needs it trains it.
+    """
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "vote"
     program = SUPPORT / "train_adapter.py"
-    words = [hf_environment.executable, program, smollm2.path, folder]
-    subprocess.run(list(map(str, words)), check=True, timeout=_ENGINE_TEST)
+    with FileLock(folder.with_suffix(".lock"), timeout=_ENGINE_TEST):
+        if not (folder / "adapter_model.safetensors").exists():
+            words = [hf_environment.executable, program, smollm2.path, folder]
+            subprocess.run(list(map(str, words)), check=True, timeout=_ENGINE_TEST)
     return folder
 
 
@@ -207,6 +233,7 @@ def _real_house(folder: Path) -> command_line.House:
     house = command_line.House(folder, python=None, env=inherited, patience=_ENGINE_TEST)
     house.env["ENGINEHOUSE_HOME"] = str(house.home)
     house.env["PYTHONPATH"] = str(command_line.SOURCE)
+    house.env |= command_line.SMALL_VLLM
     house.home.mkdir()
     (house.home / "cache").symlink_to(cache, target_is_directory=True)
     return house
@@ -247,8 +274,7 @@ def _shared_server(
     house: command_line.House, name: str, options: ServerOptions, *words: str
 ) -> Iterator[command_line.SharedServer]:
     """`enginehouse serve smollm2 --detach`, then `enginehouse stop`, which leaves nothing."""
-    small = ("--env", "VLLM_CPU_KVCACHE_SPACE=1")  # GiB: it shares the memory with other servers
-    begun = house.run("serve", "smollm2", "--detach", "--name", name, *small, *words)
+    begun = house.run("serve", "smollm2", "--detach", "--name", name, *words)
     assert begun.code == 0, begun.err
     url = re.findall(r"^url: +(http://\S+)/v1$", begun.out, re.MULTILINE)[0]
     yield command_line.SharedServer(house, options, begun.out, name, url)

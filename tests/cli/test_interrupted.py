@@ -115,8 +115,8 @@ def test_the_server_dies_while_sampling(house: House, call, words: tuple[str, ..
     running = house.start(*words, *slow(0.05), "--json")
     running.until("ready after")
     (run,) = house.runs
-    until(lambda: scored(run) >= 2, "no sample is scored")
     (server,) = call("ps", "--json").report
+    until(lambda: scored(run) >= 2, "no sample is scored")
     os.kill(server["record"]["process"]["pid"], signal.SIGKILL)
     done = running.end()
     assert done.code == 0, done.err
@@ -134,8 +134,8 @@ def test_the_server_dies_and_is_not_to_be_restarted(house: House, call, words: t
     running = house.start(*words, *slow(0.05), "--max-restarts", "0")
     running.until("ready after")
     (run,) = house.runs
-    until(lambda: scored(run) >= 2, "no sample is scored")
     (server,) = call("ps", "--json").report
+    until(lambda: scored(run) >= 2, "no sample is scored")
     os.kill(server["record"]["process"]["pid"], signal.SIGKILL)
     done = running.end()
     assert done.code == 5, done.err

@@ -56,11 +56,12 @@ def test_two_at_once(house: House, call, words: tuple[str, ...]):
 @pytest.mark.slow
 def test_at_once_after_a_kill(house: House, call, words: tuple[str, ...]):
     """The killed run's server is gone before the new one starts, whichever was faster."""
-    deaf = ("--env", "VLLM_FAKE_IGNORE_SIGTERM=1")  # the reaper needs its whole patience
-    running = house.start(*words, *deaf)
+    # the reaper needs its whole patience; the server of the resume is not deaf
+    running = house.start(*words, VLLM_FAKE_IGNORE_SIGTERM="1")
     running.until("ready after")
     (run,) = house.runs
     until(lambda: scored(run) >= 1, "no sample is scored")
+    running.interrupt(signal.SIGSTOP)  # or it may end while `ps` looks
     (left,) = call("ps", "--json").report
     running.kill()
     resumed = house.start("resume", run.name)

@@ -60,7 +60,7 @@ def test_prompt_logprobs_with_lora(house: House):
     With the avoidance on they do not, in a run of the same moment: each has a vLLM of its own.
     """
     words = ("eval", "smollm2", "--task", "hellaswag", "--limit", "2", "--enable-lora", "--json")
-    words += ("--dtype", "float32", "--env", "VLLM_CPU_KVCACHE_SPACE=1")
+    words += ("--dtype", "float32")
     both = [house.start(*words, *more) for more in (("--no-avoid-quirks",), ())]
     done, avoided = [running.end() for running in both]
     incidents = check(house, done, samples=2)

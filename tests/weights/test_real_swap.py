@@ -1,4 +1,8 @@
-"""Full weights swapped in a real vLLM: SmolLM2, the same with one norm changed, and with NaN."""
+"""Full weights swapped in a real vLLM, or sent into it through a plug-in's backend.
+
+They are SmolLM2's, the same with one norm changed, and with NaN. What vLLM itself does to send them
+between GPUs, NCCL and CUDA IPC, is not tried here.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,37 @@ import asyncio
 import math
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
 from tests.support.changed_checkpoint import as_float32, changed_checkpoint
+from tests.support.command_line import SMALL_VLLM
 from tests.support.deployments import opened
+from tests.support.transfer_plugin import transfer_settings, updates_of
 
-from enginehouse import SampleRequest, SamplingParameters, TextPrompt
+from enginehouse import SampleRequest, SampleResponse, SamplingParameters, TextPrompt
 from enginehouse.core.errors import ModelError, WeightsError
 from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import ServeConfig, parse
+from enginehouse.deployment.swapping import weights_info
+from enginehouse.engines.vllm.wire import VLLM_WEIGHTS
 from enginehouse.servers.endpoint import Server
 from enginehouse.store.layout import Layout
+from enginehouse.weights.declared import Weights
+from enginehouse.weights.replacement import Send, WeightLoader
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 NORM = "model.layers.3.post_attention_layernorm.weight"
+QUERY = "model.layers.3.self_attn.q_proj.weight"  # a third of a tensor of vLLM's
 STORY = "The keeper of the engine house wrote into his book that every mill had drawn steam. " * 4
+TRANSFER = VLLM_WEIGHTS.transfer
+assert TRANSFER is not None
 
 
 def asking(text: str = STORY, tokens: int = 24) -> SampleRequest:
@@ -36,11 +50,11 @@ def asking(text: str = STORY, tokens: int = 24) -> SampleRequest:
 
 
 @asynccontextmanager
-async def served(dtype: str, state: Path, incidents: list) -> AsyncIterator[Deployment]:
-    """SmolLM2 on a real vLLM of our own; the caches are the user's, the state is not."""
-    layout = replace(Layout.from_environment(), state=state)
-    settings = {"model": "smollm2", "server": {"dtype": dtype, "enable_weight_swap": True}}
-    config = parse(ServeConfig, settings, origin="test")
+async def served(
+    server: dict[str, Any], layout: Layout, incidents: list
+) -> AsyncIterator[Deployment]:
+    """SmolLM2 on a real vLLM of our own, with these settings."""
+    config = parse(ServeConfig, {"model": "smollm2", "server": server}, origin="test")
     async with opened(
         config, layout=layout, notify=print, concurrency=8, incidents=incidents
     ) as ready:
@@ -53,11 +67,18 @@ def incidents() -> list:
     return []
 
 
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory) -> Layout:
+    """The user's caches; the state is this module's own."""
+    return replace(Layout.from_environment(), state=tmp_path_factory.mktemp("state"))
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def ready(smollm2, tmp_path_factory, incidents) -> AsyncIterator[Deployment]:
+async def ready(smollm2, machine, tmp_path_factory, incidents) -> AsyncIterator[Deployment]:
     """A server that computes in float32: the same question has one answer, cached or not."""
     del smollm2  # converted before the server's start is waited for
-    async with served("float32", tmp_path_factory.mktemp("state"), incidents) as server:
+    settings = transfer_settings(tmp_path_factory.mktemp("plugin") / "plugin")
+    async with served(settings, machine, incidents) as server:
         yield server
 
 
@@ -127,14 +148,15 @@ async def test_swaps_of_a_real_vllm(ready, tmp_path):
     assert (await sampler.sample(asking())).completions == old.completions
 
 
-async def test_other_types_in_a_real_vllm_of_bfloat16(smollm2, tmp_path):
+async def test_other_types_in_a_real_vllm_of_bfloat16(smollm2, machine, tmp_path):
     """float32 is cast: the same values answer the same, after other ones did not.
 
     What overflows is found by the canary. It leaves NaN in vLLM's KV cache: only a restart takes
     that back.
     """
     del smollm2
-    async with served("bfloat16", tmp_path / "state", []) as ready:
+    server = {"dtype": "bfloat16", "enable_weight_swap": True, "env_vars": SMALL_VLLM}
+    async with served(server, machine, []) as ready:
         assert ready.weights is not None
         assert ready.model is not None
         original = await ready.sampler.sample(asking())
@@ -184,3 +206,66 @@ async def test_a_real_vllm_killed_around_a_swap(ready, incidents, tmp_path):
     assert await named(ready.server) == done.after.name
     assert len(incidents) == known + 2
     await weights.swap(original)
+
+
+def sending(updates: Sequence[dict[str, Any]], *, broken: Exception | None = None) -> WeightLoader:
+    """What a trainer's client asks of the server."""
+
+    async def load(weights: Weights, *, send: Send) -> None:
+        await send(TRANSFER.init({}))
+        await send(TRANSFER.start)
+        for update in updates:
+            await send(TRANSFER.update(update))
+        if broken is not None:
+            raise broken
+        await send(TRANSFER.finish)
+
+    return load
+
+
+def same(one: SampleResponse, other: SampleResponse) -> bool:
+    """Whether the same weights gave the same answer."""
+    return (one.completions, one.weights_digest) == (other.completions, other.weights_digest)
+
+
+async def test_weights_are_sent_into_a_real_vllm(ready, machine, tmp_path):
+    """Greedy output becomes that of the other weights, and is the old one exactly, swapped back.
+
+    So it is after a sender that raised with layers half sent, and after an update that failed.
+    """
+    sampler, weights = ready.sampler, ready.weights
+    assert weights is not None
+    assert ready.model is not None
+    original = Path(ready.model.path)
+    other = variant(ready, tmp_path / "other", 4.0)
+    odd = changed_checkpoint(original, tmp_path / "odd", tensor=QUERY, factor=8.0)
+    old = await sampler.sample(asking())
+    await weights.swap(other)
+    expected = await sampler.sample(asking())
+    await weights.swap(original)
+    assert same(await sampler.sample(asking()), old)
+
+    done = await weights.receive("step-1", sending(list(updates_of(other))))
+    sent = await sampler.sample(asking())
+    assert sent.completions == expected.completions != old.completions
+    assert sent.weights_digest == done.after.digest
+    assert done.after.digest.endswith("-step-1")
+    info = await weights_info(ready.server.name, layout=machine)
+    assert (info.path, info.declared, info.agrees) == (None, original, True)
+    await weights.swap(original)
+    assert same(await sampler.sample(asking()), old)
+
+    half = {"file": str(odd / "model.safetensors"), "names": [QUERY]}
+    broken = WeightsError("the trainer's process is out of memory", kind="sender")
+    unknown = {**half, "names": ["no such tensor"]}
+    for updates, fault in (([half], broken), ([half, unknown], None)):
+        with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
+            await weights.receive("step-2", sending(updates, broken=fault))
+        assert caught.value.restored
+        assert same(await sampler.sample(asking()), old)
+
+    await weights.receive("step-3", sending(list(updates_of(other))))
+    assert (await sampler.sample(asking())).completions == expected.completions
+    with pytest.raises(WeightsError, match="lost, as it was on no disk"):
+        await weights.receive("step-4", sending([half], broken=broken))
+    assert same(await sampler.sample(asking()), old)

@@ -28,6 +28,7 @@ _EXCEPTION = re.compile(
     r"(?:[A-Za-z_]\w{0,80}\.){0,12}(?:[A-Za-z_]\w{0,80}(?:Error|Exception|Failed|Failure|Interrupt)"
     r"|Exception|HFValidationError|RayTaskError\(\w{1,80}\)|SystemExit|AssertionError)"
     r"(?::(?: |$)|$)"
+    r"|[a-z_]\w{0,80}\.[A-Z]\w{0,60}(?:Error_\w{1,40}|Timeout): "
     r"|(?:[a-z_]\w{0,80}\.){2,12}[A-Z]\w{1,80}: "  # of whatever name, by the path of its module
     r"|.{1,300} \[type=\w{1,40}, input_value="  # pydantic's words without its name
 )
