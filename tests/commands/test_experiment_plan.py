@@ -185,9 +185,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown game": ({"game": {"name": "red_blak"}}, "'red_black'"),
     "an unknown script": ({"team_a": {"agents": "always red"}}, "BLACK, RED"),
     "an unknown team": ({"teams": {"a": {}, "b": {}}, "pairings": [["a", "c"]]}, "'c'"),
-    "a team of nobody": ({"team_a": {"size": 0}}, "at least one agent"),
+    "a team without agents": ({"team_a": {"size": 0}}, "at least one agent"),
     "no agents": ({"team_a": {"agents": []}}, "at least one agent"),
-    "a team size of nobody": ({"game": {"team_size": 0}}, "team_size"),
+    "a team size of 0": ({"game": {"team_size": 0}}, "team_size"),
     "two sizes": ({"team_a": {"size": 3, "agents": ["llm"]}}, "leave 'size' out"),
     "multipliers beyond the rounds": (
         {"game": {"num_rounds": 3, "multipliers": {5: 3}}},
