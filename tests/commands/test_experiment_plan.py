@@ -111,6 +111,9 @@ def test_equal_providers_are_one_model():
     planned = spec(teams={"one": {}, "two": {}, "warm": warm}, pairings="all")
     assert [model.name for model in planned.models] == ["base", "base (2)"]
     assert [team.agents[0].model for team in planned.teams] == ["base", "base", "base (2)"]
+    elsewhere = {"provider": {"type": "hf", "model": "base"}}
+    planned = spec(team_b=elsewhere)
+    assert [model.name for model in planned.models] == ["base", "base (hf)"]
 
 
 def test_a_key_that_says_the_same_again_makes_no_difference():
