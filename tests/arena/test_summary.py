@@ -216,6 +216,7 @@ def test_ratings_need_three_teams_that_met(tmp_path: Path):
     assert (unbeaten.losses, beaten.wins) == (0, 0)
     assert np.isfinite(unbeaten.rating.value)
     assert unbeaten.rating.interval is beaten.rating.interval is None
+    assert (unbeaten.no_interval, beaten.no_interval) == ("never beaten", "never won")
     assert report_of(tmp_path / "two")[1].ratings == ()
     pairs = [("red", "mixed"), ("black", "black")]
     _, apart = report_of(tmp_path / "apart", three, pairings=pairs)

@@ -111,6 +111,9 @@ def test_equal_providers_are_one_model():
     planned = spec(teams={"one": {}, "two": {}, "warm": warm}, pairings="all")
     assert [model.name for model in planned.models] == ["base", "base (2)"]
     assert [team.agents[0].model for team in planned.teams] == ["base", "base", "base (2)"]
+    elsewhere = {"provider": {"type": "hf", "model": "base"}}
+    planned = spec(team_b=elsewhere)
+    assert [model.name for model in planned.models] == ["base", "base (hf)"]
 
 
 def test_a_key_that_says_the_same_again_makes_no_difference():
@@ -182,9 +185,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown game": ({"game": {"name": "red_blak"}}, "'red_black'"),
     "an unknown script": ({"team_a": {"agents": "always red"}}, "BLACK, RED"),
     "an unknown team": ({"teams": {"a": {}, "b": {}}, "pairings": [["a", "c"]]}, "'c'"),
-    "a team of nobody": ({"team_a": {"size": 0}}, "at least one agent"),
+    "a team without agents": ({"team_a": {"size": 0}}, "at least one agent"),
     "no agents": ({"team_a": {"agents": []}}, "at least one agent"),
-    "a team size of nobody": ({"game": {"team_size": 0}}, "team_size"),
+    "a team size of 0": ({"game": {"team_size": 0}}, "team_size"),
     "two sizes": ({"team_a": {"size": 3, "agents": ["llm"]}}, "leave 'size' out"),
     "multipliers beyond the rounds": (
         {"game": {"num_rounds": 3, "multipliers": {5: 3}}},

@@ -11,6 +11,7 @@ from tests.support.made_experiment_report import REPORT
 
 from enginehouse.report.experiment_table import print_experiment, render_experiment
 from enginehouse.results.experiment import Estimate, ExperimentReport
+from enginehouse.results.summary import Figure
 
 
 def text(report: ExperimentReport, width: int = 100) -> str:
@@ -93,3 +94,17 @@ def test_few_seeds_are_said_once():
     (row,) = (line for line in text(small).splitlines() if line.startswith("score"))
     assert row.split() == ["score", "0.75"]
     assert "fewer than 5 seeds" in " ".join(text(small).split())
+
+
+def test_there_is_no_negative_zero():
+    """A rating, or a difference, that rounds to nothing."""
+    rating = msgspec.structs.replace(
+        REPORT.ratings[0],
+        rating=Figure(value=-0.2, interval=None),
+        no_interval="all are equal",
+    )
+    result = msgspec.structs.replace(REPORT.differences[0].result, difference=-1e-9)
+    nothing = msgspec.structs.replace(REPORT.differences[0], result=result)
+    shown = text(msgspec.structs.replace(REPORT, ratings=(rating,), differences=(nothing,)))
+    assert "+0 (all are equal)" in shown
+    assert "+0.0 (-50.8 to -36.8)" in shown

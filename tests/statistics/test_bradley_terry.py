@@ -88,6 +88,11 @@ def test_few_seeds_have_no_interval():
     assert intervals_of_strengths(np.ones((4, 3, 3))) == [None] * 3
 
 
+def test_seeds_that_are_all_alike_have_no_interval():
+    """Resampling them changes nothing."""
+    assert intervals_of_strengths(np.tile(BASEBALL, (9, 1, 1))) == [None] * 7
+
+
 def test_whether_all_can_be_compared():
     """Through others counts; two groups that never met do not."""
     chain = np.zeros((4, 4))

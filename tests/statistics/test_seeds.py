@@ -150,6 +150,17 @@ def test_too_little_to_compare():
     assert (same.p_value, same.interval, same.detectable) == (None, None, None)
 
 
+def test_differences_that_are_equal_but_for_rounding():
+    """A p-value, and neither an interval without width nor an effect of 10⁻¹⁵."""
+    first = np.full(12, 0.1) + np.array([0.2, 0.3] * 6)
+    always = compare_means(first, first + 0.1)
+    assert always.p_value == pytest.approx(2 / 2**12)
+    assert (always.interval, always.detectable) == (None, None)
+    never = compare_means(np.full(12, 0.1 + 0.2), np.full(12, 0.3))
+    assert never.method == "none: no seed differs"
+    assert never.difference == 0
+
+
 def test_the_same_seed_gives_the_same():
     """Intervals and random tests can be repeated."""
     first, second = np.random.default_rng(8).normal(0, 1, (2, 50))

@@ -116,6 +116,7 @@ REPORT = ExperimentReport(
         Rating(
             team="base",
             rating=Figure(value=51.2, interval=interval(20.0, 81.0)),
+            no_interval=None,
             wins=12,
             ties=3,
             losses=5,

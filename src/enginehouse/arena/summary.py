@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 from msgspec import structs
@@ -310,15 +311,21 @@ def _ratings(outcomes: Outcomes, scores: Floats) -> tuple[Rating, ...]:
     won, tied = wins.sum(axis=0), ties.sum(axis=0)
     ratings = []
     for n, interval in enumerate(intervals_of_strengths(halves)):
-        if not halves[:, n].any() or not halves[:, :, n].any():
-            interval = None  # noqa: PLW2901 - no resample would show a defeat, or a win
-        scaled = interval and structs.replace(
-            interval, low=ELO * interval.low, high=ELO * interval.high
-        )
+        why: NoInterval | Literal["never beaten", "never won"] | None = None
+        if not halves[:, :, n].any():
+            why = "never beaten"
+        elif not halves[:, n].any():
+            why = "never won"
+        elif interval is None:
+            why = _no_interval(len(halves))
+        scaled = None
+        if interval is not None and why is None:
+            scaled = structs.replace(interval, low=ELO * interval.low, high=ELO * interval.high)
         ratings.append(
             Rating(
                 team=teams[n],
                 rating=Figure(value=float(strengths[n]), interval=scaled),
+                no_interval=why,
                 wins=int(won[n].sum()),
                 ties=int(tied[n].sum()),
                 losses=int(won[:, n].sum()),

@@ -124,6 +124,8 @@ class _Models:
             if known == provider:
                 return name
         stem = name = _model_name(provider)
+        if name in self.providers and self.providers[name].type != provider.type:
+            stem = name = f"{stem} ({provider.type})"
         number = 1
         while name in self.providers:
             name = f"{stem} ({(number := number + 1)})"

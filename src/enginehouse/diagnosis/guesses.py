@@ -42,7 +42,16 @@ def guess(failure: Failure, *, around: Surroundings, evidence: str) -> Diagnosis
                     and re.search(known.names, raised.name)
                     and re.search(known.texts, raised.text)
                 ):
-                    return _guessed(known, file, around, evidence)
+                    short = "/".join(file.split("/")[-3:])
+                    cause = known.cause.format(engine=around.engine)
+                    return Diagnosis(
+                        kind=known.kind,
+                        evidence=evidence,
+                        cause=f"probably {cause} (a guess from where it was raised, {short}; no "
+                        "rule knows the text)",
+                        fix=known.next.format(engine=around.engine, rebuild=around.rebuild),
+                        guess=True,
+                    )
     return None
 
 
@@ -51,16 +60,3 @@ def _guesses() -> list[_Guess]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = _FILE.read_text(encoding="utf-8")
     return msgspec.convert(yaml.load(text, Loader=loader), list[_Guess])  # noqa: S506
-
-
-def _guessed(known: _Guess, file: str, around: Surroundings, evidence: str) -> Diagnosis:
-    short = "/".join(file.split("/")[-3:])
-    cause = known.cause.format(engine=around.engine)
-    return Diagnosis(
-        kind=known.kind,
-        evidence=evidence,
-        cause=f"probably {cause} (a guess from where it was raised, {short}; no rule knows the "
-        "text)",
-        fix=known.next.format(engine=around.engine, rebuild=around.rebuild),
-        guess=True,
-    )

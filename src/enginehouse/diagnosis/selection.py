@@ -17,6 +17,7 @@ The first of these that there is:
 
 from __future__ import annotations
 
+import functools
 import re
 import signal
 from collections.abc import Iterable, Sequence
@@ -205,6 +206,16 @@ class _Selection:
                     return diagnosis
         return None
 
+    @functools.cached_property
+    def _symptoms(self) -> list[tuple[Failure, Diagnosis | None]]:
+        """The fatal errors, in the order of the log, each with what it is a symptom of."""
+        return [(failure, self._known([failure], self._vague)) for failure in self._fatal]
+
+    @functools.cached_property
+    def _unexplained(self) -> list[Failure]:
+        """The fatal tracebacks that are not even a symptom of something known."""
+        return [failure for failure, symptom in self._symptoms if failure.traced and not symptom]
+
     def _spoken(self, rules: Sequence[Rule]) -> Diagnosis | None:
         """What native code, compilers and warnings said; the most specific rule decides.
 
@@ -214,15 +225,15 @@ class _Selection:
         log = self._log
         if log.ready and not log.failures:
             return None
-        unknown = [f for f in self._fatal if f.traced and self._known([f], self._vague) is None]
-        if unknown and rules is self._vague:
+        beside = self._unexplained
+        if beside and rules is self._vague:
             return None
         remarks = [
             remark.text
             for remark in log.remarks
             if remark.number > log.ready
             and not _SURVIVED.search(remark.text)
-            and (not unknown or any(f.number - _NEAR <= remark.number for f in unknown))
+            and (not beside or any(f.number - _NEAR <= remark.number for f in beside))
         ]
         for rule in rules:
             if rule.spoken:
@@ -236,17 +247,15 @@ class _Selection:
 
         That is one before the symptom; for a lost connection, also one after it.
         """
-        symptom = next((f for f in self._fatal if self._known([f], self._vague)), None)
-        if symptom is None:
+        known = [(failure, meant) for failure, meant in self._symptoms if meant is not None]
+        if not known:
             return None
-        diagnosis = self._known([symptom], self._vague)
-        lost = diagnosis is not None and diagnosis.kind is FailureKind.COMMUNICATION
+        symptom, diagnosis = known[0]
+        lost = diagnosis.kind is FailureKind.COMMUNICATION
         others = [
             failure
-            for failure in self._fatal
-            if failure.traced
-            and (lost or (failure.number < symptom.number and failure.process != symptom.process))
-            and self._known([failure], self._vague) is None
+            for failure in self._unexplained
+            if lost or (failure.number < symptom.number and failure.process != symptom.process)
         ]
         return self._unknown(others) or diagnosis
 

@@ -12,7 +12,7 @@ from enginehouse.doctor.machine import Machine
 from enginehouse.engines import base as engines
 from enginehouse.engines.registry import ENGINES
 from enginehouse.provisioning.building import read_record
-from enginehouse.provisioning.installation import Installation, given_install
+from enginehouse.provisioning.installation import given_install
 from enginehouse.provisioning.plans import VARIANTS, pinned_versions, plan_environment
 
 _OTHERS = "use one of the other engines here"
@@ -69,7 +69,7 @@ def _remote(check: str, engine: engines.RemoteEngine, machine: Machine) -> Findi
     return fine(check, says or f"asked at {engine.default_url}, without a key")
 
 
-def _served(
+def _served(  # noqa: PLR0911  one rule after another
     check: str,
     engine: engines.ServedEngine,
     machine: Machine,
@@ -83,24 +83,13 @@ def _served(
     if problem := engine.unsuited(as_place(machine)):
         fix = "use one of the other engines, or a server elsewhere with --url"
         return _no(check, problem, fix)
-    variant = "cuda" if cuda else "cpu"
     if program := installation.on_path(machine.environ.get("PATH", os.defpath)):
         return fine(check, f"{program}, on PATH")
-    return _provisioned(check, installation, machine, variant=variant, environments=environments)
-
-
-def _provisioned(
-    check: str,
-    installation: Installation,
-    machine: Machine,
-    *,
-    variant: str,
-    environments: Path | None,
-) -> Finding:
     if not any(pinned_versions(installation, known) for known in VARIANTS):
         says = "is not provisioned by Enginehouse"
         variables = installation.variables or ("--python",)
         return _no(check, says, f"install it, and name it in {variables[0]}")
+    variant = "cuda" if cuda else "cpu"
     if not pinned_versions(installation, variant):
         says = "needs an NVIDIA GPU" if variant == "cpu" else "is provisioned for CPUs only"
         return _no(check, says, _OTHERS)

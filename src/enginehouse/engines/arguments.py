@@ -101,7 +101,14 @@ def check(
     for argument in arguments if flags else ():
         flag = flags.get(argument.flag)
         if flag is None:
-            raise _unknown(argument, flags=flags, removed=removed, engine=engine)
+            name = argument.flag
+            if name in removed:
+                raise FlagError(f"{engine} no longer has {name}", fix=removed[name])
+            close = nearest(name, flags)
+            raise FlagError(
+                f"{engine} has no flag {argument.given}",
+                fix=f"did you mean {close}?" if close else "see the engine's --help for its flags",
+            )
         if flag.takes_value and not argument.values:
             raise FlagError(
                 f"{argument.given} needs a value", fix=f"write {argument.flag} VALUE in extra_args"
@@ -120,15 +127,3 @@ def check(
                 f"{argument.flag} cannot be {wrong[0]!r} in {engine}",
                 fix=f"one of: {', '.join(flag.choices or ())}",
             )
-
-
-def _unknown(
-    argument: Argument, *, flags: Mapping[str, Flag], removed: Mapping[str, str], engine: str
-) -> FlagError:
-    if argument.flag in removed:
-        return FlagError(f"{engine} no longer has {argument.flag}", fix=removed[argument.flag])
-    close = nearest(argument.flag, flags)
-    return FlagError(
-        f"{engine} has no flag {argument.given}",
-        fix=f"did you mean {close}?" if close else "see the engine's own --help for its flags",
-    )

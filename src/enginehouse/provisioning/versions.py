@@ -261,9 +261,9 @@ class _Registry:
 
         Raises ProvisioningError if uv finds no solution.
         """
-        finished, text = await self._compile_for_variant(release, torch_backend, dated=True)
+        finished, text = await self._compile(release, torch_backend, dated=True)
         if text is None and release.uploaded is not None:
-            finished, text = await self._compile_for_variant(release, torch_backend, dated=False)
+            finished, text = await self._compile(release, torch_backend, dated=False)
         if text is None:
             error = uv_error(
                 f"{self.engine} {release.version} cannot be resolved for this machine",
@@ -278,26 +278,14 @@ class _Registry:
             raise error
         return _Lock(requirements=text, torch_backend=torch_backend)
 
-    async def _compile_for_variant(
+    async def _compile(
         self, release: _Release, torch_backend: str | None, *, dated: bool
     ) -> tuple[Finished, str | None]:
-        """Keep a CPU torch, which a folder of wheels may hold beside others, out of a CUDA build.
+        """The pinned requirements of a release.
 
-        For uv, 2.13.0+cpu is a newer 2.13.0.
+        A CPU torch, which a folder of wheels may hold beside others, is kept out of a CUDA build:
+        for uv, 2.13.0+cpu is a newer 2.13.0.
         """
-        avoided: list[str] = []
-        while True:
-            finished, text = await self._compile(
-                release, torch_backend, dated=dated, avoided=avoided
-            )
-            unwanted = _CPU_BUILD.findall(text or "") if self.variant == "cuda" else []
-            if not unwanted:
-                return finished, text
-            avoided += [f"{name}!={version}" for name, version in unwanted]
-
-    async def _compile(
-        self, release: _Release, torch_backend: str | None, *, dated: bool, avoided: list[str]
-    ) -> tuple[Finished, str | None]:
         options = ["--generate-hashes", "--no-header", "--no-annotate"]
         options += ["--no-emit-index-url", "--no-emit-find-links"]
         if torch_backend:
@@ -306,9 +294,15 @@ class _Registry:
             options += ["--exclude-newer", (release.uploaded + _SETTLED).isoformat()]
             for package in _UNDATED:
                 options += ["--exclude-newer-package", f"{package}=false"]
-        wanted = [f"{self.distribution.package}=={release.version}", *self.distribution.besides]
-        wanted += avoided
-        return await self._run(wanted, options, output="requirements.txt")
+        avoided: list[str] = []
+        while True:
+            wanted = [f"{self.distribution.package}=={release.version}"]
+            wanted += [*self.distribution.besides, *avoided]
+            finished, text = await self._run(wanted, options, output="requirements.txt")
+            unwanted = _CPU_BUILD.findall(text or "") if self.variant == "cuda" else []
+            if not unwanted:
+                return finished, text
+            avoided += [f"{name}!={version}" for name, version in unwanted]
 
     async def _newest(self, requirement: str, *options: str) -> tuple[Finished, _Release | None]:
         """The release that uv prefers for a requirement, ignoring its dependencies."""

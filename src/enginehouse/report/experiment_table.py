@@ -122,15 +122,15 @@ def _with_interval(estimate: Estimate, *, share: bool) -> str:
 
 
 def _number(value: float, *, share: bool) -> str:
-    return f"{value:.1%}" if share else f"{value:,.4g}"
+    return f"{value:z.1%}" if share else f"{value:z,.4g}"
 
 
 def _bounds(interval: Interval | None, *, share: bool) -> str:
     if interval is None:
         return ""
     if share:
-        return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
-    return f"{interval.low:,.4g} to {interval.high:,.4g}"
+        return f"{100 * interval.low:z.1f} to {100 * interval.high:z.1f}"
+    return f"{interval.low:z,.4g} to {interval.high:z,.4g}"
 
 
 def _pairing_line(pairing: PairingReport) -> Text:
@@ -175,7 +175,7 @@ class _Differences:
 
 def _difference_row(difference: TeamDifference, *, share: bool) -> list[str]:
     result = difference.result
-    scale, style = (100, "+.1f") if share else (1, "+.4g")
+    scale, style = (100, "+z.1f") if share else (1, "+z.4g")
     interval = result.interval
     shown = f"{scale * result.difference:{style}}"
     if interval is not None:
@@ -190,7 +190,7 @@ def _difference_row(difference: TeamDifference, *, share: bool) -> list[str]:
         _number(result.second, share=share),
         shown,
         _p(difference.p_corrected),
-        "-" if not result.detectable else f"{scale * result.detectable:{style[1:]}}",
+        "-" if result.detectable is None else f"{scale * result.detectable:{style[1:]}}",
         f"{result.pairs:,}",
     ]
 
@@ -204,19 +204,13 @@ def _p(value: float | None) -> str:
 def _ratings(report: ExperimentReport) -> Table:
     table = make_table("team", "rating", "won, tied, lost")
     for rating in report.ratings:
-        interval = rating.rating.interval
-        bounds = "too few seeds"
-        if interval is not None:
-            bounds = f"{interval.low:+.0f} to {interval.high:+.0f}"
-        elif not rating.losses + rating.ties:
-            bounds = "never beaten"
-        elif not rating.wins + rating.ties:
-            bounds = "never won"
-        table.add_row(
-            Text(rating.team),
-            Text(f"{rating.rating.value:+.0f} ({bounds})"),
-            Text(f"{rating.wins:,}, {rating.ties:,}, {rating.losses:,}"),
-        )
+        shown = f"{rating.rating.value:+z.0f}"
+        if (interval := rating.rating.interval) is not None:
+            shown += f" ({interval.low:+z.0f} to {interval.high:+z.0f})"
+        elif rating.no_interval != "too few seeds":
+            shown += f" ({rating.no_interval})"
+        counts = f"{rating.wins:,}, {rating.ties:,}, {rating.losses:,}"
+        table.add_row(Text(rating.team), Text(shown), Text(counts))
     return table
 
 

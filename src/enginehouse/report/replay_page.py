@@ -131,7 +131,7 @@ def _row(match: MatchReplay) -> _Row:
 
 
 def _number(value: float) -> str:
-    return f"{value:,g}"
+    return f"{value:z,g}"
 
 
 def _score_parts(match: MatchReplay) -> Iterator[str]:

@@ -111,6 +111,7 @@ class Rating(msgspec.Struct, frozen=True, kw_only=True):
 
     team: str
     rating: Figure
+    no_interval: NoInterval | Literal["never beaten", "never won"] | None
     wins: int
     ties: int
     losses: int

@@ -14,7 +14,7 @@ ELO = 400 / math.log(10)
 _RESAMPLES = 1000
 _MOST_STEPS = 100
 _LONGEST_STEP = 2.0  # log-odds
-_TOLERANCE = 1e-9
+_TOLERANCE = 1e-9  # log-odds
 
 
 def bradley_terry(wins: Floats, *, draws_with_average: float = 1.0) -> Floats:
@@ -51,7 +51,8 @@ def bradley_terry(wins: Floats, *, draws_with_average: float = 1.0) -> Floats:
 def intervals_of_strengths(wins: Floats, *, seed: int = 0) -> list[Interval | None]:
     """The 95 % interval of every strength, resampling seeds: (seeds, players, players).
 
-    The percentile bootstrap; None with fewer than 5 seeds. The same `seed` gives the same.
+    The percentile bootstrap; None with fewer than 5 seeds, and for a strength that is the same in
+    all resamples. The same `seed` gives the same.
     """
     seeds, players, _ = wins.shape
     if seeds < LEAST_FOR_INTERVAL:
@@ -61,6 +62,8 @@ def intervals_of_strengths(wins: Floats, *, seed: int = 0) -> list[Interval | No
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     return [
         Interval(low=float(a), high=float(b), confidence=0.95, method=BOOTSTRAP)
+        if b - a > _TOLERANCE
+        else None
         for a, b in zip(low, high, strict=True)
     ]
 

@@ -25,7 +25,7 @@ NO_DIFFERENCE = "none: no seed differs"
 _MOST_RESAMPLES, _LEAST_RESAMPLES = 4000, 1000
 _MOST_EXACT = 16  # seeds that differ: 2¹⁶ ways to flip
 _FLIPS = 19_999
-_ROUNDING = 1e-9  # relative to the largest difference
+_ROUNDING = 1e-9  # relative to the largest value; means of several matches are not exact
 
 Bounds = tuple[float | None, float | None]
 
@@ -57,7 +57,7 @@ def interval_of_means(
         means = values[rows, column] / weights[rows, column]
         if len(means) < LEAST_FOR_INTERVAL:
             intervals.append(None)
-        elif np.ptp(means) > 0:
+        elif np.ptp(means) > _ROUNDING * np.abs(means).max():
             intervals.append(_expanded(ratios[:, column], len(means)))
         elif low is not None and high is not None and means[0] in (low, high):
             intervals.append(_at_bound(low, high, at_high=means[0] == high, seeds=len(means)))
@@ -71,9 +71,11 @@ def compare_means(first: Floats, second: Floats, *, seed: int = 0) -> PairedResu
 
     The test is `sign_flip_test`, the interval that of `interval_of_means`, the least detectable
     difference `detectable_by_t`. Without enough seeds, or if no seed differs, they are None, and
-    `method` says why.
+    `method` says why; if all differ by the same, there is a p-value only.
     """
     differences = second - first
+    rounding = _ROUNDING * max(np.abs(first).max(initial=0), np.abs(second).max(initial=0))
+    differences[np.abs(differences) <= rounding] = 0.0
     interval = p_value = detectable = None
     if len(differences) < LEAST_FOR_TEST:
         method = TOO_FEW
@@ -82,7 +84,8 @@ def compare_means(first: Floats, second: Floats, *, seed: int = 0) -> PairedResu
     else:
         p_value = sign_flip_test(differences, seed=seed)
         method = SIGN_FLIP if np.count_nonzero(differences) <= _MOST_EXACT else RANDOM_SIGN_FLIP
-        detectable = detectable_by_t(float(differences.std(ddof=1)), len(differences))
+        if np.ptp(differences) > rounding:
+            detectable = detectable_by_t(float(differences.std(ddof=1)), len(differences))
         (interval,) = interval_of_means(
             differences[:, None],
             np.ones((len(differences), 1)),

@@ -15,7 +15,7 @@ _AXES: Final = ("x", "y", "z")
 _OTHER_NAMES: Final = ("target", "position")
 _PARTS: Final = tuple(f"target_{axis}" for axis in _AXES)
 _POINTS: Final = frozenset({TARGET, "position", "rotation", "velocity"})
-_WRITTEN = re.compile(r"\s*(?:Vector3)?\s*\(([^()]*)\)\s*")  # what Godot makes of a Vector3
+_WRITTEN = re.compile(r"\A\s*(?:Vector3\s*)?\(([^()]*)\)\s*")  # what Godot makes of a Vector3
 
 
 def as_position(value: Any) -> list[float] | None:
