@@ -28,7 +28,7 @@ class PublicGoodsSettings(StrictModel):
     endowment: Annotated[float, Field(gt=0)] = 20
     """Points that each player gets in each round, to keep or to give."""
     factor: Annotated[float, Field(gt=0)] = 1.6
-    """What the pot is multiplied with before it is shared."""
+    """The pot is multiplied by this before it is shared."""
     contributions: Annotated[tuple[float, ...], Field(min_length=2)] = (0, 5, 10, 15, 20)
     """The amounts that a player may give."""
 
@@ -153,7 +153,7 @@ class PublicGoods:
     def apply(self, state: State, actions: Mapping[str, Action]) -> State:
         """The state after one round. Raises ValueError for an action that was not offered."""
         if not self.decisions(state) or set(actions) != set(self._seats):
-            raise ValueError(f"nobody, or somebody else, decides now: {dict(actions)}")
+            raise ValueError(f"these are not the seats that decide now: {dict(actions)}")
         given = []
         for seat in self._seats:
             action = actions[seat]

@@ -39,7 +39,7 @@ class RedBlackSettings(StrictModel):
     num_rounds: PositiveInt = 10
     """Rounds in a match."""
     multipliers: dict[int, Annotated[float, Field(gt=0)]] = Field(default=ORIGINAL_MULTIPLIERS)
-    """By round, the factor that its points count with; 1 for all others. By default RedBlackBench's
+    """By round, what its points are multiplied by; 1 for all others. By default RedBlackBench's
     {5: 3, 8: 5, 10: 10}, without those beyond num_rounds; {} for none."""
     payoffs: Payoffs = Payoffs()
     """A team's points for one round: both_black, both_red, red_against_black, black_against_red; by
@@ -203,7 +203,7 @@ class RedBlack:
     def apply(self, state: State, actions: Mapping[str, Action]) -> State:
         """The state after one round. Raises ValueError for anything but RED or BLACK from both."""
         if not self.decisions(state) or set(actions) != set(self._seats):
-            raise ValueError(f"nobody, or somebody else, decides now: {dict(actions)}")
+            raise ValueError(f"these are not the seats that decide now: {dict(actions)}")
         first, second = actions[self._first], actions[self._second]
         if first not in (RED, BLACK) or second not in (RED, BLACK):
             raise ValueError(f"not RED or BLACK: {dict(actions)}")
