@@ -14,7 +14,7 @@ demo: $(VENV)/.ready  ## evaluate SmolLM2 on three tasks with a real vLLM
 
 test: $(VENV)/.ready-dev  ## every test but the long ones of soak, the real engines included
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not engine and not gpu and not soak and not browser"
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "engine and not gpu and not soak" --durations=25 $(ENGINE_TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "engine and not gpu and not soak" --durations=25 $(ENGINE_TESTS)
 
 test-fast: $(VENV)/.ready-dev  ## without the real vLLM and the slow tests, under a minute
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not engine and not gpu and not slow and not soak and not browser"

@@ -19,6 +19,8 @@ from typing import TypeVar
 
 import pytest
 from filelock import FileLock
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling, Scheduling
 
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import load_served_engine
@@ -43,23 +45,34 @@ _SETTINGS = (
 )
 _PROVISIONING = 2700.0  # seconds to download or compile one environment, or to convert the model
 _ENGINE_TEST = 900.0  # seconds for the body of a test with a real engine, on a slow CPU
+_SHARED_SERVERS = re.compile(r"\b(?:plain|lora)_vllm\b")
 _T = TypeVar("_T")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with a real engine have a limit for their own body, and not for what they share.
 
     What they share has limits of its own: `_PROVISIONING`, and the patience of `command_line`.
-    A module is run by one worker, and so are all modules that ask the shared servers.
     """
-    engine_tests = [item for item in items if item.get_closest_marker("engine")]
-    sharing = {item.path for item in engine_tests if "shared_house" in item.fixturenames}
-    for item in engine_tests:
-        group = "shared servers" if item.path in sharing else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-        if not item.get_closest_marker("timeout"):
+    for item in items:
+        if item.get_closest_marker("engine") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(_ENGINE_TEST, func_only=True))
+
+
+class _ByServer(LoadScopeScheduling):
+    """A worker runs whole modules, and one of them runs all that ask the shared servers."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        asks = _SHARED_SERVERS.search((self.config.rootpath / module).read_text())
+        return "shared servers" if asks else module
+
+
+# The groups of pytest-xdist 3.8 (loadgroup) have no effect with pytest 9.2.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
+    """With --dist loadfile, how the engine tests are divided among the workers."""
+    return _ByServer(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -69,7 +82,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     one waits for a thread that the other keeps from running.
     """
     name = os.environ.get("PYTEST_XDIST_WORKER")
-    if name and any(item.get_closest_marker("engine") for item in session.items):
+    if not (name and hasattr(os, "sched_setaffinity")):  # Linux only
+        return
+    if any(item.get_closest_marker("engine") for item in session.items):
         workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         own = sorted(os.sched_getaffinity(0))[int(name.removeprefix("gw")) :: workers]
         os.sched_setaffinity(0, own)

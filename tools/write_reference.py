@@ -49,6 +49,7 @@ from enginehouse.deployment.configuration import AskConfig, ServeConfig
 from enginehouse.doctor.findings import Finding
 from enginehouse.engines.options import ServerOptions
 from enginehouse.evaluation import records
+from enginehouse.games.base import GameInfo
 from enginehouse.games.registry import GAMES, list_games
 from enginehouse.provisioning.inventory import InstalledEnvironment
 from enginehouse.provisioning.plans import EnvironmentPlan
@@ -135,9 +136,10 @@ VARIABLES = {
 
 RUN_FILES = {
     "run.json": "What the run is, and its state.",
-    "config.yaml": "The whole configuration; `enginehouse eval --config` runs it again. "
-    "Secrets are left out.",
-    "journal.jsonl": "The record of every sample, one JSON object per line, append-only.",
+    "config.yaml": "The whole configuration; `enginehouse eval --config` runs it again, or "
+    "`enginehouse play` that of an experiment. Secrets are left out.",
+    "journal.jsonl": "The record of every sample, or call and match, one JSON object per line, "
+    "append-only.",
     "report.json": "The report; computed from the journal whenever it is shown.",
     "holder.json": "The process that worked on the run last, its machine, and since when.",
     "lock": "Held by the process that works on the run.",
@@ -148,6 +150,7 @@ JSON_OUTPUT: Mapping[str, type] = {
     "`show RUN --sample N`": summary.SampleView,
     "`compare`": comparison.Comparison,
     "`play`, `play analyze`": experiment.ExperimentReport,
+    "`play --list`": GameInfo,
     "`watch`": curve.Curve,
     "`runs`": RunInfo,
     "`tasks`": TaskInfo,
