@@ -143,8 +143,8 @@ class ExperimentConfig(StrictModel):
     offline: bool = False
     """Ask no model: only the cassette answers."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
-    """The largest number of requests in flight per server; by default a quarter more than a server
-    of our own takes with `max_num_seqs`, and 64 elsewhere."""
+    """The largest number of requests in flight per server; by default twice the `max_num_seqs` of
+    a server of our own, and 64 elsewhere."""
 
     @model_validator(mode="before")
     @classmethod
