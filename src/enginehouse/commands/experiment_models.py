@@ -149,7 +149,7 @@ async def _answers(plan: AskConfig) -> bool:
 
 
 async def _for_adapters(server: _Server) -> AskConfig:
-    """The plan of a server of ours with places for all of its adapters."""
+    """The plan of our own server, with room for all of its adapters."""
     folders = list(dict.fromkeys(p.adapter for p in server.providers.values() if p.adapter))
     if not folders:
         return server.plan

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
 
 from enginehouse.core.errors import StoreError
+from enginehouse.core.system_errors import advice
 from enginehouse.store.private import open_private
 
 
@@ -30,4 +32,18 @@ def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
             temporary.unlink()
         raise StoreError(
             f"cannot write {path}", why=str(error), fix="make room or check the permissions"
+        ) from error
+
+
+def require_folder(path: Path) -> None:
+    """Create a folder unless it exists. Raises StoreError if files cannot be put into it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    except OSError as error:
+        raise StoreError(
+            f"cannot write into {path}",
+            why=error.strerror,
+            fix=advice(error, otherwise="choose another folder"),
         ) from error
