@@ -203,6 +203,7 @@ def test_a_model_that_the_server_lacks_leaves_no_run(house: House, call):
     assert done.code == 2
     assert "'lora'" in done.err
     assert "known: m" in done.err
+    assert "is removed: nothing was asked" in done.err
     assert house.runs == []
 
 
