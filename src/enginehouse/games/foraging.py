@@ -19,7 +19,15 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.core.tool_calls import ToolDefinition
-from enginehouse.games.base import Action, Decision, GameInfo, MeasureInfo, ToolAction, UseTool
+from enginehouse.games.base import (
+    MOST_TURNS,
+    Action,
+    Decision,
+    GameInfo,
+    MeasureInfo,
+    ToolAction,
+    UseTool,
+)
 from enginehouse.tools.specification import ToolSpec
 
 MOST_SEATS: Final = 8
@@ -47,7 +55,7 @@ class Recipe(StrictModel):
 class ForagingSettings(StrictModel):
     """The world, the points in it, and the length of a match."""
 
-    num_turns: PositiveInt = 40
+    num_turns: Annotated[int, Field(ge=1, le=MOST_TURNS)] = 40
     """Turns after which the match ends, if resources are left."""
     half_width: Annotated[float, Field(ge=8, le=200)] = 25
     """The world reaches from minus this to plus this, in x and in z."""

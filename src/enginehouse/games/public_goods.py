@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final
 
 import msgspec
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import StrictModel
-from enginehouse.games.base import Action, Decision, GameInfo, MeasureInfo, Pick
+from enginehouse.games.base import MOST_TURNS, Action, Decision, GameInfo, MeasureInfo, Pick
 
 MOST_SEATS: Final = 20
 
@@ -23,7 +23,7 @@ MOST_SEATS: Final = 20
 class PublicGoodsSettings(StrictModel):
     """The endowment, the pot and the length of a match."""
 
-    num_rounds: PositiveInt = 10
+    num_rounds: Annotated[int, Field(ge=1, le=MOST_TURNS)] = 10
     """Rounds in a match."""
     endowment: Annotated[float, Field(gt=0)] = 20
     """Points that each player gets in each round, to keep or to give."""

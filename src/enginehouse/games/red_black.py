@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import StrictModel
-from enginehouse.games.base import Action, Decision, GameInfo, MeasureInfo, Pick
+from enginehouse.games.base import MOST_TURNS, Action, Decision, GameInfo, MeasureInfo, Pick
 
 RED: Final = "RED"
 BLACK: Final = "BLACK"
@@ -36,7 +36,7 @@ class Payoffs(StrictModel):
 class RedBlackSettings(StrictModel):
     """The pay-offs and the length of a match."""
 
-    num_rounds: PositiveInt = 10
+    num_rounds: Annotated[int, Field(ge=1, le=MOST_TURNS)] = 10
     """Rounds in a match."""
     multipliers: dict[int, Annotated[float, Field(gt=0)]] = Field(default=ORIGINAL_MULTIPLIERS)
     """By round, what its points are multiplied by; 1 for all others. By default RedBlackBench's
