@@ -75,15 +75,15 @@ def _section(title: str, texts: Sequence[str], dropped: int) -> str:
 def system_message(rules: str, spec: DeliberationSpec, *, teams: bool, options: bool) -> str:
     """The game's rules, and what is done about ties and invalid answers.
 
-    `teams`: some team has to agree. `options`: agents pick one of several, instead of calling tools.
+    `teams`: some team has to agree. `options`: agents pick one of several, and call no tools.
     """
     if not options:
         return rules
     if not teams:
         decided = "it is drawn at random" if spec.no_vote == RANDOM else f"it is {spec.no_vote}"
         return (
-            f"{rules}\n\nA decision that is not in the requested form is asked for once more. If it "
-            f"is invalid again, {decided}."
+            f"{rules}\n\nA decision that is not in the requested form is asked for once more. If "
+            f"it is invalid again, {decided}."
         )
     draw = "one of the tied options is drawn at random"
     tie = draw if spec.tie == RANDOM else f"the team decides for {spec.tie}"
