@@ -19,7 +19,7 @@ import uvloop
 from interleaved import HEAD, machine, mean, row, say
 
 from enginehouse.arena.experiment import play_experiment
-from enginehouse.arena.models import Model
+from enginehouse.arena.models import Model, slots_for
 from enginehouse.arena.records import AgentSpec, ExperimentSpec, ModelSpec, TeamSpec
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.deployment.base import Deployment
@@ -69,7 +69,7 @@ async def _share(asked: argparse.Namespace) -> float:
         pairings=(_SEATS,),
         matches=asked.matches,
     )
-    slots = asked.places + asked.places // 4
+    slots = slots_for(asked.places)
     serving = serve("smollm2", notify=say, concurrency=slots, max_num_seqs=asked.places)
     with tempfile.TemporaryDirectory() as folder:
         layout = Layout(cache=Path(folder), state=Path(folder), config=Path(folder))

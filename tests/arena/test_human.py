@@ -7,6 +7,7 @@ from tests.support.arena_fakes import FakeModel, calls, new_run, play, records, 
 from tests.support.arena_fakes import vote_for as model_for
 
 from enginehouse.arena.records import AgentSpec, ProvenanceRecord, TeamSpec
+from enginehouse.arena.summary import summarise_experiment
 from enginehouse.core.errors import ConfigurationError
 
 
@@ -40,6 +41,7 @@ async def test_a_person_alone(tmp_path):
     assert "Round 1 (" not in person.shown[2]
     (session,) = [r for r in records(run) if isinstance(r, ProvenanceRecord)]
     assert session.provenance.model == "human"
+    assert not any("seeds" in note for note in summarise_experiment(run).notes)
 
 
 async def test_a_person_in_a_team_of_models(tmp_path):

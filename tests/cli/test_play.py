@@ -183,6 +183,8 @@ def test_the_games_are_listed(call):
         (SCRIPTS | {"game": {"multipliers": {11: 2}}}, 2, "11"),
         (SCRIPTS | {"num_gmes": 2}, 2, "did you mean 'num_games'"),
         (SCRIPTS | {"deliberation": {"tie": "PURPLE"}}, 2, "PURPLE"),
+        (SCRIPTS | {"output_dir": "/proc/results"}, 8, "/proc/results"),
+        (SCRIPTS | {"output_dir": "trial.yaml"}, 8, "trial.yaml"),
     ],
 )
 def test_what_is_wrong_leaves_no_run(house: House, call, values: Any, code: int, says: str):
@@ -201,6 +203,7 @@ def test_a_model_that_the_server_lacks_leaves_no_run(house: House, call):
     assert done.code == 2
     assert "'lora'" in done.err
     assert "known: m" in done.err
+    assert "is removed: nothing was asked" in done.err
     assert house.runs == []
 
 

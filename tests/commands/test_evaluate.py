@@ -70,7 +70,7 @@ async def test_a_model_on_tasks(house: House):
 
 
 async def test_a_task_that_the_engine_cannot_answer_starts_nothing(house: House, tmp_path: Path):
-    """Neither a server nor a run; the error names engines that can."""
+    """Neither a server nor a run; the error says where to see which engines can."""
     (tmp_path / "items.jsonl").write_text('{"question": "1?", "options": ["a", "b"], "key": 0}\n')
     task = tmp_path / "pick.yaml"
     task.write_text(
@@ -83,7 +83,7 @@ async def test_a_task_that_the_engine_cannot_answer_starts_nothing(house: House,
             str(house.model()), tasks=[str(task)], engine="llamacpp", notify=said.append
         )
     assert "prompt_logprobs" in str(error.value)
-    assert "--engine vllm or hf" in str(error.value)
+    assert "`enginehouse engines`" in str(error.value)
     assert said == []
     assert list_runs(Layout.from_environment()) == []
 

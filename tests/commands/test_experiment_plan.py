@@ -235,3 +235,23 @@ def test_names_are_unknown_names():
     with pytest.raises(UnknownNameError) as error:
         spec(team_a={"agents": "tit for tatt"})
     assert "tit for tat" in error.value.known
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_games": 10**20},
+        {"num_games": 10**6, "seats": "paired"},
+        {"game": {"team_size": 10**9}},
+        {"team_a": {"size": 10**9}},
+        {"game": {"num_rounds": 10**9}},
+        {"game": {"name": "public_goods", "num_rounds": 10**9}},
+        {"game": {"name": "foraging", "num_turns": 10**9}},
+        {"teams": {"": {}, "b": {}}},
+        {"teams": {" ": {}, "b": {}}},
+    ],
+)
+def test_absurd_numbers_and_teams_without_a_name_are_refused(values: dict[str, Any]):
+    """Before memory runs out."""
+    with pytest.raises(ConfigurationError):
+        spec(**values)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import get_origin
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 import enginehouse.facades.agent_arena.composing
 import enginehouse.games.public_goods
@@ -140,3 +140,38 @@ def test_no_two_parts_have_a_key_in_common(kind):
     """A value would belong to both."""
     keys = [key for part in kind.model_fields.values() for key in part.annotation.model_fields]
     assert sorted(keys) == sorted(kind.user_fields())
+
+
+class Window(StrictModel):
+    """Has two keys that are checked together."""
+
+    width: int = 1
+    height: int = 1
+
+    @model_validator(mode="after")
+    def _visible(self) -> Window:
+        if not self.width * self.height:
+            raise ValueError("a window needs an area")
+        return self
+
+
+class House(StrictModel):
+    """Holds a model with a check of its own."""
+
+    window: Window = Window()
+
+
+@pytest.mark.parametrize(
+    ("window", "line"),
+    [
+        ({"width": 0}, "'window': a window needs an area"),
+        ({"width": "wide"}, "(got 'wide')"),
+        ([3], "(got a list)"),
+    ],
+)
+def test_a_value_is_shown_unless_the_message_is_about_several_keys(window, line):
+    """A mapping that was checked as a whole has the right type."""
+    with pytest.raises(ValidationError) as error:
+        House(window=window)
+    (explained,) = explain(error.value, House)
+    assert explained.endswith(line)

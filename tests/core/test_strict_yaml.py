@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 
-from enginehouse.core.strict_yaml import load_yaml
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.strict_yaml import LARGEST_FILE, load_yaml, parse_mapping
 
 
 def _bomb(merge: str, levels: int = 30) -> str:
@@ -81,3 +83,10 @@ def test_values_that_python_refuses(text: str):
     with pytest.raises(yaml.MarkedYAMLError) as caught:
         load_yaml(text)
     assert caught.value.problem_mark is not None
+
+
+def test_a_large_file_is_refused_unread():
+    """Reading it would take minutes."""
+    content = b"key: value\n" * (LARGEST_FILE // 10)
+    with pytest.raises(ConfigurationError, match="too large"):
+        parse_mapping(content, path=Path("a.yaml"))

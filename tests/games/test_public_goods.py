@@ -86,7 +86,7 @@ def test_the_match_ends_after_the_last_round():
     """Then nobody decides."""
     goods = game(num_rounds=1)
     assert goods.decisions(played(goods, "0 0 0 0")) == {}
-    with pytest.raises(ValueError, match="decides now"):
+    with pytest.raises(ValueError, match="decide now"):
         played(goods, "0 0 0 0", "0 0 0 0")
 
 

@@ -119,7 +119,7 @@ def test_the_match_ends_after_the_last_round():
     red_black = game(num_rounds=2, multipliers={})
     state = played(red_black, "BB", "BB")
     assert red_black.decisions(state) == {}
-    with pytest.raises(ValueError, match="decides now"):
+    with pytest.raises(ValueError, match="decide now"):
         played(red_black, "BB", "BB", "BB")
 
 
@@ -151,7 +151,7 @@ def test_an_invalid_action_is_refused():
         {"team_a": RED},
         {"team_a": RED, "team_b": RED, "team_c": RED},
     ):
-        with pytest.raises(ValueError, match=r"not RED|decides now"):
+        with pytest.raises(ValueError, match=r"not RED|decide now"):
             red_black.apply(state, actions)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from enginehouse.core.errors import StoreError
-from enginehouse.store.files import write_whole
+from enginehouse.store.files import require_folder, write_whole
 
 
 def test_written_and_replaced(tmp_path: Path):
@@ -46,8 +46,38 @@ def test_what_cannot_be_written_leaves_what_was_there(
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(StoreError, match=r"cannot write .*file") as caught:
         write_whole(file, b"new")
-    assert caught.value.why == "[Errno 28] No space left on device"
+    assert caught.value.why == "No space left on device"
     assert file.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(StoreError):
         write_whole(file / "below a file", b"")
+
+
+def test_what_is_not_a_file_is_not_replaced_by_one(tmp_path: Path):
+    """A pipe gets the content, a link leads to the new file, and a folder is refused."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_whole(pipe, b"content")
+        assert os.read(reader, 100) == b"content"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    link = tmp_path / "link"
+    link.symlink_to("file")
+    for content in (b"one", b"two"):
+        write_whole(link, content)
+        assert (tmp_path / "file").read_bytes() == content
+    assert link.is_symlink()
+    with pytest.raises(StoreError) as caught:
+        write_whole(tmp_path, b"")
+    assert "use a file" in caught.value.fix
+
+
+def test_a_folder_that_takes_no_files_is_refused(tmp_path: Path):
+    """One that is missing is created."""
+    require_folder(tmp_path / "new" / "folder")
+    write_whole(tmp_path / "new" / "folder" / "file", b"")
+    with pytest.raises(StoreError):
+        require_folder(tmp_path / "new" / "folder" / "file")

@@ -75,7 +75,7 @@ class Question:
 
 @dataclass
 class Figures:
-    """What a match's calls took, whoever answered them; `asked` and `invalid` by seat."""
+    """What a match's calls cost, recorded answers included; `asked` and `invalid` are by seat."""
 
     calls: int = 0
     prompt_tokens: int = 0

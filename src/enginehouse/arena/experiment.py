@@ -177,7 +177,7 @@ class _Schedule:
         return all(a.model.slots.hungry for a in agents if a.model is not None)
 
     async def _start(self, match: Match) -> None:
-        """Play a match: at once if nobody has to be asked, otherwise in a task."""
+        """Play a match: at once if it makes no calls, otherwise in a task."""
         if match.is_scripted:
             await self._play(match)
             await self._breathe()

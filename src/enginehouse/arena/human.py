@@ -44,7 +44,7 @@ PERSON: Final = Provenance(
 
 
 class Human(Protocol):
-    """Somebody who reads and writes."""
+    """A person who can be shown a text and answers it."""
 
     async def ask(self, text: str) -> str:
         """Show a text and return the answer to it, which may have several lines."""

@@ -69,7 +69,7 @@ def line_up(
 ) -> Lineup:
     """Find and journal who answers; models of one server share its slots, which set `wake`.
 
-    Raises ConfigurationError if somebody is missing or has other weights than before, and
+    Raises ConfigurationError if one is missing or has other weights than before, and
     UnsupportedError for a model that cannot chat.
     """
     seated = {name for pairing in spec.pairings for name in pairing}

@@ -34,7 +34,7 @@ class Match:
 
     @property
     def is_scripted(self) -> bool:
-        """Whether nobody has to be asked."""
+        """Whether all teams follow scripts, so that no calls are made."""
         return all(map(_is_scripted, self.agents.values()))
 
     @property

@@ -20,10 +20,10 @@ class Model:
     """Who answers for a ModelSpec.
 
     `send_as` is the model name of every request; None is the sampler's own. `slots` requests fill
-    the engine (vLLM: max_num_seqs, and about a quarter more so that it never waits for us); models
-    with the same `provenance.base_url` share them. `context` is the most tokens of a prompt and its
-    answer together, None if it is not known: then it is learned when the server refuses a prompt.
-    `load` reads the server's counters, for the hit rate of its prefix cache.
+    the engine (see `slots_for`); models with the same `provenance.base_url` share them. `context`
+    is the most tokens of a prompt and its answer together, None if it is not known: then it is
+    learned when the server refuses a prompt. `load` reads the server's counters, for the hit rate
+    of its prefix cache.
     """
 
     sampler: Sampler
@@ -32,6 +32,16 @@ class Model:
     slots: int = 64
     context: int | None = None
     load: Callable[[], Awaitable[Load | None]] | None = None
+
+
+def slots_for(places: int) -> int:
+    """The requests to have in flight for an engine that works on `places` at a time.
+
+    Twice as many: answers of a few tokens, such as wishes to speak, end faster than the next
+    requests pass the server's front. With a quarter more, a vLLM on two cores was filled to 0.84.
+    In simulations, the calls that wait there instead of here cost nothing.
+    """
+    return 2 * places
 
 
 class ContextLimit:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 # Steps of the event loop until a free place is filled: by then an answer has led to the next calls,
 # which may rank before those that wait already.
 _SETTLING: Final = 5
-STARTING_BELOW: Final = 8  # waiting calls per slot, below which another match starts
+STARTING_BELOW: Final = 4  # waiting calls per slot, below which another match starts
 
 
 class Rank(NamedTuple):

@@ -19,7 +19,7 @@ from enginehouse.arena.outcomes import (
     answerers,
     read_outcomes,
 )
-from enginehouse.arena.records import LLM, TeamSpec
+from enginehouse.arena.records import HUMAN, LLM, TeamSpec
 from enginehouse.core.incidents import deaths_in_words
 from enginehouse.results.experiment import (
     Answerer,
@@ -404,7 +404,7 @@ def _notes(outcomes: Outcomes, values: Floats) -> Iterator[str]:
         yield "not every team sat in every seat: differences between teams include those of seats"
     if len(spec.teams) > 2 and len(values) and not _ratings(outcomes, values[..., 0]):
         yield "no ratings: some teams have not met, not even through others"
-    if not all(record.seeded for record in outcomes.provenances):
+    if not all(record.seeded for record in outcomes.provenances if record.model != HUMAN):
         yield "an engine does not support seeds: the same answers cannot be drawn again"
     if outcomes.diverged:
         yield (

@@ -13,7 +13,7 @@ from enginehouse.report.visible_text import write_text
 
 
 class Person:
-    """Whoever sits at the terminal; an answer is one line."""
+    """The person at the terminal; an answer is one line."""
 
     def __init__(self) -> None:
         self._unread = b""

@@ -16,6 +16,10 @@ from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
 
 LOCAL_URL = "http://localhost:8000/v1"
+MOST_MATCHES = 1_000_000
+"""In an experiment, whose matches are listed in memory."""
+MOST_AGENTS = 1_000
+"""In a team."""
 
 
 class ProviderConfig(StrictModel):
@@ -82,7 +86,7 @@ class AgentConfig(StrictModel):
 class TeamConfig(StrictModel):
     """A team of agents."""
 
-    size: int | None = None
+    size: Annotated[int | None, Field(le=MOST_AGENTS)] = None
     """The number of agents; by default that of the list `agents`, or the game's `team_size`."""
     agents: tuple[AgentConfig, ...] | str | None = None
     """llm, human or a script's name, for all agents; or a list of such names and of agents with a
@@ -115,7 +119,7 @@ class ExperimentConfig(StrictModel):
     """A name for lists and reports; by default that of the file."""
     output_dir: Path | None = None
     """A folder that also gets the results, in a folder named after the run."""
-    num_games: Annotated[int, Field(ge=1)] = 1
+    num_games: Annotated[int, Field(ge=1, le=MOST_MATCHES)] = 1
     """The number of matches of each pairing; match i has the same seed in every pairing."""
     seed: int | None = None
     """Determines each match's seed; by default `game.seed`, or else 0."""
@@ -143,8 +147,8 @@ class ExperimentConfig(StrictModel):
     offline: bool = False
     """Ask no model: only the cassette answers."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
-    """The largest number of requests in flight per server; by default a quarter more than a server
-    of our own takes with `max_num_seqs`, and 64 elsewhere."""
+    """The largest number of requests in flight per server; by default twice the `max_num_seqs` of
+    a server of our own, and 64 elsewhere."""
 
     @model_validator(mode="before")
     @classmethod
@@ -218,6 +222,13 @@ class ExperimentConfig(StrictModel):
         if self.teams:
             values["teams"] = {name: in_team(team) for name, team in self.teams.items()}
         return self.model_copy(update=values)
+
+    @field_validator("teams")
+    @classmethod
+    def _teams_have_names(cls, teams: Mapping[str, TeamConfig]) -> Mapping[str, TeamConfig]:
+        if any(not name.strip() for name in teams):
+            raise ValueError("a team has no name")
+        return teams
 
     @model_validator(mode="after")
     def _one_way_to_name_teams(self) -> Self:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from enginehouse.arena.models import Model
+from enginehouse.arena.models import Model, slots_for
 from enginehouse.commands.experiment_configuration import LOCAL_URL, ProviderConfig
 from enginehouse.core.errors import ConfigurationError, ConnectionFailedError
 from enginehouse.deployment.base import Deployment
@@ -22,7 +21,6 @@ from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import attach_server
 
 _SLOTS = 64  # requests in flight where nothing says how many fill the engine
-_MARGIN = 1.25  # more than fit the engine, so that its next batch is always full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +149,7 @@ async def _answers(plan: AskConfig) -> bool:
 
 
 async def _for_adapters(server: _Server) -> AskConfig:
-    """The plan of a server of ours with places for all of its adapters."""
+    """The plan of our own server, with room for all of its adapters."""
     folders = list(dict.fromkeys(p.adapter for p in server.providers.values() if p.adapter))
     if not folders:
         return server.plan
@@ -162,4 +160,4 @@ def _slots(server: _Server, concurrency: int | None) -> int:
     if concurrency is not None:
         return concurrency
     sequences = server.plan.server.max_num_seqs if server.is_ours else None
-    return math.ceil(sequences * _MARGIN) if sequences else _SLOTS
+    return slots_for(sequences) if sequences else _SLOTS

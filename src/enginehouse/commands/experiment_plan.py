@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from enginehouse.arena.records import (
     TeamSpec,
 )
 from enginehouse.commands.experiment_configuration import (
+    MOST_AGENTS,
+    MOST_MATCHES,
     AgentConfig,
     ExperimentConfig,
     ProviderConfig,
@@ -53,7 +56,7 @@ def plan_experiment(config: ExperimentConfig, *, origin: str) -> ExperimentPlan:
     block = dict(config.game)
     name = block.pop("name", _DEFAULT_GAME)
     size, seed = block.pop("team_size", None), block.pop("seed", None)
-    _require_whole("team_size", size, least=1, origin=origin)
+    _require_whole("team_size", size, least=1, most=MOST_AGENTS, origin=origin)
     _require_whole("seed", seed, origin=origin)
     game_class = GAMES.load(str(name))
     _require_known_keys(block, game_class.Settings.model_fields, origin=origin)
@@ -63,6 +66,13 @@ def plan_experiment(config: ExperimentConfig, *, origin: str) -> ExperimentPlan:
         "team_b": config.team_b or TeamConfig(),
     }
     pairings = _pairings(config, list(teams), seats=game_class.info.least_seats)
+    if (total := config.num_games * len(pairings)) > MOST_MATCHES:
+        raise ConfigurationError(
+            f"{origin}: the experiment has {total:,} matches",
+            why=f"{MOST_MATCHES:,} is the most; each of {len(pairings):,} pairings is played "
+            f"{config.num_games:,} times",
+            fix="give a smaller num_games, or list fewer pairings",
+        )
     seats = tuple(f"team_{letter}" for letter in string.ascii_lowercase[: len(pairings[0])])
     game = make_game(str(name), block, seats=seats)
     settings = game_class.Settings.model_validate(block).model_dump(mode="json")
@@ -190,13 +200,15 @@ def _parameters(provider: ProviderConfig) -> SamplingParameters:
     )
 
 
-def _require_whole(name: str, value: Any, *, origin: str, least: int | None = None) -> None:
+def _require_whole(
+    name: str, value: Any, *, origin: str, least: float = -math.inf, most: float = math.inf
+) -> None:
     if value is None:
         return
-    if not isinstance(value, int) or isinstance(value, bool) or (least and value < least):
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        limits = "" if most == math.inf else f" from {least} to {most:,}"
         raise ConfigurationError(
-            f"{origin}: 'game.{name}' is {value!r}",
-            fix=f"give a whole number{f' of at least {least}' if least else ''}",
+            f"{origin}: 'game.{name}' is {value!r}", fix=f"give a whole number{limits}"
         )
 
 

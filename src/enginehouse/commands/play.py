@@ -29,7 +29,7 @@ from enginehouse.report.experiment_csv import experiment_csv
 from enginehouse.results.experiment import ExperimentReport
 from enginehouse.results.experiment_progress import ExperimentProgress
 from enginehouse.runtime.context import Context
-from enginehouse.store.files import write_whole
+from enginehouse.store.files import require_folder, write_whole
 from enginehouse.store.runs import Run, create_run, open_run
 
 OnProgress = Callable[[ExperimentProgress], None]
@@ -63,6 +63,8 @@ async def run_experiment(
         config = config.model_copy(update={"cassette": str(recording.folder)})
     config = _with_absolute_paths(config)
     plan = plan_experiment(config, origin=origin)
+    if config.output_dir is not None:
+        require_folder(config.output_dir)
     for name, provider in plan.providers.items():
         ask_plan(provider, name=name)
     run = create_run(
@@ -101,6 +103,8 @@ async def resume_experiment(
         if not trust:
             require_trust(run, config, layout=context.layout)
         plan = plan_experiment(config, origin=str(run.config_path))
+        if config.output_dir is not None:
+            require_folder(config.output_dir)
         context.notify(f"run: {run.info.id}, resumed")
         await stop_abandoned_servers(run, context)
         return await _play(

@@ -1,4 +1,4 @@
-"""What can be made of an experiment that has been played: a replay, traces for a trainer."""
+"""What is derived from an experiment's journal: a replay, and traces for a trainer."""
 
 from __future__ import annotations
 

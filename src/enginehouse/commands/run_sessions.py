@@ -51,6 +51,7 @@ def working_on(run: Run, context: Context) -> Iterator[None]:
     except _NEVER_BEGUN:
         if not run.journal_path.exists():  # nothing was asked, and resuming could not succeed
             shutil.rmtree(run.folder, ignore_errors=True)
+            context.notify(f"run {run.info.id} is removed: nothing was asked")
         raise
 
 

@@ -95,6 +95,8 @@ def _explain(kind: type[StrictModel], problem: dict[str, Any]) -> str:
         return f"{where!r} is missing"
     if not where:
         return message
+    if problem["type"] == "value_error" and isinstance(problem["input"], Mapping | BaseModel):
+        return f"{where!r}: {message}"  # a check of several keys, which its message names
     return f"{where!r}: {message}{_given(location, problem['input'])}"
 
 

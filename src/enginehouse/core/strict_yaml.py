@@ -11,10 +11,18 @@ from enginehouse.core.errors import ConfigurationError
 
 _DEEPEST = 64  # mappings and lists within one another
 _MOST_VALUES = 100_000  # with aliases written out
+LARGEST_FILE = 2_000_000
+"""Bytes; PyYAML would read a larger file for minutes."""
 
 
 def parse_mapping(content: bytes, *, path: Path) -> dict[str, Any]:
     """The mapping in a YAML file's content. Raises ConfigurationError naming file and line."""
+    if len(content) > LARGEST_FILE:
+        raise ConfigurationError(
+            f"{path} is too large",
+            why=f"a configuration has at most {LARGEST_FILE:,} bytes",
+            fix="check that it is the right file",
+        )
     try:
         value = load_yaml(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.core.strict_model import StrictModel, explain
-from enginehouse.core.strict_yaml import parse_mapping
+from enginehouse.core.strict_yaml import LARGEST_FILE, parse_mapping
 from enginehouse.core.system_errors import advice
 from enginehouse.deployment.adapter_names import with_adapter_apart
 from enginehouse.engines.options import ServerOptions
@@ -135,7 +135,8 @@ _ANY_TEXT = {"stop", "system"}  # what is said to a model may hold null bytes
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigurationError naming file and line."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise ConfigurationError(
             f"cannot read {path}",

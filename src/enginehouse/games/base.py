@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import msgspec
 
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.core.tool_calls import ToolDefinition
+
+MOST_TURNS: Final = 10_000
+"""The longest match that our games allow."""
 
 
 class Pick(msgspec.Struct, frozen=True, kw_only=True, tag="pick", tag_field="decide"):

@@ -1,4 +1,4 @@
-"""Agent Arena's foraging scenario: collect resources, craft items, keep away from hazards.
+"""Agent Arena's foraging scenario: collect resources, craft items, avoid hazards.
 
 Distances, damages and the efficiency score are those of its scene; the world is laid out by the
 match's seed, time passes in turns, and several agents may be in it. Positions are [x, y, z] as in
@@ -19,7 +19,15 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.core.tool_calls import ToolDefinition
-from enginehouse.games.base import Action, Decision, GameInfo, MeasureInfo, ToolAction, UseTool
+from enginehouse.games.base import (
+    MOST_TURNS,
+    Action,
+    Decision,
+    GameInfo,
+    MeasureInfo,
+    ToolAction,
+    UseTool,
+)
 from enginehouse.tools.specification import ToolSpec
 
 MOST_SEATS: Final = 8
@@ -45,9 +53,9 @@ class Recipe(StrictModel):
 
 
 class ForagingSettings(StrictModel):
-    """The world, what it is worth, and the length of a match."""
+    """The world, the points in it, and the length of a match."""
 
-    num_turns: PositiveInt = 40
+    num_turns: Annotated[int, Field(ge=1, le=MOST_TURNS)] = 40
     """Turns after which the match ends, if resources are left."""
     half_width: Annotated[float, Field(ge=8, le=200)] = 25
     """The world reaches from minus this to plus this, in x and in z."""
@@ -78,7 +86,7 @@ class ForagingSettings(StrictModel):
             raise ValueError("'resources' is empty: there is nothing to collect")
         for name, recipe in self.recipes.items():
             if unknown := sorted(recipe.ingredients.keys() - self.resources.keys()):
-                raise ValueError(f"'recipes.{name}' needs {unknown[0]}, which no resource is")
+                raise ValueError(f"'recipes.{name}' needs {unknown[0]}, which is not a resource")
             if name in self.resources:
                 raise ValueError(f"'recipes.{name}' has the name of a resource")
         objects, places = sum(self.resources.values()) + self.fires + self.pits, len(_cells(self))
@@ -268,7 +276,7 @@ class Foraging:
         Raises ValueError for a tool that was not offered, and for arguments that do not fit it.
         """
         if not self.decisions(state) or set(actions) != set(self._seats):
-            raise ValueError(f"nobody, or somebody else, decides now: {dict(actions)}")
+            raise ValueError(f"these are not the seats that decide now: {dict(actions)}")
         calls = [self._checked(seat, actions[seat]) for seat in self._seats]
         winners = self._winners(state, calls)
         foragers = tuple(

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final
 
 import msgspec
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import StrictModel
-from enginehouse.games.base import Action, Decision, GameInfo, MeasureInfo, Pick
+from enginehouse.games.base import MOST_TURNS, Action, Decision, GameInfo, MeasureInfo, Pick
 
 MOST_SEATS: Final = 20
 
@@ -23,12 +23,12 @@ MOST_SEATS: Final = 20
 class PublicGoodsSettings(StrictModel):
     """The endowment, the pot and the length of a match."""
 
-    num_rounds: PositiveInt = 10
+    num_rounds: Annotated[int, Field(ge=1, le=MOST_TURNS)] = 10
     """Rounds in a match."""
     endowment: Annotated[float, Field(gt=0)] = 20
     """Points that each player gets in each round, to keep or to give."""
     factor: Annotated[float, Field(gt=0)] = 1.6
-    """What the pot is multiplied with before it is shared."""
+    """The pot is multiplied by this before it is shared."""
     contributions: Annotated[tuple[float, ...], Field(min_length=2)] = (0, 5, 10, 15, 20)
     """The amounts that a player may give."""
 
@@ -153,7 +153,7 @@ class PublicGoods:
     def apply(self, state: State, actions: Mapping[str, Action]) -> State:
         """The state after one round. Raises ValueError for an action that was not offered."""
         if not self.decisions(state) or set(actions) != set(self._seats):
-            raise ValueError(f"nobody, or somebody else, decides now: {dict(actions)}")
+            raise ValueError(f"these are not the seats that decide now: {dict(actions)}")
         given = []
         for seat in self._seats:
             action = actions[seat]

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import StrictModel
-from enginehouse.games.base import Action, Decision, GameInfo, MeasureInfo, Pick
+from enginehouse.games.base import MOST_TURNS, Action, Decision, GameInfo, MeasureInfo, Pick
 
 RED: Final = "RED"
 BLACK: Final = "BLACK"
@@ -36,10 +36,10 @@ class Payoffs(StrictModel):
 class RedBlackSettings(StrictModel):
     """The pay-offs and the length of a match."""
 
-    num_rounds: PositiveInt = 10
+    num_rounds: Annotated[int, Field(ge=1, le=MOST_TURNS)] = 10
     """Rounds in a match."""
     multipliers: dict[int, Annotated[float, Field(gt=0)]] = Field(default=ORIGINAL_MULTIPLIERS)
-    """By round, the factor that its points count with; 1 for all others. By default RedBlackBench's
+    """By round, what its points are multiplied by; 1 for all others. By default RedBlackBench's
     {5: 3, 8: 5, 10: 10}, without those beyond num_rounds; {} for none."""
     payoffs: Payoffs = Payoffs()
     """A team's points for one round: both_black, both_red, red_against_black, black_against_red; by
@@ -203,7 +203,7 @@ class RedBlack:
     def apply(self, state: State, actions: Mapping[str, Action]) -> State:
         """The state after one round. Raises ValueError for anything but RED or BLACK from both."""
         if not self.decisions(state) or set(actions) != set(self._seats):
-            raise ValueError(f"nobody, or somebody else, decides now: {dict(actions)}")
+            raise ValueError(f"these are not the seats that decide now: {dict(actions)}")
         first, second = actions[self._first], actions[self._second]
         if first not in (RED, BLACK) or second not in (RED, BLACK):
             raise ValueError(f"not RED or BLACK: {dict(actions)}")

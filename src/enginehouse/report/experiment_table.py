@@ -135,7 +135,8 @@ def _bounds(interval: Interval | None, *, share: bool) -> str:
 
 def _pairing_line(pairing: PairingReport) -> Text:
     line = Text(pairing.pairing, style="bold")
-    total = f"  {pairing.matches:,} matches, total {_with_interval(pairing.total, share=False)}"
+    matches = f"{pairing.matches:,} match{'' if pairing.matches == 1 else 'es'}"
+    total = f"  {matches}, total {_with_interval(pairing.total, share=False)}"
     line.append(total, style="not bold")
     if pairing.welfare is not None:
         share = _with_interval(pairing.welfare, share=True)

@@ -180,7 +180,7 @@ def _score_parts(match: MatchReplay) -> Iterator[str]:
 
 
 def _apart(heights: list[float]) -> list[float]:
-    """Heights of labels, moved down as far as they need not to cover one another."""
+    """Heights of labels, moved down as far as is needed so that they do not overlap."""
     placed = list(heights)
     order = sorted(range(len(heights)), key=heights.__getitem__)
     for above, below in pairwise(order):

@@ -23,7 +23,7 @@ def bradley_terry(wins: Floats, *, draws_with_average: float = 1.0) -> Floats:
     wins[…, i, j] is how often i beat j, ties counting half for both. P(i beats j) is
     1 / (1 + exp(s_j - s_i)): R. A. Bradley, M. E. Terry, Biometrika 39 (1952) 324-345. Each player
     is also given `draws_with_average` ties with a player of strength 0, which keeps the strengths
-    finite where somebody never lost (a prior, as F. Caron, A. Doucet, J. Comput. Graph. Stat. 21
+    finite for a player that never lost (a prior, as F. Caron, A. Doucet, J. Comput. Graph. Stat. 21
     (2012) 174-196). Newton's method on the concave log-likelihood.
     """
     players = wins.shape[-1]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
 
 from enginehouse.core.errors import StoreError
+from enginehouse.core.system_errors import advice
 from enginehouse.store.private import open_private
 
 
@@ -15,19 +17,49 @@ def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write or replace a file; the last writer wins.
 
     `private`: only its owner may read it, whatever the umask. Creates the folder. Raises
-    StoreError, and keeps the previous content, if it cannot be written. Blocking.
+    StoreError, and keeps the previous content, if it cannot be written. A device or a pipe, such as
+    /dev/stdout, is written to and not replaced; a link stays a link. Blocking.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(2)}")
+    place = path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        if path.is_symlink():
+            place = path.resolve()
+    except OSError as error:
+        raise _refused(path, error) from error
+    temporary = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(2)}")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         opened = open_private(temporary, flags) if private else os.open(temporary, flags, 0o666)
         with os.fdopen(opened, "wb") as file:
             file.write(content)
-        temporary.replace(path)
+        temporary.replace(place)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
+        raise _refused(path, error) from error
+
+
+def require_folder(path: Path) -> None:
+    """Create a folder unless it exists. Raises StoreError if files cannot be put into it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    except OSError as error:
         raise StoreError(
-            f"cannot write {path}", why=str(error), fix="make room or check the permissions"
+            f"cannot write into {path}",
+            why=error.strerror,
+            fix=advice(error, otherwise="choose another folder"),
         ) from error
+
+
+def _refused(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"cannot write {path}",
+        why=error.strerror or str(error),
+        fix=advice(error, otherwise="make room or check the permissions"),
+    )
