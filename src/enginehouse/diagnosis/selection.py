@@ -74,7 +74,8 @@ _EXIT_CODE = re.compile(
     r"|\bwith signal[ :=]{0,2}(?P<signal>\d{1,2})\b"
 )
 _BY_NAME = {
-    "killed": signal.SIGKILL, "Aborted": signal.SIGABRT, "aborted": signal.SIGABRT, "segmentation fault": signal.SIGSEGV,
+    "killed": signal.SIGKILL, "Aborted": signal.SIGABRT, "aborted": signal.SIGABRT,
+    "segmentation fault": signal.SIGSEGV,
     "bus error": signal.SIGBUS, "illegal instruction": signal.SIGILL,
 }  # fmt: skip
 # An exception as Python quotes it, with its message as an argument.
