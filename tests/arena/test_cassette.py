@@ -71,6 +71,7 @@ async def test_a_finished_match_is_replayed_byte_for_byte_without_models(tmp_pat
     assert all(c.replayed for c in calls(run))
     sessions = [r for r in records(run) if isinstance(r, ProvenanceRecord)]
     assert {s.provenance.model for s in sessions} == {"red", "black"}
+    assert all(s.seeded for s in sessions)
 
 
 async def test_a_replay_can_be_replayed_and_resumed(tmp_path, recorded):

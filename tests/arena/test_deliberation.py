@@ -199,6 +199,18 @@ async def test_a_lone_agent_decides_without_deliberation(tmp_path):
     assert "How a team with several members decides" not in str(model.requests[0].prompt)
 
 
+@pytest.mark.parametrize(("policy", "stated"), [("random", "drawn at random"), ("BLACK", "BLACK")])
+async def test_a_lone_agent_is_told_about_invalid_answers(tmp_path, policy, stated):
+    """By the same policy as a team without a valid vote."""
+    model = FakeModel(lambda _: "no")
+    spec = red_black(
+        team("m"), team("fixed", "always RED"), deliberation=DeliberationSpec(no_vote=policy)
+    )
+    (match,) = await play(spec, new_run(tmp_path), m=model)
+    assert {d.source for d in decisions(match)} == {"default"}
+    assert f"invalid again, it is {stated}" in model.requests[0].prompt.messages[0].content
+
+
 async def test_scripts_in_a_team_of_models(tmp_path):
     """They speak last, say what they will vote for, and are not asked."""
     agents = (*team("m", size=1).agents, *team("x", "always RED", "always RED").agents)

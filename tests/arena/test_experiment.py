@@ -366,6 +366,23 @@ async def test_what_a_run_began_with_may_not_change(tmp_path):
     assert not asked.requests
 
 
+async def test_an_adapter_may_not_change_either(tmp_path):
+    """A run would mix the answers of two, which have the same name and the same base."""
+    spec = red_black(team("m"), team("f", "always RED"))
+    run = new_run(tmp_path)
+
+    async def play_with(digest, reply):
+        adapted = Model(sampler=FakeModel(reply), provenance=provenance("m", adapter_digest=digest))
+        await play_experiment(spec, game=game_of(spec), models={"m": adapted}, run=run)
+
+    with pytest.raises(UnauthorizedError):
+        await play_with("one", lambda _: UnauthorizedError("no", status=401))
+    with pytest.raises(ConfigurationError, match="adapter"):
+        await play_with("two", by_seed)
+    await play_with("one", by_seed)
+    assert len(matches(run)) == 1
+
+
 @pytest.mark.parametrize(
     ("teams", "error"),
     [

@@ -54,7 +54,7 @@ def test_what_cannot_be_written_leaves_what_was_there(
 
 
 def test_what_is_not_a_file_is_not_replaced_by_one(tmp_path: Path):
-    """A pipe gets the content, a link leads to the new file, and a folder is refused."""
+    """A pipe gets the content, a link stays a link, a loop does not, and a folder is refused."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -70,6 +70,10 @@ def test_what_is_not_a_file_is_not_replaced_by_one(tmp_path: Path):
         write_whole(link, content)
         assert (tmp_path / "file").read_bytes() == content
     assert link.is_symlink()
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    write_whole(loop, b"content")
+    assert loop.read_bytes() == b"content"
     with pytest.raises(StoreError) as caught:
         write_whole(tmp_path, b"")
     assert "use a file" in caught.value.fix

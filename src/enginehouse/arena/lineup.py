@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -26,7 +26,7 @@ from enginehouse.arena.records import (
 from enginehouse.arena.scripts import make_script
 from enginehouse.arena.slots import Slots
 from enginehouse.core.errors import ConfigurationError, UnsupportedError
-from enginehouse.core.sampler import Capability, Provenance
+from enginehouse.core.sampler import Capability
 
 
 @dataclass(frozen=True)
@@ -80,61 +80,69 @@ def line_up(
         person = human and HumanSampler(human)
         somebody = Model(sampler=person, provenance=PERSON, slots=1) if person else None
         answering.append((ModelSpec(name=HUMAN), somebody))
-    provenances = [
-        _provenance(model_spec, model, cassette=cassette, journal=journal)
-        for model_spec, model in answering
+    begun = tuple(journal.recordings.sessions)
+    sessions = [
+        _session(model_spec, model, number=number, cassette=cassette, begun=begun)
+        for number, (model_spec, model) in enumerate(answering, start=len(begun))
     ]
     slots: dict[str, Slots] = {}
     active: dict[str, ActiveModel] = {}
-    for (model_spec, model), provenance in zip(answering, provenances, strict=True):
-        shared = slots.setdefault(provenance.base_url, Slots(wake=wake))
+    for (model_spec, model), session in zip(answering, sessions, strict=True):
+        shared = slots.setdefault(session.provenance.base_url, Slots(wake=wake))
         if model is not None:
             shared.bound(model.slots)
-        session = len(journal.recordings.sessions)
         active[model_spec.name] = ActiveModel(
             spec=model_spec,
             model=model,
-            session=session,
+            session=session.id,
             slots=shared,
             limit=ContextLimit(model.context if model else None),
         )
-        seeded = model is not None and Capability.SEED in model.sampler.capabilities.supports
-        journal.write(
-            ProvenanceRecord(
-                id=session, model=model_spec.name, provenance=provenance, seeded=seeded
-            )
-        )
+        journal.write(session)
     return Lineup(spec, active)
 
 
-def _provenance(
-    spec: ModelSpec, model: Model | None, *, cassette: Cassette | None, journal: ExperimentJournal
-) -> Provenance:
-    """Who answers for a model; without one, who answered in the cassette."""
+def _session(
+    spec: ModelSpec,
+    model: Model | None,
+    *,
+    number: int,
+    cassette: Cassette | None,
+    begun: Sequence[ProvenanceRecord],
+) -> ProvenanceRecord:
+    """Who answers for a model; without one, who answered in the cassette.
+
+    `begun` are the sessions of the run so far.
+    """
     if model is None:
         then = cassette.session(spec.name) if cassette else None
         if then is None:
             raise ConfigurationError(
                 f"nobody answers for {spec.name}", fix="provide the model, or the person"
             )
-        return then.provenance
+        return ProvenanceRecord(
+            id=number, model=spec.name, provenance=then.provenance, seeded=then.seeded
+        )
     if Capability.CHAT not in model.sampler.capabilities.supports:
         raise UnsupportedError(
             f"{spec.name} cannot play",
             why="its engine does not support chat; nothing was asked",
             fix="use an engine and a model with a chat template",
         )
-    known = {
-        session.provenance.weights_digest
-        for session in journal.recordings.sessions
-        if session.model == spec.name
-    } - {None}
-    if known and model.provenance.weights_digest not in known:
-        raise ConfigurationError(
-            f"the weights of {spec.name} are not those that the run began with",
-            fix="restore the weights that the run began with, or start a new run",
-        )
-    return model.provenance
+    earlier = [session.provenance for session in begun if session.model == spec.name]
+    for part in ("weights", "adapter"):
+        known = {getattr(provenance, f"{part}_digest") for provenance in earlier} - {None}
+        if known and getattr(model.provenance, f"{part}_digest") not in known:
+            raise ConfigurationError(
+                f"{spec.name} does not have the {part} that the run began with",
+                fix=f"restore the {part} that the run began with, or start a new run",
+            )
+    return ProvenanceRecord(
+        id=number,
+        model=spec.name,
+        provenance=model.provenance,
+        seeded=Capability.SEED in model.sampler.capabilities.supports,
+    )
 
 
 def match_seed(spec: ExperimentSpec, index: int) -> int:

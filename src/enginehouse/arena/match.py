@@ -19,7 +19,7 @@ from enginehouse.arena.records import (
 )
 from enginehouse.arena.together import run_together
 from enginehouse.core.errors import WireError
-from enginehouse.games.base import Game
+from enginehouse.games.base import Game, Pick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,9 @@ async def play_match(
     Raises what ends an experiment (OUTAGES), and StoreError.
     """
     started, clock = time.time(), time.monotonic()
-    system = system_message(game.rules(), spec, teams=match.has_teams)
     state = game.start(match.seed)
+    options = any(isinstance(decision, Pick) for decision in game.decisions(state).values())
+    system = system_message(game.rules(), spec, teams=match.has_teams, options=options)
     turns: list[TurnRecord] = []
     failure: CallFailure | None = None
     try:

@@ -72,10 +72,19 @@ def _section(title: str, texts: Sequence[str], dropped: int) -> str:
     return "\n".join([title, *left_out, *texts[dropped:]])
 
 
-def system_message(rules: str, spec: DeliberationSpec, *, teams: bool) -> str:
-    """The game's rules and, if `teams` have to agree, how they do."""
-    if not teams:
+def system_message(rules: str, spec: DeliberationSpec, *, teams: bool, options: bool) -> str:
+    """The game's rules, and what is done about ties and invalid answers.
+
+    `teams`: some team has to agree. `options`: agents pick one of several, and call no tools.
+    """
+    if not options:
         return rules
+    if not teams:
+        decided = "it is drawn at random" if spec.no_vote == RANDOM else f"it is {spec.no_vote}"
+        return (
+            f"{rules}\n\nA decision that is not in the requested form is asked for once more. If "
+            f"it is invalid again, {decided}."
+        )
     draw = "one of the tied options is drawn at random"
     tie = draw if spec.tie == RANDOM else f"the team decides for {spec.tie}"
     no_vote = (
@@ -86,14 +95,15 @@ def system_message(rules: str, spec: DeliberationSpec, *, teams: bool) -> str:
     order = (
         "Before each turn to speak, every member who has not spoken yet says how much they wish to "
         f"speak, from 0 (not at all) to {MOST_WILLING} (very much). The one who wishes it most "
-        "speaks; between equals it is drawn."
+        "speaks; between equals it is drawn. An invalid answer counts as less than 0."
         if spec.willingness == "poll"
         else "In each turn the order of the speakers is drawn at random."
     )
     return (
         f"{rules}\n\n"
         "How a team with several members decides:\n"
-        f"- The members speak one after another, each of them once. {order}\n"
+        f"- The members speak one after another, each of them once. {order} Of what a "
+        f"member says, the team hears the first {LONGEST_OPINION:,} characters.\n"
         "- When all have spoken, all members vote at the same time. The option with the most votes "
         "is the team's decision.\n"
         f"- If several options have the most votes, {tie}.\n"

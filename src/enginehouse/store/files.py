@@ -26,7 +26,7 @@ def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
             path.write_bytes(content)
             return
         if path.is_symlink():
-            place = path.resolve()
+            place = Path(os.path.realpath(path))  # unlike resolve(), without an error for a loop
     except OSError as error:
         raise _refused(path, error) from error
     temporary = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(2)}")
