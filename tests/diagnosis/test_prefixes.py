@@ -42,6 +42,8 @@ CORE = "EngineCore_DP0 pid=68"
         (f"0.00.045.620 E {FRAME}", "", "ERROR"),
         (f"CRITICAL 04-16 00:59:44 [core_client.py:361] {FRAME}", "", "CRITICAL"),
         (f"2025-01-01 00:00:00.000 | ERROR    | app:run:12 - {FRAME}", "", "ERROR"),
+        (f"[INFO ] PyProcess - W-198-llava-stdout: {FRAME}", "W-198-llava", None),
+        (f"INFO  PyProcess W-198-llava-stderr: {FRAME}", "W-198-llava", None),
         (FRAME, "", None),
     ],
 )  # fmt: skip
@@ -72,8 +74,20 @@ def test_native_code_is_told_apart(line: str, native: str, text: str):
 
 
 @pytest.mark.parametrize(
+    "job", ["run.sh: line 18:  2204 ", "/bin/bash: line 1:     7 ", "zsh: ", "[1]+  ", "[1]  2204 "]
+)
+@pytest.mark.parametrize("how", ["Killed  python -m vllm", "Illegal instruction     (core dumped)"])
+def test_what_a_shell_says_of_a_job(job: str, how: str):
+    """The signal is left, by which it ended."""
+    assert peel(job + how).text == how
+
+
+@pytest.mark.parametrize(
     "line",
     [
+        "run.sh: line 18: Killed by hand",
+        "zsh: command not found: vllm",
+        "[1] Killed processes: 0",
         "Error: boom",
         "torch.OutOfMemoryError: CUDA",
         "(a plain remark) here",
@@ -92,7 +106,8 @@ def test_a_text_is_no_prefix(line: str):
 @pytest.mark.parametrize(
     "piece",
     ["(EngineCore pid=1", "(pid=1) ", "[rank0]: ", "ERROR ", "ERROR 11-21 ", "2026-11-21 ", "> ",
-     "a:1:2 [", "[E1121 ", "a | ", "Aug 17 ", "(pid=", "[[[", "│ "],
+     "a:1:2 [", "[E1121 ", "a | ", "Aug 17 ", "(pid=", "[[[", "│ ",
+     "a.sh: line 1: ", "zsh: ", "[1]+  "],
 )  # fmt: skip
 def test_no_line_makes_it_slow(piece: str):
     """A line of nothing but prefixes, or of their beginnings."""

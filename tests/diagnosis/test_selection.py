@@ -247,3 +247,58 @@ def test_a_message_that_was_broken_in_two(diagnose):
     second = "desired GPU memory utilization (0.85, 103.38 GiB)."
     assert diagnose(f"{first}\n{second}\n").kind is K.MEMORY_TAKEN
     assert diagnose(f"{first}\nsrv: {second}\n").kind is K.UNKNOWN
+
+
+def test_an_error_beside_the_report_of_a_death_is_its_cause(diagnose):
+    """Quoted or with its traceback, though errors of single requests look like it."""
+    dead = "CRITICAL 03-04 18:03:21 launcher.py:99] MQLLMEngine is already dead, terminating\n"
+    place = "ERROR 03-04 18:03:21 engine.py:136] "
+    error = "ValueError('no room for 576 placeholders')"
+    traced = traceback(place, "ValueError: no room for 576 placeholders", heading=error)
+    for log in (dead + traced, traced + dead, f"{place}{error}\n{dead}"):
+        diagnosis = diagnose(READY + log)
+        assert diagnosis.kind is K.ENGINE_DIED
+        assert "576 placeholders" in diagnosis.evidence
+    many = "INFO 03-04 18:03:22 metrics.py:1] idle\n" * 20
+    assert "576" not in diagnose(READY + traced + many + dead).evidence
+    of_a_request = traceback(place, "ValueError: 576", heading="Exception in ASGI application")
+    assert "576" not in diagnose(READY + of_a_request + dead).evidence
+
+
+def test_an_unknown_error_after_answers_ended_an_engine_that_served(diagnose):
+    """Where the log begins later than it; the answer to a question about its state is none."""
+    error = traceback(CORE, "AssertionError", heading="EngineCore encountered a fatal error.")
+    answer = 'INFO:     127.0.0.1:4 - "{} HTTP/1.1" 200 OK\n'
+    assert diagnose(answer.format("POST /v1/completions") + error).kind is K.ENGINE_DIED
+    assert diagnose(answer.format("GET /health") + error).kind is K.UNKNOWN
+
+
+def test_native_code_that_faulted_explains_a_silent_worker(diagnose):
+    """Its words have no level, and only others report the end."""
+    fault = (
+        "Memory access fault by GPU node-3 (Agent handle: 0x2) on address 0x7. Reason: Unknown.\n"
+    )
+    gone = traceback(CORE, "RuntimeError: Executor failed.")
+    working = "(Worker_TP0 pid=8) INFO 05-01 10:00:00 [core.py:1] loading\n"
+    assert diagnose(working + fault + gone).kind is K.CRASHED
+    assert diagnose(working + gone).kind is K.KILLED
+
+
+def test_advice_at_the_end_of_a_long_remark_does_not_make_it_a_survived_one(diagnose):
+    """Ray's words about memory end with advice about retries."""
+    remark = "Refer to the documentation on how to address the out of memory issue: https://x."
+    advice = " Consider provisioning more memory on this node or requesting more CPUs per task."
+    assert diagnose(remark + advice + " " * 60 + "Set it to enable retry.\n").kind is K.HOST_MEMORY
+    assert diagnose("retrying, see " + remark + "\n") is None
+
+
+def test_a_validation_error_about_an_architecture_points_to_the_error_before(diagnose):
+    """Its own first line is only a count."""
+    before = traceback(
+        "(APIServer pid=1) ERROR 05-06 18:20:14 [registry.py:866] ",
+        "ValueError: invalid literal for int() with base 10: 'MIG-5a1e'",
+        heading="Error in inspecting model architecture 'LlamaForCausalLM'",
+    )
+    count = "(APIServer pid=1) pydantic_core._pydantic_core.ValidationError: 1 validation error\n"
+    says = "(APIServer pid=1)   Value error, Model architectures ['L'] failed to be inspected.\n"
+    assert diagnose(before + count + says).kind is K.CUDA_NOT_READY

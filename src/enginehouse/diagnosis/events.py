@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
 
-from enginehouse.diagnosis.prefixes import Line, peel
+from enginehouse.diagnosis.prefixes import KILLED, SIGNALLED, Line, peel
 from enginehouse.diagnosis.profile import LogProfile
 
 _ANSWERED = ' HTTP/1.1" 200'  # most lines of most logs
@@ -47,8 +47,9 @@ _CHAINED = re.compile(
 _ERROR_LINE = re.compile(
     r"[\w./\- ]{1,120}: error: |\S{0,200}python[\d.]{0,5}: (?:No module|can't open|Error while)"
     r"|[Ee]rror: |\[Errno \d+\]|Fatal Python error|terminate called"
-    r"|\S{0,200}: error while loading shared libraries|\.{0,200}(?:Killed|已杀死|Getötet)$"
-    r"|Segmentation fault|Bus error|Illegal instruction|Aborted|Abort trap: \d"
+    r"|\S{0,200}: error while loading shared libraries"
+    rf"|\.{{0,200}}(?:{KILLED})$|{SIGNALLED}|Abort trap: \d"
+    r"|(?:Memory access fault|HW Exception) by GPU|:[01]:\w{1,60}\.cpp {1,20}:\d{1,6} {0,4}:"
     r"|libc\+\+abi: terminating|(?:free|malloc|munmap_chunk)\(\): "
     r"|double free or corruption"
     r"|corrupted size|!+ ?(?:Segfault|SIGABRT)|\*\*\* SIG[A-Z]+ received"
@@ -145,7 +146,8 @@ class Log:
 
     `shut_down`: the line with which the web server ends, for whatever reason. `progress`: of each
     process, the last line that is not an error. `waiting`: the last line that says what is waited
-    for. `last`: the last line that is not empty. `answered`: requests were answered.
+    for. `last`: the last line that is not empty. `answered`: requests were answered; `served`: also
+    one that asked for text, rather than for a state.
     """
 
     failures: list[Failure] = field(default_factory=list)
@@ -158,6 +160,7 @@ class Log:
     waiting_number: int = 0
     last: str = ""
     answered: bool = False
+    served: bool = False
     lines: int = 0
     on_cpu: bool = False
     packages: Path | None = None
@@ -279,6 +282,7 @@ class Reader:
             self._log.lines += 1
             if _ANSWERED in line:
                 self._log.answered = True
+                self._log.served = self._log.served or '"POST ' in line
             else:
                 self._take(line)
         self._log.failures = [*self._early, *self._late]
@@ -327,7 +331,7 @@ class Reader:
                 log.stopped = log.stopped or log.lines
                 log.stopped_line = log.stopped_line or text.strip()
             elif "throughput" in text and _WORKING.search(text):
-                log.answered = True
+                log.answered = log.served = True
             elif text.startswith("Shutting down") and _SHUT_DOWN.match(text):
                 log.shut_down = text.strip()
             if ("ait" in text or "block found" in text) and _WAITING.search(text):

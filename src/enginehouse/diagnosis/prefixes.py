@@ -31,6 +31,20 @@ _INDENTED = (
 _QUOTED = (re.compile(r"> ?"),)
 # A frame that a terminal's viewer drew around the line, which is not that of a traceback.
 _FRAMED = (re.compile(rf"│ (?=\(\w|\[\d{{4}}-|(?:{_LEVELS})[: ]|{_DATE})"),)
+# How a shell reports the signal that ended a program: bash, and zsh, which writes it small.
+KILLED = r"Killed|killed|已杀死|Getötet"
+SIGNALLED = (
+    r"(?:Segmentation fault|segmentation fault|Bus error|bus error|Illegal instruction"
+    r"|illegal hardware instruction|Aborted|abort(?=  )|Floating point exception"
+    r"|floating point exception|Trace/breakpoint trap)\b"
+)
+# A shell writes before it the script and its line, "zsh:", or the number of a job: [1]+ 2204
+_BY_SHELL = rf"(?=(?:{KILLED}|{SIGNALLED})(?:$| {{2}}| ?\(| python| vllm))"
+_JOB = re.compile(
+    r"(?:[\w./\-]{1,120}: (?:line \d{1,6}: {1,6}\d{1,9}|\d{1,6}:)|zsh:(?: \d{1,9})?) {1,4}"
+    + _BY_SHELL
+)
+_NUMBERED_JOB = re.compile(r"\[\d{1,4}\] ?[+\-]? {1,4}(?:\d{1,9} {1,4})?" + _BY_SHELL)
 _BRACKETED = (
     # (EngineCore_DP0 pid=68), (VllmWorker rank=1 pid=2), (RayWorkerWrapper pid=7, ip=10.0.0.4)
     re.compile(
@@ -57,6 +71,12 @@ _SQUARE = (
     re.compile(r"\[pod/[^\]\s]{1,200}\] ?"),
     re.compile(r"\[\d{3,6}\] (?=[a-z])"),  # llama.cpp's router: which of its servers
     re.compile(r"\[\d{1,5},\d{1,5}\]<std(?:err|out)>: ?"),
+    _NUMBERED_JOB,
+    # DJL's server passes on what the engine's process writes.
+    re.compile(
+        r"\[(?:INFO|WARN|ERROR|DEBUG) {0,2}\] PyProcess - "
+        r"(?P<process>[\w.\-]{1,80})-std(?:out|err): ?"
+    ),
     re.compile(r"\[(?:INFO|WARN|ERROR|DEBUG) {0,2}\] (?P<process>[\w.\-]{1,80}) [A-Z_]{3,30} - "),
     re.compile(rf"\[(?P<level>(?i:{_LEVELS}))\] ?"),
     # Ray's own: [2023-07-11 15:20:41,680 E 42067 42067] core_worker.cc:97:
@@ -66,6 +86,10 @@ _SQUARE = (
     re.compile(rf"\[(?P<level>{_LEVELS})\|[\w.]{{1,80}}:\d{{1,6}}\] {_DATE} >> ?"),
 )
 _LETTERED = (
+    _JOB,
+    re.compile(
+        r"(?:INFO|WARN|ERROR|DEBUG) {1,3}PyProcess (?P<process>[\w.\-]{1,80})-std(?:out|err): ?"
+    ),
     # ERROR 11-21 04:30:17 [core.py:1510], ERROR 08-23 08:25:25 worker_utils.py:226], ERROR 2007 […]
     re.compile(
         rf"(?P<level>{_LEVELS}) (?:[\d\-]{{2,10}}(?: [\d:.,]{{5,16}})?|\d{{1,9}}) \[?{_PLACE} ?"
@@ -116,6 +140,7 @@ _BY_FIRST = (
     dict.fromkeys("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_", _LETTERED)
     | dict.fromkeys("0123456789", _NUMBERED)
     | {"|": (_BARRED,), "(": _BRACKETED, "[": _SQUARE, ">": _QUOTED, " ": _INDENTED, "│": _FRAMED}
+    | dict.fromkeys("./", (_JOB,))
 )
 
 

@@ -30,12 +30,14 @@ from enginehouse.diagnosis import endings
 from enginehouse.diagnosis.events import Failure, Log
 from enginehouse.diagnosis.guesses import guess
 from enginehouse.diagnosis.kinds import READ_THE_LOG, Diagnosis, FailureKind
+from enginehouse.diagnosis.prefixes import KILLED
 from enginehouse.diagnosis.profile import NEVER, LogProfile, TwoBuilds
 from enginehouse.diagnosis.rule import Rule, recognise
 from enginehouse.diagnosis.rules import RULES
 
 LONGEST = 400  # characters of evidence
 _RECENT = 12  # lines from the end, in which something may still be waited for
+_BEGINNING = 200  # characters of a remark; further on, advice may speak of retries
 _NEAR = 12  # lines before a traceback, in which a remark may belong to it
 # An error that says no more than that another process or line has the cause.
 _POINTER = re.compile(
@@ -46,7 +48,7 @@ _POINTER = re.compile(
     r"|one of the subprocesses|child process(?:es)? (?:failed|died|exited)"
     r"|^(?:\w+\.)*(?:SystemExit|KeyboardInterrupt|CancelledError|GeneratorExit)\b"
     r"|Connection (?:closed|reset) by peer|Broken pipe|remote process (?:exited|has terminated)"
-    r"|Application startup failed|Exiting\.\.\.$|^Aborted\b|^\.*(?:Killed|已杀死|Getötet)$"
+    rf"|Application startup failed|Exiting\.\.\.$|^Aborted\b|^\.*(?:{KILLED})(?:$|  )"
     r"|^Traceback|^EOFError$|^\s*$"
 )
 # Nothing but a name: an exception that does not say why.
@@ -66,14 +68,19 @@ _EXIT_CODE = re.compile(
     r"(?P<code>-\d{1,3}|1(?:3[024579]|43))\b"
     r"|\bsignal: (?P<name>killed|aborted|segmentation fault|bus error|illegal instruction)"
     r"|(?:signal[ :=]{0,2}(?:SIGKILL|9\b)|status=9/KILL)(?P<kill>)"
-    r"|^\.*(?P<bare>Killed|已杀死|Getötet)$"
+    rf"|^\.*(?P<bare>{KILLED})(?:$|  )"
+    r"|^(?P<job>Aborted)\s{1,30}(?:\(core dumped\)|\S)"
     r"|(?P<oom>oom[-_ ]kill event)"
     r"|\bwith signal[ :=]{0,2}(?P<signal>\d{1,2})\b"
 )
 _BY_NAME = {
-    "killed": signal.SIGKILL, "aborted": signal.SIGABRT, "segmentation fault": signal.SIGSEGV,
+    "killed": signal.SIGKILL, "Aborted": signal.SIGABRT, "aborted": signal.SIGABRT,
+    "segmentation fault": signal.SIGSEGV,
     "bus error": signal.SIGBUS, "illegal instruction": signal.SIGILL,
 }  # fmt: skip
+# An exception as Python quotes it, with its message as an argument.
+_QUOTED = re.compile(r"[A-Z]\w{1,60}(?:Error|Exception)\(['\"]")
+_OF_A_REQUEST = re.compile(r"Exception in ASGI application|Error in (?:preprocessing|request)")
 _FATAL = re.compile(r"^Process [\w:\-]+:$|failed to start|fatal error|hit an exception")
 
 
@@ -145,6 +152,7 @@ class _Selection:
             endings.signalled(code, profile=profile, evidence=evidence)
             or self._recognise(self._pointers, lost_connection)
             or self._interrupted(exit_code)
+            or self._of_an_error_beside()
             or (endings.killed(profile=profile, evidence=line) if self._fell_silent() else None)
             or self._died_while_serving(said)
             or self._still_waiting()
@@ -162,7 +170,8 @@ class _Selection:
 
     def _is_pointer(self, text: str) -> bool:
         # An exception may quote another's whole traceback, which says more than its first line.
-        line, _, rest = text.partition("\n")
+        rest = text.partition("\n")[2]
+        line = _evidence(text)
         points = _POINTER.search(line) or self._profile.pointer.search(line)
         return bool(points) and "Error: " not in rest
 
@@ -232,7 +241,7 @@ class _Selection:
             remark.text
             for remark in log.remarks
             if remark.number > log.ready
-            and not _SURVIVED.search(remark.text)
+            and not _SURVIVED.search(remark.text, 0, _BEGINNING)
             and (not beside or any(f.number - _NEAR <= remark.number for f in beside))
         ]
         for rule in rules:
@@ -283,7 +292,7 @@ class _Selection:
             return msgspec.structs.replace(mixed.diagnosis, evidence=line)
         if (guessed := guess(failure, around=self._around, evidence=line)) is not None:
             return guessed
-        if self._log.ready:
+        if self._log.ready or self._log.served:
             return endings.died_while_serving(line, profile=self._profile)
         return _unknown(line)
 
@@ -294,7 +303,9 @@ class _Selection:
             said = _EXIT_CODE.search(line)
             if said is None or (said["bare"] and self._ended_itself):
                 continue
-            number = _BY_NAME.get(said["name"], int(said["signal"] or signal.SIGKILL))
+            number = _BY_NAME.get(
+                said["name"] or said["job"], int(said["signal"] or signal.SIGKILL)
+            )
             return int(said["code"] or -number), _first_line(line)
         return None
 
@@ -307,6 +318,19 @@ class _Selection:
             return endings.told_to_stop(interrupt) if interrupt and only else None
         in_order = self._log.shut_down and not self._log.failures and not exit_code
         return endings.told_to_stop(self._log.shut_down) if in_order else None
+
+    def _of_an_error_beside(self) -> Diagnosis | None:
+        """An error that was written right where the engine is reported dead, as if of a request."""
+        beside = [
+            failure
+            for failure in self._survived
+            if abs(failure.number - self._pointed) <= _NEAR
+            and not _OF_A_REQUEST.search(failure.heading)
+            and (failure.traced or _QUOTED.match(failure.texts[0]))
+        ]
+        if not self._log.ready or not beside:
+            return None
+        return self._known(beside, self._rules) or self._unknown(beside)
 
     def _fell_silent(self) -> bool:
         """Another process reports a death, and the one that died wrote ordinary lines only."""

@@ -98,6 +98,7 @@ PROFILE = LogProfile(
     pointer=re.compile(
         r"^RuntimeError: cancelled$|EngineCore encountered an issue|EngineDeadError"
         r"|EngineGenerateError|Executor failed\.$|Worker \S{1,60} pid \d+ died|Failed core proc"
+        r"|^ChildProcessError: worker died"
         r"|Engine loop (?:has died|is not running)|Engine process failed to start"
         r"|Background loop (?:is not running|has errored)"
         r"|WorkerProc initialization failed|failed to be inspected"
