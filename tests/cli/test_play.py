@@ -400,6 +400,7 @@ def test_a_person_plays_at_the_terminal(house: House):
     ended = house.start_program(program, ANSWERS="RED\n").end()
     assert ended.code == 5
     assert "standard input has ended" in ended.err
+    assert "> the run is kept" not in ended.err
 
 
 PIPED = """

@@ -31,8 +31,11 @@ async def scene(sampler: Scripted) -> AsyncIterator[Send]:
     with listening(None) as listener:
         async with running(app, listener) as service, aiohttp.ClientSession(service.url) as session:
 
-            async def send(method: str, path: str, body: Any = None) -> tuple[int, Any]:
-                async with session.request(method, path, json=body) as reply:
+            async def send(
+                method: str, path: str, body: Any = None, **more: Any
+            ) -> tuple[int, Any]:
+                given = {"data": body} if isinstance(body, bytes) else {"json": body}
+                async with session.request(method, path, **given, **more) as reply:
                     return reply.status, await reply.json()
 
             yield send
@@ -133,6 +136,27 @@ async def test_a_malformed_observation_is_refused(body):
         status, answer = await send("POST", "/observe", body)
     assert (status, answer["error"]["code"]) == (400, "INVALID_PARAMETERS")
     assert sampler.requests == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status", "code"),
+    [
+        ("POST", "/observe", b"{broken", 400, "INVALID_PARAMETERS"),
+        ("POST", "/observe", b"\xff\xfe", 400, "INVALID_PARAMETERS"),
+        ("POST", "/experience", b'{"agent_id": "\\ud800"}', 400, "INVALID_PARAMETERS"),
+        ("DELETE", "/observe", b"", 405, "METHOD_NOT_ALLOWED"),
+        ("GET", "/nothing", b"", 404, "NOT_FOUND"),
+    ],
+)
+async def test_every_refusal_has_the_same_form(
+    method: str, path: str, content: bytes, status: int, code: str
+):
+    """Whatever was wrong with the request."""
+    async with scene(Scripted("")) as send:
+        answered, answer = await send(
+            method, path, content, headers={"Content-Type": "application/json"}
+        )
+    assert (answered, answer["error"]["code"], answer["actions"]) == (status, code, [])
 
 
 async def test_only_so_much_is_remembered():

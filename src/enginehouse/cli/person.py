@@ -41,9 +41,10 @@ class Person:
         try:
             line = await answer
         except asyncio.CancelledError:
-            write_text(sys.stderr, "\n")  # what is said next begins on a line of its own
+            write_text(sys.stderr, "\n")  # the next message begins on a line of its own
             raise
         if line is None:
+            write_text(sys.stderr, "\n")
             raise ServerGoneError(
                 "an agent is human, and standard input has ended",
                 fix="play on at a terminal, or let a script or a model take the place",

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
+from http import HTTPStatus
 from typing import Any, Final
 
 import uvicorn
@@ -14,6 +15,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticSerializationError
+from starlette.exceptions import HTTPException
 
 from enginehouse.commands.configuration import ServiceConfig
 from enginehouse.core.errors import PortError
@@ -67,9 +70,20 @@ def create_app(decider: Decider, *, model: str) -> FastAPI:
     async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
         problem = error.errors()[0]
         where = ".".join(str(step) for step in problem["loc"] if step != "body")
-        reason = f"{where}: {problem['msg']}" if where else str(problem["msg"])
-        body = {"error": {"code": "INVALID_PARAMETERS", "message": reason}, "actions": []}
-        return JSONResponse(body, status_code=400)
+        if problem["type"] == "json_invalid":
+            reason = f"the body is not JSON: {problem['ctx']['error']} at character {where}"
+        else:
+            reason = f"{where}: {problem['msg']}" if where else str(problem["msg"])
+        return _refusal(400, reason)
+
+    @app.exception_handler(PydanticSerializationError)
+    async def refuse_echo(_: Request, error: PydanticSerializationError) -> JSONResponse:
+        # JSON may escape half a surrogate pair; what was sent cannot be repeated in the answer
+        return _refusal(400, f"a text is not Unicode: {error}")
+
+    @app.exception_handler(HTTPException)
+    async def refuse_request(_: Request, error: HTTPException) -> JSONResponse:
+        return _refusal(error.status_code, error.detail, headers=error.headers)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -199,6 +213,12 @@ class _Server(uvicorn.Server):
 
     def capture_signals(self) -> nullcontext[None]:  # type: ignore[override]
         return nullcontext()
+
+
+def _refusal(status: int, reason: str, *, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    code = "INVALID_PARAMETERS" if status == 400 else HTTPStatus(status).name
+    body = {"error": {"code": code, "message": reason}, "actions": []}
+    return JSONResponse(body, status_code=status, headers=headers)
 
 
 async def _action(
