@@ -302,3 +302,48 @@ def test_a_validation_error_about_an_architecture_points_to_the_error_before(dia
     count = "(APIServer pid=1) pydantic_core._pydantic_core.ValidationError: 1 validation error\n"
     says = "(APIServer pid=1)   Value error, Model architectures ['L'] failed to be inspected.\n"
     assert diagnose(before + count + says).kind is K.CUDA_NOT_READY
+
+
+def test_a_shutdown_in_good_order_after_failed_requests(diagnose):
+    """An error of a request does not turn the end into a failure; one of the engine does."""
+    answer = '(APIServer pid=1) INFO:     1.1.1.1:4 - "POST /v1/completions HTTP/1.1" 200 OK\n'
+    request = "(APIServer pid=1) ERROR 11-21 04:30:17 [serving.py:1] "
+    refused = traceback(request, "ValueError: no image", heading="Error in preprocessing prompt")
+    leaving = "(APIServer pid=1) INFO:     Shutting down\n"
+    assert diagnose(READY + answer + refused + leaving).kind is K.STOPPED
+    failed = traceback(CORE, "IndexError: list index out of range")
+    assert diagnose(READY + answer + failed + leaving).kind is K.ENGINE_DIED
+    exits = traceback("(EngineCore pid=7) ", "SystemExit", heading="Process EngineCore_DP0:")
+    assert diagnose(READY + answer + exits + leaving).kind is K.STOPPED
+
+
+def test_killed_in_a_prompt_is_no_report_of_a_death(diagnose):
+    """Requests are still answered after it."""
+    prompt = "INFO 11-21 04:30:17 [logger.py:1] Received request: prompt: 'why\nKilled\n?'\n"
+    answer = 'INFO:     1.1.1.1:4 - "POST /v1/completions HTTP/1.1" 200 OK\n'
+    alive = diagnose(READY + prompt + answer)
+    assert alive is None or alive.kind is not K.KILLED
+    assert diagnose(READY + answer + "Killed\n").kind is K.KILLED
+
+
+@pytest.mark.parametrize(
+    ("report", "kind"),
+    [
+        ("fish: Job 1, 'vllm serve' terminated by signal SIGSEGV (Address error)", K.CRASHED),
+        ("fish: Job 1, 'vllm serve' terminated by signal SIGKILL (Forced quit)", K.KILLED),
+        ("mpirun noticed that process rank 0 on node a exited on signal 11 (Segmentation fault).",
+         K.CRASHED),
+        (("a.ChildFailedError: \n===\nvllm FAILED\n[1]:\nexitcode  : -15 (pid: 5)\n"
+         "Root Cause (first observed failure):\nexitcode  : -9 (pid: 6)"), K.KILLED),
+        (("Mar 04 05:06:19 box systemd[1]: vllm.service: start operation timed out. Terminating.\n"
+         "Mar 04 05:06:19 box systemd[1]: vllm.service: Main process exited, code=killed, "
+         "status=15/TERM"), K.TOO_SLOW),
+        (("Mar 04 05:06:19 box systemd[1]: vllm.service: Main process exited, code=killed, "
+         "status=15/TERM"), K.STOPPED),
+        ("Container vllm failed liveness probe, will be restarted", K.TOO_SLOW),
+    ],
+)  # fmt: skip
+def test_what_wrappers_say_of_the_end(diagnose, report: str, kind: FailureKind):
+    """Shells, mpirun, torchrun, systemd, Kubernetes; an error of the engine comes first."""
+    assert diagnose(report + "\n").kind is kind
+    assert diagnose(traceback(CORE, OOM) + report + "\n").kind is K.OUT_OF_MEMORY

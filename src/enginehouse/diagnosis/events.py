@@ -60,7 +60,7 @@ _ERROR_LINE = re.compile(
 _TELLING = re.compile(
     r"(?i)error|fatal|fail|cannot|can't|could not|not found|no such|out of memory|kill|abort"
     r"|undefined symbol|code=dumped|exit(?:ed with)? ?code|insufficient|unable|warning: |warn "
-    r"|denied|exception"
+    r"|denied|exception|timed out|on signal \d|by signal "
     r"|mismatch|unsupported"
 )
 _APART = re.compile(
@@ -146,8 +146,8 @@ class Log:
 
     `shut_down`: the line with which the web server ends, for whatever reason. `progress`: of each
     process, the last line that is not an error. `waiting`: the last line that says what is waited
-    for. `last`: the last line that is not empty. `answered`: requests were answered; `served`: also
-    one that asked for text, rather than for a state.
+    for. `last`: the last line that is not empty. `answered`: the last answer to a request.
+    `served`: one of the requests asked for text, rather than for a state.
     """
 
     failures: list[Failure] = field(default_factory=list)
@@ -159,7 +159,7 @@ class Log:
     waiting: str = ""
     waiting_number: int = 0
     last: str = ""
-    answered: bool = False
+    answered: int = 0
     served: bool = False
     lines: int = 0
     on_cpu: bool = False
@@ -281,7 +281,7 @@ class Reader:
         for line in lines:
             self._log.lines += 1
             if _ANSWERED in line:
-                self._log.answered = True
+                self._log.answered = self._log.lines
                 self._log.served = self._log.served or '"POST ' in line
             else:
                 self._take(line)
@@ -331,7 +331,7 @@ class Reader:
                 log.stopped = log.stopped or log.lines
                 log.stopped_line = log.stopped_line or text.strip()
             elif "throughput" in text and _WORKING.search(text):
-                log.answered = log.served = True
+                log.answered, log.served = log.lines, True
             elif text.startswith("Shutting down") and _SHUT_DOWN.match(text):
                 log.shut_down = text.strip()
             if ("ait" in text or "block found" in text) and _WAITING.search(text):

@@ -44,6 +44,7 @@ _POINTER = re.compile(
     r"(?i)see (?:the )?(?:root cause|stack trace|error messages?|logs?) ?(?:\(?above|for)"
     r"|check the logs? above|its error is above|died unexpectedly|Got fatal signal from worker"
     r"|RayTaskError\(|RayActorError|ActorDiedError|ActorUnavailableError|WorkerCrashedError"
+    r"|^failed \(exitcode: |terminated by signal SIG"
     r"|BrokenProcessPool|ProcessExitedException|ChildFailedError"
     r"|one of the subprocesses|child process(?:es)? (?:failed|died|exited)"
     r"|^(?:\w+\.)*(?:SystemExit|KeyboardInterrupt|CancelledError|GeneratorExit)\b"
@@ -64,14 +65,15 @@ _OF_AN_INTERRUPT = re.compile(
     r"(?:\w+\.)*(?:KeyboardInterrupt|SystemExit|CancelledError|GeneratorExit)\b|\s*$"
 )
 _EXIT_CODE = re.compile(
-    r"(?:[Ee]xit ?[Cc]ode:?|exited with(?: code)?|'EngineCore\w{0,20}': )[ =]{0,2}"
-    r"(?P<code>-\d{1,3}|1(?:3[024579]|43))\b"
+    r"(?:[Ee]xit ?[Cc]ode:?|exitcode {1,4}:(?! -15)|exited with(?: code)?|'EngineCore\w{0,20}': )"
+    r"[ =]{0,2}(?P<code>-\d{1,3}|1(?:3[024579]|43))\b"
     r"|\bsignal: (?P<name>killed|aborted|segmentation fault|bus error|illegal instruction)"
     r"|(?:signal[ :=]{0,2}(?:SIGKILL|9\b)|status=9/KILL)(?P<kill>)"
     rf"|^\.*(?P<bare>{KILLED})(?:$|  )"
     r"|^(?P<job>Aborted)\s{1,30}(?:\(core dumped\)|\S)"
     r"|(?P<oom>oom[-_ ]kill event)"
-    r"|\bwith signal[ :=]{0,2}(?P<signal>\d{1,2})\b"
+    r"|\bterminated by signal (?P<of>SIG[A-Z]{2,6})\b"
+    r"|\b(?:with|exited on) signal[ :=]{0,2}(?P<signal>\d{1,2})\b"
 )
 _BY_NAME = {
     "killed": signal.SIGKILL, "Aborted": signal.SIGABRT, "aborted": signal.SIGABRT,
@@ -296,13 +298,20 @@ class _Selection:
             return endings.died_while_serving(line, profile=self._profile)
         return _unknown(line)
 
+    @property
+    def _answers_follow(self) -> bool:
+        """Whether it still answered requests after what seems to be the report of a death."""
+        return self._log.answered > self._pointed
+
     def _said_exit_code(self) -> tuple[int, str] | None:
         """The exit code of a process of the engine, as another one or the shell reports it."""
         remarks = (remark.text for remark in self._log.remarks)
         for line in (*self._pointers, *self._cut, *remarks):
             said = _EXIT_CODE.search(line)
-            if said is None or (said["bare"] and self._ended_itself):
+            if said is None or (said["bare"] and (self._ended_itself or self._answers_follow)):
                 continue
+            if said["of"] in signal.Signals.__members__:
+                return -signal.Signals[said["of"]], _first_line(line)
             number = _BY_NAME.get(
                 said["name"] or said["job"], int(said["signal"] or signal.SIGKILL)
             )
@@ -315,8 +324,10 @@ class _Selection:
         if lines:
             interrupt = next(filter(_INTERRUPTED.match, lines), None)
             only = all(map(_OF_AN_INTERRUPT.match, lines))
-            return endings.told_to_stop(interrupt) if interrupt and only else None
-        in_order = self._log.shut_down and not self._log.failures and not exit_code
+            line = interrupt or self._log.shut_down
+            return endings.told_to_stop(line) if line and only else None
+        failed = self._fatal or self._cut or (self._survived and not self._log.served)
+        in_order = self._log.shut_down and not failed and not exit_code
         return endings.told_to_stop(self._log.shut_down) if in_order else None
 
     def _of_an_error_beside(self) -> Diagnosis | None:
@@ -339,6 +350,8 @@ class _Selection:
             return False
         if log.answered and any(map(self._profile.lost.search, self._pointers)):
             return True
+        if self._answers_follow:
+            return False
         if self._cut:  # an error was written, though the log lacks its end
             return False
         # Ordinary lines after the report are those of another engine, or of one that goes on.
