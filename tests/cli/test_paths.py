@@ -80,6 +80,7 @@ class Place:
         self.house.model()
         items, _ = sums(right=1)
         self.house.task(items)
+        self.house.write("game.yaml", "team_a: {agents: always RED}\nteam_b: {agents: random}\n")
         self.house.write("prompts.jsonl", '{"prompt": "a"}\n')
         self.house.write("locked/file", "{}")
         self.house.write("unreadable", "{}")
@@ -105,6 +106,8 @@ class Place:
             f"{work}{'/x' * 3000}",
             "/proc/nothing/here",
         ]
+        played = self.call("play", "game.yaml")
+        assert played.returncode == 0, played.stderr
 
     def run(self, argv: list[str], **env: str) -> subprocess.CompletedProcess[str]:
         """Run a program as that user."""
@@ -141,7 +144,7 @@ def url(place: Place) -> Iterator[str]:
         yield url
 
 
-def bases(url: str) -> Mapping[str, list[str]]:
+def bases(place: Place, url: str) -> Mapping[str, list[str]]:
     """Words that make each command's call complete, so that it gets to what it is given."""
     task = ["--task", "sums.yaml"]
     return {
@@ -152,6 +155,8 @@ def bases(url: str) -> Mapping[str, list[str]]:
         "check": ["--url", url, "--users", "1"],
         "parity": ["tiny", "--start-timeout", "0.01"],
         "chat": ["--url", url],
+        "play run": ["game.yaml"],
+        "play analyze": [str(place.house.runs[-1])],
         "sample": ["--url", url, "--prompts", "prompts.jsonl", "--out", "out.jsonl"],
         "top": ["--once", "--interval", "0.1"],
         "doctor": [],
@@ -164,7 +169,7 @@ def bases(url: str) -> Mapping[str, list[str]]:
 
 def tried(place: Place, names: list[str], url: str, values: list[str], **env: str) -> list[Any]:
     """The results of calling the commands with every value; only expected ends."""
-    words = [json.dumps(given) for given in (names, bases(url), values)]
+    words = [json.dumps(given) for given in (names, bases(place, url), values)]
     done = place.run([place.python, str(PROGRAM), *words], **env)
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
