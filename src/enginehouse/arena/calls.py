@@ -364,5 +364,5 @@ def _nobody(key: CallKey, model: ActiveModel) -> ConfigurationError:
         f"nobody answers for {model.spec.name}",
         why=f"match {key.match}, turn {key.turn}: there is no record of the {key.kind} of "
         f"{key.seat}'s agent {key.agent} with this prompt",
-        fix="provide the model",
+        fix="leave --offline out, so that the model is asked",
     )

@@ -118,7 +118,9 @@ def _session(
         then = cassette.session(spec.name) if cassette else None
         if then is None:
             raise ConfigurationError(
-                f"nobody answers for {spec.name}", fix="provide the model, or the person"
+                f"nobody answers for {spec.name}",
+                why="it is in no recording that was given",
+                fix="leave --offline out, or give as --cassette a run in which it played",
             )
         return ProvenanceRecord(
             id=number, model=spec.name, provenance=then.provenance, seeded=then.seeded

@@ -155,9 +155,15 @@ def _config(folder: Path) -> _Config:
     try:
         fields = json.loads(path.read_bytes())
     except FileNotFoundError:
+        if not folder.is_dir():
+            raise AdapterError(
+                f"the adapter {folder} was not found",
+                why="there is no such folder",
+                fix="check the path; a run is resumed with its adapters where they were",
+            ) from None
         raise AdapterError(
             f"{folder} is not a PEFT adapter",
-            why=f"there is no {CONFIG}" if folder.is_dir() else "there is no such folder",
+            why=f"there is no {CONFIG}",
             fix="give a folder that `save_pretrained` of a PEFT model has written",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
