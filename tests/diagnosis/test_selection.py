@@ -340,6 +340,8 @@ def test_killed_in_a_prompt_is_no_report_of_a_death(diagnose):
          "status=15/TERM"), K.TOO_SLOW),
         (("Mar 04 05:06:19 box systemd[1]: vllm.service: Main process exited, code=killed, "
          "status=15/TERM"), K.STOPPED),
+        ("[n1:411] *** Process received signal ***\n[n1:411] Signal: Segmentation fault (11)",
+         K.CRASHED),
         ("Container vllm failed liveness probe, will be restarted", K.TOO_SLOW),
     ],
 )  # fmt: skip
@@ -347,3 +349,13 @@ def test_what_wrappers_say_of_the_end(diagnose, report: str, kind: FailureKind):
     """Shells, mpirun, torchrun, systemd, Kubernetes; an error of the engine comes first."""
     assert diagnose(report + "\n").kind is kind
     assert diagnose(traceback(CORE, OOM) + report + "\n").kind is K.OUT_OF_MEMORY
+
+
+def test_an_error_long_before_the_last_answers_ended_nothing(diagnose):
+    """Even one that may end a server, if it is the API server's or nobody's."""
+    answer = 'INFO:     1.1.1.1:4 - "POST /v1/completions HTTP/1.1" 200 OK\n'
+    full = "ERROR 11-21 04:30:17 [serving.py:1] OSError: [Errno 28] No space left on device\n"
+    assert diagnose(READY + answer + full).kind is K.DISK_FULL
+    assert diagnose(READY + full + 20 * answer) is None
+    engine = traceback(CORE, OOM, heading="EngineCore encountered a fatal error.")
+    assert diagnose(READY + engine + 20 * answer).kind is K.OUT_OF_MEMORY

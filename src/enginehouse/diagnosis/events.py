@@ -60,7 +60,7 @@ _ERROR_LINE = re.compile(
 _TELLING = re.compile(
     r"(?i)error|fatal|fail|cannot|can't|could not|not found|no such|out of memory|kill|abort"
     r"|undefined symbol|code=dumped|exit(?:ed with)? ?code|insufficient|unable|warning: |warn "
-    r"|denied|exception|timed out|on signal \d|by signal "
+    r"|denied|exception|timed out|[Ss]ignal(?: \d|:? [A-Z])"
     r"|mismatch|unsupported"
 )
 _APART = re.compile(
@@ -147,7 +147,7 @@ class Log:
     `shut_down`: the line with which the web server ends, for whatever reason. `progress`: of each
     process, the last line that is not an error. `waiting`: the last line that says what is waited
     for. `last`: the last line that is not empty. `answered`: the last answer to a request.
-    `served`: one of the requests asked for text, rather than for a state.
+    `served`: the last answer to one that asked for text, rather than for a state.
     """
 
     failures: list[Failure] = field(default_factory=list)
@@ -160,7 +160,7 @@ class Log:
     waiting_number: int = 0
     last: str = ""
     answered: int = 0
-    served: bool = False
+    served: int = 0
     lines: int = 0
     on_cpu: bool = False
     packages: Path | None = None
@@ -282,7 +282,8 @@ class Reader:
             self._log.lines += 1
             if _ANSWERED in line:
                 self._log.answered = self._log.lines
-                self._log.served = self._log.served or '"POST ' in line
+                if '"POST ' in line:
+                    self._log.served = self._log.lines
             else:
                 self._take(line)
         self._log.failures = [*self._early, *self._late]
@@ -331,7 +332,7 @@ class Reader:
                 log.stopped = log.stopped or log.lines
                 log.stopped_line = log.stopped_line or text.strip()
             elif "throughput" in text and _WORKING.search(text):
-                log.answered, log.served = log.lines, True
+                log.answered = log.served = log.lines
             elif text.startswith("Shutting down") and _SHUT_DOWN.match(text):
                 log.shut_down = text.strip()
             if ("ait" in text or "block found" in text) and _WAITING.search(text):

@@ -189,6 +189,8 @@ class _Selection:
             return False
         unnamed = not failure.process and profile.works.pattern != NEVER.pattern
         if log.ready and (unnamed or profile.serves.search(failure.process)):
+            if log.served > failure.last + _NEAR:
+                return False
             late = [rule for rule in self._rules if rule.late]
             return self._known([failure], late) is not None
         went_on = log.progress.get(failure.process, 0) > failure.last + 1
