@@ -359,3 +359,91 @@ def test_an_error_long_before_the_last_answers_ended_nothing(diagnose):
     assert diagnose(READY + full + 20 * answer) is None
     engine = traceback(CORE, OOM, heading="EngineCore encountered a fatal error.")
     assert diagnose(READY + engine + 20 * answer).kind is K.OUT_OF_MEMORY
+
+
+# What native code writes last, without a prefix and without a traceback.
+NATIVE = [
+    ("CUDA error (/w/hopper/flash_fwd_launch_template.h:188): invalid argument", K.CRASHED),
+    ("CUDA error (/w/hopper/flash_fwd_launch_template.h:188): out of memory", K.OUT_OF_MEMORY),
+    ("CUDA error (/w/flash_fwd.h:9): no kernel image is available for execution", K.CUDA_MISMATCH),
+    ("CUDA error: invalid argument at /w/csrc/attention/kernel.cu:77", K.CRASHED),
+    ("cudaMemcpyAsync failed: invalid argument", K.CRASHED),
+    ("cudaStreamSynchronize(stream) failed with error unspecified launch failure", K.CRASHED),
+    ("cudaMalloc failed: out of memory", K.OUT_OF_MEMORY),
+    ("HIP error: invalid argument", K.CRASHED),
+    ("HIP error (/src/ck/fmha_fwd.hpp:99): invalid configuration argument", K.CRASHED),
+    ("HIP error: out of memory", K.OUT_OF_MEMORY),
+    ("terminate called after throwing an instance of 'c10::Error'\n"
+     "  what():  CUDA error: an illegal memory access was encountered", K.CRASHED),
+    ("terminate called after throwing an instance of 'std::bad_alloc'\n"
+     "  what():  std::bad_alloc", K.HOST_MEMORY),
+    ("terminate called after throwing an instance of 'std::system_error'\n"
+     "  what():  Resource temporarily unavailable", K.HOST_MEMORY),
+    ("terminate called after throwing an instance of 'c10::DistBackendError'\n"
+     "  what():  [Rank 1] Process group watchdog thread terminated with exception: NCCL error",
+     K.COMMUNICATION),
+    ("Got cutlass error: Error Internal at: 263", K.CRASHED),
+    ("cuBLAS API failed with status 15", K.CRASHED),
+    ("CUBLAS_STATUS_INVALID_VALUE", K.CRASHED),
+    ("GPUassert: invalid argument /w/kernel.cu 44", K.CRASHED),
+    ("Failed: Cuda error /workspace/csrc/custom_all_reduce.cuh:368 'invalid argument'",
+     K.COMMUNICATION),
+    ("Failed: Cuda error /workspace/csrc/mm.cu:368 'invalid argument'", K.CRASHED),
+    ("[FT][ERROR] CUDA runtime error: invalid argument /w/cuda_utils.h:274", K.CRASHED),
+    ("/w/ggml/src/ggml-cuda/ggml-cuda.cu:77: CUDA error", K.CRASHED),
+    ("LLVM ERROR: Cannot select: intrinsic %llvm.nvvm.shfl", K.CRASHED),
+    ('!!!!!!! Segfault encountered !!!!!!!\n  File "<unknown>", line 0, in cuMemcpy', K.CRASHED),
+    ("using cuBLAS error handling", K.KILLED),
+    ("If you see a CUDA error (for instance invalid argument), report it", K.KILLED),
+    (f"{CORE.replace('ERROR', 'INFO')}cudaMemcpy failed over to the copy engine", K.KILLED),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "kind"), NATIVE)
+def test_silence_is_a_kill_only_after_no_native_error(diagnose, said: str, kind: FailureKind):
+    """While starting and while requests are answered."""
+    working = "(EngineCore pid=7) INFO 05-01 10:00:00 [core.py:1] loading\n"
+    failed = "RuntimeError: Engine core initialization failed. See root cause above."
+    assert diagnose(f"{working}{said}\n(APIServer pid=1) {failed}\n").kind is kind
+    answer = 'INFO:     1.1.1.1:4 - "POST /v1/completions HTTP/1.1" 200 OK\n'
+    lost = (
+        f"{CORE}Worker proc VllmWorker-3 died unexpectedly, shutting down executor.\n"
+        f"{CORE}EngineCore encountered a fatal error.\n{CORE}RuntimeError: cancelled\n{DEAD}\n"
+    )
+    assert diagnose(f"{READY}{answer}{working}{said}\n{lost}").kind is kind
+
+
+def test_a_crash_ends_the_stack_of_another_one(diagnose):
+    """Banner and frames are repeated by each process that crashes; none has a prefix."""
+    frames = '  File "<unknown>", line 0, in Py_RunMain\n'
+    banner = "!!!!!!! Segfault encountered !!!!!!!\n"
+    assert diagnose(f"{frames}\n{banner}{frames}").kind is K.CRASHED
+    assert diagnose(f"{frames}\nSegfault handlers are installed\n{frames}") is None
+
+
+def test_a_message_behind_a_prefix_that_was_broken_in_a_word(diagnose):
+    """Only its first line has the prefix; a line of its own does not go on."""
+    first = (
+        "(EngineCore pid=3) ValueError: To serve at least one request with the model's max seq "
+        "len (100000), (4.26 GiB KV cach"
+    )
+    second = "e is needed, which is larger than the available KV cache memory (4.25 GiB)."
+    begun = "".join(f"(EngineCore pid=3) {line}\n" for line in HEAD.splitlines())
+    assert diagnose(f"{begun}{first}\n{second}\n").kind is K.CONTEXT_EXCEEDS_MEMORY
+    assert diagnose(f"{begun}{first}\nE{second}\n").kind is K.UNKNOWN
+
+
+def test_a_refused_option_is_no_heading_of_the_next_traceback(diagnose):
+    """A script that waited for the server fails right after it."""
+    refused = "vllm: error: unrecognized arguments: --config a.yaml\n"
+    waited = f"{HEAD}\nSystemExit: the server did not come up\n"
+    assert diagnose(refused + waited).kind is K.UNKNOWN_FLAG
+    assert diagnose("loading the configuration\n" + waited).kind is not K.UNKNOWN_FLAG
+
+
+def test_an_engine_called_dead_died_with_the_error_that_is_written(diagnose):
+    """Also where the log begins after the last answer."""
+    error = traceback(CORE, "RuntimeError: shape mismatch: [1] and [2]", heading="")
+    dead = "CRITICAL 11-26 13:20:09 launcher.py:99] MQLLMEngine is already dead, terminating"
+    assert diagnose(f"{dead} server process\n{error}").kind is K.ENGINE_DIED
+    assert diagnose(error).kind is K.UNKNOWN

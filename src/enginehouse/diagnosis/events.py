@@ -44,9 +44,19 @@ _CHAINED = re.compile(
     r"(?P<cause>The above exception was the direct cause of the following exception)"
     r"|During handling of the above exception, another exception occurred"
 )
+# An error that native code writes before it aborts, usually without a prefix.
+_NATIVE = (
+    r"(?:CUDA|HIP|ROCm) (?:[Rr]untime |[Dd]river )?[Ee]rror(?: \d{1,4})?:? |GPUassert: "
+    r"|Failed: Cuda error |LLVM ERROR: |(?:CUBLAS|HIPBLAS|CUSPARSE|CUSOLVER)_STATUS_(?!SUCCESS)"
+    r"|/\S{1,300}\.(?:cuh?|hip|hpp|h|cc|cpp):\d{1,6}: (?:CUDA|HIP|ROCm) error"
+    r"|(?:cuda|hip|cublas|cudnn|hipblas)[A-Z]\w{1,60}"
+    r"(?:\([^()\n]{0,100}\))? failed\b|cu(?:BLAS|blas|DNN)\w{0,3} (?:[Ee]rror|API failed)"
+    r"|(?:[Gg]ot )?(?:cutlass|CUTLASS) error"
+)
+_BANNER = re.compile(r"!+ ?(?:Segfault|SIGABRT)|\*\*\* SIG[A-Z]+ received|Fatal Python error")
 _ERROR_LINE = re.compile(
     r"[\w./\- ]{1,120}: error: |\S{0,200}python[\d.]{0,5}: (?:No module|can't open|Error while)"
-    r"|[Ee]rror: |\[Errno \d+\]|Fatal Python error|terminate called"
+    rf"|{_NATIVE}|[Ee]rror: |\[Errno \d+\]|Fatal Python error|terminate called"
     r"|\S{0,200}: error while loading shared libraries"
     rf"|\.{{0,200}}(?:{KILLED})$|{SIGNALLED}|Abort trap: \d"
     r"|(?:Memory access fault|HW Exception) by GPU|:[01]:\w{1,60}\.cpp {1,20}:\d{1,6} {0,4}:"
@@ -56,12 +66,13 @@ _ERROR_LINE = re.compile(
     r"|(?:srun|slurmstepd): error:|Out of memory: Killed process"
     rf"|{_PANIC}"
 )
+_COMPLAINT = re.compile(r"[\w./\- ]{1,120}: error: ")  # of argparse, after which a program ends
 # Words of a line that might explain an end, though nothing makes it an error.
 _TELLING = re.compile(
     r"(?i)error|fatal|fail|cannot|can't|could not|not found|no such|out of memory|kill|abort"
     r"|undefined symbol|code=dumped|exit(?:ed with)? ?code|insufficient|unable|warning: |warn "
     r"|denied|exception|timed out|[Ss]ignal(?: \d|:? [A-Z])"
-    r"|mismatch|unsupported"
+    r"|mismatch|unsupported|exceeds memory"
 )
 _APART = re.compile(
     r"Process [\w:\-]{1,80}:$|Exception (?:in thread|ignored in)|/\S{1,300}\.py:\d+: \w*Warning: "
@@ -81,6 +92,7 @@ _BOX = "│╭╰╮╯─❱|"
 _CARETS = frozenset(" ^~\t")
 _KEPT = 300  # failures, and remarks, from the beginning and from the end each
 _OPEN = 64  # tracebacks of different processes at once
+_BROKEN = 60  # characters of a line that may have been broken
 _TEXT = 4000  # characters of an exception's message
 _LINES = 60
 _FRAMES = 12  # files of a traceback, the last ones
@@ -200,6 +212,8 @@ class _Unfinished:
             self.files = [*self.files[-_FRAMES + 1 :], file]
             self.lost_indentation = not text[:1].isspace()
             return True
+        if not line.prefixed and _BANNER.match(bare):
+            return False
         if self.state is _State.FRAMES:
             return self._frame(text, bare)
         return self.state is _State.MESSAGE and self._message(line, bare, number)
@@ -297,7 +311,7 @@ class Reader:
         key = (line.process, line.place)
         unfinished = self._open.get(key)
         if unfinished is None and not line.prefixed:
-            unfinished = self._newest
+            unfinished = self._newest or self._broken_off(line)
         elif line.prefixed and line.text:
             self._end_bare_message(unfinished)
         if _TRACEBACK in line.text:
@@ -313,6 +327,15 @@ class Reader:
                 self._before.clear()
             self._before[key] = line.text
             self._last = key
+
+    def _broken_off(self, line: Line) -> _Unfinished | None:
+        """The message with a prefix that a terminal or a page broke in the middle of a word."""
+        last = self._open.get(self._last)
+        if last is None or last.state is not _State.MESSAGE or not line.text[:1].islower():
+            return None
+        begun = last.failure.raised[-1].lines[-1]
+        together = self._log.lines - last.failure.last == 1
+        return last if together and begun[-1:].isalnum() and len(begun) >= _BROKEN else None
 
     def _end_bare_message(self, continued: _Unfinished | None) -> None:
         """A line with a prefix ends the message of an exception that has none."""
@@ -356,6 +379,8 @@ class Reader:
         # A line without a prefix may be anybody's, so it is the heading only if it is the last one.
         if not heading and (key != _BARE or self._last == _BARE):
             heading = self._before.get(key, "").strip()
+            if _COMPLAINT.match(heading):
+                heading = ""
             if heading:
                 self._retract(heading, key)
         self._keep(self._failure(line, heading=heading, traced=True), key, _State.FRAMES)

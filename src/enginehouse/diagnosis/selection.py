@@ -175,7 +175,10 @@ class _Selection:
         rest = text.partition("\n")[2]
         line = _evidence(text)
         points = _POINTER.search(line) or self._profile.pointer.search(line)
-        return bool(points) and "Error: " not in rest
+        return bool(points) and not any(
+            "Error: " in other and not self._profile.pointer.search(other)
+            for other in rest.split("\n")
+        )
 
     def _is_fatal(self, failure: Failure) -> bool:
         """Whether it may have ended the engine; an error that was logged and survived did not."""
@@ -209,7 +212,8 @@ class _Selection:
         for failure in failures:
             texts = self._telling(failure)
             if joined:
-                texts = [" ".join(map(str.strip, text.split("\n")[:3])) for text in texts]
+                lines = [[*map(str.strip, text.split("\n")[:3])] for text in texts]
+                texts = [glue.join(some) for some in lines for glue in (" ", "")]
             for rule in rules:
                 for text in texts:
                     if (diagnosis := rule.diagnose(text, around=self._around)) is None:
@@ -296,7 +300,8 @@ class _Selection:
             return msgspec.structs.replace(mixed.diagnosis, evidence=line)
         if (guessed := guess(failure, around=self._around, evidence=line)) is not None:
             return guessed
-        if self._log.ready or self._log.served:
+        called_dead = any(map(self._profile.dead.search, self._pointers))
+        if self._log.ready or self._log.served or called_dead:
             return endings.died_while_serving(line, profile=self._profile)
         return _unknown(line)
 
@@ -339,6 +344,7 @@ class _Selection:
             for failure in self._survived
             if abs(failure.number - self._pointed) <= _NEAR
             and not _OF_A_REQUEST.search(failure.heading)
+            and not self._profile.survived.search(failure.heading)
             and (failure.traced or _QUOTED.match(failure.texts[0]))
         ]
         if not self._log.ready or not beside:
