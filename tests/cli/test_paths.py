@@ -156,7 +156,7 @@ def bases(place: Place, url: str) -> Mapping[str, list[str]]:
         "parity": ["tiny", "--start-timeout", "0.01"],
         "chat": ["--url", url],
         "play run": ["game.yaml"],
-        "play analyze": [str(place.house.runs[-1])],
+        "play analyze": [str(place.house.runs[0])],
         "sample": ["--url", url, "--prompts", "prompts.jsonl", "--out", "out.jsonl"],
         "top": ["--once", "--interval", "0.1"],
         "doctor": [],
