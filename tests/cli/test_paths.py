@@ -155,6 +155,7 @@ def bases(place: Place, url: str) -> Mapping[str, list[str]]:
         "check": ["--url", url, "--users", "1"],
         "parity": ["tiny", "--start-timeout", "0.01"],
         "chat": ["--url", url],
+        "arena serve": ["tiny", "--start-timeout", "0.01"],
         "play run": ["game.yaml"],
         "play analyze": [str(place.house.runs[0])],
         "sample": ["--url", url, "--prompts", "prompts.jsonl", "--out", "out.jsonl"],
