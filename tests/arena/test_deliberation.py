@@ -189,6 +189,22 @@ async def test_a_seeded_order_takes_no_polls(tmp_path):
     assert all(d.deliberation.polls == () for d in decisions(match))
 
 
+async def test_members_speak_in_the_order_of_their_numbers_without_polls(tmp_path):
+    """In every turn, as the rules in the prompt say."""
+    model = FakeModel(vote_for("BLACK"))
+    spec = red_black(
+        team("m", size=3),
+        team("fixed", "always RED"),
+        deliberation=DeliberationSpec(willingness="none"),
+    )
+    run = new_run(tmp_path)
+    (match,) = await play(spec, run, m=model)
+    assert Counter(c.key.kind for c in calls(run)) == {"opinion": 9, "vote": 9}
+    for decision in decisions(match):
+        assert [opinion.agent for opinion in decision.deliberation.opinions] == [0, 1, 2]
+    assert "in the order of their numbers" in model.requests[0].prompt.messages[0].content
+
+
 async def test_a_lone_agent_decides_without_deliberation(tmp_path):
     """One call for each turn, and no rules of teams in the prompt."""
     model = FakeModel(vote_for("RED"))

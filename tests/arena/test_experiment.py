@@ -468,6 +468,37 @@ async def test_the_prefix_cache_is_measured(tmp_path):
     assert found == [PrefixCacheRecord(url="http://127.0.0.1/one", queries=100, hits=90)]
 
 
+async def test_a_server_that_was_restarted_has_no_hit_rate(tmp_path):
+    """Its counters began at 0 again."""
+    readings = iter([Load(running=0, waiting=0, prefix_cache_queries=90, prefix_cache_hits=5)])
+    after = Load(running=0, waiting=0, prefix_cache_queries=20, prefix_cache_hits=9)
+
+    async def load():
+        return next(readings, after)
+
+    models = {
+        name: Model(sampler=FakeModel(by_seed), provenance=provenance("one"), load=load)
+        for name in ("red", "black")
+    }
+    run = new_run(tmp_path)
+    spec = red_black(*TWO)
+    await play_experiment(spec, game=game_of(spec), models=models, run=run)
+    assert not [r for r in records(run) if isinstance(r, PrefixCacheRecord)]
+
+
+async def test_a_server_gets_as_many_calls_as_it_takes(tmp_path):
+    """If nothing says how many that are: more than at first, since none ever waits there."""
+
+    async def load():
+        return Load(running=model.in_flight, waiting=0)
+
+    model = FakeModel(by_seed, seconds=lambda: 0.2)
+    models = {"m": Model(sampler=model, provenance=provenance("one"), load=load)}
+    spec = red_black(team("m", size=5), team("n", size=5, model="m"), matches=40)
+    await play_experiment(spec, game=game_of(spec), models=models, run=new_run(tmp_path))
+    assert model.most_in_flight > 64
+
+
 async def test_a_refused_request_fails_its_match_only(tmp_path):
     """Such as a prompt that a hosted filter does not like."""
     spec = red_black(*TWO, matches=2)

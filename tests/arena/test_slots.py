@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from enginehouse.arena.slots import Rank, Slots
+from enginehouse.arena.slots import MOST_SLOTS, Rank, Slots
+from enginehouse.core.sampler import Load
 
 
 async def settle() -> None:
@@ -130,3 +131,24 @@ async def test_hunger():
     await asyncio.gather(*tasks)
     assert slots.hungry
     assert wake.is_set()
+
+
+async def test_slots_grow_while_the_server_takes_all():
+    """They double if all are in flight and none waits; a fixed number stays."""
+    slots = Slots(wake=asyncio.Event())
+    first = slots.count
+    slots.follow(Load(running=10, waiting=0))
+    assert slots.count == first, "not all were in flight"
+    slots.in_flight = first
+    slots.follow(Load(running=first - 3, waiting=3))
+    assert slots.count == first, "the server was full"
+    slots.follow(Load(running=first, waiting=0))
+    assert slots.count == 2 * first
+    for _ in range(10):
+        slots.in_flight = slots.count
+        slots.follow(Load(running=slots.count, waiting=0))
+    assert slots.count == MOST_SLOTS
+    fixed = Slots(8, wake=asyncio.Event())
+    fixed.in_flight = 8
+    fixed.follow(Load(running=8, waiting=0))
+    assert fixed.count == 8

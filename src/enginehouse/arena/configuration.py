@@ -11,9 +11,9 @@ from enginehouse.core.strict_model import StrictModel
 class DeliberationConfig(StrictModel):
     """How a team of several agents decides. The rules are part of every prompt."""
 
-    willingness: Literal["poll", "order"] = "poll"
+    willingness: Literal["poll", "order", "none"] = "poll"
     """How the next speaker is found: poll asks everyone who has not spoken how much they want to,
-    from 0 to 3; order draws a seeded order."""
+    from 0 to 3; order draws a seeded order; none: members speak in the order of their numbers."""
     votes: Literal["constrained", "parsed"] = "constrained"
     """constrained: the engine, where it can, allows only the options as a vote; parsed: votes are
     read from free text."""

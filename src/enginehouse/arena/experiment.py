@@ -141,6 +141,7 @@ class _Schedule:
         self._lineup = lineup
         pairings = len(lineup.spec.pairings)
         queues = [deque(n for n in numbers if n % pairings == p) for p in range(pairings)]
+        following = asyncio.create_task(_follow_queues(lineup))
         try:
             while queues := [queue for queue in queues if queue]:
                 # a pairing whose server is busy does not hold up the others
@@ -165,9 +166,9 @@ class _Schedule:
                 "and every answer so far is kept",
             ) from error
         finally:
-            for task in self._playing:
+            for task in (following, *self._playing):
                 task.cancel()
-            await asyncio.gather(*self._playing, return_exceptions=True)
+            await asyncio.gather(following, *self._playing, return_exceptions=True)
 
     def _may_start(self, match: Match) -> bool:
         """Whether all its engines wait for more calls; a person plays one match at a time."""
@@ -246,6 +247,19 @@ class _Schedule:
         )
 
 
+async def _follow_queues(lineup: Lineup) -> None:
+    """Let servers whose capacity is not known have as many calls as they take, until cancelled."""
+    followed = {id(m.slots): m for m in lineup.models.values() if m.model and m.model.load}
+    while True:
+        await asyncio.sleep(_TICK)
+        for active in followed.values():
+            slots = active.slots
+            if active.model and active.model.load and slots.in_flight >= slots.count:
+                with suppress(WireError):
+                    if (load := await active.model.load()) is not None:
+                        slots.follow(load)
+
+
 async def _read_loads(models: Mapping[str, Model]) -> dict[str, Load]:
     """The counters of every server that has any, by base URL."""
     loads: dict[str, Load] = {}
@@ -263,11 +277,14 @@ def _note_prefix_caches(
 ) -> None:
     for url in before.keys() & after.keys():
         first, last = before[url], after[url]
-        if first.prefix_cache_queries is not None and last.prefix_cache_queries is not None:
-            journal.write(
-                PrefixCacheRecord(
-                    url=url,
-                    queries=last.prefix_cache_queries - first.prefix_cache_queries,
-                    hits=(last.prefix_cache_hits or 0) - (first.prefix_cache_hits or 0),
-                )
+        if first.prefix_cache_queries is None or last.prefix_cache_queries is None:
+            continue
+        if last.prefix_cache_queries < first.prefix_cache_queries:
+            continue  # the server was restarted, and counts from 0 again
+        journal.write(
+            PrefixCacheRecord(
+                url=url,
+                queries=last.prefix_cache_queries - first.prefix_cache_queries,
+                hits=(last.prefix_cache_hits or 0) - (first.prefix_cache_hits or 0),
             )
+        )

@@ -89,7 +89,7 @@ def line_up(
     active: dict[str, ActiveModel] = {}
     for (model_spec, model), session in zip(answering, sessions, strict=True):
         shared = slots.setdefault(session.provenance.base_url, Slots(wake=wake))
-        if model is not None:
+        if model is not None and model.slots is not None:
             shared.bound(model.slots)
         active[model_spec.name] = ActiveModel(
             spec=model_spec,

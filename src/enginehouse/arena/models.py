@@ -20,16 +20,16 @@ class Model:
     """Who answers for a ModelSpec.
 
     `send_as` is the model name of every request; None is the sampler's own. `slots` requests fill
-    the engine (see `slots_for`); models with the same `provenance.base_url` share them. `context`
-    is the most tokens of a prompt and its answer together, None if it is not known: then it is
-    learned when the server refuses a prompt. `load` reads the server's counters, for the hit rate
-    of its prefix cache.
+    the engine (see `slots_for`); None follows the server's queue, as `load` reports it. Models with
+    the same `provenance.base_url` share their slots. `context` is the most tokens of a prompt and
+    its answer together; None if it is not known: then it is learned when the server refuses a
+    prompt. `load` reads the server's queue and the counters of its prefix cache.
     """
 
     sampler: Sampler
     provenance: Provenance
     send_as: str | None = None
-    slots: int = 64
+    slots: int | None = None
     context: int | None = None
     load: Callable[[], Awaitable[Load | None]] | None = None
 

@@ -92,13 +92,13 @@ def system_message(rules: str, spec: DeliberationSpec, *, teams: bool, options: 
         if spec.no_vote == RANDOM
         else f"the team decides for {spec.no_vote}"
     )
-    order = (
-        "Before each turn to speak, every member who has not spoken yet says how much they wish to "
-        f"speak, from 0 (not at all) to {MOST_WILLING} (very much). The one who wishes it most "
-        "speaks; between equals it is drawn. An invalid answer counts as less than 0."
-        if spec.willingness == "poll"
-        else "In each turn the order of the speakers is drawn at random."
-    )
+    order = {
+        "poll": "Before each turn to speak, every member who has not spoken yet says how much they "
+        f"wish to speak, from 0 (not at all) to {MOST_WILLING} (very much). The one who wishes it "
+        "most speaks; between equals it is drawn. An invalid answer counts as less than 0.",
+        "order": "In each turn the order of the speakers is drawn at random.",
+        "none": "They speak in the order of their numbers.",
+    }[spec.willingness]
     return (
         f"{rules}\n\n"
         "How a team with several members decides:\n"

@@ -185,13 +185,14 @@ class TeamSpec(msgspec.Struct, frozen=True, kw_only=True):
 class DeliberationSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How a team of several agents decides; see docs/experiments.md.
 
-    `willingness` is how the next speaker is found: by polls, or by a seeded order. `votes` says
-    whether votes are constrained where the engine supports it, or always parsed from free text.
+    `willingness` is how the next speaker is found: by polls, by a seeded order, or in the order of
+    the members' numbers. `votes` says whether votes are constrained where the engine supports it,
+    or always parsed from free text.
     `tie` and `no_vote` are "random" (a seeded draw, for a tie among the tied options) or the option
     that is then taken.
     """
 
-    willingness: Literal["poll", "order"] = "poll"
+    willingness: Literal["poll", "order", "none"] = "poll"
     votes: Literal["constrained", "parsed"] = "constrained"
     tie: str = RANDOM
     no_vote: str = RANDOM

@@ -9,10 +9,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
+from enginehouse.core.sampler import Load
+
 # Steps of the event loop until a free place is filled: by then an answer has led to the next calls,
 # which may rank before those that wait already.
 _SETTLING: Final = 5
 STARTING_BELOW: Final = 4  # waiting calls per slot, below which another match starts
+_FIRST_SLOTS: Final = 64  # where nothing says how many calls fill the engine
+MOST_SLOTS: Final = 512  # as many as they grow to
 
 
 class Rank(NamedTuple):
@@ -30,12 +34,15 @@ class Rank(NamedTuple):
 
 
 class Slots:
-    """At most `count` calls of a server at a time, by rank. `wake` is set when it gets hungry."""
+    """At most `count` calls of a server at a time, by rank. `wake` is set when it gets hungry.
+
+    Without a count, it starts at 64 and follows the server's queue.
+    """
 
     def __init__(self, count: int | None = None, *, wake: asyncio.Event) -> None:
-        self.count = count or 1
+        self.count = count or _FIRST_SLOTS
         self.in_flight = 0
-        self._bounded = count is not None
+        self.fixed = count is not None
         self._filling = False
         self._wake = wake
         self._waiting: list[tuple[Rank, int, asyncio.Future[None]]] = []
@@ -43,8 +50,18 @@ class Slots:
 
     def bound(self, count: int) -> None:
         """At most `count`, and at most what it was bounded to before."""
-        self.count = min(self.count, count) if self._bounded else count
-        self._bounded = True
+        self.count = min(self.count, count) if self.fixed else count
+        self.fixed = True
+
+    def follow(self, load: Load) -> None:
+        """Allow twice as many if all are in flight and the server still has none waiting.
+
+        They never become fewer: calls that wait in the server cost nothing. A fixed count stays.
+        """
+        if not self.fixed and load.waiting == 0 and self.in_flight >= self.count:
+            self.count = min(2 * self.count, MOST_SLOTS)
+            self._fill_soon()
+            self._wake.set()
 
     @property
     def hungry(self) -> bool:

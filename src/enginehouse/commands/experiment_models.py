@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from enginehouse.arena.models import Model, slots_for
+from enginehouse.arena.slots import MOST_SLOTS
 from enginehouse.commands.experiment_configuration import LOCAL_URL, ProviderConfig
 from enginehouse.core.errors import ConfigurationError, ConnectionFailedError
 from enginehouse.deployment.base import Deployment
@@ -19,8 +20,6 @@ from enginehouse.engines.base import RemoteEngine, ServedEngine
 from enginehouse.engines.registry import load_engine
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import attach_server
-
-_SLOTS = 64  # requests in flight where nothing says how many fill the engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ async def open_models(
             plan, slots = server.plan, _slots(server, concurrency)
             if server.is_ours:
                 plan = await _for_adapters(server)
-            opening = open_deployment(plan, context, concurrency=slots)
+            opening = open_deployment(plan, context, concurrency=slots or MOST_SLOTS)
             try:
                 deployment = await stack.enter_async_context(opening)
             except ConnectionFailedError as error:
@@ -156,8 +155,9 @@ async def _for_adapters(server: _Server) -> AskConfig:
     return await asyncio.to_thread(with_adapters, server.plan, folders, max_loras=len(folders))
 
 
-def _slots(server: _Server, concurrency: int | None) -> int:
+def _slots(server: _Server, concurrency: int | None) -> int | None:
+    """The calls that fill the server; None if nothing says how many."""
     if concurrency is not None:
         return concurrency
     sequences = server.plan.server.max_num_seqs if server.is_ours else None
-    return slots_for(sequences) if sequences else _SLOTS
+    return slots_for(sequences) if sequences else None
