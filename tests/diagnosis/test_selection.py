@@ -373,14 +373,14 @@ NATIVE = [
     ("HIP error: invalid argument", K.CRASHED),
     ("HIP error (/src/ck/fmha_fwd.hpp:99): invalid configuration argument", K.CRASHED),
     ("HIP error: out of memory", K.OUT_OF_MEMORY),
-    ("terminate called after throwing an instance of 'c10::Error'\n"
-     "  what():  CUDA error: an illegal memory access was encountered", K.CRASHED),
-    ("terminate called after throwing an instance of 'std::bad_alloc'\n"
-     "  what():  std::bad_alloc", K.HOST_MEMORY),
-    ("terminate called after throwing an instance of 'std::system_error'\n"
-     "  what():  Resource temporarily unavailable", K.HOST_MEMORY),
-    ("terminate called after throwing an instance of 'c10::DistBackendError'\n"
-     "  what():  [Rank 1] Process group watchdog thread terminated with exception: NCCL error",
+    (("terminate called after throwing an instance of 'c10::Error'\n"
+     "  what():  CUDA error: an illegal memory access was encountered"), K.CRASHED),
+    (("terminate called after throwing an instance of 'std::bad_alloc'\n"
+     "  what():  std::bad_alloc"), K.HOST_MEMORY),
+    (("terminate called after throwing an instance of 'std::system_error'\n"
+     "  what():  Resource temporarily unavailable"), K.HOST_MEMORY),
+    (("terminate called after throwing an instance of 'c10::DistBackendError'\n"
+     "  what():  [Rank 1] Process group watchdog thread terminated with exception: NCCL error"),
      K.COMMUNICATION),
     ("Got cutlass error: Error Internal at: 263", K.CRASHED),
     ("cuBLAS API failed with status 15", K.CRASHED),
