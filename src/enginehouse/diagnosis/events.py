@@ -47,7 +47,8 @@ _CHAINED = re.compile(
 # An error that native code writes before it aborts, usually without a prefix.
 _NATIVE = (
     r"(?:CUDA|HIP|ROCm) (?:[Rr]untime |[Dd]river )?[Ee]rror(?: \d{1,4})?:? |GPUassert: "
-    r"|Failed: Cuda error |LLVM ERROR: |(?:CUBLAS|HIPBLAS|CUSPARSE|CUSOLVER)_STATUS_(?!SUCCESS)"
+    r"|Failed: Cuda error |NVRM: Xid |LLVM ERROR: "
+    r"|(?:CUBLAS|HIPBLAS|CUSPARSE|CUSOLVER)_STATUS_(?!SUCCESS)"
     r"|/\S{1,300}\.(?:cuh?|hip|hpp|h|cc|cpp):\d{1,6}: (?:CUDA|HIP|ROCm) error"
     r"|(?:cuda|hip|cublas|cudnn|hipblas)[A-Z]\w{1,60}"
     r"(?:\([^()\n]{0,100}\))? failed\b|cu(?:BLAS|blas|DNN)\w{0,3} (?:[Ee]rror|API failed)"

@@ -44,7 +44,7 @@ _POINTER = re.compile(
     r"(?i)see (?:the )?(?:root cause|stack trace|error messages?|logs?) ?(?:\(?above|for)"
     r"|check the logs? above|its error is above|died unexpectedly|Got fatal signal from worker"
     r"|RayTaskError\(|RayActorError|ActorDiedError|ActorUnavailableError|WorkerCrashedError"
-    r"|^failed \(exitcode: |terminated by signal SIG"
+    r"|^srun: error: [^\n]{1,100}: Killed\b|^failed \(exitcode: |terminated by signal SIG"
     r"|BrokenProcessPool|ProcessExitedException|ChildFailedError"
     r"|one of the subprocesses|child process(?:es)? (?:failed|died|exited)"
     r"|^(?:\w+\.)*(?:SystemExit|KeyboardInterrupt|CancelledError|GeneratorExit)\b"
@@ -72,7 +72,8 @@ _EXIT_CODE = re.compile(
     rf"|^\.*(?P<bare>{KILLED})(?:$|  )"
     r"|^(?P<job>Aborted)\s{1,30}(?:\(core dumped\)|\S)"
     r"|(?P<oom>oom[-_ ]kill event)"
-    r"|\bterminated by signal (?P<of>SIG[A-Z]{2,6})\b"
+    r"|^srun: error: [^\n]{1,100}: Killed\b"
+    r"|\bterminated (?:by|with) signal (?P<of>SIG[A-Z]{2,6})\b"
     r"|\b(?:with|exited on) signal[ :=]{0,2}(?P<signal>\d{1,2})\b"
 )
 _BY_NAME = {
