@@ -124,6 +124,7 @@ async def test_no_valid_call_is_idleness(tmp_path):
     assert {action.name for action in actions(match)} == {"idle"}
     assert {turn.decisions["seat_0"].source for turn in match.turns} == {"default"}
     assert match.invalid == {"seat_0": 3}
+    assert "counts as a call of idle" in str(model.requests[0].prompt)
     assert {c.read_by for c in calls(run)} == {"native", "constrained", "prompted"}
 
 

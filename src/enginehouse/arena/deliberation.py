@@ -140,7 +140,7 @@ async def _decide_alone(turn: TeamTurn, calls: MatchCalls) -> DecisionRecord:
     action_called = await _act(turn, calls, turn.decision)
     if action_called is not None:
         return DecisionRecord(action=action_called, source=source)
-    return DecisionRecord(action=_default_call(turn.decision), source="default")
+    return DecisionRecord(action=turn.decision.default, source="default")
 
 
 async def _discuss(turn: TeamTurn, calls: MatchCalls) -> tuple[list[Poll], list[Opinion]]:
@@ -294,12 +294,6 @@ def _majority(votes: Sequence[str], turn: TeamTurn) -> tuple[str, Source]:
     if turn.spec.tie != RANDOM:
         return turn.spec.tie, "tie"
     return turn.draw("tie").choice(tied), "tie"
-
-
-def _default_call(decision: UseTool) -> ToolAction:
-    """What an agent does that called no tool: the last tool that needs no arguments."""
-    free = [tool for tool in decision.tools if not tool.parameters.get("required")]
-    return ToolAction(free[-1].name, {})
 
 
 def _count(turn: TeamTurn, calls: MatchCalls, answer: Any) -> None:

@@ -19,7 +19,7 @@ from enginehouse.arena.records import (
 )
 from enginehouse.arena.together import run_together
 from enginehouse.core.errors import WireError
-from enginehouse.games.base import Game, Pick
+from enginehouse.games.base import Game
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ async def play_match(
     """
     started, clock = time.time(), time.monotonic()
     state = game.start(match.seed)
-    options = any(isinstance(decision, Pick) for decision in game.decisions(state).values())
-    system = system_message(game.rules(), spec, teams=match.has_teams, options=options)
+    first = next(iter(game.decisions(state).values()), None)
+    system = system_message(game.rules(), spec, teams=match.has_teams, decision=first)
     turns: list[TurnRecord] = []
     failure: CallFailure | None = None
     try:

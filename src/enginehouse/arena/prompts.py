@@ -14,6 +14,7 @@ from typing import Final
 from enginehouse.arena.forms import MOST_WILLING
 from enginehouse.arena.records import RANDOM, DeliberationSpec, Opinion
 from enginehouse.core.messages import ChatPrompt, Message
+from enginehouse.games.base import Decision, UseTool
 
 LONGEST_OPINION: Final = 4000  # characters of an opinion that its team hears
 
@@ -72,13 +73,18 @@ def _section(title: str, texts: Sequence[str], dropped: int) -> str:
     return "\n".join([title, *left_out, *texts[dropped:]])
 
 
-def system_message(rules: str, spec: DeliberationSpec, *, teams: bool, options: bool) -> str:
+def system_message(
+    rules: str, spec: DeliberationSpec, *, teams: bool, decision: Decision | None
+) -> str:
     """The game's rules, and what is done about ties and invalid answers.
 
-    `teams`: some team has to agree. `options`: agents pick one of several, and call no tools.
+    `teams`: some team has to agree. `decision` is the match's first.
     """
-    if not options:
-        return rules
+    if isinstance(decision, UseTool):
+        return (
+            f"{rules}\n\nAn answer without a valid call of a tool counts as a call of "
+            f"{decision.default.name}."
+        )
     if not teams:
         decided = "it is drawn at random" if spec.no_vote == RANDOM else f"it is {spec.no_vote}"
         return (

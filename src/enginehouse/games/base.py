@@ -28,6 +28,12 @@ class UseTool(msgspec.Struct, frozen=True, kw_only=True, tag="use_tool", tag_fie
 
     tools: tuple[ToolDefinition, ...]
 
+    @property
+    def default(self) -> ToolAction:
+        """What an agent does that gives no valid answer."""
+        free = [tool for tool in self.tools if not tool.parameters.get("required")]
+        return ToolAction(free[-1].name, {})
+
 
 Decision = Pick | UseTool
 
