@@ -494,7 +494,8 @@ async def test_a_server_gets_as_many_calls_as_it_takes(tmp_path):
 
     model = FakeModel(by_seed, seconds=lambda: 0.2)
     models = {"m": Model(sampler=model, provenance=provenance("one"), load=load)}
-    spec = red_black(team("m", size=5), team("n", size=5, model="m"), matches=40)
+    five = team("m", size=5), team("n", size=5, model="m")
+    spec = red_black(*five, matches=30, settings={"num_rounds": 1, "multipliers": {}})
     await play_experiment(spec, game=game_of(spec), models=models, run=new_run(tmp_path))
     assert model.most_in_flight > 64
 

@@ -12,6 +12,7 @@ from enginehouse.cli.app import COMMANDS, build_app
 
 # What else a command needs to get as far as its numbers.
 WORDS = {
+    "arena serve": ("m",),
     "bench": ("m",),
     "chat": ("m",),
     "check": ("m",),
