@@ -98,7 +98,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--matches", type=int, default=24)
     parser.add_argument("--agents", type=int, default=2, help="in each team")
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=16, help="at most, in an answer")
+    parser.add_argument("--tokens", type=int, default=96, help="at most, in an answer")
     asked = parser.parse_args(arguments)
     say(machine())
     shares = [uvloop.run(_share(asked)) for _ in range(asked.rounds)]

@@ -38,8 +38,8 @@ def slots_for(places: int) -> int:
     """The requests to have in flight for an engine that works on `places` at a time.
 
     Twice as many: answers of a few tokens, such as wishes to speak, end faster than the next
-    requests pass the server's front. With a quarter more, a vLLM on two cores was filled to 0.84.
-    In simulations, the calls that wait there instead of here cost nothing.
+    requests pass the server's front. In simulations, the calls that wait there instead of here
+    cost nothing.
     """
     return 2 * places
 

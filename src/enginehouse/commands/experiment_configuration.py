@@ -148,7 +148,8 @@ class ExperimentConfig(StrictModel):
     """Ask no model: only the cassette answers."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """The largest number of requests in flight per server; by default twice the `max_num_seqs` of
-    a server of our own, and 64 elsewhere."""
+    a server of our own; elsewhere as many as the server takes, from 64 to 512 (64 of a hosted API).
+    """
 
     @model_validator(mode="before")
     @classmethod
