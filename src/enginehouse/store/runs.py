@@ -89,7 +89,7 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run:
-    """One run's folder. Anyone may read it; whoever works on it must hold it (`hold`)."""
+    """One run's folder. Anyone may read it; a process that works on it must hold it (`hold`)."""
 
     def __init__(self, folder: Path, info: RunInfo) -> None:
         self.folder = folder
