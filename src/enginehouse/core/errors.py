@@ -39,6 +39,7 @@ EnginehouseError
 ├── StoreError                a run folder or a file cannot be read or written
 │   ├── RunNotFoundError
 │   └── RunLockedError
+├── TinkerError               the Tinker service refuses a request, or a job of it failed
 ├── OpenFilesError            this process cannot open any more files
 └── NoHeadlineError           too many samples, or all matches, failed: there is no score
 
@@ -51,7 +52,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar, TypedDict, Unpack
+from typing import ClassVar, Literal, TypedDict, Unpack
 
 _LONGEST = 4000  # characters of a server's message
 
@@ -379,3 +380,25 @@ class NoHeadlineError(EnginehouseError):
 
     stage = "evaluation"
     exit_code = 9
+
+
+class TinkerError(EnginehouseError):
+    """The Tinker service refuses a request, or a job that it had accepted failed.
+
+    `category` says whose mistake it is: "user" or "server". `status` is the HTTP status where the
+    request itself is refused; a job that fails is answered with 200 and {error, category}.
+    """
+
+    stage = "tinker"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        category: Literal["user", "server"] = "user",
+        status: int = 400,
+        **details: Unpack[Details],
+    ) -> None:
+        super().__init__(message, **details)
+        self.category = category
+        self.status = status

@@ -103,6 +103,11 @@ class Layout:
         return self.state / "watches"
 
     @property
+    def tinker(self) -> Path:
+        """What the Tinker service keeps: records, accepted jobs, checkpoints, and its keys."""
+        return self.state / "tinker"
+
+    @property
     def locks(self) -> Path:
         """Locks of files that are stored elsewhere, where the user put them."""
         return self.state / "locks"

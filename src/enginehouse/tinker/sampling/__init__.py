@@ -1,0 +1,1 @@
+"""What samples for the service's users. One kind of sampling engine is one file, see base."""
