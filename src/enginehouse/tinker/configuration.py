@@ -13,8 +13,6 @@ from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import Fraction, StrictModel
 from enginehouse.store.layout import Layout
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -42,9 +40,7 @@ class TinkerConfig(StrictModel):
     database: str | None = None
     """The URL of the database (sqlite:///… or postgresql://…); by default a file in home."""
     keys_file: Path | None = None
-    """The file of API keys, which are hashed in it; by default in home."""
-    without_keys: bool = False
-    """Let requests without an API key act as the user `local`; only on loopback."""
+    """A file of API keys beside those of `tinker keys`: a line user=key, or user=sha256:DIGEST."""
     train_unembed: bool = True
     """Train the output layer of adapters that ask for it, as the SDK does by default."""
     logprobs: Literal["scaled", "raw"] = "scaled"
@@ -87,11 +83,6 @@ class TinkerConfig(StrictModel):
     def _consistent(self) -> Self:
         if self.base_model is None:
             raise ValueError("give the base model whose adapters are to be trained: base_model")
-        if self.without_keys and self.host not in LOOPBACK:
-            raise ValueError(
-                f"without_keys is only for loopback, and the host is {self.host}: "
-                "make keys with `enginehouse tinker keys add NAME` instead"
-            )
         if "megatron" in {self.trainer, self.sampler} and self.megatron_url is None:
             raise ValueError(
                 "megatron needs the address of its server: megatron_url (or MEGATRON_SERVER_URL)"
