@@ -14,7 +14,8 @@ from enginehouse.core.errors import EnginehouseError, TinkerError
 from enginehouse.tinker.bodies import LARGE
 from enginehouse.tinker.checkpoints import CheckpointStore
 from enginehouse.tinker.fair_slots import FairSlots
-from enginehouse.tinker.futures import Future, Futures
+from enginehouse.tinker.future import Future
+from enginehouse.tinker.futures import Futures
 from enginehouse.tinker.records.entries import CheckpointRecord, SamplingSessionRecord
 from enginehouse.tinker.records.records import Records
 from enginehouse.tinker.sampling.base import SamplingEngine, TokenPrompt, Weights

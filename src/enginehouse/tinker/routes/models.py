@@ -12,13 +12,13 @@ from enginehouse.core.strict_model import StrictModel
 from enginehouse.tinker.application import current_user
 from enginehouse.tinker.bodies import parse_json, read_json
 from enginehouse.tinker.data import LoraSpec
-from enginehouse.tinker.futures import JSON, Future, Futures
+from enginehouse.tinker.future import JSON
+from enginehouse.tinker.futures import Futures
 from enginehouse.tinker.job_bodies import CreateModel, LoadWeights
 from enginehouse.tinker.records.records import Records
 from enginehouse.tinker.routes.sessions import Sessions
 from enginehouse.tinker.trainers.base import TrainerInfo
-
-Submit = Callable[[Future], None]
+from enginehouse.tinker.training_queue import TrainingQueue
 
 
 class GetInfo(StrictModel):
@@ -28,20 +28,12 @@ class GetInfo(StrictModel):
     type: Literal["get_info"] = "get_info"
 
 
-class UnloadModel(StrictModel):
-    """The SDK's UnloadModelRequest."""
-
-    model_id: str
-    type: Literal["unload_model"] = "unload_model"
-
-
 class Models:
     """Whose model is which, in memory once it was asked for: a model never changes its owner."""
 
-    def __init__(self, *, records: Records, futures: Futures, sessions: Sessions) -> None:
-        self._records = records
+    def __init__(self, *, records: Records, futures: Futures) -> None:
+        self.records = records
         self._futures = futures
-        self._sessions = sessions
         self._known: set[tuple[str, str]] = set()
 
     async def require(self, model_id: str, *, user: str) -> None:
@@ -50,23 +42,22 @@ class Models:
             session_id, _, number = model_id.partition(":train:")
             creation = self._futures.accepted(f"session:{session_id}:model:{number}")
             if creation is None or creation.user != user:
-                await self._records.model(model_id, user=user)
+                await self.records.model(model_id, user=user)
             self._known.add((model_id, user))
-        self._records.touch(model_id)
+        self.records.touch(model_id)
 
 
-def model_routes(  # noqa: PLR0913 (the rooms that a model's routes hand over to)
+def model_routes(
     models: Models,
     *,
     sessions: Sessions,
-    records: Records,
     futures: Futures,
-    submit: Submit,
+    queue: TrainingQueue,
     base_model: str,
     info: TrainerInfo,
     describe: Callable[[LoraSpec], Mapping[str, Any]],
 ) -> APIRouter:
-    """`submit` queues a job; `describe` is what get_info says about who samples such a model."""
+    """`describe` is what get_info says about who samples such a model."""
     router = APIRouter()
 
     async def begin(
@@ -81,7 +72,7 @@ def model_routes(  # noqa: PLR0913 (the rooms that a model's routes hand over to
             details={"model_id": model_id, "seq_id": seq_id},
         )
         if future.take():
-            submit(future)
+            queue.submit(future)
         return {"request_id": future.request_id, "model_id": model_id}
 
     @router.post("/api/v1/create_model")
@@ -112,7 +103,7 @@ def model_routes(  # noqa: PLR0913 (the rooms that a model's routes hand over to
     @router.post("/api/v1/get_info")
     async def get_info(request: Request) -> dict[str, Any]:
         body = await read_json(request, GetInfo)
-        model = await records.model(body.model_id, user=current_user(request))
+        model = await models.records.model(body.model_id, user=current_user(request))
         return {
             "type": "get_info",
             "model_id": model.model_id,

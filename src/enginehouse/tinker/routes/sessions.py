@@ -16,6 +16,7 @@ from enginehouse.tinker.bodies import read_json
 from enginehouse.tinker.heartbeats import Heartbeats, LiveSession
 from enginehouse.tinker.records.entries import SessionRecord
 from enginehouse.tinker.records.records import Records
+from enginehouse.tinker.training_queue import TrainingQueue
 
 
 class CreateSession(StrictModel):
@@ -76,8 +77,10 @@ class Sessions:
             )
 
 
-def session_routes(sessions: Sessions, *, notice: str | None = None) -> APIRouter:
-    """`notice` is shown to the user of each new session, by the SDK."""
+def session_routes(
+    sessions: Sessions, *, queue: TrainingQueue, notice: str | None = None
+) -> APIRouter:
+    """`queue` forgets a finished session's models. The SDK shows users the `notice`."""
     router = APIRouter()
     records, heartbeats = sessions.records, sessions.heartbeats
 
@@ -119,6 +122,7 @@ def session_routes(sessions: Sessions, *, notice: str | None = None) -> APIRoute
             session_id, user=user, reason=body.reason.type, detail=body.detail
         )
         heartbeats.finish(session)
+        queue.retire(session_id)
         return Response(status_code=204)
 
     return router

@@ -7,7 +7,7 @@ up its model for ever. It is accepted, and fails in its turn.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -16,8 +16,10 @@ from fastapi import APIRouter, Request
 from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.application import current_user
 from enginehouse.tinker.bodies import LARGE
-from enginehouse.tinker.futures import JSON, Futures
-from enginehouse.tinker.routes.models import Models, Submit
+from enginehouse.tinker.future import JSON
+from enginehouse.tinker.futures import Futures
+from enginehouse.tinker.routes.models import Models
+from enginehouse.tinker.training_queue import TrainingQueue
 from enginehouse.tinker.wire import LossIdentity, identify_loss_request
 
 _JOBS = ("optim_step", "save_weights", "save_weights_for_sampler", "save_weights_external")
@@ -30,10 +32,8 @@ class _Place(msgspec.Struct):
     seq_id: int
 
 
-def training_routes(
-    models: Models, *, futures: Futures, submit: Submit
-) -> APIRouter:
-    """`submit` queues a job; it raises TinkerError (429) if the user's queue is full."""
+def training_routes(models: Models, *, futures: Futures, queue: TrainingQueue) -> APIRouter:
+    """The jobs of models that exist."""
     router = APIRouter()
 
     async def accept(
@@ -41,8 +41,11 @@ def training_routes(
     ) -> dict[str, Any]:
         user = current_user(request)
         await models.require(place.model_id, user=user)
+        key = f"model:{place.model_id}:{place.seq_id}"
+        if futures.accepted(key) is None:
+            queue.admit(user=user, model_id=place.model_id, seq_id=place.seq_id)
         future = await futures.accept(
-            key=f"model:{place.model_id}:{place.seq_id}",
+            key=key,
             kind=kind,
             user=user,
             body=content,
@@ -50,7 +53,7 @@ def training_routes(
             details={"model_id": place.model_id, "seq_id": place.seq_id},
         )
         if future.take():
-            submit(future)
+            queue.submit(future)
         return {"request_id": future.request_id, "model_id": place.model_id}
 
     @router.post("/api/v1/forward_backward")
@@ -79,14 +82,13 @@ def training_routes(
     return router
 
 
-def _job(kind: str, accept: Callable[..., Any]) -> Callable[[Request], Any]:
+def _job(kind: str, accept: Callable[..., Awaitable[dict[str, Any]]]) -> Callable[[Request], Any]:
     async def job(request: Request) -> dict[str, Any]:
         content = await request.body()
         try:
             place = msgspec.json.decode(content, type=_Place)
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             raise TinkerError(f"{kind} was not understood: {error}") from None
-        answer: dict[str, Any] = await accept(request, kind, content, JSON, place)
-        return answer
+        return await accept(request, kind, content, JSON, place)
 
     return job
