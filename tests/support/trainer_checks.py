@@ -27,8 +27,8 @@ from trainer_reference import (
     compare_with_peft,
     compute,
     gradients,
+    make_engine,
     make_model,
-    make_trainer,
     new_folder,
     request,
     run,
@@ -76,13 +76,13 @@ def every_flag_chooses_its_modules():
     for chosen in itertools.product((True, False), repeat=3):
         flags = dict(zip(expected, chosen, strict=True))
         spec = LoraSpec(rank=4, seed=1, **flags)
-        trainer = make_trainer()
+        engine = make_engine()
         if not any(chosen):
-            nothing = functools.partial(trainer.create, "ours", spec)
+            nothing = functools.partial(engine.create, "ours", spec)
             assert_refused(nothing, "train_unembed are all False")
             continue
-        trainer.create("ours", spec)
-        assert len(trainer._adapters["ours"].places) == sum(
+        engine.create("ours", spec)
+        assert len(engine._adapters["ours"].places) == sum(
             count for flag, count in expected.items() if flags[flag]
         )
         compare_with_peft(LLAMA, spec, request("ours"), steps=1)
@@ -103,12 +103,12 @@ def a_mixed_batch_equals_each_alone():
         "head": request("head", "stable_reinforce", lengths=(9, 9), seed=40),
     }
     for tokens, logits in ((1024, 2**24), (40, 5 * VOCABULARY), (1, 1)):
-        alone, together = (make_trainer(tokens_per_pass=t) for t in (1024, tokens))
+        alone, together = (make_engine(tokens_per_pass=t) for t in (1024, tokens))
         together._head._size = max(1, logits // VOCABULARY)
-        for trainer in (alone, together):
+        for engine in (alone, together):
             for name, spec in specs.items():
-                trainer.create(name, spec)
-                train(trainer, name)
+                engine.create(name, spec)
+                train(engine, name)
         results = compute(together, *asked.values())
         for result, (name, one) in zip(results, asked.items(), strict=True):
             (single,) = compute(alone, one)
@@ -121,43 +121,43 @@ def a_mixed_batch_equals_each_alone():
 
 def chunks_of_one_request_add_up():
     """Two requests of one adapter, in one call or in two, are as one request with all data."""
-    trainer = make_trainer()
+    engine = make_engine()
     for name in ("whole", "apart", "together"):
-        trainer.create(name, LoraSpec(rank=4, seed=1))
-        train(trainer, name)
+        engine.create(name, LoraSpec(rank=4, seed=1))
+        train(engine, name)
     first, second = (request("x", lengths=(7, 4), seed=seed) for seed in (50, 60))
 
     def of(name, data):
         return LossRequest(model_id=name, loss="cross_entropy", data=data)
 
-    (whole,) = compute(trainer, of("whole", first.data + second.data))
-    one, two = compute(trainer, of("together", first.data), of("together", second.data))
-    compute(trainer, of("apart", first.data))
-    compute(trainer, of("apart", second.data))
+    (whole,) = compute(engine, of("whole", first.data + second.data))
+    one, two = compute(engine, of("together", first.data), of("together", second.data))
+    compute(engine, of("apart", first.data))
+    compute(engine, of("apart", second.data))
     assert_close(one.metrics["loss:sum"] + two.metrics["loss:sum"], whole.metrics["loss:sum"])
     for name in ("apart", "together"):
-        assert_all_close(gradients(trainer, name), gradients(trainer, "whole"))
+        assert_all_close(gradients(engine, name), gradients(engine, "whole"))
 
 
 def a_forward_pass_leaves_no_gradients():
     """And gives the same log-probabilities."""
-    trainer = make_trainer()
-    trainer.create("ours", LoraSpec(rank=4, seed=1))
-    train(trainer, "ours")
-    (forward,) = compute(trainer, request("ours", backward=False))
-    assert trainer._adapters["ours"].gradient is None
-    (both,) = compute(trainer, request("ours"))
+    engine = make_engine()
+    engine.create("ours", LoraSpec(rank=4, seed=1))
+    train(engine, "ours")
+    (forward,) = compute(engine, request("ours", backward=False))
+    assert engine._adapters["ours"].gradient is None
+    (both,) = compute(engine, request("ours"))
     for ours, theirs in zip(forward.outputs, both.outputs, strict=True):
         assert_close(ours["logprobs"], theirs["logprobs"], limit=1e-6)
-    assert_refused(lambda: trainer.optim_step("nobody", ADAM), "nobody")
+    assert_refused(lambda: engine.optim_step("nobody", ADAM), "nobody")
 
 
 def the_same_seed_makes_the_same_adapter():
     """Whatever was created before; A is drawn as PEFT draws it, and B is zero."""
-    first, second = make_trainer(), make_trainer()
+    first, second = make_engine(), make_engine()
     second.create("before", LoraSpec(rank=8))
-    for trainer in (first, second):
-        trainer.create("ours", LoraSpec(rank=4, seed=7))
+    for engine in (first, second):
+        engine.create("ours", LoraSpec(rank=4, seed=7))
     second.create("other", LoraSpec(rank=4, seed=8))
     ours, same, other = (
         weights(first, "ours"),
@@ -176,7 +176,7 @@ def the_same_seed_makes_the_same_adapter():
         for name, value in theirs.named_parameters()
         if "layers.0.self_attn.q_proj.lora_A" in name
     )
-    mine = make_trainer()
+    mine = make_engine()
     mine.create("wide", LoraSpec(rank=512, seed=1))
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora"
     a, b = (weights(mine, "wide")[f"{name}_{side}"] for side in "AB")
@@ -187,12 +187,12 @@ def the_same_seed_makes_the_same_adapter():
 
 def tied_embeddings_are_left_alone():
     """Training the output layer changes what the model says, and not what it reads."""
-    trainer = make_trainer()
-    trainer.create("ours", LoraSpec(rank=4, seed=1, train_attn=False, train_mlp=False))
-    before = trainer._trunk.get_input_embeddings().weight.clone()
-    train(trainer, "ours")
-    assert torch.equal(trainer._trunk.get_input_embeddings().weight, before)
-    assert weights(trainer, "ours")["base_model.model.lm_head.lora_B"].any()
+    engine = make_engine()
+    engine.create("ours", LoraSpec(rank=4, seed=1, train_attn=False, train_mlp=False))
+    before = engine._trunk.get_input_embeddings().weight.clone()
+    train(engine, "ours")
+    assert torch.equal(engine._trunk.get_input_embeddings().weight, before)
+    assert weights(engine, "ours")["base_model.model.lm_head.lora_B"].any()
 
 
 def mixtures_of_experts_are_trained_without_their_mlps():
@@ -201,11 +201,11 @@ def mixtures_of_experts_are_trained_without_their_mlps():
         **SMALL, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
     )
     folder = make_model(config)
-    trainer = make_trainer(folder)
-    assert_refused(lambda: trainer.create("ours", LoraSpec(rank=4)), "train_mlp=False")
-    trainer.create("ours", LoraSpec(rank=4, seed=1, train_mlp=False))
-    (result,) = compute(trainer, request("ours"))
-    trainer.save("ours", saved := new_folder(), state=False)
+    engine = make_engine(folder)
+    assert_refused(lambda: engine.create("ours", LoraSpec(rank=4)), "train_mlp=False")
+    engine.create("ours", LoraSpec(rank=4, seed=1, train_mlp=False))
+    (result,) = compute(engine, request("ours"))
+    engine.save("ours", saved := new_folder(), state=False)
     _, total = Reference(folder, saved).compute(request("ours"))
     assert_close(result.metrics["loss:sum"], total)
 
@@ -213,13 +213,13 @@ def mixtures_of_experts_are_trained_without_their_mlps():
 def bfloat16_is_near_float32():
     """Adapters stay float32, and so do log-probabilities."""
     found = []
-    for dtype in ("float32", "bfloat16"):
-        trainer = make_trainer(dtype=dtype)
-        trainer.create("ours", LoraSpec(rank=4, seed=1))
-        (result,) = compute(trainer, request("ours"))
+    for dtype in (torch.float32, torch.bfloat16):
+        engine = make_engine(dtype=dtype)
+        engine.create("ours", LoraSpec(rank=4, seed=1))
+        (result,) = compute(engine, request("ours"))
         assert result.outputs[0]["logprobs"].dtype == np.float32
-        trainer.optim_step("ours", ADAM)
-        assert trainer._adapters["ours"].weights.dtype == torch.float32
+        engine.optim_step("ours", ADAM)
+        assert engine._adapters["ours"].weights.dtype == torch.float32
         found.append(np.concatenate([output["logprobs"] for output in result.outputs]))
     difference = np.abs(found[0] - found[1])
     assert 0 < difference.mean() < 0.05, difference
@@ -229,13 +229,13 @@ def checkpointing_changes_nothing():
     """But memory and time."""
     found = []
     for checkpointing in (False, True):
-        trainer = make_trainer(checkpointing=checkpointing)
-        trainer.create("ours", LoraSpec(rank=4, seed=1))
-        trainer.create("other", LoraSpec(rank=8, seed=2))
+        engine = make_engine(checkpointing=checkpointing)
+        engine.create("ours", LoraSpec(rank=4, seed=1))
+        engine.create("other", LoraSpec(rank=8, seed=2))
         for name in ("ours", "other"):
-            train(trainer, name)
-        compute(trainer, request("ours"), request("other"))
-        found.append({n: gradients(trainer, n) for n in ("ours", "other")})
+            train(engine, name)
+        compute(engine, request("ours"), request("other"))
+        found.append({n: gradients(engine, n) for n in ("ours", "other")})
     for name in found[0]:
         assert_all_close(found[0][name], found[1][name])
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 from peft import PeftModel
 from trainer.data import AdamStep, Datum, LoraSpec, LossRequest
-from trainer.engine import Trainer
+from trainer.engine import Engine
 from trainer.errors import RequestError
 from trainer.losses import LOSSES
 
@@ -63,8 +63,9 @@ def make_model(config) -> Path:
 LLAMA = make_model(MODELS["tied llama"])
 
 
-def make_trainer(folder: Path = LLAMA, **options) -> Trainer:
-    return Trainer(folder, base_name="tiny", **options)
+def make_engine(folder: Path = LLAMA, *, dtype=torch.float32, **options) -> Engine:
+    module = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return Engine(module, base_model="tiny", **options)
 
 
 def make_datum(loss: str, length: int, *, seed: int, targets: int = 0) -> Datum:
@@ -96,31 +97,31 @@ def request(name: str, loss: str = "cross_entropy", *, lengths=(5, 9, 2), seed=0
     return LossRequest(model_id=name, loss=loss, data=tuple(data), **options)
 
 
-def compute(trainer: Trainer, *requests: LossRequest):
+def compute(engine: Engine, *requests: LossRequest):
     """The results, none of which is an error."""
-    results = trainer.compute(requests)
+    results = engine.compute(requests)
     for result in results:
         if isinstance(result, RequestError):
             raise result
     return results
 
 
-def train(trainer: Trainer, name: str, *, steps: int = 2, seed: int = 100) -> None:
+def train(engine: Engine, name: str, *, steps: int = 2, seed: int = 100) -> None:
     """A few steps, after which B is not zero."""
     for step in range(steps):
-        compute(trainer, request(name, seed=seed + 10 * step))
-        trainer.optim_step(name, ADAM)
+        compute(engine, request(name, seed=seed + 10 * step))
+        engine.optim_step(name, ADAM)
 
 
-def gradients(trainer: Trainer, name: str) -> dict:
+def gradients(engine: Engine, name: str) -> dict:
     """By PEFT's names."""
-    adapter = trainer._adapters[name]
+    adapter = engine._adapters[name]
     assert adapter.gradient is not None
     return flat_views(adapter, adapter.gradient)
 
 
-def weights(trainer: Trainer, name: str) -> dict:
-    adapter = trainer._adapters[name]
+def weights(engine: Engine, name: str) -> dict:
+    adapter = engine._adapters[name]
     return flat_views(adapter, adapter.weights)
 
 
@@ -256,23 +257,23 @@ class Reference:
 
 def compare_with_peft(folder: Path, spec: LoraSpec, asked: LossRequest, *, steps: int = 2) -> None:
     """Losses, log-probabilities, gradients, and steps, from an adapter that was trained a bit."""
-    trainer = make_trainer(folder)
-    trainer.create("ours", spec)
-    train(trainer, "ours", steps=1)
-    trainer.save("ours", saved := new_folder(), state=False)
-    trainer.load("ours", saved, optimizer=False, gradients=False)
+    engine = make_engine(folder)
+    engine.create("ours", spec)
+    train(engine, "ours", steps=1)
+    engine.save("ours", saved := new_folder(), state=False)
+    engine.load("ours", saved, optimizer=False, gradients=False)
     reference = Reference(folder, saved)
     for _ in range(steps):
-        (result,) = compute(trainer, asked)
+        (result,) = compute(engine, asked)
         logprobs, total = reference.compute(asked)
         assert_close(result.metrics["loss:sum"], total)
         for ours, theirs in zip(result.outputs, logprobs, strict=True):
             assert ours["logprobs"].dtype == np.float32
             assert_close(ours["logprobs"], theirs)
-        assert_all_close(gradients(trainer, "ours"), reference.gradients)
-        norm = trainer.optim_step("ours", ADAM)["grad_norm:mean"]
+        assert_all_close(gradients(engine, "ours"), reference.gradients)
+        norm = engine.optim_step("ours", ADAM)["grad_norm:mean"]
         assert_close(norm, reference.step())
-        assert_all_close(weights(trainer, "ours"), reference.trained)
+        assert_all_close(weights(engine, "ours"), reference.trained)
 
 
 def assert_raises(kind: type[Exception], action, *words: str) -> None:

@@ -22,8 +22,8 @@ from trainer_reference import (
     assert_refused,
     compute,
     make_datum,
+    make_engine,
     make_model,
-    make_trainer,
     new_folder,
     request,
     run,
@@ -33,69 +33,69 @@ from trainer_reference import (
 
 def a_resumed_adapter_continues_to_the_bit():
     """From weights, moments, the number of steps, and the gradients that were pending."""
-    trainer = make_trainer()
-    trainer.create("ours", LoraSpec(rank=4, seed=1, train_mlp=False))
-    train(trainer, "ours", steps=3)
-    compute(trainer, request("ours", seed=5))
-    trainer.save("ours", saved := new_folder(), state=True)
-    again = make_trainer()
+    engine = make_engine()
+    engine.create("ours", LoraSpec(rank=4, seed=1, train_mlp=False))
+    train(engine, "ours", steps=3)
+    compute(engine, request("ours", seed=5))
+    engine.save("ours", saved := new_folder(), state=True)
+    again = make_engine()
     spec = again.load("ours", saved, optimizer=True, gradients=True)
     assert spec == LoraSpec(rank=4, seed=1, train_mlp=False)
-    for one in (trainer, again):
+    for one in (engine, again):
         compute(one, request("ours", seed=6))
         one.optim_step("ours", ADAM)
         train(one, "ours")
-    assert torch.equal(trainer._adapters["ours"].weights, again._adapters["ours"].weights)
+    assert torch.equal(engine._adapters["ours"].weights, again._adapters["ours"].weights)
 
 
 def an_adapter_loads_without_its_optimizer():
     """Then the first step is as an adapter's that was never trained; gradients are dropped."""
-    trainer = make_trainer()
-    trainer.create("ours", LoraSpec(rank=4, seed=1))
-    train(trainer, "ours")
-    compute(trainer, request("ours"))
-    trainer.save("ours", saved := new_folder(), state=True)
-    trainer.load("again", saved, optimizer=False, gradients=False)
-    assert trainer._adapters["again"].gradient is None
-    assert trainer._adapters["again"].moments is None
-    trainer.save("ours", bare := new_folder(), state=False)
-    trainer.load("bare", bare, optimizer=False, gradients=False)
-    assert torch.equal(trainer._adapters["bare"].weights, trainer._adapters["ours"].weights)
+    engine = make_engine()
+    engine.create("ours", LoraSpec(rank=4, seed=1))
+    train(engine, "ours")
+    compute(engine, request("ours"))
+    engine.save("ours", saved := new_folder(), state=True)
+    engine.load("again", saved, optimizer=False, gradients=False)
+    assert engine._adapters["again"].gradient is None
+    assert engine._adapters["again"].moments is None
+    engine.save("ours", bare := new_folder(), state=False)
+    engine.load("bare", bare, optimizer=False, gradients=False)
+    assert torch.equal(engine._adapters["bare"].weights, engine._adapters["ours"].weights)
     assert_refused(
-        lambda: trainer.load("bare", bare, optimizer=True, gradients=False), "no optimizer state"
+        lambda: engine.load("bare", bare, optimizer=True, gradients=False), "no optimizer state"
     )
 
 
 def a_save_is_whole_or_nothing():
     """A write that fails leaves no folder; an existing one is not touched."""
-    trainer = make_trainer()
-    trainer.create("ours", LoraSpec(rank=4, seed=1))
+    engine = make_engine()
+    engine.create("ours", LoraSpec(rank=4, seed=1))
     parent = new_folder()
     parent.mkdir()
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, most))  # bytes: the weights do not fit
     try:
-        assert_raises(OSError, lambda: trainer.save("ours", parent / "x", state=True), "too large")
+        assert_raises(OSError, lambda: engine.save("ours", parent / "x", state=True), "too large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     assert list(parent.iterdir()) == []
-    trainer.save("ours", parent / "x", state=True)
+    engine.save("ours", parent / "x", state=True)
     assert [path.name for path in parent.iterdir()] == ["x"]
-    assert_raises(FileExistsError, lambda: trainer.save("ours", parent / "x", state=True), "exists")
+    assert_raises(FileExistsError, lambda: engine.save("ours", parent / "x", state=True), "exists")
 
 
 def a_damaged_checkpoint_is_refused():
     """Whatever is wrong with it; the adapter in memory stays."""
-    trainer = make_trainer()
-    trainer.create("ours", LoraSpec(rank=4, seed=1))
-    trainer.save("ours", saved := new_folder(), state=True)
-    other = make_trainer(make_model(MODELS["qwen3"]))
+    engine = make_engine()
+    engine.create("ours", LoraSpec(rank=4, seed=1))
+    engine.save("ours", saved := new_folder(), state=True)
+    other = make_engine(make_model(MODELS["qwen3"]))
     other.create("ours", LoraSpec(rank=4, seed=1))
     before = other._adapters["ours"]
     load = {"optimizer": True, "gradients": True}
     assert_refused(lambda: other.load("ours", saved / "no", **load), "cannot be loaded")
     narrow = transformers.LlamaConfig(**SMALL | {"intermediate_size": 40})
-    narrow = make_trainer(make_model(narrow))
+    narrow = make_engine(make_model(narrow))
     assert_refused(lambda: narrow.load("ours", saved, **load), "cannot be loaded")
     (saved / "adapter_model.safetensors").write_text("not tensors")
     assert_refused(lambda: other.load("ours", saved, **load), "cannot be loaded")
@@ -136,28 +136,28 @@ def bad_requests_are_refused_alone():
         "not integers": changed(target_tokens=good.inputs["logprobs"]),
         "the loss is": changed("importance_sampling", logprobs=far, advantages=-far),
     }
-    trainer = make_trainer()
+    engine = make_engine()
     for name in ("ours", "good"):
-        trainer.create(name, LoraSpec(rank=4, seed=1))
-    results = trainer.compute([*cases.values(), request("good")])
+        engine.create(name, LoraSpec(rank=4, seed=1))
+    results = engine.compute([*cases.values(), request("good")])
     for words, result in zip(cases, results, strict=False):
         assert isinstance(result, RequestError), words
         assert words in str(result), (words, str(result))
     assert not isinstance(results[-1], RequestError)
-    assert trainer._adapters["ours"].gradient is None
-    assert trainer._adapters["good"].gradient is not None
+    assert engine._adapters["ours"].gradient is None
+    assert engine._adapters["good"].gradient is not None
 
 
 def a_step_needs_finite_gradients():
     """Without any it is refused; with NaN they are dropped, and the weights stay."""
-    trainer = make_trainer()
-    trainer.create("ours", LoraSpec(rank=4, seed=1))
-    assert_refused(lambda: trainer.optim_step("ours", ADAM), "no gradients")
-    compute(trainer, request("ours"))
-    adapter = trainer._adapters["ours"]
+    engine = make_engine()
+    engine.create("ours", LoraSpec(rank=4, seed=1))
+    assert_refused(lambda: engine.optim_step("ours", ADAM), "no gradients")
+    compute(engine, request("ours"))
+    adapter = engine._adapters["ours"]
     before = adapter.weights.clone()
     adapter.gradient[3] = float("nan")
-    assert_refused(lambda: trainer.optim_step("ours", ADAM), "not finite")
+    assert_refused(lambda: engine.optim_step("ours", ADAM), "not finite")
     assert torch.equal(adapter.weights, before)
     assert adapter.gradient is None
     assert adapter.steps == 0
@@ -167,7 +167,7 @@ def models_that_change_their_logits_are_refused():
     """Gemma 2 caps them; to ignore that would train another model."""
     config = transformers.Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.5)
     folder = make_model(config)
-    assert_raises(RuntimeError, lambda: make_trainer(folder), "changes its logits")
+    assert_raises(RuntimeError, lambda: make_engine(folder), "changes its logits")
 
 
 if __name__ == "__main__":

@@ -32,41 +32,63 @@ _NO_LIMIT = 2**20
 class Info:
     """What the trainer can do: see TrainerInfo in enginehouse.tinker.trainers.base."""
 
+    base_model: str
     architecture: str
     vocabulary_size: int
     max_length: int
     dtype: str
     device: str
+    batches: bool
     losses: tuple[str, ...]
 
 
-class Trainer:
+class Engine:
     """All methods block, and are for one thread. They raise RequestError, and then change nothing.
 
-    An adapter has a name, and lives in memory until it is unloaded.
+    An adapter has a name, its model_id, and lives in memory until it is unloaded.
     """
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        base_model: str,
+        device: str = "auto",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        checkpointing: bool = False,
+    ) -> Engine:
+        """Load the model, which takes seconds to minutes. Raises whatever transformers does.
+
+        `base_model` is what saved adapters call it. `dtype` auto is that of the weights on a GPU,
+        and float32 on a CPU. See also the class.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype == "auto" and device == "cpu":
+            dtype = "float32"
+        module = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+        return cls(module.to(device), base_model=base_model, checkpointing=checkpointing)
 
     def __init__(
         self,
-        model_folder: Path,
+        module: Any,
         *,
-        base_name: str,
-        device: str = "cpu",
-        dtype: str = "float32",
+        base_model: str,
         tokens_per_pass: int | None = None,
         checkpointing: bool = False,
     ) -> None:
-        """Load the model, which takes seconds to minutes. Raises whatever transformers does.
+        """Take over a causal language model of transformers. Raises RuntimeError for an unfit one.
 
-        `base_name` is what saved adapters call it. `tokens_per_pass` bounds the activations in
-        memory, but for single sequences that are longer; `checkpointing` keeps fewer of them, and
-        computes the rest twice. Raises RuntimeError for a model that cannot be trained here.
+        `tokens_per_pass` bounds the activations in memory, but for single sequences that are
+        longer; `checkpointing` keeps fewer of them, and computes the rest twice.
         """
-        self._base_name = base_name
-        self._device = torch.device(device)
-        self._dtype: torch.dtype = getattr(torch, dtype)
-        module = AutoModelForCausalLM.from_pretrained(model_folder, dtype=self._dtype)
-        module.requires_grad_(False).to(self._device).eval()
+        self._base_model = base_model
+        module.requires_grad_(False).eval()
+        self._device, self._dtype = module.device, module.dtype
         self._trunk = module.base_model
         self._tokens = tokens_per_pass or _TOKENS[self._device.type]
         layer = module.get_output_embeddings()
@@ -93,25 +115,27 @@ class Trainer:
             vocabulary=min(embedded, layer.out_features), length=limit or _NO_LIMIT
         )
         self.info = Info(
+            base_model=base_model,
             architecture=type(module).__name__,
             vocabulary_size=self._limits.vocabulary,
             max_length=self._limits.length,
-            dtype=dtype,
+            dtype=str(self._dtype).removeprefix("torch."),
             device=str(self._device),
+            batches=True,
             losses=tuple(LOSSES),
         )
         self._adapters: dict[str, Adapter] = {}
 
-    def create(self, name: str, spec: LoraSpec) -> LoraSpec:
-        """Make an adapter that changes nothing yet. Returns its spec, with the seed that was drawn.
+    def create(self, model_id: str, spec: LoraSpec) -> LoraSpec:
+        """Make an adapter that changes nothing yet; replaces one of that name.
 
-        Replaces one of that name.
+        Returns its spec, with the seed that was drawn.
         """
         if spec.seed is None:
             spec = replace(spec, seed=secrets.randbits(63))
         adapter = self._blank(spec)
         adapter.initialise()
-        self._adapters[name] = adapter
+        self._adapters[model_id] = adapter
         return spec
 
     def _blank(self, spec: LoraSpec) -> Adapter:
@@ -120,10 +144,12 @@ class Trainer:
         shapes = {module: self._shapes[module] for module in self._targets.chosen(spec)}
         return Adapter(spec, shapes, device=self._device)
 
-    def _adapter(self, name: str) -> Adapter:
-        if name not in self._adapters:
-            raise RequestError(f"there is no adapter {name!r} in memory: create or load it first")
-        return self._adapters[name]
+    def _adapter(self, model_id: str) -> Adapter:
+        if model_id not in self._adapters:
+            raise RequestError(
+                f"there is no adapter {model_id!r} in memory: create or load it first"
+            )
+        return self._adapters[model_id]
 
     def compute(self, requests: Sequence[LossRequest]) -> list[LossResult | RequestError]:
         """Compute requests together, each as if alone; its gradients are added to its adapter's."""
@@ -165,42 +191,42 @@ class Trainer:
             by_hidden.flatten(0, 1)[batch.positions] = by_chosen
             hidden.backward(by_hidden)
 
-    def optim_step(self, name: str, step: AdamStep) -> dict[str, float]:
+    def optim_step(self, model_id: str, step: AdamStep) -> dict[str, float]:
         """Apply and clear the gradients. Returns grad_norm:mean, the norm before clipping."""
-        return {"grad_norm:mean": self._adapter(name).optimise(step)}
+        return {"grad_norm:mean": self._adapter(model_id).optimise(step)}
 
-    def drop_gradients(self, name: str) -> None:
+    def drop_gradients(self, model_id: str) -> None:
         """Forget the gradients since the last step."""
-        self._adapter(name).gradient = None
+        self._adapter(model_id).gradient = None
 
-    def save(self, name: str, folder: Path, *, state: bool) -> None:
+    def save(self, model_id: str, folder: Path, *, state: bool) -> None:
         """Write a new PEFT folder (folder.py), with `state` all that training goes on from.
 
         Raises OSError, for instance when the disk is full, and then leaves nothing.
         """
-        adapter = self._adapter(name)
+        adapter = self._adapter(model_id)
         write_folder(folder, adapter, config=self._peft_config(adapter), state=state)
 
-    def load(self, name: str, folder: Path, *, optimizer: bool, gradients: bool) -> LoraSpec:
+    def load(self, model_id: str, folder: Path, *, optimizer: bool, gradients: bool) -> LoraSpec:
         """Make an adapter from a folder that `save` wrote; replaces one of that name.
 
         Without `optimizer` its optimizer begins afresh; `gradients` brings back those that had not
         been applied.
         """
         adapter = read_folder(folder, make=self._blank, optimizer=optimizer, gradients=gradients)
-        self._adapters[name] = adapter
+        self._adapters[model_id] = adapter
         return adapter.spec
 
-    def unload(self, name: str) -> None:
+    def unload(self, model_id: str) -> None:
         """Forget an adapter. Idempotent."""
-        self._adapters.pop(name, None)
+        self._adapters.pop(model_id, None)
 
     def _peft_config(self, adapter: Adapter) -> dict[str, Any]:
         alpha = float(adapter.spec.alpha)  # PEFT and vLLM declare an integer
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self._base_name,
+            "base_model_name_or_path": self._base_model,
             "r": adapter.spec.rank,
             "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
             "lora_dropout": 0.0,
