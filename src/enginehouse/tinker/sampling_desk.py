@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
 from enginehouse.core.errors import EnginehouseError, TinkerError
-from enginehouse.tinker.bodies import LARGE
+from enginehouse.tinker.bodies import decoded
 from enginehouse.tinker.checkpoints import CheckpointStore
 from enginehouse.tinker.fair_slots import FairSlots
 from enginehouse.tinker.future import Future
@@ -25,6 +26,30 @@ logger = logging.getLogger(__name__)
 
 BASE: Final = Weights(key="base")
 _UNSTATED: Final = 256  # tokens that a sample without max_tokens is taken to cost
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sample:
+    """A sample as it was asked for: its prompt, and the request without it."""
+
+    prompt: TokenPrompt
+    request: Mapping[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        """What it may cost: the tokens of its prompt and of all sequences."""
+        wanted = self.prompt.max_tokens if self.prompt.max_tokens is not None else _UNSTATED
+        return len(self.prompt.tokens) + self.prompt.samples * wanted
+
+
+def decode_sample(body: bytes) -> Sample:
+    """The sample in a body. Takes some 50 ms for 3 MB. Raises TinkerError (400)."""
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise TinkerError(f"the body is not JSON: {error}") from None
+    prompt = decode_sample_request(request)
+    return Sample(prompt=prompt, request=request | {"prompt": {"chunks": []}})
 
 
 class SamplingDesk:
@@ -56,9 +81,9 @@ class SamplingDesk:
         self.sampled_tokens = 0
         """Tokens that were sampled since the service started."""
 
-    def submit(self, future: Future) -> None:
-        """Answer an accepted sample, in its turn."""
-        task = asyncio.create_task(self._answer(future), name=f"sample {future.request_id}")
+    def submit(self, future: Future, sample: Sample | None = None) -> None:
+        """Answer an accepted sample, in its turn. Without `sample`, its body is decoded then."""
+        task = asyncio.create_task(self._answer(future, sample), name=future.request_id)
         self._samples[task] = future
         task.add_done_callback(self._samples.pop)
 
@@ -121,8 +146,8 @@ class SamplingDesk:
         """Each user with how many samples are in flight, and how many wait."""
         return list(self._slots.load())
 
-    async def _answer(self, future: Future) -> None:
-        sampling = asyncio.create_task(self._sample(future))
+    async def _answer(self, future: Future, sample: Sample | None) -> None:
+        sampling = asyncio.create_task(self._sample(future, sample))
         answered = asyncio.create_task(self._futures.until_answered(future))
         try:
             await asyncio.wait({sampling, answered}, return_when=asyncio.FIRST_COMPLETED)
@@ -148,23 +173,23 @@ class SamplingDesk:
         else:
             await self._futures.finish(future, payload, content_type="application/x-protobuf")
 
-    async def _sample(self, future: Future) -> bytes:
-        body, prompt = await _decode(future)
-        tokens = len(prompt.tokens) + prompt.samples * (prompt.max_tokens or _UNSTATED)
+    async def _sample(self, future: Future, sample: Sample | None) -> bytes:
+        if sample is None:
+            sample = await decoded(await asyncio.to_thread(lambda: future.body), decode_sample)
         if reason := self._slots.why_wait(future.user):
             self._futures.hold(future, reason, state="paused_capacity")
-        async with self._slots.slot(future.user, cost=tokens):
+        async with self._slots.slot(future.user, cost=sample.tokens):
             self._futures.hold(future, None)
-            weights = await self._weights_for(future, body)
-            sampled = await self._engine.sample(weights, prompt)
+            weights = await self._weights_for(future, sample)
+            sampled = await self._engine.sample(weights, sample.prompt)
         self.sampled_tokens += sum(len(sequence.tokens) for sequence in sampled.sequences)
-        return encode_sampled(sampled, body=body)
+        return encode_sampled(sampled, body=sample.request)
 
-    async def _weights_for(self, future: Future, body: Mapping[str, Any]) -> Weights:
+    async def _weights_for(self, future: Future, sample: Sample) -> Weights:
         """The weights that a sample is of, as they are now. Raises TinkerError."""
-        session_id = body.get("sampling_session_id")
+        session_id = sample.request.get("sampling_session_id")
         if session_id is None:
-            path = body.get("model_path")
+            path = sample.request.get("model_path")
             if path is None:
                 return BASE
             return self.weights_of(await self._records.checkpoint(path, user=future.user))
@@ -199,13 +224,3 @@ class SamplingDesk:
             await self._engine.prepare(weights)
         except EnginehouseError as error:  # the first sample says so to its user
             logger.warning("an adapter was not loaded", extra={"key": weights.key, "why": str(error)})
-
-
-async def _decode(future: Future) -> tuple[dict[str, Any], TokenPrompt]:
-    content = future.body
-
-    def decode() -> tuple[dict[str, Any], TokenPrompt]:
-        body = orjson.loads(content)
-        return body, decode_sample_request(body)
-
-    return decode() if len(content) < LARGE else await asyncio.to_thread(decode)

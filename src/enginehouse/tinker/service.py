@@ -167,7 +167,7 @@ async def _open_rooms(  # noqa: PLR0913, PLR0917 (what the rooms are made from)
     stack.push_async_callback(records.close)
     checkpoints = CheckpointStore(home / "checkpoints", records=records)
     await checkpoints.prepare()
-    futures = await asyncio.to_thread(Futures.open, home / "futures")
+    futures = Futures.open(home / "futures")  # its lock belongs to this thread
     stack.push_async_callback(futures.close)
     slots = FairSlots(total=config.samples_in_flight, per_user=config.max_samples)
     desk = SamplingDesk(

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from enginehouse.core.errors import TinkerError
-from enginehouse.core.strict_model import StrictModel, explain
+from enginehouse.core.strict_model import StrictModel
 from enginehouse.tinker.application import current_user
-from enginehouse.tinker.bodies import load_object
+from enginehouse.tinker.bodies import check_object, load_object
 from enginehouse.tinker.names import Names
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
@@ -49,11 +48,7 @@ class LegacySampler:
 
     async def answer(self, body: Mapping[str, Any], *, user: str) -> dict[str, Any]:
         """The completions of all prompts, in their order, `n` of each. Raises TinkerError."""
-        try:
-            asked = LegacySample.model_validate(body)
-        except ValidationError as error:
-            problems = "; ".join(explain(error, LegacySample))
-            raise TinkerError(f"the request was not understood: {problems}") from None
+        asked = check_object(body, LegacySample)
         name = asked.model_id or self.names.base_model
         weights = await self.names.weights(name, user=user)
         parameters = asked.sampling_params

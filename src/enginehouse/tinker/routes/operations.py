@@ -12,7 +12,7 @@ from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.metrics import make_registry, metrics_text
 from enginehouse.tinker.service_status import ServiceStatus
 
-OPERATOR_KEY = "x-operator-key"
+OPERATOR_HEADER = "x-operator-key"
 """The header with the key in the service's home, which only its operator can read."""
 
 
@@ -23,7 +23,7 @@ def operation_routes(*, status: Callable[[], ServiceStatus], operator_key: str) 
 
     @router.get("/status")
     async def service_status(request: Request) -> Response:
-        given = request.headers.get(OPERATOR_KEY, "")
+        given = request.headers.get(OPERATOR_HEADER, "")
         if not hmac.compare_digest(given.encode(), operator_key.encode()):
             raise TinkerError(
                 "the state of the service is for its operator",

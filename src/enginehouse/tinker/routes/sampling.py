@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import uuid
 from collections import defaultdict
@@ -16,7 +15,7 @@ from pydantic import Field
 from enginehouse.core.errors import TinkerError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.tinker.application import current_user
-from enginehouse.tinker.bodies import load_object, read_json
+from enginehouse.tinker.bodies import check_object, decoded, load_object, read_json
 from enginehouse.tinker.futures import Futures
 from enginehouse.tinker.records.entries import SamplingSessionRecord
 from enginehouse.tinker.records.records import Records
@@ -25,8 +24,7 @@ from enginehouse.tinker.job_bodies import SeqId
 from enginehouse.tinker.records.records import Records
 from enginehouse.tinker.routes.models import require_base
 from enginehouse.tinker.routes.sessions import Sessions
-from enginehouse.tinker.sampling_desk import SamplingDesk
-from enginehouse.tinker.wire import decode_sample_request
+from enginehouse.tinker.sampling_desk import SamplingDesk, decode_sample
 
 _MOST_SAMPLES: Final = 1024  # of one prompt
 
@@ -116,13 +114,11 @@ def sampling_routes(
     async def asample(request: Request) -> dict[str, Any]:
         user = current_user(request)
         content = await request.body()
-        body = await load_object(content)
-        if "prompts" in body:
-            return await legacy.answer(body, user=user)
-        envelope = SampleEnvelope.model_validate(
-            {name: body[name] for name in SampleEnvelope.model_fields if name in body}
-        )
-        await asyncio.to_thread(decode_sample_request, body)  # refuses what is wrong at once
+        if b'"prompts"' in content:  # which the SDK never sends
+            return await legacy.answer(await load_object(content), user=user)
+        sample = await decoded(content, decode_sample)
+        own = {n: sample.request[n] for n in SampleEnvelope.model_fields if n in sample.request}
+        envelope = check_object(own, SampleEnvelope)
         if envelope.sampling_session_id is not None:
             if envelope.seq_id is None:
                 raise TinkerError("a sample of a sampling session needs its seq_id")
@@ -132,8 +128,8 @@ def sampling_routes(
             require_base(envelope.base_model, base_model)
             if envelope.model_path is not None:
                 desk.weights_of(await records.checkpoint(envelope.model_path, user=user))
-            own = request.headers.get("x-idempotency-key") or uuid.uuid4().hex
-            key = f"header:{user}:{own}"
+            name = request.headers.get("x-idempotency-key") or uuid.uuid4().hex
+            key = f"header:{user}:{name}"
         future = await futures.accept(
             key=key,
             kind="sample",
@@ -146,7 +142,7 @@ def sampling_routes(
             },
         )
         if future.take():
-            desk.submit(future)
+            desk.submit(future, sample)
         ids = [f"{future.request_id}:{index}" for index in range(envelope.num_samples)]
         return {"request_id": future.request_id, "sample_sequence_ids": ids}
 

@@ -6,7 +6,6 @@ up its model for ever. It is accepted, and fails in its turn.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,12 +14,13 @@ from fastapi import APIRouter, Request
 
 from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.application import current_user
-from enginehouse.tinker.bodies import LARGE
+from enginehouse.tinker.bodies import decoded
 from enginehouse.tinker.future import JSON
 from enginehouse.tinker.futures import Futures
 from enginehouse.tinker.routes.models import Models
 from enginehouse.tinker.training_queue import TrainingQueue
 from enginehouse.tinker.wire import LossIdentity, identify_loss_request
+from enginehouse.tinker.wire.schema import PROTOBUF
 
 _JOBS = ("optim_step", "save_weights", "save_weights_for_sampler", "save_weights_external")
 
@@ -70,11 +70,8 @@ def training_routes(models: Models, *, futures: Futures, queue: TrainingQueue) -
                 fix="send the body as it is; the SDK does where proto_compress_fwdbwd is off",
             )
         content = await request.body()
-        if len(content) < LARGE:
-            place = identify_loss_request(content)
-        else:
-            place = await asyncio.to_thread(identify_loss_request, content)
-        return await accept(request, "forward_backward", content, content_type, place)
+        place = await decoded(content, identify_loss_request)
+        return await accept(request, "forward_backward", content, PROTOBUF, place)
 
     for kind in _JOBS:
         router.post(f"/api/v1/{kind}")(_job(kind, accept))
