@@ -1,14 +1,18 @@
 """Retrieving and cancelling futures."""
 
+from __future__ import annotations
+
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from enginehouse.core.errors import TinkerError
+from enginehouse.core.strict_model import StrictModel
+from enginehouse.tinker.bodies import read_json
 from enginehouse.tinker.future import JSON, Future
 from enginehouse.tinker.futures import Futures
 from enginehouse.tinker.wire.schema import PROTOBUF
@@ -17,50 +21,46 @@ LONGEST_POLL: Final = 30.0
 """Seconds until an unanswered poll gets a reply; the SDK gives up after 45."""
 _INLINE: Final = 64 << 10
 """Bytes of an answer above which a client that can is told the size first, to limit its memory."""
-_SPREAD: Final = 0.1  # the part of a poll's time by which polls that began together end apart
+_SPREAD: Final = 0.1
+"""The part of a poll's time by which polls that began together end apart."""
 
-Body = TypeVar("Body", bound=msgspec.Struct)
 Result = TypeVar("Result")
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A JSON object; a field that is not declared is refused by name."""
-
-
-class _RetrieveFuture(_Strict, frozen=True):
+class _RetrieveFuture(StrictModel):
     request_id: str
     allow_metadata_only: bool = False
 
 
-class _Target(_Strict, frozen=True):
+class _Target(StrictModel):
+    type: Literal["sampling_session"] = "sampling_session"
     sampling_session_id: str
     cloned_sampler_id: int = 0
-    type: str = "sampling_session"
 
 
-class _RetrieveFutures(_Strict, frozen=True):
+class _RetrieveFutures(StrictModel):
     target: _Target
     prev_cursor: int = 0
     timeout: float | None = None
-    retrieved_request_ids: list[str] = []
+    retrieved_request_ids: tuple[str, ...] = ()
 
 
-class _CancelFuture(_Strict, frozen=True):
+class _CancelFuture(StrictModel):
     request_id: str
 
 
 def futures_routes(
-    futures: Futures, *, user: Callable[..., Any], longest_poll: float = LONGEST_POLL
+    futures: Futures, *, user: Callable[[Request], str], longest_poll: float = LONGEST_POLL
 ) -> APIRouter:
-    """The routes; `user` is the dependency that gives the name of the authenticated user."""
+    """The routes; `user` gives the authenticated user of a request."""
     router = APIRouter(prefix="/api/v1")
-    User = Annotated[str, Depends(user)]  # noqa: N806 (a type)
 
     @router.post("/retrieve_future")
-    async def retrieve_future(request: Request, user: User) -> Response:
-        asked = _decode(await request.body(), _RetrieveFuture)
+    async def retrieve_future(request: Request) -> Response:
+        asked = await read_json(request, _RetrieveFuture)
+        timeout = _spread(longest_poll)
         future = await _unless_gone(
-            request, futures.wait(asked.request_id, user=user, timeout=_spread(longest_poll))
+            request, futures.wait(asked.request_id, user=user(request), timeout=timeout)
         )
         if future is None or future.state == "waiting":
             return _json(_try_again(asked.request_id, future))
@@ -84,16 +84,14 @@ def futures_routes(
         return Response(payload, media_type=future.content_type)
 
     @router.post("/retrieve_futures")
-    async def retrieve_futures(request: Request, user: User) -> Response:
-        asked = _decode(await request.body(), _RetrieveFutures)
-        if asked.target.type != "sampling_session":
-            raise TinkerError(f"futures of a {asked.target.type} cannot be retrieved together")
-        futures.acknowledge(asked.retrieved_request_ids, user=user)
+    async def retrieve_futures(request: Request) -> Response:
+        asked = await read_json(request, _RetrieveFutures)
+        futures.acknowledge(asked.retrieved_request_ids, user=user(request))
         timeout = longest_poll if asked.timeout is None else min(asked.timeout, longest_poll)
         answered = await _unless_gone(
             request,
             futures.completions(
-                user=user,
+                user=user(request),
                 sampling_session_id=asked.target.sampling_session_id,
                 clone=asked.target.cloned_sampler_id,
                 after=asked.prev_cursor,
@@ -107,9 +105,9 @@ def futures_routes(
         )
 
     @router.post("/cancel_future")
-    async def cancel_future(request: Request, user: User) -> Response:
-        asked = _decode(await request.body(), _CancelFuture)
-        await futures.cancel(asked.request_id, user=user)
+    async def cancel_future(request: Request) -> Response:
+        asked = await read_json(request, _CancelFuture)
+        await futures.cancel(asked.request_id, user=user(request))
         return _json({})
 
     return router
@@ -125,16 +123,6 @@ async def _unless_gone(request: Request, waiting: Coroutine[Any, Any, Result]) -
     finally:
         poll.cancel()
         gone.cancel()
-
-
-def _decode(body: bytes, body_type: type[Body]) -> Body:
-    try:
-        return msgspec.json.decode(body, type=body_type)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TinkerError(
-            f"the body is not valid: {error}",
-            fix="use the tinker SDK 0.38.0; other fields are not supported",
-        ) from error
 
 
 def _spread(seconds: float) -> float:

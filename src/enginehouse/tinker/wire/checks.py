@@ -35,7 +35,7 @@ _POLICY: Final = frozenset({"logprobs", "advantages"})
 _CLIPS: Final = frozenset({"clip_low_threshold", "clip_high_threshold"})
 
 LOSSES: Final[Mapping[str, LossInputs]] = {
-    "cross_entropy": LossInputs(optional=frozenset({"weights"}), matrix=True),
+    "cross_entropy": LossInputs(required=frozenset({"weights"}), matrix=True),
     "importance_sampling": LossInputs(required=_POLICY),
     "ppo": LossInputs(required=_POLICY, parameters=_CLIPS),
     "cispo": LossInputs(required=_POLICY, parameters=_CLIPS),
@@ -47,7 +47,7 @@ LOSSES: Final[Mapping[str, LossInputs]] = {
         required=_POLICY, parameters=frozenset({"kl_coeff"}), provenance=True
     ),
 }
-"""Every loss of the API that runs in the service. Without `weights`, each position counts once."""
+"""Every loss of the API that runs in the service."""
 
 
 def check_data(
