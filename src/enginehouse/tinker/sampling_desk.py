@@ -121,10 +121,12 @@ class SamplingDesk:
     async def cancel_sessions(self, session_ids: Sequence[str]) -> int:
         """Cancel what waits for sessions that nobody listens in any more. Returns how many."""
         gone = set(session_ids)
+        for name in [name for name in self._samplers if _session_of(name) in gone]:
+            del self._samplers[name]
+            self._weights.pop(name, None)
         cancelled = 0
         for future in list(self._samples.values()):
-            sampling_session = str(future.details.get("sampling_session_id") or "")
-            if sampling_session.rpartition(":sample:")[0] in gone:
+            if _session_of(str(future.details["sampling_session_id"])) in gone:
                 await self._futures.cancel(future.request_id, user=future.user)
                 cancelled += 1
         return cancelled
@@ -187,34 +189,48 @@ class SamplingDesk:
 
     async def _weights_for(self, future: Future, sample: Sample) -> Weights:
         """The weights that a sample is of, as they are now. Raises TinkerError."""
-        session_id = sample.request.get("sampling_session_id")
-        if session_id is None:
+        sampling_session_id = sample.request.get("sampling_session_id")
+        if sampling_session_id is None:
             path = sample.request.get("model_path")
             if path is None:
                 return BASE
             return self.weights_of(await self._records.checkpoint(path, user=future.user))
-        sampler = await self.sampler(session_id, user=future.user)
+        sampler = await self.sampler(sampling_session_id, user=future.user)
         if sampler.follows is not None:
             return await self._newest_of(sampler.follows)
         if sampler.checkpoint is None:
             return BASE
-        weights = self._weights.get(sampler.checkpoint)
+        weights = self._weights.get(sampling_session_id)
         if weights is None or not (weights.folder and weights.folder.exists()):
             checkpoint = await self._records.checkpoint(sampler.checkpoint, user=sampler.user)
-            weights = self._weights[sampler.checkpoint] = self.weights_of(checkpoint)
+            if checkpoint.created > sampler.created:
+                raise TinkerError(
+                    f"the weights of {sampling_session_id} were deleted",
+                    why=f"other weights were saved as {checkpoint.path} afterwards",
+                    fix="make a new sampling client",
+                    status=404,
+                )
+            weights = self._weights[sampling_session_id] = self.weights_of(checkpoint)
         return weights
 
     async def _newest_of(self, model_id: str) -> Weights:
         """The weights that the model saved last for sampling."""
         weights = self._newest.get(model_id)
-        if weights is None:  # they were saved before the service was restarted
-            newest = await self._records.last_checkpoints([model_id], user=None)
-            weights = self._newest[model_id] = self._of(newest[model_id, "sampler"])
+        if weights is None or not (weights.folder and weights.folder.exists()):
+            # saved before the service was restarted, or deleted
+            saved = await self._records.last_checkpoints([model_id], user=None)
+            if (model_id, "sampler") not in saved:
+                raise TinkerError(
+                    f"no weights of {model_id} are left to sample from",
+                    fix="save them again: save_weights_and_get_sampling_client()",
+                    status=404,
+                )
+            weights = self._newest[model_id] = self._of(saved[model_id, "sampler"])
         return weights
 
     def _of(self, checkpoint: CheckpointRecord) -> Weights:
         return Weights(
-            key=checkpoint.path,
+            key=checkpoint.folder,  # a path can be saved again when its checkpoint was deleted
             folder=self._checkpoints.folder(checkpoint),
             unembed=checkpoint.unembed,
         )
@@ -224,3 +240,7 @@ class SamplingDesk:
             await self._engine.prepare(weights)
         except EnginehouseError as error:  # the first sample says so to its user
             logger.warning("an adapter was not loaded", extra={"key": weights.key, "why": str(error)})
+
+
+def _session_of(sampling_session_id: str) -> str:
+    return sampling_session_id.rpartition(":sample:")[0]

@@ -14,6 +14,7 @@ from tests.support.tinker_client import (
     Failed,
     House,
     Refused,
+    Running,
     sample_request,
     tokens_of,
     until,
@@ -28,8 +29,11 @@ PROMPT = [65, 66, 67]
 TOKENS = list(range(20, 40))
 
 
-async def expected(key: str) -> list[int]:
-    """What the engine samples from weights of that key."""
+async def expected(running: Running, path: str | None) -> list[int]:
+    """What the engine samples from a checkpoint, or from the base model."""
+    key = "base"
+    if path is not None:
+        key = (await running.service._rooms.records.checkpoint(path, user=None)).folder
     prompt = TokenPrompt(tokens=np.array(PROMPT, np.int32), max_tokens=4, seed=7)
     sampled = await FakeSampling().sample(Weights(key=key, folder=Path("/x")), prompt)
     return sampled.sequences[0].tokens.tolist()
@@ -73,14 +77,14 @@ async def test_a_snapshot_keeps_its_weights_and_inflight_ones_follow(tmp_path: P
         await ada.step(model, 4)
         snapshot = await save(ada, model, 5, sampling_session_seq_id=8)
         newest = f"tinker://{model}/sampler_weights/step-000005"
-        assert await ada.sample(old, PROMPT) == [await expected(first["path"])]
-        assert await ada.sample(mutable["sampling_session_id"], PROMPT) == [await expected(newest)]
-        assert await ada.sample(snapshot["sampling_session_id"], PROMPT) == [await expected(newest)]
+        assert await ada.sample(old, PROMPT) == [await expected(running, first["path"])]
+        assert await ada.sample(mutable["sampling_session_id"], PROMPT) == [await expected(running, newest)]
+        assert await ada.sample(snapshot["sampling_session_id"], PROMPT) == [await expected(running, newest)]
     async with house.open() as running:
         ada = running.client()
         ada._samples = 100
-        assert await ada.sample(old, PROMPT) == [await expected(first["path"])]
-        assert await ada.sample(mutable["sampling_session_id"], PROMPT) == [await expected(newest)]
+        assert await ada.sample(old, PROMPT) == [await expected(running, first["path"])]
+        assert await ada.sample(mutable["sampling_session_id"], PROMPT) == [await expected(running, newest)]
 
 
 async def test_an_adapter_is_loaded_when_it_is_saved(tmp_path: Path):
@@ -90,7 +94,8 @@ async def test_an_adapter_is_loaded_when_it_is_saved(tmp_path: Path):
         ada = await running.client().begin()
         model = await ada.create_model()
         path = (await save(ada, model, 1, path="one"))["path"]
-        await until(lambda: house.engine.loads == [path])
+        saved = await running.service._rooms.records.checkpoint(path, user="ada")
+        await until(lambda: house.engine.loads == [saved.folder])
 
 
 async def test_a_deleted_checkpoint_is_not_replaced_by_the_base_model(tmp_path: Path):
@@ -107,6 +112,13 @@ async def test_a_deleted_checkpoint_is_not_replaced_by_the_base_model(tmp_path: 
             await ada.sample(sampler, PROMPT)
         with pytest.raises(Refused, match="there is no checkpoint"):
             await ada.sampler(path=path, number=1)
+        await ada.compute(model, 2, TOKENS)
+        await ada.step(model, 3)
+        assert (await save(ada, model, 4, path="one"))["path"] == path
+        with pytest.raises(Failed, match="other weights were saved"):
+            await ada.sample(sampler, PROMPT)
+        other = await ada.sampler(path=path, number=2)
+        assert await ada.sample(other, PROMPT) == [await expected(running, path)]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +221,7 @@ async def test_what_was_accepted_is_answered_after_a_restart(tmp_path: Path):
     house.engine.running.set()
     async with house.open() as running:
         payload = await running.client().result(asked["request_id"])
-        assert tokens_of(payload) == [await expected("base")]
+        assert tokens_of(payload) == [await expected(running, None)]
 
 
 async def test_clients_that_join_a_sampling_session_get_numbers_of_their_own(tmp_path: Path):
@@ -248,7 +260,7 @@ async def test_another_users_sampler_and_checkpoint_do_not_exist(tmp_path: Path)
                 await refused
             assert error.value.status == 404
         await running.service._rooms.records.set_public(path, user="ada", public=True)
-        assert await eve.sample(await eve.sampler(path=path), PROMPT) == [await expected(path)]
+        assert await eve.sample(await eve.sampler(path=path), PROMPT) == [await expected(running, path)]
 
 
 @pytest.mark.slow
