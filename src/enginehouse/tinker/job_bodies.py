@@ -44,7 +44,7 @@ class AdamParams(StrictModel):
     grad_clip_norm: float = 0.0
 
     def step(self) -> AdamStep:
-        """The step that the trainer takes. The SDK says of clipping that "0.0 means no clipping"."""
+        """The step that the trainer takes; a norm of 0 or less means no clipping."""
         return AdamStep(
             learning_rate=self.learning_rate,
             beta1=self.beta1,

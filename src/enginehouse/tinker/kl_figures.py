@@ -64,6 +64,8 @@ def measure_kl(request: LossRequest, result: LossResult) -> KlFigures | None:
 
 def _sampled(datum: Datum) -> NDArray[np.bool_]:
     if "advantages" not in datum.inputs:
-        return np.ones(len(datum.tokens), dtype=np.bool_) if datum.sampled is None else datum.sampled
+        return (
+            np.ones(len(datum.tokens), dtype=np.bool_) if datum.sampled is None else datum.sampled
+        )
     weighted: NDArray[np.bool_] = np.not_equal(datum.inputs["advantages"], 0)
     return weighted if datum.sampled is None else weighted | datum.sampled

@@ -18,7 +18,8 @@ class Limits:
     `idle`. A trainer that ends is started again at once, and then after `restart_delay` and twice
     as long each time, up to half a minute; when nothing has been computed for `patience`, the jobs
     that wait fail. Above `kl_threshold`, a |v1| or v2 is warned about. Without `train_unembed`, no
-    adapter has an output layer, whatever its owner asked for.
+    adapter has an output layer, whatever its owner asked for. `snapshot_ttl` is how long weights
+    live that were saved for a sampler without a name and a time of their own; None is for ever.
     """
 
     rank: int = 64
@@ -33,3 +34,4 @@ class Limits:
     patience: float = 300.0
     kl_threshold: float = 0.05
     train_unembed: bool = True
+    snapshot_ttl: int | None = None

@@ -55,16 +55,14 @@ class ModelStates:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def models(self) -> list[ModelState]:
-        """The newest states of all models. Raises StoreError."""
+    def model_ids(self) -> list[str]:
+        """The models that have folders. Raises StoreError."""
         try:
-            names = sorted(os.listdir(self._folder))
+            return sorted(unquote(folder.name) for folder in self._folder.iterdir())
         except FileNotFoundError:
             return []
         except OSError as error:
             raise _refused(self._folder, "read", error) from error
-        states = [self.newest(unquote(name)) for name in names]
-        return [state for state in states if state is not None]
 
     def newest(self, model_id: str) -> ModelState | None:
         """The newest state of a model; None if none was saved. Raises StoreError."""

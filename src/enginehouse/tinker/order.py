@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.data import LossRequest
 from enginehouse.tinker.futures import Future
 
@@ -21,11 +22,17 @@ class Job:
     seq_id: int
     repeated: bool = False
     request: LossRequest | None = None
+    error: TinkerError | None = None
 
     @property
     def kind(self) -> str:
         """Such as "forward_backward"."""
         return self.future.kind
+
+    @property
+    def tokens(self) -> int:
+        """How many positions it computes."""
+        return self.request.tokens if self.request is not None else 0
 
 
 class Line:
@@ -47,6 +54,10 @@ class Line:
     def add(self, job: Job) -> None:
         """Put a job in its place. Its seq_id is `next` or higher."""
         self._jobs[job.seq_id] = job
+
+    def first(self) -> Job | None:
+        """The job with the lowest seq_id, whether or not all before it have arrived."""
+        return next(iter(self), None)
 
     def ready(self, after: int = 0) -> Job | None:
         """The next job, or the one `after` places behind it; None while it has not arrived."""

@@ -25,8 +25,9 @@ class Model:
 
     `saved` is the seq_id up to which its newest state on disk holds everything, -1 if there is no
     state. `pending` and `broken` are as in ModelState. `lost` is why it cannot be trained any more.
-    `computed` is how many seconds the computing took that the state does not cover, `used` when a
-    job of it was last done, and `turn` the number of that turn.
+    `computed` is how many seconds the computing took that the state does not cover, `saving_took`
+    how many the last save took, `used` when a job of it was last done, and `turn` the number of
+    that turn.
     """
 
     model_id: str
@@ -43,6 +44,7 @@ class Model:
     used: float = 0.0
     turn: int = 0
     kl: KlFigures | None = None
+    saving_took: float = 0.0
 
     @property
     def dirty(self) -> bool:
@@ -53,9 +55,6 @@ class Model:
     def worth_saving(self) -> bool:
         """Whether losing what is not saved would cost much more than saving it."""
         return self.dirty and self.computed >= _WORTHWHILE * self.saving_took
-
-    saving_took: float = 0.0
-    """Seconds that its last save took."""
 
 
 class Residency:
@@ -88,9 +87,15 @@ class Residency:
         return iter(list(self._models.values()))
 
     def restore(self) -> None:
-        """Know the models that have states on disk. Raises StoreError."""
-        for state in self._states.models():
-            self.model(state.model_id, user=state.user)
+        """Know the models that have states on disk. Raises StoreError for the folder itself."""
+        for model_id in self._states.model_ids():
+            try:
+                state = self._states.newest(model_id)
+            except StoreError as error:
+                self._notify(f"a model cannot be recovered: {error}")
+            else:
+                if state is not None:
+                    self.model(model_id, user=state.user)
 
     def known(self, model_id: str) -> Model | None:
         """A model that was asked for before, or had a state when the service started."""
@@ -159,11 +164,16 @@ class Residency:
 
         If its state cannot be saved, it will be computed again from the one before.
         """
-        await self.save(model)
+        if await self.save(model):
+            await self._trainer.unload(model.model_id)
+            model.resident = False
+        else:
+            await self.drop(model)
+
+    async def drop(self, model: Model) -> None:
+        """Remove a model from memory as it is, and go back to its newest state."""
         await self._trainer.unload(model.model_id)
-        if model.dirty:
-            self.recover(model)
-        model.resident = False
+        self.recover(model)
 
     async def save(self, model: Model, *, applied: int | None = None) -> bool:
         """Save the state of a model in memory, if it has changed.
