@@ -13,7 +13,8 @@ import msgspec
 
 from enginehouse.core.errors import EnginehouseError, ServerGoneError, TinkerError
 from enginehouse.tinker.data import LossResult
-from enginehouse.tinker.futures import Future, Futures
+from enginehouse.tinker.future import JSON, Future
+from enginehouse.tinker.futures import Futures
 from enginehouse.tinker.kl_figures import measure_kl
 from enginehouse.tinker.model_jobs import ModelJobs
 from enginehouse.tinker.model_states import Failure
@@ -23,10 +24,9 @@ from enginehouse.tinker.trainer_life import TrainerLife
 from enginehouse.tinker.trainers.base import Trainer
 from enginehouse.tinker.turns import Work
 from enginehouse.tinker.wire import encode_loss_result
+from enginehouse.tinker.wire.schema import PROTOBUF
 
 _MINUTE: Final = 60.0
-_JSON: Final = "application/json"
-_PROTOBUF: Final = "application/x-protobuf"
 
 
 class JobRunner:
@@ -120,7 +120,7 @@ class JobRunner:
             metrics |= kl.metrics(threshold=self._kl_threshold)
         answer = LossResult(outputs=result.outputs, metrics=metrics)
         payload = await asyncio.to_thread(encode_loss_result, answer)
-        await self._answer(model, job, payload, content_type=_PROTOBUF)
+        await self._answer(model, job, payload, content_type=PROTOBUF)
 
     async def _do_alone(self, model: Model, job: Job) -> None:
         """A job of any other kind."""
@@ -147,7 +147,7 @@ class JobRunner:
         if job.repeated:
             self._finish(model, job)
         else:
-            await self._answer(model, job, payload, content_type=_JSON)
+            await self._answer(model, job, payload, content_type=JSON)
         if job.kind == "optim_step" and model.worth_saving:
             await self._residency.save(model)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.data import LossRequest
-from enginehouse.tinker.futures import Future
+from enginehouse.tinker.future import Future
 
 
 @dataclass(eq=False, kw_only=True)

@@ -14,7 +14,8 @@ from typing import Final
 from enginehouse.core.errors import ServerGoneError, TinkerError
 from enginehouse.runtime.context import Notify
 from enginehouse.tinker.checkpoints import CheckpointStore
-from enginehouse.tinker.futures import Future, Futures
+from enginehouse.tinker.future import Future
+from enginehouse.tinker.futures import Futures
 from enginehouse.tinker.job_runner import JobRunner
 from enginehouse.tinker.limits import Limits
 from enginehouse.tinker.model_jobs import ModelJobs, SamplerSaved

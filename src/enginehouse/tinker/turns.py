@@ -46,6 +46,10 @@ class Turns:
     Users take turns as FairTurns says, and the models of a user one after another. A turn is one
     job; but as many forward_backwards as fit into `pass_tokens` together are computed in one pass,
     in the order in which their turns would come: chunks of one batch, and jobs of different models.
+
+    A model that was lost with the trainer is recovered when it is asked for something, and in one
+    go: were it interrupted by others that take its place in memory, it would never be done where
+    the disk is too full to save it.
     """
 
     def __init__(self, *, residency: Residency, limits: Limits) -> None:
@@ -53,6 +57,7 @@ class Turns:
         self._limits = limits
         self._fair = FairTurns()
         self._number = 0
+        self._recovering: Model | None = None
 
     @property
     def pending(self) -> bool:
@@ -89,6 +94,10 @@ class Turns:
 
     def _candidate(self, chosen: list[Work]) -> Work | None:
         """The next job beside those that are chosen already."""
+        if not chosen and self._recovering is not None:
+            job = _next(self._recovering)
+            if job is not None:
+                return Work(self._recovering, job)
         taken = Counter(work.model for work in chosen)
         full = len(taken) >= self._limits.resident
         candidates: dict[str, list[Work]] = defaultdict(list)
@@ -106,6 +115,10 @@ class Turns:
 
     def _take(self, work: Work, cost: float) -> None:
         self._fair.charge(work.model.user, cost)
+        if work.job.repeated:
+            self._recovering = work.model
+        elif work.model is self._recovering:
+            self._recovering = None
         self._number += 1
         work.model.turn = self._number
 
@@ -144,4 +157,7 @@ def _next(model: Model, after: int = 0) -> Job | None:
     """The job of a model that can be done when `after` others are; a lost model has no order."""
     if model.lost is not None:
         return None if after else model.line.first()
-    return model.line.ready(after)
+    job = model.line.ready(after)
+    if job is not None and job.repeated and all(other.repeated for other in model.line):
+        return None
+    return job
