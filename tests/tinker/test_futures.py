@@ -4,7 +4,7 @@ import asyncio
 import errno
 import json
 import os
-import subprocess
+import random
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -209,14 +209,14 @@ async def test_everything_is_there_after_a_restart(futures):
 
 async def test_bodies_are_kept_until_a_saved_state_covers_them(futures):
     """Also when the answer has expired; answered jobs come back in the order of their numbers."""
-    jobs = {number: await accept(futures, number, body=LARGE) for number in (3, 1, 2, 4)}
+    jobs = {number: await accept(futures, number, body=LARGE) for number in (3, 1, 0, 2, 4)}
     for number in (1, 2, 3):
         await futures.finish(jobs[number], b"done")
     assert [f.details["seq_id"] for f in futures.answered(model_id="m", after=1)] == [2, 3]
     assert futures.answered(model_id="other", after=0) == []
     futures.forget_bodies(model_id="m", up_to=2)
     await written(futures)
-    assert files(futures)["bodies"] == sorted([jobs[3].request_id, jobs[4].request_id])
+    assert files(futures)["bodies"] == sorted(jobs[n].request_id for n in (0, 3, 4))
     with pytest.raises(StoreError, match="no longer kept"):
         _ = jobs[1].body
     after = await reopened(futures, kept=0)
@@ -379,38 +379,73 @@ async def test_one_service_has_the_folder(futures):
 
 
 KILLED = """
-import asyncio, os, pathlib, sys
+import asyncio, pathlib, random, sys
+from enginehouse.tinker import future_journal
 from enginehouse.tinker.futures import Futures
+
+future_journal._GROWN = 20_000  # so that kills also meet compacting
+
+async def work(futures, name):
+    rng = random.Random(name)
+    for number in range(1000):
+        size = rng.choice([0, 100, 40_000])
+        replayed = {"model_id": name, "seq_id": number} if rng.random() < 0.5 else {}
+        future = await futures.accept(
+            key=f"{name}:{number}", kind="sample", user="ann", body=b"x" * size,
+            content_type="application/json", details=replayed)
+        print("accepted", future.request_id, size, flush=True)
+        if rng.random() < 0.8:
+            await futures.finish(future, b"y" * size)
+            print("finished", future.request_id, size, flush=True)
+        if replayed and number % 7 == 0:
+            futures.forget_bodies(model_id=name, up_to=number)
+        if not replayed and rng.random() < 0.3:
+            print("removed", future.request_id, 0, flush=True)
+            futures.acknowledge([future.request_id], user="ann")
 
 async def main():
     futures = Futures.open(pathlib.Path(sys.argv[1]))
-    for number in range(3):
-        future = await futures.accept(
-            key=str(number), kind="sample", user="ann", body=b"x" * 40_000 * number,
-            content_type="application/json", details={})
-        if number < 2:
-            await futures.finish(future, b"y" * 40_000 * number)
-        print(future.request_id, flush=True)
-    os.kill(os.getpid(), 9)
+    await asyncio.gather(*(work(futures, f"{sys.argv[2]}-{n}") for n in range(4)))
 
 asyncio.run(main())
 """
 
 
-async def test_kill_9_loses_nothing(tmp_path):
-    """Neither what was accepted nor what was answered."""
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", KILLED, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -9, done.stderr
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+async def test_kill_9_at_any_moment_loses_nothing(tmp_path, seed):
+    """Neither what was accepted nor what was answered, over three lives of one folder."""
+    events: list[list[str]] = []
+    for life in range(3):
+        moment = random.Random(seed * 3 + life).randrange(5, 400)
+        events += await lines_before_kill(tmp_path, f"{seed}-{life}", moment)
+    finished = {request_id: int(size) for what, request_id, size in events if what == "finished"}
+    removed = {request_id for what, request_id, _ in events if what == "removed"}
     futures = Futures.open(tmp_path)
-    ids = done.stdout.split()
-    answered = [await futures.wait(i, user="ann", timeout=0) for i in ids[:2]]
-    assert [f.payload for f in answered] == [b"", b"y" * 40_000]
-    assert [f.request_id for f in futures.waiting()] == ids[2:]
-    assert futures.waiting()[0].body == b"x" * 80_000
+    for what, request_id, size in events:
+        if what != "accepted" or request_id in removed:
+            continue
+        future = await futures.wait(request_id, user="ann", timeout=0)
+        if request_id in finished:
+            assert future.state == "finished"
+        if future.state == "finished":
+            assert future.payload == b"y" * int(size)
+        else:
+            assert future.body == b"x" * int(size)
+    assert all(f.request_id not in finished for f in futures.waiting())
+    orders = [f.order for f in futures._futures.values() if f.state == "finished"]
+    assert len(set(orders)) == len(orders)
     await futures.close()
+
+
+async def lines_before_kill(folder: Path, name: str, moment: int) -> list[list[str]]:
+    """What the program had written before it was killed, some time after `moment` lines."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", KILLED, str(folder), name, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    lines = [await process.stdout.readline() for _ in range(moment)]
+    process.kill()
+    lines += (await process.stdout.read()).splitlines(keepends=True)
+    assert await process.wait() == -9
+    return [line.decode().split() for line in lines if line.endswith(b"\n")]

@@ -241,9 +241,14 @@ class Futures:
         self._remove([f for f in known if f.user == user and f.state != "waiting"])
 
     def forget_bodies(self, *, model_id: str, up_to: int) -> None:
-        """A saved state covers a model's jobs up to that seq_id: their bodies are not needed."""
+        """A saved state covers a model's jobs up to that seq_id: their bodies are not needed.
+
+        The body of a job without an answer is kept in any case.
+        """
         jobs = self._replayable.get(model_id, {})
-        covered = [f for f in jobs.values() if f.details["seq_id"] <= up_to]
+        covered = [
+            f for f in jobs.values() if f.state != "waiting" and f.details["seq_id"] <= up_to
+        ]
         self._forget_bodies(covered)
         if not jobs:
             self._replayable.pop(model_id, None)
