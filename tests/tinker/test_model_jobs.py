@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.training_service import MODEL, VOCABULARY, TrainingService, training_service
 
 from enginehouse.core.errors import TinkerError
 from enginehouse.testing.fake_trainer import FakeTrainer
 from enginehouse.tinker.future import Future
 from enginehouse.tinker.limits import Limits
-from tests.support.training_service import MODEL, VOCABULARY, TrainingService, training_service
 
 OTHER = "ses-2:train:0"
 
