@@ -65,7 +65,7 @@ class Running:
         return Client(self.web, self._keys[user])
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """An answer that is not 200."""
 
     def __init__(self, status: int, content: Any) -> None:
@@ -74,7 +74,7 @@ class Refused(Exception):
         self.content = content
 
 
-class Failed(Exception):
+class FailedError(Exception):
     """A future that failed; `category` says whose mistake it was."""
 
     def __init__(self, content: Any) -> None:
@@ -92,7 +92,7 @@ class Client:
         self._samples = 0
 
     async def post(self, route: str, body: Any = None, **headers: str) -> Any:
-        """Post to /api/v1/`route`, or to a whole path; raises Refused unless the answer is 200."""
+        """Post to /api/v1/`route`, or to a whole path; raises RefusedError, unless it is answered."""
         path = route if route.startswith("/") else f"/api/v1/{route}"
         content = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
         data = io.BytesIO(content) if len(content) > 1_000_000 else content
@@ -101,14 +101,14 @@ class Client:
             kind = reply.headers.get("content-type", "")
             answer = json.loads(content) if "json" in kind and content else content
             if reply.status >= 300:
-                raise Refused(reply.status, answer)
+                raise RefusedError(reply.status, answer)
             return answer
 
     async def get(self, path: str) -> Any:
         """As `post`, of a whole path."""
         async with self._web.get(path, headers=self._headers) as reply:
             if reply.status >= 300:
-                raise Refused(reply.status, await reply.json())
+                raise RefusedError(reply.status, await reply.json())
             return await reply.json()
 
     async def begin(self) -> Self:
@@ -118,13 +118,13 @@ class Client:
         return self
 
     async def result(self, request_id: str) -> Any:
-        """Wait for a future's answer; raises Failed."""
+        """Wait for a future's answer; raises FailedError."""
         while True:
             answer = await self.post("retrieve_future", {"request_id": request_id})
             if isinstance(answer, dict) and answer.get("type") == "try_again":
                 continue
             if isinstance(answer, dict) and "error" in answer:
-                raise Failed(answer)
+                raise FailedError(answer)
             return answer
 
     async def done(self, route: str, body: Any, **headers: str) -> Any:

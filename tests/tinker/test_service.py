@@ -11,7 +11,7 @@ from tests.support.tinker_client import (
     PROTOBUF,
     Client,
     House,
-    Refused,
+    RefusedError,
     loss_request,
     tokens_of,
     until,
@@ -53,7 +53,7 @@ async def test_a_drain_finishes_what_runs_and_refuses_what_is_new(tmp_path: Path
             ada.post("forward_backward", loss_request(model, 2, TOKENS), **PROTOBUF),
             ada.post("/v1/completions", {"model": "m", "prompt": "a"}),
         ):
-            with pytest.raises(Refused) as error:
+            with pytest.raises(RefusedError) as error:
                 await refused
             assert error.value.status == 503
         waiting = asyncio.create_task(ada.result(asked["request_id"]))

@@ -6,7 +6,6 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from typing import Final
 
 import orjson
 from starlette.requests import ClientDisconnect

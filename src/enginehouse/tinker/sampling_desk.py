@@ -1,4 +1,4 @@
-"""From samples that clients ask for to the sampling engine: whose weights, whose turn, and cancels."""
+"""From samples that clients ask for to the sampling engine: whose weights, and whose turn."""
 
 from __future__ import annotations
 
@@ -166,7 +166,9 @@ class SamplingDesk:
         except TinkerError as error:
             await self._futures.fail(future, str(error), category=error.category)
         except EnginehouseError as error:
-            logger.warning("a sample failed", extra={"request": future.request_id, "why": str(error)})
+            logger.warning(
+                "a sample failed", extra={"request": future.request_id, "why": str(error)}
+            )
             await self._futures.fail(future, str(error), category="server")
         except Exception as error:
             logger.exception("a sample failed unexpectedly", extra={"request": future.request_id})
@@ -239,7 +241,9 @@ class SamplingDesk:
         try:
             await self._engine.prepare(weights)
         except EnginehouseError as error:  # the first sample says so to its user
-            logger.warning("an adapter was not loaded", extra={"key": weights.key, "why": str(error)})
+            logger.warning(
+                "an adapter was not loaded", extra={"key": weights.key, "why": str(error)}
+            )
 
 
 def _session_of(sampling_session_id: str) -> str:

@@ -41,6 +41,7 @@ from enginehouse.tinker.routes.legacy import LegacySampler, legacy_routes
 from enginehouse.tinker.routes.models import Models, model_routes
 from enginehouse.tinker.routes.openai import openai_routes
 from enginehouse.tinker.routes.operations import operation_routes
+from enginehouse.tinker.routes.samplers import sampler_routes
 from enginehouse.tinker.routes.sampling import sampling_routes
 from enginehouse.tinker.routes.sessions import Sessions, session_routes
 from enginehouse.tinker.routes.training import training_routes
@@ -153,7 +154,7 @@ async def open_service(
             yield service
 
 
-async def _open_rooms(  # noqa: PLR0913, PLR0917 (what the rooms are made from)
+async def _open_rooms(
     config: TinkerConfig,
     home: Path,
     context: Context,
@@ -221,7 +222,8 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
 
     def describe(spec: LoraSpec) -> Mapping[str, Any]:
         engine = rooms.engine.description
-        return {"sampled_by": engine["unembedding" if spec.train_unembed else "engine"]}
+        sampled_by = engine.get("unembedding") if spec.train_unembed else None
+        return {"sampled_by": sampled_by or engine["engine"]}
 
     return [
         client_routes(model=capabilities),
@@ -236,12 +238,9 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
             describe=describe,
         ),
         training_routes(models, futures=rooms.futures, queue=rooms.queue),
+        sampler_routes(rooms.sessions, desk=rooms.desk, base_model=rooms.base_model),
         sampling_routes(
-            rooms.sessions,
-            futures=rooms.futures,
-            desk=rooms.desk,
-            base_model=rooms.base_model,
-            legacy=legacy,
+            futures=rooms.futures, desk=rooms.desk, base_model=rooms.base_model, legacy=legacy
         ),
         legacy_routes(legacy),
         openai_routes(names=names, desk=rooms.desk, engine=rooms.engine),
@@ -252,13 +251,16 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
 def _notices(config: TinkerConfig, engine: SamplingEngine) -> list[str]:
     """What every user should know about this service."""
     if not config.train_unembed:
+        return ["this service does not train the output layer: its operator switched that off"]
+    unembedding = engine.description.get("unembedding")
+    if (
+        isinstance(unembedding, Mapping)
+        and unembedding["answered_by"] != engine.description["engine"]
+    ):
         return [
-            "This service does not train the output layer (train_unembed): its operator switched "
-            "that off."
+            f"adapters with an output layer (train_unembed, the SDK's default) are sampled by "
+            f"{unembedding['answered_by']}: {unembedding['why']}"
         ]
-    unembedding = engine.description["unembedding"]
-    if unembedding != engine.description["engine"]:
-        return [f"Adapters of the output layer (train_unembed) are sampled by {unembedding}."]
     return []
 
 
@@ -314,9 +316,7 @@ async def _end_abandoned(rooms: Rooms) -> None:
             cancelled = await rooms.desk.cancel_sessions(lapsed)
             logger.info("sessions lapsed", extra={"sessions": lapsed, "cancelled": cancelled})
         alive = {session.session_id for session in rooms.sessions.heartbeats.alive()}
-        sessions = {
-            model.model_id.partition(":train:")[0] for model in rooms.queue.status().models
-        }
+        sessions = {model.model_id.partition(":train:")[0] for model in rooms.queue.status().models}
         for session_id in sessions - alive:
             if await _is_abandoned(session_id, rooms.records):
                 rooms.queue.retire(session_id)

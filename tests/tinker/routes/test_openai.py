@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.tinker_client import MODEL, Client, House, Refused, until
+from tests.support.tinker_client import MODEL, Client, House, RefusedError, until
 
 
 async def saved(ada: Client, **metadata: str) -> str:
@@ -60,7 +60,7 @@ async def test_others_models_are_unknown_until_they_are_published(tmp_path: Path
         eve = running.client("eve")
         assert len((await eve.get("/v1/models"))["data"]) == 1
         for name in (path, "mine", "gpt-4"):
-            with pytest.raises(Refused) as refused:
+            with pytest.raises(RefusedError) as refused:
                 await eve.post("/v1/chat/completions", asked(name))
             assert refused.value.status == 404
             assert refused.value.content["error"]["type"] == "invalid_request_error"
@@ -75,7 +75,7 @@ async def test_weights_that_continue_training_cannot_be_sampled(tmp_path: Path):
         model = await ada.create_model()
         body = {"model_id": model, "seq_id": 1, "path": "one"}
         path = (await ada.done("save_weights", body))["path"]
-        with pytest.raises(Refused, match="save_weights_for_sampler"):
+        with pytest.raises(RefusedError, match="save_weights_for_sampler"):
             await ada.post("/v1/chat/completions", asked(path))
 
 
@@ -92,8 +92,8 @@ async def test_tinks_older_request(tmp_path: Path, route: str):
             assert answer["model_id"] == (name or MODEL)
             assert len(answer["completions"]) == 2
             assert answer["finish_reasons"] == ["length", "length"]
-        with pytest.raises(Refused, match="did you mean 'max_tokens'"):
+        with pytest.raises(RefusedError, match="did you mean 'max_tokens'"):
             await ada.post(route, {"prompts": ["a"], "sampling_params": {"max_tokes": 5}})
-        with pytest.raises(Refused, match="unknown_adapter") as refused:
+        with pytest.raises(RefusedError, match="unknown_adapter") as refused:
             await ada.post(route, {"model_id": "unknown_adapter", "prompts": ["a"]})
         assert refused.value.status == 404

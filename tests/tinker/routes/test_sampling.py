@@ -1,4 +1,4 @@
-"""Sampling through HTTP: whose weights, whose turn, once each, and cancelled when nobody listens."""
+"""Sampling through HTTP: whose weights, whose turn, once each, and cancelled for nobody."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from tests.support.tinker_client import (
     MODEL,
     Client,
-    Failed,
+    FailedError,
     House,
-    Refused,
+    RefusedError,
     Running,
     sample_request,
     tokens_of,
@@ -41,9 +41,7 @@ async def expected(running: Running, path: str | None) -> list[int]:
 
 async def save(ada: Client, model: str, seq_id: int, **how: object) -> dict[str, str]:
     """Save a model for sampling."""
-    return await ada.done(
-        "save_weights_for_sampler", {"model_id": model, "seq_id": seq_id, **how}
-    )
+    return await ada.done("save_weights_for_sampler", {"model_id": model, "seq_id": seq_id, **how})
 
 
 async def test_the_base_model_is_sampled_with_an_id_for_each_sequence(tmp_path: Path):
@@ -78,13 +76,19 @@ async def test_a_snapshot_keeps_its_weights_and_inflight_ones_follow(tmp_path: P
         snapshot = await save(ada, model, 5, sampling_session_seq_id=8)
         newest = f"tinker://{model}/sampler_weights/step-000005"
         assert await ada.sample(old, PROMPT) == [await expected(running, first["path"])]
-        assert await ada.sample(mutable["sampling_session_id"], PROMPT) == [await expected(running, newest)]
-        assert await ada.sample(snapshot["sampling_session_id"], PROMPT) == [await expected(running, newest)]
+        assert await ada.sample(mutable["sampling_session_id"], PROMPT) == [
+            await expected(running, newest)
+        ]
+        assert await ada.sample(snapshot["sampling_session_id"], PROMPT) == [
+            await expected(running, newest)
+        ]
     async with house.open() as running:
         ada = running.client()
         ada._samples = 100
         assert await ada.sample(old, PROMPT) == [await expected(running, first["path"])]
-        assert await ada.sample(mutable["sampling_session_id"], PROMPT) == [await expected(running, newest)]
+        assert await ada.sample(mutable["sampling_session_id"], PROMPT) == [
+            await expected(running, newest)
+        ]
 
 
 async def test_an_adapter_is_loaded_when_it_is_saved(tmp_path: Path):
@@ -108,14 +112,14 @@ async def test_a_deleted_checkpoint_is_not_replaced_by_the_base_model(tmp_path: 
         sampler = await ada.sampler(path=path)
         await ada.sample(sampler, PROMPT)
         await running.service._rooms.checkpoints.remove(path, user="ada")
-        with pytest.raises(Failed, match="there is no checkpoint"):
+        with pytest.raises(FailedError, match="there is no checkpoint"):
             await ada.sample(sampler, PROMPT)
-        with pytest.raises(Refused, match="there is no checkpoint"):
+        with pytest.raises(RefusedError, match="there is no checkpoint"):
             await ada.sampler(path=path, number=1)
         await ada.compute(model, 2, TOKENS)
         await ada.step(model, 3)
         assert (await save(ada, model, 4, path="one"))["path"] == path
-        with pytest.raises(Failed, match="other weights were saved"):
+        with pytest.raises(FailedError, match="other weights were saved"):
             await ada.sample(sampler, PROMPT)
         other = await ada.sampler(path=path, number=2)
         assert await ada.sample(other, PROMPT) == [await expected(running, path)]
@@ -136,7 +140,7 @@ async def test_a_sample_that_makes_no_sense_is_refused_by_name(tmp_path: Path, c
     async with House(tmp_path).open() as running:
         ada = await running.client().begin()
         sampler = await ada.sampler()
-        with pytest.raises(Refused, match=said):
+        with pytest.raises(RefusedError, match=said):
             await ada.ask_sample(sampler, PROMPT, **changes)
 
 
@@ -148,7 +152,7 @@ async def test_what_the_engine_refuses_is_told_to_its_user(tmp_path: Path):
         sampler = await ada.sampler()
         house.engine.failures += [TinkerError("too long"), ZeroDivisionError()]
         for said, category in (("too long", "user"), ("unexpected", "server")):
-            with pytest.raises(Failed, match=said) as failed:
+            with pytest.raises(FailedError, match=said) as failed:
                 await ada.sample(sampler, PROMPT)
             assert failed.value.category == category
 
@@ -188,7 +192,7 @@ async def test_a_cancelled_sample_makes_room(tmp_path: Path):
         await until(lambda: house.engine.requests == 2)
         house.engine.running.set()
         await ada.result(second["request_id"])
-        with pytest.raises(Failed, match="cancelled"):
+        with pytest.raises(FailedError, match="cancelled"):
             await ada.result(first["request_id"])
 
 
@@ -204,7 +208,7 @@ async def test_samples_of_a_silent_session_are_cancelled(tmp_path: Path, monkeyp
         kept = await heard.ask_sample(samplers[1], PROMPT)
         while running.service.status().futures == 2:
             await heard.post("session_heartbeat", {"session_id": heard.session})
-        with pytest.raises(Failed, match="cancelled"):
+        with pytest.raises(FailedError, match="cancelled"):
             await silent.result(lost["request_id"])
         house.engine.running.set()
         await heard.result(kept["request_id"])
@@ -256,11 +260,13 @@ async def test_another_users_sampler_and_checkpoint_do_not_exist(tmp_path: Path)
             eve.get(f"/api/v1/samplers/{sampler}"),
             eve.post("join_sampling_session", {"sampling_session_id": sampler}),
         ):
-            with pytest.raises(Refused) as error:
+            with pytest.raises(RefusedError) as error:
                 await refused
             assert error.value.status == 404
         await running.service._rooms.records.set_public(path, user="ada", public=True)
-        assert await eve.sample(await eve.sampler(path=path), PROMPT) == [await expected(running, path)]
+        assert await eve.sample(await eve.sampler(path=path), PROMPT) == [
+            await expected(running, path)
+        ]
 
 
 @pytest.mark.slow
@@ -285,7 +291,7 @@ async def test_heartbeats_are_answered_beside_many_samples_and_large_bodies(tmp_
 
         async def large(seq_id: int) -> None:
             asked = await users[1].post("asample", body.replace(b"314159", b"%d" % seq_id))
-            with pytest.raises(Failed, match="at most"):
+            with pytest.raises(FailedError, match="at most"):
                 await users[1].result(asked["request_id"])
 
         beats = [asyncio.create_task(beat(client)) for client in users]

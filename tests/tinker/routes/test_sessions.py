@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.support.tinker_client import MODEL, House, Refused, until
+from tests.support.tinker_client import MODEL, House, RefusedError, until
 
 
 async def test_the_flags_that_the_sdk_is_given(tmp_path: Path):
@@ -52,9 +52,13 @@ async def test_a_session_lives_until_it_is_finished(tmp_path: Path):
         ada._web = running.web
         for route, body, status in (
             ("session_heartbeat", beat, 410),
-            ("create_model", {"session_id": ada.session, "model_seq_id": 0, "base_model": MODEL}, 404),
+            (
+                "create_model",
+                {"session_id": ada.session, "model_seq_id": 0, "base_model": MODEL},
+                404,
+            ),
         ):
-            with pytest.raises(Refused, match="has finished") as refused:
+            with pytest.raises(RefusedError, match="has finished") as refused:
                 await ada.post(route, body)
             assert refused.value.status == status
 
@@ -97,7 +101,7 @@ async def test_sessions_of_others_are_unknown(tmp_path: Path):
             (f"sessions/{ada.session}/finish", {}),
             ("session_heartbeat", {"session_id": "ses-none"}),
         ):
-            with pytest.raises(Refused) as refused:
+            with pytest.raises(RefusedError) as refused:
                 await eve.post(route, body)
             assert refused.value.status == 404
 

@@ -6,7 +6,15 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from tests.support.tinker_client import MODEL, PROTOBUF, Failed, House, Refused, loss_request, until
+from tests.support.tinker_client import (
+    MODEL,
+    PROTOBUF,
+    FailedError,
+    House,
+    RefusedError,
+    loss_request,
+    until,
+)
 
 TOKENS = list(range(20, 40))
 
@@ -58,7 +66,7 @@ async def test_a_retried_request_is_applied_once(tmp_path: Path):
         assert len({answer["request_id"] for answer in asked}) == 1
         await ada.result(asked[0]["request_id"])
         assert (await ada.post("forward_backward", body, **PROTOBUF)) == asked[0]
-        with pytest.raises(Refused, match="another request was accepted") as refused:
+        with pytest.raises(RefusedError, match="another request was accepted") as refused:
             await ada.post("forward_backward", loss_request(model, 1, [1, 2]), **PROTOBUF)
         assert refused.value.status == 400
     assert [call for call, _ in house.trainer.calls].count("compute") == 1
@@ -79,14 +87,14 @@ async def test_a_bad_job_fails_in_its_turn_and_blocks_nobody(tmp_path: Path):
         ada = await service.client().begin()
         model = await ada.create_model()
         outside = loss_request(model, 1, [1, 2, 3], targets=[5, 999_999])
-        with pytest.raises(Failed, match="999999") as failed:
+        with pytest.raises(FailedError, match="999999") as failed:
             await ada.done("forward_backward", outside, **PROTOBUF)
         assert failed.value.category == "user"
-        with pytest.raises(Failed):
+        with pytest.raises(FailedError):
             await ada.step(model, 2)
-        with pytest.raises(Failed, match="unknown key 'momentum'"):
+        with pytest.raises(FailedError, match="unknown key 'momentum'"):
             await ada.done("optim_step", {"model_id": model, "seq_id": 3, "momentum": 1})
-        with pytest.raises(Failed, match="rank"):
+        with pytest.raises(FailedError, match="rank"):
             await ada.create_model(number=1, rank=4096)
         assert (await ada.compute(model, 4, TOKENS))["loss:sum"] > 0
         await ada.step(model, 5)
@@ -111,7 +119,7 @@ async def test_what_cannot_be_accepted_is_refused_at_once(
     """With a status that the SDK does not retry."""
     async with House(tmp_path).open() as service:
         ada = await service.client().begin()
-        with pytest.raises(Refused, match=said) as refused:
+        with pytest.raises(RefusedError, match=said) as refused:
             await ada.post(route, body, **headers)
         assert refused.value.status == status
 
@@ -121,7 +129,7 @@ async def test_another_base_model_is_named_with_the_one_there_is(tmp_path: Path)
     async with House(tmp_path).open() as service:
         ada = await service.client().begin()
         body = {"session_id": ada.session, "model_seq_id": 0, "base_model": "other/model"}
-        with pytest.raises(Refused, match=f"other/model is not served here.*use {MODEL}"):
+        with pytest.raises(RefusedError, match=f"other/model is not served here.*use {MODEL}"):
             await ada.post("create_model", body)
 
 
@@ -133,7 +141,7 @@ async def test_a_full_queue_is_answered_with_429(tmp_path: Path):
         step = {"model_id": model, "adam_params": {}}
         for seq_id in (2, 3):
             await ada.post("optim_step", {**step, "seq_id": seq_id})
-        with pytest.raises(Refused, match="jobs of yours are waiting") as refused:
+        with pytest.raises(RefusedError, match="jobs of yours are waiting") as refused:
             await ada.post("optim_step", {**step, "seq_id": 4})
         assert refused.value.status == 429
         await ada.compute(model, 1, TOKENS)
@@ -166,13 +174,14 @@ async def test_a_model_is_its_owners_only(tmp_path: Path):
         ada = await service.client().begin()
         model = await ada.create_model()
         eve = await service.client("eve").begin()
+        create = {"session_id": ada.session, "model_seq_id": 5, "base_model": MODEL}
         for route, body, headers in (
             ("get_info", {"model_id": model}, {}),
             ("optim_step", {"model_id": model, "seq_id": 1}, {}),
             ("forward_backward", loss_request(model, 1, TOKENS), PROTOBUF),
-            ("create_model", {"session_id": ada.session, "model_seq_id": 5, "base_model": MODEL}, {}),
+            ("create_model", create, {}),
         ):
-            with pytest.raises(Refused) as refused:
+            with pytest.raises(RefusedError) as refused:
                 await eve.post(route, body, **headers)
             assert refused.value.status == 404, route
         info = await ada.post("get_info", {"model_id": model})

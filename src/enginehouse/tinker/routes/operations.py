@@ -28,7 +28,7 @@ def operation_routes(*, status: Callable[[], ServiceStatus], operator_key: str) 
             raise TinkerError(
                 "the state of the service is for its operator",
                 why="it names users and their models",
-                fix="run `enginehouse tinker status` as the user, and with the home, of the service",
+                fix="run `enginehouse tinker status` as the service's user, with its home",
                 status=401,
             )
         return Response(msgspec.json.encode(status()), media_type="application/json")
