@@ -152,6 +152,16 @@ class AdapterPool:
                     self._drop(entry)
             return entry
 
+    async def prove(self, alias: str) -> Effect:
+        """Prove that an alias's adapter has an effect, now and after each restart.
+
+        Raises as `load` does, NoEffectError among others; the adapter stays.
+        """
+        async with self.held(alias):
+            entry = self._aliases[alias]
+            entry.effect = await self._prove(entry, self._server)
+            return entry.effect
+
     @asynccontextmanager
     async def held(self, alias: str) -> AsyncIterator[str]:
         """Keep an alias's adapter loaded for the block; yields the model that requests name.
