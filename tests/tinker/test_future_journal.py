@@ -99,7 +99,7 @@ def test_a_disk_too_full_to_compact_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", refuse)
     accept(journal, "a")
     accept(journal, "b")
-    assert [name for name, *_ in stored(journal)] == ["a", "b"]
+    assert lines(journal) == 3
     assert {p.name for p in tmp_path.iterdir()} == {"journal.jsonl", "lock", "bodies", "answers"}
     monkeypatch.setattr(Path, "replace", replace)
     for number in range(10):

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import json
 import os
-import subprocess
+import random
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -127,7 +127,10 @@ async def test_a_key_gives_the_first_future(futures):
     assert again is same[0]
     assert not again.take()
     assert futures.accepted("model:m:1") is again
-    assert futures.accepted("model:m:2") is None
+    after = await reopened(futures)
+    assert not (await accept(after)).take()
+    assert after.accepted("model:m:2") is None
+    await after.close()
 
 
 @pytest.mark.parametrize("change", [{"body": b"another"}, {"user": "bob"}])
@@ -209,14 +212,14 @@ async def test_everything_is_there_after_a_restart(futures):
 
 async def test_bodies_are_kept_until_a_saved_state_covers_them(futures):
     """Also when the answer has expired; answered jobs come back in the order of their numbers."""
-    jobs = {number: await accept(futures, number, body=LARGE) for number in (3, 1, 2, 4)}
+    jobs = {number: await accept(futures, number, body=LARGE) for number in (3, 1, 0, 2, 4)}
     for number in (1, 2, 3):
         await futures.finish(jobs[number], b"done")
     assert [f.details["seq_id"] for f in futures.answered(model_id="m", after=1)] == [2, 3]
     assert futures.answered(model_id="other", after=0) == []
     futures.forget_bodies(model_id="m", up_to=2)
     await written(futures)
-    assert files(futures)["bodies"] == sorted([jobs[3].request_id, jobs[4].request_id])
+    assert files(futures)["bodies"] == sorted(jobs[n].request_id for n in (0, 3, 4))
     with pytest.raises(StoreError, match="no longer kept"):
         _ = jobs[1].body
     after = await reopened(futures, kept=0)
@@ -233,6 +236,7 @@ async def test_answers_are_kept_for_a_while(tmp_path):
     lost, got = await accept_sample(futures, 1), await accept_sample(futures, 2)
     for future in (lost, got):
         await futures.finish(future, LARGE)
+    futures.retrieved(got)
     futures.retrieved(got)
     await accept_sample(futures, 3)
     await written(futures)
@@ -290,18 +294,24 @@ async def test_a_cursor_holds_over_a_restart(futures):
 
 
 async def test_acknowledged_answers_are_deleted(futures):
-    """Only one's own, and only answers."""
+    """Only one's own, only answers, and no job that may have to be computed again."""
     mine, waiting = await accept_sample(futures, 1), await accept_sample(futures, 2)
     theirs = await accept_sample(futures, 3, user="bob")
-    for future in (mine, theirs):
+    job = await accept(futures)
+    for future in (mine, theirs, job):
         await futures.finish(future, LARGE)
-    futures.acknowledge(
-        [mine.request_id, waiting.request_id, theirs.request_id, "sample-x"], user="ann"
-    )
+    everyone = (mine, mine, waiting, theirs, job)
+    futures.acknowledge([f.request_id for f in everyone] + ["sample-x"], user="ann")
     await written(futures)
-    assert files(futures)["answers"] == [theirs.request_id]
-    assert [futures.accepted(f.key) for f in (mine, waiting, theirs)] == [None, waiting, theirs]
-    assert not [t for t in futures._targets.values() if mine in t.answered.values()]
+    assert files(futures)["answers"] == sorted([theirs.request_id, job.request_id])
+    assert futures.accepted(mine.key) is None
+    for future in (waiting, theirs, job):
+        assert futures.accepted(future.key) is future
+    told = await futures.completions(
+        user="ann", sampling_session_id="s", clone=0, after=0, timeout=0
+    )
+    assert told.futures == []
+    assert [user for user, *_ in futures._sessions._clients] == ["bob"]
 
 
 async def test_a_service_that_stops_answers_its_polls(futures):
@@ -379,38 +389,73 @@ async def test_one_service_has_the_folder(futures):
 
 
 KILLED = """
-import asyncio, os, pathlib, sys
+import asyncio, pathlib, random, sys
+from enginehouse.tinker import future_journal
 from enginehouse.tinker.futures import Futures
+
+future_journal._GROWN = 20_000  # so that kills also meet compacting
+
+async def work(futures, name):
+    rng = random.Random(name)
+    for number in range(1000):
+        size = rng.choice([0, 100, 40_000])
+        replayed = {"model_id": name, "seq_id": number} if rng.random() < 0.5 else {}
+        future = await futures.accept(
+            key=f"{name}:{number}", kind="sample", user="ann", body=b"x" * size,
+            content_type="application/json", details=replayed)
+        print("accepted", future.request_id, size, flush=True)
+        if rng.random() < 0.8:
+            await futures.finish(future, b"y" * size)
+            print("finished", future.request_id, size, flush=True)
+        if replayed and number % 7 == 0:
+            futures.forget_bodies(model_id=name, up_to=number)
+        if not replayed and rng.random() < 0.3:
+            print("removed", future.request_id, 0, flush=True)
+            futures.acknowledge([future.request_id], user="ann")
 
 async def main():
     futures = Futures.open(pathlib.Path(sys.argv[1]))
-    for number in range(3):
-        future = await futures.accept(
-            key=str(number), kind="sample", user="ann", body=b"x" * 40_000 * number,
-            content_type="application/json", details={})
-        if number < 2:
-            await futures.finish(future, b"y" * 40_000 * number)
-        print(future.request_id, flush=True)
-    os.kill(os.getpid(), 9)
+    await asyncio.gather(*(work(futures, f"{sys.argv[2]}-{n}") for n in range(4)))
 
 asyncio.run(main())
 """
 
 
-async def test_kill_9_loses_nothing(tmp_path):
-    """Neither what was accepted nor what was answered."""
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", KILLED, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -9, done.stderr
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+async def test_kill_9_at_any_moment_loses_nothing(tmp_path, seed):
+    """Neither what was accepted nor what was answered, over three lives of one folder."""
+    events: list[list[str]] = []
+    for life in range(3):
+        moment = random.Random(seed * 3 + life).randrange(5, 400)
+        events += await lines_before_kill(tmp_path, f"{seed}-{life}", moment)
+    finished = {request_id: int(size) for what, request_id, size in events if what == "finished"}
+    removed = {request_id for what, request_id, _ in events if what == "removed"}
     futures = Futures.open(tmp_path)
-    ids = done.stdout.split()
-    answered = [await futures.wait(i, user="ann", timeout=0) for i in ids[:2]]
-    assert [f.payload for f in answered] == [b"", b"y" * 40_000]
-    assert [f.request_id for f in futures.waiting()] == ids[2:]
-    assert futures.waiting()[0].body == b"x" * 80_000
+    for what, request_id, size in events:
+        if what != "accepted" or request_id in removed:
+            continue
+        future = await futures.wait(request_id, user="ann", timeout=0)
+        if request_id in finished:
+            assert future.state == "finished"
+        if future.state == "finished":
+            assert future.payload == b"y" * int(size)
+        else:
+            assert future.body == b"x" * int(size)
+    assert all(f.request_id not in finished for f in futures.waiting())
+    orders = [f.order for f in futures._futures.values() if f.state == "finished"]
+    assert len(set(orders)) == len(orders)
     await futures.close()
+
+
+async def lines_before_kill(folder: Path, name: str, moment: int) -> list[list[str]]:
+    """What the program had written before it was killed, some time after `moment` lines."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", KILLED, str(folder), name, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    lines = [await process.stdout.readline() for _ in range(moment)]
+    process.kill()
+    lines += (await process.stdout.read()).splitlines(keepends=True)
+    assert await process.wait() == -9
+    return [line.decode().split() for line in lines if line.endswith(b"\n")]

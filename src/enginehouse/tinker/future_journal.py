@@ -37,7 +37,7 @@ class _Beginning(msgspec.Struct, frozen=True, kw_only=True, tag="beginning"):
     order: int = 0
 
 
-class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag="accepted"):
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag="accepted", gc=False):
     """A request that will be answered. `body` is None where it is a file, or no longer kept.
 
     `digest` is the SHA-256 of the body, `at` the Unix time. With `replayed`, the body is kept after
@@ -57,7 +57,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag="accepted"):
     body: bytes | None = None
 
 
-class Answered(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
+class Answered(msgspec.Struct, frozen=True, kw_only=True, tag="answered", gc=False):
     """The answer; `payload` is None where it is a file. `order` grows from answer to answer."""
 
     request_id: str
@@ -84,6 +84,17 @@ class _Removed(msgspec.Struct, frozen=True, kw_only=True, tag="removed"):
 _Record = _Beginning | Accepted | Answered | _Forgotten | _Removed
 
 
+class _Fate(msgspec.Struct, gc=False):
+    """What has become of a future."""
+
+    answered: bool = False
+    body_forgotten: bool = False
+
+    def keeps_body(self, accepted: Accepted) -> bool:
+        """Whether its body can still be needed."""
+        return not self.body_forgotten and (accepted.replayed or not self.answered)
+
+
 @dataclass(kw_only=True)
 class Entry:
     """A future as the journal has it. `body_kept` says whether its body can still be read."""
@@ -96,10 +107,10 @@ class Entry:
 class FutureJournal:
     """The journal and the large contents of one service, in a folder that nobody else may open.
 
-    Every method blocks for the time of writes to the page cache, and all but `sync` and the reading
-    ones are for one thread. What was written survives kill -9 of this process at once, and a power
-    cut from the next `sync` on. A record is written after the file that it refers to, so a file
-    without a record belongs to nobody, and `open` deletes it.
+    Every method blocks for the time of writes to the page cache, and all but `sync` are for one
+    thread at a time. `entries` comes first. What was written survives kill -9 of this process at
+    once, and a power cut from the next `sync` on. A record is written after the file that it refers
+    to, so a file without a record belongs to nobody, and `entries` deletes it.
     """
 
     def __init__(self, folder: Path, lock: FileLock) -> None:
@@ -130,23 +141,34 @@ class FutureJournal:
         journal = cls(folder, lock)
         try:
             journal._open_file()
-            journal.compact()
         except BaseException:
             journal.close()
             raise
         return journal
 
     def entries(self) -> list[Entry]:
-        """Every future, in order of acceptance. Deletes files that belong to none of them."""
-        entries = {entry.accepted.request_id: entry for entry in self._fold()}
+        """Every future, in order of acceptance, from a journal that is compacted first.
+
+        Deletes files that belong to none of them. Raises StoreError.
+        """
+        self.compact()
+        entries: dict[str, Entry] = {}
+        for record in self._records():
+            match record:
+                case Accepted(request_id=request_id):
+                    entries[request_id] = Entry(accepted=record)
+                case Answered(request_id=request_id):
+                    entries[request_id].answered = record
+                    entries[request_id].body_kept &= entries[request_id].accepted.replayed
+                case _Forgotten(request_ids=request_ids):
+                    for request_id in request_ids:
+                        entries[request_id].body_kept = False
         for file in (self.folder / "bodies").iterdir():
-            entry = entries.get(file.name)
-            if entry is None or not entry.body_kept:
-                file.unlink()
+            if file.name not in entries or not entries[file.name].body_kept:
+                _delete(file)
         for file in (self.folder / "answers").iterdir():
-            entry = entries.get(file.name)
-            if entry is None or entry.answered is None:
-                file.unlink()
+            if file.name not in entries or entries[file.name].answered is None:
+                _delete(file)
         return list(entries.values())
 
     def accept(
@@ -302,39 +324,46 @@ class FutureJournal:
             except StoreError:  # the disk is full; what was written is whole
                 self._size_when_compact = offset
 
-    def _fold(self) -> Iterator[Entry]:
-        """Every future that has not been removed, in order of acceptance."""
-        entries: dict[str, Entry] = {}
-        for line in read_journal(self._path, _Record):
-            match line.record:
-                case _Beginning(order=order):
-                    self._order = order
-                case Accepted() as accepted:
-                    entries[accepted.request_id] = Entry(accepted=accepted)
-                case Answered() as answered:
-                    self._order = max(self._order, answered.order)
-                    entry = entries.get(answered.request_id)
-                    if entry is not None and entry.answered is None:
-                        entry.answered = answered
-                        entry.body_kept = entry.body_kept and entry.accepted.replayed
-                case _Forgotten(request_ids=request_ids):
-                    for entry in filter(None, map(entries.get, request_ids)):
-                        entry.body_kept = False
-                case _Removed(request_ids=request_ids):
-                    for request_id in request_ids:
-                        entries.pop(request_id, None)
-        yield from entries.values()
+    def _records(self) -> Iterator[_Record]:
+        return (line.record for line in read_journal(self._path, _Record))
 
     def _live_records(self) -> Iterator[_Record]:
-        entries = list(self._fold())
+        """The records of futures that have not been removed, without bodies nobody needs.
+
+        The file is read twice, so that not everything in it is in memory at once.
+        """
+        fates = self._fates()
         yield _Beginning(order=self._order)
-        for entry in entries:
-            accepted = entry.accepted
-            yield accepted if entry.body_kept else msgspec.structs.replace(accepted, body=None)
-            if accepted.replayed and not entry.body_kept:
-                yield _Forgotten(request_ids=[accepted.request_id])
-            if entry.answered is not None:
-                yield entry.answered
+        for record in self._records():
+            if isinstance(record, Accepted | Answered) and record.request_id in fates:
+                fate = fates[record.request_id]
+                if isinstance(record, Answered) or fate.keeps_body(record):
+                    yield record
+                else:
+                    yield msgspec.structs.replace(record, body=None)
+                    if fate.body_forgotten:
+                        yield _Forgotten(request_ids=[record.request_id])
+
+    def _fates(self) -> dict[str, _Fate]:
+        """What has become of each future that was not removed. Notes the last answer's order."""
+        fates: dict[str, _Fate] = {}
+        for record in self._records():
+            match record:
+                case _Beginning(order=order):
+                    self._order = max(self._order, order)
+                case Accepted(request_id=request_id):
+                    fates[request_id] = _Fate()
+                case Answered(request_id=request_id, order=order):
+                    self._order = max(self._order, order)
+                    if request_id in fates:
+                        fates[request_id].answered = True
+                case _Forgotten(request_ids=request_ids):
+                    for request_id in fates.keys() & request_ids:
+                        fates[request_id].body_forgotten = True
+                case _Removed(request_ids=request_ids):
+                    for request_id in fates.keys() & request_ids:
+                        del fates[request_id]
+        return fates
 
 
 def _delete(path: Path) -> None:
