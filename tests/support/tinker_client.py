@@ -92,7 +92,7 @@ class Client:
         self._samples = 0
 
     async def post(self, route: str, body: Any = None, **headers: str) -> Any:
-        """Post to /api/v1/`route`, or to a whole path; raises RefusedError, unless it is answered."""
+        """Post to /api/v1/`route`, or to a whole path. Raises RefusedError."""
         path = route if route.startswith("/") else f"/api/v1/{route}"
         content = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
         data = io.BytesIO(content) if len(content) > 1_000_000 else content

@@ -253,15 +253,12 @@ def _notices(config: TinkerConfig, engine: SamplingEngine) -> list[str]:
     if not config.train_unembed:
         return ["this service does not train the output layer: its operator switched that off"]
     unembedding = engine.description.get("unembedding")
-    if (
-        isinstance(unembedding, Mapping)
-        and unembedding["answered_by"] != engine.description["engine"]
-    ):
-        return [
-            f"adapters with an output layer (train_unembed, the SDK's default) are sampled by "
-            f"{unembedding['answered_by']}: {unembedding['why']}"
-        ]
-    return []
+    if not isinstance(unembedding, Mapping):
+        return []
+    other, why = unembedding["answered_by"], unembedding["why"]
+    if other == engine.description["engine"]:
+        return []
+    return [f"adapters with an output layer (train_unembed) are sampled by {other}: {why}"]
 
 
 @contextmanager
