@@ -50,8 +50,8 @@ _CALL = 3600.0
 _CONTRACT = "see docs/tinker-megatron.md for what it must answer"
 
 
-class MegatronInfo(TrainerInfo, frozen=True, kw_only=True):
-    """What the server answers to `start`; `instance` names its memory, which is empty."""
+class _Started(msgspec.Struct, frozen=True):
+    """What `start` answers beside the fields of TrainerInfo: the name of its empty memory."""
 
     instance: str
 
@@ -63,7 +63,8 @@ class MegatronTrainer:
         """`base_model` is the model that the server must train. Raises ConfigurationError."""
         self._url = normal_base_url(url)
         self._base_model = base_model
-        self._info: MegatronInfo | None = None
+        self._info: TrainerInfo | None = None
+        self._instance = ""
         self._end: str | None = "it has not been started"
 
     @classmethod
@@ -98,7 +99,8 @@ class MegatronTrainer:
                 fix=f"start it, or correct {URL_VARIABLE}; --trainer hf trains without it",
             ) from error
         try:
-            info = msgspec.json.decode(body, type=MegatronInfo) if status == 200 else None
+            info = msgspec.json.decode(body, type=TrainerInfo) if status == 200 else None
+            instance = msgspec.json.decode(body, type=_Started).instance if info else ""
         except msgspec.MsgspecError as error:
             raise StartError(
                 f"the server at {self._url} answers something else than a trainer",
@@ -117,7 +119,7 @@ class MegatronTrainer:
                 f"the server at {self._url} trains {info.base_model}, not {self._base_model}",
                 fix="start the service with that --base-model, or the server with the other model",
             )
-        self._info, self._end = info, None
+        self._info, self._instance, self._end = info, instance, None
 
     async def create(self, model_id: str, spec: LoraSpec) -> None:
         """See Trainer."""
@@ -197,9 +199,7 @@ class MegatronTrainer:
         )
 
     async def _post(self, name: str, body: bytes, *, timeout: float) -> tuple[int, bytes]:  # noqa: ASYNC109
-        headers = {"Content-Type": "application/msgpack"}
-        if self._info is not None:
-            headers[INSTANCE_HEADER] = self._info.instance
+        headers = {"Content-Type": "application/msgpack", INSTANCE_HEADER: self._instance}
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT)
         # A connection for each call: one that was kept may have been closed by the server.
         async with (
