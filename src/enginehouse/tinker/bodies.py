@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio import to_thread
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -33,6 +34,11 @@ async def parse_json(body: bytes, kind: type[Parsed]) -> Parsed:
     return await to_thread(_parse, body, kind)
 
 
+def read_query(request: Request, kind: type[Parsed]) -> Parsed:
+    """The parameters in the request's URL as `kind`. Raises TinkerError (400), as `read_json`."""
+    return _validated(kind, lambda: kind.model_validate(dict(request.query_params)))
+
+
 async def load_object(body: bytes) -> dict[str, Any]:
     """The JSON object in a body, whatever its fields. Raises TinkerError (400)."""
     try:
@@ -45,8 +51,12 @@ async def load_object(body: bytes) -> dict[str, Any]:
 
 
 def _parse(body: bytes, kind: type[Parsed]) -> Parsed:
+    return _validated(kind, lambda: kind.model_validate_json(body))
+
+
+def _validated(kind: type[Parsed], validate: Callable[[], Parsed]) -> Parsed:
     try:
-        return kind.model_validate_json(body)
+        return validate()
     except ValidationError as error:
         if any(problem["type"] == "json_invalid" for problem in error.errors()):
             raise TinkerError(f"the body is not JSON: {error.errors()[0]['msg']}") from None

@@ -28,6 +28,7 @@ from enginehouse.tinker.signing import Signer
 
 VARIABLE: Final = "ENGINEHOUSE_TINKER_KEYS"
 LOCAL_USER: Final = "local"
+ORGANISATION: Final = "enginehouse"
 _PREFIX: Final = "tml-"  # the SDK accepts no other
 _USER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -206,9 +207,9 @@ class Keys:
             return None
         known = self.identify(key)
         claims = {
-            "iss": "enginehouse",
+            "iss": ORGANISATION,
             "sub": f"tml:user:{user}",
-            "org_id": "enginehouse",
+            "org_id": ORGANISATION,
             "email": user if "@" in user else None,
             "key": known.sha256 if known else "",
         }
