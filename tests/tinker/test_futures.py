@@ -127,7 +127,10 @@ async def test_a_key_gives_the_first_future(futures):
     assert again is same[0]
     assert not again.take()
     assert futures.accepted("model:m:1") is again
-    assert futures.accepted("model:m:2") is None
+    after = await reopened(futures)
+    assert not (await accept(after)).take()
+    assert after.accepted("model:m:2") is None
+    await after.close()
 
 
 @pytest.mark.parametrize("change", [{"body": b"another"}, {"user": "bob"}])
@@ -234,6 +237,7 @@ async def test_answers_are_kept_for_a_while(tmp_path):
     for future in (lost, got):
         await futures.finish(future, LARGE)
     futures.retrieved(got)
+    futures.retrieved(got)
     await accept_sample(futures, 3)
     await written(futures)
     assert (await refused(futures.wait(got.request_id, user="ann", timeout=0))).status == 410
@@ -290,18 +294,24 @@ async def test_a_cursor_holds_over_a_restart(futures):
 
 
 async def test_acknowledged_answers_are_deleted(futures):
-    """Only one's own, and only answers."""
+    """Only one's own, only answers, and no job that may have to be computed again."""
     mine, waiting = await accept_sample(futures, 1), await accept_sample(futures, 2)
     theirs = await accept_sample(futures, 3, user="bob")
-    for future in (mine, theirs):
+    job = await accept(futures)
+    for future in (mine, theirs, job):
         await futures.finish(future, LARGE)
-    futures.acknowledge(
-        [mine.request_id, waiting.request_id, theirs.request_id, "sample-x"], user="ann"
-    )
+    everyone = (mine, mine, waiting, theirs, job)
+    futures.acknowledge([f.request_id for f in everyone] + ["sample-x"], user="ann")
     await written(futures)
-    assert files(futures)["answers"] == [theirs.request_id]
-    assert [futures.accepted(f.key) for f in (mine, waiting, theirs)] == [None, waiting, theirs]
-    assert not [t for t in futures._targets.values() if mine in t.answered.values()]
+    assert files(futures)["answers"] == sorted([theirs.request_id, job.request_id])
+    assert futures.accepted(mine.key) is None
+    for future in (waiting, theirs, job):
+        assert futures.accepted(future.key) is future
+    told = await futures.completions(
+        user="ann", sampling_session_id="s", clone=0, after=0, timeout=0
+    )
+    assert told.futures == []
+    assert [user for user, *_ in futures._sessions._clients] == ["bob"]
 
 
 async def test_a_service_that_stops_answers_its_polls(futures):

@@ -76,6 +76,11 @@ class Future:
         return _read(self._journal.answer_path(self.request_id), self.size)
 
     @property
+    def may_be_replayed(self) -> bool:
+        """Whether it may have to be computed again, from the body that is kept for that."""
+        return self.replayed and self.body_kept
+
+    @property
     def payload_in_memory(self) -> bool:
         """Whether `payload` does not block."""
         return self._payload is not None
@@ -83,9 +88,11 @@ class Future:
     def take(self) -> bool:
         """True for its first caller, who has to see that it is answered; False for all others.
 
-        `Futures.accept` returns the same future for a request that is sent twice.
+        Also False if it is answered already. `Futures.accept` returns the same future for a
+        request that is sent twice.
         """
-        first, self._taken = not self._taken, True
+        first = self.state == "waiting" and not self._taken
+        self._taken = True
         return first
 
     def is_request(self, body: bytes) -> bool:

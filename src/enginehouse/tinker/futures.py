@@ -7,8 +7,6 @@ import heapq
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeVar
@@ -19,31 +17,14 @@ from enginehouse.core.errors import StoreError, TinkerError
 from enginehouse.tinker.future import JSON, SAMPLE, Future, QueueState, failure
 from enginehouse.tinker.future_journal import Accepted, Answered, Entry, FutureJournal, Outcome
 from enginehouse.tinker.journal_thread import JournalThread
+from enginehouse.tinker.polls import Polls
+from enginehouse.tinker.session_answers import Completions, SessionAnswers
 from enginehouse.tinker.wire.schema import PROTOBUF
 
-_CLONE: Final = 1_000_000_000  # seq_ids of one client of a sampling session
 _RETRY_INTERVAL: Final = 1.0  # seconds between attempts to write an answer to a full disk
 _SHORTEST: Final = 60.0  # seconds until a job that cannot be removed yet is looked at again
 
-_TargetKey = tuple[str, str, int]  # user, sampling session, clone
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completions:
-    """Answered futures of a sampling session; `cursor` asks for the later ones."""
-
-    futures: list[Future]
-    cursor: int
-
-
-@dataclass(kw_only=True)
-class _Target:
-    """The answered futures of one client of a sampling session, by the order of their answers."""
-
-    answered: dict[int, Future] = field(default_factory=dict)
-    more: asyncio.Event = field(default_factory=asyncio.Event)
-    polls: int = 0
 
 
 class Futures:
@@ -67,14 +48,14 @@ class Futures:
         self._kept = kept
         self._futures: dict[str, Future] = {}
         self._by_key: dict[str, Future] = {}
+        self._waiting: dict[str, Future] = {}
         self._replayable: dict[str, dict[str, Future]] = {}
-        self._targets: dict[_TargetKey, _Target] = {}
         self._expiries: list[tuple[float, str]] = []
         self._accepting: dict[str, asyncio.Task[Future]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._thread = JournalThread(journal)
-        self._polls: set[asyncio.Timeout] = set()
-        self._released = False
+        self._polls = Polls()
+        self._sessions = SessionAnswers(self._polls)
         self._closing = False
 
     @classmethod
@@ -96,7 +77,7 @@ class Futures:
 
     def waiting(self) -> list[Future]:
         """Those without an answer, in order of acceptance."""
-        return [future for future in self._futures.values() if future.state == "waiting"]
+        return list(self._waiting.values())
 
     def accepted(self, key: str) -> Future | None:
         """The future of that key, answered or not."""
@@ -194,7 +175,7 @@ class Futures:
         """
         future = self._known(request_id, user)
         if future.state == "waiting":
-            await self._poll(future.answered, timeout)
+            await self._polls.wait(future.answered, seconds=timeout)
         return future
 
     async def until_answered(self, future: Future) -> None:
@@ -212,33 +193,33 @@ class Futures:
     ) -> Completions:
         """The samples of one client of a session that were answered after the cursor `after`.
 
-        `clone` is the seq_id divided by 1e9. Waits up to `timeout` seconds for the first answer.
-        What the cursor covers is not told again.
+        `clone` is the number of the client, which has the seq_ids from `clone` times 1e9 on. Waits
+        up to `timeout` seconds for the first answer. What the cursor covers is not told again.
         """
-        key = (user, sampling_session_id, clone)
-        target = self._targets.setdefault(key, _Target())
-        for order in [order for order in target.answered if order <= after]:
-            del target.answered[order]
-        if not target.answered:
-            target.more.clear()
-            target.polls += 1
-            try:
-                await self._poll(target.more, timeout)
-            finally:
-                target.polls -= 1
-                self._drop_if_idle(key)
-        return Completions(
-            futures=list(target.answered.values()), cursor=max(target.answered, default=after)
+        return await self._sessions.after(
+            after,
+            user=user,
+            sampling_session_id=sampling_session_id,
+            client=clone,
+            seconds=timeout,
         )
 
     def retrieved(self, future: Future) -> None:
         """Its answer is on its way to the client: from now on it is kept for a shorter time."""
-        self._expire_at(future, min(future.expires, time.time() + self._kept_retrieved))
+        expires = time.time() + self._kept_retrieved
+        if expires < future.expires:
+            self._expire_at(future, expires)
 
     def acknowledge(self, request_ids: Iterable[str], *, user: str) -> None:
-        """The client has these answers; they are deleted. Unknown and foreign ones are ignored."""
-        known = filter(None, map(self._futures.get, request_ids))
-        self._remove([f for f in known if f.user == user and f.state != "waiting"])
+        """The client has these answers; they are deleted.
+
+        Ignored are unknown and foreign ones, those without an answer, and jobs that may have to be
+        computed again.
+        """
+        known = filter(None, map(self._futures.get, set(request_ids)))
+        self._remove(
+            [f for f in known if f.user == user and f.state != "waiting" and not f.may_be_replayed]
+        )
 
     def forget_bodies(self, *, model_id: str, up_to: int) -> None:
         """A saved state covers a model's jobs up to that seq_id: their bodies are not needed.
@@ -257,9 +238,7 @@ class Futures:
 
     def release(self) -> None:
         """Answer every poll now, and later ones at once: the service is about to stop."""
-        self._released = True
-        for limit in self._polls:
-            limit.reschedule(0)
+        self._polls.release()
 
     async def close(self) -> None:
         """Release all polls, finish what is being written, and close the journal. Idempotent."""
@@ -297,6 +276,7 @@ class Futures:
         future = Future(accepted, self._journal)
         self._futures[future.request_id] = future
         self._by_key[future.key] = future
+        self._waiting[future.request_id] = future
         if accepted.replayed:
             jobs = self._replayable.setdefault(accepted.details["model_id"], {})
             jobs[future.request_id] = future
@@ -334,12 +314,9 @@ class Futures:
     def _show(self, future: Future, answered: Answered) -> None:
         """Make an answer visible that is in the journal."""
         future.answer(answered)
+        del self._waiting[future.request_id]
         self._expire_at(future, answered.at + self._kept)
-        key = _target_of(future)
-        if key is not None:
-            target = self._targets.setdefault(key, _Target())
-            target.answered[answered.order] = future
-            target.more.set()
+        self._sessions.add(future)
 
     def _restore(self, entry: Entry) -> None:
         """Add a future as the journal has it, or fail it if a power cut has damaged its files."""
@@ -383,9 +360,10 @@ class Futures:
             future = self._futures.get(heapq.heappop(self._expiries)[1])
             if future is None or future.expires > now:
                 continue
-            if future.replayed and future.body_kept:
+            if future.may_be_replayed:
                 self._expire_at(future, now + max(self._kept_retrieved, _SHORTEST))
             else:
+                future.expires = float("inf")  # another entry may be there for the same time
                 expired.append(future)
         self._remove(expired)
 
@@ -393,10 +371,7 @@ class Futures:
         for future in futures:
             del self._futures[future.request_id]
             del self._by_key[future.key]
-            key = _target_of(future)
-            if key in self._targets:
-                self._targets[key].answered.pop(future.order, None)
-                self._drop_if_idle(key)
+            self._sessions.remove(future)
         if futures:
             self._thread.write_later(self._journal.remove, [f.request_id for f in futures])
 
@@ -406,37 +381,12 @@ class Futures:
             jobs = self._replayable.get(future.details.get("model_id", ""), {})
             jobs.pop(future.request_id, None)
 
-    def _drop_if_idle(self, key: _TargetKey) -> None:
-        target = self._targets.get(key)
-        if target is not None and not target.answered and not target.polls:
-            del self._targets[key]
-
-    async def _poll(self, event: asyncio.Event, timeout: float) -> None:  # noqa: ASYNC109 (as for wait)
-        """Return when the event is set, after `timeout` seconds, or when polls are released."""
-        if self._released or timeout <= 0:
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout) as limit:
-                self._polls.add(limit)
-                try:
-                    await event.wait()
-                finally:
-                    self._polls.discard(limit)
-
     def _start(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Run it to its end, even if the caller is cancelled meanwhile."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _target_of(future: Future) -> _TargetKey | None:
-    """Whose poll of many futures this one belongs to, if it is a sample of a session."""
-    session, seq_id = future.details.get("sampling_session_id"), future.details.get("seq_id")
-    if future.kind != SAMPLE or session is None or seq_id is None:
-        return None
-    return (future.user, session, seq_id // _CLONE)
 
 
 def _is_whole(path: Path, size: int) -> bool:
