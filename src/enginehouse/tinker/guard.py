@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 LOCAL_USER: Final = "local"
 """Who a request without a key acts as, where the operator allows that."""
 
+DOWNLOADS: Final = "/api/v1/downloads/"
+"""Where links begin that carry a signature: the SDK follows them without a key."""
+
 _OPEN = frozenset({"/api/v1/healthz"})
 # What clients ask for while they wait for work that was accepted; it goes on during a drain.
 _FOLLOW_UPS = frozenset(
@@ -107,7 +110,7 @@ class Guard:
                 "and set TINKER_API_KEY to it",
                 status=401,
             )
-        if scope["path"] in _OPEN:
+        if scope["path"] in _OPEN or scope["path"].startswith(DOWNLOADS):
             return None
         if _is_local(scope):
             if self._without_keys:

@@ -14,10 +14,8 @@ from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.application import current_user
 from enginehouse.tinker.checkpoint_paths import CheckpointPath
 from enginehouse.tinker.checkpoints import CheckpointStore
+from enginehouse.tinker.guard import DOWNLOADS
 from enginehouse.tinker.signing import Signer
-
-DOWNLOADS: Final = "/api/v1/downloads/"
-"""Where the links begin. The SDK follows them without a key: what is below needs none."""
 
 _PURPOSE: Final = "download"
 _VALID: Final = timedelta(hours=1)  # the SDK asks for new links five minutes before the end
@@ -49,12 +47,13 @@ def download_routes(checkpoints: CheckpointStore, *, signer: Signer) -> APIRoute
         base = str(request.base_url).rstrip("/") + DOWNLOADS
         names = await asyncio.to_thread(checkpoints.files, record)
         return {
-            "urls": {each: f"{base}{token}/{quote(each)}" for each in names},
+            "urls": {each: f"{base}{quote(each)}?token={token}" for each in names},
             "expires": expires,
         }
 
-    @router.get(f"{DOWNLOADS}{{token}}/{{name:path}}")
-    async def download(token: str, name: str) -> Response:
+    @router.get(f"{DOWNLOADS}{{name:path}}")
+    async def download(name: str, request: Request) -> Response:
+        token = request.query_params.get("token", "")  # not in the path, which is logged
         claims = signer.read(token, purpose=_PURPOSE)
         if claims is None:
             raise TinkerError(
