@@ -28,7 +28,6 @@ from enginehouse.tinker.routes.copies import copy_routes
 from enginehouse.tinker.routes.downloads import download_routes
 from enginehouse.tinker.routes.runs import run_routes
 from enginehouse.tinker.routes.session_lists import session_list_routes
-from enginehouse.tinker.signing import Signer
 
 FILES = {"adapter_config.json": "{}", "adapter_model.safetensors": "w" * 1000, "a/b c.txt": "ä"}
 
@@ -92,7 +91,6 @@ async def management_service(home: Path, *, records: Records) -> AsyncIterator[M
     file = KeyFile(home / "keys.json")
     keys = {user: file.add(user) for user in ("ada", "bob")}
     authentication = Keys.open(home, host="127.0.0.1", environment={})
-    signer = Signer.open(home / "secret")
     checkpoints = CheckpointStore(home / "checkpoints", records=records)
     await checkpoints.prepare()
     application = make_application(
@@ -102,7 +100,7 @@ async def management_service(home: Path, *, records: Records) -> AsyncIterator[M
             run_routes(records),
             session_list_routes(records),
             checkpoint_routes(checkpoints),
-            download_routes(checkpoints, signer=signer),
+            download_routes(checkpoints, signer=authentication.signer),
             copy_routes(checkpoints),
         ]
     )

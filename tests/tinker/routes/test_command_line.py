@@ -130,8 +130,13 @@ async def test_deleting(trained: ManagementService):
 
 
 async def test_account(trained: ManagementService):
-    """The key is accepted."""
+    """Who one is, read from the login that the SDK exchanges its key for."""
     assert "Tinker accessible: yes" in await _run(trained, "auth", "status")
+    assert await _json(trained, "auth", "whoami") == {
+        "user_urn": "tml:user:ada",
+        "org_urn": "tml:organization:enginehouse",
+        "email": None,
+    }
 
 
 async def test_what_is_not_supported(trained: ManagementService):

@@ -67,19 +67,6 @@ async def test_one_session(sessions: ManagementService):
         assert "there is no session ses-1" in refused.json()["detail"]
 
 
-async def test_samplers(sessions: ManagementService):
-    """Of the base model and of a checkpoint; others do not see them."""
-    async with sessions.client("ada") as ada, sessions.client("bob") as bob:
-        assert (await ada.get("/api/v1/samplers/ses-1:sample:0")).json() == {
-            "sampler_id": "ses-1:sample:0",
-            "base_model": "org/base",
-            "model_path": None,
-        }
-        other = (await ada.get("/api/v1/samplers/ses-1:sample:1")).json()
-        assert other["model_path"] == "tinker://m/sampler_weights/1"
-        assert (await bob.get("/api/v1/samplers/ses-1:sample:0")).status_code == 404
-
-
 async def test_searching(sessions: ManagementService):
     """By each of the criteria that the SDK sends."""
     assert await _found(sessions) == "4321"

@@ -1,4 +1,4 @@
-"""Sessions and samplers: listed, found and looked at."""
+"""Sessions: listed, found and looked at."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class _Search(StrictModel):
 
 
 def session_list_routes(records: Records) -> APIRouter:
-    """What is known of the user's sessions, and of the samplers in them."""
+    """What is known of the user's sessions."""
     router = APIRouter()
 
     @router.get("/api/v1/sessions")
@@ -142,15 +142,6 @@ def session_list_routes(records: Records) -> APIRouter:
             fix="GET /metrics has the service's figures, and its log every request with its times",
             status=404,
         )
-
-    @router.get("/api/v1/samplers/{sampler_id}")
-    async def sampler(sampler_id: str, request: Request) -> dict[str, Any]:
-        record = await records.sampling_session(sampler_id, user=current_user(request))
-        return {
-            "sampler_id": record.sampling_session_id,
-            "base_model": record.base_model,
-            "model_path": record.checkpoint,
-        }
 
     return router
 
