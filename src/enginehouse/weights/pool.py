@@ -26,7 +26,7 @@ from enginehouse.weights.loading import load_adapter, prove_or_reload, unload_ad
 from enginehouse.weights.peft_folder import Shapes
 from enginehouse.weights.proof import Effect, prove_effect
 from enginehouse.weights.residence import Residence, Resident, State
-from enginehouse.weights.store import AdapterStore, StoredAdapter
+from enginehouse.weights.store import AdapterStore, StoredAdapter, UncopiedAdapters
 
 _ALIAS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")  # without @ and +, which join names
 
@@ -80,7 +80,7 @@ class AdapterPool:
         server: HTTPSampler,
         *,
         max_loras: int,
-        store: AdapterStore,
+        store: AdapterStore | UncopiedAdapters,
         base: Shapes | None = None,
         max_rank: int | None = None,
     ) -> None:
@@ -152,6 +152,28 @@ class AdapterPool:
                     self._drop(entry)
             return entry
 
+    async def prove(self, alias: str) -> Effect:
+        """Prove that an alias's adapter has an effect, now and after each restart.
+
+        Raises as `load` does, NoEffectError among others; the adapter stays.
+        """
+        async with self.held(alias):
+            entry = self._aliases[alias]
+            entry.effect = await self._prove(entry, self._server)
+            return entry.effect
+
+    @asynccontextmanager
+    async def held(self, alias: str) -> AsyncIterator[str]:
+        """Keep an alias's adapter loaded for the block; yields the model that requests name.
+
+        For requests that do not pass through the pool. Raises as `sample` does.
+        """
+        entry = self._aliases.get(alias)
+        if entry is None:
+            raise self._unknown(alias)
+        async with self._residence.hold(entry):
+            yield entry.model
+
     @contextmanager
     def _place_kept(self, entry: PooledAdapter) -> Iterator[None]:
         kept = [one.name for one in self._entries.values() if one.keepers]
@@ -197,7 +219,7 @@ class AdapterPool:
             try:
                 return await self._server.sample(request)
             except UnknownModelError:
-                await self._restore_unannounced()
+                await self.restore_unannounced()
                 return await self._server.sample(request)
 
     async def stream(self, request: SampleRequest) -> AsyncIterator[Delta]:
@@ -217,7 +239,7 @@ class AdapterPool:
             except UnknownModelError as error:
                 if entry is None:
                     raise self._unknown(request.model) from error
-                await self._restore_unannounced()
+                await self.restore_unannounced()
             else:
                 return
             async with aclosing(self._deltas(request)) as deltas:
@@ -246,7 +268,7 @@ class AdapterPool:
             if entry.effect is not None:
                 entry.effect = await self._prove(entry, server)
 
-    async def _restore_unannounced(self) -> None:
+    async def restore_unannounced(self) -> None:
         """Restore after a restart that only failing requests have noticed, one at a time."""
         async with self._restoring:
             await self.restore()
