@@ -37,7 +37,10 @@ class Work(NamedTuple):
     @property
     def is_pass(self) -> bool:
         """Whether it is a forward pass, which others can share."""
-        return self.job.kind == "forward_backward" and not self.settled and not self.model.lost
+        if self.job.kind != "forward_backward" or self.settled or self.model.lost is not None:
+            return False
+        forward_only = self.job.future.details.get("forward_only", False)
+        return not (self.job.repeated and forward_only)  # which had no effect
 
 
 class Turns:
@@ -158,6 +161,6 @@ def _next(model: Model, after: int = 0) -> Job | None:
     if model.lost is not None:
         return None if after else model.line.first()
     job = model.line.ready(after)
-    if job is not None and job.repeated and all(other.repeated for other in model.line):
+    if job is not None and job.repeated and not model.line.is_awaited:
         return None
     return job
