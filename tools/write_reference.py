@@ -388,6 +388,7 @@ def configuration() -> Iterator[str]:
         yield from ("", f"### {command} --config", "")
         yield "Those of `serve --config`, `model`, `url` and `api_key_env` as for `eval`, and:"
         yield from ("", *keys(settings))
+    yield from ("", "### tinker serve --config", "", *keys(TinkerConfig))
     yield from ("", "### play FILE", "", *keys(ExperimentConfig), "", "### A team", "")
     yield from (*keys(TeamConfig), "", "### An agent", "", *keys(AgentConfig))
     yield from ("", "### A provider", "")

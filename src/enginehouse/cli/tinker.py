@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from enginehouse.tinker.service_status import ServiceStatus
 
 tinker = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+tinker.add_typer(keys, name="keys", help="Make, list and revoke API keys.")
 _EXTRA = {"alembic", "google", "prometheus_client", "psycopg", "sqlalchemy", "tinker"}
 HomeOption = Annotated[
     Path | None,
@@ -83,8 +85,7 @@ def status(
     with _extra():
         from enginehouse.commands.tinker import ask_status
 
-        folder = (home or Layout.from_environment().tinker).expanduser().absolute()
-        answer = run_async(ask_status(folder, url=url))
+        answer = run_async(ask_status(_home(home), url=url))
         console.result(answer, text=lambda: _print(answer, console))
 
 
@@ -135,6 +136,77 @@ def _print(answer: ServiceStatus, console: Console) -> None:
     if models:
         titles = ("model", "user", "adapter", "done", "waiting", "KL v1", "KL v2")
         print_rows(titles, models, right=range(3, 7))
+
+
+@keys.command()
+def add(
+    user: Annotated[str, typer.Argument(help="Whose key it is.")],
+    *,
+    note: Annotated[str, typer.Option("--note", help="What the key is for.")] = "",
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make an API key for a user, and print it once."""
+    console = Console(json=json)
+    with _extra():
+        from enginehouse.commands.tinker import add_key
+
+        key = add_key(_home(home), user, note=note)
+        console.result({"user": user, "key": key}, text=lambda: console.say(key))
+        console.note("it is stored hashed and cannot be shown again; TINKER_API_KEY is for it")
+
+
+@keys.command("list")
+def list_(*, home: HomeOption = None, json: JsonOption = False) -> None:
+    """List the keys, by the beginning of their hashes."""
+    console = Console(json=json)
+    with _extra():
+        from enginehouse.commands.tinker import list_keys
+
+        found = list_keys(_home(home))
+
+        def text() -> None:
+            from enginehouse.report.terminal import print_rows
+
+            if not found:
+                console.note("no keys; `enginehouse tinker keys add NAME` makes one")
+                return
+            rows = [
+                (k.key_id, k.user, f"{k.created:%Y-%m-%d %H:%M}" if k.created else "-", k.note)
+                for k in found
+            ]
+            print_rows(("key", "user", "made (UTC)", "note"), rows)
+
+        console.result(found, text=text)
+
+
+@keys.command()
+def revoke(
+    key: Annotated[str, typer.Argument(help="The key, as `keys list` names it.")],
+    *,
+    home: HomeOption = None,
+) -> None:
+    """Revoke a key; a running service refuses it from then on."""
+    console = Console()
+    with _extra():
+        from enginehouse.commands.tinker import revoke_key
+
+        revoked = revoke_key(_home(home), key)
+        console.say(f"revoked {revoked.key_id} of {revoked.user}")
+
+
+def _home(given: Path | None) -> Path:
+    return (given or Layout.from_environment().tinker).expanduser().absolute()
+
+
+@keys.callback()
+def _key_group() -> None:
+    """Who may use the service."""
+
+
+@tinker.callback()
+def _group() -> None:
+    """The Tinker service."""
 
 
 @contextmanager

@@ -27,6 +27,8 @@ from enginehouse.store.files import write_whole
 from enginehouse.tinker.signing import Signer
 
 VARIABLE: Final = "ENGINEHOUSE_TINKER_KEYS"
+KEYS: Final = "keys.json"
+"""The file in a service's home with the keys that were added."""
 LOCAL_USER: Final = "local"
 ORGANISATION: Final = "enginehouse"
 _PREFIX: Final = "tml-"  # the SDK accepts no other
@@ -166,7 +168,7 @@ class Keys:
         for keys that cannot be read; StoreError for a damaged keys.json.
         """
         keys = cls(
-            KeyFile(home / "keys.json"),
+            KeyFile(home / KEYS),
             signer=Signer.open(home / "secret"),
             operator_file=operator_file,
             variable=environment.get(VARIABLE, ""),

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -276,22 +276,23 @@ def _notices(config: TinkerConfig, engine: SamplingEngine) -> list[str]:
 @contextmanager
 def _held(home: Path) -> Iterator[None]:
     """Hold the home and write the log there for the length of the block."""
-    try:
-        make_private(home)
-        lock = FileLock(home / "lock", timeout=0, mode=0o600)
-        with lock, logging_to(home / LOG):
-            yield
-    except Timeout:
-        raise ConfigurationError(
-            f"another Tinker service uses {home}",
-            fix="stop it first, or give this one a folder of its own with --home",
-        ) from None
-    except OSError as error:
-        raise StoreError(
-            f"cannot use the folder {home}",
-            why=error.strerror or str(error),
-            fix=advice(error, otherwise="check its permissions, or choose another with --home"),
-        ) from error
+    with ExitStack() as stack:
+        try:
+            make_private(home)
+            stack.enter_context(FileLock(home / "lock", timeout=0, mode=0o600))
+            stack.enter_context(logging_to(home / LOG))
+        except Timeout:
+            raise ConfigurationError(
+                f"another Tinker service uses {home}",
+                fix="stop it first, or give this one a folder of its own with --home",
+            ) from None
+        except OSError as error:
+            raise StoreError(
+                f"cannot use the folder {home}",
+                why=error.strerror or str(error),
+                fix=advice(error, otherwise="check its permissions, or choose another with --home"),
+            ) from error
+        yield
 
 
 def _make_operator_key(home: Path) -> str:

@@ -9,6 +9,7 @@ from enginehouse.runtime.context import Context
 from enginehouse.tinker.configuration import TinkerConfig
 from enginehouse.tinker.trainers.base import Trainer
 from enginehouse.tinker.trainers.hf import HfTrainer, prepare_trainer
+from enginehouse.tinker.trainers.megatron import MegatronTrainer
 
 
 @asynccontextmanager
@@ -17,13 +18,20 @@ async def open_trainer(config: TinkerConfig, context: Context) -> AsyncIterator[
 
     Raises ConfigurationError, ProvisioningError, ModelError and StartError.
     """
-    assert config.base_model is not None  # checked by the configuration
-    program = await prepare_trainer(
-        config.base_model, context=context, variant=config.device, dtype=config.dtype
-    )
-    trainer = HfTrainer(program, context=context)
+    trainer = await _make(config, context)
     try:
         await trainer.start()
         yield trainer
     finally:
         await trainer.close()
+
+
+async def _make(config: TinkerConfig, context: Context) -> Trainer:
+    assert config.base_model is not None  # checked by the configuration
+    if config.trainer == "megatron":
+        assert config.megatron_url is not None  # likewise
+        return MegatronTrainer(config.megatron_url, base_model=config.base_model)
+    program = await prepare_trainer(
+        config.base_model, context=context, variant=config.device, dtype=config.dtype
+    )
+    return HfTrainer(program, context=context)
