@@ -63,6 +63,11 @@ def check_object(body: Mapping[str, Any], kind: type[Parsed]) -> Parsed:
         raise _refused(error, kind) from None
 
 
+def read_query(request: Request, kind: type[Parsed]) -> Parsed:
+    """The parameters in the request's URL, as `kind`. Raises TinkerError (400)."""
+    return check_object(dict(request.query_params), kind)
+
+
 def _parse(body: bytes, kind: type[Parsed]) -> Parsed:
     try:
         return kind.model_validate_json(body)

@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from typing import Final
 
 import orjson
 from starlette.requests import ClientDisconnect
@@ -14,6 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from enginehouse.core.errors import TinkerError
 
 logger = logging.getLogger(__name__)
+
+DOWNLOADS: Final = "/api/v1/downloads/"
+"""Where links begin that carry a signature: the SDK follows them without a key."""
 
 _OPEN = frozenset({"/api/v1/healthz"})
 # What clients ask for while they wait for work that was accepted; it goes on during a drain.
@@ -102,7 +106,9 @@ class Guard:
                 status=401,
             )
         path = scope["path"]
-        if path in _OPEN or (_is_local(scope) and not path.startswith(("/api/", "/v1"))):
+        if path in _OPEN or path.startswith(DOWNLOADS):
+            return None
+        if _is_local(scope) and not path.startswith(("/api/", "/v1")):
             return None
         raise TinkerError(
             "the request has no API key",

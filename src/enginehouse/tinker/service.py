@@ -35,14 +35,20 @@ from enginehouse.tinker.limits import Limits
 from enginehouse.tinker.logs import logging_to
 from enginehouse.tinker.names import Names
 from enginehouse.tinker.records.records import Records, sqlite_url
+from enginehouse.tinker.routes.accounts import account_routes
+from enginehouse.tinker.routes.checkpoints import checkpoint_routes
 from enginehouse.tinker.routes.client import client_routes
+from enginehouse.tinker.routes.copies import copy_routes
+from enginehouse.tinker.routes.downloads import download_routes
 from enginehouse.tinker.routes.futures import futures_routes
 from enginehouse.tinker.routes.legacy import LegacySampler, legacy_routes
 from enginehouse.tinker.routes.models import Models, model_routes
 from enginehouse.tinker.routes.openai import openai_routes
 from enginehouse.tinker.routes.operations import operation_routes
+from enginehouse.tinker.routes.runs import run_routes
 from enginehouse.tinker.routes.samplers import sampler_routes
 from enginehouse.tinker.routes.sampling import sampling_routes
+from enginehouse.tinker.routes.session_lists import session_list_routes
 from enginehouse.tinker.routes.sessions import Sessions, session_routes
 from enginehouse.tinker.routes.training import training_routes
 from enginehouse.tinker.sampling.base import SamplingEngine
@@ -245,6 +251,12 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
         legacy_routes(legacy),
         openai_routes(names=names, desk=rooms.desk, engine=rooms.engine),
         futures_routes(rooms.futures, user=current_user),
+        run_routes(rooms.records),
+        checkpoint_routes(rooms.checkpoints),
+        download_routes(rooms.checkpoints, signer=rooms.keys.signer),
+        copy_routes(rooms.checkpoints),
+        session_list_routes(rooms.records),
+        account_routes(rooms.records, keys=rooms.keys),
     ]
 
 

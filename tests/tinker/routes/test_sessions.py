@@ -18,7 +18,7 @@ async def test_the_flags_that_the_sdk_is_given(tmp_path: Path):
         assert flags["sample_join_sampling_session"]
         assert not flags["proto_compress_fwdbwd"]
         assert not flags["custom_loss_server_side"]
-        assert not flags["pjwt_auth_enabled"]
+        assert flags["pjwt_auth_enabled"]
         refreshed = await ada.post("client/dynamic_config", {"sdk_version": "0.38.0"})
         assert refreshed["sample_cancel_enabled"]
         assert (await ada.post("telemetry", {"events": []})) == {"status": "accepted"}
