@@ -74,6 +74,7 @@ from enginehouse.store.runs import RunInfo
 from enginehouse.tasks.base import Measure, TaskInfo
 from enginehouse.tasks.custom import Definition
 from enginehouse.tasks.registry import list_tasks
+from enginehouse.tinker.configuration import TinkerConfig
 from enginehouse.watch.configuration import WatchSettings
 
 DOCS = Path(__file__).parents[1] / "docs"

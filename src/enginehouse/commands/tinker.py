@@ -18,6 +18,7 @@ from enginehouse.tinker.routes.operations import OPERATOR_HEADER
 from enginehouse.tinker.sampling.opening import open_sampling
 from enginehouse.tinker.service import OPERATOR_KEY, open_service
 from enginehouse.tinker.service_status import ServiceStatus
+from enginehouse.tinker.stores import open_stores
 from enginehouse.tinker.trainers.opening import open_trainer
 
 _ADDRESS = "address"
@@ -29,17 +30,18 @@ async def serve_until_stopped(
 ) -> None:
     """Serve until cancelled, and drain then; `ready` is given the address once it answers.
 
-    Raises PortError for a port that is taken, before anything is started, and the errors of what
-    is started.
+    Raises PortError for a port that is taken, and the errors of `open_stores`, before anything is
+    started; then those of what is started.
     """
-    address = config.folder(context.layout) / _ADDRESS
     with listening(config.port, host=config.host, option="--port") as listener:
         async with (
+            open_stores(config, context) as stores,
             open_trainer(config, context) as trainer,
             open_sampling(config, context) as engine,
-            open_service(config, context, trainer=trainer, engine=engine) as service,
+            open_service(config, context, stores=stores, trainer=trainer, engine=engine) as service,
             running(service.application, listener) as http,
         ):
+            address = stores.home / _ADDRESS
             write_whole(address, http.url.encode(), private=True)
             ready(http.url)
             try:
