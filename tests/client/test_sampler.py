@@ -423,7 +423,7 @@ class TestBodiesOfOthers:
             assert asking.in_flight == 0
 
     async def test_what_the_layers_are_told(self):
-        """Whether it asks for its prompt's log-probabilities: such a request may have to be alone."""
+        """Whether it asks for its prompt's log-probabilities, and may have to be alone."""
         seen: list[bool] = []
 
         class Watching:
