@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.postgres_server import PostgresMissingError, PostgresServer, postgres_server
+from tests.support.tinker_management import ManagementService, management_service
 
 from enginehouse.tinker.records.records import Records, sqlite_url
 
@@ -36,3 +37,14 @@ async def records(database_url: str) -> AsyncIterator[Records]:
     opened = await Records.open(database_url)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[ManagementService]:
+    """A service with the routes that manage what was trained."""
+    records = await Records.open(sqlite_url(tmp_path / "records.sqlite"))
+    try:
+        async with management_service(tmp_path, records=records) as service:
+            yield service
+    finally:
+        await records.close()

@@ -22,49 +22,59 @@ from enginehouse.testing.fake_trainer import Death, FakeTrainer
 from enginehouse.tinker.limits import Limits
 
 
-class DoomedTrainer(FakeTrainer):
-    """Never answers its nth call, and none after it; the call may have had its effect."""
+class End:
+    """The nth of all calls to what it was set for is never answered, though it may have its effect.
+
+    That is how a kill of the whole service looks to whoever comes after it.
+    """
 
     def __init__(self, *, last: int, had_effect: bool) -> None:
-        super().__init__(vocabulary=VOCABULARY)
-        self.ended = asyncio.Event()
+        self.reached = asyncio.Event()
         self._left = last
         self._had_effect = had_effect
-        for name in ("create", "compute", "optim_step", "save", "load", "unload"):
-            setattr(self, name, self._mortal(getattr(self, name)))
+
+    def set_for(self, part: Any, *names: str) -> None:
+        """Count the calls of these methods as well."""
+        for name in names:
+            setattr(part, name, self._mortal(getattr(part, name)))
 
     def _mortal(self, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def mortal(*values: Any, **options: Any) -> Any:
             self._left -= 1
             result = await call(*values, **options) if self._left or self._had_effect else None
             if not self._left:
-                self.ended.set()
+                self.reached.set()
                 await asyncio.Event().wait()
             return result
 
         return mortal
 
 
-async def work_until_its_end(service: TrainingService, trainer: DoomedTrainer) -> None:
-    """Have a client work until the trainer stops."""
-    client = asyncio.create_task(service.train(steps=4))
-    end = asyncio.create_task(trainer.ended.wait())
-    await asyncio.wait({client, end}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (client, end):
+async def work_until(end: End, service: TrainingService) -> None:
+    """Have a client work until the service stops."""
+    tasks = [
+        asyncio.create_task(service.train(steps=4)),
+        asyncio.create_task(end.reached.wait()),
+    ]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(client, end, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_nothing_is_lost_or_applied_twice_when_all_is_killed(tmp_path: Path, seed: int):
-    """Service and trainer end together three times, at some call, and the client sends again."""
+    """Service and trainer end together three times, at some moment; the client sends again."""
     expected = await undisturbed(tmp_path / "undisturbed", steps=4)
     numbers = random.Random(seed)
     home = tmp_path / "killed"
     for _ in range(3):
-        trainer = DoomedTrainer(last=numbers.randint(1, 14), had_effect=numbers.random() < 0.5)
-        async with training_service(home, trainer=trainer) as service:
-            await work_until_its_end(service, trainer)
+        end = End(last=numbers.randint(1, 30), had_effect=numbers.random() < 0.5)
+        async with training_service(home) as service:
+            end.set_for(service.trainer, "create", "compute", "optim_step", "save", "load")
+            end.set_for(service.futures, "accept", "finish")
+            end.set_for(service.records, "add_model", "add_checkpoint")
+            await work_until(end, service)
     async with training_service(home) as service:
         await service.train(steps=4)
         assert await service.final_weights() == expected

@@ -28,6 +28,7 @@ from enginehouse.tinker.signing import Signer
 
 VARIABLE: Final = "ENGINEHOUSE_TINKER_KEYS"
 LOCAL_USER: Final = "local"
+ORGANISATION: Final = "enginehouse"
 _PREFIX: Final = "tml-"  # the SDK accepts no other
 _USER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -141,7 +142,8 @@ class Keys:
         loopback: bool = True,
     ) -> None:
         self._file = file
-        self._signer = signer
+        self.signer = signer
+        """What the service signs logins and links with."""
         self._operator_file = operator_file
         self._from_variable = parse_keys(variable.replace(",", "\n"), place=VARIABLE)
         self._states: list[tuple[int, int, int] | None] = []
@@ -192,7 +194,7 @@ class Keys:
         if not key:
             return None
         if not key.startswith(_PREFIX):
-            claims = self._signer.read(key, purpose=_LOGIN)
+            claims = self.signer.read(key, purpose=_LOGIN)
             return self._find(claims["key"]) if claims else None
         return self._find(_digest(key))
 
@@ -206,13 +208,13 @@ class Keys:
             return None
         known = self.identify(key)
         claims = {
-            "iss": "enginehouse",
+            "iss": ORGANISATION,
             "sub": f"tml:user:{user}",
-            "org_id": "enginehouse",
+            "org_id": ORGANISATION,
             "email": user if "@" in user else None,
             "key": known.sha256 if known else "",
         }
-        return self._signer.sign(claims, purpose=_LOGIN, seconds=_LOGIN_SECONDS)
+        return self.signer.sign(claims, purpose=_LOGIN, seconds=_LOGIN_SECONDS)
 
     def revoke(self, key: Key) -> None:
         """Revoke a key for its owner. Raises ConfigurationError if it is not in keys.json."""

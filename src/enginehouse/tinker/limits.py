@@ -19,7 +19,7 @@ class Limits:
     as long each time, up to half a minute; when nothing has been computed for `patience`, the jobs
     that wait fail. Above `kl_threshold`, a |v1| or v2 is warned about. Without `train_unembed`, no
     adapter has an output layer, whatever its owner asked for. `snapshot_ttl` is how long weights
-    live that were saved for a sampler without a name and a time of their own; None is for ever.
+    live that were saved for a sampler without a name; None is an hour longer than their session.
     """
 
     rank: int = 64

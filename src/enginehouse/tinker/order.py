@@ -55,6 +55,11 @@ class Line:
         """Put a job in its place. Its seq_id is `next` or higher."""
         self._jobs[job.seq_id] = job
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for one of them."""
+        return any(not job.repeated for job in self._jobs.values())
+
     def first(self) -> Job | None:
         """The job with the lowest seq_id, whether or not all before it have arrived."""
         return next(iter(self), None)

@@ -87,7 +87,10 @@ class Residency:
         return iter(list(self._models.values()))
 
     def restore(self) -> None:
-        """Know the models that have states on disk. Raises StoreError for the folder itself."""
+        """Know the models that have states on disk, or jobs that may have to be done again.
+
+        Raises StoreError for the folder itself.
+        """
         for model_id in self._states.model_ids():
             try:
                 state = self._states.newest(model_id)
@@ -96,6 +99,8 @@ class Residency:
             else:
                 if state is not None:
                     self.model(model_id, user=state.user)
+        for model_id, user in self._futures.models().items():
+            self.model(model_id, user=user)
 
     def known(self, model_id: str) -> Model | None:
         """A model that was asked for before, or had a state when the service started."""
@@ -207,10 +212,14 @@ class Residency:
         self._futures.forget_bodies(model_id=model.model_id, up_to=applied)
         return True
 
-    async def forget(self, model: Model) -> None:
+    async def remove(self, model: Model) -> None:
         """Remove a model from memory and from disk: nobody will train it any more. Idempotent."""
         if model.resident:
             await self._trainer.unload(model.model_id)
+            model.resident = False
         self._states.remove(model.model_id)
+
+    def forget(self, model: Model) -> None:
+        """Know nothing of a model that was removed."""
         self._futures.forget_bodies(model_id=model.model_id, up_to=_LAST)
         self._models.pop(model.model_id, None)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from enginehouse.core.errors import ServerGoneError, TinkerError
+from enginehouse.core.errors import EnginehouseError, ServerGoneError, TinkerError
 from enginehouse.runtime.context import Notify
 from enginehouse.tinker.checkpoints import CheckpointStore
 from enginehouse.tinker.future import Future
@@ -24,7 +24,7 @@ from enginehouse.tinker.order import Job
 from enginehouse.tinker.queue_status import QueueStatus, describe_models, describe_users
 from enginehouse.tinker.records.records import Records
 from enginehouse.tinker.residency import Model, Residency
-from enginehouse.tinker.trainer_life import TrainerLife
+from enginehouse.tinker.trainer_life import TrainerLife, worded
 from enginehouse.tinker.trainers.base import Trainer
 from enginehouse.tinker.turns import Turns, Work
 
@@ -87,18 +87,19 @@ class TrainingQueue:
         )
         self._turns = Turns(residency=self._residency, limits=limits)
         self._life = TrainerLife(trainer, limits=limits, clock=clock)
+        self._jobs = ModelJobs(
+            trainer=trainer,
+            residency=self._residency,
+            records=records,
+            checkpoints=checkpoints,
+            limits=limits,
+            on_sampler_saved=on_sampler_saved,
+        )
         self._runner = JobRunner(
             trainer=trainer,
             residency=self._residency,
             futures=futures,
-            jobs=ModelJobs(
-                trainer=trainer,
-                residency=self._residency,
-                records=records,
-                checkpoints=checkpoints,
-                limits=limits,
-                on_sampler_saved=on_sampler_saved,
-            ),
+            jobs=self._jobs,
             life=self._life,
             kl_threshold=limits.kl_threshold,
             clock=clock,
@@ -107,6 +108,7 @@ class TrainingQueue:
         self._explained = float("-inf")
         self._late: list[Future] = []
         self._current: Sequence[Work] = ()
+        self._current_jobs: frozenset[Job] = frozenset()
         self._woken = asyncio.Event()
         self._deadline: float | None = None
         self._running = False
@@ -120,7 +122,7 @@ class TrainingQueue:
         model = self._residency.known(model_id)
         if model is None or seq_id <= model.line.next:
             return
-        waiting = sum(1 for _, job in self._waiting() if job.future.user == user)
+        waiting = sum(len(other.line) for other in self._residency if other.user == user)
         if waiting >= self._limits.waiting_jobs:
             raise TinkerError(
                 f"{waiting} jobs of yours are waiting, as many as this service accepts",
@@ -145,6 +147,7 @@ class TrainingQueue:
                     "was deleted. Create a new one, from its last checkpoint if it has one",
                     category="user",
                 )
+                model.retired = True
         if seq_id < model.line.next and model.lost is None:
             self._late.append(future)
         else:
@@ -157,7 +160,7 @@ class TrainingQueue:
     def retire(self, session_id: str) -> None:
         """Forget the models of a session that has ended, as soon as none of their jobs can be done.
 
-        Their checkpoints stay. Idempotent.
+        Their checkpoints stay, but for the nameless ones of their samplers. Idempotent.
         """
         for model in self._residency:
             if model.model_id.partition(":train:")[0] == session_id:
@@ -227,6 +230,7 @@ class TrainingQueue:
             await self._fail_late()
             await self._forget_retired()
             self._current = await self._turns.next(self._trainer.info, deaths=self._deaths)
+            self._current_jobs = frozenset(job for _, job in self._current)
             self._explain()
             if self._current:
                 await self._runner.run(self._current)
@@ -241,6 +245,7 @@ class TrainingQueue:
             await self._abandon(self._current, error)
         finally:
             self._current = ()
+            self._current_jobs = frozenset()
 
     async def _rest(self) -> None:
         """Save or evict a model that is idle, or wait until there is something to do."""
@@ -319,7 +324,7 @@ class TrainingQueue:
             if self._deaths[request_id] >= _DEADLY and len(work) == 1:
                 failure = Failure(
                     message=f"this job was in the trainer at {_DEADLY} deaths of it, at the last "
-                    f"one alone: {error}",
+                    f"one alone: {worded(error)}",
                     category="server",
                 )
                 await self._runner.settle(model, job, failure)
@@ -354,10 +359,16 @@ class TrainingQueue:
         for model in self._residency:
             if not model.retired or model.line.ready() is not None:
                 continue
+            try:
+                await self._jobs.end_snapshots(model)
+            except EnginehouseError as error:
+                self._notify(f"the snapshots of {model.model_id} do not expire: {error}")
+            await self._residency.remove(model)
             ended = Failure(message="the model's session has ended", category="user")
-            for job in model.line:
-                await self._runner.answer_failure(job, model.lost or ended)
-            await self._residency.forget(model)
+            while left := [job for job in model.line if job.future.state == "waiting"]:
+                for job in left:  # more may be submitted meanwhile
+                    await self._runner.answer_failure(job, model.lost or ended)
+            self._residency.forget(model)
 
     # Why jobs wait
 
@@ -384,7 +395,7 @@ class TrainingQueue:
     def _reason(self, model: Model, job: Job) -> str:
         if self._life.why_not is not None:
             return self._life.why_not
-        if any(job is current for _, current in self._current):
+        if job in self._current_jobs:
             return "it is being computed"
         head = model.line.ready()
         if head is None:

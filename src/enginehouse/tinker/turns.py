@@ -158,6 +158,6 @@ def _next(model: Model, after: int = 0) -> Job | None:
     if model.lost is not None:
         return None if after else model.line.first()
     job = model.line.ready(after)
-    if job is not None and job.repeated and all(other.repeated for other in model.line):
+    if job is not None and job.repeated and not model.line.is_awaited:
         return None
     return job
