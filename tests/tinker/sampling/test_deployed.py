@@ -152,8 +152,73 @@ async def test_one_without_any_effect_is_refused(
             with pytest.raises(TinkerError, match="no effect") as caught:
                 await engine.sample(_weights(tmp_path, "mine"), _prompt())
             assert caught.value.category == "server"
-        assert await _listed(deployment) == []
+        async with asyncio.timeout(20):
+            while await _listed(deployment):  # noqa: ASYNC110 - the server's doing
+                await asyncio.sleep(0.01)
         assert (await engine.sample(BASE, _prompt())).sequences
+
+
+@pytest.mark.parametrize("acts", [True, False])
+async def test_answers_are_withheld_until_the_proof(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, acts: bool
+):
+    """It is made while the first requests are computed; a stream begins after it."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(*_: Any, **__: Any) -> Effect:
+        begun.set()
+        await go_on.wait()
+        if not acts:
+            raise NoEffectError("it has no effect")
+        return EFFECT
+
+    monkeypatch.setattr("enginehouse.weights.pool.prove_effect", slow)
+    mine = _weights(tmp_path, "mine")
+    body = {"prompt": "Say something", "max_tokens": 2, "stream": True}
+    async with _sampling(house) as (_, engine):
+        asked = [
+            asyncio.create_task(engine.sample(mine, _prompt())),
+            asyncio.create_task(engine.stream(mine, "/v1/completions", body)),
+            asyncio.create_task(engine.prepare(mine)),
+        ]
+        await begun.wait()
+        assert len((await engine.sample(BASE, _prompt())).sequences) == 1
+        assert not any(task.done() for task in asked)
+        go_on.set()
+        done = await asyncio.gather(*asked, return_exceptions=True)
+        if acts:
+            sampled, streamed, _ = done
+            assert isinstance(sampled, Sampled)
+            assert [piece async for piece in streamed][-1].endswith(b"[DONE]\n\n")
+        else:
+            assert [type(one) for one in done] == [TinkerError] * 3
+
+
+async def test_it_ends_during_a_proof(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Nothing is left running, whether the adapter is forgotten or the engine is closed."""
+    ended = 0
+
+    async def endless(*_: Any, **__: Any) -> Effect:
+        nonlocal ended
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended += 1
+        return EFFECT
+
+    monkeypatch.setattr("enginehouse.weights.pool.prove_effect", endless)
+    mine, other = _weights(tmp_path, "mine"), _weights(tmp_path, "other")
+    async with _sampling(house) as (deployment, engine):
+        waiting = [asyncio.create_task(engine.prepare(weights)) for weights in (mine, other)]
+        async with asyncio.timeout(20):
+            while len(engine.description["adapters"]) < 2:  # noqa: ASYNC110 - the server's doing
+                await asyncio.sleep(0.01)
+        await engine.forget(mine)
+        assert await _listed(deployment) == [str(other.folder)]
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert ended == 2
 
 
 async def test_a_folder_that_is_no_adapter(house: House, tmp_path: Path):
