@@ -17,6 +17,7 @@ import uvicorn
 from enginehouse.tinker.application import make_application
 from enginehouse.tinker.checkpoint_paths import CheckpointPath
 from enginehouse.tinker.checkpoints import CheckpointStore
+from enginehouse.tinker.futures import Futures
 from enginehouse.tinker.guard import Guard
 from enginehouse.tinker.keys import KeyFile, Keys
 from enginehouse.tinker.records.entries import CheckpointKind, CheckpointRecord, ModelRecord
@@ -28,6 +29,7 @@ from enginehouse.tinker.routes.copies import copy_routes
 from enginehouse.tinker.routes.downloads import download_routes
 from enginehouse.tinker.routes.runs import run_routes
 from enginehouse.tinker.routes.session_lists import session_list_routes
+from enginehouse.tinker.routes.traces import trace_routes
 
 FILES = {"adapter_config.json": "{}", "adapter_model.safetensors": "w" * 1000, "a/b c.txt": "ä"}
 
@@ -38,6 +40,7 @@ class ManagementService:
 
     records: Records
     checkpoints: CheckpointStore
+    futures: Futures
     url: str
     keys: dict[str, str]
     home: Path
@@ -93,12 +96,14 @@ async def management_service(home: Path, *, records: Records) -> AsyncIterator[M
     authentication = Keys.open(home, host="127.0.0.1", environment={})
     checkpoints = CheckpointStore(home / "checkpoints", records=records)
     await checkpoints.prepare()
+    futures = Futures.open(home / "futures")
     application = make_application(
         [
             client_routes(model={"model_name": "org/base"}),
             account_routes(records, keys=authentication),
             run_routes(records),
             session_list_routes(records),
+            trace_routes(records, futures=futures, signer=authentication.signer),
             checkpoint_routes(checkpoints),
             download_routes(checkpoints, signer=authentication.signer),
             copy_routes(checkpoints),
@@ -112,6 +117,7 @@ async def management_service(home: Path, *, records: Records) -> AsyncIterator[M
         yield ManagementService(
             records=records,
             checkpoints=checkpoints,
+            futures=futures,
             url=f"http://127.0.0.1:{listener.getsockname()[1]}",
             keys=keys,
             home=home,
@@ -120,3 +126,4 @@ async def management_service(home: Path, *, records: Records) -> AsyncIterator[M
         server.should_exit = True
         await serving
         listener.close()
+        await futures.close()

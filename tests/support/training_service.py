@@ -53,6 +53,7 @@ class TrainingService:
         body: bytes | Mapping[str, Any],
         *,
         user: str = "ada",
+        **details: Any,
     ) -> Future:
         """Accept a job and submit it, as a route does."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -65,7 +66,7 @@ class TrainingService:
             content_type="application/x-protobuf"
             if isinstance(body, bytes)
             else "application/json",
-            details={"model_id": model_id, "seq_id": seq_id},
+            details={"model_id": model_id, "seq_id": seq_id, **details},
         )
         if future.take():
             self.queue.submit(future)
@@ -94,7 +95,10 @@ class TrainingService:
         """Send a forward_backward of the data of a seed, by default its seq_id."""
         seed = seq_id if seed is None else seed
         body = a_batch(seed, model_id=model_id, seq_id=seq_id, **changes)
-        return await self.send("forward_backward", model_id, seq_id, body, user=user)
+        forward_only = changes.get("forward_only", False)
+        return await self.send(
+            "forward_backward", model_id, seq_id, body, user=user, forward_only=forward_only
+        )
 
     async def optim_step(
         self, seq_id: int, model_id: str = MODEL, *, user: str = "ada", **params: Any

@@ -120,6 +120,18 @@ async def test_a_failed_batch_stays_failed_when_it_is_recovered(tmp_path: Path):
         assert await service.final_weights() == expected
 
 
+async def test_a_forward_pass_is_not_computed_again(tmp_path: Path):
+    """It changed nothing."""
+    trainer = FakeTrainer(vocabulary=VOCABULARY)
+    async with training_service(tmp_path, trainer=trainer) as service:
+        await service.create()
+        await service.answer(await service.forward_backward(1, forward_only=True))
+        await service.answer(await service.forward_backward(2))
+        trainer.kill()
+        assert "metrics" in await service.answer(await service.optim_step(3))
+    assert sum(call == "compute" for call, _ in trainer.calls) == 3
+
+
 async def test_a_model_without_a_seed_is_recovered_as_it_was(tmp_path: Path):
     """Its random matrices are the same again."""
     trainer = FakeTrainer(vocabulary=VOCABULARY)

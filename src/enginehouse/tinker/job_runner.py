@@ -90,14 +90,14 @@ class JobRunner:
         }
         began = self._clock()
         computed = await self._trainer.compute(list(requests.values())) if requests else []
-        took = self._clock() - began
+        for model in models:
+            model.computed += self._clock() - began
         results = dict(zip(requests, computed, strict=True))
         for model, job in work:
             result = results.get(job, job.error)
             if model.lost is not None:
                 await self._pass_over(model, job)
             elif isinstance(result, LossResult):
-                model.computed += took
                 await self._computed_pass(model, job, result)
             else:
                 await self._fail(model, job, _failure(result))
@@ -211,6 +211,8 @@ class JobRunner:
         elif job.kind == "optim_step":
             if model.pending:
                 await self._bring_in(model)
+                if model.lost is not None:
+                    return
                 await self._trainer.drop_gradients(model.model_id)
             model.pending = 0
             model.broken = None

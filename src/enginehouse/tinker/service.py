@@ -50,6 +50,7 @@ from enginehouse.tinker.routes.samplers import sampler_routes
 from enginehouse.tinker.routes.sampling import sampling_routes
 from enginehouse.tinker.routes.session_lists import session_list_routes
 from enginehouse.tinker.routes.sessions import Sessions, session_routes
+from enginehouse.tinker.routes.traces import trace_routes
 from enginehouse.tinker.routes.training import training_routes
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
@@ -256,6 +257,7 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
         download_routes(rooms.checkpoints, signer=rooms.keys.signer),
         copy_routes(rooms.checkpoints),
         session_list_routes(rooms.records),
+        trace_routes(rooms.records, futures=rooms.futures, signer=rooms.keys.signer),
         account_routes(rooms.records, keys=rooms.keys),
     ]
 

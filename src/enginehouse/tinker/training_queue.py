@@ -186,6 +186,7 @@ class TrainingQueue:
             await self._save_all()
         finally:
             self._running = False
+            self._explain(at_once=True)
             self._stopped.set()
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 (how long jobs may begin)
@@ -350,7 +351,7 @@ class TrainingQueue:
             future = self._late.pop()
             await self._futures.fail(
                 future,
-                "the job was done, but its answer was lost when the service was restarted",
+                "the job was done before, and its answer is no longer kept",
                 category="server",
             )
 
@@ -389,10 +390,12 @@ class TrainingQueue:
 
     def _hold(self, model: Model, job: Job) -> None:
         reason = self._reason(model, job)
-        paused = self._life.why_not is not None or reason == _OTHERS
+        paused = self._life.why_not is not None or not self._running or reason == _OTHERS
         self._futures.hold(job.future, reason, state="paused_capacity" if paused else "active")
 
     def _reason(self, model: Model, job: Job) -> str:
+        if self._deadline is not None and not self._running:
+            return "the service is being restarted; the job is kept and will be done"
         if self._life.why_not is not None:
             return self._life.why_not
         if job in self._current_jobs:

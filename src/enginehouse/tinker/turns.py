@@ -37,7 +37,10 @@ class Work(NamedTuple):
     @property
     def is_pass(self) -> bool:
         """Whether it is a forward pass, which others can share."""
-        return self.job.kind == "forward_backward" and not self.settled and not self.model.lost
+        if self.job.kind != "forward_backward" or self.settled or self.model.lost is not None:
+            return False
+        forward_only = self.job.future.details.get("forward_only", False)
+        return not (self.job.repeated and forward_only)  # which had no effect
 
 
 class Turns:

@@ -144,6 +144,17 @@ async def test_the_name_hides_secrets(postgres: PostgresServer):
     await records.close()
 
 
+@pytest.mark.postgres
+async def test_a_restarted_server(postgres: PostgresServer):
+    """What was written before is there, and nothing has to be done."""
+    records = await Records.open(postgres.new_database())
+    await records.add_model(a_model())
+    await asyncio.to_thread(postgres.restart)
+    assert (await records.models("ada")).entries == (a_model(),)
+    await records.add_model(a_model("ses-2:train:0"))
+    await records.close()
+
+
 async def test_a_broken_database(tmp_path: Path):
     """A file that is not a database is refused, and left as it was."""
     file = tmp_path / "records.sqlite"

@@ -139,6 +139,28 @@ async def test_account(trained: ManagementService):
     }
 
 
-async def test_what_is_not_supported(trained: ManagementService):
-    """Named, and not tried again for minutes."""
-    assert "not exported" in await _refused(trained, "session", "export-trace", "ses-1", user="ada")
+async def test_sessions(trained: ManagementService):
+    """A session's trace can be opened as what it is: JSON."""
+    future = await trained.futures.accept(
+        key="k",
+        kind="optim_step",
+        user="ada",
+        body=b"{}",
+        content_type="application/json",
+        details={"model_id": "ses-1:train:0", "seq_id": 1},
+    )
+    await trained.futures.finish(future, b"{}", content_type="application/json")
+    exported = await _json(trained, "session", "export-trace", "ses-1", "--output", "ses-1.trace")
+    trace = json.loads((trained.home / "ses-1.trace").read_text())
+    assert "optim_step" in {event["name"] for event in trace["traceEvents"]}
+    assert exported["session_id"] == "ses-1"
+    assert "there is no session" in await _refused(trained, "session", "export-trace", "ses-1")
+
+
+async def test_billing(trained: ManagementService):
+    """What checkpoints take is told; that nothing is billed is, too, and not tried again."""
+    (used,) = (await _json(trained, "billing", "checkpoint-storage"))["data"]
+    assert (used["checkpoint_count"], used["size_bytes"]) == (4, 4016)
+    period = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z")
+    told = await _refused(trained, "billing", "usage", *period, user="ada")
+    assert "nothing is billed" in told
