@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +66,7 @@ async def _streaming(engine: DeployedSampling, count: int) -> AsyncIterator[_Str
     streams = _Streams(engine)
     tasks = [asyncio.create_task(streams.run()) for _ in range(count)]
     try:
-        while len(streams.pauses) < 4 * count:
+        while len(streams.pauses) < 4 * count:  # noqa: ASYNC110 - they do not tell
             await asyncio.sleep(0.05)
         streams.longest()
         yield streams
@@ -106,9 +105,8 @@ async def _post(session: aiohttp.ClientSession, path: str, body: dict[str, Any])
 
 
 async def _compared(
-    engine: DeployedSampling, folders: Sequence[Path], *, streams: int, rounds: int
+    engine: DeployedSampling, fresh: Iterator[Path], *, streams: int, rounds: int
 ) -> None:
-    fresh = itertools.cycle(folders)
     times: dict[str, list[float]] = {"ours": [], "bare": []}
     pauses: dict[str, list[float]] = {"ours": [], "bare": [], "none": []}
     server = engine.deployment.server
@@ -159,11 +157,12 @@ async def _measured(asked: argparse.Namespace) -> None:
                 await asyncio.to_thread(
                     write_lora, Path(scratch) / f"lora-{seed}", checkpoint, seed=seed
                 )
-                for seed in range(2 * (asked.rounds + 1))
+                for seed in range(4 * (asked.rounds + 1))
             ]
+            fresh = iter(folders)
             print(HEAD)
             for streams in (0, asked.streams):
-                await _compared(engine, folders, streams=streams, rounds=asked.rounds)
+                await _compared(engine, fresh, streams=streams, rounds=asked.rounds)
 
 
 def main(arguments: Sequence[str]) -> None:
