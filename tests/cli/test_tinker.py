@@ -105,6 +105,8 @@ def test_keys_are_made_listed_and_revoked(call):
     (key,) = made.out.split()
     assert key.startswith("tml-")
     (listed,) = call("tinker", "keys", "list", "--json").report
+    assert listed["place"].endswith("keys.json")
+    listed = listed["key"]
     assert (listed["user"], listed["note"]) == ("ada", "laptop")
     assert key not in json.dumps(listed)
     table = call("tinker", "keys", "list").out

@@ -157,13 +157,20 @@ def add(
 
 
 @keys.command("list")
-def list_(*, home: HomeOption = None, json: JsonOption = False) -> None:
+def list_(
+    *,
+    home: HomeOption = None,
+    keys_file: Annotated[
+        Path | None, typer.Option("--keys-file", help="The operator's own file of keys, if any.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
     """List the keys, by the beginning of their hashes."""
     console = Console(json=json)
     with _extra():
-        from enginehouse.commands.tinker import list_keys
+        from enginehouse.tinker.keys import list_keys
 
-        found = list_keys(_home(home))
+        found = list_keys(_home(home), operator_file=keys_file)
 
         def text() -> None:
             from enginehouse.report.terminal import print_rows
@@ -172,10 +179,16 @@ def list_(*, home: HomeOption = None, json: JsonOption = False) -> None:
                 console.note("no keys; `enginehouse tinker keys add NAME` makes one")
                 return
             rows = [
-                (k.key_id, k.user, f"{k.created:%Y-%m-%d %H:%M}" if k.created else "-", k.note)
-                for k in found
+                (
+                    listed.key.key_id,
+                    listed.key.user,
+                    f"{listed.key.created:%Y-%m-%d %H:%M}" if listed.key.created else "-",
+                    listed.key.note,
+                    listed.place,
+                )
+                for listed in found
             ]
-            print_rows(("key", "user", "made (UTC)", "note"), rows)
+            print_rows(("key", "user", "made (UTC)", "note", "from"), rows)
 
         console.result(found, text=text)
 

@@ -99,11 +99,6 @@ def add_key(home: Path, user: str, *, note: str = "") -> str:
     return _key_file(home).add(user, note=note)
 
 
-def list_keys(home: Path) -> list[Key]:
-    """What is known of the keys that were added, oldest first. Raises StoreError."""
-    return _key_file(home).read()
-
-
 def revoke_key(home: Path, key_id: str) -> Key:
     """Forget a key; a running service refuses it at once.
 

@@ -43,6 +43,7 @@ from enginehouse.tinker.routes.samplers import sampler_routes
 from enginehouse.tinker.routes.sampling import sampling_routes
 from enginehouse.tinker.routes.session_lists import session_list_routes
 from enginehouse.tinker.routes.sessions import Sessions, session_routes
+from enginehouse.tinker.routes.traces import trace_routes
 from enginehouse.tinker.routes.training import training_routes
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
@@ -201,9 +202,10 @@ def _make_rooms(
 
 
 def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
-    names = Names(base_model=rooms.base_model, records=rooms.stores.records, desk=rooms.desk)
+    stores = rooms.stores
+    names = Names(base_model=rooms.base_model, records=stores.records, desk=rooms.desk)
     legacy = LegacySampler(names=names, desk=rooms.desk, engine=rooms.engine)
-    models = Models(records=rooms.stores.records, futures=rooms.stores.futures)
+    models = Models(records=stores.records, futures=stores.futures)
     info = rooms.trainer.info
     capabilities = {
         "model_name": rooms.base_model,
@@ -223,29 +225,30 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
         model_routes(
             models,
             sessions=rooms.sessions,
-            futures=rooms.stores.futures,
+            futures=stores.futures,
             queue=rooms.queue,
             base_model=rooms.base_model,
             info=info,
             describe=describe,
         ),
-        training_routes(models, futures=rooms.stores.futures, queue=rooms.queue),
+        training_routes(models, futures=stores.futures, queue=rooms.queue),
         sampler_routes(rooms.sessions, desk=rooms.desk, base_model=rooms.base_model),
         sampling_routes(
-            futures=rooms.stores.futures,
+            futures=stores.futures,
             desk=rooms.desk,
             base_model=rooms.base_model,
             legacy=legacy,
         ),
         legacy_routes(legacy),
         openai_routes(names=names, desk=rooms.desk, engine=rooms.engine),
-        futures_routes(rooms.stores.futures, user=current_user),
-        run_routes(rooms.stores.records),
-        checkpoint_routes(rooms.stores.checkpoints),
-        download_routes(rooms.stores.checkpoints, signer=rooms.stores.keys.signer),
-        copy_routes(rooms.stores.checkpoints),
-        session_list_routes(rooms.stores.records),
-        account_routes(rooms.stores.records, keys=rooms.stores.keys),
+        futures_routes(stores.futures, user=current_user),
+        run_routes(stores.records),
+        checkpoint_routes(stores.checkpoints),
+        download_routes(stores.checkpoints, signer=stores.keys.signer),
+        copy_routes(stores.checkpoints),
+        session_list_routes(stores.records),
+        trace_routes(stores.records, futures=stores.futures, signer=stores.keys.signer),
+        account_routes(stores.records, keys=stores.keys),
     ]
 
 
