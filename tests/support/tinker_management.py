@@ -68,24 +68,29 @@ class ManagementService:
             return await reservation.commit(model, ttl_seconds=ttl_seconds)
 
     async def tinker(self, *words: str, user: str) -> tuple[int, str, str]:
-        """Run the SDK's command line as the user: exit code, stdout, stderr."""
-        process = await asyncio.create_subprocess_exec(
-            str(Path(sysconfig.get_path("scripts")) / "tinker"),
-            *words,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            cwd=self.home,
-            env={
-                "PATH": os.defpath,
-                "HOME": str(self.home),
-                "TINKER_BASE_URL": self.url,
-                "TINKER_API_KEY": self.keys[user],
-                "TINKER_TELEMETRY": "0",
-            },
-        )
-        out, err = await process.communicate()
-        return process.returncode or 0, out.decode(), err.decode()
+        """Run the SDK's command line as the user, in `home`: exit code, stdout, stderr."""
+        return await run_tinker(*words, url=self.url, key=self.keys[user], home=self.home)
+
+
+async def run_tinker(*words: str, url: str, key: str, home: Path) -> tuple[int, str, str]:
+    """Run the SDK's command line, in `home`: exit code, stdout, stderr."""
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sysconfig.get_path("scripts")) / "tinker"),
+        *words,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=home,
+        env={
+            "PATH": os.defpath,
+            "HOME": str(home),
+            "TINKER_BASE_URL": url,
+            "TINKER_API_KEY": key,
+            "TINKER_TELEMETRY": "0",
+        },
+    )
+    out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
 
 
 @asynccontextmanager

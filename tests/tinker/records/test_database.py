@@ -155,6 +155,19 @@ async def test_a_restarted_server(postgres: PostgresServer):
     await records.close()
 
 
+async def test_a_database_that_fails_later(tmp_path: Path):
+    """The error names the database and the reason, and nothing that users stored."""
+    records = await Records.open(sqlite_url(tmp_path / "records.sqlite"))
+    with closing(sqlite3.connect(tmp_path / "records.sqlite")) as other:
+        other.execute("DROP TABLE tinker_models")
+    with pytest.raises(
+        StoreError, match=r"records\.sqlite cannot be(.|\n)*no such table"
+    ) as failed:
+        await records.add_model(a_model(user_metadata={"secret": "hunter2"}))
+    assert "hunter2" not in _chain(failed.value)
+    await records.close()
+
+
 async def test_a_broken_database(tmp_path: Path):
     """A file that is not a database is refused, and left as it was."""
     file = tmp_path / "records.sqlite"

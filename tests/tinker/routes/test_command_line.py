@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.tinker_management import FILES, ManagementService
+from tests.support.tinker_client import House
+from tests.support.tinker_management import FILES, ManagementService, run_tinker
 from tests.support.tinker_records import a_model, a_session, later
 
 pytestmark = pytest.mark.slow  # importing the SDK takes seconds, in each process
@@ -109,6 +111,30 @@ async def test_downloading(trained: ManagementService):
     }
     assert downloaded == FILES
     assert "Resource not found" in await _refused(trained, "checkpoint", "download", path)
+
+
+async def test_downloading_a_training_checkpoint(tmp_path: Path):
+    """The command line loads it into a new run, exports that, and removes the export."""
+    house = House(tmp_path / "service")
+    async with house.open() as running:
+        ada = await running.client().begin()
+        model_id = await ada.create_model()
+        body = {"model_id": model_id, "seq_id": 1, "path": "0001"}
+        saved = await ada.done("save_weights", body)
+        (tmp_path / "user").mkdir()
+        code, _, err = await run_tinker(
+            *("checkpoint", "download", saved["path"], "--output", "here"),
+            url=str(running.web._base_url),
+            key=house.keys["ada"],
+            home=tmp_path / "user",
+        )
+        assert code == 0, err
+        left = (await ada.get("/api/v1/checkpoints"))["checkpoints"]
+        assert [checkpoint["tinker_path"] for checkpoint in left] == [saved["path"]]
+    folder = tmp_path / "user" / "here" / f"{model_id}_weights_0001"
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        file.name for file in folder.iterdir()
+    }
 
 
 async def test_deleting(trained: ManagementService):
