@@ -133,8 +133,8 @@ class Deployment(ABC):
 
         For those who ask many adapters, more than there are places for; they are given back at the
         end. A server of our own has `max_loras` of its options; of another one's places at most
-        `max_loras` are taken. `lenient` is AdapterPool's. Not beside targets of adapters, which keep
-        their places.
+        `max_loras` are taken. `lenient` is AdapterPool's. Not beside targets of adapters, which
+        keep their places.
         """
 
     @asynccontextmanager
