@@ -35,7 +35,7 @@ def fake_program(fault: str = "") -> TrainerProgram:
     env = {"PATH": os.environ["PATH"], "FAKE_TRAINER": fault}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     argv = (sys.executable, str(SUPPORT / "fake_trainer_program.py"))
-    return TrainerProgram(command=Command(argv=argv, env=env), model=MODEL, computes_here=True)
+    return TrainerProgram(command=Command(argv=argv, env=env), model=MODEL, variant="cpu")
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ async def test_missing_program_is_refused(started):
     """The environment may have been removed."""
     trainer = started()
     command = Command(argv=("/no/such/python",), env={})
-    trainer.program = TrainerProgram(command=command, model=MODEL, computes_here=True)
+    trainer.program = TrainerProgram(command=command, model=MODEL, variant="cpu")
     with pytest.raises(StartError, match="cannot run /no/such/python"):
         await trainer.start()
 

@@ -106,7 +106,8 @@ def decode_call(data: bytes) -> Call:
 
 def _written(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return _Tensor(value.dtype.str, value.shape, bytearray(value.tobytes()))
+        data = np.ascontiguousarray(value).data
+        return {"dtype": value.dtype.str, "shape": value.shape, "data": data}
     raise NotImplementedError(type(value).__name__)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainer.connection import Connection
-from trainer.data import LossResult
+from trainer.data import LossRequest, LossResult
 from trainer.errors import RequestError
 from trainer.messages import Call, Compute, Failure, Outcome, Reply, decode_call, encode
 
@@ -29,18 +30,9 @@ def answer(engine: Engine, call: Call) -> Reply:
     try:
         return Reply(value=_value(engine, call))
     except RequestError as error:
-        return Reply(failure=_failure(error))
-    except OSError as error:
-        LOG.warning("%s: %s", _name(call), error)
-        where = f" ({error.filename})" if error.filename else ""
-        message = f"the trainer's {_name(call)} met an error of the system"
-        why = f"{error.strerror or error}{where}"
-        return Reply(failure=Failure(message=message, category="server", why=why))
-    except Exception as error:
-        LOG.exception("%s failed", _name(call))
-        message = f"the trainer's {_name(call)} failed"
-        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        return Reply(failure=Failure(message=message, category="server", why=why))
+        return Reply(failure=Failure(message=str(error)))
+    except Exception as error:  # noqa: BLE001 (it is logged, and told)
+        return Reply(failure=_failure(error, _name(call)))
 
 
 def _name(call: Call) -> str:
@@ -49,16 +41,38 @@ def _name(call: Call) -> str:
 
 def _value(engine: Engine, call: Call) -> Any:
     """The engine's methods are called as the calls are, and take their fields."""
+    if isinstance(call, Compute):
+        return _outcomes(engine, call.requests)
     method = getattr(engine, _name(call))
-    value = method(**{name: getattr(call, name) for name in call.__struct_fields__})
-    return [_outcome(result) for result in value] if isinstance(call, Compute) else value
+    return method(**{name: getattr(call, name) for name in call.__struct_fields__})
+
+
+def _outcomes(engine: Engine, requests: Sequence[LossRequest]) -> list[Outcome]:
+    """Computed together; should that fail (for memory, say), one by one, as one may be to blame."""
+    try:
+        return [_outcome(result) for result in engine.compute(requests)]
+    except Exception as error:  # noqa: BLE001 (it is logged, and told)
+        failure = _failure(error, "compute")
+    if len(requests) == 1:
+        return [Outcome(failure=failure)]
+    return [outcome for request in requests for outcome in _outcomes(engine, [request])]
 
 
 def _outcome(result: LossResult | RequestError) -> Outcome:
     if isinstance(result, RequestError):
-        return Outcome(failure=_failure(result))
+        return Outcome(failure=Failure(message=str(result)))
     return Outcome(result=result)
 
 
-def _failure(error: RequestError) -> Failure:
-    return Failure(message=str(error), category="user")
+def _failure(error: Exception, name: str) -> Failure:
+    """Log an error that no request is to blame for; end the process if its GPU is of no use now."""
+    if isinstance(error, OSError):
+        LOG.warning("%s: %s", name, error)
+        place = f" ({error.filename})" if error.filename else ""
+        why = f"{error.strerror or error}{place}"
+    else:
+        LOG.error("%s failed", name, exc_info=error)
+        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    if why.partition(": ")[2].startswith("CUDA error"):  # every later call would fail as well
+        raise SystemExit(1)
+    return Failure(message=f"the trainer's {name} failed", category="server", why=why)

@@ -61,9 +61,10 @@ _Failed = TypeVar("_Failed", bound=ServerError)
 class Patience(msgspec.Struct, frozen=True, kw_only=True):
     """How long a trainer is waited for, in seconds.
 
-    `start` is for the whole start. On a CPU it has failed when it has not computed, read or logged
-    anything for `idle`; wherever it runs, when one call takes longer than `call`. Every `look` it
-    is looked at. `stop` lies between SIGTERM and SIGKILL.
+    It hangs when, during its start or a call, it has neither used a CPU (as it also does while a
+    GPU computes) nor read nor logged anything for `idle`, or when a start takes longer than `start`
+    or a call longer than `call`. It is looked at every `look`. `stop` lies between SIGTERM and
+    SIGKILL.
     """
 
     start: float = 3600.0
@@ -75,14 +76,11 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerProgram:
-    """What the trainer's process is started with. `model` is its base model.
-
-    `computes_here`: on this machine's CPU, whose use then shows whether it works.
-    """
+    """What the trainer's process is started with; `variant` is the accelerator it is built for."""
 
     command: Command
     model: ResolvedModel
-    computes_here: bool
+    variant: str
 
 
 async def prepare_trainer(
@@ -110,30 +108,36 @@ async def prepare_trainer(
     argv += ["--device", "cpu" if environment.variant == "cpu" else "auto"]
     argv += ["--threads", str(threads)] if threads else []
     argv += ["--trust-remote-code"] if trust_remote_code else []
-    env = inherited_variables("TRANSFORMERS_CACHE", "(CUDA|HF|OMP|MKL|KMP|GOMP|PYTORCH)_.*")
+    env = inherited_variables("HF_(HOME|HUB_OFFLINE)", "(CUDA|OMP|MKL|KMP|GOMP|PYTORCH)_.*")
     env |= {"PYTHONNOUSERSITE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return TrainerProgram(
         command=Command(argv=tuple(argv), env=env),
         model=model,
-        computes_here=environment.variant == "cpu",
+        variant=environment.variant,
     )
 
 
 def _base_type(
     wanted: DType | None, environment: EngineEnvironment, model: ResolvedModel, context: Context
 ) -> DType:
-    """The type of the base weights: by the rule for servers, but for float16, which overflows."""
+    """The type of the base weights: but for float16, that of servers. Raises ModelError."""
     checkpoint = read_checkpoint(Path(model.path))
     if is_quantized(checkpoint):
         raise ModelError(
             f"{model.reference} is quantized, and adapters are trained on plain weights only",
             fix="take the original checkpoint",
         )
-    if wanted is not None or environment.variant != "cpu":
-        return wanted or "auto"
-    chosen = type_on_cpu(read_cpu(), stored=stored_type(checkpoint))
+    if wanted is not None:
+        return wanted
+    stored = stored_type(checkpoint)
+    if stored == "float16":
+        context.notify("training in float32: the weights are float16, in which gradients overflow")
+        return "float32"
+    if environment.variant != "cpu":
+        return "auto"
+    chosen = type_on_cpu(read_cpu(), stored=stored)
     context.notify(f"training in {chosen.dtype}: {chosen.reason}")
-    return "float32" if chosen.dtype == "float16" else chosen.dtype
+    return chosen.dtype
 
 
 class HfTrainer:
@@ -238,14 +242,14 @@ class HfTrainer:
             await process.stop(grace=self._patience.stop)
         if connection is not None:
             await connection.close()
-        if process is not None and not self.program.computes_here:
+        if process is not None and self.program.variant == "cuda":
             await require_memory_back(process.pids(), baseline=self._gpu_memory)
 
     async def _spawn(self) -> Connection:
         self._starts += 1
         self._end = None
         self._log = new_log(self._context.layout, f"trainer-{self._starts}")
-        if not self.program.computes_here:
+        if self.program.variant == "cuda":
             self._gpu_memory = await read_baseline()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -282,7 +286,7 @@ class HfTrainer:
         while not answer.done():
             cores, before, effort = usage.read(process.pids()).cpu, effort, process.effort()
             now = time.monotonic()
-            if not self.program.computes_here or effort != before or (cores or 0) > BUSY_CORES:
+            if effort != before or (cores or 0) > BUSY_CORES:
                 worked = now
             if now - worked > self._patience.idle:
                 raise await self._gone(

@@ -127,7 +127,8 @@ def decode(data: bytes | msgspec.Raw, *, kind: Any) -> Any:
 
 def _written(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return _Tensor(value.dtype.str, value.shape, bytearray(value.tobytes()))
+        data = np.ascontiguousarray(value).data
+        return {"dtype": value.dtype.str, "shape": value.shape, "data": data}
     if isinstance(value, Path):
         return str(value)
     raise NotImplementedError(type(value).__name__)
