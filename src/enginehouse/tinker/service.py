@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter
 
-from enginehouse.core.errors import TinkerError
+from enginehouse.core.errors import EnginehouseError, TinkerError
 from enginehouse.runtime.context import Context
 from enginehouse.store.files import write_whole
 from enginehouse.tinker.application import current_user, make_application
