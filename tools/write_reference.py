@@ -74,6 +74,7 @@ from enginehouse.store.runs import RunInfo
 from enginehouse.tasks.base import Measure, TaskInfo
 from enginehouse.tasks.custom import Definition
 from enginehouse.tasks.registry import list_tasks
+from enginehouse.tinker.configuration import TinkerConfig
 from enginehouse.watch.configuration import WatchSettings
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -388,6 +389,7 @@ def configuration() -> Iterator[str]:
         yield from ("", f"### {command} --config", "")
         yield "Those of `serve --config`, `model`, `url` and `api_key_env` as for `eval`, and:"
         yield from ("", *keys(settings))
+    yield from ("", "### tinker serve --config", "", *keys(TinkerConfig))
     yield from ("", "### play FILE", "", *keys(ExperimentConfig), "", "### A team", "")
     yield from (*keys(TeamConfig), "", "### An agent", "", *keys(AgentConfig))
     yield from ("", "### A provider", "")

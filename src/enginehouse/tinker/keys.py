@@ -28,6 +28,8 @@ from enginehouse.store.files import write_whole
 from enginehouse.tinker.signing import Signer
 
 VARIABLE: Final = "ENGINEHOUSE_TINKER_KEYS"
+KEYS: Final = "keys.json"
+"""The file in a service's home with the keys that were added."""
 LOCAL_USER: Final = "local"
 ORGANISATION: Final = "enginehouse"
 _PREFIX: Final = "tml-"  # the SDK accepts no other
@@ -175,7 +177,7 @@ class Keys:
         for keys that cannot be read; StoreError for a damaged keys.json.
         """
         keys = cls(
-            KeyFile(home / "keys.json"),
+            KeyFile(home / KEYS),
             signer=Signer.open(home / "secret"),
             operator_file=operator_file,
             from_variable=_variable_keys(environment),
@@ -270,7 +272,7 @@ def list_keys(
     environment: Mapping[str, str] = os.environ,
 ) -> list[ListedKey]:
     """Every key that a service with this home accepts. Raises ConfigurationError and StoreError."""
-    file = KeyFile(home / "keys.json")
+    file = KeyFile(home / KEYS)
     places = {str(file.path): file.read(), VARIABLE: _variable_keys(environment)}
     if operator_file:
         places[str(operator_file)] = read_operator_file(operator_file)
