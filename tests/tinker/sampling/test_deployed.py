@@ -247,6 +247,24 @@ async def test_the_engine_is_killed(house: House, tmp_path: Path):
         assert sorted(await _listed(deployment)) == sorted(str(w.folder) for w in many)
 
 
+@pytest.mark.slow
+async def test_an_adapter_that_cannot_be_restored(house: House, tmp_path: Path):
+    """Only requests for it fail: with a folder that is gone, until it is there again."""
+    mine, other = (_weights(tmp_path, name) for name in "ab")
+    async with _sampling(house) as (deployment, engine):
+        wanted = {w.key: _ids(await engine.sample(w, _prompt())) for w in (mine, other)}
+        (tmp_path / "a").rename(tmp_path / "elsewhere")
+        pid = deployment.server.pid
+        os.kill(pid, signal.SIGKILL)
+        assert _ids(await engine.sample(other, _prompt())) == wanted[other.key]
+        assert deployment.server.pid != pid
+        for _ in range(2):
+            with pytest.raises(TinkerError):
+                await engine.sample(mine, _prompt())
+        (tmp_path / "elsewhere").rename(tmp_path / "a")
+        assert _ids(await engine.sample(mine, _prompt())) == wanted[mine.key]
+
+
 async def test_an_openai_body_is_passed_on(house: House, tmp_path: Path):
     """Only `model` is replaced; the reply has the caller's name for it."""
     mine = _weights(tmp_path, "mine")

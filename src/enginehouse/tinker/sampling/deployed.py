@@ -14,6 +14,7 @@ import numpy as np
 
 from enginehouse.client.exchange import Reply
 from enginehouse.core.errors import (
+    AdapterError,
     EnginehouseError,
     NoEffectError,
     UnknownModelError,
@@ -47,7 +48,7 @@ async def deployed_sampling(
     assert isinstance(engine, ServedEngine), "an engine that loads adapters is one that is served"
     own, *_ = await served_models(deployment.server, engine)
     store = UncopiedAdapters()
-    async with deployment.adapters(store, max_loras=max_loras) as pool:
+    async with deployment.adapters(store, max_loras=max_loras, lenient=True) as pool:
         sampling = DeployedSampling(
             deployment,
             pool,
@@ -183,8 +184,12 @@ class DeployedSampling:
                 return await ask(self._sampler.model)
             alias = await self._alias(weights)
             proof = self._proofs.get(alias)  # now: one that has failed is not kept
-            async with self.pool.held(alias) as model:
-                answer = await self._ask(ask, model)
+            try:
+                async with self.pool.held(alias) as model:
+                    answer = await self._ask(ask, model)
+            except AdapterError:  # it could not be restored after a restart
+                self._begin_leaving(weights, alias)
+                raise
             if proof is not None:
                 await asyncio.shield(proof)
             return answer
@@ -264,12 +269,16 @@ class DeployedSampling:
         def ended(task: asyncio.Task[None]) -> None:
             self._proofs.pop(alias, None)
             if not task.cancelled() and task.exception() is not None:
-                self._loaded.pop(alias, None)
-                leaving = asyncio.create_task(self._leave(weights, alias))
-                self._leaving.add(leaving)
-                leaving.add_done_callback(self._leaving.discard)
+                self._begin_leaving(weights, alias)
 
         task.add_done_callback(ended)
+
+    def _begin_leaving(self, weights: Weights, alias: str) -> None:
+        """Have the next request load the adapter again, as if it were new."""
+        self._loaded.pop(alias, None)
+        leaving = asyncio.create_task(self._leave(weights, alias))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
 
     async def _prove(self, weights: Weights, alias: str) -> None:
         try:
@@ -278,7 +287,7 @@ class DeployedSampling:
             await self._prove_amplified(weights, alias)
 
     async def _leave(self, weights: Weights, alias: str) -> None:
-        """Unload one that could not be proven, once its requests have ended."""
+        """Unload one that could not be proven or restored, once its requests have ended."""
         async with self._turns[alias]:
             if alias not in self._loaded:
                 with suppress(EnginehouseError):
