@@ -149,9 +149,9 @@ def add(
     """Make an API key for a user, and print it once."""
     console = Console(json=json)
     with _extra():
-        from enginehouse.commands.tinker import add_key
+        from enginehouse.tinker.keys import KEYS, KeyFile
 
-        key = add_key(_home(home), user, note=note)
+        key = KeyFile(_home(home) / KEYS).add(user, note=note)
         console.result({"user": user, "key": key}, text=lambda: console.say(key))
         console.note("it is stored hashed and cannot be shown again; TINKER_API_KEY is for it")
 
@@ -202,9 +202,9 @@ def revoke(
     """Revoke a key; a running service refuses it from then on."""
     console = Console()
     with _extra():
-        from enginehouse.commands.tinker import revoke_key
+        from enginehouse.tinker.keys import KEYS, KeyFile
 
-        revoked = revoke_key(_home(home), key)
+        revoked = KeyFile(_home(home) / KEYS).revoke(key)
         console.say(f"revoked {revoked.key_id} of {revoked.user}")
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter
 
-from enginehouse.core.errors import StoreError, TinkerError
+from enginehouse.core.errors import EnginehouseError, TinkerError
 from enginehouse.runtime.context import Context
 from enginehouse.store.files import write_whole
 from enginehouse.tinker.application import current_user, make_application
@@ -55,7 +55,7 @@ from enginehouse.tinker.training_queue import TrainingQueue
 logger = logging.getLogger(__name__)
 
 OPERATOR_KEY: Final = "operator-key"
-_LAPSE_INTERVAL: Final = 10.0  # seconds between looks for sessions that have lapsed
+_TIDY_INTERVAL: Final = 10.0  # seconds
 _ABANDONED: Final = timedelta(days=1)  # without a heartbeat, after which models are forgotten
 
 
@@ -149,7 +149,7 @@ async def open_service(
             rooms.desk.submit(future)
     try:
         async with _running_together(
-            rooms.queue.run(), stores.checkpoints.expire_regularly(), _end_abandoned(rooms)
+            rooms.queue.run(), stores.checkpoints.expire_regularly(), _tidy_regularly(rooms)
         ):
             yield service
     finally:
@@ -287,19 +287,28 @@ async def _running_together(*parts: Any) -> AsyncIterator[None]:
         raise errors.exceptions[0] from None
 
 
-async def _end_abandoned(rooms: Rooms) -> None:
-    """Cancel the samples of sessions that have lapsed; forget the models of those long gone."""
+async def _tidy_regularly(rooms: Rooms) -> None:
+    """Call `_tidy` every ten seconds, until cancelled; errors are logged."""
     while True:
-        await asyncio.sleep(_LAPSE_INTERVAL)
-        lapsed = rooms.sessions.heartbeats.take_lapsed()
-        if lapsed:
-            cancelled = await rooms.desk.cancel_sessions(lapsed)
-            logger.info("sessions lapsed", extra={"sessions": lapsed, "cancelled": cancelled})
-        alive = {session.session_id for session in rooms.sessions.heartbeats.alive()}
-        sessions = {model.model_id.partition(":train:")[0] for model in rooms.queue.status().models}
-        for session_id in sessions - alive:
-            if await _is_abandoned(session_id, rooms.stores.records):
-                rooms.queue.retire(session_id)
+        await asyncio.sleep(_TIDY_INTERVAL)
+        try:
+            await _tidy(rooms)
+        except EnginehouseError as error:
+            logger.warning("what is over was not tidied up", extra={"why": str(error)})
+
+
+async def _tidy(rooms: Rooms) -> None:
+    """Cancel the samples of sessions that have lapsed; forget what was deleted or abandoned."""
+    lapsed = rooms.sessions.heartbeats.take_lapsed()
+    if lapsed:
+        cancelled = await rooms.desk.cancel_sessions(lapsed)
+        logger.info("sessions lapsed", extra={"sessions": lapsed, "cancelled": cancelled})
+    alive = {session.session_id for session in rooms.sessions.heartbeats.alive()}
+    models = rooms.queue.status().models
+    for session_id in {model.model_id.partition(":train:")[0] for model in models} - alive:
+        if await _is_abandoned(session_id, rooms.stores.records):
+            rooms.queue.retire(session_id)
+    await rooms.desk.forget_deleted()
 
 
 async def _is_abandoned(session_id: str, records: Records) -> bool:
@@ -307,7 +316,4 @@ async def _is_abandoned(session_id: str, records: Records) -> bool:
         session = await records.session(session_id, user=None)
     except TinkerError:  # it was never recorded
         return True
-    except StoreError as error:
-        logger.warning("the records were not read", extra={"why": str(error)})
-        return False
     return datetime.now(UTC) - session.last_heartbeat > _ABANDONED
