@@ -105,6 +105,9 @@ VARIABLES = {
     "GRAIL_VLLM_PYTHON": "The same, after ENGINEHOUSE_VLLM_PYTHON.",
     "ENGINEHOUSE_HF_PYTHON": "The same for the engine hf.",
     "ENGINEHOUSE_SGLANG_PYTHON": "The same for SGLang.",
+    "ENGINEHOUSE_TRAINER_PYTHON": "The Python of an existing environment for training.",
+    "ENGINEHOUSE_TINKER_KEYS": "API keys of the Tinker service: `user=key`, with commas or "
+    "line ends between them.",
     "ENGINEHOUSE_LLAMACPP_SERVER": "An existing llama-server, or its folder; `--python` takes "
     "precedence, and PATH is used last.",
     "CC": "The C compiler that builds llama-server.",

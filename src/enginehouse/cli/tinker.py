@@ -112,6 +112,7 @@ def _print(answer: ServiceStatus, console: Console) -> None:
             (
                 user,
                 f"{jobs.tokens_per_second:.1f}" if jobs else "0.0",
+                f"{load.tokens_per_second:.1f}" if load else "0.0",
                 str(jobs.waiting if jobs else 0),
                 str(load.in_flight if load else 0),
                 str(load.waiting if load else 0),
@@ -119,8 +120,8 @@ def _print(answer: ServiceStatus, console: Console) -> None:
             )
         )
     if rows:
-        columns = ("user", "trained tok/s", "jobs", "samples", "waiting", "why jobs wait")
-        print_rows(columns, rows, right=range(1, 5))
+        figures = ("trained tok/s", "sampled tok/s", "jobs", "samples", "waiting")
+        print_rows(("user", *figures, "why jobs wait"), rows, right=range(1, 6))
     models = [
         (
             model.model_id,
@@ -149,9 +150,9 @@ def add(
     """Make an API key for a user, and print it once."""
     console = Console(json=json)
     with _extra():
-        from enginehouse.commands.tinker import add_key
+        from enginehouse.tinker.keys import KEYS, KeyFile
 
-        key = add_key(_home(home), user, note=note)
+        key = KeyFile(_home(home) / KEYS).add(user, note=note)
         console.result({"user": user, "key": key}, text=lambda: console.say(key))
         console.note("it is stored hashed and cannot be shown again; TINKER_API_KEY is for it")
 
@@ -202,9 +203,9 @@ def revoke(
     """Revoke a key; a running service refuses it from then on."""
     console = Console()
     with _extra():
-        from enginehouse.commands.tinker import revoke_key
+        from enginehouse.tinker.keys import KEYS, KeyFile
 
-        revoked = revoke_key(_home(home), key)
+        revoked = KeyFile(_home(home) / KEYS).revoke(key)
         console.say(f"revoked {revoked.key_id} of {revoked.user}")
 
 

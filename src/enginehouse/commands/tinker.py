@@ -13,7 +13,6 @@ from enginehouse.runtime.context import Context
 from enginehouse.runtime.http_service import listening, running
 from enginehouse.store.files import write_whole
 from enginehouse.tinker.configuration import TinkerConfig
-from enginehouse.tinker.keys import KEYS, Key, KeyFile
 from enginehouse.tinker.routes.operations import OPERATOR_HEADER
 from enginehouse.tinker.sampling.opening import open_sampling
 from enginehouse.tinker.service import OPERATOR_KEY, open_service
@@ -89,23 +88,3 @@ def _read(file: Path, *, fix: str) -> str:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read {file}", why=str(error)) from error
-
-
-def add_key(home: Path, user: str, *, note: str = "") -> str:
-    """A new key for a user, which cannot be shown again.
-
-    Raises ConfigurationError for a name that cannot be a user's, and StoreError.
-    """
-    return _key_file(home).add(user, note=note)
-
-
-def revoke_key(home: Path, key_id: str) -> Key:
-    """Forget a key; a running service refuses it at once.
-
-    Raises ConfigurationError if there is none of that id, and StoreError.
-    """
-    return _key_file(home).revoke(key_id)
-
-
-def _key_file(home: Path) -> KeyFile:
-    return KeyFile(home / KEYS)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter
 
-from enginehouse.core.errors import StoreError, TinkerError
+from enginehouse.core.errors import EnginehouseError, TinkerError
 from enginehouse.runtime.context import Context
 from enginehouse.store.files import write_whole
 from enginehouse.tinker.application import current_user, make_application
@@ -47,7 +47,7 @@ from enginehouse.tinker.routes.traces import trace_routes
 from enginehouse.tinker.routes.training import training_routes
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
-from enginehouse.tinker.service_status import SampleLoad, ServiceStatus
+from enginehouse.tinker.service_status import ServiceStatus
 from enginehouse.tinker.stores import Stores
 from enginehouse.tinker.trainers.base import Trainer
 from enginehouse.tinker.training_queue import TrainingQueue
@@ -55,7 +55,7 @@ from enginehouse.tinker.training_queue import TrainingQueue
 logger = logging.getLogger(__name__)
 
 OPERATOR_KEY: Final = "operator-key"
-_LAPSE_INTERVAL: Final = 10.0  # seconds between looks for sessions that have lapsed
+_TIDY_INTERVAL: Final = 10.0  # seconds
 _ABANDONED: Final = timedelta(days=1)  # without a heartbeat, after which models are forgotten
 
 
@@ -100,10 +100,7 @@ class Service:
             uptime_seconds=time.monotonic() - self._began,
             notices=self._notices,
             queue=rooms.queue.status(),
-            samples=tuple(
-                SampleLoad(user=user, in_flight=in_flight, waiting=waiting)
-                for user, in_flight, waiting in rooms.desk.load()
-            ),
+            samples=rooms.desk.load(),
             sampling=rooms.engine.description,
             futures=len(rooms.stores.futures.waiting()),
             polls=rooms.stores.futures.polls,
@@ -149,7 +146,7 @@ async def open_service(
             rooms.desk.submit(future)
     try:
         async with _running_together(
-            rooms.queue.run(), stores.checkpoints.expire_regularly(), _end_abandoned(rooms)
+            rooms.queue.run(), stores.checkpoints.expire_regularly(), _tidy_regularly(rooms)
         ):
             yield service
     finally:
@@ -170,6 +167,7 @@ def _make_rooms(
         records=stores.records,
         checkpoints=stores.checkpoints,
         slots=FairSlots(total=config.samples_in_flight, per_user=config.max_samples),
+        most_waiting=config.max_queued_samples,
     )
     queue = TrainingQueue(
         stores.home / "models",
@@ -184,6 +182,7 @@ def _make_rooms(
             waiting_jobs=config.max_queued_jobs,
             kl_threshold=config.kl_threshold,
             train_unembed=config.train_unembed,
+            snapshot_ttl=config.snapshot_ttl,
         ),
         notify=context.notify,
         on_sampler_saved=desk.saved,
@@ -287,19 +286,28 @@ async def _running_together(*parts: Any) -> AsyncIterator[None]:
         raise errors.exceptions[0] from None
 
 
-async def _end_abandoned(rooms: Rooms) -> None:
-    """Cancel the samples of sessions that have lapsed; forget the models of those long gone."""
+async def _tidy_regularly(rooms: Rooms) -> None:
+    """Call `_tidy` every ten seconds, until cancelled; errors are logged."""
     while True:
-        await asyncio.sleep(_LAPSE_INTERVAL)
-        lapsed = rooms.sessions.heartbeats.take_lapsed()
-        if lapsed:
-            cancelled = await rooms.desk.cancel_sessions(lapsed)
-            logger.info("sessions lapsed", extra={"sessions": lapsed, "cancelled": cancelled})
-        alive = {session.session_id for session in rooms.sessions.heartbeats.alive()}
-        sessions = {model.model_id.partition(":train:")[0] for model in rooms.queue.status().models}
-        for session_id in sessions - alive:
-            if await _is_abandoned(session_id, rooms.stores.records):
-                rooms.queue.retire(session_id)
+        await asyncio.sleep(_TIDY_INTERVAL)
+        try:
+            await _tidy(rooms)
+        except EnginehouseError as error:
+            logger.warning("what is over was not tidied up", extra={"why": str(error)})
+
+
+async def _tidy(rooms: Rooms) -> None:
+    """Cancel the samples of sessions that have lapsed; forget what was deleted or abandoned."""
+    lapsed = rooms.sessions.heartbeats.take_lapsed()
+    if lapsed:
+        cancelled = await rooms.desk.cancel_sessions(lapsed)
+        logger.info("sessions lapsed", extra={"sessions": lapsed, "cancelled": cancelled})
+    alive = {session.session_id for session in rooms.sessions.heartbeats.alive()}
+    models = rooms.queue.status().models
+    for session_id in {model.model_id.partition(":train:")[0] for model in models} - alive:
+        if await _is_abandoned(session_id, rooms.stores.records):
+            rooms.queue.retire(session_id)
+    await rooms.desk.forget_deleted()
 
 
 async def _is_abandoned(session_id: str, records: Records) -> bool:
@@ -307,7 +315,4 @@ async def _is_abandoned(session_id: str, records: Records) -> bool:
         session = await records.session(session_id, user=None)
     except TinkerError:  # it was never recorded
         return True
-    except StoreError as error:
-        logger.warning("the records were not read", extra={"why": str(error)})
-        return False
     return datetime.now(UTC) - session.last_heartbeat > _ABANDONED

@@ -102,6 +102,19 @@ async def test_an_adapter_is_loaded_when_it_is_saved(tmp_path: Path):
         await until(lambda: house.engine.loads == [saved.folder])
 
 
+async def test_the_engine_forgets_a_checkpoint_that_was_deleted(tmp_path: Path, monkeypatch):
+    """So that it cannot answer for it after a restart."""
+    monkeypatch.setattr(service, "_TIDY_INTERVAL", 0.02)
+    house = House(tmp_path)
+    async with house.open() as running:
+        ada = await running.client().begin()
+        model = await ada.create_model()
+        path = (await save(ada, model, 1, path="one"))["path"]
+        await until(lambda: running.service.status().sampling["adapters"])
+        await running.stores.checkpoints.remove(path, user="ada")
+        await until(lambda: not running.service.status().sampling["adapters"])
+
+
 async def test_a_deleted_checkpoint_is_not_replaced_by_the_base_model(tmp_path: Path):
     """Its samplers fail, and say what is gone."""
     house = House(tmp_path)
@@ -179,6 +192,24 @@ async def test_a_greedy_user_leaves_places_for_the_others(tmp_path: Path):
         await ada.result(one["request_id"])
 
 
+async def test_too_many_waiting_samples_are_answered_with_429(tmp_path: Path):
+    """The SDK then sends them again; one that was accepted is not refused."""
+    house = House(tmp_path)
+    async with house.open(max_samples=1, max_queued_samples=2) as running:
+        ada = await running.client().begin()
+        sampler = await ada.sampler()
+        house.engine.running.clear()
+        asked = [await ada.ask_sample(sampler, PROMPT) for _ in range(3)]
+        with pytest.raises(RefusedError, match="samples of yours are waiting") as refused:
+            await ada.ask_sample(sampler, PROMPT, seq_id=3)
+        assert refused.value.status == 429
+        assert await ada.ask_sample(sampler, PROMPT, seq_id=2) == asked[2]
+        house.engine.running.set()
+        for answer in asked:
+            await ada.result(answer["request_id"])
+        await ada.sample(sampler, PROMPT, seq_id=3)
+
+
 async def test_a_cancelled_sample_makes_room(tmp_path: Path):
     """What runs in the engine is given up, too."""
     house = House(tmp_path)
@@ -198,7 +229,7 @@ async def test_a_cancelled_sample_makes_room(tmp_path: Path):
 
 async def test_samples_of_a_silent_session_are_cancelled(tmp_path: Path, monkeypatch):
     """Those of a session that is heard of go on."""
-    monkeypatch.setattr(service, "_LAPSE_INTERVAL", 0.02)
+    monkeypatch.setattr(service, "_TIDY_INTERVAL", 0.02)
     house = House(tmp_path)
     async with house.open(heartbeat_timeout=0.3) as running:
         silent, heard = [await running.client(user).begin() for user in ("ada", "bob")]
