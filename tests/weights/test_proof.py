@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Mapping
 
+import msgspec
 import pytest
 from tests.support.tiny_adapters import write_adapter
 
@@ -22,7 +23,7 @@ from enginehouse.weights.proof import TEXTS, prove_effect
 
 
 class Scripted:
-    """Gives every token of a model the next of that model's log-probabilities."""
+    """Gives every candidate of a model the next of that model's log-probabilities."""
 
     capabilities = Capabilities(supports=frozenset(Capability))
 
@@ -30,21 +31,28 @@ class Scripted:
         self.values = {model: list(values) for model, values in values.items()}
 
     async def sample(self, request: SampleRequest) -> SampleResponse:
-        """Two tokens for each text; each request takes one value."""
+        """Two candidates for each text; each request takes one value."""
         await asyncio.sleep(0)
         assert request.model is not None
-        assert request.parameters.prompt_logprobs == 0
+        assert request.parameters.prompt_logprobs is None
+        assert request.parameters.max_tokens == 1
         values = self.values[request.model]
         value = values.pop(0) if len(values) > 1 else values[0]
-        token = TokenLogprob(logprob=value, text="x")
+        top = tuple(TokenLogprob(logprob=value, text=text) for text in "xy")
+        token = TokenLogprob(logprob=value, text="x", top=top)
         return SampleResponse(
-            completions=(Completion(text="", finish_reason="length"),),
+            completions=(
+                Completion(
+                    text="x",
+                    finish_reason="length",
+                    logprobs=(token,) if not math.isinf(value) else None,
+                ),
+            ),
             model=request.model,
             request_id="1",
             prompt_tokens=3,
             completion_tokens=1,
             timing=Timing(started=0.0, elapsed=0.0),
-            prompt_logprobs=(None, token, token) if not math.isinf(value) else None,
         )
 
 
@@ -55,7 +63,7 @@ async def proved(base: list[float], adapted: list[float], **more: object):
 
 
 async def test_an_effect_is_measured():
-    """Largest and mean difference in nats, over all tokens but the first of each text."""
+    """Largest and mean difference in nats, over the candidates after each text."""
     effect = await proved([-1.0], [-1.5, -3.0])
     assert effect.largest_difference == 2.0
     assert effect.mean_difference == pytest.approx(1.25)
@@ -66,6 +74,25 @@ async def test_an_effect_is_measured():
 async def test_a_small_effect_is_one_where_there_is_no_noise():
     """The first steps of a training change little."""
     assert (await proved([-1.0], [-1.0001])).mean_difference == pytest.approx(0.0001)
+
+
+async def test_other_candidates_are_an_effect():
+    """One that is missing is at least as unlikely as the least likely that is there."""
+
+    class Other(Scripted):
+        async def sample(self, request: SampleRequest) -> SampleResponse:
+            response = await super().sample(request)
+            if request.model == "base":
+                return response
+            (made,) = response.completions
+            top = tuple(msgspec.structs.replace(t, text=t.text * 2) for t in made.logprobs[0].top)
+            token = msgspec.structs.replace(made.logprobs[0], top=top)
+            made = msgspec.structs.replace(made, logprobs=(token,))
+            return msgspec.structs.replace(response, completions=(made,))
+
+    sampler = Other({"base": [-1.0], "mine": [-3.0]})
+    effect = await prove_effect(sampler, model="mine", base_model="base")
+    assert effect.mean_difference == 2.0
 
 
 async def test_no_difference_names_the_prefix(tmp_path):
@@ -117,7 +144,7 @@ async def test_other_errors_pass():
 
     class Refusing(Scripted):
         async def sample(self, request: SampleRequest) -> SampleResponse:
-            raise UnsupportedError("no prompt_logprobs")
+            raise UnsupportedError("no logprobs")
 
     with pytest.raises(UnsupportedError):
         await prove_effect(Refusing({}), model="mine", base_model="base")

@@ -16,6 +16,8 @@ from enginehouse.engines.base import Engine, RemoteEngine
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.servers.endpoint import Server
 from enginehouse.weights.peft_folder import CONFIG
+from enginehouse.weights.pool import AdapterPool
+from enginehouse.weights.store import AdapterStore, UncopiedAdapters
 from enginehouse.weights.swap import WeightSwapper
 
 OnIncident = Callable[[Incident], None]
@@ -88,7 +90,7 @@ class Deployment(ABC):
         """Answer as the adapter or checkpoint in `folder`; None is the plan's model.
 
         An adapter is checked, copied, loaded, and proven to have an effect where the engine
-        reports log-probabilities of prompts and it was trained at all. Targets of the plan's model
+        reports log-probabilities and it was trained at all. Targets of the plan's model
         and of adapters can be open at the same time, each with its own sampler; a server of our own
         has `max_loras` places for different adapters. A checkpoint replaces the weights, for all
         who ask the server, until another target needs others, so its target is open alone.
@@ -118,6 +120,22 @@ class Deployment(ABC):
                     yield target
             finally:
                 self._checkpoint = None
+
+    @abstractmethod
+    def adapters(
+        self,
+        store: AdapterStore | UncopiedAdapters,
+        *,
+        max_loras: int | None = None,
+        lenient: bool = False,
+    ) -> AbstractAsyncContextManager[AdapterPool]:
+        """Adapters that come and go as requests name them, for the length of the block.
+
+        For those who ask many adapters, more than there are places for; they are given back at the
+        end. A server of our own has `max_loras` of its options; of another one's places at most
+        `max_loras` are taken. `lenient` is AdapterPool's. Not beside targets of adapters, which
+        keep their places.
+        """
 
     @asynccontextmanager
     async def target_named(self, model: str) -> AsyncIterator[Target]:

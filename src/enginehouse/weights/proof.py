@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from enginehouse.core.errors import AdapterError, MalformedResponseError
+from enginehouse.core.errors import AdapterError, MalformedResponseError, NoEffectError
 from enginehouse.core.messages import TextPrompt
 from enginehouse.core.sampler import Sampler, SampleRequest
 from enginehouse.core.sampling import SamplingParameters
@@ -20,10 +19,13 @@ TEXTS = (
     "Question: 12 carts carry 8 tons each. How much in all?\nAnswer: 12 times 8 is 96, so 96 tons.",
 )
 _ABOVE_NOISE = 2.0
+_CANDIDATES = 20  # the most that vLLM gives unless it was told otherwise
+
+Candidates = Mapping[str, float]  # the log-probabilities of the most likely next tokens
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
-    """How far log-probabilities over `tokens` tokens differ from the base's, in nats.
+    """How far the log-probabilities of `tokens` candidates differ from the base's, in nats.
 
     `noise` is the mean difference between two answers of the base: 0 if an engine's results do not
     depend on the rest of the batch.
@@ -38,23 +40,26 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
 async def prove_effect(
     sampler: Sampler, *, model: str, base_model: str, info: PeftFolder | None = None
 ) -> Effect:
-    """Compare `model`'s log-probabilities of fixed texts with those of `base_model`.
+    """Compare what `model` would say after fixed texts with what `base_model` would say.
 
-    Six requests. `info`, the content of the adapter's folder, makes the error more precise. Raises
-    AdapterError, naming the likely cause, if there is no difference, or none above the noise.
+    Six requests of one token each. They ask for candidates of the answer, not for the prompt's
+    log-probabilities, which some servers survive only alone: a proof never waits for other
+    requests, nor they for it. `info`, the content of the adapter's folder, makes the error more
+    precise. Raises NoEffectError, naming the likely cause, if there is no difference, or none
+    above the noise, and AdapterError.
     """
     before, adapted, after = await asyncio.gather(
-        *(_logprobs(sampler, name) for name in (base_model, model, base_model))
+        *(_candidates(sampler, name) for name in (base_model, model, base_model))
     )
-    if not all(map(math.isfinite, adapted)):
+    if not all(math.isfinite(value) for one in adapted for value in one.values()):
         raise AdapterError(
             f"{model} gives log-probabilities that are not finite",
             why="its values are too large for the type that the engine computes in",
             fix="take an earlier checkpoint",
         )
-    differences = [abs(one - other) for one, other in zip(adapted, before, strict=True)]
+    differences = _differences(before, adapted)
     mean = sum(differences) / len(differences)
-    noise = sum(abs(one - other) for one, other in zip(after, before, strict=True)) / len(before)
+    noise = sum(_differences(before, after)) / len(differences)
     if mean == 0 or mean <= _ABOVE_NOISE * noise:
         raise _no_effect(model, base_model, info, mean=mean, noise=noise)
     return Effect(
@@ -65,9 +70,21 @@ async def prove_effect(
     )
 
 
-async def _logprobs(sampler: Sampler, model: str) -> Sequence[float]:
-    """The natural-log probabilities of all texts' tokens but the first of each."""
-    parameters = SamplingParameters(max_tokens=1, prompt_logprobs=0)
+def _differences(base: Sequence[Candidates], other: Sequence[Candidates]) -> list[float]:
+    """How far each of the base's candidates is from the other's, at least."""
+    return [
+        abs(theirs.get(token, min(theirs.values())) - value)
+        for ours, theirs in zip(base, other, strict=True)
+        for token, value in ours.items()
+    ]
+
+
+async def _candidates(sampler: Sampler, model: str) -> Sequence[Candidates]:
+    """The most likely next tokens after each text."""
+    most = sampler.capabilities.most_logprobs
+    parameters = SamplingParameters(
+        max_tokens=1, logprobs=_CANDIDATES if most is None else min(most, _CANDIDATES)
+    )
     responses = await asyncio.gather(
         *(
             sampler.sample(
@@ -76,22 +93,22 @@ async def _logprobs(sampler: Sampler, model: str) -> Sequence[float]:
             for text in TEXTS
         )
     )
-    logprobs = [
-        token.logprob
-        for token in chain.from_iterable(response.prompt_logprobs or () for response in responses)
-        if token is not None
+    candidates = [
+        {candidate.text: candidate.logprob for candidate in token.top or (token,)}
+        for response in responses
+        for token in response.completions[0].logprobs or ()
     ]
-    if not logprobs:
+    if len(candidates) != len(TEXTS):
         raise MalformedResponseError(
-            f"the server gave no log-probabilities of the prompt for {model}",
+            f"the server gave no log-probabilities for {model}",
             fix="leave the proof out for this engine",
         )
-    return logprobs
+    return candidates
 
 
 def _no_effect(
     model: str, base_model: str, info: PeftFolder | None, *, mean: float, noise: float
-) -> AdapterError:
+) -> NoEffectError:
     how_far = "exactly as" if mean == 0 else f"within {mean:.2g} nats, which is noise, as"
     if info is not None and info.is_zero:
         why = "its A, its B or its alpha is zero everywhere, as before the first step of training"
@@ -103,6 +120,6 @@ def _no_effect(
         why = "most likely the engine found none of its modules, whose names have another prefix"
         example = f", such as {info.modules[0]}," if info else ""
         fix = f"compare its module names{example} with those of the checkpoint"
-    return AdapterError(
+    return NoEffectError(
         f"{model} has no effect: it answers {how_far} {base_model}", why=why, fix=fix
     )

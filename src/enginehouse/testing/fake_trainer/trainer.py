@@ -18,7 +18,7 @@ from enginehouse.testing.fake_trainer.losses import LOSSES, loss_of
 from enginehouse.tinker.data import AdamStep, Datum, LoraSpec, LossRequest, LossResult
 from enginehouse.tinker.trainers.base import TrainerInfo
 
-Call = Literal["create", "compute", "optim_step", "save", "load", "unload"]
+Call = Literal["create", "compute", "optim_step", "drop_gradients", "save", "load", "unload"]
 _SEED = 20_261_130
 
 
@@ -117,6 +117,11 @@ class FakeTrainer:
             await self._work()
             _require_finite(step)
             return self._adapter(model_id).step(step)
+
+    async def drop_gradients(self, model_id: str) -> None:
+        """See Trainer."""
+        with self._call("drop_gradients", model_id):
+            self._adapter(model_id).gradients = {}
 
     async def save(self, model_id: str, folder: Path, *, state: bool) -> None:
         """See Trainer."""

@@ -9,12 +9,13 @@ from enginehouse.testing.trainer_cases.base import (
     STEP,
     Subject,
     apart,
+    blames_user,
     case,
     flat,
     near,
     total,
 )
-from enginehouse.tinker.data import AdamStep, LoraSpec
+from enginehouse.tinker.data import AdamStep, Datum, LoraSpec, LossResult
 
 
 @case
@@ -88,7 +89,8 @@ async def losses_agree_on_policy(subject: Subject) -> None:
         given = dict(inputs)
         if loss != "gspo":
             del given["sequence_ratio_mask"]
-        datum = type(plain)(tokens=plain.tokens, inputs=given)
+        sampled = np.ones(len(old), bool)
+        datum = Datum(tokens=plain.tokens, inputs=given, sampled=sampled)
         result = await subject.compute(model, datum, loss=loss)
         near(np.array(result.metrics["loss:sum"]), np.array(expected[loss]), within=5e-3)
         near(result.outputs[0]["logprobs"], old)
@@ -143,6 +145,37 @@ async def forward_leaves_no_gradients(subject: Subject) -> None:
     await subject.compute(second, subject.datum(seed=9), backward=False)
     await subject.compute(second)
     for model in (first, second):
+        await subject.trainer.optim_step(model, STEP)
+    near(await subject.logprobs(first), await subject.logprobs(second))
+
+
+@case
+async def chunks_of_one_adapter_add_up(subject: Subject) -> None:
+    """Requests of one adapter in one batch have a result each, and add up, but for a bad one."""
+    first, second = subject.datum(seed=1), subject.datum(seed=2, length=7)
+    whole, chunks = await subject.model("a"), await subject.model("b")
+    expected = flat(await subject.compute(whole, first, second))
+    bad = subject.datum(weights=np.full(12, np.nan, np.float32))
+    requests = [subject.request(chunks, datum) for datum in (first, bad, second)]
+    good, refusal, other = await subject.trainer.compute(requests)
+    blames_user(refusal)
+    assert isinstance(good, LossResult)
+    assert isinstance(other, LossResult)
+    near(expected, np.concatenate([flat(good), flat(other)]), within=1e-3)
+    for model in (whole, chunks):
+        await subject.trainer.optim_step(model, STEP)
+    near(await subject.logprobs(whole), await subject.logprobs(chunks), within=1e-3)
+
+
+@case
+async def gradients_can_be_dropped(subject: Subject) -> None:
+    """What was dropped has no part in the next step; to drop nothing is no error."""
+    first, second = await subject.model("a"), await subject.model("b")
+    await subject.compute(second, subject.datum(seed=9))
+    await subject.trainer.drop_gradients(second)
+    await subject.trainer.drop_gradients(second)
+    for model in (first, second):
+        await subject.compute(model)
         await subject.trainer.optim_step(model, STEP)
     near(await subject.logprobs(first), await subject.logprobs(second))
 
