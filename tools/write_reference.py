@@ -104,6 +104,7 @@ VARIABLES = {
     "GRAIL_VLLM_PYTHON": "The same, after ENGINEHOUSE_VLLM_PYTHON.",
     "ENGINEHOUSE_HF_PYTHON": "The same for the engine hf.",
     "ENGINEHOUSE_SGLANG_PYTHON": "The same for SGLang.",
+    "ENGINEHOUSE_TRAINER_PYTHON": "The same for the Tinker service's trainer.",
     "ENGINEHOUSE_LLAMACPP_SERVER": "An existing llama-server, or its folder; `--python` takes "
     "precedence, and PATH is used last.",
     "CC": "The C compiler that builds llama-server.",
