@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 TOKENS = [1, 45, 210, 33, 7, 19, 250, 41, 77, 12, 99, 5]
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 KINDS = {
-    "whole": ([*PROJECTIONS, "lm_head"], 0.02),
+    "whole": ([*PROJECTIONS, "lm_head"], 0.06),
     "head": (["lm_head"], 0.02),
-    "body": (PROJECTIONS, 0.02),
+    "body": (PROJECTIONS, 0.06),
     "faint": (PROJECTIONS, 1e-7),
     "untrained": (PROJECTIONS, 0.0),
 }

@@ -21,6 +21,7 @@ from enginehouse.testing.fake_trainer import FakeTrainer
 from enginehouse.tinker.configuration import TinkerConfig
 from enginehouse.tinker.keys import KeyFile
 from enginehouse.tinker.service import Service, open_service
+from enginehouse.tinker.stores import Stores, open_stores
 from enginehouse.tinker.wire.schema import messages
 
 MODEL = "fake/bigram"
@@ -44,19 +45,27 @@ class House:
             self.keys = {user: file.add(user) for user in USERS}
         config = TinkerConfig(base_model=MODEL, home=self.home, **settings)
         await self.trainer.start()
-        opening = open_service(config, Context(), trainer=self.trainer, engine=self.engine)
+        context = Context()
         with listening(None, option="--port") as listener:
-            async with opening as service, running(service.application, listener) as http:
-                connector = aiohttp.TCPConnector(limit=0)
-                async with aiohttp.ClientSession(http.url, connector=connector) as web:
-                    yield Running(service, web, self.keys)
+            async with (
+                open_stores(config, context) as stores,
+                open_service(
+                    config, context, stores=stores, trainer=self.trainer, engine=self.engine
+                ) as service,
+                running(service.application, listener) as http,
+                aiohttp.ClientSession(http.url, connector=aiohttp.TCPConnector(limit=0)) as web,
+            ):
+                yield Running(service, stores, web, self.keys)
 
 
 class Running:
     """A running service; `client` gives a user's client of it."""
 
-    def __init__(self, service: Service, web: aiohttp.ClientSession, keys: dict[str, str]) -> None:
+    def __init__(
+        self, service: Service, stores: Stores, web: aiohttp.ClientSession, keys: dict[str, str]
+    ) -> None:
         self.service = service
+        self.stores = stores
         self.web = web
         self._keys = keys
 

@@ -17,6 +17,7 @@ import uvicorn
 from enginehouse.tinker.application import make_application
 from enginehouse.tinker.checkpoint_paths import CheckpointPath
 from enginehouse.tinker.checkpoints import CheckpointStore
+from enginehouse.tinker.futures import Futures
 from enginehouse.tinker.guard import Guard
 from enginehouse.tinker.keys import KeyFile, Keys
 from enginehouse.tinker.records.entries import CheckpointKind, CheckpointRecord, ModelRecord
@@ -28,6 +29,7 @@ from enginehouse.tinker.routes.copies import copy_routes
 from enginehouse.tinker.routes.downloads import download_routes
 from enginehouse.tinker.routes.runs import run_routes
 from enginehouse.tinker.routes.session_lists import session_list_routes
+from enginehouse.tinker.routes.traces import trace_routes
 
 FILES = {"adapter_config.json": "{}", "adapter_model.safetensors": "w" * 1000, "a/b c.txt": "ä"}
 
@@ -38,6 +40,7 @@ class ManagementService:
 
     records: Records
     checkpoints: CheckpointStore
+    futures: Futures
     url: str
     keys: dict[str, str]
     home: Path
@@ -65,24 +68,29 @@ class ManagementService:
             return await reservation.commit(model, ttl_seconds=ttl_seconds)
 
     async def tinker(self, *words: str, user: str) -> tuple[int, str, str]:
-        """Run the SDK's command line as the user: exit code, stdout, stderr."""
-        process = await asyncio.create_subprocess_exec(
-            str(Path(sysconfig.get_path("scripts")) / "tinker"),
-            *words,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            cwd=self.home,
-            env={
-                "PATH": os.defpath,
-                "HOME": str(self.home),
-                "TINKER_BASE_URL": self.url,
-                "TINKER_API_KEY": self.keys[user],
-                "TINKER_TELEMETRY": "0",
-            },
-        )
-        out, err = await process.communicate()
-        return process.returncode or 0, out.decode(), err.decode()
+        """Run the SDK's command line as the user, in `home`: exit code, stdout, stderr."""
+        return await run_tinker(*words, url=self.url, key=self.keys[user], home=self.home)
+
+
+async def run_tinker(*words: str, url: str, key: str, home: Path) -> tuple[int, str, str]:
+    """Run the SDK's command line, in `home`: exit code, stdout, stderr."""
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sysconfig.get_path("scripts")) / "tinker"),
+        *words,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=home,
+        env={
+            "PATH": os.defpath,
+            "HOME": str(home),
+            "TINKER_BASE_URL": url,
+            "TINKER_API_KEY": key,
+            "TINKER_TELEMETRY": "0",
+        },
+    )
+    out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
 
 
 @asynccontextmanager
@@ -93,12 +101,14 @@ async def management_service(home: Path, *, records: Records) -> AsyncIterator[M
     authentication = Keys.open(home, host="127.0.0.1", environment={})
     checkpoints = CheckpointStore(home / "checkpoints", records=records)
     await checkpoints.prepare()
+    futures = Futures.open(home / "futures")
     application = make_application(
         [
             client_routes(model={"model_name": "org/base"}),
             account_routes(records, keys=authentication),
             run_routes(records),
             session_list_routes(records),
+            trace_routes(records, futures=futures, signer=authentication.signer),
             checkpoint_routes(checkpoints),
             download_routes(checkpoints, signer=authentication.signer),
             copy_routes(checkpoints),
@@ -112,6 +122,7 @@ async def management_service(home: Path, *, records: Records) -> AsyncIterator[M
         yield ManagementService(
             records=records,
             checkpoints=checkpoints,
+            futures=futures,
             url=f"http://127.0.0.1:{listener.getsockname()[1]}",
             keys=keys,
             home=home,
@@ -120,3 +131,4 @@ async def management_service(home: Path, *, records: Records) -> AsyncIterator[M
         server.should_exit = True
         await serving
         listener.close()
+        await futures.close()

@@ -44,6 +44,7 @@ class TrainingService:
     trainer: Trainer
     notes: list[str] = field(default_factory=list)
     samplers: list[CheckpointRecord] = field(default_factory=list)
+    patience: float = 20.0
 
     async def send(
         self,
@@ -127,7 +128,7 @@ class TrainingService:
 
     async def answer(self, future: Future) -> dict[str, Any]:
         """The JSON answer of a job, or the metrics of a forward_backward."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(self.patience):
             await self.futures.until_answered(future)
         if future.content_type == JSON:
             answer: dict[str, Any] = json.loads(future.payload)

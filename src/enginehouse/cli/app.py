@@ -62,6 +62,9 @@ COMMANDS = {
     "arena": CommandEntry(
         "enginehouse.cli.arena:arena", "Let a model play in Agent Arena's Godot scenes."
     ),
+    "tinker": CommandEntry(
+        "enginehouse.cli.tinker:tinker", "Train and sample LoRAs of many users: the Tinker service."
+    ),
     "engines": CommandEntry("enginehouse.cli.engines:engines", "List what each engine can do."),
     "install": CommandEntry("enginehouse.cli.install:install", "Build an engine environment."),
     "doctor": CommandEntry("enginehouse.cli.doctor:doctor", "Check this machine for problems."),

@@ -96,11 +96,15 @@ class _AttachedDeployment(Deployment):
 
     @asynccontextmanager
     async def adapters(
-        self, store: AdapterStore | UncopiedAdapters, *, max_loras: int | None = None
+        self,
+        store: AdapterStore | UncopiedAdapters,
+        *,
+        max_loras: int | None = None,
+        lenient: bool = False,
     ) -> AsyncIterator[AdapterPool]:
         sampler = make_sampler(self._server, self.engine, concurrency=None, model=self._model)
         async with sampler:
-            pool = AdapterPool(sampler, max_loras=max_loras or 1, store=store)
+            pool = AdapterPool(sampler, max_loras=max_loras or 1, store=store, lenient=lenient)
             try:
                 yield pool
             finally:

@@ -123,13 +123,18 @@ class Deployment(ABC):
 
     @abstractmethod
     def adapters(
-        self, store: AdapterStore | UncopiedAdapters, *, max_loras: int | None = None
+        self,
+        store: AdapterStore | UncopiedAdapters,
+        *,
+        max_loras: int | None = None,
+        lenient: bool = False,
     ) -> AbstractAsyncContextManager[AdapterPool]:
         """Adapters that come and go as requests name them, for the length of the block.
 
         For those who ask many adapters, more than there are places for; they are given back at the
         end. A server of our own has `max_loras` of its options; of another one's places at most
-        `max_loras` are taken. Not beside targets of adapters, which keep their places.
+        `max_loras` are taken. `lenient` is AdapterPool's. Not beside targets of adapters, which
+        keep their places.
         """
 
     @asynccontextmanager

@@ -179,7 +179,11 @@ class _ServedDeployment(Deployment):
 
     @asynccontextmanager
     async def adapters(
-        self, store: AdapterStore | UncopiedAdapters, *, max_loras: int | None = None
+        self,
+        store: AdapterStore | UncopiedAdapters,
+        *,
+        max_loras: int | None = None,
+        lenient: bool = False,
     ) -> AsyncIterator[AdapterPool]:
         options, model = self.prepared.options, self.model
         assert model is not None
@@ -191,6 +195,7 @@ class _ServedDeployment(Deployment):
                 store=store,
                 base=await asyncio.to_thread(checkpoint_shapes, Path(model.path)) or None,
                 max_rank=options.max_lora_rank,
+                lenient=lenient,
             )
             restoration = self.after_restart(pool.restore)
             try:

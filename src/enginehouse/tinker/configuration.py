@@ -43,9 +43,9 @@ class TinkerConfig(StrictModel):
     """A file of API keys beside those of `tinker keys`: a line user=key, or user=sha256:DIGEST."""
     train_unembed: bool = True
     """Train the output layer of adapters that ask for it, as the SDK does by default."""
-    logprobs: Literal["scaled", "raw"] = "scaled"
-    """Whether sampled log-probabilities are of the distribution that was sampled from, divided by
-    the temperature (scaled), or of the model's own (raw)."""
+    logprobs: Literal["raw", "scaled"] = "raw"
+    """Whether sampled log-probabilities are the model's own (raw), as the tinker-cookbook expects,
+    or of the distribution that was sampled from, divided by the temperature (scaled)."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """The number type of the base weights; by default bfloat16 on a GPU and float32 on a CPU."""
     device: Literal["cpu", "cuda"] | None = None

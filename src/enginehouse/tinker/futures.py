@@ -79,6 +79,10 @@ class Futures:
         """Those without an answer, in order of acceptance."""
         return list(self._waiting.values())
 
+    def of_user(self, user: str) -> list[Future]:
+        """All that are kept of a user, in the order in which they were accepted."""
+        return [future for future in self._futures.values() if future.user == user]
+
     def accepted(self, key: str) -> Future | None:
         """The future of that key, answered or not."""
         return self._by_key.get(key)

@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
@@ -27,6 +28,8 @@ from enginehouse.store.files import write_whole
 from enginehouse.tinker.signing import Signer
 
 VARIABLE: Final = "ENGINEHOUSE_TINKER_KEYS"
+KEYS: Final = "keys.json"
+"""The file in a service's home with the keys that were added."""
 LOCAL_USER: Final = "local"
 ORGANISATION: Final = "enginehouse"
 _PREFIX: Final = "tml-"  # the SDK accepts no other
@@ -49,6 +52,14 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def key_id(self) -> str:
         """What people call it: the beginning of its digest, 8 hexadecimal digits."""
         return self.sha256[:8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedKey:
+    """A key, and the file or the variable that it comes from."""
+
+    key: Key
+    place: str
 
 
 class _Stored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -138,14 +149,14 @@ class Keys:
         *,
         signer: Signer,
         operator_file: Path | None = None,
-        variable: str = "",
+        from_variable: Sequence[Key] = (),
         loopback: bool = True,
     ) -> None:
         self._file = file
         self.signer = signer
         """What the service signs logins and links with."""
         self._operator_file = operator_file
-        self._from_variable = parse_keys(variable.replace(",", "\n"), place=VARIABLE)
+        self._from_variable = from_variable
         self._states: list[tuple[int, int, int] | None] = []
         self._keys: dict[str, list[Key]] = {}  # by id
         self._open_to_all = loopback  # until a key is configured, and never again after that
@@ -166,10 +177,10 @@ class Keys:
         for keys that cannot be read; StoreError for a damaged keys.json.
         """
         keys = cls(
-            KeyFile(home / "keys.json"),
+            KeyFile(home / KEYS),
             signer=Signer.open(home / "secret"),
             operator_file=operator_file,
-            variable=environment.get(VARIABLE, ""),
+            from_variable=_variable_keys(environment),
             loopback=is_loopback(host),
         )
         if not keys._keys and not is_loopback(host):
@@ -220,12 +231,6 @@ class Keys:
         """Revoke a key for its owner. Raises ConfigurationError if it is not in keys.json."""
         self._file.revoke(key.key_id)
 
-    def all(self) -> Sequence[tuple[Key, str]]:
-        """Every key, and where it comes from."""
-        listed = [(key, str(self._file.path)) for key in self._file.read()]
-        listed += [(key, str(self._operator_file)) for key in self._from_operator_file()]
-        return listed + [(key, VARIABLE) for key in self._from_variable]
-
     def _reload(self) -> None:
         if self._states == self._current_states():
             return
@@ -239,7 +244,9 @@ class Keys:
 
     def _load(self) -> None:
         states = self._current_states()
-        keys = [*self._from_variable, *self._from_operator_file(), *self._file.read()]
+        keys = [*self._from_variable, *self._file.read()]
+        if self._operator_file:
+            keys += read_operator_file(self._operator_file)
         self._keys = {}
         for key in keys:
             self._keys.setdefault(key.key_id, []).append(key)
@@ -253,20 +260,37 @@ class Keys:
                 return key
         return None
 
-    def _from_operator_file(self) -> list[Key]:
-        if self._operator_file is None:
-            return []
-        try:
-            text = self._operator_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(
-                f"cannot read the keys in {self._operator_file}", why=str(error)
-            ) from error
-        return parse_keys(text, place=str(self._operator_file))
-
     def _current_states(self) -> list[tuple[int, int, int] | None]:
         files = [self._file.path, *([self._operator_file] if self._operator_file else [])]
         return [_state(file) for file in files]
+
+
+def list_keys(
+    home: Path,
+    *,
+    operator_file: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> list[ListedKey]:
+    """Every key that a service with this home accepts. Raises ConfigurationError and StoreError."""
+    file = KeyFile(home / KEYS)
+    places = {str(file.path): file.read(), VARIABLE: _variable_keys(environment)}
+    if operator_file:
+        places[str(operator_file)] = read_operator_file(operator_file)
+    return [ListedKey(key=key, place=place) for place, keys in places.items() for key in keys]
+
+
+def read_operator_file(path: Path) -> list[Key]:
+    """The keys in a file of the operator's: see parse_keys. Raises ConfigurationError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read the keys in {path}", why=str(error)) from error
+    return parse_keys(text, place=str(path))
+
+
+def _variable_keys(environment: Mapping[str, str]) -> list[Key]:
+    """Lines, or the same with commas between them."""
+    return parse_keys(environment.get(VARIABLE, "").replace(",", "\n"), place=VARIABLE)
 
 
 def parse_keys(text: str, *, place: str) -> list[Key]:

@@ -76,6 +76,7 @@ class SamplingDesk:
         self._samplers: dict[str, SamplingSessionRecord] = {}
         self._weights: dict[str, Weights] = {}
         self._newest: dict[str, Weights] = {}
+        self._used: dict[str, Weights] = {}
         self._samples: dict[asyncio.Task[None], Future] = {}
         self._preparing: set[asyncio.Task[None]] = set()
         self.sampled_tokens = 0
@@ -130,6 +131,13 @@ class SamplingDesk:
                 await self._futures.cancel(future.request_id, user=future.user)
                 cancelled += 1
         return cancelled
+
+    async def forget_deleted(self) -> None:
+        """Have the engine forget the weights whose checkpoints were deleted or have expired."""
+        gone = [w for w in self._used.values() if w.folder is not None and not w.folder.exists()]
+        for weights in gone:
+            del self._used[weights.key]
+            await self._engine.forget(weights)
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 (how long the others may take)
         """Let what runs finish for `timeout` seconds, and leave the rest to the next start."""
@@ -231,11 +239,13 @@ class SamplingDesk:
         return weights
 
     def _of(self, checkpoint: CheckpointRecord) -> Weights:
-        return Weights(
+        weights = Weights(
             key=checkpoint.folder,  # a path can be saved again when its checkpoint was deleted
             folder=self._checkpoints.folder(checkpoint),
             unembed=checkpoint.unembed,
         )
+        self._used[weights.key] = weights
+        return weights
 
     async def _prepare(self, weights: Weights) -> None:
         try:

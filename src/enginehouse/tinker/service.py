@@ -6,35 +6,28 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 from fastapi import APIRouter
-from filelock import FileLock, Timeout
 
-from enginehouse.core.errors import ConfigurationError, StoreError, TinkerError
-from enginehouse.core.system_errors import advice
+from enginehouse.core.errors import EnginehouseError, TinkerError
 from enginehouse.runtime.context import Context
 from enginehouse.store.files import write_whole
-from enginehouse.store.private import make_private
 from enginehouse.tinker.application import current_user, make_application
-from enginehouse.tinker.checkpoints import CheckpointStore
 from enginehouse.tinker.configuration import TinkerConfig
 from enginehouse.tinker.data import LoraSpec
 from enginehouse.tinker.fair_slots import FairSlots
 from enginehouse.tinker.future import SAMPLE
-from enginehouse.tinker.futures import Futures
 from enginehouse.tinker.guard import Guard
 from enginehouse.tinker.heartbeats import Heartbeats
-from enginehouse.tinker.keys import Keys
 from enginehouse.tinker.limits import Limits
-from enginehouse.tinker.logs import logging_to
 from enginehouse.tinker.names import Names
-from enginehouse.tinker.records.records import Records, sqlite_url
+from enginehouse.tinker.records.records import Records
 from enginehouse.tinker.routes.accounts import account_routes
 from enginehouse.tinker.routes.checkpoints import checkpoint_routes
 from enginehouse.tinker.routes.client import client_routes
@@ -50,18 +43,19 @@ from enginehouse.tinker.routes.samplers import sampler_routes
 from enginehouse.tinker.routes.sampling import sampling_routes
 from enginehouse.tinker.routes.session_lists import session_list_routes
 from enginehouse.tinker.routes.sessions import Sessions, session_routes
+from enginehouse.tinker.routes.traces import trace_routes
 from enginehouse.tinker.routes.training import training_routes
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
 from enginehouse.tinker.service_status import SampleLoad, ServiceStatus
+from enginehouse.tinker.stores import Stores
 from enginehouse.tinker.trainers.base import Trainer
 from enginehouse.tinker.training_queue import TrainingQueue
 
 logger = logging.getLogger(__name__)
 
-LOG: Final = "service.jsonl"
 OPERATOR_KEY: Final = "operator-key"
-_LAPSE_INTERVAL: Final = 10.0  # seconds between looks for sessions that have lapsed
+_TIDY_INTERVAL: Final = 10.0  # seconds
 _ABANDONED: Final = timedelta(days=1)  # without a heartbeat, after which models are forgotten
 
 
@@ -70,10 +64,7 @@ class Rooms:
     """What the service is made of."""
 
     base_model: str
-    keys: Keys
-    records: Records
-    checkpoints: CheckpointStore
-    futures: Futures
+    stores: Stores
     sessions: Sessions
     trainer: Trainer
     queue: TrainingQueue
@@ -97,7 +88,7 @@ class Service:
         routers = [*_routers(rooms, notices), operations]
         self.application = Guard(
             make_application(routers),
-            authenticate=rooms.keys.authenticate,
+            authenticate=rooms.stores.keys.authenticate,
             largest_body=largest_body,
         )
 
@@ -114,8 +105,8 @@ class Service:
                 for user, in_flight, waiting in rooms.desk.load()
             ),
             sampling=rooms.engine.description,
-            futures=len(rooms.futures.waiting()),
-            polls=rooms.futures.polls,
+            futures=len(rooms.stores.futures.waiting()),
+            polls=rooms.stores.futures.polls,
             sessions=sum(1 for _ in rooms.sessions.heartbeats.alive()),
             sampled_tokens=rooms.desk.sampled_tokens,
             heartbeats=rooms.sessions.heartbeats.received,
@@ -129,64 +120,63 @@ class Service:
         """
         self.application.draining = True
         await asyncio.gather(self._rooms.queue.drain(timeout), self._rooms.desk.drain(timeout))
-        self._rooms.futures.release()
+        self._rooms.stores.futures.release()
 
 
 @asynccontextmanager
 async def open_service(
-    config: TinkerConfig, context: Context, *, trainer: Trainer, engine: SamplingEngine
+    config: TinkerConfig,
+    context: Context,
+    *,
+    stores: Stores,
+    trainer: Trainer,
+    engine: SamplingEngine,
 ) -> AsyncIterator[Service]:
     """The service for the length of the block; what it had accepted before goes on at once.
 
-    `trainer` has been started; it and `engine` outlive the block. Raises ConfigurationError and
-    StoreError. An error that ends a part of the service cancels the block, and is raised.
+    `trainer` has been started. Raises StoreError. An error that ends a part of the service cancels
+    the block, and is raised.
     """
-    home = config.folder(context.layout)
-    async with AsyncExitStack() as stack:
-        stack.enter_context(_held(home))
-        rooms = await _open_rooms(config, home, context, trainer, engine, stack)
-        service = Service(
-            rooms,
-            largest_body=config.largest_body,
-            operator_key=_make_operator_key(home),
-            notices=_notices(config, engine),
-        )
-        for future in rooms.futures.waiting():
-            if future.kind == SAMPLE and future.take():
-                rooms.desk.submit(future)
+    rooms = _make_rooms(config, context, stores=stores, trainer=trainer, engine=engine)
+    service = Service(
+        rooms,
+        largest_body=config.largest_body,
+        operator_key=_make_operator_key(stores.home),
+        notices=_notices(config, engine),
+    )
+    for future in stores.futures.waiting():
+        if future.kind == SAMPLE and future.take():
+            rooms.desk.submit(future)
+    try:
         async with _running_together(
-            rooms.queue.run(), rooms.checkpoints.expire_regularly(), _end_abandoned(rooms)
+            rooms.queue.run(), stores.checkpoints.expire_regularly(), _tidy_regularly(rooms)
         ):
             yield service
+    finally:
+        await rooms.desk.close()
 
 
-async def _open_rooms(
+def _make_rooms(
     config: TinkerConfig,
-    home: Path,
     context: Context,
+    *,
+    stores: Stores,
     trainer: Trainer,
     engine: SamplingEngine,
-    stack: AsyncExitStack,
 ) -> Rooms:
-    """Open what is stored, and make the rooms; `stack` closes them in reverse."""
-    keys = Keys.open(home, host=config.host, operator_file=config.keys_file)
-    records = await Records.open(config.database or sqlite_url(home / "records.sqlite"))
-    stack.push_async_callback(records.close)
-    checkpoints = CheckpointStore(home / "checkpoints", records=records)
-    await checkpoints.prepare()
-    futures = Futures.open(home / "futures")  # its lock belongs to this thread
-    stack.push_async_callback(futures.close)
-    slots = FairSlots(total=config.samples_in_flight, per_user=config.max_samples)
     desk = SamplingDesk(
-        engine=engine, futures=futures, records=records, checkpoints=checkpoints, slots=slots
+        engine=engine,
+        futures=stores.futures,
+        records=stores.records,
+        checkpoints=stores.checkpoints,
+        slots=FairSlots(total=config.samples_in_flight, per_user=config.max_samples),
     )
-    stack.push_async_callback(desk.close)
     queue = TrainingQueue(
-        home / "models",
+        stores.home / "models",
         trainer=trainer,
-        futures=futures,
-        records=records,
-        checkpoints=checkpoints,
+        futures=stores.futures,
+        records=stores.records,
+        checkpoints=stores.checkpoints,
         limits=Limits(
             rank=config.max_lora_rank,
             adapters=config.max_adapters,
@@ -202,11 +192,8 @@ async def _open_rooms(
     assert config.base_model is not None  # checked by the configuration
     return Rooms(
         base_model=config.base_model,
-        keys=keys,
-        records=records,
-        checkpoints=checkpoints,
-        futures=futures,
-        sessions=Sessions(records=records, heartbeats=heartbeats),
+        stores=stores,
+        sessions=Sessions(records=stores.records, heartbeats=heartbeats),
         trainer=trainer,
         queue=queue,
         engine=engine,
@@ -215,9 +202,10 @@ async def _open_rooms(
 
 
 def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
-    names = Names(base_model=rooms.base_model, records=rooms.records, desk=rooms.desk)
+    stores = rooms.stores
+    names = Names(base_model=rooms.base_model, records=stores.records, desk=rooms.desk)
     legacy = LegacySampler(names=names, desk=rooms.desk, engine=rooms.engine)
-    models = Models(records=rooms.records, futures=rooms.futures)
+    models = Models(records=stores.records, futures=stores.futures)
     info = rooms.trainer.info
     capabilities = {
         "model_name": rooms.base_model,
@@ -237,26 +225,30 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
         model_routes(
             models,
             sessions=rooms.sessions,
-            futures=rooms.futures,
+            futures=stores.futures,
             queue=rooms.queue,
             base_model=rooms.base_model,
             info=info,
             describe=describe,
         ),
-        training_routes(models, futures=rooms.futures, queue=rooms.queue),
+        training_routes(models, futures=stores.futures, queue=rooms.queue),
         sampler_routes(rooms.sessions, desk=rooms.desk, base_model=rooms.base_model),
         sampling_routes(
-            futures=rooms.futures, desk=rooms.desk, base_model=rooms.base_model, legacy=legacy
+            futures=stores.futures,
+            desk=rooms.desk,
+            base_model=rooms.base_model,
+            legacy=legacy,
         ),
         legacy_routes(legacy),
         openai_routes(names=names, desk=rooms.desk, engine=rooms.engine),
-        futures_routes(rooms.futures, user=current_user),
-        run_routes(rooms.records),
-        checkpoint_routes(rooms.checkpoints),
-        download_routes(rooms.checkpoints, signer=rooms.keys.signer),
-        copy_routes(rooms.checkpoints),
-        session_list_routes(rooms.records),
-        account_routes(rooms.records, keys=rooms.keys),
+        futures_routes(stores.futures, user=current_user),
+        run_routes(stores.records),
+        checkpoint_routes(stores.checkpoints),
+        download_routes(stores.checkpoints, signer=stores.keys.signer),
+        copy_routes(stores.checkpoints),
+        session_list_routes(stores.records),
+        trace_routes(stores.records, futures=stores.futures, signer=stores.keys.signer),
+        account_routes(stores.records, keys=stores.keys),
     ]
 
 
@@ -271,27 +263,6 @@ def _notices(config: TinkerConfig, engine: SamplingEngine) -> list[str]:
     if other == engine.description["engine"]:
         return []
     return [f"adapters with an output layer (train_unembed) are sampled by {other}: {why}"]
-
-
-@contextmanager
-def _held(home: Path) -> Iterator[None]:
-    """Hold the home and write the log there for the length of the block."""
-    try:
-        make_private(home)
-        lock = FileLock(home / "lock", timeout=0, mode=0o600)
-        with lock, logging_to(home / LOG):
-            yield
-    except Timeout:
-        raise ConfigurationError(
-            f"another Tinker service uses {home}",
-            fix="stop it first, or give this one a folder of its own with --home",
-        ) from None
-    except OSError as error:
-        raise StoreError(
-            f"cannot use the folder {home}",
-            why=error.strerror or str(error),
-            fix=advice(error, otherwise="check its permissions, or choose another with --home"),
-        ) from error
 
 
 def _make_operator_key(home: Path) -> str:
@@ -316,19 +287,28 @@ async def _running_together(*parts: Any) -> AsyncIterator[None]:
         raise errors.exceptions[0] from None
 
 
-async def _end_abandoned(rooms: Rooms) -> None:
-    """Cancel the samples of sessions that have lapsed; forget the models of those long gone."""
+async def _tidy_regularly(rooms: Rooms) -> None:
+    """Call `_tidy` every ten seconds, until cancelled; errors are logged."""
     while True:
-        await asyncio.sleep(_LAPSE_INTERVAL)
-        lapsed = rooms.sessions.heartbeats.take_lapsed()
-        if lapsed:
-            cancelled = await rooms.desk.cancel_sessions(lapsed)
-            logger.info("sessions lapsed", extra={"sessions": lapsed, "cancelled": cancelled})
-        alive = {session.session_id for session in rooms.sessions.heartbeats.alive()}
-        sessions = {model.model_id.partition(":train:")[0] for model in rooms.queue.status().models}
-        for session_id in sessions - alive:
-            if await _is_abandoned(session_id, rooms.records):
-                rooms.queue.retire(session_id)
+        await asyncio.sleep(_TIDY_INTERVAL)
+        try:
+            await _tidy(rooms)
+        except EnginehouseError as error:
+            logger.warning("what is over was not tidied up", extra={"why": str(error)})
+
+
+async def _tidy(rooms: Rooms) -> None:
+    """Cancel the samples of sessions that have lapsed; forget what was deleted or abandoned."""
+    lapsed = rooms.sessions.heartbeats.take_lapsed()
+    if lapsed:
+        cancelled = await rooms.desk.cancel_sessions(lapsed)
+        logger.info("sessions lapsed", extra={"sessions": lapsed, "cancelled": cancelled})
+    alive = {session.session_id for session in rooms.sessions.heartbeats.alive()}
+    models = rooms.queue.status().models
+    for session_id in {model.model_id.partition(":train:")[0] for model in models} - alive:
+        if await _is_abandoned(session_id, rooms.stores.records):
+            rooms.queue.retire(session_id)
+    await rooms.desk.forget_deleted()
 
 
 async def _is_abandoned(session_id: str, records: Records) -> bool:
@@ -336,7 +316,4 @@ async def _is_abandoned(session_id: str, records: Records) -> bool:
         session = await records.session(session_id, user=None)
     except TinkerError:  # it was never recorded
         return True
-    except StoreError as error:
-        logger.warning("the records were not read", extra={"why": str(error)})
-        return False
     return datetime.now(UTC) - session.last_heartbeat > _ABANDONED

@@ -56,6 +56,7 @@ class PooledAdapter(Resident):
 
     Requests name `alias`; the server loads it as `name` and lists it as `model`. `effect` is what
     was last proven of it, None if no proof was asked for. `held` counts the requests in flight.
+    `lost` is why it could not be restored (see AdapterPool).
     """
 
     alias: str
@@ -63,6 +64,7 @@ class PooledAdapter(Resident):
     model: str
     stored: StoredAdapter
     effect: Effect | None = None
+    lost: AdapterError | None = None
     keepers: int = 0  # of its place, whether it is asked or not
 
 
@@ -72,7 +74,9 @@ class AdapterPool:
     At most `max_loras` adapters are loaded: one that is asked for replaces the least recently used
     idle one, never one with requests in flight. An alias stands for the content that its folder had
     when it was last loaded, whatever happens to the folder afterwards. `base` and `max_rank` are
-    what adapters are checked against.
+    what adapters are checked against. With `lenient`, one that cannot be restored after a restart
+    is given up, where the whole restart would fail otherwise: requests for it raise the reason
+    until it has been unloaded and is loaded again.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class AdapterPool:
         store: AdapterStore | UncopiedAdapters,
         base: Shapes | None = None,
         max_rank: int | None = None,
+        lenient: bool = False,
     ) -> None:
         if max_loras < 1:
             raise ConfigurationError("max_loras must be at least 1")
@@ -90,6 +95,7 @@ class AdapterPool:
         self._store = store
         self._base = base
         self._max_rank = max_rank
+        self._lenient = lenient
         self._places = max_loras
         self._residence = Residence[PooledAdapter](max_loras, come=self._load, go=self._unload)
         self._entries: dict[str, PooledAdapter] = {}  # by name
@@ -172,6 +178,8 @@ class AdapterPool:
         if entry is None:
             raise self._unknown(alias)
         async with self._residence.hold(entry):
+            if entry.lost is not None:
+                raise entry.lost
             yield entry.model
 
     @contextmanager
@@ -258,15 +266,20 @@ class AdapterPool:
 
         `direct` asks the same server past the layers in which requests wait for this to be done.
         Adapters that were proven are proven again. Raises AdapterError if the server refuses one
-        that it had accepted before, or if one no longer has an effect.
+        that it had accepted before, or if one no longer has an effect, unless it is lenient.
         """
         server = direct or self._server
         listed = await server.models()
         for entry in self._residence.inside:
-            if entry.state is State.IN and entry.model not in listed:
-                await load_adapter(server, entry.name, path=str(entry.stored.path))
-            if entry.effect is not None:
-                entry.effect = await self._prove(entry, server)
+            try:
+                if entry.state is State.IN and entry.model not in listed:
+                    await load_adapter(server, entry.name, path=str(entry.stored.path))
+                if entry.effect is not None:
+                    entry.effect = await self._prove(entry, server)
+            except AdapterError as error:
+                if not self._lenient:
+                    raise
+                entry.lost = error
 
     async def restore_unannounced(self) -> None:
         """Restore after a restart that only failing requests have noticed, one at a time."""
@@ -328,6 +341,7 @@ class AdapterPool:
         return await prove_effect(server, model=entry.model, base_model=server.model, info=info)
 
     async def _load(self, entry: PooledAdapter) -> None:
+        entry.lost = None
         await load_adapter(self._server, entry.name, path=str(entry.stored.path))
 
     async def _unload(self, entry: PooledAdapter) -> None:

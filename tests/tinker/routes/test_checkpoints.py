@@ -116,7 +116,8 @@ async def test_paths_do_not_escape(service: ManagementService, model: ModelRecor
         request.url = request.url.copy_with(raw_path=f"{RUN}/{name}".encode())
         refused = await ada.send(request)
     assert refused.status_code in {400, 404, 405}
-    assert await service.checkpoints.folder_for(record.path, user="ada")
+    assert await service.records.checkpoint(record.path, user="ada") == record
+    assert service.checkpoints.files(record) == sorted(FILES)
 
 
 async def test_bodies_are_strict(service: ManagementService, model: ModelRecord):

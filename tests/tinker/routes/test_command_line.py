@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.tinker_management import FILES, ManagementService
+from tests.support.tinker_client import House
+from tests.support.tinker_management import FILES, ManagementService, run_tinker
 from tests.support.tinker_records import a_model, a_session, later
 
 pytestmark = pytest.mark.slow  # importing the SDK takes seconds, in each process
@@ -111,6 +113,30 @@ async def test_downloading(trained: ManagementService):
     assert "Resource not found" in await _refused(trained, "checkpoint", "download", path)
 
 
+async def test_downloading_a_training_checkpoint(tmp_path: Path):
+    """The command line loads it into a new run, exports that, and removes the export."""
+    house = House(tmp_path / "service")
+    async with house.open() as running:
+        ada = await running.client().begin()
+        model_id = await ada.create_model()
+        body = {"model_id": model_id, "seq_id": 1, "path": "0001"}
+        saved = await ada.done("save_weights", body)
+        (tmp_path / "user").mkdir()
+        code, _, err = await run_tinker(
+            *("checkpoint", "download", saved["path"], "--output", "here"),
+            url=str(running.web._base_url),
+            key=house.keys["ada"],
+            home=tmp_path / "user",
+        )
+        assert code == 0, err
+        left = (await ada.get("/api/v1/checkpoints"))["checkpoints"]
+        assert [checkpoint["tinker_path"] for checkpoint in left] == [saved["path"]]
+    folder = tmp_path / "user" / "here" / f"{model_id}_weights_0001"
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        file.name for file in folder.iterdir()
+    }
+
+
 async def test_deleting(trained: ManagementService):
     """One, and those of a run that a filter leaves."""
     path = "tinker://ses-1:train:0/weights/0001"
@@ -139,6 +165,28 @@ async def test_account(trained: ManagementService):
     }
 
 
-async def test_what_is_not_supported(trained: ManagementService):
-    """Named, and not tried again for minutes."""
-    assert "not exported" in await _refused(trained, "session", "export-trace", "ses-1", user="ada")
+async def test_sessions(trained: ManagementService):
+    """A session's trace can be opened as what it is: JSON."""
+    future = await trained.futures.accept(
+        key="k",
+        kind="optim_step",
+        user="ada",
+        body=b"{}",
+        content_type="application/json",
+        details={"model_id": "ses-1:train:0", "seq_id": 1},
+    )
+    await trained.futures.finish(future, b"{}", content_type="application/json")
+    exported = await _json(trained, "session", "export-trace", "ses-1", "--output", "ses-1.trace")
+    trace = json.loads((trained.home / "ses-1.trace").read_text())
+    assert "optim_step" in {event["name"] for event in trace["traceEvents"]}
+    assert exported["session_id"] == "ses-1"
+    assert "there is no session" in await _refused(trained, "session", "export-trace", "ses-1")
+
+
+async def test_billing(trained: ManagementService):
+    """What checkpoints take is told; that nothing is billed is, too, and not tried again."""
+    (used,) = (await _json(trained, "billing", "checkpoint-storage"))["data"]
+    assert (used["checkpoint_count"], used["size_bytes"]) == (4, 4016)
+    period = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z")
+    told = await _refused(trained, "billing", "usage", *period, user="ada")
+    assert "nothing is billed" in told

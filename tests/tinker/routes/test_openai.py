@@ -64,7 +64,7 @@ async def test_others_models_are_unknown_until_they_are_published(tmp_path: Path
                 await eve.post("/v1/chat/completions", asked(name))
             assert refused.value.status == 404
             assert refused.value.content["error"]["type"] == "invalid_request_error"
-        await running.service._rooms.records.set_public(path, user="ada", public=True)
+        await running.stores.records.set_public(path, user="ada", public=True)
         await eve.post("/v1/chat/completions", asked(path))
 
 

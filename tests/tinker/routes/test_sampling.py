@@ -33,7 +33,7 @@ async def expected(running: Running, path: str | None) -> list[int]:
     """What the engine samples from a checkpoint, or from the base model."""
     key = "base"
     if path is not None:
-        key = (await running.service._rooms.records.checkpoint(path, user=None)).folder
+        key = (await running.stores.records.checkpoint(path, user=None)).folder
     prompt = TokenPrompt(tokens=np.array(PROMPT, np.int32), max_tokens=4, seed=7)
     sampled = await FakeSampling().sample(Weights(key=key, folder=Path("/x")), prompt)
     return sampled.sequences[0].tokens.tolist()
@@ -74,7 +74,7 @@ async def test_a_snapshot_keeps_its_weights_and_inflight_ones_follow(tmp_path: P
         await ada.compute(model, 3, TOKENS)
         await ada.step(model, 4)
         snapshot = await save(ada, model, 5, sampling_session_seq_id=8)
-        newest = f"tinker://{model}/sampler_weights/step-000005"
+        newest = f"tinker://{model}/sampler_weights/unnamed-000005"
         assert await ada.sample(old, PROMPT) == [await expected(running, first["path"])]
         assert await ada.sample(mutable["sampling_session_id"], PROMPT) == [
             await expected(running, newest)
@@ -98,8 +98,21 @@ async def test_an_adapter_is_loaded_when_it_is_saved(tmp_path: Path):
         ada = await running.client().begin()
         model = await ada.create_model()
         path = (await save(ada, model, 1, path="one"))["path"]
-        saved = await running.service._rooms.records.checkpoint(path, user="ada")
+        saved = await running.stores.records.checkpoint(path, user="ada")
         await until(lambda: house.engine.loads == [saved.folder])
+
+
+async def test_the_engine_forgets_a_checkpoint_that_was_deleted(tmp_path: Path, monkeypatch):
+    """So that it cannot answer for it after a restart."""
+    monkeypatch.setattr(service, "_TIDY_INTERVAL", 0.02)
+    house = House(tmp_path)
+    async with house.open() as running:
+        ada = await running.client().begin()
+        model = await ada.create_model()
+        path = (await save(ada, model, 1, path="one"))["path"]
+        await until(lambda: running.service.status().sampling["adapters"])
+        await running.stores.checkpoints.remove(path, user="ada")
+        await until(lambda: not running.service.status().sampling["adapters"])
 
 
 async def test_a_deleted_checkpoint_is_not_replaced_by_the_base_model(tmp_path: Path):
@@ -111,7 +124,7 @@ async def test_a_deleted_checkpoint_is_not_replaced_by_the_base_model(tmp_path: 
         path = (await save(ada, model, 1, path="one"))["path"]
         sampler = await ada.sampler(path=path)
         await ada.sample(sampler, PROMPT)
-        await running.service._rooms.checkpoints.remove(path, user="ada")
+        await running.stores.checkpoints.remove(path, user="ada")
         with pytest.raises(FailedError, match="there is no checkpoint"):
             await ada.sample(sampler, PROMPT)
         with pytest.raises(RefusedError, match="there is no checkpoint"):
@@ -170,7 +183,7 @@ async def test_a_greedy_user_leaves_places_for_the_others(tmp_path: Path):
         load = {entry.user: entry for entry in running.service.status().samples}
         assert (load["eve"].in_flight, load["eve"].waiting) == (2, 18)
         assert (load["ada"].in_flight, load["ada"].waiting) == (1, 0)
-        last = running.service._rooms.futures._futures[asked[-1]["request_id"]]
+        last = running.stores.futures._futures[asked[-1]["request_id"]]
         assert last.reason is not None
         assert "as many as one user may have" in last.reason
         house.engine.running.set()
@@ -198,7 +211,7 @@ async def test_a_cancelled_sample_makes_room(tmp_path: Path):
 
 async def test_samples_of_a_silent_session_are_cancelled(tmp_path: Path, monkeypatch):
     """Those of a session that is heard of go on."""
-    monkeypatch.setattr(service, "_LAPSE_INTERVAL", 0.02)
+    monkeypatch.setattr(service, "_TIDY_INTERVAL", 0.02)
     house = House(tmp_path)
     async with house.open(heartbeat_timeout=0.3) as running:
         silent, heard = [await running.client(user).begin() for user in ("ada", "bob")]
@@ -263,7 +276,7 @@ async def test_another_users_sampler_and_checkpoint_do_not_exist(tmp_path: Path)
             with pytest.raises(RefusedError) as error:
                 await refused
             assert error.value.status == 404
-        await running.service._rooms.records.set_public(path, user="ada", public=True)
+        await running.stores.records.set_public(path, user="ada", public=True)
         assert await eve.sample(await eve.sampler(path=path), PROMPT) == [
             await expected(running, path)
         ]

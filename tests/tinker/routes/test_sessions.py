@@ -45,7 +45,7 @@ async def test_a_session_lives_until_it_is_finished(tmp_path: Path):
         finish = {"reason": {"type": "errored"}, "detail": "out of patience"}
         await ada.post(f"sessions/{ada.session}/finish", finish)
         await ada.post(f"sessions/{ada.session}/finish")
-        session = await running.service._rooms.records.session(ada.session, user="ada")
+        session = await running.stores.records.session(ada.session, user="ada")
         assert (session.finish_reason, session.finish_detail) == ("errored", "out of patience")
         assert running.service.status().sessions == 0
     async with house.open() as running:
@@ -116,5 +116,5 @@ async def test_users_are_told_that_the_output_layer_is_not_trained(tmp_path: Pat
         assert any("output layer" in notice for notice in running.service.status().notices)
         ada.session = answer["session_id"]
         model = await ada.create_model()
-        record = await running.service._rooms.records.model(model, user="ada")
+        record = await running.stores.records.model(model, user="ada")
         assert not record.spec.train_unembed

@@ -26,7 +26,7 @@ from enginehouse.tinker.sampling.opening import open_sampling
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
-CHAT = "<|im_start|>user\nSay hi<|im_end|>\n<|im_start|>assistant\n"
+CHAT = "<|im_start|>user\nSay hi<|im_end|>\n<|im_start|>assistant\nHello! How can I help you?"
 END = 2  # SmolLM2's <|im_end|>
 
 

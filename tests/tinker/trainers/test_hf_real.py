@@ -6,16 +6,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.support import SUPPORT
 
 from enginehouse.core.errors import ModelError, ServerGoneError, StartError
-from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.runtime.context import Context
 from enginehouse.testing.check_trainer import check_trainer
@@ -24,15 +21,6 @@ from enginehouse.tinker.data import LoraSpec
 from enginehouse.tinker.trainers.hf import HfTrainer, prepare_trainer
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module")
-def tiny(trainer_environment: EngineEnvironment, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of random weights."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    program = SUPPORT / "make_tiny_model.py"
-    subprocess.run([trainer_environment.executable, program, folder], check=True, timeout=120)
-    return folder
 
 
 async def started(model: Path | str, **settings: Any) -> HfTrainer:

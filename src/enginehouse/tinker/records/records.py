@@ -206,11 +206,6 @@ class Records:
         row = await self._database.get(CheckpointRow, path)
         return readable(row, path, user).record()
 
-    async def own_checkpoint(self, path: str, *, user: str) -> CheckpointRecord:
-        """A checkpoint that the user may change: their own, and not expired."""
-        row = await self._database.get(CheckpointRow, path)
-        return changeable(row, path, user).record()
-
     async def checkpoint_saved_by(self, request_id: str) -> CheckpointRecord | None:
         """What this request has saved already, for one that is run again after a restart."""
         query = select(CheckpointRow).where(CheckpointRow.request_id == request_id)

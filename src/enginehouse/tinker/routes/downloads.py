@@ -17,6 +17,7 @@ from enginehouse.tinker.checkpoints import CheckpointStore
 from enginehouse.tinker.guard import DOWNLOADS
 from enginehouse.tinker.signing import Signer
 
+_FILES: Final = f"{DOWNLOADS}files/"
 _PURPOSE: Final = "download"
 _VALID: Final = timedelta(hours=1)  # the SDK asks for new links five minutes before the end
 _URLS: Final = "/api/v1/training_runs/{run_id}/checkpoints/{segment}/{name}/external_weights_urls"
@@ -44,14 +45,14 @@ def download_routes(checkpoints: CheckpointStore, *, signer: Signer) -> APIRoute
         expires = datetime.now(UTC) + _VALID
         claims = {"path": record.path, "folder": record.folder, "user": user}
         token = signer.sign(claims, purpose=_PURPOSE, seconds=_VALID.total_seconds())
-        base = str(request.base_url).rstrip("/") + DOWNLOADS
+        base = str(request.base_url).rstrip("/") + _FILES
         names = await asyncio.to_thread(checkpoints.files, record)
         return {
             "urls": {each: f"{base}{quote(each)}?token={token}" for each in names},
             "expires": expires,
         }
 
-    @router.get(f"{DOWNLOADS}{{name:path}}")
+    @router.get(f"{_FILES}{{name:path}}")
     async def download(name: str, request: Request) -> Response:
         token = request.query_params.get("token", "")  # not in the path, which is logged
         claims = signer.read(token, purpose=_PURPOSE)

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import AwareDatetime, Field
 
-from enginehouse.core.errors import TinkerError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.tinker.application import current_user
 from enginehouse.tinker.bodies import read_json, read_query
@@ -133,15 +132,6 @@ def session_list_routes(records: Records) -> APIRouter:
         await records.session(session_id, user=current_user(request))
         require_project((await read_json(request, _Project)).project_id)
         return Response(status_code=204)
-
-    @router.get("/api/v1/sessions/{session_id}/trace_export")
-    async def export_trace(session_id: str, request: Request) -> None:
-        await records.session(session_id, user=current_user(request))
-        raise TinkerError(
-            "traces of sessions are not exported by this service",
-            fix="GET /metrics has the service's figures, and its log every request with its times",
-            status=404,
-        )
 
     return router
 

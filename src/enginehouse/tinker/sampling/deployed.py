@@ -14,6 +14,7 @@ import numpy as np
 
 from enginehouse.client.exchange import Reply
 from enginehouse.core.errors import (
+    AdapterError,
     EnginehouseError,
     NoEffectError,
     UnknownModelError,
@@ -47,8 +48,8 @@ async def deployed_sampling(
     assert isinstance(engine, ServedEngine), "an engine that loads adapters is one that is served"
     own, *_ = await served_models(deployment.server, engine)
     store = UncopiedAdapters()
-    async with deployment.adapters(store, max_loras=max_loras) as pool:
-        yield DeployedSampling(
+    async with deployment.adapters(store, max_loras=max_loras, lenient=True) as pool:
+        sampling = DeployedSampling(
             deployment,
             pool,
             store,
@@ -57,10 +58,18 @@ async def deployed_sampling(
             logprobs=logprobs,
             notify=notify,
         )
+        try:
+            yield sampling
+        finally:
+            await sampling.close()
 
 
 class DeployedSampling:
-    """A SamplingEngine on one deployment. Its adapters are loaded from where they are."""
+    """A SamplingEngine on one deployment. Its adapters are loaded from where they are.
+
+    An adapter is proven while its first requests are computed, and no answer of it is given
+    before it is proven.
+    """
 
     def __init__(
         self,
@@ -79,7 +88,9 @@ class DeployedSampling:
         self._max_length = max_length
         self._logprobs = logprobs
         self._notify = notify
-        self._prepared: dict[str, Weights] = {}  # by alias
+        self._loaded: dict[str, Weights] = {}  # by alias
+        self._proofs: dict[str, asyncio.Task[None]] = {}  # of those that are not proven yet
+        self._leaving: set[asyncio.Task[None]] = set()
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
@@ -91,16 +102,13 @@ class DeployedSampling:
             "version": server.version,
             "url": server.base_url,
             "log_probabilities": self._logprobs,
-            "adapters": sorted(weights.key for weights in self._prepared.values()),
-            "resident": sorted(self._prepared[a].key for a in self._resident()),
+            "adapters": sorted(weights.key for weights in self._loaded.values()),
+            "resident": sorted(
+                self._loaded[adapter.alias].key
+                for adapter in self.pool.adapters()
+                if adapter.state is State.IN and adapter.alias in self._loaded
+            ),
         }
-
-    def _resident(self) -> list[str]:
-        return [
-            a.alias
-            for a in self.pool.adapters()
-            if a.state is State.IN and a.alias in self._prepared
-        ]
 
     @property
     def max_length(self) -> int:
@@ -109,17 +117,29 @@ class DeployedSampling:
 
     async def prepare(self, weights: Weights) -> None:
         """See SamplingEngine."""
-        with as_tinker_errors():
-            await self._alias(weights)
+        if weights.folder is not None:
+            with as_tinker_errors():
+                if (proof := self._proofs.get(await self._alias(weights))) is not None:
+                    await asyncio.shield(proof)
 
     async def forget(self, weights: Weights) -> None:
         """See SamplingEngine."""
         alias = _alias_of(weights)
         async with self._turns[alias]:
-            if self._prepared.pop(alias, None) is not None:
+            if self._loaded.pop(alias, None) is not None:
+                if (proof := self._proofs.get(alias)) is not None:
+                    proof.cancel()
+                    await asyncio.gather(proof, return_exceptions=True)
                 with as_tinker_errors():
                     await self._unload(weights, alias)
         self._turns.pop(alias, None)
+
+    async def close(self) -> None:
+        """End what is in progress. Idempotent."""
+        tasks = [*self._proofs.values(), *self._leaving]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def sample(self, weights: Weights, prompt: TokenPrompt) -> Sampled:
         """See SamplingEngine."""
@@ -139,43 +159,51 @@ class DeployedSampling:
 
     async def stream(self, weights: Weights, path: str, body: Mapping[str, Any]) -> Any:
         """See SamplingEngine."""
+
+        async def post(model: str) -> Reply:
+            return await self._sampler.post_streamed(
+                path, _encoded(body, model), prompt_logprobs=_scores_prompt(body)
+            )
+
+        await self.prepare(weights)  # what has been streamed cannot be withheld any more
         async with AsyncExitStack() as stack:
-
-            async def post(model: str) -> Reply:
-                return await self._sampler.post_streamed(
-                    path, _encoded(body, model), prompt_logprobs=_scores_prompt(body)
-                )
-
-            reply = await self._answered(weights, post, stack=stack)
+            with as_tinker_errors():
+                if weights.folder is None:
+                    reply = await post(self._sampler.model)
+                else:
+                    held = self.pool.held(await self._alias(weights))
+                    reply = await self._ask(post, await stack.enter_async_context(held))
             stack.callback(reply.close)
             assert reply.wire.chunks is not None, "it was asked for a stream"
             return _Stream(reply.wire.chunks, stack.pop_all())
 
-    async def _answered(
-        self,
-        weights: Weights,
-        ask: Callable[[str], Awaitable[T]],
-        *,
-        stack: AsyncExitStack | None = None,
-    ) -> T:
-        """Ask the model that stands for the weights, which stays loaded until `stack` is closed.
+    async def _answered(self, weights: Weights, ask: Callable[[str], Awaitable[T]]) -> T:
+        """What the weights answer, once they are proven. Raises TinkerError."""
+        with as_tinker_errors():
+            if weights.folder is None:
+                return await ask(self._sampler.model)
+            alias = await self._alias(weights)
+            proof = self._proofs.get(alias)  # now: one that has failed is not kept
+            try:
+                async with self.pool.held(alias) as model:
+                    answer = await self._ask(ask, model)
+            except AdapterError:  # it could not be restored after a restart
+                self._begin_leaving(weights, alias)
+                raise
+            if proof is not None:
+                await asyncio.shield(proof)
+            return answer
 
-        Asks once more if the server has lost it without our knowledge, as another program's server
-        may when it is restarted. Raises TinkerError.
+    async def _ask(self, ask: Callable[[str], Awaitable[T]], model: str) -> T:
+        """Ask an adapter; once more if the server has lost it without our knowledge.
+
+        Another program's server may when it is restarted.
         """
-        async with AsyncExitStack() as own:
-            with as_tinker_errors():
-                model = self._sampler.model
-                if weights.folder is not None:
-                    alias = await self._alias(weights)
-                    model = await (stack or own).enter_async_context(self.pool.held(alias))
-                try:
-                    return await ask(model)
-                except UnknownModelError:
-                    if weights.folder is None:
-                        raise
-                    await self.pool.restore_unannounced()
-                    return await ask(model)
+        try:
+            return await ask(model)
+        except UnknownModelError:
+            await self.pool.restore_unannounced()
+            return await ask(model)
 
     async def _sample(self, prompt: TokenPrompt, model: str, count: int) -> Sampled:
         scored = prompt.prompt_logprobs_from is not None
@@ -220,31 +248,50 @@ class DeployedSampling:
         return {"alternatives": await draw_alternatives(self._sampler, prompt, model=model)}
 
     async def _alias(self, weights: Weights) -> str:
-        """The alias of weights that are ready to be asked, now or once their turn comes."""
+        """The alias of an adapter that has been loaded, and whose proof has begun."""
         alias = _alias_of(weights)
-        if weights.folder is not None and alias not in self._prepared:
+        if alias not in self._loaded:
             async with self._turns[alias]:
-                if alias not in self._prepared:
-                    await self._load(weights, alias)
-                    self._prepared[alias] = weights
+                if alias not in self._loaded:
+                    assert weights.folder is not None
+                    loaded = await self.pool.load(alias, weights.folder)
+                    self._loaded[alias] = weights
+                    if loaded.stored.info.is_zero:
+                        self._notify(f"{weights.key} changes nothing: it has not been trained")
+                    else:
+                        self._begin_proof(weights, alias)
         return alias
 
-    async def _load(self, weights: Weights, alias: str) -> None:
-        """Load an adapter and prove that it acts, unless it was never trained."""
-        assert weights.folder is not None
-        loaded = await self.pool.load(alias, weights.folder)
+    def _begin_proof(self, weights: Weights, alias: str) -> None:
+        task = asyncio.create_task(self._prove(weights, alias))
+        self._proofs[alias] = task
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._proofs.pop(alias, None)
+            if not task.cancelled() and task.exception() is not None:
+                self._begin_leaving(weights, alias)
+
+        task.add_done_callback(ended)
+
+    def _begin_leaving(self, weights: Weights, alias: str) -> None:
+        """Have the next request load the adapter again, as if it were new."""
+        self._loaded.pop(alias, None)
+        leaving = asyncio.create_task(self._leave(weights, alias))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    async def _prove(self, weights: Weights, alias: str) -> None:
         try:
-            if loaded.stored.info.is_zero:
-                self._notify(f"{weights.key} changes nothing: it has not been trained")
-                return
-            try:
-                await self.pool.prove(alias)
-            except NoEffectError:
-                await self._prove_amplified(weights, alias)
-        except BaseException:
-            with suppress(EnginehouseError):
-                await self._unload(weights, alias)
-            raise
+            await self.pool.prove(alias)
+        except NoEffectError:
+            await self._prove_amplified(weights, alias)
+
+    async def _leave(self, weights: Weights, alias: str) -> None:
+        """Unload one that could not be proven or restored, once its requests have ended."""
+        async with self._turns[alias]:
+            if alias not in self._loaded:
+                with suppress(EnginehouseError):
+                    await self._unload(weights, alias)
 
     async def _prove_amplified(self, weights: Weights, alias: str) -> None:
         """Prove a copy of an adapter with a larger alpha: of the adapter, rounding left nothing.

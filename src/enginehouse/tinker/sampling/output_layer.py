@@ -1,7 +1,7 @@
 """Whether an engine applies an adapter of the output layer (lm_head), found out by trying one.
 
 vLLM 0.32 does so for some architectures (Llama, Qwen3) and refuses such an adapter for others
-(Qwen2); see docs/decisions/0010. An effect alone would prove nothing: the probe changes the logit
+(Qwen2); see docs/decisions/0011. An effect alone would prove nothing: the probe changes the logit
 of token v by s·pattern(v), with an unknown s for each position, and exactly that must be seen.
 """
 

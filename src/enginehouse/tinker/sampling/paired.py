@@ -39,7 +39,7 @@ class PairedSampling:
     def __init__(
         self, main: SamplingEngine, opening: Opening, *, output_layer: OutputLayer, notify: Notify
     ) -> None:
-        self._main = main
+        self.main = main
         self._opening = opening
         self._output_layer = output_layer
         self._notify = notify
@@ -51,7 +51,7 @@ class PairedSampling:
     @property
     def description(self) -> Mapping[str, Any]:
         """See SamplingEngine; `unembedding` says who answers for adapters of the output layer."""
-        main, second = self._main.description, self._second
+        main, second = self.main.description, self._second
         here = self._output_layer.answers
         described = {
             **main,
@@ -65,7 +65,7 @@ class PairedSampling:
     @property
     def max_length(self) -> int:
         """See SamplingEngine."""
-        return self._main.max_length
+        return self.main.max_length
 
     async def prepare(self, weights: Weights) -> None:
         """See SamplingEngine."""
@@ -88,7 +88,7 @@ class PairedSampling:
 
     async def forget(self, weights: Weights) -> None:
         """See SamplingEngine."""
-        await self._main.forget(weights)
+        await self.main.forget(weights)
         if self._second is not None:
             await self._second.forget(weights)
 
@@ -104,7 +104,7 @@ class PairedSampling:
         """Who answers. Raises TinkerError if the second engine does not start."""
         layer = self._output_layer
         if not weights.unembed or (layer.answers and (layer.prompts or not scored)):
-            return self._main
+            return self.main
         if self._second is not None:
             return self._second
         if self._started is None or self._keeping is None or self._keeping.done():
