@@ -47,13 +47,13 @@ async def test_no_user_has_more_than_its_share():
     tasks = [work.add(user) for user in ("eve", "eve", "eve", "ada", "bob")]
     await settled()
     assert Counter(work.begun) == {"eve": 2, "ada": 1}
-    assert list(work.slots.load()) == [("eve", 2, 1), ("ada", 1, 0), ("bob", 0, 1)]
+    assert work.slots.load() == {"eve": (2, 1), "ada": (1, 0), "bob": (0, 1)}
     assert "as many as one user may have" in (work.slots.why_wait("eve") or "")
     assert "all 3 places" in (work.slots.why_wait("bob") or "")
     for user in ("ada", "eve", "eve", "eve", "bob"):
         await work.end(user)
     await asyncio.gather(*tasks)
-    assert list(work.slots.load()) == []
+    assert work.slots.load() == {}
     assert work.slots.why_wait("eve") is None
 
 
@@ -95,4 +95,4 @@ async def test_a_cancelled_piece_gives_its_place_back(moment: str):
     assert work.begun[-1] == "bob"
     await work.end("bob")
     await asyncio.gather(first, second, third, return_exceptions=True)
-    assert list(work.slots.load()) == []
+    assert work.slots.load() == {}

@@ -112,6 +112,7 @@ def _print(answer: ServiceStatus, console: Console) -> None:
             (
                 user,
                 f"{jobs.tokens_per_second:.1f}" if jobs else "0.0",
+                f"{load.tokens_per_second:.1f}" if load else "0.0",
                 str(jobs.waiting if jobs else 0),
                 str(load.in_flight if load else 0),
                 str(load.waiting if load else 0),
@@ -119,8 +120,8 @@ def _print(answer: ServiceStatus, console: Console) -> None:
             )
         )
     if rows:
-        columns = ("user", "trained tok/s", "jobs", "samples", "waiting", "why jobs wait")
-        print_rows(columns, rows, right=range(1, 5))
+        figures = ("trained tok/s", "sampled tok/s", "jobs", "samples", "waiting")
+        print_rows(("user", *figures, "why jobs wait"), rows, right=range(1, 6))
     models = [
         (
             model.model_id,

@@ -68,12 +68,17 @@ class TinkerConfig(StrictModel):
     """The most training jobs of one user that wait; more are answered with 429."""
     max_samples: Positive = 128
     """The most samples of one user in flight in the sampling engine; the others wait their turn."""
+    max_queued_samples: Positive = 8192
+    """The most samples of one user that wait; more are answered with 429."""
     samples_in_flight: Positive = 256
     """The most samples of all users in flight in the sampling engine."""
     kl_threshold: Fraction = 0.05
     """The |v1| or v2 of sampled and trained log-probabilities above which a warning is given."""
     heartbeat_timeout: Seconds = 300.0
     """Seconds without a heartbeat after which the waiting samples of a session are cancelled."""
+    snapshot_ttl: Annotated[int, Field(ge=60)] | None = None
+    """Seconds that weights live which were saved for a sampler without a name; by default they
+    outlive their session by an hour. Named checkpoints live until their owner says otherwise."""
     drain_timeout: Seconds = 60.0
     """The longest time at the end that running jobs may take before they are left for the next
     start, in seconds."""

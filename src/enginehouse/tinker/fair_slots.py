@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from enginehouse.tinker.fairness import FairTurns
+
+
+class Load(NamedTuple):
+    """How many pieces of a user's work run, and how many wait."""
+
+    running: int
+    waiting: int
 
 
 @dataclass(eq=False)
@@ -66,10 +74,11 @@ class FairSlots:
             return f"all {self._total} places of the sampling engine are taken; users take turns"
         return None
 
-    def load(self) -> Iterator[tuple[str, int, int]]:
-        """Each user with how much runs and how much waits."""
-        for user, share in self._shares.items():
-            yield user, share.running, len(share.waiting)
+    def load(self) -> dict[str, Load]:
+        """How much of each user runs and waits, for those of whom anything does."""
+        return {
+            user: Load(share.running, len(share.waiting)) for user, share in self._shares.items()
+        }
 
     def _give_out(self) -> None:
         while self._running < self._total:

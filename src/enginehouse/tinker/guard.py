@@ -23,6 +23,7 @@ _OPEN = frozenset({"/api/v1/healthz"})
 # What clients ask for while they wait for work that was accepted; it goes on during a drain.
 _FOLLOW_UPS = frozenset(
     {
+        "/api/v1/auth/token",
         "/api/v1/cancel_future",
         "/api/v1/client/config",
         "/api/v1/client/dynamic_config",

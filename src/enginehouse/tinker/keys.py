@@ -24,7 +24,8 @@ from filelock import FileLock
 
 from enginehouse.core.errors import ConfigurationError, StoreError
 from enginehouse.core.system_errors import advice
-from enginehouse.store.files import write_whole
+from enginehouse.store.files import require_folder, write_whole
+from enginehouse.store.private import make_private
 from enginehouse.tinker.signing import Signer
 
 VARIABLE: Final = "ENGINEHOUSE_TINKER_KEYS"
@@ -126,7 +127,8 @@ class KeyFile:
         return revoked[0]
 
     def _lock(self) -> FileLock:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        require_folder(self.path.parent)
+        make_private(self.path.parent)
         return FileLock(f"{self.path}.lock", timeout=10)
 
     def _write(self, keys: list[Key]) -> None:

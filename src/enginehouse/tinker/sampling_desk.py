@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,17 +16,20 @@ import orjson
 from enginehouse.core.errors import EnginehouseError, TinkerError
 from enginehouse.tinker.bodies import decoded
 from enginehouse.tinker.checkpoints import CheckpointStore
-from enginehouse.tinker.fair_slots import FairSlots
+from enginehouse.tinker.fair_slots import FairSlots, Load
 from enginehouse.tinker.future import Future
 from enginehouse.tinker.futures import Futures
 from enginehouse.tinker.records.entries import CheckpointRecord, SamplingSessionRecord
 from enginehouse.tinker.records.records import Records
 from enginehouse.tinker.sampling.base import SamplingEngine, TokenPrompt, Weights
+from enginehouse.tinker.service_status import SampleLoad
 from enginehouse.tinker.wire import decode_sample_request, encode_sampled
 
 logger = logging.getLogger(__name__)
 
 BASE: Final = Weights(key="base")
+_IDLE: Final = Load(0, 0)
+_MINUTE: Final = 60.0
 _UNSTATED: Final = 256  # tokens that a sample without max_tokens is taken to cost
 
 
@@ -67,12 +72,17 @@ class SamplingDesk:
         records: Records,
         checkpoints: CheckpointStore,
         slots: FairSlots,
+        most_waiting: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._futures = futures
         self._records = records
         self._checkpoints = checkpoints
         self._slots = slots
+        self._most_waiting = most_waiting
+        self._clock = clock
+        self._sampled: deque[tuple[float, str, int]] = deque()
         self._samplers: dict[str, SamplingSessionRecord] = {}
         self._weights: dict[str, Weights] = {}
         self._newest: dict[str, Weights] = {}
@@ -81,6 +91,16 @@ class SamplingDesk:
         self._preparing: set[asyncio.Task[None]] = set()
         self.sampled_tokens = 0
         """Tokens that were sampled since the service started."""
+
+    def admit(self, user: str) -> None:
+        """Raise TinkerError (429) if the user has too many waiting samples to accept another."""
+        waiting = self._slots.load().get(user, _IDLE).waiting
+        if waiting >= self._most_waiting:
+            raise TinkerError(
+                f"{waiting} samples of yours are waiting, as many as this service accepts",
+                fix="wait for some of them; the SDK sends this one again by itself",
+                status=429,
+            )
 
     def submit(self, future: Future, sample: Sample | None = None) -> None:
         """Answer an accepted sample, in its turn. Without `sample`, its body is decoded then."""
@@ -152,9 +172,23 @@ class SamplingDesk:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def load(self) -> list[tuple[str, int, int]]:
-        """Each user with how many samples are in flight, and how many wait."""
-        return list(self._slots.load())
+    def load(self) -> tuple[SampleLoad, ...]:
+        """What each user has in the engine and in front of it, and got in the last minute."""
+        while self._sampled and self._sampled[0][0] < self._clock() - _MINUTE:
+            self._sampled.popleft()
+        recent: Counter[str] = Counter()
+        for _, user, tokens in self._sampled:
+            recent[user] += tokens
+        load = self._slots.load()
+        return tuple(
+            SampleLoad(
+                user=user,
+                in_flight=load.get(user, _IDLE).running,
+                waiting=load.get(user, _IDLE).waiting,
+                tokens_per_second=recent[user] / _MINUTE,
+            )
+            for user in sorted({*load, *recent})
+        )
 
     async def _answer(self, future: Future, sample: Sample | None) -> None:
         sampling = asyncio.create_task(self._sample(future, sample))
@@ -194,7 +228,9 @@ class SamplingDesk:
             self._futures.hold(future, None)
             weights = await self._weights_for(future, sample)
             sampled = await self._engine.sample(weights, sample.prompt)
-        self.sampled_tokens += sum(len(sequence.tokens) for sequence in sampled.sequences)
+        tokens = sum(len(sequence.tokens) for sequence in sampled.sequences)
+        self.sampled_tokens += tokens
+        self._sampled.append((self._clock(), future.user, tokens))
         return encode_sampled(sampled, body=sample.request)
 
     async def _weights_for(self, future: Future, sample: Sample) -> Weights:

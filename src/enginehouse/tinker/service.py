@@ -47,7 +47,7 @@ from enginehouse.tinker.routes.traces import trace_routes
 from enginehouse.tinker.routes.training import training_routes
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
-from enginehouse.tinker.service_status import SampleLoad, ServiceStatus
+from enginehouse.tinker.service_status import ServiceStatus
 from enginehouse.tinker.stores import Stores
 from enginehouse.tinker.trainers.base import Trainer
 from enginehouse.tinker.training_queue import TrainingQueue
@@ -100,10 +100,7 @@ class Service:
             uptime_seconds=time.monotonic() - self._began,
             notices=self._notices,
             queue=rooms.queue.status(),
-            samples=tuple(
-                SampleLoad(user=user, in_flight=in_flight, waiting=waiting)
-                for user, in_flight, waiting in rooms.desk.load()
-            ),
+            samples=rooms.desk.load(),
             sampling=rooms.engine.description,
             futures=len(rooms.stores.futures.waiting()),
             polls=rooms.stores.futures.polls,
@@ -170,6 +167,7 @@ def _make_rooms(
         records=stores.records,
         checkpoints=stores.checkpoints,
         slots=FairSlots(total=config.samples_in_flight, per_user=config.max_samples),
+        most_waiting=config.max_queued_samples,
     )
     queue = TrainingQueue(
         stores.home / "models",
@@ -184,6 +182,7 @@ def _make_rooms(
             waiting_jobs=config.max_queued_jobs,
             kl_threshold=config.kl_threshold,
             train_unembed=config.train_unembed,
+            snapshot_ttl=config.snapshot_ttl,
         ),
         notify=context.notify,
         on_sampler_saved=desk.saved,

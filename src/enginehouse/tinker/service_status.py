@@ -11,11 +11,15 @@ from enginehouse.tinker.queue_status import QueueStatus
 
 
 class SampleLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """One user's samples: in flight in the engine, and waiting for their turn."""
+    """One user's samples: in flight in the engine, and waiting for their turn.
+
+    `tokens_per_second` were sampled over the last minute.
+    """
 
     user: str
     in_flight: int
     waiting: int
+    tokens_per_second: float
 
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):

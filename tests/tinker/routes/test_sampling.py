@@ -192,6 +192,24 @@ async def test_a_greedy_user_leaves_places_for_the_others(tmp_path: Path):
         await ada.result(one["request_id"])
 
 
+async def test_too_many_waiting_samples_are_answered_with_429(tmp_path: Path):
+    """The SDK then sends them again; one that was accepted is not refused."""
+    house = House(tmp_path)
+    async with house.open(max_samples=1, max_queued_samples=2) as running:
+        ada = await running.client().begin()
+        sampler = await ada.sampler()
+        house.engine.running.clear()
+        asked = [await ada.ask_sample(sampler, PROMPT) for _ in range(3)]
+        with pytest.raises(RefusedError, match="samples of yours are waiting") as refused:
+            await ada.ask_sample(sampler, PROMPT, seq_id=3)
+        assert refused.value.status == 429
+        assert await ada.ask_sample(sampler, PROMPT, seq_id=2) == asked[2]
+        house.engine.running.set()
+        for answer in asked:
+            await ada.result(answer["request_id"])
+        await ada.sample(sampler, PROMPT, seq_id=3)
+
+
 async def test_a_cancelled_sample_makes_room(tmp_path: Path):
     """What runs in the engine is given up, too."""
     house = House(tmp_path)

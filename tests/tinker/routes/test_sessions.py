@@ -91,6 +91,15 @@ async def test_a_finished_sessions_models_leave_the_trainer(tmp_path: Path):
         await ada.sampler(path=path)
 
 
+async def test_a_retried_create_session_gives_the_same_session(tmp_path: Path):
+    """To the same user only."""
+    async with House(tmp_path).open() as running:
+        ada, eve = running.client(), running.client("eve")
+        body, key = {"tags": [], "sdk_version": "0.38.0"}, {"X-Idempotency-Key": "once"}
+        made = [await user.post("create_session", body, **key) for user in (ada, ada, eve)]
+        assert made[0] == made[1] != made[2]
+
+
 async def test_sessions_of_others_are_unknown(tmp_path: Path):
     """To heartbeats as to everything else."""
     async with House(tmp_path).open() as running:

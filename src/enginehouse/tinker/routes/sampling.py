@@ -56,6 +56,8 @@ def sampling_routes(
         else:
             await desk.sampler(envelope.sampling_session_id, user=user)
             key = f"sampler:{envelope.sampling_session_id}:{envelope.seq_id}"
+        if futures.accepted(key) is None:
+            desk.admit(user)
         future = await futures.accept(
             key=key,
             kind=SAMPLE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -90,7 +91,7 @@ def session_routes(
         body = await read_json(request, CreateSession)
         now = datetime.now(UTC)
         record = SessionRecord(
-            session_id=f"ses-{secrets.token_hex(8)}",
+            session_id=_session_id(user, request.headers.get("x-idempotency-key")),
             user=user,
             created=now,
             last_heartbeat=now,
@@ -126,3 +127,10 @@ def session_routes(
         return Response(status_code=204)
 
     return router
+
+
+def _session_id(user: str, idempotency_key: str | None) -> str:
+    """A new session's id; the same for a request that is sent again, which has the same key."""
+    if idempotency_key is None:
+        return f"ses-{secrets.token_hex(8)}"
+    return f"ses-{hashlib.sha256(f'{user}:{idempotency_key}'.encode()).hexdigest()[:16]}"

@@ -27,7 +27,7 @@ from enginehouse.tinker.sampling.amplified import amplified
 from enginehouse.tinker.sampling.base import LogprobScale, Sampled, TokenPrompt, Weights
 from enginehouse.tinker.sampling.errors import as_tinker_errors
 from enginehouse.tinker.sampling.prefixes import draw_alternatives, score_targets, together
-from enginehouse.tinker.sampling.prompts import tokens_wanted
+from enginehouse.tinker.sampling.prompts import scores_prompt, tokens_wanted
 from enginehouse.weights.pool import AdapterPool
 from enginehouse.weights.residence import State
 from enginehouse.weights.served_models import served_models
@@ -151,7 +151,7 @@ class DeployedSampling:
 
         async def post(model: str) -> bytes:
             return await self._sampler.post(
-                path, _encoded(body, model), prompt_logprobs=_scores_prompt(body)
+                path, _encoded(body, model), prompt_logprobs=scores_prompt(body)
             )
 
         reply = msgspec.json.decode(await self._answered(weights, post))
@@ -162,7 +162,7 @@ class DeployedSampling:
 
         async def post(model: str) -> Reply:
             return await self._sampler.post_streamed(
-                path, _encoded(body, model), prompt_logprobs=_scores_prompt(body)
+                path, _encoded(body, model), prompt_logprobs=scores_prompt(body)
             )
 
         await self.prepare(weights)  # what has been streamed cannot be withheld any more
@@ -345,9 +345,3 @@ def _alias_of(weights: Weights) -> str:
 
 def _encoded(body: Mapping[str, Any], model: str) -> bytes:
     return msgspec.json.encode({**body, "model": model})
-
-
-def _scores_prompt(body: Mapping[str, Any]) -> bool:
-    """Whether an OpenAI body asks for log-probabilities of its prompt."""
-    echoed = bool(body.get("echo")) and body.get("logprobs") is not None
-    return echoed or body.get("prompt_logprobs") is not None

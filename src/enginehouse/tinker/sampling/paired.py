@@ -14,6 +14,7 @@ from enginehouse.runtime.context import Notify
 from enginehouse.tinker.sampling.base import Sampled, SamplingEngine, TokenPrompt, Weights
 from enginehouse.tinker.sampling.errors import as_tinker_errors
 from enginehouse.tinker.sampling.output_layer import OutputLayer
+from enginehouse.tinker.sampling.prompts import scores_prompt
 
 Opening = Callable[[], AbstractAsyncContextManager[SamplingEngine]]
 
@@ -78,12 +79,12 @@ class PairedSampling:
 
     async def complete(self, weights: Weights, path: str, body: Mapping[str, Any]) -> Any:
         """See SamplingEngine."""
-        engine = await self._engine(weights, scored=_scores_prompt(body))
+        engine = await self._engine(weights, scored=scores_prompt(body))
         return await engine.complete(weights, path, body)
 
     async def stream(self, weights: Weights, path: str, body: Mapping[str, Any]) -> Any:
         """See SamplingEngine."""
-        engine = await self._engine(weights, scored=_scores_prompt(body))
+        engine = await self._engine(weights, scored=scores_prompt(body))
         return await engine.stream(weights, path, body)
 
     async def forget(self, weights: Weights) -> None:
@@ -135,7 +136,3 @@ class PairedSampling:
                 started.exception()  # marks it as retrieved: the waiter may have given up
         finally:
             self._second = None
-
-
-def _scores_prompt(body: Mapping[str, Any]) -> bool:
-    return body.get("prompt_logprobs") is not None or bool(body.get("echo"))
