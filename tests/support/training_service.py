@@ -236,6 +236,7 @@ def a_batch(
     *,
     model_id: str,
     seq_id: int,
+    datums: int = 1,
     length: int = 12,
     loss: str = "cross_entropy",
     forward_only: bool = False,
@@ -243,30 +244,28 @@ def a_batch(
     logprobs: Sequence[float] | None = None,
     advantages: Sequence[float] | None = None,
 ) -> bytes:
-    """A forward_backward of one random sequence, as the SDK sends it."""
-    numbers = np.random.default_rng(seed)
-    tokens = numbers.integers(0, VOCABULARY, length).astype(np.int32)
+    """A forward_backward of random sequences, as the SDK sends it."""
     message = messages().ForwardBackwardRequest(
         model_id=model_id,
         seq_id=seq_id,
         loss_fn=loss,
         forward_only=forward_only,
     )
-    datum = message.data.add()
-    datum.model_input.add().encoded_text.tokens = tokens.tobytes()
-    inputs = {
-        "target_tokens": np.roll(tokens, -1).astype(np.int64)
-        if targets is None
-        else np.array(targets, np.int64)
-    }
-    if loss == "cross_entropy":
-        inputs["weights"] = np.ones(length, np.float32)
-    else:
-        inputs["logprobs"] = np.array(logprobs or [-5.7] * length, np.float32)
-        inputs["advantages"] = np.array(advantages or [1.0] * length, np.float32)
-    for name, values in inputs.items():
-        tensor = datum.loss_fn_inputs[name]
-        tensor.dtype = 2 if values.dtype == np.int64 else 1
-        tensor.shape.extend(values.shape)
-        tensor.dense = values.tobytes()
+    numbers = np.random.default_rng(seed)
+    for _ in range(datums):
+        tokens = numbers.integers(0, VOCABULARY, length).astype(np.int32)
+        datum = message.data.add()
+        datum.model_input.add().encoded_text.tokens = tokens.tobytes()
+        following = np.roll(tokens, -1) if targets is None else targets
+        inputs: dict[str, NDArray[Any]] = {"target_tokens": np.array(following, np.int64)}
+        if loss == "cross_entropy":
+            inputs["weights"] = np.ones(length, np.float32)
+        else:
+            inputs["logprobs"] = np.array(logprobs or [-5.7] * length, np.float32)
+            inputs["advantages"] = np.array(advantages or [1.0] * length, np.float32)
+        for name, values in inputs.items():
+            tensor = datum.loss_fn_inputs[name]
+            tensor.dtype = 2 if values.dtype == np.int64 else 1
+            tensor.shape.extend(values.shape)
+            tensor.dense = values.tobytes()
     return bytes(message.SerializeToString())

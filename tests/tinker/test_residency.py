@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tests.support.training_service import (
 
 from enginehouse.core.errors import TinkerError
 from enginehouse.testing.fake_trainer import Death, FakeTrainer
+from enginehouse.tinker.data import LossRequest, LossResult
 from enginehouse.tinker.limits import Limits
 
 
@@ -182,6 +183,74 @@ async def test_gradients_that_were_not_applied_survive_eviction(tmp_path: Path):
         await service.answer(await service.optim_step(3))
         await service.finish(4)
         assert await service.final_weights() == expected
+
+
+PARTS = Limits(pass_tokens=24, resident=1, restart_delay=0)
+
+
+async def in_parts(service: TrainingService) -> None:
+    """A training whose batches are computed in three parts each."""
+    await service.create(seed=7)
+    for step in range(3):
+        await service.forward_backward(2 * step + 1, datums=6)
+        await service.optim_step(2 * step + 2)
+    await service.finish(7)
+
+
+@pytest.mark.parametrize("number", range(1, 10))
+async def test_a_trainer_may_end_between_the_parts_of_a_batch(tmp_path: Path, number: int):
+    """The parts that were computed are computed again, and count once."""
+    async with training_service(tmp_path / "undisturbed", limits=PARTS) as service:
+        await in_parts(service)
+        expected = await service.final_weights()
+    deaths = [Death(call="compute", number=number, moment="after")]
+    trainer = FakeTrainer(vocabulary=VOCABULARY, deaths=deaths)
+    async with training_service(tmp_path / "killed", trainer=trainer, limits=PARTS) as service:
+        await in_parts(service)
+        assert await service.final_weights() == expected
+        assert service.queue.status().restarts == 1
+
+
+async def test_a_model_may_be_evicted_between_the_parts_of_a_batch(tmp_path: Path):
+    """Two models in one place, each with batches of three parts: neither state holds half a job."""
+    async with training_service(tmp_path / "undisturbed", limits=PARTS) as service:
+        await in_parts(service)
+        expected = await service.final_weights()
+    async with training_service(tmp_path / "two", limits=PARTS) as service:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(in_parts(service))
+            group.create_task(service.train("ses-2:train:0", steps=3, user="bob"))
+        assert await service.final_weights() == expected
+
+
+async def test_a_batch_of_which_a_part_fails_is_dropped_whole(tmp_path: Path):
+    """Also the gradients of the parts that went well."""
+    trainer = _Choosy()
+    async with training_service(tmp_path / "failed", trainer=trainer, limits=PARTS) as service:
+        await service.create(seed=7)
+        trainer.refuses = 2
+        failure = await service.answer(await service.forward_backward(1, datums=6))
+        assert "not this one" in failure["error"]
+        assert "error" in await service.answer(await service.optim_step(2))
+        await service.forward_backward(3, seed=1)
+        await service.forward_backward(4, seed=2)
+        await service.optim_step(5)
+        await service.finish(6)
+        assert await service.final_weights() == await undisturbed(tmp_path / "fine", steps=1)
+
+
+class _Choosy(FakeTrainer):
+    """Refuses one of the passes to come."""
+
+    def __init__(self) -> None:
+        super().__init__(vocabulary=VOCABULARY)
+        self.refuses = 0
+
+    async def compute(self, requests: Sequence[LossRequest]) -> list[LossResult | TinkerError]:
+        self.refuses -= 1
+        if self.refuses == 0:
+            return [TinkerError("not this one") for _ in requests]
+        return await super().compute(requests)
 
 
 async def test_a_model_that_cannot_be_saved_is_computed_again(tmp_path: Path):

@@ -52,6 +52,12 @@ class Model:
         return self.resident and self.line.next - 1 > self.saved
 
     @property
+    def divided(self) -> bool:
+        """Whether some parts of its next job have been computed, and others have not."""
+        job = self.line.ready()
+        return job is not None and bool(job.results)
+
+    @property
     def worth_saving(self) -> bool:
         """Whether losing what is not saved would cost much more than saving it."""
         return self.dirty and self.computed >= _WORTHWHILE * self.saving_took
@@ -118,6 +124,8 @@ class Residency:
         """Go back to the newest state, and put the jobs after it that were done in line again."""
         model.resident = False
         model.computed = 0.0
+        for job in model.line:
+            job.results.clear()
         try:
             state = self._states.newest(model.model_id)
         except StoreError as error:
@@ -157,7 +165,7 @@ class Residency:
     async def make_room(self, *, keep: Collection[Model] = ()) -> None:
         """Make a place for one more model."""
         resident = [model for model in self if model.resident]
-        for model in sorted(resident, key=lambda model: model.used):
+        for model in sorted(resident, key=lambda model: (model.divided, model.used)):
             if len(resident) < self._capacity:
                 return
             if model not in keep:
@@ -184,8 +192,11 @@ class Residency:
         """Save the state of a model in memory, if it has changed.
 
         `applied` is the last job that it contains, by default the last one that is finished.
-        Returns False, and says why, if it cannot be saved: the older state is then still there.
+        Returns False, and says why, if it cannot be saved: the older state is then still there. A
+        model whose next job is divided cannot: its gradients belong to no whole number of jobs.
         """
+        if model.divided:
+            return False
         applied = model.line.next - 1 if applied is None else applied
         if not model.resident or applied <= model.saved or model.spec is None:
             return True

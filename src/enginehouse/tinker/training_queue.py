@@ -235,8 +235,9 @@ class TrainingQueue:
             self._explain()
             if self._current:
                 await self._runner.run(self._current)
-                for _, job in self._current:
-                    self._deaths.pop(job.future.request_id, None)
+                for model, job in self._current:
+                    if model.line.ready() is not job:  # it is done, and not only a part of it
+                        self._deaths.pop(job.future.request_id, None)
             else:
                 await self._rest()
         except ServerGoneError as error:
