@@ -8,7 +8,12 @@ import msgspec
 import pytest
 from tests.support.tiny_adapters import write_adapter
 
-from enginehouse.core.errors import AdapterError, MalformedResponseError, UnsupportedError
+from enginehouse.core.errors import (
+    AdapterError,
+    MalformedResponseError,
+    NoEffectError,
+    UnsupportedError,
+)
 from enginehouse.core.sampler import (
     Capabilities,
     Capability,
@@ -19,11 +24,11 @@ from enginehouse.core.sampler import (
     TokenLogprob,
 )
 from enginehouse.weights.peft_folder import read_peft_folder
-from enginehouse.weights.proof import TEXTS, prove_effect
+from enginehouse.weights.proof import TEXTS, prove_beside_others, prove_effect
 
 
 class Scripted:
-    """Gives every candidate of a model the next of that model's log-probabilities."""
+    """Gives every token of a model the next of that model's log-probabilities."""
 
     capabilities = Capabilities(supports=frozenset(Capability))
 
@@ -31,28 +36,21 @@ class Scripted:
         self.values = {model: list(values) for model, values in values.items()}
 
     async def sample(self, request: SampleRequest) -> SampleResponse:
-        """Two candidates for each text; each request takes one value."""
+        """Two tokens for each text; each request takes one value."""
         await asyncio.sleep(0)
         assert request.model is not None
-        assert request.parameters.prompt_logprobs is None
-        assert request.parameters.max_tokens == 1
+        assert request.parameters.prompt_logprobs == 0
         values = self.values[request.model]
         value = values.pop(0) if len(values) > 1 else values[0]
-        top = tuple(TokenLogprob(logprob=value, text=text) for text in "xy")
-        token = TokenLogprob(logprob=value, text="x", top=top)
+        token = TokenLogprob(logprob=value, text="x")
         return SampleResponse(
-            completions=(
-                Completion(
-                    text="x",
-                    finish_reason="length",
-                    logprobs=(token,) if not math.isinf(value) else None,
-                ),
-            ),
+            completions=(Completion(text="", finish_reason="length"),),
             model=request.model,
             request_id="1",
             prompt_tokens=3,
             completion_tokens=1,
             timing=Timing(started=0.0, elapsed=0.0),
+            prompt_logprobs=(None, token, token) if not math.isinf(value) else None,
         )
 
 
@@ -63,7 +61,7 @@ async def proved(base: list[float], adapted: list[float], **more: object):
 
 
 async def test_an_effect_is_measured():
-    """Largest and mean difference in nats, over the candidates after each text."""
+    """Largest and mean difference in nats, over all tokens but the first of each text."""
     effect = await proved([-1.0], [-1.5, -3.0])
     assert effect.largest_difference == 2.0
     assert effect.mean_difference == pytest.approx(1.25)
@@ -74,25 +72,6 @@ async def test_an_effect_is_measured():
 async def test_a_small_effect_is_one_where_there_is_no_noise():
     """The first steps of a training change little."""
     assert (await proved([-1.0], [-1.0001])).mean_difference == pytest.approx(0.0001)
-
-
-async def test_other_candidates_are_an_effect():
-    """One that is missing is at least as unlikely as the least likely that is there."""
-
-    class Other(Scripted):
-        async def sample(self, request: SampleRequest) -> SampleResponse:
-            response = await super().sample(request)
-            if request.model == "base":
-                return response
-            (made,) = response.completions
-            top = tuple(msgspec.structs.replace(t, text=t.text * 2) for t in made.logprobs[0].top)
-            token = msgspec.structs.replace(made.logprobs[0], top=top)
-            made = msgspec.structs.replace(made, logprobs=(token,))
-            return msgspec.structs.replace(response, completions=(made,))
-
-    sampler = Other({"base": [-1.0], "mine": [-3.0]})
-    effect = await prove_effect(sampler, model="mine", base_model="base")
-    assert effect.mean_difference == 2.0
 
 
 async def test_no_difference_names_the_prefix(tmp_path):
@@ -144,7 +123,71 @@ async def test_other_errors_pass():
 
     class Refusing(Scripted):
         async def sample(self, request: SampleRequest) -> SampleResponse:
-            raise UnsupportedError("no logprobs")
+            raise UnsupportedError("no prompt_logprobs")
 
     with pytest.raises(UnsupportedError):
         await prove_effect(Refusing({}), model="mine", base_model="base")
+
+
+class Candidates(Scripted):
+    """Gives the next value to every candidate of the one token that is asked for.
+
+    `suffix` is added to the candidates of all models but the base.
+    """
+
+    def __init__(self, values: Mapping[str, list[float]], *, suffix: str = "") -> None:
+        super().__init__(values)
+        self.suffix = suffix
+
+    async def sample(self, request: SampleRequest) -> SampleResponse:
+        """Two candidates for each text."""
+        assert request.parameters.prompt_logprobs is None
+        assert request.parameters.max_tokens == 1
+        parameters = msgspec.structs.replace(request.parameters, prompt_logprobs=0)
+        response = await super().sample(msgspec.structs.replace(request, parameters=parameters))
+        if response.prompt_logprobs is None:
+            return response
+        (_, token, _) = response.prompt_logprobs
+        assert token is not None
+        suffix = "" if request.model == "base" else self.suffix
+        top = tuple(msgspec.structs.replace(token, text=text + suffix) for text in "xy")
+        token = msgspec.structs.replace(token, top=top)
+        made = Completion(text="x", finish_reason="length", logprobs=(token,))
+        return msgspec.structs.replace(response, completions=(made,), prompt_logprobs=None)
+
+
+class TestBesideOthers:
+    """A proof that does not ask for log-probabilities of prompts."""
+
+    async def proved(self, base: list[float], adapted: list[float], **how: str):
+        """The effect of one that answers so."""
+        sampler = Candidates({"base": base, "mine": adapted}, **how)
+        return await prove_beside_others(sampler, model="mine", base_model="base")
+
+    async def test_an_effect_is_measured(self):
+        """Over the candidates of each text's next token."""
+        effect = await self.proved([-1.0], [-1.5, -3.0])
+        assert effect.largest_difference == 2.0
+        assert effect.mean_difference == pytest.approx(1.25)
+        assert effect.tokens == 2 * len(TEXTS)
+        assert effect.noise == 0.0
+
+    async def test_other_candidates_are_an_effect(self):
+        """One that is missing is at least as unlikely as the least likely that is there."""
+        assert (await self.proved([-1.0], [-3.0], suffix="'")).mean_difference == 2.0
+
+    @pytest.mark.parametrize(
+        ("base", "adapted"),
+        [([-1.0], [-1.0]), ([-1.0], [-1.01]), ([-1.0, -1.0, -1.1, -1.1], [-1.15])],
+    )
+    async def test_what_the_rest_of_a_batch_may_have_changed_is_none(self, base, adapted):
+        """Nothing, less than rounding, or no more than the base differs from itself."""
+        with pytest.raises(NoEffectError, match="has no effect"):
+            await self.proved(base, adapted)
+
+    async def test_no_numbers(self):
+        """As for any proof."""
+        with pytest.raises(AdapterError, match="not finite"):
+            await self.proved([-1.0], [math.nan])
+        with pytest.raises(MalformedResponseError, match="mine"):
+            await self.proved([-1.0], [math.inf])

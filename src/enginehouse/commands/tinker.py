@@ -13,6 +13,7 @@ from enginehouse.runtime.context import Context
 from enginehouse.runtime.http_service import listening, running
 from enginehouse.store.files import write_whole
 from enginehouse.tinker.configuration import TinkerConfig
+from enginehouse.tinker.logs import noting_in_log
 from enginehouse.tinker.routes.operations import OPERATOR_HEADER
 from enginehouse.tinker.sampling.opening import open_sampling
 from enginehouse.tinker.service import OPERATOR_KEY, open_service
@@ -32,6 +33,7 @@ async def serve_until_stopped(
     Raises PortError for a port that is taken, and the errors of `open_stores`, before anything is
     started; then those of what is started.
     """
+    context = noting_in_log(context)
     with listening(config.port, host=config.host, option="--port") as listener:
         async with (
             open_stores(config, context) as stores,

@@ -394,6 +394,7 @@ class TinkerError(EnginehouseError):
     """
 
     stage = "tinker"
+    exit_code = 6
 
     def __init__(
         self,

@@ -91,7 +91,7 @@ async def adapters_on(server: Server, engine: Engine, context: Context) -> Async
     """Those of a known server. Raises UnsupportedError for an engine without adapters."""
     require(engine.capabilities(server.version), Capability.ADAPTERS, "LoRA adapters")
     assert isinstance(engine, ServedEngine), "an engine that takes adapters is one that is served"
-    # one request at a time: together, those of a comparison with PEFT would kill some servers
+    # one request at a time: together, the requests of a proof would kill some servers
     async with make_sampler(server, engine, concurrency=1) as sampler:
         yield Adapters(server, engine, sampler, context)
 
@@ -191,7 +191,7 @@ class Adapters:
         self, adapter: ServedAdapter, base: ServedModel, info: PeftFolder, *, proof: Proof
     ) -> ProvenAdapter:
         effect = None
-        if proof != "none" and Capability.LOGPROBS in self._sampler.capabilities.supports:
+        if proof != "none" and Capability.PROMPT_LOGPROBS in self._sampler.capabilities.supports:
             effect = await prove_effect(
                 self._sampler, model=adapter.model, base_model=base.id, info=info
             )

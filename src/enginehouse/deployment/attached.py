@@ -70,7 +70,7 @@ class _AttachedDeployment(Deployment):
         self._model = model
         self._context = context
         self._concurrency = concurrency
-        self._loading = asyncio.Lock()  # one adapter is loaded after the other
+        self._loading = asyncio.Lock()  # the requests of two proofs together kill some servers
 
     @property
     def server(self) -> Server:
@@ -100,11 +100,11 @@ class _AttachedDeployment(Deployment):
         store: AdapterStore | UncopiedAdapters,
         *,
         max_loras: int | None = None,
-        lenient: bool = False,
+        for_many: bool = False,
     ) -> AsyncIterator[AdapterPool]:
         sampler = make_sampler(self._server, self.engine, concurrency=None, model=self._model)
         async with sampler:
-            pool = AdapterPool(sampler, max_loras=max_loras or 1, store=store, lenient=lenient)
+            pool = AdapterPool(sampler, max_loras=max_loras or 1, store=store, for_many=for_many)
             try:
                 yield pool
             finally:

@@ -90,7 +90,7 @@ class Deployment(ABC):
         """Answer as the adapter or checkpoint in `folder`; None is the plan's model.
 
         An adapter is checked, copied, loaded, and proven to have an effect where the engine
-        reports log-probabilities and it was trained at all. Targets of the plan's model
+        reports log-probabilities of prompts and it was trained at all. Targets of the plan's model
         and of adapters can be open at the same time, each with its own sampler; a server of our own
         has `max_loras` places for different adapters. A checkpoint replaces the weights, for all
         who ask the server, until another target needs others, so its target is open alone.
@@ -127,13 +127,13 @@ class Deployment(ABC):
         store: AdapterStore | UncopiedAdapters,
         *,
         max_loras: int | None = None,
-        lenient: bool = False,
+        for_many: bool = False,
     ) -> AbstractAsyncContextManager[AdapterPool]:
         """Adapters that come and go as requests name them, for the length of the block.
 
         For those who ask many adapters, more than there are places for; they are given back at the
         end. A server of our own has `max_loras` of its options; of another one's places at most
-        `max_loras` are taken. `lenient` is AdapterPool's. Not beside targets of adapters, which
+        `max_loras` are taken. `for_many` is AdapterPool's. Not beside targets of adapters, which
         keep their places.
         """
 

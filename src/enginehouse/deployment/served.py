@@ -118,7 +118,7 @@ class _ServedDeployment(Deployment):
         pool = await self._adapter_pool()
         supports = self.engine.capabilities(self.server.version).supports
         info = await asyncio.to_thread(read_peft_folder, folder)
-        prove = Capability.LOGPROBS in supports and not info.is_zero
+        prove = Capability.PROMPT_LOGPROBS in supports and not info.is_zero
         async with (
             pool.kept(alias_of(folder), folder, prove=prove) as loaded,
             self._sampler(loaded.model, self.concurrency) as sampler,
@@ -183,7 +183,7 @@ class _ServedDeployment(Deployment):
         store: AdapterStore | UncopiedAdapters,
         *,
         max_loras: int | None = None,
-        lenient: bool = False,
+        for_many: bool = False,
     ) -> AsyncIterator[AdapterPool]:
         options, model = self.prepared.options, self.model
         assert model is not None
@@ -195,7 +195,7 @@ class _ServedDeployment(Deployment):
                 store=store,
                 base=await asyncio.to_thread(checkpoint_shapes, Path(model.path)) or None,
                 max_rank=options.max_lora_rank,
-                lenient=lenient,
+                for_many=for_many,
             )
             restoration = self.after_restart(pool.restore)
             try:

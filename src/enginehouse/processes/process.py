@@ -84,8 +84,9 @@ class Process:
         return self._child.poll()
 
     def effort(self) -> Effort:
-        """What it and its descendants have done."""
-        return Effort(logged=self._log.stat().st_size, read=self._tree.bytes_read())
+        """What it and its descendants have done; a log that was removed has nothing in it."""
+        logged = self._log.stat().st_size if self._log.exists() else 0
+        return Effort(logged=logged, read=self._tree.bytes_read())
 
     def look(self) -> None:
         """Record its descendants now, without waiting for the next look."""

@@ -39,7 +39,7 @@ async def prove_adapters_again(server: Server, engine: Engine) -> tuple[str, ...
         wire=engine.wire,
         api_key=server.api_key,
         admin_key=server.admin_key,
-        concurrency=1,  # a server that has just woken up is not flooded
+        concurrency=1,  # together, such requests kill some servers
     ) as sampler:
         for adapter in adapters:
             folder = adapter.root or ""

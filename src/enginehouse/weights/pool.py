@@ -24,7 +24,7 @@ from enginehouse.core.errors import (
 from enginehouse.core.sampler import Capabilities, Delta, SampleRequest, SampleResponse
 from enginehouse.weights.loading import load_adapter, prove_or_reload, unload_adapter
 from enginehouse.weights.peft_folder import Shapes
-from enginehouse.weights.proof import Effect, prove_effect
+from enginehouse.weights.proof import Effect, prove_beside_others, prove_effect
 from enginehouse.weights.residence import Residence, Resident, State
 from enginehouse.weights.store import AdapterStore, StoredAdapter, UncopiedAdapters
 
@@ -74,9 +74,10 @@ class AdapterPool:
     At most `max_loras` adapters are loaded: one that is asked for replaces the least recently used
     idle one, never one with requests in flight. An alias stands for the content that its folder had
     when it was last loaded, whatever happens to the folder afterwards. `base` and `max_rank` are
-    what adapters are checked against. With `lenient`, one that cannot be restored after a restart
-    is given up, where the whole restart would fail otherwise: requests for it raise the reason
-    until it has been unloaded and is loaded again.
+    what adapters are checked against. `for_many` is for a server that many people ask: adapters
+    are proven beside other requests, and one that cannot be restored after a restart is given up,
+    where the whole restart would fail otherwise; requests for it raise the reason until it has been
+    unloaded and is loaded again.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class AdapterPool:
         store: AdapterStore | UncopiedAdapters,
         base: Shapes | None = None,
         max_rank: int | None = None,
-        lenient: bool = False,
+        for_many: bool = False,
     ) -> None:
         if max_loras < 1:
             raise ConfigurationError("max_loras must be at least 1")
@@ -95,7 +96,7 @@ class AdapterPool:
         self._store = store
         self._base = base
         self._max_rank = max_rank
-        self._lenient = lenient
+        self._for_many = for_many
         self._places = max_loras
         self._residence = Residence[PooledAdapter](max_loras, come=self._load, go=self._unload)
         self._entries: dict[str, PooledAdapter] = {}  # by name
@@ -266,7 +267,7 @@ class AdapterPool:
 
         `direct` asks the same server past the layers in which requests wait for this to be done.
         Adapters that were proven are proven again. Raises AdapterError if the server refuses one
-        that it had accepted before, or if one no longer has an effect, unless it is lenient.
+        that it had accepted before, or if one no longer has an effect, unless it is `for_many`.
         """
         server = direct or self._server
         listed = await server.models()
@@ -277,7 +278,7 @@ class AdapterPool:
                 if entry.effect is not None:
                     entry.effect = await self._prove(entry, server)
             except AdapterError as error:
-                if not self._lenient:
+                if not self._for_many:
                     raise
                 entry.lost = error
 
@@ -337,8 +338,15 @@ class AdapterPool:
     async def _prove(self, entry: PooledAdapter, server: HTTPSampler) -> Effect:
         info = entry.stored.info
         if entry.effect is not None:  # it had one, so the server may have lost it
-            return await prove_or_reload(server, entry.name, path=str(entry.stored.path), info=info)
-        return await prove_effect(server, model=entry.model, base_model=server.model, info=info)
+            return await prove_or_reload(
+                server,
+                entry.name,
+                path=str(entry.stored.path),
+                info=info,
+                beside_others=self._for_many,
+            )
+        prove = prove_beside_others if self._for_many else prove_effect
+        return await prove(server, model=entry.model, base_model=server.model, info=info)
 
     async def _load(self, entry: PooledAdapter) -> None:
         entry.lost = None

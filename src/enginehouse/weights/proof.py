@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import msgspec
 
 from enginehouse.core.errors import AdapterError, MalformedResponseError, NoEffectError
 from enginehouse.core.messages import TextPrompt
-from enginehouse.core.sampler import Sampler, SampleRequest
+from enginehouse.core.sampler import Sampler, SampleRequest, SampleResponse
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.weights.peft_folder import PeftFolder
 
@@ -20,12 +21,13 @@ TEXTS = (
 )
 _ABOVE_NOISE = 2.0
 _CANDIDATES = 20  # the most that vLLM gives unless it was told otherwise
+_ABOVE_BATCHES = 0.02  # nats; what the rest of a batch changes in bfloat16 is less
 
 Candidates = Mapping[str, float]  # the log-probabilities of the most likely next tokens
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
-    """How far the log-probabilities of `tokens` candidates differ from the base's, in nats.
+    """How far log-probabilities of `tokens` tokens differ from the base's, in nats.
 
     `noise` is the mean difference between two answers of the base: 0 if an engine's results do not
     depend on the rest of the batch.
@@ -40,37 +42,65 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
 async def prove_effect(
     sampler: Sampler, *, model: str, base_model: str, info: PeftFolder | None = None
 ) -> Effect:
-    """Compare what `model` would say after fixed texts with what `base_model` would say.
+    """Compare `model`'s log-probabilities of fixed texts with those of `base_model`.
 
-    Six requests of one token each. They ask for candidates of the answer, not for the prompt's
-    log-probabilities, which some servers survive only alone: a proof never waits for other
-    requests, nor they for it. `info`, the content of the adapter's folder, makes the error more
-    precise. Raises NoEffectError, naming the likely cause, if there is no difference, or none
-    above the noise, and AdapterError.
+    Six requests. `info`, the content of the adapter's folder, makes the error more precise. Raises
+    NoEffectError, naming the likely cause, if there is no difference, or none above the noise, and
+    AdapterError.
+    """
+    before, adapted, after = await asyncio.gather(
+        *(_logprobs(sampler, name) for name in (base_model, model, base_model))
+    )
+    differences, noise = (
+        [abs(one - other) for one, other in zip(values, before, strict=True)]
+        for values in (adapted, after)
+    )
+    _require_finite(adapted, model)
+    effect = _effect(differences, noise)
+    if effect.mean_difference == 0 or effect.mean_difference <= _ABOVE_NOISE * effect.noise:
+        raise _no_effect(model, base_model, info, effect)
+    return effect
+
+
+async def prove_beside_others(
+    sampler: Sampler, *, model: str, base_model: str, info: PeftFolder | None = None
+) -> Effect:
+    """As `prove_effect`, on a server that many ask at the same time.
+
+    It compares candidates of the answer instead of the prompt's log-probabilities, which some
+    servers survive only alone: so it never waits for other requests, nor they for it. The rest of a
+    batch and a prefix cache change results, too, so only an effect of some size is believed: raises
+    NoEffectError also for a smaller one, as after the first steps of a training.
     """
     before, adapted, after = await asyncio.gather(
         *(_candidates(sampler, name) for name in (base_model, model, base_model))
     )
-    if not all(math.isfinite(value) for one in adapted for value in one.values()):
+    _require_finite([value for one in adapted for value in one.values()], model)
+    effect = _effect(_distances(before, adapted), _distances(before, after))
+    if effect.mean_difference <= max(_ABOVE_BATCHES, _ABOVE_NOISE * effect.noise):
+        raise _no_effect(model, base_model, info, effect)
+    return effect
+
+
+def _require_finite(logprobs: Sequence[float], model: str) -> None:
+    if not all(map(math.isfinite, logprobs)):
         raise AdapterError(
             f"{model} gives log-probabilities that are not finite",
             why="its values are too large for the type that the engine computes in",
             fix="take an earlier checkpoint",
         )
-    differences = _differences(before, adapted)
-    mean = sum(differences) / len(differences)
-    noise = sum(_differences(before, after)) / len(differences)
-    if mean == 0 or mean <= _ABOVE_NOISE * noise:
-        raise _no_effect(model, base_model, info, mean=mean, noise=noise)
+
+
+def _effect(differences: Sequence[float], noise: Sequence[float]) -> Effect:
     return Effect(
         largest_difference=max(differences),
-        mean_difference=mean,
+        mean_difference=sum(differences) / len(differences),
         tokens=len(differences),
-        noise=noise,
+        noise=sum(noise) / len(noise),
     )
 
 
-def _differences(base: Sequence[Candidates], other: Sequence[Candidates]) -> list[float]:
+def _distances(base: Sequence[Candidates], other: Sequence[Candidates]) -> list[float]:
     """How far each of the base's candidates is from the other's, at least."""
     return [
         abs(theirs.get(token, min(theirs.values())) - value)
@@ -85,14 +115,7 @@ async def _candidates(sampler: Sampler, model: str) -> Sequence[Candidates]:
     parameters = SamplingParameters(
         max_tokens=1, logprobs=_CANDIDATES if most is None else min(most, _CANDIDATES)
     )
-    responses = await asyncio.gather(
-        *(
-            sampler.sample(
-                SampleRequest(prompt=TextPrompt(text), parameters=parameters, model=model)
-            )
-            for text in TEXTS
-        )
-    )
+    responses = await _answers(sampler, model, parameters)
     candidates = [
         {candidate.text: candidate.logprob for candidate in token.top or (token,)}
         for response in responses
@@ -106,9 +129,37 @@ async def _candidates(sampler: Sampler, model: str) -> Sequence[Candidates]:
     return candidates
 
 
+async def _logprobs(sampler: Sampler, model: str) -> Sequence[float]:
+    """The natural-log probabilities of all texts' tokens but the first of each."""
+    parameters = SamplingParameters(max_tokens=1, prompt_logprobs=0)
+    responses = await _answers(sampler, model, parameters)
+    logprobs = [
+        token.logprob
+        for token in chain.from_iterable(response.prompt_logprobs or () for response in responses)
+        if token is not None
+    ]
+    if not logprobs:
+        raise MalformedResponseError(
+            f"the server gave no log-probabilities of the prompt for {model}",
+            fix="leave the proof out for this engine",
+        )
+    return logprobs
+
+
+async def _answers(
+    sampler: Sampler, model: str, parameters: SamplingParameters
+) -> list[SampleResponse]:
+    """What a model says after each text."""
+    requests = [
+        SampleRequest(prompt=TextPrompt(text), parameters=parameters, model=model) for text in TEXTS
+    ]
+    return await asyncio.gather(*map(sampler.sample, requests))
+
+
 def _no_effect(
-    model: str, base_model: str, info: PeftFolder | None, *, mean: float, noise: float
+    model: str, base_model: str, info: PeftFolder | None, effect: Effect
 ) -> NoEffectError:
+    mean, noise = effect.mean_difference, effect.noise
     how_far = "exactly as" if mean == 0 else f"within {mean:.2g} nats, which is noise, as"
     if info is not None and info.is_zero:
         why = "its A, its B or its alpha is zero everywhere, as before the first step of training"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,28 @@ async def test_a_checkpoint_is_a_model_by_its_path_and_its_alias(tmp_path: Path)
         assert [entry["id"] for entry in listed["data"]] == [MODEL, path, "mine"]
 
 
-async def test_a_stream_keeps_its_place_until_it_has_been_read(tmp_path: Path):
-    """Then the place is given back."""
-    house = House(tmp_path)
-    async with house.open() as running:
+async def test_a_stream_is_passed_on_event_by_event(tmp_path: Path):
+    """To its end."""
+    async with House(tmp_path).open() as running:
         ada = await running.client().begin()
         content = await ada.post("/v1/chat/completions", asked(MODEL, stream=True))
         events = [line[6:] for line in content.decode().splitlines() if line.startswith("data: ")]
         assert events[-1] == "[DONE]"
         assert json.loads(events[0])["choices"]
-        await until(lambda: not running.service.status().samples)
+
+
+async def test_a_stream_that_nobody_reads_gives_its_place_back(tmp_path: Path):
+    """Its client is gone before the first event."""
+    house = House(tmp_path)
+    async with house.open(max_samples=1) as running:
+        ada = await running.client().begin()
+        house.engine.running.clear()
+        stream = asyncio.create_task(ada.post("/v1/chat/completions", asked(MODEL, stream=True)))
+        await until(lambda: house.engine.requests == 1)
+        stream.cancel()
+        await asyncio.gather(stream, return_exceptions=True)
+        house.engine.running.set()
+        await ada.post("/v1/chat/completions", asked(MODEL))
 
 
 async def test_others_models_are_unknown_until_they_are_published(tmp_path: Path):

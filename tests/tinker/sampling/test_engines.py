@@ -145,13 +145,11 @@ async def test_vllm_gives_pefts_values(vllm: Opened) -> None:
 
 async def test_vllm_takes_adapters_whose_effect_is_lost_in_rounding(vllm: Opened) -> None:
     """One that was never trained, and one that was trained for so little that nothing shows."""
-    known = json.loads((vllm.folder / "scores.json").read_text())["scores"]
-    for name, said in (("untrained", "has not been trained"), ("faint", "lost in rounding")):
+    for name, said in (("untrained", "has not been trained"), ("faint", "less than rounding")):
         prompt = TokenPrompt(tokens=np.array([1, 45, 210], np.int32), max_tokens=2)
         sampled = await vllm.engine.sample(vllm.weights(name), prompt)
         assert len(sampled.sequences[0].tokens) == 2
-        differs = np.abs(np.subtract(known[name], known["base"])).max() > 1e-6
-        assert differs or any(said in line for line in vllm.told), (name, vllm.told)
+        assert any(said in line for line in vllm.told), (name, vllm.told)
 
 
 @pytest.mark.parametrize("name", sorted(CASES.keys() - {"own_end"}))

@@ -129,6 +129,18 @@ async def test_hang_is_ended(started, tmp_path):
     await subject.compute(await subject.model())
 
 
+async def test_a_removed_log_is_not_needed(started, tmp_path):
+    """A service runs for weeks, and something may tidy up its logs meanwhile."""
+    trainer = started("stuck", idle=0.3, look=0.05)
+    await trainer.start()
+    subject = subject_of(trainer, tmp_path)
+    model = await subject.model()
+    trainer.log.unlink()
+    with pytest.raises(ServerGoneError, match="hangs: it has not computed anything"):
+        await subject.compute(model, loss="dro")
+    await trainer.start()
+
+
 async def test_a_call_has_a_limit(started, tmp_path):
     """Also one that seems to compute."""
     trainer = started("stuck", call=0.3, look=0.05)

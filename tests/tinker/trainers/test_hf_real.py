@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -84,14 +85,25 @@ async def test_bundled_model_trains(smollm2: ResolvedModel, tmp_path):
         await trainer.close()
 
 
-async def test_broken_checkpoint_is_explained(tiny, tmp_path):
-    """Weights that do not belong to the configuration end the start, with the cause."""
+async def test_unknown_architecture_is_explained(tiny, tmp_path):
+    """The start fails with the cause from the log, and leaves no process."""
+    foreign = tmp_path / "foreign"
+    shutil.copytree(tiny, foreign)
+    config = json.loads((foreign / "config.json").read_text()) | {"model_type": "nosuch"}
+    (foreign / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StartError, match="the trainer did not start") as raised:
+        await started(foreign)
+    assert raised.value.kind == "unsupported_model"
+    assert "nosuch" in raised.value.why
+
+
+async def test_broken_checkpoint_is_refused_before_anything_starts(tiny, tmp_path):
+    """Weights that are none."""
     broken = tmp_path / "broken"
     shutil.copytree(tiny, broken)
     (broken / "model.safetensors").write_bytes(b"not a checkpoint")
-    with pytest.raises((ModelError, StartError)) as raised:
-        await started(broken)
-    assert raised.value.why
+    with pytest.raises(ModelError):
+        await prepare_trainer(str(broken), context=Context())
 
 
 async def test_missing_model_is_refused_before_anything_starts(tmp_path):

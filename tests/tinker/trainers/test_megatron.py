@@ -33,7 +33,7 @@ async def test_requests_are_forwarded_one_after_another(tmp_path):
     """Though several are asked for together: Megatron computes one job at a time."""
     server = FakeMegatronTrainer()
     async with server.serving() as url:
-        trainer = MegatronTrainer.from_environment(MODEL, environ={"MEGATRON_SERVER_URL": url})
+        trainer = MegatronTrainer(url, base_model=MODEL)
         await trainer.start()
         assert not trainer.info.batches
         subject = subject_of(trainer, tmp_path)
@@ -110,11 +110,8 @@ async def test_missing_folder_after_a_save_is_told(tmp_path, monkeypatch):
         assert raised.value.category == "server"
 
 
-def test_variable_must_be_set():
-    """Refused before anything starts, with what to do."""
-    with pytest.raises(ConfigurationError) as raised:
-        MegatronTrainer.from_environment(MODEL, environ={})
-    assert raised.value.why == "MEGATRON_SERVER_URL is not set"
+def test_wrong_address_is_refused():
+    """Before anything starts."""
     with pytest.raises(ConfigurationError, match="not a server's address"):
         MegatronTrainer("localhost", base_model=MODEL)
 

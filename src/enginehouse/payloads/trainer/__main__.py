@@ -38,7 +38,6 @@ def main(options: Options) -> None:
         base_model=options.base_model,
         device=options.device,
         dtype=options.dtype,
-        trust_remote_code=options.trust_remote_code,
     )
     LOG.info("ready: %s, %d threads", engine.info, threads)
     serve(engine, connection)

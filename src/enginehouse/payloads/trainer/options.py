@@ -17,7 +17,6 @@ class Options:
     device: str
     dtype: str
     threads: int | None
-    trust_remote_code: bool
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -30,7 +29,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
     add("--threads", type=int, help="of the CPU; all cores by default")
-    add("--trust-remote-code", action="store_true")
     return parser
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.application import current_user
@@ -63,14 +64,20 @@ def openai_routes(*, names: Names, desk: SamplingDesk, engine: SamplingEngine) -
                 reply = await engine.complete(weights, path, body)
                 return JSONResponse(reply | {"model": name})
             events = await engine.stream(weights, path, body)
-            held = places.pop_all()
-        return StreamingResponse(_until_read(events, held), media_type="text/event-stream")
+            return _HeldStream(events, places.pop_all())
 
     return router
 
 
-async def _until_read(events: AsyncIterator[bytes], held: AsyncExitStack) -> AsyncIterator[bytes]:
-    """The events; the place in the engine is held until they have been read or given up."""
-    async with held:
-        async for event in events:
-            yield event
+class _HeldStream(StreamingResponse):
+    """Sends the events; the place in the engine is held until they were read, or given up."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], held: AsyncExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._events = events
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them. They may not have been begun when the client is gone."""
+        async with self._held, aclosing(self._events):
+            await super().__call__(scope, receive, send)

@@ -11,15 +11,13 @@ from pathlib import Path
 
 from enginehouse.weights.peft_folder import CONFIG, TENSORS
 
-_TIMES = 1000.0
-
 
 @contextmanager
-def amplified(folder: Path) -> Iterator[Path]:
+def amplified(folder: Path, *, times: float) -> Iterator[Path]:
     """The copy's folder, beside `folder`, for the length of the block. Blocking, but short."""
     with tempfile.TemporaryDirectory(prefix=".amplified-", dir=folder.parent) as copy:
         config = json.loads((folder / CONFIG).read_bytes())
-        config["lora_alpha"] *= _TIMES
+        config["lora_alpha"] *= times
         (Path(copy) / CONFIG).write_text(json.dumps(config))
         try:
             (Path(copy) / TENSORS).hardlink_to(folder / TENSORS)

@@ -34,6 +34,7 @@ from enginehouse.weights.served_models import served_models
 from enginehouse.weights.store import UncopiedAdapters
 
 T = TypeVar("T")
+_AMPLIFIED = (1e3, 1e6)
 
 
 @asynccontextmanager
@@ -48,7 +49,7 @@ async def deployed_sampling(
     assert isinstance(engine, ServedEngine), "an engine that loads adapters is one that is served"
     own, *_ = await served_models(deployment.server, engine)
     store = UncopiedAdapters()
-    async with deployment.adapters(store, max_loras=max_loras, lenient=True) as pool:
+    async with deployment.adapters(store, max_loras=max_loras, for_many=True) as pool:
         sampling = DeployedSampling(
             deployment,
             pool,
@@ -283,8 +284,12 @@ class DeployedSampling:
     async def _prove(self, weights: Weights, alias: str) -> None:
         try:
             await self.pool.prove(alias)
-        except NoEffectError:
-            await self._prove_amplified(weights, alias)
+        except NoEffectError as error:
+            for times in _AMPLIFIED:
+                with suppress(NoEffectError):
+                    await self._prove_amplified(weights, alias, times=times)
+                    return
+            raise error from None
 
     async def _leave(self, weights: Weights, alias: str) -> None:
         """Unload one that could not be proven or restored, once its requests have ended."""
@@ -293,13 +298,13 @@ class DeployedSampling:
                 with suppress(EnginehouseError):
                     await self._unload(weights, alias)
 
-    async def _prove_amplified(self, weights: Weights, alias: str) -> None:
-        """Prove a copy of an adapter with a larger alpha: of the adapter, rounding left nothing.
+    async def _prove_amplified(self, weights: Weights, alias: str, *, times: float) -> None:
+        """Prove a copy of an adapter with a larger alpha, as its own effect is lost in rounding.
 
         The first steps of a training change less than bfloat16 can tell. Raises AdapterError.
         """
         assert weights.folder is not None
-        with amplified(weights.folder) as folder:
+        with amplified(weights.folder, times=times) as folder:
             copy = f"{alias}-amplified"
             await self.pool.load(copy, folder)
             try:
@@ -307,7 +312,7 @@ class DeployedSampling:
             finally:
                 await self.pool.unload(copy)
                 self._store.forget(folder)
-        self._notify(f"{weights.key} has an effect, but one that is lost in rounding so far")
+        self._notify(f"{weights.key} acts, but changes less than rounding does so far")
 
     async def _unload(self, weights: Weights, alias: str) -> None:
         await self.pool.unload(alias)

@@ -91,7 +91,6 @@ async def prepare_trainer(
     variant: str | None = None,
     dtype: DType | None = None,
     threads: int | None = None,
-    trust_remote_code: bool = False,
 ) -> TrainerProgram:
     """Find or build the environment, find the model, choose a type; start nothing.
 
@@ -107,7 +106,6 @@ async def prepare_trainer(
     argv += ["--model", model.path, "--base-model", base_model, "--dtype", chosen]
     argv += ["--device", "cpu" if environment.variant == "cpu" else "auto"]
     argv += ["--threads", str(threads)] if threads else []
-    argv += ["--trust-remote-code"] if trust_remote_code else []
     env = inherited_variables("HF_(HOME|HUB_OFFLINE)", "(CUDA|OMP|MKL|KMP|GOMP|PYTORCH)_.*")
     env |= {"PYTHONNOUSERSITE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return TrainerProgram(

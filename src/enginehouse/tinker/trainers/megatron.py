@@ -6,7 +6,6 @@ what the server has in memory counts as lost, and `start` has it begin from noth
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import msgspec
 from enginehouse.client.bodies import read_body
 from enginehouse.client.transport import normal_base_url
 from enginehouse.core.errors import (
-    ConfigurationError,
     ServerGoneError,
     StartError,
     TinkerError,
@@ -41,7 +39,6 @@ from enginehouse.tinker.trainers.messages import (
     encode,
 )
 
-URL_VARIABLE = "MEGATRON_SERVER_URL"
 INSTANCE_HEADER = "Trainer-Instance"
 PREFIX = "/trainer/v1"
 _CONNECT = 10.0  # seconds
@@ -60,25 +57,12 @@ class MegatronTrainer:
     """See Trainer. The server is not ours: `close` leaves it running."""
 
     def __init__(self, url: str, *, base_model: str) -> None:
-        """`base_model` is the model that the server must train. Raises ConfigurationError."""
+        """`base_model` is what the server must train. Raises ConfigurationError for a wrong URL."""
         self._url = normal_base_url(url)
         self._base_model = base_model
         self._info: TrainerInfo | None = None
         self._instance = ""
         self._end: str | None = "it has not been started"
-
-    @classmethod
-    def from_environment(
-        cls, base_model: str, *, environ: Mapping[str, str] = os.environ
-    ) -> MegatronTrainer:
-        """The trainer at MEGATRON_SERVER_URL. Raises ConfigurationError if that is not set."""
-        if url := environ.get(URL_VARIABLE):
-            return cls(url, base_model=base_model)
-        raise ConfigurationError(
-            "there is no Megatron server to train with",
-            why=f"{URL_VARIABLE} is not set",
-            fix=f"set it to the address of a server that trains ({_CONTRACT}), or use --trainer hf",
-        )
 
     @property
     def info(self) -> TrainerInfo:
@@ -96,7 +80,7 @@ class MegatronTrainer:
             raise StartError(
                 f"no Megatron server answers at {self._url}",
                 why=_words(error),
-                fix=f"start it, or correct {URL_VARIABLE}; --trainer hf trains without it",
+                fix="start it, or correct MEGATRON_SERVER_URL; --trainer hf trains without it",
             ) from error
         try:
             info = msgspec.json.decode(body, type=TrainerInfo) if status == 200 else None
