@@ -50,7 +50,11 @@ def training_routes(models: Models, *, futures: Futures, queue: TrainingQueue) -
             user=user,
             body=content,
             content_type=content_type,
-            details={"model_id": place.model_id, "seq_id": place.seq_id},
+            details={
+                "model_id": place.model_id,
+                "seq_id": place.seq_id,
+                "forward_only": isinstance(place, LossIdentity) and place.forward_only,
+            },
         )
         if future.take():
             queue.submit(future)
