@@ -96,7 +96,12 @@ class ModelStates:
         await asyncio.to_thread(_begin, partial)
         try:
             yield partial / "adapter"
-            await asyncio.to_thread(_commit, state, partial, folder)
+            committing = asyncio.create_task(asyncio.to_thread(_commit, state, partial, folder))
+            try:
+                await asyncio.shield(committing)
+            except asyncio.CancelledError:
+                await asyncio.wait([committing])  # or what follows would meet the thread's work
+                raise
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

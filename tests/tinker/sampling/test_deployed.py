@@ -217,7 +217,9 @@ async def test_it_ends_during_a_proof(
                 await asyncio.sleep(0.01)
         await engine.forget(mine)
         assert await _listed(deployment) == [str(other.folder)]
-    await asyncio.gather(*waiting, return_exceptions=True)
+    done = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(one) for one in done] == [TinkerError] * 2
+    assert "removed while they were asked" in str(done[0])
     assert ended == 2
 
 

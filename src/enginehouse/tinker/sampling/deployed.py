@@ -17,6 +17,7 @@ from enginehouse.core.errors import (
     AdapterError,
     EnginehouseError,
     NoEffectError,
+    TinkerError,
     UnknownModelError,
 )
 from enginehouse.deployment.base import Deployment
@@ -120,8 +121,7 @@ class DeployedSampling:
         """See SamplingEngine."""
         if weights.folder is not None:
             with as_tinker_errors():
-                if (proof := self._proofs.get(await self._alias(weights))) is not None:
-                    await asyncio.shield(proof)
+                await _ended(self._proofs.get(await self._alias(weights)))
 
     async def forget(self, weights: Weights) -> None:
         """See SamplingEngine."""
@@ -191,8 +191,7 @@ class DeployedSampling:
             except AdapterError:  # it could not be restored after a restart
                 self._begin_leaving(weights, alias)
                 raise
-            if proof is not None:
-                await asyncio.shield(proof)
+            await _ended(proof)
             return answer
 
     async def _ask(self, ask: Callable[[str], Awaitable[T]], model: str) -> T:
@@ -318,6 +317,18 @@ class DeployedSampling:
         await self.pool.unload(alias)
         if weights.folder is not None:
             self._store.forget(weights.folder)
+
+
+async def _ended(proof: asyncio.Task[None] | None) -> None:
+    """Wait for the end of a proof, if there is one. Raises what it raised."""
+    if proof is None:
+        return
+    await asyncio.wait([proof])
+    if proof.cancelled():
+        raise TinkerError(
+            "the weights were removed while they were asked", fix="save them again", status=404
+        )
+    proof.result()
 
 
 class _Stream:
