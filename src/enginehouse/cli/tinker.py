@@ -100,8 +100,7 @@ def _print(answer: ServiceStatus, console: Console) -> None:
     for notice in (*answer.notices, *queue.warnings):
         console.say(f"note: {notice}")
     for name, value in answer.sampling.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        console.say(f"sampling, {name.replace('_', ' ')}: {text or 'none'}")
+        console.say(f"sampling, {name.replace('_', ' ')}: {_words(value)}")
     samples = {load.user: load for load in answer.samples}
     trained = {user.user: user for user in queue.users}
     rows = []
@@ -137,6 +136,13 @@ def _print(answer: ServiceStatus, console: Console) -> None:
     if models:
         titles = ("model", "user", "adapter", "done", "waiting", "KL v1", "KL v2")
         print_rows(titles, models, right=range(3, 7))
+
+
+def _words(value: object) -> str:
+    """A value of the sampling engine's description, in one line."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name.replace('_', ' ')} {_words(v)}" for name, v in value.items())
+    return (", ".join(map(str, value)) if isinstance(value, list) else str(value)) or "none"
 
 
 @keys.command()

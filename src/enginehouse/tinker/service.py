@@ -45,6 +45,7 @@ from enginehouse.tinker.routes.session_lists import session_list_routes
 from enginehouse.tinker.routes.sessions import Sessions, session_routes
 from enginehouse.tinker.routes.traces import trace_routes
 from enginehouse.tinker.routes.training import training_routes
+from enginehouse.tinker.sampler_weights import SamplerWeights
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
 from enginehouse.tinker.service_status import ServiceStatus
@@ -70,6 +71,7 @@ class Rooms:
     queue: TrainingQueue
     engine: SamplingEngine
     desk: SamplingDesk
+    samplers: SamplerWeights
 
 
 class Service:
@@ -161,11 +163,11 @@ def _make_rooms(
     trainer: Trainer,
     engine: SamplingEngine,
 ) -> Rooms:
+    samplers = SamplerWeights(records=stores.records, checkpoints=stores.checkpoints)
     desk = SamplingDesk(
         engine=engine,
         futures=stores.futures,
-        records=stores.records,
-        checkpoints=stores.checkpoints,
+        weights=samplers,
         slots=FairSlots(total=config.samples_in_flight, per_user=config.max_samples),
         most_waiting=config.max_queued_samples,
     )
@@ -197,12 +199,13 @@ def _make_rooms(
         queue=queue,
         engine=engine,
         desk=desk,
+        samplers=samplers,
     )
 
 
 def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
     stores = rooms.stores
-    names = Names(base_model=rooms.base_model, records=stores.records, desk=rooms.desk)
+    names = Names(base_model=rooms.base_model, records=stores.records, samplers=rooms.samplers)
     legacy = LegacySampler(names=names, desk=rooms.desk, engine=rooms.engine)
     models = Models(records=stores.records, futures=stores.futures)
     info = rooms.trainer.info
@@ -231,10 +234,11 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
             describe=describe,
         ),
         training_routes(models, futures=stores.futures, queue=rooms.queue),
-        sampler_routes(rooms.sessions, desk=rooms.desk, base_model=rooms.base_model),
+        sampler_routes(rooms.sessions, samplers=rooms.samplers, base_model=rooms.base_model),
         sampling_routes(
             futures=stores.futures,
             desk=rooms.desk,
+            samplers=rooms.samplers,
             base_model=rooms.base_model,
             legacy=legacy,
         ),

@@ -19,7 +19,7 @@ from enginehouse.tinker.job_bodies import SeqId
 from enginehouse.tinker.records.entries import SamplingSessionRecord
 from enginehouse.tinker.routes.models import require_base
 from enginehouse.tinker.routes.sessions import Sessions
-from enginehouse.tinker.sampling_desk import SamplingDesk
+from enginehouse.tinker.sampler_weights import SamplerWeights
 
 _CLIENTS: Final = 1_000_000_000  # the SDK's seq_ids of one client: number times this, and so on
 
@@ -41,10 +41,9 @@ class JoinSamplingSession(StrictModel):
     type: Literal["join_sampling_session"] = "join_sampling_session"
 
 
-def sampler_routes(sessions: Sessions, *, desk: SamplingDesk, base_model: str) -> APIRouter:
+def sampler_routes(sessions: Sessions, *, samplers: SamplerWeights, base_model: str) -> APIRouter:
     """Everything about sampling sessions but the samples."""
     router = APIRouter()
-    records = sessions.records
     clients: defaultdict[str, Iterator[int]] = defaultdict(_numbers)
 
     @router.post("/api/v1/create_sampling_session")
@@ -54,7 +53,7 @@ def sampler_routes(sessions: Sessions, *, desk: SamplingDesk, base_model: str) -
         await sessions.require(body.session_id, user=user)
         require_base(body.base_model, base_model)
         if body.model_path is not None:
-            desk.weights_of(await records.checkpoint(body.model_path, user=user))
+            await samplers.of_path(body.model_path, user=user)
         elif body.base_model is None:
             raise TinkerError("give model_path or base_model: what is to be sampled")
         sampler = SamplingSessionRecord(
@@ -65,7 +64,7 @@ def sampler_routes(sessions: Sessions, *, desk: SamplingDesk, base_model: str) -
             created=datetime.now(UTC),
             checkpoint=body.model_path,
         )
-        await records.add_sampling_session(sampler)
+        await sessions.records.add_sampling_session(sampler)
         return {
             "type": "create_sampling_session",
             "sampling_session_id": sampler.sampling_session_id,
@@ -74,13 +73,13 @@ def sampler_routes(sessions: Sessions, *, desk: SamplingDesk, base_model: str) -
     @router.post("/api/v1/join_sampling_session")
     async def join_sampling_session(request: Request) -> dict[str, Any]:
         body = await read_json(request, JoinSamplingSession)
-        await desk.sampler(body.sampling_session_id, user=current_user(request))
+        await samplers.sampler(body.sampling_session_id, user=current_user(request))
         number = next(clients[body.sampling_session_id])
         return {"type": "join_sampling_session", "client_counter": number}
 
     @router.get("/api/v1/samplers/{sampling_session_id}")
     async def sampler(sampling_session_id: str, request: Request) -> dict[str, Any]:
-        found = await desk.sampler(sampling_session_id, user=current_user(request))
+        found = await samplers.sampler(sampling_session_id, user=current_user(request))
         return {
             "sampler_id": found.sampling_session_id,
             "base_model": found.base_model,
