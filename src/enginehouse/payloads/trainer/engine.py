@@ -191,6 +191,7 @@ class Engine:
             by_hidden = torch.zeros_like(hidden)
             by_hidden.flatten(0, 1)[batch.positions] = by_chosen
             hidden.backward(by_hidden)
+        self._routing.groups = ()  # holds no adapter that may be unloaded
 
     def optim_step(self, model_id: str, step: AdamStep) -> dict[str, float]:
         """Apply and clear the gradients. Returns grad_norm:mean, the norm before clipping."""
