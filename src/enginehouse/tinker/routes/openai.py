@@ -71,11 +71,12 @@ def openai_routes(*, names: Names, desk: SamplingDesk, engine: SamplingEngine) -
 def cost_of(body: Mapping[str, Any]) -> int:
     """What the answer may cost, in tokens; the engine has not looked at the body yet."""
     tokens = body.get("max_completion_tokens") or body.get("max_tokens")
+    wanted = max(1, tokens) if isinstance(tokens, int) else _UNSTATED
+    choices = max(1, n) if isinstance(n := body.get("n"), int) else 1
     prompts = body.get("prompt")
-    several = isinstance(prompts, list) and not all(isinstance(one, int) for one in prompts)
-    wanted = tokens if isinstance(tokens, int) else _UNSTATED
-    choices = n if isinstance(n := body.get("n"), int) else 1
-    return max(1, wanted) * max(1, choices) * (len(prompts) if several else 1)
+    if isinstance(prompts, list) and not all(isinstance(one, int) for one in prompts):
+        choices *= len(prompts)
+    return wanted * choices
 
 
 class _HeldStream(StreamingResponse):
