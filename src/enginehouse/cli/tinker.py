@@ -30,6 +30,7 @@ tinker = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 tinker.add_typer(keys, name="keys", help="Make, list and revoke API keys.")
 _EXTRA = {"alembic", "google", "prometheus_client", "psycopg", "sqlalchemy", "tinker"}
+_SHOWN = 8  # adapters that `status` names
 HomeOption = Annotated[
     Path | None,
     typer.Option("--home", help="The service's home; by default the one in the state folder."),
@@ -142,7 +143,10 @@ def _words(value: object) -> str:
     """A value of the sampling engine's description, in one line."""
     if isinstance(value, dict):
         return "; ".join(f"{name.replace('_', ' ')} {_words(v)}" for name, v in value.items())
-    return (", ".join(map(str, value)) if isinstance(value, list) else str(value)) or "none"
+    if isinstance(value, list):
+        more = [f"and {len(value) - _SHOWN} more"] if len(value) > _SHOWN else []
+        return ", ".join([*map(str, value[:_SHOWN]), *more]) or "none"
+    return str(value) or "none"
 
 
 @keys.command()

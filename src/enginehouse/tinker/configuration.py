@@ -123,7 +123,7 @@ def with_variables(values: Mapping[str, Any], environment: Mapping[str, str]) ->
     notes: list[str] = []
 
     def choose(key: str, value: Any, because: str) -> None:
-        if value is not None and chosen.get(key) is None:
+        if value and chosen.get(key) is None:
             chosen[key] = value
             notes.append(
                 f"{key} is {value}, because {because}; --{key.replace('_', '-')} overrides"

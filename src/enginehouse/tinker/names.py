@@ -11,9 +11,6 @@ from enginehouse.tinker.records.records import Records
 from enginehouse.tinker.sampler_weights import BASE, SamplerWeights
 from enginehouse.tinker.sampling.base import Weights
 
-ALIAS = "alias"
-"""The key of a checkpoint's user_metadata by which its owner names it."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
@@ -32,9 +29,9 @@ class Names:
             return BASE
         if name.startswith("tinker://"):
             return await self.samplers.of_path(name, user=user)
-        for checkpoint in await self.checkpoints(user=user):
-            if name in {checkpoint.user_metadata.get(ALIAS), checkpoint.model_id}:
-                return self.samplers.of(checkpoint)
+        checkpoint = await self.records.sampler_called(name, user=user)
+        if checkpoint is not None:
+            return self.samplers.of(checkpoint)
         raise TinkerError(
             f"the model {name!r} is not known",
             fix=f"name {self.base_model}, a tinker:// path of a checkpoint that was saved with "

@@ -109,6 +109,10 @@ class SamplingDesk:
         async with self._slots.slot(user, cost=tokens):
             yield
 
+    def count(self, user: str, reply: Mapping[str, Any]) -> None:
+        """Note the tokens that an OpenAI reply says were sampled for a user."""
+        self._count(user, (reply.get("usage") or {}).get("completion_tokens") or 0)
+
     async def cancel_sessions(self, session_ids: Collection[str]) -> int:
         """Cancel what waits for sessions that nobody listens in any more. Returns how many."""
         self._weights.forget_sessions(session_ids)
@@ -193,9 +197,7 @@ class SamplingDesk:
             weights = await self._weights_for(future, sample)
             sampled = await self._engine.sample(weights, sample.prompt)
         tokens = sum(len(sequence.tokens) for sequence in sampled.sequences)
-        self.sampled_tokens += tokens
-        self._drop_old()
-        self._sampled.append((self._clock(), future.user, tokens))
+        self._count(future.user, tokens)
         return encode_sampled(sampled, body=sample.request)
 
     async def _weights_for(self, future: Future, sample: Sample) -> Weights:
@@ -205,6 +207,11 @@ class SamplingDesk:
         if (path := sample.request.get("model_path")) is not None:
             return await self._weights.of_path(path, user=future.user)
         return BASE
+
+    def _count(self, user: str, tokens: int) -> None:
+        self.sampled_tokens += tokens
+        self._drop_old()
+        self._sampled.append((self._clock(), user, tokens))
 
     def _drop_old(self) -> None:
         while self._sampled and self._sampled[0][0] < self._clock() - _MINUTE:

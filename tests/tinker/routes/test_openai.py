@@ -39,6 +39,7 @@ async def test_a_checkpoint_is_a_model_by_its_path_and_its_alias(tmp_path: Path)
         assert texts[path] == texts["mine"] != texts[MODEL]
         completed = await ada.post("/v1/completions", {"model": "mine", "prompt": "ab"})
         assert completed["object"] == "text_completion"
+        assert running.service.status().sampled_tokens == 3 * 3 + 16
         listed = await ada.get("/v1/models")
         assert [entry["id"] for entry in listed["data"]] == [MODEL, path, "mine"]
 

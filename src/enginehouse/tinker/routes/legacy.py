@@ -62,6 +62,7 @@ class LegacySampler:
                 reply = await self.engine.complete(
                     weights, "/v1/completions", {"prompt": prompt, **fields}
                 )
+            self.desk.count(user, reply)
             choices: list[dict[str, Any]] = reply["choices"]
             return choices
 

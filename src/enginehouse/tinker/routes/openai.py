@@ -13,7 +13,8 @@ from starlette.types import Receive, Scope, Send
 from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.application import current_user
 from enginehouse.tinker.bodies import load_object
-from enginehouse.tinker.names import ALIAS, Names
+from enginehouse.tinker.names import Names
+from enginehouse.tinker.records.entries import ALIAS
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
 
@@ -61,6 +62,7 @@ def openai_routes(*, names: Names, desk: SamplingDesk, engine: SamplingEngine) -
             await places.enter_async_context(desk.slot(user, tokens=cost_of(body)))
             if not body.get("stream"):
                 reply = await engine.complete(weights, path, body)
+                desk.count(user, reply)
                 return JSONResponse(reply | {"model": name})
             events = await engine.stream(weights, path, body)
             return _HeldStream(events, places.pop_all())
