@@ -107,7 +107,7 @@ class ModelStates:
             raise
 
     def remove(self, model_id: str) -> None:
-        """Forget a model. Idempotent."""
+        """Forget a model. Idempotent. Blocking."""
         shutil.rmtree(self._of(model_id), ignore_errors=True)
 
     def _newest(self, model_id: str) -> Path | None:

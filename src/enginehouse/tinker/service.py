@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 OPERATOR_KEY: Final = "operator-key"
 _TIDY_INTERVAL: Final = 10.0  # seconds
-_ABANDONED: Final = timedelta(days=1)  # without a heartbeat, after which models are forgotten
+_ABANDONED: Final = timedelta(days=1)  # without a heartbeat while the service runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,15 +292,16 @@ async def _running_together(*parts: Any) -> AsyncIterator[None]:
 
 async def _tidy_regularly(rooms: Rooms) -> None:
     """Call `_tidy` every ten seconds, until cancelled; errors are logged."""
+    began = datetime.now(UTC)
     while True:
         await asyncio.sleep(_TIDY_INTERVAL)
         try:
-            await _tidy(rooms)
+            await _tidy(rooms, began=began)
         except EnginehouseError as error:
             logger.warning("what is over was not tidied up", extra={"why": str(error)})
 
 
-async def _tidy(rooms: Rooms) -> None:
+async def _tidy(rooms: Rooms, *, began: datetime) -> None:
     """Cancel the samples of sessions that have lapsed; forget what was deleted or abandoned."""
     lapsed = rooms.sessions.heartbeats.take_lapsed()
     if lapsed:
@@ -309,14 +310,15 @@ async def _tidy(rooms: Rooms) -> None:
     alive = {session.session_id for session in rooms.sessions.heartbeats.alive()}
     models = rooms.queue.status().models
     for session_id in {model.model_id.partition(":train:")[0] for model in models} - alive:
-        if await _is_abandoned(session_id, rooms.stores.records):
+        if await is_abandoned(session_id, rooms.stores.records, began=began):
             rooms.queue.retire(session_id)
     await rooms.desk.forget_deleted()
 
 
-async def _is_abandoned(session_id: str, records: Records) -> bool:
+async def is_abandoned(session_id: str, records: Records, *, began: datetime) -> bool:
+    """Whether nobody has been heard of for a day; while the service was down, nobody could be."""
     try:
         session = await records.session(session_id, user=None)
     except TinkerError:  # it was never recorded
         return True
-    return datetime.now(UTC) - session.last_heartbeat > _ABANDONED
+    return datetime.now(UTC) - max(session.last_heartbeat, began) > _ABANDONED

@@ -1,4 +1,4 @@
-"""A request, checked: its numbers as they are computed, and what has come of them so far."""
+"""A request, checked: its numbers as they are computed, and the results so far."""
 
 from __future__ import annotations
 

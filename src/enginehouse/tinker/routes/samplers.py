@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections import defaultdict
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 
@@ -20,8 +18,7 @@ from enginehouse.tinker.records.entries import SamplingSessionRecord
 from enginehouse.tinker.routes.models import require_base
 from enginehouse.tinker.routes.sessions import Sessions
 from enginehouse.tinker.sampler_weights import SamplerWeights
-
-_CLIENTS: Final = 1_000_000_000  # the SDK's seq_ids of one client: number times this, and so on
+from enginehouse.tinker.session_answers import CLIENT_SEQ_IDS
 
 
 class CreateSamplingSession(StrictModel):
@@ -44,7 +41,10 @@ class JoinSamplingSession(StrictModel):
 def sampler_routes(sessions: Sessions, *, samplers: SamplerWeights, base_model: str) -> APIRouter:
     """Everything about sampling sessions but the samples."""
     router = APIRouter()
-    clients: defaultdict[str, Iterator[int]] = defaultdict(_numbers)
+    # Numbers of clients that join; the first client of a session has 0. They begin at a random one,
+    # so that a restarted service does not give any out again: a client's seq_ids are its number
+    # times a billion, and so on, and must be below 2^63.
+    numbers = itertools.count(1 + secrets.randbelow(CLIENT_SEQ_IDS // 2))
 
     @router.post("/api/v1/create_sampling_session")
     async def create_sampling_session(request: Request) -> dict[str, Any]:
@@ -74,8 +74,7 @@ def sampler_routes(sessions: Sessions, *, samplers: SamplerWeights, base_model: 
     async def join_sampling_session(request: Request) -> dict[str, Any]:
         body = await read_json(request, JoinSamplingSession)
         await samplers.sampler(body.sampling_session_id, user=current_user(request))
-        number = next(clients[body.sampling_session_id])
-        return {"type": "join_sampling_session", "client_counter": number}
+        return {"type": "join_sampling_session", "client_counter": next(numbers)}
 
     @router.get("/api/v1/samplers/{sampling_session_id}")
     async def sampler(sampling_session_id: str, request: Request) -> dict[str, Any]:
@@ -87,12 +86,3 @@ def sampler_routes(sessions: Sessions, *, samplers: SamplerWeights, base_model: 
         }
 
     return router
-
-
-def _numbers() -> Iterator[int]:
-    """Numbers for the clients that join a sampling session; the first client has 0.
-
-    They begin at a random one, so that a restarted service gives out none again: a client's seq_ids
-    are its number times a billion, and so on, and must be below 2^63.
-    """
-    return itertools.count(1 + secrets.randbelow(_CLIENTS // 2))

@@ -48,8 +48,8 @@ def sampling_routes(
     async def asample(request: Request) -> dict[str, Any]:
         user = current_user(request)
         content = await request.body()
-        if b'"prompts"' in content:  # which the SDK never sends
-            return await legacy.answer(await load_object(content), user=user)
+        if b'"prompts"' in content and "prompts" in (body := await load_object(content)):
+            return await legacy.answer(body, user=user)  # the SDK has no such field
         sample = await decoded(content, decode_sample)
         given = {n: sample.request[n] for n in SampleEnvelope.model_fields if n in sample.request}
         envelope = check_object(given, SampleEnvelope)
