@@ -64,6 +64,8 @@ class TinkerConfig(StrictModel):
     """The most tokens of one forward_backward request."""
     max_adapters: Positive = 64
     """The most models that one user may be training at the same time."""
+    max_resident: Positive = 16
+    """The most models in the trainer's memory; the others wait on the disk until their next job."""
     max_queued_jobs: Positive = 4096
     """The most training jobs of one user that wait; more are answered with 429."""
     max_samples: Positive = 128

@@ -18,7 +18,7 @@ from fastapi import APIRouter
 from enginehouse.core.errors import EnginehouseError, TinkerError
 from enginehouse.runtime.context import Context
 from enginehouse.store.files import write_whole
-from enginehouse.tinker.application import current_user, make_application
+from enginehouse.tinker.application import make_application
 from enginehouse.tinker.configuration import TinkerConfig
 from enginehouse.tinker.data import LoraSpec
 from enginehouse.tinker.fair_slots import FairSlots
@@ -181,6 +181,7 @@ def _make_rooms(
             rank=config.max_lora_rank,
             adapters=config.max_adapters,
             request_tokens=config.max_batch_tokens,
+            resident=config.max_resident,
             waiting_jobs=config.max_queued_jobs,
             kl_threshold=config.kl_threshold,
             train_unembed=config.train_unembed,
@@ -244,7 +245,7 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
         ),
         legacy_routes(legacy),
         openai_routes(names=names, desk=rooms.desk, engine=rooms.engine),
-        futures_routes(stores.futures, user=current_user),
+        futures_routes(stores.futures),
         run_routes(stores.records),
         checkpoint_routes(stores.checkpoints),
         download_routes(stores.checkpoints, signer=stores.keys.signer),

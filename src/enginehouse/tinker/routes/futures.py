@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from enginehouse.core.errors import StoreError, TinkerError
 from enginehouse.core.strict_model import StrictModel
+from enginehouse.tinker.application import current_user
 from enginehouse.tinker.bodies import read_json
 from enginehouse.tinker.future import JSON, Future, failure
 from enginehouse.tinker.futures import Futures
@@ -49,10 +50,8 @@ class _CancelFuture(StrictModel):
     request_id: str
 
 
-def futures_routes(
-    futures: Futures, *, user: Callable[[Request], str], longest_poll: float = LONGEST_POLL
-) -> APIRouter:
-    """The routes; `user` gives the authenticated user of a request."""
+def futures_routes(futures: Futures, *, longest_poll: float = LONGEST_POLL) -> APIRouter:
+    """Polls are held for `longest_poll` seconds."""
     router = APIRouter(prefix="/api/v1")
 
     @router.post("/retrieve_future")
@@ -60,7 +59,7 @@ def futures_routes(
         asked = await read_json(request, _RetrieveFuture)
         timeout = _spread(longest_poll)
         future = await _unless_gone(
-            request, futures.wait(asked.request_id, user=user(request), timeout=timeout)
+            request, futures.wait(asked.request_id, user=current_user(request), timeout=timeout)
         )
         if future is None or future.state == "waiting":
             return _json(_try_again(asked.request_id, future))
@@ -85,12 +84,12 @@ def futures_routes(
     @router.post("/retrieve_futures")
     async def retrieve_futures(request: Request) -> Response:
         asked = await read_json(request, _RetrieveFutures)
-        futures.acknowledge(asked.retrieved_request_ids, user=user(request))
+        futures.acknowledge(asked.retrieved_request_ids, user=current_user(request))
         timeout = longest_poll if asked.timeout is None else min(asked.timeout, longest_poll)
         answered = await _unless_gone(
             request,
             futures.completions(
-                user=user(request),
+                user=current_user(request),
                 sampling_session_id=asked.target.sampling_session_id,
                 clone=asked.target.cloned_sampler_id,
                 after=asked.prev_cursor,
@@ -106,7 +105,7 @@ def futures_routes(
     @router.post("/cancel_future")
     async def cancel_future(request: Request) -> Response:
         asked = await read_json(request, _CancelFuture)
-        await futures.cancel(asked.request_id, user=user(request))
+        await futures.cancel(asked.request_id, user=current_user(request))
         return _json({})
 
     return router
