@@ -18,7 +18,7 @@ from enginehouse.testing.fake_engine import running_fake_engine
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 FIGURES = (
     *("client", "evaluation", "full_engine", "latency", "matches", "memory", "real_engine"),
-    "scripted_matches",
+    *("scripted_matches", "tinker_futures"),
 )
 
 

@@ -17,7 +17,8 @@ from enginehouse.commands.configuration import ServiceSettings
 from enginehouse.core.errors import PortError, ServerFaultError, UnsupportedError
 from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.facades.agent_arena.deciding import Decider
-from enginehouse.facades.agent_arena.service import create_app, listening, running
+from enginehouse.facades.agent_arena.service import create_app
+from enginehouse.runtime.http_service import listening, running
 
 CONVERSATION = json.loads((Path(__file__).parent / "arena_conversation.json").read_text())
 OBSERVATION = {"agent_id": "a", "tick": 1, "position": [0, 0, 0]}
@@ -28,7 +29,7 @@ Send = Callable[..., Awaitable[tuple[int, Any]]]
 async def scene(sampler: Scripted) -> AsyncIterator[Send]:
     """A function that sends to a service on that model: method, path and body."""
     app = create_app(Decider(sampler, ServiceSettings()), model="m")
-    with listening(None) as listener:
+    with listening(None, option="--arena-port") as listener:
         async with running(app, listener) as service, aiohttp.ClientSession(service.url) as session:
 
             async def send(
@@ -183,7 +184,7 @@ async def test_a_request_in_flight_does_not_keep_the_service():
             await asyncio.Event().wait()
 
     app = create_app(Decider(Stuck(""), ServiceSettings()), model="m")
-    with listening(None) as listener:
+    with listening(None, option="--arena-port") as listener:
         async with aiohttp.ClientSession() as session:
             async with running(app, listener) as service:
                 url = f"{service.url}/observe"
@@ -195,7 +196,7 @@ async def test_a_request_in_flight_does_not_keep_the_service():
 
 def test_a_taken_port_is_an_error():
     """It says which one."""
-    with listening(None) as taken:
+    with listening(None, option="--arena-port") as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(PortError, match=str(port)), listening(port):
+        with pytest.raises(PortError, match=str(port)), listening(port, option="--arena-port"):
             pass

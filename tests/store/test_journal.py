@@ -361,6 +361,22 @@ def test_unwritable_folder_is_a_store_error(tmp_path):
         Journal(tmp_path / "no" / "j.jsonl", first=Line)
 
 
+def test_sync_reaches_the_disk_or_says_so(tmp_path, monkeypatch):
+    """A disk that cannot store what was written is an error."""
+    synced: list[int] = []
+    with Journal(tmp_path / "j.jsonl", first=Line) as journal:
+        monkeypatch.setattr(journal_module.os, "fsync", synced.append)
+        journal.sync()
+        assert synced == [journal._file]
+
+        def fail(file: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(journal_module.os, "fsync", fail)
+        with pytest.raises(StoreError, match="cannot sync"):
+            journal.sync()
+
+
 def test_close_is_idempotent(tmp_path):
     """Closing twice is fine, and changes nothing."""
     path = tmp_path / "j.jsonl"

@@ -122,6 +122,17 @@ class Journal:
             raise _failure(self.path, "cannot append to", failure)
         return offset
 
+    def sync(self) -> None:
+        """Have the disk store all that was appended, so that it survives a power cut. Blocking.
+
+        May run in another thread than `append`, but not while the journal is closed. Raises
+        StoreError.
+        """
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise _failure(self.path, "cannot sync", error) from error
+
     def close(self) -> None:
         """Close the file. Idempotent."""
         if self._file >= 0:

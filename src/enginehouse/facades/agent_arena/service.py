@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -19,14 +16,11 @@ from pydantic_core import PydanticSerializationError
 from starlette.exceptions import HTTPException
 
 from enginehouse.commands.configuration import ServiceConfig
-from enginehouse.core.errors import PortError
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.facades.agent_arena.deciding import Decider
 from enginehouse.facades.agent_arena.positions import TARGET, normal_parameters
 from enginehouse.runtime.context import Context
-
-_LOOPBACK: Final = "127.0.0.1"
-_GRACE: Final = 1  # seconds that a request in flight has to end by itself
+from enginehouse.runtime.http_service import listening, running
 
 
 class _Message(BaseModel):
@@ -146,73 +140,13 @@ async def serve_until_stopped(
     Raises PortError for a port that is taken, before the model is touched, and the errors of
     `open_deployment`.
     """
-    with listening(config.settings.arena_port) as listener:
+    with listening(config.settings.arena_port, option="--arena-port") as listener:
         async with open_deployment(config.plan, context) as deployment:
             decider = Decider(deployment.sampler, config.settings, notify=context.notify)
             app = create_app(decider, model=deployment.sampler.model or config.plan.model or "")
             async with running(app, listener) as service:
                 ready(service.url)
                 await service.ended()
-
-
-@contextmanager
-def listening(port: int | None) -> Iterator[socket.socket]:
-    """A socket on 127.0.0.1, on `port` or a free one. Raises PortError.
-
-    Connections can already be made to it: they wait until there is a service.
-    """
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((_LOOPBACK, port or 0))
-            listener.listen()
-        except OSError as error:
-            raise PortError(
-                f"port {port} on {_LOOPBACK} cannot be used",
-                why=str(error),
-                fix="choose another one with --arena-port, or leave the option out",
-            ) from error
-        yield listener
-
-
-class RunningService:
-    """A service that answers at `url`."""
-
-    def __init__(self, url: str, serving: asyncio.Task[None]) -> None:
-        self.url = url
-        self._serving = serving
-
-    async def ended(self) -> None:
-        """Wait until the service ends by itself, which it does only by an error."""
-        await asyncio.shield(self._serving)
-
-
-@asynccontextmanager
-async def running(app: FastAPI, listener: socket.socket) -> AsyncIterator[RunningService]:
-    """Answer on `listener` for the length of the block; at its end, requests have a second."""
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=_GRACE,
-    )
-    server = _Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield RunningService(f"http://{_LOOPBACK}:{listener.getsockname()[1]}", serving)
-    finally:
-        server.should_exit = True
-        await serving
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to the command, which is cancelled by them."""
-
-    def capture_signals(self) -> nullcontext[None]:  # type: ignore[override]
-        return nullcontext()
 
 
 def _refusal(status: int, reason: str, *, headers: Mapping[str, str] | None = None) -> JSONResponse:

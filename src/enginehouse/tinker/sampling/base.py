@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 class TokenPrompt:
     """A prompt of token ids and how to continue it `samples` times.
 
-    `stop` None ends at the model's own end tokens; a tuple of strings or of token ids ends there
-    instead, and an empty one never. `top_k` 0 and `top_p` 1 are off. `max_tokens` None is as many
-    as fit. `prompt_logprobs_from` is the first prompt position that is scored, None for none.
+    A sequence ends at the model's own end tokens, and also at the strings or the token ids in
+    `stop`; with an empty tuple it ends nowhere. `top_k` 0 and `top_p` 1 are off. `max_tokens` None
+    is as many as fit. `prompt_logprobs_from` is the first prompt position that is scored, None for
+    none. `prompt_top_k` and `sample_top_k` ask for the most likely tokens at each scored position.
     `targets` (len(tokens) - 1, K) int64 asks for the log-probability of those ids at prompt
     positions 1 and later; -1 asks for nothing. `alternatives` draws that many tokens at each
-    prompt position after the first.
+    prompt position after the first, at `temperature`.
     """
 
     tokens: NDArray[np.int32]
@@ -64,7 +65,10 @@ class Sampled:
     """The answer to a TokenPrompt.
 
     `prompt_logprobs` is (len(prompt),) float32, NaN where a position was not scored, as the first
-    never is. `cached_tokens` are the prompt tokens found in the engine's prefix cache.
+    never is. `prompt_top` has a row for each prompt position. `target_logprobs` is shaped as
+    `targets`, 0 where those are -1; `alternatives` has a row for each prompt position after the
+    first, in the order drawn. `cached_tokens` are the prompt tokens found in the engine's prefix
+    cache, 0 if it does not say.
     """
 
     sequences: tuple[Sequence, ...]
@@ -86,6 +90,11 @@ class Weights:
     key: str
     folder: Path | None = None
     unembed: bool = False
+
+
+LogprobScale = Literal["raw", "scaled"]
+"""Log-probabilities of sampled tokens: the model's own, or those of the distribution that was
+sampled from, after temperature, top_k and top_p. Those of prompts are always the model's own."""
 
 
 class SamplingEngine(Protocol):

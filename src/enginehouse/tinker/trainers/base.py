@@ -53,8 +53,9 @@ class Trainer(Protocol):
         ...
 
     async def compute(self, requests: Sequence[LossRequest]) -> list[LossResult | TinkerError]:
-        """Compute requests of different adapters together, as if each were computed alone.
+        """Compute requests together, as if each were computed alone.
 
+        They are mostly of different adapters; several of one adapter are chunks of its batch.
         Gradients are added to the adapter's. A request that fails leaves its adapter's gradients
         as they were; the others are not affected.
         """
@@ -62,6 +63,10 @@ class Trainer(Protocol):
 
     async def optim_step(self, model_id: str, step: AdamStep) -> Mapping[str, float]:
         """Apply and clear the gradients. Returns metrics, among them grad_norm:mean if known."""
+        ...
+
+    async def drop_gradients(self, model_id: str) -> None:
+        """Forget the gradients that have not been applied; the next step begins without any."""
         ...
 
     async def save(self, model_id: str, folder: Path, *, state: bool) -> None:

@@ -1,0 +1,124 @@
+"""One LoRA adapter in training: its weights, gradients and optimizer, all float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.data import AdamStep, LoraSpec
+from trainer.errors import RequestError
+from trainer.lora import Factors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a module's A (rank, inputs) and B (outputs, rank) lie in an adapter's flat tensors."""
+
+    inputs: int
+    outputs: int
+    start: int
+
+
+class Adapter:
+    """All weights lie in one flat tensor, and so do their gradients and Adam's moments.
+
+    `gradient` is None until one was computed since the last step, the moments until the first step.
+    """
+
+    def __init__(
+        self, spec: LoraSpec, shapes: Mapping[str, tuple[int, int]], *, device: torch.device
+    ) -> None:
+        """`shapes` are (inputs, outputs) by module. A and B are zero: see `initialise`."""
+        self.spec = spec
+        self.places: dict[str, Place] = {}
+        size = 0
+        for module, (inputs, outputs) in shapes.items():
+            self.places[module] = Place(inputs=inputs, outputs=outputs, start=size)
+            size += spec.rank * (inputs + outputs)
+        self.weights = torch.zeros(size, device=device)
+        self.gradient: Tensor | None = None
+        self.moments: tuple[Tensor, Tensor] | None = None
+        self.steps = 0
+
+    def initialise(self) -> None:
+        """Draw A as PEFT does (kaiming_uniform with a = √5, which is ±1/√inputs); B stays zero.
+
+        The same seed draws the same numbers on every device.
+        """
+        assert self.spec.seed is not None
+        generator = torch.Generator().manual_seed(self.spec.seed)
+        for a, _ in self.views(self.weights).values():
+            drawn = torch.empty(a.shape).uniform_(-1.0, 1.0, generator=generator)
+            a.copy_(drawn / math.sqrt(a.shape[1]))
+
+    def views(self, flat: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """A and B by module, as views of a flat tensor laid out like the weights."""
+        rank, views = self.spec.rank, {}
+        for module, place in self.places.items():
+            middle = place.start + rank * place.inputs
+            end = middle + rank * place.outputs
+            a, b = flat[place.start : middle], flat[middle:end]
+            views[module] = (a.view(rank, place.inputs), b.view(place.outputs, rank))
+        return views
+
+    def factors(self, *, dtype: torch.dtype, gradient: Tensor | None) -> dict[str, Factors]:
+        """What the layers need; they add to `gradient`, laid out like the weights."""
+        scaling = self.spec.alpha / self.spec.rank
+        weights = self.views(self.weights.to(dtype))
+        gradients = {} if gradient is None else self.views(gradient)
+        return {
+            module: Factors(
+                a=a,
+                b=b,
+                scaling=scaling,
+                gradient_a=gradients[module][0] if gradients else None,
+                gradient_b=gradients[module][1] if gradients else None,
+            )
+            for module, (a, b) in weights.items()
+        }
+
+    def add(self, gradient: Tensor) -> None:
+        """Add to the gradients since the last step; takes `gradient` over."""
+        self.gradient = gradient if self.gradient is None else self.gradient.add_(gradient)
+
+    def optimise(self, step: AdamStep) -> float:
+        """Apply and clear the gradients, as torch.optim.AdamW does. Returns their norm.
+
+        The norm, of all parameters, is that before clipping. Raises RequestError without gradients,
+        or if they are not finite, which drops them.
+        """
+        if self.gradient is None:
+            raise RequestError(
+                "there are no gradients to apply: call forward_backward before optim_step"
+            )
+        gradient, self.gradient = self.gradient, None
+        norm = float(torch.linalg.vector_norm(gradient))
+        if not math.isfinite(norm):
+            raise RequestError(
+                "the gradients are not finite, and were dropped: check the advantages and weights "
+                "for extreme values, or load an earlier checkpoint if the training has diverged"
+            )
+        if step.grad_clip_norm > 0:  # as torch.nn.utils.clip_grad_norm_
+            gradient *= min(1.0, step.grad_clip_norm / (norm + 1e-6))
+        if self.moments is None:
+            self.moments = (torch.zeros_like(self.weights), torch.zeros_like(self.weights))
+        mean, square = self.moments
+        self.steps += 1
+        mean.lerp_(gradient, 1 - step.beta1)
+        square.mul_(step.beta2).addcmul_(gradient, gradient, value=1 - step.beta2)
+        self.weights.mul_(1 - step.learning_rate * step.weight_decay)
+        root = math.sqrt(1 - step.beta2**self.steps)
+        size = step.learning_rate / (1 - step.beta1**self.steps)
+        self.weights.addcdiv_(mean, (square.sqrt() / root).add_(step.eps), value=-size)
+        return norm
+
+
+def named(views: Mapping[str, tuple[Tensor, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+    """A and B under the names that PEFT gives them in a file."""
+    for module, (a, b) in views.items():
+        yield f"base_model.model.{module}.lora_A.weight", a
+        yield f"base_model.model.{module}.lora_B.weight", b

@@ -1,0 +1,1 @@
+"""What every trainer must do, by subject; see check_trainer."""

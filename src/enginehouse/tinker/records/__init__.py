@@ -1,0 +1,1 @@
+"""What the service remembers of sessions, models and checkpoints, in SQLite or Postgres."""

@@ -1,0 +1,13 @@
+"""Alembic runs this for every upgrade, inside the transaction that `database.py` has begun."""
+
+from alembic import context
+
+from enginehouse.tinker.records.tables import VERSION_TABLE, Table
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Table.metadata,
+    version_table=VERSION_TABLE,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,152 @@
+"""Retrieving and cancelling futures."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from enginehouse.core.errors import TinkerError
+from enginehouse.core.strict_model import StrictModel
+from enginehouse.tinker.bodies import read_json
+from enginehouse.tinker.future import JSON, Future
+from enginehouse.tinker.futures import Futures
+from enginehouse.tinker.wire.schema import PROTOBUF
+
+LONGEST_POLL: Final = 30.0
+"""Seconds until an unanswered poll gets a reply; the SDK gives up after 45."""
+_INLINE: Final = 64 << 10
+"""Bytes of an answer above which a client that can is told the size first, to limit its memory."""
+_SPREAD: Final = 0.1
+"""The part of a poll's time by which polls that began together end apart."""
+
+Result = TypeVar("Result")
+
+
+class _RetrieveFuture(StrictModel):
+    request_id: str
+    allow_metadata_only: bool = False
+
+
+class _Target(StrictModel):
+    type: Literal["sampling_session"] = "sampling_session"
+    sampling_session_id: str
+    cloned_sampler_id: int = 0
+
+
+class _RetrieveFutures(StrictModel):
+    target: _Target
+    prev_cursor: int = 0
+    timeout: float | None = None
+    retrieved_request_ids: tuple[str, ...] = ()
+
+
+class _CancelFuture(StrictModel):
+    request_id: str
+
+
+def futures_routes(
+    futures: Futures, *, user: Callable[[Request], str], longest_poll: float = LONGEST_POLL
+) -> APIRouter:
+    """The routes; `user` gives the authenticated user of a request."""
+    router = APIRouter(prefix="/api/v1")
+
+    @router.post("/retrieve_future")
+    async def retrieve_future(request: Request) -> Response:
+        asked = await read_json(request, _RetrieveFuture)
+        timeout = _spread(longest_poll)
+        future = await _unless_gone(
+            request, futures.wait(asked.request_id, user=user(request), timeout=timeout)
+        )
+        if future is None or future.state == "waiting":
+            return _json(_try_again(asked.request_id, future))
+        if future.state == "finished":
+            if asked.allow_metadata_only and future.size > _INLINE:
+                return _json({"status": "complete_metadata", "response_payload_size": future.size})
+            if future.content_type == PROTOBUF and PROTOBUF not in request.headers.get(
+                "accept", ""
+            ):
+                raise TinkerError(
+                    "this answer exists as protobuf only",
+                    fix=f"use the tinker SDK 0.38.0, or send Accept: {PROTOBUF}",
+                    status=406,
+                )
+        payload = (
+            future.payload
+            if future.payload_in_memory
+            else await asyncio.to_thread(lambda: future.payload)
+        )
+        futures.retrieved(future)
+        return Response(payload, media_type=future.content_type)
+
+    @router.post("/retrieve_futures")
+    async def retrieve_futures(request: Request) -> Response:
+        asked = await read_json(request, _RetrieveFutures)
+        futures.acknowledge(asked.retrieved_request_ids, user=user(request))
+        timeout = longest_poll if asked.timeout is None else min(asked.timeout, longest_poll)
+        answered = await _unless_gone(
+            request,
+            futures.completions(
+                user=user(request),
+                sampling_session_id=asked.target.sampling_session_id,
+                clone=asked.target.cloned_sampler_id,
+                after=asked.prev_cursor,
+                timeout=_spread(timeout),
+            ),
+        )
+        if answered is None:
+            return _json({"completions": [], "cursor": asked.prev_cursor})
+        return _json(
+            {"completions": [_completion(f) for f in answered.futures], "cursor": answered.cursor}
+        )
+
+    @router.post("/cancel_future")
+    async def cancel_future(request: Request) -> Response:
+        asked = await read_json(request, _CancelFuture)
+        await futures.cancel(asked.request_id, user=user(request))
+        return _json({})
+
+    return router
+
+
+async def _unless_gone(request: Request, waiting: Coroutine[Any, Any, Result]) -> Result | None:
+    """What the poll gives; None, at once, if the client disconnects meanwhile."""
+    poll = asyncio.ensure_future(waiting)
+    gone = asyncio.ensure_future(request.receive())  # the body was read: only the end can follow
+    try:
+        await asyncio.wait({poll, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return await poll if poll.done() else None
+    finally:
+        poll.cancel()
+        gone.cancel()
+
+
+def _spread(seconds: float) -> float:
+    return seconds * random.uniform(1 - _SPREAD, 1)
+
+
+def _try_again(request_id: str, future: Future | None) -> dict[str, Any]:
+    return {
+        "type": "try_again",
+        "request_id": request_id,
+        "queue_state": "active" if future is None else future.queue_state,
+        "queue_state_reason": None if future is None else future.reason,
+    }
+
+
+def _completion(future: Future) -> dict[str, Any]:
+    if future.state != "finished":
+        return {"state": "failed", "request_id": future.request_id}
+    return {
+        "state": "finished",
+        "request_id": future.request_id,
+        "response_payload_uncompressed_size": future.size,
+    }
+
+
+def _json(content: Any) -> Response:
+    return Response(msgspec.json.encode(content), media_type=JSON)

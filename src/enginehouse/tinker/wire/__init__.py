@@ -1,0 +1,24 @@
+"""The bodies of the Tinker API: from bytes to what the service computes with, and back.
+
+Numbers keep their bits: tensors are views of the bytes that came, and bytes of the arrays that go.
+"""
+
+from enginehouse.tinker.wire.checks import LOSSES, check_data
+from enginehouse.tinker.wire.loss import (
+    LossIdentity,
+    decode_loss_request,
+    encode_loss_result,
+    identify_loss_request,
+)
+from enginehouse.tinker.wire.sample import decode_sample_request, encode_sampled
+
+__all__ = [
+    "LOSSES",
+    "LossIdentity",
+    "check_data",
+    "decode_loss_request",
+    "decode_sample_request",
+    "encode_loss_result",
+    "encode_sampled",
+    "identify_loss_request",
+]

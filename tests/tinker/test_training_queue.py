@@ -1,0 +1,159 @@
+"""The training queue with the files of a real service and a fake trainer."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from tests.support.training_service import MODEL, VOCABULARY, training_service, undisturbed
+
+from enginehouse.core.errors import TinkerError
+from enginehouse.testing.fake_trainer import FakeTrainer
+from enginehouse.tinker.limits import Limits
+
+
+async def test_jobs_are_done_in_the_order_of_their_seq_ids(tmp_path: Path):
+    """However they arrive, the weights are those of a client that sends them in order."""
+    expected = await undisturbed(tmp_path / "in order", steps=3)
+    async with training_service(tmp_path / "shuffled") as service:
+        await service.create(seed=7)
+        jobs = [
+            *(service.forward_backward(seq_id) for seq_id in (1, 2, 4, 5, 7, 8)),
+            *(service.optim_step(seq_id) for seq_id in (3, 6, 9)),
+            service.save(10, "final"),
+        ]
+        random.Random(3).shuffle(jobs)
+        for future in [await job for job in jobs]:
+            assert "error" not in await service.answer(future)
+        assert await service.final_weights() == expected
+
+
+async def test_a_retried_request_is_done_once(tmp_path: Path):
+    """The second of two equal requests gets the first one's future; nothing is applied twice."""
+    async with training_service(tmp_path) as service:
+        await service.create()
+        once = await service.forward_backward(1)
+        assert await service.forward_backward(1) is once
+        step = await service.optim_step(2)
+        assert (await service.answer(step))["metrics"]["grad_norm:mean"] > 0
+        assert await service.optim_step(2) is step
+        assert "no gradients" in (await service.answer(await service.optim_step(3)))["error"]
+
+
+async def test_a_drained_service_goes_on_where_it_ended(tmp_path: Path):
+    """The next one loads the state, with half a batch in it, and computes nothing twice."""
+    expected = await undisturbed(tmp_path / "undisturbed", steps=2)
+    async with training_service(tmp_path / "drained") as service:
+        await service.create(seed=7)
+        await service.forward_backward(1)
+        await service.answer(await service.forward_backward(2))
+        await service.forward_backward(4)  # 3 has not arrived
+        await service.queue.drain(60)
+        assert service.queue.status().draining
+    trainer = FakeTrainer(vocabulary=VOCABULARY)
+    async with training_service(tmp_path / "drained", trainer=trainer) as service:
+        await service.optim_step(3)
+        await service.forward_backward(5)
+        await service.optim_step(6)
+        await service.finish(7)
+        assert await service.final_weights() == expected
+    assert trainer.calls[0] == ("load", (MODEL,))
+    assert sum(len(models) for call, models in trainer.calls if call == "compute") == 2
+
+
+async def test_a_drain_without_time_leaves_the_jobs_to_the_next_service(tmp_path: Path):
+    """They stay accepted, and are answered when the service runs again."""
+    async with training_service(tmp_path) as service:
+        await service.answer(await service.create())
+        await service.queue.drain(0)
+        left = await service.forward_backward(1)
+        assert left.state == "waiting"
+    async with training_service(tmp_path) as service:
+        again = service.futures.accepted(left.key)
+        assert again is not None
+        assert "loss:sum" in await service.answer(again)
+
+
+async def test_a_user_with_too_many_jobs_is_told_to_wait(tmp_path: Path):
+    """But the job that all the others wait for is accepted, or they would wait for ever."""
+    limits = Limits(waiting_jobs=3, restart_delay=0)
+    async with training_service(tmp_path, limits=limits) as service:
+        await service.answer(await service.create())
+        later = [await service.forward_backward(seq_id) for seq_id in (2, 3, 4)]
+        with pytest.raises(TinkerError) as refusal:
+            await service.forward_backward(5)
+        assert refusal.value.status == 429
+        await service.forward_backward(1)
+        for future in later:
+            await service.answer(future)
+        assert "loss:sum" in await service.answer(await service.forward_backward(5))
+
+
+async def test_a_client_is_told_which_job_the_others_wait_for(tmp_path: Path):
+    """In its poll and in the status."""
+    async with training_service(tmp_path) as service:
+        await service.answer(await service.create())
+        future = await service.forward_backward(2)
+        assert future.reason == "the model's job with seq_id 1 has not arrived"
+        (user,) = service.queue.status().users
+        assert user.user == "ada"
+        assert user.reasons == {future.reason: 1}
+
+
+async def test_the_status_shows_what_was_computed(tmp_path: Path):
+    """Tokens per second of the last minute, answers by kind, and where models are."""
+    async with training_service(tmp_path) as service:
+        await service.train(steps=1)
+        await service.queue.drain(10)
+        status = service.queue.status()
+        (user,) = status.users
+        assert user.tokens_per_second == 24 / 60
+        assert status.tokens == 24
+        assert status.jobs["forward_backward:finished"] == 2
+        (model,) = status.models
+        assert (model.model_id, model.resident, model.done) == (MODEL, True, 4)
+
+
+async def test_the_models_of_a_session_that_ended_are_forgotten(tmp_path: Path):
+    """Their checkpoints stay, and a late job is told why it fails."""
+    async with training_service(tmp_path) as service:
+        await service.train(steps=1)
+        service.queue.retire("ses-1")
+        await service.answer(await service.create("ses-2:train:0"))
+        assert [model.model_id for model in service.queue.status().models] == ["ses-2:train:0"]
+        assert not (tmp_path / "models" / MODEL).exists()
+        assert await service.final_weights()
+        late = await service.answer(await service.forward_backward(5))
+        assert "session has ended" in late["error"]
+
+
+async def test_what_was_sampled_and_what_is_trained_is_compared(tmp_path: Path):
+    """A difference above the threshold is a metric and a warning in the status."""
+    async with training_service(tmp_path) as service:
+        await service.create()
+        advantages = [1.0, 1.0, 0.0, 0.0]
+        future = await service.forward_backward(
+            1,
+            loss="importance_sampling",
+            length=4,
+            logprobs=[-50.0, -50.0, 0.0, 0.0],
+            advantages=advantages,
+        )
+        metrics = await service.answer(future)
+        assert metrics["kl_sample_train_positions:sum"] == 2
+        assert -50 < metrics["kl_sample_train_v1:mean"] < -40
+        assert metrics["kl_sample_train_v2:mean"] == pytest.approx(
+            metrics["kl_sample_train_v1:mean"] ** 2 / 2, rel=0.1
+        )
+        assert metrics["kl_warning:max"] == 1
+        status = service.queue.status()
+        assert status.warnings == (status.models[0].warning,)
+        assert MODEL in status.warnings[0]
+
+
+async def test_cross_entropy_has_no_such_figures(tmp_path: Path):
+    """Nothing was sampled, so nothing is compared."""
+    async with training_service(tmp_path) as service:
+        await service.create()
+        assert list(await service.answer(await service.forward_backward(1))) == ["loss:sum"]
