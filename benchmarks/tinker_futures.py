@@ -58,10 +58,10 @@ def main(arguments: Sequence[str]) -> None:
         )
         shares = asyncio.run(measured)
     print(HEAD)
-    label = "a job that does nothing, sent to answered, milliseconds"
+    label = "a Tinker job that does nothing, sent to answered, milliseconds"
     print(row(f"{label}: median", mean(medians), at_most=_LATENCY_BUDGET))
     print(row(f"{label}: 99th percentile", mean(tails)))
-    label = f"{asked.waiting:,} waiting futures, share of a core"
+    label = f"{asked.waiting:,} waiting Tinker futures, share of a core"
     print(row(label, mean(shares), at_most=_SHARE_BUDGET))
 
 

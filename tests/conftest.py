@@ -22,8 +22,8 @@ from filelock import FileLock
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling, Scheduling
 
+from enginehouse.commands.installations import load_installation
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.registry import load_served_engine
 from enginehouse.processes.tree import identify
 from enginehouse.provisioning.environments import EngineEnvironment, ensure_environment
 from enginehouse.provisioning.models import ResolvedModel, resolve_model
@@ -184,7 +184,7 @@ def _provisioned(work: Coroutine[object, object, _T]) -> _T:
 
 
 def _environment(engine: str) -> EngineEnvironment:
-    installation = load_served_engine(engine).installation
+    installation = load_installation(engine)
     plan = plan_environment(installation, variant="cpu")
     context = Context(layout=Layout.from_environment(), notify=print)
     return _provisioned(ensure_environment(plan, installation=installation, context=context))
@@ -200,6 +200,12 @@ def vllm_environment() -> EngineEnvironment:
 def hf_environment() -> EngineEnvironment:
     """The hf engine's environment for the CPU, built on first use."""
     return _environment("hf")
+
+
+@pytest.fixture(scope="session")
+def trainer_environment() -> EngineEnvironment:
+    """The Tinker service's trainer for the CPU, built on first use."""
+    return _environment("trainer")
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
-"""Writes the pinned requirement files of the engine environments, with their files' hashes.
+"""Writes the pinned requirement files of our environments, with their files' hashes.
 
-`python tools/pin_engines.py` resolves every set below with uv and rewrites
-src/enginehouse/engines/<engine>/requirements/<version>-<variant>.txt; with `--check` it only
-says whether one would change (exit status 1). Versions that are pinned stay as they are; with
-`--upgrade` they are the newest that fit. Needs a package registry, `uv` and `packaging`. To add an
-engine version, add a line to SETS and run it.
+`python tools/pin_engines.py` resolves every set below with uv and rewrites the file
+<version>-<variant>.txt in the folder that its Installation names; with `--check` it only says
+whether one would change (exit status 1). Versions that are pinned stay as they are; with
+`--upgrade` they are the newest that fit. Needs a package registry, `uv` and `packaging`. To add a
+version, add a line to SETS and run it.
 
 The file of llamacpp names one source package and is kept by hand.
 """
@@ -30,10 +30,9 @@ from packaging.markers import Marker
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
-from enginehouse.engines.registry import load_served_engine
+from enginehouse.commands.installations import load_installation
 from enginehouse.provisioning.installation import Distribution
 
-ENGINES = Path(__file__).parents[1] / "src/enginehouse/engines"
 LOWEST_PYTHON = "3.11"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 MACHINES = ("x86_64", "aarch64")
@@ -41,7 +40,7 @@ MACHINES = ("x86_64", "aarch64")
 
 @dataclass(frozen=True)
 class RequirementSet:
-    """One engine version for one kind of accelerator."""
+    """One version of an engine, or of the trainer, for one kind of accelerator."""
 
     engine: str
     version: str
@@ -50,7 +49,8 @@ class RequirementSet:
     @property
     def path(self) -> Path:
         """Where its pinned file lies."""
-        return ENGINES / self.engine / "requirements" / f"{self.version}-{self.variant}.txt"
+        folder = load_installation(self.engine).requirements
+        return Path(str(folder), f"{self.version}-{self.variant}.txt")
 
     @property
     def name(self) -> str:
@@ -60,7 +60,7 @@ class RequirementSet:
     @property
     def distribution(self) -> Distribution:
         """The packages that it is made of."""
-        return load_served_engine(self.engine).installation.distributions[self.variant]
+        return load_installation(self.engine).distributions[self.variant]
 
 
 SETS = (
@@ -73,6 +73,8 @@ SETS = (
     RequirementSet("hf", "5.19.0", "cpu"),
     RequirementSet("hf", "5.19.0", "cuda"),
     RequirementSet("sglang", "0.5.23", "cuda"),
+    RequirementSet("trainer", "5.19.0", "cpu"),
+    RequirementSet("trainer", "5.19.0", "cuda"),
 )
 
 

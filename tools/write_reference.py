@@ -74,6 +74,7 @@ from enginehouse.store.runs import RunInfo
 from enginehouse.tasks.base import Measure, TaskInfo
 from enginehouse.tasks.custom import Definition
 from enginehouse.tasks.registry import list_tasks
+from enginehouse.tinker.configuration import TinkerConfig
 from enginehouse.watch.configuration import WatchSettings
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -104,6 +105,9 @@ VARIABLES = {
     "GRAIL_VLLM_PYTHON": "The same, after ENGINEHOUSE_VLLM_PYTHON.",
     "ENGINEHOUSE_HF_PYTHON": "The same for the engine hf.",
     "ENGINEHOUSE_SGLANG_PYTHON": "The same for SGLang.",
+    "ENGINEHOUSE_TRAINER_PYTHON": "The Python of an existing environment for training.",
+    "ENGINEHOUSE_TINKER_KEYS": "API keys of the Tinker service: `user=key`, with commas or "
+    "line ends between them.",
     "ENGINEHOUSE_LLAMACPP_SERVER": "An existing llama-server, or its folder; `--python` takes "
     "precedence, and PATH is used last.",
     "CC": "The C compiler that builds llama-server.",
@@ -388,6 +392,7 @@ def configuration() -> Iterator[str]:
         yield from ("", f"### {command} --config", "")
         yield "Those of `serve --config`, `model`, `url` and `api_key_env` as for `eval`, and:"
         yield from ("", *keys(settings))
+    yield from ("", "### tinker serve --config", "", *keys(TinkerConfig))
     yield from ("", "### play FILE", "", *keys(ExperimentConfig), "", "### A team", "")
     yield from (*keys(TeamConfig), "", "### An agent", "", *keys(AgentConfig))
     yield from ("", "### A provider", "")

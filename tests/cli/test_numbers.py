@@ -20,6 +20,7 @@ WORDS = {
     "parity": ("m",),
     "sample": ("m", "--prompts", "p.jsonl", "--out", "o.jsonl"),
     "serve": ("m",),
+    "tinker serve": ("--base-model", "m"),
     "top": (),
     "watch": (".", "m", "--task", "gsm8k"),
     "weights swap": ("server", "."),

@@ -30,6 +30,7 @@ OTHER_REASONS = (
     "without effect on a running server",
     "is not on this machine",  # of a server's checkpoint
     "was not ready after",
+    "no Megatron server answers",
 )
 PROGRAM = SUPPORT / "hostile_words.py"
 LEFT_OUT = {"install"}  # would build an environment for every value
@@ -147,6 +148,8 @@ def url(place: Place) -> Iterator[str]:
 def bases(place: Place, url: str) -> Mapping[str, list[str]]:
     """Words that make each command's call complete, so that it gets to what it is given."""
     task = ["--task", "sums.yaml"]
+    tinker = ["--base-model", "tiny", "--trainer", "megatron", "--sampler", "hf"]
+    tinker += ["--megatron-url", "http://127.0.0.1:9"]
     return {
         "eval": ["--url", url, *task],
         "watch": ["full", "tiny", *task, "--once", "--start-timeout", "0.01"],
@@ -159,6 +162,9 @@ def bases(place: Place, url: str) -> Mapping[str, list[str]]:
         "play run": ["game.yaml"],
         "play analyze": [str(place.house.runs[0])],
         "sample": ["--url", url, "--prompts", "prompts.jsonl", "--out", "out.jsonl"],
+        "tinker serve": tinker,
+        "tinker keys add": ["ada"],
+        "tinker keys revoke": ["12345678"],
         "top": ["--once", "--interval", "0.1"],
         "doctor": [],
         "adapters load": [url],

@@ -397,3 +397,45 @@ async def test_use_outside_the_block_is_a_programming_error():
     """It says what to do."""
     with pytest.raises(RuntimeError, match="async with"):
         await sampler("http://127.0.0.1:1").sample(HI)
+
+
+class TestBodiesOfOthers:
+    """A body that somebody else encoded passes through the same layers."""
+
+    async def test_whole(self):
+        """The reply as it came; refusals are the errors that they always are."""
+        async with running_fake_engine() as engine, sampler(engine.url, model=None) as asking:
+            body = {"model": asking.model, "prompt": "Hi", "max_tokens": 3}
+            given = json.loads(await asking.post("/v1/completions", json.dumps(body).encode()))
+            assert given["usage"]["completion_tokens"] == 3
+            with pytest.raises(UnknownModelError):
+                await asking.post("/v1/completions", json.dumps(body | {"model": "x"}).encode())
+
+    async def test_in_pieces(self):
+        """The caller reads and closes it."""
+        async with running_fake_engine() as engine, sampler(engine.url, model=None) as asking:
+            body = {"model": asking.model, "prompt": "Hi", "max_tokens": 3, "stream": True}
+            reply = await asking.post_streamed("/v1/completions", json.dumps(body).encode())
+            assert asking.in_flight == 1
+            pieces = b"".join([piece async for piece in reply.wire.chunks])
+            assert pieces.rstrip().endswith(b"data: [DONE]")
+            reply.close()
+            assert asking.in_flight == 0
+
+    async def test_what_the_layers_are_told(self):
+        """Whether it asks for its prompt's log-probabilities, and may have to be alone."""
+        seen: list[bool] = []
+
+        class Watching:
+            async def send(self, exchange: Exchange, forward: Forward) -> Reply:
+                if (asked := exchange.sample) is not None:
+                    seen.append(asked.parameters.prompt_logprobs is not None)
+                return await forward(exchange)
+
+        async with running_fake_engine() as engine:
+            shared = ServerLayers(exclusive=Watching())
+            async with sampler(engine.url, model=None, shared=shared) as asking:
+                body = json.dumps({"model": asking.model, "prompt": "Hi", "max_tokens": 1}).encode()
+                await asking.post("/v1/completions", body)
+                await asking.post("/v1/completions", body, prompt_logprobs=True)
+        assert seen == [False, True]

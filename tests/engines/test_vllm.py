@@ -136,6 +136,24 @@ def test_every_typed_option_has_a_flag_that_exists(environment):
     assert known
 
 
+def test_a_place_for_adapters_stays_empty_on_a_cpu(environment):
+    """There, requests without an adapter are taken for the last place's."""
+
+    def places(at, **options: object) -> list[str]:
+        argv = command(at, enable_lora=True, **options).argv
+        return [argv[place + 1] for place, word in enumerate(argv) if word == "--max-loras"]
+
+    on_cpu = msgspec.structs.replace(environment, variant="cpu")
+    on_gpu = msgspec.structs.replace(environment, variant="cuda")
+    assert places(on_cpu, max_loras=3) == ["4"]
+    assert places(on_cpu) == ["2"]
+    assert places(on_cpu, avoid_quirks=False) == []
+    assert places(on_cpu, extra_args="--max-loras 5") == ["5"]
+    assert places(on_gpu, max_loras=3) == ["3"]
+    assert places(on_gpu) == []
+    assert "--max-loras" not in command(on_cpu).argv
+
+
 def test_own_defaults_exist_in_the_real_engine(environment, few_cores):
     """What we add by ourselves is checked against the real list, too."""
     words = command(environment).argv[3:]

@@ -9,18 +9,22 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import tempfile
 import traceback
 from collections import Counter
 
 sys.path.insert(0, sys.argv[1])
 
+import peft
 import torch
 import transformers
 from hf_server import batches, sampling
+from hf_server.adapters import Adapters
 from hf_server.model import Model, choose_dtype
 from hf_server.padded import PaddedBatch
 from hf_server.requests import Sampling
 from hf_server.rows import Job, Row, Sequence
+from hf_server.scoring import score as score_tokens
 from hf_server.slots import ATTENTION, SlotBatch
 
 VOCABULARY = 160
@@ -238,6 +242,75 @@ def scores_are_the_models_log_probabilities():
             assert found.rank == 1 + int((logprobs[place] > logprobs[place, token]).sum())
             best = logprobs[place].topk(4)
             assert [t for t, _ in found.top] == best.indices.tolist()
+
+
+def adapted(model: Model, folder: str, targets: list[str], seed: int):
+    """A copy of the model's module with a new adapter of these targets, saved in `folder`."""
+    module = copy.deepcopy(model.module)
+    wrapped = peft.get_peft_model(module, peft.LoraConfig(r=2, target_modules=targets))
+    torch.manual_seed(seed)
+    for name, weight in wrapped.named_parameters():
+        if "lora_" in name:
+            weight.data.normal_(0, 0.3)
+    wrapped.save_pretrained(folder, save_embedding_layers=False)
+    return wrapped.eval()
+
+
+@check
+def an_adapter_of_the_output_layer_answers_as_peft_does():
+    """Tied embeddings or not; in slots and padded; beside others without one, scored and not."""
+    tied, own = ({"tie_word_embeddings": value} for value in (True, False))
+    for config in (
+        transformers.LlamaConfig(**SMALL, **tied),
+        transformers.LlamaConfig(**SMALL, **own),
+        transformers.Gemma2Config(**SMALL, head_dim=8, sliding_window=8),
+    ):
+        model = make_model(config)
+        batch = make_batch(model)
+        with tempfile.TemporaryDirectory() as folder:
+            kinds = (["lm_head"], ["q_proj", "lm_head"], ["q_proj"])
+            wanted = [
+                adapted(model, f"{folder}/{at}", targets, at) for at, targets in enumerate(kinds)
+            ]
+            held = Adapters(model, most=4, largest_rank=8)
+            keys = [held.load(str(at), f"{folder}/{at}") for at in range(len(kinds))]
+        sequences = [make_sequence(p, most=5, score=at) for at, p in enumerate(PROMPTS)]
+        sequences[2].score = None
+        for sequence, key in zip(sequences, [*keys, None], strict=True):
+            sequence.adapter = key
+            for row in sequence.rows:
+                row.adapter = key
+        run_alone(batch, sequences)
+        base = make_model(config).module
+        for sequence, module in zip(sequences, [*wanted, base], strict=True):
+            (row,) = sequence.rows
+            ids = torch.tensor([[*sequence.ids, *row.ids]])
+            logprobs = module(input_ids=ids).logits[0].float().log_softmax(-1)
+            answer = logprobs[len(sequence.ids) - 1 : -1].argmax(-1).tolist()
+            assert row.ids == answer, f"{type(config).__name__}: {row.ids} is not {answer}"
+            assert len(sequence.scores) == (0 if sequence.score is None else len(sequence.ids) - 1)
+            for place, score in enumerate(sequence.scores):
+                assert abs(score.logprob - float(logprobs[place, score.token])) < 1e-4
+        held.unload(keys[0])
+
+
+@check
+def processed_log_probabilities_are_those_of_what_is_sampled():
+    """After temperature and filters, in their order; greedy rows have the model's own."""
+    shares = [0.4, 0.3, 0.15, 0.1, 0.05]
+    logits = torch.tensor(shares).log()
+    for how, wanted in (
+        ({"temperature": 1.0}, shares),
+        ({"temperature": 0.5}, [share**2 / sum(s**2 for s in shares) for share in shares]),
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.8}, [4 / 7, 3 / 7, 0, 0, 0]),
+        ({"temperature": 1.0, "min_p": 0.7}, [4 / 7, 3 / 7, 0, 0, 0]),
+        ({"temperature": 0.0, "top_k": 1}, shares),
+    ):
+        rows = make_sequence([1], **how).rows
+        given = sampling.drawn_from(logits[None], rows).softmax(-1)[0]
+        assert torch.allclose(given, torch.tensor(wanted), atol=1e-6), (how, given)
+    (score,) = score_tokens(torch.tensor([[0.0, -torch.inf, -1.0]]), [0], top=3)
+    assert [token for token, _ in score.top] == [0, 2]
 
 
 def draw(count: int, logits: list[float], **how) -> Counter:

@@ -337,6 +337,25 @@ def token_ids_that_the_model_lacks_are_refused():
 
 
 @check
+def candidates_are_named_chosen_and_bounded():
+    """By their ids, the ids that were asked for, and as many as the server gives."""
+
+    async def run():
+        async with serving() as (_, client, _):
+            body = {"model": "base", "prompt": PROMPTS[0], "max_tokens": 1, "logprobs": 2}
+            body |= {"return_tokens_as_token_ids": True, "logprob_token_ids": [7, 9, 11]}
+            async with client.post("/v1/completions", json=body) as reply:
+                found = (await reply.json())["choices"][0]["logprobs"]
+            assert {"token_id:7", "token_id:9", "token_id:11"} <= found["top_logprobs"][0].keys()
+            assert found["tokens"][0] in found["top_logprobs"][0]
+            for name in ("logprobs", "prompt_logprobs"):
+                error = await ask(client, "base", **{name: 21})
+                assert (error["code"], error["param"]) == (400, name)
+
+    asyncio.run(run())
+
+
+@check
 def an_adapter_is_unloaded_after_the_requests_that_named_it():
     """Also those that were not tokenised yet; from then on its name is unknown."""
 

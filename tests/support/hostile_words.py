@@ -22,13 +22,17 @@ from enginehouse.cli.app import build_app
 
 
 def commands(name: str) -> Iterator[tuple[list[str], Any]]:
-    """A command, or every one of a group."""
-    command: Any = typer.main.get_command(build_app([name])).commands[name]
-    if hasattr(command, "commands"):
-        for inner, sub in command.commands.items():
-            yield [name, inner], sub
-    else:
-        yield [name], command
+    """A command, or every one of a group and of the groups in it."""
+    yield from _commands([name], typer.main.get_command(build_app([name])).commands[name])
+
+
+def _commands(words: list[str], command: Any) -> Iterator[tuple[list[str], Any]]:
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield words, command
+        return
+    for name, sub in inner.items():
+        yield from _commands([*words, name], sub)
 
 
 def calls(words: list[str], command: Any, base: list[str], values: list[str]) -> Iterator[Any]:

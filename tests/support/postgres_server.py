@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -26,9 +26,10 @@ class PostgresMissingError(Exception):
 
 @dataclass
 class PostgresServer:
-    """A running server, whose socket is in `folder`."""
+    """A running server, whose socket is in `folder`; `restart` ends all of its connections."""
 
     folder: Path
+    restart: Callable[[], None]
     _numbers: Iterator[int] = field(default_factory=count)
 
     def new_database(self) -> str:
@@ -86,7 +87,9 @@ def postgres_server() -> Iterator[PostgresServer]:
         options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
         run("pg_ctl", "--silent", "--log", f"{folder}/log", "--options", options, "start")
         try:
-            yield PostgresServer(folder)
+            yield PostgresServer(
+                folder, lambda: run("pg_ctl", "--silent", "--mode", "immediate", "restart")
+            )
         finally:
             run("pg_ctl", "--silent", "--mode", "immediate", "stop")
     finally:

@@ -106,11 +106,13 @@ def compute(engine: Engine, *requests: LossRequest):
     return results
 
 
-def train(engine: Engine, name: str, *, steps: int = 2, seed: int = 100) -> None:
+def train(
+    engine: Engine, name: str, *, steps: int = 2, seed: int = 100, adam: AdamStep = ADAM
+) -> None:
     """A few steps, after which B is not zero."""
     for step in range(steps):
         compute(engine, request(name, seed=seed + 10 * step))
-        engine.optim_step(name, ADAM)
+        engine.optim_step(name, adam)
 
 
 def gradients(engine: Engine, name: str) -> dict:
@@ -208,8 +210,8 @@ PLAIN_LOSSES = {
 class Reference:
     """A plain PEFT model, one sequence at a time, with losses written out for one sequence."""
 
-    def __init__(self, model: Path, adapter: Path) -> None:
-        module = transformers.AutoModelForCausalLM.from_pretrained(model)
+    def __init__(self, model: Path, adapter: Path, *, adam: AdamStep = ADAM) -> None:
+        module = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         self.module = PeftModel.from_pretrained(module, adapter, is_trainable=True).eval()
         self.trained = {
             name.replace(".default.weight", ""): weight
@@ -218,11 +220,12 @@ class Reference:
         }
         self.optimizer = torch.optim.AdamW(
             self.trained.values(),
-            lr=ADAM.learning_rate,
-            betas=(ADAM.beta1, ADAM.beta2),
-            eps=ADAM.eps,
-            weight_decay=ADAM.weight_decay,
+            lr=adam.learning_rate,
+            betas=(adam.beta1, adam.beta2),
+            eps=adam.eps,
+            weight_decay=adam.weight_decay,
         )
+        self.clip = adam.grad_clip_norm
 
     def logprobs(self, datum: Datum):
         logits = self.module(torch.tensor(datum.tokens[None]).long()).logits[0].float()
@@ -249,20 +252,22 @@ class Reference:
         return {name: weight.grad for name, weight in self.trained.items()}
 
     def step(self) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), ADAM.grad_clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return float(norm)
 
 
-def compare_with_peft(folder: Path, spec: LoraSpec, asked: LossRequest, *, steps: int = 2) -> None:
+def compare_with_peft(
+    folder: Path, spec: LoraSpec, asked: LossRequest, *, steps: int = 2, adam: AdamStep = ADAM
+) -> Engine:
     """Losses, log-probabilities, gradients, and steps, from an adapter that was trained a bit."""
     engine = make_engine(folder)
     engine.create("ours", spec)
-    train(engine, "ours", steps=1)
+    train(engine, "ours", steps=1, adam=adam)
     engine.save("ours", saved := new_folder(), state=False)
     engine.load("ours", saved, optimizer=False, gradients=False)
-    reference = Reference(folder, saved)
+    reference = Reference(folder, saved, adam=adam)
     for _ in range(steps):
         (result,) = compute(engine, asked)
         logprobs, total = reference.compute(asked)
@@ -271,9 +276,10 @@ def compare_with_peft(folder: Path, spec: LoraSpec, asked: LossRequest, *, steps
             assert ours["logprobs"].dtype == np.float32
             assert_close(ours["logprobs"], theirs)
         assert_all_close(gradients(engine, "ours"), reference.gradients)
-        norm = engine.optim_step("ours", ADAM)["grad_norm:mean"]
+        norm = engine.optim_step("ours", adam)["grad_norm:mean"]
         assert_close(norm, reference.step())
         assert_all_close(weights(engine, "ours"), reference.trained)
+    return engine
 
 
 def assert_raises(kind: type[Exception], action, *words: str) -> None:

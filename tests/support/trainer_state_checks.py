@@ -18,9 +18,12 @@ from trainer_reference import (
     MODELS,
     SMALL,
     VOCABULARY,
+    assert_all_close,
+    assert_close,
     assert_raises,
     assert_refused,
     compute,
+    gradients,
     make_datum,
     make_engine,
     make_model,
@@ -163,6 +166,30 @@ def a_step_needs_finite_gradients():
     assert adapter.steps == 0
 
 
+def memory_that_runs_out_makes_passes_smaller():
+    """And then gives what a small pass gives; a sequence that is too long by itself fails."""
+    found = []
+    for most in (1000, 8):
+        engine = make_engine(tokens_per_pass=100)
+        engine.create("ours", LoraSpec(rank=4, seed=1))
+        train(engine, "ours")
+        compute_pass = engine._pass
+
+        def limited(batch, most=most, compute_pass=compute_pass):
+            compute_pass(batch)
+            if batch.ids.numel() > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        engine._pass = limited
+        (result,) = compute(engine, request("ours", lengths=(8, 7, 6)))
+        found.append((result.metrics["loss:sum"], gradients(engine, "ours")))
+    assert_close(found[1][0], found[0][0])
+    assert_all_close(found[1][1], found[0][1])
+    long = request("ours", lengths=(9,))
+    assert_raises(torch.OutOfMemoryError, lambda: engine.compute([long]), "out of memory")
+    assert_all_close(gradients(engine, "ours"), found[1][1])
+
+
 def models_that_change_their_logits_are_refused():
     """Gemma 2 caps them; to ignore that would train another model."""
     config = transformers.Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.5)
@@ -178,5 +205,6 @@ if __name__ == "__main__":
         a_damaged_checkpoint_is_refused,
         bad_requests_are_refused_alone,
         a_step_needs_finite_gradients,
+        memory_that_runs_out_makes_passes_smaller,
         models_that_change_their_logits_are_refused,
     )

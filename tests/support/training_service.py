@@ -44,6 +44,7 @@ class TrainingService:
     trainer: Trainer
     notes: list[str] = field(default_factory=list)
     samplers: list[CheckpointRecord] = field(default_factory=list)
+    patience: float = 20.0
 
     async def send(
         self,
@@ -53,6 +54,7 @@ class TrainingService:
         body: bytes | Mapping[str, Any],
         *,
         user: str = "ada",
+        **details: Any,
     ) -> Future:
         """Accept a job and submit it, as a route does."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -65,7 +67,7 @@ class TrainingService:
             content_type="application/x-protobuf"
             if isinstance(body, bytes)
             else "application/json",
-            details={"model_id": model_id, "seq_id": seq_id},
+            details={"model_id": model_id, "seq_id": seq_id, **details},
         )
         if future.take():
             self.queue.submit(future)
@@ -94,7 +96,10 @@ class TrainingService:
         """Send a forward_backward of the data of a seed, by default its seq_id."""
         seed = seq_id if seed is None else seed
         body = a_batch(seed, model_id=model_id, seq_id=seq_id, **changes)
-        return await self.send("forward_backward", model_id, seq_id, body, user=user)
+        forward_only = changes.get("forward_only", False)
+        return await self.send(
+            "forward_backward", model_id, seq_id, body, user=user, forward_only=forward_only
+        )
 
     async def optim_step(
         self, seq_id: int, model_id: str = MODEL, *, user: str = "ada", **params: Any
@@ -123,7 +128,7 @@ class TrainingService:
 
     async def answer(self, future: Future) -> dict[str, Any]:
         """The JSON answer of a job, or the metrics of a forward_backward."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(self.patience):
             await self.futures.until_answered(future)
         if future.content_type == JSON:
             answer: dict[str, Any] = json.loads(future.payload)
@@ -231,6 +236,7 @@ def a_batch(
     *,
     model_id: str,
     seq_id: int,
+    datums: int = 1,
     length: int = 12,
     loss: str = "cross_entropy",
     forward_only: bool = False,
@@ -238,30 +244,28 @@ def a_batch(
     logprobs: Sequence[float] | None = None,
     advantages: Sequence[float] | None = None,
 ) -> bytes:
-    """A forward_backward of one random sequence, as the SDK sends it."""
-    numbers = np.random.default_rng(seed)
-    tokens = numbers.integers(0, VOCABULARY, length).astype(np.int32)
+    """A forward_backward of random sequences, as the SDK sends it."""
     message = messages().ForwardBackwardRequest(
         model_id=model_id,
         seq_id=seq_id,
         loss_fn=loss,
         forward_only=forward_only,
     )
-    datum = message.data.add()
-    datum.model_input.add().encoded_text.tokens = tokens.tobytes()
-    inputs = {
-        "target_tokens": np.roll(tokens, -1).astype(np.int64)
-        if targets is None
-        else np.array(targets, np.int64)
-    }
-    if loss == "cross_entropy":
-        inputs["weights"] = np.ones(length, np.float32)
-    else:
-        inputs["logprobs"] = np.array(logprobs or [-5.7] * length, np.float32)
-        inputs["advantages"] = np.array(advantages or [1.0] * length, np.float32)
-    for name, values in inputs.items():
-        tensor = datum.loss_fn_inputs[name]
-        tensor.dtype = 2 if values.dtype == np.int64 else 1
-        tensor.shape.extend(values.shape)
-        tensor.dense = values.tobytes()
+    numbers = np.random.default_rng(seed)
+    for _ in range(datums):
+        tokens = numbers.integers(0, VOCABULARY, length).astype(np.int32)
+        datum = message.data.add()
+        datum.model_input.add().encoded_text.tokens = tokens.tobytes()
+        following = np.roll(tokens, -1) if targets is None else targets
+        inputs: dict[str, NDArray[Any]] = {"target_tokens": np.array(following, np.int64)}
+        if loss == "cross_entropy":
+            inputs["weights"] = np.ones(length, np.float32)
+        else:
+            inputs["logprobs"] = np.array(logprobs or [-5.7] * length, np.float32)
+            inputs["advantages"] = np.array(advantages or [1.0] * length, np.float32)
+        for name, values in inputs.items():
+            tensor = datum.loss_fn_inputs[name]
+            tensor.dtype = 2 if values.dtype == np.int64 else 1
+            tensor.shape.extend(values.shape)
+            tensor.dense = values.tobytes()
     return bytes(message.SerializeToString())

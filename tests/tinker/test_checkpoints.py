@@ -72,12 +72,9 @@ async def test_saving(store: CheckpointStore):
     assert record.spec == a_model().spec
     assert await store.records.checkpoint(record.path, user="ada") == record
     folder = store.folder(record)
-    assert folder == await store.folder_for(record.path, user="ada")
     assert folder.is_relative_to(store.root)
     assert store.files(record) == ["adapter_model.safetensors", "state/moments"]
     assert store.file(record, "state/moments").read_text() == "12"
-    with pytest.raises(TinkerError, match="no checkpoint"):
-        await store.folder_for(record.path, user="bob")
 
 
 async def test_what_is_not_committed_leaves_nothing(store: CheckpointStore):
@@ -134,9 +131,9 @@ async def test_only_what_its_owner_limited_expires(store: CheckpointStore):
     assert [record.path for record in await store.expire()] == [short.path]
     assert await store.expire() == []
     assert _folders(store) == [final.folder]
-    assert await store.folder_for(final.path, user="ada") == store.folder(final)
+    assert store.files(final)
     with pytest.raises(TinkerError, match="expired on"):
-        await store.folder_for(short.path, user="ada")
+        await store.records.checkpoint(short.path, user="ada")
 
 
 @pytest.mark.parametrize("seconds", [3600, LONGEST_TTL, None])
@@ -167,9 +164,11 @@ async def test_a_full_disk(store: CheckpointStore, monkeypatch: pytest.MonkeyPat
     assert refused.value.category == "server"
     assert list((store.root / ".incomplete").iterdir()) == []
 
+    told = TinkerError("save failed", why="No space left on device (/x)", category="server")
     with pytest.raises(TinkerError, match="disk is full"):
-        async with store.reserve(_PATH, request_id="r1", needs=10**18):
-            pytest.fail("the block must not begin")
+        await _fail(store, told)
+    with pytest.raises(TinkerError, match="save failed"):
+        await _fail(store, TinkerError("save failed", why="out of memory", category="server"))
 
     def refuse(descriptor: int) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")

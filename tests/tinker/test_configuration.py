@@ -81,7 +81,6 @@ def test_what_a_variable_may_not_say(environment, said):
     ("values", "said"),
     [
         ({"base_model": None}, "base_model"),
-        ({"without_keys": True, "host": "0.0.0.0"}, "only for loopback"),
         ({"trainer": "megatron"}, "megatron_url"),
         ({"sampler": "hf", "vllm_url": "http://gpu:8000"}, "without effect"),
         ({"samplr": "hf"}, "did you mean 'sampler'"),

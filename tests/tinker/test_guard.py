@@ -107,14 +107,6 @@ async def test_an_operators_page_may_be_asked_for_on_loopback_by_nobody():
         assert (await ask("GET", "/status"))[1] == {"user": None}
 
 
-async def test_requests_without_a_key_where_the_operator_allows_them():
-    """A wrong key is refused all the same."""
-    async with served(guarded(without_keys=True)) as ask:
-        assert (await ask("POST", "/api/v1/retrieve_future"))[1] == {"user": "local"}
-        wrong = {"X-API-Key": "tml-eve"}
-        assert (await ask("POST", "/api/v1/retrieve_future", headers=wrong))[0] == 401
-
-
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_body_that_is_too_large_is_refused_while_it_is_read(chunked):
     """With the length announced, and without."""

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from enginehouse.core.errors import TinkerError
+from enginehouse.tinker.bodies import parse_json
 from enginehouse.tinker.data import AdamStep
 from enginehouse.tinker.job_bodies import (
     CreateModel,
@@ -14,15 +15,16 @@ from enginehouse.tinker.job_bodies import (
     OptimStep,
     SaveWeights,
     SaveWeightsForSampler,
-    read_job,
 )
 
 STEP = {"model_id": "ses-1:train:0", "seq_id": 3}
 
 
-def test_a_step_has_the_defaults_of_the_sdk():
+async def test_a_step_has_the_defaults_of_the_sdk():
     """And 1e18 is a seq_id like others."""
-    body = read_job(json.dumps({**STEP, "seq_id": 10**18, "adam_params": {}}).encode(), OptimStep)
+    body = await parse_json(
+        json.dumps({**STEP, "seq_id": 10**18, "adam_params": {}}).encode(), OptimStep
+    )
     assert body.adam_params.step() == AdamStep()
 
 
@@ -34,42 +36,44 @@ def test_a_step_has_the_defaults_of_the_sdk():
         ({"lr": 1e-4}, "lr"),
     ],
 )
-def test_a_wrong_parameter_is_named(params: dict[str, float], named: str):
+async def test_a_wrong_parameter_is_named(params: dict[str, float], named: str):
     """Whether its value or its name is wrong."""
     with pytest.raises(TinkerError, match=named):
-        read_job(json.dumps({**STEP, "adam_params": params}).encode(), OptimStep)
+        await parse_json(json.dumps({**STEP, "adam_params": params}).encode(), OptimStep)
 
 
-def test_numbers_that_json_lacks_are_refused():
+async def test_numbers_that_json_lacks_are_refused():
     """Python's json writes NaN all the same."""
     content = json.dumps({**STEP, "adam_params": {"learning_rate": float("nan")}}).encode()
     with pytest.raises(TinkerError, match="learning_rate"):
-        read_job(content, OptimStep)
+        await parse_json(content, OptimStep)
 
 
-def test_another_optimizer_is_refused():
+async def test_another_optimizer_is_refused():
     """At the model's creation and in its steps."""
     with pytest.raises(TinkerError, match="optimizer_params"):
-        read_job(json.dumps({**STEP, "optimizer_params": {"type": "dimuon"}}).encode(), OptimStep)
+        await parse_json(
+            json.dumps({**STEP, "optimizer_params": {"type": "dimuon"}}).encode(), OptimStep
+        )
     create = {"session_id": "ses-1", "model_seq_id": 0, "base_model": "fake/bigram"}
     dimuon = {**create, "optimizer_config": {"type": "dimuon", "version": 1}}
     with pytest.raises(TinkerError, match="optimizer_config"):
-        read_job(json.dumps(dimuon).encode(), CreateModel)
-    assert read_job(json.dumps(create).encode(), CreateModel).spec(seed=5).seed == 5
+        await parse_json(json.dumps(dimuon).encode(), CreateModel)
+    assert (await parse_json(json.dumps(create).encode(), CreateModel)).spec(seed=5).seed == 5
 
 
-def test_a_time_to_live_is_between_an_hour_and_ten_years():
+async def test_a_time_to_live_is_between_an_hour_and_ten_years():
     """As the SDK documents it."""
     with pytest.raises(TinkerError, match="ttl_seconds"):
-        read_job(json.dumps({**STEP, "path": "a", "ttl_seconds": 60}).encode(), SaveWeights)
+        await parse_json(json.dumps({**STEP, "path": "a", "ttl_seconds": 60}).encode(), SaveWeights)
 
 
-def test_what_the_sdk_sends_is_understood():
+async def test_what_the_sdk_sends_is_understood():
     """With all its fields."""
     save = {**STEP, "path": None, "sampling_session_seq_id": 4, "kind": "inflight"}
     save |= {"ttl_seconds": None, "user_metadata": None, "type": "save_weights_for_sampler"}
-    assert read_job(json.dumps(save).encode(), SaveWeightsForSampler).kind == "inflight"
+    assert (await parse_json(json.dumps(save).encode(), SaveWeightsForSampler)).kind == "inflight"
     load = {"session_id": "ses-1", "model_seq_id": 1, "base_model": None, "user_metadata": None}
     load |= {"path": "tinker://a/weights/b", "optimizer": True, "optimizer_config": None}
     load |= {"weights_access_token": None, "type": "load_weights"}
-    assert read_job(json.dumps(load).encode(), LoadWeights).optimizer
+    assert (await parse_json(json.dumps(load).encode(), LoadWeights)).optimizer

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from enginehouse.core.errors import ConfigurationError, StoreError
-from enginehouse.tinker.keys import LOCAL_USER, VARIABLE, KeyFile, Keys, is_loopback, parse_keys
+from enginehouse.tinker.keys import (
+    LOCAL_USER,
+    VARIABLE,
+    KeyFile,
+    Keys,
+    is_loopback,
+    list_keys,
+    parse_keys,
+)
 from enginehouse.tinker.signing import Signer
 
 
@@ -88,10 +96,11 @@ def test_keys_of_the_operator(tmp_path: Path):
     keys = _keys(tmp_path, host="0.0.0.0", file=file, **{VARIABLE: "bob=tml-1,dora=tml-2"})
     users = [keys.authenticate(key) for key in ("tml-ada-key", cleo, "tml-1", "tml-2")]
     assert users == ["ada", "cleo", "bob", "dora"]
-    assert [(key.user, place) for key, place in keys.all()] == [
+    listed = list_keys(tmp_path, operator_file=file, environment={VARIABLE: "bob=tml-1,dora=tml-2"})
+    assert sorted((each.key.user, each.place) for each in listed) == [
         ("ada", str(file)),
-        ("cleo", str(file)),
         ("bob", VARIABLE),
+        ("cleo", str(file)),
         ("dora", VARIABLE),
     ]
     file.write_text("ada=tml-new-key\n")

@@ -6,7 +6,8 @@ import json
 import logging
 from pathlib import Path
 
-from enginehouse.tinker.logs import logging_to
+from enginehouse.runtime.context import Context
+from enginehouse.tinker.logs import logging_to, noting_in_log
 
 
 def test_every_record_is_a_line_with_all_its_fields(tmp_path: Path):
@@ -25,3 +26,12 @@ def test_every_record_is_a_line_with_all_its_fields(tmp_path: Path):
     assert (first["level"], first["request_id"], first["user"]) == ("info", "r-1", "ada")
     assert second["path"] == "/x"
     assert "what went wrong" in second["traceback"]
+
+
+def test_notes_are_logged_and_told(tmp_path: Path):
+    """What the operator reads in the terminal can be found later."""
+    told: list[str] = []
+    with logging_to(tmp_path / "service.jsonl"):
+        noting_in_log(Context(notify=told.append)).notify("100% ready")
+    assert told == ["100% ready"]
+    assert json.loads((tmp_path / "service.jsonl").read_text())["message"] == "100% ready"

@@ -239,12 +239,30 @@ async def test_a_sampler_is_made_with_the_weights_that_it_samples_from(tmp_path:
             for number in (0, 1)
         ]
         assert [session.follows for session in sessions] == [None, MODEL]
-        assert sessions[0].checkpoint == f"tinker://{MODEL}/sampler_weights/step-000002"
+        assert sessions[0].checkpoint == f"tinker://{MODEL}/sampler_weights/unnamed-000002"
         assert [checkpoint.name for checkpoint in service.samplers] == [
             "s",
-            "step-000002",
-            "step-000003",
+            "unnamed-000002",
+            "unnamed-000003",
         ]
+
+
+async def test_snapshots_end_with_their_session_and_named_checkpoints_do_not(tmp_path: Path):
+    """They get an hour for samples that are in flight."""
+    async with training_service(tmp_path) as service:
+        await service.create()
+        job = "save_weights_for_sampler"
+        await service.save(1, "named", job=job)
+        await service.answer(await service.save(2, None, job=job, sampling_session_seq_id=0))
+        refused = await service.answer(await service.save(3, "unnamed-000002", job=job))
+        assert "cannot begin" in refused["error"]
+        service.queue.retire("ses-1")
+        await service.answer(await service.create(OTHER))
+        page = await service.records.checkpoints("ada")
+        assert {record.name: record.expires_at is None for record in page.entries} == {
+            "named": True,
+            "unnamed-000002": False,
+        }
 
 
 async def test_an_external_checkpoint_is_a_peft_folder(tmp_path: Path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,52 +19,63 @@ from tests.support.training_service import (
 
 from enginehouse.core.errors import TinkerError
 from enginehouse.testing.fake_trainer import Death, FakeTrainer
+from enginehouse.tinker.data import LossRequest, LossResult
 from enginehouse.tinker.limits import Limits
 
 
-class DoomedTrainer(FakeTrainer):
-    """Never answers its nth call, and none after it; the call may have had its effect."""
+class End:
+    """The nth of all calls to what it was set for is never answered, though it may have its effect.
+
+    That is how a kill of the whole service looks to whoever comes after it.
+    """
 
     def __init__(self, *, last: int, had_effect: bool) -> None:
-        super().__init__(vocabulary=VOCABULARY)
-        self.ended = asyncio.Event()
+        self.reached = asyncio.Event()
         self._left = last
         self._had_effect = had_effect
-        for name in ("create", "compute", "optim_step", "save", "load", "unload"):
-            setattr(self, name, self._mortal(getattr(self, name)))
+
+    def set_for(self, part: Any, *names: str) -> None:
+        """Count the calls of these methods as well."""
+        for name in names:
+            setattr(part, name, self._mortal(getattr(part, name)))
 
     def _mortal(self, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def mortal(*values: Any, **options: Any) -> Any:
             self._left -= 1
             result = await call(*values, **options) if self._left or self._had_effect else None
             if not self._left:
-                self.ended.set()
+                self.reached.set()
                 await asyncio.Event().wait()
             return result
 
         return mortal
 
 
-async def work_until_its_end(service: TrainingService, trainer: DoomedTrainer) -> None:
-    """Have a client work until the trainer stops."""
-    client = asyncio.create_task(service.train(steps=4))
-    end = asyncio.create_task(trainer.ended.wait())
-    await asyncio.wait({client, end}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (client, end):
+async def work_until(end: End, service: TrainingService) -> None:
+    """Have a client work until the service stops."""
+    tasks = [
+        asyncio.create_task(service.train(steps=4)),
+        asyncio.create_task(end.reached.wait()),
+    ]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(client, end, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_nothing_is_lost_or_applied_twice_when_all_is_killed(tmp_path: Path, seed: int):
-    """Service and trainer end together three times, at some call, and the client sends again."""
+    """Service and trainer end together three times, at some moment; the client sends again."""
     expected = await undisturbed(tmp_path / "undisturbed", steps=4)
     numbers = random.Random(seed)
     home = tmp_path / "killed"
     for _ in range(3):
-        trainer = DoomedTrainer(last=numbers.randint(1, 14), had_effect=numbers.random() < 0.5)
-        async with training_service(home, trainer=trainer) as service:
-            await work_until_its_end(service, trainer)
+        end = End(last=numbers.randint(1, 30), had_effect=numbers.random() < 0.5)
+        async with training_service(home) as service:
+            end.set_for(service.trainer, "create", "compute", "optim_step", "save", "load")
+            end.set_for(service.futures, "accept", "finish")
+            end.set_for(service.records, "add_model", "add_checkpoint")
+            await work_until(end, service)
     async with training_service(home) as service:
         await service.train(steps=4)
         assert await service.final_weights() == expected
@@ -108,6 +119,18 @@ async def test_a_failed_batch_stays_failed_when_it_is_recovered(tmp_path: Path):
         await service.optim_step(6)
         await service.finish(7)
         assert await service.final_weights() == expected
+
+
+async def test_a_forward_pass_is_not_computed_again(tmp_path: Path):
+    """It changed nothing."""
+    trainer = FakeTrainer(vocabulary=VOCABULARY)
+    async with training_service(tmp_path, trainer=trainer) as service:
+        await service.create()
+        await service.answer(await service.forward_backward(1, forward_only=True))
+        await service.answer(await service.forward_backward(2))
+        trainer.kill()
+        assert "metrics" in await service.answer(await service.optim_step(3))
+    assert sum(call == "compute" for call, _ in trainer.calls) == 3
 
 
 async def test_a_model_without_a_seed_is_recovered_as_it_was(tmp_path: Path):
@@ -160,6 +183,74 @@ async def test_gradients_that_were_not_applied_survive_eviction(tmp_path: Path):
         await service.answer(await service.optim_step(3))
         await service.finish(4)
         assert await service.final_weights() == expected
+
+
+PARTS = Limits(pass_tokens=24, resident=1, restart_delay=0)
+
+
+async def in_parts(service: TrainingService) -> None:
+    """A training whose batches are computed in three parts each."""
+    await service.create(seed=7)
+    for step in range(3):
+        await service.forward_backward(2 * step + 1, datums=6)
+        await service.optim_step(2 * step + 2)
+    await service.finish(7)
+
+
+@pytest.mark.parametrize("number", range(1, 10))
+async def test_a_trainer_may_end_between_the_parts_of_a_batch(tmp_path: Path, number: int):
+    """The parts that were computed are computed again, and count once."""
+    async with training_service(tmp_path / "undisturbed", limits=PARTS) as service:
+        await in_parts(service)
+        expected = await service.final_weights()
+    deaths = [Death(call="compute", number=number, moment="after")]
+    trainer = FakeTrainer(vocabulary=VOCABULARY, deaths=deaths)
+    async with training_service(tmp_path / "killed", trainer=trainer, limits=PARTS) as service:
+        await in_parts(service)
+        assert await service.final_weights() == expected
+        assert service.queue.status().restarts == 1
+
+
+async def test_a_model_may_be_evicted_between_the_parts_of_a_batch(tmp_path: Path):
+    """Two models in one place, each with batches of three parts: neither state holds half a job."""
+    async with training_service(tmp_path / "undisturbed", limits=PARTS) as service:
+        await in_parts(service)
+        expected = await service.final_weights()
+    async with training_service(tmp_path / "two", limits=PARTS) as service:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(in_parts(service))
+            group.create_task(service.train("ses-2:train:0", steps=3, user="bob"))
+        assert await service.final_weights() == expected
+
+
+async def test_a_batch_of_which_a_part_fails_is_dropped_whole(tmp_path: Path):
+    """Also the gradients of the parts that went well."""
+    trainer = _Choosy()
+    async with training_service(tmp_path / "failed", trainer=trainer, limits=PARTS) as service:
+        await service.create(seed=7)
+        trainer.refuses = 2
+        failure = await service.answer(await service.forward_backward(1, datums=6))
+        assert "not this one" in failure["error"]
+        assert "error" in await service.answer(await service.optim_step(2))
+        await service.forward_backward(3, seed=1)
+        await service.forward_backward(4, seed=2)
+        await service.optim_step(5)
+        await service.finish(6)
+        assert await service.final_weights() == await undisturbed(tmp_path / "fine", steps=1)
+
+
+class _Choosy(FakeTrainer):
+    """Refuses one of the passes to come."""
+
+    def __init__(self) -> None:
+        super().__init__(vocabulary=VOCABULARY)
+        self.refuses = 0
+
+    async def compute(self, requests: Sequence[LossRequest]) -> list[LossResult | TinkerError]:
+        self.refuses -= 1
+        if self.refuses == 0:
+            return [TinkerError("not this one") for _ in requests]
+        return await super().compute(requests)
 
 
 async def test_a_model_that_cannot_be_saved_is_computed_again(tmp_path: Path):

@@ -69,6 +69,8 @@ async def test_a_drain_without_time_leaves_the_jobs_to_the_next_service(tmp_path
         await service.queue.drain(0)
         left = await service.forward_backward(1)
         assert left.state == "waiting"
+        assert left.queue_state == "paused_capacity"
+        assert "restarted" in (left.reason or "")
     async with training_service(tmp_path) as service:
         again = service.futures.accepted(left.key)
         assert again is not None

@@ -5,9 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+import pytest
 from tests.support.training_service import MODEL, HeldTrainer, training_service
 
 from enginehouse.tinker.limits import Limits
+from enginehouse.tinker.wire.schema import messages
 
 
 async def test_chunks_are_computed_in_one_pass_and_answered_each(tmp_path: Path):
@@ -34,8 +37,42 @@ async def test_a_pass_holds_no_more_tokens_than_its_budget(tmp_path: Path):
     assert [len(models) for models in trainer.passes] == [2, 2, 1]
 
 
+async def test_a_large_request_is_computed_in_parts_between_others(tmp_path: Path):
+    """A small user does not wait until all of it is done; its answer is that of the whole."""
+    trainer = HeldTrainer()
+    limits = Limits(pass_tokens=100, restart_delay=0)
+    large, small = "ses-1:train:0", "ses-2:train:0"
+    async with training_service(tmp_path / "parts", trainer=trainer, limits=limits) as service:
+        await service.answer(await service.create(large, user="ada", seed=7))
+        await service.answer(await service.create(small, user="bob"))
+        whole = await service.forward_backward(1, large, datums=10, length=50)
+        quick = await service.forward_backward(1, small, user="bob", length=50)
+        trainer.go.set()
+        await service.answer(quick)
+        assert whole.state == "waiting"
+        answer = await service.answer(whole)
+        output = messages().ForwardBackwardOutput.FromString(whole.payload)
+        assert sum(record.num_datums for record in output.loss_fn_outputs) == 10
+        await service.optim_step(2, large)
+        await service.finish(3, large)
+        weights = await service.final_weights(large)
+    assert trainer.passes.index((small,)) == 1
+    assert trainer.passes.count((large,)) == 5
+    async with training_service(tmp_path / "whole") as service:
+        await service.create(large, seed=7)
+        expected = await service.forward_backward(1, large, datums=10, length=50)
+        assert await service.answer(expected) == pytest.approx(answer, rel=1e-6)
+        await service.optim_step(2, large)
+        await service.finish(3, large)
+        matrices = await service.final_weights(large)
+    for name, matrix in matrices.items():
+        np.testing.assert_allclose(
+            np.frombuffer(weights[name], np.float32), np.frombuffer(matrix, np.float32), atol=1e-5
+        )
+
+
 async def test_a_request_above_the_budget_is_computed_alone(tmp_path: Path):
-    """The budget is for what is computed together; a single request may be larger."""
+    """The budget is for what is computed together; a single sequence may be longer."""
     trainer = HeldTrainer()
     trainer.go.set()
     limits = Limits(pass_tokens=30, request_tokens=40, restart_delay=0)

@@ -590,3 +590,38 @@ class TestRestarted:
                 (adapter.stored.path / "adapter_config.json").unlink()
             with pytest.raises(AdapterError, match="refused the adapter"):
                 await made.pool.restore()
+
+
+class TestRequestsBesideThePool:
+    """Some are sent by others, who have the pool hold the adapter meanwhile."""
+
+    async def test_it_is_held_for_the_block(self, one, tmp_path):
+        """The model that requests name is given; what is idle still makes room."""
+        await one.pool.load("mine", write_adapter(tmp_path / "a"))
+        async with one.pool.held("mine") as model:
+            response = await one.server.sample(asking(model))
+            assert response.model == model
+            (held,) = one.pool.adapters()
+            assert held.held == 1
+        assert held.held == 0
+
+    async def test_it_comes_back_in(self, one, tmp_path):
+        """One that had to go is loaded again."""
+        for alias in ("a", "b"):
+            await one.pool.load(alias, write_adapter(tmp_path / alias, seed=ord(alias)))
+        async with one.pool.held("a") as model:
+            assert model in await one.loaded()
+
+    async def test_an_unknown_alias(self, one):
+        """It is named."""
+        with pytest.raises(UnknownModelError, match="'mine'"):
+            async with one.pool.held("mine"):
+                pass
+
+    async def test_proven_later(self, one, tmp_path):
+        """The effect is remembered, so that it is proven again after a restart."""
+        loaded = await one.pool.load("mine", write_adapter(tmp_path / "a"))
+        assert loaded.effect is None
+        effect = await one.pool.prove("mine")
+        assert effect.mean_difference > 0.1
+        assert loaded.effect is effect

@@ -4,10 +4,16 @@ import asyncio
 import math
 from collections.abc import Mapping
 
+import msgspec
 import pytest
 from tests.support.tiny_adapters import write_adapter
 
-from enginehouse.core.errors import AdapterError, MalformedResponseError, UnsupportedError
+from enginehouse.core.errors import (
+    AdapterError,
+    MalformedResponseError,
+    NoEffectError,
+    UnsupportedError,
+)
 from enginehouse.core.sampler import (
     Capabilities,
     Capability,
@@ -18,7 +24,7 @@ from enginehouse.core.sampler import (
     TokenLogprob,
 )
 from enginehouse.weights.peft_folder import read_peft_folder
-from enginehouse.weights.proof import TEXTS, prove_effect
+from enginehouse.weights.proof import TEXTS, prove_beside_others, prove_effect
 
 
 class Scripted:
@@ -121,3 +127,67 @@ async def test_other_errors_pass():
 
     with pytest.raises(UnsupportedError):
         await prove_effect(Refusing({}), model="mine", base_model="base")
+
+
+class Candidates(Scripted):
+    """Gives the next value to every candidate of the one token that is asked for.
+
+    `suffix` is added to the candidates of all models but the base.
+    """
+
+    def __init__(self, values: Mapping[str, list[float]], *, suffix: str = "") -> None:
+        super().__init__(values)
+        self.suffix = suffix
+
+    async def sample(self, request: SampleRequest) -> SampleResponse:
+        """Two candidates for each text."""
+        assert request.parameters.prompt_logprobs is None
+        assert request.parameters.max_tokens == 1
+        parameters = msgspec.structs.replace(request.parameters, prompt_logprobs=0)
+        response = await super().sample(msgspec.structs.replace(request, parameters=parameters))
+        if response.prompt_logprobs is None:
+            return response
+        (_, token, _) = response.prompt_logprobs
+        assert token is not None
+        suffix = "" if request.model == "base" else self.suffix
+        top = tuple(msgspec.structs.replace(token, text=text + suffix) for text in "xy")
+        token = msgspec.structs.replace(token, top=top)
+        made = Completion(text="x", finish_reason="length", logprobs=(token,))
+        return msgspec.structs.replace(response, completions=(made,), prompt_logprobs=None)
+
+
+class TestBesideOthers:
+    """A proof that does not ask for log-probabilities of prompts."""
+
+    async def proved(self, base: list[float], adapted: list[float], **how: str):
+        """The effect of one that answers so."""
+        sampler = Candidates({"base": base, "mine": adapted}, **how)
+        return await prove_beside_others(sampler, model="mine", base_model="base")
+
+    async def test_an_effect_is_measured(self):
+        """Over the candidates of each text's next token."""
+        effect = await self.proved([-1.0], [-1.5, -3.0])
+        assert effect.largest_difference == 2.0
+        assert effect.mean_difference == pytest.approx(1.25)
+        assert effect.tokens == 2 * len(TEXTS)
+        assert effect.noise == 0.0
+
+    async def test_other_candidates_are_an_effect(self):
+        """One that is missing is at least as unlikely as the least likely that is there."""
+        assert (await self.proved([-1.0], [-3.0], suffix="'")).mean_difference == 2.0
+
+    @pytest.mark.parametrize(
+        ("base", "adapted"),
+        [([-1.0], [-1.0]), ([-1.0], [-1.01]), ([-1.0, -1.0, -1.1, -1.1], [-1.15])],
+    )
+    async def test_what_the_rest_of_a_batch_may_have_changed_is_none(self, base, adapted):
+        """Nothing, less than rounding, or no more than the base differs from itself."""
+        with pytest.raises(NoEffectError, match="has no effect"):
+            await self.proved(base, adapted)
+
+    async def test_no_numbers(self):
+        """As for any proof."""
+        with pytest.raises(AdapterError, match="not finite"):
+            await self.proved([-1.0], [math.nan])
+        with pytest.raises(MalformedResponseError, match="mine"):
+            await self.proved([-1.0], [math.inf])

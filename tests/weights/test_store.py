@@ -11,7 +11,7 @@ from tests.support.tiny_adapters import BASE, write_adapter
 
 from enginehouse.core.errors import AdapterError
 from enginehouse.weights import store as module
-from enginehouse.weights.store import AdapterStore
+from enginehouse.weights.store import AdapterStore, UncopiedAdapters
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -185,3 +185,25 @@ def test_two_at_once_of_one_folder(store, tmp_path, monkeypatch):
         second = threads.submit(store.add, folder)
         go_on.set()
         assert first.result() == second.result()
+
+
+def test_folders_that_never_change_are_not_copied(store, tmp_path):
+    """They have the digest that a copy would have, and are read once until they are forgotten."""
+    folder = write_adapter(tmp_path / "a")
+    uncopied = UncopiedAdapters()
+    first = uncopied.add(folder, base=BASE)
+    assert first.path == folder
+    assert first.digest == store.add(folder).digest
+    write_adapter(folder, seed=1)
+    assert uncopied.add(folder) is first
+    uncopied.forget(folder)
+    uncopied.forget(folder)
+    assert uncopied.add(folder).digest != first.digest
+
+
+def test_uncopied_ones_are_checked_all_the_same(tmp_path):
+    """An error leaves nothing behind."""
+    uncopied = UncopiedAdapters()
+    with pytest.raises(AdapterError, match="rank 4"):
+        uncopied.add(write_adapter(tmp_path / "a"), max_rank=2)
+    assert uncopied.add(tmp_path / "a", max_rank=4).info.rank == 4

@@ -49,9 +49,7 @@ COMMANDS = {
     "adapters": CommandEntry(
         "enginehouse.cli.adapters:adapters", "Load, list, unload or verify a server's adapters."
     ),
-    "weights": CommandEntry(
-        "enginehouse.cli.weights:weights", "Swap or inspect a running server's weights."
-    ),
+    "weights": CommandEntry("enginehouse.cli.weights:weights", "Swap, inspect or merge weights."),
     "top": CommandEntry("enginehouse.cli.top:top", "Watch the activity of every server."),
     "bench": CommandEntry("enginehouse.cli.bench:bench", "Measure a server under load."),
     "check": CommandEntry("enginehouse.cli.check:check", "Try every feature of a server once."),
@@ -63,6 +61,9 @@ COMMANDS = {
     "sample": CommandEntry("enginehouse.cli.sample:sample", "Sample answers to a file of prompts."),
     "arena": CommandEntry(
         "enginehouse.cli.arena:arena", "Let a model play in Agent Arena's Godot scenes."
+    ),
+    "tinker": CommandEntry(
+        "enginehouse.cli.tinker:tinker", "Train and sample LoRAs of many users: the Tinker service."
     ),
     "engines": CommandEntry("enginehouse.cli.engines:engines", "List what each engine can do."),
     "install": CommandEntry("enginehouse.cli.install:install", "Build an engine environment."),

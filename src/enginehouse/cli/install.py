@@ -23,7 +23,11 @@ envs = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 def install(
     engine: Annotated[
-        str, typer.Argument(help="An engine that runs here; `enginehouse engines` lists them.")
+        str,
+        typer.Argument(
+            help="An engine that runs here (`enginehouse engines` lists them), or trainer, which "
+            "the Tinker service trains with."
+        ),
     ] = DEFAULT_ENGINE,
     *,
     variant: VariantOption = None,
@@ -36,12 +40,12 @@ def install(
     """Build an isolated environment for an engine, unless it exists already."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
     layout = Layout.from_environment()
-    from enginehouse.engines.registry import load_served_engine
+    from enginehouse.commands.installations import load_installation
     from enginehouse.provisioning.environments import ensure_environment
     from enginehouse.provisioning.versions import find_plan
 
     context = Context(layout=layout, notify=console.note)
-    installation = load_served_engine(engine).installation
+    installation = load_installation(engine)
     planned = run_async(find_plan(installation, version=version, variant=variant, context=context))
     if plan:
         console.result(planned, text=lambda: console.say(planned.describe()))

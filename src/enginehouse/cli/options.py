@@ -88,8 +88,8 @@ def with_config_options(
     """Make a command of a function of `given` and `console`, which may have options of its own.
 
     The command gets --config, --json, --verbose and --quiet, and an option for every field of the
-    configuration and of its server's options, except for those in `without`. --json is left out if
-    `json` is false.
+    configuration and of its server's options, if it has a server, except for those in `without`.
+    --json is left out if `json` is false.
     """
     from enginehouse.engines.options import ServerOptions
 
@@ -103,7 +103,11 @@ def with_config_options(
     known = kind.user_fields()
     fields = [name for name in known if name != "server" and name not in without]
     options = [_option(name, known[name]) for name in fields]
-    server = [_option(n, field, panel="Server") for n, field in ServerOptions.model_fields.items()]
+    server = [
+        _option(n, field, panel="Server")
+        for n, field in ServerOptions.model_fields.items()
+        if "server" in known
+    ]
 
     def decorate(command: Callable[..., Any]) -> Any:
         hints = inspect.get_annotations(command, eval_str=True)
@@ -125,7 +129,9 @@ def with_config_options(
                     "set ENGINEHOUSE_API_KEY instead"
                 )
             options_given = {n: v for n in fields if (v := values.pop(n)) not in (None, [])}
-            given = Given(kind, options_given | {"server": chosen}, values.pop("config"))
+            if "server" in known:
+                options_given["server"] = chosen
+            given = Given(kind, options_given, values.pop("config"))
             return command(**values, given=given, console=console)
 
         parameters = sorted([*own, *shared, *options, *server], key=lambda p: _order(p.name))

@@ -1,4 +1,4 @@
-"""enginehouse weights swap, info."""
+"""enginehouse weights swap, info, merge."""
 
 from __future__ import annotations
 
@@ -90,3 +90,37 @@ def info(server: ServerArgument, *, json: JsonOption = False) -> None:
             )
 
     console.result(current, text=text)
+
+
+@weights.command()
+def merge(
+    base: Annotated[Path, typer.Argument(help="The base model's checkpoint, a folder.")],
+    adapter: Annotated[Path, typer.Argument(help="The LoRA adapter's folder, as PEFT saves it.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write, which does not exist yet.")],
+    *,
+    keep_dtype: Annotated[
+        bool,
+        typer.Option(
+            "--keep-dtype",
+            help="Round the changed weights to the base model's type instead of storing them in "
+            "float32.",
+        ),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Merge an adapter into its base model: a checkpoint that needs no adapter any more."""
+    console = Console(json=json)
+    from enginehouse.weights import merge as merging
+
+    merged = merging.merge(base, adapter, out, keep_dtype=keep_dtype)
+
+    def text() -> None:
+        types = " and ".join(merged.dtypes)
+        console.say(f"{out} has the changes of {merged.modules} modules, stored as {types}")
+        if merged.untied:
+            console.say(
+                "its output layer has weights of its own, where the base model uses those of its "
+                "embedding"
+            )
+
+    console.result(merged, text=text)

@@ -31,7 +31,7 @@ from enginehouse.core.errors import (
     UnsupportedError,
     WireError,
 )
-from enginehouse.core.messages import ChatPrompt
+from enginehouse.core.messages import ChatPrompt, TokenPrompt
 from enginehouse.core.sampler import (
     Capabilities,
     Capability,
@@ -42,6 +42,7 @@ from enginehouse.core.sampler import (
     SampleResponse,
     Timing,
 )
+from enginehouse.core.sampling import SamplingParameters
 from enginehouse.dialects.base import Dialect, require
 
 DEFAULT_CONCURRENCY = 64
@@ -211,6 +212,25 @@ class HTTPSampler:
         finally:
             reply.close()
 
+    async def post(self, path: str, body: bytes, *, prompt_logprobs: bool = False) -> bytes:
+        """The reply to a body that somebody else encoded, for /v1/completions and the like.
+
+        `prompt_logprobs` says that it asks for those of its prompt. Raises WireError as `sample`
+        does.
+        """
+        exchange = Exchange(
+            WireRequest("POST", path, body), sample=_stand_in(prompt_logprobs=prompt_logprobs)
+        )
+        return (await self._send(exchange)).wire.body
+
+    async def post_streamed(
+        self, path: str, body: bytes, *, prompt_logprobs: bool = False
+    ) -> Reply:
+        """As `post`, for a reply in pieces, which the caller closes."""
+        wire = WireRequest("POST", path, body, fresh=self._wire.closes_streams)
+        sample = _stand_in(prompt_logprobs=prompt_logprobs)
+        return await self._send(Exchange(wire, sample=sample, streamed=True))
+
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """The engine's own token ids of `text`. Raises WireError."""
         require(self._capabilities, Capability.TOKENIZE, "tokenize")
@@ -304,6 +324,12 @@ class HTTPSampler:
         for key in (self._api_key, self._admin_key):
             error = redacted(error, api_key=key)
         return error
+
+
+def _stand_in(*, prompt_logprobs: bool) -> SampleRequest:
+    """What the layers need to know of a body that they do not read."""
+    parameters = SamplingParameters(prompt_logprobs=0 if prompt_logprobs else None)
+    return SampleRequest(prompt=TokenPrompt(()), parameters=parameters)
 
 
 async def _not_entered(_: Exchange) -> Reply:

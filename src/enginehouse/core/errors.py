@@ -162,6 +162,10 @@ class AdapterError(ModelError):
     """This is not an adapter, or it does not fit the model or the server."""
 
 
+class NoEffectError(AdapterError):
+    """A loaded adapter changes nothing that can be told from noise."""
+
+
 class ServerError(EnginehouseError):
     """A server did not start, died, or could not be stopped.
 
@@ -390,6 +394,7 @@ class TinkerError(EnginehouseError):
     """
 
     stage = "tinker"
+    exit_code = 6
 
     def __init__(
         self,

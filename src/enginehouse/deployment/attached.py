@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import msgspec
 
 from enginehouse.core.errors import (
     ConfigurationError,
+    EnginehouseError,
     ModelError,
     WeightsError,
     WireError,
@@ -29,6 +30,8 @@ from enginehouse.engines.hosted import address_of, key_of
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server
 from enginehouse.servers.records import read_key
+from enginehouse.weights.pool import AdapterPool
+from enginehouse.weights.store import AdapterStore, UncopiedAdapters
 from enginehouse.weights.swap import WeightSwapper
 
 
@@ -90,6 +93,24 @@ class _AttachedDeployment(Deployment):
             target = await stack.enter_async_context(self._open_model(lent.model))
             provenance = msgspec.structs.replace(target.provenance, adapter_digest=lent.digest)
             yield replace(target, provenance=provenance)
+
+    @asynccontextmanager
+    async def adapters(
+        self,
+        store: AdapterStore | UncopiedAdapters,
+        *,
+        max_loras: int | None = None,
+        for_many: bool = False,
+    ) -> AsyncIterator[AdapterPool]:
+        sampler = make_sampler(self._server, self.engine, concurrency=None, model=self._model)
+        async with sampler:
+            pool = AdapterPool(sampler, max_loras=max_loras or 1, store=store, for_many=for_many)
+            try:
+                yield pool
+            finally:
+                for adapter in pool.adapters():
+                    with suppress(EnginehouseError):
+                        await pool.unload(adapter.alias)
 
     @asynccontextmanager
     async def _open_model(self, model: str) -> AsyncIterator[Target]:

@@ -16,6 +16,8 @@ from enginehouse.engines.base import Engine, RemoteEngine
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.servers.endpoint import Server
 from enginehouse.weights.peft_folder import CONFIG
+from enginehouse.weights.pool import AdapterPool
+from enginehouse.weights.store import AdapterStore, UncopiedAdapters
 from enginehouse.weights.swap import WeightSwapper
 
 OnIncident = Callable[[Incident], None]
@@ -118,6 +120,22 @@ class Deployment(ABC):
                     yield target
             finally:
                 self._checkpoint = None
+
+    @abstractmethod
+    def adapters(
+        self,
+        store: AdapterStore | UncopiedAdapters,
+        *,
+        max_loras: int | None = None,
+        for_many: bool = False,
+    ) -> AbstractAsyncContextManager[AdapterPool]:
+        """Adapters that come and go as requests name them, for the length of the block.
+
+        For those who ask many adapters, more than there are places for; they are given back at the
+        end. A server of our own has `max_loras` of its options; of another one's places at most
+        `max_loras` are taken. `for_many` is AdapterPool's. Not beside targets of adapters, which
+        keep their places.
+        """
 
     @asynccontextmanager
     async def target_named(self, model: str) -> AsyncIterator[Target]:

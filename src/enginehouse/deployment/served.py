@@ -26,7 +26,7 @@ from enginehouse.servers.endpoint import Server
 from enginehouse.servers.server import OwnedServer, start_server
 from enginehouse.weights.peft_folder import checkpoint_shapes, read_peft_folder
 from enginehouse.weights.pool import AdapterPool, alias_of
-from enginehouse.weights.store import AdapterStore
+from enginehouse.weights.store import AdapterStore, UncopiedAdapters
 from enginehouse.weights.swap import WeightSwapper
 
 
@@ -173,28 +173,47 @@ class _ServedDeployment(Deployment):
         async with self._turn:
             if self.pool is not None:
                 return self.pool
-            options, model = self.prepared.options, self.model
-            assert model is not None
-            # its own connections: loading and proving do not wait for a place among the requests
-            sampler = await self.stack.enter_async_context(
-                self._sampler(self.server.models[0], None)
-            )
-            self.pool = AdapterPool(
-                sampler,
-                max_loras=options.max_loras or 1,
-                store=AdapterStore(self.context.layout),
-                base=await asyncio.to_thread(checkpoint_shapes, Path(model.path)) or None,
-                max_rank=options.max_lora_rank,
-            )
-            self.after_restart(self.pool.restore)
+            store = AdapterStore(self.context.layout)
+            self.pool = await self.stack.enter_async_context(self.adapters(store))
             return self.pool
 
-    def after_restart(self, restore: Callable[[HTTPSampler], Awaitable[object]]) -> None:
+    @asynccontextmanager
+    async def adapters(
+        self,
+        store: AdapterStore | UncopiedAdapters,
+        *,
+        max_loras: int | None = None,
+        for_many: bool = False,
+    ) -> AsyncIterator[AdapterPool]:
+        options, model = self.prepared.options, self.model
+        assert model is not None
+        # its own connections: loading and proving do not wait for a place among the requests
+        async with self._sampler(self.server.models[0], None) as sampler:
+            pool = AdapterPool(
+                sampler,
+                max_loras=options.max_loras or max_loras or 1,
+                store=store,
+                base=await asyncio.to_thread(checkpoint_shapes, Path(model.path)) or None,
+                max_rank=options.max_lora_rank,
+                for_many=for_many,
+            )
+            restoration = self.after_restart(pool.restore)
+            try:
+                yield pool
+            finally:
+                self.supervisor.restorations.remove(restoration)
+
+    def after_restart(
+        self, restore: Callable[[HTTPSampler], Awaitable[object]]
+    ) -> Callable[[], Awaitable[object]]:
         """Have `restore` tell a restarted server again what it had been told.
 
-        It is given a sampler whose requests do not wait for it, as others do.
+        It is given a sampler whose requests do not wait for it, as others do. Returns the entry in
+        the supervisor's `restorations`.
         """
-        self.supervisor.restorations.append(partial(restore, self._direct))
+        restoration = partial(restore, self._direct)
+        self.supervisor.restorations.append(restoration)
+        return restoration
 
     def _sampler(self, model: str, concurrency: int | None) -> HTTPSampler:
         return make_sampler(

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,8 +84,9 @@ class Process:
         return self._child.poll()
 
     def effort(self) -> Effort:
-        """What it and its descendants have done."""
-        return Effort(logged=self._log.stat().st_size, read=self._tree.bytes_read())
+        """What it and its descendants have done; a log that was removed has nothing in it."""
+        logged = self._log.stat().st_size if self._log.exists() else 0
+        return Effort(logged=logged, read=self._tree.bytes_read())
 
     def look(self) -> None:
         """Record its descendants now, without waiting for the next look."""
@@ -126,14 +127,18 @@ class Process:
 
 @contextmanager
 def hold_process(
-    command: Command, *, log: Path, orphan_grace: float = ORPHAN_GRACE
+    command: Command,
+    *,
+    log: Path,
+    orphan_grace: float = ORPHAN_GRACE,
+    inherited: Sequence[int] = (),
 ) -> Iterator[HeldProcess]:
     """A process in its own session, in which the program has not begun yet.
 
     What must be written down about the process is written in the block, and its last step is
     `HeldProcess.begin`. If the block raises, or ends before, the process is killed. Standard output
-    and error are appended to `log`. Blocks for milliseconds. Raises StartError if the program
-    cannot be run at all.
+    and error are appended to `log`; the file descriptors `inherited` are open in it, under the same
+    numbers. Blocks for milliseconds. Raises StartError if the program cannot be run at all.
     """
     program = command.argv[0]
     if shutil.which(program, path=command.env.get("PATH")) is None:
@@ -151,6 +156,7 @@ def hold_process(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=inherited,
         )
     held = HeldProcess(child, log=log, orphan_grace=orphan_grace)
     try:

@@ -90,7 +90,7 @@ class FakeSampling:
         self._check_ids(prompt.tokens.tolist())
         if isinstance(prompt.stop, tuple) and prompt.stop and isinstance(prompt.stop[0], int):
             self._check_ids([int(token) for token in prompt.stop])
-        model = _Model(weights.key, self._vocabulary_size)
+        model = FakeModel(weights.key, self._vocabulary_size)
         tokens = prompt.tokens.tolist()
         sequences = [
             self._continue(model, tokens, prompt, count=count, index=index)
@@ -153,7 +153,7 @@ class FakeSampling:
                 )
 
     def _continue(
-        self, model: _Model, tokens: list[int], prompt: TokenPrompt, *, count: int, index: int
+        self, model: FakeModel, tokens: list[int], prompt: TokenPrompt, *, count: int, index: int
     ) -> base.Sequence:
         seed = None if prompt.seed is None else f"{prompt.seed}/{index}"
         chance = random.Random(seed)
@@ -178,7 +178,7 @@ class FakeSampling:
         )
 
 
-class _Model:
+class FakeModel:
     """The log-probabilities of the next token, which depend on the last tokens and the weights."""
 
     def __init__(self, key: str, vocabulary_size: int) -> None:
@@ -186,6 +186,7 @@ class _Model:
         self._size = vocabulary_size
 
     def logprobs(self, context: Sequence[int]) -> NDArray[np.float64]:
+        """Of every token after `context`."""
         digest = hashlib.blake2b(self._key, digest_size=8)
         digest.update(np.array(context[-_CONTEXT:], np.int32).tobytes())
         logits = 2 * np.random.default_rng(int.from_bytes(digest.digest())).normal(size=self._size)
@@ -241,7 +242,7 @@ def _top(rows: Sequence[NDArray[np.float64] | None], k: int) -> TopK:
 
 
 def _with_prompt_scores(
-    sampled: Sampled, model: _Model, tokens: list[int], prompt: TokenPrompt
+    sampled: Sampled, model: FakeModel, tokens: list[int], prompt: TokenPrompt
 ) -> Sampled:
     rows = [model.logprobs(tokens[:place]) for place in range(1, len(tokens))]
     scored = prompt.prompt_logprobs_from

@@ -44,18 +44,6 @@ def expiry(ttl_seconds: int | None) -> datetime | None:
     return datetime.now(UTC) + timedelta(seconds=ttl_seconds)
 
 
-def disk_full(folder: Path) -> TinkerError:
-    """What to tell a user whose checkpoint did not fit; the message has the disk's numbers."""
-    usage = shutil.disk_usage(folder)
-    return TinkerError(
-        "the checkpoint was not saved: the service's disk is full",
-        why=f"{usage.free / 1e9:.3f} GB of {usage.total / 1e9:.1f} GB are free in {folder}",
-        fix="delete checkpoints that are no longer needed (tinker checkpoint delete), or tell"
-        " whoever runs the service; the training run itself has lost nothing",
-        category="server",
-    )
-
-
 class Reservation:
     """A place for one new checkpoint: whoever writes it makes `folder`, and then commits it."""
 
@@ -132,24 +120,22 @@ class CheckpointStore:
 
     @asynccontextmanager
     async def reserve(
-        self, path: CheckpointPath, *, request_id: str, overwrite: bool = False, needs: int = 0
+        self, path: CheckpointPath, *, request_id: str, overwrite: bool = False
     ) -> AsyncIterator[Reservation]:
-        """A place for a checkpoint of about `needs` bytes; what is not committed is removed.
+        """A place for a checkpoint; what is not committed is removed.
 
         `request_id` names the job, so that one that is run again can find what it saved. Raises
-        TinkerError if the path is taken and `overwrite` is False, and if the disk is or becomes
-        full.
+        TinkerError if the path is taken and `overwrite` is False, and if the disk becomes full,
+        here or in the trainer.
         """
         reservation = Reservation(self, path, request_id)
         if not overwrite:
             await self._require_free(path, request_id=request_id)
         try:
-            if shutil.disk_usage(self.root).free < needs:
-                raise disk_full(self.root)
             yield reservation
-        except OSError as error:
-            if error.errno in _FULL:
-                raise disk_full(self.root) from error
+        except (OSError, TinkerError) as error:
+            if _is_full(error):
+                raise _disk_full(self.root) from error
             raise
         finally:
             await asyncio.to_thread(shutil.rmtree, reservation.folder, ignore_errors=True)
@@ -170,11 +156,6 @@ class CheckpointStore:
                 status=404,
             )
         return folder
-
-    async def folder_for(self, path: str, *, user: str | None) -> Path:
-        """The folder of a checkpoint that the user may read. Raises TinkerError (400, 404)."""
-        record = await self.records.checkpoint(str(CheckpointPath.parse(path)), user=user)
-        return self.folder(record)
 
     def files(self, record: CheckpointRecord) -> Sequence[str]:
         """The names of a checkpoint's files, relative to its folder, sorted. Blocking."""
@@ -296,6 +277,24 @@ def _files(folder: Path) -> Iterator[Path]:
         for file in (Path(place, name) for name in names):
             if file.is_file() and not file.is_symlink():
                 yield file
+
+
+def _is_full(error: OSError | TinkerError) -> bool:
+    """A trainer in another process tells in words what the operating system told it."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return error.category == "server" and any(os.strerror(code) in str(error) for code in _FULL)
+
+
+def _disk_full(folder: Path) -> TinkerError:
+    usage = shutil.disk_usage(folder)
+    return TinkerError(
+        "the checkpoint was not saved: the service's disk is full",
+        why=f"{usage.free / 1e9:.3f} GB of {usage.total / 1e9:.1f} GB are free in {folder}",
+        fix="delete checkpoints that are no longer needed (tinker checkpoint delete), or tell"
+        " whoever runs the service; the training run itself has lost nothing",
+        category="server",
+    )
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -13,8 +13,6 @@ from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import Fraction, StrictModel
 from enginehouse.store.layout import Layout
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -42,14 +40,12 @@ class TinkerConfig(StrictModel):
     database: str | None = None
     """The URL of the database (sqlite:///… or postgresql://…); by default a file in home."""
     keys_file: Path | None = None
-    """The file of API keys, which are hashed in it; by default in home."""
-    without_keys: bool = False
-    """Let requests without an API key act as the user `local`; only on loopback."""
+    """A file of API keys beside those of `tinker keys`: a line user=key, or user=sha256:DIGEST."""
     train_unembed: bool = True
     """Train the output layer of adapters that ask for it, as the SDK does by default."""
-    logprobs: Literal["scaled", "raw"] = "scaled"
-    """Whether sampled log-probabilities are of the distribution that was sampled from, divided by
-    the temperature (scaled), or of the model's own (raw)."""
+    logprobs: Literal["raw", "scaled"] = "raw"
+    """Whether sampled log-probabilities are the model's own (raw), as the tinker-cookbook expects,
+    or of the distribution that was sampled from, divided by the temperature (scaled)."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """The number type of the base weights; by default bfloat16 on a GPU and float32 on a CPU."""
     device: Literal["cpu", "cuda"] | None = None
@@ -72,13 +68,17 @@ class TinkerConfig(StrictModel):
     """The most training jobs of one user that wait; more are answered with 429."""
     max_samples: Positive = 128
     """The most samples of one user in flight in the sampling engine; the others wait their turn."""
+    max_queued_samples: Positive = 8192
+    """The most samples of one user that wait; more are answered with 429."""
+    samples_in_flight: Positive = 256
+    """The most samples of all users in flight in the sampling engine."""
     kl_threshold: Fraction = 0.05
     """The |v1| or v2 of sampled and trained log-probabilities above which a warning is given."""
     heartbeat_timeout: Seconds = 300.0
     """Seconds without a heartbeat after which the waiting samples of a session are cancelled."""
-    checkpoint_ttl: Seconds | None = None
-    """Seconds after which a sampler's nameless snapshots expire; named checkpoints never do unless
-    their owner says so. By default snapshots expire with their session."""
+    snapshot_ttl: Annotated[int, Field(ge=60)] | None = None
+    """Seconds that weights live which were saved for a sampler without a name; by default they
+    outlive their session by an hour. Named checkpoints live until their owner says otherwise."""
     drain_timeout: Seconds = 60.0
     """The longest time at the end that running jobs may take before they are left for the next
     start, in seconds."""
@@ -87,11 +87,6 @@ class TinkerConfig(StrictModel):
     def _consistent(self) -> Self:
         if self.base_model is None:
             raise ValueError("give the base model whose adapters are to be trained: base_model")
-        if self.without_keys and self.host not in LOOPBACK:
-            raise ValueError(
-                f"without_keys is only for loopback, and the host is {self.host}: "
-                "make keys with `enginehouse tinker keys add NAME` instead"
-            )
         if "megatron" in {self.trainer, self.sampler} and self.megatron_url is None:
             raise ValueError(
                 "megatron needs the address of its server: megatron_url (or MEGATRON_SERVER_URL)"

@@ -26,8 +26,9 @@ class Future:
     """A request that was accepted, and its answer once there is one.
 
     `details` are small facts that the owner gave with it. `content_type` and `size` (bytes) are
-    those of the answer, `order` counts the answers of the service. `queue_state` and `reason` say
-    why it waits. Only `Futures` changes a future, but for `take`.
+    those of the answer, `order` counts the answers of the service. `accepted_at` and `answered_at`
+    are Unix times. `queue_state` and `reason` say why it waits. Only `Futures` changes a future,
+    but for `take`.
     """
 
     def __init__(self, accepted: Accepted, journal: FutureJournal) -> None:
@@ -37,6 +38,8 @@ class Future:
         self.user = accepted.user
         self.details: Mapping[str, Any] = accepted.details
         self.replayed = accepted.replayed
+        self.accepted_at = accepted.at
+        self.answered_at: float | None = None
         self.state: State = "waiting"
         self.content_type = ""
         self.size = 0
@@ -107,6 +110,7 @@ class Future:
     def answer(self, answered: Answered) -> None:
         """Take over an answer that is in the journal, and wake who waits for it."""
         self.state = answered.outcome
+        self.answered_at = answered.at
         self.content_type = answered.content_type
         self.size = answered.size
         self.order = answered.order

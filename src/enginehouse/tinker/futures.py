@@ -79,9 +79,21 @@ class Futures:
         """Those without an answer, in order of acceptance."""
         return list(self._waiting.values())
 
+    def of_user(self, user: str) -> list[Future]:
+        """All that are kept of a user, in the order in which they were accepted."""
+        return [future for future in self._futures.values() if future.user == user]
+
     def accepted(self, key: str) -> Future | None:
         """The future of that key, answered or not."""
         return self._by_key.get(key)
+
+    def models(self) -> Mapping[str, str]:
+        """The models that have jobs which may have to be computed again, with their users."""
+        return {
+            model_id: next(iter(jobs.values())).user
+            for model_id, jobs in self._replayable.items()
+            if jobs
+        }
 
     def answered(self, *, model_id: str, after: int) -> list[Future]:
         """The answered jobs of a model with a seq_id above `after`, by seq_id, bodies included."""

@@ -16,13 +16,14 @@ from enginehouse.core.errors import TinkerError
 
 logger = logging.getLogger(__name__)
 
-LOCAL_USER: Final = "local"
-"""Who a request without a key acts as, where the operator allows that."""
+DOWNLOADS: Final = "/api/v1/downloads/"
+"""Where links begin that carry a signature: the SDK follows them without a key."""
 
 _OPEN = frozenset({"/api/v1/healthz"})
 # What clients ask for while they wait for work that was accepted; it goes on during a drain.
 _FOLLOW_UPS = frozenset(
     {
+        "/api/v1/auth/token",
         "/api/v1/cancel_future",
         "/api/v1/client/config",
         "/api/v1/client/dynamic_config",
@@ -38,8 +39,8 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "testclient"})
 class Guard:
     """An ASGI application around another one.
 
-    `authenticate` gives the user of an API key, or None. Routes find the user in
-    `request.state.user`; None where loopback may ask without a key. Larger bodies than
+    `authenticate` gives the user of an API key, or of a request without one, or None. Routes find
+    the user in `request.state.user`; None where nobody in particular may ask. Larger bodies than
     `largest_body` bytes are refused while they are read.
     """
 
@@ -47,14 +48,12 @@ class Guard:
         self,
         application: ASGIApp,
         *,
-        authenticate: Callable[[str], str | None],
+        authenticate: Callable[[str | None], str | None],
         largest_body: int,
-        without_keys: bool = False,
     ) -> None:
         self._application = application
         self._authenticate = authenticate
         self._largest_body = largest_body
-        self._without_keys = without_keys
         self.draining = False
         """Whether new work is refused, in a way that clients try again."""
 
@@ -97,23 +96,21 @@ class Guard:
         if not key:
             kind, _, bearer = headers.get("authorization", b"").decode("latin-1").partition(" ")
             key = bearer.strip() if kind.lower() == "bearer" else ""
+        user = self._authenticate(key or None)
+        if user is not None:
+            return user
         if key:
-            user = self._authenticate(key)
-            if user is not None:
-                return user
             raise TinkerError(
                 "the API key is not known here",
                 fix="ask the operator for one (`enginehouse tinker keys add NAME` makes it), "
                 "and set TINKER_API_KEY to it",
                 status=401,
             )
-        if scope["path"] in _OPEN:
+        path = scope["path"]
+        if path in _OPEN or path.startswith(DOWNLOADS):
             return None
-        if _is_local(scope):
-            if self._without_keys:
-                return LOCAL_USER
-            if not scope["path"].startswith(("/api/", "/v1")):
-                return None  # the operator's pages, which say so themselves
+        if _is_local(scope) and not path.startswith(("/api/", "/v1")):
+            return None
         raise TinkerError(
             "the request has no API key",
             fix="send it as X-API-Key, or as Authorization: Bearer KEY; "

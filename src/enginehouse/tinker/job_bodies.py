@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from enginehouse.core.errors import TinkerError
-from enginehouse.core.strict_model import StrictModel, explain
+from enginehouse.core.strict_model import StrictModel
 from enginehouse.tinker.data import AdamStep, LoraSpec
 
 SeqId = Annotated[int, Field(ge=0, lt=2**63)]
@@ -137,18 +136,3 @@ class SaveWeightsExternal(StrictModel):
     ttl_seconds: Ttl | None = None
     age_encryption_recipients: list[str] | None = None
     type: Literal["save_weights_external"] = "save_weights_external"
-
-
-Body = TypeVar("Body", bound=StrictModel)
-
-
-def read_job(body: bytes, kind: type[Body]) -> Body:
-    """A job's body. Raises TinkerError, which names every field that is unknown or wrong."""
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        raise TinkerError(
-            f"the request was not understood: {'; '.join(explain(error, kind))}",
-            fix="this service implements the API of the tinker SDK 0.38.0, with AdamW as its only "
-            "optimizer",
-        ) from None

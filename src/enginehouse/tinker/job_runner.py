@@ -19,6 +19,7 @@ from enginehouse.tinker.kl_figures import measure_kl
 from enginehouse.tinker.model_jobs import ModelJobs
 from enginehouse.tinker.model_states import Failure
 from enginehouse.tinker.order import Job
+from enginehouse.tinker.parts import join_results
 from enginehouse.tinker.residency import Model, Residency
 from enginehouse.tinker.trainer_life import TrainerLife
 from enginehouse.tinker.trainers.base import Trainer
@@ -84,35 +85,39 @@ class JobRunner:
         for model in models:
             await self._bring_in(model, keep=models)
         requests = {
-            job: job.request
-            for model, job in work
-            if model.lost is None and job.request is not None and job.error is None
+            job: job.part for model, job in work if model.lost is None and job.part is not None
         }
         began = self._clock()
         computed = await self._trainer.compute(list(requests.values())) if requests else []
-        took = self._clock() - began
+        for model in models:
+            model.computed += self._clock() - began
         results = dict(zip(requests, computed, strict=True))
         for model, job in work:
             result = results.get(job, job.error)
             if model.lost is not None:
                 await self._pass_over(model, job)
             elif isinstance(result, LossResult):
-                model.computed += took
-                await self._computed_pass(model, job, result)
+                await self._computed_part(model, job, result)
             else:
                 await self._fail(model, job, _failure(result))
 
-    async def _computed_pass(self, model: Model, job: Job, result: LossResult) -> None:
-        request = job.request
-        if request is None:
+    async def _computed_part(self, model: Model, job: Job, result: LossResult) -> None:
+        """A part of a forward_backward has been computed; the last one completes its answer."""
+        request, part = job.request, job.part
+        if request is None or part is None:
+            return
+        job.results.append(result)
+        model.used = self._clock()
+        self.tokens += part.tokens
+        self._computed.append((model.used, model.user, part.tokens))
+        if job.part is not None:
             return
         if request.backward:
             model.pending += 1
-        self.tokens += request.tokens
-        self._computed.append((self._clock(), model.user, request.tokens))
         if job.repeated:
             self._finish(model, job)
             return
+        result = join_results(job.results)
         metrics = dict(result.metrics)
         kl = measure_kl(request, result)
         if kl is not None:
@@ -205,12 +210,16 @@ class JobRunner:
         if job.kind == "forward_backward":
             forward_only = job.future.details.get("forward_only", False)
             backward = job.request.backward if job.request else not forward_only
+            if backward and job.results:  # the gradients of its first parts are there
+                model.pending += 1
             if backward and model.broken is None:
                 message = f"the forward_backward with seq_id {job.seq_id}: {failure.message}"
                 model.broken = Failure(message=message, category=failure.category)
         elif job.kind == "optim_step":
             if model.pending:
                 await self._bring_in(model)
+                if model.lost is not None:
+                    return
                 await self._trainer.drop_gradients(model.model_id)
             model.pending = 0
             model.broken = None

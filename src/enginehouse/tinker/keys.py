@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
@@ -23,11 +24,15 @@ from filelock import FileLock
 
 from enginehouse.core.errors import ConfigurationError, StoreError
 from enginehouse.core.system_errors import advice
-from enginehouse.store.files import write_whole
+from enginehouse.store.files import require_folder, write_whole
+from enginehouse.store.private import make_private
 from enginehouse.tinker.signing import Signer
 
 VARIABLE: Final = "ENGINEHOUSE_TINKER_KEYS"
+KEYS: Final = "keys.json"
+"""The file in a service's home with the keys that were added."""
 LOCAL_USER: Final = "local"
+ORGANISATION: Final = "enginehouse"
 _PREFIX: Final = "tml-"  # the SDK accepts no other
 _USER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -48,6 +53,14 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def key_id(self) -> str:
         """What people call it: the beginning of its digest, 8 hexadecimal digits."""
         return self.sha256[:8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedKey:
+    """A key, and the file or the variable that it comes from."""
+
+    key: Key
+    place: str
 
 
 class _Stored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -114,7 +127,8 @@ class KeyFile:
         return revoked[0]
 
     def _lock(self) -> FileLock:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        require_folder(self.path.parent)
+        make_private(self.path.parent)
         return FileLock(f"{self.path}.lock", timeout=10)
 
     def _write(self, keys: list[Key]) -> None:
@@ -137,13 +151,14 @@ class Keys:
         *,
         signer: Signer,
         operator_file: Path | None = None,
-        variable: str = "",
+        from_variable: Sequence[Key] = (),
         loopback: bool = True,
     ) -> None:
         self._file = file
-        self._signer = signer
+        self.signer = signer
+        """What the service signs logins and links with."""
         self._operator_file = operator_file
-        self._from_variable = parse_keys(variable.replace(",", "\n"), place=VARIABLE)
+        self._from_variable = from_variable
         self._states: list[tuple[int, int, int] | None] = []
         self._keys: dict[str, list[Key]] = {}  # by id
         self._open_to_all = loopback  # until a key is configured, and never again after that
@@ -164,10 +179,10 @@ class Keys:
         for keys that cannot be read; StoreError for a damaged keys.json.
         """
         keys = cls(
-            KeyFile(home / "keys.json"),
+            KeyFile(home / KEYS),
             signer=Signer.open(home / "secret"),
             operator_file=operator_file,
-            variable=environment.get(VARIABLE, ""),
+            from_variable=_variable_keys(environment),
             loopback=is_loopback(host),
         )
         if not keys._keys and not is_loopback(host):
@@ -192,7 +207,7 @@ class Keys:
         if not key:
             return None
         if not key.startswith(_PREFIX):
-            claims = self._signer.read(key, purpose=_LOGIN)
+            claims = self.signer.read(key, purpose=_LOGIN)
             return self._find(claims["key"]) if claims else None
         return self._find(_digest(key))
 
@@ -206,23 +221,17 @@ class Keys:
             return None
         known = self.identify(key)
         claims = {
-            "iss": "enginehouse",
+            "iss": ORGANISATION,
             "sub": f"tml:user:{user}",
-            "org_id": "enginehouse",
+            "org_id": ORGANISATION,
             "email": user if "@" in user else None,
             "key": known.sha256 if known else "",
         }
-        return self._signer.sign(claims, purpose=_LOGIN, seconds=_LOGIN_SECONDS)
+        return self.signer.sign(claims, purpose=_LOGIN, seconds=_LOGIN_SECONDS)
 
     def revoke(self, key: Key) -> None:
         """Revoke a key for its owner. Raises ConfigurationError if it is not in keys.json."""
         self._file.revoke(key.key_id)
-
-    def all(self) -> Sequence[tuple[Key, str]]:
-        """Every key, and where it comes from."""
-        listed = [(key, str(self._file.path)) for key in self._file.read()]
-        listed += [(key, str(self._operator_file)) for key in self._from_operator_file()]
-        return listed + [(key, VARIABLE) for key in self._from_variable]
 
     def _reload(self) -> None:
         if self._states == self._current_states():
@@ -237,7 +246,9 @@ class Keys:
 
     def _load(self) -> None:
         states = self._current_states()
-        keys = [*self._from_variable, *self._from_operator_file(), *self._file.read()]
+        keys = [*self._from_variable, *self._file.read()]
+        if self._operator_file:
+            keys += read_operator_file(self._operator_file)
         self._keys = {}
         for key in keys:
             self._keys.setdefault(key.key_id, []).append(key)
@@ -251,20 +262,37 @@ class Keys:
                 return key
         return None
 
-    def _from_operator_file(self) -> list[Key]:
-        if self._operator_file is None:
-            return []
-        try:
-            text = self._operator_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(
-                f"cannot read the keys in {self._operator_file}", why=str(error)
-            ) from error
-        return parse_keys(text, place=str(self._operator_file))
-
     def _current_states(self) -> list[tuple[int, int, int] | None]:
         files = [self._file.path, *([self._operator_file] if self._operator_file else [])]
         return [_state(file) for file in files]
+
+
+def list_keys(
+    home: Path,
+    *,
+    operator_file: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> list[ListedKey]:
+    """Every key that a service with this home accepts. Raises ConfigurationError and StoreError."""
+    file = KeyFile(home / KEYS)
+    places = {str(file.path): file.read(), VARIABLE: _variable_keys(environment)}
+    if operator_file:
+        places[str(operator_file)] = read_operator_file(operator_file)
+    return [ListedKey(key=key, place=place) for place, keys in places.items() for key in keys]
+
+
+def read_operator_file(path: Path) -> list[Key]:
+    """The keys in a file of the operator's: see parse_keys. Raises ConfigurationError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read the keys in {path}", why=str(error)) from error
+    return parse_keys(text, place=str(path))
+
+
+def _variable_keys(environment: Mapping[str, str]) -> list[Key]:
+    """Lines, or the same with commas between them."""
+    return parse_keys(environment.get(VARIABLE, "").replace(",", "\n"), place=VARIABLE)
 
 
 def parse_keys(text: str, *, place: str) -> list[Key]:

@@ -11,7 +11,7 @@ class Limits:
 
     `rank`, and `adapters` that one user may train at the same time. `request_tokens` is the most of
     one forward_backward request, `pass_tokens` the most that the trainer computes in one pass if
-    that is more than one request. `waiting_jobs` is the most of one user. `resident` models fit
+    that is more than one sequence. `waiting_jobs` is the most of one user. `resident` models fit
     into the trainer's memory.
 
     A model's state is saved when it has been idle for `settle`, and it leaves the memory after
@@ -19,13 +19,13 @@ class Limits:
     as long each time, up to half a minute; when nothing has been computed for `patience`, the jobs
     that wait fail. Above `kl_threshold`, a |v1| or v2 is warned about. Without `train_unembed`, no
     adapter has an output layer, whatever its owner asked for. `snapshot_ttl` is how long weights
-    live that were saved for a sampler without a name and a time of their own; None is for ever.
+    live that were saved for a sampler without a name; None is an hour longer than their session.
     """
 
     rank: int = 64
     adapters: int = 64
     request_tokens: int = 1_000_000
-    pass_tokens: int = 16_384
+    pass_tokens: int = 8192
     waiting_jobs: int = 4096
     resident: int = 16
     settle: float = 5.0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Final
 
 import orjson
+
+from enginehouse.runtime.context import Context
 
 _ROOM: Final = "enginehouse.tinker"
 _LARGEST: Final = 10_000_000  # bytes of one file
@@ -52,3 +55,14 @@ def logging_to(file: Path) -> Iterator[None]:
         room.setLevel(level)
         room.propagate = propagate
         handler.close()
+
+
+def noting_in_log(context: Context) -> Context:
+    """The same context, whose notes are logged, too."""
+    room = logging.getLogger(_ROOM)
+
+    def notify(note: str) -> None:
+        room.info(note)
+        context.notify(note)
+
+    return replace(context, notify=notify)

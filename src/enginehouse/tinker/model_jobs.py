@@ -7,10 +7,11 @@ import json
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from enginehouse.core.errors import TinkerError
+from enginehouse.tinker.bodies import parse_json
 from enginehouse.tinker.checkpoint_paths import CheckpointPath
 from enginehouse.tinker.checkpoints import CheckpointStore
 from enginehouse.tinker.data import LoraSpec
@@ -21,7 +22,6 @@ from enginehouse.tinker.job_bodies import (
     SaveWeights,
     SaveWeightsExternal,
     SaveWeightsForSampler,
-    read_job,
 )
 from enginehouse.tinker.limits import Limits
 from enginehouse.tinker.order import Job
@@ -34,6 +34,9 @@ from enginehouse.tinker.records.entries import (
 from enginehouse.tinker.records.records import Records
 from enginehouse.tinker.residency import Model, Residency
 from enginehouse.tinker.trainers.base import Trainer
+
+_UNNAMED = "unnamed-"
+_GRACE = timedelta(hours=1)
 
 SamplerSaved = Callable[[CheckpointRecord], Awaitable[None]]
 
@@ -83,14 +86,26 @@ class ModelJobs:
     async def repeat(self, model: Model, job: Job) -> None:
         """Have the effect again that a job had on its model, and no other."""
         if job.kind == "create_model":
-            await self._make(model, job, read_job(job.future.body, CreateModel))
+            await self._make(model, job, await parse_json(job.future.body, CreateModel))
         elif job.kind == "load_weights":
-            await self._load_into(model, job, read_job(job.future.body, LoadWeights))
+            await self._load_into(model, job, await parse_json(job.future.body, LoadWeights))
         elif job.kind == "optim_step":
             await self._optim_step(model, job)
 
+    async def end_snapshots(self, model: Model) -> None:
+        """Have the weights expire soon that were saved for samplers without a name.
+
+        For a model whose session has ended: those samplers were its session's. Raises StoreError.
+        """
+        page = await self._records.checkpoints(model.user, model_id=model.model_id)
+        for checkpoint in page.entries:
+            unnamed = checkpoint.kind == "sampler" and checkpoint.name.startswith(_UNNAMED)
+            if unnamed and not checkpoint.public and checkpoint.expires_at is None:
+                soon = datetime.now(UTC) + _GRACE
+                await self._records.set_expiry(checkpoint.path, user=model.user, expires_at=soon)
+
     async def _create(self, model: Model, job: Job) -> Mapping[str, Any]:
-        body = read_job(job.future.body, CreateModel)
+        body = await parse_json(job.future.body, CreateModel)
         self._require_place(model)
         spec = await self._make(model, job, body)
         await self._record(model, body, spec, base_model=body.base_model)
@@ -105,7 +120,7 @@ class ModelJobs:
         return spec
 
     async def _load(self, model: Model, job: Job) -> Mapping[str, Any]:
-        body = read_job(job.future.body, LoadWeights)
+        body = await parse_json(job.future.body, LoadWeights)
         if body.weights_access_token is not None:
             raise TinkerError(
                 "weights_access_token is not supported by this service",
@@ -165,7 +180,8 @@ class ModelJobs:
         return checkpoint
 
     async def _optim_step(self, model: Model, job: Job) -> Mapping[str, Any]:
-        step = read_job(job.future.body, OptimStep).adam_params.step()
+        body = await parse_json(job.future.body, OptimStep)
+        step = body.adam_params.step()
         if model.broken is not None:
             raise TinkerError(
                 f"no step was taken, since a part of its batch failed: {model.broken.message}",
@@ -182,7 +198,7 @@ class ModelJobs:
         return {"metrics": finite}  # JSON has no others
 
     async def _save_weights(self, model: Model, job: Job) -> Mapping[str, Any]:
-        body = read_job(job.future.body, SaveWeights)
+        body = await parse_json(job.future.body, SaveWeights)
         checkpoint = await self._save(
             model,
             job,
@@ -195,7 +211,7 @@ class ModelJobs:
         return {"path": checkpoint.path}
 
     async def _save_for_sampler(self, model: Model, job: Job) -> Mapping[str, Any]:
-        body = read_job(job.future.body, SaveWeightsForSampler)
+        body = await parse_json(job.future.body, SaveWeightsForSampler)
         number = body.sampling_session_seq_id
         if (body.path is None) == (number is None):
             raise TinkerError(
@@ -230,7 +246,7 @@ class ModelJobs:
         return {"sampling_session_id": sampler.sampling_session_id}
 
     async def _save_external(self, model: Model, job: Job) -> Mapping[str, Any]:
-        body = read_job(job.future.body, SaveWeightsExternal)
+        body = await parse_json(job.future.body, SaveWeightsExternal)
         if body.age_encryption_recipients:
             raise TinkerError(
                 "age_encryption_recipients: this service does not encrypt exported weights",
@@ -257,7 +273,11 @@ class ModelJobs:
         saved = await self._records.checkpoint_saved_by(request_id)
         if saved is not None:
             return saved
-        path = CheckpointPath(model.model_id, kind, name or f"step-{job.seq_id:06d}")
+        if name is not None and name.startswith(_UNNAMED):
+            raise TinkerError(
+                f"the name of a checkpoint cannot begin with {_UNNAMED!r}", fix="choose another"
+            )
+        path = CheckpointPath(model.model_id, kind, name or f"{_UNNAMED}{job.seq_id:06d}")
         record = await self._records.model(model.model_id, user=None)
         async with self._checkpoints.reserve(
             path, request_id=request_id, overwrite=overwrite

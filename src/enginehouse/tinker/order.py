@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from enginehouse.core.errors import TinkerError
-from enginehouse.tinker.data import LossRequest
+from enginehouse.tinker.data import LossRequest, LossResult
 from enginehouse.tinker.future import Future
 
 
@@ -15,7 +15,8 @@ class Job:
     """One request that a model's order contains.
 
     `repeated` is one that was answered before the trainer lost the model: it has its effect again,
-    and nobody is told. `request` is its body once it has been decoded.
+    and nobody is told. `request` is the body of a forward_backward once it has been decoded, or
+    `error` why it cannot be computed. It is computed in `parts`; the first ones gave `results`.
     """
 
     future: Future
@@ -23,16 +24,19 @@ class Job:
     repeated: bool = False
     request: LossRequest | None = None
     error: TinkerError | None = None
+    parts: tuple[LossRequest, ...] = ()
+    results: list[LossResult] = field(default_factory=list)
+
+    @property
+    def part(self) -> LossRequest | None:
+        """The part that is to be computed next; None if there is none."""
+        done = len(self.results)
+        return self.parts[done] if self.error is None and done < len(self.parts) else None
 
     @property
     def kind(self) -> str:
         """Such as "forward_backward"."""
         return self.future.kind
-
-    @property
-    def tokens(self) -> int:
-        """How many positions it computes."""
-        return self.request.tokens if self.request is not None else 0
 
 
 class Line:
@@ -54,6 +58,11 @@ class Line:
     def add(self, job: Job) -> None:
         """Put a job in its place. Its seq_id is `next` or higher."""
         self._jobs[job.seq_id] = job
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for one of them."""
+        return any(not job.repeated for job in self._jobs.values())
 
     def first(self) -> Job | None:
         """The job with the lowest seq_id, whether or not all before it have arrived."""

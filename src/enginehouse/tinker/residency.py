@@ -52,6 +52,12 @@ class Model:
         return self.resident and self.line.next - 1 > self.saved
 
     @property
+    def divided(self) -> bool:
+        """Whether some parts of its next job have been computed, and others have not."""
+        job = self.line.ready()
+        return job is not None and bool(job.results)
+
+    @property
     def worth_saving(self) -> bool:
         """Whether losing what is not saved would cost much more than saving it."""
         return self.dirty and self.computed >= _WORTHWHILE * self.saving_took
@@ -87,7 +93,10 @@ class Residency:
         return iter(list(self._models.values()))
 
     def restore(self) -> None:
-        """Know the models that have states on disk. Raises StoreError for the folder itself."""
+        """Know the models that have states on disk, or jobs that may have to be done again.
+
+        Raises StoreError for the folder itself.
+        """
         for model_id in self._states.model_ids():
             try:
                 state = self._states.newest(model_id)
@@ -96,6 +105,8 @@ class Residency:
             else:
                 if state is not None:
                     self.model(model_id, user=state.user)
+        for model_id, user in self._futures.models().items():
+            self.model(model_id, user=user)
 
     def known(self, model_id: str) -> Model | None:
         """A model that was asked for before, or had a state when the service started."""
@@ -113,6 +124,8 @@ class Residency:
         """Go back to the newest state, and put the jobs after it that were done in line again."""
         model.resident = False
         model.computed = 0.0
+        for job in model.line:
+            job.results.clear()
         try:
             state = self._states.newest(model.model_id)
         except StoreError as error:
@@ -152,7 +165,7 @@ class Residency:
     async def make_room(self, *, keep: Collection[Model] = ()) -> None:
         """Make a place for one more model."""
         resident = [model for model in self if model.resident]
-        for model in sorted(resident, key=lambda model: model.used):
+        for model in sorted(resident, key=lambda model: (model.divided, model.used)):
             if len(resident) < self._capacity:
                 return
             if model not in keep:
@@ -179,8 +192,11 @@ class Residency:
         """Save the state of a model in memory, if it has changed.
 
         `applied` is the last job that it contains, by default the last one that is finished.
-        Returns False, and says why, if it cannot be saved: the older state is then still there.
+        Returns False, and says why, if it cannot be saved: the older state is then still there. A
+        model whose next job is divided cannot: its gradients belong to no whole number of jobs.
         """
+        if model.divided:
+            return False
         applied = model.line.next - 1 if applied is None else applied
         if not model.resident or applied <= model.saved or model.spec is None:
             return True
@@ -207,10 +223,14 @@ class Residency:
         self._futures.forget_bodies(model_id=model.model_id, up_to=applied)
         return True
 
-    async def forget(self, model: Model) -> None:
+    async def remove(self, model: Model) -> None:
         """Remove a model from memory and from disk: nobody will train it any more. Idempotent."""
         if model.resident:
             await self._trainer.unload(model.model_id)
+            model.resident = False
         self._states.remove(model.model_id)
+
+    def forget(self, model: Model) -> None:
+        """Know nothing of a model that was removed."""
         self._futures.forget_bodies(model_id=model.model_id, up_to=_LAST)
         self._models.pop(model.model_id, None)

@@ -59,14 +59,14 @@ class TrainerLife:
         try:
             await self._trainer.start()
         except EnginehouseError as error:
-            self._set_back(f"the trainer does not start: {error}")
+            self._set_back(f"the trainer does not start: {worded(error)}")
         else:
             self._starts += 1
             self.why_not = None
 
     def ended(self, error: EnginehouseError) -> None:
         """It has ended, and must be started again."""
-        self._set_back(f"the trainer has ended and is being started again: {error.message}")
+        self._set_back(f"the trainer has ended and is being started again: {worded(error)}")
 
     def progressed(self) -> None:
         """It has computed something."""
@@ -78,3 +78,8 @@ class TrainerLife:
         if self._since is None:
             self._since = self._clock()
         self.why_not = why
+
+
+def worded(error: EnginehouseError) -> str:
+    """What users are told of an error of the trainer, in one line; where its log lies is not."""
+    return f"{error.message} ({error.why})" if error.why else error.message

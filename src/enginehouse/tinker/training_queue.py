@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from enginehouse.core.errors import ServerGoneError, TinkerError
+from enginehouse.core.errors import EnginehouseError, ServerGoneError, TinkerError
 from enginehouse.runtime.context import Notify
 from enginehouse.tinker.checkpoints import CheckpointStore
 from enginehouse.tinker.future import Future
@@ -24,7 +24,7 @@ from enginehouse.tinker.order import Job
 from enginehouse.tinker.queue_status import QueueStatus, describe_models, describe_users
 from enginehouse.tinker.records.records import Records
 from enginehouse.tinker.residency import Model, Residency
-from enginehouse.tinker.trainer_life import TrainerLife
+from enginehouse.tinker.trainer_life import TrainerLife, worded
 from enginehouse.tinker.trainers.base import Trainer
 from enginehouse.tinker.turns import Turns, Work
 
@@ -87,18 +87,19 @@ class TrainingQueue:
         )
         self._turns = Turns(residency=self._residency, limits=limits)
         self._life = TrainerLife(trainer, limits=limits, clock=clock)
+        self._jobs = ModelJobs(
+            trainer=trainer,
+            residency=self._residency,
+            records=records,
+            checkpoints=checkpoints,
+            limits=limits,
+            on_sampler_saved=on_sampler_saved,
+        )
         self._runner = JobRunner(
             trainer=trainer,
             residency=self._residency,
             futures=futures,
-            jobs=ModelJobs(
-                trainer=trainer,
-                residency=self._residency,
-                records=records,
-                checkpoints=checkpoints,
-                limits=limits,
-                on_sampler_saved=on_sampler_saved,
-            ),
+            jobs=self._jobs,
             life=self._life,
             kl_threshold=limits.kl_threshold,
             clock=clock,
@@ -107,6 +108,7 @@ class TrainingQueue:
         self._explained = float("-inf")
         self._late: list[Future] = []
         self._current: Sequence[Work] = ()
+        self._current_jobs: frozenset[Job] = frozenset()
         self._woken = asyncio.Event()
         self._deadline: float | None = None
         self._running = False
@@ -120,7 +122,7 @@ class TrainingQueue:
         model = self._residency.known(model_id)
         if model is None or seq_id <= model.line.next:
             return
-        waiting = sum(1 for _, job in self._waiting() if job.future.user == user)
+        waiting = sum(len(other.line) for other in self._residency if other.user == user)
         if waiting >= self._limits.waiting_jobs:
             raise TinkerError(
                 f"{waiting} jobs of yours are waiting, as many as this service accepts",
@@ -145,6 +147,7 @@ class TrainingQueue:
                     "was deleted. Create a new one, from its last checkpoint if it has one",
                     category="user",
                 )
+                model.retired = True
         if seq_id < model.line.next and model.lost is None:
             self._late.append(future)
         else:
@@ -157,7 +160,7 @@ class TrainingQueue:
     def retire(self, session_id: str) -> None:
         """Forget the models of a session that has ended, as soon as none of their jobs can be done.
 
-        Their checkpoints stay. Idempotent.
+        Their checkpoints stay, but for the nameless ones of their samplers. Idempotent.
         """
         for model in self._residency:
             if model.model_id.partition(":train:")[0] == session_id:
@@ -183,6 +186,7 @@ class TrainingQueue:
             await self._save_all()
         finally:
             self._running = False
+            self._explain(at_once=True)
             self._stopped.set()
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 (how long jobs may begin)
@@ -227,11 +231,13 @@ class TrainingQueue:
             await self._fail_late()
             await self._forget_retired()
             self._current = await self._turns.next(self._trainer.info, deaths=self._deaths)
+            self._current_jobs = frozenset(job for _, job in self._current)
             self._explain()
             if self._current:
                 await self._runner.run(self._current)
-                for _, job in self._current:
-                    self._deaths.pop(job.future.request_id, None)
+                for model, job in self._current:
+                    if model.line.ready() is not job:  # it is done, and not only a part of it
+                        self._deaths.pop(job.future.request_id, None)
             else:
                 await self._rest()
         except ServerGoneError as error:
@@ -241,6 +247,7 @@ class TrainingQueue:
             await self._abandon(self._current, error)
         finally:
             self._current = ()
+            self._current_jobs = frozenset()
 
     async def _rest(self) -> None:
         """Save or evict a model that is idle, or wait until there is something to do."""
@@ -319,7 +326,7 @@ class TrainingQueue:
             if self._deaths[request_id] >= _DEADLY and len(work) == 1:
                 failure = Failure(
                     message=f"this job was in the trainer at {_DEADLY} deaths of it, at the last "
-                    f"one alone: {error}",
+                    f"one alone: {worded(error)}",
                     category="server",
                 )
                 await self._runner.settle(model, job, failure)
@@ -345,7 +352,7 @@ class TrainingQueue:
             future = self._late.pop()
             await self._futures.fail(
                 future,
-                "the job was done, but its answer was lost when the service was restarted",
+                "the job was done before, and its answer is no longer kept",
                 category="server",
             )
 
@@ -354,10 +361,16 @@ class TrainingQueue:
         for model in self._residency:
             if not model.retired or model.line.ready() is not None:
                 continue
+            try:
+                await self._jobs.end_snapshots(model)
+            except EnginehouseError as error:
+                self._notify(f"the snapshots of {model.model_id} do not expire: {error}")
+            await self._residency.remove(model)
             ended = Failure(message="the model's session has ended", category="user")
-            for job in model.line:
-                await self._runner.answer_failure(job, model.lost or ended)
-            await self._residency.forget(model)
+            while left := [job for job in model.line if job.future.state == "waiting"]:
+                for job in left:  # more may be submitted meanwhile
+                    await self._runner.answer_failure(job, model.lost or ended)
+            self._residency.forget(model)
 
     # Why jobs wait
 
@@ -378,13 +391,15 @@ class TrainingQueue:
 
     def _hold(self, model: Model, job: Job) -> None:
         reason = self._reason(model, job)
-        paused = self._life.why_not is not None or reason == _OTHERS
+        paused = self._life.why_not is not None or not self._running or reason == _OTHERS
         self._futures.hold(job.future, reason, state="paused_capacity" if paused else "active")
 
     def _reason(self, model: Model, job: Job) -> str:
+        if self._deadline is not None and not self._running:
+            return "the service is being restarted; the job is kept and will be done"
         if self._life.why_not is not None:
             return self._life.why_not
-        if any(job is current for _, current in self._current):
+        if job in self._current_jobs:
             return "it is being computed"
         head = model.line.ready()
         if head is None:

@@ -12,6 +12,7 @@ from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.fairness import FairTurns
 from enginehouse.tinker.limits import Limits
 from enginehouse.tinker.order import Job
+from enginehouse.tinker.parts import split_request
 from enginehouse.tinker.residency import Model, Residency
 from enginehouse.tinker.trainers.base import TrainerInfo
 from enginehouse.tinker.wire import check_data, decode_loss_request
@@ -37,7 +38,10 @@ class Work(NamedTuple):
     @property
     def is_pass(self) -> bool:
         """Whether it is a forward pass, which others can share."""
-        return self.job.kind == "forward_backward" and not self.settled and not self.model.lost
+        if self.job.kind != "forward_backward" or self.settled or self.model.lost is not None:
+            return False
+        forward_only = self.job.future.details.get("forward_only", False)
+        return not (self.job.repeated and forward_only)  # which had no effect
 
 
 class Turns:
@@ -46,6 +50,7 @@ class Turns:
     Users take turns as FairTurns says, and the models of a user one after another. A turn is one
     job; but as many forward_backwards as fit into `pass_tokens` together are computed in one pass,
     in the order in which their turns would come: chunks of one batch, and jobs of different models.
+    A forward_backward that is larger has a turn for each part of it.
 
     A model that was lost with the trainer is recovered when it is asked for something, and in one
     go: were it interrupted by others that take its place in memory, it would never be done where
@@ -83,13 +88,15 @@ class Turns:
                 self._take(work, _STEP_COST)
                 return [work]
             await self._decode(work.job, info)
-            size = 0 if work.job.error else work.job.tokens
+            part = work.job.part
+            size = part.tokens if part is not None else 0
             if chosen and tokens + size > self._limits.pass_tokens:
                 return chosen
             self._take(work, size)
             chosen.append(work)
             tokens += size
-            if suspect or not info.batches:
+            unfinished = len(work.job.results) + 1 < len(work.job.parts)
+            if suspect or unfinished or not info.batches:
                 return chosen
 
     def _candidate(self, chosen: list[Work]) -> Work | None:
@@ -145,12 +152,13 @@ class Turns:
             max_length=info.max_length,
             losses=info.losses,
         )
-        if job.tokens > self._limits.request_tokens:
+        if job.request.tokens > self._limits.request_tokens:
             raise TinkerError(
-                f"the request has {job.tokens} tokens, and {self._limits.request_tokens} are the "
-                "most of one request here",
+                f"the request has {job.request.tokens} tokens, and {self._limits.request_tokens} "
+                "are the most of one request here",
                 fix="send the batch in several forward_backward requests",
             )
+        job.parts = split_request(job.request, tokens=self._limits.pass_tokens)
 
 
 def _next(model: Model, after: int = 0) -> Job | None:
@@ -158,6 +166,6 @@ def _next(model: Model, after: int = 0) -> Job | None:
     if model.lost is not None:
         return None if after else model.line.first()
     job = model.line.ready(after)
-    if job is not None and job.repeated and all(other.repeated for other in model.line):
+    if job is not None and job.repeated and not model.line.is_awaited:
         return None
     return job

@@ -7,7 +7,7 @@ from contextlib import suppress
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import AdapterError, BadRequestError, ServerFaultError
 from enginehouse.weights.peft_folder import PeftFolder
-from enginehouse.weights.proof import Effect, prove_effect
+from enginehouse.weights.proof import Effect, prove_beside_others, prove_effect
 
 
 async def load_adapter(server: HTTPSampler, name: str, *, path: str) -> None:
@@ -46,15 +46,22 @@ def _refused(
 
 
 async def prove_or_reload(
-    server: HTTPSampler, name: str, *, path: str, info: PeftFolder | None = None
+    server: HTTPSampler,
+    name: str,
+    *,
+    path: str,
+    info: PeftFolder | None = None,
+    beside_others: bool = False,
 ) -> Effect:
     """Prove the effect of an adapter that had one before; load it again if it was lost.
 
-    Raises AdapterError if it cannot be loaded, or has no effect even then, and WireError.
+    `beside_others`: by prove_beside_others. Raises AdapterError if it cannot be loaded, or has no
+    effect even then, and WireError.
     """
     model = server.adapter_model(name)
+    prove = prove_beside_others if beside_others else prove_effect
     with suppress(AdapterError):
-        return await prove_effect(server, model=model, base_model=server.model, info=info)
+        return await prove(server, model=model, base_model=server.model, info=info)
     await unload_adapter(server, name)
     await load_adapter(server, name, path=path)
-    return await prove_effect(server, model=model, base_model=server.model, info=info)
+    return await prove(server, model=model, base_model=server.model, info=info)

@@ -8,10 +8,11 @@ base_model.model.MODULE.lora_A.weight, of shape (rank, inputs), and …lora_B.we
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -43,20 +44,26 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 _Rank = Annotated[int, msgspec.Meta(ge=1)]
 
+_Number = TypeVar("_Number", int, float)
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class PeftFolder(msgspec.Struct, frozen=True, kw_only=True):
     """The content of an adapter's folder. `modules`: those it changes, by the base model's names.
 
-    `size` is that of the tensors' file in bytes. `is_zero`: its A, its B or its alpha is zero
-    wherever it is applied, so that it changes nothing (as before the first step).
+    `scalings` are what each module's B A is multiplied with; `is_transposed`: the base's weights
+    are stored as (inputs, outputs), as in GPT-2. `size` is that of the tensors' file in bytes.
+    `is_zero`: its A, its B or its alpha is zero wherever it is applied, so that it changes nothing
+    (as before the first step).
     """
 
     base_model: str | None
     rank: int
     alpha: float
     modules: tuple[str, ...]
+    scalings: Mapping[str, float]
+    is_transposed: bool
     size: int
     is_zero: bool
 
@@ -73,14 +80,28 @@ class _Config(msgspec.Struct, frozen=True):
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] | None = None
     rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    use_rslora: bool | None = None
     fan_in_fan_out: bool | None = None
 
     def rank_of(self, module: str) -> int:
         """The rank that PEFT gives a module: of the first pattern that ends its name, or `r`."""
-        for pattern, rank in (self.rank_pattern or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return rank
-        return self.r
+        return _by_pattern(self.rank_pattern, module, otherwise=self.r)
+
+    def scaling_of(self, module: str) -> float:
+        """What PEFT multiplies a module's B A with."""
+        alpha = _by_pattern(self.alpha_pattern, module, otherwise=self.lora_alpha)
+        rank = self.rank_of(module)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def _by_pattern(
+    patterns: Mapping[str, _Number] | None, module: str, *, otherwise: _Number
+) -> _Number:
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return otherwise
 
 
 class _Tensor(msgspec.Struct, frozen=True):
@@ -130,6 +151,8 @@ def read_peft_folder(
         rank=rank,
         alpha=config.lora_alpha,
         modules=tuple(sorted(modules)),
+        scalings={module: config.scaling_of(module) for module in modules},
+        is_transposed=bool(config.fan_in_fan_out),
         size=(folder / TENSORS).stat().st_size,
         is_zero=config.lora_alpha == 0
         or all(part["A"].values.is_zero or part["B"].values.is_zero for part in modules.values()),
@@ -191,7 +214,12 @@ def _config(folder: Path) -> _Config:
         )
     try:
         config = msgspec.convert(fields, _Config)
-        for text in (config.target_modules, config.exclude_modules, *(config.rank_pattern or ())):
+        for text in (
+            config.target_modules,
+            config.exclude_modules,
+            *(config.rank_pattern or ()),
+            *(config.alpha_pattern or ()),
+        ):
             re.compile(text if isinstance(text, str) else "")
     except (msgspec.ValidationError, re.error) as error:
         raise AdapterError(

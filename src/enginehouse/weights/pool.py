@@ -24,9 +24,9 @@ from enginehouse.core.errors import (
 from enginehouse.core.sampler import Capabilities, Delta, SampleRequest, SampleResponse
 from enginehouse.weights.loading import load_adapter, prove_or_reload, unload_adapter
 from enginehouse.weights.peft_folder import Shapes
-from enginehouse.weights.proof import Effect, prove_effect
+from enginehouse.weights.proof import Effect, prove_beside_others, prove_effect
 from enginehouse.weights.residence import Residence, Resident, State
-from enginehouse.weights.store import AdapterStore, StoredAdapter
+from enginehouse.weights.store import AdapterStore, StoredAdapter, UncopiedAdapters
 
 _ALIAS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")  # without @ and +, which join names
 
@@ -56,6 +56,7 @@ class PooledAdapter(Resident):
 
     Requests name `alias`; the server loads it as `name` and lists it as `model`. `effect` is what
     was last proven of it, None if no proof was asked for. `held` counts the requests in flight.
+    `lost` is why it could not be restored (see AdapterPool).
     """
 
     alias: str
@@ -63,6 +64,7 @@ class PooledAdapter(Resident):
     model: str
     stored: StoredAdapter
     effect: Effect | None = None
+    lost: AdapterError | None = None
     keepers: int = 0  # of its place, whether it is asked or not
 
 
@@ -72,7 +74,10 @@ class AdapterPool:
     At most `max_loras` adapters are loaded: one that is asked for replaces the least recently used
     idle one, never one with requests in flight. An alias stands for the content that its folder had
     when it was last loaded, whatever happens to the folder afterwards. `base` and `max_rank` are
-    what adapters are checked against.
+    what adapters are checked against. `for_many` is for a server that many people ask: adapters
+    are proven beside other requests, and one that cannot be restored after a restart is given up,
+    where the whole restart would fail otherwise; requests for it raise the reason until it has been
+    unloaded and is loaded again.
     """
 
     def __init__(
@@ -80,9 +85,10 @@ class AdapterPool:
         server: HTTPSampler,
         *,
         max_loras: int,
-        store: AdapterStore,
+        store: AdapterStore | UncopiedAdapters,
         base: Shapes | None = None,
         max_rank: int | None = None,
+        for_many: bool = False,
     ) -> None:
         if max_loras < 1:
             raise ConfigurationError("max_loras must be at least 1")
@@ -90,6 +96,7 @@ class AdapterPool:
         self._store = store
         self._base = base
         self._max_rank = max_rank
+        self._for_many = for_many
         self._places = max_loras
         self._residence = Residence[PooledAdapter](max_loras, come=self._load, go=self._unload)
         self._entries: dict[str, PooledAdapter] = {}  # by name
@@ -152,6 +159,30 @@ class AdapterPool:
                     self._drop(entry)
             return entry
 
+    async def prove(self, alias: str) -> Effect:
+        """Prove that an alias's adapter has an effect, now and after each restart.
+
+        Raises as `load` does, NoEffectError among others; the adapter stays.
+        """
+        async with self.held(alias):
+            entry = self._aliases[alias]
+            entry.effect = await self._prove(entry, self._server)
+            return entry.effect
+
+    @asynccontextmanager
+    async def held(self, alias: str) -> AsyncIterator[str]:
+        """Keep an alias's adapter loaded for the block; yields the model that requests name.
+
+        For requests that do not pass through the pool. Raises as `sample` does.
+        """
+        entry = self._aliases.get(alias)
+        if entry is None:
+            raise self._unknown(alias)
+        async with self._residence.hold(entry):
+            if entry.lost is not None:
+                raise entry.lost
+            yield entry.model
+
     @contextmanager
     def _place_kept(self, entry: PooledAdapter) -> Iterator[None]:
         kept = [one.name for one in self._entries.values() if one.keepers]
@@ -197,7 +228,7 @@ class AdapterPool:
             try:
                 return await self._server.sample(request)
             except UnknownModelError:
-                await self._restore_unannounced()
+                await self.restore_unannounced()
                 return await self._server.sample(request)
 
     async def stream(self, request: SampleRequest) -> AsyncIterator[Delta]:
@@ -217,7 +248,7 @@ class AdapterPool:
             except UnknownModelError as error:
                 if entry is None:
                     raise self._unknown(request.model) from error
-                await self._restore_unannounced()
+                await self.restore_unannounced()
             else:
                 return
             async with aclosing(self._deltas(request)) as deltas:
@@ -236,17 +267,22 @@ class AdapterPool:
 
         `direct` asks the same server past the layers in which requests wait for this to be done.
         Adapters that were proven are proven again. Raises AdapterError if the server refuses one
-        that it had accepted before, or if one no longer has an effect.
+        that it had accepted before, or if one no longer has an effect, unless it is `for_many`.
         """
         server = direct or self._server
         listed = await server.models()
         for entry in self._residence.inside:
-            if entry.state is State.IN and entry.model not in listed:
-                await load_adapter(server, entry.name, path=str(entry.stored.path))
-            if entry.effect is not None:
-                entry.effect = await self._prove(entry, server)
+            try:
+                if entry.state is State.IN and entry.model not in listed:
+                    await load_adapter(server, entry.name, path=str(entry.stored.path))
+                if entry.effect is not None:
+                    entry.effect = await self._prove(entry, server)
+            except AdapterError as error:
+                if not self._for_many:
+                    raise
+                entry.lost = error
 
-    async def _restore_unannounced(self) -> None:
+    async def restore_unannounced(self) -> None:
         """Restore after a restart that only failing requests have noticed, one at a time."""
         async with self._restoring:
             await self.restore()
@@ -302,10 +338,18 @@ class AdapterPool:
     async def _prove(self, entry: PooledAdapter, server: HTTPSampler) -> Effect:
         info = entry.stored.info
         if entry.effect is not None:  # it had one, so the server may have lost it
-            return await prove_or_reload(server, entry.name, path=str(entry.stored.path), info=info)
-        return await prove_effect(server, model=entry.model, base_model=server.model, info=info)
+            return await prove_or_reload(
+                server,
+                entry.name,
+                path=str(entry.stored.path),
+                info=info,
+                beside_others=self._for_many,
+            )
+        prove = prove_beside_others if self._for_many else prove_effect
+        return await prove(server, model=entry.model, base_model=server.model, info=info)
 
     async def _load(self, entry: PooledAdapter) -> None:
+        entry.lost = None
         await load_adapter(self._server, entry.name, path=str(entry.stored.path))
 
     async def _unload(self, entry: PooledAdapter) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import msgspec
 
-from enginehouse.core.errors import AdapterError, MalformedResponseError
+from enginehouse.core.errors import AdapterError, MalformedResponseError, NoEffectError
 from enginehouse.core.messages import TextPrompt
-from enginehouse.core.sampler import Sampler, SampleRequest
+from enginehouse.core.sampler import Sampler, SampleRequest, SampleResponse
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.weights.peft_folder import PeftFolder
 
@@ -20,10 +20,14 @@ TEXTS = (
     "Question: 12 carts carry 8 tons each. How much in all?\nAnswer: 12 times 8 is 96, so 96 tons.",
 )
 _ABOVE_NOISE = 2.0
+_CANDIDATES = 20  # the most that vLLM gives unless it was told otherwise
+_ABOVE_BATCHES = 0.02  # nats; what the rest of a batch changes in bfloat16 is less
+
+Candidates = Mapping[str, float]  # the log-probabilities of the most likely next tokens
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
-    """How far log-probabilities over `tokens` tokens differ from the base's, in nats.
+    """How far log-probabilities of `tokens` tokens differ from the base's, in nats.
 
     `noise` is the mean difference between two answers of the base: 0 if an engine's results do not
     depend on the rest of the batch.
@@ -41,41 +45,94 @@ async def prove_effect(
     """Compare `model`'s log-probabilities of fixed texts with those of `base_model`.
 
     Six requests. `info`, the content of the adapter's folder, makes the error more precise. Raises
-    AdapterError, naming the likely cause, if there is no difference, or none above the noise.
+    NoEffectError, naming the likely cause, if there is no difference, or none above the noise, and
+    AdapterError.
     """
     before, adapted, after = await asyncio.gather(
         *(_logprobs(sampler, name) for name in (base_model, model, base_model))
     )
-    if not all(map(math.isfinite, adapted)):
+    differences, noise = (
+        [abs(one - other) for one, other in zip(values, before, strict=True)]
+        for values in (adapted, after)
+    )
+    _require_finite(adapted, model)
+    effect = _effect(differences, noise)
+    if effect.mean_difference == 0 or effect.mean_difference <= _ABOVE_NOISE * effect.noise:
+        raise _no_effect(model, base_model, info, effect)
+    return effect
+
+
+async def prove_beside_others(
+    sampler: Sampler, *, model: str, base_model: str, info: PeftFolder | None = None
+) -> Effect:
+    """As `prove_effect`, on a server that many ask at the same time.
+
+    It compares candidates of the answer instead of the prompt's log-probabilities, which some
+    servers survive only alone: so it never waits for other requests, nor they for it. The rest of a
+    batch and a prefix cache change results, too, so only an effect of some size is believed: raises
+    NoEffectError also for a smaller one, as after the first steps of a training.
+    """
+    before, adapted, after = await asyncio.gather(
+        *(_candidates(sampler, name) for name in (base_model, model, base_model))
+    )
+    _require_finite([value for one in adapted for value in one.values()], model)
+    effect = _effect(_distances(before, adapted), _distances(before, after))
+    if effect.mean_difference <= max(_ABOVE_BATCHES, _ABOVE_NOISE * effect.noise):
+        raise _no_effect(model, base_model, info, effect)
+    return effect
+
+
+def _require_finite(logprobs: Sequence[float], model: str) -> None:
+    if not all(map(math.isfinite, logprobs)):
         raise AdapterError(
             f"{model} gives log-probabilities that are not finite",
             why="its values are too large for the type that the engine computes in",
             fix="take an earlier checkpoint",
         )
-    differences = [abs(one - other) for one, other in zip(adapted, before, strict=True)]
-    mean = sum(differences) / len(differences)
-    noise = sum(abs(one - other) for one, other in zip(after, before, strict=True)) / len(before)
-    if mean == 0 or mean <= _ABOVE_NOISE * noise:
-        raise _no_effect(model, base_model, info, mean=mean, noise=noise)
+
+
+def _effect(differences: Sequence[float], noise: Sequence[float]) -> Effect:
     return Effect(
         largest_difference=max(differences),
-        mean_difference=mean,
+        mean_difference=sum(differences) / len(differences),
         tokens=len(differences),
-        noise=noise,
+        noise=sum(noise) / len(noise),
     )
+
+
+def _distances(base: Sequence[Candidates], other: Sequence[Candidates]) -> list[float]:
+    """How far each of the base's candidates is from the other's, at least."""
+    return [
+        abs(theirs.get(token, min(theirs.values())) - value)
+        for ours, theirs in zip(base, other, strict=True)
+        for token, value in ours.items()
+    ]
+
+
+async def _candidates(sampler: Sampler, model: str) -> Sequence[Candidates]:
+    """The most likely next tokens after each text."""
+    most = sampler.capabilities.most_logprobs
+    parameters = SamplingParameters(
+        max_tokens=1, logprobs=_CANDIDATES if most is None else min(most, _CANDIDATES)
+    )
+    responses = await _answers(sampler, model, parameters)
+    candidates = [
+        {candidate.text: candidate.logprob for candidate in token.top or (token,)}
+        for response in responses
+        for token in response.completions[0].logprobs or ()
+    ]
+    if len(candidates) != len(TEXTS):
+        raise MalformedResponseError(
+            f"the server gave no log-probabilities for {model}",
+            fix="leave the proof out for this engine",
+        )
+    return candidates
 
 
 async def _logprobs(sampler: Sampler, model: str) -> Sequence[float]:
     """The natural-log probabilities of all texts' tokens but the first of each."""
     parameters = SamplingParameters(max_tokens=1, prompt_logprobs=0)
-    responses = await asyncio.gather(
-        *(
-            sampler.sample(
-                SampleRequest(prompt=TextPrompt(text), parameters=parameters, model=model)
-            )
-            for text in TEXTS
-        )
-    )
+    responses = await _answers(sampler, model, parameters)
     logprobs = [
         token.logprob
         for token in chain.from_iterable(response.prompt_logprobs or () for response in responses)
@@ -89,9 +146,20 @@ async def _logprobs(sampler: Sampler, model: str) -> Sequence[float]:
     return logprobs
 
 
+async def _answers(
+    sampler: Sampler, model: str, parameters: SamplingParameters
+) -> list[SampleResponse]:
+    """What a model says after each text."""
+    requests = [
+        SampleRequest(prompt=TextPrompt(text), parameters=parameters, model=model) for text in TEXTS
+    ]
+    return await asyncio.gather(*map(sampler.sample, requests))
+
+
 def _no_effect(
-    model: str, base_model: str, info: PeftFolder | None, *, mean: float, noise: float
-) -> AdapterError:
+    model: str, base_model: str, info: PeftFolder | None, effect: Effect
+) -> NoEffectError:
+    mean, noise = effect.mean_difference, effect.noise
     how_far = "exactly as" if mean == 0 else f"within {mean:.2g} nats, which is noise, as"
     if info is not None and info.is_zero:
         why = "its A, its B or its alpha is zero everywhere, as before the first step of training"
@@ -103,6 +171,6 @@ def _no_effect(
         why = "most likely the engine found none of its modules, whose names have another prefix"
         example = f", such as {info.modules[0]}," if info else ""
         fix = f"compare its module names{example} with those of the checkpoint"
-    return AdapterError(
+    return NoEffectError(
         f"{model} has no effect: it answers {how_far} {base_model}", why=why, fix=fix
     )

@@ -11,11 +11,15 @@ from enginehouse.servers.endpoint import Server
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A name that a server answers to, and the folder behind it as the server sees it."""
+    """A name that a server answers to, and the folder behind it as the server sees it.
+
+    `max_model_len` is the longest prompt and answer together, in tokens, where the server says it.
+    """
 
     id: str
     root: str | None = None
     parent: str | None = None
+    max_model_len: int | None = None
 
 
 class _Models(msgspec.Struct):

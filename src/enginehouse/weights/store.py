@@ -26,6 +26,27 @@ class StoredAdapter(msgspec.Struct, frozen=True, kw_only=True):
     info: PeftFolder
 
 
+class UncopiedAdapters:
+    """Adapters in folders that never change, where they are: nothing is copied. Blocking."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, StoredAdapter] = {}
+
+    def add(
+        self, folder: Path, *, base: Shapes | None = None, max_rank: int | None = None
+    ) -> StoredAdapter:
+        """Check and hash the adapter in `folder`, unless it was before. See AdapterStore."""
+        path = folder.expanduser().absolute()
+        if path not in self._known:
+            info = read_peft_folder(path, base=base, max_rank=max_rank)
+            self._known[path] = StoredAdapter(digest=_digest(path), path=path, info=info)
+        return self._known[path]
+
+    def forget(self, folder: Path) -> None:
+        """Check it again if it is added again."""
+        self._known.pop(folder.expanduser().absolute(), None)
+
+
 class AdapterStore:
     """Copies adapters to `layout.adapters`, one read-only folder per digest. Blocking.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import safetensors
+from numpy.typing import NDArray
 
 # Unsigned integers of the type's size, and the exponent's bits, all of which NaN and inf have set.
 FLOATS = {
@@ -73,3 +74,21 @@ def read_values(file: Path, tensor: Tensor) -> Values:
             not_finite += int(np.count_nonzero((chunk & exponent) == exponent))
             is_zero = is_zero and not (chunk << 1).any()  # without the sign
     return Values(not_finite=not_finite, is_zero=is_zero)
+
+
+def read_float32(file: Path, tensor: Tensor) -> NDArray[np.float32]:
+    """A copy of a tensor whose type is one of FLOATS."""
+    kind, _ = FLOATS[tensor.dtype]
+    stored = np.memmap(file, dtype=kind, mode="r", offset=tensor.begin, shape=tensor.shape)
+    if tensor.dtype == "BF16":
+        return (stored.astype("<u4") << 16).view("<f4")
+    return stored.view(f"<f{stored.itemsize}").astype("<f4")
+
+
+def as_bytes(values: NDArray[np.float32], *, dtype: str) -> bytes:
+    """Float32 values as one of FLOATS, rounded to the nearest number, ties to even."""
+    if dtype != "BF16":
+        return values.astype(f"<f{np.dtype(FLOATS[dtype][0]).itemsize}").tobytes()
+    bits = np.ascontiguousarray(values, "<f4").view("<u4")
+    rounded: NDArray[np.uint16] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    return rounded.tobytes()

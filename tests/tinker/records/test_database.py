@@ -144,6 +144,30 @@ async def test_the_name_hides_secrets(postgres: PostgresServer):
     await records.close()
 
 
+@pytest.mark.postgres
+async def test_a_restarted_server(postgres: PostgresServer):
+    """What was written before is there, and nothing has to be done."""
+    records = await Records.open(postgres.new_database())
+    await records.add_model(a_model())
+    await asyncio.to_thread(postgres.restart)
+    assert (await records.models("ada")).entries == (a_model(),)
+    await records.add_model(a_model("ses-2:train:0"))
+    await records.close()
+
+
+async def test_a_database_that_fails_later(tmp_path: Path):
+    """The error names the database and the reason, and nothing that users stored."""
+    records = await Records.open(sqlite_url(tmp_path / "records.sqlite"))
+    with closing(sqlite3.connect(tmp_path / "records.sqlite")) as other:
+        other.execute("DROP TABLE tinker_models")
+    with pytest.raises(
+        StoreError, match=r"records\.sqlite cannot be(.|\n)*no such table"
+    ) as failed:
+        await records.add_model(a_model(user_metadata={"secret": "hunter2"}))
+    assert "hunter2" not in _chain(failed.value)
+    await records.close()
+
+
 async def test_a_broken_database(tmp_path: Path):
     """A file that is not a database is refused, and left as it was."""
     file = tmp_path / "records.sqlite"

@@ -15,6 +15,7 @@ from tests.support.tinker_records import (
 )
 
 from enginehouse.core.errors import TinkerError
+from enginehouse.tinker.records import last_uses
 from enginehouse.tinker.records.records import Records
 
 
@@ -100,7 +101,6 @@ async def test_other_users(records: Records):
         records.set_public(path, user="bob", public=True),
         records.set_expiry(path, user="bob", expires_at=None),
         records.remove_checkpoint(path, user="bob"),
-        records.own_checkpoint(path, user="bob"),
         records.finish_session("ses-1", user="bob", reason="errored"),
     ):
         await refusal(change)
@@ -281,6 +281,20 @@ async def test_last_uses(records: Records, database_url: str):
         assert await again.session("ses-1", user="ada") == session
     finally:
         await again.close()
+
+
+async def test_last_uses_are_written_meanwhile(
+    records: Records, database_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """So that a killed service loses little of them."""
+    monkeypatch.setattr(last_uses, "INTERVAL", 0.0)
+    writing = await Records.open(database_url)
+    await writing.add_model(a_model())
+    writing.touch("ses-1:train:0")
+    async with asyncio.timeout(20):
+        while (await records.model("ses-1:train:0", user="ada")).last_request == START:
+            pass
+    await writing.close()
 
 
 async def test_many_writers(records: Records):

@@ -128,6 +128,17 @@ async def test_the_size_of_a_large_answer_is_told_first(service):
     assert reply == (200, PROTOBUF, payload)
 
 
+async def test_an_answer_that_the_disk_lost_is_a_failure(service):
+    """Not a 500, at which the SDK would ask again without end."""
+    future = await service.accept()
+    await service.futures.finish(future, b"x" * 100_000, content_type=PROTOBUF)
+    service.futures._journal.answer_path(future.request_id).unlink()
+    asked = {"request_id": future.request_id}
+    status, _, reply = await service.post("retrieve_future", asked, Accept=PROTOBUF)
+    assert (status, reply["category"]) == (200, "server")
+    assert "cannot read" in reply["error"]
+
+
 async def test_protobuf_is_not_turned_into_json(service):
     """An old client is told what is the matter, and does not try again."""
     future = await service.accept()

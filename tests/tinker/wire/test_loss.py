@@ -158,6 +158,18 @@ def test_sparse_tensors_become_dense(sdk):
     assert bits(request.data[0].inputs["target_tokens"]) == bits(matrix)
 
 
+def test_many_sparse_tensors_together_do_not_fill_the_memory():
+    """A body of a few kilobytes that would take 50 GB."""
+    message = messages().ForwardBackwardRequest(model_id="m", seq_id=1)
+    for shape in [(8192, 8192)] * 100 + [(-8192, 8192)] * 100:
+        sparse = message.data.add().loss_fn_inputs["target_tokens"]
+        sparse.dtype = 2
+        sparse.shape.extend(shape)
+        sparse.sparse_csr.values = b""
+    with pytest.raises(TinkerError, match="sparse tensors have 13,421,772,800 cells"):
+        decode_loss_request(message.SerializeToString())
+
+
 def test_narrow_types_are_widened_exactly():
     """int32 to int64, and bfloat16 to float32 with its NaN's payload."""
     message = messages().ForwardBackwardRequest(model_id="m", seq_id=1)
@@ -275,7 +287,7 @@ def add_spans(**spans: list[tuple[str, int]]) -> Any:
         (set_tensor(dtype=0), "target_tokens: the element type 0 is unknown"),
         (
             set_tensor(sparse=([1], [0, 1], [0]), shape=[1 << 40, 1 << 40]),
-            "more than 67,108,864 cells",
+            "more than 67,108,864 are not accepted at once",
         ),
         (set_tensor(sparse=([1], [0, 1], [0])), "two dimensions, not the shape []"),
         (set_tensor(sparse=([1], [0, 2], [0]), shape=[1, 3]), "row indices of the sparse tensor"),

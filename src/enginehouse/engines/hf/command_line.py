@@ -58,6 +58,8 @@ _WITHOUT: Mapping[str, tuple[Any, str]] = {
 _OWN_FLAGS = {
     "--device": Flag(takes_value=True, choices=("auto", "cpu", "cuda")),
     "--kv-cache-memory-bytes": Flag(takes_value=True),
+    "--max-logprobs": Flag(takes_value=True),
+    "--logprobs-mode": Flag(takes_value=True, choices=("raw_logprobs", "processed_logprobs")),
 }
 _FORBIDDEN = {
     "--model": "the model is the first argument of serve",

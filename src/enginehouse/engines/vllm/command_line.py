@@ -143,7 +143,7 @@ def command(options: ServerOptions, context: LaunchContext) -> Command:
     environment = context.environment
     extra = arguments.split(options.extra_args)
     named = {argument.flag for argument in arguments.read(extra)}
-    typed = tuple(_typed(options))
+    typed = tuple(_typed(_with_spare_place(options, environment, named)))
     argv = (
         *_program(context),
         *("--served-model-name", context.served_model_name),
@@ -170,6 +170,22 @@ def quirks(options: ServerOptions, environment: EngineEnvironment) -> tuple[Quir
     if options.enable_lora or "--enable-lora" in named:
         avoided.append(LORA_PROMPT_LOGPROBS)
     return tuple(avoided)
+
+
+def _with_spare_place(
+    options: ServerOptions, environment: EngineEnvironment, named: set[str]
+) -> ServerOptions:
+    """The options, with one more place for adapters than will be used.
+
+    The CPU build's kernels take a request without an adapter for one of the last place's
+    (index -1): it would be answered by whatever adapter is there. Places are filled from the first
+    one on, so that the last of n + 1 stays empty while there are n adapters at most.
+    """
+    affected = environment.variant == "cpu" and options.enable_lora and options.avoid_quirks
+    if not affected or "--max-loras" in named:
+        return options
+    places = (options.max_loras or 1) + 1  # 1 is vLLM's default
+    return options.model_copy(update={"max_loras": places})
 
 
 def _program(context: LaunchContext) -> tuple[str, ...]:

@@ -79,16 +79,23 @@ class Adapters:
             raise refused(f"{self._most} adapters are loaded already (max_loras): unload one")
 
     def _hook(self) -> None:
-        """Tell every LoRA layer which adapter each row uses.
+        """Tell every LoRA layer which adapter each row uses, and the output layer's, each place.
 
         PEFT's own way hooks every layer again for each pass, which costs milliseconds.
         """
+        head = self._model.hook_head()  # first: its places are chosen before they are told
         for module in self._model.module.modules():
             if isinstance(module, LoraLayer) and not getattr(module, "_knows_rows", False):
-                module.register_forward_pre_hook(self._tell, with_kwargs=True)
+                tell = self._tell_places if module is head else self._tell
+                module.register_forward_pre_hook(tell, with_kwargs=True)
                 module._knows_rows = True  # noqa: SLF001 - set by us
 
     def _tell(
         self, _: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return inputs, {**named, "adapter_names": self._model.row_adapters}
+
+    def _tell_places(
+        self, _: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return inputs, {**named, "adapter_names": self._model.place_adapters}

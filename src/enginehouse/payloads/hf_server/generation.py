@@ -16,8 +16,8 @@ import torch
 from hf_server.batches import Batch
 from hf_server.errors import ApiError
 from hf_server.rows import Job, Piece, Row, Sequence
-from hf_server.sampling import choose
-from hf_server.scoring import score
+from hf_server.sampling import choose, drawn_from
+from hf_server.scoring import score, score_ids
 
 LOG = logging.getLogger("hf_server")
 T = TypeVar("T")
@@ -29,13 +29,23 @@ _SCORED = 1 << 27  # logits of one pass over prompts that are scored at every pl
 class Generator:
     """Generates in a thread of its own. Its methods are for the event loop's thread.
 
-    `budget`: prompt tokens, padding included, that one pass computes.
+    `budget`: prompt tokens, padding included, that one pass computes. `processed`: answers'
+    log-probabilities are those of the distribution that was sampled from.
     """
 
-    def __init__(self, batch: Batch, *, most_rows: int, budget: int, vocabulary_size: int) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        *,
+        most_rows: int,
+        budget: int,
+        vocabulary_size: int,
+        processed: bool = False,
+    ) -> None:
         self.prompt_tokens = 0
         self.generation_tokens = 0
         self._batch = batch
+        self._processed = processed
         self._most_rows = most_rows
         self._budget = budget
         self._scored_budget = max(256, min(budget, _SCORED // vocabulary_size))
@@ -183,14 +193,19 @@ class Generator:
 
     def _advance(self, rows: list[Row], logits: torch.Tensor) -> None:
         scored = [at for at, row in enumerate(rows) if row.sampling.logprobs is not None]
-        raw = logits[scored] if scored else None
-        tokens = choose(logits.float(), rows)
+        told = logits[scored] if scored else None
+        values = logits.float()
+        tokens = choose(values, rows)
         self.generation_tokens += len(tokens)
-        if raw is not None:
+        if told is not None:
+            if self._processed:
+                told = drawn_from(values[scored], [rows[at] for at in scored])
             top = max(rows[at].sampling.logprobs or 0 for at in scored)
-            found = score(raw, [tokens[at] for at in scored], top=top)
-            for at, its in zip(scored, found, strict=True):
-                its.top = its.top[: rows[at].sampling.logprobs]
+            found = score(told, [tokens[at] for at in scored], top=top)
+            for line, (at, its) in enumerate(zip(scored, found, strict=True)):
+                how = rows[at].sampling
+                wanted = how.logprob_token_ids
+                its.top = score_ids(told[line], wanted) if wanted else its.top[: how.logprobs]
                 rows[at].scores.append(its)
         for row, token in zip(rows, tokens, strict=True):
             try:

@@ -18,20 +18,32 @@ BASE = "__base__"  # PEFT's name for rows without an adapter
 class Model:
     """A causal language model on one device.
 
-    `row_adapters` is read by the LoRA layers, once there are some (adapters.py).
+    `row_adapters`, of each row, and `place_adapters`, of each place that reaches the output layer,
+    are read by the LoRA layers, once there are some (adapters.py).
     """
 
     def __init__(self, module: Any, *, device: torch.device, ends: frozenset[int]) -> None:
         self.module = module
         self.device = device
         self.row_adapters: list[str] = []
+        self.place_adapters: list[str] = []
         head = module.get_output_embeddings()
         if head is None:
             raise RuntimeError(f"{type(module).__name__} generates no text: it has no output layer")
         self.vocabulary_size = int(head.weight.shape[0])
         self.ends = frozenset(token for token in ends if 0 <= token < self.vocabulary_size)
         self._keep: Tensor | None = None
-        head.register_forward_pre_hook(self._only_kept)
+        self._head = head
+        self._hooked = head.register_forward_pre_hook(self._only_kept)
+
+    def hook_head(self) -> Any:
+        """The output layer; what PEFT has wrapped it in takes over its work of `_only_kept`."""
+        head = self.module.get_output_embeddings()
+        if head is not self._head:
+            self._hooked.remove()
+            self._head = head
+            self._hooked = head.register_forward_pre_hook(self._only_kept)
+        return head
 
     def _only_kept(self, _: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         # The model's own head, with what it does to logits (scaling, a soft cap), is applied, but
@@ -39,7 +51,8 @@ class Model:
         if self._keep is None:
             return None
         hidden = inputs[0]
-        return (hidden.reshape(-1, hidden.shape[-1])[self._keep][None], *inputs[1:])
+        # a row for each place, so that each may have an adapter of its own
+        return (hidden.reshape(-1, hidden.shape[-1])[self._keep][:, None], *inputs[1:])
 
     def forward(
         self, *, adapters: list[str | None], keep: Tensor | None = None, **inputs: Any
@@ -49,7 +62,11 @@ class Model:
         `keep` are the flat indices of the places wanted, None for all. Blocks; not for two threads.
         """
         self.row_adapters = [adapter or BASE for adapter in adapters]
+        self.place_adapters = self.row_adapters
         self._keep = None if keep is None else keep.to(self.device)
+        if keep is not None:
+            width = inputs["input_ids"].shape[1]
+            self.place_adapters = [self.row_adapters[place // width] for place in keep.tolist()]
         output = self.module(**inputs, use_cache=True)
         return output.logits.flatten(0, 1), output
 

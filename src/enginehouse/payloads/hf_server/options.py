@@ -30,6 +30,8 @@ class Options:
     max_loras: int
     max_lora_rank: int
     allow_runtime_lora_updating: bool
+    max_logprobs: int
+    logprobs_mode: str
 
 
 def _natural(text: str) -> int:
@@ -71,6 +73,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--max-loras", type=_natural, default=64, help="adapters that can be loaded at a time")
     add("--max-lora-rank", type=_natural, default=512)
     add("--allow-runtime-lora-updating", action="store_true")
+    add("--max-logprobs", type=_natural, default=20, help="candidates per token")
+    add(
+        "--logprobs-mode",
+        choices=("raw_logprobs", "processed_logprobs"),
+        default="raw_logprobs",
+        help="of answers: the model's own, or those of what is sampled from",
+    )
     return parser
 
 

@@ -100,7 +100,7 @@ class Reply:
         return {"content": content}
 
     def _text_logprobs(self, scores: list[TokenScore]) -> dict[str, Any]:
-        texts = [self.token_text(score.token) for score in scores]
+        texts = [self._name(score.token) for score in scores]
         ends = [0]
         for text in texts:
             ends.append(ends[-1] + len(text))
@@ -111,11 +111,16 @@ class Reply:
             "text_offset": ends[:-1],
         }
 
+    def _name(self, token: int) -> str:
+        return (
+            f"token_id:{token}" if self.asked.return_tokens_as_token_ids else self.token_text(token)
+        )
+
     def _top(self, text: str, score: TokenScore) -> dict[str, float]:
         top: dict[str, float] = {}
         for token, logprob in score.top:
             # two tokens may have one text, and the likelier keeps it
-            top.setdefault(self.token_text(token), logprob)
+            top.setdefault(self._name(token), logprob)
         top.setdefault(text, score.logprob)
         return top
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from hf_server.bodies import Body, parse, validate
 from hf_server.errors import refused
 
-MOST_LOGPROBS = 20
+MOST_SCORED = 128  # ids of logprob_token_ids, as in vLLM
 MOST_CHOICES = 256
 MOST_ANSWERS = 4096
 MOST_STOPS = 64
@@ -33,8 +33,8 @@ _NO_VARIABLES = frozenset(
     }
 )
 
-Logprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS)]
 Natural = Annotated[int, Field(ge=0)]
+Logprobs = Natural  # how many there may be is the server's option
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -65,6 +65,7 @@ class _Request(Body):
     stream: bool = False
     stream_options: dict[str, Any] | None = None
     return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     user: Any = None
@@ -91,6 +92,9 @@ class _Chat(_Request):
 class _Completion(_Request):
     prompt: str | TokenIds | Texts | Annotated[list[TokenIds], Field(min_length=1)]
     logprobs: Logprobs | None = None
+    logprob_token_ids: Annotated[list[Natural], Field(max_length=MOST_SCORED)] = Field(
+        default_factory=list
+    )
     max_tokens: Positive | None = 16
 
 
@@ -106,7 +110,8 @@ class Constraint:
 class Sampling:
     """How to sample. temperature 0 is greedy; top_k 0 is off; max_tokens None is what fits.
 
-    logprobs and prompt_logprobs: None is off, k means the chosen token's and the k most likely.
+    logprobs and prompt_logprobs: None is off, k means the chosen token's and the k most likely,
+    or those of `logprob_token_ids` instead.
     """
 
     temperature: float = 1.0
@@ -124,6 +129,7 @@ class Sampling:
     min_tokens: int = 0
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
     prompt_logprobs: int | None = None
 
 
@@ -137,6 +143,7 @@ class Asked:
     stream: bool
     include_usage: bool
     return_token_ids: bool
+    return_tokens_as_token_ids: bool
     constraint: Constraint | None
     messages: tuple[dict[str, Any], ...] | None = None
     template: dict[str, Any] | None = None
@@ -181,13 +188,19 @@ def read_completion(body: Any) -> Asked:
     return _asked(
         completion,
         logprobs=completion.logprobs,
+        logprob_token_ids=tuple(completion.logprob_token_ids),
         max_tokens=completion.max_tokens,
         prompts=tuple(text if isinstance(text, str) else tuple(text) for text in prompts),
     )
 
 
 def _asked(
-    request: _Request, *, logprobs: int | None, max_tokens: int | None, **prompt: Any
+    request: _Request,
+    *,
+    logprobs: int | None,
+    max_tokens: int | None,
+    logprob_token_ids: tuple[int, ...] = (),
+    **prompt: Any,
 ) -> Asked:
     stop = [request.stop] if isinstance(request.stop, str) else request.stop
     sampling = Sampling(
@@ -206,6 +219,7 @@ def _asked(
         min_tokens=request.min_tokens,
         skip_special_tokens=request.skip_special_tokens,
         logprobs=logprobs,
+        logprob_token_ids=logprob_token_ids,
         prompt_logprobs=request.prompt_logprobs,
     )
     asked = Asked(
@@ -215,11 +229,14 @@ def _asked(
         stream=request.stream,
         include_usage=(request.stream_options or {}).get("include_usage") is True,
         return_token_ids=request.return_token_ids,
+        return_tokens_as_token_ids=request.return_tokens_as_token_ids,
         constraint=_constraint(request),
         **prompt,
     )
     if request.stream_options is not None and not request.stream:
         raise refused("stream_options needs stream: true", param="stream_options")
+    if logprob_token_ids and logprobs is None:
+        raise refused("logprob_token_ids needs logprobs", param="logprob_token_ids")
     if len(sampling.stop) > MOST_STOPS:
         raise refused(f"stop may hold {MOST_STOPS} texts at most", param="stop")
     if asked.n * max(1, len(asked.prompts)) > MOST_ANSWERS:

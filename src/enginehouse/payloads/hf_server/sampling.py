@@ -12,6 +12,7 @@ import torch
 import xgrammar
 from torch import Tensor
 
+from hf_server.requests import Sampling
 from hf_server.rows import Row
 
 # The sorted beginning of a distribution in which top_k, top_p and min_p nearly always decide.
@@ -31,6 +32,32 @@ def choose(logits: Tensor, rows: Listed[Row]) -> list[int]:
     for place, token in zip(hot, drawn, strict=True):
         greedy[place] = token
     return greedy
+
+
+def drawn_from(logits: Tensor, rows: Listed[Row]) -> Tensor:
+    """The logits of the distributions that `choose` drew from, given those that it has left.
+
+    After temperature, min_p, top_k and top_p, whatever these cut off is minus infinity. Greedy
+    rows keep theirs.
+    """
+    lines = [
+        _cut(line / how.temperature, how) if how.temperature > 0 else line
+        for line, how in zip(logits, (row.sampling for row in rows), strict=True)
+    ]
+    return torch.stack(lines)
+
+
+def _cut(logits: Tensor, how: Sampling) -> Tensor:
+    if not (how.top_k or how.top_p < 1 or how.min_p > 0):
+        return logits
+    ranked, tokens = logits.sort(descending=True)
+    mass = ranked.softmax(dim=-1)
+    keep = mass >= how.min_p * mass[0]
+    if how.top_k:
+        keep[how.top_k :] = False
+    kept = mass * keep
+    keep &= (kept.cumsum(dim=-1) - kept) < how.top_p * kept.sum()
+    return torch.full_like(logits, -torch.inf).scatter(0, tokens[keep], ranked[keep])
 
 
 def _constrain(logits: Tensor, rows: Listed[Row]) -> None:

@@ -1,4 +1,4 @@
-"""Log-probabilities as the model gives them: before temperature, penalties and constraints."""
+"""Log-probabilities of tokens after given logits."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def score(logits: Tensor, tokens: list[int], *, top: int) -> list[TokenScore]:
     return found
 
 
+def score_ids(logits: Tensor, tokens: tuple[int, ...]) -> list[tuple[int, float]]:
+    """Each of `tokens`, and its log-probability after `logits` (vocabulary)."""
+    values = logits.float().log_softmax(dim=-1)
+    return list(zip(tokens, values[list(tokens)].tolist(), strict=True))
+
+
 def _score(logits: Tensor, tokens: list[int], top: int) -> list[TokenScore]:
     chosen = logits.gather(1, logits.new_tensor(tokens).long()[:, None])
     mass = logits.logsumexp(dim=-1, keepdim=True)
@@ -37,9 +43,15 @@ def _score(logits: Tensor, tokens: list[int], top: int) -> list[TokenScore]:
     values, ids = logits.topk(top, dim=-1)
     best = zip(ids.tolist(), (values - mass).tolist(), strict=True)
     return [
-        TokenScore(token, logprob, rank, list(zip(*candidates, strict=True)))
+        TokenScore(token, logprob, rank, _possible(*candidates))
         for token, logprob, rank, candidates in zip(tokens, logprobs, ranks, best, strict=True)
     ]
+
+
+def _possible(tokens: list[int], logprobs: list[float]) -> list[tuple[int, float]]:
+    """The candidates without those that are cut off."""
+    pairs = zip(tokens, logprobs, strict=True)
+    return [(token, logprob) for token, logprob in pairs if logprob > -math.inf]
 
 
 def _count(flags: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ class Service:
             most_rows=options.max_num_seqs,
             budget=budget,
             vocabulary_size=model.vocabulary_size,
+            processed=options.logprobs_mode == "processed_logprobs",
         )
         LOG.info(
             "%s tokens of context, %s rows at once, %s tokens of KV cache",
@@ -89,6 +90,14 @@ class Service:
     async def submit(self, asked: Asked, *, adapter: str | None) -> Job:
         """Start to answer, with the adapter of that key. Raises ApiError for a wrong request."""
         self._check_tokens(asked.sampling.stop_token_ids, param="stop_token_ids")
+        self._check_tokens(asked.sampling.logprob_token_ids, param="logprob_token_ids")
+        for name in ("logprobs", "prompt_logprobs"):
+            if (getattr(asked.sampling, name) or 0) > self.options.max_logprobs:
+                raise refused(
+                    f"{name}: this server gives {self.options.max_logprobs} candidates per token "
+                    "at most (--max-logprobs)",
+                    param=name,
+                )
         prompts = [await self._tokens(prompt) for prompt in asked.prompts]
         if asked.messages is not None:
             long = sum(len(m["content"]) for m in asked.messages) > _LONG_TEXT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -89,8 +89,10 @@ class Adapter:
         """Apply and clear the gradients, as torch.optim.AdamW does. Returns their norm.
 
         The norm, of all parameters, is that before clipping. Raises RequestError without gradients,
-        or if they are not finite, which drops them.
+        or if they are not finite, which drops them, or for a step that is not.
         """
+        if not all(map(math.isfinite, astuple(step))):
+            raise RequestError(f"the optimizer's parameters must be finite: {step}")
         if self.gradient is None:
             raise RequestError(
                 "there are no gradients to apply: call forward_backward before optim_step"

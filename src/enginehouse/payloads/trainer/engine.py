@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from trainer.lora import LoraLinear, Routing
 from trainer.losses import LOSSES
 from trainer.targets import Targets
 
+LOG = logging.getLogger("trainer")
 _TOKENS = {"cpu": 1024, "cuda": 16384}  # of a pass
 _LOGITS = {"cpu": 2**24, "cuda": 2**28}  # float32 numbers at a time
 _NO_LIMIT = 2**20
@@ -171,10 +173,22 @@ class Engine:
         return [results[number] for number in range(len(requests))]
 
     def _run(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            job.begin(self._dtype)
-        for lines in divide(jobs, tokens=self._tokens):
-            self._pass(Batch(lines, device=self._device))
+        """Compute jobs from the beginning; in smaller passes from now on, if memory runs out."""
+        while True:
+            try:
+                for job in jobs:
+                    job.begin(self._dtype)
+                for lines in divide(jobs, tokens=self._tokens):
+                    self._pass(Batch(lines, device=self._device))
+            except torch.OutOfMemoryError:
+                longest = max(len(row.tokens) for job in jobs for row in job.rows)
+                if self._tokens <= longest:
+                    raise
+                self._tokens = max(self._tokens // 2, longest)
+                LOG.warning("out of memory: from now on %d tokens in a pass", self._tokens)
+            else:
+                return
+            torch.cuda.empty_cache()  # here, where the error no longer holds the activations
 
     def _pass(self, batch: Batch) -> None:
         backward = batch.backward

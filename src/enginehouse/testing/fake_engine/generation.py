@@ -113,6 +113,8 @@ async def _answer(request: web.Request, asked: Asked, question: Question) -> web
             prompt_top=None if asked.stream else asked.prompt_logprobs,
             tool_parser=engine.arguments.tool_call_parser if question.functions else None,
             token_ids=bool(asked.return_token_ids),
+            scored=asked.logprob_token_ids,
+            named_by_id=bool(asked.return_tokens_as_token_ids),
             usage_in_stream=bool((asked.stream_options or {}).get("include_usage")),
         )
         made = _finish(engine, reply)

@@ -16,7 +16,8 @@ from enginehouse.testing.fake_engine.tool_calls import message
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a reply is written from; `top` and `prompt_top` None are off.
 
-    `tool_parser` None leaves the text as it is.
+    `tool_parser` None leaves the text as it is. `scored` are ids to score beside each token of a
+    text, instead of the most likely ones; `named_by_id` names its tokens by their ids.
     """
 
     id: str
@@ -30,6 +31,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: bool
     usage_in_stream: bool
     tool_parser: str | None = None
+    scored: list[int] | None = None
+    named_by_id: bool = False
 
     def body(self) -> dict[str, Any]:
         """The whole reply of a request that does not stream."""
@@ -127,11 +130,33 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
         if self.top is None:
             return None
         values = logprobs(self.question.weights, self.question.ids, answer.ids)
-        return (
-            _chat_logprobs(answer.ids, values, self.top)
-            if self.chat
-            else _text_logprobs(answer.ids, values, self.top)
-        )
+        if self.chat:
+            return _chat_logprobs(answer.ids, values, self.top)
+        return self._text_logprobs(answer.ids, values, self.top)
+
+    def _text_logprobs(
+        self, ids: Sequence[int], values: Sequence[float], top: int
+    ) -> dict[str, Any]:
+        texts = [self._named(token) for token in ids]
+        candidates = []
+        for place, (token, value) in enumerate(zip(ids, values, strict=True)):
+            others = rivals(token, value, max(0, top - 1))
+            if self.scored:
+                before = [*self.question.ids, *ids[:place]]
+                weights = self.question.weights
+                others = [(one, logprobs(weights, before, [one])[0]) for one in self.scored]
+            candidates.append(
+                {self._named(one): likelihood for one, likelihood in [(token, value), *others]}
+            )
+        return {
+            "text_offset": [sum(map(len, texts[:place])) for place in range(len(texts))],
+            "token_logprobs": list(values),
+            "tokens": texts,
+            "top_logprobs": candidates,
+        }
+
+    def _named(self, token: int) -> str:
+        return f"token_id:{token}" if self.named_by_id else tokenizer.token_text(token)
 
 
 def _chat_logprobs(ids: Sequence[int], values: Sequence[float], top: int) -> dict[str, Any]:
@@ -147,24 +172,6 @@ def _chat_logprobs(ids: Sequence[int], values: Sequence[float], top: int) -> dic
 def _chat_token(token: int, value: float) -> dict[str, Any]:
     text = tokenizer.token_text(token)
     return {"token": text, "logprob": value, "bytes": list(text.encode())}
-
-
-def _text_logprobs(ids: Sequence[int], values: Sequence[float], top: int) -> dict[str, Any]:
-    texts = [tokenizer.token_text(token) for token in ids]
-    offsets = [sum(map(len, texts[:place])) for place in range(len(texts))]
-    candidates = [
-        {
-            tokenizer.token_text(candidate): likelihood
-            for candidate, likelihood in [(token, value), *rivals(token, value, max(0, top - 1))]
-        }
-        for token, value in zip(ids, values, strict=True)
-    ]
-    return {
-        "text_offset": offsets,
-        "token_logprobs": list(values),
-        "tokens": texts,
-        "top_logprobs": candidates,
-    }
 
 
 def _pieces(answer: Answer) -> Iterator[str]:

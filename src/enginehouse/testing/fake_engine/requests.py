@@ -44,6 +44,8 @@ class Sampling(msgspec.Struct, kw_only=True):
     stream_options: dict[str, Any] | None = None
     return_token_ids: bool | None = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: list[int] | None = None  # this and the next show in completions only
+    return_tokens_as_token_ids: bool | None = None
     structured_outputs: StructuredOutputs | None = None
     response_format: dict[str, Any] | None = None
 

@@ -54,7 +54,9 @@ def loss_of(
         return _clipped(whole, np.where(mask, advantages, 0), low=low, high=high)
     sampled = np.ones(logprobs.shape, bool)
     if name == "stable_reinforce":
-        sampled = sampled if datum.sampled is None else datum.sampled
+        if datum.sampled is None:
+            raise TinkerError("a datum does not say which of its tokens were sampled")
+        sampled = datum.sampled
         weights, strength = np.minimum(ratio, 2.0) * advantages, config.get("kl_coeff", 0.0)
     elif name == "cispo":
         weights, strength = np.clip(ratio, low, high) * advantages, 0.0

@@ -15,7 +15,7 @@ from enginehouse.testing.trainer_cases.base import (
     near,
     total,
 )
-from enginehouse.tinker.data import AdamStep, LoraSpec, LossResult
+from enginehouse.tinker.data import AdamStep, Datum, LoraSpec, LossResult
 
 
 @case
@@ -89,7 +89,8 @@ async def losses_agree_on_policy(subject: Subject) -> None:
         given = dict(inputs)
         if loss != "gspo":
             del given["sequence_ratio_mask"]
-        datum = type(plain)(tokens=plain.tokens, inputs=given)
+        sampled = np.ones(len(old), bool)
+        datum = Datum(tokens=plain.tokens, inputs=given, sampled=sampled)
         result = await subject.compute(model, datum, loss=loss)
         near(np.array(result.metrics["loss:sum"]), np.array(expected[loss]), within=5e-3)
         near(result.outputs[0]["logprobs"], old)

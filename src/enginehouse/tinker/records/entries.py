@@ -23,6 +23,14 @@ class Page(Generic[Entry]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Storage:
+    """How many checkpoints there are, and what they take on the disk."""
+
+    checkpoints: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SessionRecord:
     """A client's session. All times are aware and in UTC.
 

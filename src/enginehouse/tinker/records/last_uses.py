@@ -20,7 +20,9 @@ from enginehouse.tinker.records.database import Database
 from enginehouse.tinker.records.entries import ModelRecord, SessionRecord
 from enginehouse.tinker.records.tables import ModelRow, SessionRow
 
-_INTERVAL: Final = 30.0  # seconds between writes
+INTERVAL: Final = 30.0
+"""Seconds between writes."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -60,7 +62,7 @@ class LastUses:
 
     async def _write_regularly(self) -> None:
         while True:
-            await asyncio.sleep(_INTERVAL)
+            await asyncio.sleep(INTERVAL)
             try:
                 await self._write()
             except StoreError as error:

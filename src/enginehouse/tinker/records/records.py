@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select, true, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, true, update
 from sqlalchemy.engine import URL
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import Session
 
 from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.records.database import Database
@@ -21,6 +20,7 @@ from enginehouse.tinker.records.entries import (
     Page,
     SamplingSessionRecord,
     SessionRecord,
+    Storage,
 )
 from enginehouse.tinker.records.last_uses import LastUses
 from enginehouse.tinker.records.tables import (
@@ -29,8 +29,14 @@ from enginehouse.tinker.records.tables import (
     SamplingSessionRow,
     SessionRow,
 )
-
-_OwnedRow = TypeVar("_OwnedRow", SessionRow, ModelRow, SamplingSessionRow)
+from enginehouse.tinker.records.visibility import (
+    OwnedRow,
+    changeable,
+    is_published,
+    is_unexpired,
+    owned,
+    readable,
+)
 
 
 def sqlite_url(file: Path) -> str:
@@ -79,7 +85,7 @@ class Records:
     async def session(self, session_id: str, *, user: str | None) -> SessionRecord:
         """A session."""
         row = await self._database.get(SessionRow, session_id)
-        return self._last_uses.in_session(_owned(row, user, "session", session_id).record())
+        return self._last_uses.in_session(owned(row, user, "session", session_id).record())
 
     async def finish_session(
         self,
@@ -92,7 +98,7 @@ class Records:
         """Remember that its client is done, and how. Only the first time counts."""
 
         def change(session: Session) -> None:
-            row = _owned(session.get(SessionRow, session_id), user, "session", session_id)
+            row = owned(session.get(SessionRow, session_id), user, "session", session_id)
             if row.finished is None:
                 row.finished = datetime.now(UTC)
                 row.finish_reason = reason
@@ -151,9 +157,9 @@ class Records:
 
         def ask(session: Session) -> ModelRow:
             row = session.get(ModelRow, model_id)
-            if row and published and session.scalar(select(_is_published(row.model_id))):
+            if row and published and session.scalar(select(is_published(row.model_id))):
                 return row
-            return _owned(row, user, "training run", model_id)
+            return owned(row, user, "training run", model_id)
 
         return self._model_of(await self._database.read(ask))
 
@@ -170,7 +176,7 @@ class Records:
         query = select(ModelRow)
         if user is not None:
             own = ModelRow.user_name == user
-            query = query.where(or_(own, _is_published(ModelRow.model_id)) if published else own)
+            query = query.where(or_(own, is_published(ModelRow.model_id)) if published else own)
         if session_id is not None:
             query = query.where(ModelRow.session_id == session_id)
         query = query.order_by(ModelRow.created.desc(), ModelRow.model_id.desc())
@@ -198,14 +204,7 @@ class Records:
         For an expired one, the TinkerError says when it expired.
         """
         row = await self._database.get(CheckpointRow, path)
-        if row is None or not (user in (None, row.user_name) or row.public):
-            raise _missing("checkpoint", path)
-        return _unexpired(row).record()
-
-    async def own_checkpoint(self, path: str, *, user: str) -> CheckpointRecord:
-        """A checkpoint that the user may change: their own, and not expired."""
-        row = await self._database.get(CheckpointRow, path)
-        return _changeable(row, path, user).record()
+        return readable(row, path, user).record()
 
     async def checkpoint_saved_by(self, request_id: str) -> CheckpointRecord | None:
         """What this request has saved already, for one that is run again after a restart."""
@@ -222,7 +221,7 @@ class Records:
         limit: int | None = None,
     ) -> Page[CheckpointRecord]:
         """The user's checkpoints; with `model_id`, that model's: own or published ones."""
-        query = select(CheckpointRow).where(_is_unexpired())
+        query = select(CheckpointRow).where(is_unexpired())
         if model_id is not None:
             query = query.where(CheckpointRow.model_id == model_id)
         if user is not None:
@@ -243,7 +242,7 @@ class Records:
         visible = true() if user is None else CheckpointRow.user_name == user
         ranked = (
             select(CheckpointRow.path, rank.label("rank"))
-            .where(CheckpointRow.model_id.in_(model_ids), _is_unexpired())
+            .where(CheckpointRow.model_id.in_(model_ids), is_unexpired())
             .where(or_(visible, CheckpointRow.public))
             .subquery()
         )
@@ -252,11 +251,28 @@ class Records:
         records = [row.record() for row in await self._database.rows(query)]
         return {(record.model_id, record.kind): record for record in records}
 
+    async def storage(self, user: str) -> Mapping[str, Storage]:
+        """What the user's checkpoints take, by session."""
+        query = (
+            select(ModelRow.session_id, func.count(), func.sum(CheckpointRow.size_bytes))
+            .join(ModelRow, ModelRow.model_id == CheckpointRow.model_id)
+            .where(CheckpointRow.user_name == user, is_unexpired())
+            .group_by(ModelRow.session_id)
+        )
+
+        def ask(session: Session) -> dict[str, Storage]:
+            return {
+                session_id: Storage(checkpoints=count, size_bytes=int(size))
+                for session_id, count, size in session.execute(query)
+            }
+
+        return await self._database.read(ask)
+
     async def set_public(self, path: str, *, user: str, public: bool) -> None:
         """Publish a checkpoint to all users, or withdraw it."""
 
         def change(session: Session) -> None:
-            _changeable(session.get(CheckpointRow, path), path, user).public = public
+            changeable(session.get(CheckpointRow, path), path, user).public = public
 
         await self._database.write(change)
 
@@ -264,7 +280,7 @@ class Records:
         """Say when a checkpoint expires; None is never."""
 
         def change(session: Session) -> None:
-            _changeable(session.get(CheckpointRow, path), path, user).expires_at = expires_at
+            changeable(session.get(CheckpointRow, path), path, user).expires_at = expires_at
 
         await self._database.write(change)
 
@@ -272,7 +288,7 @@ class Records:
         """Forget a checkpoint, and return what it was; its files are the caller's to remove."""
 
         def change(session: Session) -> CheckpointRecord:
-            row = _changeable(session.get(CheckpointRow, path), path, user)
+            row = changeable(session.get(CheckpointRow, path), path, user)
             session.delete(row)
             return row.record()
 
@@ -280,7 +296,7 @@ class Records:
 
     async def expired_checkpoints(self) -> Sequence[CheckpointRecord]:
         """Those that have expired, and whose files have not been removed."""
-        query = select(CheckpointRow).where(~_is_unexpired(), ~CheckpointRow.removed)
+        query = select(CheckpointRow).where(~is_unexpired(), ~CheckpointRow.removed)
         return [row.record() for row in await self._database.rows(query)]
 
     async def mark_removed(self, record: CheckpointRecord) -> None:
@@ -303,7 +319,7 @@ class Records:
     ) -> SamplingSessionRecord:
         """A sampling session."""
         row = await self._database.get(SamplingSessionRow, sampling_session_id)
-        return _owned(row, user, "sampler", sampling_session_id).record()
+        return owned(row, user, "sampler", sampling_session_id).record()
 
     async def sampling_sessions(
         self, user: str | None, *, session_id: str | None = None
@@ -317,7 +333,7 @@ class Records:
         query = query.order_by(SamplingSessionRow.created.desc())
         return [row.record() for row in await self._database.rows(query)]
 
-    async def _add(self, row: _OwnedRow, key: str) -> None:
+    async def _add(self, row: OwnedRow, key: str) -> None:
         def change(session: Session) -> None:
             present = session.get(type(row), key)
             if present is None:
@@ -332,43 +348,3 @@ class Records:
 
     def _model_of(self, row: ModelRow) -> ModelRecord:
         return self._last_uses.in_model(row.record())
-
-
-def _owned(row: _OwnedRow | None, user: str | None, kind: str, name: str) -> _OwnedRow:
-    if row is None or user not in (None, row.user_name):
-        raise _missing(kind, name)
-    return row
-
-
-def _changeable(row: CheckpointRow | None, path: str, user: str) -> CheckpointRow:
-    if row is None or row.user_name != user:
-        raise _missing("checkpoint", path)
-    return _unexpired(row)
-
-
-def _missing(kind: str, name: str) -> TinkerError:
-    return TinkerError(
-        f"there is no {kind} {name}",
-        why="it was never made, was deleted, or is not yours",
-        status=404,
-    )
-
-
-def _unexpired(row: CheckpointRow) -> CheckpointRow:
-    if row.expires_at is not None and row.expires_at <= datetime.now(UTC):
-        raise TinkerError(
-            f"the checkpoint {row.path} expired on {row.expires_at:%Y-%m-%d at %H:%M} UTC",
-            why="its owner had set a time to live",
-            fix="use another checkpoint; one saved without ttl_seconds never expires",
-            status=404,
-        )
-    return row
-
-
-def _is_unexpired() -> ColumnElement[bool]:
-    expires_at = CheckpointRow.expires_at
-    return or_(expires_at.is_(None), expires_at > datetime.now(UTC))
-
-
-def _is_published(model_id: InstrumentedAttribute[str] | str) -> ColumnElement[bool]:
-    return exists().where(CheckpointRow.model_id == model_id, CheckpointRow.public, _is_unexpired())

@@ -11,7 +11,7 @@ from enginehouse.core.errors import TinkerError
 
 # Flags of the SDK's ClientConfigResponse. What is not named keeps the SDK's default.
 _FLAGS: Final = {
-    "pjwt_auth_enabled": False,  # the API key is the credential
+    "pjwt_auth_enabled": True,  # a login says who one is: `tinker auth whoami` reads it
     "parallel_fwdbwd_chunks": True,  # jobs are put in order by their seq_id
     "proto_compress_fwdbwd": False,
     "sample_use_retrieve_futures": True,  # one poll for all samples of a sampling session

@@ -10,10 +10,10 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from enginehouse.core.errors import TinkerError
+from enginehouse.core.errors import StoreError, TinkerError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.tinker.bodies import read_json
-from enginehouse.tinker.future import JSON, Future
+from enginehouse.tinker.future import JSON, Future, failure
 from enginehouse.tinker.futures import Futures
 from enginehouse.tinker.wire.schema import PROTOBUF
 
@@ -75,11 +75,10 @@ def futures_routes(
                     fix=f"use the tinker SDK 0.38.0, or send Accept: {PROTOBUF}",
                     status=406,
                 )
-        payload = (
-            future.payload
-            if future.payload_in_memory
-            else await asyncio.to_thread(lambda: future.payload)
-        )
+        try:
+            payload = await _payload(future)
+        except StoreError as error:  # as a 500, the SDK would ask for it without end
+            return Response(failure(str(error), "server"), media_type=JSON)
         futures.retrieved(future)
         return Response(payload, media_type=future.content_type)
 
@@ -111,6 +110,12 @@ def futures_routes(
         return _json({})
 
     return router
+
+
+async def _payload(future: Future) -> bytes:
+    if future.payload_in_memory:
+        return future.payload
+    return await asyncio.to_thread(lambda: future.payload)
 
 
 async def _unless_gone(request: Request, waiting: Coroutine[Any, Any, Result]) -> Result | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.data import Datum, LossRequest, LossResult
 from enginehouse.tinker.wire.schema import messages, parse, refuse_unknown_fields
-from enginehouse.tinker.wire.tensors import decode_tensor, dtype_code
+from enginehouse.tinker.wire.tensors import LARGEST, decode_tensor, dtype_code
 
 _TEXT_ONLY = "this service trains on text; send token ids only"
 
@@ -54,6 +55,7 @@ def decode_loss_request(body: bytes) -> LossRequest:
     """
     message = parse(messages().ForwardBackwardRequest, body)
     refuse_unknown_fields(message, "the request")
+    _check_sparse(message)
     return LossRequest(
         model_id=message.model_id,
         loss=message.loss_fn,
@@ -89,6 +91,22 @@ def _config(message: Any) -> Mapping[str, float | str]:
             raise TinkerError(f"loss_fn_config_v2[{name!r}] has no value")
         config[name] = getattr(value, kind)
     return config
+
+
+def _check_sparse(message: Any) -> None:
+    """Refuse a small body that would fill the memory once its sparse tensors are dense."""
+    cells = sum(
+        abs(math.prod(tensor.shape))
+        for datum in message.data
+        for tensor in datum.loss_fn_inputs.values()
+        if tensor.HasField("sparse_csr")
+    )
+    if cells > LARGEST:
+        raise TinkerError(
+            f"the request's sparse tensors have {cells:,} cells, and more than {LARGEST:,} are "
+            "not accepted at once",
+            fix="send fewer datums per request, or fewer columns",
+        )
 
 
 def _datum(message: Any, where: str) -> Datum:

@@ -209,8 +209,8 @@ def _check_counts(request: _SampleRequest, length: int) -> None:
 
 
 def _check_parameters(parameters: _SamplingParams) -> None:
-    if parameters.max_tokens is not None and parameters.max_tokens < 1:
-        raise TinkerError(f"max_tokens is {parameters.max_tokens}; it must be at least 1")
+    if parameters.max_tokens is not None and parameters.max_tokens < 0:
+        raise TinkerError(f"max_tokens is {parameters.max_tokens}; it must be 0 or greater")
     if not (math.isfinite(parameters.temperature) and parameters.temperature >= 0):
         raise TinkerError(f"temperature is {parameters.temperature}; it must be 0 or greater")
     if not 0 < parameters.top_p <= 1:

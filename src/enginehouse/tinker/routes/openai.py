@@ -1,0 +1,83 @@
+"""The OpenAI API for everything that can be sampled: `model` is a tinker:// path, or an alias."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from enginehouse.core.errors import TinkerError
+from enginehouse.tinker.application import current_user
+from enginehouse.tinker.bodies import load_object
+from enginehouse.tinker.names import ALIAS, Names
+from enginehouse.tinker.sampling.base import SamplingEngine
+from enginehouse.tinker.sampling_desk import SamplingDesk
+
+_UNSTATED: Final = 256  # tokens that a request without max_tokens is taken to cost
+
+
+def openai_routes(*, names: Names, desk: SamplingDesk, engine: SamplingEngine) -> APIRouter:
+    """`engine` answers each request by itself; `desk` says when."""
+    router = APIRouter()
+
+    @router.get("/v1/models")
+    async def models(request: Request) -> dict[str, Any]:
+        checkpoints = await names.checkpoints(user=current_user(request))
+        listed = [{"id": names.base_model, "object": "model", "created": 0, "owned_by": "base"}]
+        for checkpoint in checkpoints:
+            entry = {
+                "id": checkpoint.path,
+                "object": "model",
+                "created": int(checkpoint.created.timestamp()),
+                "owned_by": checkpoint.user,
+                "root": names.base_model,
+            }
+            listed.append(entry)
+            if alias := checkpoint.user_metadata.get(ALIAS):
+                listed.append(entry | {"id": alias, "parent": checkpoint.path})
+        return {"object": "list", "data": listed}
+
+    @router.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Any:
+        return await answer(request, "/v1/chat/completions")
+
+    @router.post("/v1/completions")
+    async def completions(request: Request) -> Any:
+        return await answer(request, "/v1/completions")
+
+    async def answer(request: Request, path: str) -> Any:
+        user = current_user(request)
+        body = await load_object(await request.body())
+        name = body.get("model")
+        if not isinstance(name, str):
+            raise TinkerError("the request names no model")
+        weights = await names.weights(name, user=user)
+        tokens = body.get("max_completion_tokens") or body.get("max_tokens") or _UNSTATED
+        cost = tokens if isinstance(tokens, int) else _UNSTATED
+        async with AsyncExitStack() as places:
+            await places.enter_async_context(desk.slot(user, tokens=cost))
+            if not body.get("stream"):
+                reply = await engine.complete(weights, path, body)
+                return JSONResponse(reply | {"model": name})
+            events = await engine.stream(weights, path, body)
+            return _HeldStream(events, places.pop_all())
+
+    return router
+
+
+class _HeldStream(StreamingResponse):
+    """Sends the events; the place in the engine is held until they were read, or given up."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], held: AsyncExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._events = events
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them. They may not have been begun when the client is gone."""
+        async with self._held, aclosing(self._events):
+            await super().__call__(scope, receive, send)

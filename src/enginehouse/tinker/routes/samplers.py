@@ -1,0 +1,99 @@
+"""Sampling sessions: what a client samples from, and how many clients share it."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from fastapi import APIRouter, Request
+
+from enginehouse.core.errors import TinkerError
+from enginehouse.core.strict_model import StrictModel
+from enginehouse.tinker.application import current_user
+from enginehouse.tinker.bodies import read_json
+from enginehouse.tinker.job_bodies import SeqId
+from enginehouse.tinker.records.entries import SamplingSessionRecord
+from enginehouse.tinker.routes.models import require_base
+from enginehouse.tinker.routes.sessions import Sessions
+from enginehouse.tinker.sampling_desk import SamplingDesk
+
+_CLIENTS: Final = 1_000_000_000  # the SDK's seq_ids of one client: number times this, and so on
+
+
+class CreateSamplingSession(StrictModel):
+    """The SDK's CreateSamplingSessionRequest."""
+
+    session_id: str
+    sampling_session_seq_id: SeqId
+    base_model: str | None = None
+    model_path: str | None = None
+    type: Literal["create_sampling_session"] = "create_sampling_session"
+
+
+class JoinSamplingSession(StrictModel):
+    """The SDK's JoinSamplingSessionRequest."""
+
+    sampling_session_id: str
+    type: Literal["join_sampling_session"] = "join_sampling_session"
+
+
+def sampler_routes(sessions: Sessions, *, desk: SamplingDesk, base_model: str) -> APIRouter:
+    """Everything about sampling sessions but the samples."""
+    router = APIRouter()
+    records = sessions.records
+    clients: defaultdict[str, Iterator[int]] = defaultdict(_numbers)
+
+    @router.post("/api/v1/create_sampling_session")
+    async def create_sampling_session(request: Request) -> dict[str, Any]:
+        user = current_user(request)
+        body = await read_json(request, CreateSamplingSession)
+        await sessions.require(body.session_id, user=user)
+        require_base(body.base_model, base_model)
+        if body.model_path is not None:
+            desk.weights_of(await records.checkpoint(body.model_path, user=user))
+        elif body.base_model is None:
+            raise TinkerError("give model_path or base_model: what is to be sampled")
+        sampler = SamplingSessionRecord(
+            sampling_session_id=f"{body.session_id}:sample:{body.sampling_session_seq_id}",
+            session_id=body.session_id,
+            user=user,
+            base_model=base_model,
+            created=datetime.now(UTC),
+            checkpoint=body.model_path,
+        )
+        await records.add_sampling_session(sampler)
+        return {
+            "type": "create_sampling_session",
+            "sampling_session_id": sampler.sampling_session_id,
+        }
+
+    @router.post("/api/v1/join_sampling_session")
+    async def join_sampling_session(request: Request) -> dict[str, Any]:
+        body = await read_json(request, JoinSamplingSession)
+        await desk.sampler(body.sampling_session_id, user=current_user(request))
+        number = next(clients[body.sampling_session_id])
+        return {"type": "join_sampling_session", "client_counter": number}
+
+    @router.get("/api/v1/samplers/{sampling_session_id}")
+    async def sampler(sampling_session_id: str, request: Request) -> dict[str, Any]:
+        found = await desk.sampler(sampling_session_id, user=current_user(request))
+        return {
+            "sampler_id": found.sampling_session_id,
+            "base_model": found.base_model,
+            "model_path": found.checkpoint,
+        }
+
+    return router
+
+
+def _numbers() -> Iterator[int]:
+    """Numbers for the clients that join a sampling session; the first client has 0.
+
+    They begin at a random one, so that a restarted service gives out none again: a client's seq_ids
+    are its number times a billion, and so on, and must be below 2^63.
+    """
+    return itertools.count(1 + secrets.randbelow(_CLIENTS // 2))

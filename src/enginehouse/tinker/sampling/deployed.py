@@ -1,0 +1,352 @@
+"""Samples from one deployment: a server of our own or somebody else's, and adapters on it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+
+from enginehouse.client.exchange import Reply
+from enginehouse.core.errors import (
+    AdapterError,
+    EnginehouseError,
+    NoEffectError,
+    UnknownModelError,
+)
+from enginehouse.deployment.base import Deployment
+from enginehouse.engines.base import ServedEngine
+from enginehouse.runtime.context import Notify
+from enginehouse.tinker.sampling import base, requests
+from enginehouse.tinker.sampling.amplified import amplified
+from enginehouse.tinker.sampling.base import LogprobScale, Sampled, TokenPrompt, Weights
+from enginehouse.tinker.sampling.errors import as_tinker_errors
+from enginehouse.tinker.sampling.prefixes import draw_alternatives, score_targets, together
+from enginehouse.tinker.sampling.prompts import scores_prompt, tokens_wanted
+from enginehouse.weights.pool import AdapterPool
+from enginehouse.weights.residence import State
+from enginehouse.weights.served_models import served_models
+from enginehouse.weights.store import UncopiedAdapters
+
+T = TypeVar("T")
+_AMPLIFIED = (1e3, 1e6)
+
+
+@asynccontextmanager
+async def deployed_sampling(
+    deployment: Deployment, *, logprobs: LogprobScale, max_loras: int, notify: Notify
+) -> AsyncIterator[DeployedSampling]:
+    """Sample from an open deployment for the length of the block.
+
+    `logprobs` is what its server was started to give. Raises WireError.
+    """
+    engine = deployment.engine
+    assert isinstance(engine, ServedEngine), "an engine that loads adapters is one that is served"
+    own, *_ = await served_models(deployment.server, engine)
+    store = UncopiedAdapters()
+    async with deployment.adapters(store, max_loras=max_loras, for_many=True) as pool:
+        sampling = DeployedSampling(
+            deployment,
+            pool,
+            store,
+            # of the whole, one token is kept, so that the longest prompt can be scored
+            max_length=(own.max_model_len or 2048) - 1,
+            logprobs=logprobs,
+            notify=notify,
+        )
+        try:
+            yield sampling
+        finally:
+            await sampling.close()
+
+
+class DeployedSampling:
+    """A SamplingEngine on one deployment. Its adapters are loaded from where they are.
+
+    An adapter is proven while its first requests are computed, and no answer of it is given
+    before it is proven.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        pool: AdapterPool,
+        store: UncopiedAdapters,
+        *,
+        max_length: int,
+        logprobs: LogprobScale,
+        notify: Notify,
+    ) -> None:
+        self.deployment = deployment
+        self.pool = pool
+        self._store = store
+        self._sampler = deployment.sampler
+        self._max_length = max_length
+        self._logprobs = logprobs
+        self._notify = notify
+        self._loaded: dict[str, Weights] = {}  # by alias
+        self._proofs: dict[str, asyncio.Task[None]] = {}  # of those that are not proven yet
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """See SamplingEngine."""
+        server = self.deployment.server
+        return {
+            "engine": server.engine,
+            "version": server.version,
+            "url": server.base_url,
+            "log_probabilities": self._logprobs,
+            "adapters": sorted(weights.key for weights in self._loaded.values()),
+            "resident": sorted(
+                self._loaded[adapter.alias].key
+                for adapter in self.pool.adapters()
+                if adapter.state is State.IN and adapter.alias in self._loaded
+            ),
+        }
+
+    @property
+    def max_length(self) -> int:
+        """See SamplingEngine."""
+        return self._max_length
+
+    async def prepare(self, weights: Weights) -> None:
+        """See SamplingEngine."""
+        if weights.folder is not None:
+            with as_tinker_errors():
+                if (proof := self._proofs.get(await self._alias(weights))) is not None:
+                    await asyncio.shield(proof)
+
+    async def forget(self, weights: Weights) -> None:
+        """See SamplingEngine."""
+        alias = _alias_of(weights)
+        async with self._turns[alias]:
+            if self._loaded.pop(alias, None) is not None:
+                if (proof := self._proofs.get(alias)) is not None:
+                    proof.cancel()
+                    await asyncio.gather(proof, return_exceptions=True)
+                with as_tinker_errors():
+                    await self._unload(weights, alias)
+        self._turns.pop(alias, None)
+
+    async def close(self) -> None:
+        """End what is in progress. Idempotent."""
+        tasks = [*self._proofs.values(), *self._leaving]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def sample(self, weights: Weights, prompt: TokenPrompt) -> Sampled:
+        """See SamplingEngine."""
+        count = tokens_wanted(prompt, max_length=self._max_length)
+        return await self._answered(weights, lambda model: self._sample(prompt, model, count))
+
+    async def complete(self, weights: Weights, path: str, body: Mapping[str, Any]) -> Any:
+        """See SamplingEngine."""
+
+        async def post(model: str) -> bytes:
+            return await self._sampler.post(
+                path, _encoded(body, model), prompt_logprobs=scores_prompt(body)
+            )
+
+        reply = msgspec.json.decode(await self._answered(weights, post))
+        return {**reply, "model": body.get("model")}
+
+    async def stream(self, weights: Weights, path: str, body: Mapping[str, Any]) -> Any:
+        """See SamplingEngine."""
+
+        async def post(model: str) -> Reply:
+            return await self._sampler.post_streamed(
+                path, _encoded(body, model), prompt_logprobs=scores_prompt(body)
+            )
+
+        await self.prepare(weights)  # what has been streamed cannot be withheld any more
+        async with AsyncExitStack() as stack:
+            with as_tinker_errors():
+                if weights.folder is None:
+                    reply = await post(self._sampler.model)
+                else:
+                    held = self.pool.held(await self._alias(weights))
+                    reply = await self._ask(post, await stack.enter_async_context(held))
+            stack.callback(reply.close)
+            assert reply.wire.chunks is not None, "it was asked for a stream"
+            return _Stream(reply.wire.chunks, stack.pop_all())
+
+    async def _answered(self, weights: Weights, ask: Callable[[str], Awaitable[T]]) -> T:
+        """What the weights answer, once they are proven. Raises TinkerError."""
+        with as_tinker_errors():
+            if weights.folder is None:
+                return await ask(self._sampler.model)
+            alias = await self._alias(weights)
+            proof = self._proofs.get(alias)  # now: one that has failed is not kept
+            try:
+                async with self.pool.held(alias) as model:
+                    answer = await self._ask(ask, model)
+            except AdapterError:  # it could not be restored after a restart
+                self._begin_leaving(weights, alias)
+                raise
+            if proof is not None:
+                await asyncio.shield(proof)
+            return answer
+
+    async def _ask(self, ask: Callable[[str], Awaitable[T]], model: str) -> T:
+        """Ask an adapter; once more if the server has lost it without our knowledge.
+
+        Another program's server may when it is restarted.
+        """
+        try:
+            return await ask(model)
+        except UnknownModelError:
+            await self.pool.restore_unannounced()
+            return await ask(model)
+
+    async def _sample(self, prompt: TokenPrompt, model: str, count: int) -> Sampled:
+        scored = prompt.prompt_logprobs_from is not None
+        at_once = scored and prompt.samples == count == 1
+        work = [self._sequences(prompt, model, count, scored=at_once)]
+        if scored and not at_once:
+            work.append(self._scores(prompt, model))
+        if prompt.targets is not None:
+            work.append(self._targets(prompt, model))
+        if prompt.alternatives:
+            work.append(self._alternatives(prompt, model))
+        fields: dict[str, Any] = {}
+        for part in await together(work):
+            fields |= part
+        return Sampled(**fields)
+
+    async def _sequences(
+        self, prompt: TokenPrompt, model: str, count: int, *, scored: bool
+    ) -> dict[str, Any]:
+        if count == 0:
+            none = np.array([], np.int32)
+            empty = base.Sequence(tokens=none, logprobs=none.astype(np.float32), stopped=False)
+            return {"sequences": (empty,) * prompt.samples}
+        asked = requests.answering(prompt, model=model, count=count, scored=scored)
+        response = await self._sampler.sample(asked)
+        made = [
+            requests.sequence_of(completion, candidates=prompt.sample_top_k)
+            for completion in response.completions
+        ]
+        repeated = made * prompt.samples if len(made) == 1 else made  # see `answering`
+        fields = requests.scores_of(response, prompt) if scored else {}
+        return {"sequences": tuple(repeated), **fields}
+
+    async def _scores(self, prompt: TokenPrompt, model: str) -> dict[str, Any]:
+        response = await self._sampler.sample(requests.scoring(prompt, model=model))
+        return requests.scores_of(response, prompt)
+
+    async def _targets(self, prompt: TokenPrompt, model: str) -> dict[str, Any]:
+        return {"target_logprobs": await score_targets(self._sampler, prompt, model=model)}
+
+    async def _alternatives(self, prompt: TokenPrompt, model: str) -> dict[str, Any]:
+        return {"alternatives": await draw_alternatives(self._sampler, prompt, model=model)}
+
+    async def _alias(self, weights: Weights) -> str:
+        """The alias of an adapter that has been loaded, and whose proof has begun."""
+        alias = _alias_of(weights)
+        if alias not in self._loaded:
+            async with self._turns[alias]:
+                if alias not in self._loaded:
+                    assert weights.folder is not None
+                    loaded = await self.pool.load(alias, weights.folder)
+                    self._loaded[alias] = weights
+                    if loaded.stored.info.is_zero:
+                        self._notify(f"{weights.key} changes nothing: it has not been trained")
+                    else:
+                        self._begin_proof(weights, alias)
+        return alias
+
+    def _begin_proof(self, weights: Weights, alias: str) -> None:
+        task = asyncio.create_task(self._prove(weights, alias))
+        self._proofs[alias] = task
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._proofs.pop(alias, None)
+            if not task.cancelled() and task.exception() is not None:
+                self._begin_leaving(weights, alias)
+
+        task.add_done_callback(ended)
+
+    def _begin_leaving(self, weights: Weights, alias: str) -> None:
+        """Have the next request load the adapter again, as if it were new."""
+        self._loaded.pop(alias, None)
+        leaving = asyncio.create_task(self._leave(weights, alias))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    async def _prove(self, weights: Weights, alias: str) -> None:
+        try:
+            await self.pool.prove(alias)
+        except NoEffectError as error:
+            for times in _AMPLIFIED:
+                with suppress(NoEffectError):
+                    await self._prove_amplified(weights, alias, times=times)
+                    return
+            raise error from None
+
+    async def _leave(self, weights: Weights, alias: str) -> None:
+        """Unload one that could not be proven or restored, once its requests have ended."""
+        async with self._turns[alias]:
+            if alias not in self._loaded:
+                with suppress(EnginehouseError):
+                    await self._unload(weights, alias)
+
+    async def _prove_amplified(self, weights: Weights, alias: str, *, times: float) -> None:
+        """Prove a copy of an adapter with a larger alpha, as its own effect is lost in rounding.
+
+        The first steps of a training change less than bfloat16 can tell. Raises AdapterError.
+        """
+        assert weights.folder is not None
+        with amplified(weights.folder, times=times) as folder:
+            copy = f"{alias}-amplified"
+            await self.pool.load(copy, folder)
+            try:
+                await self.pool.prove(copy)
+            finally:
+                await self.pool.unload(copy)
+                self._store.forget(folder)
+        self._notify(f"{weights.key} acts, but changes less than rounding does so far")
+
+    async def _unload(self, weights: Weights, alias: str) -> None:
+        await self.pool.unload(alias)
+        if weights.folder is not None:
+            self._store.forget(weights.folder)
+
+
+class _Stream:
+    """The pieces of a reply; the adapter is held until they have been read, or it is closed."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], held: AsyncExitStack) -> None:
+        self._pieces = pieces
+        self._held = held
+
+    def __aiter__(self) -> _Stream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            with as_tinker_errors():
+                return await anext(self._pieces)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Stop reading. Idempotent."""
+        await self._held.aclose()
+
+
+def _alias_of(weights: Weights) -> str:
+    """A name that an engine's URLs and logs can hold, whatever the key is."""
+    return hashlib.sha256(weights.key.encode()).hexdigest()[:24]
+
+
+def _encoded(body: Mapping[str, Any], model: str) -> bytes:
+    return msgspec.json.encode({**body, "model": model})

@@ -1,0 +1,112 @@
+"""The OpenAI API over checkpoints, and Tink's older way to sample."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.tinker_client import MODEL, Client, House, RefusedError, until
+
+
+async def saved(ada: Client, **metadata: str) -> str:
+    """The path of a checkpoint that can be sampled."""
+    model = await ada.create_model()
+    body = {"model_id": model, "seq_id": 1, "path": "one", "user_metadata": metadata}
+    return str((await ada.done("save_weights_for_sampler", body))["path"])
+
+
+def asked(model: str, **changes: Any) -> dict[str, Any]:
+    """A chat."""
+    messages = [{"role": "user", "content": "ab"}]
+    return {"model": model, "messages": messages, "max_tokens": 3, "seed": 1} | changes
+
+
+async def test_a_checkpoint_is_a_model_by_its_path_and_its_alias(tmp_path: Path):
+    """Both give the same; the base model gives something else."""
+    async with House(tmp_path).open() as running:
+        ada = await running.client().begin()
+        path = await saved(ada, alias="mine")
+        texts = {}
+        for name in (path, "mine", MODEL):
+            reply = await ada.post("/v1/chat/completions", asked(name))
+            assert reply["model"] == name
+            texts[name] = reply["choices"][0]["message"]["content"]
+        assert texts[path] == texts["mine"] != texts[MODEL]
+        completed = await ada.post("/v1/completions", {"model": "mine", "prompt": "ab"})
+        assert completed["object"] == "text_completion"
+        listed = await ada.get("/v1/models")
+        assert [entry["id"] for entry in listed["data"]] == [MODEL, path, "mine"]
+
+
+async def test_a_stream_is_passed_on_event_by_event(tmp_path: Path):
+    """To its end."""
+    async with House(tmp_path).open() as running:
+        ada = await running.client().begin()
+        content = await ada.post("/v1/chat/completions", asked(MODEL, stream=True))
+        events = [line[6:] for line in content.decode().splitlines() if line.startswith("data: ")]
+        assert events[-1] == "[DONE]"
+        assert json.loads(events[0])["choices"]
+
+
+async def test_a_stream_that_nobody_reads_gives_its_place_back(tmp_path: Path):
+    """Its client is gone before the first event."""
+    house = House(tmp_path)
+    async with house.open(max_samples=1) as running:
+        ada = await running.client().begin()
+        house.engine.running.clear()
+        stream = asyncio.create_task(ada.post("/v1/chat/completions", asked(MODEL, stream=True)))
+        await until(lambda: house.engine.requests == 1)
+        stream.cancel()
+        await asyncio.gather(stream, return_exceptions=True)
+        house.engine.running.set()
+        await ada.post("/v1/chat/completions", asked(MODEL))
+
+
+async def test_others_models_are_unknown_until_they_are_published(tmp_path: Path):
+    """In lists, by path, and by alias."""
+    async with House(tmp_path).open() as running:
+        ada = await running.client().begin()
+        path = await saved(ada, alias="mine")
+        eve = running.client("eve")
+        assert len((await eve.get("/v1/models"))["data"]) == 1
+        for name in (path, "mine", "gpt-4"):
+            with pytest.raises(RefusedError) as refused:
+                await eve.post("/v1/chat/completions", asked(name))
+            assert refused.value.status == 404
+            assert refused.value.content["error"]["type"] == "invalid_request_error"
+        await running.stores.records.set_public(path, user="ada", public=True)
+        await eve.post("/v1/chat/completions", asked(path))
+
+
+async def test_weights_that_continue_training_cannot_be_sampled(tmp_path: Path):
+    """And the user is told which save can."""
+    async with House(tmp_path).open() as running:
+        ada = await running.client().begin()
+        model = await ada.create_model()
+        body = {"model_id": model, "seq_id": 1, "path": "one"}
+        path = (await ada.done("save_weights", body))["path"]
+        with pytest.raises(RefusedError, match="save_weights_for_sampler"):
+            await ada.post("/v1/chat/completions", asked(path))
+
+
+@pytest.mark.parametrize("route", ["sample", "asample"])
+async def test_tinks_older_request(tmp_path: Path, route: str):
+    """Texts in, texts out; the model is an alias, a model that is trained, or the base model."""
+    async with House(tmp_path).open() as running:
+        ada = await running.client().begin()
+        path = await saved(ada, alias="my_adapter")
+        for name in ("my_adapter", f"{ada.session}:train:0", path, None):
+            parameters = {"max_tokens": 5, "temperature": 0.8, "top_p": 0.95, "seed": 1}
+            body = {"model_id": name, "prompts": ["ab", "c"], "sampling_params": parameters}
+            answer = await ada.post(route, body)
+            assert answer["model_id"] == (name or MODEL)
+            assert len(answer["completions"]) == 2
+            assert answer["finish_reasons"] == ["length", "length"]
+        with pytest.raises(RefusedError, match="did you mean 'max_tokens'"):
+            await ada.post(route, {"prompts": ["a"], "sampling_params": {"max_tokes": 5}})
+        with pytest.raises(RefusedError, match="unknown_adapter") as refused:
+            await ada.post(route, {"model_id": "unknown_adapter", "prompts": ["a"]})
+        assert refused.value.status == 404

@@ -1,0 +1,98 @@
+"""Places are given out fairly, and none is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from enginehouse.tinker.fair_slots import FairSlots
+
+
+class Work:
+    """Pieces of work that hold a place until they are told to end; `begun` is their order."""
+
+    def __init__(self, slots: FairSlots) -> None:
+        self.slots = slots
+        self.begun: list[str] = []
+        self.running: dict[str, list[asyncio.Event]] = {}
+
+    def add(self, user: str, *, cost: float = 1.0) -> asyncio.Task[None]:
+        """Ask for a place."""
+        return asyncio.create_task(self._hold(user, cost))
+
+    async def _hold(self, user: str, cost: float) -> None:
+        async with self.slots.slot(user, cost=cost):
+            self.begun.append(user)
+            end = asyncio.Event()
+            self.running.setdefault(user, []).append(end)
+            await end.wait()
+
+    async def end(self, user: str) -> None:
+        """End one piece of the user's work, and let the others move up."""
+        self.running[user].pop(0).set()
+        await settled()
+
+
+async def settled() -> None:
+    """Let everything happen that can."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_no_user_has_more_than_its_share():
+    """And the places of all are not exceeded."""
+    work = Work(FairSlots(total=3, per_user=2))
+    tasks = [work.add(user) for user in ("eve", "eve", "eve", "ada", "bob")]
+    await settled()
+    assert Counter(work.begun) == {"eve": 2, "ada": 1}
+    assert work.slots.load() == {"eve": (2, 1), "ada": (1, 0), "bob": (0, 1)}
+    assert "as many as one user may have" in (work.slots.why_wait("eve") or "")
+    assert "all 3 places" in (work.slots.why_wait("bob") or "")
+    for user in ("ada", "eve", "eve", "eve", "bob"):
+        await work.end(user)
+    await asyncio.gather(*tasks)
+    assert work.slots.load() == {}
+    assert work.slots.why_wait("eve") is None
+
+
+async def test_users_take_turns_by_what_they_were_given():
+    """Eve's pieces cost three times as much, so Ada gets three for one of hers."""
+    work = Work(FairSlots(total=1, per_user=1))
+    tasks = [work.add("eve", cost=3) for _ in range(3)] + [work.add("ada") for _ in range(9)]
+    for _ in tasks:
+        await settled()
+        await work.end(work.begun[-1])
+    await asyncio.gather(*tasks)
+    first = work.begun[:8]
+    assert Counter(first) == {"ada": 6, "eve": 2}
+
+
+@pytest.mark.parametrize("moment", ["waiting", "just given", "running"])
+async def test_a_cancelled_piece_gives_its_place_back(moment: str):
+    """Whenever it is cancelled."""
+    work = Work(FairSlots(total=1, per_user=1))
+    first = work.add("eve")
+    await settled()
+    second = work.add("ada")
+    await settled()
+    if moment == "running":
+        first.cancel()
+    elif moment == "waiting":
+        second.cancel()
+        await settled()
+        first.cancel()
+    else:
+        work.running["eve"].pop(0).set()
+        await asyncio.sleep(0)  # the place is Ada's now, whose task has not noticed
+        second.cancel()
+    await settled()
+    third = work.add("bob")
+    await settled()
+    if moment == "running":
+        await work.end("ada")
+    assert work.begun[-1] == "bob"
+    await work.end("bob")
+    await asyncio.gather(first, second, third, return_exceptions=True)
+    assert work.slots.load() == {}
