@@ -55,7 +55,7 @@ class TinkerService:
         self._port = said.partition("ready: http://127.0.0.1:")[2].split()[0].rstrip("/")
 
     def stop(self) -> Finished:
-        """SIGTERM: it finishes what runs, and leaves nothing."""
+        """SIGTERM, after which it finishes what runs, and leaves nothing."""
         self.running.interrupt(signal.SIGTERM)
         return self.running.end()
 

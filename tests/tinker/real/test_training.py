@@ -72,7 +72,7 @@ def test_what_a_user_does_wrong_is_told_to_that_user_alone(service: TinkerServic
         "dots": "outside",
         "foreign path": "not-a-run",
         "escaping path": "tinker://",
-        "too long": "1024",
+        "too long": "longest",
     }
     assert set(errors) == set(words)
     unclear = {name: e for name, e in errors.items() if words[name] not in e["error"]}
