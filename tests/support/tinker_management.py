@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sysconfig
 from collections.abc import AsyncIterator
@@ -73,7 +74,18 @@ class ManagementService:
 
 
 async def run_tinker(*words: str, url: str, key: str, home: Path) -> tuple[int, str, str]:
-    """Run the SDK's command line, in `home`: exit code, stdout, stderr."""
+    """Run the SDK's command line, in `home`: exit code, stdout, stderr.
+
+    Once in some 200 runs on a busy machine its process aborts without a word (seen with 0.38.0).
+    Then it is run again.
+    """
+    ended = await _run_tinker(*words, url=url, key=key, home=home)
+    if ended[0] == -signal.SIGABRT:
+        ended = await _run_tinker(*words, url=url, key=key, home=home)
+    return ended
+
+
+async def _run_tinker(*words: str, url: str, key: str, home: Path) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         str(Path(sysconfig.get_path("scripts")) / "tinker"),
         *words,
@@ -87,6 +99,7 @@ async def run_tinker(*words: str, url: str, key: str, home: Path) -> tuple[int, 
             "TINKER_BASE_URL": url,
             "TINKER_API_KEY": key,
             "TINKER_TELEMETRY": "0",
+            "PYTHONFAULTHANDLER": "1",
         },
     )
     out, err = await process.communicate()

@@ -225,21 +225,6 @@ def bfloat16_is_near_float32():
     assert 0 < difference.mean() < 0.05, difference
 
 
-def checkpointing_changes_nothing():
-    """But memory and time."""
-    found = []
-    for checkpointing in (False, True):
-        engine = make_engine(checkpointing=checkpointing)
-        engine.create("ours", LoraSpec(rank=4, seed=1))
-        engine.create("other", LoraSpec(rank=8, seed=2))
-        for name in ("ours", "other"):
-            train(engine, name)
-        compute(engine, request("ours"), request("other"))
-        found.append({n: gradients(engine, n) for n in ("ours", "other")})
-    for name in found[0]:
-        assert_all_close(found[0][name], found[1][name])
-
-
 if __name__ == "__main__":
     run(
         every_loss_agrees_with_peft,
@@ -253,5 +238,4 @@ if __name__ == "__main__":
         tied_embeddings_are_left_alone,
         mixtures_of_experts_are_trained_without_their_mlps,
         bfloat16_is_near_float32,
-        checkpointing_changes_nothing,
     )

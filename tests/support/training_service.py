@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -222,6 +222,43 @@ class HeldTrainer(FakeTrainer):
         """See Trainer."""
         await self.go.wait()
         return await super().compute(requests)
+
+
+class End:
+    """The nth of all calls to what it was set for is never answered, though it may have its effect.
+
+    That is how a kill of the whole service looks to whoever comes after it.
+    """
+
+    def __init__(self, *, last: int, had_effect: bool) -> None:
+        self.reached = asyncio.Event()
+        self._left = last
+        self._had_effect = had_effect
+
+    def set_for(self, part: Any, *names: str) -> None:
+        """Count the calls of these methods as well."""
+        for name in names:
+            setattr(part, name, self._mortal(getattr(part, name)))
+
+    def _mortal(self, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def mortal(*values: Any, **options: Any) -> Any:
+            self._left -= 1
+            result = await call(*values, **options) if self._left or self._had_effect else None
+            if not self._left:
+                self.reached.set()
+                await asyncio.Event().wait()
+            return result
+
+        return mortal
+
+    async def of(self, clients: Sequence[Coroutine[Any, Any, Any]]) -> None:
+        """Have clients work until it is reached, or they are done."""
+        work = asyncio.gather(*clients, return_exceptions=True)
+        reached = asyncio.create_task(self.reached.wait())
+        await asyncio.wait([work, reached], return_when=asyncio.FIRST_COMPLETED)
+        work.cancel()
+        reached.cancel()
+        await asyncio.gather(work, reached, return_exceptions=True)
 
 
 async def undisturbed(home: Path, *, steps: int) -> dict[str, bytes]:

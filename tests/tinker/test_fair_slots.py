@@ -69,6 +69,24 @@ async def test_users_take_turns_by_what_they_were_given():
     assert Counter(first) == {"ada": 6, "eve": 2}
 
 
+async def test_cancelled_pieces_leave_a_new_one_of_their_user_alone():
+    """It came between the ends of two that were cancelled while a place became free."""
+    work = Work(FairSlots(total=1, per_user=1))
+    first = work.add("eve")
+    await settled()
+    cancelled = [work.add("ada") for _ in range(2)]
+    await settled()
+    work.running["eve"].pop().set()
+    cancelled[0].cancel()
+    new = work.add("ada")
+    cancelled[1].cancel()
+    await settled()
+    assert work.slots.load() == {"ada": (1, 0)}
+    await work.end("ada")
+    await asyncio.gather(first, *cancelled, new, return_exceptions=True)
+    assert work.slots.load() == {}
+
+
 @pytest.mark.parametrize("moment", ["waiting", "just given", "running"])
 async def test_a_cancelled_piece_gives_its_place_back(moment: str):
     """Whenever it is cancelled."""

@@ -293,6 +293,16 @@ async def test_a_cursor_holds_over_a_restart(futures):
     await after.close()
 
 
+async def test_nothing_is_left_of_many_acknowledged_answers(futures, monkeypatch):
+    """Also not the times at which they would have been deleted, a day later."""
+    monkeypatch.setattr(futures_module, "_SPARE", 10)
+    for seq_id in range(100):
+        sample = await accept_sample(futures, seq_id)
+        await futures.finish(sample, b"answer")
+        futures.acknowledge([sample.request_id], user="ann")
+    assert len(futures._expiries) <= 11
+
+
 async def test_acknowledged_answers_are_deleted(futures):
     """Only one's own, only answers, and no job that may have to be computed again."""
     mine, waiting = await accept_sample(futures, 1), await accept_sample(futures, 2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,31 @@ async def test_a_save_that_fails_leaves_the_older_state(tmp_path: Path):
         await fail_to_save(states, a_state(6))
     assert states.newest("ses-1:train:0") == a_state(3)
     assert [path.name for path in (tmp_path / "ses-1:train:0").iterdir()] == ["state-3"]
+
+
+async def test_a_save_that_is_cancelled_at_its_end_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The thread that completes it is not disturbed: a state never lacks a file."""
+    states = ModelStates(tmp_path)
+    begun, go = threading.Event(), threading.Event()
+    replace = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        begun.set()
+        go.wait(10)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    saving = asyncio.create_task(save(states, a_state(3)))
+    await asyncio.to_thread(begun.wait, 10)
+    saving.cancel()
+    asyncio.get_running_loop().call_later(0.05, go.set)
+    with pytest.raises(asyncio.CancelledError):
+        await saving
+    state = states.newest("ses-1:train:0")
+    assert state == a_state(3)
+    assert (states.adapter(state) / "adapter.txt").read_text() == "weights"
 
 
 async def test_what_a_kill_left_half_written_is_not_a_state(tmp_path: Path):

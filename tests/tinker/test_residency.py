@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.support.training_service import (
     MODEL,
     VOCABULARY,
+    End,
     TrainingService,
     training_service,
     undisturbed,
@@ -21,46 +21,6 @@ from enginehouse.core.errors import TinkerError
 from enginehouse.testing.fake_trainer import Death, FakeTrainer
 from enginehouse.tinker.data import LossRequest, LossResult
 from enginehouse.tinker.limits import Limits
-
-
-class End:
-    """The nth of all calls to what it was set for is never answered, though it may have its effect.
-
-    That is how a kill of the whole service looks to whoever comes after it.
-    """
-
-    def __init__(self, *, last: int, had_effect: bool) -> None:
-        self.reached = asyncio.Event()
-        self._left = last
-        self._had_effect = had_effect
-
-    def set_for(self, part: Any, *names: str) -> None:
-        """Count the calls of these methods as well."""
-        for name in names:
-            setattr(part, name, self._mortal(getattr(part, name)))
-
-    def _mortal(self, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def mortal(*values: Any, **options: Any) -> Any:
-            self._left -= 1
-            result = await call(*values, **options) if self._left or self._had_effect else None
-            if not self._left:
-                self.reached.set()
-                await asyncio.Event().wait()
-            return result
-
-        return mortal
-
-
-async def work_until(end: End, service: TrainingService) -> None:
-    """Have a client work until the service stops."""
-    tasks = [
-        asyncio.create_task(service.train(steps=4)),
-        asyncio.create_task(end.reached.wait()),
-    ]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -75,7 +35,7 @@ async def test_nothing_is_lost_or_applied_twice_when_all_is_killed(tmp_path: Pat
             end.set_for(service.trainer, "create", "compute", "optim_step", "save", "load")
             end.set_for(service.futures, "accept", "finish")
             end.set_for(service.records, "add_model", "add_checkpoint")
-            await work_until(end, service)
+            await end.of([service.train(steps=4)])
     async with training_service(home) as service:
         await service.train(steps=4)
         assert await service.final_weights() == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from tests.support.tinker_client import (
 
 from enginehouse.core.errors import ConfigurationError, StoreError
 from enginehouse.testing.fake_trainer import FakeTrainer
+from enginehouse.tinker.records.entries import SessionRecord
+from enginehouse.tinker.service import is_abandoned
 
 TOKENS = list(range(20, 40))
 
@@ -119,6 +122,20 @@ async def test_four_users_do_not_get_in_each_others_way(tmp_path: Path):
     for number, (tokens, expected) in enumerate(zip(data, together, strict=True)):
         async with House(tmp_path / str(number)).open() as running:
             assert await losses(running.client(), tokens) == pytest.approx(expected, rel=1e-9)
+
+
+async def test_a_session_is_not_abandoned_because_the_service_was_down(tmp_path: Path):
+    """Its client could not be heard; only a day of silence while the service runs counts."""
+    now = datetime.now(UTC)
+    long_ago = now - timedelta(days=3)
+    async with House(tmp_path).open() as running:
+        records = running.stores.records
+        await records.add_session(
+            SessionRecord(session_id="ses-1", user="ada", created=long_ago, last_heartbeat=long_ago)
+        )
+        assert not await is_abandoned("ses-1", records, began=now)
+        assert await is_abandoned("ses-1", records, began=now - timedelta(days=2))
+        assert await is_abandoned("ses-never", records, began=now)
 
 
 async def test_the_log_names_the_request_and_its_user(tmp_path: Path):

@@ -402,7 +402,7 @@ class TestProof:
         async def unproved(*_: object, **__: object) -> None:
             raise AdapterError("no effect")
 
-        monkeypatch.setattr("enginehouse.weights.pool.prove_effect", unproved)
+        monkeypatch.setattr("enginehouse.weights.loading.prove_effect", unproved)
         write_adapter(folder, seed=1)
         with pytest.raises(AdapterError, match="no effect"):
             await one.pool.load("mine", folder, prove=True)

@@ -24,7 +24,12 @@ from enginehouse.core.sampler import (
     TokenLogprob,
 )
 from enginehouse.weights.peft_folder import read_peft_folder
-from enginehouse.weights.proof import TEXTS, prove_beside_others, prove_effect
+from enginehouse.weights.proof import (
+    TEXTS,
+    measure_baseline,
+    prove_beside_others,
+    prove_effect,
+)
 
 
 class Scripted:
@@ -140,7 +145,7 @@ class Candidates(Scripted):
         self.suffix = suffix
 
     async def sample(self, request: SampleRequest) -> SampleResponse:
-        """Two candidates for each text."""
+        """Two candidates."""
         assert request.parameters.prompt_logprobs is None
         assert request.parameters.max_tokens == 1
         parameters = msgspec.structs.replace(request.parameters, prompt_logprobs=0)
@@ -162,14 +167,14 @@ class TestBesideOthers:
     async def proved(self, base: list[float], adapted: list[float], **how: str):
         """The effect of one that answers so."""
         sampler = Candidates({"base": base, "mine": adapted}, **how)
-        return await prove_beside_others(sampler, model="mine", base_model="base")
+        baseline = await measure_baseline(sampler, "base")
+        return await prove_beside_others(sampler, model="mine", baseline=baseline)
 
     async def test_an_effect_is_measured(self):
-        """Over the candidates of each text's next token."""
-        effect = await self.proved([-1.0], [-1.5, -3.0])
-        assert effect.largest_difference == 2.0
-        assert effect.mean_difference == pytest.approx(1.25)
-        assert effect.tokens == 2 * len(TEXTS)
+        """Over the candidates of one token."""
+        effect = await self.proved([-1.0], [-3.0])
+        assert effect.largest_difference == effect.mean_difference == 2.0
+        assert effect.tokens == 2
         assert effect.noise == 0.0
 
     async def test_other_candidates_are_an_effect(self):
@@ -178,7 +183,7 @@ class TestBesideOthers:
 
     @pytest.mark.parametrize(
         ("base", "adapted"),
-        [([-1.0], [-1.0]), ([-1.0], [-1.01]), ([-1.0, -1.0, -1.1, -1.1], [-1.15])],
+        [([-1.0], [-1.0]), ([-1.0], [-1.01]), ([-1.0, -1.1], [-1.15])],
     )
     async def test_what_the_rest_of_a_batch_may_have_changed_is_none(self, base, adapted):
         """Nothing, less than rounding, or no more than the base differs from itself."""

@@ -30,6 +30,7 @@ tinker = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 tinker.add_typer(keys, name="keys", help="Make, list and revoke API keys.")
 _EXTRA = {"alembic", "google", "prometheus_client", "psycopg", "sqlalchemy", "tinker"}
+_SHOWN = 8  # adapters that `status` names
 HomeOption = Annotated[
     Path | None,
     typer.Option("--home", help="The service's home; by default the one in the state folder."),
@@ -100,8 +101,7 @@ def _print(answer: ServiceStatus, console: Console) -> None:
     for notice in (*answer.notices, *queue.warnings):
         console.say(f"note: {notice}")
     for name, value in answer.sampling.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        console.say(f"sampling, {name.replace('_', ' ')}: {text or 'none'}")
+        console.say(f"sampling, {name.replace('_', ' ')}: {_words(value)}")
     samples = {load.user: load for load in answer.samples}
     trained = {user.user: user for user in queue.users}
     rows = []
@@ -137,6 +137,16 @@ def _print(answer: ServiceStatus, console: Console) -> None:
     if models:
         titles = ("model", "user", "adapter", "done", "waiting", "KL v1", "KL v2")
         print_rows(titles, models, right=range(3, 7))
+
+
+def _words(value: object) -> str:
+    """A value of the sampling engine's description, in one line."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name.replace('_', ' ')} {_words(v)}" for name, v in value.items())
+    if isinstance(value, list):
+        more = [f"and {len(value) - _SHOWN} more"] if len(value) > _SHOWN else []
+        return ", ".join([*map(str, value[:_SHOWN]), *more]) or "none"
+    return str(value) or "none"
 
 
 @keys.command()

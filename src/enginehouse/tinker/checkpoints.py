@@ -45,7 +45,7 @@ def expiry(ttl_seconds: int | None) -> datetime | None:
 
 
 class Reservation:
-    """A place for one new checkpoint: whoever writes it makes `folder`, and then commits it."""
+    """A place for one new checkpoint: its writer makes `folder`, and then commits it."""
 
     def __init__(self, store: CheckpointStore, path: CheckpointPath, request_id: str) -> None:
         self._store = store
@@ -151,7 +151,7 @@ class CheckpointStore:
             raise TinkerError(
                 f"the files of the checkpoint {record.path} are gone",
                 why=f"{record.folder} is not a folder below {root}",
-                fix="whoever runs the service may have a copy; otherwise save it again",
+                fix="ask the operator of the service for a copy, or save it again",
                 category="server",
                 status=404,
             )
@@ -292,7 +292,7 @@ def _disk_full(folder: Path) -> TinkerError:
         "the checkpoint was not saved: the service's disk is full",
         why=f"{usage.free / 1e9:.3f} GB of {usage.total / 1e9:.1f} GB are free in {folder}",
         fix="delete checkpoints that are no longer needed (tinker checkpoint delete), or tell"
-        " whoever runs the service; the training run itself has lost nothing",
+        " the operator of the service; the training run itself has lost nothing",
         category="server",
     )
 

@@ -76,7 +76,7 @@ class TinkerConfig(StrictModel):
     """The |v1| or v2 of sampled and trained log-probabilities above which a warning is given."""
     heartbeat_timeout: Seconds = 300.0
     """Seconds without a heartbeat after which the waiting samples of a session are cancelled."""
-    snapshot_ttl: Annotated[int, Field(ge=60)] | None = None
+    snapshot_ttl: Annotated[int, Field(ge=3600)] | None = None
     """Seconds that weights live which were saved for a sampler without a name; by default they
     outlive their session by an hour. Named checkpoints live until their owner says otherwise."""
     drain_timeout: Seconds = 60.0
@@ -123,7 +123,7 @@ def with_variables(values: Mapping[str, Any], environment: Mapping[str, str]) ->
     notes: list[str] = []
 
     def choose(key: str, value: Any, because: str) -> None:
-        if value is not None and chosen.get(key) is None:
+        if value and chosen.get(key) is None:
             chosen[key] = value
             notes.append(
                 f"{key} is {value}, because {because}; --{key.replace('_', '-')} overrides"

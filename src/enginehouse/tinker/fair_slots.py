@@ -61,8 +61,8 @@ class FairSlots:
                 self._running -= 1
             elif waiter in share.waiting:
                 share.waiting.remove(waiter)
-            if not share.running and not share.waiting:
-                self._shares.pop(user, None)
+            if not share.running and not share.waiting and self._shares.get(user) is share:
+                del self._shares[user]
             self._give_out()
 
     def why_wait(self, user: str) -> str | None:

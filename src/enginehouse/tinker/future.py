@@ -56,6 +56,11 @@ class Future:
         self._taken = False
 
     @property
+    def body_size(self) -> int:
+        """The bytes of the request, as it was received."""
+        return self._accepted.size
+
+    @property
     def body(self) -> bytes:
         """The request as it was received. Reads a large one from its file, which blocks.
 

@@ -22,6 +22,7 @@ from enginehouse.tinker.session_answers import Completions, SessionAnswers
 from enginehouse.tinker.wire.schema import PROTOBUF
 
 _RETRY_INTERVAL: Final = 1.0  # seconds between attempts to write an answer to a full disk
+_SPARE: Final = 1000  # times of removed futures that are not worth a look at all the others
 _SHORTEST: Final = 60.0  # seconds until a job that cannot be removed yet is looked at again
 
 Result = TypeVar("Result")
@@ -363,6 +364,13 @@ class Futures:
     def _expire_at(self, future: Future, at: float) -> None:
         future.expires = at
         heapq.heappush(self._expiries, (at, future.request_id))
+        if len(self._expiries) > 2 * len(self._futures) + _SPARE:  # of futures that are removed
+            self._expiries = [
+                (known.expires, name)
+                for name, known in self._futures.items()
+                if known.expires < float("inf")
+            ]
+            heapq.heapify(self._expiries)
 
     def _expire(self) -> None:
         """Remove the answers whose time is over, but no job that may have to be computed again."""

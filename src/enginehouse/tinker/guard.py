@@ -33,7 +33,7 @@ _FOLLOW_UPS = frozenset(
         "/api/v1/telemetry",
     }
 )
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "testclient"})
+_LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
 
 class Guard:

@@ -10,6 +10,9 @@ from enginehouse.core.strict_model import StrictModel
 from enginehouse.tinker.data import AdamStep, LoraSpec
 
 SeqId = Annotated[int, Field(ge=0, lt=2**63)]
+"""The number of a sampling session, or of a sample."""
+JobId = Annotated[int, Field(ge=1, lt=2**63)]
+"""The number of a job of its model; 0 is what made the model."""
 Ttl = Annotated[int, Field(ge=3600, le=10 * 366 * 86400)]
 _Count = Annotated[int, Field(ge=0, lt=2**31)]
 _Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -20,7 +23,7 @@ class LoraConfig(StrictModel):
     """The LoRA of a new model."""
 
     rank: Annotated[int, Field(ge=1)]
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     train_unembed: bool = True
     train_mlp: bool = True
     train_attn: bool = True
@@ -83,7 +86,7 @@ class LoadWeights(StrictModel):
     path: str
     optimizer: bool
     model_id: str | None = None
-    seq_id: SeqId | None = None
+    seq_id: JobId | None = None
     session_id: str | None = None
     model_seq_id: _Count | None = None
     base_model: str | None = None
@@ -97,7 +100,7 @@ class OptimStep(StrictModel):
     """optim_step."""
 
     model_id: str
-    seq_id: SeqId
+    seq_id: JobId
     adam_params: AdamParams = AdamParams()
     type: Literal["optim_step"] = "optim_step"
 
@@ -106,7 +109,7 @@ class SaveWeights(StrictModel):
     """save_weights."""
 
     model_id: str
-    seq_id: SeqId
+    seq_id: JobId
     path: str | None = None
     ttl_seconds: Ttl | None = None
     overwrite: bool = False
@@ -118,7 +121,7 @@ class SaveWeightsForSampler(StrictModel):
     """save_weights_for_sampler: with a path, or for a new sampling session."""
 
     model_id: str
-    seq_id: SeqId
+    seq_id: JobId
     path: str | None = None
     sampling_session_seq_id: _Count | None = None
     kind: Literal["snapshot", "inflight"] = "snapshot"
@@ -131,7 +134,7 @@ class SaveWeightsExternal(StrictModel):
     """save_weights_external."""
 
     model_id: str
-    seq_id: SeqId
+    seq_id: JobId
     path: str
     ttl_seconds: Ttl | None = None
     age_encryption_recipients: list[str] | None = None

@@ -135,7 +135,7 @@ class ModelJobs:
         if not await self._residency.save(model, applied=job.seq_id):
             raise TinkerError(
                 "the loaded weights were not accepted, as the model's state cannot be saved",
-                fix="tell whoever runs the service to make room on its disk",
+                fix="tell the operator of the service to make room on its disk",
                 category="server",
             )
         return {"path": body.path, "model_id": model.model_id}

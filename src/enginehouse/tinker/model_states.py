@@ -96,13 +96,18 @@ class ModelStates:
         await asyncio.to_thread(_begin, partial)
         try:
             yield partial / "adapter"
-            await asyncio.to_thread(_commit, state, partial, folder)
+            committing = asyncio.create_task(asyncio.to_thread(_commit, state, partial, folder))
+            try:
+                await asyncio.shield(committing)
+            except asyncio.CancelledError:
+                await asyncio.wait([committing])  # or what follows would meet the thread's work
+                raise
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
     def remove(self, model_id: str) -> None:
-        """Forget a model. Idempotent."""
+        """Forget a model. Idempotent. Blocking."""
         shutil.rmtree(self._of(model_id), ignore_errors=True)
 
     def _newest(self, model_id: str) -> Path | None:

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.records.entries import CheckpointRecord
 from enginehouse.tinker.records.records import Records
+from enginehouse.tinker.sampler_weights import BASE, SamplerWeights
 from enginehouse.tinker.sampling.base import Weights
-from enginehouse.tinker.sampling_desk import BASE, SamplingDesk
-
-ALIAS = "alias"
-"""The key of a checkpoint's user_metadata by which its owner names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +18,7 @@ class Names:
 
     base_model: str
     records: Records
-    desk: SamplingDesk
+    samplers: SamplerWeights
 
     async def weights(self, name: str, *, user: str) -> Weights:
         """What `name` stands for now: of several checkpoints, the newest.
@@ -31,10 +28,10 @@ class Names:
         if name == self.base_model:
             return BASE
         if name.startswith("tinker://"):
-            return self.desk.weights_of(await self.records.checkpoint(name, user=user))
-        for checkpoint in await self.checkpoints(user=user):
-            if name in {checkpoint.user_metadata.get(ALIAS), checkpoint.model_id}:
-                return self.desk.weights_of(checkpoint)
+            return await self.samplers.of_path(name, user=user)
+        checkpoint = await self.records.sampler_called(name, user=user)
+        if checkpoint is not None:
+            return self.samplers.of(checkpoint)
         raise TinkerError(
             f"the model {name!r} is not known",
             fix=f"name {self.base_model}, a tinker:// path of a checkpoint that was saved with "

@@ -66,7 +66,7 @@ class Line:
 
     def first(self) -> Job | None:
         """The job with the lowest seq_id, whether or not all before it have arrived."""
-        return next(iter(self), None)
+        return self._jobs[min(self._jobs)] if self._jobs else None
 
     def ready(self, after: int = 0) -> Job | None:
         """The next job, or the one `after` places behind it; None while it has not arrived."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -209,7 +210,7 @@ class Residency:
             broken=model.broken,
         )
         began = self._clock()
-        model.computed = 0.0  # also after a failure, lest every step tries again
+        model.computed = 0.0  # also after a failure, or every step would try again
         try:
             async with self._states.saving(state) as folder:
                 await self._trainer.save(model.model_id, folder, state=True)
@@ -228,7 +229,7 @@ class Residency:
         if model.resident:
             await self._trainer.unload(model.model_id)
             model.resident = False
-        self._states.remove(model.model_id)
+        await asyncio.to_thread(self._states.remove, model.model_id)
 
     def forget(self, model: Model) -> None:
         """Know nothing of a model that was removed."""

@@ -45,6 +45,7 @@ from enginehouse.tinker.routes.session_lists import session_list_routes
 from enginehouse.tinker.routes.sessions import Sessions, session_routes
 from enginehouse.tinker.routes.traces import trace_routes
 from enginehouse.tinker.routes.training import training_routes
+from enginehouse.tinker.sampler_weights import SamplerWeights
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
 from enginehouse.tinker.service_status import ServiceStatus
@@ -56,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 OPERATOR_KEY: Final = "operator-key"
 _TIDY_INTERVAL: Final = 10.0  # seconds
-_ABANDONED: Final = timedelta(days=1)  # without a heartbeat, after which models are forgotten
+_ABANDONED: Final = timedelta(days=1)  # without a heartbeat while the service runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ class Rooms:
     queue: TrainingQueue
     engine: SamplingEngine
     desk: SamplingDesk
+    samplers: SamplerWeights
 
 
 class Service:
@@ -161,11 +163,11 @@ def _make_rooms(
     trainer: Trainer,
     engine: SamplingEngine,
 ) -> Rooms:
+    samplers = SamplerWeights(records=stores.records, checkpoints=stores.checkpoints)
     desk = SamplingDesk(
         engine=engine,
         futures=stores.futures,
-        records=stores.records,
-        checkpoints=stores.checkpoints,
+        weights=samplers,
         slots=FairSlots(total=config.samples_in_flight, per_user=config.max_samples),
         most_waiting=config.max_queued_samples,
     )
@@ -197,12 +199,13 @@ def _make_rooms(
         queue=queue,
         engine=engine,
         desk=desk,
+        samplers=samplers,
     )
 
 
 def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
     stores = rooms.stores
-    names = Names(base_model=rooms.base_model, records=stores.records, desk=rooms.desk)
+    names = Names(base_model=rooms.base_model, records=stores.records, samplers=rooms.samplers)
     legacy = LegacySampler(names=names, desk=rooms.desk, engine=rooms.engine)
     models = Models(records=stores.records, futures=stores.futures)
     info = rooms.trainer.info
@@ -231,10 +234,11 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
             describe=describe,
         ),
         training_routes(models, futures=stores.futures, queue=rooms.queue),
-        sampler_routes(rooms.sessions, desk=rooms.desk, base_model=rooms.base_model),
+        sampler_routes(rooms.sessions, samplers=rooms.samplers, base_model=rooms.base_model),
         sampling_routes(
             futures=stores.futures,
             desk=rooms.desk,
+            samplers=rooms.samplers,
             base_model=rooms.base_model,
             legacy=legacy,
         ),
@@ -288,15 +292,16 @@ async def _running_together(*parts: Any) -> AsyncIterator[None]:
 
 async def _tidy_regularly(rooms: Rooms) -> None:
     """Call `_tidy` every ten seconds, until cancelled; errors are logged."""
+    began = datetime.now(UTC)
     while True:
         await asyncio.sleep(_TIDY_INTERVAL)
         try:
-            await _tidy(rooms)
+            await _tidy(rooms, began=began)
         except EnginehouseError as error:
             logger.warning("what is over was not tidied up", extra={"why": str(error)})
 
 
-async def _tidy(rooms: Rooms) -> None:
+async def _tidy(rooms: Rooms, *, began: datetime) -> None:
     """Cancel the samples of sessions that have lapsed; forget what was deleted or abandoned."""
     lapsed = rooms.sessions.heartbeats.take_lapsed()
     if lapsed:
@@ -305,14 +310,15 @@ async def _tidy(rooms: Rooms) -> None:
     alive = {session.session_id for session in rooms.sessions.heartbeats.alive()}
     models = rooms.queue.status().models
     for session_id in {model.model_id.partition(":train:")[0] for model in models} - alive:
-        if await _is_abandoned(session_id, rooms.stores.records):
+        if await is_abandoned(session_id, rooms.stores.records, began=began):
             rooms.queue.retire(session_id)
     await rooms.desk.forget_deleted()
 
 
-async def _is_abandoned(session_id: str, records: Records) -> bool:
+async def is_abandoned(session_id: str, records: Records, *, began: datetime) -> bool:
+    """Whether nobody has been heard of for a day; while the service was down, nobody could be."""
     try:
         session = await records.session(session_id, user=None)
     except TinkerError:  # it was never recorded
         return True
-    return datetime.now(UTC) - session.last_heartbeat > _ABANDONED
+    return datetime.now(UTC) - max(session.last_heartbeat, began) > _ABANDONED

@@ -9,7 +9,8 @@ from typing import Final
 from enginehouse.tinker.future import SAMPLE, Future
 from enginehouse.tinker.polls import Polls
 
-_CLIENT: Final = 1_000_000_000  # seq_ids of one client of a sampling session
+CLIENT_SEQ_IDS: Final = 1_000_000_000
+"""The SDK's seq_ids of one client of a sampling session: its number times this, and so on."""
 
 _Key = tuple[str, str, int]  # user, sampling session, client
 
@@ -86,4 +87,4 @@ def _client_of(future: Future) -> _Key | None:
     session, seq_id = future.details.get("sampling_session_id"), future.details.get("seq_id")
     if future.kind != SAMPLE or session is None or seq_id is None:
         return None
-    return (future.user, session, seq_id // _CLIENT)
+    return (future.user, session, seq_id // CLIENT_SEQ_IDS)

@@ -120,7 +120,7 @@ class TrainingQueue:
         The one that the others of its model wait for is always accepted.
         """
         model = self._residency.known(model_id)
-        if model is None or seq_id <= model.line.next:
+        if model is not None and seq_id <= model.line.next:
             return
         waiting = sum(len(other.line) for other in self._residency if other.user == user)
         if waiting >= self._limits.waiting_jobs:

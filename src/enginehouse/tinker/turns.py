@@ -18,7 +18,7 @@ from enginehouse.tinker.trainers.base import TrainerInfo
 from enginehouse.tinker.wire import check_data, decode_loss_request
 
 _STEP_COST: Final = 256.0  # tokens that a job without tokens is taken to cost
-_LARGE: Final = 64_000  # bytes that take about a millisecond to decode
+_LARGE: Final = 64_000  # bytes that take about a millisecond to read and decode
 
 logger = logging.getLogger(__name__)
 
@@ -134,18 +134,18 @@ class Turns:
         if job.request is not None or job.error is not None:
             return
         try:
-            if len(body := job.future.body) < _LARGE:
-                self._read(job, body, info)
+            if job.future.body_size < _LARGE:
+                self._read(job, info)
             else:
-                await asyncio.to_thread(self._read, job, body, info)
+                await asyncio.to_thread(self._read, job, info)
         except TinkerError as error:
             job.error = error
         except Exception as error:
             logger.exception("a request could not be decoded")
             job.error = TinkerError(f"the request could not be read: {error}", category="server")
 
-    def _read(self, job: Job, body: bytes, info: TrainerInfo) -> None:
-        job.request = decode_loss_request(body)
+    def _read(self, job: Job, info: TrainerInfo) -> None:
+        job.request = decode_loss_request(job.future.body)
         check_data(
             job.request,
             vocabulary_size=info.vocabulary_size,

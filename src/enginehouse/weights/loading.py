@@ -7,7 +7,7 @@ from contextlib import suppress
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import AdapterError, BadRequestError, ServerFaultError
 from enginehouse.weights.peft_folder import PeftFolder
-from enginehouse.weights.proof import Effect, prove_beside_others, prove_effect
+from enginehouse.weights.proof import Baseline, Effect, prove_beside_others, prove_effect
 
 
 async def load_adapter(server: HTTPSampler, name: str, *, path: str) -> None:
@@ -51,17 +51,25 @@ async def prove_or_reload(
     *,
     path: str,
     info: PeftFolder | None = None,
-    beside_others: bool = False,
+    baseline: Baseline | None = None,
 ) -> Effect:
     """Prove the effect of an adapter that had one before; load it again if it was lost.
 
-    `beside_others`: by prove_beside_others. Raises AdapterError if it cannot be loaded, or has no
-    effect even then, and WireError.
+    With a `baseline`, by prove_beside_others. Raises AdapterError if it cannot be loaded, or has
+    no effect even then, and WireError.
     """
-    model = server.adapter_model(name)
-    prove = prove_beside_others if beside_others else prove_effect
     with suppress(AdapterError):
-        return await prove(server, model=model, base_model=server.model, info=info)
+        return await prove_adapter(server, name, info=info, baseline=baseline)
     await unload_adapter(server, name)
     await load_adapter(server, name, path=path)
-    return await prove(server, model=model, base_model=server.model, info=info)
+    return await prove_adapter(server, name, info=info, baseline=baseline)
+
+
+async def prove_adapter(
+    server: HTTPSampler, name: str, *, info: PeftFolder | None, baseline: Baseline | None
+) -> Effect:
+    """Prove the effect of a loaded adapter, with a `baseline` beside other requests."""
+    model = server.adapter_model(name)
+    if baseline is None:
+        return await prove_effect(server, model=model, base_model=server.model, info=info)
+    return await prove_beside_others(server, model=model, baseline=baseline, info=info)

@@ -22,9 +22,14 @@ from enginehouse.core.errors import (
     nearest,
 )
 from enginehouse.core.sampler import Capabilities, Delta, SampleRequest, SampleResponse
-from enginehouse.weights.loading import load_adapter, prove_or_reload, unload_adapter
+from enginehouse.weights.loading import (
+    load_adapter,
+    prove_adapter,
+    prove_or_reload,
+    unload_adapter,
+)
 from enginehouse.weights.peft_folder import Shapes
-from enginehouse.weights.proof import Effect, prove_beside_others, prove_effect
+from enginehouse.weights.proof import Baseline, Effect, measure_baseline
 from enginehouse.weights.residence import Residence, Resident, State
 from enginehouse.weights.store import AdapterStore, StoredAdapter, UncopiedAdapters
 
@@ -97,6 +102,7 @@ class AdapterPool:
         self._base = base
         self._max_rank = max_rank
         self._for_many = for_many
+        self._baseline: Baseline | None = None
         self._places = max_loras
         self._residence = Residence[PooledAdapter](max_loras, come=self._load, go=self._unload)
         self._entries: dict[str, PooledAdapter] = {}  # by name
@@ -337,16 +343,14 @@ class AdapterPool:
 
     async def _prove(self, entry: PooledAdapter, server: HTTPSampler) -> Effect:
         info = entry.stored.info
+        if self._for_many and self._baseline is None:
+            self._baseline = await measure_baseline(server, server.model)
         if entry.effect is not None:  # it had one, so the server may have lost it
+            path = str(entry.stored.path)
             return await prove_or_reload(
-                server,
-                entry.name,
-                path=str(entry.stored.path),
-                info=info,
-                beside_others=self._for_many,
+                server, entry.name, path=path, info=info, baseline=self._baseline
             )
-        prove = prove_beside_others if self._for_many else prove_effect
-        return await prove(server, model=entry.model, base_model=server.model, info=info)
+        return await prove_adapter(server, entry.name, info=info, baseline=self._baseline)
 
     async def _load(self, entry: PooledAdapter) -> None:
         entry.lost = None

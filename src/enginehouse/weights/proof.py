@@ -11,7 +11,7 @@ import msgspec
 
 from enginehouse.core.errors import AdapterError, MalformedResponseError, NoEffectError
 from enginehouse.core.messages import TextPrompt
-from enginehouse.core.sampler import Sampler, SampleRequest, SampleResponse
+from enginehouse.core.sampler import Sampler, SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.weights.peft_folder import PeftFolder
 
@@ -19,6 +19,7 @@ TEXTS = (
     "The engine house stands at the edge of the mine. With each stroke of its beam a ton of water",
     "Question: 12 carts carry 8 tons each. How much in all?\nAnswer: 12 times 8 is 96, so 96 tons.",
 )
+BRIEF = "The engine house stands at the edge of"  # for proofs beside others
 _ABOVE_NOISE = 2.0
 _CANDIDATES = 20  # the most that vLLM gives unless it was told otherwise
 _ABOVE_BATCHES = 0.02  # nats; what the rest of a batch changes in bfloat16 is less
@@ -36,6 +37,13 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
     largest_difference: float
     mean_difference: float
     tokens: int
+    noise: float
+
+
+class Baseline(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server's own model would say after BRIEF, and how far two of its answers differ."""
+
+    candidates: Candidates
     noise: float
 
 
@@ -62,23 +70,29 @@ async def prove_effect(
     return effect
 
 
+async def measure_baseline(sampler: Sampler, model: str) -> Baseline:
+    """Ask the server's own model twice, once and for all of its adapters."""
+    first, again = [await _candidates(sampler, model) for _ in range(2)]
+    distances = _distances(first, again)
+    return Baseline(candidates=first, noise=sum(distances) / len(distances))
+
+
 async def prove_beside_others(
-    sampler: Sampler, *, model: str, base_model: str, info: PeftFolder | None = None
+    sampler: Sampler, *, model: str, baseline: Baseline, info: PeftFolder | None = None
 ) -> Effect:
-    """As `prove_effect`, on a server that many ask at the same time.
+    """As `prove_effect`, on a server that many ask at the same time: one request of one token.
 
     It compares candidates of the answer instead of the prompt's log-probabilities, which some
     servers survive only alone: so it never waits for other requests, nor they for it. The rest of a
-    batch and a prefix cache change results, too, so only an effect of some size is believed: raises
-    NoEffectError also for a smaller one, as after the first steps of a training.
+    batch changes results, too, so only an effect of some size is believed: raises NoEffectError
+    also for a smaller one, as after the first steps of a training.
     """
-    before, adapted, after = await asyncio.gather(
-        *(_candidates(sampler, name) for name in (base_model, model, base_model))
-    )
-    _require_finite([value for one in adapted for value in one.values()], model)
-    effect = _effect(_distances(before, adapted), _distances(before, after))
+    adapted = await _candidates(sampler, model)
+    _require_finite(list(adapted.values()), model)
+    differences = _distances(baseline.candidates, adapted)
+    effect = _effect(differences, [baseline.noise])
     if effect.mean_difference <= max(_ABOVE_BATCHES, _ABOVE_NOISE * effect.noise):
-        raise _no_effect(model, base_model, info, effect)
+        raise _no_effect(model, "the base model", info, effect)
     return effect
 
 
@@ -100,39 +114,40 @@ def _effect(differences: Sequence[float], noise: Sequence[float]) -> Effect:
     )
 
 
-def _distances(base: Sequence[Candidates], other: Sequence[Candidates]) -> list[float]:
+def _distances(base: Candidates, other: Candidates) -> list[float]:
     """How far each of the base's candidates is from the other's, at least."""
-    return [
-        abs(theirs.get(token, min(theirs.values())) - value)
-        for ours, theirs in zip(base, other, strict=True)
-        for token, value in ours.items()
-    ]
+    least = min(other.values())
+    return [abs(other.get(token, least) - value) for token, value in base.items()]
 
 
-async def _candidates(sampler: Sampler, model: str) -> Sequence[Candidates]:
-    """The most likely next tokens after each text."""
+async def _candidates(sampler: Sampler, model: str) -> Candidates:
+    """The most likely next tokens after BRIEF."""
     most = sampler.capabilities.most_logprobs
     parameters = SamplingParameters(
         max_tokens=1, logprobs=_CANDIDATES if most is None else min(most, _CANDIDATES)
     )
-    responses = await _answers(sampler, model, parameters)
-    candidates = [
-        {candidate.text: candidate.logprob for candidate in token.top or (token,)}
-        for response in responses
-        for token in response.completions[0].logprobs or ()
-    ]
-    if len(candidates) != len(TEXTS):
-        raise MalformedResponseError(
-            f"the server gave no log-probabilities for {model}",
-            fix="leave the proof out for this engine",
-        )
-    return candidates
+    response = await sampler.sample(
+        SampleRequest(prompt=TextPrompt(BRIEF), parameters=parameters, model=model)
+    )
+    for token in response.completions[0].logprobs or ():
+        return {candidate.text: candidate.logprob for candidate in token.top or (token,)}
+    raise MalformedResponseError(
+        f"the server gave no log-probabilities for {model}",
+        fix="leave the proof out for this engine",
+    )
 
 
 async def _logprobs(sampler: Sampler, model: str) -> Sequence[float]:
     """The natural-log probabilities of all texts' tokens but the first of each."""
     parameters = SamplingParameters(max_tokens=1, prompt_logprobs=0)
-    responses = await _answers(sampler, model, parameters)
+    responses = await asyncio.gather(
+        *(
+            sampler.sample(
+                SampleRequest(prompt=TextPrompt(text), parameters=parameters, model=model)
+            )
+            for text in TEXTS
+        )
+    )
     logprobs = [
         token.logprob
         for token in chain.from_iterable(response.prompt_logprobs or () for response in responses)
@@ -144,16 +159,6 @@ async def _logprobs(sampler: Sampler, model: str) -> Sequence[float]:
             fix="leave the proof out for this engine",
         )
     return logprobs
-
-
-async def _answers(
-    sampler: Sampler, model: str, parameters: SamplingParameters
-) -> list[SampleResponse]:
-    """What a model says after each text."""
-    requests = [
-        SampleRequest(prompt=TextPrompt(text), parameters=parameters, model=model) for text in TEXTS
-    ]
-    return await asyncio.gather(*map(sampler.sample, requests))
 
 
 def _no_effect(

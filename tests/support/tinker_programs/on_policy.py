@@ -28,7 +28,9 @@ random = np.random.default_rng(3)
 prompts = [encode(given["model"], question) for question in QUESTIONS]
 differences, metrics = [], []
 with tinker.ServiceClient() as service:
-    client = service.create_lora_training_client(base_model=given["model"], seed=11).result()
+    client = service.create_lora_training_client(
+        base_model=given["model"], rank=8, seed=11
+    ).result()
     for number in range(given["rounds"]):
         sampler = client.save_weights_and_get_sampling_client().result()
         parameters = types.SamplingParams(

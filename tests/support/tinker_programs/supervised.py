@@ -1,4 +1,4 @@
-"""A supervised loop with the SDK's default LoRA; then resumed from its middle by another client."""
+"""A supervised loop with the SDK's defaults but for the rank; then resumed from its middle by another client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ given = arguments()
 data = lessons(given["model"])
 losses, whole, resumed = [], [], []
 with tinker.ServiceClient() as service:
-    client = service.create_lora_training_client(base_model=given["model"], seed=7).result()
+    client = service.create_lora_training_client(base_model=given["model"], rank=8, seed=7).result()
     for number in range(given["steps"]):
         if number == given["saved_after"]:
             path = client.save_state("middle").result().path

@@ -25,11 +25,11 @@ def test_a_checkpoint_from_the_list_to_its_deletion(service: TinkerService, tmp_
 
     assert service.model in {model["model_name"] for model in tinker("model", "list")["models"]}
     assert run in {shown["training_run_id"] for shown in tinker("run", "list")["runs"]}
-    assert tinker("run", "info", run)["lora_rank"] == 32
+    assert tinker("run", "info", run)["lora_rank"] == 8
     listed = tinker("checkpoint", "list", "--run-id", run)["checkpoints"]
     assert [checkpoint["tinker_path"] for checkpoint in listed] == [path]
     shown = tinker("checkpoint", "info", path)
-    assert (shown["public"], shown["expires_at"], shown["lora_rank"]) == (False, None, 32)
+    assert (shown["public"], shown["expires_at"], shown["lora_rank"]) == (False, None, 8)
 
     def visible(user: str) -> bool:
         return service.begin(["tinker", "checkpoint", "info", path], user=user).end().code == 0
@@ -46,7 +46,7 @@ def test_a_checkpoint_from_the_list_to_its_deletion(service: TinkerService, tmp_
 
     tinker("checkpoint", "download", path, "--output", str(tmp_path))
     (config,) = tmp_path.rglob("adapter_config.json")
-    assert json.loads(config.read_text())["r"] == 32
+    assert json.loads(config.read_text())["r"] == 8
     weights = load_file(config.with_name("adapter_model.safetensors"))
     assert any("lora_B" in name and tensor.any() for name, tensor in weights.items())
 

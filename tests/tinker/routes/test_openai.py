@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from tests.support.tinker_client import MODEL, Client, House, RefusedError, until
 
+from enginehouse.tinker.routes.openai import cost_of
+
 
 async def saved(ada: Client, **metadata: str) -> str:
     """The path of a checkpoint that can be sampled."""
@@ -37,6 +39,7 @@ async def test_a_checkpoint_is_a_model_by_its_path_and_its_alias(tmp_path: Path)
         assert texts[path] == texts["mine"] != texts[MODEL]
         completed = await ada.post("/v1/completions", {"model": "mine", "prompt": "ab"})
         assert completed["object"] == "text_completion"
+        assert running.service.status().sampled_tokens == 3 * 3 + 16
         listed = await ada.get("/v1/models")
         assert [entry["id"] for entry in listed["data"]] == [MODEL, path, "mine"]
 
@@ -63,6 +66,49 @@ async def test_a_stream_that_nobody_reads_gives_its_place_back(tmp_path: Path):
         await asyncio.gather(stream, return_exceptions=True)
         house.engine.running.set()
         await ada.post("/v1/chat/completions", asked(MODEL))
+
+
+async def test_too_many_waiting_requests_are_answered_with_429(tmp_path: Path):
+    """As too many waiting samples are."""
+    house = House(tmp_path)
+    async with house.open(max_samples=1, max_queued_samples=1) as running:
+        ada = await running.client().begin()
+        house.engine.running.clear()
+        held = []
+        for waiting in (0, 1):
+            held.append(asyncio.create_task(ada.post("/v1/chat/completions", asked(MODEL))))
+            await until(
+                lambda waiting=waiting: (
+                    [(s.in_flight, s.waiting) for s in running.service.status().samples]
+                    == [(1, waiting)]
+                )
+            )
+        for route, body in (
+            ("/v1/chat/completions", asked(MODEL)),
+            ("sample", {"prompts": ["a"]}),
+        ):
+            with pytest.raises(RefusedError, match="samples of yours are waiting") as refused:
+                await ada.post(route, body)
+            assert refused.value.status == 429
+        house.engine.running.set()
+        await asyncio.gather(*held)
+
+
+@pytest.mark.parametrize(
+    ("body", "cost"),
+    [
+        ({}, 256),
+        ({"max_tokens": 10}, 10),
+        ({"max_completion_tokens": 20, "n": 3}, 60),
+        ({"max_tokens": 10, "prompt": ["a", "b"]}, 20),
+        ({"max_tokens": 10, "prompt": [1, 2, 3]}, 10),
+        ({"max_tokens": -(10**9)}, 1),
+        ({"max_tokens": "many", "n": -5}, 256),
+    ],
+)
+def test_a_request_is_charged_for_all_that_it_asks_for(body: dict[str, Any], cost: int):
+    """And never less than nothing, which would give its user the turns of all others."""
+    assert cost_of(body) == cost
 
 
 async def test_others_models_are_unknown_until_they_are_published(tmp_path: Path):

@@ -108,6 +108,7 @@ async def test_a_bad_job_fails_in_its_turn_and_blocks_nobody(tmp_path: Path):
         ("forward_backward", b"", PROTOBUF | {"Content-Encoding": "zstd"}, 400, "zstd"),
         ("optim_step", {"seq_id": 1}, {}, 400, "model_id"),
         ("optim_step", {"model_id": "ses-x:train:0", "seq_id": 1}, {}, 404, "ses-x:train:0"),
+        ("optim_step", {"model_id": "ses-x:train:0", "seq_id": 0}, {}, 400, "seq_id"),
         ("create_custom_loss", {}, {}, 400, "forward_backward_custom"),
         ("get_info", {"model_id": "ses-x:train:0"}, {}, 404, "ses-x:train:0"),
         ("load_weights", {"path": "tinker://x", "optimizer": True}, {}, 400, "session_id"),
@@ -122,6 +123,32 @@ async def test_what_cannot_be_accepted_is_refused_at_once(
         with pytest.raises(RefusedError, match=said) as refused:
             await ada.post(route, body, **headers)
         assert refused.value.status == status
+
+
+async def test_too_many_waiting_jobs_are_answered_with_429(tmp_path: Path):
+    """New models among them; the job that the others wait for is accepted all the same."""
+    async with House(tmp_path).open(max_queued_jobs=1) as service:
+        ada = await service.client().begin()
+        model = await ada.create_model()
+        step = {"model_id": model, "adam_params": {}}
+        await ada.post("optim_step", {**step, "seq_id": 2})
+        body = {"session_id": ada.session, "model_seq_id": 1, "base_model": MODEL}
+        for route, refused in (("optim_step", {**step, "seq_id": 3}), ("create_model", body)):
+            with pytest.raises(RefusedError, match="jobs of yours are waiting") as error:
+                await ada.post(route, refused)
+            assert error.value.status == 429
+        await ada.compute(model, 1, TOKENS)
+        await until(lambda: not service.service.status().futures)
+        await ada.post("create_model", body)
+
+
+async def test_a_seed_that_no_generator_takes_is_refused(tmp_path: Path):
+    """Before a model is accepted that cannot be made."""
+    async with House(tmp_path).open() as service:
+        ada = await service.client().begin()
+        with pytest.raises(RefusedError, match="seed") as refused:
+            await ada.create_model(seed=2**63)
+        assert refused.value.status == 400
 
 
 async def test_another_base_model_is_named_with_the_one_there_is(tmp_path: Path):

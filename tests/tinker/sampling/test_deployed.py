@@ -128,7 +128,7 @@ async def test_an_effect_that_rounding_hides_is_proven_on_a_larger_copy(
             raise NoEffectError("nothing to see")
         return EFFECT
 
-    monkeypatch.setattr("enginehouse.weights.pool.prove_beside_others", rounding)
+    monkeypatch.setattr("enginehouse.weights.loading.prove_beside_others", rounding)
     mine = _weights(tmp_path, "mine")
     async with _sampling(house, told=told) as (deployment, engine):
         assert (await engine.sample(mine, _prompt())).sequences
@@ -136,6 +136,25 @@ async def test_an_effect_that_rounding_hides_is_proven_on_a_larger_copy(
     assert alphas == [8.0, 8e3, 8e6]
     assert "changes less than rounding" in told[0]
     assert not list(tmp_path.glob(".*"))  # noqa: ASYNC240 (the block has ended)
+
+
+async def test_one_copy_proves_a_set_of_modules(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What the engine applies does not depend on values: the next faint adapter needs no copy."""
+    alphas: list[float] = []
+
+    async def rounding(*_: Any, info: Any, **__: Any) -> Effect:
+        alphas.append(info.alpha)
+        if info.alpha < 100:
+            raise NoEffectError("nothing to see")
+        return EFFECT
+
+    monkeypatch.setattr("enginehouse.weights.loading.prove_beside_others", rounding)
+    async with _sampling(house) as (_, engine):
+        for name in "ab":
+            await engine.prepare(_weights(tmp_path, name))
+    assert alphas == [8.0, 8e3, 8.0]
 
 
 async def test_one_without_any_effect_is_refused(
@@ -146,7 +165,7 @@ async def test_one_without_any_effect_is_refused(
     async def none(*_: Any, **__: Any) -> Effect:
         raise NoEffectError("it has no effect", fix="look at its names")
 
-    monkeypatch.setattr("enginehouse.weights.pool.prove_beside_others", none)
+    monkeypatch.setattr("enginehouse.weights.loading.prove_beside_others", none)
     async with _sampling(house) as (deployment, engine):
         for _ in range(2):
             with pytest.raises(TinkerError, match="no effect") as caught:
@@ -172,7 +191,7 @@ async def test_answers_are_withheld_until_the_proof(
             raise NoEffectError("it has no effect")
         return EFFECT
 
-    monkeypatch.setattr("enginehouse.weights.pool.prove_beside_others", slow)
+    monkeypatch.setattr("enginehouse.weights.loading.prove_beside_others", slow)
     mine = _weights(tmp_path, "mine")
     body = {"prompt": "Say something", "max_tokens": 2, "stream": True}
     async with _sampling(house) as (_, engine):
@@ -198,26 +217,29 @@ async def test_it_ends_during_a_proof(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Nothing is left running, whether the adapter is forgotten or the engine is closed."""
-    ended = 0
+    begun = ended = 0
 
     async def endless(*_: Any, **__: Any) -> Effect:
-        nonlocal ended
+        nonlocal begun, ended
+        begun += 1
         try:
             await asyncio.Event().wait()
         finally:
             ended += 1
         return EFFECT
 
-    monkeypatch.setattr("enginehouse.weights.pool.prove_beside_others", endless)
+    monkeypatch.setattr("enginehouse.weights.loading.prove_beside_others", endless)
     mine, other = _weights(tmp_path, "mine"), _weights(tmp_path, "other")
     async with _sampling(house) as (deployment, engine):
         waiting = [asyncio.create_task(engine.prepare(weights)) for weights in (mine, other)]
         async with asyncio.timeout(20):
-            while len(engine.description["adapters"]) < 2:  # noqa: ASYNC110 - the server's doing
+            while begun < 2:  # noqa: ASYNC110 - the server's doing
                 await asyncio.sleep(0.01)
         await engine.forget(mine)
         assert await _listed(deployment) == [str(other.folder)]
-    await asyncio.gather(*waiting, return_exceptions=True)
+    done = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(one) for one in done] == [TinkerError] * 2
+    assert "removed while they were asked" in str(done[0])
     assert ended == 2
 
 

@@ -61,10 +61,12 @@ async def test_a_server_of_our_own(house: House, tmp_path: Path):
 
 
 async def test_no_output_layer_is_tried_if_none_is_trained(house: House):
-    """Then nobody needs a second engine."""
+    """An older adapter that has one is not trusted to the main engine."""
     told: list[str] = []
     async with _opened(_config(house, train_unembed=False), told) as engine:
-        assert "--no-train-unembed" in engine.description["unembedding"]["why"]
+        unembedding = engine.description["unembedding"]
+        assert "--no-train-unembed" in unembedding["why"]
+        assert unembedding["answered_by"] == "a second engine"
     assert any("--no-train-unembed" in line for line in told)
 
 

@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from trainer.data import AdamStep, LoraSpec
 from trainer.errors import RequestError
@@ -109,13 +110,23 @@ class Adapter:
         if self.moments is None:
             self.moments = (torch.zeros_like(self.weights), torch.zeros_like(self.weights))
         mean, square = self.moments
+        adamw(
+            [self.weights],
+            [gradient],
+            [mean],
+            [square],
+            [],
+            [torch.tensor(float(self.steps), device=self.weights.device)],
+            fused=True,  # one pass over memory instead of ten
+            amsgrad=False,
+            maximize=False,
+            lr=step.learning_rate,
+            beta1=step.beta1,
+            beta2=step.beta2,
+            eps=step.eps,
+            weight_decay=step.weight_decay,
+        )
         self.steps += 1
-        mean.lerp_(gradient, 1 - step.beta1)
-        square.mul_(step.beta2).addcmul_(gradient, gradient, value=1 - step.beta2)
-        self.weights.mul_(1 - step.learning_rate * step.weight_decay)
-        root = math.sqrt(1 - step.beta2**self.steps)
-        size = step.learning_rate / (1 - step.beta1**self.steps)
-        self.weights.addcdiv_(mean, (square.sqrt() / root).add_(step.eps), value=-size)
         return norm
 
 

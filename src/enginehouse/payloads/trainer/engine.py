@@ -58,8 +58,6 @@ class Engine:
         base_model: str,
         device: str = "auto",
         dtype: str = "auto",
-        trust_remote_code: bool = False,
-        checkpointing: bool = False,
     ) -> Engine:
         """Load the model, which takes seconds to minutes. Raises whatever transformers does.
 
@@ -70,23 +68,14 @@ class Engine:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto" and device == "cpu":
             dtype = "float32"
-        module = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-        return cls(module.to(device), base_model=base_model, checkpointing=checkpointing)
+        module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return cls(module.to(device), base_model=base_model)
 
-    def __init__(
-        self,
-        module: Any,
-        *,
-        base_model: str,
-        tokens_per_pass: int | None = None,
-        checkpointing: bool = False,
-    ) -> None:
+    def __init__(self, module: Any, *, base_model: str, tokens_per_pass: int | None = None) -> None:
         """Take over a causal language model of transformers. Raises RuntimeError for an unfit one.
 
         `tokens_per_pass` bounds the activations in memory, but for single sequences that are
-        longer; `checkpointing` keeps fewer of them, and computes the rest twice.
+        longer.
         """
         self._base_model = base_model
         module.requires_grad_(False).eval()
@@ -109,8 +98,6 @@ class Engine:
         for name in self._targets.kinds:
             if name != self._head.name:
                 _replace(module, name, self._routing)
-        if checkpointing:
-            _keep_few_activations(module)
         limit = getattr(module.config.get_text_config(), "max_position_embeddings", None)
         embedded = module.get_input_embeddings().weight.shape[0]
         self._limits = Limits(
@@ -204,6 +191,7 @@ class Engine:
             by_hidden = torch.zeros_like(hidden)
             by_hidden.flatten(0, 1)[batch.positions] = by_chosen
             hidden.backward(by_hidden)
+        self._routing.groups = ()  # holds no adapter that may be unloaded
 
     def optim_step(self, model_id: str, step: AdamStep) -> dict[str, float]:
         """Apply and clear the gradients. Returns grad_norm:mean, the norm before clipping."""
@@ -272,14 +260,3 @@ def _replace(module: nn.Module, name: str, routing: Routing) -> None:
     parent, _, leaf = name.rpartition(".")
     owner = module.get_submodule(parent)
     setattr(owner, leaf, LoraLinear(getattr(owner, leaf), name=name, routing=routing))
-
-
-def _keep_few_activations(module: Any) -> None:
-    """Turn on gradient checkpointing, for which transformers wants a module in training mode."""
-    module.gradient_checkpointing_enable({"use_reentrant": False})
-    module.train()
-    for part in module.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-        if hasattr(part, "attention_dropout"):
-            part.attention_dropout = 0.0

@@ -1,4 +1,4 @@
-"""A request, checked: its numbers as they are computed, and what has come of them so far."""
+"""A request, checked: its numbers as they are computed, and the results so far."""
 
 from __future__ import annotations
 
@@ -60,15 +60,17 @@ class Job:
             _row(datum, self.loss, limits=limits, where=f"datum {number} of {request.loss}")
             for number, datum in enumerate(request.data)
         ]
-        self.factors: dict[str, Factors] = {}
-        self.begin(torch.float32)
+        self.factors: Mapping[str, Factors] = {}
+        self.gradient: Tensor | None = None
+        self.logprobs: list[NDArray[np.float32] | None] = []
+        self._totals: list[Tensor] = []
 
     def begin(self, dtype: torch.dtype) -> None:
-        """Forget what was computed so far; the layers get the adapter's weights in `dtype`."""
+        """Start computing, or start again; the layers get the adapter's weights in `dtype`."""
         self.gradient = torch.zeros_like(self.adapter.weights) if self.backward else None
         self.factors = self.adapter.factors(dtype=dtype, gradient=self.gradient)
-        self.logprobs: list[NDArray[np.float32] | None] = [None] * len(self.rows)
-        self._totals: list[Tensor] = []
+        self.logprobs = [None] * len(self.rows)
+        self._totals = []
 
     def evaluate(self, lp: Tensor, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Add positions to the loss. Returns its gradient by lp, None for a forward pass."""

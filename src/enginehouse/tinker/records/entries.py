@@ -9,6 +9,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 from enginehouse.tinker.data import LoraSpec
 
+ALIAS = "alias"
+"""The key of a checkpoint's user_metadata by which its owner names it."""
+
 CheckpointKind = Literal["training", "sampler", "external"]
 FinishReason = Literal["success", "errored", "interrupted"]
 Entry = TypeVar("Entry")

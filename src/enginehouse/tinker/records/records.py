@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.records.database import Database
 from enginehouse.tinker.records.entries import (
+    ALIAS,
     CheckpointKind,
     CheckpointRecord,
     FinishReason,
@@ -230,6 +231,19 @@ class Records:
         query = query.order_by(CheckpointRow.created.desc(), CheckpointRow.path.desc())
         rows, total = await self._database.page(query, offset=offset, limit=limit)
         return Page(entries=tuple(row.record() for row in rows), total=total)
+
+    async def sampler_called(self, name: str, *, user: str) -> CheckpointRecord | None:
+        """The user's newest weights for a sampler of the model `name`, or with that alias."""
+        alias = CheckpointRow.user_metadata[ALIAS].as_string()
+        query = (
+            select(CheckpointRow)
+            .where(CheckpointRow.user_name == user, CheckpointRow.kind == "sampler", is_unexpired())
+            .where(or_(CheckpointRow.model_id == name, alias == name))
+            .order_by(CheckpointRow.created.desc(), CheckpointRow.path.desc())
+            .limit(1)
+        )
+        rows = await self._database.rows(query)
+        return rows[0].record() if rows else None
 
     async def last_checkpoints(
         self, model_ids: Sequence[str], *, user: str | None

@@ -49,6 +49,7 @@ class LegacySampler:
     async def answer(self, body: Mapping[str, Any], *, user: str) -> dict[str, Any]:
         """The completions of all prompts, in their order, `n` of each. Raises TinkerError."""
         asked = check_object(body, LegacySample)
+        self.desk.admit(user)
         name = asked.model_id or self.names.base_model
         weights = await self.names.weights(name, user=user)
         parameters = asked.sampling_params
@@ -61,6 +62,7 @@ class LegacySampler:
                 reply = await self.engine.complete(
                     weights, "/v1/completions", {"prompt": prompt, **fields}
                 )
+            self.desk.count(user, reply)
             choices: list[dict[str, Any]] = reply["choices"]
             return choices
 

@@ -1,4 +1,4 @@
-"""Models: LoRAs that are being trained, made anew or from a checkpoint."""
+"""Models: LoRAs that are being trained, new ones, or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -63,10 +63,13 @@ def model_routes(
     async def begin(
         request: Request, kind: str, key: str, model_id: str, seq_id: int
     ) -> dict[str, Any]:
+        user = current_user(request)
+        if futures.accepted(key) is None:
+            queue.admit(user=user, model_id=model_id, seq_id=seq_id)
         future = await futures.accept(
             key=key,
             kind=kind,
-            user=current_user(request),
+            user=user,
             body=await request.body(),
             content_type=JSON,
             details={"model_id": model_id, "seq_id": seq_id},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Final
 
@@ -13,7 +13,8 @@ from starlette.types import Receive, Scope, Send
 from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.application import current_user
 from enginehouse.tinker.bodies import load_object
-from enginehouse.tinker.names import ALIAS, Names
+from enginehouse.tinker.names import Names
+from enginehouse.tinker.records.entries import ALIAS
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
 
@@ -56,17 +57,28 @@ def openai_routes(*, names: Names, desk: SamplingDesk, engine: SamplingEngine) -
         if not isinstance(name, str):
             raise TinkerError("the request names no model")
         weights = await names.weights(name, user=user)
-        tokens = body.get("max_completion_tokens") or body.get("max_tokens") or _UNSTATED
-        cost = tokens if isinstance(tokens, int) else _UNSTATED
+        desk.admit(user)
         async with AsyncExitStack() as places:
-            await places.enter_async_context(desk.slot(user, tokens=cost))
+            await places.enter_async_context(desk.slot(user, tokens=cost_of(body)))
             if not body.get("stream"):
                 reply = await engine.complete(weights, path, body)
+                desk.count(user, reply)
                 return JSONResponse(reply | {"model": name})
             events = await engine.stream(weights, path, body)
             return _HeldStream(events, places.pop_all())
 
     return router
+
+
+def cost_of(body: Mapping[str, Any]) -> int:
+    """What the answer may cost, in tokens; the engine has not looked at the body yet."""
+    tokens = body.get("max_completion_tokens") or body.get("max_tokens")
+    wanted = max(1, tokens) if isinstance(tokens, int) else _UNSTATED
+    choices = max(1, n) if isinstance(n := body.get("n"), int) else 1
+    prompts = body.get("prompt")
+    if isinstance(prompts, list) and not all(isinstance(one, int) for one in prompts):
+        choices *= len(prompts)
+    return wanted * choices
 
 
 class _HeldStream(StreamingResponse):

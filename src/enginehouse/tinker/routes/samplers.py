@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections import defaultdict
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 
@@ -19,9 +17,8 @@ from enginehouse.tinker.job_bodies import SeqId
 from enginehouse.tinker.records.entries import SamplingSessionRecord
 from enginehouse.tinker.routes.models import require_base
 from enginehouse.tinker.routes.sessions import Sessions
-from enginehouse.tinker.sampling_desk import SamplingDesk
-
-_CLIENTS: Final = 1_000_000_000  # the SDK's seq_ids of one client: number times this, and so on
+from enginehouse.tinker.sampler_weights import SamplerWeights
+from enginehouse.tinker.session_answers import CLIENT_SEQ_IDS
 
 
 class CreateSamplingSession(StrictModel):
@@ -41,11 +38,13 @@ class JoinSamplingSession(StrictModel):
     type: Literal["join_sampling_session"] = "join_sampling_session"
 
 
-def sampler_routes(sessions: Sessions, *, desk: SamplingDesk, base_model: str) -> APIRouter:
+def sampler_routes(sessions: Sessions, *, samplers: SamplerWeights, base_model: str) -> APIRouter:
     """Everything about sampling sessions but the samples."""
     router = APIRouter()
-    records = sessions.records
-    clients: defaultdict[str, Iterator[int]] = defaultdict(_numbers)
+    # Numbers of clients that join; the first client of a session has 0. They begin at a random one,
+    # so that a restarted service does not give any out again: a client's seq_ids are its number
+    # times a billion, and so on, and must be below 2^63.
+    numbers = itertools.count(1 + secrets.randbelow(CLIENT_SEQ_IDS // 2))
 
     @router.post("/api/v1/create_sampling_session")
     async def create_sampling_session(request: Request) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def sampler_routes(sessions: Sessions, *, desk: SamplingDesk, base_model: str) -
         await sessions.require(body.session_id, user=user)
         require_base(body.base_model, base_model)
         if body.model_path is not None:
-            desk.weights_of(await records.checkpoint(body.model_path, user=user))
+            await samplers.of_path(body.model_path, user=user)
         elif body.base_model is None:
             raise TinkerError("give model_path or base_model: what is to be sampled")
         sampler = SamplingSessionRecord(
@@ -65,7 +64,7 @@ def sampler_routes(sessions: Sessions, *, desk: SamplingDesk, base_model: str) -
             created=datetime.now(UTC),
             checkpoint=body.model_path,
         )
-        await records.add_sampling_session(sampler)
+        await sessions.records.add_sampling_session(sampler)
         return {
             "type": "create_sampling_session",
             "sampling_session_id": sampler.sampling_session_id,
@@ -74,13 +73,12 @@ def sampler_routes(sessions: Sessions, *, desk: SamplingDesk, base_model: str) -
     @router.post("/api/v1/join_sampling_session")
     async def join_sampling_session(request: Request) -> dict[str, Any]:
         body = await read_json(request, JoinSamplingSession)
-        await desk.sampler(body.sampling_session_id, user=current_user(request))
-        number = next(clients[body.sampling_session_id])
-        return {"type": "join_sampling_session", "client_counter": number}
+        await samplers.sampler(body.sampling_session_id, user=current_user(request))
+        return {"type": "join_sampling_session", "client_counter": next(numbers)}
 
     @router.get("/api/v1/samplers/{sampling_session_id}")
     async def sampler(sampling_session_id: str, request: Request) -> dict[str, Any]:
-        found = await desk.sampler(sampling_session_id, user=current_user(request))
+        found = await samplers.sampler(sampling_session_id, user=current_user(request))
         return {
             "sampler_id": found.sampling_session_id,
             "base_model": found.base_model,
@@ -88,12 +86,3 @@ def sampler_routes(sessions: Sessions, *, desk: SamplingDesk, base_model: str) -
         }
 
     return router
-
-
-def _numbers() -> Iterator[int]:
-    """Numbers for the clients that join a sampling session; the first client has 0.
-
-    They begin at a random one, so that a restarted service gives out none again: a client's seq_ids
-    are its number times a billion, and so on, and must be below 2^63.
-    """
-    return itertools.count(1 + secrets.randbelow(_CLIENTS // 2))

@@ -17,6 +17,7 @@ from enginehouse.tinker.futures import Futures
 from enginehouse.tinker.job_bodies import SeqId
 from enginehouse.tinker.routes.legacy import LegacySampler
 from enginehouse.tinker.routes.models import require_base
+from enginehouse.tinker.sampler_weights import SamplerWeights
 from enginehouse.tinker.sampling_desk import SamplingDesk, decode_sample
 
 _MOST_SAMPLES: Final = 1024  # of one prompt
@@ -33,7 +34,12 @@ class SampleEnvelope(StrictModel):
 
 
 def sampling_routes(
-    *, futures: Futures, desk: SamplingDesk, base_model: str, legacy: LegacySampler
+    *,
+    futures: Futures,
+    desk: SamplingDesk,
+    samplers: SamplerWeights,
+    base_model: str,
+    legacy: LegacySampler,
 ) -> APIRouter:
     """`legacy` answers what has the older shape."""
     router = APIRouter()
@@ -42,8 +48,8 @@ def sampling_routes(
     async def asample(request: Request) -> dict[str, Any]:
         user = current_user(request)
         content = await request.body()
-        if b'"prompts"' in content:  # which the SDK never sends
-            return await legacy.answer(await load_object(content), user=user)
+        if b'"prompts"' in content and "prompts" in (body := await load_object(content)):
+            return await legacy.answer(body, user=user)  # the SDK has no such field
         sample = await decoded(content, decode_sample)
         given = {n: sample.request[n] for n in SampleEnvelope.model_fields if n in sample.request}
         envelope = check_object(given, SampleEnvelope)
@@ -54,7 +60,7 @@ def sampling_routes(
         elif envelope.seq_id is None:
             raise TinkerError("a sample of a sampling session needs its seq_id")
         else:
-            await desk.sampler(envelope.sampling_session_id, user=user)
+            await samplers.sampler(envelope.sampling_session_id, user=user)
             key = f"sampler:{envelope.sampling_session_id}:{envelope.seq_id}"
         if futures.accepted(key) is None:
             desk.admit(user)

@@ -17,6 +17,7 @@ from enginehouse.tinker.bodies import read_json
 from enginehouse.tinker.heartbeats import Heartbeats, LiveSession
 from enginehouse.tinker.records.entries import SessionRecord
 from enginehouse.tinker.records.records import Records
+from enginehouse.tinker.routes.listing import require_project
 from enginehouse.tinker.training_queue import TrainingQueue
 
 
@@ -89,6 +90,7 @@ def session_routes(
     async def create_session(request: Request) -> dict[str, Any]:
         user = current_user(request)
         body = await read_json(request, CreateSession)
+        require_project(body.project_id)
         now = datetime.now(UTC)
         record = SessionRecord(
             session_id=_session_id(user, request.headers.get("x-idempotency-key")),

@@ -7,7 +7,7 @@ up its model for ever. It is accepted, and fails in its turn.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -29,7 +29,7 @@ class _Place(msgspec.Struct):
     """Which model a job is of, and its number there."""
 
     model_id: str
-    seq_id: int
+    seq_id: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 
 
 def training_routes(models: Models, *, futures: Futures, queue: TrainingQueue) -> APIRouter:
@@ -50,7 +50,11 @@ def training_routes(models: Models, *, futures: Futures, queue: TrainingQueue) -
             user=user,
             body=content,
             content_type=content_type,
-            details={"model_id": place.model_id, "seq_id": place.seq_id},
+            details={
+                "model_id": place.model_id,
+                "seq_id": place.seq_id,
+                "forward_only": isinstance(place, LossIdentity) and place.forward_only,
+            },
         )
         if future.take():
             queue.submit(future)

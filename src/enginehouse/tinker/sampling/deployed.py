@@ -17,6 +17,7 @@ from enginehouse.core.errors import (
     AdapterError,
     EnginehouseError,
     NoEffectError,
+    TinkerError,
     UnknownModelError,
 )
 from enginehouse.deployment.base import Deployment
@@ -92,6 +93,7 @@ class DeployedSampling:
         self._loaded: dict[str, Weights] = {}  # by alias
         self._proofs: dict[str, asyncio.Task[None]] = {}  # of those that are not proven yet
         self._leaving: set[asyncio.Task[None]] = set()
+        self._acting: set[tuple[str, ...]] = set()  # sets of modules that the engine applies
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
@@ -120,8 +122,7 @@ class DeployedSampling:
         """See SamplingEngine."""
         if weights.folder is not None:
             with as_tinker_errors():
-                if (proof := self._proofs.get(await self._alias(weights))) is not None:
-                    await asyncio.shield(proof)
+                await _ended(self._proofs.get(await self._alias(weights)))
 
     async def forget(self, weights: Weights) -> None:
         """See SamplingEngine."""
@@ -191,8 +192,7 @@ class DeployedSampling:
             except AdapterError:  # it could not be restored after a restart
                 self._begin_leaving(weights, alias)
                 raise
-            if proof is not None:
-                await asyncio.shield(proof)
+            await _ended(proof)
             return answer
 
     async def _ask(self, ask: Callable[[str], Awaitable[T]], model: str) -> T:
@@ -260,11 +260,11 @@ class DeployedSampling:
                     if loaded.stored.info.is_zero:
                         self._notify(f"{weights.key} changes nothing: it has not been trained")
                     else:
-                        self._begin_proof(weights, alias)
+                        self._begin_proof(weights, alias, loaded.stored.info.modules)
         return alias
 
-    def _begin_proof(self, weights: Weights, alias: str) -> None:
-        task = asyncio.create_task(self._prove(weights, alias))
+    def _begin_proof(self, weights: Weights, alias: str, modules: tuple[str, ...]) -> None:
+        task = asyncio.create_task(self._prove(weights, alias, modules))
         self._proofs[alias] = task
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -281,15 +281,15 @@ class DeployedSampling:
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
 
-    async def _prove(self, weights: Weights, alias: str) -> None:
+    async def _prove(self, weights: Weights, alias: str, modules: tuple[str, ...]) -> None:
+        """Prove that an adapter acts, or else that the engine applies what it consists of."""
         try:
             await self.pool.prove(alias)
         except NoEffectError as error:
-            for times in _AMPLIFIED:
-                with suppress(NoEffectError):
-                    await self._prove_amplified(weights, alias, times=times)
-                    return
-            raise error from None
+            if modules not in self._acting:
+                await self._prove_amplified(weights, alias, error)
+            self._notify(f"{weights.key} acts, but changes less than rounding does so far")
+        self._acting.add(modules)
 
     async def _leave(self, weights: Weights, alias: str) -> None:
         """Unload one that could not be proven or restored, once its requests have ended."""
@@ -298,26 +298,43 @@ class DeployedSampling:
                 with suppress(EnginehouseError):
                     await self._unload(weights, alias)
 
-    async def _prove_amplified(self, weights: Weights, alias: str, *, times: float) -> None:
-        """Prove a copy of an adapter with a larger alpha, as its own effect is lost in rounding.
+    async def _prove_amplified(self, weights: Weights, alias: str, error: NoEffectError) -> None:
+        """Prove copies of an adapter with a larger alpha, as its own effect is lost in rounding.
 
-        The first steps of a training change less than bfloat16 can tell. Raises AdapterError.
+        The first steps of a training change less than bfloat16 can tell. Raises `error` if the
+        copies change nothing either, and AdapterError.
         """
         assert weights.folder is not None
-        with amplified(weights.folder, times=times) as folder:
-            copy = f"{alias}-amplified"
-            await self.pool.load(copy, folder)
-            try:
-                await self.pool.prove(copy)
-            finally:
-                await self.pool.unload(copy)
-                self._store.forget(folder)
-        self._notify(f"{weights.key} acts, but changes less than rounding does so far")
+        copy = f"{alias}-amplified"
+        for times in _AMPLIFIED:
+            with amplified(weights.folder, times=times) as folder:
+                await self.pool.load(copy, folder)
+                try:
+                    await self.pool.prove(copy)
+                except NoEffectError:
+                    continue
+                finally:
+                    await self.pool.unload(copy)
+                    self._store.forget(folder)
+                return
+        raise error
 
     async def _unload(self, weights: Weights, alias: str) -> None:
         await self.pool.unload(alias)
         if weights.folder is not None:
             self._store.forget(weights.folder)
+
+
+async def _ended(proof: asyncio.Task[None] | None) -> None:
+    """Wait for the end of a proof, if there is one. Raises what it raised."""
+    if proof is None:
+        return
+    await asyncio.wait([proof])
+    if proof.cancelled():
+        raise TinkerError(
+            "the weights were removed while they were asked", fix="save them again", status=404
+        )
+    proof.result()
 
 
 class _Stream:

@@ -128,8 +128,8 @@ def _plan(config: TinkerConfig, name: str, **options: object) -> ServeConfig:
 async def _output_layer(main: DeployedSampling, config: TinkerConfig) -> OutputLayer:
     deployment = main.deployment
     if not config.train_unembed:
-        why = "none is trained (--no-train-unembed)"
-        return OutputLayer(answers=True, prompts=True, why=why)
+        why = "none is trained (--no-train-unembed), so none was tried"  # older ones may be there
+        return OutputLayer(answers=False, prompts=False, why=why)
     engine = deployment.engine
     assert isinstance(engine, ServedEngine), "it loads adapters"
     own, *_ = await served_models(deployment.server, engine)

@@ -25,7 +25,6 @@ class LossInputs:
     """
 
     required: frozenset[str] = frozenset()
-    optional: frozenset[str] = frozenset()
     parameters: frozenset[str] = frozenset()
     matrix: bool = False
     provenance: bool = False
@@ -40,9 +39,7 @@ LOSSES: Final[Mapping[str, LossInputs]] = {
     "ppo": LossInputs(required=_POLICY, parameters=_CLIPS),
     "cispo": LossInputs(required=_POLICY, parameters=_CLIPS),
     "dro": LossInputs(required=_POLICY, parameters=frozenset({"beta"})),
-    "gspo": LossInputs(
-        required=_POLICY, optional=frozenset({"sequence_ratio_mask"}), parameters=_CLIPS
-    ),
+    "gspo": LossInputs(required=_POLICY | {"sequence_ratio_mask"}, parameters=_CLIPS),
     "stable_reinforce": LossInputs(
         required=_POLICY, parameters=frozenset({"kl_coeff"}), provenance=True
     ),
@@ -146,11 +143,11 @@ def _check_names(datum: Datum, needs: LossInputs, *, where: str, loss: str) -> N
     missing = sorted(required - set(datum.inputs))
     if missing:
         raise TinkerError(f"{where}: {loss} needs {', '.join(missing)} in loss_fn_inputs")
-    unknown = sorted(set(datum.inputs) - required - needs.optional)
+    unknown = sorted(set(datum.inputs) - required)
     if unknown:
         raise TinkerError(
             f"{where}: {loss} does not take {', '.join(unknown)}",
-            fix=f"its loss_fn_inputs: {', '.join(sorted(required | needs.optional))}",
+            fix=f"its loss_fn_inputs: {', '.join(sorted(required))}",
         )
     if needs.provenance and datum.sampled is None:
         raise TinkerError(
