@@ -1,4 +1,4 @@
-"""A supervised loop with the SDK's defaults but for the rank; then resumed from its middle by another client."""
+"""A supervised loop with the SDK's defaults but for the rank; then resumed by another client."""
 
 from __future__ import annotations
 
