@@ -114,7 +114,7 @@ def model_routes(
             "model_data": {
                 "arch": info.architecture,
                 "model_name": model.base_model,
-                "tokenizer_id": model.base_model,
+                "tokenizer_id": info.tokenizer or model.base_model,
             },
             "is_lora": True,
             "lora_rank": model.spec.rank,

@@ -17,7 +17,8 @@ class TrainerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     `architecture` is the model's class, such as LlamaForCausalLM. `max_length` is the longest
     sequence, in tokens. `dtype` is the type of the base weights; adapters are always float32.
-    `batches` says whether requests of several adapters are computed in one pass.
+    `batches` says whether requests of several adapters are computed in one pass. `tokenizer` is
+    where users on this machine find the tokenizer, if it is not at `base_model`: a folder.
     """
 
     base_model: str
@@ -28,6 +29,7 @@ class TrainerInfo(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     batches: bool
     losses: tuple[str, ...]
+    tokenizer: str | None = None
 
 
 class Trainer(Protocol):

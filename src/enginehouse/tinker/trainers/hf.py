@@ -190,7 +190,10 @@ class HfTrainer:
                     StartError, error, f"the trainer did not start: {error.message}"
                 ) from error
             raise
-        self._info = decode(decode(ready, kind=Reply).value, kind=TrainerInfo)
+        info = decode(decode(ready, kind=Reply).value, kind=TrainerInfo)
+        if self.program.model.source != "hub":
+            info = msgspec.structs.replace(info, tokenizer=self.program.model.path)
+        self._info = info
         self._context.notify(
             f"the trainer is ready after {time.monotonic() - began:.1f} s: "
             f"{self._info.architecture} in {self._info.dtype} on {self._info.device}"

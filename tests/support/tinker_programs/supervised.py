@@ -1,0 +1,24 @@
+"""A supervised loop with the SDK's defaults but for the rank; then resumed by another client."""
+
+from __future__ import annotations
+
+from lessons import answer, arguments, lessons, logprobs, mean_nll, step
+
+import tinker
+
+given = arguments()
+data = lessons(given["model"])
+losses, whole, resumed = [], [], []
+with tinker.ServiceClient() as service:
+    client = service.create_lora_training_client(base_model=given["model"], rank=8, seed=7).result()
+    for number in range(given["steps"]):
+        if number == given["saved_after"]:
+            path = client.save_state("middle").result().path
+        output = step(client, data)
+        losses.append(mean_nll(data, output))
+        whole.append(logprobs(output))
+
+with tinker.ServiceClient() as service:
+    client = service.create_training_client_from_state_with_optimizer(path).result()
+    resumed.extend(logprobs(step(client, data)) for _ in whole[given["saved_after"] :])
+answer(path=path, losses=losses, whole=whole[given["saved_after"] :], resumed=resumed)

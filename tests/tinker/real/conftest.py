@@ -1,0 +1,32 @@
+"""The Tinker service with a real trainer and a real vLLM, and the real SDK as its client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.command_line import House
+from tests.support.tinker_sdk import ensure_sdk
+from tests.support.tinker_service import TinkerService
+
+from enginehouse.provisioning.models import ResolvedModel
+
+# vLLM's CPU build copies each token's share of the adapters' places: ranks cost by their limit.
+LIMITS = ("--max-model-len", "1024", "--max-lora-rank", "8", "--max-loras", "4")
+
+
+@pytest.fixture(scope="session")
+def sdk() -> Path:
+    """The interpreter of an environment with tinker and tinker-cookbook, built on first use."""
+    return ensure_sdk()
+
+
+@pytest.fixture(scope="module")
+def service(real_house: House, smollm2: ResolvedModel, sdk: Path) -> Iterator[TinkerService]:
+    """The service in float32 with vLLM, for all tests of a module; at the end nothing is left."""
+    words = ("--sampler", "vllm", "--dtype", "float32", *LIMITS)
+    service = TinkerService(real_house, sdk=sdk, model=smollm2.path, words=words)
+    service.start()
+    yield service
+    assert service.stop().code == 143  # SIGTERM, after it has drained

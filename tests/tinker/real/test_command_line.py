@@ -1,0 +1,54 @@
+"""The SDK's own command line, `tinker`, and plain OpenAI clients."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+from tests.support.tinker_service import TinkerService
+
+pytestmark = pytest.mark.engine
+
+
+def test_a_checkpoint_from_the_list_to_its_deletion(service: TinkerService, tmp_path: Path):
+    """List, show, publish, limit, download, sample and delete; others see what was published."""
+    path = service.run_program("supervised", steps=2, saved_after=1)["path"]
+    run = path.removeprefix("tinker://").partition("/")[0]
+
+    def tinker(*words: str, user: str = "ada") -> Any:
+        ended = service.begin(["tinker", "--format", "json", *words], user=user).end()
+        assert ended.code == 0, ended.out + ended.err
+        return json.loads(ended.out) if ended.out.strip() else None
+
+    assert service.model in {model["model_name"] for model in tinker("model", "list")["models"]}
+    assert run in {shown["training_run_id"] for shown in tinker("run", "list")["runs"]}
+    assert tinker("run", "info", run)["lora_rank"] == 8
+    listed = tinker("checkpoint", "list", "--run-id", run)["checkpoints"]
+    assert [checkpoint["tinker_path"] for checkpoint in listed] == [path]
+    shown = tinker("checkpoint", "info", path)
+    assert (shown["public"], shown["expires_at"], shown["lora_rank"]) == (False, None, 8)
+
+    def visible(user: str) -> bool:
+        return service.begin(["tinker", "checkpoint", "info", path], user=user).end().code == 0
+
+    assert not visible("bo")
+    tinker("checkpoint", "publish", path)
+    assert tinker("checkpoint", "info", path)["public"] is True
+    tinker("checkpoint", "unpublish", path)
+    assert tinker("checkpoint", "info", path)["public"] is False
+    tinker("checkpoint", "set-ttl", path, "--ttl", "7200")
+    assert tinker("checkpoint", "info", path)["expires_at"] is not None
+    tinker("checkpoint", "set-ttl", path, "--remove")
+    assert tinker("checkpoint", "info", path)["expires_at"] is None
+
+    tinker("checkpoint", "download", path, "--output", str(tmp_path))
+    (config,) = tmp_path.rglob("adapter_config.json")
+    assert json.loads(config.read_text())["r"] == 8
+    weights = load_file(config.with_name("adapter_model.safetensors"))
+    assert any("lora_B" in name and tensor.any() for name, tensor in weights.items())
+
+    tinker("checkpoint", "delete", "--yes", path)
+    assert tinker("checkpoint", "list", "--run-id", run)["checkpoints"] == []

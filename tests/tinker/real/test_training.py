@@ -1,0 +1,83 @@
+"""What people do with the service, with the real SDK: train, resume, sample, and share it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.support.tinker_service import TinkerService, answers
+
+pytestmark = pytest.mark.engine
+
+
+def test_a_supervised_loop_learns_and_resumes_exactly(service: TinkerService):
+    """The default LoRA, output layer included; resumed, it computes what it would have computed."""
+    trained = service.run_program("supervised", steps=8, saved_after=5)
+    assert trained["path"].startswith("tinker://")
+    losses = trained["losses"]
+    assert losses[-1] < losses[0] / 2
+    for uninterrupted, resumed in zip(trained["whole"], trained["resumed"], strict=True):
+        for one, other in zip(uninterrupted, resumed, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+def test_sampled_and_trained_log_probabilities_agree(service: TinkerService):
+    """On-policy in float32: what vLLM says of its samples is what the trainer says of them."""
+    loop = service.run_program("on_policy", rounds=3, samples=4, max_tokens=24)
+    assert loop["tokens"] >= 2000
+    assert abs(loop["v1"]) <= 1e-3
+    assert loop["mean_difference"] <= 1e-3
+    # importance ratios are 1, so each loss is minus the sum of its advantages: no round is trivial
+    assert all(abs(metrics["loss:sum"]) > 1 for metrics in loop["metrics"])
+
+
+def test_four_users_at_once_train_as_if_alone(service: TinkerService):
+    """Ranks and layers differ, and none of them sees anything of the others."""
+    loras = (
+        {"rank": 8},
+        {"rank": 4, "train_mlp": False},
+        {"rank": 6, "train_unembed": False},
+        {"rank": 2, "train_attn": False},
+    )
+    users = [
+        {"key": service.key(name), "flavour": f"{name} says: ", "seed": seed, "lora": lora}
+        for seed, (name, lora) in enumerate(zip(("bo", "cy", "di", "ed"), loras, strict=True))
+    ]
+    together = service.run_program("users", users=users, steps=4, together=True)["logprobs"]
+    alone = service.run_program("users", users=users, steps=4, together=False)["logprobs"]
+    for user, (one, other) in enumerate(zip(together, alone, strict=True)):
+        for step, (steps, others) in enumerate(zip(one, other, strict=True)):
+            for row, expected in zip(steps, others, strict=True):
+                np.testing.assert_allclose(
+                    row, expected, rtol=0, atol=1e-4, err_msg=f"user {user}, step {step}"
+                )
+    # and they did learn different things
+    first, second = np.array(together[0][-1][0]), np.array(together[1][-1][0])
+    assert first.shape != second.shape or np.abs(first - second).max() > 0.1
+
+
+def test_what_a_user_does_wrong_is_told_to_that_user_alone(service: TinkerService):
+    """Each mistake has an error that names it; the client, and a neighbour, go on."""
+    neighbour = service.begin_program("steady", user="bo", steps=6, sampled_every=0)
+    said = service.run_program("mistakes")
+    errors = said["errors"]
+    words = {
+        "unknown model": "nobody/has-this",
+        "rank": "rank",
+        "nan": "NaN",
+        "vocabulary": "10000000",
+        "lengths": "weights",
+        "after": "forward_backward",
+        "loss": "no_such_loss",
+        "after the loss": "forward_backward",
+        "dots": "outside",
+        "foreign path": "not-a-run",
+        "escaping path": "tinker://",
+        "too long": "longest",
+    }
+    assert set(errors) == set(words)
+    unclear = {name: e for name, e in errors.items() if words[name] not in e["error"]}
+    assert unclear == {}
+    assert not {name for name, e in errors.items() if e["category"] in {"server", "500"}}
+    assert said["again"] == pytest.approx(said["first"], abs=1e-5)  # nothing wrong was applied
+    steps = answers(neighbour.end())
+    assert steps[-2]["nll"] < steps[1]["nll"]
