@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginehouse.core.errors import AdapterError, ModelError, StoreError
+from enginehouse.core.system_errors import advice
 from enginehouse.provisioning.checkpoints import Checkpoint, read_checkpoint
 from enginehouse.weights.checkpoint import tensors_of
 from enginehouse.weights.peft_folder import TENSORS, read_peft_folder
@@ -67,18 +68,25 @@ def merge(base: Path, adapter: Path, out: Path, *, keep_dtype: bool = False) -> 
     """
     if out.exists():
         raise StoreError(f"{out} exists already", fix="choose another folder, or remove it")
-    checkpoint = read_checkpoint(base)
-    if "quantization_config" in checkpoint.config:
-        raise ModelError(
-            f"{base} is quantized, and an adapter can only be merged into full weights",
-            fix="merge it into the model that was quantized",
-        )
-    tensors = tensors_of(checkpoint)
-    changes = _changes(adapter, checkpoint, tensors, keep_dtype=keep_dtype)
-    untied = any(change.base != name for name, change in changes.items())
     partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.mkdir(parents=True)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {out}",
+            why=error.strerror,
+            fix=advice(error, otherwise="choose another folder"),
+        ) from error
+    try:
+        checkpoint = read_checkpoint(base)
+        if "quantization_config" in checkpoint.config:
+            raise ModelError(
+                f"{base} is quantized, and an adapter can only be merged into full weights",
+                fix="merge it into the model that was quantized",
+            )
+        tensors = tensors_of(checkpoint)
+        changes = _changes(adapter, checkpoint, tensors, keep_dtype=keep_dtype)
+        untied = any(change.base != name for name, change in changes.items())
         _copy_files(checkpoint, partial, untied=untied)
         _write_weights(checkpoint, changes, tensors, partial)
         partial.rename(out)
