@@ -47,7 +47,7 @@ class TinkerConfig(StrictModel):
     """Whether sampled log-probabilities are the model's own (raw), as the tinker-cookbook expects,
     or of the distribution that was sampled from, divided by the temperature (scaled)."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """The type of the base weights; by default the stored one on a GPU, and on a CPU the fastest."""
+    """The type of the base weights; by default the stored one on a GPU, the fastest on a CPU."""
     device: Literal["cpu", "cuda"] | None = None
     """Where the trainer computes; by default on a GPU if there is one."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
