@@ -102,6 +102,12 @@ class TinkerConfig(StrictModel):
         """The largest body of a request, in bytes."""
         return self.max_body_mb * 1_000_000
 
+    def computing_in(self, dtype: str) -> Self:
+        """The same, with `dtype` if it is open: samples are computed in the type of the training."""
+        if self.dtype is not None or dtype not in {"float32", "bfloat16"}:
+            return self
+        return self.model_copy(update={"dtype": dtype})
+
     def folder(self, layout: Layout) -> Path:
         """The home, as an absolute path."""
         return (self.home or layout.tinker).expanduser().absolute()
