@@ -103,7 +103,7 @@ class TinkerConfig(StrictModel):
         return self.max_body_mb * 1_000_000
 
     def computing_in(self, dtype: str) -> Self:
-        """The same, with `dtype` if it is open: samples are computed in the type of the training."""
+        """The same, with `dtype` if it is open: samples are computed as they are trained."""
         if self.dtype is not None or dtype not in {"float32", "bfloat16"}:
             return self
         return self.model_copy(update={"dtype": dtype})
