@@ -49,7 +49,7 @@ from enginehouse.tinker.sampler_weights import SamplerWeights
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
 from enginehouse.tinker.service_status import ServiceStatus
-from enginehouse.tinker.stores import Stores
+from enginehouse.tinker.stores import Stores, note_base_model
 from enginehouse.tinker.trainers.base import Trainer
 from enginehouse.tinker.training_queue import TrainingQueue
 
@@ -137,6 +137,7 @@ async def open_service(
     the block, and is raised.
     """
     rooms = _make_rooms(config, context, stores=stores, trainer=trainer, engine=engine)
+    note_base_model(stores.home, rooms.base_model)
     service = Service(
         rooms,
         largest_body=config.largest_body,
