@@ -78,7 +78,7 @@ async def _loads(ready: Deployment, folders: Sequence[Path], layout: Layout) -> 
     bare: list[float] = []
     parts: dict[str, list[float]] = {"digest": [], "check": [], "copy": []}
     sampler = ready.sampler
-    pool = AdapterPool([sampler], max_loras=4, store=AdapterStore(layout), max_rank=RANK)
+    pool = AdapterPool(sampler, max_loras=4, store=AdapterStore(layout), max_rank=RANK)
     fresh = iter(folders)
     key = {"Authorization": f"Bearer {ready.server.admin_key}"}
     async with aiohttp.ClientSession(ready.url, headers=key) as session, _busy(sampler):

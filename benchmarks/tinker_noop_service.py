@@ -27,7 +27,7 @@ def main() -> None:
 
 async def _serve(folder: Path) -> None:
     futures = Futures.open(folder)
-    routes = [futures_routes(futures, user=current_user), _noop_routes(futures)]
+    routes = [futures_routes(futures), _noop_routes(futures)]
     application = Guard(
         make_application(routes), authenticate=lambda key: key, largest_body=1 << 20
     )

@@ -20,7 +20,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from enginehouse.tinker.trainers.installation import INSTALLATION
 from interleaved import HEAD, interleaved, machine, paired_ratio, row, say
 from peer_environments import peer_command
 
@@ -28,6 +27,7 @@ from enginehouse.provisioning.environments import find_environment
 from enginehouse.provisioning.models import resolve_model
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
+from enginehouse.tinker.trainers.installation import INSTALLATION
 
 _FOLDER = Path(__file__).parent
 

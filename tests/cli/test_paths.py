@@ -171,6 +171,7 @@ def bases(place: Place, url: str) -> Mapping[str, list[str]]:
         "adapters unload": [url],
         "adapters verify": [url],
         "weights swap": [url],
+        "weights merge": ["tiny", "full", "out"],
     }
 
 

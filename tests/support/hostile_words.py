@@ -45,9 +45,10 @@ def calls(words: list[str], command: Any, base: list[str], values: list[str]) ->
         for value in values if kind is Path else values[::4]:
             if parameter.param_type_name == "argument":
                 place = arguments.index(parameter)
-                before = [word for word in base if not word.startswith("-")][:place]
-                before += ["tiny"] * (place - len(before))
-                rest = [*before, value, *_options(base)]
+                options = _options(base)
+                given = base[: len(base) - len(options)]
+                before = given[:place] + ["tiny"] * (place - len(given))
+                rest = [*before, value, *given[place + 1 :], *options]
             else:
                 rest = [*base, f"{parameter.opts[0]}={value}"]
             yield parameter.name, kind is Path, value, [*words, *rest]

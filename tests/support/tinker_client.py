@@ -67,6 +67,7 @@ class Running:
         self.service = service
         self.stores = stores
         self.web = web
+        self.url = str(web._base_url)
         self._keys = keys
 
     def client(self, user: str = "ada") -> Client:

@@ -97,3 +97,12 @@ def test_by_default_the_home_is_the_layouts():
     layout = Layout(cache=Path("/c"), state=Path("/s"), config=Path("/e"))
     assert configured({}).folder(layout) == Path("/s/tinker")
     assert configured({"home": "/h"}).folder(layout) == Path("/h")
+
+
+def test_samples_are_computed_in_the_type_in_which_the_base_model_is_trained():
+    """Unless one was chosen; what no sampling engine is to compute in is left open."""
+    config = TinkerConfig(base_model="org/model")
+    assert config.computing_in("float32").dtype == "float32"
+    assert config.computing_in("float16").dtype is None
+    chosen = TinkerConfig(base_model="org/model", dtype="bfloat16")
+    assert chosen.computing_in("float32").dtype == "bfloat16"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.tinker_client import (
+    MODEL,
     PROTOBUF,
     Client,
     House,
@@ -19,9 +20,12 @@ from tests.support.tinker_client import (
 )
 
 from enginehouse.core.errors import ConfigurationError, StoreError
+from enginehouse.runtime.context import Context
 from enginehouse.testing.fake_trainer import FakeTrainer
+from enginehouse.tinker.configuration import TinkerConfig
 from enginehouse.tinker.records.entries import SessionRecord
 from enginehouse.tinker.service import is_abandoned
+from enginehouse.tinker.stores import open_stores
 
 TOKENS = list(range(20, 40))
 
@@ -146,6 +150,20 @@ async def test_the_log_names_the_request_and_its_user(tmp_path: Path):
     (created,) = [line for line in lines if line.get("path") == "/api/v1/create_session"]
     assert (created["user"], created["status"]) == ("ada", 200)
     assert len(created["request_id"]) == 32
+
+
+async def test_a_home_has_adapters_of_one_base_model(tmp_path: Path):
+    """Those of another might fit, and would be sampled and trained on the wrong weights."""
+    other = TinkerConfig(base_model="org/other", home=tmp_path)
+    async with open_stores(other, Context()):
+        pass  # of which nothing came: its model may not exist
+    house = House(tmp_path)
+    for _ in range(2):
+        async with house.open():
+            pass
+    with pytest.raises(ConfigurationError, match=f"has adapters of {MODEL}, not of org/other"):
+        async with open_stores(other, Context()):
+            pass
 
 
 async def test_a_home_that_is_a_file_is_refused_with_what_to_do(tmp_path: Path):

@@ -38,7 +38,7 @@ async def serve_until_stopped(
         async with (
             open_stores(config, context) as stores,
             open_trainer(config, context) as trainer,
-            open_sampling(config, context) as engine,
+            open_sampling(config.computing_in(trainer.info.dtype), context) as engine,
             open_service(config, context, stores=stores, trainer=trainer, engine=engine) as service,
             running(service.application, listener) as http,
         ):

@@ -41,12 +41,12 @@ def make_application(routers: Sequence[APIRouter]) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> JSONResponse:
-        asked = f"{request.method} {request.url.path}"
+        requested = f"{request.method} {request.url.path}"
         if error.status_code not in {404, 405}:
             return await refuse(request, TinkerError(str(error.detail), status=error.status_code))
-        close = nearest(asked, known)
+        close = nearest(requested, known)
         refusal = TinkerError(
-            f"{asked} is not supported by this service",
+            f"{requested} is not supported by this service",
             why="it implements the API of the tinker SDK 0.38.0, and not every route of it",
             fix=f"did you mean {close}?" if close else "`supported` lists the routes there are",
             status=error.status_code,

@@ -47,7 +47,7 @@ class TinkerConfig(StrictModel):
     """Whether sampled log-probabilities are the model's own (raw), as the tinker-cookbook expects,
     or of the distribution that was sampled from, divided by the temperature (scaled)."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """The number type of the base weights; by default bfloat16 on a GPU and float32 on a CPU."""
+    """The type of the base weights; by default the stored one on a GPU, the fastest on a CPU."""
     device: Literal["cpu", "cuda"] | None = None
     """Where the trainer computes; by default on a GPU if there is one."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -64,6 +64,8 @@ class TinkerConfig(StrictModel):
     """The most tokens of one forward_backward request."""
     max_adapters: Positive = 64
     """The most models that one user may be training at the same time."""
+    max_resident: Positive = 16
+    """The most models in the trainer's memory; the others wait on the disk until their next job."""
     max_queued_jobs: Positive = 4096
     """The most training jobs of one user that wait; more are answered with 429."""
     max_samples: Positive = 128
@@ -99,6 +101,12 @@ class TinkerConfig(StrictModel):
     def largest_body(self) -> int:
         """The largest body of a request, in bytes."""
         return self.max_body_mb * 1_000_000
+
+    def computing_in(self, dtype: str) -> Self:
+        """The same, with `dtype` if it is open: samples are computed as they are trained."""
+        if self.dtype is not None or dtype not in {"float32", "bfloat16"}:
+            return self
+        return self.model_copy(update={"dtype": dtype})
 
     def folder(self, layout: Layout) -> Path:
         """The home, as an absolute path."""

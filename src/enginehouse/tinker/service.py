@@ -18,7 +18,7 @@ from fastapi import APIRouter
 from enginehouse.core.errors import EnginehouseError, TinkerError
 from enginehouse.runtime.context import Context
 from enginehouse.store.files import write_whole
-from enginehouse.tinker.application import current_user, make_application
+from enginehouse.tinker.application import make_application
 from enginehouse.tinker.configuration import TinkerConfig
 from enginehouse.tinker.data import LoraSpec
 from enginehouse.tinker.fair_slots import FairSlots
@@ -49,7 +49,7 @@ from enginehouse.tinker.sampler_weights import SamplerWeights
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
 from enginehouse.tinker.service_status import ServiceStatus
-from enginehouse.tinker.stores import Stores
+from enginehouse.tinker.stores import Stores, note_base_model
 from enginehouse.tinker.trainers.base import Trainer
 from enginehouse.tinker.training_queue import TrainingQueue
 
@@ -137,6 +137,7 @@ async def open_service(
     the block, and is raised.
     """
     rooms = _make_rooms(config, context, stores=stores, trainer=trainer, engine=engine)
+    note_base_model(stores.home, rooms.base_model)
     service = Service(
         rooms,
         largest_body=config.largest_body,
@@ -181,6 +182,7 @@ def _make_rooms(
             rank=config.max_lora_rank,
             adapters=config.max_adapters,
             request_tokens=config.max_batch_tokens,
+            resident=config.max_resident,
             waiting_jobs=config.max_queued_jobs,
             kl_threshold=config.kl_threshold,
             train_unembed=config.train_unembed,
@@ -244,7 +246,7 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
         ),
         legacy_routes(legacy),
         openai_routes(names=names, desk=rooms.desk, engine=rooms.engine),
-        futures_routes(stores.futures, user=current_user),
+        futures_routes(stores.futures),
         run_routes(stores.records),
         checkpoint_routes(stores.checkpoints),
         download_routes(stores.checkpoints, signer=stores.keys.signer),

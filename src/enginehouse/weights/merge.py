@@ -7,6 +7,7 @@ as it is, a tensor at a time, so that a checkpoint larger than the memory can be
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginehouse.core.errors import AdapterError, ModelError, StoreError
+from enginehouse.core.system_errors import advice
 from enginehouse.provisioning.checkpoints import Checkpoint, read_checkpoint
 from enginehouse.weights.checkpoint import tensors_of
 from enginehouse.weights.peft_folder import TENSORS, read_peft_folder
@@ -65,20 +67,22 @@ def merge(base: Path, adapter: Path, out: Path, *, keep_dtype: bool = False) -> 
     weights of its own. Raises ModelError and AdapterError for what cannot be merged, StoreError if
     `out` exists, and OSError.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise StoreError(f"{out} exists already", fix="choose another folder, or remove it")
-    checkpoint = read_checkpoint(base)
-    if "quantization_config" in checkpoint.config:
-        raise ModelError(
-            f"{base} is quantized, and an adapter can only be merged into full weights",
-            fix="merge it into the model that was quantized",
-        )
-    tensors = tensors_of(checkpoint)
-    changes = _changes(adapter, checkpoint, tensors, keep_dtype=keep_dtype)
-    untied = any(change.base != name for name, change in changes.items())
     partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.mkdir(parents=True)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {out}",
+            why=error.strerror,
+            fix=advice(error, otherwise="choose another folder"),
+        ) from error
+    try:
+        checkpoint = _read_unquantized(base)
+        tensors = tensors_of(checkpoint)
+        changes = _changes(adapter, checkpoint, tensors, keep_dtype=keep_dtype)
+        untied = any(change.base != name for name, change in changes.items())
         _copy_files(checkpoint, partial, untied=untied)
         _write_weights(checkpoint, changes, tensors, partial)
         partial.rename(out)
@@ -91,6 +95,16 @@ def merge(base: Path, adapter: Path, out: Path, *, keep_dtype: bool = False) -> 
         dtypes=tuple(sorted({change.dtype for change in changes.values()})),
         untied=untied,
     )
+
+
+def _read_unquantized(base: Path) -> Checkpoint:
+    checkpoint = read_checkpoint(base)
+    if "quantization_config" in checkpoint.config:
+        raise ModelError(
+            f"{base} is quantized, and an adapter can only be merged into full weights",
+            fix="merge it into the model that was quantized",
+        )
+    return checkpoint
 
 
 def _changes(

@@ -208,6 +208,19 @@ async def test_samplers_by_name(records: Records):
     assert await records.sampler_called("two", user="ada") is None
 
 
+async def test_values_that_cannot_be_recorded(records: Records, database_url: str):
+    """The mistake is the request's: an error of the server would be tried again without end."""
+    if database_url.startswith("sqlite"):
+        await records.add_session(a_session(sdk_version="9" * 300))  # which takes anything
+        return
+    for changes in ({"sdk_version": "9" * 300}, {"display_name": "a\0b"}):
+        with pytest.raises(TinkerError, match="cannot be recorded") as refused:
+            await records.add_session(a_session(**changes))
+        assert (refused.value.status, refused.value.category) == (400, "user")
+    with pytest.raises(TinkerError, match="cannot be recorded"):
+        await records.session("ses\0", user="ada")
+
+
 async def test_expired(records: Records):
     """It says so, is not listed, and its path can be used again."""
     expired = a_checkpoint("old", expires_at=_in(seconds=-1), public=True)

@@ -16,6 +16,7 @@ from enginehouse.runtime.http_service import listening, running
 from enginehouse.tinker.application import make_application
 from enginehouse.tinker.future import Future
 from enginehouse.tinker.futures import Futures
+from enginehouse.tinker.guard import Guard
 from enginehouse.tinker.routes.futures import futures_routes
 from enginehouse.tinker.wire.schema import PROTOBUF
 
@@ -58,13 +59,12 @@ class Service:
 async def service(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Service]:
     """Polls are held for a minute, or as the parameter says (seconds)."""
     futures = Futures.open(tmp_path)
-    routes = futures_routes(
-        futures, user=lambda asked: asked.headers["x-user"], longest_poll=request.param
-    )
+    routes = make_application([futures_routes(futures, longest_poll=request.param)])
+    service = Guard(routes, authenticate=lambda key: key, largest_body=1 << 20)
     with listening(None, option="--port") as listener:
         async with (
-            running(make_application([routes]), listener) as server,
-            aiohttp.ClientSession(server.url, headers={"x-user": "ann"}) as client,
+            running(service, listener) as server,
+            aiohttp.ClientSession(server.url, headers={"X-API-Key": "ann"}) as client,
         ):
             yield Service(futures, client, listener.getsockname()[1])
             futures.release()
@@ -218,7 +218,7 @@ async def test_a_client_that_disconnects_leaves_nothing(service, route):
     target = {"sampling_session_id": "s"}
     body = {"request_id": future.request_id} if route == "retrieve_future" else {"target": target}
     content = json.dumps(body).encode()
-    head = f"POST /api/v1/{route} HTTP/1.1\r\nhost: x\r\nx-user: ann\r\n"
+    head = f"POST /api/v1/{route} HTTP/1.1\r\nhost: x\r\nx-api-key: ann\r\n"
     tasks = asyncio.all_tasks()
     _, writer = await asyncio.open_connection("127.0.0.1", service.port)
     writer.write(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)

@@ -16,6 +16,7 @@ from enginehouse.runtime.http_service import listening, running
 from enginehouse.tinker.application import make_application
 from enginehouse.tinker.future import Future
 from enginehouse.tinker.futures import Futures
+from enginehouse.tinker.guard import Guard
 from enginehouse.tinker.routes.futures import futures_routes
 from enginehouse.tinker.sampling.base import Sampled, Sequence
 from enginehouse.tinker.wire import encode_sampled
@@ -87,10 +88,11 @@ async def holder(futures: Futures) -> AsyncIterator[Holder]:
     from tinker._client import AsyncTinker
     from tinker.types.client_config_response import ClientConfigResponse
 
-    routes = futures_routes(futures, user=lambda _: "ann", longest_poll=0.05)
+    routes = make_application([futures_routes(futures, longest_poll=0.05)])
+    service = Guard(routes, authenticate=lambda _: "ann", largest_body=1 << 20)
     with listening(None, option="--port") as listener:
         async with (
-            running(make_application([routes]), listener) as server,
+            running(service, listener) as server,
             AsyncTinker(
                 base_url=server.url,
                 api_key="tml-ann",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.support.tinker_client import MODEL, Client, House, RefusedError, until
 
+import enginehouse
 from enginehouse.tinker.routes.openai import cost_of
 
 
@@ -42,6 +43,26 @@ async def test_a_checkpoint_is_a_model_by_its_path_and_its_alias(tmp_path: Path)
         assert running.service.status().sampled_tokens == 3 * 3 + 16
         listed = await ada.get("/v1/models")
         assert [entry["id"] for entry in listed["data"]] == [MODEL, path, "mine"]
+
+
+async def test_enginehouse_evaluates_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By its path or its alias, at the service's address, with a user's key."""
+    (tmp_path / "items.jsonl").write_text('{"word": "ab", "right": "c"}\n')
+    task = tmp_path / "task.yaml"
+    task.write_text(
+        "name: next\ndata: items.jsonl\nprompt: '{{ word }}'\nanswer: right\n"
+        "metric: contains\nmax_tokens: 4\n"
+    )
+    house = House(tmp_path / "service")
+    async with house.open() as running:
+        monkeypatch.setenv("ADAS_KEY", house.keys["ada"])
+        ada = await running.client().begin()
+        path = await saved(ada, alias="mine")
+        for model in (path, "mine"):
+            report = await enginehouse.evaluate(
+                model, url=running.url, api_key_env="ADAS_KEY", tasks=[str(task)]
+            )
+            assert (report.tasks[0].samples, report.complete) == (1, True)
 
 
 async def test_a_stream_is_passed_on_event_by_event(tmp_path: Path):

@@ -142,6 +142,24 @@ async def test_too_many_waiting_jobs_are_answered_with_429(tmp_path: Path):
         await ada.post("create_model", body)
 
 
+async def test_models_take_turns_in_the_trainers_memory(tmp_path: Path):
+    """With one place for two models, each comes back from the disk as it was."""
+    house = House(tmp_path)
+    losses: dict[int, list[float]] = {1: [], 2: []}
+    for places, seen in losses.items():
+        async with house.open(max_resident=places) as service:
+            ada = await service.client().begin()
+            models = [await ada.create_model(number=number) for number in (0, 1)]
+            for step in range(2):
+                for model in models:
+                    metrics = await ada.compute(model, 2 * step + 1, TOKENS)
+                    seen.append(metrics["loss:sum"])
+                    await ada.step(model, 2 * step + 2)
+            resident = [model.resident for model in service.service.status().queue.models]
+            assert sum(resident) == places
+    assert losses[1] == losses[2]
+
+
 async def test_a_seed_that_no_generator_takes_is_refused(tmp_path: Path):
     """Before a model is accepted that cannot be made."""
     async with House(tmp_path).open() as service:

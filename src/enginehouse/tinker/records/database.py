@@ -18,10 +18,10 @@ from alembic.script import ScriptDirectory
 from filelock import FileLock
 from sqlalchemy import Connection, Engine, Select, create_engine, event, func, select, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from enginehouse.core.errors import ConfigurationError, StoreError
+from enginehouse.core.errors import ConfigurationError, StoreError, TinkerError
 from enginehouse.store.private import open_private
 from enginehouse.tinker.records.tables import VERSION_TABLE, Table
 
@@ -64,7 +64,10 @@ class Database:
         return _public_name(self._engine.url)
 
     async def read(self, question: Callable[[Session], Answer]) -> Answer:
-        """What `question` returns. Raises StoreError, and what `question` raises."""
+        """What `question` returns. Raises StoreError, and what `question` raises.
+
+        Raises TinkerError (400) for a value that the database cannot take.
+        """
         return await self._run(partial(self._ask, question, writes=False))
 
     async def write(self, change: Callable[[Session], Answer]) -> Answer:
@@ -116,6 +119,10 @@ class Database:
     async def _run(self, work: Callable[[], Answer]) -> Answer:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except DataError as error:  # of Postgres: a text that is too long, or has a NUL
+            raise TinkerError(
+                "the request has a value that cannot be recorded", why=str(error.orig).strip()
+            ) from None
         except SQLAlchemyError as error:
             raise self._refused(error) from None  # its arguments may hold the URL
         except OSError as error:

@@ -31,14 +31,14 @@ def checkpoint_routes(checkpoints: CheckpointStore) -> APIRouter:
 
     @router.get("/api/v1/checkpoints")
     async def user_checkpoints(request: Request) -> dict[str, Any]:
-        asked = read_query(request, PageQuery)
-        require_project(asked.project_id)
+        query = read_query(request, PageQuery)
+        require_project(query.project_id)
         page = await records.checkpoints(
-            current_user(request), offset=asked.offset, limit=asked.limit
+            current_user(request), offset=query.offset, limit=query.limit
         )
         return {
             "checkpoints": [checkpoint_answer(record) for record in page.entries],
-            "cursor": asked.cursor(page.total),
+            "cursor": query.cursor(page.total),
         }
 
     @router.delete(_ONE)
@@ -62,15 +62,15 @@ def checkpoint_routes(checkpoints: CheckpointStore) -> APIRouter:
     @router.put(f"{_ONE}/ttl")
     async def set_ttl(run_id: str, segment: str, name: str, request: Request) -> Response:
         path = _path(run_id, segment, name)
-        asked = await read_json(request, _SetTtl)
-        expires_at = expiry(asked.ttl_seconds)
+        body = await read_json(request, _SetTtl)
+        expires_at = expiry(body.ttl_seconds)
         await records.set_expiry(path, user=current_user(request), expires_at=expires_at)
         return Response(status_code=204)
 
     @router.post("/api/v1/weights_info")
     async def weights_info(request: Request) -> dict[str, Any]:
-        asked = await read_json(request, _WeightsInfo)
-        path = str(CheckpointPath.parse(asked.tinker_path))
+        body = await read_json(request, _WeightsInfo)
+        path = str(CheckpointPath.parse(body.tinker_path))
         record = await records.checkpoint(path, user=current_user(request))
         return {
             "base_model": record.base_model,

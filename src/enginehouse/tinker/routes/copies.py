@@ -36,22 +36,22 @@ def copy_routes(checkpoints: CheckpointStore) -> APIRouter:
     @router.post("/api/v1/copy_weights")
     async def copy_weights(request: Request) -> dict[str, str]:
         user = current_user(request)
-        asked = await read_json(request, _CopyWeights)
-        if asked.weights_access_token or "x-tinker-weights-access-token" in request.headers:
+        body = await read_json(request, _CopyWeights)
+        if body.weights_access_token or "x-tinker-weights-access-token" in request.headers:
             raise TinkerError(
                 "access tokens for weights are not supported",
                 fix="have the owner publish the checkpoint: then everybody can copy it",
             )
-        expiry(asked.ttl_seconds)
+        expiry(body.ttl_seconds)
         key = request.headers.get("x-idempotency-key") or secrets.token_hex(16)
         request_id = "copy-" + hashlib.sha256(f"{user}\0{key}".encode()).hexdigest()[:32]
         copy = await records.checkpoint_saved_by(request_id)
         if copy is None:
-            path = str(CheckpointPath.parse(asked.source_path))
+            path = str(CheckpointPath.parse(body.source_path))
             source = await records.checkpoint(path, user=user)
-            model = await _target(records, asked, source, user=user, request_id=request_id)
+            model = await _target(records, body, source, user=user, request_id=request_id)
             copy = await checkpoints.copy(
-                source, to=model, request_id=request_id, ttl_seconds=asked.ttl_seconds
+                source, to=model, request_id=request_id, ttl_seconds=body.ttl_seconds
             )
         return {"tinker_path": copy.path}
 
@@ -60,7 +60,7 @@ def copy_routes(checkpoints: CheckpointStore) -> APIRouter:
 
 async def _target(
     records: Records,
-    asked: _CopyWeights,
+    body: _CopyWeights,
     source: CheckpointRecord,
     *,
     user: str,
@@ -68,10 +68,10 @@ async def _target(
 ) -> ModelRecord:
     """A new model that holds nothing but the copy, in the session asked for or a new one."""
     now = datetime.now(UTC)
-    require_project(asked.destination_project_id)
-    if (asked.session_id is None) != (asked.model_seq_id is None):
+    require_project(body.destination_project_id)
+    if (body.session_id is None) != (body.model_seq_id is None):
         raise TinkerError("session_id and model_seq_id are only of use together")
-    if asked.session_id is None:
+    if body.session_id is None:
         session_id, number = f"ses-{request_id}", 0
         session = SessionRecord(
             session_id=session_id,
@@ -84,7 +84,7 @@ async def _target(
         )
         await records.add_session(session)
     else:
-        session_id, number = asked.session_id, asked.model_seq_id or 0
+        session_id, number = body.session_id, body.model_seq_id or 0
         await records.session(session_id, user=user)
     model = ModelRecord(
         model_id=f"{session_id}:train:{number}",

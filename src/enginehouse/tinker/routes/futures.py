@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from enginehouse.core.errors import StoreError, TinkerError
 from enginehouse.core.strict_model import StrictModel
+from enginehouse.tinker.application import current_user
 from enginehouse.tinker.bodies import read_json
 from enginehouse.tinker.future import JSON, Future, failure
 from enginehouse.tinker.futures import Futures
@@ -49,23 +50,21 @@ class _CancelFuture(StrictModel):
     request_id: str
 
 
-def futures_routes(
-    futures: Futures, *, user: Callable[[Request], str], longest_poll: float = LONGEST_POLL
-) -> APIRouter:
-    """The routes; `user` gives the authenticated user of a request."""
+def futures_routes(futures: Futures, *, longest_poll: float = LONGEST_POLL) -> APIRouter:
+    """Polls are held for `longest_poll` seconds."""
     router = APIRouter(prefix="/api/v1")
 
     @router.post("/retrieve_future")
     async def retrieve_future(request: Request) -> Response:
-        asked = await read_json(request, _RetrieveFuture)
+        body = await read_json(request, _RetrieveFuture)
         timeout = _spread(longest_poll)
         future = await _unless_gone(
-            request, futures.wait(asked.request_id, user=user(request), timeout=timeout)
+            request, futures.wait(body.request_id, user=current_user(request), timeout=timeout)
         )
         if future is None or future.state == "waiting":
-            return _json(_try_again(asked.request_id, future))
+            return _json(_try_again(body.request_id, future))
         if future.state == "finished":
-            if asked.allow_metadata_only and future.size > _INLINE:
+            if body.allow_metadata_only and future.size > _INLINE:
                 return _json({"status": "complete_metadata", "response_payload_size": future.size})
             if future.content_type == PROTOBUF and PROTOBUF not in request.headers.get(
                 "accept", ""
@@ -84,29 +83,29 @@ def futures_routes(
 
     @router.post("/retrieve_futures")
     async def retrieve_futures(request: Request) -> Response:
-        asked = await read_json(request, _RetrieveFutures)
-        futures.acknowledge(asked.retrieved_request_ids, user=user(request))
-        timeout = longest_poll if asked.timeout is None else min(asked.timeout, longest_poll)
+        body = await read_json(request, _RetrieveFutures)
+        futures.acknowledge(body.retrieved_request_ids, user=current_user(request))
+        timeout = longest_poll if body.timeout is None else min(body.timeout, longest_poll)
         answered = await _unless_gone(
             request,
             futures.completions(
-                user=user(request),
-                sampling_session_id=asked.target.sampling_session_id,
-                clone=asked.target.cloned_sampler_id,
-                after=asked.prev_cursor,
+                user=current_user(request),
+                sampling_session_id=body.target.sampling_session_id,
+                clone=body.target.cloned_sampler_id,
+                after=body.prev_cursor,
                 timeout=_spread(timeout),
             ),
         )
         if answered is None:
-            return _json({"completions": [], "cursor": asked.prev_cursor})
+            return _json({"completions": [], "cursor": body.prev_cursor})
         return _json(
             {"completions": [_completion(f) for f in answered.futures], "cursor": answered.cursor}
         )
 
     @router.post("/cancel_future")
     async def cancel_future(request: Request) -> Response:
-        asked = await read_json(request, _CancelFuture)
-        await futures.cancel(asked.request_id, user=user(request))
+        body = await read_json(request, _CancelFuture)
+        await futures.cancel(body.request_id, user=current_user(request))
         return _json({})
 
     return router

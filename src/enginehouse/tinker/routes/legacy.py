@@ -48,11 +48,11 @@ class LegacySampler:
 
     async def answer(self, body: Mapping[str, Any], *, user: str) -> dict[str, Any]:
         """The completions of all prompts, in their order, `n` of each. Raises TinkerError."""
-        asked = check_object(body, LegacySample)
+        request = check_object(body, LegacySample)
         self.desk.admit(user)
-        name = asked.model_id or self.names.base_model
+        name = request.model_id or self.names.base_model
         weights = await self.names.weights(name, user=user)
-        parameters = asked.sampling_params
+        parameters = request.sampling_params
         fields = parameters.model_dump(exclude_none=True)
         if parameters.top_k <= 0:
             del fields["top_k"]
@@ -66,7 +66,7 @@ class LegacySampler:
             choices: list[dict[str, Any]] = reply["choices"]
             return choices
 
-        answers = await asyncio.gather(*(complete(prompt) for prompt in asked.prompts))
+        answers = await asyncio.gather(*(complete(prompt) for prompt in request.prompts))
         choices = [choice for answer in answers for choice in answer]
         return {
             "model_id": name,

@@ -28,17 +28,17 @@ def run_routes(records: Records) -> APIRouter:
     @router.get("/api/v1/training_runs")
     async def training_runs(request: Request) -> dict[str, Any]:
         user = current_user(request)
-        asked = read_query(request, PageQuery)
-        require_project(asked.project_id)
+        query = read_query(request, PageQuery)
+        require_project(query.project_id)
         page = await records.models(
             user,
-            published=asked.access_scope == "accessible",
-            offset=asked.offset,
-            limit=asked.limit,
+            published=query.access_scope == "accessible",
+            offset=query.offset,
+            limit=query.limit,
         )
         return {
             "training_runs": await _answers(page.entries, user=user),
-            "cursor": asked.cursor(page.total),
+            "cursor": query.cursor(page.total),
         }
 
     @router.get("/api/v1/training_runs/{run_id}")

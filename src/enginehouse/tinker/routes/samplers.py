@@ -78,11 +78,11 @@ def sampler_routes(sessions: Sessions, *, samplers: SamplerWeights, base_model: 
 
     @router.get("/api/v1/samplers/{sampling_session_id}")
     async def sampler(sampling_session_id: str, request: Request) -> dict[str, Any]:
-        found = await samplers.sampler(sampling_session_id, user=current_user(request))
+        record = await samplers.sampler(sampling_session_id, user=current_user(request))
         return {
-            "sampler_id": found.sampling_session_id,
-            "base_model": found.base_model,
-            "model_path": found.checkpoint,
+            "sampler_id": record.sampling_session_id,
+            "base_model": record.base_model,
+            "model_path": record.checkpoint,
         }
 
     return router

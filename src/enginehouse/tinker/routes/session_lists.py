@@ -78,12 +78,12 @@ def session_list_routes(records: Records) -> APIRouter:
 
     @router.get("/api/v1/sessions")
     async def sessions(request: Request) -> dict[str, Any]:
-        asked = read_query(request, PageQuery)
-        require_project(asked.project_id)
-        page = await records.sessions(current_user(request), offset=asked.offset, limit=asked.limit)
+        query = read_query(request, PageQuery)
+        require_project(query.project_id)
+        page = await records.sessions(current_user(request), offset=query.offset, limit=query.limit)
         return {
             "sessions": [record.session_id for record in page.entries],
-            "cursor": asked.cursor(page.total),
+            "cursor": query.cursor(page.total),
         }
 
     @router.get("/api/v1/sessions/{session_id}")
@@ -103,19 +103,19 @@ def session_list_routes(records: Records) -> APIRouter:
     @router.post("/api/v1/sessions/search")
     async def search(request: Request) -> dict[str, Any]:
         user = current_user(request)
-        asked = await read_json(request, _Search)
-        for project_id in asked.project_ids or ():
+        body = await read_json(request, _Search)
+        for project_id in body.project_ids or ():
             require_project(project_id)
-        if asked.owner.type == "user" and user_urn(user) not in asked.owner.owner_urns:
+        if body.owner.type == "user" and user_urn(user) not in body.owner.owner_urns:
             return {"sessions": [], "next_cursor": None}
-        found = await records.find_sessions(
+        sessions = await records.find_sessions(
             user,
-            session_id=asked.session_id,
-            words=(asked.display_name or "").split(),
-            before=asked.cursor.place() if asked.cursor else None,
+            session_id=body.session_id,
+            words=(body.display_name or "").split(),
+            before=body.cursor.place() if body.cursor else None,
         )
-        matching = [record for record in found if asked.matches(record)]
-        page = matching[: asked.limit]
+        matching = [record for record in sessions if body.matches(record)]
+        page = matching[: body.limit]
         storage = await records.storage(user)
         return {
             "sessions": [_summary(record, storage.get(record.session_id)) for record in page],

@@ -23,11 +23,10 @@ from enginehouse.tinker.sampling.megatron import megatron_sampling
 from enginehouse.tinker.sampling.output_layer import OutputLayer, probe_output_layer
 from enginehouse.tinker.sampling.paired import paired_sampling
 from enginehouse.tinker.sampling.requests import MOST_CANDIDATES
-from enginehouse.tinker.sampling.scale import require_scale
+from enginehouse.tinker.sampling.scale import MODES, require_scale
 from enginehouse.weights.served_models import served_models
 
 _MAIN, _PLAIN = "vllm", "hf"
-_MODES = {"raw": "raw_logprobs", "scaled": "processed_logprobs"}
 
 
 @asynccontextmanager
@@ -117,7 +116,7 @@ def _plan(config: TinkerConfig, name: str, **options: object) -> ServeConfig:
         "dtype": config.dtype,
         "extra_args": [
             *("--max-logprobs", str(MOST_CANDIDATES)),
-            *("--logprobs-mode", _MODES[config.logprobs]),
+            *("--logprobs-mode", MODES[config.logprobs]),
         ],
     }
     return ServeConfig(

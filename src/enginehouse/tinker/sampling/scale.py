@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 from enginehouse.core import messages
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Sampler, SampleRequest
@@ -11,7 +14,8 @@ from enginehouse.tinker.sampling.base import LogprobScale
 
 _PROMPT = (1, 45, 210, 33, 7, 19)
 _FAR = 0.1  # nats; at temperature 0.3 the two are much further apart
-_FLAGS = {"raw": "raw_logprobs", "scaled": "processed_logprobs"}
+MODES: Final[Mapping[LogprobScale, str]] = {"raw": "raw_logprobs", "scaled": "processed_logprobs"}
+"""What vLLM's --logprobs-mode calls them."""
 
 
 async def require_scale(sampler: Sampler, wanted: LogprobScale) -> None:
@@ -30,5 +34,5 @@ async def require_scale(sampler: Sampler, wanted: LogprobScale) -> None:
     if found != wanted:
         raise ConfigurationError(
             f"the vLLM gives {found} log-probabilities, and the service is to give {wanted} ones",
-            fix=f"start it with --logprobs-mode {_FLAGS[wanted]}, or set logprobs to {found}",
+            fix=f"start it with --logprobs-mode {MODES[wanted]}, or set logprobs to {found}",
         )
