@@ -95,9 +95,11 @@ async def test_without_a_key_or_with_a_wrong_one_nothing_is_answered():
     """But health is."""
     async with served(guarded()) as ask:
         for headers in ({}, {"X-API-Key": "tml-eve"}, {"Authorization": "Basic tml-ada"}):
-            status, answer, _ = await ask("POST", "/api/v1/retrieve_future", headers=headers)
+            status, answer, said = await ask("POST", "/api/v1/retrieve_future", headers=headers)
             assert status == 401
             assert "key" in answer["detail"]
+            # by which the SDK knows that its login is not valid any more
+            assert ('error="invalid_token"' in said["www-authenticate"]) is bool(headers)
         assert (await ask("GET", "/api/v1/healthz"))[0] == 200
 
 

@@ -180,6 +180,10 @@ def answer_with(error: TinkerError, *, openai: bool) -> tuple[int, dict[str, obj
 async def _refuse(scope: Scope, error: TinkerError, send: Send) -> None:
     status, content = answer_with(error, openai=scope["path"].startswith("/v1"))
     headers = [(b"content-type", b"application/json")]
+    if status == 401:  # the SDK then gets itself another login for its key (RFC 6750)
+        given = {name for name, _ in scope["headers"]} & {b"x-api-key", b"authorization"}
+        challenge = b'Bearer error="invalid_token"' if given else b"Bearer"
+        headers.append((b"www-authenticate", challenge))
     if status in {429, 503}:
         headers.append((b"retry-after", b"2"))
     if status == 413:
