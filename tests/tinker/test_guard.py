@@ -101,6 +101,18 @@ async def test_without_a_key_or_with_a_wrong_one_nothing_is_answered():
         assert (await ask("GET", "/api/v1/healthz"))[0] == 200
 
 
+async def test_a_web_page_cannot_ask_in_its_readers_name():
+    """A service that asks nobody on its own machine for a key would do whatever any page says."""
+    everybody = Guard(make_application([routes()]), authenticate=lambda _: "local", largest_body=99)
+    async with served(everybody) as ask:
+        body, page = {"number": 1}, {"Origin": "https://example.org"}
+        status, answer, _ = await ask("POST", "/api/v1/optim_step", json=body, headers=page)
+        assert (status, "a web page needs an API key" in answer["detail"]) == (401, True)
+        for headers in ({}, page | KEY):
+            status, _, _ = await ask("POST", "/api/v1/optim_step", json=body, headers=headers)
+            assert status == 200
+
+
 async def test_an_operators_page_may_be_asked_for_on_loopback_by_nobody():
     """The page itself decides what it shows."""
     async with served(guarded()) as ask:

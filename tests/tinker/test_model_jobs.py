@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.tinker_records import a_model
 from tests.support.training_service import MODEL, VOCABULARY, TrainingService, training_service
 
 from enginehouse.core.errors import TinkerError
@@ -64,6 +65,15 @@ async def test_a_model_that_is_not_possible_is_refused(
         assert "error" in later
         with pytest.raises(TinkerError):
             await service.records.model(MODEL, user="ada")
+
+
+async def test_a_copied_checkpoint_is_not_trained_under_its_own_name(tmp_path: Path):
+    """What is saved of it would be recorded with the copy's shape."""
+    async with training_service(tmp_path) as service:
+        await service.records.add_model(a_model(MODEL, trainable=False))
+        answer = await service.answer(await service.create())
+        assert "is the copy of a checkpoint" in answer["error"]
+        assert answer["category"] == "user"
 
 
 async def test_a_service_without_unembedding_trains_the_rest(tmp_path: Path):

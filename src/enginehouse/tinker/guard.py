@@ -96,6 +96,12 @@ class Guard:
         if not key:
             kind, _, bearer = headers.get("authorization", b"").decode("latin-1").partition(" ")
             key = bearer.strip() if kind.lower() == "bearer" else ""
+        if not key and headers.get("origin"):  # where nobody needs a key, any page could ask
+            raise TinkerError(
+                "a web page needs an API key here",
+                fix="send it as X-API-Key, or as Authorization: Bearer KEY",
+                status=401,
+            )
         user = self._authenticate(key or None)
         if user is not None:
             return user

@@ -301,6 +301,11 @@ class ModelJobs:
                 user_metadata=body.user_metadata or {},
             )
         )
+        if not (await self._records.model(model.model_id, user=None)).trainable:
+            raise TinkerError(
+                f"{model.model_id} is the copy of a checkpoint, and cannot be trained",
+                fix="create a model from the copy, with a model_seq_id of its own",
+            )
 
     def _require_place(self, model: Model) -> None:
         others = sum(
