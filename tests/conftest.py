@@ -45,7 +45,11 @@ _SETTINGS = (
 )
 _PROVISIONING = 2700.0  # seconds to download or compile one environment, or to convert the model
 _ENGINE_TEST = 900.0  # seconds for the body of a test with a real engine, on a slow CPU
-_SHARED_SERVERS = re.compile(r"\b(?:plain|lora)_vllm\b")
+# What modules share, and the words by which they ask for it.
+_SHARED = {
+    "vLLM servers": re.compile(r"\b(?:plain|lora)_vllm\b"),
+    "Tinker service": re.compile(r"\bservice: TinkerService\b"),
+}
 _T = TypeVar("_T")
 
 
@@ -60,12 +64,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class _ByServer(LoadScopeScheduling):
-    """A worker runs whole modules, and one of them runs all that ask the shared servers."""
+    """A worker runs whole modules, and one of them runs all that share a server or a service."""
 
     def _split_scope(self, nodeid: str) -> str:
         module = nodeid.partition("::")[0]
-        asks = _SHARED_SERVERS.search((self.config.rootpath / module).read_text())
-        return "shared servers" if asks else module
+        text = (self.config.rootpath / module).read_text()
+        return next((name for name, asks in _SHARED.items() if asks.search(text)), module)
 
 
 # The groups of pytest-xdist 3.8 (loadgroup) have no effect with pytest 9.2.

@@ -1,4 +1,7 @@
-"""A supervised loop with the SDK's defaults but for the rank; then resumed by another client."""
+"""A supervised loop with the SDK's defaults but for the rank; then resumed by another client.
+
+With "alias", the last weights are also saved for sampling, under that name.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,9 @@ with tinker.ServiceClient() as service:
         output = step(client, data)
         losses.append(mean_nll(data, output))
         whole.append(logprobs(output))
+    if "alias" in given:
+        named = {"alias": given["alias"]}
+        client.save_weights_for_sampler(given["alias"], user_metadata=named).result()
 
 with tinker.ServiceClient() as service:
     client = service.create_training_client_from_state_with_optimizer(path).result()

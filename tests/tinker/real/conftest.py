@@ -22,11 +22,14 @@ def sdk() -> Path:
     return ensure_sdk()
 
 
-@pytest.fixture(scope="module")
-def service(real_house: House, smollm2: ResolvedModel, sdk: Path) -> Iterator[TinkerService]:
-    """The service in float32 with vLLM, for all tests of a module; at the end nothing is left."""
+@pytest.fixture(scope="session")
+def service(shared_house: House, smollm2: ResolvedModel, sdk: Path) -> Iterator[TinkerService]:
+    """The service in float32 with vLLM, for all tests of this folder.
+
+    With several workers, one of them runs all tests that ask for it (`_ByServer`).
+    """
     words = ("--sampler", "vllm", "--dtype", "float32", *LIMITS)
-    service = TinkerService(real_house, sdk=sdk, model=smollm2.path, words=words)
+    service = TinkerService(shared_house, sdk=sdk, model=smollm2.path, words=words)
     service.start()
     yield service
     assert service.stop().code == 143  # SIGTERM, after it has drained

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
+from tests.support.command_line import House
 from tests.support.tinker_service import TinkerService
 
 pytestmark = pytest.mark.engine
@@ -52,3 +53,25 @@ def test_a_checkpoint_from_the_list_to_its_deletion(service: TinkerService, tmp_
 
     tinker("checkpoint", "delete", "--yes", path)
     assert tinker("checkpoint", "list", "--run-id", run)["checkpoints"] == []
+
+
+def test_enginehouse_evaluates_a_checkpoint(
+    service: TinkerService, shared_house: House, tmp_path: Path
+):
+    """`eval --url` at the service, by the name that the checkpoint's owner gave it."""
+    service.run_program("supervised", steps=2, saved_after=1, alias="geography")
+    (tmp_path / "items.jsonl").write_text('{"country": "France"}\n{"country": "Norway"}\n')
+    task = tmp_path / "capitals.yaml"
+    task.write_text(
+        "name: capitals\ndata: items.jsonl\nprompt: What is the capital of {{ country }}?\n"
+        "answer: country\nmetric: contains\nmax_tokens: 8\n"
+    )
+    words = ("--url", service.url, "--api-key-env", "ADAS_KEY", "--task", str(task), "--json")
+    asked = shared_house.run("eval", "geography", *words, ADAS_KEY=service.key("ada"))
+    assert asked.code == 0, asked.err
+    (evaluated,) = asked.report["tasks"]
+    assert (evaluated["samples"], evaluated["outcomes"]["failed"]) == (2, 0)
+    # an alias is its owner's: for somebody else it is not a model
+    foreign = shared_house.run("eval", "geography", *words, ADAS_KEY=service.key("bo"))
+    assert foreign.code != 0
+    assert "geography" in foreign.err

@@ -65,7 +65,7 @@ def test_what_a_user_does_wrong_is_told_to_that_user_alone(service: TinkerServic
     words = {
         "unknown model": "nobody/has-this",
         "rank": "rank",
-        "nan": "NaN",
+        "nan": "nan, not a finite number",
         "vocabulary": "10000000",
         "lengths": "weights",
         "after": "forward_backward",
