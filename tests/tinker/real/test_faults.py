@@ -80,24 +80,18 @@ def killed_loop(
     return Loop(answers(loop.end()), load_file(file))
 
 
+@pytest.mark.parametrize(
+    "kills", [3, pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
+)
 def test_kills_of_trainer_vllm_and_service_lose_and_repeat_nothing(
-    service: TinkerService, undisturbed: Loop, tmp_path: Path
+    service: TinkerService, undisturbed: Loop, tmp_path: Path, *, kills: int
 ):
     """Each is killed with -9 during one training loop, whose user notices only delays."""
     rng = random.Random(13)
-    loop = killed_loop(service, tmp_path, parts=("trainer", "vllm", "service"), rng=rng)
-    assert loop.samples == undisturbed.samples
-    assert_equal(loop.weights, undisturbed.weights)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(1800)
-def test_twenty_kills_lose_and_repeat_nothing(service: TinkerService, tmp_path: Path):
-    """The same, 20 times in one loop."""
-    rng = random.Random(14)
-    parts = (["trainer", "vllm", "service"] * 7)[:20]
-    rng.shuffle(parts)
-    expected = undisturbed_loop(service, tmp_path, steps=2 * len(parts))
+    parts = (["trainer", "vllm", "service"] * kills)[:kills]
+    expected = undisturbed
+    if 2 * kills != STEPS:
+        expected = undisturbed_loop(service, tmp_path, steps=2 * kills)
     loop = killed_loop(service, tmp_path, parts=parts, rng=rng)
     assert loop.samples == expected.samples
     assert_equal(loop.weights, expected.weights)
