@@ -153,7 +153,7 @@ def refusal(service: TinkerService, path: str, body: bytes, **headers: str) -> t
 
 def test_a_wrong_key_opens_nothing(service: TinkerService):
     """The SDK gives up at once, and its user reads what to do."""
-    program = "import tinker; tinker.ServiceClient(api_key='tml-nobody')"
+    program = "import tinker; tinker.ServiceClient(api_key='tml-nobody').get_server_capabilities()"
     ended = service.begin(["python", "-c", program]).end()
     assert ended.code == 1
     assert "the API key is not known here" in ended.err
