@@ -117,6 +117,7 @@ class TinkerService:
             lambda: f"left by the killed service: {children}",
             patience=_SETTLED,
         )
+        self._house.run("ps")  # forgets the record of a vLLM whose service is dead
         self.start()
 
 

@@ -1,7 +1,8 @@
 """A training loop that survives whatever happens to the service, and says how far it is.
 
 With "sampled_every", it also samples from a snapshot. Prints a JSON object per step, and at the end
-the log-probabilities of the last weights; these are downloaded into the file "download".
+the log-probabilities of the last weights. These are downloaded into the file "download", from the
+checkpoint "path".
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ with tinker.ServiceClient() as service:
             ).result()
             answer(step=number, sampled=list(sampled.sequences[0].tokens))
     last = logprobs(client.forward(data, loss_fn="cross_entropy").result())
+    path = None
     if "download" in given:
         path = client.save_weights_external("last").result().path
         signed = tinker.RestClient().get_external_weights_urls(path).result()
         with urllib.request.urlopen(signed.urls["adapter_model.safetensors"]) as weights:
             Path(given["download"]).write_bytes(weights.read())
-answer(last=last)
+answer(last=last, path=path)
