@@ -42,7 +42,7 @@ def test_chat_sl(service: TinkerService, tmp_path: Path):
     assert statistics.mean(losses[-2:]) < losses[0] / 2
     saved = [json.loads(line) for line in (tmp_path / "log/checkpoints.jsonl").open()]
     assert saved[-1]["name"] == "final"
-    shown = service.begin(["tinker", "--format", "json", "checkpoint", "list"]).end()
+    shown = service.begin(["tinker", "--format", "json", "checkpoint", "list", "--limit=0"]).end()
     assert shown.code == 0, shown.err
     paths = {c["tinker_path"]: c["expires_at"] for c in json.loads(shown.out)["checkpoints"]}
     assert paths[saved[-1]["state_path"]] is None  # the final one never expires by itself
