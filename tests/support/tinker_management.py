@@ -76,7 +76,7 @@ class ManagementService:
 async def run_tinker(*words: str, url: str, key: str, home: Path) -> tuple[int, str, str]:
     """Run the SDK's command line, in `home`: exit code, stdout, stderr.
 
-    Once in some 200 runs on a busy machine its process aborts (seen with 0.38.0), outside of Python.
+    Once in some 200 runs on a busy machine its process aborts, outside of Python (seen with 0.38).
     Then it is run again, at most three times.
     """
     for _ in range(4):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 from tests.support.command_line import House
-from tests.support.tinker_service import TinkerService
+from tests.support.tinker_service import TinkerService, ended_well
 
 pytestmark = pytest.mark.engine
 
@@ -21,7 +21,7 @@ def test_a_checkpoint_from_the_list_to_its_deletion(service: TinkerService, tmp_
 
     def tinker(*words: str, user: str = "ada") -> Any:
         ended = service.begin(["tinker", "--format", "json", *words], user=user).end()
-        assert ended.code == 0, ended.out + ended.err
+        assert ended_well(ended), ended.out + ended.err
         return json.loads(ended.out) if ended.out.strip() else None
 
     assert service.model in {model["model_name"] for model in tinker("model", "list")["models"]}
@@ -33,7 +33,7 @@ def test_a_checkpoint_from_the_list_to_its_deletion(service: TinkerService, tmp_
     assert (shown["public"], shown["expires_at"], shown["lora_rank"]) == (False, None, 8)
 
     def visible(user: str) -> bool:
-        return service.begin(["tinker", "checkpoint", "info", path], user=user).end().code == 0
+        return ended_well(service.begin(["tinker", "checkpoint", "info", path], user=user).end())
 
     assert not visible("bo")
     tinker("checkpoint", "publish", path)

@@ -17,6 +17,9 @@ _FLAGS: Final = {
     "sample_use_retrieve_futures": True,  # one poll for all samples of a sampling session
     "sample_join_sampling_session": True,
     "custom_loss_server_side": False,  # the client then computes it, in two steps
+    # The SDK's own transport (0.38, pyqwest 0.12) aborts a process that ends while one of its
+    # threads awaits an answer, and polls are held here: a finished program then exits with SIGABRT.
+    "use_pyqwest_transport": False,
 }
 _REFRESH: Final = 300  # seconds
 _REFRESHED_FLAGS: Final = {"refresh_interval_sec": _REFRESH, "sample_cancel_enabled": True}
