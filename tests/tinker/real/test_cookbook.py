@@ -40,7 +40,7 @@ def test_chat_sl(service: TinkerService, tmp_path: Path):
     losses = [row["train_mean_nll"] for row in metrics if "train_mean_nll" in row]
     assert len(losses) == 8
     assert statistics.mean(losses[-2:]) < losses[0] / 2
-    saved = [json.loads(line) for line in (tmp_path / "log/checkpoints.jsonl").open()]
+    saved = _rows(tmp_path / "log/checkpoints.jsonl")
     assert saved[-1]["name"] == "final"
     shown = service.begin(["tinker", "--format", "json", "checkpoint", "list", "--limit=0"]).end()
     assert ended_well(shown), shown.err
@@ -60,7 +60,7 @@ def test_math_rl(service: TinkerService, tmp_path: Path):
     data = _conversations(tmp_path / "sums.jsonl", sums, first=("What is 4 + 5?", "9"))
     log = tmp_path / "supervised"
     _recipe(service, "chat_sl", log, dataset=data, batch_size=8, learning_rate=1e-3, save_every=0)
-    saved = [json.loads(line) for line in (log / "checkpoints.jsonl").open()]
+    saved = _rows(log / "checkpoints.jsonl")
     metrics = _recipe(
         service,
         "math_rl",
@@ -115,4 +115,9 @@ def _recipe(
     ended = service.begin(["python", "-m", module, *words]).end()
     assert ended_well(ended), ended.err[-4000:]
     assert "Training completed successfully" in ended.err
-    return [json.loads(line) for line in (log / "metrics.jsonl").open()]
+    return _rows(log / "metrics.jsonl")
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines."""
+    return [json.loads(line) for line in file.read_text().splitlines()]

@@ -17,8 +17,8 @@ _FLAGS: Final = {
     "sample_use_retrieve_futures": True,  # one poll for all samples of a sampling session
     "sample_join_sampling_session": True,
     "custom_loss_server_side": False,  # the client then computes it, in two steps
-    # The SDK's own transport (0.38, pyqwest 0.12) aborts a process that ends while one of its
-    # threads awaits an answer, and polls are held here: a finished program then exits with SIGABRT.
+    # Now and then a process of the SDK (0.38) aborts outside of Python when its work is done. The
+    # transport in Rust (pyqwest), whose threads may await a poll then, is the suspect.
     "use_pyqwest_transport": False,
 }
 _REFRESH: Final = 300  # seconds
