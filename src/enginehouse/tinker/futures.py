@@ -192,7 +192,7 @@ class Futures:
         return future
 
     async def until_answered(self, future: Future) -> None:
-        """Return when it has an answer, whoever gave it; at once if it has one."""
+        """Return when it has an answer of any kind; at once if it has one."""
         await future.answered.wait()
 
     async def completions(

@@ -357,7 +357,7 @@ class TrainingQueue:
             )
 
     async def _forget_retired(self) -> None:
-        """Forget models that nobody will train any more, when no job of theirs can be done."""
+        """Forget models that nobody will train any more, when none of their jobs can be done."""
         for model in self._residency:
             if not model.retired or model.line.ready() is not None:
                 continue

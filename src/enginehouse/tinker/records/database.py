@@ -183,8 +183,8 @@ def _sqlite_engine(url: URL) -> Engine:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
-    # A transaction that reads first and writes later cannot wait for another writer, so whoever
-    # is going to write says so at the beginning.
+    # A transaction that reads first and writes later cannot wait for another writer, so a
+    # transaction that is going to write says so at the beginning.
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         writes = connection.get_execution_options().get("writes", True)
