@@ -94,6 +94,8 @@ EXIT_CODES = {
     "files may be opened",
     9: "the run ended, but too many samples, or all matches, failed: a task, or the experiment, "
     "has no figures",
+    10: "a job could not be submitted, watched or cancelled, or it failed",
+    11: "`enginehouse gate`: a metric is worse than the policy allows",
     130: "Ctrl-C (SIGINT); everything that was started has been stopped, and a run can be resumed",
     141: "nobody reads standard output any more (`| head`)",
     143: "SIGTERM; like Ctrl-C",

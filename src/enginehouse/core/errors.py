@@ -40,6 +40,8 @@ EnginehouseError
 │   ├── RunNotFoundError
 │   └── RunLockedError
 ├── TinkerError               the Tinker service refuses a request, or a job of it failed
+├── JobError                  a job could not be submitted, watched or cancelled, or it failed
+├── GateError                 a run is worse than a policy allows
 ├── OpenFilesError            this process cannot open any more files
 └── NoHeadlineError           too many samples, or all matches, failed: there is no score
 
@@ -407,3 +409,26 @@ class TinkerError(EnginehouseError):
         super().__init__(message, **details)
         self.category = category
         self.status = status
+
+
+class JobError(EnginehouseError):
+    """A job could not be submitted, watched, fetched or cancelled, or it failed.
+
+    `kind` is the executor's word where there is one ("unknown_partition", "unreachable" …).
+    """
+
+    stage = "job"
+    exit_code = 10
+
+    def __init__(
+        self, message: str, *, kind: str | None = None, **details: Unpack[Details]
+    ) -> None:
+        super().__init__(message, **details)
+        self.kind = kind
+
+
+class GateError(EnginehouseError):
+    """A metric is worse than a policy allows."""
+
+    stage = "gate"
+    exit_code = 11

@@ -1,0 +1,1 @@
+"""One YAML onto another machine: composition, plans, executors, records, exporters."""

@@ -1,0 +1,78 @@
+"""What an executor is: it submits, watches, fetches and cancels jobs on one kind of machine.
+
+Each executor is a file in this folder with two classes, its settings and itself, and is named in
+`registry.py`. All pass the suite in `enginehouse.testing.check_executor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Protocol, Self
+
+from pydantic import Field
+
+from enginehouse.core.strict_model import StrictModel
+from enginehouse.jobs.base import Artifact, Handle, JobSpec, JobStatus
+
+
+class ExecutionSettings(StrictModel):
+    """The section `execution` of a launch configuration: what all executors have in common."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {}
+    """Keys of the original launcher that are accepted and have no effect, and why."""
+
+    type: str
+    """The executor's name."""
+    output_dir: str
+    """The folder of the jobs, where they run; relative to the current one for local jobs."""
+    command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """How Enginehouse is started where the job runs; by default as it was started here."""
+
+
+class Executor(Protocol):
+    """Jobs on one kind of machine. Methods raise JobError, which says what to do next.
+
+    An executor is an async context manager: leaving it closes its connections, and never touches
+    a job.
+    """
+
+    name: str
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    def render(self, job: JobSpec) -> Sequence[Artifact]:
+        """Everything that `submit` would write, send or run, without the values of secrets.
+
+        Pure: nothing is written, and no machine is asked.
+        """
+        ...
+
+    async def submit(self, job: JobSpec, *, secrets: Mapping[str, str]) -> Handle:
+        """Start the job, or queue it. Nothing is left behind if it raises.
+
+        `secrets` has a value for each name in the job's environments. Submitting a job whose folder
+        exists continues it.
+        """
+        ...
+
+    async def statuses(self, handles: Sequence[Handle]) -> Sequence[JobStatus]:
+        """Where the jobs are, in the order of `handles`; asked for all of them at once."""
+        ...
+
+    def logs(self, handle: Handle, *, follow: bool) -> AsyncIterator[str]:
+        """The job's output so far, in pieces; with `follow`, until the job has ended."""
+        ...
+
+    async def fetch(self, handle: Handle, into: Path) -> Path:
+        """A local folder with what the job's folder holds now.
+
+        Where that folder can be read from here, it is returned as it is, and nothing is copied.
+        """
+        ...
+
+    async def cancel(self, handle: Handle) -> None:
+        """End the job and return when no job, process or container of it is left. Idempotent."""
+        ...

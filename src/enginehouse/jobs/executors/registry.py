@@ -1,0 +1,9 @@
+"""The executors by name, with the class of their settings."""
+
+from __future__ import annotations
+
+from enginehouse.core.registry import Registry
+
+# "module:Class" of an executor, which is made as Executor(settings, context). The class names its
+# settings as `settings_class`.
+EXECUTORS = Registry("executor", {}, group="enginehouse.executors")
