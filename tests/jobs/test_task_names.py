@@ -1,5 +1,3 @@
-"""Names of a launch configuration, and the tasks that they stand for."""
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -27,7 +25,8 @@ from enginehouse.tasks.registry import TASKS
         ("bfcl/simple_python", "bfcl/simple_python"),
     ],
 )
-def test_native_tasks_have_the_launchers_names_too(written: str, name: str) -> None:
+def test_native_tasks_have_the_launchers_names_too(written, name):
+    """Plain and behind the harness; the sentence says which prompt and scorer it is."""
     task = resolve_task(written, base=Path())
     assert (task.written, task.name, task.native) == (written, name, True)
     info = TASKS.load(name)().info
@@ -49,7 +48,8 @@ def test_native_tasks_have_the_launchers_names_too(written: str, name: str) -> N
         ("codec.ifeval", "codec.ifeval"),  # about contamination: another benchmark
     ],
 )
-def test_other_names_are_other_harnesses_tasks(written: str, name: str) -> None:
+def test_other_names_are_other_harnesses_tasks(written, name):
+    """They are shown, and refused before anything starts."""
     task = resolve_task(written, base=Path())
     assert (task.name, task.native) == (name, False)
     with pytest.raises(ConfigurationError):
@@ -60,7 +60,8 @@ def test_other_names_are_other_harnesses_tasks(written: str, name: str) -> None:
     ("written", "nearest"),
     [("ifevl", "ifeval"), ("gsm8k_cot_zeroshot", "gsm8k"), ("bfcl.bfclv3", "bfcl/multiple")],
 )
-def test_a_refusal_names_the_nearest_native_task(written: str, nearest: str) -> None:
+def test_a_refusal_names_the_nearest_native_task(written, nearest):
+    """Misspelt, a variant of the same benchmark, or of the same family."""
     task = resolve_task(written, base=Path())
     assert nearest in task.nearest
     with pytest.raises(ConfigurationError) as caught:
@@ -68,17 +69,20 @@ def test_a_refusal_names_the_nearest_native_task(written: str, nearest: str) -> 
     assert nearest in str(caught.value.fix)
 
 
-def test_native_tasks_are_let_through() -> None:
+def test_native_tasks_are_let_through():
+    """Nothing is refused that runs here."""
     require_native([resolve_task(name, base=Path()) for name in TASKS.names()])
 
 
-def test_a_harness_that_is_not_known_is_refused() -> None:
+def test_a_harness_that_is_not_known_is_refused():
+    """The known ones are listed."""
     with pytest.raises(ConfigurationError) as caught:
         resolve_task("evalharness.ifeval", base=Path())
     assert "simple-evals" in str(caught.value.fix)
 
 
-def test_a_file_of_the_users_own_is_found_from_the_configuration(tmp_path: Path) -> None:
+def test_a_file_of_the_users_own_is_found_from_the_configuration(tmp_path):
+    """As in every other configuration; a missing one is an error at once."""
     (tmp_path / "capitals.yaml").write_text(
         "name: capitals\ndata: capitals.jsonl\nprompt: '{{ question }}'\nanswer: answer\n"
     )
@@ -88,7 +92,8 @@ def test_a_file_of_the_users_own_is_found_from_the_configuration(tmp_path: Path)
         resolve_task("capital.yaml", base=tmp_path)
 
 
-def test_every_native_spelling_resolves_to_its_task() -> None:
+def test_every_native_spelling_resolves_to_its_task():
+    """What is listed is what is accepted."""
     spellings = {name: native_spellings(name) for name in TASKS.names()}
     assert spellings["gsm8k"]
     for name, written in spellings.items():
