@@ -137,30 +137,11 @@ def resolve_task(written: str, *, base: Path) -> ResolvedTask:
         path = (base / Path(written).expanduser()).absolute()
         task = load_task(str(path))
         return _native(written, str(path), task)
-    prefix, colon, rest = written.partition(":")
-    if colon and prefix in (LM_EVAL, INSPECT) and rest:
-        return _foreign(written, written)
     if spelling := _spelling(written):
-        task = load_task(spelling.task)
-        return _native(written, spelling.task, task, spelling)
+        return _native(written, spelling.task, load_task(spelling.task), spelling)
     if written in TASKS.names() or written.startswith("reasoning_gym/"):
         return _native(written, written, load_task(written))
-    harness, dot, name = written.rpartition(".")
-    if not dot:
-        known = _NAMES_IN_INSPECT.get(written.lower())
-        return _foreign(written, f"{INSPECT}:{known}" if known else f"{LM_EVAL}:{written}")
-    if _hyphenated(harness) not in _HARNESSES:
-        raise ConfigurationError(
-            f"the task {written!r} is of a harness that is not known: {harness!r}",
-            fix=f"the harnesses are: {', '.join(_HARNESSES)}; native tasks need none: "
-            + ", ".join(TASKS.names()),
-        )
-    runner = _HARNESSES[_hyphenated(harness)]
-    if runner is None:
-        return _foreign(written, written)
-    if runner == INSPECT:
-        name = _NAMES_IN_INSPECT.get(name.lower(), name)
-    return _foreign(written, f"{runner}:{name}")
+    return _foreign(written, _foreign_name(written))
 
 
 def require_native(tasks: Iterable[ResolvedTask]) -> None:
@@ -206,6 +187,26 @@ def _native(written: str, name: str, task: Task, spelling: _Spelling | None = No
     if spelling is not None:
         meaning += f" (against {spelling.harness}.{spelling.name}: {spelling.difference})"
     return ResolvedTask(written=written, name=name, native=True, meaning=meaning)
+
+
+def _foreign_name(written: str) -> str:
+    """lm-eval:NAME or inspect:NAME; the name as it is if neither has the task."""
+    if written.startswith((f"{LM_EVAL}:", f"{INSPECT}:")):
+        return written
+    harness, dot, name = written.rpartition(".")
+    in_inspect = _NAMES_IN_INSPECT.get(name.lower())
+    if not dot:
+        return f"{INSPECT}:{in_inspect}" if in_inspect else f"{LM_EVAL}:{name}"
+    if _hyphenated(harness) not in _HARNESSES:
+        raise ConfigurationError(
+            f"the task {written!r} is of a harness that is not known: {harness!r}",
+            fix=f"the harnesses are: {', '.join(_HARNESSES)}; native tasks need none: "
+            + ", ".join(TASKS.names()),
+        )
+    runner = _HARNESSES[_hyphenated(harness)]
+    if runner is None:
+        return written
+    return f"{runner}:{in_inspect or name}" if runner == INSPECT else f"{runner}:{name}"
 
 
 def _foreign(written: str, name: str) -> ResolvedTask:
