@@ -40,7 +40,8 @@ def main() -> None:
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     order = json.loads(_first_line())
-    command = _start(order)
+    process = _start(order)  # kept: as garbage, it would be waited for by Python
+    command = process.pid
     status, deadline = None, None
     while status is None and (deadline is None or time.monotonic() < deadline):
         stopping, _, _ = select.select([0] if deadline is None else [], [], [], _POLL)
@@ -61,7 +62,7 @@ def _first_line() -> bytes:
     return line
 
 
-def _start(order: dict[str, Any]) -> int:
+def _start(order: dict[str, Any]) -> subprocess.Popen[bytes]:
     folder = Path(order["folder"])
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name, text in order["files"].items():
@@ -84,7 +85,7 @@ def _start(order: dict[str, Any]) -> int:
         env=environment,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-    ).pid
+    )
 
 
 def _reap(command: int) -> int | None:
