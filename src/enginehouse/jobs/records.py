@@ -56,7 +56,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobRecords:
-    """The records. A method is one transaction, which blocks for milliseconds. Raises StoreError."""
+    """The records. A method is one transaction: it blocks for milliseconds. Raises StoreError."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
