@@ -33,6 +33,9 @@ COMMANDS = {
         "enginehouse.cli.runs:show", "Show a run's report, or one of its samples."
     ),
     "compare": CommandEntry("enginehouse.cli.compare:compare", "Compare two runs item by item."),
+    "gate": CommandEntry(
+        "enginehouse.cli.gate:gate", "Judge a run against a baseline by a policy, for CI."
+    ),
     "watch": CommandEntry(
         "enginehouse.cli.watch:watch", "Evaluate checkpoints and adapters as they appear."
     ),
