@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Protocol, Self
 from pydantic import Field
 
 from enginehouse.core.strict_model import StrictModel
-from enginehouse.jobs.base import Artifact, Handle, JobSpec, JobStatus
+from enginehouse.jobs.base import Artifact, Handle, JobSpec, JobStatus, Resources
 
 
 class ExecutionSettings(StrictModel):
@@ -28,6 +28,10 @@ class ExecutionSettings(StrictModel):
     """The folder of the jobs, where they run; relative to the current one for local jobs."""
     command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """How Enginehouse is started where the job runs; by default as it was started here."""
+
+    def resources(self) -> Resources:
+        """What the section asks for, for the nodes of a job."""
+        return Resources()
 
 
 class Executor(Protocol):
