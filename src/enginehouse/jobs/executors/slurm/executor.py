@@ -1,13 +1,12 @@
 """Jobs on a Slurm cluster, with sbatch on this machine or on a login node.
 
 Each script is read by a bash from its standard input, so that the values of secrets are in no
-command line and no file. They reach the job in the environment of sbatch, which is told their names.
+command line and no file. They reach the job in the environment of sbatch.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import codecs
 import re
 import shlex
@@ -29,11 +28,12 @@ from enginehouse.jobs.executors.slurm.attempts import (
 from enginehouse.jobs.executors.slurm.login_node import Finished, LoginNode
 from enginehouse.jobs.executors.slurm.refusals import no_answer, no_programs, refusal
 from enginehouse.jobs.executors.slurm.script import (
-    JOB_VARIABLE,
     LOG,
-    SCRIPT,
-    exported,
+    QUEUE,
+    ExitCode,
+    sbatch,
     scripts,
+    submission,
 )
 from enginehouse.jobs.executors.slurm.settings import SlurmSettings
 from enginehouse.runtime.context import Context
@@ -41,11 +41,6 @@ from enginehouse.runtime.context import Context
 _POLL = 0.5  # seconds between looks at a job, and
 _POLL_REMOTE = 3.0  # on a login node
 _CANCEL = 180.0  # seconds until a cancelled job has ended; Slurm's own KillWait is 30 by default
-_QUEUE = (
-    'squeue --noheader --states=all --user="$(id -un)" --format="job|%A|%T|%r|%Z"'  # %Z: its folder
-)
-# Exit codes of our own scripts.
-_RUNNING, _UNWRITABLE, _NO_SLURM, _REFUSED, _NO_ANSWER = 81, 82, 83, 84, 85
 
 
 class SlurmExecutor:
@@ -69,7 +64,7 @@ class SlurmExecutor:
 
     def render(self, job: JobSpec) -> Sequence[Artifact]:
         """The job's files, its scripts, and the command line that submits it."""
-        words = shlex.join(self._sbatch(job))
+        words = shlex.join(sbatch(job))
         if self._login.hostname is not None:
             words = f"{shlex.join(self._login.command_line())}  # reads: {words}"
         return [
@@ -80,7 +75,7 @@ class SlurmExecutor:
 
     async def submit(self, job: JobSpec, *, secrets: Mapping[str, str]) -> Handle:
         """Queue the job. Raises JobError, whose kind says what Slurm objects to."""
-        finished = await self._login.run(self._submission(job, secrets))
+        finished = await self._login.run(submission(job, self._settings, secrets))
         if finished.code != 0:
             raise await self._submit_error(job, finished)
         match = re.search(r"^(\d+)(;\S+)?$", finished.text.strip(), re.MULTILINE)
@@ -166,7 +161,7 @@ class SlurmExecutor:
         folder, first = handle.folder, int(handle.reference["job"])
         mark = shlex.quote(f"{folder}/{CANCEL}")
         finished = await self._login.run(
-            f"[ ! -d {shlex.quote(folder)} ] || : > {mark}\n{_QUEUE} || exit {_NO_ANSWER}\n"
+            f"[ ! -d {shlex.quote(folder)} ] || : > {mark}\n{QUEUE} || exit {ExitCode.NO_ANSWER}\n"
         )
         if finished.code != 0:
             raise no_answer(finished, self._login)
@@ -176,81 +171,33 @@ class SlurmExecutor:
             await self._login.run(f"scancel {' '.join(ids)}")
         return live
 
-    def _sbatch(self, job: JobSpec) -> tuple[str, ...]:
-        return ("sbatch", "--parsable", f"--export={exported(job)}", str(job.folder / SCRIPT))
-
-    def _submission(self, job: JobSpec, secrets: Mapping[str, str]) -> str:
-        """The shell that writes the job's files and submits it; it has the secrets' values."""
-        folder = shlex.quote(str(job.folder))
-        written = [*scripts(job, self._settings)]
-        written += [Artifact(name=name, text=text) for name, text in job.files.items()]
-        values = {JOB_VARIABLE: job.id, **secrets}
-        lines = [
-            "umask 077",
-            f"command -v sbatch > /dev/null || exit {_NO_SLURM}",
-            f"queue=$({_QUEUE}) || exit {_NO_ANSWER}",
-            f"live=$(awk -F'|' -v folder={folder}"
-            f" '$5 == folder && $3 ~ /^({'|'.join(_LIVE)})$/' <<< \"$queue\")",
-            f'[ -z "$live" ] || {{ echo "$live" >&2; exit {_RUNNING}; }}',
-            f"new=yes; [ ! -d {folder} ] || new=",
-            f'undo() {{ [ -z "$new" ] || rm -rf -- {folder}; exit "$1"; }}',
-            f"mkdir -p -- {folder} || exit {_UNWRITABLE}",
-            *(_write(job.folder / artifact.name, artifact.text) for artifact in written),
-            f"rm -f -- {shlex.quote(str(job.folder / CANCEL))} &&"
-            f" printf 'submit %(%s)T\\n' -1 >> {shlex.quote(str(job.folder / ATTEMPTS))}"
-            f" || undo {_UNWRITABLE}",
-            # What the script asks for is not to be changed by variables of the user's shell.
-            f"unset SLURM_RESTART_COUNT {' '.join(self._overriding(job))}",
-            *(f"export {name}={shlex.quote(value)}" for name, value in values.items()),
-            f"{shlex.join(self._sbatch(job))} < /dev/null || undo {_REFUSED}",
-        ]
-        return "\n".join([*lines, ""])
-
-    def _overriding(self, job: JobSpec) -> Sequence[str]:
-        """The variables by which sbatch would ignore lines of the script."""
-        script = scripts(job, self._settings)[0].text
-        flags = re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE)
-        names = {f"SBATCH_{flag.upper().replace('-', '_')}" for flag in flags}
-        return sorted({*names, "SBATCH_TIMELIMIT", "SBATCH_NO_REQUEUE", "SBATCH_REQUEUE"})
-
     async def _submit_error(self, job: JobSpec, finished: Finished) -> JobError:
-        if finished.code == _RUNNING:
-            number = finished.err.split("|")[1]
+        if finished.code == ExitCode.RUNNING:
+            number = finished.err.split()[-1]
             return JobError(
                 f"the job in {job.folder} still runs or waits, as Slurm job {number}",
                 fix="wait until it has ended, or end it with `enginehouse launch kill`",
                 kind="running",
             )
-        if finished.code == _UNWRITABLE:
+        if finished.code == ExitCode.UNWRITABLE:
             return JobError(
                 f"the folder of the job could not be written on {self._login.place}",
                 why=finished.err.strip()[-600:],
                 fix="check `execution.output_dir`, its permissions, and the room on its disk",
                 kind="unwritable",
             )
-        if finished.code == _NO_SLURM:
+        if finished.code == ExitCode.NO_SLURM:
             return no_programs(self._login)
-        if finished.code == _NO_ANSWER:
+        if finished.code == ExitCode.NO_ANSWER:
             return no_answer(finished, self._login)
         return await refusal(finished, self._settings, self._login)
-
-
-_LIVE = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "STOPPED")
-
-
-def _write(path: object, text: str) -> str:
-    """Shell that writes a file; base64 keeps every byte."""
-    quoted = shlex.quote(str(path))
-    content = base64.b64encode(text.encode()).decode()
-    folder = shlex.quote(str(Path(str(path)).parent))
-    return f"mkdir -p -- {folder} && base64 -d > {quoted} <<< '{content}' || undo {_UNWRITABLE}"
 
 
 def _statuses_script(folders: Sequence[str]) -> str:
     """Prints the queue, and for each folder `folder|`, its marks, and its attempts."""
     words = " ".join(shlex.quote(folder) for folder in folders)
     return f"""\
-{_QUEUE} || exit {_NO_ANSWER}
+{QUEUE} || exit {ExitCode.NO_ANSWER}
 for folder in {words}; do
   printf '\\nfolder|'
   [ -d "$folder" ] || printf gone

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from enginehouse.core.errors import JobError
 
@@ -62,7 +63,7 @@ class LoginNode:
         self._options = options
         self._sockets: Path | None = None
 
-    async def __aenter__(self) -> LoginNode:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -99,7 +100,7 @@ class LoginNode:
 
     def _ssh(self) -> tuple[str, ...]:
         if self._sockets is None:
-            self._sockets = Path(tempfile.mkdtemp(prefix="ssh-", dir="/tmp"))  # noqa: S108 - private; sockets need short paths
+            self._sockets = Path(tempfile.mkdtemp(prefix="ssh-", dir="/tmp"))
         options = {
             "BatchMode": "yes",
             "ConnectTimeout": _CONNECT,
@@ -146,11 +147,10 @@ class LoginNode:
 
 
 def _connection_error(hostname: str, said: str) -> JobError:
-    for words, kind, fix in _CONNECTION_ERRORS:
-        if words in said.lower():
-            break
-    else:
-        kind, fix = "unreachable", f"check that `ssh {hostname}` works in a terminal"
+    kind, fix = next(
+        ((kind, fix) for words, kind, fix in _CONNECTION_ERRORS if words in said.lower()),
+        ("unreachable", f"check that `ssh {hostname}` works in a terminal"),
+    )
     lines = [line for line in said.strip().splitlines() if line.strip()]
     return JobError(
         f"the login node {hostname} could not be reached",

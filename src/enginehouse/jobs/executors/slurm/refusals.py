@@ -111,7 +111,10 @@ async def refusal(finished: Finished, settings: SlurmSettings, login: LoginNode)
         fix += f"; did you mean {close!r}?" if close else ""
         fix += f" known: {', '.join(choices)}" if choices else ""
     return JobError(
-        f"Slurm did not take the job on {login.place}", why=_reason(finished.err), fix=fix, kind=kind
+        f"Slurm did not take the job on {login.place}",
+        why=_reason(finished.err),
+        fix=fix,
+        kind=kind,
     )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import shlex
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping, Sequence
+from enum import IntEnum
+from pathlib import Path
 
 import jinja2
 
 from enginehouse.core.errors import JobError
-from enginehouse.jobs.base import Artifact, Companion, Container, Environment, JobSpec
+from enginehouse.jobs.base import Artifact, Container, Environment, JobSpec
 from enginehouse.jobs.executors.slurm.attempts import ATTEMPTS, CANCEL
 from enginehouse.jobs.executors.slurm.settings import SlurmSettings
 
@@ -19,6 +21,21 @@ LOG = "log.txt"
 JOB_VARIABLE = "ENGINEHOUSE_JOB"
 """A job's id, in its environment."""
 
+QUEUE = 'squeue --noheader --states=all --user="$(id -un)" --format="job|%A|%T|%r|%Z"'
+"""Prints a line for each job of the user: its id, state, reason and folder."""
+
+
+class ExitCode(IntEnum):
+    """Those of the scripts that run on the login node."""
+
+    RUNNING = 81
+    UNWRITABLE = 82
+    NO_SLURM = 83
+    REFUSED = 84
+    NO_ANSWER = 85
+
+
+_LIVE = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "STOPPED")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -52,6 +69,37 @@ def scripts(job: JobSpec, settings: SlurmSettings) -> Sequence[Artifact]:
     return [batch, command, *companions]
 
 
+def sbatch(job: JobSpec) -> Sequence[str]:
+    """The command line that submits the script."""
+    return ("sbatch", "--parsable", f"--export={exported(job)}", str(job.folder / SCRIPT))
+
+
+def submission(job: JobSpec, settings: SlurmSettings, secrets: Mapping[str, str]) -> str:
+    """Shell that writes the job's files and submits it. It has the values of `secrets`.
+
+    Prints the id of the Slurm job, or ends with an ExitCode.
+    """
+    artifacts = scripts(job, settings)
+    texts = {artifact.name: artifact.text for artifact in artifacts} | dict(job.files)
+    flags = re.findall(r"^#SBATCH --([a-z-]+)", artifacts[0].text, re.MULTILINE)
+    overriding = {f"SBATCH_{flag.upper().replace('-', '_')}" for flag in flags}
+    return _TEMPLATES.get_template("submit.sh.jinja").render(
+        folder=job.folder,
+        files={
+            str(job.folder / name): base64.b64encode(text.encode()).decode()
+            for name, text in texts.items()
+        },
+        values={JOB_VARIABLE: job.id, **secrets},
+        overriding=sorted({*overriding, "SBATCH_TIMELIMIT", "SBATCH_NO_REQUEUE", "SBATCH_REQUEUE"}),
+        sbatch=shlex.join(sbatch(job)),
+        queue=QUEUE,
+        live=_LIVE,
+        attempts=ATTEMPTS,
+        cancel=CANCEL,
+        codes=ExitCode,
+    )
+
+
 def exported(job: JobSpec) -> str:
     """The variables that sbatch passes to the job, by name: secrets, and the job's id.
 
@@ -65,7 +113,9 @@ def _batch_script(job: JobSpec, settings: SlurmSettings) -> str:
     walltime = job.resources.walltime or settings.walltime
     relative, companions = job.resources.nodes, []
     for companion in job.companions:
-        step = _step(job, companion.name, companion.container, first=relative, nodes=companion.nodes)
+        step = _step(
+            job, companion.name, companion.container, first=relative, nodes=companion.nodes
+        )
         companions.append({"name": companion.name, "step": step})
         relative += companion.nodes
     command = f"bash {shlex.quote(str(job.folder / _start('command')))}"
@@ -88,38 +138,33 @@ def _batch_script(job: JobSpec, settings: SlurmSettings) -> str:
 
 
 def _flags(job: JobSpec, settings: SlurmSettings, *, walltime: int) -> Iterator[str]:
-    """The flags of sbatch, as they stand in the script's head."""
-    needs = job.resources
+    """The flags of sbatch, as they stand in the script's head. Those of the user win."""
+    needs, tasks = job.resources, settings.ntasks_per_node
     parts = [settings.account, settings.subproject, job.name]
-    name = re.sub(r"[^\w.:+-]+", "_", "-".join(part for part in parts if part))
-    yield f"--job-name={name}"
-    yield f"--chdir={_quoted(job.folder)}"
-    yield f"--output={_quoted(str(job.folder / LOG).replace('%', '%%'))}"
-    yield "--open-mode=append"
-    if settings.account is not None:
-        yield f"--account={settings.account}"
-    if settings.partition is not None:
-        yield f"--partition={settings.partition}"
-    yield f"--nodes={needs.nodes + sum(one.nodes for one in job.companions)}"
-    yield f"--ntasks-per-node={settings.ntasks_per_node}"
-    if settings.gres is not None:
-        yield f"--gres={settings.gres}"
-    elif needs.gpus_per_node:
-        yield f"--gpus-per-node={needs.gpus_per_node}"
-    if needs.cpus_per_node is not None:
-        yield f"--cpus-per-task={-(-needs.cpus_per_node // settings.ntasks_per_node)}"
-    if needs.memory_gb is not None:
-        yield f"--mem={round(needs.memory_gb * 1024)}M"
-    yield f"--time={_time(walltime)}"
-    yield f"--signal=B:USR1@{min(settings.stop_before, walltime // 2)}"
-    yield "--requeue" if settings.requeue else "--no-requeue"
-    if settings.sbatch_comment is not None:
-        yield f"--comment={_quoted(settings.sbatch_comment)}"
-    for flag, value in settings.sbatch_extra_flags.items():
+    flags: dict[str, str | float | bool | None] = {
+        "job-name": re.sub(r"[^\w.:+-]+", "_", "-".join(part for part in parts if part)),
+        "chdir": str(job.folder),
+        "output": str(job.folder / LOG).replace("%", "%%"),
+        "open-mode": "append",
+        "account": settings.account,
+        "partition": settings.partition,
+        "nodes": needs.nodes + sum(one.nodes for one in job.companions),
+        "ntasks-per-node": tasks,
+        "gres": settings.gres,
+        "gpus-per-node": None if settings.gres else needs.gpus_per_node or None,
+        "cpus-per-task": needs.cpus_per_node and -(-needs.cpus_per_node // tasks),
+        "mem": needs.memory_gb and f"{round(needs.memory_gb * 1024)}M",
+        "time": _time(walltime),
+        "signal": f"B:USR1@{min(settings.stop_before, walltime // 2)}",
+        "requeue" if settings.requeue else "no-requeue": True,
+        "comment": settings.sbatch_comment,
+    }
+    flags |= {name.lstrip("-"): value for name, value in settings.sbatch_extra_flags.items()}
+    for name, value in flags.items():
         if value is True:
-            yield f"--{flag.lstrip('-')}"
+            yield f"--{name}"
         elif value is not None and value is not False:
-            yield f"--{flag.lstrip('-')}={_quoted(value)}"
+            yield f"--{name}={_quoted(value)}"
 
 
 def _step(job: JobSpec, name: str, container: Container | None, *, first: int, nodes: int) -> str:
@@ -162,7 +207,10 @@ def _word(word: str) -> str:
     """A companion's word in shell, with its node's number and the name of the first node."""
     variables = {"{node}": '"$node"', "{head}": '"$ENGINEHOUSE_HEAD"'}
     parts = re.split(r"(\{node\}|\{head\})", word)
-    return "".join(variables.get(part) or (shlex.quote(part) if part else "") for part in parts) or "''"
+    return (
+        "".join(variables.get(part) or (shlex.quote(part) if part else "") for part in parts)
+        or "''"
+    )
 
 
 def _start(name: str) -> str:
@@ -175,7 +223,7 @@ def _time(seconds: int) -> str:
     return f"{hours // 24}-{hours % 24:02}:{minutes:02}:{seconds:02}"
 
 
-def _quoted(value: PurePosixPath | str | float) -> str:
+def _quoted(value: str | float) -> str:
     """A value in a #SBATCH line, where a backslash escapes only quotes and itself."""
     text = str(value)
     if re.fullmatch(r"[\w./:,=@%+-]+", text):

@@ -95,7 +95,7 @@ class SlurmSettings(ExecutionSettings):
     """A prefix of the job's name, after the account."""
     sbatch_comment: str | None = None
     sbatch_extra_flags: Mapping[Word, str | int | float | bool | None] = {}
-    """Further flags of sbatch, without dashes: `{qos: high, exclusive: true}`; null leaves one out."""
+    """Further flags of sbatch: `{qos: high, exclusive: true}`; null or false leaves one out."""
 
     @field_validator("output_dir")
     @classmethod
