@@ -218,6 +218,22 @@ def test_a_token_elsewhere_is_refused(tmp_path: Path):
     assert token not in str(caught.value)
 
 
+def test_a_token_in_an_executors_own_variables_is_refused(tmp_path: Path):
+    """Nobody else reads them; a name is not a token."""
+    config = DEPLOYED + TASKS
+    read(tmp_path, config, "deployment.lepton_config={envs: {HF_TOKEN: MY_TOKEN}}")
+    with pytest.raises(ConfigurationError, match=r"lepton_config\.envs\.HF_TOKEN"):
+        read(tmp_path, config, "deployment.lepton_config={envs: {HF_TOKEN: hf_your_token}}")
+
+
+def test_an_executors_settings_hold_no_variables(tmp_path: Path):
+    """They are recorded."""
+    config = read(tmp_path, DEPLOYED + TASKS, "execution.env_vars.deployment.A_KEY=sesame")
+
+    assert "sesame" not in config.execution.model_dump_json()
+    assert config.server_names == ("A_KEY",)
+
+
 def test_a_removed_flag_is_noted_with_its_line(tmp_path: Path):
     """As are those of auxiliary deployments."""
     config = read(

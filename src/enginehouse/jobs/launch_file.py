@@ -13,12 +13,12 @@ from enginehouse.deployment.configuration import parse
 from enginehouse.jobs.composition import Composition, compose_launch, leaves
 from enginehouse.jobs.configuration import LaunchConfig, LaunchDocument, texts
 from enginehouse.jobs.engine_arguments import sort_arguments
-from enginehouse.jobs.executors.base import ExecutionSettings
+from enginehouse.jobs.executors.base import ExecutionSettings, ExecutionVariables
 from enginehouse.jobs.executors.registry import EXECUTORS
 from enginehouse.jobs.variables import Variable, Variables, holds_token, parse_variable
 
 _FIX = "docs/launch.md lists every key"
-_HIDDEN = "(not shown)"
+HIDDEN = "(not shown)"
 _SERVER_VARIABLES = ("execution.env_vars.deployment", "deployment.env_vars")
 _JOB_VARIABLES = ("execution.env_vars.evaluation", "evaluation.env_vars")
 
@@ -50,6 +50,7 @@ def check_launch(composition: Composition) -> LaunchConfig:
     document = _acted_on(LaunchDocument, values, "", without_effect)
     checked = _parsed(LaunchDocument, document, origin=origin)
     settings = _parsed(settings_class, execution, origin=f"{origin}: execution")
+    settings = settings.model_copy(update={"env_vars": ExecutionVariables()})  # read below
     variables = _VariableReader(composition, os.environ)
     everywhere = variables.read("env_vars")
     job = everywhere.with_others(variables.read(*_JOB_VARIABLES, *_task_sections(checked)))
@@ -191,7 +192,7 @@ class _VariableReader:
             for name, text in texts(holder).items() if isinstance(holder, dict) else ():
                 variable = self._parsed(f"{section}.{name}", name, text)
                 if variable.literal is not None and variable.secret:
-                    holder[name] = _HIDDEN
+                    holder[name] = HIDDEN
                 read[name] = variable
         return Variables(by_name=read)
 
@@ -242,9 +243,18 @@ def _refuse_two_values(job: Variables, server: Variables) -> None:
             )
 
 
+def _is_secret_literal(key: str, value: str) -> bool:
+    """Whether it is a secret of variables that an executor reads by itself, such as Lepton's."""
+    *_, section, name = ("", *key.split("."))
+    if section not in ("env_vars", "envs") or value == HIDDEN:
+        return False
+    variable = parse_variable(name, value, here={})
+    return variable.literal is not None and variable.secret
+
+
 def _refuse_tokens(values: Mapping[str, Any], composition: Composition) -> None:
     for key, value in leaves(values):
-        if isinstance(value, str) and holds_token(value):
+        if isinstance(value, str) and (holds_token(value) or _is_secret_literal(key, value)):
             raise ConfigurationError(
                 f"{key} ({composition.place(key)}) holds a token",
                 why="it would be written into scripts and records, and shown by ps",
