@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.jobs.base import Resources
 from enginehouse.jobs.executors.base import ExecutionSettings
 
@@ -99,10 +101,7 @@ class SlurmSettings(ExecutionSettings):
 
     @field_validator("output_dir")
     @classmethod
-    def _absolute(cls, folder: str) -> str:
-        """It is a path of the compute nodes."""
-        if not PurePosixPath(folder).is_absolute():
-            raise ValueError("must be an absolute path that the compute nodes see, too")
+    def _a_plain_path(cls, folder: str) -> str:
         if "\n" in folder or '"' in folder or "\\" in folder:
             raise ValueError("contains a character that a batch script cannot have in a path")
         return folder
@@ -119,6 +118,10 @@ class SlurmSettings(ExecutionSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> SlurmSettings:
+        if self.hostname is not None and not PurePosixPath(self.output_dir).is_absolute():
+            raise ValueError(
+                "output_dir must be an absolute path: jobs run on the cluster, not here"
+            )
         if self.sbatch_comment is not None and "\n" in self.sbatch_comment:
             raise ValueError("sbatch_comment has more than one line")
         if self.max_walltime is not None and self.max_walltime < self.walltime:
@@ -130,10 +133,46 @@ class SlurmSettings(ExecutionSettings):
             )
         return self
 
-    def resources(self) -> Resources:
-        """What the section asks for."""
+    @property
+    def place(self) -> str:
+        """The cluster: this machine's, or that of a login node and a user there."""
+        user = f"{self.username}@" if self.username else ""
+        return f"slurm on {user}{self.hostname}" if self.hostname else "slurm"
+
+    @property
+    def jobs_folder(self) -> PurePosixPath:
+        """`output_dir`; relative to the current folder only where sbatch runs here."""
+        return PurePosixPath(self.output_dir) if self.hostname else super().jobs_folder
+
+    @property
+    def command_words(self) -> tuple[str, ...]:
+        """Enginehouse as it runs here, if sbatch does, too; otherwise the one of the cluster."""
+        here = (sys.executable, "-m", "enginehouse")
+        return self.command or (("enginehouse",) if self.hostname else here)
+
+    def resources(self, *, gpus: int) -> Resources:
+        """The nodes, and their GPUs: those of `gres` or `gpus_per_node`, or just what is needed.
+
+        With `gpus_per_node: 0`, GPUs are neither asked for nor counted.
+        """
+        per_node = self._gpus()
+        if per_node is None and gpus % self.num_nodes:
+            raise ConfigurationError(
+                f"{gpus} GPUs cannot be divided among {self.num_nodes} nodes",
+                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                fix="change these or execution.num_nodes, or set execution.gres",
+            )
+        if per_node and gpus > per_node * self.num_nodes:
+            raise ConfigurationError(
+                f"the job needs {gpus} GPUs, and asks for {per_node * self.num_nodes}:"
+                f" {per_node} on each of {self.num_nodes} nodes",
+                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                fix="lower these, or raise execution.num_nodes or execution.gres",
+            )
         return Resources(
-            nodes=self.num_nodes, gpus_per_node=self._gpus() or 0, walltime=self.walltime
+            nodes=self.num_nodes,
+            gpus_per_node=gpus // self.num_nodes if per_node is None else per_node,
+            walltime=self.walltime,
         )
 
     def _gpus(self) -> int | None:
