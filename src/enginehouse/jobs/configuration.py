@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from enginehouse.commands.kept_variables import is_kept
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.deployment.configuration import merged
 from enginehouse.engines import arguments
@@ -488,16 +489,17 @@ class LaunchConfig:
     @property
     def variables(self) -> Variables:
         """The variables of the job's main command: also those that the server gets from it."""
-        others = {v.name: v for v in self.server_variables.by_name.values() if not v.plain}
+        passed_on = self.server_variables.by_name
+        others = {name: passed_on[name] for name in self.server_names}
         return Variables(by_name=others).with_others(self.job_variables)
 
     @property
     def server_values(self) -> Mapping[str, str]:
-        """The server's variables whose values may be written down."""
-        return dict(self.server_variables.environment().values)
+        """The server's variables that may be stored with a run."""
+        plain = self.server_variables.environment().values
+        return {name: value for name, value in plain.items() if is_kept(name)}
 
     @property
     def server_names(self) -> tuple[str, ...]:
-        """The server's variables that it takes from the job's main command."""
-        names = [v.name for v in self.server_variables.by_name.values() if not v.plain]
-        return tuple(sorted(names))
+        """The server's other variables, which it takes from the job's main command."""
+        return tuple(sorted(self.server_variables.by_name.keys() - self.server_values.keys()))
