@@ -12,7 +12,7 @@ import yaml
 
 from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.deployment.configuration import parse
-from enginehouse.jobs.base import Environment, JobSpec
+from enginehouse.jobs.base import JobSpec
 from enginehouse.jobs.configuration import LaunchConfig
 from enginehouse.jobs.task_names import ResolvedTask, resolve_task
 from enginehouse.jobs.variables import Variables
@@ -49,21 +49,13 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
     created = datetime.now(UTC)
     job_id = secrets.token_hex(8)
     gpus = config.deployment.gpus if config.deployment.deployed else 0
-    variables = Variables(
-        by_name={**config.server_variables.by_name, **config.job_variables.by_name}
-    )
-    environment = variables.environment()
     job = JobSpec(
         id=job_id,
         name=config.name,
         folder=config.execution.jobs_folder / f"{created:%Y%m%d_%H%M%S}-{job_id}",
         command=(*config.execution.command_words, "eval", "--config", PLAN, "--folder", RUN),
         files={PLAN: _plan_text(evaluation)},
-        environment=Environment(
-            values=environment.values,
-            secrets=environment.secrets,
-            from_machine=environment.from_machine,
-        ),
+        environment=config.variables.environment(),
         resources=config.execution.resources(gpus=gpus),
         before="\n".join(
             filter(None, (config.deployment.pre_cmd.strip(), config.evaluation.pre_cmd.strip()))
@@ -76,7 +68,7 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
         job=job,
         created=created,
         gpus=gpus,
-        variables=variables,
+        variables=config.variables,
     )
 
 
@@ -117,6 +109,7 @@ def _evaluation_values(config: LaunchConfig) -> dict[str, Any]:
             "data_parallel_size": deployment.data_parallel_size,
             "gpu_memory_utilization": deployment.gpu_memory_utilization,
             "extra_args": deployment.extra_args,
-            "env_vars": config.server_variables.environment().values,
+            "env_vars": config.server_values,
+            "env_names": config.server_names,
         },
     }

@@ -37,7 +37,7 @@ class ExecutionSettings(StrictModel):
 
     type: str
     """The executor's name."""
-    output_dir: str
+    output_dir: Annotated[str, Field(min_length=1)]
     """The folder of the jobs, where they run; relative to the current one for local jobs."""
     command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """How Enginehouse is started where the job runs; by default `enginehouse`."""
