@@ -11,6 +11,7 @@ EXECUTORS = Registry(
     {
         "local": "enginehouse.jobs.executors.local:LocalExecutor",
         "ray": "enginehouse.jobs.executors.ray:RayExecutor",
+        "slurm": "enginehouse.jobs.executors.slurm.executor:SlurmExecutor",
     },
     group="enginehouse.executors",
 )
