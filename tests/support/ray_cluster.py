@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -40,10 +41,11 @@ class LocalCluster:
     gcs: str
     env: Mapping[str, str]
 
-    def start_node(self, **resources: int) -> subprocess.Popen[bytes]:
-        """Another node. `stop_node` ends it."""
+    def start_node(self, *, gpus: int = 0, **resources: int) -> subprocess.Popen[bytes]:
+        """Another node, with resources of the cluster's own. `stop_node` ends it."""
         before = self.nodes()
-        words = ["start", f"--address={self.gcs}", *_words(f"127.0.0.{2 + before}", resources)]
+        address = f"127.0.0.{2 + before}"
+        words = ["start", f"--address={self.gcs}", *_words(address, gpus, resources)]
         log = self.folder / f"node{before}.log"
         process = _ray(self.python, words, env=self.env, log=log)
         try:
@@ -55,11 +57,15 @@ class LocalCluster:
 
     def nodes(self) -> int:
         """How many nodes are alive."""
+        return (self.ask("/api/v0/nodes?limit=100") or b"").count(b'"ALIVE"')
+
+    def ask(self, path: str) -> bytes | None:
+        """What the dashboard answers; None for an error, or if it has only begun."""
         try:
-            with urllib.request.urlopen(f"{self.address}/api/v0/nodes?limit=100") as reply:
-                return int(reply.read().count(b'"ALIVE"'))
-        except OSError:  # it has only begun
-            return 0
+            with urllib.request.urlopen(self.address + path) as reply:
+                return bytes(reply.read())
+        except OSError:
+            return None
 
 
 def stop_node(process: subprocess.Popen[bytes], *, number: int = signal.SIGTERM) -> None:
@@ -111,18 +117,18 @@ def local_cluster(*, env: Mapping[str, str] | None = None) -> Iterator[LocalClus
             f"--dashboard-host={LOOPBACK}",
             f"--ray-client-server-port={client}",
             f"--temp-dir={folder}",
-            *_words(_HEAD, {"cpus": 4, "gpus": 2}),
+            *_words(_HEAD, 2, {}),
         ]
         head = _ray(python, words, env=environment, log=folder / "head.log")
         stack.callback(stop_node, head)
         address = f"http://{LOOPBACK}:{dashboard}"
         cluster = LocalCluster(address, python, folder, f"{_HEAD}:{gcs}", environment)
         _wait(head, lambda: cluster.nodes() == 1, log=folder / "head.log")
-        stack.callback(stop_node, cluster.start_node(cpus=4, gpus=2))
+        stack.callback(stop_node, cluster.start_node(gpus=2))
         yield cluster
 
 
-def _words(address: str, resources: Mapping[str, int]) -> list[str]:
+def _words(address: str, gpus: int, resources: Mapping[str, int]) -> list[str]:
     return [
         "--block",
         "--disable-usage-stats",
@@ -130,7 +136,9 @@ def _words(address: str, resources: Mapping[str, int]) -> list[str]:
         "--min-worker-port=0",
         "--max-worker-port=0",
         "--object-store-memory=80000000",
-        *(f"--num-{name}={count}" for name, count in resources.items()),
+        "--num-cpus=4",
+        f"--num-gpus={gpus}",
+        f"--resources={json.dumps(resources)}",
     ]
 
 

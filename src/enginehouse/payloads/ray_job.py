@@ -159,6 +159,7 @@ def _run(actors: list[Any], job: dict[str, Any], secrets: dict[str, str]) -> int
                 "before": node["before"],
                 "command": [word.replace("{head}", head) for word in node["command"]],
                 "environment": {
+                    "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
                     **node["environment"],
                     **{name: secrets[name] for name in node["secrets"]},
                 },

@@ -27,6 +27,14 @@ from typing import Any
 
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL = 0.05
+# Variables by which Ray makes a process one of its workers.
+_OF_WORKERS = {
+    "PYTHONBREAKPOINT",
+    "RAY_CLIENT_MODE",
+    "RAY_JOB_ID",
+    "RAY_LD_PRELOAD_ON_WORKERS",
+    "RAY_RAYLET_PID",
+}
 
 
 def main() -> None:
@@ -73,7 +81,7 @@ def _start(order: dict[str, Any]) -> subprocess.Popen[bytes]:
         written.replace(path)
     machine = {name: os.environ.get(source) for name, source in order["from_machine"].items()}
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        **{name: value for name, value in os.environ.items() if name not in _OF_WORKERS},
         **{name: value for name, value in machine.items() if value is not None},
         **order["environment"],
     }

@@ -10,7 +10,7 @@ EXECUTORS = Registry(
     "executor",
     {
         "local": "enginehouse.jobs.executors.local:LocalExecutor",
-        "ray": "enginehouse.jobs.executors.ray:RayExecutor",
+        "ray": "enginehouse.jobs.executors.ray.executor:RayExecutor",
         "slurm": "enginehouse.jobs.executors.slurm.executor:SlurmExecutor",
     },
     group="enginehouse.executors",

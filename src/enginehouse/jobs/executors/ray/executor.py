@@ -18,9 +18,7 @@ import zipfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
-
-from pydantic import Field
+from typing import Any, Self
 
 from enginehouse.core.errors import JobError
 from enginehouse.jobs.base import (
@@ -32,14 +30,13 @@ from enginehouse.jobs.base import (
     JobState,
     JobStatus,
 )
-from enginehouse.jobs.executors.base import ExecutionSettings
-from enginehouse.jobs.ray_cluster import (
+from enginehouse.jobs.executors.ray.cluster import (
     RayCluster,
     RayJob,
     Reservation,
     cluster_address,
-    wait_until_ended,
 )
+from enginehouse.jobs.executors.ray.settings import RaySettings
 from enginehouse.provisioning.programs import PAYLOADS
 from enginehouse.runtime.context import Context
 
@@ -48,6 +45,12 @@ _SLACK = 30.0  # seconds for Ray's own part in ending a job
 _FETCH = 600.0  # seconds
 _FOLLOW_AGAIN = 1.0
 _NOTE = "enginehouse_job"  # the key of a job's id in the metadata of Ray's jobs
+_STATES = {
+    "PENDING": JobState.PENDING,
+    "RUNNING": JobState.RUNNING,
+    "SUCCEEDED": JobState.COMPLETE,
+    "STOPPED": JobState.CANCELLED,
+}
 # The exit codes of payloads/ray_job.py, and what they mean.
 _ENDS = {
     240: (JobState.INTERRUPTED, "time limit"),
@@ -62,33 +65,6 @@ _LOST = frozenset(
         "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE",
     }
 )
-
-
-class RaySettings(ExecutionSettings):
-    """Jobs on a running Ray cluster."""
-
-    not_acted_on: ClassVar[Mapping[str, str]] = {
-        "mode": "one server answers for all tasks of a job",
-        "mounts": "jobs run without containers, and see the nodes' paths",
-    }
-
-    type: Literal["ray"] = "ray"
-    address: str | None = None
-    """The address of the dashboard; by default RAY_API_SERVER_ADDRESS, or RAY_ADDRESS."""
-    python: str = "python3"
-    """The Python of the nodes that has Ray."""
-    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
-    """GPUs to reserve on each node; by default as many as the deployment needs."""
-    cpus_per_node: Annotated[int, Field(ge=1)] | None = None
-    """CPUs to reserve on each node; 1 by default."""
-    memory_gb: Annotated[float, Field(gt=0)] | None = None
-    """Memory to reserve on each node, in GB."""
-    resources: Mapping[str, float] = Field(default_factory=dict)
-    """Other resources of the cluster's own to reserve on each node."""
-    walltime: Annotated[int, Field(ge=1)] | None = None
-    """The longest time for a job once it has its nodes, in seconds."""
-    kill_grace: Annotated[float, Field(gt=0)] = 60.0
-    """The longest time for a job to stop its server when it is to end, in seconds."""
 
 
 class RayExecutor:
@@ -159,7 +135,9 @@ class RayExecutor:
         known: dict[tuple[str, str], JobStatus] = {}
         for address in {handle.reference["address"] for handle in handles}:
             cluster = await self._cluster(address)
-            wanted = {h.reference["submission"] for h in handles if h.reference["address"] == address}
+            wanted = {
+                h.reference["submission"] for h in handles if h.reference["address"] == address
+            }
             if len(wanted) == 1:
                 jobs = [job for job in [await cluster.job(*wanted)] if job]
             else:
@@ -221,12 +199,12 @@ class RayExecutor:
             }
         )
         try:
-            ended = await wait_until_ended(cluster, submission, patience=_FETCH)
+            ended = await cluster.ended(submission, patience=_FETCH)
             text = await cluster.logs(submission)
         finally:
             with suppress(JobError):
                 await cluster.stop(submission)
-                await wait_until_ended(cluster, submission, patience=_SLACK)
+                await cluster.ended(submission, patience=_SLACK)
                 await cluster.forget(submission)
         if ended is None or ended.status != "SUCCEEDED":
             raise JobError(
@@ -250,7 +228,7 @@ class RayExecutor:
         await cluster.stop(submission)
         patience = self._settings.kill_grace + 2 * _SLACK
         try:
-            await wait_until_ended(cluster, submission, patience=patience)
+            await cluster.ended(submission, patience=patience)
         except TimeoutError as error:
             raise JobError(
                 f"job {handle.reference['id']} did not end within {patience:.0f} s",
@@ -271,8 +249,7 @@ class RayExecutor:
     def _request(self, job: JobSpec, *, submission: str, package: str) -> dict[str, Any]:
         python = shlex.quote(self._settings.python)
         return {
-            "entrypoint": "exec 3<secrets.json && rm -f secrets.json && "
-            f"exec {python} ray_job.py",
+            "entrypoint": f"exec 3<secrets.json && rm -f secrets.json && exec {python} ray_job.py",
             "submission_id": submission,
             "runtime_env": {
                 "working_dir": package,
@@ -290,20 +267,18 @@ class RayExecutor:
             "folder": str(job.folder),
             "files": {**job.files, _MARKER: job.id},
             "resources": self._resources(job),
-            "walltime": job.resources.walltime or self._settings.walltime,
+            "walltime": job.resources.walltime,
             "grace": self._settings.kill_grace,
             "nodes": list(_nodes(job)),
         }
 
     def _resources(self, job: JobSpec) -> Mapping[str, float]:
-        settings, asked = self._settings, job.resources
-        gpus = asked.gpus_per_node or settings.gpus_per_node or 0
-        memory = asked.memory_gb or settings.memory_gb
+        asked = job.resources
         return {
-            "CPU": asked.cpus_per_node or settings.cpus_per_node or 1,
-            **({"GPU": gpus} if gpus else {}),
-            **({"memory": int(memory * 1e9)} if memory else {}),
-            **settings.resources,
+            "CPU": asked.cpus_per_node or 1,
+            **({"GPU": asked.gpus_per_node} if asked.gpus_per_node else {}),
+            **({"memory": int(asked.memory_gb * 1e9)} if asked.memory_gb else {}),
+            **self._settings.resources_per_node,
         }
 
 
@@ -355,15 +330,9 @@ def _package(files: Mapping[str, str]) -> bytes:
 
 def _status(job: RayJob) -> JobStatus:
     code = job.driver_exit_code
-    match job.status:
-        case "PENDING":
-            return JobStatus(state=JobState.PENDING, reason=job.message)
-        case "RUNNING":
-            return JobStatus(state=JobState.RUNNING)
-        case "SUCCEEDED":
-            return JobStatus(state=JobState.COMPLETE, exit_code=code)
-        case "STOPPED":
-            return JobStatus(state=JobState.CANCELLED)
+    if (state := _STATES.get(job.status)) is not None:
+        reason = job.message if state is JobState.PENDING else None
+        return JobStatus(state=state, reason=reason, exit_code=code)
     if code in _ENDS:
         state, reason = _ENDS[code]
         return JobStatus(state=state, reason=reason)

@@ -20,6 +20,7 @@ from enginehouse.servers.sessions import open_session
 
 _PATIENCE = aiohttp.ClientTimeout(total=60, connect=10)
 _ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
+_POLL = 0.2
 _MOST = 10_000  # the most rows that Ray's state API gives
 _T = TypeVar("_T")
 
@@ -134,6 +135,13 @@ class RayCluster:
         """A job; None if the cluster knows nothing of it."""
         content = await self._ask("GET", f"api/jobs/{submission}", missing=None)
         return None if content is None else _decode(content, RayJob)
+
+    async def ended(self, submission: str, *, patience: float) -> RayJob | None:
+        """A job once it has ended; None if the cluster knows nothing of it. Raises TimeoutError."""
+        async with asyncio.timeout(patience):
+            while (job := await self.job(submission)) is not None and not job.ended:  # noqa: ASYNC110
+                await asyncio.sleep(_POLL)
+        return job
 
     async def jobs(self) -> Sequence[RayJob]:
         """All jobs that the cluster knows of."""
@@ -272,11 +280,3 @@ def _token() -> str:
             fix="RAY_AUTH_MODE is token: set RAY_AUTH_TOKEN, or write the token to that file",
             kind="unauthorized",
         ) from error
-
-
-async def wait_until_ended(cluster: RayCluster, submission: str, *, patience: float) -> RayJob | None:
-    """The job once it has ended; None if the cluster knows nothing of it. Raises TimeoutError."""
-    async with asyncio.timeout(patience):
-        while (job := await cluster.job(submission)) is not None and not job.ended:
-            await asyncio.sleep(0.2)
-    return job
