@@ -50,7 +50,7 @@ def run(
     if dry_run:
         _show_dry_run(plan, console)
         return
-    for note in settings.notes:
+    for note in plan.notes:
         console.note(f"note: {note}")
     for key, reason in settings.not_acted_on.items():
         console.note(f"note: {key} has no effect: {reason}")
@@ -145,6 +145,10 @@ def _show_dry_run(plan: LaunchPlan, console: Console) -> None:
         for artifact in shown.artifacts:
             console.say(f"# {artifact.name}")
             console.say(artifact.text)
+        for task in shown.tasks:
+            console.say(f"task {task.written}: {task.meaning}")
+            if not task.native:
+                console.say(f"  would be {task.name}; nearest: {', '.join(task.nearest) or 'none'}")
         console.say(f"GPUs: {shown.gpus_needed} needed, {shown.gpus_asked_for} asked for")
         for note in shown.notes:
             console.say(f"note: {note}")

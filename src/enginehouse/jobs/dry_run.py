@@ -10,6 +10,7 @@ import yaml
 from enginehouse.jobs.base import Artifact
 from enginehouse.jobs.launch import open_executor
 from enginehouse.jobs.plan import LaunchPlan
+from enginehouse.jobs.task_names import ResolvedTask
 from enginehouse.runtime.context import Context
 
 
@@ -24,6 +25,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     artifacts: tuple[Artifact, ...]
     notes: tuple[str, ...]
     not_acted_on: Mapping[str, str]
+    tasks: tuple[ResolvedTask, ...]
     gpus_needed: int
     gpus_asked_for: int
 
@@ -34,8 +36,9 @@ def dry_run(plan: LaunchPlan, context: Context) -> DryRun:
     return DryRun(
         configuration=yaml.safe_dump(dict(plan.config.values), sort_keys=False, allow_unicode=True),
         artifacts=tuple(open_executor(plan.config.execution, context).render(plan.job)),
-        notes=plan.config.notes,
+        notes=plan.notes,
         not_acted_on=plan.config.not_acted_on,
+        tasks=plan.tasks,
         gpus_needed=plan.gpus,
         gpus_asked_for=resources.nodes * resources.gpus_per_node,
     )

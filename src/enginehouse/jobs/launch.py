@@ -18,6 +18,7 @@ from enginehouse.jobs.executors.base import ExecutionSettings, Executor
 from enginehouse.jobs.executors.registry import EXECUTORS
 from enginehouse.jobs.plan import LaunchPlan
 from enginehouse.jobs.records import JobRecord, JobRecords
+from enginehouse.jobs.task_names import require_native
 from enginehouse.runtime.context import Context
 
 _LONGEST_DIAGNOSIS = 40  # lines
@@ -32,9 +33,10 @@ def open_executor(settings: ExecutionSettings, context: Context) -> Executor:
 async def launch(plan: LaunchPlan, context: Context) -> JobRecord:
     """Submit the plan's job, and remember it. Returns when its executor has accepted it.
 
-    Raises ConfigurationError for secrets that are not set here, and JobError; then, and if it is
-    cancelled, no job and no record is left.
+    Raises ConfigurationError for tasks of other harnesses and for secrets that are not set here,
+    and JobError; then, and if it is cancelled, no job and no record is left.
     """
+    require_native(plan.tasks)
     secrets = plan.variables.secret_values(os.environ)
     records = JobRecords(context.layout)
     record = JobRecord(
