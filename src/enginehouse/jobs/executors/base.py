@@ -16,6 +16,19 @@ from enginehouse.core.strict_model import StrictModel
 from enginehouse.jobs.base import Artifact, Handle, JobSpec, JobStatus
 
 
+class ExecutionVariables(StrictModel):
+    """The part `env_vars` of `execution`, as older files have it."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "export": "results are exported from here, with this environment",
+    }
+
+    deployment: Mapping[str, str] = Field(default_factory=dict, repr=False)
+    """Variables of the server; the same as deployment.env_vars."""
+    evaluation: Mapping[str, str] = Field(default_factory=dict, repr=False)
+    """Variables of the job; the same as evaluation.env_vars."""
+
+
 class ExecutionSettings(StrictModel):
     """The section `execution` of a launch configuration: what all executors have in common."""
 
@@ -28,6 +41,8 @@ class ExecutionSettings(StrictModel):
     """The folder of the jobs, where they run; relative to the current one for local jobs."""
     command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """How Enginehouse is started where the job runs; by default as it was started here."""
+    env_vars: ExecutionVariables = ExecutionVariables()
+    """Variables of the server and of the job."""
 
 
 class Executor(Protocol):

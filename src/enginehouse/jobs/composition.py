@@ -1,0 +1,160 @@
+"""Composes a launch file: Hydra's defaults, the packaged groups of conf/, and overrides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from enginehouse.core.errors import ConfigurationError, UnknownNameError
+from enginehouse.deployment.configuration import read_yaml
+
+_GROUPS = "pkg://enginehouse.jobs.conf"
+_MISSING = "???"
+_FROM_HERE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}")
+_SELECT = re.compile(r"\$\{\s*oc\.select\s*:")
+_DOTTED_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)+=")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """A launch file with its groups, its overrides applied and its interpolations resolved.
+
+    `lines` has the line in the file of each key that the file itself gives, by its dotted path.
+    """
+
+    path: Path
+    values: Mapping[str, Any]
+    lines: Mapping[str, int]
+
+    def place(self, key: str) -> str:
+        """Where a dotted key was given: a line of the file, or an override."""
+        return f"{self.path}, line {self.lines[key]}" if key in self.lines else "the overrides"
+
+
+def compose_launch(path: Path, *, overrides: Sequence[str] = ()) -> Composition:
+    """The composition of a launch file with Hydra's overrides ("a.b=c", "++a.b=c", "~a.b").
+
+    A dotted key is set whether or not it is there already: unknown keys are refused later, by
+    name. Raises ConfigurationError, which names all values that are missing. Not thread-safe:
+    Hydra has global state.
+    """
+    written = read_yaml(path)
+    _refuse_other_formats(written, path)
+    composed = _composed(path.absolute(), overrides)
+    raw = OmegaConf.to_container(composed, resolve=False)
+    if missing := [key for key, value in leaves(raw) if value == _MISSING]:
+        raise ConfigurationError(
+            f"{path}: these keys have no value: {', '.join(missing)}",
+            why="the file, or a group that it uses, marks them as mandatory (???)",
+            fix="give them in the file or as " + " ".join(f"-o {key}=…" for key in missing),
+        )
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(_prepared(raw)), resolve=True)
+    except OmegaConfBaseException as error:
+        raise _explained(error, path) from error
+    return Composition(path=path, values=values, lines=_key_lines(path))  # type: ignore[arg-type]
+
+
+def _refuse_other_formats(written: Mapping[str, Any], path: Path) -> None:
+    if "services" in written or "benchmarks" in written:
+        raise ConfigurationError(
+            f"{path} is written for version 0.3 or later of the NeMo Evaluator launcher",
+            why="it has services and benchmarks in place of deployment and evaluation",
+            fix=f"convert it: enginehouse launch convert {path}",
+        )
+    if path.suffix != ".yaml":
+        raise ConfigurationError(
+            f"{path} does not end in .yaml", why="Hydra finds no other files", fix="rename it"
+        )
+
+
+def _composed(path: Path, overrides: Sequence[str]) -> DictConfig:
+    _register_resolvers()
+    words = [f"++{word}" if _DOTTED_KEY.match(word) else word for word in overrides]
+    running = GlobalHydra.instance().hydra  # of an application that calls this
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(path.parent), version_base="1.3"):
+            return compose(path.stem, overrides=[*words, f"hydra.searchpath=[{_GROUPS}]"])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error, path) from error
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+def _register_resolvers() -> None:
+    OmegaConf.register_new_resolver("select_not_null", _select_not_null, replace=True)
+
+
+def _select_not_null(key: str, default: Any = None, *, _root_: Any) -> Any:
+    """The value of a key; `default` where it is null or does not exist."""
+    value = OmegaConf.select(_root_, key, throw_on_resolution_failure=False)
+    return default if value is None else value
+
+
+def _prepared(value: Any, *, in_variables: bool = False) -> Any:
+    """Raw values, ready to be resolved.
+
+    `${oc.select}` falls back for null, too: it would turn into the text "None". A variable of this
+    machine that is the whole value of an environment variable is not read here, as it may be a
+    secret.
+    """
+    if isinstance(value, Mapping):
+        return {
+            key: _prepared(inner, in_variables=in_variables or key in ("env_vars", "envs"))
+            for key, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [_prepared(inner, in_variables=in_variables) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if in_variables and (match := _FROM_HERE.fullmatch(value.strip())):
+        return f"host:{match[1]}"
+    return _SELECT.sub("${select_not_null:", value)
+
+
+def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is neither a mapping nor a list, with its dotted path."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from leaves(inner, f"{where}.{index}")
+    else:
+        yield where, value
+
+
+def _key_lines(path: Path) -> dict[str, int]:
+    root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    return dict(_lines(root, ""))
+
+
+def _lines(node: yaml.Node | None, where: str) -> Iterator[tuple[str, int]]:
+    pairs: list[tuple[str, yaml.Node, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        pairs = [(str(key.value), key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        pairs = [(str(index), value, value) for index, value in enumerate(node.value)]
+    for name, start, value in pairs:
+        place = f"{where}.{name}" if where else name
+        yield place, start.start_mark.line + 1
+        yield from _lines(value, place)
+
+
+def _explained(error: Exception, path: Path) -> ConfigurationError:
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return UnknownNameError(group or "configuration", name, error.options)
+    message, *rest = (line.strip() for line in str(error).splitlines() if line.strip())
+    return ConfigurationError(f"{path}: {message}", why=" ".join(rest) or None)
