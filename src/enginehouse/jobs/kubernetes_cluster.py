@@ -6,6 +6,7 @@ Objects are plain data as the API's reference describes them: https://kubernetes
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -36,7 +37,10 @@ class ApiError(Exception):
 
 
 class Cluster:
-    """A connection to one cluster, and one namespace of it. Made by `connect`."""
+    """A connection to one cluster, and one namespace of it. Made by `connect`.
+
+    `source` says where the address and the credentials come from.
+    """
 
     def __init__(self, client: Any, *, namespace: str, source: str) -> None:
         self._client = client
@@ -58,6 +62,10 @@ class Cluster:
     def address(self) -> str:
         """The API server's."""
         return str(self._client.configuration.host)
+
+    def within(self, namespace: str) -> Cluster:
+        """The same connection with another namespace."""
+        return Cluster(self._client, namespace=namespace, source=self.source)
 
     async def create(self, group: str, plural: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Create an object. Raises ApiError, and JobError for a server that does not answer."""
@@ -104,11 +112,14 @@ class Cluster:
         """The output of a pod's first container. Raises ApiError while it has not started."""
         query = {"follow": "true"} if follow else {}
         response = await self._request(
-            "GET", self._path("", "pods", pod) + "/log", query=query, timeout=_STREAM_TIMEOUT
+            "GET", self._path("", "pods", pod) + "/log", query=query, limits=_STREAM_TIMEOUT
         )
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         try:
-            async for piece in _decoded(response):
-                yield piece
+            async for piece in response.content.iter_any():
+                yield decoder.decode(piece)
+        except aiohttp.ClientError as error:
+            raise self._unreachable(error) from error
         finally:
             response.close()
 
@@ -176,25 +187,28 @@ class Cluster:
         *,
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
-        timeout: aiohttp.ClientTimeout = _TIMEOUT,
+        limits: aiohttp.ClientTimeout = _TIMEOUT,
     ) -> aiohttp.ClientResponse:
         url = self.address + path + (f"?{urlencode(query)}" if query else "")
         headers = await self._headers(method, url)
         try:
             reply = await self._client.call_api(
-                method, url, headers, body=body, _request_timeout=timeout
+                method, url, headers, body=body, _request_timeout=limits
             )
             response: aiohttp.ClientResponse = reply.response
             if response.status >= 400:
                 raise ApiError(response.status, _message(await response.read()))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise JobError(
-                f"the cluster's API server at {self.address} does not answer",
-                why=str(error) or type(error).__name__,
-                fix=f"`kubectl cluster-info` should work from here; {self.source} has the address",
-                kind="unreachable",
-            ) from error
+            raise self._unreachable(error) from error
         return response
+
+    def _unreachable(self, error: Exception) -> JobError:
+        return JobError(
+            f"the cluster's API server at {self.address} does not answer",
+            why=str(error) or type(error).__name__,
+            fix=f"`kubectl cluster-info` should work from here; {self.source} has the address",
+            kind="unreachable",
+        )
 
     async def _headers(self, method: str, url: str) -> dict[str, str]:
         headers: dict[str, str] = {"User-Agent": "enginehouse"}
@@ -214,9 +228,7 @@ class Cluster:
         return {name: value for name, value in options.items() if value}
 
 
-async def connect(
-    *, kubeconfig: str | None, context: str | None, namespace: str | None
-) -> Cluster:
+async def connect(*, kubeconfig: str | None, context: str | None, namespace: str | None) -> Cluster:
     """Connect as kubectl does: with a kubeconfig file, or as the pod that this runs in.
 
     Raises JobError if the client is not installed, or neither leads to a cluster.
@@ -231,17 +243,19 @@ async def connect(
             fix="pip install 'enginehouse[kubernetes]'",
             kind="no_client",
         ) from error
-    path = kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    path = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
     configuration = api.Configuration()
     try:
-        if not any(Path(one).exists() for one in path.split(os.pathsep)) and _in_pod():
-            config.load_incluster_config(client_configuration=configuration)
+        path = os.pathsep.join([str(Path(p).expanduser()) for p in path.split(os.pathsep)])  # noqa: ASYNC240
+        if await asyncio.to_thread(_only_in_pod, path):
+            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            own = await asyncio.to_thread(_own_namespace)
             return Cluster(
                 api.ApiClient(configuration),
-                namespace=namespace or await asyncio.to_thread(_own_namespace),
+                namespace=namespace or own,
                 source="the pod's service account",
             )
-        loader = await config.load_kube_config(
+        loader = await config.load_kube_config(  # type: ignore[no-untyped-call]
             config_file=path,
             context=context,
             client_configuration=configuration,
@@ -263,8 +277,10 @@ async def connect(
     )
 
 
-def _in_pod() -> bool:
-    return "KUBERNETES_SERVICE_HOST" in os.environ
+def _only_in_pod(path: str) -> bool:
+    """Whether this runs in a pod, and there is no kubeconfig at `path`."""
+    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
+    return in_pod and not any(Path(one).exists() for one in path.split(os.pathsep))
 
 
 def _own_namespace() -> str:
@@ -278,12 +294,3 @@ def _message(content: bytes) -> str:
     with suppress(ValueError, AttributeError):
         return str(json.loads(content)["message"])
     return content.decode(errors="replace").strip()
-
-
-async def _decoded(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
-    import codecs
-
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    async for piece in response.content.iter_any():
-        if text := decoder.decode(piece):
-            yield text

@@ -33,18 +33,26 @@ from enginehouse.jobs.base import (
 )
 from enginehouse.jobs.executors.base import ExecutionSettings
 from enginehouse.jobs.kubernetes_cluster import ApiError, Cluster, connect
+from enginehouse.jobs.kubernetes_states import (
+    ended,
+    has_output,
+    is_final,
+    job_status,
+    phase,
+    pod_index,
+    pods_of,
+    waiting,
+)
 from enginehouse.runtime.context import Context
 
 _BATCH = "batch/v1"
 _MANAGED = {"app.kubernetes.io/managed-by": "enginehouse"}
 _JOB_LABEL = "enginehouse/job"
-_INDEX = "batch.kubernetes.io/job-completion-index"
-_FILES = "/enginehouse"  # where the script and the job's files are mounted
+_FILES = "/enginehouse-job"  # where the script and the job's files are mounted
 _GRACE = 60  # seconds between SIGTERM and SIGKILL: servers are stopped and the journal is closed
 _LARGEST = 900_000  # bytes of a job's files; a ConfigMap holds 1 MiB
 _POLL = 0.5
 _COPY_LIFE = 3600  # seconds until a pod that only reads a volume ends by itself
-_INTERRUPTIONS = ("DeadlineExceeded", "DisruptionTarget", "Evicted", "NodeLost", "Preempted")
 
 Gigabytes = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -162,7 +170,9 @@ class KubernetesExecutor:
             manifest["metadata"].pop("ownerReferences", None)
         script = objects["files"]["data"].pop("job.sh")
         artifacts = [
-            Artifact(name=f"{manifest['kind']} {manifest['metadata']['name']}", text=_yaml(manifest))
+            Artifact(
+                name=f"{manifest['kind']} {manifest['metadata']['name']}", text=_yaml(manifest)
+            )
             for manifest in (self._job(job), *objects.values())
         ]
         return [Artifact(name="job.sh", text=script), *artifacts]
@@ -193,34 +203,48 @@ class KubernetesExecutor:
                 raise
         except ApiError as error:
             raise _worded(error, f"the job {job.id} was not submitted", cluster) from error
-        reference = {"namespace": cluster.namespace, "name": name, "uid": uid, "job": job.id}
+        reference = {
+            "server": cluster.address,
+            "namespace": cluster.namespace,
+            "name": name,
+            "uid": uid,
+            "job": job.id,
+            "image": self._image(job),
+        }
         return Handle(executor=self.name, folder=str(job.folder), reference=reference)
 
     async def statuses(self, handles: Sequence[Handle]) -> Sequence[JobStatus]:
-        """Two lists, of the Jobs and of their pods, however many handles there are."""
-        cluster = await self._cluster()
-        ids = {handle.reference["job"] for handle in handles}
-        selector = f"{_JOB_LABEL} in ({','.join(sorted(ids))})" if len(ids) <= 20 else _all()
-        try:
-            jobs = await cluster.list(_BATCH, "jobs", selector=selector)
-            pods = await cluster.list("", "pods", selector=selector)
-        except ApiError as error:
-            raise _worded(error, "the jobs cannot be listed", cluster) from error
-        by_uid = {one["metadata"]["uid"]: one for one in jobs}
+        """Two lists for each namespace, of the Jobs and of their pods, however many handles."""
+        here = await self._cluster()
+        own = [one for one in handles if one.reference["server"] == here.address]
+        jobs: dict[str, dict[str, Any]] = {}
+        pods: list[dict[str, Any]] = []
+        for namespace in sorted({one.reference["namespace"] for one in own}):
+            cluster = here.within(namespace)
+            ids = {o.reference["job"] for o in own if o.reference["namespace"] == namespace}
+            selector = f"{_JOB_LABEL} in ({','.join(sorted(ids))})" if len(ids) <= 20 else _all()
+            try:
+                listed = await cluster.list(_BATCH, "jobs", selector=selector)
+                pods += await cluster.list("", "pods", selector=selector)
+            except ApiError as error:
+                raise _worded(error, "the jobs cannot be listed", cluster) from error
+            jobs |= {one["metadata"]["uid"]: one for one in listed}
         return [
-            _status(by_uid.get(handle.reference["uid"]), _pods_of(handle, pods))
-            for handle in handles
+            job_status(jobs.get(_uid(one)), pods_of(_uid(one), pods))
+            if one in own
+            else JobStatus(state=JobState.UNKNOWN, reason=f"it is on {one.reference['server']}")
+            for one in handles
         ]
 
     async def logs(self, handle: Handle, *, follow: bool) -> AsyncIterator[str]:
         """The output of the command's pods, one after another, then that of companions' pods."""
-        cluster = await self._cluster()
+        cluster = await self._cluster_of(handle)
         read: set[str] = set()
         try:
             while True:
                 (status,) = await self.statuses([handle])  # before reading: nothing is lost
-                pods = _pods_of(handle, await self._list_pods(cluster, handle))
-                for pod in [one for one in pods if _index(one) == 0 and _has_output(one)]:
+                pods = pods_of(_uid(handle), await self._list_pods(cluster, handle))
+                for pod in [one for one in pods if pod_index(one) == 0 and has_output(one)]:
                     name = pod["metadata"]["name"]
                     if name not in read:
                         async for piece in cluster.log(name, follow=follow):
@@ -229,8 +253,8 @@ class KubernetesExecutor:
                 if not follow or status.state.ended:
                     break
                 await asyncio.sleep(_POLL)
-            for pod in [one for one in pods if _index(one) > 0 and _has_output(one)]:
-                yield f"\n==> node {_index(pod)} <==\n"
+            for pod in [one for one in pods if pod_index(one) > 0 and has_output(one)]:
+                yield f"\n==> pod {pod_index(pod)} <==\n"
                 async for piece in cluster.log(pod["metadata"]["name"], follow=False):
                     yield piece
         except ApiError as error:
@@ -254,10 +278,10 @@ class KubernetesExecutor:
         volume = self._settings.volumes[mount] if mount is not None else None
         if volume is not None and mount is not None and volume.mounted_here is not None:
             return Path(volume.mounted_here) / folder.relative_to(mount)
-        cluster = await self._cluster()
+        cluster = await self._cluster_of(handle)
         try:
-            pods = _pods_of(handle, await self._list_pods(cluster, handle))
-            running = [one for one in pods if _index(one) == 0 and _phase(one) == "Running"]
+            pods = pods_of(_uid(handle), await self._list_pods(cluster, handle))
+            running = [one for one in pods if pod_index(one) == 0 and phase(one) == "Running"]
             if running:
                 await _copy(cluster, running[-1]["metadata"]["name"], folder, into)
             else:
@@ -272,18 +296,12 @@ class KubernetesExecutor:
 
         A Job that has ended stays as it is.
         """
-        cluster = await self._cluster()
-        name, uid = handle.reference["name"], handle.reference["uid"]
+        cluster = await self._cluster_of(handle)
+        name, uid = handle.reference["name"], _uid(handle)
         try:
-            if (await self.statuses([handle]))[0].state.ended:
-                return
-            if await cluster.delete(_BATCH, "jobs", name, uid=uid):
+            (status,) = await self.statuses([handle])
+            if not status.state.ended and await cluster.delete(_BATCH, "jobs", name, uid=uid):
                 await _until_gone(cluster, "jobs", name, uid, group=_BATCH)
-            while any(
-                handle.reference["uid"] in _owners(pod)
-                for pod in await self._list_pods(cluster, handle)
-            ):
-                await asyncio.sleep(_POLL)
         except ApiError as error:
             raise _worded(error, "the job was not cancelled", cluster) from error
 
@@ -298,6 +316,18 @@ class KubernetesExecutor:
                 )
             return self._connection
 
+    async def _cluster_of(self, handle: Handle) -> Cluster:
+        """The cluster and the namespace of a job. Raises JobError if it is on another cluster."""
+        cluster, server = await self._cluster(), handle.reference["server"]
+        if server != cluster.address:
+            raise JobError(
+                f"the job is on the cluster at {server}",
+                why=f"{cluster.source} leads to {cluster.address}",
+                fix="`kubectl config use-context` or execution.context chooses the cluster",
+                kind="other_cluster",
+            )
+        return cluster.within(handle.reference["namespace"])
+
     async def _list_pods(self, cluster: Cluster, handle: Handle) -> list[dict[str, Any]]:
         selector = f"{_JOB_LABEL}={handle.reference['job']}"
         return await cluster.list("", "pods", selector=selector)
@@ -307,7 +337,7 @@ class KubernetesExecutor:
         if (old := await cluster.read(_BATCH, "jobs", name)) is None:
             return
         uid = old["metadata"]["uid"]
-        if not _ended(old) and "deletionTimestamp" not in old["metadata"]:
+        if not ended(old) and "deletionTimestamp" not in old["metadata"]:
             raise JobError(
                 f"the job {name} still runs in the namespace {cluster.namespace}",
                 fix="wait until it has ended, or end it with `enginehouse launch kill`",
@@ -318,7 +348,8 @@ class KubernetesExecutor:
 
     def _job(self, job: JobSpec) -> dict[str, Any]:
         """The Job's manifest."""
-        resources, nodes = job.resources, _nodes(job)
+        resources, pods = job.resources, _pods(job)
+        disruption = [{"type": "DisruptionTarget", "status": "True"}]
         spec: dict[str, Any] = {
             "backoffLimit": 0,
             "template": {
@@ -328,17 +359,17 @@ class KubernetesExecutor:
             "podFailurePolicy": {
                 "rules": [
                     # preemption and lost nodes: a new pod goes on from the job's folder
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
+                    {"action": "Ignore", "onPodConditions": disruption}
                 ]
             },
         }
         if walltime := resources.walltime or self._settings.walltime:
             spec["activeDeadlineSeconds"] = walltime
-        if nodes > 1:
+        if pods > 1:
             spec |= {
                 "completionMode": "Indexed",
-                "completions": nodes,
-                "parallelism": nodes,
+                "completions": pods,
+                "parallelism": pods,
                 "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
             }
         return {
@@ -388,7 +419,7 @@ class KubernetesExecutor:
             "containers": [container],
             "volumes": volumes,
         }
-        if _nodes(job) > 1:
+        if _pods(job) > 1:
             spec["subdomain"] = _name(job.id)
         return spec | dict(self._settings.pod)
 
@@ -405,7 +436,7 @@ class KubernetesExecutor:
         volume = self._settings.volumes[mount]
         container = {
             "name": "copy",
-            "image": handle.reference.get("image", ""),
+            "image": handle.reference["image"],
             "command": ["/bin/sh", "-c", f"exec sleep {_COPY_LIFE}"],
             "volumeMounts": [{"name": "volume", "mountPath": mount, "readOnly": True}],
         }
@@ -433,8 +464,7 @@ class KubernetesExecutor:
         if sum(len(text.encode()) for text in data.values()) > _LARGEST:
             raise JobError(
                 "the job's files are too large for Kubernetes",
-                why=f"a ConfigMap holds 1 MiB, and they are "
-                f"{', '.join(f'{path} ({len(text)} characters)' for path, text in job.files.items())}",
+                why=f"a ConfigMap holds 1 MiB, and they are {', '.join(job.files)}",
                 fix="put large data into a volume (execution.volumes) and name its path there",
                 kind="too_large",
             )
@@ -454,7 +484,7 @@ class KubernetesExecutor:
                 "type": "Opaque",
                 "data": encoded,
             }
-        if _nodes(job) > 1:
+        if _pods(job) > 1:
             objects["service"] = {
                 "apiVersion": "v1",
                 "kind": "Service",
@@ -477,11 +507,12 @@ class KubernetesExecutor:
         if not job.companions:
             return "\n".join([*lines, *main, ""])
         lines += ['case "$JOB_COMPLETION_INDEX" in', "0)", *main, ";;"]
-        for companion, node in _companion_nodes(job):
-            head = f"{_name(job.id)}-0.{_name(job.id)}"
-            words = [w.replace("{node}", str(node)).replace("{head}", head) for w in companion.command]
+        head = f"{_name(job.id)}-0.{_name(job.id)}"
+        for index, companion in enumerate(_companion_pods(job), 1):
+            node = str(job.resources.nodes - 1 + index)
+            words = [w.replace("{node}", node).replace("{head}", head) for w in companion.command]
             lines += [
-                f"{node})  # {companion.name}",
+                f"{index})  # {companion.name}",
                 f"cd {folder}",
                 *_exports(companion.environment),
                 *_lines(job.before),
@@ -552,18 +583,9 @@ class _Reader:
         with suppress(ApiError):  # one that was left behind
             if await self._cluster.delete("", "pods", self._name):
                 await _until_gone(self._cluster, "pods", self._name, None)
-        created = await self._cluster.create("", "pods", self._manifest)
+        pod = await self._cluster.create("", "pods", self._manifest)
         try:
-            while _phase(created) == "Pending":
-                if (reason := _waiting(created)) is not None and _is_final(reason):
-                    raise JobError(
-                        "the job's folder cannot be read",
-                        why=f"the pod {self._name} that is to read it does not start: {reason}",
-                        fix=f"`kubectl describe pod {self._name} -n {self._cluster.namespace}`",
-                        kind="no_reader",
-                    )
-                await asyncio.sleep(_POLL)
-                created = await self._cluster.read("", "pods", self._name) or {}
+            await self._until_started(pod)
         except BaseException:
             await asyncio.shield(self.__aexit__())
             raise
@@ -571,6 +593,18 @@ class _Reader:
 
     async def __aexit__(self, *exc: object) -> None:
         await self._cluster.delete("", "pods", self._name)
+
+    async def _until_started(self, pod: dict[str, Any]) -> None:
+        while phase(pod) == "Pending":
+            if (reason := waiting(pod)) is not None and is_final(reason):
+                raise JobError(
+                    "the job's folder cannot be read",
+                    why=f"the pod {self._name}, which is to read it, does not start: {reason}",
+                    fix=f"`kubectl describe pod {self._name} -n {self._cluster.namespace}`",
+                    kind="no_reader",
+                )
+            await asyncio.sleep(_POLL)
+            pod = await self._cluster.read("", "pods", self._name) or {}
 
 
 async def _copy(cluster: Cluster, pod: str, folder: PurePosixPath, into: Path) -> None:
@@ -618,91 +652,8 @@ def _worded(error: ApiError, what: str, cluster: Cluster) -> JobError:
     return JobError(what, why=f"{cluster.address}: {error.message}", fix=fix, kind=kind)
 
 
-def _status(job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]]) -> JobStatus:
-    """The state of a job, from its Job and its pods."""
-    if job is None:
-        return JobStatus(state=JobState.CANCELLED, reason="its Job was deleted")
-    conditions = {
-        one["type"]: one
-        for one in job.get("status", {}).get("conditions", [])
-        if one["status"] == "True"
-    }
-    if "Complete" in conditions:
-        return JobStatus(state=JobState.COMPLETE, exit_code=0)
-    if "Failed" in conditions:
-        return _failure(conditions["Failed"], pods)
-    command = [pod for pod in pods if _index(pod) == 0]
-    if any(_phase(pod) == "Running" for pod in command):
-        return JobStatus(state=JobState.RUNNING)
-    if command and _phase(command[-1]) in ("Succeeded", "Failed"):
-        return JobStatus(state=JobState.RUNNING, reason="its pod has ended")
-    reason = next((reason for pod in command if (reason := _waiting(pod))), None)
-    return JobStatus(state=JobState.PENDING, reason=reason)
-
-
-def _failure(condition: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobStatus:
-    """Why a Job failed: its own reason, or that of the container that ended it."""
-    reason = condition.get("reason")
-    if reason in _INTERRUPTIONS:
-        return JobStatus(state=JobState.INTERRUPTED, reason=reason)
-    for pod in sorted(pods, key=_index, reverse=True):  # a companion's end is the cause
-        status = pod.get("status", {})
-        if status.get("reason") in _INTERRUPTIONS:
-            return JobStatus(state=JobState.INTERRUPTED, reason=status["reason"])
-        for container in status.get("containerStatuses", []):
-            end = container.get("state", {}).get("terminated")
-            if end is None or end["exitCode"] == 0 or "deletionTimestamp" in pod["metadata"]:
-                continue
-            word = end.get("reason") if end.get("reason") not in (None, "Error") else None
-            if index := _index(pod):
-                word = f"the companion on node {index} ended"
-            return JobStatus(state=JobState.FAILED, reason=word, exit_code=end["exitCode"])
-    return JobStatus(state=JobState.FAILED, reason=reason)
-
-
-def _waiting(pod: Mapping[str, Any]) -> str | None:
-    """Why a pod does not run yet."""
-    status = pod.get("status", {})
-    for container in status.get("containerStatuses", []):
-        if waiting := container.get("state", {}).get("waiting"):
-            return ": ".join(filter(None, (waiting.get("reason"), waiting.get("message"))))
-    for condition in status.get("conditions", []):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
-    return None
-
-
-def _is_final(reason: str) -> bool:
-    return reason.startswith(("ErrImage", "ImagePull", "InvalidImage", "CreateContainer"))
-
-
-def _ended(job: Mapping[str, Any]) -> bool:
-    conditions = job.get("status", {}).get("conditions", [])
-    return any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)
-
-
-def _phase(pod: Mapping[str, Any]) -> str:
-    return str(pod.get("status", {}).get("phase", "Pending"))
-
-
-def _has_output(pod: Mapping[str, Any]) -> bool:
-    """Whether a pod's container has started."""
-    states = [one.get("state", {}) for one in pod.get("status", {}).get("containerStatuses", [])]
-    return any("running" in state or "terminated" in state for state in states)
-
-
-def _index(pod: Mapping[str, Any]) -> int:
-    return int(pod["metadata"].get("annotations", {}).get(_INDEX, 0))
-
-
-def _owners(item: Mapping[str, Any]) -> set[str]:
-    return {one["uid"] for one in item["metadata"].get("ownerReferences", [])}
-
-
-def _pods_of(handle: Handle, pods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The pods of one submission, oldest first."""
-    own = [pod for pod in pods if handle.reference["uid"] in _owners(pod)]
-    return sorted(own, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+def _uid(handle: Handle) -> str:
+    return handle.reference["uid"]
 
 
 def _owner(name: str, uid: str) -> dict[str, Any]:
@@ -711,8 +662,6 @@ def _owner(name: str, uid: str) -> dict[str, Any]:
         "kind": "Job",
         "name": name,
         "uid": uid,
-        "blockOwnerDeletion": True,
-        "controller": True,
     }
 
 
@@ -747,16 +696,16 @@ def _mount_of(folder: PurePosixPath, volumes: Mapping[str, PodVolume]) -> str | 
     return max(paths, key=len, default=None)
 
 
-def _nodes(job: JobSpec) -> int:
-    return job.resources.nodes + sum(one.nodes for one in job.companions)
+def _pods(job: JobSpec) -> int:
+    """The pods of a job: one for its command, and one for each node of a companion."""
+    return 1 + sum(one.nodes for one in job.companions)
 
 
-def _companion_nodes(job: JobSpec) -> Iterator[tuple[Companion, int]]:
-    node = job.resources.nodes
+def _companion_pods(job: JobSpec) -> Iterator[Companion]:
+    """The companion of each pod after the first."""
     for companion in job.companions:
         for _ in range(companion.nodes):
-            yield companion, node
-            node += 1
+            yield companion
 
 
 def _secret_names(job: JobSpec) -> frozenset[str]:

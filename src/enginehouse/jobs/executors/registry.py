@@ -8,6 +8,9 @@ from enginehouse.core.registry import Registry
 # settings as `settings_class`.
 EXECUTORS = Registry(
     "executor",
-    {"local": "enginehouse.jobs.executors.local:LocalExecutor"},
+    {
+        "kubernetes": "enginehouse.jobs.executors.kubernetes:KubernetesExecutor",
+        "local": "enginehouse.jobs.executors.local:LocalExecutor",
+    },
     group="enginehouse.executors",
 )

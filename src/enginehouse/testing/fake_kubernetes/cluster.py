@@ -32,12 +32,13 @@ class FakeKubernetes:
     """One namespace of a cluster whose single node is this machine.
 
     `refusals` maps a plural to the (status, message) with which its creation is refused. `requests`
-    has the method and path of each request. `held` are names of pods that the node does not start.
+    has the method and path of each request. While `unschedulable` is a text, no pod is started, and
+    it is why.
     """
 
-    def __init__(self, folder: Path, *, namespace: str = "default", token: str = "let-me-in") -> None:
+    def __init__(self, folder: Path, *, namespace: str = "default") -> None:
         self.namespace = namespace
-        self.token = token
+        self.token = uuid.uuid4().hex
         self.address = ""
         self.refusals: dict[str, tuple[int, str]] = {}
         self.requests: list[tuple[str, str]] = []
@@ -140,21 +141,23 @@ class FakeKubernetes:
             if not pods:
                 self._delete_job(job)
             return
-        status = job["status"]
-        if condition := status.get("conditions"):
+        if "conditions" in job["status"]:
             return
-        if condition := _verdict(job, pods):
-            for pod in pods:
-                if pod["status"]["phase"] in ("Pending", "Running"):
-                    self._delete_pod(pod)
-            if all(pod["status"]["phase"] in ("Succeeded", "Failed") for pod in pods):
-                status["conditions"] = [condition]
+        if (verdict := _verdict(job, pods)) is not None:
+            self._conclude(job, pods, verdict)
             return
-        spec = job["spec"]
         alive = {_index(pod) for pod in pods if not _is_disrupted(pod)}
-        for index in range(spec.get("completions", 1)):
-            if str(index) not in alive:
-                self._create_pod(job, str(index))
+        for index in map(str, range(job["spec"].get("completions", 1))):
+            if index not in alive:
+                self._create_pod(job, index)
+
+    def _conclude(self, job: Item, pods: list[Item], verdict: Item) -> None:
+        """End a Job's pods; once they are gone, it has its condition."""
+        left = [pod for pod in pods if pod["status"]["phase"] in ("Pending", "Running")]
+        for pod in left:
+            self._delete_pod(pod)
+        if not left:
+            job["status"]["conditions"] = [verdict]
 
     def _create_pod(self, job: Item, index: str) -> None:
         template = job["spec"]["template"]
@@ -195,22 +198,22 @@ class FakeKubernetes:
         plural, name = request.match_info["plural"], request.match_info.get("name", "")
         if request.headers.get("Authorization") != f"Bearer {self.token}":
             return _refusal(401, "Unauthorized")
-        if request.match_info["namespace"] != self.namespace:
-            what = request.match_info["namespace"]
-            return _refusal(404, f'namespaces "{what}" not found')
-        if plural not in _PLURALS:
-            return _refusal(404, "the server could not find the requested resource")
+        if (namespace := request.match_info["namespace"]) != self.namespace:
+            return _refusal(404, f'namespaces "{namespace}" not found')
         if request.method == "POST":
             return await self._create(plural, await request.json())
         if not name:
             selector = request.query.get("labelSelector", "")
             found = [one for one in self.items[plural].values() if _selected(one, selector)]
             return web.json_response({"kind": f"{_PLURALS[plural]}List", "items": found})
-        if (item := self.items[plural].get(name)) is None:
+        if name not in self.items[plural]:
             return _refusal(404, f'{plural} "{name}" not found')
+        return await self._handle_one(request, plural, name)
+
+    async def _handle_one(self, request: web.Request, plural: str, name: str) -> web.StreamResponse:
+        item, part = self.items[plural][name], request.match_info.get("part")
         if request.method == "DELETE":
             return self._delete(plural, item, await request.json())
-        part = request.match_info.get("part")
         if part == "log":
             return await self._log(request, name)
         if part == "exec":
