@@ -28,6 +28,11 @@ _ANSWERER = {
     "chat_template_digest": "chat templates",
 }
 _DIGESTS = {"weights_digest": "weights", "chat_template_digest": "chat template"}
+_SETTINGS = {
+    "system": "system messages",
+    "reasoning": "uses of reasoning",
+    "reasoning_end": "ends of reasoning",
+}
 _DATA = (
     ("version", "task versions", "evaluate one again: prompts or scoring differ"),
     ("digest", "data (by SHA-256)", "evaluate both on the same data, with the same --seed"),
@@ -110,12 +115,7 @@ def common_tasks(a: Reading, b: Reading) -> list[str]:
     Raises ConfigurationError, naming what differs: the two are one run; no task in common; samples
     missing; another task version, data, number of items or samples, other items or prompts.
     """
-    if a.run.folder.samefile(b.run.folder):
-        raise ConfigurationError(
-            f"both are run {a.run.info.id}", fix="name two different runs; `enginehouse runs`"
-        )
-    for reading in (a, b):
-        _require_begun(reading)
+    require_two_runs(a, b)
     common = [name for name in a.ledger.tasks if name in b.ledger.tasks]
     if not common:
         raise ConfigurationError(
@@ -124,11 +124,26 @@ def common_tasks(a: Reading, b: Reading) -> list[str]:
             fix="compare runs of the same tasks",
         )
     for name in common:
-        _require_same_data(a.ledger.tasks[name].record, b.ledger.tasks[name].record)
-        for reading in (a, b):
-            _require_whole(reading.ledger.tasks[name], reading.run)
-        _require_same_questions(name, a, b)
+        require_pairs(name, a, b)
     return common
+
+
+def require_two_runs(a: Reading, b: Reading) -> None:
+    """Raise ConfigurationError unless the two are different runs, which have both begun."""
+    if a.run.folder.samefile(b.run.folder):
+        raise ConfigurationError(
+            f"both are run {a.run.info.id}", fix="name two different runs; `enginehouse runs`"
+        )
+    for reading in (a, b):
+        _require_begun(reading)
+
+
+def require_pairs(name: str, a: Reading, b: Reading) -> None:
+    """Raise ConfigurationError unless a task of both is whole in both and asked in the same way."""
+    _require_same_data(a.ledger.tasks[name].record, b.ledger.tasks[name].record)
+    for reading in (a, b):
+        _require_whole(reading.ledger.tasks[name], reading.run)
+    _require_same_questions(name, a, b)
 
 
 def warnings(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
@@ -149,12 +164,24 @@ def warnings(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
             if missing:
                 why = missing[0].unknown.get(attribute)
                 yield f"unknown {what} in {label}" + (f": {why}" if why else "")
-    if a.spec.system != b.spec.system:
-        yield f"different system messages: A {a.spec.system!r}, B {b.spec.system!r}"
+    yield from _differing_settings(a, b, tasks)
     if a.spec.tool_steps != b.spec.tool_steps:
         steps_a, steps_b = (", ".join(reading.spec.tool_steps) for reading in (a, b))
         yield f"different tool steps: A {steps_a}; B {steps_b}"
     yield from _differing_sampling(a, b, tasks)
+
+
+def _differing_settings(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
+    """What differs between the tasks' settings that does not show in the requests' parameters."""
+    differences: defaultdict[str, list[str]] = defaultdict(list)
+    for name in tasks:
+        one, other = a.spec.settings_of(name), b.spec.settings_of(name)
+        for option, what in _SETTINGS.items():
+            first, second = getattr(one, option), getattr(other, option)
+            if first != second:
+                differences[f"different {what}: A {first!r}, B {second!r}"].append(name)
+    for text, names in differences.items():
+        yield text if names == list(tasks) else f"{text} ({', '.join(names)})"
 
 
 def _require_same_data(a: DatasetRecord, b: DatasetRecord) -> None:

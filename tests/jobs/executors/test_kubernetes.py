@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 from tests.support.leased_ports import free_port
 
-from enginehouse.core.errors import JobError
+from enginehouse.core.errors import ConfigurationError, JobError
 from enginehouse.jobs.base import (
     Companion,
     Container,
@@ -105,10 +105,6 @@ def manifests(executor: KubernetesExecutor, job: JobSpec) -> dict[str, Any]:
 async def test_manifests_follow_the_published_schema(make: Make, tmp_path: Path) -> None:
     """Strictly: a field that the schema does not know is an error."""
     executor = make(
-        gpus=8,
-        cpus=16,
-        memory_gb=1.5,
-        walltime=3600,
         secret_variables={"HF_TOKEN": "hub/token"},
         pod={"nodeSelector": {"gpu": "h200"}, "serviceAccountName": "runner"},
         labels={"kueue.x-k8s.io/queue-name": "evaluations"},
@@ -118,6 +114,7 @@ async def test_manifests_follow_the_published_schema(make: Make, tmp_path: Path)
         "true",
         environment=Environment(secrets=frozenset({"KEY"})),
         container=Container(image="other", mounts={"/data": "/inside"}),
+        resources=Resources(gpus_per_node=8, cpus_per_node=16, memory_gb=1.5, walltime=3600),
         companions=(Companion(name="worker", command=("ray", "start"), nodes=2),),
     )
     objects = manifests(executor, job)
@@ -137,26 +134,34 @@ def handle_of(job: JobSpec) -> Handle:
 
 
 async def test_settings_act(make: Make, tmp_path: Path) -> None:
-    """The settings are the manifests' values, and a job's own resources stand above them."""
-    executor = make(
-        gpus=2, gpu_resource="amd.com/gpu", walltime=60, pod={"priorityClassName": "low"}
+    """The settings are the manifests' values."""
+    executor = make(gpu_resource="amd.com/gpu", pod={"priorityClassName": "low"})
+    asked = KubernetesSettings(
+        output_dir="/data", volumes={"/data": {"claim": "data"}}, walltime=60, memory_gb=1.5
     )
-    spec = manifests(executor, job_in(tmp_path, "true"))["Job"]["spec"]
+    job = job_in(tmp_path, "true", resources=asked.resources(gpus=2))
+    spec = manifests(executor, job)["Job"]["spec"]
     pod = spec["template"]["spec"]
     assert spec["activeDeadlineSeconds"] == 60
-    assert pod["containers"][0]["resources"]["limits"] == {"amd.com/gpu": "2"}
+    limits = pod["containers"][0]["resources"]["limits"]
+    assert limits == {"amd.com/gpu": "2", "memory": "1536Mi"}
     assert pod["priorityClassName"] == "low"
-    asked = job_in(tmp_path, "true", resources=Resources(gpus_per_node=4, walltime=10))
-    spec = manifests(executor, asked)["Job"]["spec"]
-    assert spec["activeDeadlineSeconds"] == 10
-    limits = spec["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert limits == {"amd.com/gpu": "4"}
+
+
+def test_gpus_must_suffice() -> None:
+    """More GPUs than the servers need may be asked for, but not fewer."""
+    volumes = {"/data": {"claim": "data"}}
+    settings = KubernetesSettings(output_dir="/data", volumes=volumes, gpus=4)
+    assert settings.resources(gpus=2).gpus_per_node == 4
+    with pytest.raises(ConfigurationError):
+        settings.resources(gpus=8)
 
 
 async def test_walltime_interrupts(make: Make, tmp_path: Path) -> None:
     """A job that took too long can be resumed."""
-    async with make(walltime=1) as executor:
-        handle = await executor.submit(job_in(tmp_path, "sleep 600"), secrets={})
+    job = job_in(tmp_path, "sleep 600", resources=Resources(walltime=1))
+    async with make() as executor:
+        handle = await executor.submit(job, secrets={})
         status = await until(executor, handle, JobState.INTERRUPTED, JobState.FAILED)
     assert status == JobStatus(state=JobState.INTERRUPTED, reason="DeadlineExceeded")
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from enginehouse.core.errors import JobError
+from enginehouse.core.errors import ConfigurationError, JobError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.jobs.base import (
     Artifact,
@@ -30,6 +30,7 @@ from enginehouse.jobs.base import (
     JobSpec,
     JobState,
     JobStatus,
+    Resources,
 )
 from enginehouse.jobs.executors.base import ExecutionSettings
 from enginehouse.jobs.kubernetes_cluster import ApiError, Cluster, connect
@@ -113,6 +114,31 @@ class KubernetesSettings(ExecutionSettings):
     """Labels of the Job and its pods, such as a queue's."""
     annotations: Mapping[str, str] = Field(default_factory=dict)
     """Annotations of the Job and its pods."""
+
+    @property
+    def place(self) -> str:
+        """A cluster, as far as the settings tell."""
+        return " ".join(str(one) for one in (self.type, self.kubeconfig, self.context))
+
+    @property
+    def jobs_folder(self) -> PurePosixPath:
+        """A path inside the pods."""
+        return PurePosixPath(self.output_dir)
+
+    def resources(self, *, gpus: int) -> Resources:
+        """What one pod asks for: the GPUs of all servers are those of one pod."""
+        if self.gpus is not None and self.gpus < gpus:
+            raise ConfigurationError(
+                f"the servers need {gpus} GPUs, and execution.gpus is {self.gpus}",
+                why="tensor x pipeline x data parallel are the GPUs of one pod",
+                fix=f"set execution.gpus to {gpus}, or leave it out",
+            )
+        return Resources(
+            gpus_per_node=gpus if self.gpus is None else self.gpus,
+            cpus_per_node=self.cpus,
+            memory_gb=self.memory_gb,
+            walltime=self.walltime,
+        )
 
     @field_validator("secret_variables")
     @classmethod
@@ -348,7 +374,7 @@ class KubernetesExecutor:
 
     def _job(self, job: JobSpec) -> dict[str, Any]:
         """The Job's manifest."""
-        resources, pods = job.resources, _pods(job)
+        pods = _pods(job)
         disruption = [{"type": "DisruptionTarget", "status": "True"}]
         spec: dict[str, Any] = {
             "backoffLimit": 0,
@@ -363,8 +389,8 @@ class KubernetesExecutor:
                 ]
             },
         }
-        if walltime := resources.walltime or self._settings.walltime:
-            spec["activeDeadlineSeconds"] = walltime
+        if job.resources.walltime is not None:
+            spec["activeDeadlineSeconds"] = job.resources.walltime
         if pods > 1:
             spec |= {
                 "completionMode": "Indexed",
@@ -537,14 +563,14 @@ class KubernetesExecutor:
             yield {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
 
     def _limits(self, job: JobSpec) -> dict[str, str]:
-        resources, settings = job.resources, self._settings
+        resources = job.resources
         amounts = {
-            settings.gpu_resource: resources.gpus_per_node or settings.gpus,
-            "cpu": resources.cpus_per_node or settings.cpus,
+            self._settings.gpu_resource: resources.gpus_per_node,
+            "cpu": resources.cpus_per_node,
         }
         limits = {name: str(amount) for name, amount in amounts.items() if amount}
-        if memory := resources.memory_gb or settings.memory_gb:
-            limits["memory"] = f"{round(memory * 1024)}Mi"
+        if resources.memory_gb is not None:
+            limits["memory"] = f"{round(resources.memory_gb * 1024)}Mi"
         return limits
 
     def _volumes(self, job: JobSpec) -> dict[str, PodVolume]:

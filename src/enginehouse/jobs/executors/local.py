@@ -24,7 +24,7 @@ import msgspec
 from filelock import FileLock
 from pydantic import Field
 
-from enginehouse.core.errors import JobError, UnknownNameError
+from enginehouse.core.errors import ConfigurationError, JobError, UnknownNameError
 from enginehouse.core.system_errors import worded
 from enginehouse.jobs.base import (
     Artifact,
@@ -34,6 +34,7 @@ from enginehouse.jobs.base import (
     JobSpec,
     JobState,
     JobStatus,
+    Resources,
 )
 from enginehouse.jobs.executors.base import ExecutionSettings
 from enginehouse.jobs.local_process import (
@@ -82,6 +83,21 @@ class LocalSettings(ExecutionSettings):
     """The longest time for a whole job, in seconds."""
     kill_grace: Annotated[float, Field(gt=0)] = 60.0
     """The longest time for a job to stop its server when it is to end, in seconds."""
+
+    @property
+    def command_words(self) -> tuple[str, ...]:
+        """Enginehouse as it runs here, unless `command` says otherwise."""
+        return self.command or (sys.executable, "-m", "enginehouse")
+
+    def resources(self, *, gpus: int) -> Resources:
+        """The GPUs that are needed, on one node."""
+        if self.gpus is not None and gpus > self.gpus:
+            raise ConfigurationError(
+                f"the job needs {gpus} GPUs, and execution.gpus allows {self.gpus}",
+                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                fix="lower these, or allow more GPUs",
+            )
+        return Resources(gpus_per_node=gpus, walltime=self.walltime)
 
 
 class LocalExecutor:
@@ -196,7 +212,7 @@ class LocalExecutor:
                 for one, node in _nodes(job)
             ),
             before=job.before,
-            walltime=job.resources.walltime or self._settings.walltime,
+            walltime=job.resources.walltime,
             kill_grace=self._settings.kill_grace,
         )
         write_whole(folder / JOB, msgspec.json.format(msgspec.json.encode(described)), private=True)

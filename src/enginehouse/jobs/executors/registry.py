@@ -11,6 +11,7 @@ EXECUTORS = Registry(
     {
         "kubernetes": "enginehouse.jobs.executors.kubernetes:KubernetesExecutor",
         "local": "enginehouse.jobs.executors.local:LocalExecutor",
+        "slurm": "enginehouse.jobs.executors.slurm.executor:SlurmExecutor",
     },
     group="enginehouse.executors",
 )
