@@ -6,8 +6,9 @@ import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import yaml
+
 from enginehouse.commands.configuration import EvaluationConfig
-from enginehouse.commands.evaluate import resolved_yaml
 from enginehouse.deployment.configuration import parse
 from enginehouse.jobs.base import JobSpec
 from enginehouse.jobs.configuration import LaunchConfig
@@ -37,7 +38,7 @@ class LaunchPlan:
 
 
 def plan_launch(config: LaunchConfig) -> LaunchPlan:
-    """What will run. Reads tasks and settings, and starts nothing.
+    """What will run, tasks of other harnesses included. Nothing is written or started.
 
     Raises ConfigurationError for tasks that are wrong, and for GPUs that do not add up. Tasks of
     other harnesses are refused when the plan is launched.
@@ -52,7 +53,7 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
         name=config.name,
         folder=config.execution.jobs_folder / f"{created:%Y%m%d_%H%M%S}-{job_id}",
         command=(*config.execution.command_words, "eval", "--config", PLAN, "--folder", RUN),
-        files={PLAN: resolved_yaml(evaluation)},
+        files={PLAN: _plan_text(evaluation)},
         environment=config.variables.environment(),
         resources=config.execution.resources(gpus=gpus),
         before="\n".join(
@@ -69,3 +70,9 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
         gpus=gpus,
         variables=config.variables,
     )
+
+
+def _plan_text(evaluation: EvaluationConfig) -> str:
+    """The evaluation as the file that the job reads. No secret is in it: see Variables."""
+    values = evaluation.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
