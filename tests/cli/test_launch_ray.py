@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tests.support.command_line import Finished, House, journaled, scored, sums, until
-from tests.support.ray_cluster import LocalCluster, local_cluster
+from tests.support.ray_cluster import LocalCluster
 
 from enginehouse.core.errors import JobError
 
@@ -19,13 +19,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 Call = Callable[..., Finished]
 SECRET = "hf_notARealTokenButLongEnoughToBeOne"
 _PATIENCE = 180.0  # seconds: a job starts several of Ray's processes, and then an engine
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    """Two nodes."""
-    with local_cluster() as cluster:
-        yield cluster
 
 
 class Jobs:
@@ -83,9 +76,9 @@ class Jobs:
 
 
 @pytest.fixture
-def jobs(house: House, call: Call, cluster: LocalCluster) -> Jobs:
+def jobs(house: House, call: Call, ray_cluster: LocalCluster) -> Jobs:
     """Launch files for the cluster."""
-    return Jobs(house, call, cluster)
+    return Jobs(house, call, ray_cluster)
 
 
 def test_from_the_file_to_the_run(house: House, call: Call, jobs: Jobs):
@@ -132,7 +125,7 @@ def test_time_limit_kill_and_resume(house: House, call: Call, jobs: Jobs):
 
 
 @pytest.mark.engine
-def test_the_real_vllm(real_house: House, cluster: LocalCluster):
+def test_the_real_vllm(real_house: House, ray_cluster: LocalCluster):
     """Once with vLLM itself, on the CPUs that Ray reserves for it."""
     variables = {name: f"lit:{value}" for name, value in real_house.env.items()}
     variables.pop("OMP_NUM_THREADS", None)
@@ -140,8 +133,8 @@ def test_the_real_vllm(real_house: House, cluster: LocalCluster):
         "defaults": [{"execution": "ray"}, {"deployment": "vllm"}, "_self_"],
         "execution": {
             "output_dir": str(real_house.work / "jobs"),
-            "address": cluster.address,
-            "python": str(cluster.python),
+            "address": ray_cluster.address,
+            "python": str(ray_cluster.python),
             "command": [sys.executable, "-m", "enginehouse"],
             "gpus_per_node": 0,
             "cpus_per_node": len(os.sched_getaffinity(0)),

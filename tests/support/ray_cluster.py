@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -40,24 +41,27 @@ class LocalCluster:
     folder: Path
     gcs: str
     env: Mapping[str, str]
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(3))
 
     def start_node(self, *, gpus: int = 0, **resources: int) -> subprocess.Popen[bytes]:
         """Another node, with resources of the cluster's own. `stop_node` ends it."""
-        before = self.nodes()
-        address = f"127.0.0.{2 + before}"
+        number = next(self.numbers)
+        address = f"127.0.0.{number}"
         words = ["start", f"--address={self.gcs}", *_words(address, gpus, resources)]
-        log = self.folder / f"node{before}.log"
+        log = self.folder / f"node{number}.log"
         process = _ray(self.python, words, env=self.env, log=log)
         try:
-            _wait(process, lambda: self.nodes() > before, log=log)
+            _wait(process, lambda: self.has(address), log=log)
         except BaseException:
             stop_node(process)
             raise
         return process
 
-    def nodes(self) -> int:
-        """How many nodes are alive."""
-        return (self.ask("/api/v0/nodes?limit=100") or b"").count(b'"ALIVE"')
+    def has(self, address: str) -> bool:
+        """Whether the node with this address is alive."""
+        nodes = json.loads(self.ask("/api/v0/nodes?limit=100") or b"{}")
+        rows = nodes.get("data", {}).get("result", {}).get("result", [])
+        return any(row["node_ip"] == address and row["state"] == "ALIVE" for row in rows)
 
     def ask(self, path: str) -> bytes | None:
         """What the dashboard answers; None for an error, or if it has only begun."""
@@ -123,7 +127,7 @@ def local_cluster(*, env: Mapping[str, str] | None = None) -> Iterator[LocalClus
         stack.callback(stop_node, head)
         address = f"http://{LOOPBACK}:{dashboard}"
         cluster = LocalCluster(address, python, folder, f"{_HEAD}:{gcs}", environment)
-        _wait(head, lambda: cluster.nodes() == 1, log=folder / "head.log")
+        _wait(head, lambda: cluster.has(_HEAD), log=folder / "head.log")
         stack.callback(stop_node, cluster.start_node(gpus=2))
         yield cluster
 
@@ -149,6 +153,7 @@ def _ray(
         return subprocess.Popen(
             [str(python.parent / "ray"), *words],
             env=dict(env),
+            cwd=log.parent,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

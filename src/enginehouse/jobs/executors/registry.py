@@ -11,6 +11,7 @@ EXECUTORS = Registry(
     {
         "kubernetes": "enginehouse.jobs.executors.kubernetes:KubernetesExecutor",
         "local": "enginehouse.jobs.executors.local:LocalExecutor",
+        "docker": "enginehouse.jobs.executors.docker.executor:DockerExecutor",
         "ray": "enginehouse.jobs.executors.ray.executor:RayExecutor",
         "slurm": "enginehouse.jobs.executors.slurm.executor:SlurmExecutor",
     },

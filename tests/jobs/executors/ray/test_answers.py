@@ -74,7 +74,7 @@ def test_what_is_rendered():
     assert request["metadata"]["enginehouse_job"] == _JOB.id
     assert "TOKEN" not in by_name["POST /api/jobs/"]
     described = json.loads(by_name["package: job.json"])
-    assert described["resources"] == {"CPU": 4, "GPU": 8, "memory": 2_000_000_000}
+    assert described["resources"] == {"CPU": 4, "GPU": 8, "memory": 2 << 30}
     assert [node["command"] for node in described["nodes"]] == [
         ["enginehouse", "eval"],
         None,

@@ -62,10 +62,10 @@ def _files_with(text: str, folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_conformance(cluster: LocalCluster, tmp_path: Path, name: str):
+async def test_conformance(ray_cluster: LocalCluster, tmp_path: Path, name: str):
     """What every executor must do."""
     failures = await check_executor(
-        lambda: executor(cluster),
+        lambda: executor(ray_cluster),
         folder=PurePosixPath(tmp_path),
         patience=_PATIENCE,
         only={name},
@@ -73,12 +73,12 @@ async def test_conformance(cluster: LocalCluster, tmp_path: Path, name: str):
     assert failures == []
 
 
-async def test_nodes_of_its_own(cluster: LocalCluster, tmp_path: Path):
+async def test_nodes_of_its_own(ray_cluster: LocalCluster, tmp_path: Path):
     """Companions run on other nodes than the command, with GPUs of their own."""
     script = "echo main $CUDA_VISIBLE_DEVICES; while ! test -e where; do sleep 0.1; done; cat where"
     told = 'echo companion "$CUDA_VISIBLE_DEVICES" of {head} > new; mv new where; sleep 600'
     companion = Companion(name="server", command=("/bin/sh", "-c", told))
-    ray = subject(cluster, tmp_path)
+    ray = subject(ray_cluster, tmp_path)
     async with ray.executor:
         job = ray.job(script, companions=(companion,), resources=Resources(gpus_per_node=2))
         handle = await ray.submit(job)
@@ -89,9 +89,9 @@ async def test_nodes_of_its_own(cluster: LocalCluster, tmp_path: Path):
     assert told.startswith("companion 0,1 of 127.0.0.")
 
 
-async def test_a_job_that_waits(cluster: LocalCluster, tmp_path: Path):
+async def test_a_job_that_waits(ray_cluster: LocalCluster, tmp_path: Path):
     """It is pending with what it waits for, and can be cancelled, unlike Ray's own."""
-    ray = subject(cluster, tmp_path)
+    ray = subject(ray_cluster, tmp_path)
     async with ray.executor:
         handle = await ray.submit(ray.job("exit 0", resources=Resources(gpus_per_node=16)))
         await ray.until(handle, "waiting")
@@ -102,9 +102,9 @@ async def test_a_job_that_waits(cluster: LocalCluster, tmp_path: Path):
         assert (await ray.status(handle)).state is JobState.CANCELLED
 
 
-async def test_time_limit(cluster: LocalCluster, tmp_path: Path):
+async def test_time_limit(ray_cluster: LocalCluster, tmp_path: Path):
     """A job that takes too long is interrupted, which is no failure, and nothing of it is left."""
-    ray = subject(cluster, tmp_path)
+    ray = subject(ray_cluster, tmp_path)
     async with ray.executor:
         job = ray.job("echo pid $$; sleep 600", resources=Resources(walltime=2))
         handle = await ray.submit(job)
@@ -115,14 +115,14 @@ async def test_time_limit(cluster: LocalCluster, tmp_path: Path):
         await ray.gone([int(words[words.index("pid") + 1])])
 
 
-async def test_a_node_that_dies(cluster: LocalCluster, tmp_path: Path):
+async def test_a_node_that_dies(ray_cluster: LocalCluster, tmp_path: Path):
     """The job is interrupted, nothing of it is left, and it continues on another node."""
     script = (
         "test -e begun && echo again && exit 0; touch begun\n"
         "setsid sleep 600 &\necho pid $!\necho pid $$ end\nwait"
     )
-    ray = subject(cluster, tmp_path, resources_per_node={"rare": 1})
-    node = cluster.start_node(rare=1)
+    ray = subject(ray_cluster, tmp_path, resources_per_node={"rare": 1})
+    node = ray_cluster.start_node(rare=1)
     try:
         async with ray.executor:
             job = ray.job(script)
@@ -133,7 +133,7 @@ async def test_a_node_that_dies(cluster: LocalCluster, tmp_path: Path):
             assert status.reason == "a node was lost"
             pids = [int(line.split()[1]) for line in said.splitlines() if line.startswith("pid ")]
             await ray.gone(pids)
-            node = cluster.start_node(rare=1)
+            node = ray_cluster.start_node(rare=1)
             second = await ray.submit(job)
             await ray.reach(second, JobState.COMPLETE)
             assert "again" in await ray.log(second)
@@ -141,12 +141,12 @@ async def test_a_node_that_dies(cluster: LocalCluster, tmp_path: Path):
         stop_node(node)
 
 
-async def test_secrets_are_seen_nowhere(cluster: LocalCluster, tmp_path: Path):
+async def test_secrets_are_seen_nowhere(ray_cluster: LocalCluster, tmp_path: Path):
     """Not in what the dashboard tells, in no file of the cluster, and in no command line."""
     script = f'test "$TOKEN" = {SECRET[:20]}"{SECRET[20:]}" && echo has it; sleep 600'
     secret = Environment(secrets=frozenset({"TOKEN"}))
     companion = Companion(name="server", command=("/bin/sh", "script.sh"), environment=secret)
-    ray = subject(cluster, tmp_path)
+    ray = subject(ray_cluster, tmp_path)
     async with ray.executor:
         job = ray.job(script, environment=secret, companions=(companion,))
         handle = await ray.submit(job, values={"TOKEN": SECRET})
@@ -155,36 +155,37 @@ async def test_secrets_are_seen_nowhere(cluster: LocalCluster, tmp_path: Path):
         tables = ("actors", "tasks", "objects", "jobs", "runtime_envs", "workers")
         paths = [f"/api/v0/{table}?detail=1&limit=10000" for table in tables]
         paths += ["/api/jobs/", f"/api/jobs/{handle.reference['submission']}", "/api/snapshot"]
-        answers = {path: cluster.ask(path) or b"" for path in paths}
+        answers = {path: ray_cluster.ask(path) or b"" for path in paths}
         name = handle.reference["submission"].encode()
         assert sum(name in answer for answer in answers.values()) >= 3
         assert [path for path, answer in answers.items() if SECRET.encode() in answer] == []
         assert not any(SECRET in " ".join(process.cmdline()) for process in _processes())
         await ray.executor.cancel(handle)
-    assert _files_with(SECRET, cluster.folder) == _files_with(SECRET, tmp_path) == []
+    assert _files_with(SECRET, ray_cluster.folder) == _files_with(SECRET, tmp_path) == []
 
 
-async def test_what_connects_to_ray_inside_a_job(cluster: LocalCluster, tmp_path: Path):
+async def test_what_connects_to_ray_inside_a_job(ray_cluster: LocalCluster, tmp_path: Path):
     """A program of the job, such as vLLM, reaches the cluster; its workers get no secrets."""
     program = (
-        "import os, ray\n"
+        "import ray\n"
         "ray.init(logging_level='error')\n"
-        "print(ray.get(ray.remote(lambda: sorted(os.listdir('.'))).remote()))\n"
+        "inherited = ray.remote(lambda: dict(ray.get_runtime_context().runtime_env))\n"
+        "print('inherited', ray.get(inherited.remote()))\n"
     )
-    ray = subject(cluster, tmp_path)
+    ray = subject(ray_cluster, tmp_path)
     async with ray.executor:
-        script = f"exec {cluster.python} program.py"
+        script = f"exec {ray_cluster.python} program.py"
         handle = await ray.submit(ray.job(script, files={"program.py": program}))
         await ray.reach(handle, JobState.COMPLETE)
-        assert "secrets.json" not in await ray.log(handle)
+        assert "inherited {}" in await ray.log(handle)
 
 
 async def test_fetch_from_nodes(
-    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A folder that cannot be read here is copied, and no other job of Ray is left behind."""
     monkeypatch.setattr(ray_executor, "_is_here", lambda handle: False)
-    ray = subject(cluster, tmp_path)
+    ray = subject(ray_cluster, tmp_path)
     async with ray.executor:
         handle = await ray.submit(ray.job("mkdir run; head -c 300000 /dev/urandom > run/journal"))
         await ray.reach(handle, JobState.COMPLETE)
@@ -196,14 +197,14 @@ async def test_fetch_from_nodes(
         with pytest.raises(JobError) as caught:
             await ray.executor.fetch(handle, tmp_path / "again")
         assert caught.value.kind == "no_folder"
-    jobs = json.loads(cluster.ask("/api/jobs/") or b"null")
+    jobs = json.loads(ray_cluster.ask("/api/jobs/") or b"null")
     assert jobs
     assert [job for job in jobs if "fetch" in (job["submission_id"] or "")] == []
 
 
-async def test_a_job_that_runs_is_not_submitted_again(cluster: LocalCluster, tmp_path: Path):
+async def test_a_job_that_runs_is_not_submitted_again(ray_cluster: LocalCluster, tmp_path: Path):
     """Two commands in one folder would write over one another."""
-    ray = subject(cluster, tmp_path)
+    ray = subject(ray_cluster, tmp_path)
     async with ray.executor:
         job = ray.job("sleep 600")
         await ray.submit(job)
@@ -213,9 +214,9 @@ async def test_a_job_that_runs_is_not_submitted_again(cluster: LocalCluster, tmp
         await ray.clear()
 
 
-async def test_without_ray_on_the_nodes(cluster: LocalCluster, tmp_path: Path):
+async def test_without_ray_on_the_nodes(ray_cluster: LocalCluster, tmp_path: Path):
     """A Python that is not there, or has no Ray, fails the job; its secrets are removed."""
-    ray = subject(cluster, tmp_path, python="no-such-python")
+    ray = subject(ray_cluster, tmp_path, python="no-such-python")
     async with ray.executor:
         secret = Environment(secrets=frozenset({"TOKEN"}))
         job: JobSpec = ray.job("exit 0", environment=secret)
@@ -223,7 +224,7 @@ async def test_without_ray_on_the_nodes(cluster: LocalCluster, tmp_path: Path):
         status = await ray.reach(handle, JobState.FAILED)
         assert status.exit_code == 127
         assert "no-such-python" in await ray.log(handle)
-    assert _files_with(SECRET, cluster.folder) == []
+    assert _files_with(SECRET, ray_cluster.folder) == []
     with tempfile.TemporaryDirectory() as into, pytest.raises(JobError):
         async with ray.make() as fresh:
             await fresh.fetch(handle, Path(into))

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
 
 from enginehouse.core.errors import JobError
-from enginehouse.servers.sessions import open_session
 
-_PATIENCE = aiohttp.ClientTimeout(total=60, connect=10)
+_PATIENCE, _CONNECT = 60.0, 10.0  # seconds
 _ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 _POLL = 0.2
 _MOST = 10_000  # the most rows that Ray's state API gives
@@ -116,6 +114,8 @@ class RayCluster:
         self.address = address
 
     async def __aenter__(self) -> Self:
+        from enginehouse.servers.sessions import open_session
+
         self._session = open_session(self.address, headers=_headers())
         return self
 
@@ -154,6 +154,8 @@ class RayCluster:
 
     async def follow(self, submission: str) -> AsyncIterator[str]:
         """What a job has printed, and what it prints until it has ended or the connection."""
+        import aiohttp
+
         path = f"api/jobs/{submission}/logs/tail"
         try:
             async with self._session.ws_connect(path, max_msg_size=0, heartbeat=30) as socket:
@@ -191,8 +193,11 @@ class RayCluster:
         self, method: str, path: str, *, missing: bytes | None = b"", **body: Any
     ) -> Any:
         """The content of an answer; `missing`, if that is None, for one that says 404."""
+        import aiohttp
+
+        patience = aiohttp.ClientTimeout(total=_PATIENCE, connect=_CONNECT)
         try:
-            async with self._session.request(method, path, timeout=_PATIENCE, **body) as reply:
+            async with self._session.request(method, path, timeout=patience, **body) as reply:
                 content = await reply.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unreachable(error) from error

@@ -277,7 +277,7 @@ class RayExecutor:
         return {
             "CPU": asked.cpus_per_node or 1,
             **({"GPU": asked.gpus_per_node} if asked.gpus_per_node else {}),
-            **({"memory": int(asked.memory_gb * 1e9)} if asked.memory_gb else {}),
+            **({"memory": int(asked.memory_gb * 2**30)} if asked.memory_gb else {}),
             **self._settings.resources_per_node,
         }
 

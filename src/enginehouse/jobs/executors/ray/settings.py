@@ -32,7 +32,7 @@ class RaySettings(ExecutionSettings):
     cpus_per_node: Annotated[int, Field(ge=1)] | None = None
     """CPUs to reserve on each node; 1 by default."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
-    """Memory to reserve on each node, in GB."""
+    """Memory to reserve on each node, in GiB."""
     resources_per_node: Mapping[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Other resources to reserve on each node: `{"accelerator_type:H100": 0.001}`."""
     walltime: Annotated[int, Field(ge=1)] | None = None
