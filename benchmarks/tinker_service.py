@@ -70,7 +70,7 @@ def _peer(command: Sequence[object], *, env: dict[str, str] | None = None) -> It
 def _service(model: Path, *, home: Path) -> Iterator[str]:
     """The service's address; it samples with hf, which computes nothing meanwhile."""
     words = ["tinker", "serve", "--base-model", str(model), "--home", str(home)]
-    words += ["--without-keys", "--sampler", "hf", "--dtype", "float32"]
+    words += ["--sampler", "hf", "--dtype", "float32"]
     log = home / "output"
     with (
         log.open("wb") as output,

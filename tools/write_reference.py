@@ -49,6 +49,7 @@ from enginehouse.deployment.configuration import AskConfig, ServeConfig
 from enginehouse.doctor.findings import Finding
 from enginehouse.engines.options import ServerOptions
 from enginehouse.evaluation import records
+from enginehouse.evaluation.policy import MetricRule, Policy, TaskRule
 from enginehouse.games.base import GameInfo
 from enginehouse.games.registry import GAMES, list_games
 from enginehouse.provisioning.inventory import InstalledEnvironment
@@ -62,6 +63,7 @@ from enginehouse.results import (
     curve,
     engines,
     experiment,
+    gate,
     summary,
 )
 from enginehouse.results.activity import GpuReading
@@ -96,6 +98,8 @@ EXIT_CODES = {
     "has no figures",
     10: "a job could not be submitted, watched or cancelled, or it failed",
     11: "`enginehouse gate`: a metric is worse than the policy allows",
+    12: "`enginehouse gate`: no metric is shown to be worse, but there are too few items to tell",
+    13: "figures could not be exported",
     130: "Ctrl-C (SIGINT); everything that was started has been stopped, and a run can be resumed",
     141: "nobody reads standard output any more (`| head`)",
     143: "SIGTERM; like Ctrl-C",
@@ -155,6 +159,7 @@ JSON_OUTPUT: Mapping[str, type] = {
     "`eval`, `resume`, `show RUN`": summary.Report,
     "`show RUN --sample N`": summary.SampleView,
     "`compare`": comparison.Comparison,
+    "`gate`": gate.Gate,
     "`play`, `play analyze`": experiment.ExperimentReport,
     "`play --list`": GameInfo,
     "`watch`": curve.Curve,
@@ -189,6 +194,7 @@ JSON_PARTS = (
     comparison.TaskComparison,
     comparison.MetricComparison,
     comparison.OutcomeCounts,
+    gate.GateFigure,
     experiment.Measured,
     experiment.Estimate,
     experiment.TeamReport,
@@ -216,6 +222,8 @@ MAPPINGS = {
     "ProviderConfig": "mapping, see [a provider](#a-provider)",
     "TeamConfig": "mapping, see [a team](#a-team)",
     "DeliberationConfig": "mapping, see [deliberation](#deliberation)",
+    "GateTest": "`difference`, `inferiority`",
+    "GateVerdict": "`pass`, `fail`, `undecided`",
 }
 
 
@@ -381,7 +389,11 @@ def configuration() -> Iterator[str]:
     yield from ("", *keys(TaskConfig), "", "### watch --config", "")
     yield "Those of `eval --config` but `url`, `api_key_env` and `adapter`; `model` is the base of"
     yield "the adapters, and is evaluated, too. And:"
-    yield from ("", *keys(WatchSettings), "", "### parity --config", "")
+    yield from ("", *keys(WatchSettings), "", "### gate --policy", "", *keys(Policy), "")
+    yield "An entry of `tasks` has a task's name, and one of its `metrics` a metric's:"
+    yield from ("", *keys(TaskRule, without=list(MetricRule.model_fields)), "")
+    yield from ("Both may also have these, which go before those above them:", "")
+    yield from (*keys(MetricRule), "", "### parity --config", "")
     yield "Those of `serve --config`, and:"
     yield from ("", *keys(ParitySettings))
     for command, settings in (

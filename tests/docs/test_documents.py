@@ -25,6 +25,7 @@ from enginehouse.core.strict_model import StrictModel
 from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.engines.base import RemoteEngine
 from enginehouse.engines.registry import ENGINES
+from enginehouse.evaluation.policy import Policy
 from enginehouse.evaluation.scoring_processes import ScoringProcesses
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import create_run
@@ -118,6 +119,8 @@ def kind_of(values: dict[str, Any]) -> type[StrictModel]:
     """The configuration that a YAML example is meant for."""
     if {"default_provider", "team_a", "teams"} & values.keys():
         return ExperimentConfig
+    if "margin" in values:
+        return Policy
     return EvaluationConfig if "tasks" in values else ServeConfig
 
 

@@ -13,6 +13,7 @@ from enginehouse.statistics.paired import (
     BOOTSTRAP,
     bonett_price,
     compare_paired,
+    compare_with_margin,
     exact_mcnemar,
     paired_bootstrap,
     typical_difference,
@@ -259,3 +260,56 @@ def test_bonett_price_covers(n, worse, better):
     truth = better - worse
     intervals = [bonett_price(int(b), int(c), n) for b, c, _ in counts]
     assert np.mean([i.low <= truth <= i.high for i in intervals]) >= 0.94
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize("kind", ["single", "repeated"])
+def test_margins_agree_with_intervals(kind, confidence):
+    """A bound of the interval is the margin at which the one-sided p-value is its tail."""
+    drawn = repeated(60, 3, gain=-0.1)
+    values, weights = pairs(only_first=14, only_second=5, both=60) if kind == "single" else drawn
+    interval = compare_paired(values, weights, confidence=confidence).interval
+    tail = (1 - confidence) / 2
+    assert interval.confidence == confidence
+    low = compare_with_margin(values, weights, margin=-interval.low)
+    high = compare_with_margin(values, weights, margin=-interval.high)
+    assert low.not_worse == pytest.approx(tail, abs=0.01)
+    assert high.worse == pytest.approx(tail, abs=0.01)
+    assert low.worse > 0.8
+
+
+def test_confidence_is_also_the_level_of_what_is_detectable():
+    """The surer one wants to be, the larger a difference must be to be found."""
+    one, other = (
+        compare_paired(*pairs(only_first=8, only_second=8, both=84), confidence=c).detectable
+        for c in (0.9, 0.99)
+    )
+    assert one < other
+
+
+def test_margins_without_an_interval():
+    """Few items, or none that differs on a scale that is not known: nothing can be said."""
+    ones = np.ones((2, 5, 2))
+    assert compare_with_margin(ones, ones, margin=0.1) is None
+    alike = np.full((2, 50, 1), 3.5)
+    assert compare_with_margin(alike, np.ones_like(alike), margin=0.1) is None
+    assert compare_with_margin(ones, np.zeros_like(ones), margin=0.1) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_margins_are_missed_rarely(repeats):
+    """Truly worse by just the margin: each side is claimed in about 2.5 % of simulations."""
+    generator = np.random.default_rng(repeats)
+    margin, worse, enough = 0.05, 0, 0
+    rounds = 4 * ROUNDS if repeats == 1 else ROUNDS
+    for _ in range(rounds):
+        share = generator.uniform(0.2, 0.8, (150, 1))
+        shares = np.stack([share, share - margin])
+        values = (generator.random((2, 150, repeats)) < shares).astype(float)
+        found = compare_with_margin(values, np.ones_like(values), margin=margin)
+        worse += found.worse <= 0.025
+        enough += found.not_worse <= 0.025
+    limit = 0.025 + 2.5 * math.sqrt(0.025 * 0.975 / rounds)
+    assert worse / rounds <= limit
+    assert enough / rounds <= limit

@@ -33,8 +33,14 @@ COMMANDS = {
         "enginehouse.cli.runs:show", "Show a run's report, or one of its samples."
     ),
     "compare": CommandEntry("enginehouse.cli.compare:compare", "Compare two runs item by item."),
+    "gate": CommandEntry(
+        "enginehouse.cli.gate:gate", "Judge a run against a baseline by a policy, for CI."
+    ),
     "watch": CommandEntry(
         "enginehouse.cli.watch:watch", "Evaluate checkpoints and adapters as they appear."
+    ),
+    "launch": CommandEntry(
+        "enginehouse.cli.launch:launch", "Launch evaluations as jobs, here or on a cluster."
     ),
     "tasks": CommandEntry(
         "enginehouse.cli.tasks:tasks", "List the tasks and what each of them needs."

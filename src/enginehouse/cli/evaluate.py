@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,6 +42,10 @@ def evaluate(
         typer.Argument(help="More models, evaluated on the same server: MODEL+FOLDER …"),
     ] = None,
     data: DataOption = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="The run's folder; a run that is there already is continued."),
+    ] = None,
     given: Given[EvaluationConfig],
     console: Console,
 ) -> None:
@@ -48,6 +53,11 @@ def evaluate(
     values = task_values(given, data=data)
     settings = given.parse(values)
     others = [given.parse(values | {"model": model}) for model in more or ()]
+    if folder is not None and others:
+        raise ConfigurationError(
+            "--folder holds one run, and several models are to be evaluated",
+            fix="evaluate them one by one, or leave --folder out",
+        )
     from enginehouse.commands.evaluate import run_evaluation
     from enginehouse.commands.evaluate_together import run_together
     from enginehouse.evaluation import require_headlines
@@ -57,7 +67,14 @@ def evaluate(
     context = Context(notify=console.note)
     if not others:
         with console.progress() as progress:
-            report = run_async(run_evaluation(settings, context, progress=progress))
+            report = run_async(
+                run_evaluation(
+                    settings,
+                    context,
+                    progress=progress,
+                    folder=folder and folder.expanduser().absolute(),
+                )
+            )
         _show(report, console)
         return
 

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -46,13 +47,25 @@ class PlannedRun:
 
 
 async def run_evaluation(
-    config: EvaluationConfig, context: Context, *, progress: OnProgress = lambda _: None
+    config: EvaluationConfig,
+    context: Context,
+    *,
+    progress: OnProgress = lambda _: None,
+    folder: Path | None = None,
 ) -> Report:
     """Evaluate in a new run, on a deployment that is opened for it.
 
-    Raises what `begin_run` and `evaluate_on` do.
+    `folder` becomes the run's folder; a run that is there already, of the same configuration, is
+    resumed. Raises what `begin_run` and `evaluate_on` do, and ConfigurationError for a run of
+    another configuration.
     """
-    return await _evaluate(await begin_run(config, context), context, progress=progress)
+    if folder is not None and (folder / "run.json").exists():
+        run = open_run(context.layout, str(folder))
+        run.require_kind("evaluation", instead="resume")
+        await asyncio.to_thread(_require_same, run, config)
+        return await _resume(run, config, context, progress=progress)
+    planned = await begin_run(config, context, folder=folder)
+    return await _evaluate(planned, context, progress=progress)
 
 
 async def resume_evaluation(
@@ -71,15 +84,39 @@ async def resume_evaluation(
     """
     run = open_run(context.layout, reference)
     run.require_kind("evaluation", instead="resume")
+    return await _resume(
+        run,
+        None,
+        context,
+        progress=progress,
+        retry_failed=retry_failed,
+        trust=trust,
+        target=target,
+    )
+
+
+async def _resume(
+    run: Run,
+    config: EvaluationConfig | None,
+    context: Context,
+    *,
+    progress: OnProgress,
+    retry_failed: bool = False,
+    trust: bool = False,
+    target: Target | None = None,
+) -> Report:
+    """As `resume_evaluation`; `config` is what its user gave now, in place of the run's own."""
     with run.hold():
         report = evaluation.summarise(run) if run.journal_path.exists() else None
         if report and report.complete and not (retry_failed and _has_failures(report)):
             context.notify(f"run {run.info.id} is complete: nothing to ask")
             _note_complete(run, report)
             return report
-        config = read_config(run)
-        if not trust:
-            require_trust(run, config, layout=context.layout)
+        if config is None:
+            config = read_config(run)
+            if not trust:
+                require_trust(run, config, layout=context.layout)
+        config = config.with_absolute_paths()
         spec, tasks = await asyncio.to_thread(_plan, config.settings)
         planned = PlannedRun(run=run, config=config, spec=spec, tasks=tasks)
         context.notify(f"run: {run.info.id}, resumed")
@@ -92,8 +129,10 @@ async def resume_evaluation(
         )
 
 
-async def begin_run(config: EvaluationConfig, context: Context) -> PlannedRun:
-    """Load the data, check that the engine can answer, and make a folder for the run.
+async def begin_run(
+    config: EvaluationConfig, context: Context, *, folder: Path | None = None
+) -> PlannedRun:
+    """Load the data, check that the engine can answer, and make a folder for the run: `folder`.
 
     Raises TaskError, DataError, UnsupportedError and StoreError; then there is no folder.
     """
@@ -104,7 +143,7 @@ async def begin_run(config: EvaluationConfig, context: Context) -> PlannedRun:
         engine = load_engine(plan.engine)
         evaluation.require_supported(spec, tasks=tasks, capabilities=engine.capabilities(None))
     run = create_run(
-        context.layout,
+        folder or context.layout,
         model=plan.model or str(plan.path or plan.url or plan.addresses),
         tasks=[task.name for task in tasks],
         config=resolved_yaml(config),
@@ -239,6 +278,24 @@ def resolved_yaml(config: EvaluationConfig) -> str:
     if hidden:
         head += f"# Left out because they may be secrets: {', '.join(hidden)}\n"
     return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _require_same(run: Run, config: EvaluationConfig) -> None:
+    """Raise ConfigurationError unless the run was begun with `config`. Blocking."""
+    begun = read_config(run)
+    given = parse(
+        EvaluationConfig,
+        yaml.safe_load(resolved_yaml(config.with_absolute_paths())),
+        origin="the given configuration",
+    )
+    before, now = begun.model_dump(), given.model_dump()
+    different = [name for name in before if before[name] != now[name]]
+    if different:
+        raise ConfigurationError(
+            f"the run in {run.folder} was begun with another configuration",
+            why=f"different: {', '.join(different)}",
+            fix=f"give another --folder, or continue it as it is: enginehouse resume {run.folder}",
+        )
 
 
 def _plan(settings: EvaluationSettings) -> tuple[EvaluationSpec, TaskPlans]:

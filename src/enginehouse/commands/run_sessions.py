@@ -73,10 +73,10 @@ def _what_is_kept(run: Run, error: BaseException) -> str | None:
     begun = run.journal_path.exists()
     if isinstance(error, _LASTING):
         what = "samples" if run.info.kind == "evaluation" else "matches"
-        return f"its {what} are kept: enginehouse show {run.info.id}" if begun else None
+        return f"its {what} are kept: enginehouse show {run.reference}" if begun else None
     if isinstance(error, (ServerError, TlsError)) and not begun:
         return None  # no server was reached, so another option or address may be needed
-    return f"the run is kept; continue with: enginehouse resume {run.info.id}"
+    return f"the run is kept; continue with: enginehouse resume {run.reference}"
 
 
 def _worker(process: ProcessIdentity | None) -> Worker | None:

@@ -42,6 +42,8 @@ EnginehouseError
 ├── TinkerError               the Tinker service refuses a request, or a job of it failed
 ├── JobError                  a job could not be submitted, watched or cancelled, or it failed
 ├── GateError                 a run is worse than a policy allows
+│   └── GateUndecidedError    too few items to tell
+├── ExportError               figures could not be exported
 ├── OpenFilesError            this process cannot open any more files
 └── NoHeadlineError           too many samples, or all matches, failed: there is no score
 
@@ -432,3 +434,25 @@ class GateError(EnginehouseError):
 
     stage = "gate"
     exit_code = 11
+
+
+class GateUndecidedError(GateError):
+    """No metric is shown to be worse than a policy allows, but there are too few items to tell."""
+
+    exit_code = 12
+
+
+class ExportError(EnginehouseError):
+    """Figures could not be exported; the run is as it was.
+
+    `kind` says why: "missing_package", "refused", "unreadable" …
+    """
+
+    stage = "export"
+    exit_code = 13
+
+    def __init__(
+        self, message: str, *, kind: str | None = None, **details: Unpack[Details]
+    ) -> None:
+        super().__init__(message, **details)
+        self.kind = kind

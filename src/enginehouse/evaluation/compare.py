@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 import numpy as np
 
@@ -17,12 +19,24 @@ from enginehouse.results.comparison import (
     TaskComparison,
     Verdict,
 )
+from enginehouse.statistics.intervals import Floats
 from enginehouse.statistics.multiplicity import holm
 from enginehouse.statistics.paired import compare_paired
 from enginehouse.store.runs import Run
 from enginehouse.tasks.base import Outcome
 
 LEVEL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """A figure of two runs: values and weights of shape (2, items, repeats).
+
+    A weight of 0 means that there is no value.
+    """
+
+    values: Floats
+    weights: Floats
 
 
 def compare_runs(a: Run, b: Run) -> Comparison:
@@ -41,16 +55,9 @@ def compare_runs(a: Run, b: Run) -> Comparison:
     tested = [t.headline.p_value for t in tasks if t.headline and t.headline.p_value is not None]
     corrected = iter(holm(tested))
     several = len(tested) > 1
-    compared_a, compared_b = (
-        Compared(
-            run=reading.run.info.id,
-            model=reading.provenances[-1].model if reading.provenances else reading.run.info.model,
-        )
-        for reading in (one, other)
-    )
     return Comparison(
-        a=compared_a,
-        b=compared_b,
+        a=describe_run(one),
+        b=describe_run(other),
         tasks=tuple(
             _judge(task, next(corrected), several=several)
             if task.headline and task.headline.p_value is not None
@@ -74,11 +81,36 @@ def require_scores(comparison: Comparison) -> None:
         )
 
 
+def describe_run(reading: Reading) -> Compared:
+    """Which run it is, and which model answered."""
+    provenances = reading.provenances
+    return Compared(
+        run=reading.run.info.id,
+        model=provenances[-1].model if provenances else reading.run.info.model,
+    )
+
+
+def headline_pairs(a: TaskLedger, b: TaskLedger) -> Pairs:
+    """Which samples of a task are correct, in both runs."""
+    states = np.stack([a.state_table(), b.state_table()])
+    correct = (states == CODES[Outcome.CORRECT]).astype(float)
+    return Pairs(values=correct, weights=has_score(states).astype(float))
+
+
+def metric_pairs(metric: str, a: TaskLedger, b: TaskLedger) -> Pairs:
+    """A further metric that both runs have, by sample."""
+    shape = a.state_table().shape
+    columns = (a.measures[metric], b.measures[metric])
+    return Pairs(
+        values=np.stack([column.values.reshape(shape) for column in columns]),
+        weights=np.stack([column.weights.reshape(shape) for column in columns]),
+    )
+
+
 def _compare_task(name: str, a: Reading, b: Reading) -> TaskComparison:
     """A task's figures; the verdict does not consider the p-value yet."""
     one, other = a.ledger.tasks[name], b.ledger.tasks[name]
-    states = np.stack([one.state_table(), other.state_table()])
-    valid = has_score(states)
+    pairs = headline_pairs(one, other)
     why_not = "; ".join(
         f"{label} has no score: {why}"
         for label, reading in (("A", a), ("B", b))
@@ -86,8 +118,7 @@ def _compare_task(name: str, a: Reading, b: Reading) -> TaskComparison:
     )
     headline = None
     if not why_not:
-        correct = (states == CODES[Outcome.CORRECT]).astype(float)
-        headline = compare_paired(correct, valid.astype(float))
+        headline = compare_paired(pairs.values, pairs.weights)
         why_not = "" if headline else "no sample has a score in both runs"
     record = one.record
     return TaskComparison(
@@ -97,7 +128,7 @@ def _compare_task(name: str, a: Reading, b: Reading) -> TaskComparison:
         items=record.items,
         samples_per_item=record.samples,
         subset=record.subset or other.record.subset,
-        left_out=int((~valid.all(axis=0)).sum()),
+        left_out=int((pairs.weights == 0).any(axis=0).sum()),
         failed=_counts(Outcome.FAILED, one, other),
         unscored=_counts(Outcome.UNSCORED, one, other),
         truncated=_counts(Outcome.TRUNCATED, one, other),
@@ -116,12 +147,9 @@ def _counts(outcome: Outcome, a: TaskLedger, b: TaskLedger) -> OutcomeCounts:
 
 def _metrics(a: TaskLedger, b: TaskLedger) -> list[MetricComparison]:
     metrics = []
-    shape = a.state_table().shape
     for name in sorted(a.measures.keys() & b.measures.keys()):
-        columns = (a.measures[name], b.measures[name])
-        values = np.stack([column.values.reshape(shape) for column in columns])
-        weights = np.stack([column.weights.reshape(shape) for column in columns])
-        if (result := compare_paired(values, weights)) is not None:
+        pairs = metric_pairs(name, a, b)
+        if (result := compare_paired(pairs.values, pairs.weights)) is not None:
             metrics.append(MetricComparison(metric=name, result=result))
     return metrics
 

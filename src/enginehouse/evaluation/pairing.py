@@ -110,12 +110,7 @@ def common_tasks(a: Reading, b: Reading) -> list[str]:
     Raises ConfigurationError, naming what differs: the two are one run; no task in common; samples
     missing; another task version, data, number of items or samples, other items or prompts.
     """
-    if a.run.folder.samefile(b.run.folder):
-        raise ConfigurationError(
-            f"both are run {a.run.info.id}", fix="name two different runs; `enginehouse runs`"
-        )
-    for reading in (a, b):
-        _require_begun(reading)
+    require_two_runs(a, b)
     common = [name for name in a.ledger.tasks if name in b.ledger.tasks]
     if not common:
         raise ConfigurationError(
@@ -124,11 +119,26 @@ def common_tasks(a: Reading, b: Reading) -> list[str]:
             fix="compare runs of the same tasks",
         )
     for name in common:
-        _require_same_data(a.ledger.tasks[name].record, b.ledger.tasks[name].record)
-        for reading in (a, b):
-            _require_whole(reading.ledger.tasks[name], reading.run)
-        _require_same_questions(name, a, b)
+        require_pairs(name, a, b)
     return common
+
+
+def require_two_runs(a: Reading, b: Reading) -> None:
+    """Raise ConfigurationError unless the two are different runs, which have both begun."""
+    if a.run.folder.samefile(b.run.folder):
+        raise ConfigurationError(
+            f"both are run {a.run.info.id}", fix="name two different runs; `enginehouse runs`"
+        )
+    for reading in (a, b):
+        _require_begun(reading)
+
+
+def require_pairs(name: str, a: Reading, b: Reading) -> None:
+    """Raise ConfigurationError unless a task of both is whole in both and asked in the same way."""
+    _require_same_data(a.ledger.tasks[name].record, b.ledger.tasks[name].record)
+    for reading in (a, b):
+        _require_whole(reading.ledger.tasks[name], reading.run)
+    _require_same_questions(name, a, b)
 
 
 def warnings(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:

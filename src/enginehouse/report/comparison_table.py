@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType
 from rich.text import Text
 
-from enginehouse.report.terminal import make_console, make_table
+from enginehouse.report.fitting_table import FittingTable
+from enginehouse.report.terminal import make_console
 from enginehouse.results.comparison import Comparison, TaskComparison, Verdict
 from enginehouse.statistics.paired import PairedResult
 
@@ -22,7 +23,6 @@ _STYLES = {
 }
 _CORRECTED = "p (Holm)"
 _COLUMNS = ("task", "metric", "A", "B", "B - A", "95 % interval", "p", _CORRECTED, "detectable")
-_NAMES_WIDTH = 30  # of task and metric together; narrower names would be unreadable
 
 
 def print_comparison(comparison: Comparison, *, file: IO[str] | None = None) -> None:
@@ -37,7 +37,10 @@ def render_comparison(comparison: Comparison) -> RenderableType:
         Text.assemble((label, "bold"), f"  {run.run}  {run.model}") for label, run in runs
     ]
     if any(task.headline for task in comparison.tasks):
-        parts += [Text(), _Figures(comparison)]
+        several = comparison.correction is not None
+        columns = [c for c in _COLUMNS if several or c != _CORRECTED]
+        rows = list(_rows(comparison, several=several))
+        parts += [Text(), FittingTable(columns, rows)]
     for task in comparison.tasks:
         parts += [Text(), Text.assemble((f"{task.task}: ", "bold"), _verdict(task))]
         parts += [Text(f"  {line}") for line in _basis(task)]
@@ -47,59 +50,54 @@ def render_comparison(comparison: Comparison) -> RenderableType:
     return Group(*parts)
 
 
-class _Figures:
-    """A table if it fits, otherwise a few lines per figure."""
-
-    def __init__(self, comparison: Comparison) -> None:
-        several = comparison.correction is not None
-        self._columns = [c for c in _COLUMNS if several or c != _CORRECTED]
-        self._rows = list(_rows(comparison, several=several))
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        numbers = list(zip(self._columns, *self._rows, strict=True))[2:]
-        if _NAMES_WIDTH + sum(2 + max(map(len, column)) for column in numbers) > options.max_width:
-            for name, metric, *cells in self._rows:
-                yield Text.assemble((name, "bold"), "  " if name else "", metric)
-                for column, cell in zip(self._columns[2:], cells, strict=True):
-                    yield Text(f"  {column}: {cell}")
-            return
-        table = make_table(*self._columns, right=range(2, len(self._columns)))
-        for row in self._rows:
-            table.add_row(*map(Text, row))
-        yield table
-
-
 def _rows(comparison: Comparison, *, several: bool) -> Iterator[list[str]]:
     for task in comparison.tasks:
         if task.headline is None:
             continue
         name = task.task + (" (subset)" if task.subset else "")
-        corrected = [_p(task.p_corrected)] if several else []
+        corrected = [p_cell(task.p_corrected)] if several else []
         yield [name, task.headline_name, *_cells(task.headline, corrected)]
         blank = ["-"] if several else []
         for further in task.metrics:
             yield ["", further.metric, *_cells(further.result, blank)]
 
 
-def _cells(result: PairedResult, corrected: list[str]) -> list[str]:
-    interval = result.interval
-    share = max(abs(result.first), abs(result.second)) <= 1
-    scale, style = (100, ".1f") if share else (1, ".3g")
-    sides = [f"{scale * v:{style}}" + ("%" if share else "") for v in (result.first, result.second)]
-    bounds = (
-        "none"
-        if interval is None
-        else f"{scale * interval.low:+{style}} to {scale * interval.high:+{style}}"
-    )
-    least = "none" if result.detectable is None else f"{scale * result.detectable:{style}}"
-    difference = f"{scale * result.difference:+{style}}"
-    return [*sides, difference, bounds, _p(result.p_value), *corrected, least]
+def paired_cells(result: PairedResult) -> list[str]:
+    """Both values, their difference and its interval; shares in per cent and points."""
+    interval, show = result.interval, _number(result)
+    unit = "%" if _is_share(result) else ""
+    return [
+        *(show(value, "") + unit for value in (result.first, result.second)),
+        show(result.difference, "+"),
+        "none" if interval is None else f"{show(interval.low, '+')} to {show(interval.high, '+')}",
+    ]
 
 
-def _p(value: float | None) -> str:
+def detectable_cell(result: PairedResult) -> str:
+    """The smallest difference that would have been found."""
+    return "none" if result.detectable is None else _number(result)(result.detectable, "")
+
+
+def p_cell(value: float | None) -> str:
+    """A p-value."""
     if value is None:
         return "none"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _cells(result: PairedResult, corrected: list[str]) -> list[str]:
+    least = detectable_cell(result)
+    return [*paired_cells(result), p_cell(result.p_value), *corrected, least]
+
+
+def _is_share(result: PairedResult) -> bool:
+    return max(abs(result.first), abs(result.second)) <= 1
+
+
+def _number(result: PairedResult) -> Callable[[float, str], str]:
+    """What writes a value of the figure, with or without its sign."""
+    scale, style = (100, ".1f") if _is_share(result) else (1, ".3g")
+    return lambda value, sign: f"{scale * value:{sign}{style}}"
 
 
 def _verdict(task: TaskComparison) -> Text:

@@ -61,7 +61,7 @@ async def running(
     """Answer on `listener` for the length of the block; then, requests have `grace` seconds."""
     config = uvicorn.Config(
         application,
-        http="h11",
+        http="httptools",
         ws="none",
         lifespan="off",
         log_level="warning",

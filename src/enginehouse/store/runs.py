@@ -97,6 +97,11 @@ class Run:
         self._lock = FileLock(folder / "lock", mode=0o600, thread_local=False)
 
     @property
+    def reference(self) -> str:
+        """What commands find it by: its id, or its folder if that has another name."""
+        return self.info.id if self.folder.name == self.info.id else str(self.folder)
+
+    @property
     def config_path(self) -> Path:
         """The resolved configuration, with which the run can be repeated."""
         return self.folder / "config.yaml"
@@ -200,7 +205,7 @@ class Run:
 
 
 def create_run(
-    layout: Layout,
+    place: Layout | Path,
     *,
     model: str,
     tasks: Sequence[str],
@@ -213,13 +218,16 @@ def create_run(
     """Create a run's folder with run.json and config.yaml; it appears whole or not at all.
 
     The id is `<UTC time>-<model>-<first task>[+<further tasks>]-<4 random hex digits>`, with
-    `title` in place of the model if there is one; ids sort by time. Raises StoreError.
+    `title` in place of the model if there is one; ids sort by time. `place` is the run's folder,
+    missing or empty, or a layout: then its name is the id, and it is among the other runs. Raises
+    StoreError.
     """
     created = datetime.now(UTC)
     more = f"+{len(tasks) - 1}" if len(tasks) > 1 else ""
     stem = f"{created:%Y%m%d-%H%M%S}-{_slug(title or model)}-{_slug(tasks[0])}{more}"
-    while (layout.runs / (name := f"{stem}-{secrets.token_hex(2)}")).exists():
-        pass
+    name = f"{stem}-{secrets.token_hex(2)}"
+    while isinstance(place, Layout) and (place.runs / name).exists():
+        name = f"{stem}-{secrets.token_hex(2)}"
     info = RunInfo(
         id=name,
         status=RunStatus.RUNNING,
@@ -230,9 +238,11 @@ def create_run(
         left_out=tuple(left_out),
         kind=kind,
     )
-    unfinished = layout.runs / f".{name}"
+    folder = place.runs / name if isinstance(place, Layout) else place
+    unfinished = folder.with_name(f".{name}")
     try:
-        layout.make_private(layout.runs)
+        if isinstance(place, Layout):
+            place.make_private(place.runs)
         make_private(unfinished)
         write_whole(unfinished / "config.yaml", config.encode(), private=True)
         write_whole(
@@ -240,15 +250,15 @@ def create_run(
             msgspec.json.format(msgspec.json.encode(info)),
             private=True,
         )
-        unfinished.rename(layout.runs / name)
+        unfinished.rename(folder)
     except (OSError, StoreError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise StoreError(
-            f"cannot create the run folder {layout.runs / name}",
+            f"cannot create the run folder {folder}",
             why=getattr(error, "why", None) or str(error),
             fix="make room or check the permissions; ENGINEHOUSE_HOME moves everything",
         ) from error
-    return Run(layout.runs / name, info)
+    return Run(folder, info)
 
 
 def open_run(layout: Layout, reference: str) -> Run:

@@ -6,4 +6,8 @@ from enginehouse.core.registry import Registry
 
 # "module:Class" of an executor, which is made as Executor(settings, context). The class names its
 # settings as `settings_class`.
-EXECUTORS = Registry("executor", {}, group="enginehouse.executors")
+EXECUTORS = Registry(
+    "executor",
+    {"local": "enginehouse.jobs.executors.local:LocalExecutor"},
+    group="enginehouse.executors",
+)

@@ -1,0 +1,1 @@
+"""The packaged groups that a launch configuration's `defaults` choose from."""

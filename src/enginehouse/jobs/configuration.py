@@ -1,0 +1,503 @@
+"""What a launch file configures: where a job runs, what is deployed, and what is evaluated.
+
+The keys are those of the NeMo Evaluator launcher's configuration (versions 0.1 and 0.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from enginehouse.core.strict_model import StrictModel
+from enginehouse.deployment.configuration import merged
+from enginehouse.engines import arguments
+from enginehouse.engines.options import PositiveInt
+from enginehouse.jobs.executors.base import ExecutionSettings
+from enginehouse.jobs.variables import Variables
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+_CONTAINER = "everything runs in the job's own environment or image, not in one for each task"
+_NO_PROXY = "there is no proxy between the client and the server"
+_REQUESTS = "requests have what the task and the sampling parameters say, and nothing else"
+_LOGGED = "every request and answer is in the run's journal"
+
+
+def texts(values: Any) -> Any:
+    """The values of variables as text: YAML reads `0` and `false` as something else."""
+    if not isinstance(values, Mapping):
+        return values
+    words = {True: "true", False: "false"}
+    return {
+        name: words[value] if isinstance(value, bool) else str(value)
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+class Section(StrictModel):
+    """A part of a launch file."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {}
+    """Keys of the original launcher that are accepted and have no effect, and why."""
+    others_not_acted_on: ClassVar[str | None] = None
+    """Why any other key has no effect; None where an unknown key is an error."""
+
+
+class Endpoints(Section):
+    """The paths of a deployed server."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "embedding": "no task embeds texts",
+        "ranking": "no task ranks texts",
+    }
+
+    chat: str = "/v1/chat/completions"
+    """The path of chat requests."""
+    completions: str = "/v1/completions"
+    """The path of completions."""
+    health: str = "/health"
+    """The path that answers when the server is ready."""
+
+
+class DeploymentSettings(Section):
+    """The section `deployment`: the model under test, and its server.
+
+    With both `hf_model_handle` and `checkpoint_path`, the handle is used if it can be found, else
+    the path.
+    """
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "cache_path": "models are kept in the hub's cache; set HF_HOME in env_vars",
+    }
+
+    type: Literal["vllm", "sglang", "hf", "llamacpp", "generic", "none"]
+    """The engine; generic is any server by its command, none is a server that runs already."""
+    image: str | None = None
+    """The image to run in, where the executor runs containers."""
+    checkpoint_path: str | None = None
+    """A checkpoint folder, on the machine where the job runs."""
+    hf_model_handle: str | None = None
+    """A model of the Hugging Face hub."""
+    adapter: str | None = None
+    """The folder of a LoRA adapter, on the machine where the job runs."""
+    served_model_name: str | None = None
+    """The name that requests use."""
+    port: Port | None = None
+    """The server's port; by default a free one."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs that share each layer."""
+    pipeline_parallel_size: PositiveInt = 1
+    """Groups of GPUs among which the layers are divided."""
+    data_parallel_size: PositiveInt = 1
+    """Copies of the model."""
+    data_parallel_size_local: PositiveInt | None = None
+    """Copies of the model on each node."""
+    distributed_executor_backend: Literal["ray", "mp"] | None = None
+    """How vLLM spans several nodes: over Ray, or by itself."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The fraction of a GPU's memory that the engine may take."""
+    extra_args: tuple[str, ...] = ()
+    """Other flags of the engine, as one string or a list."""
+    env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
+    """Variables of the server."""
+    endpoints: Endpoints = Endpoints()
+    """The server's paths; ours are known, so they matter for generic."""
+    pre_cmd: str = ""
+    """Lines of shell that run before the server is started."""
+    command: str | None = None
+    """The command that starts a generic server; an engine's own command is read for its flags."""
+    version: str | None = None
+    """The engine's version, for a managed environment."""
+    variant: Literal["cpu", "cuda"] | None = None
+    """The engine's build, for a managed environment."""
+    python: str | None = None
+    """The Python of an existing engine environment, on the machine where the job runs."""
+    lepton_config: Mapping[str, Any] = Field(default_factory=dict, repr=False)
+    """How Lepton places the server."""
+
+    @field_validator("env_vars", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return texts(value)
+
+    @field_validator("extra_args", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return arguments.split(value) if isinstance(value, str) else value
+
+    @property
+    def gpus(self) -> int:
+        """The GPUs of one instance, on all of its nodes: tensor x pipeline x data parallel.
+
+        With `data_parallel_size_local`, those of one node.
+        """
+        copies = self.data_parallel_size_local or self.data_parallel_size
+        return self.tensor_parallel_size * self.pipeline_parallel_size * copies
+
+    @property
+    def deployed(self) -> bool:
+        """Whether the job starts a server."""
+        return self.type != "none"
+
+    @property
+    def model(self) -> str | None:
+        """The model as a plan takes it: the handle, or the path if there is no handle."""
+        return self.hf_model_handle or self.checkpoint_path
+
+    @property
+    def fallback(self) -> str | None:
+        """The path to use if the handle is not found."""
+        return self.checkpoint_path if self.hf_model_handle else None
+
+    @model_validator(mode="after")
+    def _some_model(self) -> Self:
+        if self.type not in ("generic", "none") and self.model is None:
+            raise ValueError(
+                "there is no model: give hf_model_handle, checkpoint_path, or both "
+                "(the path is then used if the handle is not found)"
+            )
+        if self.type == "generic" and self.command is None:
+            raise ValueError("a generic deployment needs a command")
+        return self
+
+
+class AuxiliaryDeployment(DeploymentSettings):
+    """Another model beside the one under test, such as a judge, on nodes of its own."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        **DeploymentSettings.not_acted_on,
+        "env_prefix": "no shell variables are named after it",
+    }
+
+    num_nodes: PositiveInt = 1
+    """Nodes of its own."""
+    num_instances: PositiveInt = 1
+    """Servers of its own."""
+
+
+class AdapterConfig(Section):
+    """How prompts and answers are changed on their way."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "use_request_logging": _LOGGED,
+        "use_response_logging": _LOGGED,
+        "max_logged_requests": _LOGGED,
+        "max_logged_responses": _LOGGED,
+        "max_saved_requests": _LOGGED,
+        "max_saved_responses": _LOGGED,
+        "save_requests": _LOGGED,
+        "save_responses": _LOGGED,
+        "log_failed_requests": _LOGGED,
+        "logging_aggregated_stats_interval": _LOGGED,
+        "tracking_requests_stats": _LOGGED,
+        "use_caching": "a run resumes from its journal, and nothing is asked twice",
+        "reuse_cached_responses": "a run resumes from its journal, and nothing is asked twice",
+        "caching_dir": "a run resumes from its journal, and nothing is asked twice",
+        "use_progress_tracking": "`launch status` and the run's journal have the progress",
+        "progress_tracking_url": "`launch status` and the run's journal have the progress",
+        "progress_tracking_interval": "`launch status` and the run's journal have the progress",
+        "generate_html_report": "`enginehouse show RUN` shows the run",
+        "html_report_size": "`enginehouse show RUN` shows the run",
+        "include_json": "`enginehouse launch export` writes JSON",
+        "use_nvcf": "a hosted API is asked at its own address",
+        "use_omni_info": "requests carry nothing about who asks",
+        "mode": _NO_PROXY,
+        "endpoint_type": "each task says whether it asks by chat or completions",
+        "local_port": _NO_PROXY,
+        "discovery": _NO_PROXY,
+        "interceptors": _NO_PROXY,
+        "post_eval_hooks": _NO_PROXY,
+        "output_dir": "results are in the job's folder, below execution.output_dir",
+        "use_raise_client_errors": "a request that fails is never an answer",
+        "track_reasoning": "reasoning is always counted",
+        "include_if_reasoning_not_finished": "an answer whose reasoning did not end is scored as it"
+        " is, and counted as cut off",
+        "params_to_add": _REQUESTS,
+        "params_to_remove": _REQUESTS,
+        "params_to_rename": _REQUESTS,
+        "headers_to_add": _REQUESTS,
+        "headers_to_remove": _REQUESTS,
+        "headers_to_rename": _REQUESTS,
+    }
+
+    use_system_prompt: bool | None = None
+    """Whether `custom_system_prompt` is used; false sends none."""
+    custom_system_prompt: str | None = None
+    """The system message of every conversation."""
+    use_reasoning: bool | None = None
+    """Whether reasoning is removed from answers before they are scored, and counted."""
+    process_reasoning_traces: bool | None = None
+    """The same as `use_reasoning`, in newer files."""
+    start_reasoning_token: str | None = None
+    """The tag that begins the reasoning."""
+    end_reasoning_token: str | None = None
+    """The tag that ends the reasoning."""
+
+
+class ApiEndpoint(Section):
+    """A server that runs already, or an API."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "type": "each task says whether it asks by chat or completions",
+        "stream": "streaming makes no difference to an answer",
+    }
+
+    url: str | None = None
+    """Its address: the base, or that of its chat or completions endpoint."""
+    model_id: str | None = None
+    """The model's name there."""
+    api_key_name: str | None = None
+    """The environment variable, here, that holds its key."""
+    adapter_config: AdapterConfig | None = None
+    """How requests and answers are changed."""
+
+
+class TargetSettings(Section):
+    """The section `target`: what is evaluated if nothing is deployed."""
+
+    api_endpoint: ApiEndpoint = ApiEndpoint()
+    """The server."""
+
+
+class JudgeSettings(Section):
+    """The model that scores answers, for tasks that name one."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "backend": "the judge is asked as any other model",
+    }
+
+    url: str | None = None
+    """Its address, or `auxiliary_deployments.NAME.chat_url`."""
+    model_id: str | None = None
+    """Its name in requests, or `auxiliary_deployments.NAME.model_id`."""
+    api_key: str | None = None
+    """The environment variable, here, that holds its key."""
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Nucleus sampling; 1 is off."""
+    max_tokens: PositiveInt | None = None
+    """Its longest answer, in tokens."""
+    request_timeout: Seconds | None = None
+    """The longest time for one request, in seconds."""
+    max_retries: Annotated[int, Field(ge=0)] | None = None
+    """How often a failed request is repeated."""
+    parallelism: PositiveInt | None = None
+    """The number of requests in flight."""
+
+
+class ExtraParameters(Section):
+    """Parameters that belong to single harnesses."""
+
+    others_not_acted_on: ClassVar[str | None] = "no task that runs here has such a parameter"
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "tokenizer": "log-probabilities come from the server, which has the model's tokenizer",
+        "tokenizer_backend": "log-probabilities come from the server, which has the tokenizer",
+    }
+
+    n_samples: PositiveInt | None = None
+    """How often each item is asked."""
+    judge: JudgeSettings | None = None
+    """The model that scores answers."""
+
+
+class Parameters(Section):
+    """How a task is asked. None leaves the task's own value, or the server's."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "task": "the task is named by `name`",
+    }
+
+    limit_samples: PositiveInt | None = None
+    """The number of items."""
+    parallelism: PositiveInt | None = None
+    """The number of requests in flight."""
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Nucleus sampling; 1 is off."""
+    max_new_tokens: PositiveInt | None = None
+    """The longest answer, in tokens."""
+    request_timeout: Seconds | None = None
+    """The longest time for one request, in seconds."""
+    max_retries: Annotated[int, Field(ge=0)] | None = None
+    """How often a failed request is repeated."""
+    extra: ExtraParameters = ExtraParameters()
+    """Parameters of single harnesses."""
+
+
+class EvaluatorParameters(Section):
+    """The part `config` of a nemo_evaluator_config."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "output_dir": "results are in the job's folder, below execution.output_dir",
+        "supported_endpoint_types": "each task says whether it asks by chat or completions",
+        "type": "the task is named by `name`",
+    }
+
+    params: Parameters = Parameters()
+    """How a task is asked."""
+
+
+class EvaluatorConfig(Section):
+    """A `nemo_evaluator_config`: for all tasks, or for one."""
+
+    config: EvaluatorParameters = EvaluatorParameters()
+    """How a task is asked."""
+    target: TargetSettings = TargetSettings()
+    """How requests and answers are changed."""
+
+    @property
+    def params(self) -> Parameters:
+        """How a task is asked."""
+        return self.config.params
+
+    @property
+    def adapter(self) -> AdapterConfig:
+        """How prompts and answers are changed."""
+        return self.target.api_endpoint.adapter_config or AdapterConfig()
+
+
+class LaunchTask(Section):
+    """One task of the section `evaluation`."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "container": _CONTAINER,
+        "dataset_mount_path": _CONTAINER,
+        "pre_cmd": "tasks share one process; use evaluation.pre_cmd",
+        "post_cmd": "tasks share one process; run what comes after the job by its own means",
+    }
+
+    name: str
+    """The task, with or without its harness: `ifeval`, `lm-evaluation-harness.ifeval`."""
+    endpoint_type: str | None = None
+    """`chat` or `completions`, for tasks that can be asked both ways."""
+    env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
+    """Variables of the job, for this task's sake."""
+    dataset_dir: str | None = None
+    """The folder or file of the task's data, on the machine where the job runs."""
+    nemo_evaluator_config: EvaluatorConfig = EvaluatorConfig()
+    """How this task is asked, above what is said for all."""
+
+    @field_validator("env_vars", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return texts(value)
+
+
+class EvaluationSection(Section):
+    """The section `evaluation`."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "post_cmd": "run what comes after the job by its own means",
+    }
+
+    tasks: Annotated[tuple[LaunchTask, ...], Field(min_length=1)]
+    """The tasks."""
+    nemo_evaluator_config: EvaluatorConfig = EvaluatorConfig()
+    """How all tasks are asked."""
+    env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
+    """Variables of the job."""
+    pre_cmd: str = ""
+    """Lines of shell that run before the evaluation."""
+
+    @field_validator("env_vars", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return texts(value)
+
+    def settings_of(self, task: LaunchTask) -> EvaluatorConfig:
+        """How one task is asked: what is said for it, above what is said for all."""
+        layers = (self.nemo_evaluator_config, task.nemo_evaluator_config)
+        general, own = (layer.model_dump(exclude_unset=True) for layer in layers)
+        return EvaluatorConfig.model_validate(merged(general, own))
+
+
+class LaunchDocument(Section):
+    """A whole launch file, but for `execution`, whose keys are its executor's."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "user_config_path": "the launcher itself adds it",
+    }
+
+    name: str | None = None
+    """The job's name."""
+    deployment: DeploymentSettings
+    """The model under test, and its server."""
+    auxiliary_deployments: Mapping[str, AuxiliaryDeployment] = Field(default_factory=dict)
+    """Other models beside it, by name."""
+    target: TargetSettings = TargetSettings()
+    """What is evaluated if nothing is deployed."""
+    evaluation: EvaluationSection
+    """The tasks, and how they are asked."""
+    env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
+    """Variables of the whole job."""
+    export: Mapping[str, Any] = Field(default_factory=dict)
+    """Where results are exported to; a section for each destination."""
+
+    @field_validator("env_vars", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return texts(value)
+
+    @model_validator(mode="after")
+    def _something_answers(self) -> Self:
+        endpoint = self.target.api_endpoint
+        if self.deployment.deployed and endpoint.url is not None:
+            raise ValueError(
+                "target.api_endpoint.url is set although a server is deployed: "
+                "choose deployment: none, or remove the url"
+            )
+        if not self.deployment.deployed and endpoint.url is None:
+            raise ValueError(
+                "nothing answers: give target.api_endpoint.url, or choose a deployment"
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """A launch file, checked.
+
+    `job_variables` are those of the evaluation, `server_variables` those of the server, and
+    `auxiliary_variables` those of each auxiliary deployment. `notes` are warnings; `not_acted_on`
+    has each key without effect, and why.
+    """
+
+    origin: str
+    name: str
+    execution: ExecutionSettings
+    deployment: DeploymentSettings
+    auxiliary_deployments: Mapping[str, AuxiliaryDeployment]
+    target: TargetSettings
+    evaluation: EvaluationSection
+    export: Mapping[str, Any]
+    job_variables: Variables
+    server_variables: Variables
+    auxiliary_variables: Mapping[str, Variables]
+    notes: tuple[str, ...]
+    not_acted_on: Mapping[str, str]
+    values: Mapping[str, Any] = field(repr=False)
+    """Everything as it was composed, for display, without the values of secrets."""
+
+    @property
+    def variables(self) -> Variables:
+        """The variables of the job's main command: also those that the server gets from it."""
+        others = {v.name: v for v in self.server_variables.by_name.values() if not v.plain}
+        return Variables(by_name=others).with_others(self.job_variables)
+
+    @property
+    def server_values(self) -> Mapping[str, str]:
+        """The server's variables whose values may be written down."""
+        return dict(self.server_variables.environment().values)
+
+    @property
+    def server_names(self) -> tuple[str, ...]:
+        """The server's variables that it takes from the job's main command."""
+        names = [v.name for v in self.server_variables.by_name.values() if not v.plain]
+        return tuple(sorted(names))

@@ -1,0 +1,262 @@
+"""Reads a launch file: composed, checked, its variables sorted out, and its doubts noted."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from enginehouse.core.errors import ConfigurationError, nearest
+from enginehouse.deployment.configuration import parse
+from enginehouse.jobs.composition import Composition, compose_launch, leaves
+from enginehouse.jobs.configuration import LaunchConfig, LaunchDocument, texts
+from enginehouse.jobs.engine_arguments import sort_arguments
+from enginehouse.jobs.executors.base import ExecutionSettings, ExecutionVariables
+from enginehouse.jobs.executors.registry import EXECUTORS
+from enginehouse.jobs.variables import Variable, Variables, holds_token, parse_variable
+
+_FIX = "docs/launch.md lists every key"
+HIDDEN = "(not shown)"
+_SERVER_VARIABLES = ("execution.env_vars.deployment", "deployment.env_vars")
+_JOB_VARIABLES = ("execution.env_vars.evaluation", "evaluation.env_vars")
+
+
+def read_launch(path: Path, *, overrides: Sequence[str] = ()) -> LaunchConfig:
+    """The configuration in a launch file, with Hydra's overrides. Blocking.
+
+    Raises ConfigurationError for a key that is unknown or has no value, a value that is wrong,
+    and an executor that does not exist. No value of a secret is read yet.
+    """
+    return check_launch(compose_launch(path, overrides=overrides))
+
+
+def check_launch(composition: Composition) -> LaunchConfig:
+    """The configuration of a composed launch file. Raises ConfigurationError."""
+    origin = str(composition.path)
+    without_effect: dict[str, str] = {}
+    notes: list[str] = []
+    values = copy.deepcopy(dict(composition.values))
+    settings_class = _settings_class(values.get("execution"), origin)
+    execution = _acted_on(settings_class, values.pop("execution"), "execution", without_effect)
+    for holder, name, place in _deployments(values):
+        ordered = sort_arguments(
+            holder[name], place=place, given=lambda key: key in composition.lines
+        )
+        holder[name] = ordered.values
+        without_effect |= ordered.not_acted_on
+        notes += [f"{note}{_line_of(composition, place)}" for note in ordered.notes]
+    document = _acted_on(LaunchDocument, values, "", without_effect)
+    checked = _parsed(LaunchDocument, document, origin=origin)
+    settings = _parsed(settings_class, execution, origin=f"{origin}: execution")
+    settings = settings.model_copy(update={"env_vars": ExecutionVariables()})  # read below
+    variables = _VariableReader(composition, os.environ)
+    everywhere = variables.read("env_vars")
+    job = everywhere.with_others(variables.read(*_JOB_VARIABLES, *_task_sections(checked)))
+    if (key := checked.target.api_endpoint.api_key_name) and key not in job.by_name:
+        job = job.with_others(Variables(by_name={key: Variable(name=key, host=key)}))
+    server = everywhere.with_others(variables.read(*_SERVER_VARIABLES))
+    _refuse_tokens(variables.redacted, composition)
+    _refuse_two_values(job, server)
+    return LaunchConfig(
+        origin=origin,
+        name=checked.name or composition.path.stem,
+        execution=settings,
+        deployment=checked.deployment,
+        auxiliary_deployments=checked.auxiliary_deployments,
+        target=checked.target,
+        evaluation=checked.evaluation,
+        export=checked.export,
+        job_variables=job,
+        server_variables=server,
+        auxiliary_variables={
+            name: everywhere.with_others(variables.read(f"auxiliary_deployments.{name}.env_vars"))
+            for name in checked.auxiliary_deployments
+        },
+        notes=(*notes, *variables.notes),
+        not_acted_on=without_effect,
+        values=variables.redacted,
+    )
+
+
+def _deployments(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """The mapping that holds each deployment, its key there, and its dotted path."""
+    auxiliary = values.get("auxiliary_deployments")
+    holders = [(values, "deployment", "deployment")]
+    if isinstance(auxiliary, dict):
+        holders += [(auxiliary, name, f"auxiliary_deployments.{name}") for name in auxiliary]
+    return ((holder, name, place) for holder, name, place in holders if _is_dict(holder, name))
+
+
+def _is_dict(holder: Mapping[str, Any], name: str) -> bool:
+    return isinstance(holder.get(name), dict)
+
+
+def _line_of(composition: Composition, place: str) -> str:
+    key = f"{place}.extra_args"
+    return f" ({composition.place(key)})" if key in composition.lines else ""
+
+
+def _settings_class(execution: Any, origin: str) -> type[ExecutionSettings]:
+    kind = execution.get("type") if isinstance(execution, Mapping) else None
+    if not isinstance(kind, str):
+        raise ConfigurationError(
+            f"{origin}: 'execution.type' is missing",
+            why="the file chooses no executor",
+            fix=f"put `- execution: local` under defaults; known: {', '.join(EXECUTORS.names())}",
+        )
+    settings_class: type[ExecutionSettings] = EXECUTORS.load(kind).settings_class
+    return settings_class
+
+
+def _parsed(kind: Any, values: Mapping[str, Any], *, origin: str) -> Any:
+    try:
+        return parse(kind, values, origin=origin)
+    except ConfigurationError as error:
+        error.fix = _FIX
+        raise
+
+
+def _acted_on(kind: Any, values: Any, where: str, without_effect: dict[str, str]) -> Any:
+    """The values without the keys that have no effect, which are added to `without_effect`."""
+    if isinstance(values, list):
+        return [
+            _acted_on(kind, inner, f"{where}.{index}", without_effect)
+            for index, inner in enumerate(values)
+        ]
+    if not isinstance(values, Mapping):
+        return values
+    kept = {}
+    for key, inner in values.items():
+        place = f"{where}.{key}" if where else str(key)
+        reason = kind.not_acted_on.get(key) or _reason_for_unknown(kind, key)
+        if reason is not None:
+            without_effect[place] = reason
+            continue
+        section = _section_of(kind, key)
+        if section is None:
+            kept[key] = inner
+        elif _is_mapping_of_sections(kind, key) and isinstance(inner, Mapping):
+            kept[key] = {
+                name: _acted_on(section, part, f"{place}.{name}", without_effect)
+                for name, part in inner.items()
+            }
+        else:
+            kept[key] = _acted_on(section, inner, place, without_effect)
+    return kept
+
+
+def _reason_for_unknown(kind: Any, key: str) -> str | None:
+    """Why an unknown key has no effect; None if it is known, or may be a misspelt known one."""
+    reason: str | None = getattr(kind, "others_not_acted_on", None)
+    known = kind.model_fields
+    return None if key in known or nearest(str(key), known) else reason
+
+
+def _section_of(kind: Any, key: str) -> Any:
+    """The section that a key holds, alone, optionally, in a tuple or in a mapping."""
+    field = kind.model_fields.get(key)
+    return _section_in(field.annotation) if field is not None else None
+
+
+def _section_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and hasattr(annotation, "not_acted_on"):
+        return annotation
+    parts = (_section_in(part) for part in get_args(annotation))
+    return next((part for part in parts if part is not None), None)
+
+
+def _is_mapping_of_sections(kind: Any, key: str) -> bool:
+    origin = get_origin(kind.model_fields[key].annotation)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+class _VariableReader:
+    """Reads sections of variables, noting doubts and hiding the values of secrets.
+
+    `redacted` are the composition's values, in which secrets that were read are hidden.
+    """
+
+    def __init__(self, composition: Composition, here: Mapping[str, str]) -> None:
+        self._composition = composition
+        self._here = here
+        self.redacted: dict[str, Any] = copy.deepcopy(dict(composition.values))
+        self.notes: list[str] = []
+
+    def read(self, *sections: str) -> Variables:
+        """The variables of some sections, by their dotted paths; later ones win."""
+        read = {}
+        for section in sections:
+            holder = _at(self.redacted, section)
+            for name, text in texts(holder).items() if isinstance(holder, dict) else ():
+                variable = self._parsed(f"{section}.{name}", name, text)
+                if variable.literal is not None and variable.secret:
+                    holder[name] = HIDDEN
+                read[name] = variable
+        return Variables(by_name=read)
+
+    def _parsed(self, key: str, name: str, text: str) -> Variable:
+        place = f"{key} ({self._composition.place(key)})"
+        try:
+            variable = parse_variable(name, text, here=self._here)
+        except ConfigurationError as error:
+            error.message = f"{place}: {error.message}"
+            raise
+        if variable.literal is not None and variable.secret:
+            self.notes.append(
+                f"{place} holds a secret as plain text; write host:{name} and export {name} instead"
+            )
+        elif variable.host == text:
+            self.notes.append(
+                f"{place}: {text} is taken as the name of a variable here; write host:{text}"
+            )
+        return variable
+
+
+def _task_sections(document: LaunchDocument) -> list[str]:
+    return [f"evaluation.tasks.{index}.env_vars" for index in range(len(document.evaluation.tasks))]
+
+
+def _at(values: Any, key: str) -> Any:
+    """What is at a dotted path; None if nothing is."""
+    for step in key.split("."):
+        if isinstance(values, Mapping):
+            values = values.get(step)
+        elif isinstance(values, list) and step.isdecimal() and int(step) < len(values):
+            values = values[int(step)]
+        else:
+            return None
+    return values
+
+
+def _refuse_two_values(job: Variables, server: Variables) -> None:
+    """A secret reaches the server through the job's environment, so it has one value there."""
+    for name in sorted(job.by_name.keys() & server.by_name.keys()):
+        one, other = job.by_name[name], server.by_name[name]
+        if one != other and (one.secret or other.secret):
+            raise ConfigurationError(
+                f"{name} has two values: {one.source} for the evaluation and {other.source} for "
+                "the server",
+                why="both run in one job, and a secret reaches them by its environment",
+                fix="use one value that serves both, or give them different names",
+            )
+
+
+def _is_secret_literal(key: str, value: str) -> bool:
+    """Whether it is a secret of variables that an executor reads by itself, such as Lepton's."""
+    *_, section, name = ("", *key.split("."))
+    if section not in ("env_vars", "envs") or value == HIDDEN:
+        return False
+    variable = parse_variable(name, value, here={})
+    return variable.literal is not None and variable.secret
+
+
+def _refuse_tokens(values: Mapping[str, Any], composition: Composition) -> None:
+    for key, value in leaves(values):
+        if isinstance(value, str) and (holds_token(value) or _is_secret_literal(key, value)):
+            raise ConfigurationError(
+                f"{key} ({composition.place(key)}) holds a token",
+                why="it would be written into scripts and records, and shown by ps",
+                fix="put it into an environment variable, and give its name under env_vars",
+            )

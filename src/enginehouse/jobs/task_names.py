@@ -1,0 +1,235 @@
+"""From a task's name in a launch configuration to what runs: a native task, or another harness's.
+
+The names and harnesses are those of nemo-evaluator-launcher 0.2.6.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.tasks.base import Task
+from enginehouse.tasks.registry import TASKS, load_task
+
+LM_EVAL: Final = "lm-eval"
+INSPECT: Final = "inspect"
+
+_LM_HARNESS: Final = "lm-evaluation-harness"
+_HARNESSES: Final = {
+    "aa-lcr": None,
+    "bfcl": INSPECT,
+    "bigcode-evaluation-harness": INSPECT,
+    "codec": None,
+    "garak": None,
+    "genai-perf-eval": None,
+    "helm": None,
+    "hle": INSPECT,
+    "ifbench": None,
+    "livecodebench": None,
+    "lm-eval": LM_EVAL,
+    _LM_HARNESS: LM_EVAL,
+    "mmath": None,
+    "mtbench": None,
+    "mteb": None,
+    "nemo-skills": None,
+    "profbench": None,
+    "ruler": None,
+    "safety-eval": None,
+    "scicode": INSPECT,
+    "simple-evals": INSPECT,
+    "tau2-bench": INSPECT,
+    "tooltalk": None,
+    "vlmevalkit": None,
+}
+"""The launcher's harnesses, spelled with hyphens, and which other harness has their benchmarks."""
+
+_NAMES_IN_INSPECT: Final = {
+    "aime_2024": "aime2024",
+    "aime_2025": "aime2025",
+    "browsecomp": "browse_comp",
+    "healthbench": "healthbench",
+    "healthbench_consensus": "healthbench_consensus",
+    "healthbench_hard": "healthbench_hard",
+    "hle": "hle",
+    "humaneval_instruct": "humaneval",
+    "math_test_500": "math",
+    "mbpp-chat": "mbpp",
+    "scicode": "scicode",
+    "simpleqa": "simpleqa",
+    "tau2_bench_airline": "tau2_airline",
+    "tau2_bench_retail": "tau2_retail",
+    "tau2_bench_telecom": "tau2_telecom",
+}
+"""The launcher's names, in lower case, of benchmarks that inspect_evals 0.28 has under its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spelling:
+    """A name of the launcher's for a native task, and how the task differs from the harness's."""
+
+    task: str
+    harness: str
+    name: str
+    difference: str
+
+
+_SPELLINGS: Final = (
+    _Spelling(
+        task="ifeval",
+        harness=_LM_HARNESS,
+        name="ifeval",
+        difference="the same prompts and checkers",
+    ),
+    _Spelling(
+        task="gpqa_diamond",
+        harness="simple-evals",
+        name="gpqa_diamond",
+        difference="the same protocol, in our own words",
+    ),
+    _Spelling(
+        task="gsm8k",
+        harness=_LM_HARNESS,
+        name="gsm8k",
+        difference="five examples and a text to complete there, four and a conversation here",
+    ),
+    _Spelling(
+        task="gsm8k",
+        harness=_LM_HARNESS,
+        name="gsm8k_cot_instruct",
+        difference="no examples there, four here",
+    ),
+    _Spelling(
+        task="hellaswag",
+        harness=_LM_HARNESS,
+        name="hellaswag",
+        difference="ten examples there, none here",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTask:
+    """What a name stands for.
+
+    `name` is what `enginehouse eval --task` takes. For a task that is not `native` it is
+    lm-eval:NAME or inspect:NAME, or as it was written if neither has it. `meaning` is one sentence:
+    prompt and scorer, or why it does not run. `nearest` are native names.
+    """
+
+    written: str
+    name: str
+    native: bool
+    meaning: str
+    nearest: tuple[str, ...] = ()
+
+
+def resolve_task(written: str, *, base: Path) -> ResolvedTask:
+    """What a name in a launch configuration stands for; loads no data.
+
+    A YAML file of the user's own is found from `base`, the configuration's folder. Raises
+    ConfigurationError for one that is wrong, and for a harness that the launcher does not have.
+    """
+    if written.endswith((".yaml", ".yml")):
+        path = (base / Path(written).expanduser()).absolute()
+        task = load_task(str(path))
+        return _native(written, str(path), task)
+    if spelling := _spelling(written):
+        return _native(written, spelling.task, load_task(spelling.task), spelling)
+    if written in TASKS.names() or written.startswith("reasoning_gym/"):
+        return _native(written, written, load_task(written))
+    return _foreign(written, _foreign_name(written))
+
+
+def require_native(tasks: Iterable[ResolvedTask]) -> None:
+    """Raise ConfigurationError if a task belongs to another harness."""
+    foreign = [task for task in tasks if not task.native]
+    if not foreign:
+        return
+    near = [f"{task.written}: {', '.join(task.nearest)}" for task in foreign if task.nearest]
+    fix = f"use native tasks ({', '.join(TASKS.names())}), or leave these out"
+    if near:
+        fix += f"; nearest to {'; to '.join(near)}"
+    raise ConfigurationError(
+        f"not a native task: {', '.join(_named(task) for task in foreign)}",
+        why="tasks of other harnesses cannot run yet; nothing was started",
+        fix=fix,
+    )
+
+
+def native_spellings(task: str) -> tuple[str, ...]:
+    """The launcher's names for a native task, with their harnesses."""
+    return tuple(f"{s.harness}.{s.name}" for s in _SPELLINGS if s.task == task)
+
+
+def _spelling(written: str) -> _Spelling | None:
+    harness, _, name = written.rpartition(".")
+    harness = _hyphenated(harness)
+    if harness == "lm-eval":
+        harness = _LM_HARNESS
+    return next(
+        (s for s in _SPELLINGS if s.name == name and harness in ("", s.harness)),
+        None,
+    )
+
+
+def _hyphenated(harness: str) -> str:
+    return harness.lower().replace("_", "-")
+
+
+def _native(written: str, name: str, task: Task, spelling: _Spelling | None = None) -> ResolvedTask:
+    info = task.info
+    meaning = f"our own task {info.name}: {info.description or 'no description'}; "
+    meaning += f"correct: {info.headline}"
+    if spelling is not None:
+        meaning += f" (against {spelling.harness}.{spelling.name}: {spelling.difference})"
+    return ResolvedTask(written=written, name=name, native=True, meaning=meaning)
+
+
+def _foreign_name(written: str) -> str:
+    """lm-eval:NAME or inspect:NAME; the name as it is if neither has the task."""
+    if written.startswith((f"{LM_EVAL}:", f"{INSPECT}:")):
+        return written
+    harness, dot, name = written.rpartition(".")
+    in_inspect = _NAMES_IN_INSPECT.get(name.lower())
+    if not dot:
+        return f"{INSPECT}:{in_inspect}" if in_inspect else f"{LM_EVAL}:{name}"
+    if _hyphenated(harness) not in _HARNESSES:
+        raise ConfigurationError(
+            f"the task {written!r} is of a harness that is not known: {harness!r}",
+            fix=f"the harnesses are: {', '.join(_HARNESSES)}; native tasks need none: "
+            + ", ".join(TASKS.names()),
+        )
+    runner = _HARNESSES[_hyphenated(harness)]
+    if runner is None:
+        return written
+    return f"{runner}:{in_inspect or name}" if runner == INSPECT else f"{runner}:{name}"
+
+
+def _foreign(written: str, name: str) -> ResolvedTask:
+    meaning = "a task of another harness, which cannot run yet"
+    if not name.startswith((f"{LM_EVAL}:", f"{INSPECT}:")):
+        meaning = "a task of a harness that cannot be run; neither lm-eval nor inspect has it"
+    return ResolvedTask(
+        written=written,
+        name=name,
+        native=False,
+        meaning=meaning,
+        nearest=_nearest(written),
+    )
+
+
+def _nearest(written: str) -> tuple[str, ...]:
+    """Native names that are spelled alike, or begin with the same letters as the benchmark."""
+    name = written.rpartition(".")[2].rpartition(":")[2].lower()
+    names: Sequence[str] = TASKS.names()
+    alike = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    family = [known for known in names if name.startswith(known.partition("/")[0])]
+    return tuple(dict.fromkeys([*family, *alike]))
+
+
+def _named(task: ResolvedTask) -> str:
+    return task.written if task.written == task.name else f"{task.written} ({task.name})"
