@@ -18,7 +18,7 @@ from tests.support.tiny_adapters import BASE, write_adapter
 from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse import ChatPrompt, Message, SampleRequest, SamplingParameters
-from enginehouse.core.errors import ServerGoneError, UnsupportedError
+from enginehouse.core.errors import ConfigurationError, ServerGoneError, UnsupportedError
 from enginehouse.core.incidents import Incident
 from enginehouse.deployment import announcement
 from enginehouse.deployment.announcement import Announcement, read_announcements
@@ -195,3 +195,10 @@ def test_a_detached_server_is_not_announced(call: Callable[..., Any], house: Hou
     finished = call("serve", str(house.model()), "--announce", str(folder), "--detach")
     assert finished.code == 2
     assert not folder.exists()
+
+
+async def test_a_folder_that_is_none(house: House, folder: Path):
+    """It is said at once, by its name."""
+    with pytest.raises(ConfigurationError, match="notes.txt"):
+        async with asked(house.write("notes.txt", "")):
+            pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -111,24 +111,34 @@ class _Members:
     async def watch(self) -> None:
         """Look into the folder until cancelled.
 
-        Raises ServerGoneError, as waiting requests do, when none has answered for too long.
+        Raises ServerGoneError, as waiting requests do, when none has answered for too long, and
+        ConfigurationError for a folder that cannot be read from the start.
         """
         try:
             while True:
-                present = await asyncio.to_thread(read_announcements, self._folder)
-                for file, one in present.items():
-                    known = self._present.get(file)
-                    if isinstance(one, ConfigurationError):
-                        self._say(file, f"{one.message}: {one.why}")
-                    elif known is None or known.done():
-                        self._present[file] = asyncio.create_task(self._membership(file, one))
-                for file in self._said.keys() - present.keys():
-                    del self._said[file]
+                try:
+                    present = await asyncio.to_thread(read_announcements, self._folder)
+                except ConfigurationError as error:
+                    if not self._joined.is_set():
+                        raise
+                    self._say(self._folder, f"{error.message}: {error.why}")
+                else:
+                    self._follow(present)
                 self._require_company()
                 await asyncio.sleep(announcement.LOOK_EVERY)
         except ServerGoneError as error:
             self._group.instances.close_for_good(error)
             raise
+
+    def _follow(self, present: Mapping[Path, Announcement | ConfigurationError]) -> None:
+        for file, one in present.items():
+            known = self._present.get(file)
+            if isinstance(one, ConfigurationError):
+                self._say(file, f"{one.message}: {one.why}")
+            elif known is None or known.done():
+                self._present[file] = asyncio.create_task(self._membership(file, one))
+        for file in self._said.keys() - present.keys():
+            del self._said[file]
 
     def _require_company(self) -> None:
         if len(self._group.instances):

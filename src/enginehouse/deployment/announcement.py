@@ -18,6 +18,7 @@ import msgspec
 from yarl import URL
 
 from enginehouse.core.errors import ConfigurationError, WireError
+from enginehouse.core.system_errors import advice
 from enginehouse.deployment.samplers import make_sampler
 from enginehouse.engines.base import Engine
 from enginehouse.provisioning.models import ResolvedModel
@@ -101,10 +102,21 @@ async def _drained(server: Server, engine: Engine) -> None:
 def read_announcements(folder: Path) -> dict[Path, Announcement | ConfigurationError]:
     """What is announced in `folder` now, by file, or why a file announces nothing. Blocking.
 
-    Files of other users are left out, since whoever is announced is sent an API key.
+    Files of other users are left out, since whoever is announced is sent an API key. A folder that
+    does not exist has none. Raises ConfigurationError for one that cannot be read.
     """
     announcements: dict[Path, Announcement | ConfigurationError] = {}
-    for file in sorted(folder.glob("*.json")):
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix == ".json")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot look for servers in {folder}",
+            why=error.strerror,
+            fix=advice(error, otherwise="name the folder that servers announce themselves in"),
+        ) from error
+    for file in files:
         try:
             content = file.read_bytes()
             if hasattr(os, "getuid") and file.stat().st_uid != os.getuid():

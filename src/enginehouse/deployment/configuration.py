@@ -93,7 +93,8 @@ class AskConfig(ServeConfig):
     def _model_or_url(self) -> Self:
         if self.addresses is not None and (self.url is not None or self.instances > 1):
             raise ValueError(
-                "addresses names a folder of servers that run already: leave url and instances out"
+                f"addresses names servers that run already, those announced in {self.addresses}: "
+                "leave url and instances out"
             )
         if self.instances > 1 and self.url is not None:
             raise ValueError("instances are servers to start: leave them out, or the url")
