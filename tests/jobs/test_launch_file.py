@@ -151,37 +151,40 @@ def test_variables_of_every_section_arrive(tmp_path: Path):
     """A later section wins; secrets of the server reach it through the job."""
     config = read(
         tmp_path,
-        "env_vars: {EVERYWHERE: lit:1, REPLACED: lit:1}\n"
+        "env_vars: {EVERYWHERE: lit:1, HF_HOME: lit:1}\n"
         "deployment: {hf_model_handle: a/b, env_vars: {SERVER: lit:2, HF_TOKEN: host:MINE}}\n"
         "evaluation:\n  env_vars: {EVALUATION: false}\n"
-        "  tasks: [{name: gsm8k, env_vars: {REPLACED: lit:3, LATER: runtime:THERE}}]\n"
+        "  tasks: [{name: gsm8k, env_vars: {HF_HOME: lit:3, LATER: runtime:THERE}}]\n"
         "auxiliary_deployments: {judge: {type: hf, hf_model_handle: c/d, env_vars: {J: lit:4}}}\n",
         "execution.env_vars.deployment.OLDER=lit:5",
         "execution.env_vars.evaluation.OLD=lit:6",
     )
     job = config.variables.environment()
 
-    assert job.values == {"EVERYWHERE": "1", "REPLACED": "3", "EVALUATION": "false", "OLD": "6"}
-    assert job.secrets == {"HF_TOKEN"}
-    assert job.from_machine == {"LATER": "THERE"}
-    assert config.server_values == {
+    assert job.values == {
         "EVERYWHERE": "1",
-        "REPLACED": "1",
+        "HF_HOME": "3",
+        "EVALUATION": "false",
+        "OLD": "6",
         "SERVER": "2",
         "OLDER": "5",
     }
-    assert config.server_names == ("HF_TOKEN",)
+    assert job.secrets == {"HF_TOKEN"}
+    assert job.from_machine == {"LATER": "THERE"}
+    assert config.server_values == {"HF_HOME": "1"}
+    assert config.server_names == ("EVERYWHERE", "HF_TOKEN", "OLDER", "SERVER")
     judge = config.auxiliary_variables["judge"].environment()
-    assert judge.values == {"EVERYWHERE": "1", "REPLACED": "1", "J": "4"}
+    assert judge.values == {"EVERYWHERE": "1", "HF_HOME": "1", "J": "4"}
 
 
-def test_one_secret_has_one_value(tmp_path: Path):
+@pytest.mark.parametrize("name", ["HF_TOKEN", "MY_OWN"])
+def test_what_passes_through_the_job_has_one_value(tmp_path: Path, name: str):
     """Server and evaluation are one job."""
-    with pytest.raises(ConfigurationError, match="HF_TOKEN has two values"):
+    with pytest.raises(ConfigurationError, match=f"{name} has two values"):
         read(
             tmp_path,
-            "deployment: {hf_model_handle: a/b, env_vars: {HF_TOKEN: host:ONE}}\n"
-            "evaluation: {tasks: [{name: gsm8k, env_vars: {HF_TOKEN: host:OTHER}}]}\n",
+            f"deployment: {{hf_model_handle: a/b, env_vars: {{{name}: lit:one}}}}\n"
+            f"evaluation: {{tasks: [{{name: gsm8k, env_vars: {{{name}: lit:other}}}}]}}\n",
         )
 
 

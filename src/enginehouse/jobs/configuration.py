@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from enginehouse.commands.kept_variables import is_kept
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.deployment.configuration import merged
 from enginehouse.engines import arguments
@@ -214,8 +215,7 @@ class AdapterConfig(Section):
         "output_dir": "results are in the job's folder, below execution.output_dir",
         "use_raise_client_errors": "a request that fails is never an answer",
         "track_reasoning": "reasoning is always counted",
-        "include_if_reasoning_not_finished": "an answer whose reasoning did not end is scored as it"
-        " is, and counted as cut off",
+        "start_reasoning_token": "reasoning is everything up to the tag that ends it",
         "params_to_add": _REQUESTS,
         "params_to_remove": _REQUESTS,
         "params_to_rename": _REQUESTS,
@@ -225,17 +225,17 @@ class AdapterConfig(Section):
     }
 
     use_system_prompt: bool | None = None
-    """Whether `custom_system_prompt` is used; false sends none."""
+    """Whether `custom_system_prompt` is used, in place of a task's own system message."""
     custom_system_prompt: str | None = None
     """The system message of every conversation."""
     use_reasoning: bool | None = None
-    """Whether reasoning is removed from answers before they are scored, and counted."""
+    """Whether reasoning is removed from answers before they are scored; false scores it, too."""
     process_reasoning_traces: bool | None = None
     """The same as `use_reasoning`, in newer files."""
-    start_reasoning_token: str | None = None
-    """The tag that begins the reasoning."""
     end_reasoning_token: str | None = None
     """The tag that ends the reasoning."""
+    include_if_reasoning_not_finished: bool | None = None
+    """Whether an answer whose reasoning does not end is scored as it is."""
 
 
 class ApiEndpoint(Section):
@@ -488,16 +488,17 @@ class LaunchConfig:
     @property
     def variables(self) -> Variables:
         """The variables of the job's main command: also those that the server gets from it."""
-        others = {v.name: v for v in self.server_variables.by_name.values() if not v.plain}
+        passed_on = self.server_variables.by_name
+        others = {name: passed_on[name] for name in self.server_names}
         return Variables(by_name=others).with_others(self.job_variables)
 
     @property
     def server_values(self) -> Mapping[str, str]:
-        """The server's variables whose values may be written down."""
-        return dict(self.server_variables.environment().values)
+        """The server's variables that may be stored with a run."""
+        plain = self.server_variables.environment().values
+        return {name: value for name, value in plain.items() if is_kept(name)}
 
     @property
     def server_names(self) -> tuple[str, ...]:
-        """The server's variables that it takes from the job's main command."""
-        names = [v.name for v in self.server_variables.by_name.values() if not v.plain]
-        return tuple(sorted(names))
+        """The server's other variables, which it takes from the job's main command."""
+        return tuple(sorted(self.server_variables.by_name.keys() - self.server_values.keys()))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from enginehouse.commands.kept_variables import is_kept
 from enginehouse.core.errors import ConfigurationError, nearest
 from enginehouse.deployment.configuration import parse
 from enginehouse.jobs.composition import Composition, compose_launch, leaves
@@ -231,14 +232,14 @@ def _at(values: Any, key: str) -> Any:
 
 
 def _refuse_two_values(job: Variables, server: Variables) -> None:
-    """A secret reaches the server through the job's environment, so it has one value there."""
+    """What may not be stored reaches the server through the job's environment, with one value."""
     for name in sorted(job.by_name.keys() & server.by_name.keys()):
         one, other = job.by_name[name], server.by_name[name]
-        if one != other and (one.secret or other.secret):
+        if one != other and (other.secret or other.literal is None or not is_kept(name)):
             raise ConfigurationError(
                 f"{name} has two values: {one.source} for the evaluation and {other.source} for "
                 "the server",
-                why="both run in one job, and a secret reaches them by its environment",
+                why="both run in one job, and it reaches them by its environment",
                 fix="use one value that serves both, or give them different names",
             )
 

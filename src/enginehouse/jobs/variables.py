@@ -56,11 +56,6 @@ class Variable:
         return named_so or holds_token(self.literal) or bool(_TOKEN.fullmatch(self.literal))
 
     @property
-    def plain(self) -> bool:
-        """Whether the value is known and may be written down."""
-        return self.literal is not None and not self.secret
-
-    @property
     def source(self) -> str:
         """Where the value comes from, without the value of a secret."""
         if self.host is not None:
