@@ -199,6 +199,6 @@ def test_a_detached_server_is_not_announced(call: Callable[..., Any], house: Hou
 
 async def test_a_folder_that_is_none(house: House, folder: Path):
     """It is said at once, by its name."""
-    with pytest.raises(ConfigurationError, match="notes.txt"):
+    with pytest.raises(ConfigurationError, match="notes"):
         async with asked(house.write("notes.txt", "")):
             pass
