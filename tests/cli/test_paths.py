@@ -25,13 +25,19 @@ pytestmark = pytest.mark.slow
 
 NOBODY, STRANGER = 65534, 12345
 _LOOK = "import sys, os, enginehouse.deployment.opening; os.stat(sys.executable)"
-CODES = {0, *range(2, 10)}  # 1 is an error that nobody foresaw
+CODES = {0, *range(2, 12)}  # 1 is an error that nobody foresaw
 OTHER_REASONS = (
     "without effect on a running server",
     "is not on this machine",  # of a server's checkpoint
     "was not ready after",
     "no Megatron server answers",
 )
+LAUNCH = """
+defaults: [{execution: local}, {deployment: vllm}, _self_]
+execution: {output_dir: jobs, command: [no-such-program]}
+deployment: {checkpoint_path: tiny}
+evaluation: {tasks: [{name: sums.yaml}]}
+"""
 PROGRAM = SUPPORT / "hostile_words.py"
 LEFT_OUT = {"install"}  # would build an environment for every value
 
@@ -82,6 +88,7 @@ class Place:
         items, _ = sums(right=1)
         self.house.task(items)
         self.house.write("game.yaml", "team_a: {agents: always RED}\nteam_b: {agents: random}\n")
+        self.house.write("launch.yaml", LAUNCH)
         self.house.write("prompts.jsonl", '{"prompt": "a"}\n')
         self.house.write("locked/file", "{}")
         self.house.write("unreadable", "{}")
@@ -165,6 +172,7 @@ def bases(place: Place, url: str) -> Mapping[str, list[str]]:
         "tinker serve": tinker,
         "tinker keys add": ["ada"],
         "tinker keys revoke": ["12345678"],
+        "launch run": ["--config", "launch.yaml"],
         "top": ["--once", "--interval", "0.1"],
         "doctor": [],
         "adapters load": [url],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 from tests.support.layers import exchange, settled, whole_reply
 
@@ -17,6 +18,8 @@ from enginehouse.core.errors import (
     ServerFaultError,
     WireError,
 )
+from enginehouse.core.messages import TextPrompt
+from enginehouse.core.sampler import Delivery, SampleRequest
 
 
 class Play:
@@ -163,3 +166,14 @@ async def test_cancelled_between_attempts():
     with pytest.raises(asyncio.CancelledError):
         await task
     assert len(play.sent) == 1
+
+
+@pytest.mark.parametrize(("retries", "attempts"), [(0, 1), (2, 3), (None, 5)])
+async def test_a_request_may_say_how_often_it_is_sent_again(retries, attempts):
+    """None leaves it to the sampler."""
+    play = Play(*(ConnectionFailedError("no") for _ in range(9)))
+    request = SampleRequest(prompt=TextPrompt("x"), delivery=Delivery(max_retries=retries))
+    layer = Retrying(Retries(attempts=5), sleep=play.sleep)
+    with pytest.raises(ConnectionFailedError):
+        await layer.send(msgspec.structs.replace(exchange(), sample=request), play.attempt)
+    assert len(play.sent) == attempts

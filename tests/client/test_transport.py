@@ -6,6 +6,7 @@ import socket
 from collections.abc import Awaitable, Callable
 
 import aiohttp
+import msgspec
 import pytest
 
 from enginehouse.client.transport import AiohttpTransport, Timeouts, WireRequest, normal_base_url
@@ -196,11 +197,25 @@ async def test_the_whole_request(scripted: Start):
     assert not caught.value.retryable
 
 
+async def test_a_request_may_have_a_limit_of_its_own(scripted: Start):
+    """Shorter or longer than the transport's, and named in the error."""
+    silent = raw(b"", close=False)
+    server = await scripted(silent)
+    async with AiohttpTransport(server.url) as transport:
+        with pytest.raises(RequestTimeoutError, match=r"0\.05 s"):
+            await transport.send(msgspec.structs.replace(ASK, timeout=0.05))
+    server = await scripted(reply(b"ok"))
+    async with AiohttpTransport(server.url, timeouts=Timeouts(total=1e-6)) as transport:
+        with pytest.raises(RequestTimeoutError):
+            await transport.send(ASK)
+        assert (await transport.send(msgspec.structs.replace(ASK, timeout=30.0))).body == b"ok"
+
+
 async def test_connecting_too_long():
     """A full backlog cannot be made on loopback reliably, so the translation is tested alone."""
     async with AiohttpTransport("http://127.0.0.1:1", timeouts=Timeouts(connect=3)) as transport:
         late = aiohttp.ConnectionTimeoutError("connect")
-        error: EnginehouseError = transport._failure(late, answered=False, waited=3.0)
+        error: EnginehouseError = transport._failure(late, answered=False, waited=3.0, total=None)
     assert isinstance(error, RequestTimeoutError)
     assert "connecting to http://127.0.0.1:1 took longer than 3 s" in str(error)
 

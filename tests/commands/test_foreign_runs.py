@@ -39,6 +39,7 @@ RISKS = {
     "remote code": ({"server": {"trust_remote_code": True}}, "trust_remote_code"),
     "arguments": ({"server": {"extra_args": "--worker-extension-cls x.Y"}}, "extra_args"),
     "variables": ({"server": {"env_vars": {"LD_LIBRARY_PATH": "/x"}}}, "LD_LIBRARY_PATH"),
+    "our variables": ({"server": {"env_names": ["MY_SECRET"]}}, "MY_SECRET"),
     "a task file": ({"tasks": ["/x/task.yaml"]}, "/x/task.yaml"),
     "an address": ({"url": "http://x/v1", "api_key_env": "HF_TOKEN"}, "HF_TOKEN"),
 }

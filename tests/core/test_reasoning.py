@@ -1,6 +1,6 @@
 import pytest
 
-from enginehouse.core.reasoning import strip_reasoning
+from enginehouse.core.reasoning import Separated, separate_reasoning, strip_reasoning
 
 HARMONY = (
     "<|channel|>analysis<|message|>9 * 2 = 17?<|end|>"
@@ -68,3 +68,32 @@ def test_unfinished_thoughts_are_kept_on_request(text):
     """A required call is looked for even there."""
     assert strip_reasoning(text, keep_unfinished=True) == text
     assert strip_reasoning(f"hm</think>{text}", keep_unfinished=True).strip() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "end", "separated"),
+    [
+        ("It is 42.", None, Separated(visible="It is 42.")),
+        (
+            "<think>six by seven</think>42",
+            None,
+            Separated(visible="42", reasoning_words=3),
+        ),
+        (
+            "<think>six by seven",
+            None,
+            Separated(visible="", reasoning_words=3, finished=False),
+        ),
+        ("six by seven END\n42", "END", Separated(visible="42", reasoning_words=3)),
+        ("a END b END 42", "END", Separated(visible="42", reasoning_words=2)),
+        (
+            "<think>a</think> b END <think>c",
+            "END",
+            Separated(visible="", reasoning_words=3, finished=False),
+        ),
+        ("It is 42.", "END", Separated(visible="It is 42.")),
+    ],
+)
+def test_reasoning_is_counted(text, end, separated):
+    """In words; and it is known whether it came to an end."""
+    assert separate_reasoning(text, end=end) == separated

@@ -1,53 +1,29 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.support.launch_files import SEED_EXAMPLE, AnyExecutor, launch_file
 
-from enginehouse.jobs.executors.base import ExecutionSettings
+from enginehouse.core.errors import ConfigurationError, UnknownNameError
+from enginehouse.jobs.configuration import LaunchConfig
 from enginehouse.jobs.executors.registry import EXECUTORS
 from enginehouse.jobs.launch_file import read_launch
 
-SEED_EXAMPLE = """\
-defaults:
-  - execution: local
-  - deployment: vllm
-  - _self_
-
-deployment:
-  type: vllm
-  image: vllm/vllm-openai:latest
-  hf_model_handle: meta-llama/Llama-3.1-8B-Instruct
-  served_model_name: llama-3.1-8b-instruct
-  port: 8000
-  tensor_parallel_size: 8
-  pipeline_parallel_size: 1
-  data_parallel_size: 1
-  extra_args: "--max-model-len 4096 --gpu-memory-utilization 0.95 --enforce-eager"
-  env_vars:
-    HF_HOME: "/cache/huggingface"
-    CUDA_VISIBLE_DEVICES: "0,1,2,3,4,5,6,7"
-
-execution:
-  output_dir: vllm_evaluation_results
-
-evaluation:
-  tasks:
-    - name: gpqa_diamond
-    - name: ifeval
-"""
-
-
-class AnyExecutor:
-    """Only its settings are asked for."""
-
-    settings_class = ExecutionSettings
+DEPLOYED = "deployment: {hf_model_handle: a/b}\n"
+TASKS = "evaluation: {tasks: [{name: gsm8k}]}\n"
 
 
 @pytest.fixture(autouse=True)
-def _executors(monkeypatch):
+def _executors(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(EXECUTORS, "load", lambda name: AnyExecutor)
 
 
-def test_the_complete_example_of_the_original_document(tmp_path: Path):
+def read(folder: Path, sections: str, *overrides: str, **kwargs: Any) -> LaunchConfig:
+    """A small launch file with these sections."""
+    return read_launch(launch_file(folder, sections=sections, **kwargs), overrides=overrides)
+
+
+def test_the_complete_example_of_the_launchers_page(tmp_path: Path):
     """Its values arrive, and nothing of it is doubted."""
     path = tmp_path / "launch.yaml"
     path.write_text(SEED_EXAMPLE)
@@ -58,10 +34,249 @@ def test_the_complete_example_of_the_original_document(tmp_path: Path):
     assert config.execution.output_dir == "vllm_evaluation_results"
     assert config.deployment.model == "meta-llama/Llama-3.1-8B-Instruct"
     assert config.deployment.gpus == 8
-    assert config.server_variables.environment().values == {
+    assert config.deployment.gpu_memory_utilization == 0.95
+    assert config.deployment.extra_args == ("--max-model-len", "4096", "--enforce-eager")
+    assert config.server_values == {
         "HF_HOME": "/cache/huggingface",
         "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
     }
     assert [task.name for task in config.evaluation.tasks] == ["gpqa_diamond", "ifeval"]
     assert not config.notes
     assert not config.not_acted_on
+
+
+@pytest.mark.parametrize(
+    ("model", "main", "fallback"),
+    [
+        ("hf_model_handle: a/b", "a/b", None),
+        ("checkpoint_path: /c", "/c", None),
+        ("hf_model_handle: a/b, checkpoint_path: /c", "a/b", "/c"),
+        ("hf_model_handle: null, checkpoint_path: /c", "/c", None),
+    ],
+)
+def test_the_path_is_a_fallback(tmp_path: Path, model: str, main: str, fallback: str | None):
+    """The handle is tried first where there are both."""
+    deployment = read(tmp_path, f"deployment: {{{model}}}\n{TASKS}").deployment
+
+    assert (deployment.model, deployment.fallback) == (main, fallback)
+
+
+def test_no_model_is_an_error_of_its_own(tmp_path: Path):
+    """It names both sources."""
+    with pytest.raises(ConfigurationError, match=r"hf_model_handle.*checkpoint_path"):
+        read(tmp_path, f"deployment: {{port: 1}}\n{TASKS}")
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("deployment.tensor_paralel_size=2", "tensor_parallel_size"),
+        ("evaluation.tasks.0.nam=x", "name"),
+        ("evaluation.nemo_evaluator_config.config.params.temprature=1", "temperature"),
+        ("evaluation.nemo_evaluator_config.config.params.extra.n_sample=1", "n_samples"),
+        ("execution.output_dr=x", "output_dir"),
+        ("+evalution={}", "evaluation"),
+        ("+auxiliary_deployments.judge={type: vllm, hf_model_handle: a/b, prt: 1}", "port"),
+    ],
+)
+def test_unknown_keys_are_refused_with_the_nearest(tmp_path: Path, override: str, nearest: str):
+    """Wherever they are."""
+    with pytest.raises(ConfigurationError, match=f"did you mean '{nearest}'"):
+        read(tmp_path, DEPLOYED + TASKS, override)
+
+
+def test_keys_without_effect_are_listed(tmp_path: Path):
+    """Each with its path and a reason, and the rest is acted on."""
+    config = read(
+        tmp_path,
+        DEPLOYED + "evaluation:\n  nemo_evaluator_config:\n    config:\n      params:\n"
+        "        temperature: 0.5\n        extra: {n_samples: 2, num_fewshot: 5}\n"
+        "    target: {api_endpoint: {adapter_config: {use_request_logging: true}}}\n"
+        "  tasks: [{name: gsm8k, container: x}]\n",
+    )
+    general = "evaluation.nemo_evaluator_config"
+
+    assert set(config.not_acted_on) == {
+        f"{general}.config.params.extra.num_fewshot",
+        f"{general}.target.api_endpoint.adapter_config.use_request_logging",
+        "evaluation.tasks.0.container",
+    }
+    assert all(config.not_acted_on.values())
+    assert config.evaluation.nemo_evaluator_config.params.extra.n_samples == 2
+
+
+def test_a_task_has_its_own_settings_above_the_general_ones(tmp_path: Path):
+    """Key by key."""
+    evaluation = read(
+        tmp_path,
+        DEPLOYED + "evaluation:\n"
+        "  nemo_evaluator_config: {config: {params: {temperature: 0.5, top_p: 0.9}}}\n"
+        "  tasks:\n    - name: gsm8k\n"
+        "      nemo_evaluator_config: {config: {params: {temperature: 0, extra: {n_samples: 3}}},\n"
+        "        target: {api_endpoint: {adapter_config: {custom_system_prompt: Be brief.}}}}\n"
+        "    - name: ifeval\n",
+    ).evaluation
+    gsm8k, ifeval = (evaluation.settings_of(task) for task in evaluation.tasks)
+
+    assert (gsm8k.params.temperature, gsm8k.params.top_p) == (0, 0.9)
+    assert gsm8k.params.extra.n_samples == 3
+    assert gsm8k.adapter.custom_system_prompt == "Be brief."
+    assert (ifeval.params.temperature, ifeval.params.extra.n_samples) == (0.5, None)
+
+
+def test_something_must_answer(tmp_path: Path):
+    """A deployment or a url."""
+    with pytest.raises(ConfigurationError, match=r"target\.api_endpoint\.url"):
+        read(tmp_path, TASKS, deployment="none")
+
+
+def test_only_one_may_answer(tmp_path: Path):
+    """The launcher's rule, too."""
+    with pytest.raises(ConfigurationError, match="deployment: none"):
+        read(tmp_path, DEPLOYED + TASKS + "target: {api_endpoint: {url: 'http://x'}}\n")
+
+
+def test_a_server_elsewhere_has_its_key_from_here(tmp_path: Path):
+    """By the name of a variable, which is a secret."""
+    config = read(
+        tmp_path,
+        TASKS + "target: {api_endpoint: {url: 'http://x', model_id: m, api_key_name: MY_KEY}}\n",
+        deployment="none",
+    )
+
+    assert config.variables.environment().secrets == {"MY_KEY"}
+
+
+def test_variables_of_every_section_arrive(tmp_path: Path):
+    """A later section wins; secrets of the server reach it through the job."""
+    config = read(
+        tmp_path,
+        "env_vars: {EVERYWHERE: lit:1, HF_HOME: lit:1}\n"
+        "deployment: {hf_model_handle: a/b, env_vars: {SERVER: lit:2, HF_TOKEN: host:MINE}}\n"
+        "evaluation:\n  env_vars: {EVALUATION: false}\n"
+        "  tasks: [{name: gsm8k, env_vars: {HF_HOME: lit:3, LATER: runtime:THERE}}]\n"
+        "auxiliary_deployments: {judge: {type: hf, hf_model_handle: c/d, env_vars: {J: lit:4}}}\n",
+        "execution.env_vars.deployment.OLDER=lit:5",
+        "execution.env_vars.evaluation.OLD=lit:6",
+    )
+    job = config.variables.environment()
+
+    assert job.values == {
+        "EVERYWHERE": "1",
+        "HF_HOME": "3",
+        "EVALUATION": "false",
+        "OLD": "6",
+        "SERVER": "2",
+        "OLDER": "5",
+    }
+    assert job.secrets == {"HF_TOKEN"}
+    assert job.from_machine == {"LATER": "THERE"}
+    assert config.server_values == {"HF_HOME": "1"}
+    assert config.server_names == ("EVERYWHERE", "HF_TOKEN", "OLDER", "SERVER")
+    judge = config.auxiliary_variables["judge"].environment()
+    assert judge.values == {"EVERYWHERE": "1", "HF_HOME": "1", "J": "4"}
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "MY_OWN"])
+def test_what_passes_through_the_job_has_one_value(tmp_path: Path, name: str):
+    """Server and evaluation are one job."""
+    with pytest.raises(ConfigurationError, match=f"{name} has two values"):
+        read(
+            tmp_path,
+            f"deployment: {{hf_model_handle: a/b, env_vars: {{{name}: lit:one}}}}\n"
+            f"evaluation: {{tasks: [{{name: gsm8k, env_vars: {{{name}: lit:other}}}}]}}\n",
+        )
+
+
+def test_a_secret_in_the_file_is_noted_with_its_line_and_hidden(tmp_path: Path):
+    """It still works, as the launcher's own example has one."""
+    config = read(
+        tmp_path,
+        TASKS + "deployment:\n  hf_model_handle: a/b\n  env_vars:\n    HF_TOKEN: hf_your_token\n",
+    )
+
+    (note,) = config.notes
+    assert "line 10" in note
+    assert "hf_your_token" not in f"{config} {config.values} {config.notes}"
+    assert config.variables.secret_values({}) == {"HF_TOKEN": "hf_your_token"}
+
+
+def test_a_name_without_prefix_is_noted(tmp_path: Path):
+    """Older files write them so."""
+    config = read(
+        tmp_path,
+        DEPLOYED + "evaluation: {tasks: [{name: gsm8k, env_vars: {HF_TOKEN: MY_TOKEN_FOR_IT}}]}\n",
+    )
+
+    assert config.variables.environment().secrets == {"HF_TOKEN"}
+    assert "host:MY_TOKEN_FOR_IT" in config.notes[0]
+
+
+def test_a_token_elsewhere_is_refused(tmp_path: Path):
+    """It would be seen in scripts and by ps; the message does not show it."""
+    token = "hf_" + "a" * 34
+    with pytest.raises(ConfigurationError, match=r"deployment\.extra_args") as caught:
+        read(tmp_path, DEPLOYED + TASKS, f"deployment.extra_args='--hf-token {token}'")
+
+    assert token not in str(caught.value)
+
+
+def test_a_token_in_an_executors_own_variables_is_refused(tmp_path: Path):
+    """Nobody else reads them; a name is not a token."""
+    config = DEPLOYED + TASKS
+    read(tmp_path, config, "deployment.lepton_config={envs: {HF_TOKEN: MY_TOKEN}}")
+    with pytest.raises(ConfigurationError, match=r"lepton_config\.envs\.HF_TOKEN"):
+        read(tmp_path, config, "deployment.lepton_config={envs: {HF_TOKEN: hf_your_token}}")
+
+
+def test_an_executors_settings_hold_no_variables(tmp_path: Path):
+    """They are recorded."""
+    config = read(tmp_path, DEPLOYED + TASKS, "execution.env_vars.deployment.A_KEY=sesame")
+
+    assert "sesame" not in config.execution.model_dump_json()
+    assert config.server_names == ("A_KEY",)
+
+
+def test_a_removed_flag_is_noted_with_its_line(tmp_path: Path):
+    """As are those of auxiliary deployments."""
+    config = read(
+        tmp_path,
+        TASKS + "deployment:\n  hf_model_handle: a/b\n  extra_args: --swap-space 4\n",
+        "auxiliary_deployments.judge={type: vllm, hf_model_handle: c/d, "
+        "extra_args: --use-v2-block-manager}",
+    )
+
+    assert config.deployment.extra_args == ()
+    assert config.auxiliary_deployments["judge"].extra_args == ()
+    assert "line 9" in config.notes[0]
+    assert "auxiliary_deployments.judge" in config.notes[1]
+
+
+def test_no_executor_is_an_error_of_its_own(tmp_path: Path):
+    """The fix is a group."""
+    path = tmp_path / "launch.yaml"
+    path.write_text(DEPLOYED + TASKS)
+    with pytest.raises(ConfigurationError, match=r"execution\.type") as caught:
+        read_launch(path)
+
+    assert "execution: local" in str(caught.value.fix)
+
+
+def test_an_unknown_executor_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With those that there are."""
+    monkeypatch.undo()
+    with pytest.raises(UnknownNameError, match="locl"):
+        read(tmp_path, DEPLOYED + TASKS, "execution.type=locl")
+
+
+@pytest.mark.parametrize(
+    "sections",
+    ["execution: 3\n", "deployment: 3\n", "deployment: [1]\n", "evaluation: {tasks: 3}\n"],
+)
+def test_sections_of_another_shape_are_refused(tmp_path: Path, sections: str):
+    """As configuration errors, not as a traceback."""
+    path = tmp_path / "launch.yaml"
+    sections += "" if sections.startswith("execution") else "execution: {type: x, output_dir: y}\n"
+    path.write_text(sections)
+    with pytest.raises(ConfigurationError):
+        read_launch(path)

@@ -59,7 +59,7 @@ def test_a_written_task(make):
         max_tokens=20,
         stop=("\n",),
     )
-    assert task.score_text(item, "<think>Rome?</think>Paris").outcome is Outcome.CORRECT
+    assert task.score_text(item, "Paris").outcome is Outcome.CORRECT
     assert task.score_text(item, "Rome").outcome is Outcome.WRONG
 
 
@@ -118,7 +118,7 @@ def test_multiple_choice(make, right):
 
 
 async def test_a_users_function(make, score):
-    """It gets the visible text and the item's fields; no answer is needed."""
+    """It gets the text and the item's fields; no answer is needed."""
     task = make(
         """
         name: t
@@ -132,7 +132,7 @@ async def test_a_users_function(make, score):
         """,
     )
     (item,) = task.load(data=None, seed=0).items
-    result = await score(task, item, "<think>x</think>Paris")
+    result = await score(task, item, "Paris")
     assert result.outcome is Outcome.CORRECT
     assert result.measures["length"].value == 5.0
 

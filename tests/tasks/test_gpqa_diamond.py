@@ -112,14 +112,14 @@ def test_the_last_answer_counts(text, letter):
 
 
 def test_scores(tmp_path):
-    """Right, wrong, unparsable; reasoning is left out."""
+    """Right, wrong, unparsable."""
     item = GPQADiamond().load(data=_write(tmp_path / "fake.csv"), seed=0).items[0]
     right = item.data["answer"]
     wrong = "ABCD"[("ABCD".index(right) + 1) % 4]
     score = GPQADiamond().score_text
     assert score(item, f"so\nAnswer: {right}").outcome is Outcome.CORRECT
-    assert score(item, f"<think>Answer: {right}</think>Answer: {wrong}").outcome is Outcome.WRONG
-    assert score(item, f"<think>Answer: {right}").outcome is Outcome.UNPARSABLE
+    assert score(item, f"Answer: {right}, no\nAnswer: {wrong}").outcome is Outcome.WRONG
+    assert score(item, "I do not know").outcome is Outcome.UNPARSABLE
 
 
 def test_without_access_the_gate_is_named(hub):

@@ -28,10 +28,7 @@ TEST_SET = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl
         ("#### 1. Eggs\n16 - 7\n#### 2. Money\nThe answer is 18.", Outcome.CORRECT, 0.0, "18"),
         ("So \\boxed{18}, in 3 steps.", Outcome.CORRECT, 0.0, "18"),
         ("#### 1e999", Outcome.WRONG, 0.0, "1" + "0" * 999),
-        ("analysis9 * 2 is 17?assistantfinal#### 18", Outcome.CORRECT, 1.0, "18"),
         ("I do not know", Outcome.UNPARSABLE, 0.0, None),
-        ("<think>18</think>I do not know", Outcome.UNPARSABLE, 0.0, None),
-        ("<think>17</think>18", Outcome.CORRECT, 0.0, "18"),
         ("", Outcome.UNPARSABLE, 0.0, None),
     ],
 )

@@ -171,18 +171,12 @@ def test_all_followed():
     assert score.measures["inst_level_strict_acc"] == Measure(2.0, 2.0)
 
 
-@pytest.mark.parametrize("text", ["", " \n", "<think>a b", "<think>a</think>\n"])
+@pytest.mark.parametrize("text", ["", " \n"])
 def test_an_empty_response_follows_nothing(text):
-    """Not even an instruction to leave something out; reasoning is no response."""
+    """Not even an instruction to leave something out."""
     score = IFEval().score_text(item([NO_COMMA]), text)
     assert score.outcome is Outcome.WRONG
     assert score.measures["inst_level_loose_acc"] == Measure(0.0, 1.0)
-
-
-def test_reasoning_is_left_out():
-    """Commas in the reasoning don't count."""
-    score = IFEval().score_text(item([NO_COMMA]), "<think>well, let me see</think>\n\nNo commas.")
-    assert score.outcome is Outcome.CORRECT
 
 
 def test_blank_loose_versions_follow_nothing():

@@ -39,6 +39,9 @@ COMMANDS = {
     "watch": CommandEntry(
         "enginehouse.cli.watch:watch", "Evaluate checkpoints and adapters as they appear."
     ),
+    "launch": CommandEntry(
+        "enginehouse.cli.launch:launch", "Launch evaluations as jobs, here or on a cluster."
+    ),
     "tasks": CommandEntry(
         "enginehouse.cli.tasks:tasks", "List the tasks and what each of them needs."
     ),

@@ -17,7 +17,7 @@ from enginehouse.cli.options import (
     VerboseOption,
     with_config_options,
 )
-from enginehouse.commands.configuration import EvaluationConfig, with_task_paths
+from enginehouse.commands.configuration import EvaluationConfig, TaskConfig, with_task_paths
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
@@ -192,7 +192,7 @@ def task_values(given: Given[Any], *, data: str | None) -> dict[str, Any]:
     tasks = values.get("tasks")
     for task in tasks if isinstance(tasks, list) else ():
         if isinstance(task, dict):
-            for name in {"limit", "samples", "max_tokens"} & options.keys():
+            for name in TaskConfig.model_fields.keys() & options.keys():
                 task.pop(name, None)
     return values
 

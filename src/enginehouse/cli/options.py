@@ -106,7 +106,7 @@ def with_config_options(
     server = [
         _option(n, field, panel="Server")
         for n, field in ServerOptions.model_fields.items()
-        if "server" in known
+        if "server" in known and n != "env_names"  # --env NAME
     ]
 
     def decorate(command: Callable[..., Any]) -> Any:
@@ -122,7 +122,7 @@ def with_config_options(
             chosen = {n: v for p in server if (v := values.pop(n := p.name)) not in (None, [])}
             console = Console(**{n: values.pop(n) for n in common if n != "config"})
             if "env_vars" in chosen:
-                chosen["env_vars"] = _pairs(chosen["env_vars"])
+                chosen |= _variables(chosen.pop("env_vars"))
             if "api_key" in chosen:
                 console.note(
                     "warning: everyone on this machine can read --api-key in `ps`; "
@@ -185,11 +185,16 @@ def _plain(annotation: Any) -> list[Any]:
     return [str] if origin is Literal else [annotation]
 
 
-def _pairs(values: list[str]) -> dict[str, str]:
+def _variables(values: list[str]) -> dict[str, Any]:
+    """The fields that --env gives: NAME=VALUE, or NAME for a variable of this process."""
     pairs: dict[str, str] = {}
+    names: list[str] = []
     for value in values:
-        key, equals, text = value.partition("=")
-        if not equals or not key:
-            raise ConfigurationError(f"--env {value!r} is not NAME=VALUE")
-        pairs[key] = text
-    return pairs
+        name, equals, text = value.partition("=")
+        if not name:
+            raise ConfigurationError(f"--env {value!r} is neither NAME=VALUE nor NAME")
+        if equals:
+            pairs[name] = text
+        else:
+            names.append(name)
+    return {"env_vars": pairs, **({"env_names": names} if names else {})}

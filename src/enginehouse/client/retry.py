@@ -14,6 +14,7 @@ import msgspec
 from enginehouse.client.exchange import Exchange, Forward, Reply
 from enginehouse.client.pacing import Pacing
 from enginehouse.core.errors import ConnectionFailedError, RateLimitedError, WireError
+from enginehouse.core.sampler import Delivery
 
 Sleep = Callable[[float], Awaitable[None]]
 _MOST_DOUBLINGS = 60  # beyond that every cap has been reached
@@ -58,6 +59,7 @@ class Retrying:
     async def send(self, exchange: Exchange, forward: Forward) -> Reply:
         """The first reply that is not an error, with the number of attempts it took."""
         retries = self._retries
+        most = _attempts(exchange, otherwise=retries.attempts)
         attempts = failures = 0
         waited = 0.0
         while True:
@@ -76,7 +78,7 @@ class Retrying:
                     waited += pause
                 else:
                     failures += 1
-                    give_up = not error.retryable or failures >= retries.attempts
+                    give_up = not error.retryable or failures >= most
                 if give_up:
                     if attempts > 1:
                         error.add_note(f"after {attempts} attempts")
@@ -89,3 +91,11 @@ class Retrying:
                 reply.attempts = attempts
                 return reply
             await self._sleep(pause)
+
+
+def _attempts(exchange: Exchange, *, otherwise: int) -> int:
+    """How often the exchange may be tried: as its request says, if it says so."""
+    delivery = exchange.sample.delivery if exchange.sample else None
+    if not isinstance(delivery, Delivery) or delivery.max_retries is None:
+        return otherwise
+    return 1 + delivery.max_retries

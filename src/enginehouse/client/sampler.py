@@ -35,6 +35,7 @@ from enginehouse.core.messages import ChatPrompt, TokenPrompt
 from enginehouse.core.sampler import (
     Capabilities,
     Capability,
+    Delivery,
     Delta,
     Load,
     LoadSignal,
@@ -318,7 +319,9 @@ class HTTPSampler:
                 self._unchecked = await self._list(read)
             self._unchecked.require_answerable(request, model=model)
         fresh = stream and self._wire.closes_streams
-        return WireRequest(self._wire.method, dialect.path, body, fresh=fresh)
+        delivery = request.delivery
+        timeout = delivery.timeout if isinstance(delivery, Delivery) else None
+        return WireRequest(self._wire.method, dialect.path, body, fresh=fresh, timeout=timeout)
 
     def _redacted(self, error: WireError) -> WireError:
         for key in (self._api_key, self._admin_key):

@@ -57,6 +57,7 @@ class WireRequest(msgspec.Struct, frozen=True):
 
     `fresh`: on a new connection, which the server cannot have just closed for being idle.
     `administers`: it changes the server, and carries the administrative key if there is one.
+    `timeout` replaces `Timeouts.total`, in seconds.
     """
 
     method: str
@@ -64,6 +65,7 @@ class WireRequest(msgspec.Struct, frozen=True):
     body: bytes | None = None
     fresh: bool = False
     administers: bool = False
+    timeout: float | None = None
 
 
 class WireReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,11 +135,7 @@ class AiohttpTransport:
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=headers,
-                timeout=aiohttp.ClientTimeout(
-                    total=self.timeouts.total,
-                    sock_connect=self.timeouts.connect,
-                    sock_read=self.timeouts.first_byte,
-                ),
+                timeout=self._limits(self.timeouts.total),
             )
             for connector in (
                 aiohttp.TCPConnector(limit=0, keepalive_timeout=keep_alive),
@@ -171,12 +169,15 @@ class AiohttpTransport:
             if response.status != 200:
                 body = await read_error_body(response)
             elif streamed:
-                chunks = self._chunks(response, begun)
+                chunks = self._chunks(response, begun, self._total(request))
             else:
                 body = await read_body(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._failure(
-                error, answered=response is not None, waited=time.perf_counter() - begun
+                error,
+                answered=response is not None,
+                waited=time.perf_counter() - begun,
+                total=self._total(request),
             ) from None
         finally:
             if response is not None and chunks is None:
@@ -193,14 +194,16 @@ class AiohttpTransport:
             close=response.close,
         )
 
-    async def _chunks(self, response: aiohttp.ClientResponse, begun: float) -> AsyncIterator[bytes]:
+    async def _chunks(
+        self, response: aiohttp.ClientResponse, begun: float, total: float | None
+    ) -> AsyncIterator[bytes]:
         size = 0
         while True:
             try:
                 chunk = await response.content.readany()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 waited = time.perf_counter() - begun
-                raise self._failure(error, answered=True, waited=waited) from None
+                raise self._failure(error, answered=True, waited=waited, total=total) from None
             if not chunk:
                 return
             size += len(chunk)
@@ -214,13 +217,19 @@ class AiohttpTransport:
             url = self._urls[request.path] = URL(self.base_url + request.path)
         session = self._fresh if request.fresh else self._pooled
         headers = self._admin if request.administers else None
+        limits = self._limits(self._total(request))
         for pause in (*open_files.PAUSES, None):
             body: bytes | io.BytesIO | None = request.body
             if request.body is not None and len(request.body) > _LARGE_BODY:
                 body = io.BytesIO(request.body)
             try:
                 return await session.request(
-                    request.method, url, data=body, headers=headers, allow_redirects=False
+                    request.method,
+                    url,
+                    data=body,
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=limits,
                 )
             except OSError as error:
                 if not open_files.no_file_left(error):
@@ -234,10 +243,22 @@ class AiohttpTransport:
             fix="raise the limit (ulimit -n 65536), or lower --concurrency; then resume",
         )
 
-    def _failure(self, error: Exception, *, answered: bool, waited: float) -> WireError:
+    def _limits(self, total: float | None) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(
+            total=total,
+            sock_connect=self.timeouts.connect,
+            sock_read=self.timeouts.first_byte,
+        )
+
+    def _total(self, request: WireRequest) -> float | None:
+        return self.timeouts.total if request.timeout is None else request.timeout
+
+    def _failure(
+        self, error: Exception, *, answered: bool, waited: float, total: float | None
+    ) -> WireError:
         """`answered`: the reply had begun. The cause is not chained: its repr may show headers."""
         if isinstance(error, TimeoutError):
-            return self._timeout(error, answered=answered, waited=waited)
+            return self._timeout(error, answered=answered, waited=waited, total=total)
         if (failed := tls_error(error, base_url=self.base_url)) is not None:
             return failed
         why = str(error) or type(error).__name__
@@ -255,9 +276,11 @@ class AiohttpTransport:
             fix="check that the server is running and listens there",
         )
 
-    def _timeout(self, error: Exception, *, answered: bool, waited: float) -> WireError:
+    def _timeout(
+        self, error: Exception, *, answered: bool, waited: float, total: float | None
+    ) -> WireError:
         timeouts = self.timeouts
-        spent = timeouts.total is not None and waited >= timeouts.total
+        spent = total is not None and waited >= total
         if isinstance(error, aiohttp.ConnectionTimeoutError) and not spent:
             return RequestTimeoutError(
                 f"connecting to {self.base_url} took longer than {timeouts.connect:g} s",
@@ -271,7 +294,7 @@ class AiohttpTransport:
                 fix="raise Timeouts.first_byte, lower max_tokens, or ask less at once",
             )
         return RequestTimeoutError(
-            f"the whole request took longer than {timeouts.total or waited:g} s",
+            f"the whole request took longer than {total or waited:g} s",
             why="the reply had begun" if answered else "not a byte of the reply had arrived",
             fix="lower max_tokens or the concurrency; the server may be overloaded",
         )

@@ -13,6 +13,7 @@ from enginehouse.bench.settings import BenchSettings
 from enginehouse.core.strict_model import ComposedModel, Fraction, StrictModel
 from enginehouse.core.tool_steps import Step
 from enginehouse.deployment.configuration import AskConfig, ServeConfig, absolute_if_exists
+from enginehouse.evaluation.records import ReasoningUse
 
 
 class BenchConfig(ComposedModel):
@@ -124,6 +125,24 @@ class TaskConfig(StrictModel):
     """How often each item is asked."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """The longest answer, in tokens."""
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Nucleus sampling; 1 is off."""
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    """Only the k most likely tokens; 0 is off."""
+    system: str | None = None
+    """A system message for every conversation, instead of the task's own."""
+    reasoning: ReasoningUse | None = None
+    """What scoring does with an answer's reasoning: strip, strip_finished or keep."""
+    reasoning_end: Annotated[str, Field(min_length=1)] | None = None
+    """A text that ends the reasoning, besides the usual marks such as </think>."""
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """The largest number of the task's requests in flight."""
+    request_timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds that one attempt at a request may take."""
+    max_retries: Annotated[int, Field(ge=0)] | None = None
+    """How often a request is sent again after a failure that may pass."""
 
 
 class EvaluationSettings(StrictModel):
@@ -149,6 +168,14 @@ class EvaluationSettings(StrictModel):
     """A system message for every conversation, instead of a task's own."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """The largest number of requests in flight; by default it follows the server's queue."""
+    request_timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds that one attempt at a request may take; by default 1200."""
+    max_retries: Annotated[int, Field(ge=0)] | None = None
+    """How often a request is sent again after a failure that may pass; by default 4 times."""
+    reasoning: ReasoningUse = ReasoningUse.STRIP
+    """What scoring does with an answer's reasoning: strip, strip_finished or keep."""
+    reasoning_end: Annotated[str, Field(min_length=1)] | None = None
+    """A text that ends the reasoning, besides the usual marks such as </think>."""
     max_failed: Fraction = 0.01
     """The share of failed samples above which a task has no headline."""
     tool_steps: tuple[Step, ...] = tuple(Step)
@@ -157,6 +184,12 @@ class EvaluationSettings(StrictModel):
     """US dollars per million prompt tokens; with price_output, the report shows the cost."""
     price_output: Annotated[float, Field(ge=0)] | None = None
     """US dollars per million generated tokens."""
+
+    @property
+    def most_in_flight(self) -> int | None:
+        """The largest number of requests in flight of all tasks together; None is not bounded."""
+        bounds = [task.concurrency or self.concurrency for task in self.tasks]
+        return None if None in bounds else max(bound for bound in bounds if bound)
 
     @model_validator(mode="after")
     def _both_prices(self) -> Self:

@@ -14,7 +14,7 @@ import msgspec
 import yaml
 
 from enginehouse import evaluation
-from enginehouse.commands.configuration import EvaluationConfig, EvaluationSettings
+from enginehouse.commands.configuration import EvaluationConfig, EvaluationSettings, TaskConfig
 from enginehouse.commands.foreign_runs import read_config, require_trust
 from enginehouse.commands.kept_variables import is_kept, with_left_out
 from enginehouse.commands.run_sessions import stop_abandoned_servers, working_on
@@ -192,7 +192,7 @@ async def _evaluate(
         server = with_left_out(planned.config.plan.server, run.info.left_out)
         plan = planned.config.plan.model_copy(update={"server": server})
         async with open_deployment(
-            plan, context, concurrency=planned.spec.concurrency
+            plan, context, concurrency=planned.spec.most_in_flight
         ) as deployment:
             return await _ask(
                 planned, deployment.default, progress=progress, retry_failed=retry_failed
@@ -332,8 +332,7 @@ def _spec(settings: EvaluationSettings, names: Sequence[str]) -> EvaluationSpec:
             TaskSpec(
                 name=name,
                 limit=chosen.limit or settings.limit,
-                samples=chosen.samples,
-                max_tokens=chosen.max_tokens,
+                **{option: getattr(chosen, option) for option in _TASK_OPTIONS},
             )
             for name, chosen in zip(names, settings.tasks, strict=True)
         ),
@@ -346,9 +345,16 @@ def _spec(settings: EvaluationSettings, names: Sequence[str]) -> EvaluationSpec:
         system=settings.system,
         max_failed=settings.max_failed,
         concurrency=settings.concurrency,
+        request_timeout=settings.request_timeout,
+        max_retries=settings.max_retries,
+        reasoning=settings.reasoning,
+        reasoning_end=settings.reasoning_end,
         tool_steps=settings.tool_steps,
         prices=_prices(settings),
     )
+
+
+_TASK_OPTIONS = tuple(TaskConfig.model_fields.keys() - {"name", "data", "limit"})
 
 
 def _prices(settings: EvaluationSettings) -> Prices | None:

@@ -46,7 +46,7 @@ async def run_together(
     folders = [folder for folder in adapters if folder is not None]
     plan = await asyncio.to_thread(with_adapters, _bare(configs[0].plan), folders)
     reports = []
-    concurrency = configs[0].settings.concurrency
+    concurrency = configs[0].settings.most_in_flight
     async with open_deployment(plan, context, concurrency=concurrency) as deployment:
         for config in configs:
             run = await begin_run(config, context)

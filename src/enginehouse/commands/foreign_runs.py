@@ -80,6 +80,8 @@ def _risks_of_asking(
         yield f"server.extra_args: the engine would get {server.extra_args!r}"
     if server.env_vars:
         yield f"server.env_vars: the engine would get {', '.join(server.env_vars)}"
+    if server.env_names:
+        yield f"server.env_names: the engine would get your {', '.join(server.env_names)}"
     if url is not None:
         key = settings.api_key_env or "your API key, if one is set,"
         yield f"{key_of_url}: {key} and the questions would be sent to {url}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import msgspec
+
 # How models mark their reasoning, if the server's reasoning parser has not removed it.
 _MARKS: Final = (
     ("<think>", "</think>"),  # DeepSeek R1, Qwen 3, GLM and most others
@@ -34,6 +36,32 @@ _MESSAGE_END: Final = re.compile(r"<\|(?:return|end|call|start)\|>")
 # The same once a server has dropped the special tokens: "analysisLet me see…assistantfinal42".
 _BARE_FINAL: Final = "assistantfinal"
 _BARE_THOUGHT: Final = re.compile(r"\A\s*(?:analysis|commentary)(?=[A-Z])")
+
+
+class Separated(msgspec.Struct, frozen=True, kw_only=True):
+    """A text, and the reasoning that was in it; `finished` unless the text ended in it."""
+
+    visible: str
+    reasoning_words: int = 0
+    finished: bool = True
+
+
+def separate_reasoning(text: str, *, end: str | None = None) -> Separated:
+    """Take the reasoning out, as `strip_reasoning` does; `end` is a text that ends it, too.
+
+    Everything up to the last `end` is reasoning. `visible` is empty, or what stood before it, if
+    the reasoning never ends.
+    """
+    rest = text
+    if end and end in text:
+        rest = text.rpartition(end)[2].lstrip()
+    visible = strip_reasoning(rest)
+    if visible == text:
+        return Separated(visible=text)
+    unmarked = _MARK.sub(" ", text.replace(end, " ") if end else text)
+    words = max(len(unmarked.split()) - len(visible.split()), 0)
+    finished = strip_reasoning(rest, keep_unfinished=True) == visible
+    return Separated(visible=visible, reasoning_words=words, finished=finished)
 
 
 def strip_reasoning(text: str, *, keep_unfinished: bool = False) -> str:

@@ -13,11 +13,23 @@ from enginehouse.core.sampling import SamplingParameters
 from enginehouse.core.tool_calls import ToolCall, ToolDefinition
 
 
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """How patiently a request is sent; None is the sampler's own.
+
+    `timeout` is in seconds, for each attempt, from the connection to the last byte of the reply.
+    `max_retries` is how often the request is sent again after a failure that may pass.
+    """
+
+    timeout: float | None = None
+    max_retries: int | None = None
+
+
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt and how to sample it. `model` None is the server's default model.
 
     `tools` are offered in the model's native form; `tool_choice` is "auto", "required", "none" or
-    the name of the tool that must be called.
+    the name of the tool that must be called. Samplers that send nothing over a network may ignore
+    `delivery`.
     """
 
     prompt: Prompt
@@ -25,6 +37,7 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     tools: tuple[ToolDefinition, ...] = ()
     tool_choice: str = "auto"
+    delivery: Delivery | msgspec.UnsetType = msgspec.UNSET
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

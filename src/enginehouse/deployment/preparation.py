@@ -110,7 +110,7 @@ async def prepare(plan: ServeConfig, context: Context) -> Prepared:
         )
     if plan.adapter is not None:
         plan = await asyncio.to_thread(with_adapters, plan, [plan.adapter])
-    options = with_api_key(plan.server)
+    options = with_own_variables(with_api_key(plan.server))
     engine = choose_engine(plan.engine, notify=context.notify)
     if not isinstance(engine, ServedEngine):
         raise ConfigurationError(
@@ -187,6 +187,21 @@ def with_api_key(options: ServerOptions) -> ServerOptions:
     options = options.model_copy(update={"api_key": key})
     require_api_key(options)
     return options
+
+
+def with_own_variables(options: ServerOptions) -> ServerOptions:
+    """The options with the values of `env_names` among their variables.
+
+    Raises ConfigurationError naming those that are not set here.
+    """
+    if missing := [name for name in options.env_names if name not in os.environ]:
+        raise ConfigurationError(
+            f"the server is to be started with {', '.join(missing)}, which is not set here",
+            why="server.env_names (--env NAME) names it",
+            fix="export it first, or leave it out",
+        )
+    own = {name: os.environ[name] for name in options.env_names}
+    return options.model_copy(update={"env_vars": {**own, **options.env_vars}})
 
 
 def with_weight_swap(plan: Plan) -> Plan:

@@ -16,8 +16,9 @@ DType = Literal["auto", "bfloat16", "float16", "float32"]
 class ServerOptions(StrictModel):
     """How to start a server; None means the engine's own default.
 
-    `env_vars` is added to the child's environment, `extra_args` to its command line (one string,
-    split as a shell would, or a list).
+    `env_vars` is added to the child's environment, and so are the variables of our own that
+    `env_names` names; `extra_args` is added to its command line (one string, split as a shell
+    would, or a list).
     """
 
     host: str = "127.0.0.1"
@@ -62,6 +63,8 @@ class ServerOptions(StrictModel):
     """The key that requests must carry; also taken from ENGINEHOUSE_API_KEY."""
     env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Variables added to the engine's environment (--env NAME=VALUE)."""
+    env_names: tuple[str, ...] = ()
+    """Variables of this process that the engine gets, too (--env NAME); no value is stored."""
     avoid_quirks: bool = True
     """Avoid requests and options that are known to crash this version of the engine."""
     extra_args: str | Sequence[str] = ()

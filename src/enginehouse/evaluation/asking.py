@@ -13,11 +13,12 @@ from enginehouse.core.errors import (
     WireError,
 )
 from enginehouse.core.messages import ChatPrompt, Message
-from enginehouse.core.sampler import Capabilities, Capability, Sampler, SampleRequest
+from enginehouse.core.sampler import Capabilities, Capability, Delivery, Sampler, SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.evaluation.loglikelihood import ask_choices, continuation_of, encode_choices
+from enginehouse.evaluation.patience import patient
 from enginehouse.evaluation.plan import TaskPlan, TaskPlans, sample_seed
-from enginehouse.evaluation.records import EvaluationSpec, Failure, SampleRecord
+from enginehouse.evaluation.records import EvaluationSpec, Failure, SampleRecord, TaskSpec
 from enginehouse.evaluation.tool_calls import ask_calls, require_steps, with_result
 from enginehouse.tasks.base import CallTools, Choose, Generate, Item, Question, implements
 from enginehouse.tools import Ladder
@@ -50,14 +51,14 @@ class Asker:
         self._turnstile = asyncio.Semaphore(_BEGINNING)
         self._ladder = Ladder(spec.tool_steps, template=template)
         self._common = SamplingParameters(
-            temperature=spec.temperature,
-            top_p=spec.top_p,
-            top_k=spec.top_k,
             min_p=spec.min_p,
             repetition_penalty=spec.repetition_penalty,
             presence_penalty=spec.presence_penalty,
             frequency_penalty=spec.frequency_penalty,
         )
+        apart = any(task.concurrency is not None for task in spec.tasks)
+        self._shared = _semaphore(spec.concurrency if apart else None)
+        self._samplers: dict[str, Sampler] = {}
 
     async def ask(self, unit: Unit) -> SampleRecord:
         """Ask once. A WireError becomes the record's failure; anything else is raised.
@@ -75,25 +76,26 @@ class Asker:
             requests=(),
         )
         question = question_of(unit.plan, item)
+        settings = unit.plan.settings
         if isinstance(question, Choose):
-            return await self._choose(question, record)
+            return await self._choose(question, record, settings)
         if isinstance(question, CallTools):
-            return await self._call(question, record, max_tokens=unit.plan.max_tokens)
-        return await self._generate(question, record, max_tokens=unit.plan.max_tokens)
+            return await self._call(question, record, settings)
+        return await self._generate(question, record, settings)
 
     async def _generate(
-        self, question: Generate, record: SampleRecord, *, max_tokens: int | None
+        self, question: Generate, record: SampleRecord, settings: TaskSpec
     ) -> SampleRecord:
         request = SampleRequest(
-            prompt=with_system(question.prompt, self._spec),
+            prompt=with_system(question.prompt, settings.system),
             parameters=self._parameters(
-                record, max_tokens=max_tokens or question.max_tokens, stop=question.stop
+                record, settings, max_tokens=question.max_tokens, stop=question.stop
             ),
         )
         async with self._turnstile:
             pass
         try:
-            response = await self._sampler.sample(request)
+            response = await self._sampler_of(settings).sample(request)
             if not response.completions:
                 raise MalformedResponseError("the reply has no completion")
         except WireError as error:
@@ -101,42 +103,66 @@ class Asker:
         return msgspec.structs.replace(record, requests=(request,), responses=(response,))
 
     async def _call(
-        self, question: CallTools, record: SampleRecord, *, max_tokens: int | None
+        self, question: CallTools, record: SampleRecord, settings: TaskSpec
     ) -> SampleRecord:
         question = msgspec.structs.replace(
-            question, prompt=with_system(question.prompt, self._spec)
+            question, prompt=with_system(question.prompt, settings.system)
         )
-        parameters = self._parameters(record, max_tokens=max_tokens or question.max_tokens)
+        parameters = self._parameters(record, settings, max_tokens=question.max_tokens)
         async with self._turnstile:
             pass
         try:
             result = await ask_calls(
-                self._sampler, question, parameters=parameters, ladder=self._ladder
+                self._sampler_of(settings), question, parameters=parameters, ladder=self._ladder
             )
         except WireError as error:
             return msgspec.structs.replace(record, failure=Failure.of(error))
         return with_result(record, result)
 
+    def _sampler_of(self, settings: TaskSpec) -> Sampler:
+        """The sampler, as patient as the task says, and with its bound of requests in flight."""
+        if (sampler := self._samplers.get(settings.name)) is None:
+            own = next(task for task in self._spec.tasks if task.name == settings.name)
+            sampler = self._samplers[settings.name] = patient(
+                self._sampler,
+                delivery=Delivery(
+                    timeout=settings.request_timeout, max_retries=settings.max_retries
+                ),
+                bound=self._shared if own.concurrency is None else _semaphore(own.concurrency),
+            )
+        return sampler
+
     def _parameters(
-        self, record: SampleRecord, *, max_tokens: int, stop: tuple[str, ...] = ()
+        self,
+        record: SampleRecord,
+        settings: TaskSpec,
+        *,
+        max_tokens: int,
+        stop: tuple[str, ...] = (),
     ) -> SamplingParameters:
         spec = self._spec
         return msgspec.structs.replace(
             self._common,
-            max_tokens=max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            max_tokens=settings.max_tokens or max_tokens,
             stop=stop if spec.stop is None else spec.stop,
             seed=sample_seed(spec.seed, record.task, record.item, record.repeat)
             if self.seeded
             else None,
         )
 
-    async def _choose(self, question: Choose, record: SampleRecord) -> SampleRecord:
+    async def _choose(
+        self, question: Choose, record: SampleRecord, settings: TaskSpec
+    ) -> SampleRecord:
+        sampler = self._sampler_of(settings)
         requests: tuple[SampleRequest, ...] = ()
         try:
             async with self._turnstile:
-                choices = await encode_choices(self._sampler, question)
+                choices = await encode_choices(sampler, question)
             requests = tuple(choice.request for choice in choices)
-            responses = await ask_choices(self._sampler, choices)
+            responses = await ask_choices(sampler, choices)
             continuations = tuple(map(continuation_of, choices, responses))
         except WireError as error:
             return msgspec.structs.replace(record, requests=requests, failure=Failure.of(error))
@@ -151,12 +177,16 @@ class Asker:
         )
 
 
-def with_system(prompt: ChatPrompt, spec: EvaluationSpec) -> ChatPrompt:
-    """The prompt with the evaluation's own system message, if it has one."""
-    if spec.system is None:
+def with_system(prompt: ChatPrompt, system: str | None) -> ChatPrompt:
+    """The prompt with this system message in place of its own; None changes nothing."""
+    if system is None:
         return prompt
     turns = [m for m in prompt.messages if m.role != "system"]
-    return ChatPrompt((Message(role="system", content=spec.system), *turns))
+    return ChatPrompt((Message(role="system", content=system), *turns))
+
+
+def _semaphore(size: int | None) -> asyncio.Semaphore | None:
+    return asyncio.Semaphore(size) if size is not None else None
 
 
 def require_supported(

@@ -21,6 +21,7 @@ from enginehouse.evaluation.records import (
     DatasetRecord,
     HeaderRecord,
     ProvenanceRecord,
+    ReasoningCount,
     Record,
     RepairRecord,
     SampleRecord,
@@ -50,6 +51,19 @@ class MeasureColumn:
         self.weights[index] = measure.weight
 
 
+class ReasoningColumn:
+    """The words of each sample's reasoning, and whether it ended; flat over (items, repeats)."""
+
+    def __init__(self, size: int) -> None:
+        self.words: NDArray[np.int64] = np.zeros(size, np.int64)
+        self.finished: NDArray[np.bool_] = np.ones(size, np.bool_)
+
+    def put(self, index: int, count: ReasoningCount | None) -> None:
+        """Set one sample's reasoning; None if it had none."""
+        self.words[index] = count.words if count else 0
+        self.finished[index] = count.finished if count else True
+
+
 class TaskLedger:
     """One task: a state per sample (MISSING, ASKED, or an outcome's code) and its measures.
 
@@ -65,6 +79,7 @@ class TaskLedger:
         self.answers = array("q", bytes(8 * len(self.states)))
         self.failures: Counter[str] = Counter()  # error classes, of every attempt
         self.unscored: Counter[str] = Counter()  # why answers have no score: the reasons
+        self.reasoning: ReasoningColumn | None = None  # where an answer had reasoning
 
     def index(self, record: SampleRecord | ScoreRecord) -> int:
         """Where the record's sample lies in `states`. Raises StoreError if nowhere."""
@@ -94,6 +109,13 @@ class TaskLedger:
                 column = self.measures[name] = MeasureColumn(len(self.states))
             column.put(index, measure)
 
+    def put_reasoning(self, index: int, count: ReasoningCount | None) -> None:
+        """Set a sample's reasoning; None if it had none."""
+        if count is not None and self.reasoning is None:
+            self.reasoning = ReasoningColumn(len(self.states))
+        if self.reasoning is not None:
+            self.reasoning.put(index, count)
+
     def begin_scoring(self, record: DatasetRecord) -> None:
         """Discard every score: a further record of the task's data was read. Raises StoreError."""
         before = self.record
@@ -102,6 +124,7 @@ class TaskLedger:
         self.record = record
         self.measures.clear()
         self.unscored.clear()
+        self.reasoning = None
         for index, state in enumerate(self.states):
             if state > ASKED and state != FAILED:
                 self.set_state(index, ASKED)
@@ -194,6 +217,7 @@ class Ledger:
         index = task.index(record)
         task.set_state(index, CODES[record.outcome])
         task.put(index, dict(record.measures))
+        task.put_reasoning(index, record.reasoning)
         if record.failure is not None:
             reason = record.failure.message[:_LONGEST_REASON]
             task.unscored[reason if len(task.unscored) < _MOST_REASONS else "of other reasons"] += 1

@@ -28,6 +28,11 @@ _ANSWERER = {
     "chat_template_digest": "chat templates",
 }
 _DIGESTS = {"weights_digest": "weights", "chat_template_digest": "chat template"}
+_SETTINGS = {
+    "system": "system messages",
+    "reasoning": "uses of reasoning",
+    "reasoning_end": "ends of reasoning",
+}
 _DATA = (
     ("version", "task versions", "evaluate one again: prompts or scoring differ"),
     ("digest", "data (by SHA-256)", "evaluate both on the same data, with the same --seed"),
@@ -159,12 +164,24 @@ def warnings(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
             if missing:
                 why = missing[0].unknown.get(attribute)
                 yield f"unknown {what} in {label}" + (f": {why}" if why else "")
-    if a.spec.system != b.spec.system:
-        yield f"different system messages: A {a.spec.system!r}, B {b.spec.system!r}"
+    yield from _differing_settings(a, b, tasks)
     if a.spec.tool_steps != b.spec.tool_steps:
         steps_a, steps_b = (", ".join(reading.spec.tool_steps) for reading in (a, b))
         yield f"different tool steps: A {steps_a}; B {steps_b}"
     yield from _differing_sampling(a, b, tasks)
+
+
+def _differing_settings(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
+    """What differs between the tasks' settings that does not show in the requests' parameters."""
+    differences: defaultdict[str, list[str]] = defaultdict(list)
+    for name in tasks:
+        one, other = a.spec.settings_of(name), b.spec.settings_of(name)
+        for option, what in _SETTINGS.items():
+            first, second = getattr(one, option), getattr(other, option)
+            if first != second:
+                differences[f"different {what}: A {first!r}, B {second!r}"].append(name)
+    for text, names in differences.items():
+        yield text if names == list(tasks) else f"{text} ({', '.join(names)})"
 
 
 def _require_same_data(a: DatasetRecord, b: DatasetRecord) -> None:

@@ -20,7 +20,8 @@ TaskData = Mapping[str, tuple[Task, Dataset]]
 class TaskPlan:
     """One task's share of an evaluation. `order[position]` is an index into the items.
 
-    `max_tokens` is the user's, None for the task's own.
+    `settings` are complete, from the evaluation where the task has none of its own; its max_tokens
+    None is the task's own number.
     """
 
     name: str
@@ -28,7 +29,7 @@ class TaskPlan:
     dataset: Dataset
     order: Sequence[int]
     record: DatasetRecord
-    max_tokens: int | None
+    settings: TaskSpec
 
     def item(self, position: int) -> Item:
         """The item at a position of the evaluated order."""
@@ -53,7 +54,7 @@ def _plan(spec: EvaluationSpec, chosen: TaskSpec, tasks: TaskData) -> TaskPlan:
         )
     order = select(dataset.items, limit=chosen.limit, seed=spec.seed, task=chosen.name)
     once = isinstance(task.ask(dataset.items[order[0]]), Choose)
-    info = task.info
+    info, settings = task.info, spec.settings_of(chosen.name)
     record = DatasetRecord(
         task=chosen.name,
         version=info.version,
@@ -62,11 +63,11 @@ def _plan(spec: EvaluationSpec, chosen: TaskSpec, tasks: TaskData) -> TaskPlan:
         licence=dataset.licence,
         digest=dataset.digest,
         items=len(order),
-        samples=1 if once else chosen.samples or spec.samples,
+        samples=1 if once else settings.samples or 1,
         full_size=dataset.full_size,
         subset=dataset.is_subset or len(order) < len(dataset.items),
     )
-    return TaskPlan(chosen.name, task, dataset, order, record, chosen.max_tokens or spec.max_tokens)
+    return TaskPlan(chosen.name, task, dataset, order, record, settings)
 
 
 def select(items: Sequence[Item], *, limit: int | None, seed: int, task: str) -> Sequence[int]:

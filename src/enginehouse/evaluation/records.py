@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
 
 import msgspec
 
@@ -15,10 +17,24 @@ from enginehouse.tools import CallOutcome, CheckedCall, Step
 JOURNAL_FORMAT = 1
 
 
-class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ReasoningUse(StrEnum):
+    """What happens to the reasoning in a written answer before the answer is scored.
+
+    STRIP takes it out; an answer that never ends its reasoning has no text then. STRIP_FINISHED
+    scores such an answer as it is. KEEP scores every answer as it is.
+    """
+
+    STRIP = "strip"
+    STRIP_FINISHED = "strip_finished"
+    KEEP = "keep"
+
+
+class TaskSpec(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """A task to evaluate; `limit` None takes every item.
 
-    `samples` and `max_tokens` None: the evaluation's own. With a limit the items are the first
+    Everything else that is None is the evaluation's own. With a limit the items are the first
     in a seeded order (see `plan.select`) instead of the file's: an unbiased sample, the same for
     every model under the same seed, and a smaller limit's items are among a larger one's.
     """
@@ -27,12 +43,19 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     limit: int | None = None
     samples: int | None = None
     max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    system: str | None = None
+    reasoning: ReasoningUse | None = None
+    reasoning_end: str | None = None
+    concurrency: int | None = None
+    request_timeout: float | None = None
+    max_retries: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("limit", "samples", "max_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigurationError(f"{name} of task {self.name} must be at least 1")
+        for message in _problems(self, of=f" of task {self.name}"):
+            raise ConfigurationError(message)
 
 
 class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,7 +73,9 @@ class EvaluationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     `tool_steps` are the ways in which tasks with tools may ask for calls.
     Above the fraction `max_failed` of failed samples a task gets no headline. `concurrency` is
     the number of samples in flight; None leaves it to the sampler (at most 1,024). Without
-    `prices` the report has no cost.
+    `prices` the report has no cost. `reasoning_end` is a text that ends the reasoning of an answer,
+    besides the usual marks. `request_timeout` (in seconds, for each attempt) and `max_retries` None
+    leave it to the sampler. A task's own settings replace these.
     """
 
     tasks: tuple[TaskSpec, ...]
@@ -70,28 +95,74 @@ class EvaluationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     concurrency: int | None = None
     prices: Prices | None = None
     tool_steps: tuple[Step, ...] = tuple(Step)
+    reasoning: ReasoningUse = ReasoningUse.STRIP
+    reasoning_end: str | None = None
+    request_timeout: float | None = None
+    max_retries: int | None = None
 
     def __post_init__(self) -> None:
         names = [task.name for task in self.tasks]
         checks = (
             (bool(names), "name at least one task"),
             (len(set(names)) == len(names), f"a task is named twice: {', '.join(names)}"),
-            (self.samples >= 1, "samples must be at least 1"),
-            (self.temperature >= 0, "temperature must be at least 0"),
-            (0 < self.top_p <= 1, "top_p must be in (0, 1]"),
-            (self.top_k >= 0, "top_k must be at least 0 (0 is off)"),
             (0 <= self.min_p <= 1, "min_p must be in [0, 1]"),
-            (self.max_tokens is None or self.max_tokens >= 1, "max_tokens must be at least 1"),
             (0 <= self.max_failed <= 1, "max_failed is a fraction in [0, 1]"),
-            (self.concurrency is None or self.concurrency >= 1, "concurrency must be at least 1"),
             (
                 0 < len(self.tool_steps) == len(set(self.tool_steps)),
                 "tool_steps must name at least one step, and each once",
             ),
         )
-        for fine, message in checks:
-            if not fine:
-                raise ConfigurationError(message)
+        for message in (*(m for fine, m in checks if not fine), *_problems(self)):
+            raise ConfigurationError(message)
+
+    def settings_of(self, name: str) -> TaskSpec:
+        """The complete settings of a task: its own, and for the rest the evaluation's."""
+        task = next(task for task in self.tasks if task.name == name)
+        own = {n: v for n in task.__struct_fields__ if (v := getattr(task, n)) is not None}
+        common = {n: getattr(self, n) for n in _COMMON}
+        return TaskSpec(**(common | own))
+
+    @property
+    def most_in_flight(self) -> int | None:
+        """The largest number of requests in flight of all tasks together; None is not bounded."""
+        bounds = [task.concurrency or self.concurrency for task in self.tasks]
+        return None if None in bounds else max(bound for bound in bounds if bound)
+
+    def asking_alike(self) -> EvaluationSpec:
+        """The same without what does not change the answers, and so may change on a resume."""
+        tasks = tuple(msgspec.structs.replace(task, **_WITHOUT_EFFECT) for task in self.tasks)
+        return msgspec.structs.replace(self, tasks=tasks, **_WITHOUT_EFFECT)
+
+
+_WITHOUT_EFFECT: Final[dict[str, None]] = dict.fromkeys(
+    ("concurrency", "request_timeout", "max_retries")
+)
+_COMMON: Final = tuple(
+    name
+    for name in TaskSpec.__struct_fields__
+    if name in EvaluationSpec.__struct_fields__ and name != "name"
+)
+
+
+def _problems(settings: TaskSpec | EvaluationSpec, *, of: str = "") -> list[str]:
+    """What is wrong with the settings that tasks may have, too; None is never wrong."""
+    ranges: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+        ("limit", lambda value: value >= 1, "at least 1"),
+        ("samples", lambda value: value >= 1, "at least 1"),
+        ("max_tokens", lambda value: value >= 1, "at least 1"),
+        ("temperature", lambda value: value >= 0, "at least 0"),
+        ("top_p", lambda value: 0 < value <= 1, "in (0, 1]"),
+        ("top_k", lambda value: value >= 0, "at least 0 (0 is off)"),
+        ("reasoning_end", bool, "a text that is not empty"),
+        ("concurrency", lambda value: value >= 1, "at least 1"),
+        ("request_timeout", lambda value: value > 0, "above 0"),
+        ("max_retries", lambda value: value >= 0, "at least 0"),
+    )
+    return [
+        f"{name}{of} must be {range_}"
+        for name, is_valid, range_ in ranges
+        if (value := getattr(settings, name, None)) is not None and not is_valid(value)
+    ]
 
 
 class HeaderRecord(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_field="record"):
@@ -213,12 +284,19 @@ class SampleRecord(
     failure: Failure | None = None
 
 
+class ReasoningCount(msgspec.Struct, frozen=True, kw_only=True):
+    """The reasoning in a written answer, or beside it; `finished` unless the answer ended in it."""
+
+    words: int
+    finished: bool = True
+
+
 class ScoreRecord(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="score", tag_field="record"
 ):
     """The score of the sample with the same key; the latest counts.
 
-    `failure` says why an answer is unscored.
+    `failure` says why an answer is unscored. `reasoning` is absent if the answer had none.
     """
 
     task: str
@@ -229,6 +307,7 @@ class ScoreRecord(
     measures: Mapping[str, Measure] = {}
     answer: str | None = None
     failure: Failure | None = None
+    reasoning: ReasoningCount | None = None
 
 
 Record = HeaderRecord | ProvenanceRecord | RepairRecord | DatasetRecord | SampleRecord | ScoreRecord

@@ -139,8 +139,8 @@ def require_same_question(
         return
     request = sample.requests[0]
     stop = question.stop if spec.stop is None else spec.stop
-    limit = plan.max_tokens or question.max_tokens
-    if request.prompt != with_system(question.prompt, spec):
+    limit = plan.settings.max_tokens or question.max_tokens
+    if request.prompt != with_system(question.prompt, plan.settings.system):
         raise _changed(plan, f"item {sample.item} has another prompt now")
     if (request.parameters.stop, request.parameters.max_tokens) != (stop, limit):
         raise _changed(plan, f"item {sample.item} has other stop texts or another max_tokens now")

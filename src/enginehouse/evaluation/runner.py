@@ -16,7 +16,7 @@ from enginehouse.core.sampler import Provenance, Sampler
 from enginehouse.evaluation.asking import Asker, Unit, requests_of, require_capabilities
 from enginehouse.evaluation.counting import CountingSampler
 from enginehouse.evaluation.ledger import ASKED, CODES, FAILED, MISSING, Ledger, read_ledger
-from enginehouse.evaluation.plan import TaskPlans
+from enginehouse.evaluation.plan import TaskPlan, TaskPlans
 from enginehouse.evaluation.records import (
     JOURNAL_FORMAT,
     EvaluationSpec,
@@ -27,6 +27,7 @@ from enginehouse.evaluation.records import (
     SampleRecord,
 )
 from enginehouse.evaluation.remaining import RemainingTime
+from enginehouse.evaluation.schedule import Schedule
 from enginehouse.evaluation.scoring import Pending, begin_score, finish_score
 from enginehouse.evaluation.scoring_processes import ScoringProcesses
 from enginehouse.evaluation.streaks import GONE_AFTER, Streaks
@@ -175,8 +176,8 @@ class Evaluation:
         if repair := self.journal.repair:
             self.write(RepairRecord(at=datetime.now(UTC), size=repair.size, kept=repair.kept.name))
         assert self.ledger.header is not None
-        known = msgspec.structs.replace(self.ledger.header.spec, concurrency=None)
-        if changed := _differences(known, msgspec.structs.replace(self.spec, concurrency=None)):
+        known = self.ledger.header.spec.asking_alike()
+        if changed := _differences(known, self.spec.asking_alike()):
             raise ConfigurationError(
                 f"run {run_id} was begun with another {', '.join(changed)}",
                 why="its answers and new ones could not be combined",
@@ -246,7 +247,8 @@ class Evaluation:
                     seeded=asker.seeded,
                 )
             )
-            count = min(self.spec.concurrency or MOST_IN_FLIGHT, missing)
+            count = min(self.spec.most_in_flight or MOST_IN_FLIGHT, missing)
+            schedule = self._schedule(wanted)
             streaks = Streaks(self.ledger, limit=count + GONE_AFTER)
             self._started = self._breath = time.monotonic()
             requests_each = {p.name: requests_of(p) for p in self.plans.values()}
@@ -260,7 +262,10 @@ class Evaluation:
             async def ask(unit: Unit) -> None:
                 requests = requests_each[unit.plan.name]
                 remaining.begin(requests)
-                sample = await asker.ask(unit)
+                try:
+                    sample = await asker.ask(unit)
+                finally:
+                    schedule.finish(unit)
                 for record in streaks.add(sample, unit):
                     self.write(record)
                 if sample.failure is None:
@@ -270,13 +275,13 @@ class Evaluation:
 
             await run_workers(
                 ask,
-                self._units(wanted),
+                schedule,
                 count=count,
                 tick=self._report,
                 interval=self._timings.tick,
             )
             await self._finish_scoring()
-            for record in await streaks.end(asker, next(self._units(_ANSWERED), None)):
+            for record in await streaks.end(asker, next(self._schedule(_ANSWERED), None)):
                 self.write(record)
         self._progress(self._state())
 
@@ -295,13 +300,18 @@ class Evaluation:
                 fix="restore the checkpoint that the run began with, or start a new run",
             )
 
-    def _units(self, wanted: tuple[int, ...]) -> Iterator[Unit]:
-        for plan in self.plans.values():
-            states = self.ledger.tasks[plan.name].states
-            samples = plan.record.samples
-            for index in range(len(states)):
-                if states[index] in wanted:
-                    yield Unit(plan, *divmod(index, samples))
+    def _schedule(self, wanted: tuple[int, ...]) -> Schedule:
+        bounded = {task.name: task.concurrency for task in self.spec.tasks if task.concurrency}
+        return Schedule(
+            {name: self._units(wanted, plan) for name, plan in self.plans.items()}, bounds=bounded
+        )
+
+    def _units(self, wanted: tuple[int, ...], plan: TaskPlan) -> Iterator[Unit]:
+        states = self.ledger.tasks[plan.name].states
+        samples = plan.record.samples
+        for index in range(len(states)):
+            if states[index] in wanted:
+                yield Unit(plan, *divmod(index, samples))
 
     async def _finish_scoring(self) -> None:
         """Report progress until everything is scored."""

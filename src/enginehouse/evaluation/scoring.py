@@ -7,8 +7,16 @@ import math
 import msgspec
 
 from enginehouse.core.errors import EnginehouseError, ScoringError
+from enginehouse.core.reasoning import separate_reasoning
 from enginehouse.evaluation.plan import TaskPlan
-from enginehouse.evaluation.records import Failure, SampleRecord, ScoreRecord
+from enginehouse.evaluation.records import (
+    Failure,
+    ReasoningCount,
+    ReasoningUse,
+    SampleRecord,
+    ScoreRecord,
+    TaskSpec,
+)
 from enginehouse.evaluation.scoring_processes import ScoringProcesses
 from enginehouse.evaluation.tool_calls import score_calls
 from enginehouse.tasks.base import Measure, Outcome, Score, ScoringCall
@@ -22,6 +30,7 @@ class Pending(msgspec.Struct, frozen=True):
 
     sample: SampleRecord
     call: ScoringCall
+    reasoning: ReasoningCount | None = None
 
 
 def begin_score(plan: TaskPlan, sample: SampleRecord) -> ScoreRecord | Pending:
@@ -32,37 +41,58 @@ def begin_score(plan: TaskPlan, sample: SampleRecord) -> ScoreRecord | Pending:
     keep their weights (such as an IFEval prompt's number of instructions) and get the value 0; to
     know the weights, the task scores truncated texts too. For tool calls see
     `tool_calls.score_calls`. If the task's scoring raises anything or returns an invalid score,
-    the sample is unscored.
+    the sample is unscored. A task is given the text without its reasoning, unless its settings say
+    otherwise.
     """
     item = plan.item(sample.position)
+    reasoning: ReasoningCount | None = None
     try:
         if sample.tool_use is not None:
             score: Score | ScoringCall = score_calls(plan.task, item, sample.tool_use)
         elif sample.continuations is not None:
             score = plan.task.score_choice(item, [c.loglikelihood for c in sample.continuations])
         else:
-            score = plan.task.score_text(item, sample.responses[0].completions[0].text)
+            text, reasoning = _read(sample, plan.settings)
+            score = plan.task.score_text(item, text)
         if isinstance(score, ScoringCall):
-            return Pending(sample, score)
-        return _record(sample, _checked(score, sample))
+            return Pending(sample, score, reasoning)
+        return _record(sample, _checked(score, sample), reasoning=reasoning)
     except Exception as error:  # noqa: BLE001  a task's code may raise anything
-        return _unscored(sample, error)
+        return _unscored(sample, error, reasoning)
 
 
 async def finish_score(pending: Pending, processes: ScoringProcesses) -> ScoreRecord:
     """Have the program score the answer. Does not raise: see `begin_score`."""
     try:
         score = await processes.score(pending.call)
-        return _record(pending.sample, _checked(score, pending.sample))
+        return _record(pending.sample, _checked(score, pending.sample), reasoning=pending.reasoning)
     except ScoringError as error:
-        return _unscored(pending.sample, error)
+        return _unscored(pending.sample, error, pending.reasoning)
+
+
+def _read(sample: SampleRecord, settings: TaskSpec) -> tuple[str, ReasoningCount | None]:
+    """A written answer's text as it is scored, and the reasoning in it or beside it."""
+    completion = sample.responses[0].completions[0]
+    separated = separate_reasoning(completion.text, end=settings.reasoning_end)
+    words = separated.reasoning_words + len((completion.reasoning or "").split())
+    count = ReasoningCount(words=words, finished=separated.finished) if words else None
+    as_it_is = settings.reasoning is ReasoningUse.KEEP or (
+        settings.reasoning is ReasoningUse.STRIP_FINISHED and not separated.finished
+    )
+    return completion.text if as_it_is else separated.visible, count
 
 
 def _is_written(sample: SampleRecord) -> bool:
     return sample.continuations is None and sample.tool_use is None
 
 
-def _record(sample: SampleRecord, score: Score, *, failure: Failure | None = None) -> ScoreRecord:
+def _record(
+    sample: SampleRecord,
+    score: Score,
+    *,
+    failure: Failure | None = None,
+    reasoning: ReasoningCount | None = None,
+) -> ScoreRecord:
     written = _is_written(sample)
     truncated = written and sample.responses[0].completions[0].finish_reason == "length"
     outcome = Outcome.TRUNCATED if truncated else score.outcome
@@ -78,14 +108,22 @@ def _record(sample: SampleRecord, score: Score, *, failure: Failure | None = Non
         measures=measures,
         answer=score.answer,
         failure=failure,
+        reasoning=reasoning,
     )
 
 
-def _unscored(sample: SampleRecord, error: Exception) -> ScoreRecord:
+def _unscored(
+    sample: SampleRecord, error: Exception, reasoning: ReasoningCount | None
+) -> ScoreRecord:
     """The outcome is unscored; a truncated answer is truncated even so."""
     if not isinstance(error, EnginehouseError):
         error = ScoringError(f"the task's scoring raised {type(error).__name__}: {error}")
-    return _record(sample, Score(outcome=Outcome.UNSCORED), failure=Failure.of(error))
+    return _record(
+        sample,
+        Score(outcome=Outcome.UNSCORED),
+        failure=Failure.of(error),
+        reasoning=reasoning,
+    )
 
 
 def _checked(score: Score, sample: SampleRecord) -> Score:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -23,15 +24,25 @@ from enginehouse.evaluation.ledger import (
 )
 from enginehouse.evaluation.records import (
     EvaluationSpec,
+    ReasoningUse,
     Record,
     SampleRecord,
     ScoreRecord,
     ToolUse,
 )
-from enginehouse.results.summary import Cost, Report, SampleView, TaskReport, Throughput
+from enginehouse.results.summary import (
+    Cost,
+    Reasoning,
+    Report,
+    SampleView,
+    TaskReport,
+    Throughput,
+)
 from enginehouse.store.journal import read_journal
 from enginehouse.store.runs import Run
 from enginehouse.tasks.base import Outcome
+
+_SAMPLING: Final = ("temperature", "top_p", "top_k", "max_tokens", "system")
 
 
 def summarise(run: Run, *, at_k: Sequence[int] | None = None) -> Report:
@@ -183,7 +194,30 @@ def _task_report(task: TaskLedger, spec: EvaluationSpec, at_k: Sequence[int] | N
         licence=record.licence,
         digest=record.digest,
         at_k=() if why_not else tuple(figures_at_k(task, k) for k in ks),
+        reasoning=_reasoning(task, spec),
+        settings=_own_settings(record.task, spec) or msgspec.UNSET,
     )
+
+
+def _reasoning(task: TaskLedger, spec: EvaluationSpec) -> Reasoning | msgspec.UnsetType:
+    column = task.reasoning
+    if column is None or not (answers := int(np.count_nonzero(column.words))):
+        return msgspec.UNSET
+    return Reasoning(
+        answers=answers,
+        mean_words=float(column.words.sum()) / answers,
+        unfinished=int((~column.finished).sum()),
+        scored=spec.settings_of(task.record.task).reasoning is ReasoningUse.KEEP,
+    )
+
+
+def _own_settings(task: str, spec: EvaluationSpec) -> dict[str, float | int | str]:
+    settings = spec.settings_of(task)
+    return {
+        name: value
+        for name in _SAMPLING
+        if (value := getattr(settings, name)) is not None and value != getattr(spec, name)
+    }
 
 
 def why_no_headline(task: TaskLedger, max_failed: float) -> str | None:
@@ -247,21 +281,33 @@ def _cost(throughput: Throughput, spec: EvaluationSpec | None) -> Cost | msgspec
     return Cost(input=asked, output=made, total=asked + made)
 
 
+def _reasoning_note(task: str, reasoning: Reasoning) -> str:
+    note = (
+        f"{task}: {reasoning.answers:,} answers have reasoning, {reasoning.mean_words:,.0f} words "
+        f"on average, {'scored with them' if reasoning.scored else 'left out of the scoring'}"
+    )
+    if reasoning.unfinished:
+        note += f"; {reasoning.unfinished:,} ended before it did"
+    return note
+
+
 def _notes(ledger: Ledger, spec: EvaluationSpec | None) -> list[str]:
     notes = []
-    wanted = {t.name: t.samples or spec.samples for t in spec.tasks} if spec else {}
     for task in ledger.tasks.values():
         record = task.record
+        settings = spec.settings_of(record.task) if spec else None
         if record.subset:
             of = f"{record.full_size:,}" if record.full_size is not None else "an unknown number of"
             notes.append(f"{record.task}: a subset, {record.items:,} of {of} items")
-        if record.samples < wanted.get(record.task, 1):
+        if settings and record.samples < (settings.samples or 1):
             notes.append(f"{record.task}: asked once per item, its log-likelihoods do not vary")
-        if spec and spec.temperature == 0 and record.samples > 1:
+        if settings and settings.temperature == 0 and record.samples > 1:
             notes.append(
                 f"{record.task}: {record.samples} samples per item at temperature 0 differ only "
                 "by the engine's own nondeterminism"
             )
+        if spec and isinstance(reasoning := _reasoning(task, spec), Reasoning):
+            notes.append(_reasoning_note(record.task, reasoning))
         if count := task.counts[UNSCORED]:
             correct = task.counts[CODES[Outcome.CORRECT]]
             of_all = sum(task.counts[ASKED + 1 :]) - task.counts[FAILED]

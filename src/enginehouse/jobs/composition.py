@@ -11,16 +11,21 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.deployment.configuration import read_yaml
+from enginehouse.jobs.variables import is_secret_name
 
 _GROUPS = "pkg://enginehouse.jobs.conf"
+_NOT_SERVED = ("nim", "trtllm")  # the original launcher runs NVIDIA's containers of them
 _MISSING = "???"
 _FROM_HERE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}")
+_ANY_FROM_HERE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_][A-Za-z0-9_]*)")
+_TASK_KEY = re.compile(r"^(?P<start>(?:\+\+|\+|~)?evaluation\.tasks\.)(?P<rest>[^=]*)")
+_OVERRIDDEN = re.compile(r"^[+~]*([^=]*).*", re.DOTALL)
 _SELECT = re.compile(r"\$\{\s*oc\.select\s*:")
 _DOTTED_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)+=")
 
@@ -50,7 +55,8 @@ def compose_launch(path: Path, *, overrides: Sequence[str] = ()) -> Composition:
     """
     written = read_yaml(path)
     _refuse_other_formats(written, path)
-    composed = _composed(path.absolute(), overrides)
+    named = _by_index(overrides, written)
+    composed = _composed(path.absolute(), named)
     raw = OmegaConf.to_container(composed, resolve=False)
     if missing := [key for key, value in leaves(raw) if value == _MISSING]:
         raise ConfigurationError(
@@ -58,11 +64,14 @@ def compose_launch(path: Path, *, overrides: Sequence[str] = ()) -> Composition:
             why="the file, or a group that it uses, marks them as mandatory (???)",
             fix="give them in the file or as " + " ".join(f"-o {key}=…" for key in missing),
         )
+    prepared = _prepared(raw)
+    _refuse_secrets(prepared, path)
     try:
-        values = OmegaConf.to_container(OmegaConf.create(_prepared(raw)), resolve=True)
+        values = OmegaConf.to_container(OmegaConf.create(prepared), resolve=True)
     except OmegaConfBaseException as error:
         raise _explained(error, path) from error
-    return Composition(path=path, values=values, lines=_key_lines(path))  # type: ignore[arg-type]
+    lines = _key_lines(path, without=[_OVERRIDDEN.sub(r"\1", word) for word in named])
+    return Composition(path=path, values=values, lines=lines)  # type: ignore[arg-type]
 
 
 def _refuse_other_formats(written: Mapping[str, Any], path: Path) -> None:
@@ -76,6 +85,50 @@ def _refuse_other_formats(written: Mapping[str, Any], path: Path) -> None:
         raise ConfigurationError(
             f"{path} does not end in .yaml", why="Hydra finds no other files", fix="rename it"
         )
+
+
+def _by_index(overrides: Sequence[str], written: Mapping[str, Any]) -> list[str]:
+    """The overrides, with the names of tasks in `evaluation.tasks.NAME.key=…` as their indices."""
+    evaluation = written.get("evaluation")
+    tasks = evaluation.get("tasks") if isinstance(evaluation, Mapping) else None
+    names = [
+        str(task.get("name")) if isinstance(task, Mapping) else ""
+        for task in (tasks if isinstance(tasks, list) else ())
+    ]
+    return [_TASK_KEY.sub(lambda match: _indexed(match, names), word) for word in overrides]
+
+
+def _indexed(match: re.Match[str], names: Sequence[str]) -> str:
+    rest = match["rest"]
+    if rest.partition(".")[0].partition("=")[0].isdecimal():
+        return match[0]
+    exact = [name for name in names if name and rest.startswith(f"{name}.")]
+    chosen = max(exact, key=len, default=rest.partition(".")[0])
+    places = [
+        index
+        for index, name in enumerate(names)
+        if chosen == name or (not exact and name.endswith(f".{chosen}"))
+    ]
+    if not places:
+        raise UnknownNameError("task in this file", chosen, names)
+    if len(places) > 1:
+        raise ConfigurationError(
+            f"{chosen!r} is the name of several tasks in this file",
+            fix="say which: " + " or ".join(f"evaluation.tasks.{place}.…" for place in places),
+        )
+    return f"{match['start']}{places[0]}{rest[len(chosen) :]}"
+
+
+def _refuse_secrets(values: Any, path: Path) -> None:
+    """A secret that is read while composing would be written into scripts and records."""
+    for key, value in leaves(values):
+        names = _ANY_FROM_HERE.findall(value) if isinstance(value, str) else ()
+        if secret := next((name for name in names if is_secret_name(name)), None):
+            raise ConfigurationError(
+                f"{path}: {key} holds the value of {secret}",
+                why="it would be written into scripts and records, and shown by ps",
+                fix=f"give it to the job: env_vars: {{{secret}: host:{secret}}}",
+            )
 
 
 def _composed(path: Path, overrides: Sequence[str]) -> DictConfig:
@@ -135,9 +188,13 @@ def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
         yield where, value
 
 
-def _key_lines(path: Path) -> dict[str, int]:
+def _key_lines(path: Path, *, without: Sequence[str]) -> dict[str, int]:
     root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
-    return dict(_lines(root, ""))
+    return {
+        key: line
+        for key, line in _lines(root, "")
+        if not any(key == other or key.startswith(f"{other}.") for other in without)
+    }
 
 
 def _lines(node: yaml.Node | None, where: str) -> Iterator[tuple[str, int]]:
@@ -155,6 +212,25 @@ def _lines(node: yaml.Node | None, where: str) -> Iterator[tuple[str, int]]:
 def _explained(error: Exception, path: Path) -> ConfigurationError:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return UnknownNameError(group or "configuration", name, error.options)
+        unknown = UnknownNameError(group or "configuration", name, error.options)
+        if name in _NOT_SERVED:
+            unknown.fix = (
+                "start it yourself, and choose `deployment: none` with target.api_endpoint.url, or "
+                "`deployment: generic` with its command"
+            )
+        return unknown
     message, *rest = (line.strip() for line in str(error).splitlines() if line.strip())
+    if isinstance(error, OverrideParseException):
+        return ConfigurationError(
+            f"-o {error.override}: not an override",
+            why=message,
+            fix="write KEY=VALUE; quote a value with = , { or blanks twice: -o 'key=\"a=b\"'",
+        )
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        cause = error.msg.splitlines()[0] if error.msg else message
+        return ConfigurationError(
+            f"{path}: {error.full_key} could not be resolved",
+            why=cause,
+            fix=f"set what it refers to, or give the key a value: -o {error.full_key}=…",
+        )
     return ConfigurationError(f"{path}: {message}", why=" ".join(rest) or None)

@@ -11,8 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from enginehouse.commands.kept_variables import is_kept
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.deployment.configuration import merged
+from enginehouse.engines import arguments
 from enginehouse.engines.options import PositiveInt
 from enginehouse.jobs.executors.base import ExecutionSettings
 from enginehouse.jobs.variables import Variables
@@ -20,6 +22,8 @@ from enginehouse.jobs.variables import Variables
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 _CONTAINER = "everything runs in the job's own environment or image, not in one for each task"
+_NO_PROXY = "there is no proxy between the client and the server"
+_REQUESTS = "requests have what the task and the sampling parameters say, and nothing else"
 _LOGGED = "every request and answer is in the run's journal"
 
 
@@ -40,6 +44,8 @@ class Section(StrictModel):
 
     not_acted_on: ClassVar[Mapping[str, str]] = {}
     """Keys of the original launcher that are accepted and have no effect, and why."""
+    others_not_acted_on: ClassVar[str | None] = None
+    """Why any other key has no effect; None where an unknown key is an error."""
 
 
 class Endpoints(Section):
@@ -66,7 +72,6 @@ class DeploymentSettings(Section):
     """
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
-        "base_command": "the engine's command line is made from the other keys",
         "cache_path": "models are kept in the hub's cache; set HF_HOME in env_vars",
     }
 
@@ -96,7 +101,7 @@ class DeploymentSettings(Section):
     """How vLLM spans several nodes: over Ray, or by itself."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     """The fraction of a GPU's memory that the engine may take."""
-    extra_args: str | tuple[str, ...] = ()
+    extra_args: tuple[str, ...] = ()
     """Other flags of the engine, as one string or a list."""
     env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Variables of the server."""
@@ -105,7 +110,7 @@ class DeploymentSettings(Section):
     pre_cmd: str = ""
     """Lines of shell that run before the server is started."""
     command: str | None = None
-    """The command that starts a generic server."""
+    """The command that starts a generic server; an engine's own command is read for its flags."""
     version: str | None = None
     """The engine's version, for a managed environment."""
     variant: Literal["cpu", "cuda"] | None = None
@@ -119,6 +124,11 @@ class DeploymentSettings(Section):
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return texts(value)
+
+    @field_validator("extra_args", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return arguments.split(value) if isinstance(value, str) else value
 
     @property
     def gpus(self) -> int:
@@ -183,6 +193,7 @@ class AdapterConfig(Section):
         "save_requests": _LOGGED,
         "save_responses": _LOGGED,
         "log_failed_requests": _LOGGED,
+        "logging_aggregated_stats_interval": _LOGGED,
         "tracking_requests_stats": _LOGGED,
         "use_caching": "a run resumes from its journal, and nothing is asked twice",
         "reuse_cached_responses": "a run resumes from its journal, and nothing is asked twice",
@@ -190,14 +201,28 @@ class AdapterConfig(Section):
         "use_progress_tracking": "`launch status` and the run's journal have the progress",
         "progress_tracking_url": "`launch status` and the run's journal have the progress",
         "progress_tracking_interval": "`launch status` and the run's journal have the progress",
-        "generate_html_report": "`enginehouse web` shows the run",
-        "html_report_size": "`enginehouse web` shows the run",
+        "generate_html_report": "`enginehouse show RUN` shows the run",
+        "html_report_size": "`enginehouse show RUN` shows the run",
         "include_json": "`enginehouse launch export` writes JSON",
         "use_nvcf": "a hosted API is asked at its own address",
         "use_omni_info": "requests carry nothing about who asks",
-        "mode": "there is no proxy between the client and the server",
+        "mode": _NO_PROXY,
         "endpoint_type": "each task says whether it asks by chat or completions",
-        "local_port": "there is no proxy between the client and the server",
+        "local_port": _NO_PROXY,
+        "discovery": _NO_PROXY,
+        "interceptors": _NO_PROXY,
+        "post_eval_hooks": _NO_PROXY,
+        "output_dir": "results are in the job's folder, below execution.output_dir",
+        "use_raise_client_errors": "a request that fails is never an answer",
+        "track_reasoning": "reasoning is always counted",
+        "include_if_reasoning_not_finished": "an answer whose reasoning did not end is scored as it"
+        " is, and counted as cut off",
+        "params_to_add": _REQUESTS,
+        "params_to_remove": _REQUESTS,
+        "params_to_rename": _REQUESTS,
+        "headers_to_add": _REQUESTS,
+        "headers_to_remove": _REQUESTS,
+        "headers_to_rename": _REQUESTS,
     }
 
     use_system_prompt: bool | None = None
@@ -268,6 +293,8 @@ class JudgeSettings(Section):
 
 class ExtraParameters(Section):
     """Parameters that belong to single harnesses."""
+
+    others_not_acted_on: ClassVar[str | None] = "no task that runs here has such a parameter"
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
         "tokenizer": "log-probabilities come from the server, which has the model's tokenizer",
@@ -438,9 +465,9 @@ class LaunchDocument(Section):
 class LaunchConfig:
     """A launch file, checked.
 
-    `job_variables` are those of the job's main process, which the server inherits too;
-    `server_variables` are the server's alone, and `auxiliary_variables` those of each auxiliary
-    deployment. `notes` are warnings; `not_acted_on` has each key without effect, and why.
+    `job_variables` are those of the evaluation, `server_variables` those of the server, and
+    `auxiliary_variables` those of each auxiliary deployment. `notes` are warnings; `not_acted_on`
+    has each key without effect, and why.
     """
 
     origin: str
@@ -458,3 +485,21 @@ class LaunchConfig:
     not_acted_on: Mapping[str, str]
     values: Mapping[str, Any] = field(repr=False)
     """Everything as it was composed, for display, without the values of secrets."""
+
+    @property
+    def variables(self) -> Variables:
+        """The variables of the job's main command: also those that the server gets from it."""
+        passed_on = self.server_variables.by_name
+        others = {name: passed_on[name] for name in self.server_names}
+        return Variables(by_name=others).with_others(self.job_variables)
+
+    @property
+    def server_values(self) -> Mapping[str, str]:
+        """The server's variables that may be stored with a run."""
+        plain = self.server_variables.environment().values
+        return {name: value for name, value in plain.items() if is_kept(name)}
+
+    @property
+    def server_names(self) -> tuple[str, ...]:
+        """The server's other variables, which it takes from the job's main command."""
+        return tuple(sorted(self.server_variables.by_name.keys() - self.server_values.keys()))

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from enginehouse.core.errors import ConfigurationError
+from enginehouse.commands.kept_variables import is_kept
+from enginehouse.core.errors import ConfigurationError, nearest
 from enginehouse.deployment.configuration import parse
 from enginehouse.jobs.composition import Composition, compose_launch, leaves
 from enginehouse.jobs.configuration import LaunchConfig, LaunchDocument, texts
-from enginehouse.jobs.executors.base import ExecutionSettings
+from enginehouse.jobs.engine_arguments import sort_arguments
+from enginehouse.jobs.executors.base import ExecutionSettings, ExecutionVariables
 from enginehouse.jobs.executors.registry import EXECUTORS
 from enginehouse.jobs.variables import Variable, Variables, holds_token, parse_variable
 
 _FIX = "docs/launch.md lists every key"
-_HIDDEN = "(not shown)"
+HIDDEN = "(not shown)"
+_SERVER_VARIABLES = ("execution.env_vars.deployment", "deployment.env_vars")
 _JOB_VARIABLES = ("execution.env_vars.evaluation", "evaluation.env_vars")
 
 
@@ -34,23 +37,33 @@ def check_launch(composition: Composition) -> LaunchConfig:
     """The configuration of a composed launch file. Raises ConfigurationError."""
     origin = str(composition.path)
     without_effect: dict[str, str] = {}
-    values = dict(composition.values)
+    notes: list[str] = []
+    values = copy.deepcopy(dict(composition.values))
     settings_class = _settings_class(values.get("execution"), origin)
     execution = _acted_on(settings_class, values.pop("execution"), "execution", without_effect)
+    for holder, name, place in _deployments(values):
+        ordered = sort_arguments(
+            holder[name], place=place, given=lambda key: key in composition.lines
+        )
+        holder[name] = ordered.values
+        without_effect |= ordered.not_acted_on
+        notes += [f"{note}{_line_of(composition, place)}" for note in ordered.notes]
     document = _acted_on(LaunchDocument, values, "", without_effect)
     checked = _parsed(LaunchDocument, document, origin=origin)
-    place = _parsed(settings_class, execution, origin=f"{origin}: execution")
+    settings = _parsed(settings_class, execution, origin=f"{origin}: execution")
+    settings = settings.model_copy(update={"env_vars": ExecutionVariables()})  # read below
     variables = _VariableReader(composition, os.environ)
-    job = variables.read("env_vars")
-    server = variables.read("execution.env_vars.deployment", "deployment.env_vars")
-    job = job.with_others(variables.read(*_JOB_VARIABLES, *_task_sections(checked)).by_name)
-    if key := checked.target.api_endpoint.api_key_name:
-        job = Variables(by_name={key: Variable(name=key, host=key), **job.by_name})
+    everywhere = variables.read("env_vars")
+    job = everywhere.with_others(variables.read(*_JOB_VARIABLES, *_task_sections(checked)))
+    if (key := checked.target.api_endpoint.api_key_name) and key not in job.by_name:
+        job = job.with_others(Variables(by_name={key: Variable(name=key, host=key)}))
+    server = everywhere.with_others(variables.read(*_SERVER_VARIABLES))
     _refuse_tokens(variables.redacted, composition)
+    _refuse_two_values(job, server)
     return LaunchConfig(
         origin=origin,
         name=checked.name or composition.path.stem,
-        execution=place,
+        execution=settings,
         deployment=checked.deployment,
         auxiliary_deployments=checked.auxiliary_deployments,
         target=checked.target,
@@ -59,13 +72,31 @@ def check_launch(composition: Composition) -> LaunchConfig:
         job_variables=job,
         server_variables=server,
         auxiliary_variables={
-            name: variables.read(f"auxiliary_deployments.{name}.env_vars")
+            name: everywhere.with_others(variables.read(f"auxiliary_deployments.{name}.env_vars"))
             for name in checked.auxiliary_deployments
         },
-        notes=tuple(variables.notes),
+        notes=(*notes, *variables.notes),
         not_acted_on=without_effect,
         values=variables.redacted,
     )
+
+
+def _deployments(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """The mapping that holds each deployment, its key there, and its dotted path."""
+    auxiliary = values.get("auxiliary_deployments")
+    holders = [(values, "deployment", "deployment")]
+    if isinstance(auxiliary, dict):
+        holders += [(auxiliary, name, f"auxiliary_deployments.{name}") for name in auxiliary]
+    return ((holder, name, place) for holder, name, place in holders if _is_dict(holder, name))
+
+
+def _is_dict(holder: Mapping[str, Any], name: str) -> bool:
+    return isinstance(holder.get(name), dict)
+
+
+def _line_of(composition: Composition, place: str) -> str:
+    key = f"{place}.extra_args"
+    return f" ({composition.place(key)})" if key in composition.lines else ""
 
 
 def _settings_class(execution: Any, origin: str) -> type[ExecutionSettings]:
@@ -100,7 +131,8 @@ def _acted_on(kind: Any, values: Any, where: str, without_effect: dict[str, str]
     kept = {}
     for key, inner in values.items():
         place = f"{where}.{key}" if where else str(key)
-        if reason := kind.not_acted_on.get(key):
+        reason = kind.not_acted_on.get(key) or _reason_for_unknown(kind, key)
+        if reason is not None:
             without_effect[place] = reason
             continue
         section = _section_of(kind, key)
@@ -114,6 +146,13 @@ def _acted_on(kind: Any, values: Any, where: str, without_effect: dict[str, str]
         else:
             kept[key] = _acted_on(section, inner, place, without_effect)
     return kept
+
+
+def _reason_for_unknown(kind: Any, key: str) -> str | None:
+    """Why an unknown key has no effect; None if it is known, or may be a misspelt known one."""
+    reason: str | None = getattr(kind, "others_not_acted_on", None)
+    known = kind.model_fields
+    return None if key in known or nearest(str(key), known) else reason
 
 
 def _section_of(kind: Any, key: str) -> Any:
@@ -154,7 +193,7 @@ class _VariableReader:
             for name, text in texts(holder).items() if isinstance(holder, dict) else ():
                 variable = self._parsed(f"{section}.{name}", name, text)
                 if variable.literal is not None and variable.secret:
-                    holder[name] = _HIDDEN
+                    holder[name] = HIDDEN
                 read[name] = variable
         return Variables(by_name=read)
 
@@ -192,9 +231,31 @@ def _at(values: Any, key: str) -> Any:
     return values
 
 
+def _refuse_two_values(job: Variables, server: Variables) -> None:
+    """What may not be stored reaches the server through the job's environment, with one value."""
+    for name in sorted(job.by_name.keys() & server.by_name.keys()):
+        one, other = job.by_name[name], server.by_name[name]
+        if one != other and (other.secret or other.literal is None or not is_kept(name)):
+            raise ConfigurationError(
+                f"{name} has two values: {one.source} for the evaluation and {other.source} for "
+                "the server",
+                why="both run in one job, and it reaches them by its environment",
+                fix="use one value that serves both, or give them different names",
+            )
+
+
+def _is_secret_literal(key: str, value: str) -> bool:
+    """Whether it is a secret of variables that an executor reads by itself, such as Lepton's."""
+    *_, section, name = ("", *key.split("."))
+    if section not in ("env_vars", "envs") or value == HIDDEN:
+        return False
+    variable = parse_variable(name, value, here={})
+    return variable.literal is not None and variable.secret
+
+
 def _refuse_tokens(values: Mapping[str, Any], composition: Composition) -> None:
     for key, value in leaves(values):
-        if isinstance(value, str) and holds_token(value):
+        if isinstance(value, str) and (holds_token(value) or _is_secret_literal(key, value)):
             raise ConfigurationError(
                 f"{key} ({composition.place(key)}) holds a token",
                 why="it would be written into scripts and records, and shown by ps",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.jobs.base import Environment
@@ -20,7 +19,13 @@ _SECRET_NAME = re.compile(
     r"(^|_)(TOKENS?|(API)?_?KEYS?|SECRETS?|PASS|PASSWORDS?|PASSWD|CREDENTIALS?|AUTH)$",
     re.IGNORECASE,
 )
+_HERE = re.compile(r"^\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?$")
 _NAME_LIKE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable of this name is one whose value is not shown."""
+    return _SECRET_NAME.search(name) is not None
 
 
 def holds_token(text: str) -> bool:
@@ -47,7 +52,7 @@ class Variable:
         """Whether the value may be written nowhere."""
         if self.literal is None:
             return self.host is not None
-        named_so = _SECRET_NAME.search(self.name) is not None and bool(self.literal)
+        named_so = is_secret_name(self.name) and bool(self.literal)
         return named_so or holds_token(self.literal) or bool(_TOKEN.fullmatch(self.literal))
 
     @property
@@ -65,8 +70,9 @@ def parse_variable(name: str, value: str, *, here: Mapping[str, str]) -> Variabl
 
     A plain value is a literal, unless it is the name of a variable in `here`, the environment of
     this process, or a secret is given what looks like one: older files write
-    `HF_TOKEN: MY_HF_TOKEN`. Raises ConfigurationError for what is not a name.
+    `HF_TOKEN: MY_HF_TOKEN`, or `$MY_HF_TOKEN`. Raises ConfigurationError for what is not a name.
     """
+    value = _HERE.sub(r"host:\1", value)
     kind, separator, rest = value.partition(":")
     if not separator or kind not in ("lit", "host", "runtime"):
         kind, rest = "host" if _names_variable(name, value, here) else "lit", value
@@ -84,8 +90,7 @@ def parse_variable(name: str, value: str, *, here: Mapping[str, str]) -> Variabl
 def _names_variable(name: str, value: str, here: Mapping[str, str]) -> bool:
     if _NAME.fullmatch(value) is None:
         return False
-    is_secret = _SECRET_NAME.search(name) is not None
-    return value in here or (is_secret and _NAME_LIKE.fullmatch(value) is not None)
+    return value in here or (is_secret_name(name) and _NAME_LIKE.fullmatch(value) is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +99,9 @@ class Variables:
 
     by_name: Mapping[str, Variable] = field(default_factory=dict)
 
-    def with_others(self, others: Mapping[str, Variable]) -> Self:
+    def with_others(self, others: Variables) -> Variables:
         """These and others; one of `others` replaces one of the same name."""
-        return type(self)(by_name={**self.by_name, **others})
+        return Variables(by_name={**self.by_name, **others.by_name})
 
     def environment(self) -> Environment:
         """The variables as an executor takes them, without the values of secrets."""

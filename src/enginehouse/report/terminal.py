@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import IO
 
@@ -289,6 +289,10 @@ def _facts(report: Report) -> Group:
             reason = f": {p.dtype_reason}" if p.dtype_reason else ", as requested"
             rows.append(("computed in", f"{p.dtype}{reason}"))
     rows.append(("sampling", f"seed {report.seed}, temperature {report.temperature:g}"))
+    for task in report.tasks:
+        if isinstance(task.settings, Mapping):
+            own = ", ".join(f"{name} {value}" for name, value in task.settings.items())
+            rows.append(("", f"{task.task}: {own}"))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(value))

@@ -40,6 +40,19 @@ class AtK(msgspec.Struct, frozen=True, kw_only=True):
     best_at_k: Mapping[str, Figure]
 
 
+class Reasoning(msgspec.Struct, frozen=True, kw_only=True):
+    """The reasoning in a task's written answers, or beside them.
+
+    `answers` had some, `mean_words` of it on average; `unfinished` of them ended before it did.
+    `scored` says whether the reasoning was scored with the answers.
+    """
+
+    answers: int
+    mean_words: float
+    unfinished: int
+    scored: bool
+
+
 class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     """One task's result.
 
@@ -48,7 +61,8 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     correct / (all - unscored - failed), named `headline_name`; it is None for the reason in
     `no_headline`. `metrics` are Σ value / Σ weight over the same samples. `subset` is true unless
     every item of the benchmark (`full_size`, None if unknown) was evaluated. `at_k` is empty
-    without a headline.
+    without a headline. `reasoning` is absent if no answer had any. `settings` are the task's own
+    sampling parameters, those that differ from the evaluation's; absent if there are none.
     """
 
     task: str
@@ -67,6 +81,8 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     licence: str
     digest: str
     at_k: tuple[AtK, ...] = ()
+    reasoning: Reasoning | msgspec.UnsetType = msgspec.UNSET
+    settings: Mapping[str, float | int | str] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def done(self) -> int:

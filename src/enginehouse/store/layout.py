@@ -108,6 +108,11 @@ class Layout:
         return self.state / "tinker"
 
     @property
+    def jobs(self) -> Path:
+        """The records of the jobs that were launched from here, a SQLite file."""
+        return self.state / "jobs.sqlite"
+
+    @property
     def locks(self) -> Path:
         """Locks of files that are stored elsewhere, where the user put them."""
         return self.state / "locks"

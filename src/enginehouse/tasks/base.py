@@ -170,6 +170,7 @@ class Task(Protocol):
     def score_text(self, item: Item, text: str) -> Score | ScoringCall:
         """Score a written answer, or say which program does.
 
+        `text` comes without the model's reasoning, unless the user wants that to be scored, too.
         Runs in the event loop, so it must be fast and take linear time. Of a truncated answer only
         the measures' weights are used.
         """

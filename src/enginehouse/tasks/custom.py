@@ -15,7 +15,6 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.messages import ChatPrompt, Message
-from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.core.strict_model import StrictModel, explain
 from enginehouse.core.strict_yaml import parse_mapping
 from enginehouse.core.system_errors import advice
@@ -216,12 +215,11 @@ class CustomTask(Task):
         )
 
     def score_text(self, item: Item, text: str) -> Score | ScoringCall:
-        """Score by the metric, reasoning left out; a program applies a pattern or a function."""
+        """Score by the metric; a program applies a pattern or a function."""
         assert self._metric is not None
-        visible = strip_reasoning(text)
         if not isinstance(self._metric, ProgramMetric):
-            return self._metric(visible, self._right(item))
-        arguments: dict[str, Any] = {"text": visible}
+            return self._metric(text, self._right(item))
+        arguments: dict[str, Any] = {"text": text}
         if self._definition.metric.startswith(REGEX):
             arguments["answer"] = self._right(item)
         else:

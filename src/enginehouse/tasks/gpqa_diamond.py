@@ -14,7 +14,6 @@ from typing import Final
 
 from enginehouse.core.errors import DataError
 from enginehouse.core.messages import ChatPrompt, Message
-from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.tasks.base import Dataset, Generate, Item, Outcome, Score, Task, TaskInfo
 from enginehouse.tasks.data import Row, read_rows, user_source
 from enginehouse.tasks.latex import boxed, without_latex
@@ -106,7 +105,7 @@ class GPQADiamond(Task):
 
     def score_text(self, item: Item, text: str) -> Score:
         """Correct if the answer's letter is right; unparsable without one."""
-        letter = answer_letter(strip_reasoning(text))
+        letter = answer_letter(text)
         if letter is None:
             return Score(outcome=Outcome.UNPARSABLE)
         right = letter == item.data["answer"]

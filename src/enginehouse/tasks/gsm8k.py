@@ -10,7 +10,6 @@ from fractions import Fraction
 from typing import Final
 
 from enginehouse.core.messages import ChatPrompt, Message
-from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.tasks.base import (
     Dataset,
     Generate,
@@ -116,13 +115,12 @@ class GSM8K(Task):
     def score_text(self, item: Item, text: str) -> Score:
         """Correct if the number is exactly the answer's; `strict_match` if it is marked, too."""
         gold = Fraction(item.data["answer"])
-        visible = strip_reasoning(text)
-        number = final_number(visible)
+        number = final_number(text)
         if number is None:
             return Score(outcome=Outcome.UNPARSABLE, measures={"strict_match": Measure(0.0)})
         return Score(
             outcome=Outcome.CORRECT if number == gold else Outcome.WRONG,
-            measures={"strict_match": Measure(float(marked_number(visible) == gold))},
+            measures={"strict_match": Measure(float(marked_number(text) == gold))},
             answer=written(number),
         )
 

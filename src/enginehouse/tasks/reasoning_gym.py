@@ -25,7 +25,6 @@ from enginehouse.core.errors import (
     UnknownNameError,
 )
 from enginehouse.core.messages import ChatPrompt, Message
-from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.tasks.base import (
     Dataset,
     Generate,
@@ -161,7 +160,7 @@ class ReasoningGym(Task):
         The answer is the last <answer>…</answer>, as in reasoning_gym's `extract_answer`. Without
         one, or when the scorer raises on it (some do on malformed answers), it is unparsable.
         """
-        answer = last_tagged(strip_reasoning(text))
+        answer = last_tagged(text)
         if answer is None:
             return Score(outcome=Outcome.UNPARSABLE, measures={"score": Measure(0.0)})
         arguments = {

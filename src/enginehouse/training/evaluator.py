@@ -216,7 +216,7 @@ class _Attempt:
             if plan.url is None or adapted:
                 self._report = await run_evaluation(config, context)
                 return
-            concurrency = config.settings.concurrency
+            concurrency = config.settings.most_in_flight
             async with open_deployment(plan, context, concurrency=concurrency) as deployment:
                 try:
                     async with deployment.target(self._checkpoint) as target:

@@ -108,7 +108,7 @@ async def watch(
         if journal.repair:
             context.notify(str(journal.repair))
         plan = with_weight_swap(config.plan)
-        host = Host(plan, context, concurrency=config.evaluation.concurrency)
+        host = Host(plan, context, concurrency=config.evaluation.most_in_flight)
         watcher = _Watcher(
             config, context, journal=journal, host=host, progress=progress, shown=shown
         )

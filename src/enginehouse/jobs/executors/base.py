@@ -7,13 +7,13 @@ Each executor is a file in this folder with two classes, its settings and itself
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, ClassVar, Protocol, Self
+from pathlib import Path, PurePosixPath
+from typing import Annotated, ClassVar, Protocol, Self, runtime_checkable
 
 from pydantic import Field
 
 from enginehouse.core.strict_model import StrictModel
-from enginehouse.jobs.base import Artifact, Handle, JobSpec, JobStatus
+from enginehouse.jobs.base import Artifact, Handle, JobSpec, JobStatus, Resources
 
 
 class ExecutionVariables(StrictModel):
@@ -37,12 +37,37 @@ class ExecutionSettings(StrictModel):
 
     type: str
     """The executor's name."""
-    output_dir: str
+    output_dir: Annotated[str, Field(min_length=1)]
     """The folder of the jobs, where they run; relative to the current one for local jobs."""
     command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """How Enginehouse is started where the job runs; by default as it was started here."""
+    """How Enginehouse is started where the job runs; by default `enginehouse`."""
     env_vars: ExecutionVariables = ExecutionVariables()
     """Variables of the server and of the job."""
+
+    @property
+    def place(self) -> str:
+        """Where jobs are: the status of all jobs of one place is asked for at once.
+
+        Settings of the same place differ only in what a single job needs.
+        """
+        return self.type
+
+    @property
+    def jobs_folder(self) -> PurePosixPath:
+        """`output_dir`, absolute, on the machine where jobs run: by default, this one's."""
+        return PurePosixPath(Path(self.output_dir).expanduser().absolute())
+
+    @property
+    def command_words(self) -> tuple[str, ...]:
+        """How Enginehouse is started where a job runs."""
+        return self.command or ("enginehouse",)
+
+    def resources(self, *, gpus: int) -> Resources:
+        """What a job asks for whose servers need `gpus` GPUs together.
+
+        Raises ConfigurationError if what is asked for is not what is needed.
+        """
+        return Resources(gpus_per_node=gpus)
 
 
 class Executor(Protocol):
@@ -90,4 +115,13 @@ class Executor(Protocol):
 
     async def cancel(self, handle: Handle) -> None:
         """End the job and return when no job, process or container of it is left. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class SupportsCheck(Protocol):
+    """An executor that knows without asking another machine that a job cannot run."""
+
+    def check(self, job: JobSpec) -> None:
+        """Raise JobError, as `submit` would, if this machine cannot run the job."""
         ...

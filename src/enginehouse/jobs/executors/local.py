@@ -24,7 +24,7 @@ import msgspec
 from filelock import FileLock
 from pydantic import Field
 
-from enginehouse.core.errors import JobError, UnknownNameError
+from enginehouse.core.errors import ConfigurationError, JobError, UnknownNameError
 from enginehouse.core.system_errors import worded
 from enginehouse.jobs.base import (
     Artifact,
@@ -34,6 +34,7 @@ from enginehouse.jobs.base import (
     JobSpec,
     JobState,
     JobStatus,
+    Resources,
 )
 from enginehouse.jobs.executors.base import ExecutionSettings
 from enginehouse.jobs.local_process import (
@@ -48,6 +49,7 @@ from enginehouse.jobs.local_process import (
     read_end,
     read_processes,
 )
+from enginehouse.processes.gpus import read_gpus
 from enginehouse.processes.tree import (
     ProcessIdentity,
     ProcessTree,
@@ -82,6 +84,21 @@ class LocalSettings(ExecutionSettings):
     """The longest time for a whole job, in seconds."""
     kill_grace: Annotated[float, Field(gt=0)] = 60.0
     """The longest time for a job to stop its server when it is to end, in seconds."""
+
+    @property
+    def command_words(self) -> tuple[str, ...]:
+        """Enginehouse as it runs here, unless `command` says otherwise."""
+        return self.command or (sys.executable, "-m", "enginehouse")
+
+    def resources(self, *, gpus: int) -> Resources:
+        """The GPUs that are needed, on one node."""
+        if self.gpus is not None and gpus > self.gpus:
+            raise ConfigurationError(
+                f"the job needs {gpus} GPUs, and execution.gpus allows {self.gpus}",
+                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                fix="lower these, or allow more GPUs",
+            )
+        return Resources(gpus_per_node=gpus, walltime=self.walltime)
 
 
 class LocalExecutor:
@@ -167,8 +184,13 @@ class LocalExecutor:
             end = End(supervisor=supervisor, state=JobState.CANCELLED)
             write_whole(folder / END, msgspec.json.encode(end), private=True)
 
-    def _submit(self, job: JobSpec, secrets: Mapping[str, str]) -> Handle:
+    def check(self, job: JobSpec) -> None:
+        """Raise JobError for a program that cannot be run, and GPUs that this machine lacks."""
         _require_program(job)
+        _require_gpus(job)
+
+    def _submit(self, job: JobSpec, secrets: Mapping[str, str]) -> Handle:
+        self.check(job)
         folder = Path(job.folder)
         is_new = not folder.exists()
         try:
@@ -196,7 +218,7 @@ class LocalExecutor:
                 for one, node in _nodes(job)
             ),
             before=job.before,
-            walltime=job.resources.walltime or self._settings.walltime,
+            walltime=job.resources.walltime,
             kill_grace=self._settings.kill_grace,
         )
         write_whole(folder / JOB, msgspec.json.format(msgspec.json.encode(described)), private=True)
@@ -296,6 +318,21 @@ def _require_program(job: JobSpec) -> None:
                 fix="`execution.command` says how Enginehouse is started",
                 kind="no_program",
             )
+
+
+def _require_gpus(job: JobSpec) -> None:
+    """Raise JobError if the job needs more GPUs than there are.
+
+    One GPU may be replaced by the CPU, and its engine is then one that runs on it.
+    """
+    needed = job.resources.gpus_per_node * job.resources.nodes
+    if needed > 1 and needed > (there := len(read_gpus())):
+        raise JobError(
+            f"the job needs {needed} GPUs, and this machine has {there or 'none'}",
+            why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+            fix="set them (-o deployment.tensor_parallel_size=1 …), or choose another executor",
+            kind="gpus",
+        )
 
 
 def _require_ended(folder: Path) -> None:

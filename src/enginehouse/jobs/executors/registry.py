@@ -8,6 +8,9 @@ from enginehouse.core.registry import Registry
 # settings as `settings_class`.
 EXECUTORS = Registry(
     "executor",
-    {"local": "enginehouse.jobs.executors.local:LocalExecutor"},
+    {
+        "local": "enginehouse.jobs.executors.local:LocalExecutor",
+        "slurm": "enginehouse.jobs.executors.slurm.executor:SlurmExecutor",
+    },
     group="enginehouse.executors",
 )

@@ -13,7 +13,6 @@ import msgspec
 
 from enginehouse.core.errors import DataError
 from enginehouse.core.messages import ChatPrompt, Message
-from enginehouse.core.reasoning import strip_reasoning
 from enginehouse.tasks.base import Generate, Item, Measure, Outcome, Score, Task
 from enginehouse.tasks.instruction_checkers import CHECKERS, Checker, build_checker
 
@@ -90,7 +89,7 @@ def read_items(rows: Sequence[Mapping[str, Any]], *, where: str) -> list[Item]:
 def score_response(
     item: Item, text: str, *, checkers: Mapping[str, type[Checker]] = CHECKERS
 ) -> Score:
-    """Correct if the response, reasoning left out, follows every instruction to the letter.
+    """Correct if the response follows every instruction to the letter.
 
     METRICS are measured beside it; `answer` says which instructions were followed.
     """
@@ -99,9 +98,8 @@ def score_response(
         build_checker(name, arguments, where=f"prompt {item.id}", checkers=checkers)
         for name, arguments in zip(names, item.data["kwargs"], strict=True)
     ]
-    response = strip_reasoning(text)
-    strict = [_follows(checker, [response]) for checker in demanded]
-    versions = loose_versions(response)
+    strict = [_follows(checker, [text]) for checker in demanded]
+    versions = loose_versions(text)
     loose = [
         followed or _follows(checker, versions)
         for followed, checker in zip(strict, demanded, strict=True)

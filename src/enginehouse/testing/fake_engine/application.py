@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
+from pathlib import Path
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -28,6 +30,7 @@ def make_application(
     application = web.Application(
         middlewares=[
             _access_log,
+            *([_recorded(path)] if (path := environment.get("VLLM_FAKE_REQUESTS")) else []),
             *load_middlewares(engine.arguments.middleware),
             _guard({key for key in keys if key}),
             _errors,
@@ -90,6 +93,24 @@ async def _access_log(request: web.Request, handler: Handler) -> web.StreamRespo
             sys.stdout.write(f"INFO:     {line} {response.status} {reason}\n")
             sys.stdout.flush()
     return response
+
+
+def _recorded(path: str) -> Middleware:
+    """Appends what arrives to a file, before anything is said about it."""
+
+    @web.middleware
+    async def recorded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method == "POST":
+            line = {"path": request.path, "body": json.loads(await request.read() or b"null")}
+            _append(Path(path), json.dumps(line))
+        return await handler(request)
+
+    return recorded
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
 def _guard(keys: set[str]) -> Middleware:

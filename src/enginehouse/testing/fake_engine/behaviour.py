@@ -16,6 +16,7 @@ VLLM_FAKE_STATE          path of a file in which the counts of the faults outliv
 VLLM_FAKE_ANSWERS        path of a JSON object: regular expression → answer
 VLLM_FAKE_TOKEN_LATENCY  seconds per generated token
 VLLM_FAKE_RECORD         path of a file to which every start appends a JSON line: pid, argv, env
+VLLM_FAKE_REQUESTS       path of a file to which every POST appends a JSON line: path, body
 """
 
 from __future__ import annotations

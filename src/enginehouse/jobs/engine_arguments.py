@@ -1,0 +1,184 @@
+"""An engine's command line in a launch file: `extra_args`, and a `command` that starts the engine.
+
+What has a key of its own is moved there, so that GPUs can be counted. Flags that the engine no
+longer has are taken out, with a warning.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.engines import arguments
+from enginehouse.engines.arguments import Argument
+from enginehouse.engines.base import SupportsHistory
+from enginehouse.engines.registry import ENGINES, load_engine
+
+_PARALLEL: Final = {
+    "--tensor-parallel-size": "tensor_parallel_size",
+    "--pipeline-parallel-size": "pipeline_parallel_size",
+    "--data-parallel-size": "data_parallel_size",
+    "--served-model-name": "served_model_name",
+    "--port": "port",
+}
+_KEYS: Final = {
+    "vllm": {
+        **_PARALLEL,
+        "-tp": "tensor_parallel_size",
+        "-pp": "pipeline_parallel_size",
+        "-dp": "data_parallel_size",
+        "--data-parallel-size-local": "data_parallel_size_local",
+        "-dpl": "data_parallel_size_local",
+        "--distributed-executor-backend": "distributed_executor_backend",
+        "--gpu-memory-utilization": "gpu_memory_utilization",
+    },
+    "sglang": {
+        **_PARALLEL,
+        "--tp-size": "tensor_parallel_size",
+        "--tp": "tensor_parallel_size",
+        "--pp-size": "pipeline_parallel_size",
+        "--pp": "pipeline_parallel_size",
+        "--dp-size": "data_parallel_size",
+        "--dp": "data_parallel_size",
+        "--mem-fraction-static": "gpu_memory_utilization",
+    },
+}
+_OURS: Final = {
+    "--host": "the server listens where the client of the same job asks it",
+    "--model": "the model is hf_model_handle or checkpoint_path",
+    "--model-path": "the model is hf_model_handle or checkpoint_path",
+}
+_STARTS: Final = {
+    "vllm": re.compile(r"\s*(?:vllm\s+serve|(?:\S*python3?\s+-m\s+)vllm\.entrypoints\S*)\s"),
+    "sglang": re.compile(r"\s*(?:sglang\s+serve|(?:\S*python3?\s+-m\s+)sglang\.launch_server)\s"),
+}
+_SHELL: Final = re.compile(r"[;&|<>`$\n]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineArguments:
+    """A deployment's values with its command lines sorted out, and what there is to say about it.
+
+    `not_acted_on` has flags and keys without effect, by their dotted path, and why.
+    """
+
+    values: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    not_acted_on: Mapping[str, str]
+
+
+def sort_arguments(
+    values: Mapping[str, Any], *, place: str, given: Callable[[str], bool]
+) -> EngineArguments:
+    """Sort out the command lines in the values of one deployment.
+
+    `place` is the deployment's dotted path; `given` says whether the file itself has a key of that
+    path, which a flag may contradict: the flag wins, as on the engine's own command line. Raises
+    ConfigurationError for a command line that cannot be read.
+    """
+    kind = values.get("type")
+    if kind not in ENGINES.names() or not _is_text(values.get("extra_args") or ""):
+        return EngineArguments(values=values, not_acted_on={})
+    words = list(arguments.split(values.get("extra_args") or ()))
+    for key in ("base_command", "command"):
+        if command := values.get(key):
+            words += _flags_of(str(command), kind=str(kind), place=f"{place}.{key}")
+    sorting = _Sorting(values, place=place, given=given)
+    for argument in arguments.read(words):
+        sorting.take(argument)
+    kept = {key: value for key, value in values.items() if key not in ("base_command", "command")}
+    return EngineArguments(
+        values={**kept, **sorting.keys, "extra_args": sorting.rest},
+        notes=tuple(sorting.notes),
+        not_acted_on=sorting.not_acted_on,
+    )
+
+
+class _Sorting:
+    """Takes arguments one by one, each to where it belongs."""
+
+    def __init__(
+        self, values: Mapping[str, Any], *, place: str, given: Callable[[str], bool]
+    ) -> None:
+        self._kind = str(values["type"])
+        self._removed = {} if _is_pinned(values) else removed_flags(self._kind)
+        self._values = values
+        self._place = place
+        self._given = given
+        self.keys: dict[str, str] = {}
+        self.rest: list[str] = []
+        self.notes: list[str] = []
+        self.not_acted_on: dict[str, str] = {}
+
+    def take(self, argument: Argument) -> None:
+        key = _KEYS.get(self._kind, {}).get(argument.flag)
+        words = _words(argument)
+        if fix := self._removed.get(argument.flag):
+            self.notes.append(
+                f"{self._place}.extra_args: {self._kind} no longer has {argument.flag}; {fix}"
+            )
+        elif reason := _OURS.get(argument.flag):
+            self.not_acted_on[f"{self._place}.extra_args {argument.flag}"] = reason
+        elif key is not None and len(argument.values) == 1:
+            contradicts = str(self._values.get(key)) != argument.values[0]
+            if contradicts and self._given(f"{self._place}.{key}"):
+                self.notes.append(
+                    f"{self._place}.extra_args: {argument.flag} {argument.values[0]} is used, not "
+                    f"the key {key}"
+                )
+            self.keys[key] = argument.values[0]
+        elif not _contains(self.rest, words):
+            self.rest += words
+
+
+def removed_flags(kind: str) -> Mapping[str, str]:
+    """The flags that an engine no longer has, and what to use instead."""
+    engine = load_engine(kind)
+    return engine.removed_flags if isinstance(engine, SupportsHistory) else {}
+
+
+def _words(argument: Argument) -> tuple[str, ...]:
+    """The argument's words as they were written; an attached value is part of the first."""
+    name, equals, _ = argument.given.partition("=")
+    attached = bool(equals) or (name.startswith("-O") and name != "-O")
+    return (argument.given, *argument.values[1 if attached else 0 :])
+
+
+def _contains(words: Sequence[str], part: Sequence[str]) -> bool:
+    """Whether `part` stands in `words` as it is: base_command and extra_args may both have it."""
+    return any(
+        tuple(words[at : at + len(part)]) == tuple(part) for at in range(len(words) - len(part) + 1)
+    )
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value can be a command line; anything else is left for the settings to refuse."""
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(word, str) for word in value)
+    )
+
+
+def _is_pinned(values: Mapping[str, Any]) -> bool:
+    """Whether the engine may be another version than the one whose flags are known here."""
+    return bool(values.get("version") or values.get("python"))
+
+
+def _flags_of(command: str, *, kind: str, place: str) -> list[str]:
+    """The flags of a command that starts the engine. Raises ConfigurationError for a script."""
+    start = _STARTS.get(kind)
+    match = start.match(f"{command} ") if start is not None else None
+    rest = command[match.end() :] if match else ""
+    if match is None or _SHELL.search(rest.strip()):
+        raise ConfigurationError(
+            f"{place} is a script of its own, not the command line of {kind}",
+            why=f"{kind} is started and watched here, which such a script would escape",
+            fix="put the flags into extra_args and what comes before them into pre_cmd; several "
+            "nodes: deployment: vllm_ray; to run the script as it is: deployment: generic",
+        )
+    words = shlex.split(rest)
+    named = bool(words) and not words[0].startswith("-")  # the model
+    return words[1:] if named else words

@@ -1,0 +1,1 @@
+"""Slurm: jobs through sbatch, on this machine or on a login node."""

@@ -1,0 +1,187 @@
+"""The section `execution` for Slurm."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.jobs.base import Resources
+from enginehouse.jobs.executors.base import ExecutionSettings
+
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d)")
+_GPUS = re.compile(r"(?:gres/)?gpu(?::[\w.+-]*[A-Za-z_][\w.+-]*)?(?:[:=](?P<count>\d+))?")
+# What the executor sets itself, and would no longer find its jobs without.
+_OWN_FLAGS = {
+    "array": "a launch is one job",
+    "chdir": "the job runs in its own folder",
+    "dependency": "it belongs to the successor that resumes a job",
+    "error": "the job's log is in its own folder",
+    "export": "env_vars says what a job is given",
+    "export-file": "env_vars says what a job is given",
+    "open-mode": "the job's log is in its own folder",
+    "output": "the job's log is in its own folder",
+    "signal": "`stop_before` says when a job is told to end",
+    "test-only": "`enginehouse launch run --dry-run` submits nothing",
+    "wait": "`enginehouse launch status` and `logs` tell when a job has ended",
+    "wrap": "the job runs an evaluation",
+}
+
+
+def _seconds(value: Any) -> Any:
+    """The seconds of HH:MM:SS or D-HH:MM:SS.
+
+    YAML reads an unquoted 1:30:00 as the number 5400, so a number is in seconds, too.
+    """
+    if isinstance(value, str):
+        match = _TIME.fullmatch(value.strip())
+        if match is None:
+            raise ValueError("is not a time: write it as HH:MM:SS or D-HH:MM:SS")
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    if isinstance(value, int) and value < 60:
+        raise ValueError("is less than Slurm's minute: write it as HH:MM:SS")
+    return value
+
+
+Time = Annotated[int, Field(ge=60), BeforeValidator(_seconds)]
+Word = Annotated[str, Field(pattern=r"^[^\s\"'\\]+$")]
+"""A name that is written into a line of the batch script as it is."""
+
+
+class SlurmSettings(ExecutionSettings):
+    """Jobs on a Slurm cluster."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "cpu_partition": "exports run where `enginehouse launch export` is called",
+        "endpoint_readiness_timeout": "a server has failed when it ends, or makes no progress",
+        "deployment": "each node runs one process of a deployment",
+        "proxy": "the client balances the instances itself",
+    }
+
+    type: Literal["slurm"] = "slurm"
+    hostname: Word | None = None
+    """The login node, reached with ssh and without a password; by default, sbatch runs here."""
+    username: Word | None = None
+    """The user name on the login node; by default that of ssh's own configuration."""
+    ssh_options: Mapping[Word, str | int] = {}
+    """Options of ssh, as in its configuration file: `{Port: 2222, ProxyJump: gateway}`."""
+    account: Word | None = None
+    partition: Word | None = None
+    num_nodes: Annotated[int, Field(ge=1)] = 1
+    """The nodes of a job, over all of its instances."""
+    num_instances: Annotated[int, Field(ge=1)] = 1
+    """The independent instances that the nodes are divided among."""
+    ntasks_per_node: Annotated[int, Field(ge=1)] = 1
+    gres: Word | None = None
+    """Generic resources of each node: `gpu:8`."""
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    """The GPUs of each node, on clusters where `gres` is not used."""
+    walltime: Time = 3600
+    """The time limit of one attempt, as HH:MM:SS or D-HH:MM:SS."""
+    max_walltime: Time | None = None
+    """The time limit of all attempts together; a job that is interrupted resumes until then.
+
+    Without it, an interrupted job stays as it is until `enginehouse launch resume`.
+    """
+    stop_before: Annotated[int, Field(ge=0)] = 120
+    """How many seconds before its time limit an attempt is told to end, and stops its server."""
+    requeue: bool = True
+    """Whether Slurm may run a job again whose node failed, or that was preempted."""
+    subproject: Word | None = None
+    """A prefix of the job's name, after the account."""
+    sbatch_comment: str | None = None
+    sbatch_extra_flags: Mapping[Word, str | int | float | bool | None] = {}
+    """Further flags of sbatch: `{qos: high, exclusive: true}`; null or false leaves one out."""
+
+    @field_validator("output_dir")
+    @classmethod
+    def _a_plain_path(cls, folder: str) -> str:
+        if "\n" in folder or '"' in folder or "\\" in folder:
+            raise ValueError("contains a character that a batch script cannot have in a path")
+        return folder
+
+    @field_validator("sbatch_extra_flags")
+    @classmethod
+    def _free_flags(cls, flags: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name, value in flags.items():
+            if (reason := _OWN_FLAGS.get(name.lstrip("-"))) is not None:
+                raise ValueError(f"{name} cannot be set: {reason}")
+            if "\n" in str(value):
+                raise ValueError(f"the value of {name} has more than one line")
+        return flags
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SlurmSettings:
+        if self.hostname is not None and not PurePosixPath(self.output_dir).is_absolute():
+            raise ValueError(
+                "output_dir must be an absolute path: jobs run on the cluster, not here"
+            )
+        if self.sbatch_comment is not None and "\n" in self.sbatch_comment:
+            raise ValueError("sbatch_comment has more than one line")
+        if self.max_walltime is not None and self.max_walltime < self.walltime:
+            raise ValueError("max_walltime is shorter than walltime")
+        if self.num_nodes % self.num_instances:
+            raise ValueError(
+                f"num_nodes ({self.num_nodes}) cannot be divided among"
+                f" {self.num_instances} instances (num_instances)"
+            )
+        return self
+
+    @property
+    def place(self) -> str:
+        """The cluster: this machine's, or that of a login node and a user there."""
+        user = f"{self.username}@" if self.username else ""
+        return f"slurm on {user}{self.hostname}" if self.hostname else "slurm"
+
+    @property
+    def jobs_folder(self) -> PurePosixPath:
+        """`output_dir`; relative to the current folder only where sbatch runs here."""
+        return PurePosixPath(self.output_dir) if self.hostname else super().jobs_folder
+
+    @property
+    def command_words(self) -> tuple[str, ...]:
+        """Enginehouse as it runs here, if sbatch does, too; otherwise the one of the cluster."""
+        here = (sys.executable, "-m", "enginehouse")
+        return self.command or (("enginehouse",) if self.hostname else here)
+
+    def resources(self, *, gpus: int) -> Resources:
+        """The nodes, and their GPUs: those of `gres` or `gpus_per_node`, or just what is needed.
+
+        With `gpus_per_node: 0`, GPUs are neither asked for nor counted.
+        """
+        per_node = self._gpus()
+        if per_node is None and gpus % self.num_nodes:
+            raise ConfigurationError(
+                f"{gpus} GPUs cannot be divided among {self.num_nodes} nodes",
+                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                fix="change these or execution.num_nodes, or set execution.gres",
+            )
+        if per_node and gpus > per_node * self.num_nodes:
+            raise ConfigurationError(
+                f"the job needs {gpus} GPUs, and asks for {per_node * self.num_nodes}:"
+                f" {per_node} on each of {self.num_nodes} nodes",
+                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                fix="lower these, or raise execution.num_nodes or execution.gres",
+            )
+        return Resources(
+            nodes=self.num_nodes,
+            gpus_per_node=gpus // self.num_nodes if per_node is None else per_node,
+            walltime=self.walltime,
+        )
+
+    def _gpus(self) -> int | None:
+        """The GPUs of each node that `gpus_per_node` or `gres` asks for."""
+        if self.gpus_per_node is not None:
+            return self.gpus_per_node
+        counts = [
+            int(match["count"] or 1)
+            for part in (self.gres or "").split(",")
+            if (match := _GPUS.fullmatch(part))
+        ]
+        return sum(counts) if counts else None
