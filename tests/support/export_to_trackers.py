@@ -128,7 +128,7 @@ def main() -> None:
         to.exporter.export(changed(runs[0]))
     refused = {}
     for name, settings in (
-        ("mlflow", {"tracking_uri": "nosuch://user:secret@host"}),
+        ("mlflow", {"tracking_uri": "nosuch://host"}),
         ("wandb", {"project": "ours", "mode": "online"}),
     ):
         try:

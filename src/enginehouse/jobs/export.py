@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import yaml
 
-from enginehouse.core.errors import ConfigurationError
-from enginehouse.deployment.configuration import merged, parse
+from enginehouse.core.errors import ConfigurationError, JobError, RunNotFoundError, UnknownNameError
+from enginehouse.deployment.configuration import merged, parse, read_yaml
 from enginehouse.jobs.exporters.base import Exporter
 from enginehouse.jobs.exporters.figures import read_figures
 from enginehouse.jobs.exporters.registry import EXPORTERS
-from enginehouse.store.runs import Run
+from enginehouse.jobs.launch import fetch
+from enginehouse.jobs.plan import RUN
+from enginehouse.jobs.records import JobRecords
+from enginehouse.runtime.context import Context
+from enginehouse.store.runs import Run, open_run
 
 _ELSEWHERE = {
     "gsheets": "there is no exporter to Google Sheets; csv can be imported there",
@@ -49,7 +55,11 @@ def destination(name: str, values: Mapping[str, Any], *, origin: str) -> Destina
 
     Raises UnknownNameError, and ConfigurationError for wrong settings, naming `origin`.
     """
-    kind = EXPORTERS.load(name)
+    try:
+        kind = EXPORTERS.load(name)
+    except UnknownNameError as error:
+        error.message = f"{origin}: {error.message}"
+        raise
     settings_class = kind.settings_class
     ignored = {
         f"export.{name}.{key}": settings_class.not_acted_on[key]
@@ -71,8 +81,8 @@ def destinations(
 ) -> list[Destination]:
     """The exporters of the section `export` of a launch file: all, or those that are `wanted`.
 
-    Sections for services without an exporter are in `without_exporter`. Raises UnknownNameError
-    and ConfigurationError.
+    Sections of the original launcher without an exporter are left out: see `without_exporter`.
+    Raises UnknownNameError and ConfigurationError.
     """
     names = list(sections) if wanted is None else list(wanted)
     return [
@@ -82,9 +92,66 @@ def destinations(
     ]
 
 
-def without_exporter(sections: Mapping[str, Any]) -> dict[str, str]:
-    """The sections of the original launcher that have no effect here, and why."""
-    return {f"export.{name}": why for name, why in _ELSEWHERE.items() if name in sections}
+def without_exporter(names: Iterable[str]) -> dict[str, str]:
+    """Which of these sections have no effect here, and why."""
+    return {f"export.{name}": _ELSEWHERE[name] for name in names if name in _ELSEWHERE}
+
+
+def read_destinations(path: Path) -> list[Destination]:
+    """The exporters of a file with a section `export`, which holds one for each exporter.
+
+    Raises UnknownNameError and ConfigurationError.
+    """
+    return destinations(_sections(path), origin=str(path))
+
+
+def _sections(path: Path) -> dict[str, Any]:
+    sections = read_yaml(path).get("export")
+    if not isinstance(sections, Mapping) or not sections:
+        raise ConfigurationError(
+            f"{path} names no exporter",
+            why="its key 'export' is missing or empty",
+            fix=f"put a section for each exporter below it: {', '.join(EXPORTERS.names())}",
+        )
+    return {name: values for name, values in sections.items() if name != "env_vars"}
+
+
+def choose_destinations(
+    names: Sequence[str], *, file: Path | None, out: Path | None, words: Sequence[str]
+) -> list[Destination]:
+    """The exporters `names`, or all of the file's; `out` and `words` go before its settings.
+
+    Raises UnknownNameError and ConfigurationError.
+    """
+    sections = _sections(file) if file else {}
+    chosen = names or list(sections)
+    if len(chosen) > 1 and (out or words):
+        raise ConfigurationError(
+            "--out and -o are for one exporter, and there are several",
+            fix="export to one at a time, or put the settings into a file for --config",
+        )
+    given: dict[str, Any] = {"path": str(out)} if out else {}
+    own = {
+        name: merged(merged(_section(sections, name, str(file)), given), overrides(words, to=name))
+        for name in chosen
+    }
+    return destinations(own, origin=str(file or "the command line"))
+
+
+async def find_run(reference: str, context: Context, *, into: Path) -> Run:
+    """A run by its id or folder, or that of a job by the job's id, fetched below `into` if need be.
+
+    Raises RunNotFoundError, JobError and StoreError.
+    """
+    try:
+        return await asyncio.to_thread(open_run, context.layout, reference)
+    except RunNotFoundError as error:
+        try:
+            record = await asyncio.to_thread(JobRecords(context.layout).find, reference)
+        except JobError as second:
+            raise (error if second.kind == "unknown" else second) from None
+    folder = await fetch(record, context, into=into / record.id)
+    return await asyncio.to_thread(open_run, context.layout, str(folder / RUN))
 
 
 def export_run(run: Run, to: Sequence[Destination]) -> list[Exported]:

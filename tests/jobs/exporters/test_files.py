@@ -158,9 +158,11 @@ def test_wrong_settings_are_refused():
         ("wandb", {"entity": "x"}),
         ("wandb", {"project": "x", "mode": "sideways"}),
         ("mlflow", {"tags": [1]}),
+        ("mlflow", {"tracking_uri": "https://user:secret@host"}),
     ):
-        with pytest.raises(ConfigurationError):
+        with pytest.raises(ConfigurationError) as raised:
             destination(name, values, origin="the test")
+        assert "secret" not in str(raised.value)
     with pytest.raises(ConfigurationError):
         destinations({"json": "figures.json"}, origin="the test")
 

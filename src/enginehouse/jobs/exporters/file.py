@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ def locked(path: Path) -> Iterator[bytes | None]:
     Blocks while somebody does. Raises StoreError.
     """
     locks = Layout.from_environment().locks
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:16]
     try:
         locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(locks / f"export-{name}.lock")

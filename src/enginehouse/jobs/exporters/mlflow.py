@@ -7,10 +7,10 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import msgspec
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from enginehouse.core.errors import ExportError
 from enginehouse.jobs.exporters.base import ExportSettings
@@ -49,6 +49,15 @@ class MlflowSettings(ExportSettings):
     """Further tags."""
     extra_metadata: Mapping[str, Any] = Field(default_factory=dict)
     """Further tags, too."""
+
+    @model_validator(mode="after")
+    def _no_password(self) -> Self:
+        if self.tracking_uri and _without_password(self.tracking_uri) != self.tracking_uri:
+            raise ValueError(
+                "tracking_uri holds a password: set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD in the environment instead"
+            )
+        return self
 
 
 class MlflowExporter:
