@@ -24,9 +24,15 @@ class BenchConfig(ComposedModel):
 
     @model_validator(mode="after")
     def _all_has_effect(self) -> Self:
+        _require_one_server(self.plan)
         if self.plan.url is not None and (unused := self.plan.unused_at_url()):
             raise ValueError(f"without effect on a running server: {', '.join(unused)}")
         return self
+
+
+def _require_one_server(plan: AskConfig) -> None:
+    if plan.has_several_servers:
+        raise ValueError("one server is looked at here: leave instances and addresses out")
 
 
 class SampleConfig(ComposedModel):
@@ -64,6 +70,11 @@ class CheckConfig(ComposedModel):
 
     plan: AskConfig
     settings: CheckSettings
+
+    @model_validator(mode="after")
+    def _one_server(self) -> Self:
+        _require_one_server(self.plan)
+        return self
 
 
 class ChatSettings(StrictModel):
