@@ -10,10 +10,10 @@ from pydantic import Field, field_validator, model_validator
 
 from enginehouse.batch.settings import SampleSettings
 from enginehouse.bench.settings import BenchSettings
+from enginehouse.core.reasoning import ReasoningUse
 from enginehouse.core.strict_model import ComposedModel, Fraction, StrictModel
 from enginehouse.core.tool_steps import Step
 from enginehouse.deployment.configuration import AskConfig, ServeConfig, absolute_if_exists
-from enginehouse.evaluation.records import ReasoningUse
 
 
 class BenchConfig(ComposedModel):
