@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enginehouse.cli.console import Console, run_async
+from enginehouse.cli.export import export
 from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
 from enginehouse.core.errors import EnginehouseError
 from enginehouse.runtime.context import Context
@@ -60,7 +61,7 @@ def run(
     if dry_run:
         _show_dry_run(plan, console)
         return
-    _tell_notes(settings.notes, settings.not_acted_on, console.note)
+    _tell_notes(plan.notes, settings.not_acted_on, console.note)
     record = run_async(submit(plan, Context(notify=console.note)))
 
     def text() -> None:
@@ -205,6 +206,9 @@ def _state_in_words(record: JobRecord) -> str:
     return f"{status.state.value} ({details})" if details else status.state.value
 
 
+launch.command()(export)
+
+
 def _show_dry_run(plan: LaunchPlan, console: Console) -> None:
     from enginehouse.jobs.dry_run import dry_run
 
@@ -219,6 +223,8 @@ def _show_dry_run(plan: LaunchPlan, console: Console) -> None:
         console.say("# Tasks")
         for task in shown.tasks:
             console.say(f"{task.written} -> {task.name}: {task.meaning}")
+            if not task.native and task.nearest:
+                console.say(f"  the nearest native tasks: {', '.join(task.nearest)}")
         console.say("\n# Resources")
         console.say(f"GPUs: {shown.gpus_needed} needed, {shown.gpus_asked_for} asked for")
         console.say(f"memory (an estimate): {_fit_in_words(shown.fit)}")
