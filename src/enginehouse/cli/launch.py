@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enginehouse.cli.console import Console, run_async
+from enginehouse.cli.export import export
 from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
 from enginehouse.core.errors import EnginehouseError
 from enginehouse.runtime.context import Context
@@ -224,6 +225,9 @@ def _state_in_words(record: JobRecord) -> str:
     code = None if status.exit_code is None else f"exit code {status.exit_code}"
     details = ", ".join(filter(None, (status.reason, code)))
     return f"{status.state.value} ({details})" if details else status.state.value
+
+
+launch.command()(export)
 
 
 def _show_dry_run(plan: LaunchPlan, console: Console) -> None:
