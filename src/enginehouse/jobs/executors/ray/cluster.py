@@ -169,10 +169,6 @@ class RayCluster:
         """Order a job to end."""
         await self._ask("POST", f"api/jobs/{submission}/stop", missing=None)
 
-    async def forget(self, submission: str) -> None:
-        """Remove a job that has ended from the list of jobs."""
-        await self._ask("DELETE", f"api/jobs/{submission}", missing=None)
-
     async def reservations(self) -> Mapping[str, Reservation]:
         """The placement groups by name; none if the cluster does not tell."""
         rows = await self._rows("placement_groups", Reservation)

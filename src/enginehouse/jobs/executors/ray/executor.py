@@ -201,11 +201,10 @@ class RayExecutor:
         try:
             ended = await cluster.ended(submission, patience=_FETCH)
             text = await cluster.logs(submission)
-        finally:
+        except BaseException:
             with suppress(JobError):
                 await cluster.stop(submission)
-                await cluster.ended(submission, patience=_SLACK)
-                await cluster.forget(submission)
+            raise
         if ended is None or ended.status != "SUCCEEDED":
             raise JobError(
                 f"the folder of the job was not found: {handle.folder}",
