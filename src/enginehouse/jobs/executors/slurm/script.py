@@ -114,13 +114,17 @@ def _batch_script(job: JobSpec, settings: SlurmSettings) -> str:
     relative, companions = job.resources.nodes, []
     for companion in job.companions:
         step = _step(
-            job, companion.name, companion.container, first=relative, nodes=companion.nodes
+            job,
+            companion.name,
+            companion.container or settings.container,
+            first=relative,
+            nodes=companion.nodes,
         )
         companions.append({"name": companion.name, "step": step})
         relative += companion.nodes
     command = f"bash {shlex.quote(str(job.folder / _start('command')))}"
-    if job.container is not None:
-        command = _step(job, "command", job.container, first=0, nodes=1)
+    if (container := job.container or settings.container) is not None:
+        command = _step(job, "command", container, first=0, nodes=1)
     return _TEMPLATES.get_template("job.sh.jinja").render(
         flags=list(_flags(job, settings, walltime=walltime)),
         title=f"Enginehouse job {job.id}: {' '.join(job.name.split())}",
@@ -140,6 +144,7 @@ def _batch_script(job: JobSpec, settings: SlurmSettings) -> str:
 def _flags(job: JobSpec, settings: SlurmSettings, *, walltime: int) -> Iterator[str]:
     """The flags of sbatch, as they stand in the script's head. Those of the user win."""
     needs, tasks = job.resources, settings.ntasks_per_node
+    warning = min(settings.stop_before, walltime // 2)
     parts = [settings.account, settings.subproject, job.name]
     flags: dict[str, str | float | bool | None] = {
         "job-name": re.sub(r"[^\w.:+-]+", "_", "-".join(part for part in parts if part)),
@@ -155,7 +160,7 @@ def _flags(job: JobSpec, settings: SlurmSettings, *, walltime: int) -> Iterator[
         "cpus-per-task": needs.cpus_per_node and -(-needs.cpus_per_node // tasks),
         "mem": needs.memory_gb and f"{round(needs.memory_gb * 1024)}M",
         "time": _time(walltime),
-        "signal": f"B:USR1@{min(settings.stop_before, walltime // 2)}",
+        "signal": f"B:USR1@{warning}" if warning else None,
         "requeue" if settings.requeue else "no-requeue": True,
         "comment": settings.sbatch_comment,
     }
