@@ -139,6 +139,8 @@ VARIABLES = {
     "UV_EXCLUDE_NEWER": "A version that is not pinned gets packages uploaded before this time.",
     "UV_TORCH_BACKEND": "Where uv gets torch from; by default cpu for the CPU build.",
     "CUDA_VISIBLE_DEVICES": "Empty or -1: the machine is treated as one without a GPU.",
+    "KUBECONFIG": "The kubeconfig files of jobs on Kubernetes; execution.kubeconfig takes "
+    "precedence.",
     "LD_LIBRARY_PATH": "Passed on to engines; `doctor` warns about a CUDA in it.",
     "NO_COLOR": "No colours.",
     "COLUMNS": "The width of tables if the output is not a terminal (default: 100).",

@@ -2,68 +2,257 @@
 
 from __future__ import annotations
 
+import signal
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
-from tests.support.command_line import House, journaled, sums, until
+from tests.support.command_line import Finished, House, journaled, scored, sums, until
+
+from enginehouse.core.errors import ConfigurationError, JobError, StartError
+from enginehouse.testing.fake_environment import make_fake_environment
 
 pytestmark = pytest.mark.slow
+Call = Callable[..., Finished]
+SECRET = "hf_notARealTokenButLongEnoughToBeOne"
 
 
-@pytest.fixture
-def launch_file(house: House) -> Path:
-    """A launch file of four samples of the user's own task."""
-    items, canned = sums(right=3, wrong=1)
-    name, _, answers = house.answers(canned).partition("=")
-    return write_launch(
-        house,
-        {
+class Launches:
+    """Launch files of one house, and the jobs that they become."""
+
+    def __init__(self, house: House, call: Call) -> None:
+        self.house = house
+        self.call = call
+        items, canned = sums(right=9, wrong=3)
+        self.task = house.task(items)
+        name, _, self.answers = house.answers(canned).partition("=")
+        self.variables = {name: self.answers}
+
+    def file(
+        self, name: str = "launch.yaml", *, env: dict[str, str] | None = None, **deployment: Any
+    ) -> Path:
+        """A launch file of twelve samples of the user's own task, one at a time."""
+        values = {
             "defaults": [{"execution": "local"}, {"deployment": "vllm"}, "_self_"],
             "execution": {"output_dir": "jobs"},
             "deployment": {
-                "checkpoint_path": str(house.model()),
+                "checkpoint_path": str(self.house.model()),
                 "tensor_parallel_size": 1,
-                "served_model_name": "tiny",
-                "env_vars": {name: answers},
+                "env_vars": self.variables | (env or {}),
+                **deployment,
             },
-            "evaluation": {"tasks": [{"name": str(house.task(items))}]},
-        },
-    )
+            "evaluation": {
+                "tasks": [{"name": str(self.task)}],
+                "nemo_evaluator_config": {"config": {"params": {"parallelism": 1}}},
+            },
+        }
+        return self.house.write(name, yaml.safe_dump(values, sort_keys=False))
+
+    def slow(self) -> Path:
+        """One whose answers take their time."""
+        return self.file(env={"VLLM_FAKE_TOKEN_LATENCY": "0.02"})
+
+    def run(self, file: Path, *words: str, **env: str) -> Any:
+        """The record of a job that was launched."""
+        done = self.call("launch", "run", "--config", str(file), "--json", *words, **env)
+        assert done.code == 0, done.err
+        return done.report
+
+    def status(self, job: str) -> Any:
+        """The record of a job now."""
+        done = self.call("launch", "status", job, "--json")
+        assert done.code == 0, done.err
+        return done.report[0]
+
+    def ended(self, job: str) -> Any:
+        """The record of a job after its end."""
+
+        def look() -> Any:
+            record = self.status(job)
+            return None if record["status"]["state"] in ("pending", "running") else record
+
+        return until(look, lambda: f"it does not end:\n{self.call('launch', 'logs', job).out}")
+
+    def working(self, record: Any, *, samples: int = 2) -> Path:
+        """The run of a job that has scored some samples."""
+        run = Path(record["job"]["folder"]) / "run"
+        until(lambda: scored(run) >= samples, "no sample is scored")
+        return run
 
 
-def write_launch(house: House, values: dict[str, Any]) -> Path:
-    """A launch file."""
-    return house.write("launch.yaml", yaml.safe_dump(values, sort_keys=False))
+@pytest.fixture
+def launches(house: House, call: Call) -> Launches:
+    """Launch files with local jobs."""
+    return Launches(house, call)
 
 
-def state(call: Any, job: str) -> str:
-    """What `launch status` says."""
-    done = call("launch", "status", job, "--json")
-    assert done.code == 0, done.err
-    return done.report[0]["status"]["state"]
-
-
-def ended(call: Any, job: str) -> str:
-    """The state in which a job ends."""
-    running = ("pending", "running")
-    return until(
-        lambda: now if (now := state(call, job)) not in running else None, "it does not end"
-    )
-
-
-def test_from_the_file_to_the_run(house: House, call, launch_file: Path):
+def test_from_the_file_to_the_run(house: House, call: Call, launches: Launches):
     """A job runs the evaluation, and its run is one as any other."""
-    begun = call("launch", "run", "--config", str(launch_file), "--json")
-    assert begun.code == 0, begun.err
-    job = begun.report["id"]
+    begun = launches.run(launches.file())
+    job = begun["id"]
     assert len(job) == 16
-    assert ended(call, job[:6]) == "complete"
-    folder = Path(begun.report["job"]["folder"])
+    followed = call("launch", "logs", job, "--follow")
+    assert followed.code == 0, followed.err
+    assert "75.0%" in followed.out
+    assert launches.ended(job[:6])["status"] == {
+        "state": "complete",
+        "reason": None,
+        "exit_code": 0,
+    }
+    folder = Path(begun["job"]["folder"])
     assert folder.parent == house.work / "jobs"
     shown = call("show", str(folder / "run"))
     assert shown.code == 0, shown.err
     assert "75.0%" in shown.out
     assert set(journaled(folder / "run").samples.values()) == {1}
-    assert "75.0%" in call("launch", "logs", job).out
+    listed = call("launch", "ls", "runs")
+    assert job[:8] in listed.out
+    assert "complete" in listed.out
+    informed = call("launch", "info", job)
+    assert str(folder) in informed.out
+    assert "75.0%" in informed.out
+
+
+def test_kill_and_resume(house: House, call: Call, launches: Launches):
+    """A killed job leaves nothing; resumed, it asks only what is missing."""
+    begun = launches.run(launches.slow())
+    run = launches.working(begun)
+    still = call("launch", "resume", begun["id"])
+    assert still.code == JobError.exit_code
+    killed = call("launch", "kill", begun["id"], "--json")
+    assert killed.code == 0, killed.err
+    assert killed.report["status"]["state"] == "cancelled"
+    house.nothing_left()
+    assert 0 < scored(run) < 12
+    assert call("launch", "kill", begun["id"]).code == 0
+    resumed = call("launch", "resume", begun["id"], "--json")
+    assert resumed.code == 0, resumed.err
+    assert resumed.report["submissions"] == 2
+    assert launches.ended(begun["id"])["status"]["state"] == "complete"
+    assert set(journaled(run).samples.values()) == {1}
+    assert len(journaled(run).samples) == 12
+
+
+def test_killed_launchers_and_supervisors(house: House, call: Call, launches: Launches):
+    """A job survives its launcher; after kill -9 of its own process, nothing is left of it."""
+    launcher = house.start("launch", "run", "--config", str(launches.slow()))
+    launcher.until("its output")
+    launcher.kill()
+    (listed,) = call("launch", "ls", "runs", "--json").report
+    launches.working(listed)
+    supervisor = psutil.Process(int(listed["handle"]["reference"]["pid"]))
+    supervisor.send_signal(signal.SIGKILL)
+    record = launches.ended(listed["id"])
+    assert record["status"]["state"] == "interrupted"
+    assert call("launch", "kill", listed["id"]).code == 0
+    house.nothing_left()
+
+
+def test_a_launcher_that_is_interrupted(house: House, call: Call, launches: Launches):
+    """Ctrl-C at any moment leaves a job that is recorded and runs, or nothing at all."""
+    launcher = house.start("launch", "run", "--config", str(launches.slow()))
+    until(lambda: list(house.work.glob("jobs/*")), "no folder")
+    launcher.interrupt()
+    launcher.end()
+    for record in call("launch", "ls", "runs", "--json").report:
+        assert call("launch", "kill", record["id"]).code == 0
+    house.nothing_left()
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_an_engine_that_exits(house: House, call: Call, launches: Launches, code: int):
+    """The job fails at once, with the engine's diagnosis, even if its exit code is 0."""
+    python = make_fake_environment(house.folder / "exits")
+    server = next((house.folder / "exits").rglob("openai/api_server.py"))
+    server.write_text(f"import sys\n\nprint('goodbye')\nsys.exit({code})\n")
+    begun = launches.run(launches.file(python=str(python)))
+    record = launches.ended(begun["id"])
+    assert record["status"]["state"] == "failed"
+    assert record["status"]["exit_code"] == StartError.exit_code
+    first = record["diagnosis"].splitlines()[0]
+    assert str(code) in record["diagnosis"]
+    assert first in call("launch", "status", begun["id"]).out
+    assert first in call("launch", "info", begun["id"]).out
+    house.nothing_left()
+
+
+def test_dry_run(house: House, call: Call, launches: Launches):
+    """It shows the plan and the command line, hides secrets, and writes nothing."""
+    file = launches.file(env={"HF_TOKEN": SECRET})
+    before = sorted(house.folder.rglob("*"))
+    done = call("launch", "run", "--config", str(file), "--dry-run")
+    assert done.code == 0, done.err
+    assert "eval --config plan.yaml --folder run" in done.out
+    assert "GPUs: 1 needed" in done.out
+    assert SECRET not in done.out + done.err
+    after = sorted(path for path in house.folder.rglob("*") if path not in before)
+    assert after == []
+
+
+def test_gpus_that_do_not_multiply_out(house: House, call: Call, launches: Launches):
+    """More GPUs than there are: said in the dry run, refused at the launch, nothing left."""
+    file = launches.file(tensor_parallel_size=4, data_parallel_size=2)
+    dry = call("launch", "run", "--config", str(file), "--dry-run", "--json")
+    assert dry.report["gpus_needed"] == 8
+    assert "8 GPUs" in dry.report["refusal"]
+    refused = call("launch", "run", "--config", str(file))
+    assert refused.code == JobError.exit_code
+    assert not (house.work / "jobs").exists()
+    assert call("launch", "ls", "runs", "--json").report == []
+    limited = call("launch", "run", "--config", str(file), "-o", "+execution.gpus=4")
+    assert limited.code == ConfigurationError.exit_code
+
+
+def test_secrets_are_nowhere(house: House, call: Call, launches: Launches):
+    """Not in any file of the home or the job, nor in what is printed."""
+    file = launches.file(env={"HF_TOKEN": "host:HF_TOKEN"})
+    begun = launches.run(file, HF_TOKEN=SECRET)
+    launches.ended(begun["id"])
+    for words in (("info",), ("status",), ("logs",)):
+        done = call("launch", *words, begun["id"])
+        assert SECRET not in done.out + done.err
+    for path in house.folder.rglob("*"):
+        if path.is_file():
+            assert SECRET.encode() not in path.read_bytes(), path
+    unset = call("launch", "resume", begun["id"])
+    assert unset.code == ConfigurationError.exit_code
+    assert "HF_TOKEN" in unset.err
+
+
+def test_two_launchers_at_once(house: House, call: Call, launches: Launches):
+    """Both jobs run, and both are remembered."""
+    started = [house.start("launch", "run", "--config", str(launches.file())) for _ in range(3)]
+    assert [one.end().code for one in started] == [0, 0, 0]
+    records = call("launch", "ls", "runs", "--json").report
+    assert len(records) == 3
+    assert {launches.ended(record["id"])["status"]["state"] for record in records} == {"complete"}
+
+
+def test_references(house: House, call: Call, launches: Launches):
+    """An unknown job and a beginning that several have are refused, with what to do."""
+    none = call("launch", "info", "abcd")
+    assert none.code == JobError.exit_code
+    assert "launch run" in none.err
+    begun = launches.run(launches.file())
+    launches.ended(begun["id"])
+    assert call("launch", "info", "zzzz").code == JobError.exit_code
+    assert call("launch", "status", begun["id"].upper()).code == 0
+
+
+def test_records_that_are_broken(house: House, call: Call, launches: Launches):
+    """A file that is no database, and one of a newer version, are kept and named."""
+    path = house.home / "state/jobs.sqlite"
+    path.parent.mkdir(parents=True)
+    path.write_text("this is not a database, whatever its name may say" * 40)
+    broken = call("launch", "ls", "runs")
+    assert broken.code == 8
+    assert str(path) in broken.err
+    path.unlink()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    assert call("launch", "ls", "runs").code == 8

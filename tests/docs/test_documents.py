@@ -27,6 +27,8 @@ from enginehouse.engines.base import RemoteEngine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.evaluation.policy import Policy
 from enginehouse.evaluation.scoring_processes import ScoringProcesses
+from enginehouse.jobs.launch_file import read_launch
+from enginehouse.jobs.plan import plan_launch
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import create_run
 from enginehouse.tasks.custom import Definition
@@ -125,12 +127,15 @@ def kind_of(values: dict[str, Any]) -> type[StrictModel]:
 
 
 @by_document
-def test_every_yaml_example_is_accepted(document: Path) -> None:
+def test_every_yaml_example_is_accepted(document: Path, tmp_path: Path) -> None:
     """Keys and values of the examples are right."""
     for block in blocks(document, "yaml"):
         values = yaml.safe_load(block)
         if "prompt" in values:
             assert Definition.model_validate(values).prompt == values["prompt"]
+        elif "execution" in values:
+            (tmp_path / "launch.yaml").write_text(block)
+            plan_launch(read_launch(tmp_path / "launch.yaml"))
         else:
             parsed = parse(kind_of(values), values, origin=str(document))
             assert parsed.model_dump(exclude_unset=True).keys() >= values.keys()

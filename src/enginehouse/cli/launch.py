@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,14 +13,21 @@ import typer
 
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
+from enginehouse.core.errors import EnginehouseError
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 if TYPE_CHECKING:
+    from enginehouse.jobs.dry_run import Fit
     from enginehouse.jobs.plan import LaunchPlan
     from enginehouse.jobs.records import JobRecord
+    from enginehouse.results.summary import Report
+
+RUN = "run"  # the folder of a job's run, in the job's folder: see jobs/plan.py
 
 launch = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+listing = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+launch.add_typer(listing, name="ls", help="List what can be launched, and what was.")
 
 JobArgument = Annotated[
     str, typer.Argument(help="A job's id, or the beginning of one, as `ls runs` lists it.")
@@ -50,10 +60,7 @@ def run(
     if dry_run:
         _show_dry_run(plan, console)
         return
-    for note in settings.notes:
-        console.note(f"note: {note}")
-    for key, reason in settings.not_acted_on.items():
-        console.note(f"note: {key} has no effect: {reason}")
+    _tell_notes(settings.notes, settings.not_acted_on, console.note)
     record = run_async(submit(plan, Context(notify=console.note)))
 
     def text() -> None:
@@ -83,7 +90,14 @@ def status(
     if not jobs:
         chosen = [record for record in known.all() if not record.status.state.ended]
     records = run_async(refresh(chosen, Context(notify=console.note)))
-    console.result(records, text=lambda: _print_jobs(records, console))
+
+    def text() -> None:
+        if records:
+            _print_jobs(records, console)
+        else:
+            console.note("no job is running; `enginehouse launch ls runs` lists those that ended")
+
+    console.result(records, text=text)
 
 
 @launch.command()
@@ -111,6 +125,43 @@ def logs(
 
 
 @launch.command()
+def info(job: JobArgument, *, json: JsonOption = False) -> None:
+    """Show everything about a job: where it is, how it ended, and its results so far."""
+    console = Console(json=json)
+    from enginehouse.jobs.launch import refresh
+    from enginehouse.jobs.records import JobRecords
+    from enginehouse.report.terminal import print_report
+
+    layout = Layout.from_environment()
+    context = Context(layout=layout, notify=console.note)
+    (record,) = run_async(refresh([JobRecords(layout).find(job)], context))
+    with tempfile.TemporaryDirectory() as into:
+        report = _report(record, context, into=Path(into))
+
+    def text() -> None:
+        console.say(f"job:        {record.id} ({record.name})")
+        console.say(f"state:      {_state_in_words(record)}")
+        console.say(f"launched:   {record.created:%Y-%m-%d %H:%M:%S} UTC")
+        console.say(f"executor:   {record.executor}")
+        reference = record.handle.reference if record.handle else {}
+        for name, value in reference.items():
+            console.say(f"  {name + ':':<9} {value}")
+        console.say(f"folder:     {record.job.folder}")
+        console.say(f"run:        {record.job.folder / RUN}")
+        console.say(f"model:      {record.model}")
+        console.say(f"tasks:      {', '.join(record.tasks)}")
+        if record.submissions > 1:
+            console.say(f"submitted:  {record.submissions} times")
+        if record.diagnosis:
+            console.say(f"\n{record.diagnosis}")
+        if report is not None:
+            console.say("")
+            print_report(report)
+
+    console.result({"job": record, "report": report}, text=text)
+
+
+@launch.command()
 def kill(job: JobArgument, *, json: JsonOption = False) -> None:
     """End a job, and wait until nothing of it is left."""
     console = Console(json=json)
@@ -134,6 +185,26 @@ def resume(job: JobArgument, *, json: JsonOption = False) -> None:
     console.result(record, text=lambda: _print_jobs([record], console))
 
 
+def _report(record: JobRecord, context: Context, *, into: Path) -> Report | None:
+    """The report of the job's run; None if there is no run yet, or it cannot be fetched."""
+    from enginehouse.evaluation import summarise
+    from enginehouse.jobs.launch import fetch
+    from enginehouse.store.runs import open_run
+
+    with suppress(EnginehouseError):
+        folder = run_async(fetch(record, context, into=into)) / RUN
+        if (folder / "journal.jsonl").exists():
+            return summarise(open_run(context.layout, str(folder)))
+    return None
+
+
+def _state_in_words(record: JobRecord) -> str:
+    status = record.status
+    code = None if status.exit_code is None else f"exit code {status.exit_code}"
+    details = ", ".join(filter(None, (status.reason, code)))
+    return f"{status.state.value} ({details})" if details else status.state.value
+
+
 def _show_dry_run(plan: LaunchPlan, console: Console) -> None:
     from enginehouse.jobs.dry_run import dry_run
 
@@ -145,21 +216,46 @@ def _show_dry_run(plan: LaunchPlan, console: Console) -> None:
         for artifact in shown.artifacts:
             console.say(f"# {artifact.name}")
             console.say(artifact.text)
+        console.say("# Tasks")
+        for task in shown.tasks:
+            console.say(f"{task.written} -> {task.name}: {task.meaning}")
+        console.say("\n# Resources")
         console.say(f"GPUs: {shown.gpus_needed} needed, {shown.gpus_asked_for} asked for")
-        for note in shown.notes:
-            console.say(f"note: {note}")
-        for key, reason in shown.not_acted_on.items():
-            console.say(f"without effect: {key}: {reason}")
+        console.say(f"memory (an estimate): {_fit_in_words(shown.fit)}")
+        if shown.refusal:
+            console.say(f"it would be refused: {shown.refusal}")
+        _tell_notes(shown.notes, shown.not_acted_on, console.say)
 
     console.result(shown, text=text)
+
+
+def _tell_notes(
+    notes: Sequence[str], not_acted_on: Mapping[str, str], tell: Callable[[str], None]
+) -> None:
+    for note in notes:
+        tell(f"note: {note}")
+    for key, reason in not_acted_on.items():
+        tell(f"without effect: {key}: {reason}")
+
+
+def _fit_in_words(fit: Fit | None) -> str:
+    if fit is None:
+        return "the model's size is not known here"
+    said = f"{fit.weights / 1e9:.2f} GB of weights on each GPU ({fit.source})"
+    if fit.cache_per_token is not None:
+        said += f", {fit.cache_per_token / 1e3:.1f} kB of KV cache per token"
+    if fit.available is None:
+        return f"{said}; how much a GPU has is not known here"
+    if fit.weights > fit.available:
+        return f"{said}: does not fit into {fit.available / 1e9:.1f} GB"
+    if fit.tokens is None:
+        return f"{said}, of {fit.available / 1e9:.1f} GB"
+    return f"{said}: fits into {fit.available / 1e9:.1f} GB with up to {fit.tokens:,} tokens"
 
 
 def _print_jobs(records: list[JobRecord], console: Console) -> None:
     from enginehouse.report.terminal import print_rows
 
-    if not records:
-        console.note("no jobs are running; `enginehouse launch ls runs` lists those that ended")
-        return
     rows = [
         (
             record.short_id,
@@ -174,6 +270,40 @@ def _print_jobs(records: list[JobRecord], console: Console) -> None:
     ]
     print_rows(("job", "state", "name", "executor", "model", "tasks", "launched (UTC)"), rows)
     for record in records:
-        said = [record.status.reason, record.diagnosis]
-        for line in "\n".join(filter(None, said)).splitlines():
-            console.say(f"{record.short_id}: {line}")
+        if record.status.state.value not in ("running", "complete"):
+            console.say(f"\n{record.short_id}: {_state_in_words(record)}")
+            if record.diagnosis:
+                console.say(record.diagnosis)
+
+
+@listing.command("runs")
+def list_runs(*, json: JsonOption = False) -> None:
+    """List every job that was launched, the latest first, as it was last seen."""
+    console = Console(json=json)
+    from enginehouse.jobs.records import JobRecords
+
+    records = JobRecords(Layout.from_environment()).all()
+
+    def text() -> None:
+        if records:
+            _print_jobs(records, console)
+        else:
+            console.note("no job was launched yet; `enginehouse launch run` launches one")
+
+    console.result(records, text=text)
+
+
+@listing.command("tasks")
+def list_tasks(*, json: JsonOption = False) -> None:
+    """List the tasks, with the launcher's names for them."""
+    console = Console(json=json)
+    from enginehouse.jobs.task_names import native_spellings, resolve_task
+    from enginehouse.report.terminal import print_rows
+    from enginehouse.tasks.registry import TASKS
+
+    tasks = [resolve_task(name, base=Path()) for name in TASKS.names()]
+    rows = [(task.name, ", ".join(native_spellings(task.name)), task.meaning) for task in tasks]
+    console.result(
+        [{"name": name, "also": also, "meaning": meaning} for name, also, meaning in rows],
+        text=lambda: print_rows(("task", "also called", "meaning"), rows),
+    )

@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 import yaml
@@ -18,6 +19,7 @@ from enginehouse.jobs.executors.base import ExecutionSettings, Executor
 from enginehouse.jobs.executors.registry import EXECUTORS
 from enginehouse.jobs.plan import LaunchPlan
 from enginehouse.jobs.records import JobRecord, JobRecords
+from enginehouse.jobs.task_names import require_native
 from enginehouse.runtime.context import Context
 
 _LONGEST_DIAGNOSIS = 40  # lines
@@ -32,9 +34,10 @@ def open_executor(settings: ExecutionSettings, context: Context) -> Executor:
 async def launch(plan: LaunchPlan, context: Context) -> JobRecord:
     """Submit the plan's job, and remember it. Returns when its executor has accepted it.
 
-    Raises ConfigurationError for secrets that are not set here, and JobError; then, and if it is
-    cancelled, no job and no record is left.
+    Raises ConfigurationError for tasks that do not run here and for secrets that are not set, and
+    JobError; then, and if it is cancelled, no job and no record is left.
     """
+    require_native(plan.tasks)
     secrets = plan.variables.secret_values(os.environ)
     records = JobRecords(context.layout)
     record = JobRecord(
@@ -111,6 +114,15 @@ async def resume(record: JobRecord, context: Context) -> JobRecord:
         )
     secrets = {name: os.environ[source] for name, source in sources.items()}
     return await _submit(record, _settings(record), secrets, context)
+
+
+async def fetch(record: JobRecord, context: Context, *, into: Path) -> Path:
+    """A local folder with the job's files; its run is in `run` there. Raises JobError.
+
+    It is the job's own folder where that can be read from here, and else below `into`.
+    """
+    async with open_executor(_settings(record), context) as executor:
+        return await executor.fetch(_handle(record), into)
 
 
 async def _submit(

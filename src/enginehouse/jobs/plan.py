@@ -5,13 +5,16 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from enginehouse.commands.configuration import EvaluationConfig
-from enginehouse.commands.evaluate import resolved_yaml
 from enginehouse.deployment.configuration import parse
 from enginehouse.jobs.base import JobSpec
 from enginehouse.jobs.configuration import LaunchConfig
+from enginehouse.jobs.task_names import ResolvedTask, resolve_task
 from enginehouse.jobs.variables import Variables
 
 PLAN, RUN = "plan.yaml", "run"
@@ -21,12 +24,13 @@ PLAN, RUN = "plan.yaml", "run"
 class LaunchPlan:
     """A job that can be submitted, and the configuration that it was made from.
 
-    `gpus` is the number of GPUs that its servers need. `variables` say where the values of its
-    secrets are.
+    `tasks` says what each name of a task stands for. `gpus` is the number of GPUs that its servers
+    need. `variables` say where the values of its secrets are.
     """
 
     config: LaunchConfig
     evaluation: EvaluationConfig
+    tasks: tuple[ResolvedTask, ...]
     job: JobSpec
     created: datetime
     gpus: int
@@ -34,11 +38,14 @@ class LaunchPlan:
 
 
 def plan_launch(config: LaunchConfig) -> LaunchPlan:
-    """What will run. Reads tasks and settings, and starts nothing.
+    """What will run, tasks of other harnesses included. Nothing is written or started.
 
-    Raises ConfigurationError for tasks that do not run here, and for GPUs that do not add up.
+    Raises ConfigurationError for tasks that do not exist, and for GPUs that do not multiply out.
     """
-    evaluation = parse(EvaluationConfig, _evaluation_values(config), origin=config.origin)
+    base = Path(config.origin).parent
+    tasks = tuple(resolve_task(task.name, base=base) for task in config.evaluation.tasks)
+    values = {**_evaluation_values(config), "tasks": [{"name": task.name} for task in tasks]}
+    evaluation = parse(EvaluationConfig, values, origin=config.origin)
     created = datetime.now(UTC)
     job_id = secrets.token_hex(8)
     gpus = config.deployment.gpus if config.deployment.deployed else 0
@@ -47,7 +54,7 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
         name=config.name,
         folder=config.execution.jobs_folder / f"{created:%Y%m%d_%H%M%S}-{job_id}",
         command=(*config.execution.command_words, "eval", "--config", PLAN, "--folder", RUN),
-        files={PLAN: resolved_yaml(evaluation)},
+        files={PLAN: _plan_text(evaluation)},
         environment=config.variables.environment(),
         resources=config.execution.resources(gpus=gpus),
         before="\n".join(
@@ -57,6 +64,7 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
     return LaunchPlan(
         config=config,
         evaluation=evaluation,
+        tasks=tasks,
         job=job,
         created=created,
         gpus=gpus,
@@ -64,12 +72,18 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
     )
 
 
+def _plan_text(evaluation: EvaluationConfig) -> str:
+    """The evaluation as the file that the job reads. No secret is in it: see Variables."""
+    values = evaluation.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
 def _evaluation_values(config: LaunchConfig) -> dict[str, Any]:
     deployment = config.deployment
     endpoint = config.target.api_endpoint
     values: dict[str, Any] = {
-        "tasks": [{"name": task.name} for task in config.evaluation.tasks],
         "limit": config.evaluation.nemo_evaluator_config.params.limit_samples,
+        "concurrency": config.evaluation.nemo_evaluator_config.params.parallelism,
     }
     if not deployment.deployed:
         return {

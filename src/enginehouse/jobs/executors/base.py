@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, ClassVar, Protocol, Self
+from typing import Annotated, ClassVar, Protocol, Self, runtime_checkable
 
 from pydantic import Field
 
@@ -115,4 +115,13 @@ class Executor(Protocol):
 
     async def cancel(self, handle: Handle) -> None:
         """End the job and return when no job, process or container of it is left. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class SupportsCheck(Protocol):
+    """An executor that knows without asking another machine that a job cannot run."""
+
+    def check(self, job: JobSpec) -> None:
+        """Raise JobError, as `submit` would, if this machine cannot run the job."""
         ...

@@ -49,6 +49,7 @@ from enginehouse.jobs.local_process import (
     read_end,
     read_processes,
 )
+from enginehouse.processes.gpus import read_gpus
 from enginehouse.processes.tree import (
     ProcessIdentity,
     ProcessTree,
@@ -183,8 +184,13 @@ class LocalExecutor:
             end = End(supervisor=supervisor, state=JobState.CANCELLED)
             write_whole(folder / END, msgspec.json.encode(end), private=True)
 
-    def _submit(self, job: JobSpec, secrets: Mapping[str, str]) -> Handle:
+    def check(self, job: JobSpec) -> None:
+        """Raise JobError for a program that cannot be run, and GPUs that this machine lacks."""
         _require_program(job)
+        _require_gpus(job)
+
+    def _submit(self, job: JobSpec, secrets: Mapping[str, str]) -> Handle:
+        self.check(job)
         folder = Path(job.folder)
         is_new = not folder.exists()
         try:
@@ -312,6 +318,21 @@ def _require_program(job: JobSpec) -> None:
                 fix="`execution.command` says how Enginehouse is started",
                 kind="no_program",
             )
+
+
+def _require_gpus(job: JobSpec) -> None:
+    """Raise JobError if the job needs more GPUs than there are.
+
+    One GPU may be replaced by the CPU, and its engine is then one that runs on it.
+    """
+    needed = job.resources.gpus_per_node * job.resources.nodes
+    if needed > 1 and needed > (there := len(read_gpus())):
+        raise JobError(
+            f"the job needs {needed} GPUs, and this machine has {there or 'none'}",
+            why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+            fix="set them (-o deployment.tensor_parallel_size=1 …), or choose another executor",
+            kind="gpus",
+        )
 
 
 def _require_ended(folder: Path) -> None:

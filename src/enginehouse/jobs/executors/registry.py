@@ -9,6 +9,7 @@ from enginehouse.core.registry import Registry
 EXECUTORS = Registry(
     "executor",
     {
+        "kubernetes": "enginehouse.jobs.executors.kubernetes:KubernetesExecutor",
         "local": "enginehouse.jobs.executors.local:LocalExecutor",
         "slurm": "enginehouse.jobs.executors.slurm.executor:SlurmExecutor",
     },
