@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,10 +84,8 @@ def submission(job: JobSpec, settings: SlurmSettings, secrets: Mapping[str, str]
     overriding = {f"SBATCH_{flag.upper().replace('-', '_')}" for flag in flags}
     return _TEMPLATES.get_template("submit.sh.jinja").render(
         folder=job.folder,
-        files={
-            str(job.folder / name): base64.b64encode(text.encode()).decode()
-            for name, text in texts.items()
-        },
+        folders=sorted({shlex.quote(str((job.folder / name).parent)) for name in texts}),
+        files={job.folder / name: text for name, text in texts.items()},
         values={JOB_VARIABLE: job.id, **secrets},
         overriding=sorted({*overriding, "SBATCH_TIMELIMIT", "SBATCH_NO_REQUEUE", "SBATCH_REQUEUE"}),
         sbatch=shlex.join(sbatch(job)),
