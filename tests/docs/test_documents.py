@@ -22,7 +22,7 @@ from enginehouse.commands.experiment_configuration import ExperimentConfig
 from enginehouse.commands.experiment_plan import plan_experiment
 from enginehouse.core import errors
 from enginehouse.core.strict_model import StrictModel
-from enginehouse.deployment.configuration import ServeConfig, parse
+from enginehouse.deployment.configuration import ServeConfig, merged, parse
 from enginehouse.engines.base import RemoteEngine
 from enginehouse.engines.registry import ENGINES
 from enginehouse.evaluation.policy import Policy
@@ -117,6 +117,24 @@ def test_every_option_named_in_the_text_exists(document: Path) -> None:
         assert flag in known, flag
 
 
+LAUNCH_SECTIONS = {"deployment", "env_vars", "evaluation", "execution", "export", "target"}
+
+
+def accept_launch(values: dict[str, Any], file: Path) -> None:
+    """A launch file, or sections of one, which are then part of a small one."""
+    if "defaults" not in values:
+        kind = values.get("execution", {}).get("type", "local")
+        small = {
+            "defaults": [{"execution": kind}, {"deployment": "vllm"}, "_self_"],
+            "execution": {"output_dir": "jobs"},
+            "deployment": {"checkpoint_path": "model"},
+            "evaluation": {"tasks": [{"name": "ifeval"}]},
+        }
+        values = merged(small, values)
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    plan_launch(read_launch(file))
+
+
 def kind_of(values: dict[str, Any]) -> type[StrictModel]:
     """The configuration that a YAML example is meant for."""
     if {"default_provider", "team_a", "teams"} & values.keys():
@@ -133,9 +151,8 @@ def test_every_yaml_example_is_accepted(document: Path, tmp_path: Path) -> None:
         values = yaml.safe_load(block)
         if "prompt" in values:
             assert Definition.model_validate(values).prompt == values["prompt"]
-        elif "execution" in values:
-            (tmp_path / "launch.yaml").write_text(block)
-            plan_launch(read_launch(tmp_path / "launch.yaml"))
+        elif LAUNCH_SECTIONS & values.keys():
+            accept_launch(values, tmp_path / "launch.yaml")
         else:
             parsed = parse(kind_of(values), values, origin=str(document))
             assert parsed.model_dump(exclude_unset=True).keys() >= values.keys()
@@ -201,6 +218,8 @@ def test_every_example_file_is_accepted(file: Path) -> None:
     values = yaml.safe_load(file.read_text())
     if "prompt" in values:
         assert load_task(str(file)).info.name == values["name"]
+    elif LAUNCH_SECTIONS & values.keys():
+        plan_launch(read_launch(file))
     else:
         config = parse(kind_of(values), values, origin=str(file))
         if isinstance(config, ExperimentConfig):

@@ -60,7 +60,7 @@ def run(
     if dry_run:
         _show_dry_run(plan, console)
         return
-    _tell_notes(settings.notes, settings.not_acted_on, console.note)
+    _tell_notes(plan.notes, settings.not_acted_on, console.note)
     record = run_async(submit(plan, Context(notify=console.note)))
 
     def text() -> None:
@@ -219,6 +219,8 @@ def _show_dry_run(plan: LaunchPlan, console: Console) -> None:
         console.say("# Tasks")
         for task in shown.tasks:
             console.say(f"{task.written} -> {task.name}: {task.meaning}")
+            if not task.native and task.nearest:
+                console.say(f"  the nearest native tasks: {', '.join(task.nearest)}")
         console.say("\n# Resources")
         console.say(f"GPUs: {shown.gpus_needed} needed, {shown.gpus_asked_for} asked for")
         console.say(f"memory (an estimate): {_fit_in_words(shown.fit)}")

@@ -61,6 +61,10 @@ def _risks(run: Run, config: EvaluationConfig | ExperimentConfig) -> Iterator[st
             if task.name.endswith((".yaml", ".yml")):
                 yield f"tasks: {task.name} may name a Python function that scores answers"
         yield from _risks_of_asking(config.plan, config.plan.url, "url")
+        if config.plan.addresses is not None:
+            key = config.plan.api_key_env or "your API key, if one is set,"
+            folder = config.plan.addresses
+            yield f"addresses: {key} and the questions would be sent to those named in {folder}"
     else:
         for provider in config.providers:
             yield from _risks_of_asking(provider, provider.base_url, "base_url")

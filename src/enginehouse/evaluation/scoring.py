@@ -7,12 +7,11 @@ import math
 import msgspec
 
 from enginehouse.core.errors import EnginehouseError, ScoringError
-from enginehouse.core.reasoning import separate_reasoning
+from enginehouse.core.reasoning import ReasoningUse, separate_reasoning
 from enginehouse.evaluation.plan import TaskPlan
 from enginehouse.evaluation.records import (
     Failure,
     ReasoningCount,
-    ReasoningUse,
     SampleRecord,
     ScoreRecord,
     TaskSpec,

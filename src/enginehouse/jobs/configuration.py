@@ -215,8 +215,7 @@ class AdapterConfig(Section):
         "output_dir": "results are in the job's folder, below execution.output_dir",
         "use_raise_client_errors": "a request that fails is never an answer",
         "track_reasoning": "reasoning is always counted",
-        "include_if_reasoning_not_finished": "an answer whose reasoning did not end is scored as it"
-        " is, and counted as cut off",
+        "start_reasoning_token": "reasoning is everything up to the tag that ends it",
         "params_to_add": _REQUESTS,
         "params_to_remove": _REQUESTS,
         "params_to_rename": _REQUESTS,
@@ -226,17 +225,17 @@ class AdapterConfig(Section):
     }
 
     use_system_prompt: bool | None = None
-    """Whether `custom_system_prompt` is used; false sends none."""
+    """Whether `custom_system_prompt` is used, in place of a task's own system message."""
     custom_system_prompt: str | None = None
     """The system message of every conversation."""
     use_reasoning: bool | None = None
-    """Whether reasoning is removed from answers before they are scored, and counted."""
+    """Whether reasoning is removed from answers before they are scored; false scores it, too."""
     process_reasoning_traces: bool | None = None
     """The same as `use_reasoning`, in newer files."""
-    start_reasoning_token: str | None = None
-    """The tag that begins the reasoning."""
     end_reasoning_token: str | None = None
     """The tag that ends the reasoning."""
+    include_if_reasoning_not_finished: bool | None = None
+    """Whether an answer whose reasoning does not end is scored as it is."""
 
 
 class ApiEndpoint(Section):

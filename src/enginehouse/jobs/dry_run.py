@@ -68,7 +68,7 @@ def dry_run(plan: LaunchPlan, context: Context) -> DryRun:
         configuration=yaml.safe_dump(dict(plan.config.values), sort_keys=False, allow_unicode=True),
         tasks=plan.tasks,
         artifacts=tuple(executor.render(plan.job)),
-        notes=plan.config.notes,
+        notes=plan.notes,
         not_acted_on=plan.config.not_acted_on,
         gpus_needed=plan.gpus,
         gpus_asked_for=resources.nodes * resources.gpus_per_node,

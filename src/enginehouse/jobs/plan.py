@@ -5,8 +5,6 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -14,7 +12,8 @@ from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.deployment.configuration import parse
 from enginehouse.jobs.base import JobSpec
 from enginehouse.jobs.configuration import LaunchConfig
-from enginehouse.jobs.task_names import ResolvedTask, resolve_task
+from enginehouse.jobs.evaluation_plan import plan_evaluation
+from enginehouse.jobs.task_names import ResolvedTask
 from enginehouse.jobs.variables import Variables
 
 PLAN, RUN = "plan.yaml", "run"
@@ -24,13 +23,14 @@ PLAN, RUN = "plan.yaml", "run"
 class LaunchPlan:
     """A job that can be submitted, and the configuration that it was made from.
 
-    `tasks` says what each name of a task stands for. `gpus` is the number of GPUs that its servers
-    need. `variables` say where the values of its secrets are.
+    `tasks` are what the names of the file's tasks stand for, and `notes` are warnings. `gpus` is
+    the number of GPUs that its servers need. `variables` say where the values of its secrets are.
     """
 
     config: LaunchConfig
     evaluation: EvaluationConfig
     tasks: tuple[ResolvedTask, ...]
+    notes: tuple[str, ...]
     job: JobSpec
     created: datetime
     gpus: int
@@ -40,12 +40,11 @@ class LaunchPlan:
 def plan_launch(config: LaunchConfig) -> LaunchPlan:
     """What will run, tasks of other harnesses included. Nothing is written or started.
 
-    Raises ConfigurationError for tasks that do not exist, and for GPUs that do not multiply out.
+    Raises ConfigurationError for tasks that are wrong, and for GPUs that do not add up. Tasks of
+    other harnesses are refused when the plan is launched.
     """
-    base = Path(config.origin).parent
-    tasks = tuple(resolve_task(task.name, base=base) for task in config.evaluation.tasks)
-    values = {**_evaluation_values(config), "tasks": [{"name": task.name} for task in tasks]}
-    evaluation = parse(EvaluationConfig, values, origin=config.origin)
+    planned = plan_evaluation(config)
+    evaluation = parse(EvaluationConfig, planned.values, origin=config.origin)
     created = datetime.now(UTC)
     job_id = secrets.token_hex(8)
     gpus = config.deployment.gpus if config.deployment.deployed else 0
@@ -64,7 +63,8 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
     return LaunchPlan(
         config=config,
         evaluation=evaluation,
-        tasks=tasks,
+        tasks=planned.tasks,
+        notes=(*config.notes, *planned.notes),
         job=job,
         created=created,
         gpus=gpus,
@@ -76,40 +76,3 @@ def _plan_text(evaluation: EvaluationConfig) -> str:
     """The evaluation as the file that the job reads. No secret is in it: see Variables."""
     values = evaluation.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def _evaluation_values(config: LaunchConfig) -> dict[str, Any]:
-    deployment = config.deployment
-    endpoint = config.target.api_endpoint
-    values: dict[str, Any] = {
-        "limit": config.evaluation.nemo_evaluator_config.params.limit_samples,
-        "concurrency": config.evaluation.nemo_evaluator_config.params.parallelism,
-    }
-    if not deployment.deployed:
-        return {
-            **values,
-            "url": endpoint.url,
-            "model": endpoint.model_id,
-            "api_key_env": endpoint.api_key_name,
-        }
-    return {
-        **values,
-        "model": deployment.model,
-        "path": deployment.fallback,
-        "engine": deployment.type,
-        "python": deployment.python,
-        "version": deployment.version,
-        "variant": deployment.variant,
-        "adapter": deployment.adapter,
-        "server": {
-            "served_model_name": deployment.served_model_name,
-            "port": deployment.port,
-            "tensor_parallel_size": deployment.tensor_parallel_size,
-            "pipeline_parallel_size": deployment.pipeline_parallel_size,
-            "data_parallel_size": deployment.data_parallel_size,
-            "gpu_memory_utilization": deployment.gpu_memory_utilization,
-            "extra_args": deployment.extra_args,
-            "env_vars": config.server_values,
-            "env_names": config.server_names,
-        },
-    }

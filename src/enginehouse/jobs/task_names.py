@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.tasks.base import Task
 from enginehouse.tasks.registry import TASKS, load_task
@@ -111,8 +113,7 @@ _SPELLINGS: Final = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResolvedTask:
+class ResolvedTask(msgspec.Struct, frozen=True, kw_only=True):
     """What a name stands for.
 
     `name` is what `enginehouse eval --task` takes. For a task that is not `native` it is

@@ -1,0 +1,205 @@
+"""From a launch configuration to the values of an evaluation: what the job's plan.yaml says."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.reasoning import ReasoningUse
+from enginehouse.engines.registry import load_engine
+from enginehouse.jobs.configuration import AdapterConfig, LaunchConfig, LaunchTask
+from enginehouse.jobs.task_names import ResolvedTask, resolve_task
+from enginehouse.tasks.registry import load_task
+
+_HOSTED: Final = ("anthropic", "openai", "openrouter")
+_FILES: Final = {
+    "gpqa_diamond": "gpqa_diamond.csv",
+    "gsm8k": "test.jsonl",
+    "hellaswag": "hellaswag_val.jsonl",
+    "ifeval": "input_data.jsonl",
+}
+"""The file of a task's data in a folder that holds the original."""
+_ENDPOINTS: Final = {
+    "chat": ("generate", "call"),
+    "vlm": ("generate", "call"),
+    "completions": ("choose",),
+    "completions_logprob": ("choose",),
+}
+"""The launcher's endpoint types, and the kinds of tasks that ask there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """The values of an EvaluationConfig, the tasks that their names stand for, and what to note."""
+
+    values: dict[str, Any]
+    tasks: tuple[ResolvedTask, ...]
+    notes: tuple[str, ...]
+
+
+def plan_evaluation(config: LaunchConfig) -> EvaluationPlan:
+    """What the job evaluates, and how. Loads no data, and starts nothing.
+
+    Tasks of other harnesses are among the tasks; `task_names.require_native` refuses them. Raises
+    ConfigurationError for a task that is wrong, or named twice.
+    """
+    base = Path(config.origin).parent
+    tasks = tuple(resolve_task(task.name, base=base) for task in config.evaluation.tasks)
+    _require_different(tasks)
+    notes: list[str] = []
+    settings = [
+        _task_settings(config, task, resolved, notes)
+        for task, resolved in zip(config.evaluation.tasks, tasks, strict=True)
+    ]
+    values = _with_common_apart(settings) | _answering(config)
+    return EvaluationPlan(values=values, tasks=tasks, notes=tuple(dict.fromkeys(notes)))
+
+
+def _task_settings(
+    config: LaunchConfig, task: LaunchTask, resolved: ResolvedTask, notes: list[str]
+) -> dict[str, Any]:
+    """A task's entry, complete: what is said for all tasks is said here."""
+    settings = config.evaluation.settings_of(task)
+    parameters, adapter = settings.params, settings.adapter
+    _require_endpoint(task, resolved)
+    values = {
+        "name": resolved.name,
+        "data": _data(task, resolved),
+        "limit": parameters.limit_samples,
+        "samples": parameters.extra.n_samples,
+        "max_tokens": parameters.max_new_tokens,
+        "temperature": parameters.temperature,
+        "top_p": parameters.top_p,
+        "system": _system(adapter, notes),
+        "reasoning": _reasoning(adapter, notes),
+        "reasoning_end": adapter.end_reasoning_token,
+        "concurrency": parameters.parallelism,
+        "request_timeout": parameters.request_timeout,
+        "max_retries": parameters.max_retries,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _system(adapter: AdapterConfig, notes: list[str]) -> str | None:
+    if adapter.custom_system_prompt is None or adapter.use_system_prompt:
+        return adapter.custom_system_prompt
+    notes.append("custom_system_prompt is not used, because use_system_prompt is not true")
+    return None
+
+
+def _reasoning(adapter: AdapterConfig, notes: list[str]) -> str | None:
+    """What happens to reasoning; None leaves the evaluation's default, which takes it out."""
+    said = [s for s in (adapter.process_reasoning_traces, adapter.use_reasoning) if s is not None]
+    if not said:
+        return None
+    if not any(said):
+        notes.append(
+            "reasoning is scored as part of the answer, because "
+            "process_reasoning_traces (or use_reasoning) is false"
+        )
+        return ReasoningUse.KEEP.value
+    if adapter.include_if_reasoning_not_finished:
+        return ReasoningUse.STRIP_FINISHED.value
+    return ReasoningUse.STRIP.value
+
+
+def _data(task: LaunchTask, resolved: ResolvedTask) -> str | None:
+    """The file of the task's data, on the machine where the job runs."""
+    if task.dataset_dir is None or not resolved.native:
+        return task.dataset_dir
+    if PurePosixPath(task.dataset_dir).suffix:
+        return task.dataset_dir
+    if (file := _FILES.get(resolved.name)) is None:
+        raise ConfigurationError(
+            f"dataset_dir of task {task.name} is a folder: {task.dataset_dir}",
+            why=f"which file in it holds the data of {resolved.name} is not known",
+            fix="name the file",
+        )
+    return str(PurePosixPath(task.dataset_dir) / file)
+
+
+def _require_endpoint(task: LaunchTask, resolved: ResolvedTask) -> None:
+    """Raise ConfigurationError for an endpoint at which the task cannot be asked."""
+    if task.endpoint_type is None or not resolved.native:
+        return
+    kind = load_task(resolved.name).info.kind
+    if kind not in _ENDPOINTS.get(task.endpoint_type, ()):
+        fitting = [name for name, kinds in _ENDPOINTS.items() if kind in kinds]
+        raise ConfigurationError(
+            f"task {task.name} cannot be asked as {task.endpoint_type!r}",
+            why=f"our own {resolved.name} is asked as {fitting[0]}",
+            fix="leave endpoint_type out",
+        )
+
+
+def _require_different(tasks: Sequence[ResolvedTask]) -> None:
+    written: defaultdict[str, list[str]] = defaultdict(list)
+    for task in tasks:
+        written[task.name].append(task.written)
+    for name, names in written.items():
+        if len(names) > 1:
+            raise ConfigurationError(
+                f"the task {name} is named twice: {', '.join(names)}",
+                why="one run has each task once",
+                fix="leave one of them out, or launch them as jobs of their own",
+            )
+
+
+def _with_common_apart(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What all tasks have alike is said once."""
+    first, *others = tasks
+    common = {
+        name: value
+        for name, value in first.items()
+        if name not in ("name", "data") and all(task.get(name) == value for task in others)
+    }
+    own = [{name: v for name, v in task.items() if name not in common} for task in tasks]
+    return {"tasks": own, **common}
+
+
+def _answering(config: LaunchConfig) -> dict[str, Any]:
+    """Who answers: a server of the job's own, or one that runs already."""
+    deployment = config.deployment
+    endpoint = config.target.api_endpoint
+    if not deployment.deployed:
+        return {
+            "url": endpoint.url,
+            "model": endpoint.model_id,
+            "api_key_env": endpoint.api_key_name,
+            "engine": _hosted_engine(endpoint.url or ""),
+        }
+    return {
+        "model": deployment.model,
+        "path": deployment.fallback,
+        "engine": deployment.type,
+        "python": deployment.python,
+        "version": deployment.version,
+        "variant": deployment.variant,
+        "adapter": deployment.adapter,
+        "server": {
+            "served_model_name": deployment.served_model_name,
+            "port": deployment.port,
+            "tensor_parallel_size": deployment.tensor_parallel_size,
+            "pipeline_parallel_size": deployment.pipeline_parallel_size,
+            "data_parallel_size": deployment.data_parallel_size,
+            "gpu_memory_utilization": deployment.gpu_memory_utilization,
+            "extra_args": deployment.extra_args,
+            "env_vars": config.server_values,
+            "env_names": config.server_names,
+        },
+    }
+
+
+def _hosted_engine(url: str) -> str | None:
+    """The hosted engine whose address this is; None for a server of anybody's."""
+    host = urlsplit(url).hostname
+    own = {
+        urlsplit(getattr(load_engine(name), "default_url", None) or "").hostname: name
+        for name in _HOSTED
+    }
+    return own.get(host) if host else None
