@@ -175,6 +175,19 @@ async def test_a_job_that_is_cancelled_by_hand_does_not_go_on(
     assert "continued" not in await said(resuming, handle)
 
 
+async def test_a_signal_to_the_script_alone_reaches_the_command(
+    resuming: SlurmExecutor, cluster: SlurmCluster, tmp_path: Path
+):
+    """It ends in good order, and nothing goes on by itself."""
+    handle = await resuming.submit(job(tmp_path, CONTINUES), secrets={})
+    await until((Path(handle.folder) / "begun").exists)
+    cluster.run("scancel", "--batch", "--signal=TERM", handle.reference["job"])
+    status = await reach(resuming, handle, JobState.INTERRUPTED)
+    assert status.reason == "SIGTERM"
+    assert (await said(resuming, handle)).count("ended cleanly") == 1
+    await until(lambda: not cluster.run("squeue", "--noheader"))
+
+
 async def test_a_command_that_fails_is_not_repeated(
     resuming: SlurmExecutor, cluster: SlurmCluster, tmp_path: Path
 ):
