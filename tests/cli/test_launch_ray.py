@@ -104,7 +104,7 @@ def test_time_limit_kill_and_resume(house: House, call: Call, jobs: Jobs):
     begun = jobs.run(jobs.file(latency="0.15", walltime=20))
     run = Path(begun["job"]["folder"]) / "run"
     interrupted = jobs.reach(begun["id"], "interrupted", "complete", "failed")
-    assert interrupted["status"]["reason"] == "time limit"
+    assert interrupted["status"]["reason"] == "TIMEOUT"
     first = scored(run)
     assert 0 < first < 12
     house.nothing_left()

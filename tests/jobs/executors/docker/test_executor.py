@@ -82,7 +82,7 @@ async def test_time_limit(daemon: Daemon, tmp_path: Path):
     async with docker.executor:
         handle = await docker.submit(docker.job("sleep 600", resources=Resources(walltime=1)))
         status = await docker.reach(handle, JobState.INTERRUPTED)
-        assert status.reason == "time limit"
+        assert status.reason == "TIMEOUT"
     assert daemon.docker("ps", "--all", "--quiet") == ""
 
 

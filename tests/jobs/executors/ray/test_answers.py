@@ -108,7 +108,7 @@ def test_what_is_rendered():
         ),
         (
             {"status": "FAILED", "driver_exit_code": 240},
-            JobStatus(state=JobState.INTERRUPTED, reason="time limit"),
+            JobStatus(state=JobState.INTERRUPTED, reason="TIMEOUT"),
         ),
         (
             {"status": "FAILED", "driver_exit_code": 241},

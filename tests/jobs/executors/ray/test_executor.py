@@ -109,7 +109,7 @@ async def test_time_limit(ray_cluster: LocalCluster, tmp_path: Path):
         handle = await ray.submit(job)
         said = await ray.until(handle, "pid")
         status = await ray.reach(handle, JobState.INTERRUPTED)
-        assert status.reason == "time limit"
+        assert status.reason == "TIMEOUT"
         words = said.split()
         await ray.gone([int(words[words.index("pid") + 1])])
 

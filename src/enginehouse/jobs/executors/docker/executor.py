@@ -263,7 +263,7 @@ def _status(handle: Handle, there: Mapping[str, str]) -> JobStatus:
     ends = {
         "cancelled": JobStatus(state=JobState.CANCELLED),
         "companion": JobStatus(state=JobState.FAILED, reason=f"{rest} ended by itself"),
-        "time": JobStatus(state=JobState.INTERRUPTED, reason="time limit"),
+        "time": JobStatus(state=JobState.INTERRUPTED, reason="TIMEOUT"),
         "stopped": JobStatus(state=JobState.INTERRUPTED, reason="its container was stopped"),
     }
     killed = JobStatus(state=JobState.INTERRUPTED, reason="its container was killed")

@@ -53,7 +53,7 @@ _STATES = {
 }
 # The exit codes of payloads/ray_job.py, and what they mean.
 _ENDS = {
-    240: (JobState.INTERRUPTED, "time limit"),
+    240: (JobState.INTERRUPTED, "TIMEOUT"),
     241: (JobState.FAILED, "a companion ended by itself"),
     242: (JobState.INTERRUPTED, "a node was lost"),
 }
@@ -201,9 +201,16 @@ class RayExecutor:
         try:
             ended = await cluster.ended(submission, patience=_FETCH)
             text = await cluster.logs(submission)
-        except BaseException:
+        except BaseException as error:
             with suppress(JobError):
                 await cluster.stop(submission)
+            if isinstance(error, TimeoutError):
+                raise JobError(
+                    f"the folder of the job was not copied within {_FETCH:.0f} s",
+                    why=f"job {submission} of the Ray cluster, which does that, has not ended",
+                    fix="repeat the command when the cluster is less busy",
+                    kind="not_copied",
+                ) from error
             raise
         if ended is None or ended.status != "SUCCEEDED":
             raise JobError(
