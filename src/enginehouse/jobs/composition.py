@@ -58,7 +58,7 @@ def compose_launch(path: Path, *, overrides: Sequence[str] = ()) -> Composition:
     named = _by_index(overrides, written)
     composed = load_launch(path, overrides=named)
     own = _own_keys(path, without=[_OVERRIDDEN.sub(r"\1", word) for word in named])
-    raw = _with_times(OmegaConf.to_container(composed, resolve=False), own)
+    raw = _as_written(OmegaConf.to_container(composed, resolve=False), own)
     return Composition(
         path=path,
         values=_resolved(raw, path),
@@ -243,16 +243,23 @@ def _keys(node: yaml.Node | None, where: str) -> Iterator[tuple[str, int, yaml.N
         yield from _keys(value, place)
 
 
-def _with_times(raw: Any, own: Mapping[str, tuple[int, yaml.Node]]) -> Any:
-    """The raw values with 10:00:00 as it was written; YAML 1.1 reads it as 36,000."""
+def _as_written(raw: Any, own: Mapping[str, tuple[int, yaml.Node]]) -> Any:
+    """The raw values with what the file says where Hydra's reading differs.
+
+    YAML 1.1 reads 10:00:00 as 36,000, and ??? does not replace the null of a group.
+    """
     for key, (_, node) in own.items():
-        if isinstance(node, yaml.ScalarNode) and _TIME.fullmatch(node.value):
-            *steps, last = key.split(".")
-            holder = raw
-            for step in steps:
-                holder = holder[int(step)] if isinstance(holder, list) else holder.get(step, {})
-            if isinstance(holder, dict) and last in holder:
-                holder[last] = node.value
+        if not isinstance(node, yaml.ScalarNode):
+            continue
+        *steps, last = key.split(".")
+        holder = raw
+        for step in steps:
+            holder = holder[int(step)] if isinstance(holder, list) else holder.get(step, {})
+        if not isinstance(holder, dict) or last not in holder:
+            continue
+        is_time = isinstance(holder[last], int) and _TIME.fullmatch(node.value)
+        if is_time or (holder[last] is None and node.value == _MISSING):
+            holder[last] = node.value
     return raw
 
 
