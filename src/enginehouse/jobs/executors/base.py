@@ -82,6 +82,11 @@ class ExecutionSettings(StrictModel):
         """How Enginehouse is started where a job runs."""
         return self.command or ("enginehouse",)
 
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        """Keys that are given and have no effect beside the others, and why."""
+        return {}
+
     def resources(self, *, gpus: int) -> Resources:
         """What a job asks for whose servers need `gpus` GPUs together.
 
