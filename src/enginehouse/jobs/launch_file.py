@@ -59,6 +59,7 @@ def check_launch(composition: Composition) -> LaunchConfig:
     checked = _parsed(LaunchDocument, document, origin=origin)
     settings = _parsed(settings_class, execution, origin=f"{origin}: execution")
     settings = settings.model_copy(update={"env_vars": ExecutionVariables()})  # read below
+    settings = settings.completed(checked.deployment)
     export = _exports(checked.export, settings, origin=origin, without_effect=without_effect)
     variables = _VariableReader(composition, os.environ)
     everywhere = variables.read("env_vars")

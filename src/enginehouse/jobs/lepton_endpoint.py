@@ -67,7 +67,7 @@ class LeptonConfig(StrictModel):
 
     endpoint_name: str = "server"
     """The beginning of the endpoint's name; the job's id follows."""
-    resource_shape: str
+    resource_shape: str | None = None
     """What a replica gets: `gpu.1xh200`."""
     min_replicas: Count = 1
     """The fewest replicas."""
@@ -103,13 +103,11 @@ class LeptonConfig(StrictModel):
     @property
     def gpus(self) -> int | None:
         """The GPUs of a replica, where the shape's name tells."""
-        match = re.match(r"gpu\.(?:(\d+)x)?", self.resource_shape)
+        match = re.match(r"gpu\.(?:(\d+)x)?", self.resource_shape or "")
         return int(match[1] or 1) if match else None
 
 
-def endpoint_spec(
-    deployment: Any, *, defaults: Mapping[str, Any], storage: str
-) -> dict[str, Any]:
+def endpoint_spec(deployment: Any, *, defaults: Mapping[str, Any], storage: str) -> dict[str, Any]:
     """Lepton's specification of the endpoint of a deployment (a DeploymentSettings).
 
     `defaults` are Lepton's fields that every endpoint has, and `storage` is where its models are

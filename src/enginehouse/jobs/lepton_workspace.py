@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from enginehouse.core.errors import JobError
 
 _GATEWAY = "https://gateway.dgxc-lepton.nvidia.com"
 _TIMEOUT = aiohttp.ClientTimeout(total=120, sock_connect=15)
-_STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15)
+_LOG_TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=15, sock_read=1)
 _PAGE = 500
 
 
@@ -111,21 +112,21 @@ class Workspace:
             if len(page) < _PAGE:
                 return found
 
-    async def log(self, path: str) -> AsyncIterator[str]:
-        """A replica's log, until its end or that of the connection."""
-        import codecs
-
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    async def log(self, path: str) -> str:
+        """A replica's log so far: Lepton streams that of a running one, and ends it never."""
+        content = bytearray()
         try:
             async with self._session.get(
-                self.credentials.address + path, timeout=_STREAM_TIMEOUT
+                self.credentials.address + path, timeout=_LOG_TIMEOUT
             ) as response:
                 if response.status >= 400:
-                    return
-                async for piece in response.content.iter_any():
-                    yield decoder.decode(piece)
-        except aiohttp.ClientError as error:
+                    return ""  # it has not started
+                with suppress(aiohttp.SocketTimeoutError):
+                    async for piece in response.content.iter_any():
+                        content += piece
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(error) from error
+        return content.decode(errors="replace")
 
     async def _json(
         self,

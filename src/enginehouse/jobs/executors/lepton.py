@@ -1,8 +1,8 @@
 """Jobs on Lepton: a batch job that evaluates, and an endpoint that answers it.
 
 The endpoint is created first, and the job waits until it is ready. It is deleted when the job has
-been seen to have ended, by `statuses` or by `cancel`; one that nobody asks about gives its GPUs back
-after its auto_scaler's `no_traffic_timeout`.
+been seen to have ended, by `statuses` or by `cancel`; one that nobody asks about gives its GPUs
+back after its auto_scaler's `no_traffic_timeout`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PREFIX = "enginehouse-"
 _POLL = 0.5
 _ADDRESS_KNOWN = 120.0  # seconds until a new endpoint has an address
 _MOUNT_KEYS = {"from", "path", "mount_path", "mount_options"}
-_NO_IMAGE = "execution.image"
+_NO_IMAGE = "(missing: execution.image)"
 _KEPT = 7 * 24 * 3600  # seconds for which Lepton keeps a job that has ended
 _STATES = {
     "Running": JobState.RUNNING,
@@ -50,8 +50,8 @@ _STATES = {
 }  # all others come before Running
 _WAIT = """\
 import os, sys, time, urllib.error, urllib.request
-address, seconds = sys.argv[1], float(sys.argv[2])
-headers = {"Authorization": "Bearer " + os.environ["API_KEY"]} if "API_KEY" in os.environ else {}
+address, seconds, variable = sys.argv[1], float(sys.argv[2]), sys.argv[3]
+headers = {"Authorization": "Bearer " + os.environ[variable]} if variable in os.environ else {}
 deadline, problem = time.monotonic() + seconds, "it does not answer"
 while time.monotonic() < deadline:
     try:
@@ -92,7 +92,7 @@ class EndpointPlatform(StrictModel):
     node_group: str | None = None
     """The node group of the endpoint."""
     platform_defaults: Mapping[str, Any] = Field(default_factory=dict)
-    """Fields of the endpoint's specification, as Lepton names them, below those of lepton_config."""
+    """Fields of the endpoint as Lepton names them; those of lepton_config stand above them."""
 
 
 class JobPlatform(StrictModel):
@@ -179,7 +179,8 @@ class LeptonSettings(ExecutionSettings):
         """With the endpoint of a deployment that has a `lepton_config`."""
         if self.endpoint is not None or not deployment.deployed:
             return self
-        if (config := deployment.lepton_config) is None:
+        config = deployment.lepton_config
+        if config is None or config.resource_shape is None:
             raise ConfigurationError(
                 "a server on Lepton is an endpoint, and the file does not say which",
                 fix="give deployment.lepton_config.resource_shape",
@@ -277,20 +278,21 @@ class LeptonExecutor:
         return statuses
 
     async def logs(self, handle: Handle, *, follow: bool) -> AsyncIterator[str]:
-        """The output of the job's replica. Lepton streams that of a running one."""
+        """The output of the job's replica, which Lepton tells from its beginning each time."""
         workspace = self._workspace_of(handle)
-        path = f"/jobs/{handle.reference['id']}/replicas"
+        path, told = f"/jobs/{handle.reference['id']}/replicas", 0
         while True:
-            status = _status(await self._read(workspace, handle))
+            status = _status(await self._read(workspace, handle))  # before: nothing is lost
             replicas = await workspace.read(path, {"job_query_mode": "alive_and_archive"}) or []
-            if replicas or status.state.ended or not follow:
-                break
+            text = ""
+            for replica in replicas:
+                text += await workspace.log(f"{path}/{replica['metadata']['id']}/log")
+            if len(text) > told:
+                yield text[told:]
+                told = len(text)
+            if not follow or status.state.ended:
+                return
             await asyncio.sleep(_POLL)
-        for replica in replicas:
-            async with _ended_with(self, handle, follow=follow) as ended:
-                pieces = workspace.log(f"{path}/{replica['metadata']['id']}/log")
-                async for piece in _until(pieces, ended):
-                    yield piece
 
     async def fetch(self, handle: Handle, into: Path) -> Path:
         """The folder where the storage is mounted here; nothing is copied."""
@@ -386,7 +388,7 @@ class LeptonExecutor:
                         return str(address).rstrip("/")
                     await asyncio.sleep(_POLL)
         raise JobError(
-            f"the endpoint {endpoint['metadata']['id']} has no address after {_ADDRESS_KNOWN:.0f} s",
+            f"the endpoint has no address after {_ADDRESS_KNOWN:.0f} s: {path}",
             why="Lepton gives it one when it has been accepted",
             fix="`lep endpoint status` of another one shows whether Lepton works",
             kind="no_address",
@@ -442,7 +444,8 @@ class LeptonExecutor:
             lines.append(f"echo {encoded} | base64 -d > {shlex.quote(path)}")
         lines += [*_exports(job), *job.before.rstrip().splitlines()]
         if self._settings.endpoint is not None:
-            words = ("python3", "-c", _WAIT, address, str(self._settings.evaluation_tasks.timeout))
+            seconds = str(self._settings.evaluation_tasks.timeout)
+            words = ("python3", "-c", _WAIT, address, seconds, self._settings.server_key or "")
             lines.append(shlex.join(words))
         return "\n".join([*lines, "set +e", f"exec {shlex.join(job.command)}", ""])
 
