@@ -60,6 +60,7 @@ def check_launch(composition: Composition) -> LaunchConfig:
     settings = _parsed(settings_class, execution, origin=f"{origin}: execution")
     without_effect |= {f"execution.{key}": why for key, why in settings.without_effect.items()}
     settings = settings.model_copy(update={"env_vars": ExecutionVariables()})  # read below
+    settings = settings.completed(checked.deployment)
     export = _exports(checked.export, settings, origin=origin, without_effect=without_effect)
     variables = _VariableReader(composition, os.environ)
     everywhere = variables.read("env_vars")

@@ -78,6 +78,24 @@ class ExecutionSettings(StrictModel):
         return PurePosixPath(Path(self.output_dir).expanduser().absolute())
 
     @property
+    def server_address(self) -> str | None:
+        """Stands for the address of a server that the executor deploys; None if the job does.
+
+        The executor replaces it in the job's files.
+        """
+        return None
+
+    @property
+    def server_key(self) -> str | None:
+        """The variable of the job that has the key of a server that the executor deploys."""
+        return None
+
+    def completed(self, deployment: Any) -> Self:
+        """These settings with what the section `deployment` says about where the server runs."""
+        del deployment
+        return self
+
+    @property
     def command_words(self) -> tuple[str, ...]:
         """How Enginehouse is started where a job runs."""
         return self.command or ("enginehouse",)
