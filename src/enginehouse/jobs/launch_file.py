@@ -87,7 +87,9 @@ def check_launch(composition: Composition) -> LaunchConfig:
     document = _acted_on(LaunchDocument, values, "", without_effect)
     checked = _parsed(LaunchDocument, document, origin=origin)
     settings = _parsed(settings_class, execution, origin=f"{origin}: execution")
+    without_effect |= {f"execution.{key}": why for key, why in settings.without_effect.items()}
     settings = settings.model_copy(update={"env_vars": ExecutionVariables()})  # read below
+    settings = settings.completed(checked.deployment)
     export = _exports(checked.export, settings, origin=origin, without_effect=without_effect)
     variables = _VariableReader(composition, os.environ)
     everywhere = variables.read("env_vars")

@@ -10,6 +10,7 @@ EXECUTORS = Registry(
     "executor",
     {
         "kubernetes": "enginehouse.jobs.executors.kubernetes:KubernetesExecutor",
+        "lepton": "enginehouse.jobs.executors.lepton:LeptonExecutor",
         "local": "enginehouse.jobs.executors.local:LocalExecutor",
         "slurm": "enginehouse.jobs.executors.slurm.executor:SlurmExecutor",
     },
