@@ -10,6 +10,7 @@ EXECUTORS = Registry(
     "executor",
     {
         "kubernetes": "enginehouse.jobs.executors.kubernetes:KubernetesExecutor",
+        "lepton": "enginehouse.jobs.executors.lepton:LeptonExecutor",
         "local": "enginehouse.jobs.executors.local:LocalExecutor",
         "docker": "enginehouse.jobs.executors.docker.executor:DockerExecutor",
         "ray": "enginehouse.jobs.executors.ray.executor:RayExecutor",
