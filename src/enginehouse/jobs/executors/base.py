@@ -62,6 +62,16 @@ class ExecutionSettings(StrictModel):
         """How Enginehouse is started where a job runs."""
         return self.command or ("enginehouse",)
 
+    @property
+    def nodes(self) -> int:
+        """The nodes of a job, over all of its servers."""
+        return 1
+
+    @property
+    def instances(self) -> int:
+        """The servers that its nodes are divided among, or one node's GPUs if there is one."""
+        return 1
+
     def resources(self, *, gpus: int) -> Resources:
         """What a job asks for whose servers need `gpus` GPUs together.
 

@@ -126,12 +126,22 @@ class SlurmSettings(ExecutionSettings):
             raise ValueError("sbatch_comment has more than one line")
         if self.max_walltime is not None and self.max_walltime < self.walltime:
             raise ValueError("max_walltime is shorter than walltime")
-        if self.num_nodes % self.num_instances:
+        if self.num_nodes > 1 and self.num_nodes % self.num_instances:
             raise ValueError(
                 f"num_nodes ({self.num_nodes}) cannot be divided among"
                 f" {self.num_instances} instances (num_instances)"
             )
         return self
+
+    @property
+    def nodes(self) -> int:
+        """The nodes of a job, over all of its servers."""
+        return self.num_nodes
+
+    @property
+    def instances(self) -> int:
+        """The servers that the nodes are divided among."""
+        return self.num_instances
 
     @property
     def place(self) -> str:
