@@ -17,7 +17,7 @@ from enginehouse.jobs.evaluation_plan import plan_evaluation
 from enginehouse.jobs.task_names import ResolvedTask
 from enginehouse.jobs.variables import Variables
 
-PLAN, RUN = "plan.yaml", "run"
+PLAN, RUN, EXPORT = "plan.yaml", "run", "export.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,16 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
         id=job_id,
         name=config.name,
         folder=config.execution.jobs_folder / f"{created:%Y%m%d_%H%M%S}-{job_id}",
-        command=(*config.execution.command_words, "eval", "--config", PLAN, "--folder", RUN),
-        files={PLAN: _plan_text(evaluation), **arranged.files},
+        command=(
+            *config.execution.command_words,
+            *("eval", "--config", PLAN, "--folder", RUN),
+            *(("--export", EXPORT) if config.export else ()),
+        ),
+        files={
+            PLAN: _plan_text(evaluation),
+            **arranged.files,
+            **({EXPORT: _export_text(config)} if config.export else {}),
+        },
         environment=config.variables.environment(),
         resources=resources,
         companions=arranged.companions,
@@ -85,3 +93,8 @@ def _plan_text(evaluation: EvaluationConfig) -> str:
     """The evaluation as the file that the job reads. No secret is in it: see Variables."""
     values = evaluation.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _export_text(config: LaunchConfig) -> str:
+    """The exporters as the file that the job reads at its end."""
+    return yaml.safe_dump({"export": dict(config.export)}, sort_keys=False, allow_unicode=True)
