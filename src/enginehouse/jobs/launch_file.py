@@ -44,6 +44,8 @@ def check_launch(composition: Composition) -> LaunchConfig:
     without_effect: dict[str, str] = {}
     notes: list[str] = []
     values = copy.deepcopy(dict(composition.values))
+    if isinstance(values.get("evaluation"), list):  # the oldest files list tasks there
+        values["evaluation"] = {"tasks": values["evaluation"]}
     settings_class = _settings_class(values.get("execution"), origin)
     execution = _acted_on(settings_class, values.pop("execution"), "execution", without_effect)
     for holder, name, place in _deployments(values):
