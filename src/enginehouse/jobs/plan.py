@@ -45,6 +45,8 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
     """
     planned = plan_evaluation(config)
     evaluation = parse(EvaluationConfig, planned.values, origin=config.origin)
+    if config.execution.runs_here:
+        evaluation = evaluation.with_absolute_paths()
     created = datetime.now(UTC)
     job_id = secrets.token_hex(8)
     gpus = config.deployment.gpus if config.deployment.deployed else 0
