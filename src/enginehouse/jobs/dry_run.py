@@ -63,6 +63,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
 def dry_run(plan: LaunchPlan, context: Context) -> DryRun:
     """Everything that launching the plan would write, send and run."""
     resources = plan.job.resources
+    nodes = resources.nodes + sum(companion.nodes for companion in plan.job.companions)
     executor = open_executor(plan.config.execution, context)
     return DryRun(
         configuration=yaml.safe_dump(dict(plan.config.values), sort_keys=False, allow_unicode=True),
@@ -71,7 +72,7 @@ def dry_run(plan: LaunchPlan, context: Context) -> DryRun:
         notes=plan.notes,
         not_acted_on=plan.config.not_acted_on,
         gpus_needed=plan.gpus,
-        gpus_asked_for=resources.nodes * resources.gpus_per_node,
+        gpus_asked_for=plan.job.nodes * resources.gpus_per_node,
         refusal=_refusal(executor, plan),
         fit=_fit(plan),
     )

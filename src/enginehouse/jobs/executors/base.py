@@ -83,9 +83,42 @@ class ExecutionSettings(StrictModel):
         return PurePosixPath(Path(self.output_dir).expanduser().absolute())
 
     @property
+    def server_address(self) -> str | None:
+        """Stands for the address of a server that the executor deploys; None if the job does.
+
+        The executor replaces it in the job's files.
+        """
+        return None
+
+    @property
+    def server_key(self) -> str | None:
+        """The variable of the job that has the key of a server that the executor deploys."""
+        return None
+
+    def completed(self, deployment: Any) -> Self:
+        """These settings with what the section `deployment` says about where the server runs."""
+        del deployment
+        return self
+
+    @property
     def command_words(self) -> tuple[str, ...]:
         """How Enginehouse is started where a job runs."""
         return self.command or ("enginehouse",)
+
+    @property
+    def nodes(self) -> int:
+        """The nodes of a job, over all of its servers."""
+        return 1
+
+    @property
+    def instances(self) -> int:
+        """The servers that its nodes are divided among, or one node's GPUs if there is one."""
+        return 1
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        """Keys that are given and have no effect beside the others, and why."""
+        return {}
 
     def resources(self, *, gpus: int) -> Resources:
         """What a job asks for whose servers need `gpus` GPUs together.
