@@ -100,6 +100,21 @@ class ExecutionSettings(StrictModel):
         """How Enginehouse is started where a job runs."""
         return self.command or ("enginehouse",)
 
+    @property
+    def nodes(self) -> int:
+        """The nodes of a job, over all of its servers."""
+        return 1
+
+    @property
+    def instances(self) -> int:
+        """The servers that its nodes are divided among, or one node's GPUs if there is one."""
+        return 1
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        """Keys that are given and have no effect beside the others, and why."""
+        return {}
+
     def resources(self, *, gpus: int) -> Resources:
         """What a job asks for whose servers need `gpus` GPUs together.
 

@@ -141,12 +141,22 @@ class SlurmSettings(ExecutionSettings):
             raise ValueError("sbatch_comment has more than one line")
         if self.max_walltime is not None and self.max_walltime < self.walltime:
             raise ValueError("max_walltime is shorter than walltime")
-        if self.num_nodes % self.num_instances:
+        if self.num_nodes > 1 and self.num_nodes % self.num_instances:
             raise ValueError(
                 f"num_nodes ({self.num_nodes}) cannot be divided among"
                 f" {self.num_instances} instances (num_instances)"
             )
         return self
+
+    @property
+    def nodes(self) -> int:
+        """The nodes of a job, over all of its servers."""
+        return self.num_nodes
+
+    @property
+    def instances(self) -> int:
+        """The servers that the nodes are divided among."""
+        return self.num_instances
 
     @property
     def place(self) -> str:
@@ -158,6 +168,15 @@ class SlurmSettings(ExecutionSettings):
     def jobs_folder(self) -> PurePosixPath:
         """`output_dir`; relative to the current folder only where sbatch runs here."""
         return PurePosixPath(self.output_dir) if self.hostname else super().jobs_folder
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        """Mounts, if there is no container."""
+        if self.image is not None or self.mounts == SlurmMounts():
+            return {}
+        return {
+            "mounts": "without execution.image there is no container: jobs see the nodes' paths"
+        }
 
     @property
     def command_words(self) -> tuple[str, ...]:
