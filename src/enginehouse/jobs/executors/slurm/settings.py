@@ -144,6 +144,16 @@ class SlurmSettings(ExecutionSettings):
         return self
 
     @property
+    def nodes(self) -> int:
+        """The nodes of a job, over all of its servers."""
+        return self.num_nodes
+
+    @property
+    def instances(self) -> int:
+        """The servers that the nodes are divided among."""
+        return self.num_instances
+
+    @property
     def place(self) -> str:
         """The cluster: this machine's, or that of a login node and a user there."""
         user = f"{self.username}@" if self.username else ""
@@ -153,16 +163,6 @@ class SlurmSettings(ExecutionSettings):
     def jobs_folder(self) -> PurePosixPath:
         """`output_dir`; relative to the current folder only where sbatch runs here."""
         return PurePosixPath(self.output_dir) if self.hostname else super().jobs_folder
-
-    @property
-    def nodes(self) -> int:
-        """The nodes of a job."""
-        return self.num_nodes
-
-    @property
-    def instances(self) -> int:
-        """The servers that the nodes are divided among."""
-        return self.num_instances
 
     @property
     def without_effect(self) -> Mapping[str, str]:
