@@ -63,7 +63,6 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
 def dry_run(plan: LaunchPlan, context: Context) -> DryRun:
     """Everything that launching the plan would write, send and run."""
     resources = plan.job.resources
-    nodes = resources.nodes + sum(companion.nodes for companion in plan.job.companions)
     executor = open_executor(plan.config.execution, context)
     return DryRun(
         configuration=yaml.safe_dump(dict(plan.config.values), sort_keys=False, allow_unicode=True),
