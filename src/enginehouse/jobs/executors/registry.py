@@ -12,6 +12,8 @@ EXECUTORS = Registry(
         "kubernetes": "enginehouse.jobs.executors.kubernetes:KubernetesExecutor",
         "lepton": "enginehouse.jobs.executors.lepton:LeptonExecutor",
         "local": "enginehouse.jobs.executors.local:LocalExecutor",
+        "docker": "enginehouse.jobs.executors.docker.executor:DockerExecutor",
+        "ray": "enginehouse.jobs.executors.ray.executor:RayExecutor",
         "slurm": "enginehouse.jobs.executors.slurm.executor:SlurmExecutor",
     },
     group="enginehouse.executors",
