@@ -16,8 +16,6 @@ import yaml
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.configuration import ServeConfig, merged, parse
-from enginehouse.engines.base import SupportsNodes
-from enginehouse.engines.registry import load_engine
 from enginehouse.jobs.base import Companion
 from enginehouse.jobs.configuration import LaunchConfig
 
@@ -75,6 +73,9 @@ def _one_on_each_node(config: LaunchConfig, plan: Mapping[str, Any]) -> Arrangem
 
 
 def _one_over_all_nodes(config: LaunchConfig, plan: Mapping[str, Any], *, job: str) -> Arrangement:
+    from enginehouse.engines.base import SupportsNodes
+    from enginehouse.engines.registry import load_engine
+
     nodes = config.execution.nodes
     engine = load_engine(config.deployment.type)
     if not isinstance(engine, SupportsNodes):
