@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from enginehouse.results.curve import Curve, CurvePoint
 
 
-@with_config_options(WatchConfig, without={"adapter"})
+@with_config_options(WatchConfig, without={"adapter", "judge"})
 def watch(*, data: DataOption = None, given: Given[WatchConfig], console: Console) -> None:
     """Evaluate checkpoints and adapters as they appear in a folder, and plot their scores.
 

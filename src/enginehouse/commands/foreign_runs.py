@@ -61,6 +61,9 @@ def _risks(run: Run, config: EvaluationConfig | ExperimentConfig) -> Iterator[st
             if task.name.endswith((".yaml", ".yml")):
                 yield f"tasks: {task.name} may name a Python function that scores answers"
         yield from _risks_of_asking(config.plan, config.plan.url, "url")
+        if (judge := config.settings.judge) is not None:
+            for risk in _risks_of_asking(judge, judge.url, "url"):
+                yield f"judge.{risk}"
     else:
         for provider in config.providers:
             yield from _risks_of_asking(provider, provider.base_url, "base_url")
