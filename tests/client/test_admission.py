@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from enginehouse.client.admission import Admission, Call
+from enginehouse.client.admission import Admission
+from enginehouse.client.exchange import Call
 from enginehouse.core.errors import ServerGoneError
 
 NEVER = 3600.0

@@ -20,10 +20,11 @@ from tests.support.evaluation_fakes import (
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.messages import ChatPrompt
+from enginehouse.core.reasoning import ReasoningUse
 from enginehouse.core.sampler import Completion, Delivery
 from enginehouse.evaluation import EvaluationSpec, TaskSpec, evaluate, plan_tasks, summarise
 from enginehouse.evaluation.compare import compare_runs
-from enginehouse.evaluation.records import HeaderRecord, ReasoningUse, Record, ScoreRecord
+from enginehouse.evaluation.records import HeaderRecord, Record, ScoreRecord
 from enginehouse.results.summary import Reasoning, Report
 from enginehouse.store.journal import read_journal
 from enginehouse.store.layout import Layout

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.options import Given, with_config_options
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.runtime.context import Context
 
@@ -24,6 +26,14 @@ def serve(
     ] = False,
     name: Annotated[
         str | None, typer.Option("--name", help="The server's name for ps, logs and stop.")
+    ] = None,
+    announce: Annotated[
+        Path | None,
+        typer.Option(
+            "--announce",
+            metavar="FOLDER",
+            help="Announce the server in a folder, for `addresses: FOLDER` of those who ask.",
+        ),
     ] = None,
     given: Given[ServeConfig],
     console: Console,
@@ -43,8 +53,17 @@ def serve(
 
     from enginehouse.commands.serve import serve_detached, serve_until_stopped
 
-    work = serve_detached if detach else serve_until_stopped
-    run_async(work(settings, Context(notify=console.note), name=name, ready=ready))
+    context = Context(notify=console.note)
+    if detach and announce is not None:
+        raise ConfigurationError(
+            "a detached server cannot be announced",
+            why="no process would take the announcement back when the server ends",
+            fix="leave --detach out",
+        )
+    if detach:
+        run_async(serve_detached(settings, context, name=name, ready=ready))
+    else:
+        run_async(serve_until_stopped(settings, context, name=name, ready=ready, announce=announce))
 
 
 def _announce(server: Server, console: Console, *, detached: bool) -> None:

@@ -3,6 +3,10 @@
 All of them may, until the engine dies. Then those that were in flight return one by one, with
 nothing new in between. Whatever was present at two deaths is sent alone, and what kills the engine
 alone is the killer. Where crowds keep dying without a killer among them, the crowds get smaller.
+
+Where other instances answer alike, a call does not wait for this engine's next start: it leaves
+with InstanceLostError. One that was lost from another instance once may be in flight with others
+here, and after a second death it is sent alone like any other.
 """
 
 from __future__ import annotations
@@ -10,20 +14,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from enginehouse.client.exchange import Attempt
+from enginehouse.client.exchange import Call, InstanceLostError
 
 STAGGER = 0.5  # seconds at first, after which the next one returns though the last has not ended
 _STEP = 4
-
-
-class Call:
-    """One request. `deaths` counts the engine's deaths at which it was in flight."""
-
-    attempt: Attempt
-
-    def __init__(self) -> None:
-        self.deaths = 0
-        self.alone = False
 
 
 class Admission:
@@ -36,8 +30,8 @@ class Admission:
         self.in_flight: set[Call] = set()
         self.limit: int | None = None
         self.error: Exception | None = None  # why it will never open again
+        self.is_open = False
         self._stagger = stagger
-        self._open = False
         self._suspects: _Queue = deque()
         self._isolated: _Queue = deque()
         self._fresh: _Queue = deque()
@@ -45,10 +39,17 @@ class Admission:
         self._unexplained = 0
 
     async def enter(self, call: Call) -> None:
-        """Wait until the call may be made. Raises what `close_for_good` was given."""
+        """Wait until the call may be made. Raises what `close_for_good` was given.
+
+        Raises InstanceLostError instead, and does not wait for an engine, if the call is movable.
+        """
+        if call.movable and not self.is_open:
+            raise InstanceLostError
         if self.error is not None:
             raise self.error
         queue = (self._fresh, self._suspects, self._isolated)[min(call.deaths, 2)]
+        if call.deaths == 1 and call.died_in not in (None, self):
+            queue = self._fresh
         entry = (call, asyncio.get_running_loop().create_future())
         queue.append(entry)
         self._admit()
@@ -69,12 +70,12 @@ class Admission:
 
     def open(self) -> None:
         """The engine works (again)."""
-        self._open = True
+        self.is_open = True
         self._admit()
 
     def close(self) -> list[Call]:
         """The engine is dead: let nothing in. Returns the calls that were present at its death."""
-        self._open = False
+        self.is_open = False
         lost = list(self.in_flight)
         if len(lost) > 1 and all(call.deaths for call in lost):
             self._stagger *= _STEP  # they returned too fast to be told apart
@@ -84,6 +85,8 @@ class Admission:
                 self.limit = max(1, len(lost) // _STEP)
         for call in lost:
             call.deaths += 1
+            call.died_in = self
+        self._dismiss()
         return lost
 
     def explain(self) -> None:
@@ -92,16 +95,25 @@ class Admission:
 
     def close_for_good(self, error: Exception) -> None:
         """Raise `error` in every call that waits, now or later."""
-        self._open = False
+        self.is_open = False
         self.error = error
+        self._dismiss()
+
+    def _dismiss(self) -> None:
+        """Send away the calls that another instance can take, or all once there is an `error`."""
         for queue in (self._suspects, self._isolated, self._fresh):
-            while queue:
-                _, waiter = queue.popleft()
-                if not waiter.done():
+            waiting = list(queue)
+            queue.clear()
+            for entry in waiting:
+                call, waiter = entry
+                error = InstanceLostError() if call.movable else self.error
+                if error is None:
+                    queue.append(entry)
+                elif not waiter.done():
                     waiter.set_exception(error)
 
     def _admit(self) -> None:
-        while self._open and self._returning is None:
+        while self.is_open and self._returning is None:
             if len(self.in_flight) == 1 and next(iter(self.in_flight)).alone:
                 return
             if self._suspects:

@@ -15,13 +15,34 @@ from enginehouse.core.sampler import SampleRequest
 Forward = Callable[["Exchange"], Coroutine[Any, Any, "Reply"]]
 
 
+class InstanceLostError(Exception):
+    """The engine died with a request that another instance can answer. Only layers see it."""
+
+
+class Call:
+    """What happened to one request so far. `deaths` counts the engines that died with it in flight.
+
+    `movable`: another instance can take it (see client.spread). `died_in` is the admission that it
+    was lost from last. `alone`: it is, or was at the last death, the only one in flight.
+    """
+
+    attempt: Attempt
+
+    def __init__(self, *, movable: bool = False) -> None:
+        self.movable = movable
+        self.deaths = 0
+        self.died_in: object | None = None
+        self.alone = False
+
+
 class Exchange(msgspec.Struct, frozen=True):
     """One request on its way to the server.
 
     `sample` is what the caller asked for; None for requests that generate nothing. `decode` reads
     a whole reply, and raises WireError for one that does not count. `streamed`: the reply is handed
     over as soon as it begins, undecoded. `limited` is false for requests that take no place among
-    those in flight: adapters must load although requests for them hold every place.
+    those in flight: adapters must load although requests for them hold every place. `call` is its
+    history, where several instances may answer it.
     """
 
     wire: WireRequest
@@ -29,6 +50,7 @@ class Exchange(msgspec.Struct, frozen=True):
     sample: SampleRequest | None = None
     streamed: bool = False
     limited: bool = True
+    call: Call | None = None
 
 
 class Reply(msgspec.Struct):

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from functools import partial
 
-from enginehouse.client.admission import Admission, Call
-from enginehouse.client.exchange import Attempt, Exchange, Forward, Reply
+from enginehouse.client.admission import Admission
+from enginehouse.client.exchange import (
+    Attempt,
+    Call,
+    Exchange,
+    Forward,
+    InstanceLostError,
+    Reply,
+)
 from enginehouse.core.errors import (
     ConnectionFailedError,
     EngineKilledError,
@@ -33,11 +41,14 @@ class Redelivery:
     another server, and calls `resume`; or `close_for_good`. A request that nobody judges fails
     after `patience` seconds. `answered` is whether the server has answered anything, or refused it,
     since that was set to false; `last_answer` is when it last answered, by time.monotonic.
+    `on_change` is called when the layer has opened, or closed for good.
 
-    Closed at first. Share it among all samplers of one server.
+    Closed at first. Share it among all samplers of one server. A request that other instances can
+    answer (`Exchange.call`) waits for no restart: it raises InstanceLostError.
     """
 
     def __init__(self, *, admission: Admission, patience: float) -> None:
+        self.on_change: Callable[[], None] = lambda: None
         self._admission = admission
         self._patience = patience
         self._cause: str | None = None
@@ -45,6 +56,16 @@ class Redelivery:
         self._suspicion = asyncio.Event()
         self.answered = False
         self.last_answer = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the server works, as far as is known."""
+        return self._admission.is_open
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the server will never work again; None as long as it may."""
+        return self._admission.error
 
     @property
     def is_busy(self) -> bool:
@@ -57,7 +78,7 @@ class Redelivery:
         Raises what the attempt raises while the engine lives; EngineKilledError, or ServerGoneError
         when the server is given up.
         """
-        call = Call()
+        call = exchange.call or Call()
         while True:
             call.attempt = Attempt(self._attempt(call, exchange, forward))
             try:
@@ -79,13 +100,15 @@ class Redelivery:
                     fix="read the server's log; leave the item out, or avoid what its diagnosis "
                     "names",
                 )
+            if call.movable:
+                raise InstanceLostError
 
     async def _attempt(self, call: Call, exchange: Exchange, forward: Forward) -> Reply:
         await self._admission.enter(call)
         try:
             reply = await forward(exchange)
         except _SIGNS_OF_DEATH:
-            await self._be_judged()
+            await self._be_judged(call)
             raise
         except RequestTimeoutError:
             raise
@@ -96,11 +119,11 @@ class Redelivery:
         self.last_answer = time.monotonic()
         return reply
 
-    async def _be_judged(self) -> None:
+    async def _be_judged(self, call: Call) -> None:
         """Return if the server works; if it is dead, this attempt is aborted meanwhile."""
         verdict = asyncio.get_running_loop().create_future()
         if self._admission.error is not None:
-            raise self._admission.error from None
+            raise (InstanceLostError() if call.movable else self._admission.error) from None
         self._suspects.add(verdict)
         self._suspicion.set()
         try:
@@ -139,6 +162,7 @@ class Redelivery:
     def resume(self) -> None:
         """A working server is there (again)."""
         self._admission.open()
+        self.on_change()
 
     def close_for_good(self, error: Exception) -> None:
         """Raise `error` in every request that waits, now or later."""
@@ -146,3 +170,4 @@ class Redelivery:
         for verdict in self._suspects:
             if not verdict.done():
                 verdict.set_exception(error)
+        self.on_change()

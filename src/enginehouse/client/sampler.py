@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, Self
 
 import msgspec
@@ -15,6 +16,7 @@ from enginehouse.client.open_files import most_connections
 from enginehouse.client.pacing import Pacing
 from enginehouse.client.replies import events, require_finished
 from enginehouse.client.retry import Retries, Retrying, Sleep
+from enginehouse.client.spread import Branch, Instance, Instances, Spread
 from enginehouse.client.stack import ServerLayers, WireLayer, build_stack
 from enginehouse.client.transport import (
     AiohttpTransport,
@@ -50,7 +52,7 @@ DEFAULT_CONCURRENCY = 64
 
 
 class HTTPSampler:
-    """Samples from one server; an asynchronous context manager.
+    """Samples from one server, or from several that answer alike; an asynchronous context manager.
 
     `base_url` may end in /v1; `wire` describes this kind of server. `model` None is the first that
     the server lists. `concurrency` is a number, or Adaptive bounds; None is Adaptive()
@@ -74,6 +76,7 @@ class HTTPSampler:
         timeouts: Timeouts | None = None,
         retries: Retries | None = None,
         shared: ServerLayers | None = None,
+        instances: Instances | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self.base_url = normal_base_url(base_url)
@@ -86,6 +89,7 @@ class HTTPSampler:
         self._timeouts = timeouts or Timeouts()
         self._retries = retries or Retries()
         self._shared = shared or ServerLayers()
+        self._instances = instances
         self._sleep = sleep
         if concurrency is None:
             concurrency = DEFAULT_CONCURRENCY if load_signal is None else Adaptive()
@@ -104,38 +108,33 @@ class HTTPSampler:
         self._limit = ConcurrencyLimit(
             concurrency.start if isinstance(concurrency, Adaptive) else concurrency
         )
+        self._transports: list[AiohttpTransport] = []
+        self._keys: set[str] = set()  # which no error shows
         self._send: Forward = _not_entered
-        self._send_directly: Forward = _not_entered  # to the lowest layer
+        # to the lowest layer, of each server
+        self._send_directly: Callable[[Exchange], Awaitable[list[Reply]]] = _not_entered
         self._exit_stack = AsyncExitStack()
         self._unchecked: Unchecked | None = None
 
     async def __aenter__(self) -> Self:
         """Open the connection pool and find the default model. Raises WireError."""
         async with AsyncExitStack() as exit_stack:
-            transport = await exit_stack.enter_async_context(
-                AiohttpTransport(
+            exit_stack.push_async_callback(self._close_transports)
+            if self._instances is None:
+                branch = self._branch(
                     self.base_url,
                     api_key=self._api_key,
                     admin_key=self._admin_key,
-                    authorize=self._wire.authorize,
-                    timeouts=self._timeouts,
+                    shared=self._shared,
+                    limit=self._limit,
                 )
-            )
-            wire_layer = WireLayer(transport, wire=self._wire, redact=self._redacted)
-            retries, pacing = self._retries, None
-            if self._wire.rate_limited:
-                pacing = Pacing(
-                    patience=retries.patience, endurance=retries.endurance, sleep=self._sleep
-                )
-            self._send_directly = wire_layer.send
-            self._send = build_stack(
-                wire_layer,
-                pacing=pacing,
-                retrying=Retrying(retries, pacing=pacing, sleep=self._sleep),
-                limit=self._limit,
-                shared=self._shared,
-                redact=self._redacted,
-            )
+                self._send = branch.send
+                self._send_directly = partial(_sent_once, branch.send_directly)
+            else:
+                assert self._model is not None, "instances are asked by the name of a model"
+                spread = Spread(self._instances, model=self._model, open_branch=self._branch_of)
+                self._send = partial(self._limit.send, forward=spread.send)
+                self._send_directly = spread.send_directly
             if self._model is None:
                 names = await self.models()
                 if not names:
@@ -150,7 +149,56 @@ class HTTPSampler:
 
     async def __aexit__(self, *_: object) -> None:
         await self._exit_stack.aclose()
-        self._send = self._send_directly = _not_entered
+        self._send, self._send_directly = _not_entered, _not_entered
+
+    def _branch(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None,
+        admin_key: str | None,
+        shared: ServerLayers,
+        limit: ConcurrencyLimit | None,
+    ) -> Branch:
+        """A stack of layers down to connections of its own, which are closed with the sampler."""
+        transport = AiohttpTransport(
+            base_url,
+            api_key=api_key,
+            admin_key=admin_key,
+            authorize=self._wire.authorize,
+            timeouts=self._timeouts,
+        )
+        self._transports.append(transport)
+        self._keys |= {key for key in (api_key, admin_key) if key}
+        wire_layer = WireLayer(transport, wire=self._wire, redact=self._redacted)
+        retries, pacing = self._retries, None
+        if self._wire.rate_limited:
+            pacing = Pacing(
+                patience=retries.patience, endurance=retries.endurance, sleep=self._sleep
+            )
+        stack = build_stack(
+            wire_layer,
+            pacing=pacing,
+            retrying=Retrying(retries, pacing=pacing, sleep=self._sleep),
+            limit=limit,
+            shared=shared,
+            redact=self._redacted,
+        )
+        return Branch(send=stack, send_directly=wire_layer.send)
+
+    def _branch_of(self, instance: Instance) -> Branch:
+        return self._branch(
+            instance.base_url,
+            api_key=instance.api_key,
+            admin_key=instance.admin_key,
+            shared=instance.layers,
+            limit=None,
+        )
+
+    async def _close_transports(self) -> None:
+        for transport in self._transports:
+            await transport.close()
+        self._transports.clear()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -288,14 +336,25 @@ class HTTPSampler:
     async def load(self) -> Load | None:
         """The server's queue now; None without a load signal, or if the reply does not say.
 
-        Sent once, past all layers but the last. Raises WireError.
+        Of several servers, what runs and waits in all of them together. Sent once, past all layers
+        but the last. Raises WireError.
         """
         if self._load_signal is None:
             return None
-        reply = await self._send_directly(Exchange(WireRequest("GET", self._load_signal.path)))
-        if reply.error is not None:
-            raise reply.error
-        return self._load_signal.parse(reply.wire.body.decode("utf-8", "replace"))
+        loads: list[Load] = []
+        exchange = Exchange(WireRequest("GET", self._load_signal.path))
+        for reply in await self._send_directly(exchange):
+            if reply.error is not None:
+                raise reply.error
+            load = self._load_signal.parse(reply.wire.body.decode("utf-8", "replace"))
+            if load is None:
+                return None
+            loads.append(load)
+        if len(loads) == 1:
+            return loads[0]
+        return Load(
+            running=sum(load.running for load in loads), waiting=sum(load.waiting for load in loads)
+        )
 
     def _dialect(self, request: SampleRequest) -> Dialect:
         chat = isinstance(request.prompt, ChatPrompt)
@@ -324,7 +383,7 @@ class HTTPSampler:
         return WireRequest(self._wire.method, dialect.path, body, fresh=fresh, timeout=timeout)
 
     def _redacted(self, error: WireError) -> WireError:
-        for key in (self._api_key, self._admin_key):
+        for key in self._keys:
             error = redacted(error, api_key=key)
         return error
 
@@ -335,7 +394,11 @@ def _stand_in(*, prompt_logprobs: bool) -> SampleRequest:
     return SampleRequest(prompt=TokenPrompt(()), parameters=parameters)
 
 
-async def _not_entered(_: Exchange) -> Reply:
+async def _sent_once(send: Forward, exchange: Exchange) -> list[Reply]:
+    return [await send(exchange)]
+
+
+async def _not_entered(_: Exchange) -> Any:
     raise RuntimeError("use the sampler inside `async with`")
 
 

@@ -23,6 +23,10 @@ is inside the retries, because each attempt counts against the API's limits.
 
 Layers 1, 3 and 4 belong to a server and are shared by all its samplers; the others belong to one
 sampler. Those that a sampler does not need are left out, so that the plain client pays for nothing.
+
+Where several servers answer alike, the limit is above them all, Spread (client.spread) below it
+chooses one for each request, and each has a stack of its own: 1, and 3 to 8. An exclusive request
+then waits inside the limit, but only for those that have their places already.
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ def build_stack(
     *,
     pacing: Pacing | None,
     retrying: Retrying,
-    limit: ConcurrencyLimit,
+    limit: ConcurrencyLimit | None,
     shared: ServerLayers,
     redact: Redact,
 ) -> Forward:

@@ -10,10 +10,10 @@ from pydantic import Field, field_validator, model_validator
 
 from enginehouse.batch.settings import SampleSettings
 from enginehouse.bench.settings import BenchSettings
+from enginehouse.core.reasoning import ReasoningUse
 from enginehouse.core.strict_model import ComposedModel, Fraction, StrictModel
 from enginehouse.core.tool_steps import Step
 from enginehouse.deployment.configuration import AskConfig, ServeConfig, absolute_if_exists
-from enginehouse.evaluation.records import ReasoningUse
 
 
 class BenchConfig(ComposedModel):
@@ -24,9 +24,15 @@ class BenchConfig(ComposedModel):
 
     @model_validator(mode="after")
     def _all_has_effect(self) -> Self:
+        _require_one_server(self.plan)
         if self.plan.url is not None and (unused := self.plan.unused_at_url()):
             raise ValueError(f"without effect on a running server: {', '.join(unused)}")
         return self
+
+
+def _require_one_server(plan: AskConfig) -> None:
+    if plan.has_several_servers:
+        raise ValueError("one server is looked at here: leave instances and addresses out")
 
 
 class SampleConfig(ComposedModel):
@@ -64,6 +70,11 @@ class CheckConfig(ComposedModel):
 
     plan: AskConfig
     settings: CheckSettings
+
+    @model_validator(mode="after")
+    def _one_server(self) -> Self:
+        _require_one_server(self.plan)
+        return self
 
 
 class ChatSettings(StrictModel):

@@ -161,7 +161,7 @@ async def begin_run(
         evaluation.require_supported(spec, tasks=tasks, capabilities=engine.capabilities(None))
     run = create_run(
         folder or context.layout,
-        model=plan.model or str(plan.path or plan.url),
+        model=plan.model or str(plan.path or plan.url or plan.addresses),
         tasks=[task.name for task in tasks],
         config=resolved_yaml(config),
         versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},

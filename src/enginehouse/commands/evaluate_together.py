@@ -62,10 +62,10 @@ async def run_together(
 
 def _require_one_model(configs: Sequence[EvaluationConfig]) -> None:
     plans = [config.plan for config in configs]
-    if any(plan.url is not None for plan in plans):
+    if any(plan.runs_already for plan in plans):
         raise ConfigurationError(
             "a server that runs already is asked about one model at a time",
-            fix="name one of its models with --model, or leave --url out",
+            fix="name one of its models with --model, or leave --url and --addresses out",
         )
     asked = [(_bare(config.plan), config.settings) for config in configs]
     if any(other != asked[0] for other in asked):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from enginehouse.deployment.adapters import add_adapter
+from enginehouse.deployment.announcement import announced
 from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.deployment.preparation import prepare
 from enginehouse.deployment.supervision import supervised
@@ -18,12 +21,18 @@ from enginehouse.servers.stopping import stop_server
 
 
 async def serve_until_stopped(
-    plan: ServeConfig, context: Context, *, name: str | None, ready: Callable[[Server], None]
+    plan: ServeConfig,
+    context: Context,
+    *,
+    name: str | None,
+    ready: Callable[[Server], None],
+    announce: Path | None = None,
 ) -> None:
     """Serve until cancelled, starting the server again if it ends by itself.
 
-    `ready` is given the server once it answers, with the plan's adapter loaded. Raises
-    ServerGoneError when the server is given up.
+    `ready` is given the server once it answers, with the plan's adapter loaded; from then on it is
+    announced in the folder `announce`, until it is to stop: then it first answers what it has
+    accepted. Raises ServerGoneError when the server is given up, and StoreError.
     """
     prepared = await prepare(plan, context)
     async with (
@@ -32,12 +41,23 @@ async def serve_until_stopped(
             owned, patience=plan.progress_timeout, max_restarts=plan.max_restarts
         ) as supervisor,
         swapping(owned, supervisor=supervisor, alone=False),
+        AsyncExitStack() as stack,
     ):
         server = owned.server
         if plan.adapter is not None:
             load = partial(add_adapter, server, prepared.engine, plan.adapter, context)
             server = _with_model(server, (await load()).model)
             supervisor.restorations.append(load)
+        if announce is not None:
+            announcing = announced(
+                server,
+                announce,
+                host=plan.server.host,
+                engine=prepared.engine,
+                model=prepared.model,
+                context=context,
+            )
+            await stack.enter_async_context(announcing)
         ready(server)
         await supervisor.watching
 

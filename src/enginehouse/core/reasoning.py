@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from typing import Final
 
 import msgspec
+
+
+class ReasoningUse(StrEnum):
+    """What happens to the reasoning in a written answer before the answer is scored.
+
+    STRIP takes it out; an answer that never ends its reasoning has no text then. STRIP_FINISHED
+    scores such an answer as it is. KEEP scores every answer as it is.
+    """
+
+    STRIP = "strip"
+    STRIP_FINISHED = "strip_finished"
+    KEEP = "keep"
+
 
 # How models mark their reasoning, if the server's reasoning parser has not removed it.
 _MARKS: Final = (

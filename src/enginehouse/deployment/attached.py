@@ -37,10 +37,19 @@ from enginehouse.weights.swap import WeightSwapper
 
 @asynccontextmanager
 async def attached_deployment(
-    plan: AskConfig, engine: Engine, context: Context, *, concurrency: int | None
+    plan: AskConfig,
+    engine: Engine,
+    context: Context,
+    *,
+    concurrency: int | None,
+    admin_key: str | None = None,
 ) -> AsyncIterator[Deployment]:
-    """Use the server at the plan's URL, or the API of its hosted engine; neither is stopped."""
+    """Use the server at the plan's URL, or the API of its hosted engine; neither is stopped.
+
+    `admin_key` is for a server whose record is not on this machine.
+    """
     server = await _attach(plan, engine, context)
+    server = replace(server, admin_key=server.admin_key or admin_key)
     model = _model(plan, server, engine)
     deployment = _AttachedDeployment(server, engine, model, context, concurrency=concurrency)
     async with deployment.open_default(plan.adapter) as deployment.default:

@@ -6,12 +6,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Capability
+from enginehouse.deployment.announced import announced_deployment
 from enginehouse.deployment.attached import attached_deployment
 from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import AskConfig, ServeConfig, merged, parse
 from enginehouse.deployment.preparation import prepare
 from enginehouse.deployment.served import served_deployment
+from enginehouse.deployment.several import several_served
 from enginehouse.dialects.base import require
 from enginehouse.engines.base import RemoteEngine
 from enginehouse.engines.registry import load_engine
@@ -24,20 +27,33 @@ async def open_deployment(
 ) -> AsyncIterator[Deployment]:
     """A deployment for `plan`, ready to answer, for the length of the block.
 
-    Without a `url` and with an engine that runs here, a server is started for it: restarted if it
-    dies, and stopped with every descendant however the block ends. Otherwise a running server or a
-    hosted API is used and left as it was. `concurrency` bounds the requests in flight; None follows
+    Without a `url` and with an engine that runs here, a server is started for it, or several
+    (`instances`): restarted if they die, and stopped with every descendant however the block ends.
+    Otherwise a running server, those that are announced in a folder (`addresses`), or a hosted API
+    are used and left as they were. `concurrency` bounds the requests in flight; None follows
     the server's queue. Raises ConfigurationError, ProvisioningError, ModelError, ServerError,
     AdapterError, and WireError for a server that cannot be used.
     """
     engine = load_engine(plan.engine)
     if plan.adapter is not None:
         require(engine.capabilities(None), Capability.ADAPTERS, "LoRA adapters")
-    if isinstance(plan, AskConfig) and (plan.url or isinstance(engine, RemoteEngine)):
+    if isinstance(plan, AskConfig) and plan.addresses is not None:
+        opening = announced_deployment(plan, engine, context, concurrency=concurrency)
+    elif isinstance(plan, AskConfig) and (plan.url or isinstance(engine, RemoteEngine)):
+        if plan.instances > 1:
+            raise ConfigurationError(
+                f"{plan.engine} runs elsewhere, and no instances of it can be started",
+                fix="leave instances out",
+            )
         opening = attached_deployment(plan, engine, context, concurrency=concurrency)
     else:
         prepared = await prepare(plan, context)
-        opening = served_deployment(prepared, context, concurrency=concurrency)
+        if isinstance(plan, AskConfig) and plan.instances > 1:
+            opening = several_served(
+                prepared, context, instances=plan.instances, concurrency=concurrency
+            )
+        else:
+            opening = served_deployment(prepared, context, concurrency=concurrency)
     async with opening as deployment:
         yield deployment
 

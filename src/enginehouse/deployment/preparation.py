@@ -57,8 +57,8 @@ class Prepared:
     options: ServerOptions
     compute_type: ComputeType | None = None
 
-    def server(self, context: Context) -> OwnedServer:
-        """The server, for `start_server` or `launch_detached`."""
+    def server(self, context: Context, *, cpus: frozenset[int] | None = None) -> OwnedServer:
+        """The server, for `start_server` or `launch_detached`; on `cpus` only, if given."""
         return OwnedServer(
             model=self.model,
             engine=self.engine,
@@ -66,6 +66,7 @@ class Prepared:
             options=self.options,
             context=context,
             limits=StartLimits(total=self.plan.start_timeout, silence=self.plan.progress_timeout),
+            cpus=cpus,
         )
 
     def quirks(self) -> tuple[Quirk, ...]:

@@ -8,6 +8,7 @@ from enginehouse.client.exclusive import ExclusiveRequests
 from enginehouse.client.open_files import open_file_limit
 from enginehouse.client.retry import Retries
 from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.spread import Instances
 from enginehouse.client.stack import ServerLayers
 from enginehouse.client.transport import Timeouts
 from enginehouse.engines.base import Engine, Quirk
@@ -39,10 +40,11 @@ def make_sampler(
     concurrency: int | None,
     model: str | None = None,
     shared: ServerLayers | None = None,
+    instances: Instances | None = None,
     timeouts: Timeouts | None = None,
     retries: Retries | None = None,
 ) -> HTTPSampler:
-    """A sampler of a server, not entered yet."""
+    """A sampler of a server, or of all `instances` that answer as it does; not entered yet."""
     return HTTPSampler(
         server.base_url,
         model=model or server.models[0],
@@ -53,6 +55,7 @@ def make_sampler(
         concurrency=concurrency,
         load_signal=engine.load_signal,
         shared=shared,
+        instances=instances,
         timeouts=timeouts,
         retries=retries,
     )

@@ -32,12 +32,19 @@ from enginehouse.weights.swap import WeightSwapper
 
 @asynccontextmanager
 async def served_deployment(
-    prepared: Prepared, context: Context, *, concurrency: int | None
-) -> AsyncIterator[Deployment]:
-    """Start the prepared server, supervise it, and stop it when the block ends."""
+    prepared: Prepared,
+    context: Context,
+    *,
+    concurrency: int | None,
+    cpus: frozenset[int] | None = None,
+) -> AsyncIterator[ServedDeployment]:
+    """Start the prepared server, supervise it, and stop it when the block ends.
+
+    Its processes run on `cpus` only, if those are given.
+    """
     plan, incidents = prepared.plan, Incidents()
     async with (
-        start_server(prepared.server(context)) as owned,
+        start_server(prepared.server(context, cpus=cpus)) as owned,
         supervised(
             owned,
             patience=plan.progress_timeout,
@@ -47,7 +54,7 @@ async def served_deployment(
         swapping(owned, supervisor=supervisor, alone=True) as swapper,
         AsyncExitStack() as stack,
     ):
-        deployment = _ServedDeployment(
+        deployment = ServedDeployment(
             context=context,
             prepared=prepared,
             owned=owned,
@@ -67,8 +74,11 @@ async def served_deployment(
 
 
 @dataclass(kw_only=True, eq=False)
-class _ServedDeployment(Deployment):
-    """`stack` closes what is opened later: the samplers, before the server is stopped."""
+class ServedDeployment(Deployment):
+    """Its server restarts by itself, at the same address, and all its samplers share `layers`.
+
+    `stack` closes what is opened later: the samplers, before the server is stopped.
+    """
 
     context: Context
     prepared: Prepared
@@ -100,6 +110,7 @@ class _ServedDeployment(Deployment):
 
     @property
     def server(self) -> Server:
+        """As it is now."""
         return self.owned.server
 
     @asynccontextmanager
@@ -185,6 +196,7 @@ class _ServedDeployment(Deployment):
         max_loras: int | None = None,
         for_many: bool = False,
     ) -> AsyncIterator[AdapterPool]:
+        """See Deployment."""
         options, model = self.prepared.options, self.model
         assert model is not None
         # its own connections: loading and proving do not wait for a place among the requests

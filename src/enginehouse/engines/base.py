@@ -107,7 +107,7 @@ class LaunchContext(msgspec.Struct, frozen=True, kw_only=True):
 
     `start_limit`: seconds that the start may take; the engine's own limit should not be shorter.
     `admin_key` is required by endpoints that change the server; all others require the options'
-    API key, if there is one.
+    API key, if there is one. `cores`: CPU cores that the server will have to itself; None is all.
     """
 
     environment: EngineEnvironment
@@ -117,6 +117,7 @@ class LaunchContext(msgspec.Struct, frozen=True, kw_only=True):
     internal_port: int
     start_limit: float
     admin_key: str
+    cores: int | None = None
 
 
 @runtime_checkable

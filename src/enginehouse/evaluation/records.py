@@ -4,29 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
 
 from enginehouse.core.errors import ConfigurationError, EnginehouseError
+from enginehouse.core.reasoning import ReasoningUse
 from enginehouse.core.sampler import Provenance, SampleRequest, SampleResponse
 from enginehouse.tasks.base import Measure, Outcome
 from enginehouse.tools import CallOutcome, CheckedCall, Step
 
 JOURNAL_FORMAT = 1
-
-
-class ReasoningUse(StrEnum):
-    """What happens to the reasoning in a written answer before the answer is scored.
-
-    STRIP takes it out; an answer that never ends its reasoning has no text then. STRIP_FINISHED
-    scores such an answer as it is. KEEP scores every answer as it is.
-    """
-
-    STRIP = "strip"
-    STRIP_FINISHED = "strip_finished"
-    KEEP = "keep"
 
 
 class TaskSpec(

@@ -7,7 +7,7 @@ import math
 import msgspec
 
 from enginehouse.core.errors import EnginehouseError, ScoringError, ServerGoneError
-from enginehouse.core.reasoning import separate_reasoning
+from enginehouse.core.reasoning import ReasoningUse, separate_reasoning
 from enginehouse.evaluation.judge import Judge, judgement_of
 from enginehouse.evaluation.plan import TaskPlan
 from enginehouse.evaluation.records import (
@@ -15,7 +15,6 @@ from enginehouse.evaluation.records import (
     Failure,
     Judgement,
     ReasoningCount,
-    ReasoningUse,
     SampleRecord,
     ScoreRecord,
     TaskSpec,

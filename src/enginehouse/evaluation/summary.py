@@ -10,6 +10,7 @@ import numpy as np
 
 from enginehouse.core.errors import ConfigurationError, NoHeadlineError
 from enginehouse.core.incidents import deaths_in_words
+from enginehouse.core.reasoning import ReasoningUse
 from enginehouse.core.sampler import Provenance
 from enginehouse.evaluation.at_k import choose_ks, figure_of, figures_at_k
 from enginehouse.evaluation.ledger import (
@@ -24,7 +25,6 @@ from enginehouse.evaluation.ledger import (
 )
 from enginehouse.evaluation.records import (
     EvaluationSpec,
-    ReasoningUse,
     Record,
     SampleRecord,
     ScoreRecord,

@@ -15,7 +15,6 @@ from typing import Any, Final
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.engines import arguments
 from enginehouse.engines.arguments import Argument
-from enginehouse.engines.base import SupportsHistory
 from enginehouse.engines.registry import ENGINES, load_engine
 
 _PARALLEL: Final = {
@@ -87,7 +86,7 @@ def sort_arguments(
     for key in ("base_command", "command"):
         if command := values.get(key):
             words += _flags_of(str(command), kind=str(kind), place=f"{place}.{key}")
-    sorting = _Sorting(values, place=place, given=given)
+    sorting = _Sorting(values, words=words, place=place, given=given)
     for argument in arguments.read(words):
         sorting.take(argument)
     kept = {key: value for key, value in values.items() if key not in ("base_command", "command")}
@@ -102,10 +101,15 @@ class _Sorting:
     """Takes arguments one by one, each to where it belongs."""
 
     def __init__(
-        self, values: Mapping[str, Any], *, place: str, given: Callable[[str], bool]
+        self,
+        values: Mapping[str, Any],
+        *,
+        words: Sequence[str],
+        place: str,
+        given: Callable[[str], bool],
     ) -> None:
         self._kind = str(values["type"])
-        self._removed = {} if _is_pinned(values) else removed_flags(self._kind)
+        self._removed = {} if _is_pinned(values) or not words else removed_flags(self._kind)
         self._values = values
         self._place = place
         self._given = given
@@ -137,6 +141,8 @@ class _Sorting:
 
 def removed_flags(kind: str) -> Mapping[str, str]:
     """The flags that an engine no longer has, and what to use instead."""
+    from enginehouse.engines.base import SupportsHistory
+
     engine = load_engine(kind)
     return engine.removed_flags if isinstance(engine, SupportsHistory) else {}
 

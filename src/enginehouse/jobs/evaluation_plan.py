@@ -10,8 +10,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.reasoning import ReasoningUse
 from enginehouse.engines.registry import load_engine
-from enginehouse.evaluation.records import ReasoningUse
 from enginehouse.jobs.configuration import AdapterConfig, LaunchConfig, LaunchTask
 from enginehouse.jobs.task_names import ResolvedTask, resolve_task
 from enginehouse.tasks.registry import load_task

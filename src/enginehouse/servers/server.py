@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -103,7 +104,7 @@ class OwnedServer:
     """Our own server: what it is started with, and what its start has acquired so far.
 
     `options` have been checked (`ServedEngine.check`). `server` is its present state; name and URL
-    stay the same over a restart.
+    stay the same over a restart. Its processes run on `cpus` only, if those are given.
     """
 
     model: ResolvedModel
@@ -112,6 +113,7 @@ class OwnedServer:
     options: ServerOptions
     context: Context
     limits: StartLimits = field(default_factory=StartLimits)
+    cpus: frozenset[int] | None = None
     timings: Timings = TIMINGS
     _lease: PortLease | None = None
     _process: Process | None = None
@@ -246,11 +248,14 @@ class OwnedServer:
             internal_port=lease.internal,
             start_limit=self.limits.total,
             admin_key=self._admin_key,
+            cores=len(self.cpus) if self.cpus else None,
         )
         command = self.engine.command(options, context=launch)
         if self.environment.variant == "cuda":
             self._gpu_baseline = await read_baseline()
         with hold_process(command, log=log, orphan_grace=self.timings.orphan_grace) as held:
+            if self.cpus:
+                os.sched_setaffinity(held.identity.pid, self.cpus)
             self._lease = hand_over(layout, lease, owner=held.identity)
             file = None
             if is_administered(self.engine, options):

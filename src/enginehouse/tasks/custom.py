@@ -298,6 +298,8 @@ class CustomTask(Task):
             )
         if isinstance(asked, Generate) and not asked.prompt.messages[-1].content.strip():
             raise row.error("the prompt is empty")
+        if self._judging is not None:
+            self.score_text(item, "an answer")  # its templates can be filled in
         if definition.answer is None:
             return
         right = self._right(item)

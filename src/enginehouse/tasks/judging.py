@@ -39,12 +39,12 @@ Word = Annotated[str, Field(min_length=1, max_length=_LONGEST_WORD)]
 class JudgeDefinition(StrictModel):
     """The keys below `judge` of a task's YAML file."""
 
-    prompt: Annotated[str, Field(min_length=1)] = PROMPT
-    """What the judge is asked: a Jinja template over the record's fields, and `asked` (the user's
-    turn), `response` (the answer), `reference` (the right answer, if there is one), `mark`,
-    `correct` and `wrong`."""
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    """The judge's user turn, a Jinja template over the record's fields, `asked` (the model's user
+    turn), `response` (its answer), `reference` (the right answer, if there is one), and the words
+    below; by default a plain question."""
     system: Annotated[str, Field(min_length=1)] | None = None
-    """The judge's system turn, a Jinja template over the same."""
+    """Its system turn, a Jinja template over the same."""
     mark: Word = "VERDICT:"
     """What stands before the verdict; the last one in the reply counts."""
     correct: Word = "CORRECT"
@@ -56,6 +56,8 @@ class JudgeDefinition(StrictModel):
     def _differ(self) -> JudgeDefinition:
         if _word(self.correct) == _word(self.wrong):
             raise ValueError("'correct' and 'wrong' must be different words")
+        if self.prompt is not None and "response" not in self.prompt:
+            raise ValueError("'prompt' does not show the answer: insert {{ response }}")
         return self
 
 
@@ -64,7 +66,7 @@ class Judging:
 
     def __init__(self, definition: JudgeDefinition, *, origin: str) -> None:
         self._definition = definition
-        self._prompt = Template(definition.prompt, origin=f"{origin}: judge.prompt")
+        self._prompt = Template(definition.prompt or PROMPT, origin=f"{origin}: judge.prompt")
         self._system = None
         if definition.system is not None:
             self._system = Template(definition.system, origin=f"{origin}: judge.system")

@@ -145,6 +145,12 @@ def _configuration(tasks: Sequence[str], settings: Mapping[str, Any]) -> Evaluat
             f"{engine.name} cannot serve checkpoints as trainers save them",
             fix="choose an engine that needs a checkpoint: see `enginehouse engines`",
         )
+    if config.plan.addresses is not None:
+        raise ConfigurationError(
+            "CheckpointEvaluator() does not look for announced servers",
+            why="each checkpoint replaces a server's weights, and those are not its own to replace",
+            fix="give the url of one server, or leave addresses out",
+        )
     if config.plan.url is None:
         with_api_key(config.plan.server)
     return config
