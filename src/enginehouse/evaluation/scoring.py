@@ -56,6 +56,8 @@ def begin_score(plan: TaskPlan, sample: SampleRecord) -> ScoreRecord | Pending:
         else:
             text, reasoning = _read(sample, plan.settings)
             score = plan.task.score_text(item, text)
+        if isinstance(score, JudgeCall) and _is_truncated(sample):
+            return _record(sample, Score(outcome=Outcome.TRUNCATED), reasoning=reasoning)
         if isinstance(score, ScoringCall | JudgeCall):
             return Pending(sample, score, reasoning)
         return _record(sample, _checked(score, sample), reasoning=reasoning)
@@ -115,6 +117,10 @@ def _is_written(sample: SampleRecord) -> bool:
     return sample.continuations is None and sample.tool_use is None
 
 
+def _is_truncated(sample: SampleRecord) -> bool:
+    return _is_written(sample) and sample.responses[0].completions[0].finish_reason == "length"
+
+
 def _record(
     sample: SampleRecord,
     score: Score,
@@ -123,8 +129,7 @@ def _record(
     reasoning: ReasoningCount | None = None,
 ) -> ScoreRecord:
     written = _is_written(sample)
-    truncated = written and sample.responses[0].completions[0].finish_reason == "length"
-    outcome = Outcome.TRUNCATED if truncated else score.outcome
+    outcome = Outcome.TRUNCATED if _is_truncated(sample) else score.outcome
     measures = score.measures
     if written and outcome in (Outcome.TRUNCATED, Outcome.UNPARSABLE):
         measures = {name: Measure(0.0, m.weight) for name, m in measures.items()}

@@ -490,7 +490,15 @@ class LaunchConfig:
         """The variables of the job's main command: also those that the server gets from it."""
         passed_on = self.server_variables.by_name
         others = {name: passed_on[name] for name in self.server_names}
+        for auxiliary, variables in self.auxiliary_variables.items():
+            kept = self.auxiliary_values(auxiliary)
+            others |= {n: v for n, v in variables.by_name.items() if n not in {*kept, *others}}
         return Variables(by_name=others).with_others(self.job_variables)
+
+    def auxiliary_values(self, name: str) -> Mapping[str, str]:
+        """The variables of an auxiliary deployment that may be stored with a run."""
+        plain = self.auxiliary_variables[name].environment().values
+        return {variable: value for variable, value in plain.items() if is_kept(variable)}
 
     @property
     def server_values(self) -> Mapping[str, str]:

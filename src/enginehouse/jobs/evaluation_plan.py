@@ -9,13 +9,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.core.reasoning import ReasoningUse
 from enginehouse.engines.registry import load_engine
-from enginehouse.jobs.configuration import AdapterConfig, LaunchConfig, LaunchTask
+from enginehouse.jobs.configuration import (
+    AdapterConfig,
+    DeploymentSettings,
+    JudgeSettings,
+    LaunchConfig,
+    LaunchTask,
+)
 from enginehouse.jobs.task_names import ResolvedTask, resolve_task
+from enginehouse.tasks.base import is_judged
 from enginehouse.tasks.registry import load_task
 
+_AUXILIARY: Final = "auxiliary_deployments."
 _HOSTED: Final = ("anthropic", "openai", "openrouter")
 _FILES: Final = {
     "gpqa_diamond": "gpqa_diamond.csv",
@@ -57,6 +65,8 @@ def plan_evaluation(config: LaunchConfig) -> EvaluationPlan:
         for task, resolved in zip(config.evaluation.tasks, tasks, strict=True)
     ]
     values = _with_common_apart(settings) | _answering(config)
+    if (judge := _judge(config, tasks, notes)) is not None:
+        values["judge"] = judge
     return EvaluationPlan(values=values, tasks=tasks, notes=tuple(dict.fromkeys(notes)))
 
 
@@ -162,6 +172,66 @@ def _with_common_apart(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"tasks": own, **common}
 
 
+def _judge(
+    config: LaunchConfig, tasks: Sequence[ResolvedTask], notes: list[str]
+) -> dict[str, Any] | None:
+    """The judge of the tasks that have one; None if none has."""
+    named = {
+        task.name: settings
+        for task in config.evaluation.tasks
+        if (settings := config.evaluation.settings_of(task).params.extra.judge) is not None
+    }
+    judged = [task for task in tasks if task.native and is_judged(load_task(task.name))]
+    if not judged:
+        if named:
+            notes.append("the judge is not asked: no native task here is scored by one")
+        return None
+    if without := [task.written for task in judged if task.written not in named]:
+        raise ConfigurationError(
+            f"answers are scored by a judge, and none is named: {', '.join(without)}",
+            fix="give params.extra.judge its url and model_id; of an auxiliary deployment they "
+            "are auxiliary_deployments.NAME.chat_url and auxiliary_deployments.NAME.model_id",
+        )
+    first, *others = [named[task.written] for task in judged]
+    if any(other != first for other in others):
+        raise ConfigurationError(
+            f"the tasks name different judges: {', '.join(task.written for task in judged)}",
+            why="one job has one judge",
+            fix="launch them as jobs of their own",
+        )
+    values = {
+        "temperature": first.temperature,
+        "top_p": first.top_p,
+        "max_tokens": first.max_tokens,
+        "concurrency": first.parallelism,
+        "request_timeout": first.request_timeout,
+        "max_retries": first.max_retries,
+    }
+    return _judging_server(config, first) | {n: v for n, v in values.items() if v is not None}
+
+
+def _judging_server(config: LaunchConfig, judge: JudgeSettings) -> dict[str, Any]:
+    """Who judges: an auxiliary deployment of the job, or a server that runs already."""
+    if judge.url is None:
+        raise ConfigurationError(
+            "params.extra.judge has no url",
+            fix="give its address, or auxiliary_deployments.NAME.chat_url",
+        )
+    if not judge.url.startswith(_AUXILIARY):
+        return {
+            "url": judge.url,
+            "model": judge.model_id,
+            "api_key_env": judge.api_key,
+            "engine": _hosted_engine(judge.url),
+        }
+    name = judge.url.removeprefix(_AUXILIARY).partition(".")[0]
+    if (deployment := config.auxiliary_deployments.get(name)) is None:
+        raise UnknownNameError("auxiliary deployment", name, config.auxiliary_deployments)
+    values = config.auxiliary_values(name)
+    names = sorted(config.auxiliary_variables[name].by_name.keys() - values.keys())
+    return _served(deployment, env_vars=values, env_names=tuple(names))
+
+
 def _answering(config: LaunchConfig) -> dict[str, Any]:
     """Who answers: a server of the job's own, or one that runs already."""
     deployment = config.deployment
@@ -173,6 +243,12 @@ def _answering(config: LaunchConfig) -> dict[str, Any]:
             "api_key_env": endpoint.api_key_name,
             "engine": _hosted_engine(endpoint.url or ""),
         }
+    server = {"env_vars": config.server_values, "env_names": config.server_names}
+    return _served(deployment, **server)
+
+
+def _served(deployment: DeploymentSettings, **server: Any) -> dict[str, Any]:
+    """The plan of a server of the job's own; `server` holds more of its options."""
     return {
         "model": deployment.model,
         "path": deployment.fallback,
@@ -189,8 +265,7 @@ def _answering(config: LaunchConfig) -> dict[str, Any]:
             "data_parallel_size": deployment.data_parallel_size,
             "gpu_memory_utilization": deployment.gpu_memory_utilization,
             "extra_args": deployment.extra_args,
-            "env_vars": config.server_values,
-            "env_names": config.server_names,
+            **server,
         },
     }
 

@@ -212,6 +212,8 @@ class CustomTask(Task):
             if item.id in items:
                 raise row.error(f"the id {item.id!r} occurs more than once")
             self._require_whole(item, row)
+            if self.is_judged:
+                self.score_text(item, "an answer")  # the judge's templates can be filled in
             items[item.id] = item
         return source.dataset(
             tuple(items.values()), licence=self._definition.licence, full_size=len(items)
@@ -298,8 +300,6 @@ class CustomTask(Task):
             )
         if isinstance(asked, Generate) and not asked.prompt.messages[-1].content.strip():
             raise row.error("the prompt is empty")
-        if self._judging is not None:
-            self.score_text(item, "an answer")  # its templates can be filled in
         if definition.answer is None:
             return
         right = self._right(item)
