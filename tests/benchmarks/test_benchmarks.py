@@ -17,7 +17,16 @@ from enginehouse.testing.fake_engine import running_fake_engine
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 FIGURES = (
-    *("client", "evaluation", "full_engine", "latency", "matches", "memory", "real_engine"),
+    *(
+        "client",
+        "evaluation",
+        "full_engine",
+        "latency",
+        "launch",
+        "matches",
+        "memory",
+        "real_engine",
+    ),
     *("scripted_matches", "tinker_futures"),
 )
 

@@ -256,3 +256,20 @@ def test_records_that_are_broken(house: House, call: Call, launches: Launches):
         connection.execute("PRAGMA user_version = 99")
     connection.close()
     assert call("launch", "ls", "runs").code == 8
+
+
+def test_a_file_for_the_rewritten_launcher_is_converted(house: House, call: Call):
+    """To standard output; what has no counterpart is named."""
+    house.write(
+        "original.yaml",
+        "services: {m: {type: api, url: 'http://x/v1', protocol: completions, model: a}}\n"
+        "benchmarks: [{name: gsm8k, fewshot: 5, solver: {type: simple, service: m}}]\n",
+    )
+    done = call("launch", "convert", "original.yaml")
+    refused = call("launch", "run", "--config", "original.yaml", "--dry-run")
+
+    assert done.code == 0, done.err
+    assert yaml.safe_load(done.out)["target"]["api_endpoint"]["url"] == "http://x/v1"
+    assert "benchmarks.0.fewshot" in done.err
+    assert refused.code == 2
+    assert "launch convert original.yaml" in refused.err

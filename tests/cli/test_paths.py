@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 NOBODY, STRANGER = 65534, 12345
 _LOOK = "import sys, os, enginehouse.deployment.opening; os.stat(sys.executable)"
-CODES = {0, *range(2, 12)}  # 1 is an error that nobody foresaw
+CODES = {0, *range(2, 14)}  # 1 is an error that nobody foresaw
 OTHER_REASONS = (
     "without effect on a running server",
     "is not on this machine",  # of a server's checkpoint
@@ -89,6 +89,7 @@ class Place:
         self.house.task(items)
         self.house.write("game.yaml", "team_a: {agents: always RED}\nteam_b: {agents: random}\n")
         self.house.write("launch.yaml", LAUNCH)
+        self.house.write("policy.yaml", "margin: 0.1\n")
         self.house.write("prompts.jsonl", '{"prompt": "a"}\n')
         self.house.write("locked/file", "{}")
         self.house.write("unreadable", "{}")
@@ -116,6 +117,8 @@ class Place:
         ]
         played = self.call("play", "game.yaml")
         assert played.returncode == 0, played.stderr
+        evaluated = self.call("eval", "tiny", "--task", "sums.yaml", "--folder", "evaluated")
+        assert evaluated.returncode == 0, evaluated.stderr
 
     def run(self, argv: list[str], **env: str) -> subprocess.CompletedProcess[str]:
         """Run a program as that user."""
@@ -159,6 +162,7 @@ def bases(place: Place, url: str) -> Mapping[str, list[str]]:
     tinker += ["--megatron-url", "http://127.0.0.1:9"]
     return {
         "eval": ["--url", url, *task],
+        "gate": ["evaluated", "--baseline", "evaluated", "--policy", "policy.yaml"],
         "watch": ["full", "tiny", *task, "--once", "--start-timeout", "0.01"],
         "serve": ["tiny", "--start-timeout", "0.01"],
         "bench": ["--url", url, "--requests", "1", "--warmup", "0", "--output-tokens", "1"],
@@ -173,6 +177,7 @@ def bases(place: Place, url: str) -> Mapping[str, list[str]]:
         "tinker keys add": ["ada"],
         "tinker keys revoke": ["12345678"],
         "launch run": ["--config", "launch.yaml"],
+        "launch export": ["evaluated", "--to", "json", "--out", "figures.json"],
         "top": ["--once", "--interval", "0.1"],
         "doctor": [],
         "adapters load": [url],

@@ -250,3 +250,16 @@ def test_an_application_of_hydra_can_compose(seed: Path):
     with initialize_config_dir(str(seed.parent), version_base="1.3"):
         compose_launch(seed)
         assert compose("launch", overrides=["hydra.searchpath=[pkg://enginehouse.jobs.conf]"])
+
+
+def test_times_stay_as_they_were_written(tmp_path: Path):
+    """YAML 1.1 reads those that do not begin with a zero as numbers."""
+    path = written(
+        tmp_path, "execution:\n  walltime: 10:00:00\n  max: 02:00:00\nlist: [{a: 1:30}]\n"
+    )
+    composed = compose_launch(path, overrides=["++execution.other=11:00:00"])
+
+    assert composed.values == {
+        "execution": {"walltime": "10:00:00", "max": "02:00:00", "other": "11:00:00"},
+        "list": [{"a": "1:30"}],
+    }

@@ -280,3 +280,10 @@ def test_sections_of_another_shape_are_refused(tmp_path: Path, sections: str):
     path.write_text(sections)
     with pytest.raises(ConfigurationError):
         read_launch(path)
+
+
+def test_the_oldest_files_list_tasks_below_evaluation(tmp_path: Path):
+    """They mean the same."""
+    config = read(tmp_path, DEPLOYED + "evaluation: [{name: gsm8k}, {name: ifeval}]\n")
+
+    assert [task.name for task in config.evaluation.tasks] == ["gsm8k", "ifeval"]

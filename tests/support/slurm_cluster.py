@@ -55,6 +55,7 @@ GresTypes=gpu
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=5
+EnforcePartLimits=ALL
 MinJobAge=600
 SlurmdTimeout=300
 SchedulerParameters=sched_min_interval=0,bf_interval=2,max_rpc_cnt=0

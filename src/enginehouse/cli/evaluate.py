@@ -23,6 +23,7 @@ from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 if TYPE_CHECKING:
+    from enginehouse.jobs.export import Destination
     from enginehouse.results.summary import Report
 
 RunArgument = Annotated[
@@ -46,6 +47,10 @@ def evaluate(
         Path | None,
         typer.Option(help="The run's folder; a run that is there already is continued."),
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Export the figures of the complete run as this YAML file says."),
+    ] = None,
     given: Given[EvaluationConfig],
     console: Console,
 ) -> None:
@@ -53,10 +58,10 @@ def evaluate(
     values = task_values(given, data=data)
     settings = given.parse(values)
     others = [given.parse(values | {"model": model}) for model in more or ()]
-    if folder is not None and others:
+    if (folder or export) is not None and others:
         raise ConfigurationError(
-            "--folder holds one run, and several models are to be evaluated",
-            fix="evaluate them one by one, or leave --folder out",
+            "--folder and --export are for one run, and several models are to be evaluated",
+            fix="evaluate them one by one, or leave the option out",
         )
     from enginehouse.commands.evaluate import run_evaluation
     from enginehouse.commands.evaluate_together import run_together
@@ -65,6 +70,7 @@ def evaluate(
     from enginehouse.report.terminal import print_report
 
     context = Context(notify=console.note)
+    to = _destinations(export) if export else []
     if not others:
         with console.progress() as progress:
             report = run_async(
@@ -75,7 +81,10 @@ def evaluate(
                     folder=folder and folder.expanduser().absolute(),
                 )
             )
-        _show(report, console)
+        try:
+            _export(report, to, console)
+        finally:
+            _show(report, console)
         return
 
     with console.progress() as progress:
@@ -217,3 +226,20 @@ def _show(report: Report, console: Console) -> None:
 
     console.result(report, text=lambda: print_report(report))
     require_headlines(report)
+
+
+def _destinations(file: Path) -> list[Destination]:
+    from enginehouse.jobs.export import read_destinations
+
+    return read_destinations(file)
+
+
+def _export(report: Report, to: list[Destination], console: Console) -> None:
+    """Export a run that is complete."""
+    if not to or not report.complete:
+        return
+    from enginehouse.jobs.export import export_run
+    from enginehouse.store.runs import open_run
+
+    for exported in export_run(open_run(Layout.from_environment(), report.folder), to):
+        console.note(f"exported to {exported.to}: {exported.place}")

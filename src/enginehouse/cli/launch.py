@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enginehouse.cli.console import Console, run_async
+from enginehouse.cli.export import export
 from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
 from enginehouse.core.errors import EnginehouseError
 from enginehouse.runtime.context import Context
@@ -185,6 +186,27 @@ def resume(job: JobArgument, *, json: JsonOption = False) -> None:
     console.result(record, text=lambda: _print_jobs([record], console))
 
 
+@launch.command()
+def convert(
+    file: Annotated[
+        Path, typer.Argument(help="A file with services, benchmarks and a cluster, in YAML.")
+    ],
+    *,
+    service: Annotated[
+        str | None, typer.Option(help="The model under test, if the benchmarks use several.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Print a file of the NeMo Evaluator launcher 0.3 or later as a launch file."""
+    console = Console(json=json)
+    from enginehouse.jobs.conversion import convert as converted
+
+    conversion = converted(file, service=service)
+    for key, reason in conversion.left_out.items():
+        console.note(f"left out: {key}: {reason}")
+    console.result(conversion, text=lambda: console.say(conversion.text.rstrip()))
+
+
 def _report(record: JobRecord, context: Context, *, into: Path) -> Report | None:
     """The report of the job's run; None if there is no run yet, or it cannot be fetched."""
     from enginehouse.evaluation import summarise
@@ -203,6 +225,9 @@ def _state_in_words(record: JobRecord) -> str:
     code = None if status.exit_code is None else f"exit code {status.exit_code}"
     details = ", ".join(filter(None, (status.reason, code)))
     return f"{status.state.value} ({details})" if details else status.state.value
+
+
+launch.command()(export)
 
 
 def _show_dry_run(plan: LaunchPlan, console: Console) -> None:

@@ -72,7 +72,9 @@ def figure_of(values: Floats, weights: Floats) -> Figure | None:
     if not total:
         return None
     value = float(values[weights > 0].sum()) / total
-    return Figure(value=value, interval=interval_of_ratio(values, weights))
+    return Figure(
+        value=value, interval=interval_of_ratio(values, weights), n=int((weights > 0).sum())
+    )
 
 
 def _over_items(values: Floats, weights: Floats) -> Figure | None:

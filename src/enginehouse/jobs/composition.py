@@ -26,6 +26,7 @@ _FROM_HERE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}")
 _ANY_FROM_HERE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_][A-Za-z0-9_]*)")
 _TASK_KEY = re.compile(r"^(?P<start>(?:\+\+|\+|~)?evaluation\.tasks\.)(?P<rest>[^=]*)")
 _OVERRIDDEN = re.compile(r"^[+~]*([^=]*).*", re.DOTALL)
+_TIME = re.compile(r"\d+(:\d\d)+")
 _SELECT = re.compile(r"\$\{\s*oc\.select\s*:")
 _DOTTED_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)+=")
 
@@ -64,13 +65,14 @@ def compose_launch(path: Path, *, overrides: Sequence[str] = ()) -> Composition:
             why="the file, or a group that it uses, marks them as mandatory (???)",
             fix="give them in the file or as " + " ".join(f"-o {key}=…" for key in missing),
         )
-    prepared = _prepared(raw)
+    own = _own_keys(path, without=[_OVERRIDDEN.sub(r"\1", word) for word in named])
+    prepared = _prepared(_with_times(raw, own))
     _refuse_secrets(prepared, path)
     try:
         values = OmegaConf.to_container(OmegaConf.create(prepared), resolve=True)
     except OmegaConfBaseException as error:
         raise _explained(error, path) from error
-    lines = _key_lines(path, without=[_OVERRIDDEN.sub(r"\1", word) for word in named])
+    lines = {key: line for key, (line, _) in own.items()}
     return Composition(path=path, values=values, lines=lines)  # type: ignore[arg-type]
 
 
@@ -188,16 +190,17 @@ def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
         yield where, value
 
 
-def _key_lines(path: Path, *, without: Sequence[str]) -> dict[str, int]:
+def _own_keys(path: Path, *, without: Sequence[str]) -> dict[str, tuple[int, yaml.Node]]:
+    """The file's own keys, by their dotted paths: the line and the value of each."""
     root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     return {
-        key: line
-        for key, line in _lines(root, "")
+        key: (line, value)
+        for key, line, value in _keys(root, "")
         if not any(key == other or key.startswith(f"{other}.") for other in without)
     }
 
 
-def _lines(node: yaml.Node | None, where: str) -> Iterator[tuple[str, int]]:
+def _keys(node: yaml.Node | None, where: str) -> Iterator[tuple[str, int, yaml.Node]]:
     pairs: list[tuple[str, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
         pairs = [(str(key.value), key, value) for key, value in node.value]
@@ -205,8 +208,21 @@ def _lines(node: yaml.Node | None, where: str) -> Iterator[tuple[str, int]]:
         pairs = [(str(index), value, value) for index, value in enumerate(node.value)]
     for name, start, value in pairs:
         place = f"{where}.{name}" if where else name
-        yield place, start.start_mark.line + 1
-        yield from _lines(value, place)
+        yield place, start.start_mark.line + 1, value
+        yield from _keys(value, place)
+
+
+def _with_times(raw: Any, own: Mapping[str, tuple[int, yaml.Node]]) -> Any:
+    """The raw values with 10:00:00 as it was written; YAML 1.1 reads it as 36,000."""
+    for key, (_, node) in own.items():
+        if isinstance(node, yaml.ScalarNode) and _TIME.fullmatch(node.value):
+            *steps, last = key.split(".")
+            holder = raw
+            for step in steps:
+                holder = holder[int(step)] if isinstance(holder, list) else holder.get(step, {})
+            if isinstance(holder, dict) and last in holder:
+                holder[last] = node.value
+    return raw
 
 
 def _explained(error: Exception, path: Path) -> ConfigurationError:

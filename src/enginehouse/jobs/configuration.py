@@ -438,7 +438,7 @@ class LaunchDocument(Section):
     env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Variables of the whole job."""
     export: Mapping[str, Any] = Field(default_factory=dict)
-    """Where results are exported to; a section for each destination."""
+    """Where the figures are exported to at the job's end: a section for each exporter."""
 
     @field_validator("env_vars", mode="before")
     @classmethod

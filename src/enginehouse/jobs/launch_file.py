@@ -21,7 +21,12 @@ from enginehouse.jobs.variables import Variable, Variables, holds_token, parse_v
 _FIX = "docs/launch.md lists every key"
 HIDDEN = "(not shown)"
 _SERVER_VARIABLES = ("execution.env_vars.deployment", "deployment.env_vars")
-_JOB_VARIABLES = ("execution.env_vars.evaluation", "evaluation.env_vars")
+_JOB_VARIABLES = (
+    "execution.env_vars.evaluation",
+    "execution.env_vars.export",
+    "evaluation.env_vars",
+    "export.env_vars",
+)
 
 
 def read_launch(path: Path, *, overrides: Sequence[str] = ()) -> LaunchConfig:
@@ -39,6 +44,8 @@ def check_launch(composition: Composition) -> LaunchConfig:
     without_effect: dict[str, str] = {}
     notes: list[str] = []
     values = copy.deepcopy(dict(composition.values))
+    if isinstance(values.get("evaluation"), list):  # the oldest files list tasks there
+        values["evaluation"] = {"tasks": values["evaluation"]}
     settings_class = _settings_class(values.get("execution"), origin)
     execution = _acted_on(settings_class, values.pop("execution"), "execution", without_effect)
     for holder, name, place in _deployments(values):
@@ -52,6 +59,7 @@ def check_launch(composition: Composition) -> LaunchConfig:
     checked = _parsed(LaunchDocument, document, origin=origin)
     settings = _parsed(settings_class, execution, origin=f"{origin}: execution")
     settings = settings.model_copy(update={"env_vars": ExecutionVariables()})  # read below
+    export = _exports(checked.export, settings, origin=origin, without_effect=without_effect)
     variables = _VariableReader(composition, os.environ)
     everywhere = variables.read("env_vars")
     job = everywhere.with_others(variables.read(*_JOB_VARIABLES, *_task_sections(checked)))
@@ -68,7 +76,7 @@ def check_launch(composition: Composition) -> LaunchConfig:
         auxiliary_deployments=checked.auxiliary_deployments,
         target=checked.target,
         evaluation=checked.evaluation,
-        export=checked.export,
+        export=export,
         job_variables=job,
         server_variables=server,
         auxiliary_variables={
@@ -79,6 +87,27 @@ def check_launch(composition: Composition) -> LaunchConfig:
         not_acted_on=without_effect,
         values=variables.redacted,
     )
+
+
+def _exports(
+    sections: Mapping[str, Any],
+    settings: ExecutionSettings,
+    *,
+    origin: str,
+    without_effect: dict[str, str],
+) -> dict[str, Any]:
+    """The sections that act at the end of the job, whose settings are right."""
+    sections = {name: values for name, values in sections.items() if name != "env_vars"}
+    wanted = settings.auto_export.destinations if settings.auto_export else tuple(sections)
+    if not wanted:
+        return {}
+    from enginehouse.jobs.export import destinations, without_exporter
+
+    without_effect |= without_exporter(wanted)
+    chosen = destinations(sections, wanted=wanted, origin=origin)
+    for one in chosen:
+        without_effect |= one.not_acted_on
+    return {one.name: sections.get(one.name) or {} for one in chosen}
 
 
 def _deployments(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:

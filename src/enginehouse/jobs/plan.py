@@ -16,7 +16,7 @@ from enginehouse.jobs.evaluation_plan import plan_evaluation
 from enginehouse.jobs.task_names import ResolvedTask
 from enginehouse.jobs.variables import Variables
 
-PLAN, RUN = "plan.yaml", "run"
+PLAN, RUN, EXPORT = "plan.yaml", "run", "export.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,15 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
         id=job_id,
         name=config.name,
         folder=config.execution.jobs_folder / f"{created:%Y%m%d_%H%M%S}-{job_id}",
-        command=(*config.execution.command_words, "eval", "--config", PLAN, "--folder", RUN),
-        files={PLAN: _plan_text(evaluation)},
+        command=(
+            *config.execution.command_words,
+            *("eval", "--config", PLAN, "--folder", RUN),
+            *(("--export", EXPORT) if config.export else ()),
+        ),
+        files={
+            PLAN: _plan_text(evaluation),
+            **({EXPORT: _export_text(config)} if config.export else {}),
+        },
         environment=config.variables.environment(),
         resources=config.execution.resources(gpus=gpus),
         before="\n".join(
@@ -76,3 +83,8 @@ def _plan_text(evaluation: EvaluationConfig) -> str:
     """The evaluation as the file that the job reads. No secret is in it: see Variables."""
     values = evaluation.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _export_text(config: LaunchConfig) -> str:
+    """The exporters as the file that the job reads at its end."""
+    return yaml.safe_dump({"export": dict(config.export)}, sort_keys=False, allow_unicode=True)

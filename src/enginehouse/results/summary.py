@@ -12,10 +12,15 @@ from enginehouse.statistics.intervals import Interval
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """A measured value; `interval` is None if too little was measured."""
+    """A measured value; `interval` is None if too little was measured.
+
+    `n` counts the samples that it was measured on, for figures at k the items; None in files that
+    an earlier version wrote.
+    """
 
     value: float
     interval: Interval | None
+    n: int | None = None
 
 
 class AtK(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,6 @@ not numbers. Everything here takes time linear in the length of the text.
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
 from collections import deque
 from collections.abc import Iterator
@@ -23,45 +22,53 @@ _LONGEST: Final = 60  # digits: a model that repeats one endlessly has given no 
 _MOST_BITS: Final = 4096  # of a power
 _HEADINGS: Final = 9  # "#### 2. Money" is a heading whatever else is in the text, "#### 18. So" not
 
-# Characters that mean what an ASCII character means.
-_PLAIN: Final[dict[int, str]] = {
-    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width forms
-    **{
-        code: str(unicodedata.decimal(chr(code)))
-        for code in range(0x80, sys.maxunicode + 1)
-        if unicodedata.category(chr(code)) == "Nd"
-    },
-    **dict.fromkeys(map(ord, "\u2212\u2013\u2010\u2011\ufe63"), "-"),
-    **dict.fromkeys(map(ord, "\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"), " "),
-    **dict.fromkeys(map(ord, "\u202f\u205f\u3000"), " "),
-    **dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u200e\u200f\u061c"), ""),
-    **dict.fromkeys(map(ord, "\u2018\u2019\u02bc"), "'"),
-    **dict.fromkeys(map(ord, "\u00d7\u2062\u00b7\u22c5\u2217"), "*"),
-    **dict.fromkeys(map(ord, "\u2248\u2243\u2245\u2192\u21d2\u27f9\u21a6"), "="),
-    ord("\u066b"): ".",
-    ord("\u066c"): ",",
-    ord("\u2044"): "/",
-    **{
-        ord(sign): f" {above}/{below} "
-        for sign, above, below in (
-            ("\u00bd", 1, 2),
-            ("\u2153", 1, 3),
-            ("\u2154", 2, 3),
-            ("\u00bc", 1, 4),
-            ("\u00be", 3, 4),
-            ("\u2155", 1, 5),
-            ("\u2156", 2, 5),
-            ("\u2157", 3, 5),
-            ("\u2158", 4, 5),
-            ("\u2159", 1, 6),
-            ("\u215a", 5, 6),
-            ("\u215b", 1, 8),
-            ("\u215c", 3, 8),
-            ("\u215d", 5, 8),
-            ("\u215e", 7, 8),
-        )
-    },
-}
+
+class _Plain(dict[int, str]):
+    """What characters mean in ASCII; digits of all scripts are found when they first occur."""
+
+    def __missing__(self, code: int) -> str:
+        digit = unicodedata.decimal(chr(code), None)
+        self[code] = chr(code) if digit is None else str(digit)
+        return self[code]
+
+
+_PLAIN: Final = _Plain(
+    {
+        **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width forms
+        **dict.fromkeys(map(ord, "\u2212\u2013\u2010\u2011\ufe63"), "-"),
+        **dict.fromkeys(
+            map(ord, "\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"), " "
+        ),
+        **dict.fromkeys(map(ord, "\u202f\u205f\u3000"), " "),
+        **dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u200e\u200f\u061c"), ""),
+        **dict.fromkeys(map(ord, "\u2018\u2019\u02bc"), "'"),
+        **dict.fromkeys(map(ord, "\u00d7\u2062\u00b7\u22c5\u2217"), "*"),
+        **dict.fromkeys(map(ord, "\u2248\u2243\u2245\u2192\u21d2\u27f9\u21a6"), "="),
+        ord("\u066b"): ".",
+        ord("\u066c"): ",",
+        ord("\u2044"): "/",
+        **{
+            ord(sign): f" {above}/{below} "
+            for sign, above, below in (
+                ("\u00bd", 1, 2),
+                ("\u2153", 1, 3),
+                ("\u2154", 2, 3),
+                ("\u00bc", 1, 4),
+                ("\u00be", 3, 4),
+                ("\u2155", 1, 5),
+                ("\u2156", 2, 5),
+                ("\u2157", 3, 5),
+                ("\u2158", 4, 5),
+                ("\u2159", 1, 6),
+                ("\u215a", 5, 6),
+                ("\u215b", 1, 8),
+                ("\u215c", 3, 8),
+                ("\u215d", 5, 8),
+                ("\u215e", 7, 8),
+            )
+        },
+    }
+)
 _SPACED_FRACTION: Final = re.compile(
     r"(?<=[0-9])[ \u00a0\u2009\u202f](?=[\u00bc-\u00be\u2153-\u215e])"
 )

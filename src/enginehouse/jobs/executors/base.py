@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, ClassVar, Protocol, Self, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, Self, runtime_checkable
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.jobs.base import Artifact, Handle, JobSpec, JobStatus, Resources
@@ -19,14 +19,32 @@ from enginehouse.jobs.base import Artifact, Handle, JobSpec, JobStatus, Resource
 class ExecutionVariables(StrictModel):
     """The part `env_vars` of `execution`, as older files have it."""
 
-    not_acted_on: ClassVar[Mapping[str, str]] = {
-        "export": "results are exported from here, with this environment",
-    }
+    not_acted_on: ClassVar[Mapping[str, str]] = {}
 
     deployment: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Variables of the server; the same as deployment.env_vars."""
     evaluation: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Variables of the job; the same as evaluation.env_vars."""
+    export: Mapping[str, str] = Field(default_factory=dict, repr=False)
+    """Variables of the job, for its export's sake; the same as export.env_vars."""
+
+
+class AutoExport(StrictModel):
+    """The part `auto_export` of `execution`: which sections of `export` act at a job's end."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "launcher_install_cmd": "the job exports with the Enginehouse that it runs",
+        "export_image": "the job exports with the Enginehouse that it runs",
+        "export_mounts": "the job exports with the Enginehouse that it runs",
+    }
+
+    destinations: tuple[str, ...] = ()
+    """The names of the sections."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"destinations": value} if isinstance(value, list | tuple) else value
 
 
 class ExecutionSettings(StrictModel):
@@ -43,6 +61,8 @@ class ExecutionSettings(StrictModel):
     """How Enginehouse is started where the job runs; by default `enginehouse`."""
     env_vars: ExecutionVariables = ExecutionVariables()
     """Variables of the server and of the job."""
+    auto_export: AutoExport | None = None
+    """Which sections of `export` act at the end of a job; by default all of them."""
 
     @property
     def place(self) -> str:

@@ -34,6 +34,11 @@ _REFUSALS = (
         "Slurm itself is down: `scontrol ping` tells when it is back",
     ),
     _Refusal(
+        ("violates accounting/qos policy", "too many jobs"),
+        "over_limit",
+        "the account has used up what it may use: ask for less, wait, or ask the cluster's support",
+    ),
+    _Refusal(
         ("invalid account or account/partition",),
         "unknown_account",
         "set `execution.account` to one that may use the partition",
@@ -52,7 +57,7 @@ _REFUSALS = (
         f"{_ASSOCIATIONS}qos | tr , '\\n'",
     ),
     _Refusal(
-        ("invalid generic resource", "invalid gres", "invalid tres"),
+        ("(gres) specification", "invalid gres", "(tres) specification"),
         "unknown_gres",
         "set `execution.gres`",
         "sinfo --noheader --format='%R has %G'",
@@ -64,7 +69,7 @@ _REFUSALS = (
         "sinfo --noheader --format='%R allows %l'",
     ),
     _Refusal(
-        ("more processors", "node count specification", "memory specification"),
+        ("more processors", "node count", "memory required", "memory specification"),
         "too_large",
         "ask for fewer nodes, GPUs, CPUs or less memory",
         "sinfo --noheader --format='%R has %D nodes with %c CPUs, %m MB and %G'",
@@ -80,11 +85,6 @@ _REFUSALS = (
         "unknown_feature",
         "set `constraint` in `execution.sbatch_extra_flags`",
         "sinfo --noheader --format=%f | tr , '\\n'",
-    ),
-    _Refusal(
-        ("limit", "too many jobs"),
-        "over_limit",
-        "the account has used up what it may use: wait, or ask the cluster's support",
     ),
     _Refusal(
         ("unrecognized option", "invalid option", "unrecognized long option"),

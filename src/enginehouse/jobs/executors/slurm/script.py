@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,10 +84,8 @@ def submission(job: JobSpec, settings: SlurmSettings, secrets: Mapping[str, str]
     overriding = {f"SBATCH_{flag.upper().replace('-', '_')}" for flag in flags}
     return _TEMPLATES.get_template("submit.sh.jinja").render(
         folder=job.folder,
-        files={
-            str(job.folder / name): base64.b64encode(text.encode()).decode()
-            for name, text in texts.items()
-        },
+        folders=sorted({shlex.quote(str((job.folder / name).parent)) for name in texts}),
+        files={job.folder / name: text for name, text in texts.items()},
         values={JOB_VARIABLE: job.id, **secrets},
         overriding=sorted({*overriding, "SBATCH_TIMELIMIT", "SBATCH_NO_REQUEUE", "SBATCH_REQUEUE"}),
         sbatch=shlex.join(sbatch(job)),
@@ -114,13 +111,17 @@ def _batch_script(job: JobSpec, settings: SlurmSettings) -> str:
     relative, companions = job.resources.nodes, []
     for companion in job.companions:
         step = _step(
-            job, companion.name, companion.container, first=relative, nodes=companion.nodes
+            job,
+            companion.name,
+            companion.container or settings.container,
+            first=relative,
+            nodes=companion.nodes,
         )
         companions.append({"name": companion.name, "step": step})
         relative += companion.nodes
     command = f"bash {shlex.quote(str(job.folder / _start('command')))}"
-    if job.container is not None:
-        command = _step(job, "command", job.container, first=0, nodes=1)
+    if (container := job.container or settings.container) is not None:
+        command = _step(job, "command", container, first=0, nodes=1)
     return _TEMPLATES.get_template("job.sh.jinja").render(
         flags=list(_flags(job, settings, walltime=walltime)),
         title=f"Enginehouse job {job.id}: {' '.join(job.name.split())}",
@@ -140,6 +141,7 @@ def _batch_script(job: JobSpec, settings: SlurmSettings) -> str:
 def _flags(job: JobSpec, settings: SlurmSettings, *, walltime: int) -> Iterator[str]:
     """The flags of sbatch, as they stand in the script's head. Those of the user win."""
     needs, tasks = job.resources, settings.ntasks_per_node
+    warning = min(settings.stop_before, walltime // 2)
     parts = [settings.account, settings.subproject, job.name]
     flags: dict[str, str | float | bool | None] = {
         "job-name": re.sub(r"[^\w.:+-]+", "_", "-".join(part for part in parts if part)),
@@ -155,7 +157,7 @@ def _flags(job: JobSpec, settings: SlurmSettings, *, walltime: int) -> Iterator[
         "cpus-per-task": needs.cpus_per_node and -(-needs.cpus_per_node // tasks),
         "mem": needs.memory_gb and f"{round(needs.memory_gb * 1024)}M",
         "time": _time(walltime),
-        "signal": f"B:USR1@{min(settings.stop_before, walltime // 2)}",
+        "signal": f"B:USR1@{warning}" if warning else None,
         "requeue" if settings.requeue else "no-requeue": True,
         "comment": settings.sbatch_comment,
     }

@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.jobs.base import Resources
+from enginehouse.core.strict_model import StrictModel
+from enginehouse.jobs.base import Container, Resources
 from enginehouse.jobs.executors.base import ExecutionSettings
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d)")
@@ -50,8 +51,18 @@ def _seconds(value: Any) -> Any:
 
 
 Time = Annotated[int, Field(ge=60), BeforeValidator(_seconds)]
-Word = Annotated[str, Field(pattern=r"^[^\s\"'\\]+$")]
+Word = Annotated[str, Field(pattern=r"^[^\s\"'\\-][^\s\"'\\]*$")]
 """A name that is written into a line of the batch script as it is."""
+
+
+class SlurmMounts(StrictModel):
+    """Folders that a container sees, as `outside: inside`; without an image they have no effect."""
+
+    deployment: Mapping[str, str] = {}
+    evaluation: Mapping[str, str] = {}
+    auxiliary: Mapping[str, Mapping[str, str]] = {}
+    mount_home: bool = True
+    """Whether the home folder is among them."""
 
 
 class SlurmSettings(ExecutionSettings):
@@ -93,6 +104,10 @@ class SlurmSettings(ExecutionSettings):
     """How many seconds before its time limit an attempt is told to end, and stops its server."""
     requeue: bool = True
     """Whether Slurm may run a job again whose node failed, or that was preempted."""
+    image: Word | None = None
+    """An image with Enginehouse in it, which pyxis runs jobs in; by default there is none."""
+    mounts: SlurmMounts = SlurmMounts()
+    """What the container sees beside the job's folder."""
     subproject: Word | None = None
     """A prefix of the job's name, after the account."""
     sbatch_comment: str | None = None
@@ -174,6 +189,16 @@ class SlurmSettings(ExecutionSettings):
             gpus_per_node=gpus // self.num_nodes if per_node is None else per_node,
             walltime=self.walltime,
         )
+
+    @property
+    def container(self) -> Container | None:
+        """The container of jobs that bring none of their own."""
+        if self.image is None:
+            return None
+        mounts = {**self.mounts.deployment, **self.mounts.evaluation}
+        for others in self.mounts.auxiliary.values():
+            mounts |= others
+        return Container(image=self.image, mounts=mounts, mount_home=self.mounts.mount_home)
 
     def _gpus(self) -> int | None:
         """The GPUs of each node that `gpus_per_node` or `gres` asks for."""
