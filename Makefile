@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
 # Reading all files to run a few of them takes a quarter of a minute.
-ENGINE_TESTS = $$(grep -rlF mark.engine tests --include='test_*.py' | sort)
+ENGINE_TESTS = $$(grep -rlE 'mark\.(engine|ray)' tests --include='test_*.py' | sort)
 
 .PHONY: demo test test-fast test-browser soak check format docs clean
 
@@ -13,8 +13,8 @@ demo: $(VENV)/.ready  ## evaluate SmolLM2 on three tasks with a real vLLM
 	$(BIN)/enginehouse eval --config examples/demo.yaml
 
 test: $(VENV)/.ready-dev  ## every test but the long ones of soak, the real engines included
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not engine and not gpu and not soak and not browser"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "engine and not gpu and not soak" --durations=25 $(ENGINE_TESTS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not engine and not ray and not gpu and not soak and not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(engine or ray) and not gpu and not soak" --durations=25 $(ENGINE_TESTS)
 
 test-fast: $(VENV)/.ready-dev  ## without the real vLLM and the slow tests, under a minute
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not engine and not gpu and not slow and not soak and not browser"

@@ -32,6 +32,7 @@ from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
 from tests.support import SUPPORT, command_line
+from tests.support.ray_cluster import LocalCluster, local_cluster
 
 _SETTINGS = (
     "ANTHROPIC_",
@@ -49,6 +50,7 @@ _ENGINE_TEST = 900.0  # seconds for the body of a test with a real engine, on a 
 _SHARED = {
     "vLLM servers": re.compile(r"\b(?:plain|lora)_vllm\b"),
     "Tinker service": re.compile(r"\bservice: TinkerService\b"),
+    "Ray cluster": re.compile(r"\bray_cluster: LocalCluster\b"),
 }
 _T = TypeVar("_T")
 
@@ -216,6 +218,13 @@ def trainer_environment() -> EngineEnvironment:
 def llamacpp_environment() -> EngineEnvironment:
     """A llama-server, compiled on first use."""
     return _environment("llamacpp")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[LocalCluster]:
+    """A Ray cluster of two nodes."""
+    with local_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ space=$(mktemp -d)
 trap 'chmod -R u+w "$space"; rm -rf "$space"' EXIT
 mkdir -p "$target" "$space/lists/partial" "$space/etcd" "$space/gopath/src/k8s.io"
 
-sed -n 's/^URIs: *//p; s/^deb [^#]*\(http[^ ]*debian\) .*/\1/p' \
-  /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -1 >"$space/mirror"
+mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/debian.sources 2>/dev/null |
+  sed -n 's/^URIs: *//p; s/^deb [^#]*\(http[^ ]*debian\) .*/\1/p' | head -1) || true
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-echo "deb-src [signed-by=$keyring] $(cat "$space/mirror") bookworm main" >"$space/sources.list"
+echo "deb-src [signed-by=$keyring] $mirror bookworm main" >"$space/sources.list"
 sources=(
   -o "Dir::Etc::SourceList=$space/sources.list" -o Dir::Etc::SourceParts=/dev/null
   -o "Dir::State::Lists=$space/lists"

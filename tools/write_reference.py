@@ -143,6 +143,11 @@ VARIABLES = {
     "CUDA_VISIBLE_DEVICES": "Empty or -1: the machine is treated as one without a GPU.",
     "KUBECONFIG": "The kubeconfig files of jobs on Kubernetes; execution.kubeconfig takes "
     "precedence.",
+    "LEPTON_WORKSPACE_ID": "The Lepton workspace of jobs; by default that of `lep login`.",
+    "LEPTON_WORKSPACE_TOKEN": "The token for it; by default that of `lep login`.",
+    "LEPTON_WORKSPACE_URL": "The address of its API.",
+    "LEPTON_WORKSPACE_ORIGIN_URL": "The origin that its API expects, if it expects one.",
+    "LEPTON_CACHE_DIR": "Where `lep login` keeps its file; by default ~/.cache/lepton.",
     "LD_LIBRARY_PATH": "Passed on to engines; `doctor` warns about a CUDA in it.",
     "NO_COLOR": "No colours.",
     "COLUMNS": "The width of tables if the output is not a terminal (default: 100).",

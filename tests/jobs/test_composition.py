@@ -263,3 +263,17 @@ def test_times_stay_as_they_were_written(tmp_path: Path):
         "execution": {"walltime": "10:00:00", "max": "02:00:00", "other": "11:00:00"},
         "list": [{"a": "1:30"}],
     }
+
+
+def test_a_mandatory_value_is_missing_although_a_group_has_none(tmp_path: Path):
+    """OmegaConf would keep the group's null."""
+    path = written(
+        tmp_path,
+        "defaults: [deployment: vllm, _self_]\n"
+        "deployment:\n  checkpoint_path: ???\n  port: ???\n  tensor_parallel_size: 1\n",
+    )
+    with pytest.raises(ConfigurationError, match=r"checkpoint_path.*port"):
+        compose_launch(path)
+
+    given = ["deployment.checkpoint_path=null", "deployment.port=1"]
+    assert compose_launch(path, overrides=given).values["deployment"]["port"] == 1

@@ -287,3 +287,21 @@ def test_the_oldest_files_list_tasks_below_evaluation(tmp_path: Path):
     config = read(tmp_path, DEPLOYED + "evaluation: [{name: gsm8k}, {name: ifeval}]\n")
 
     assert [task.name for task in config.evaluation.tasks] == ["gsm8k", "ifeval"]
+
+
+def test_some_of_the_tasks_are_chosen(tmp_path: Path):
+    """By name or with their index; the variables of the others are not asked for."""
+    sections = (
+        DEPLOYED + "evaluation:\n  tasks:\n    - name: a.t\n      env_vars: {A: host:A}\n"
+        "    - name: u\n      env_vars:\n        U_TOKEN: hf_your_token\n    - name: u\n"
+    )
+    path = launch_file(tmp_path, sections=sections)
+    by_name = read_launch(path, tasks=["u"])
+    by_index = read_launch(path, tasks=["u.1"])
+
+    assert [task.name for task in by_name.evaluation.tasks] == ["u", "u"]
+    assert [task.name for task in by_index.evaluation.tasks] == ["u"]
+    assert by_index.variables.environment().secrets == {"U_TOKEN"}
+    assert "line 13" in by_index.notes[0]
+    with pytest.raises(UnknownNameError, match="did you mean"):
+        read_launch(path, tasks=["a.tt"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,14 @@ def run(
         list[str] | None,
         typer.Option("--override", "-o", help="KEY=VALUE of the file, as Hydra writes it."),
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", "-t", help="Only this task of the file; may be repeated."),
+    ] = None,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(help="A file of NAME=VALUE, with mode 600, for what is not set here."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run, and write nothing.")
     ] = False,
@@ -55,8 +64,11 @@ def run(
     from enginehouse.jobs.launch import launch as submit
     from enginehouse.jobs.launch_file import read_launch
     from enginehouse.jobs.plan import plan_launch
+    from enginehouse.jobs.variables_file import read_variables_file
 
-    settings = read_launch(config, overrides=override or ())
+    for name, value in (read_variables_file(env_file) if env_file else {}).items():
+        os.environ.setdefault(name, value)
+    settings = read_launch(config, overrides=override or (), tasks=task or ())
     plan = plan_launch(settings)
     if dry_run:
         _show_dry_run(plan, console)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -55,25 +55,70 @@ def compose_launch(path: Path, *, overrides: Sequence[str] = ()) -> Composition:
     Hydra has global state.
     """
     written = read_yaml(path)
-    _refuse_other_formats(written, path)
     named = _by_index(overrides, written)
-    composed = _composed(path.absolute(), named)
-    raw = OmegaConf.to_container(composed, resolve=False)
+    composed = load_launch(path, overrides=named)
+    own = _own_keys(path, without=[_OVERRIDDEN.sub(r"\1", word) for word in named])
+    raw = _as_written(OmegaConf.to_container(composed, resolve=False), own)
+    return Composition(
+        path=path,
+        values=_resolved(raw, path),
+        lines={key: line for key, (line, _) in own.items()},
+    )
+
+
+def load_launch(path: Path | None, *, overrides: Sequence[str] = ()) -> DictConfig:
+    """What Hydra composes, without any value read: of a launch file, or of the groups alone.
+
+    Raises ConfigurationError.
+    """
+    written = read_yaml(path) if path is not None else {}
+    if path is not None:
+        _refuse_other_formats(written, path)
+    overrides = _by_index(overrides, written)
+    _register_resolvers()
+    words = [f"++{word}" if _DOTTED_KEY.match(word) else word for word in overrides]
+    running = GlobalHydra.instance().hydra  # of an application that calls this
+    GlobalHydra.instance().clear()
+    begin = (
+        initialize_config_dir(str(path.absolute().parent), version_base="1.3")
+        if path is not None
+        else initialize_config_module(_GROUPS.removeprefix("pkg://"), version_base="1.3")
+    )
+    try:
+        with begin:
+            name = path.stem if path is not None else "default"
+            return compose(name, overrides=[*words, f"hydra.searchpath=[{_GROUPS}]"])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error, path or Path("the packaged groups")) from error
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+def resolve_launch(config: DictConfig, *, path: Path) -> Composition:
+    """The composition of a configuration that may have been changed since it was loaded.
+
+    `path` names it in messages. Raises ConfigurationError as `compose_launch` does.
+    """
+    _register_resolvers()
+    raw = OmegaConf.to_container(config, resolve=False)
+    return Composition(path=path, values=_resolved(raw, path), lines={})
+
+
+def _resolved(raw: Any, path: Path) -> dict[str, Any]:
+    """Raw values with their interpolations resolved."""
     if missing := [key for key, value in leaves(raw) if value == _MISSING]:
         raise ConfigurationError(
             f"{path}: these keys have no value: {', '.join(missing)}",
             why="the file, or a group that it uses, marks them as mandatory (???)",
             fix="give them in the file or as " + " ".join(f"-o {key}=…" for key in missing),
         )
-    own = _own_keys(path, without=[_OVERRIDDEN.sub(r"\1", word) for word in named])
-    prepared = _prepared(_with_times(raw, own))
+    prepared = _prepared(raw)
     _refuse_secrets(prepared, path)
     try:
         values = OmegaConf.to_container(OmegaConf.create(prepared), resolve=True)
     except OmegaConfBaseException as error:
         raise _explained(error, path) from error
-    lines = {key: line for key, (line, _) in own.items()}
-    return Composition(path=path, values=values, lines=lines)  # type: ignore[arg-type]
+    return values  # type: ignore[return-value]
 
 
 def _refuse_other_formats(written: Mapping[str, Any], path: Path) -> None:
@@ -131,20 +176,6 @@ def _refuse_secrets(values: Any, path: Path) -> None:
                 why="it would be written into scripts and records, and shown by ps",
                 fix=f"give it to the job: env_vars: {{{secret}: host:{secret}}}",
             )
-
-
-def _composed(path: Path, overrides: Sequence[str]) -> DictConfig:
-    _register_resolvers()
-    words = [f"++{word}" if _DOTTED_KEY.match(word) else word for word in overrides]
-    running = GlobalHydra.instance().hydra  # of an application that calls this
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(path.parent), version_base="1.3"):
-            return compose(path.stem, overrides=[*words, f"hydra.searchpath=[{_GROUPS}]"])
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _explained(error, path) from error
-    finally:
-        GlobalHydra.instance().hydra = running
 
 
 def _register_resolvers() -> None:
@@ -212,16 +243,23 @@ def _keys(node: yaml.Node | None, where: str) -> Iterator[tuple[str, int, yaml.N
         yield from _keys(value, place)
 
 
-def _with_times(raw: Any, own: Mapping[str, tuple[int, yaml.Node]]) -> Any:
-    """The raw values with 10:00:00 as it was written; YAML 1.1 reads it as 36,000."""
+def _as_written(raw: Any, own: Mapping[str, tuple[int, yaml.Node]]) -> Any:
+    """The raw values with what the file says where Hydra's reading differs.
+
+    YAML 1.1 reads 10:00:00 as 36,000, and ??? does not replace the null of a group.
+    """
     for key, (_, node) in own.items():
-        if isinstance(node, yaml.ScalarNode) and _TIME.fullmatch(node.value):
-            *steps, last = key.split(".")
-            holder = raw
-            for step in steps:
-                holder = holder[int(step)] if isinstance(holder, list) else holder.get(step, {})
-            if isinstance(holder, dict) and last in holder:
-                holder[last] = node.value
+        if not isinstance(node, yaml.ScalarNode):
+            continue
+        *steps, last = key.split(".")
+        holder = raw
+        for step in steps:
+            holder = holder[int(step)] if isinstance(holder, list) else holder.get(step, {})
+        if not isinstance(holder, dict) or last not in holder:
+            continue
+        is_time = isinstance(holder[last], int) and _TIME.fullmatch(node.value)
+        if is_time or (holder[last] is None and node.value == _MISSING):
+            holder[last] = node.value
     return raw
 
 

@@ -17,6 +17,7 @@ from enginehouse.deployment.configuration import merged
 from enginehouse.engines import arguments
 from enginehouse.engines.options import PositiveInt
 from enginehouse.jobs.executors.base import ExecutionSettings
+from enginehouse.jobs.lepton_endpoint import LeptonConfig
 from enginehouse.jobs.variables import Variables
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -117,7 +118,7 @@ class DeploymentSettings(Section):
     """The engine's build, for a managed environment."""
     python: str | None = None
     """The Python of an existing engine environment, on the machine where the job runs."""
-    lepton_config: Mapping[str, Any] = Field(default_factory=dict, repr=False)
+    lepton_config: LeptonConfig | None = Field(None, repr=False)
     """How Lepton places the server."""
 
     @field_validator("env_vars", mode="before")

@@ -243,6 +243,12 @@ def _answering(config: LaunchConfig) -> dict[str, Any]:
             "api_key_env": endpoint.api_key_name,
             "engine": _hosted_engine(endpoint.url or ""),
         }
+    if (address := config.execution.server_address) is not None:
+        return {
+            "url": address,
+            "model": deployment.served_model_name or deployment.model,
+            "api_key_env": config.execution.server_key,
+        }
     server = {"env_vars": config.server_values, "env_names": config.server_names}
     return _served(deployment, **server)
 

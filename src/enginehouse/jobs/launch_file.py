@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from enginehouse.commands.kept_variables import is_kept
-from enginehouse.core.errors import ConfigurationError, nearest
+from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
 from enginehouse.deployment.configuration import parse
 from enginehouse.jobs.composition import Composition, compose_launch, leaves
 from enginehouse.jobs.configuration import LaunchConfig, LaunchDocument, texts
@@ -29,13 +30,41 @@ _JOB_VARIABLES = (
 )
 
 
-def read_launch(path: Path, *, overrides: Sequence[str] = ()) -> LaunchConfig:
+def read_launch(
+    path: Path, *, overrides: Sequence[str] = (), tasks: Sequence[str] = ()
+) -> LaunchConfig:
     """The configuration in a launch file, with Hydra's overrides. Blocking.
+
+    With `tasks`, only those of the file's tasks: a name is that of all tasks called so, and
+    NAME.INDEX that of one.
 
     Raises ConfigurationError for a key that is unknown or has no value, a value that is wrong,
     and an executor that does not exist. No value of a secret is read yet.
     """
-    return check_launch(compose_launch(path, overrides=overrides))
+    return check_launch(with_tasks(compose_launch(path, overrides=overrides), tasks))
+
+
+def with_tasks(composition: Composition, names: Sequence[str]) -> Composition:
+    """The composition with the tasks of these names alone; all of them if there is no name."""
+    evaluation = composition.values.get("evaluation")
+    if not names or not isinstance(evaluation, Mapping):
+        return composition
+    tasks = evaluation.get("tasks")
+    if not isinstance(tasks, list):
+        return composition
+    known = [str(task.get("name")) if isinstance(task, Mapping) else "" for task in tasks]
+    for name in names:
+        if not any(name in (own, f"{own}.{index}") for index, own in enumerate(known)):
+            raise UnknownNameError("task in this file", name, known)
+    kept = [index for index, own in enumerate(known) if own in names or f"{own}.{index}" in names]
+    values = {**composition.values, "evaluation": {**evaluation, "tasks": [tasks[i] for i in kept]}}
+    start = "evaluation.tasks."
+    lines = {key: line for key, line in composition.lines.items() if not key.startswith(start)}
+    for new, old in enumerate(kept):
+        for key, line in composition.lines.items():
+            if f"{key}.".startswith(f"{start}{old}."):
+                lines[f"{start}{new}{key.removeprefix(f'{start}{old}')}"] = line
+    return replace(composition, values=values, lines=lines)
 
 
 def check_launch(composition: Composition) -> LaunchConfig:
@@ -58,7 +87,9 @@ def check_launch(composition: Composition) -> LaunchConfig:
     document = _acted_on(LaunchDocument, values, "", without_effect)
     checked = _parsed(LaunchDocument, document, origin=origin)
     settings = _parsed(settings_class, execution, origin=f"{origin}: execution")
+    without_effect |= {f"execution.{key}": why for key, why in settings.without_effect.items()}
     settings = settings.model_copy(update={"env_vars": ExecutionVariables()})  # read below
+    settings = settings.completed(checked.deployment)
     export = _exports(checked.export, settings, origin=origin, without_effect=without_effect)
     variables = _VariableReader(composition, os.environ)
     everywhere = variables.read("env_vars")

@@ -78,9 +78,32 @@ class ExecutionSettings(StrictModel):
         return PurePosixPath(Path(self.output_dir).expanduser().absolute())
 
     @property
+    def server_address(self) -> str | None:
+        """Stands for the address of a server that the executor deploys; None if the job does.
+
+        The executor replaces it in the job's files.
+        """
+        return None
+
+    @property
+    def server_key(self) -> str | None:
+        """The variable of the job that has the key of a server that the executor deploys."""
+        return None
+
+    def completed(self, deployment: Any) -> Self:
+        """These settings with what the section `deployment` says about where the server runs."""
+        del deployment
+        return self
+
+    @property
     def command_words(self) -> tuple[str, ...]:
         """How Enginehouse is started where a job runs."""
         return self.command or ("enginehouse",)
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        """Keys that are given and have no effect beside the others, and why."""
+        return {}
 
     def resources(self, *, gpus: int) -> Resources:
         """What a job asks for whose servers need `gpus` GPUs together.

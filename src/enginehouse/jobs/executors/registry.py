@@ -10,7 +10,10 @@ EXECUTORS = Registry(
     "executor",
     {
         "kubernetes": "enginehouse.jobs.executors.kubernetes:KubernetesExecutor",
+        "lepton": "enginehouse.jobs.executors.lepton:LeptonExecutor",
         "local": "enginehouse.jobs.executors.local:LocalExecutor",
+        "docker": "enginehouse.jobs.executors.docker.executor:DockerExecutor",
+        "ray": "enginehouse.jobs.executors.ray.executor:RayExecutor",
         "slurm": "enginehouse.jobs.executors.slurm.executor:SlurmExecutor",
     },
     group="enginehouse.executors",

@@ -88,3 +88,11 @@ def test_jobs_of_one_login_node_are_in_one_place():
     assert settings(hostname="login", partition="a").place == settings(hostname="login").place
     assert settings(hostname="login").place != settings(hostname="login", username="me").place
     assert settings(hostname="login").command_words == ("enginehouse",)
+
+
+def test_mounts_without_a_container_are_named():
+    """They belong to the original's containers."""
+    mounts = {"deployment": {"/cache": "/root/.cache"}}
+    assert set(settings(mounts=mounts).without_effect) == {"mounts"}
+    assert settings(mounts=mounts, image="me/image:1").without_effect == {}
+    assert settings().without_effect == {}

@@ -109,7 +109,7 @@ async def refusal(finished: Finished, settings: SlurmSettings, login: LoginNode)
         wanted = {"unknown_partition": settings.partition, "unknown_account": settings.account}
         close = nearest(wanted.get(kind) or "", choices)
         fix += f"; did you mean {close!r}?" if close else ""
-        fix += f" known: {', '.join(choices)}" if choices else ""
+        fix += f" (there is: {'; '.join(choices)})" if choices else ""
     return JobError(
         f"Slurm did not take the job on {login.place}",
         why=_reason(finished.err),

@@ -160,6 +160,15 @@ class SlurmSettings(ExecutionSettings):
         return PurePosixPath(self.output_dir) if self.hostname else super().jobs_folder
 
     @property
+    def without_effect(self) -> Mapping[str, str]:
+        """Mounts, if there is no container."""
+        if self.image is not None or self.mounts == SlurmMounts():
+            return {}
+        return {
+            "mounts": "without execution.image there is no container: jobs see the nodes' paths"
+        }
+
+    @property
     def command_words(self) -> tuple[str, ...]:
         """Enginehouse as it runs here, if sbatch does, too; otherwise the one of the cluster."""
         here = (sys.executable, "-m", "enginehouse")

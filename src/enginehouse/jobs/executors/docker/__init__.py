@@ -1,0 +1,1 @@
+"""Docker: jobs in containers on this machine."""

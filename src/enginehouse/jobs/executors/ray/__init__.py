@@ -1,0 +1,1 @@
+"""Jobs of a running Ray cluster."""

@@ -1,0 +1,83 @@
+"""The section `execution` for Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.jobs.base import Resources
+from enginehouse.jobs.executors.base import ExecutionSettings
+
+
+class RaySettings(ExecutionSettings):
+    """Jobs on a running Ray cluster."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "mode": "one server answers for all tasks of a job",
+        "mounts": "jobs run without containers, and see the nodes' paths",
+    }
+
+    type: Literal["ray"] = "ray"
+    address: str | None = None
+    """The address of the dashboard; by default RAY_API_SERVER_ADDRESS, or RAY_ADDRESS."""
+    python: str = "python3"
+    """The Python of the nodes that has Ray."""
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    """GPUs to reserve on each node; by default as many as the deployment needs."""
+    cpus_per_node: Annotated[int, Field(ge=1)] | None = None
+    """CPUs to reserve on each node; 1 by default."""
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory to reserve on each node, in GiB."""
+    resources_per_node: Mapping[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Other resources to reserve on each node: `{"accelerator_type:H100": 0.001}`."""
+    walltime: Annotated[int, Field(ge=1)] | None = None
+    """The longest time for a job once it has its nodes, in seconds."""
+    kill_grace: Annotated[float, Field(gt=0)] = 60.0
+    """The longest time for a job to stop its server when it is to end, in seconds."""
+
+    @field_validator("output_dir")
+    @classmethod
+    def _absolute(cls, folder: str) -> str:
+        if not PurePosixPath(folder).is_absolute():
+            raise ValueError("must be an absolute path: jobs run on the cluster, not here")
+        return folder
+
+    @field_validator("address")
+    @classmethod
+    def _no_password(cls, address: str | None) -> str | None:
+        if address is not None and urlsplit(address).password:
+            raise ValueError("has a password, which would be kept; set RAY_JOB_HEADERS instead")
+        return address
+
+    @property
+    def place(self) -> str:
+        """The cluster: that of the address, or of Ray's variables."""
+        return f"ray at {self.address}" if self.address else "ray"
+
+    @property
+    def jobs_folder(self) -> PurePosixPath:
+        """`output_dir`, on the nodes."""
+        return PurePosixPath(self.output_dir)
+
+    def resources(self, *, gpus: int) -> Resources:
+        """One node with `gpus_per_node` GPUs, or with what is needed.
+
+        With `gpus_per_node: 0`, GPUs are neither reserved nor counted.
+        """
+        if self.gpus_per_node and gpus > self.gpus_per_node:
+            raise ConfigurationError(
+                f"the job needs {gpus} GPUs, and execution.gpus_per_node is {self.gpus_per_node}",
+                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                fix="lower these, or raise execution.gpus_per_node",
+            )
+        return Resources(
+            gpus_per_node=gpus if self.gpus_per_node is None else self.gpus_per_node,
+            cpus_per_node=self.cpus_per_node,
+            memory_gb=self.memory_gb,
+            walltime=self.walltime,
+        )

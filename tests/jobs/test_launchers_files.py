@@ -1,0 +1,132 @@
+"""The launcher's own examples, as users have them, are read as they are."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ConfigDict
+
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.jobs.configuration import LaunchConfig
+from enginehouse.jobs.conversion import convert
+from enginehouse.jobs.evaluation_plan import plan_evaluation
+from enginehouse.jobs.executors.base import ExecutionSettings
+from enginehouse.jobs.executors.registry import EXECUTORS
+from enginehouse.jobs.launch_file import read_launch
+
+FOLDER = next(
+    (
+        folder
+        for parent in Path(__file__).parents
+        if (folder := parent / "shared/data/nemo_yaml").is_dir()
+    ),
+    None,
+)
+pytestmark = pytest.mark.skipif(FOLDER is None, reason="shared/data/nemo_yaml is not here")
+HERE = FOLDER or Path()
+SLURM = {"execution.hostname": "localhost", "execution.account": "a", "execution.output_dir": "/o"}
+MANDATORY = {
+    "lepton_vllm": {},
+    "lepton_vllm_llama_3_1_8b_instruct": {},
+    "local_basic": {},
+    "local_vllm_logprobs": {},
+    "slurm_llama_3_1_8b_instruct": SLURM | {"deployment.checkpoint_path": "/c"},
+    "slurm_llama_3_1_8b_instruct_hf": SLURM,
+    "slurm_vllm_advanced_hf_caching": SLURM,
+    "slurm_vllm_auxiliary_judge": SLURM,
+    "slurm_vllm_basic": SLURM,
+    "slurm_vllm_multinode_dp_haproxy": SLURM,
+    "slurm_vllm_multinode_ray_tp_pp": SLURM,
+}
+"""What each file marks as mandatory, with a value."""
+
+
+class AnySettings(ExecutionSettings):
+    """Those of an executor that is not there yet."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class StandIn:
+    """An executor of which only the settings are asked for."""
+
+    settings_class = AnySettings
+
+
+_load = EXECUTORS.load
+
+
+def _load_or_stand_in(name: str) -> Any:
+    return _load(name) if name in EXECUTORS.names() else StandIn
+
+
+@pytest.fixture(autouse=True)
+def _user(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("USER", "me")
+    if "lepton" not in EXECUTORS.names():
+        monkeypatch.setattr(EXECUTORS, "load", _load_or_stand_in)
+
+
+def read(name: str) -> LaunchConfig:
+    """A file, given what it marks as mandatory."""
+    overrides = [f"{key}={value}" for key, value in MANDATORY[name].items()]
+    return read_launch(HERE / f"{name}.yaml", overrides=overrides)
+
+
+def test_every_file_is_here():
+    """None is forgotten."""
+    assert {path.stem for path in HERE.glob("*.yaml")} == set(MANDATORY)
+
+
+@pytest.mark.parametrize("name", sorted(MANDATORY))
+def test_a_file_is_read_and_planned(name: str):
+    """Every key is acted on, or listed with a reason."""
+    config = read(name)
+    planned = plan_evaluation(config)
+
+    assert len(planned.tasks) == len(config.evaluation.tasks)
+    assert all(config.not_acted_on.values())
+    assert config.execution.type == name.partition("_")[0]
+
+
+@pytest.mark.parametrize("name", sorted(name for name, given in MANDATORY.items() if given))
+def test_what_is_mandatory_is_named_at_once(name: str):
+    """With the option that gives it."""
+    with pytest.raises(ConfigurationError) as caught:
+        read_launch(HERE / f"{name}.yaml")
+
+    assert all(f"-o {key}=…" in str(caught.value.fix) for key in MANDATORY[name])
+
+
+def test_the_literal_token_is_named_with_its_line():
+    """And is not shown."""
+    config = read("slurm_llama_3_1_8b_instruct_hf")
+
+    assert any("line 46" in note for note in config.notes)
+    assert "hf_your_token" not in f"{config.values} {config.notes}"
+
+
+def test_the_judge_has_what_its_group_says():
+    """But for what the file overrides."""
+    config = read("slurm_vllm_auxiliary_judge")
+    judge = config.auxiliary_deployments["judge"]
+
+    assert (judge.port, judge.tensor_parallel_size, judge.num_nodes) == (8001, 8, 1)
+    assert config.auxiliary_variables["judge"].environment().secrets == {"HF_TOKEN"}
+
+
+def test_data_parallel_on_each_node_is_counted():
+    """Eight GPUs of each of two nodes."""
+    assert read("slurm_vllm_multinode_dp_haproxy").deployment.gpus == 8
+
+
+@pytest.mark.parametrize("name", ["01_gsm8k_chat", "15_slurm_gsm8k_vllm"])
+def test_files_of_the_rewritten_launcher_are_converted(tmp_path: Path, name: str):
+    """To files that are read."""
+    path = tmp_path / "launch.yaml"
+    conversion = convert(HERE / "main" / f"{name}.yaml")
+    path.write_text(conversion.text)
+    config = read_launch(path, overrides=["execution.output_dir=/o"])
+
+    assert not conversion.left_out
+    assert [task.name for task in config.evaluation.tasks] == ["gsm8k"]
