@@ -255,6 +255,7 @@ def test_an_auxiliary_deployment_judges(tmp_path, graded):
     assert chosen.model == "a/judge"
     assert chosen.server.tensor_parallel_size == 2
     assert chosen.server.env_names == ("HF_TOKEN",)
+    assert planned.gpus == 2
     assert "HF_TOKEN" in planned.job.environment.secrets
     with pytest.raises(UnknownNameError):
         plan(tmp_path, graded, params={"extra": {"judge": judge}})

@@ -491,15 +491,18 @@ class LaunchConfig:
         """The variables of the job's main command: also those that the server gets from it."""
         passed_on = self.server_variables.by_name
         others = {name: passed_on[name] for name in self.server_names}
-        for auxiliary, variables in self.auxiliary_variables.items():
-            kept = self.auxiliary_values(auxiliary)
-            others |= {n: v for n, v in variables.by_name.items() if n not in {*kept, *others}}
         return Variables(by_name=others).with_others(self.job_variables)
 
     def auxiliary_values(self, name: str) -> Mapping[str, str]:
         """The variables of an auxiliary deployment that may be stored with a run."""
         plain = self.auxiliary_variables[name].environment().values
         return {variable: value for variable, value in plain.items() if is_kept(variable)}
+
+    def auxiliary_passed_on(self, name: str) -> Variables:
+        """Its other variables, which it takes from the job's main command if that serves it."""
+        kept = self.auxiliary_values(name)
+        variables = self.auxiliary_variables[name].by_name
+        return Variables(by_name={n: v for n, v in variables.items() if n not in kept})
 
     @property
     def server_values(self) -> Mapping[str, str]:

@@ -20,6 +20,7 @@ from enginehouse.jobs.configuration import (
     LaunchTask,
 )
 from enginehouse.jobs.task_names import ResolvedTask, resolve_task
+from enginehouse.jobs.variables import Variables
 from enginehouse.tasks.base import is_judged
 from enginehouse.tasks.registry import load_task
 
@@ -43,11 +44,17 @@ _ENDPOINTS: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """The values of an EvaluationConfig, the tasks that their names stand for, and what to note."""
+    """The values of an EvaluationConfig, the tasks that their names stand for, and what to note.
+
+    `variables` are all that the job's main command needs, and `gpus` the GPUs of its servers: the
+    model's, and then the judge's.
+    """
 
     values: dict[str, Any]
     tasks: tuple[ResolvedTask, ...]
     notes: tuple[str, ...]
+    variables: Variables
+    gpus: int
 
 
 def plan_evaluation(config: LaunchConfig) -> EvaluationPlan:
@@ -65,9 +72,20 @@ def plan_evaluation(config: LaunchConfig) -> EvaluationPlan:
         for task, resolved in zip(config.evaluation.tasks, tasks, strict=True)
     ]
     values = _with_common_apart(settings) | _answering(config)
-    if (judge := _judge(config, tasks, notes)) is not None:
-        values["judge"] = judge
-    return EvaluationPlan(values=values, tasks=tasks, notes=tuple(dict.fromkeys(notes)))
+    variables = config.variables
+    gpus = config.deployment.gpus if config.deployment.deployed else 0
+    if (judge := _judge_of(config, tasks, notes)) is not None:
+        values["judge"] = _judge_values(config, judge)
+        if judge.auxiliary is not None:
+            variables = config.auxiliary_passed_on(judge.auxiliary).with_others(variables)
+            gpus += config.auxiliary_deployments[judge.auxiliary].gpus
+    return EvaluationPlan(
+        values=values,
+        tasks=tasks,
+        notes=tuple(dict.fromkeys(notes)),
+        variables=variables,
+        gpus=gpus,
+    )
 
 
 def _task_settings(
@@ -172,9 +190,17 @@ def _with_common_apart(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"tasks": own, **common}
 
 
-def _judge(
+@dataclass(frozen=True, kw_only=True)
+class _NamedJudge:
+    """The judge that tasks name; `auxiliary` is a deployment of the job's, None for a server."""
+
+    settings: JudgeSettings
+    auxiliary: str | None
+
+
+def _judge_of(
     config: LaunchConfig, tasks: Sequence[ResolvedTask], notes: list[str]
-) -> dict[str, Any] | None:
+) -> _NamedJudge | None:
     """The judge of the tasks that have one; None if none has."""
     named = {
         task.name: settings
@@ -199,37 +225,49 @@ def _judge(
             why="one job has one judge",
             fix="launch them as jobs of their own",
         )
-    values = {
-        "temperature": first.temperature,
-        "top_p": first.top_p,
-        "max_tokens": first.max_tokens,
-        "concurrency": first.parallelism,
-        "request_timeout": first.request_timeout,
-        "max_retries": first.max_retries,
-    }
-    return _judging_server(config, first) | {n: v for n, v in values.items() if v is not None}
-
-
-def _judging_server(config: LaunchConfig, judge: JudgeSettings) -> dict[str, Any]:
-    """Who judges: an auxiliary deployment of the job, or a server that runs already."""
-    if judge.url is None:
+    if first.url is None:
         raise ConfigurationError(
             "params.extra.judge has no url",
             fix="give its address, or auxiliary_deployments.NAME.chat_url",
         )
-    if not judge.url.startswith(_AUXILIARY):
-        return {
-            "url": judge.url,
-            "model": judge.model_id,
-            "api_key_env": judge.api_key,
-            "engine": _hosted_engine(judge.url),
-        }
-    name = judge.url.removeprefix(_AUXILIARY).partition(".")[0]
-    if (deployment := config.auxiliary_deployments.get(name)) is None:
+    if not first.url.startswith(_AUXILIARY):
+        return _NamedJudge(settings=first, auxiliary=None)
+    name = first.url.removeprefix(_AUXILIARY).partition(".")[0]
+    if name not in config.auxiliary_deployments:
         raise UnknownNameError("auxiliary deployment", name, config.auxiliary_deployments)
-    values = config.auxiliary_values(name)
-    names = sorted(config.auxiliary_variables[name].by_name.keys() - values.keys())
-    return _served(deployment, env_vars=values, env_names=tuple(names))
+    return _NamedJudge(settings=first, auxiliary=name)
+
+
+def _judge_values(config: LaunchConfig, judge: _NamedJudge) -> dict[str, Any]:
+    settings = judge.settings
+    values = {
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "max_tokens": settings.max_tokens,
+        "concurrency": settings.parallelism,
+        "request_timeout": settings.request_timeout,
+        "max_retries": settings.max_retries,
+    }
+    sampling = {name: value for name, value in values.items() if value is not None}
+    if judge.auxiliary is None:
+        assert settings.url is not None
+        return sampling | {
+            "url": settings.url,
+            "model": settings.model_id,
+            "api_key_env": settings.api_key,
+            "engine": _hosted_engine(settings.url),
+        }
+    deployment = config.auxiliary_deployments[judge.auxiliary]
+    variables = dict(config.auxiliary_values(judge.auxiliary))
+    first = config.deployment.gpus if config.deployment.deployed else 0
+    if first:
+        ours = ",".join(str(number) for number in range(first, first + deployment.gpus))
+        variables.setdefault("CUDA_VISIBLE_DEVICES", ours)
+    return sampling | _served(
+        deployment,
+        env_vars=variables,
+        env_names=tuple(sorted(config.auxiliary_passed_on(judge.auxiliary).by_name)),
+    )
 
 
 def _answering(config: LaunchConfig) -> dict[str, Any]:

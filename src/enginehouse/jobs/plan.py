@@ -47,7 +47,7 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
     evaluation = parse(EvaluationConfig, planned.values, origin=config.origin)
     created = datetime.now(UTC)
     job_id = secrets.token_hex(8)
-    gpus = config.deployment.gpus if config.deployment.deployed else 0
+    gpus = planned.gpus
     job = JobSpec(
         id=job_id,
         name=config.name,
@@ -61,7 +61,7 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
             PLAN: _plan_text(evaluation),
             **({EXPORT: _export_text(config)} if config.export else {}),
         },
-        environment=config.variables.environment(),
+        environment=planned.variables.environment(),
         resources=config.execution.resources(gpus=gpus),
         before="\n".join(
             filter(None, (config.deployment.pre_cmd.strip(), config.evaluation.pre_cmd.strip()))
@@ -75,7 +75,7 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
         job=job,
         created=created,
         gpus=gpus,
-        variables=config.variables,
+        variables=planned.variables,
     )
 
 
