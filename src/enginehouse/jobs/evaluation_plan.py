@@ -46,15 +46,15 @@ _ENDPOINTS: Final = {
 class EvaluationPlan:
     """The values of an EvaluationConfig, the tasks that their names stand for, and what to note.
 
-    `variables` are all that the job's main command needs, and `gpus` the GPUs of its servers: the
-    model's, and then the judge's.
+    `variables` are all that the job's main command needs. `judge_gpus` are those of a judge's
+    server of the job's own; they come after the model's.
     """
 
     values: dict[str, Any]
     tasks: tuple[ResolvedTask, ...]
     notes: tuple[str, ...]
     variables: Variables
-    gpus: int
+    judge_gpus: int
 
 
 def plan_evaluation(config: LaunchConfig) -> EvaluationPlan:
@@ -73,18 +73,18 @@ def plan_evaluation(config: LaunchConfig) -> EvaluationPlan:
     ]
     values = _with_common_apart(settings) | _answering(config)
     variables = config.variables
-    gpus = config.deployment.gpus if config.deployment.deployed else 0
+    gpus = 0
     if (judge := _judge_of(config, tasks, notes)) is not None:
         values["judge"] = _judge_values(config, judge)
         if judge.auxiliary is not None:
             variables = config.auxiliary_passed_on(judge.auxiliary).with_others(variables)
-            gpus += config.auxiliary_deployments[judge.auxiliary].gpus
+            gpus = _gpus(config.auxiliary_deployments[judge.auxiliary])
     return EvaluationPlan(
         values=values,
         tasks=tasks,
         notes=tuple(dict.fromkeys(notes)),
         variables=variables,
-        gpus=gpus,
+        judge_gpus=gpus,
     )
 
 
@@ -259,9 +259,9 @@ def _judge_values(config: LaunchConfig, judge: _NamedJudge) -> dict[str, Any]:
         }
     deployment = config.auxiliary_deployments[judge.auxiliary]
     variables = dict(config.auxiliary_values(judge.auxiliary))
-    first = config.deployment.gpus if config.deployment.deployed else 0
-    if first:
-        ours = ",".join(str(number) for number in range(first, first + deployment.gpus))
+    first = _gpus(config.deployment) * config.execution.instances
+    if first and (own := _gpus(deployment)):
+        ours = ",".join(str(number) for number in range(first, first + own))
         variables.setdefault("CUDA_VISIBLE_DEVICES", ours)
     return sampling | _served(
         deployment,
@@ -289,6 +289,12 @@ def _answering(config: LaunchConfig) -> dict[str, Any]:
         }
     server = {"env_vars": config.server_values, "env_names": config.server_names}
     return _served(deployment, **server)
+
+
+def _gpus(deployment: DeploymentSettings) -> int:
+    """The GPUs of one server of the job's own."""
+    is_on_gpus = deployment.deployed and deployment.variant != "cpu"
+    return deployment.gpus if is_on_gpus else 0
 
 
 def _served(deployment: DeploymentSettings, **server: Any) -> dict[str, Any]:

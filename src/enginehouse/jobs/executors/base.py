@@ -101,6 +101,16 @@ class ExecutionSettings(StrictModel):
         return self.command or ("enginehouse",)
 
     @property
+    def nodes(self) -> int:
+        """The nodes of a job, over all of its servers."""
+        return 1
+
+    @property
+    def instances(self) -> int:
+        """The servers that its nodes are divided among, or one node's GPUs if there is one."""
+        return 1
+
+    @property
     def without_effect(self) -> Mapping[str, str]:
         """Keys that are given and have no effect beside the others, and why."""
         return {}

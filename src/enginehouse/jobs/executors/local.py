@@ -80,10 +80,17 @@ class LocalSettings(ExecutionSettings):
     type: Literal["local"] = "local"
     gpus: Annotated[int, Field(ge=0)] | None = None
     """The number of GPUs that a job may use; by default all of this machine."""
+    num_instances: Annotated[int, Field(ge=1)] = 1
+    """The servers that share this machine's GPUs or cores, and the requests."""
     walltime: Annotated[int, Field(ge=1)] | None = None
     """The longest time for a whole job, in seconds."""
     kill_grace: Annotated[float, Field(gt=0)] = 60.0
     """The longest time for a job to stop its server when it is to end, in seconds."""
+
+    @property
+    def instances(self) -> int:
+        """The servers on this machine."""
+        return self.num_instances
 
     @property
     def command_words(self) -> tuple[str, ...]:
