@@ -50,6 +50,8 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
     arranged = arrange_nodes(config, planned.values, job=job_id)
     values = {**planned.values, **arranged.plan}
     evaluation = parse(EvaluationConfig, values, origin=config.origin)
+    if config.execution.runs_here:
+        evaluation = evaluation.with_absolute_paths()
     gpus = planned.judge_gpus
     if config.deployment.deployed and config.deployment.variant != "cpu":
         gpus += config.deployment.gpus * config.execution.instances
