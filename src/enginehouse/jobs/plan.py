@@ -50,9 +50,11 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
     arranged = arrange_nodes(config, planned.values, job=job_id)
     values = {**planned.values, **arranged.plan}
     evaluation = parse(EvaluationConfig, values, origin=config.origin)
-    gpus = 0
+    if config.execution.runs_here:
+        evaluation = evaluation.with_absolute_paths()
+    gpus = planned.judge_gpus
     if config.deployment.deployed and config.deployment.variant != "cpu":
-        gpus = config.deployment.gpus * config.execution.instances
+        gpus += config.deployment.gpus * config.execution.instances
     resources = config.execution.resources(gpus=gpus)
     if arranged.companions:
         resources = replace(resources, nodes=1)  # the others are the companions'
@@ -70,7 +72,7 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
             **arranged.files,
             **({EXPORT: _export_text(config)} if config.export else {}),
         },
-        environment=config.variables.environment(),
+        environment=planned.variables.environment(),
         resources=resources,
         companions=arranged.companions,
         before="\n".join(
@@ -85,7 +87,7 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
         job=job,
         created=created,
         gpus=gpus,
-        variables=config.variables,
+        variables=planned.variables,
     )
 
 
