@@ -496,6 +496,17 @@ class LaunchConfig:
         others = {name: passed_on[name] for name in self.server_names}
         return Variables(by_name=others).with_others(self.job_variables)
 
+    def auxiliary_values(self, name: str) -> Mapping[str, str]:
+        """The variables of an auxiliary deployment that may be stored with a run."""
+        plain = self.auxiliary_variables[name].environment().values
+        return {variable: value for variable, value in plain.items() if is_kept(variable)}
+
+    def auxiliary_passed_on(self, name: str) -> Variables:
+        """Its other variables, which it takes from the job's main command if that serves it."""
+        kept = self.auxiliary_values(name)
+        variables = self.auxiliary_variables[name].by_name
+        return Variables(by_name={n: v for n, v in variables.items() if n not in kept})
+
     @property
     def server_values(self) -> Mapping[str, str]:
         """The server's variables that may be stored with a run."""
