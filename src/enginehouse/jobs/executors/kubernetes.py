@@ -120,6 +120,11 @@ class KubernetesSettings(ExecutionSettings):
     """Annotations of the Job and its pods."""
 
     @property
+    def gives_nodes(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def place(self) -> str:
         """A cluster, as far as the settings tell."""
         return " ".join(str(one) for one in (self.type, self.kubeconfig, self.context))
