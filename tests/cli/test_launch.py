@@ -40,7 +40,7 @@ class Launches:
             "defaults": [{"execution": "local"}, {"deployment": "vllm"}, "_self_"],
             "execution": {"output_dir": "jobs"},
             "deployment": {
-                "checkpoint_path": str(self.house.model()),
+                "checkpoint_path": self.house.model().name,
                 "tensor_parallel_size": 1,
                 "env_vars": self.variables | (env or {}),
                 **deployment,

@@ -229,7 +229,6 @@ async def test_one_does_not_start(house: House, tmp_path: Path):
         {"instances": 0},
         {"instances": 2, "url": "http://127.0.0.1:8000"},
         {"instances": 2, "server": {"port": 8000}},
-        {"instances": 2, "addresses": "servers"},
         {"url": "http://127.0.0.1:8000", "addresses": "servers"},
     ],
 )

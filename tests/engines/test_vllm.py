@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ import msgspec
 import psutil
 import pytest
 
-from enginehouse.core.errors import ConfigurationError, FlagError
+from enginehouse.core.errors import ConfigurationError, FlagError, UnsupportedError
 from enginehouse.core.sampler import Capability, Load
 from enginehouse.engines import arguments
 from enginehouse.engines.base import LaunchContext
@@ -49,6 +50,46 @@ def command(environment, **options: object):
 def check(environment, **options: object):
     """Check these options against the environment's flags."""
     ENGINE.check(ServerOptions(**options), environment=environment)
+
+
+def part(environment, **options: object):
+    """The command of machine 1's part of a server over two machines."""
+    flags = ENGINE.span_flags(2, port=20000)
+    context = LaunchContext(
+        environment=environment,
+        model_path="/models/m",
+        served_model_name="served",
+        port=4000,
+        internal_port=4001,
+        start_limit=1800.5,
+        admin_key="",
+    )
+    chosen = ServerOptions(extra_args=flags, **options)
+    return ENGINE.worker(chosen, context=context, head="node0", node=1)
+
+
+def test_a_server_over_two_machines(cuda):
+    """Both parts know of each other; only the head serves over HTTP."""
+    flags = ENGINE.span_flags(2, port=20000)
+    check(cuda, extra_args=flags, data_parallel_size=2)
+    head = command(cuda, extra_args=flags, data_parallel_size=2).argv
+    worker = part(cuda, data_parallel_size=2).argv
+    for argv, node in ((head, "0"), (worker, "1")):
+        assert argv[argv.index("--nnodes") + 1] == "2"
+        assert argv[argv.index("--node-rank") + 1] == node
+        assert argv[argv.index("--master-port") + 1] == "20000"
+    ipaddress.ip_address(head[head.index("--master-addr") + 1])
+    assert worker[worker.index("--master-addr") + 1] == "node0"
+    assert worker[4:6] == ("/models/m", "--headless")
+    own = {"--host", "--port", "--served-model-name", "--middleware", "--api-server-count"}
+    assert own <= set(head)
+    assert not own & set(worker)
+
+
+def test_a_build_without_vllm_serve_has_no_parts(environment):
+    """It would serve by itself instead."""
+    with pytest.raises(UnsupportedError):
+        part(environment)
 
 
 def test_registry_knows_it():

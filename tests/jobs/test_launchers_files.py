@@ -1,17 +1,13 @@
 """The launcher's own examples, as users have them, are read as they are."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pydantic import ConfigDict
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.jobs.configuration import LaunchConfig
 from enginehouse.jobs.conversion import convert
 from enginehouse.jobs.evaluation_plan import plan_evaluation
-from enginehouse.jobs.executors.base import ExecutionSettings
-from enginehouse.jobs.executors.registry import EXECUTORS
 from enginehouse.jobs.launch_file import read_launch
 
 FOLDER = next(
@@ -41,30 +37,9 @@ MANDATORY = {
 """What each file marks as mandatory, with a value."""
 
 
-class AnySettings(ExecutionSettings):
-    """Those of an executor that is not there yet."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class StandIn:
-    """An executor of which only the settings are asked for."""
-
-    settings_class = AnySettings
-
-
-_load = EXECUTORS.load
-
-
-def _load_or_stand_in(name: str) -> Any:
-    return _load(name) if name in EXECUTORS.names() else StandIn
-
-
 @pytest.fixture(autouse=True)
 def _user(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("USER", "me")
-    if "lepton" not in EXECUTORS.names():
-        monkeypatch.setattr(EXECUTORS, "load", _load_or_stand_in)
 
 
 def read(name: str) -> LaunchConfig:

@@ -113,7 +113,9 @@ def running_control_plane(folder: Path) -> Iterator[ControlPlane]:
 @contextmanager
 def _running(name: str, flags: list[str], folder: Path) -> Iterator[None]:
     with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen([str(PROGRAMS / name), *flags], stdout=log, stderr=log)
+        environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+        command = [str(PROGRAMS / name), *flags]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
             yield
         finally:

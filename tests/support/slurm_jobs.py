@@ -11,7 +11,6 @@ import yaml
 
 from tests.support.command_line import Finished, House, answered, sums, until
 
-_PATIENCE = 240.0  # seconds; Slurm looks at time limits every half a minute
 _PASSED = ("ENGINEHOUSE_HOME", "ENGINEHOUSE_VLLM_PYTHON", "PYTHONPATH", "HOME")
 
 
@@ -71,8 +70,11 @@ def write_fake_launch(
 class Job:
     """A job, by the commands of its user."""
 
-    def __init__(self, call: Callable[..., Finished], launch_file: str) -> None:
+    def __init__(
+        self, call: Callable[..., Finished], launch_file: str, *, patience: float = 240.0
+    ) -> None:
         self._call = call
+        self._patience = patience  # Slurm looks at time limits every half a minute
         self.id, self.folder = "", Path()
         report = self.run("run", "--config", launch_file, "--json").report
         self.id, self.folder = report["id"], Path(report["job"]["folder"])
@@ -93,7 +95,7 @@ class Job:
         found: dict[str, Any] = until(
             lambda: status if (status := self.status())["state"] in states else None,
             lambda: f"{self.status()}\n{self.log()}",
-            patience=_PATIENCE,
+            patience=self._patience,
         )
         return found
 
@@ -106,5 +108,5 @@ class Job:
         until(
             lambda: answered(self.folder / "run") >= number,
             lambda: f"{self.status()}\n{self.log()}",
-            patience=_PATIENCE,
+            patience=self._patience,
         )

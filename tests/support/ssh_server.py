@@ -1,6 +1,7 @@
 """An OpenSSH server of the tests' own: a login node that is this machine.
 
 It listens on a loopback port that the system chose, and lets in whoever has the key in its folder.
+As on many login nodes, every command prints a greeting first.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 SetEnv {environment}
+ForceCommand echo "Welcome to the cluster"; eval "$SSH_ORIGINAL_COMMAND"
 """
 
 

@@ -334,3 +334,36 @@ def test_a_folder_that_is_not_there_yet_is_empty(tmp_path: Path):
 def test_the_step_is_the_last_number_of_the_name(name: str, step: int | None):
     """None without one."""
     assert step_of(name) == step
+
+
+def test_only_names_that_match(watched: Watched):
+    """With patterns, other subfolders do not exist for it, finished or not."""
+    for name in ("step_10", "iter_7", "Step_9", "checkpoint-8"):
+        write_checkpoint(watched.folder / name)
+    (watched.folder / "other").mkdir()
+    (watched.folder / "other/config.json").write_text("{")
+    watched.lookout = Lookout(
+        watched.folder, settle=5.0, include=("iter_*", "step_*"), clock=lambda: watched.now
+    )
+    assert watched.settled().keys() == {"step_10", "iter_7"}
+    assert watched.why() == {}
+
+
+def test_a_ready_marker(watched: Watched):
+    """A complete folder waits until one of the files is there, also in a subfolder of its own."""
+    folder = write_checkpoint(watched.folder / "step_10")
+    watched.lookout = Lookout(
+        watched.folder,
+        settle=5.0,
+        ready_markers=("DONE", "meta/metadata.json"),
+        clock=lambda: watched.now,
+    )
+    assert watched.settled() == {}
+    assert "DONE or meta/metadata.json" in watched.why()["step_10"]
+    (folder / "meta").mkdir()
+    (folder / "meta/metadata.json").write_text("{}")
+    assert watched.settled().keys() == {"step_10"}
+    shutil.rmtree(folder / "meta")
+    assert watched.settled() == {}
+    (folder / "DONE").touch()
+    assert watched.settled().keys() == {"step_10"}

@@ -65,6 +65,16 @@ async def test_what_is_there_is_evaluated_once(place: Place):
     assert len(list_runs(Layout.from_environment())) == 4
 
 
+async def test_the_last_step_first(place: Place):
+    """With order "last", and only what the patterns include."""
+    for step, quality in ((5, 5), (30, 6), (20, 7)):
+        place.adapter(f"step_{step}", quality)
+    place.adapter("other-40", 8)
+    curve = await place.watch(order="last", include=["step_*"])
+    assert place.targets == ["base", "step_30", "step_20", "step_5"]
+    assert [point.name for point in curve.points] == ["step_5", "step_20", "step_30"]
+
+
 async def test_a_task_that_there_is_not(place: Place):
     """Refused at once: no folder is to blame for it, and none becomes a point."""
     place.adapter("lora-5", 5)

@@ -309,10 +309,10 @@ def _print_jobs(records: list[JobRecord], console: Console) -> None:
     ]
     print_rows(("job", "state", "name", "executor", "model", "tasks", "launched (UTC)"), rows)
     for record in records:
-        if record.status.state.value not in ("running", "complete"):
+        if record.status.reason or record.diagnosis:
             console.say(f"\n{record.short_id}: {_state_in_words(record)}")
-            if record.diagnosis:
-                console.say(record.diagnosis)
+        if record.diagnosis:
+            console.say(record.diagnosis)
 
 
 @listing.command("runs")

@@ -54,8 +54,13 @@ VariantOption = Annotated[
 ]
 
 _ARGUMENTS = ("directory", "model")  # in this order; everything else is an option
-_FLAGS = {"tasks": ["--task", "-t"], "env_vars": ["--env"], "json_schema": ["--schema"]}
-_REPEATED = {"tasks", "env_vars", "stop"}
+_FLAGS = {
+    "tasks": ["--task", "-t"],
+    "ready_markers": ["--ready-marker"],
+    "env_vars": ["--env"],
+    "json_schema": ["--schema"],
+}
+_REPEATED = {"tasks", "env_vars", "stop", "include", "ready_markers"}
 
 Config = TypeVar("Config", bound="StrictModel")
 

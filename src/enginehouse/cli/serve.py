@@ -35,6 +35,17 @@ def serve(
             help="Announce the server in a folder, for `addresses: FOLDER` of those who ask.",
         ),
     ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head",
+            metavar="HOST",
+            help="Only be a part of the server that spans this machine and HOST, its first one.",
+        ),
+    ] = None,
+    node: Annotated[
+        int, typer.Option("--node", min=1, help="With --head: which machine this is, from 1.")
+    ] = 1,
     given: Given[ServeConfig],
     console: Console,
 ) -> None:
@@ -51,7 +62,7 @@ def serve(
         }
         console.result(facts, text=lambda: _announce(server, console, detached=detach))
 
-    from enginehouse.commands.serve import serve_detached, serve_until_stopped
+    from enginehouse.commands.serve import serve_detached, serve_until_stopped, serve_worker
 
     context = Context(notify=console.note)
     if detach and announce is not None:
@@ -60,7 +71,15 @@ def serve(
             why="no process would take the announcement back when the server ends",
             fix="leave --detach out",
         )
-    if detach:
+    if head is not None:
+        if detach or announce is not None:
+            raise ConfigurationError(
+                "a part of a server can be neither detached nor announced",
+                why="it ends with the server, and answers nobody",
+                fix="leave --detach and --announce out",
+            )
+        run_async(serve_worker(settings, context, head=head, node=node))
+    elif detach:
         run_async(serve_detached(settings, context, name=name, ready=ready))
     else:
         run_async(serve_until_stopped(settings, context, name=name, ready=ready, announce=announce))

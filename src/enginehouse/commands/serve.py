@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -11,13 +12,14 @@ from pathlib import Path
 from enginehouse.deployment.adapters import add_adapter
 from enginehouse.deployment.announcement import announced
 from enginehouse.deployment.configuration import ServeConfig
-from enginehouse.deployment.preparation import prepare
+from enginehouse.deployment.preparation import needs_api_key, prepare
 from enginehouse.deployment.supervision import supervised
 from enginehouse.deployment.swapping import swapping
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
 from enginehouse.servers.server import launch_detached, start_server
 from enginehouse.servers.stopping import stop_server
+from enginehouse.servers.worker import run_worker
 
 
 async def serve_until_stopped(
@@ -32,8 +34,13 @@ async def serve_until_stopped(
 
     `ready` is given the server once it answers, with the plan's adapter loaded; from then on it is
     announced in the folder `announce`, until it is to stop: then it first answers what it has
-    accepted. Raises ServerGoneError when the server is given up, and StoreError.
+    accepted. A server that is announced to other machines gets an API key of its own, unless the
+    user has set one. Raises ServerGoneError when the server is given up, and StoreError.
     """
+    share_key = announce is not None and needs_api_key(plan.server)
+    if share_key:
+        server_options = plan.server.model_copy(update={"api_key": secrets.token_urlsafe(32)})
+        plan = plan.model_copy(update={"server": server_options})
     prepared = await prepare(plan, context)
     async with (
         start_server(prepared.server(context), name=name) as owned,
@@ -56,10 +63,20 @@ async def serve_until_stopped(
                 engine=prepared.engine,
                 model=prepared.model,
                 context=context,
+                share_key=share_key,
             )
             await stack.enter_async_context(announcing)
         ready(server)
         await supervisor.watching
+
+
+async def serve_worker(plan: ServeConfig, context: Context, *, head: str, node: int) -> None:
+    """Run machine `node`'s part of the server whose first machine is `head`, until cancelled.
+
+    Raises what `run_worker` does.
+    """
+    prepared = await prepare(plan, context)
+    await run_worker(prepared.server(context), head=head, node=node)
 
 
 async def serve_detached(

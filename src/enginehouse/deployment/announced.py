@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -27,10 +28,12 @@ from enginehouse.deployment.announcement import Announcement, read_announcements
 from enginehouse.deployment.attached import attached_deployment
 from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import AskConfig
+from enginehouse.deployment.preparation import Prepared
 from enginehouse.deployment.samplers import say_bound
-from enginehouse.deployment.several import Part, SeveralDeployment, together
+from enginehouse.deployment.several import Part, SeveralDeployment, own_parts, together
 from enginehouse.engines.base import Engine, ServedEngine
 from enginehouse.runtime.context import Context
+from enginehouse.servers.endpoint import Server
 from enginehouse.servers.sessions import below, open_session
 
 _PROBE = aiohttp.ClientTimeout(total=5.0)
@@ -40,9 +43,16 @@ _ENGINE_DEAD = 503
 
 @asynccontextmanager
 async def announced_deployment(
-    plan: AskConfig, engine: Engine, context: Context, *, concurrency: int | None
+    plan: AskConfig,
+    engine: Engine,
+    context: Context,
+    *,
+    prepared: Prepared | None,
+    concurrency: int | None,
 ) -> AsyncIterator[Deployment]:
     """Ask the servers that are announced in the plan's folder, from the first one on.
+
+    With `prepared`, the plan's instances are started here as well, and are there from the start.
 
     Others join when they are announced, and leave when their announcement is removed; one that dies
     leaves its requests to the others, and joins again when it answers. When none has answered for
@@ -56,16 +66,24 @@ async def announced_deployment(
         )
     group = SeveralDeployment(engine, context, concurrency=concurrency)
     members = _Members(plan, engine, context, group)
-    watching = asyncio.create_task(members.watch())
-    try:
-        await members.first(watching)
-        async with group.open_default(plan.adapter) as group.default:
-            say_bound(group.sampler, context.notify)
-            yield group
-    finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
-        await members.close()
+    async with AsyncExitStack() as stack:
+        if prepared is not None:
+            starting = own_parts(prepared, context, instances=plan.instances or 1)
+            parts = await stack.enter_async_context(starting)
+            group.model = prepared.model
+            for part in parts:
+                await group.join(part)
+            members.require_like(parts[0].deployment.server, prepared)
+        watching = asyncio.create_task(members.watch())
+        try:
+            await members.first(watching)
+            async with group.open_default(plan.adapter) as group.default:
+                say_bound(group.sampler, context.notify)
+                yield group
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            await members.close()
 
 
 class _Members:
@@ -80,11 +98,24 @@ class _Members:
         self._engine = engine
         self._context = context
         self._group = group
+        self._model = plan.model
         self._like: Announcement | None = None  # the first one, which others must be like
         self._present: dict[Path, asyncio.Task[None]] = {}
         self._said: dict[Path, str] = {}
         self._joined = asyncio.Event()
         self._alone_since = time.monotonic()
+
+    def require_like(self, server: Server, prepared: Prepared) -> None:
+        """Have others join only if they serve what a server of our own does."""
+        self._model = server.models[0]
+        self._like = Announcement(
+            url=server.base_url,
+            models=server.models,
+            engine=server.engine,
+            version=server.version,
+            weights_digest=prepared.model.weights_digest,
+        )
+        self._joined.set()
 
     async def first(self, watching: asyncio.Task[None]) -> None:
         """Wait until one has joined."""
@@ -196,23 +227,30 @@ class _Members:
 
     async def _admit(self, part: Part, one: Announcement) -> None:
         like = self._like or one
-        model = self._plan.model or like.models[0]
+        model = self._model or like.models[0]
         if model not in one.models or one.weights_digest != like.weights_digest:
             raise ConfigurationError(
                 f"it does not serve what {like.url} does",
                 why=f"it serves {', '.join(one.models)}, with other weights",
                 fix="announce servers of one model in one folder",
             )
-        plan = self._plan.model_copy(
-            update={"url": one.url, "addresses": None, "adapter": None, "model": model}
-        )
+        key = _read_key(one.api_key_file)
+        changes: dict[str, Any] = {
+            "url": one.url,
+            "addresses": None,
+            "adapter": None,
+            "model": model,
+        }
+        if key is not None:
+            changes["server"] = self._plan.server.model_copy(update={"api_key": key})
+        plan = self._plan.model_copy(update=changes)
         part.deployment = await part.stack.enter_async_context(
             attached_deployment(
                 plan,
                 self._engine,
                 Context(layout=self._context.layout),
                 concurrency=1,
-                admin_key=_read_key(one),
+                admin_key=_read_key(one.key_file),
             )
         )
         server = part.deployment.server
@@ -266,11 +304,11 @@ class _Members:
             self._context.notify(text)
 
 
-def _read_key(one: Announcement) -> str | None:
-    """The administrative key, if its file can be read here."""
-    if one.key_file is None:
+def _read_key(file: str | None) -> str | None:
+    """The key in a file, if there is one that can be read here."""
+    if file is None:
         return None
     try:
-        return Path(one.key_file).read_text(encoding="ascii").strip() or None
+        return Path(file).read_text(encoding="ascii").strip() or None
     except (OSError, UnicodeDecodeError):
         return None

@@ -34,8 +34,8 @@ _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - nothing is bound to it here
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     """How a server is reached, and what answers there. It holds no key.
 
-    `key_variable` names the variable with the key that requests must carry, and `key_file` the
-    file with the administrative one, which only its owner can read.
+    The key that requests must carry is in the variable `key_variable`, or in `api_key_file`;
+    the administrative one is in `key_file`. Only their owner can read these files.
     """
 
     url: str
@@ -44,6 +44,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     version: str | None
     weights_digest: str | None
     key_variable: str | None = None
+    api_key_file: str | None = None
     key_file: str | None = None
 
 
@@ -56,11 +57,13 @@ async def announced(
     engine: Engine,
     model: ResolvedModel,
     context: Context,
+    share_key: bool,
 ) -> AsyncIterator[None]:
     """Announce the server in `folder` for the length of the block; then let it finish its work.
 
     `host` is what it listens on; one that listens everywhere is reached by this machine's name.
-    Raises StoreError.
+    With `share_key`, its API key is in a private file beside the announcement meanwhile; else those
+    who ask have it in their environment. Raises StoreError.
     """
     await asyncio.to_thread(require_folder, folder)
     name = socket.gethostname()
@@ -68,22 +71,29 @@ async def announced(
     if host in _EVERYWHERE:
         url = url.with_host(name)
     file = folder / f"{name}-{server.name}.json"
+    key_file = folder / f".{name}-{server.name}.key" if share_key and server.api_key else None
     announcement = Announcement(
         url=str(url).rstrip("/"),
         models=server.models,
         engine=server.engine,
         version=server.version,
         weights_digest=model.weights_digest,
-        key_variable=API_KEY_VARIABLE if server.api_key else None,
+        key_variable=API_KEY_VARIABLE if server.api_key and not key_file else None,
+        api_key_file=str(key_file.absolute()) if key_file else None,
         key_file=str(server.key_file) if server.key_file else None,
     )
     content = msgspec.json.format(msgspec.json.encode(announcement))
+    if key_file is not None and server.api_key is not None:
+        key = server.api_key.encode()
+        await asyncio.to_thread(write_whole, key_file, key, private=True)
     await asyncio.to_thread(write_whole, file, content)
     context.notify(f"announced in {file}")
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
+        for written in (file, key_file):
+            if written is not None:
+                written.unlink(missing_ok=True)
         context.notify("answering what was accepted; Ctrl-C stops at once")
         await _drained(server, engine)
 

@@ -74,10 +74,10 @@ class AskConfig(ServeConfig):
     """A model to serve, as for `serve`; the URL of a running server; or a hosted model."""
     url: str | None = None
     """The base URL of a running server, which is never stopped."""
-    instances: Annotated[int, Field(ge=1)] = 1
+    instances: Annotated[int, Field(ge=1)] | None = None
     """Servers to start, which share the requests, and this machine's GPUs or cores."""
     addresses: Path | None = None
-    """A folder in which running servers announce themselves (serve --announce); all are asked."""
+    """A folder in which servers announce themselves (serve --announce); all of them are asked."""
     api_key_env: str | None = None
     """The environment variable with the API key, instead of the engine's own."""
 
@@ -91,16 +91,13 @@ class AskConfig(ServeConfig):
 
     @model_validator(mode="after")
     def _model_or_url(self) -> Self:
-        if self.addresses is not None and (self.url is not None or self.instances > 1):
-            raise ValueError(
-                f"addresses names servers that run already, those announced in {self.addresses}: "
-                "leave url and instances out"
-            )
-        if self.instances > 1 and self.url is not None:
+        if self.url is not None and self.addresses is not None:
+            raise ValueError(f"give a url or a folder of addresses ({self.addresses}), not both")
+        if self.url is not None and self.instances is not None:
             raise ValueError("instances are servers to start: leave them out, or the url")
-        if self.instances > 1 and self.server.port is not None:
+        if (self.instances or 1) > 1 and self.server.port is not None:
             raise ValueError("several instances cannot share a port: leave server.port out")
-        if self.addresses is not None:
+        if self.addresses is not None and self.instances is None:
             return self
         if self.url is None and self.model is None and self.path is None:
             raise ValueError("give a model (or path), or the url of a server")
@@ -124,12 +121,12 @@ class AskConfig(ServeConfig):
     @property
     def runs_already(self) -> bool:
         """Whether the plan names servers that are running, and none is to be started."""
-        return self.url is not None or self.addresses is not None
+        return self.url is not None or (self.addresses is not None and self.instances is None)
 
     @property
     def has_several_servers(self) -> bool:
         """Whether requests may be spread over more than one server."""
-        return self.instances > 1 or self.addresses is not None
+        return (self.instances or 1) > 1 or self.addresses is not None
 
     def unused_at_url(self) -> list[str]:
         """The keys given here that have no effect on a server that is already running."""

@@ -37,20 +37,23 @@ async def open_deployment(
     engine = load_engine(plan.engine)
     if plan.adapter is not None:
         require(engine.capabilities(None), Capability.ADAPTERS, "LoRA adapters")
+    if isinstance(plan, AskConfig) and plan.instances and isinstance(engine, RemoteEngine):
+        raise ConfigurationError(
+            f"{engine.name} runs elsewhere, and no instances of it can be started",
+            fix="leave instances out",
+        )
     if isinstance(plan, AskConfig) and plan.addresses is not None:
-        opening = announced_deployment(plan, engine, context, concurrency=concurrency)
+        prepared = await prepare(plan, context) if plan.instances else None
+        opening = announced_deployment(
+            plan, engine, context, prepared=prepared, concurrency=concurrency
+        )
     elif isinstance(plan, AskConfig) and (plan.url or isinstance(engine, RemoteEngine)):
-        if plan.instances > 1:
-            raise ConfigurationError(
-                f"{plan.engine} runs elsewhere, and no instances of it can be started",
-                fix="leave instances out",
-            )
         opening = attached_deployment(plan, engine, context, concurrency=concurrency)
     else:
         prepared = await prepare(plan, context)
-        if isinstance(plan, AskConfig) and plan.instances > 1:
+        if isinstance(plan, AskConfig) and (plan.instances or 1) > 1:
             opening = several_served(
-                prepared, context, instances=plan.instances, concurrency=concurrency
+                prepared, context, instances=plan.instances or 1, concurrency=concurrency
             )
         else:
             opening = served_deployment(prepared, context, concurrency=concurrency)

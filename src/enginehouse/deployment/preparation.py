@@ -23,6 +23,7 @@ from enginehouse.engines.base import (
     SupportsAdapters,
     SupportsDTypes,
     SupportsQuirks,
+    is_loopback,
     require_api_key,
     this_machine,
 )
@@ -203,6 +204,12 @@ def with_own_variables(options: ServerOptions) -> ServerOptions:
         )
     own = {name: os.environ[name] for name in options.env_names}
     return options.model_copy(update={"env_vars": {**own, **options.env_vars}})
+
+
+def needs_api_key(options: ServerOptions) -> bool:
+    """Whether others can reach the server, and the user has set no key for it."""
+    has_key = options.api_key or os.environ.get(API_KEY_VARIABLE)
+    return not is_loopback(options.host) and not has_key
 
 
 def with_weight_swap(plan: Plan) -> Plan:

@@ -34,20 +34,28 @@ async def several_served(
     Each has a supervisor of its own. Raises ConfigurationError, and what one server's start raises;
     then the others are stopped, too.
     """
-    shares = await asyncio.to_thread(divide_machine, prepared, instances, notify=context.notify)
-    plan = prepared.plan
     group = SeveralDeployment(prepared.engine, context, concurrency=concurrency)
-    group.model = prepared.model
+    async with own_parts(prepared, context, instances=instances) as parts:
+        group.model = prepared.model
+        for part in parts:
+            await group.join(part)
+        async with group.open_default(prepared.plan.adapter) as group.default:
+            say_bound(group.sampler, context.notify)
+            yield group
+
+
+@asynccontextmanager
+async def own_parts(
+    prepared: Prepared, context: Context, *, instances: int
+) -> AsyncIterator[Sequence[Part]]:
+    """So many of the prepared server, ready for the length of the block."""
+    shares = await asyncio.to_thread(divide_machine, prepared, instances, notify=context.notify)
     parts = [Part() for _ in shares]
     try:
         await _all_or_none(
             [_start(part, share, context) for part, share in zip(parts, shares, strict=True)]
         )
-        for part in parts:
-            await group.join(part)
-        async with group.open_default(plan.adapter) as group.default:
-            say_bound(group.sampler, context.notify)
-            yield group
+        yield parts
     finally:
         await together([part.close() for part in parts])
 

@@ -27,6 +27,8 @@ def divide_machine(prepared: Prepared, instances: int, *, notify: Notify) -> tup
     Servers that compute on GPUs get as many of those that are visible (CUDA_VISIBLE_DEVICES) each;
     others get cores. Raises ConfigurationError if there are too few GPUs.
     """
+    if instances == 1:
+        return (Share(prepared=prepared),)
     if prepared.environment.variant == "cuda":
         return _with_gpus(prepared, instances)
     if not hasattr(os, "sched_getaffinity"):  # Linux only

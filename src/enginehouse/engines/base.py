@@ -186,6 +186,25 @@ class SupportsQuirks(Protocol):
 
 
 @runtime_checkable
+class SupportsNodes(Protocol):
+    """An engine of which one server can span several machines.
+
+    The first one, the head, is an ordinary server whose options have `span_flags`. On each of the
+    others a worker runs beside it, which answers nobody.
+    """
+
+    def span_flags(self, nodes: int, *, port: int) -> tuple[str, ...]:
+        """What is added to `extra_args` for so many machines; `port` and the next one are free."""
+        ...
+
+    def worker(
+        self, options: ServerOptions, *, context: LaunchContext, head: str, node: int
+    ) -> Command:
+        """The command line of the worker on machine `node` (from 1); `head` is the first one."""
+        ...
+
+
+@runtime_checkable
 class SupportsHistory(Protocol):
     """An engine that remembers flags which it no longer has."""
 

@@ -109,6 +109,11 @@ class JobSpec:
     companions: tuple[Companion, ...] = ()
     before: str = ""
 
+    @property
+    def nodes(self) -> int:
+        """All of its nodes, those of its companions included."""
+        return self.resources.nodes + sum(companion.nodes for companion in self.companions)
+
 
 class Handle(msgspec.Struct, frozen=True, kw_only=True):
     """How an executor finds a submitted job again, from another process and after a reboot.

@@ -71,7 +71,7 @@ def dry_run(plan: LaunchPlan, context: Context) -> DryRun:
         notes=plan.notes,
         not_acted_on=plan.config.not_acted_on,
         gpus_needed=plan.gpus,
-        gpus_asked_for=resources.nodes * resources.gpus_per_node,
+        gpus_asked_for=plan.job.nodes * resources.gpus_per_node,
         refusal=_refusal(executor, plan),
         fit=_fit(plan),
     )

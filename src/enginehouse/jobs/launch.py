@@ -175,7 +175,7 @@ async def _changed(
     if status.state is JobState.UNKNOWN and record.status.state.ended:
         return record
     diagnosis = None
-    if status.state is JobState.FAILED:
+    if status.state in (JobState.FAILED, JobState.INTERRUPTED):
         with suppress(EnginehouseError):
             diagnosis = await _diagnosis(executor, _handle(record))
     return await asyncio.to_thread(
@@ -189,7 +189,7 @@ async def _diagnosis(executor: Executor, handle: Handle) -> str | None:
     lines = said.splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     if not starts:
-        return lines[-1] if lines else None
+        return None
     block = lines[starts[-1] : starts[-1] + _LONGEST_DIAGNOSIS]
     kept = [block[0].removeprefix("error: ")]
     for line in block[1:]:

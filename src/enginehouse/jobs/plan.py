@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import yaml
 
 from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.configuration import parse
 from enginehouse.jobs.base import JobSpec
+from enginehouse.jobs.companions import arrange_nodes
 from enginehouse.jobs.configuration import LaunchConfig
 from enginehouse.jobs.evaluation_plan import plan_evaluation
 from enginehouse.jobs.task_names import ResolvedTask
@@ -44,14 +46,31 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
     other harnesses are refused when the plan is launched.
     """
     planned = plan_evaluation(config)
-    evaluation = parse(EvaluationConfig, planned.values, origin=config.origin)
     created = datetime.now(UTC)
     job_id = secrets.token_hex(8)
-    gpus = config.deployment.gpus if config.deployment.deployed else 0
+    folder = config.execution.jobs_folder / f"{created:%Y%m%d_%H%M%S}-{job_id}"
+    arranged = arrange_nodes(config, planned.values, job=job_id, folder=folder)
+    values = {**planned.values, **arranged.plan}
+    evaluation = parse(EvaluationConfig, values, origin=config.origin)
+    if config.execution.runs_here:
+        evaluation = evaluation.with_absolute_paths()
+    gpus = planned.judge_gpus
+    if config.deployment.deployed and config.deployment.variant != "cpu":
+        gpus += config.deployment.gpus * config.execution.instances
+    resources = config.execution.resources(gpus=gpus)
+    if arranged.companions:
+        resources = replace(resources, nodes=1)  # the others are the companions'
+    if planned.judge_gpus_per_node > resources.gpus_per_node > 0:
+        raise ConfigurationError(
+            f"the judge needs {planned.judge_gpus_per_node} GPUs on each of its nodes, and a node "
+            f"of the job has {resources.gpus_per_node}",
+            fix="divide the judge into smaller parts, or ask for more GPUs on each node",
+        )
+    judges = planned.companions.companions
     job = JobSpec(
         id=job_id,
         name=config.name,
-        folder=config.execution.jobs_folder / f"{created:%Y%m%d_%H%M%S}-{job_id}",
+        folder=folder,
         command=(
             *config.execution.command_words,
             *("eval", "--config", PLAN, "--folder", RUN),
@@ -59,10 +78,13 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
         ),
         files={
             PLAN: _plan_text(evaluation),
+            **arranged.files,
+            **planned.companions.files,
             **({EXPORT: _export_text(config)} if config.export else {}),
         },
-        environment=config.variables.environment(),
-        resources=config.execution.resources(gpus=gpus),
+        environment=planned.variables.environment(),
+        resources=resources,
+        companions=(*arranged.companions, *judges),
         before="\n".join(
             filter(None, (config.deployment.pre_cmd.strip(), config.evaluation.pre_cmd.strip()))
         ),
@@ -71,11 +93,11 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
         config=config,
         evaluation=evaluation,
         tasks=planned.tasks,
-        notes=(*config.notes, *planned.notes),
+        notes=(*config.notes, *planned.notes, *arranged.notes),
         job=job,
         created=created,
-        gpus=gpus,
-        variables=config.variables,
+        gpus=gpus + planned.judge_gpus_per_node * sum(judge.nodes for judge in judges),
+        variables=planned.variables,
     )
 
 

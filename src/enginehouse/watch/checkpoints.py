@@ -13,8 +13,9 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,22 @@ class Lookout:
     """Looks at a folder's subfolders repeatedly, and remembers the state of each."""
 
     def __init__(
-        self, folder: Path, *, settle: float, clock: Callable[[], float] = time.monotonic
+        self,
+        folder: Path,
+        *,
+        settle: float,
+        include: Sequence[str] = (),
+        ready_markers: Sequence[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`settle`: seconds for which a folder must not have changed."""
+        """`settle`: seconds for which a folder must not have changed.
+
+        `include`: patterns, one of which the name of a subfolder matches. `ready_markers`: files,
+        one of which a finished folder has.
+        """
         self._folder = folder
+        self._include = include
+        self._ready_markers = ready_markers
         self._settle = settle
         self._clock = clock
         self._seen: dict[str, tuple[State, float]] = {}
@@ -96,7 +109,7 @@ class Lookout:
         """
         now = self._clock()
         finished, waiting = [], []
-        folders = _subfolders(self._folder)
+        folders = [f for f in _subfolders(self._folder) if self._is_included(f.name)]
         for gone in self._seen.keys() - {folder.name for folder in folders}:
             del self._seen[gone]
         for folder in folders:
@@ -117,6 +130,8 @@ class Lookout:
             if before != state:
                 since = now
             self._seen[folder.name] = (state, since)
+            if why is None and not self._is_marked(folder):
+                why = f"it has no {' or '.join(self._ready_markers)} yet"
             if why is None and now - since < self._settle:
                 why = MAY_CHANGE
             if why is None:
@@ -132,6 +147,13 @@ class Lookout:
             else:
                 waiting.append(Waiting(name=folder.name, path=folder, kind=kind, why=why))
         return Look(at=now, finished=tuple(finished), waiting=tuple(waiting))
+
+    def _is_included(self, name: str) -> bool:
+        return not self._include or any(fnmatchcase(name, pattern) for pattern in self._include)
+
+    def _is_marked(self, folder: Path) -> bool:
+        markers = self._ready_markers
+        return not markers or any((folder / marker).is_file() for marker in markers)
 
 
 def step_of(name: str) -> int | None:

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from enginehouse.commands.configuration import EvaluationConfig, EvaluationSettings
 from enginehouse.core.strict_model import ComposedModel, StrictModel
 from enginehouse.deployment.configuration import ServeConfig
+
+Name = Annotated[str, Field(min_length=1)]
+
+# What makes two evaluations points of one curve; the rest says how fast, and where.
+_SAME = (
+    "directory",
+    "model",
+    "path",
+    "engine",
+    "tasks",
+    "limit",
+    "samples",
+    "seed",
+    "temperature",
+    "top_p",
+    "top_k",
+    "max_tokens",
+    "system",
+    "tool_steps",
+)
 
 
 class WatchSettings(StrictModel):
@@ -25,6 +45,12 @@ class WatchSettings(StrictModel):
     """The HTML page with the curve; by default it is stored with the watch's own files."""
     retry_failed: bool = False
     """Try again what failed before."""
+    include: tuple[Name, ...] = ()
+    """Patterns of the subfolders' names, such as step_*; by default all subfolders."""
+    ready_markers: tuple[Name, ...] = ()
+    """A folder is complete only when it also has one of these files."""
+    order: Literal["first", "last"] = "first"
+    """Of several that wait, whether that with the first (smallest) or the last step is next."""
 
     def with_absolute_paths(self) -> Self:
         """The same settings for a process in any folder."""
@@ -47,6 +73,11 @@ class WatchConfig(ComposedModel):
         if self.plan.adapter is not None or "://" in str(self.plan.model):
             raise ValueError("give the base alone: neither a url nor an adapter")
         return self
+
+    def asked(self) -> dict[str, Any]:
+        """What makes it a curve of its own."""
+        values = self.model_dump(mode="json")
+        return {name: values[name] for name in _SAME}
 
     def with_absolute_paths(self) -> Self:
         """The same watch for a process in any folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from enginehouse.core.errors import EnginehouseError
 from enginehouse.evaluation.compare import compare_runs
@@ -11,7 +12,6 @@ from enginehouse.results.curve import Against, Curve, CurvePoint, Kind, TaskInCu
 from enginehouse.results.summary import Report
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import open_run
-from enginehouse.watch.configuration import WatchConfig
 from enginehouse.watch.journal import AttemptRecord, TaskScore
 
 _Compared = Mapping[str, TaskComparison] | str  # by task, or why the runs cannot be compared
@@ -20,14 +20,16 @@ _Compared = Mapping[str, TaskComparison] | str  # by task, or why the runs canno
 class CurveMaker:
     """Makes the curve for each new point; any two runs are compared once."""
 
-    def __init__(self, config: WatchConfig, *, layout: Layout) -> None:
-        self._config = config
+    def __init__(self, directory: Path, *, model: str | None, seed: int, layout: Layout) -> None:
+        self._directory = directory
+        self._model = model
+        self._seed = seed
         self._layout = layout
         self._compared: dict[tuple[str, str], _Compared] = {}
 
     def curve(self, attempts: Iterable[AttemptRecord]) -> Curve:
         """The curve of attempts that have ended."""
-        plan, done = self._config.plan, list(attempts)
+        done = list(attempts)
         base = next((attempt for attempt in done if attempt.kind is Kind.BASE), None)
         ordered = _by_step([attempt for attempt in done if attempt.kind is not Kind.BASE])
         best: dict[str, AttemptRecord] = {}
@@ -38,9 +40,9 @@ class CurveMaker:
                 if score.score and score.score.value > _value(best.get(score.task), score.task):
                     best[score.task] = attempt
         return Curve(
-            directory=str(self._config.settings.directory),
-            model=plan.model or (str(plan.path) if plan.path else None),
-            seed=self._config.evaluation.seed,
+            directory=str(self._directory),
+            model=self._model,
+            seed=self._seed,
             base=self._point(base, None, {}) if base else None,
             points=tuple(points),
             tasks=_tasks([base, *ordered] if base else ordered, best),

@@ -20,27 +20,9 @@ from enginehouse.results.summary import Figure
 from enginehouse.store.journal import Journal, Repair, read_journal
 from enginehouse.store.layout import Layout
 from enginehouse.store.private import make_private
-from enginehouse.watch.configuration import WatchConfig
 
 _FORMAT = 1
 _LOCK_WAIT = 0.3
-# what makes two evaluations points of one curve; the rest says how fast, and where
-_SAME = (
-    "directory",
-    "model",
-    "path",
-    "engine",
-    "tasks",
-    "limit",
-    "samples",
-    "seed",
-    "temperature",
-    "top_p",
-    "top_k",
-    "max_tokens",
-    "system",
-    "tool_steps",
-)
 
 
 class Status(StrEnum):
@@ -73,7 +55,8 @@ class HeaderRecord(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_
 class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, tag="attempt", tag_field="record"):
     """An attempt to evaluate a folder's content (`digest`); the last one of a name counts.
 
-    `run` is None until there is one; `failure` is there if it failed, `scores` if it was evaluated.
+    `run` is its id or folder, None until there is one; `job` is that of the job that evaluates it.
+    `failure` is there if it failed, `scores` if it was evaluated.
     """
 
     name: str
@@ -83,6 +66,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, tag="attempt", ta
     at: datetime
     status: Status
     run: str | None = None
+    job: str | None = None
     failure: str | None = None
     scores: tuple[TaskScore, ...] = ()
 
@@ -114,6 +98,11 @@ class WatchJournal:
         """The last finished attempt of each name, in the order in which the names appeared."""
         return tuple(self._finished[key] for key in self._latest if key in self._finished)
 
+    @property
+    def begun(self) -> tuple[AttemptRecord, ...]:
+        """The attempts that have not ended."""
+        return tuple(r for r in self._latest.values() if r.status is Status.BEGUN)
+
     def of(self, key: str) -> AttemptRecord | None:
         """The last record of a name ("" is the base)."""
         return self._latest.get(key)
@@ -130,14 +119,13 @@ class WatchJournal:
 
 
 @contextmanager
-def held_journal(config: WatchConfig, *, layout: Layout) -> Iterator[WatchJournal]:
-    """The journal of a watch; another folder, model, task or seed has another journal.
+def held_journal(
+    asked: dict[str, Any], *, directory: Path, layout: Layout
+) -> Iterator[WatchJournal]:
+    """The journal of a watch; one for which anything else is `asked` has another journal.
 
-    Paths in `config` are absolute. Raises RunLockedError if another process watches, StoreError.
+    Raises RunLockedError if another process watches, StoreError.
     """
-    values = config.model_dump(mode="json")
-    asked = {name: values[name] for name in _SAME}
-    directory = config.settings.directory
     folder = layout.watches / f"{_slug(directory.name)}-{_digest(asked)[:12]}"
     try:
         layout.make_private(layout.watches)

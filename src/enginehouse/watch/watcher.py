@@ -1,41 +1,21 @@
-"""Evaluates checkpoints and adapters as they appear in a folder: each once, on one server."""
+"""Evaluates checkpoints and adapters as they appear in a folder: each once."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from enginehouse.commands.configuration import EvaluationConfig
-from enginehouse.commands.evaluate import (
-    OnProgress,
-    begin_run,
-    evaluate_on,
-    resume_evaluation,
-)
-from enginehouse.core.errors import (
-    AdapterError,
-    ConfigurationError,
-    ModelError,
-    RunNotFoundError,
-    ServerError,
-    WeightsError,
-    WireError,
-)
-from enginehouse.deployment.base import Deployment, Target
+from enginehouse.commands.evaluate import OnProgress
+from enginehouse.core.errors import ConfigurationError, ModelError
 from enginehouse.deployment.preparation import with_weight_swap
 from enginehouse.report.curve_page import curve_page
 from enginehouse.results.curve import Curve, CurvePoint, Kind
-from enginehouse.results.summary import Report
 from enginehouse.runtime.context import Context
 from enginehouse.store.files import write_whole
 from enginehouse.store.layout import Layout
-from enginehouse.store.runs import open_run
 from enginehouse.tasks.registry import load_task
 from enginehouse.watch.checkpoints import (
     MAY_CHANGE,
@@ -44,40 +24,19 @@ from enginehouse.watch.checkpoints import (
     Lookout,
     Waiting,
     content_digest,
-    state_of,
 )
-from enginehouse.watch.configuration import WatchConfig
-from enginehouse.watch.curves import CurveMaker, scores_of
+from enginehouse.watch.configuration import WatchConfig, WatchSettings
+from enginehouse.watch.curves import CurveMaker
+from enginehouse.watch.evaluations import Evaluations, Pending
 from enginehouse.watch.host import Host
 from enginehouse.watch.journal import AttemptRecord, Status, WatchJournal, held_journal
+from enginehouse.watch.served import ServedEvaluations
+from enginehouse.watch.submitted import LaunchedWatch, SubmittedEvaluations
 from enginehouse.weights.checkpoint import digest_of
 
 # The curve, and its new point; None if there is no new one.
 OnCurve = Callable[[Curve, CurvePoint | None], None]
 _EARLY = 0.9  # of a pause: timers may be early
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One evaluation to do: of a folder's content, or of the base (`folder` None)."""
-
-    folder: Finished | None
-    name: str
-    digest: str
-
-    @property
-    def key(self) -> str:
-        return self.folder.name if self.folder else ""
-
-    def record(self, status: Status) -> AttemptRecord:
-        return AttemptRecord(
-            name=self.name,
-            kind=self.folder.kind if self.folder else Kind.BASE,
-            step=self.folder.step if self.folder else None,
-            digest=self.digest,
-            at=datetime.now(UTC),
-            status=status,
-        )
 
 
 async def watch(
@@ -95,27 +54,60 @@ async def watch(
     StoreError, and what starting a server for the base does.
     """
     config = config.with_absolute_paths()
-    directory = config.settings.directory
-    if config.settings.once and not directory.is_dir():
+    _require_folder(config.settings)
+    for task in config.evaluation.tasks:
+        await asyncio.to_thread(load_task, task.name)
+    base, directory = config.plan.model or config.plan.path, config.settings.directory
+    with held_journal(config.asked(), directory=directory, layout=context.layout) as journal:
+        host = Host(
+            with_weight_swap(config.plan), context, concurrency=config.evaluation.most_in_flight
+        )
+        evaluations = ServedEvaluations(
+            config, context, journal=journal, host=host, progress=progress
+        )
+        watcher = _Watcher(
+            config.settings,
+            context,
+            base=None if base is None else str(base),
+            seed=config.evaluation.seed,
+            journal=journal,
+            evaluations=evaluations,
+            shown=shown,
+        )
+        return await watcher.carry_on()
+
+
+async def watch_with_jobs(
+    launched: LaunchedWatch, context: Context, *, shown: OnCurve = lambda *_: None
+) -> Curve:
+    """Submit a job for each checkpoint in the folder, and follow it; otherwise like `watch`.
+
+    Cancelling it leaves the jobs alone, and another call finds them again. A job that cannot be
+    submitted now is tried again later. Raises ConfigurationError for the launch file,
+    RunLockedError and StoreError.
+    """
+    _require_folder(launched.settings)
+    directory = launched.settings.directory
+    with held_journal(launched.asked(), directory=directory, layout=context.layout) as journal:
+        watcher = _Watcher(
+            launched.settings,
+            context,
+            base=launched.base,
+            seed=launched.seed,
+            journal=journal,
+            evaluations=SubmittedEvaluations(launched, context, journal=journal),
+            shown=shown,
+        )
+        return await watcher.carry_on()
+
+
+def _require_folder(settings: WatchSettings) -> None:
+    if settings.once and not settings.directory.is_dir():
         raise ConfigurationError(
-            f"{directory} is not a folder",
+            f"{settings.directory} is not a folder",
             why="with --once there is nothing to wait for",
             fix="give the folder that holds the checkpoints",
         )
-    for task in config.evaluation.tasks:
-        await asyncio.to_thread(load_task, task.name)
-    with held_journal(config, layout=context.layout) as journal:
-        if journal.repair:
-            context.notify(str(journal.repair))
-        plan = with_weight_swap(config.plan)
-        host = Host(plan, context, concurrency=config.evaluation.most_in_flight)
-        watcher = _Watcher(
-            config, context, journal=journal, host=host, progress=progress, shown=shown
-        )
-        try:
-            return await watcher.carry_on()
-        finally:
-            await host.close()
 
 
 class _Watcher:
@@ -123,25 +115,30 @@ class _Watcher:
 
     def __init__(
         self,
-        config: WatchConfig,
+        settings: WatchSettings,
         context: Context,
         *,
+        base: str | None,
+        seed: int,
         journal: WatchJournal,
-        host: Host,
-        progress: OnProgress,
+        evaluations: Evaluations,
         shown: OnCurve,
     ) -> None:
-        self._config = config
-        self._settings = config.settings
+        self._settings = settings
         self._context = context
         self._notify = context.notify
+        self._base = base
         self._journal = journal
-        self._host = host
-        self._progress = progress
+        self._evaluations = evaluations
         self._shown = shown
-        self._page = config.settings.html or journal.folder / "curve.html"
-        self._lookout = Lookout(config.settings.directory, settle=config.settings.interval * _EARLY)
-        self._maker = CurveMaker(config, layout=context.layout)
+        self._page = settings.html or journal.folder / "curve.html"
+        self._lookout = Lookout(
+            settings.directory,
+            settle=settings.interval * _EARLY,
+            include=settings.include,
+            ready_markers=settings.ready_markers,
+        )
+        self._maker = CurveMaker(settings.directory, model=base, seed=seed, layout=context.layout)
         self._digests: dict[str, tuple[Finished, str]] = {}
         self._unreadable: dict[str, Waiting] = {}
         self._told: set[str] = set()
@@ -149,19 +146,33 @@ class _Watcher:
 
     async def carry_on(self) -> Curve:
         """Evaluate what is finished and look again, until there is nothing left to wait for."""
+        if self._journal.repair:
+            self._notify(str(self._journal.repair))
         self._notify(f"curve: {self._page}")
+        try:
+            return await self._repeat()
+        finally:
+            await self._evaluations.close()
+
+    async def _repeat(self) -> Curve:
         curve = await self._publish(None)
         began: float | None = None
         while True:
             look = await asyncio.to_thread(self._lookout.look)
             began = look.at if began is None else began
-            self._host.adapters = look.of(Kind.ADAPTER)
-            job = await asyncio.to_thread(self._next, look)
+            self._evaluations.expect(look)
+            for record in await self._evaluations.ended():
+                curve = await self._keep(record)
+            pending = None
+            if self._evaluations.has_room:
+                pending = await asyncio.to_thread(self._next, look)
             await asyncio.to_thread(self._tell, look)
-            if job:
-                curve = await self._evaluate(job) or curve
+            if pending and (attempt := await self._attempt(pending)):
+                curve = curve if attempt.status is Status.BEGUN else await self._keep(attempt)
                 continue
-            if self._settings.once and look.at - began >= self._settings.interval * _EARLY:
+            waits = pending or self._evaluations.following or not self._evaluations.has_room
+            settled = look.at - began >= self._settings.interval * _EARLY
+            if self._settings.once and settled and not waits:
                 for waiting in (*look.waiting, *self._unreadable.values()):
                     self._notify(f"{waiting.name} is left out: {waiting.why}")
                 return curve
@@ -181,16 +192,16 @@ class _Watcher:
                 self._told.add(waiting.name)
                 self._notify(f"waiting for {waiting.name}: {waiting.why}")
 
-    def _next(self, look: Look) -> _Job | None:
-        """The base, then what has the smallest step. Blocking."""
-        if (own := self._config.plan.model or self._config.plan.path) is not None:
-            digest = _base_digest(str(own), layout=self._context.layout)
+    def _next(self, look: Look) -> Pending | None:
+        """The base, then by step. Blocking."""
+        if self._base is not None:
+            digest = _base_digest(self._base, layout=self._context.layout)
             if self._is_new("", digest):
-                return _Job(folder=None, name=str(own), digest=digest)
+                return Pending(folder=None, name=self._base, digest=digest)
         finished = {folder.name for folder in look.finished}
         for name in self._unreadable.keys() - finished:
             del self._unreadable[name]
-        for folder in sorted(look.finished, key=lambda f: (f.step is None, f.step or 0)):
+        for folder in self._ordered(look):
             known, digest = self._digests.get(folder.name, (None, ""))
             if known != folder:
                 try:
@@ -205,119 +216,43 @@ class _Watcher:
                 self._unreadable.pop(folder.name, None)
                 self._digests[folder.name] = (folder, digest)
             if self._is_new(folder.name, digest):
-                return _Job(folder=folder, name=folder.name, digest=digest)
+                return Pending(folder=folder, name=folder.name, digest=digest)
         return None
 
+    def _ordered(self, look: Look) -> list[Finished]:
+        """The finished folders by step; those without one are the last."""
+        sign = -1 if self._settings.order == "last" else 1
+        return sorted(look.finished, key=lambda f: (f.step is None, sign * (f.step or 0)))
+
     def _is_new(self, key: str, digest: str) -> bool:
+        if key in self._evaluations.following:
+            return False
         record = self._journal.of(key)
         if record is None or record.digest != digest or record.status is Status.BEGUN:
             return True
         again = record.status is Status.FAILED and self._settings.retry_failed
         return again and key not in self._tried
 
-    async def _evaluate(self, job: _Job) -> Curve | None:
-        """Evaluate, record the result, show it; None if the folder changed while it was loaded."""
-        self._tried.add(job.key)
-        record = self._twin(job) or await self._attempt(job)
-        if record is None:
-            self._notify(f"{job.name} changed while it was loaded: waiting for it again")
-            return None
+    async def _attempt(self, pending: Pending) -> AttemptRecord | None:
+        """Evaluate it, or begin to; None if that is not possible now."""
+        self._tried.add(pending.key)
+        return self._twin(pending) or await self._evaluations.evaluate(pending)
+
+    async def _keep(self, record: AttemptRecord) -> Curve:
+        """Record an attempt that has ended, and show it."""
         self._journal.add(record)
         return await self._publish(record)
 
-    def _twin(self, job: _Job) -> AttemptRecord | None:
+    def _twin(self, pending: Pending) -> AttemptRecord | None:
         """The result of the same content under another name."""
-        kind = job.folder.kind if job.folder else Kind.BASE
+        kind = pending.folder.kind if pending.folder else Kind.BASE
         for other in self._journal.attempts:
-            same = (other.kind, other.digest, other.status) == (kind, job.digest, Status.EVALUATED)
-            if same and other.key != job.key:
-                self._notify(f"{job.name} is the same as {other.name}: not evaluated again")
-                record = job.record(Status.EVALUATED)
+            same = (other.kind, other.digest) == (kind, pending.digest)
+            if same and other.status is Status.EVALUATED and other.key != pending.key:
+                self._notify(f"{pending.name} is the same as {other.name}: not evaluated again")
+                record = pending.record(Status.EVALUATED)
                 return msgspec.structs.replace(record, run=other.run, scores=other.scores)
         return None
-
-    async def _attempt(self, job: _Job) -> AttemptRecord | None:
-        """Evaluate it; if the server is lost, once more on a new one."""
-        again = False
-        while True:
-            try:
-                deployment = await self._host.ready(job.folder)
-            except (ModelError, ServerError) as error:
-                its_own = isinstance(error, AdapterError) or not self._host.has_model
-                if job.folder is None or not its_own:
-                    raise
-                return await self._failed(job, error)
-            try:
-                return await self._evaluate_on(deployment, job)
-            except ServerError as error:
-                await self._host.close()
-                if again and job.folder is None:
-                    raise
-                if again:
-                    return await self._failed(job, error)
-                self._notify(f"{job.name}: {error.message}; once more, with a new server")
-                again = True
-
-    async def _evaluate_on(self, deployment: Deployment, job: _Job) -> AttemptRecord | None:
-        """A new run, or the one that was interrupted. Raises ServerError if the server was lost."""
-        async with AsyncExitStack() as stack:
-            path = job.folder.path if job.folder else None
-            try:
-                target = await stack.enter_async_context(deployment.target(path))
-            except (ModelError, WeightsError) as error:
-                lost = isinstance(error, WeightsError) and not error.restored
-                if lost or job.folder is None:
-                    raise
-                return await self._failed(job, error)
-            except WireError as error:
-                raise ServerError(error.message, why=error.why, fix=error.fix) from error
-            if await self._changed(job):
-                return None
-            self._notify(f"evaluating {job.name}")
-            report = await self._resumed(target, job)
-            if report is None:
-                planned = await begin_run(self._evaluation(job.folder), self._context)
-                begun = msgspec.structs.replace(job.record(Status.BEGUN), run=planned.run.info.id)
-                self._journal.add(begun)
-                report = await evaluate_on(target, planned, self._context, progress=self._progress)
-        record = job.record(Status.EVALUATED)
-        return msgspec.structs.replace(record, run=report.run, scores=scores_of(report))
-
-    async def _resumed(self, target: Target, job: _Job) -> Report | None:
-        """The report of the run that was interrupted; None if there was none."""
-        before = self._journal.of(job.key)
-        if before is None or before.digest != job.digest or before.run is None:
-            return None
-        try:
-            run = open_run(self._context.layout, before.run).info.id
-        except RunNotFoundError:
-            return None
-        return await resume_evaluation(
-            run, self._context, progress=self._progress, trust=True, target=target
-        )
-
-    def _evaluation(self, folder: Finished | None) -> EvaluationConfig:
-        """How one of them is evaluated; as a run of its own it can be resumed by itself."""
-        if folder is None:
-            return self._config.evaluation_config()
-        if folder.kind is Kind.ADAPTER:
-            return self._config.evaluation_config(adapter=folder.path)
-        return self._config.evaluation_config(model=str(folder.path), path=None)
-
-    async def _changed(self, job: _Job) -> bool:
-        if job.folder is None:
-            return False
-        try:
-            return await asyncio.to_thread(state_of, job.folder.path) != job.folder.state
-        except OSError:
-            return True
-
-    async def _failed(self, job: _Job, error: Exception) -> AttemptRecord | None:
-        """A failure, unless the folder changed while it was loaded, which explains it."""
-        if await self._changed(job):
-            return None
-        record = job.record(Status.FAILED)
-        return msgspec.structs.replace(record, failure=str(error))
 
     async def _publish(self, record: AttemptRecord | None) -> Curve:
         """Write the curve's files, and show it."""

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from enginehouse.core.errors import ConfigurationError, FlagError
+from enginehouse.core.errors import ConfigurationError, FlagError, UnsupportedError
 from enginehouse.engines import arguments
+from enginehouse.engines.addresses import own_address
 from enginehouse.engines.base import LaunchContext, LoraFlags, Quirk
 from enginehouse.engines.checks import (
     is_given,
@@ -152,7 +153,49 @@ def command(options: ServerOptions, context: LaunchContext) -> Command:
         *_defaults(options, environment, named | set(typed)),
         *tool_flags(Path(context.model_path), given=named, known=environment.flags),
         *extra,
+        *_head_flags(named),
         *_GUARD,  # the last middleware is asked first
+    )
+    return Command(argv=argv, env=_variables(options, context, named))
+
+
+def span_flags(nodes: int, *, port: int) -> tuple[str, ...]:
+    """See SupportsNodes; the ports are where the head meets the others."""
+    return (
+        *("--nnodes", str(nodes)),
+        *("--master-port", str(port)),
+        *("--data-parallel-rpc-port", str(port + 1)),
+    )
+
+
+def _head_flags(named: set[str]) -> Iterator[str]:
+    if "--nnodes" in named and "--master-addr" not in named:
+        # as an address: a socket cannot be bound to a name
+        yield from ("--node-rank", "0", "--master-addr", own_address())
+
+
+def worker(options: ServerOptions, *, context: LaunchContext, head: str, node: int) -> Command:
+    """See SupportsNodes."""
+    environment = context.environment
+    program = _program(context)
+    if _COMMAND not in program:
+        raise UnsupportedError(
+            f"a server of vllm {environment.version} ({environment.variant}) cannot span machines",
+            why="`vllm serve` starts the parts on the others, and does not run in this build",
+            fix="use the CUDA build, or a server on each machine",
+        )
+    extra = arguments.split(options.extra_args)
+    named = {argument.flag for argument in arguments.read(extra)}
+    typed = tuple(_typed(_with_spare_place(options, environment, named)))
+    # without servers for HTTP, of which their number is asked for
+    taken = {*named, *typed, "--api-server-count"}
+    argv = (
+        *program,
+        "--headless",
+        *typed,
+        *_defaults(options, environment, taken),
+        *extra,
+        *("--node-rank", str(node), "--master-addr", head),
     )
     return Command(argv=argv, env=_variables(options, context, named))
 

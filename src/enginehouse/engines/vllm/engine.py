@@ -36,6 +36,8 @@ class VllmEngine:
     check = staticmethod(command_line.check)
     command = staticmethod(command_line.command)
     quirks = staticmethod(command_line.quirks)
+    span_flags = staticmethod(command_line.span_flags)
+    worker = staticmethod(command_line.worker)
     unsuited = staticmethod(needs_linux)
 
     def capabilities(self, version: str | None) -> Capabilities:  # noqa: ARG002 - alike so far

@@ -73,6 +73,16 @@ class ExecutionSettings(StrictModel):
         return self.type
 
     @property
+    def gives_nodes(self) -> bool:
+        """Whether each companion of a job gets a node of its own."""
+        return False
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether a job sees this machine's files under their names here."""
+        return False
+
+    @property
     def jobs_folder(self) -> PurePosixPath:
         """`output_dir`, absolute, on the machine where jobs run: by default, this one's."""
         return PurePosixPath(Path(self.output_dir).expanduser().absolute())
@@ -99,6 +109,16 @@ class ExecutionSettings(StrictModel):
     def command_words(self) -> tuple[str, ...]:
         """How Enginehouse is started where a job runs."""
         return self.command or ("enginehouse",)
+
+    @property
+    def nodes(self) -> int:
+        """The nodes of a job, over all of its servers."""
+        return 1
+
+    @property
+    def instances(self) -> int:
+        """The servers that its nodes are divided among, or one node's GPUs if there is one."""
+        return 1
 
     @property
     def without_effect(self) -> Mapping[str, str]:

@@ -80,10 +80,22 @@ class LocalSettings(ExecutionSettings):
     type: Literal["local"] = "local"
     gpus: Annotated[int, Field(ge=0)] | None = None
     """The number of GPUs that a job may use; by default all of this machine."""
+    num_instances: Annotated[int, Field(ge=1)] = 1
+    """The servers that share this machine's GPUs or cores, and the requests."""
     walltime: Annotated[int, Field(ge=1)] | None = None
     """The longest time for a whole job, in seconds."""
     kill_grace: Annotated[float, Field(gt=0)] = 60.0
     """The longest time for a job to stop its server when it is to end, in seconds."""
+
+    @property
+    def runs_here(self) -> bool:
+        """It does."""
+        return True
+
+    @property
+    def instances(self) -> int:
+        """The servers on this machine."""
+        return self.num_instances
 
     @property
     def command_words(self) -> tuple[str, ...]:
@@ -276,17 +288,17 @@ def _status(handle: Handle) -> JobStatus:
     folder, supervisor = Path(handle.folder), _identity(handle)
     if (host := handle.reference["host"]) != socket.gethostname():
         return JobStatus(state=JobState.UNKNOWN, reason=f"it was started on {host}")
-    lives = is_alive(supervisor)  # before its end is looked for: it may end in between
+    if is_alive(supervisor):  # even if it has written its end: something of the job still runs
+        return JobStatus(state=JobState.RUNNING)
     if (end := read_end(folder, supervisor=supervisor)) is not None:
         return JobStatus(state=end.state, reason=end.reason, exit_code=end.exit_code)
-    if lives:
-        return JobStatus(state=JobState.RUNNING)
     if any(is_alive(command) for command in read_processes(folder, supervisor=supervisor)):
         return JobStatus(state=JobState.RUNNING, reason="its process was killed; it is being ended")
     if not folder.exists():
         return JobStatus(state=JobState.UNKNOWN, reason="its folder is gone")
     restarted = this_process().boot != supervisor.boot
-    reason = "the machine was restarted" if restarted else "its process was killed"
+    gone = "its process is gone: it was killed, or its disk was full"
+    reason = "the machine was restarted" if restarted else gone
     return JobStatus(state=JobState.INTERRUPTED, reason=reason)
 
 
@@ -338,10 +350,7 @@ def _require_gpus(job: JobSpec) -> None:
 def _require_ended(folder: Path) -> None:
     """Raise JobError if a job of this folder still runs."""
     begun = read_begun(folder)
-    if begun is None:
-        return
-    ending = read_end(folder, supervisor=begun.supervisor) is not None
-    if any(map(is_alive, begun.commands if ending else (begun.supervisor, *begun.commands))):
+    if begun is not None and any(map(is_alive, (begun.supervisor, *begun.commands))):
         raise JobError(
             f"the job in {folder} still runs (pid {begun.supervisor.pid})",
             fix="wait until it has ended, or end it with `enginehouse launch kill`",

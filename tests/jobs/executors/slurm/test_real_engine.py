@@ -20,7 +20,7 @@ def test_from_the_file_to_the_run(real_house: House, smollm2: ResolvedModel, clu
 
     items, _ = sums(right=4)
     launch_file = write_launch(real_house, model=smollm2.path, server=SMALL_VLLM, items=items)
-    job = Job(call, launch_file)
+    job = Job(call, launch_file, patience=800)
     assert job.reach("complete", "failed", "interrupted")["state"] == "complete", job.log()
     assert set(journaled(job.folder / "run").samples.values()) == {1}
     assert len(journaled(job.folder / "run").outcomes) == 4

@@ -16,7 +16,7 @@ class ScriptedLoginNode(LoginNode):
         super().__init__("login", username=None, options={})
         self.out = out
 
-    async def run(self, script: str) -> Finished:
+    async def run(self, script: str, *, patience: float = 1.0) -> Finished:
         """Run nothing."""
         return Finished(0, self.out.encode(), "")
 

@@ -72,7 +72,6 @@ def test_no_gpus_are_asked_for_on_a_cluster_without_any():
         {"sbatch_comment": "a\n#SBATCH --wrap=x"},
         {"output_dir": '/jobs"'},
         {"hostname": "login", "output_dir": "jobs"},
-        {"num_nodes": 3, "num_instances": 2},
         {"walltime": "02:00:00", "max_walltime": "01:00:00"},
         {"hostname": "-oProxyCommand=evil"},
     ],

@@ -40,6 +40,7 @@ from enginehouse.runtime.context import Context
 
 _POLL = 0.5  # seconds between looks at a job, and
 _POLL_REMOTE = 3.0  # on a login node
+_FETCH = 1800.0  # seconds to copy a job's folder
 _CANCEL = 180.0  # seconds until a cancelled job has ended; Slurm's own KillWait is 30 by default
 
 
@@ -124,7 +125,7 @@ class SlurmExecutor:
         if self._login.hostname is None:
             return Path(handle.folder)
         script = f"cd -- {shlex.quote(handle.folder)} && tar --create --gzip --file=- ."
-        finished = await self._login.run(script)
+        finished = await self._login.run(script, patience=_FETCH)
         if finished.code != 0:
             raise JobError(
                 f"the folder of the job could not be read on {self._login.place}",

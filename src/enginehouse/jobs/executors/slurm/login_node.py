@@ -16,6 +16,7 @@ from enginehouse.core.errors import JobError
 _CONNECT = 15  # seconds
 _COMMAND = 120.0  # seconds for a script, on a login node that many people use
 _STALLED = 20  # seconds without a sign of life until a connection counts as lost
+_MARK = b"\x1e"  # ends what a user's .bashrc prints before a script runs
 _LONGEST = 600  # characters of what a program says
 
 # What ssh says, the kind of error that it means, and what to do about it.
@@ -78,15 +79,21 @@ class LoginNode:
         """The machine, for messages."""
         return self.hostname or "this machine"
 
-    async def run(self, script: str) -> Finished:
-        """Run the script to its end. Raises JobError if the machine cannot be reached."""
+    async def run(self, script: str, *, patience: float = _COMMAND) -> Finished:
+        """Run the script to its end, for at most `patience` seconds.
+
+        Raises JobError if the machine cannot be reached, or does not answer in that time.
+        """
         if self.hostname is None:
-            return await self._communicate(("bash", "-s"), script.encode())
-        argv = (*self._ssh(), self._destination(), "exec bash -s")
-        finished = await self._communicate(argv, script.encode())
+            return await self._communicate(("bash", "-s"), script.encode(), patience=patience)
+        finished = await self._communicate(
+            (*self._ssh(), self._destination(), "exec bash -s"),
+            f"printf '\\036'\n{script}".encode(),
+            patience=patience,
+        )
         if finished.code == 255:  # ssh's own; no script ends with it
             raise _connection_error(self.hostname, finished.err)
-        return finished
+        return Finished(finished.code, finished.out.partition(_MARK)[2], finished.err)
 
     def command_line(self) -> tuple[str, ...]:
         """The argv that a script is given to."""
@@ -114,7 +121,9 @@ class LoginNode:
         }
         return ("ssh", "-T", *(f"-o{name}={value}" for name, value in options.items()))
 
-    async def _communicate(self, argv: tuple[str, ...], script: bytes) -> Finished:
+    async def _communicate(
+        self, argv: tuple[str, ...], script: bytes, *, patience: float = _COMMAND
+    ) -> Finished:
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,
@@ -129,11 +138,11 @@ class LoginNode:
                 kind="no_program",
             ) from error
         try:
-            async with asyncio.timeout(_COMMAND):
+            async with asyncio.timeout(patience):
                 out, err = await process.communicate(script)
         except TimeoutError as error:
             raise JobError(
-                f"{self.place} did not answer for {_COMMAND:.0f} s",
+                f"{self.place} did not answer for {patience:.0f} s",
                 fix="try again later; if it stays so, ask the cluster's support",
                 kind="unreachable",
             ) from error

@@ -87,7 +87,7 @@ class SlurmSettings(ExecutionSettings):
     num_nodes: Annotated[int, Field(ge=1)] = 1
     """The nodes of a job, over all of its instances."""
     num_instances: Annotated[int, Field(ge=1)] = 1
-    """The independent instances that the nodes are divided among."""
+    """The independent instances that the nodes are divided among, or one node's GPUs."""
     ntasks_per_node: Annotated[int, Field(ge=1)] = 1
     gres: Word | None = None
     """Generic resources of each node: `gpu:8`."""
@@ -141,12 +141,22 @@ class SlurmSettings(ExecutionSettings):
             raise ValueError("sbatch_comment has more than one line")
         if self.max_walltime is not None and self.max_walltime < self.walltime:
             raise ValueError("max_walltime is shorter than walltime")
-        if self.num_nodes % self.num_instances:
-            raise ValueError(
-                f"num_nodes ({self.num_nodes}) cannot be divided among"
-                f" {self.num_instances} instances (num_instances)"
-            )
         return self
+
+    @property
+    def gives_nodes(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def nodes(self) -> int:
+        """The nodes of a job, over all of its servers."""
+        return self.num_nodes
+
+    @property
+    def instances(self) -> int:
+        """The servers that the nodes are divided among."""
+        return self.num_instances
 
     @property
     def place(self) -> str:

@@ -1,0 +1,240 @@
+"""What runs on the nodes of a job besides its main command."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from tests.support.command_line import House, journaled, sums
+
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.deployment.configuration import ServeConfig, parse
+from enginehouse.engines.vllm.engine import VllmEngine
+from enginehouse.jobs.base import JobSpec, JobState, Resources
+from enginehouse.jobs.companions import SERVER
+from enginehouse.jobs.executors.local import LocalExecutor, LocalSettings
+from enginehouse.jobs.launch_file import read_launch
+from enginehouse.jobs.plan import PLAN, LaunchPlan, plan_launch
+from enginehouse.runtime.context import Context
+
+
+def plan(
+    folder: Path,
+    *,
+    execution: dict[str, Any],
+    deployment: dict[str, Any] | None = None,
+    task: str = "gsm8k",
+    kind: str = "vllm",
+    params: dict[str, Any] | None = None,
+    auxiliary: dict[str, Any] | None = None,
+) -> LaunchPlan:
+    """The plan of a launch file for Slurm."""
+    served = {"checkpoint_path": str(folder / "tiny")} if kind != "none" else {}
+    values = {
+        "defaults": [{"execution": "slurm"}, {"deployment": kind}, "_self_"],
+        "execution": {"output_dir": str(folder / "jobs"), **execution},
+        "deployment": {**served, **(deployment or {})},
+        "auxiliary_deployments": auxiliary or {},
+        "evaluation": {
+            "tasks": [{"name": task}],
+            "nemo_evaluator_config": {"config": {"params": params or {}}},
+        },
+    }
+    if kind == "none":
+        endpoint = {"url": "http://127.0.0.1:1/v1/chat/completions", "model_id": "m"}
+        values["target"] = {"api_endpoint": endpoint}
+    path = folder / "launch.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return plan_launch(read_launch(path))
+
+
+def test_instances_on_one_node(tmp_path: Path):
+    """The plan starts them, and each has GPUs of its own."""
+    planned = plan(tmp_path, execution={"num_instances": 4}, deployment={"tensor_parallel_size": 2})
+    assert planned.evaluation.plan.instances == 4
+    assert planned.job.companions == ()
+    assert (planned.gpus, planned.job.resources.gpus_per_node) == (8, 8)
+
+
+def test_instances_on_a_cpu(tmp_path: Path):
+    """They need no GPU."""
+    planned = plan(tmp_path, execution={"num_instances": 2}, deployment={"variant": "cpu"})
+    assert planned.evaluation.plan.instances == 2
+    assert planned.gpus == 0
+
+
+def test_an_instance_on_each_node(tmp_path: Path):
+    """One is the main command's own, the others announce themselves in the job's folder."""
+    planned = plan(
+        tmp_path,
+        execution={"num_nodes": 3, "num_instances": 3},
+        deployment={"tensor_parallel_size": 4, "adapter": "/adapters/a"},
+    )
+    asked = planned.evaluation.plan
+    announced = str(planned.job.folder / "servers")
+    assert (asked.instances, str(asked.addresses)) == (1, announced)
+    (companion,) = planned.job.companions
+    assert (companion.nodes, planned.job.nodes) == (2, 3)
+    assert companion.command[-5:] == ("serve", "--config", SERVER, "--announce", announced)
+    served = parse(ServeConfig, yaml.safe_load(planned.job.files[SERVER]), origin="test")
+    assert served.server.host == "0.0.0.0"
+    assert served.server.enable_lora
+    assert served.adapter is None
+    assert served.server.tensor_parallel_size == 4
+    assert (planned.gpus, planned.job.resources.gpus_per_node) == (12, 4)
+
+
+@pytest.mark.parametrize("backend", [None, "ray"])
+def test_one_server_over_all_nodes(tmp_path: Path, backend: str | None):
+    """Its parts agree on ports; the head's address is known where they run."""
+    planned = plan(
+        tmp_path,
+        execution={"num_nodes": 2},
+        deployment={
+            "tensor_parallel_size": 8,
+            "pipeline_parallel_size": 2,
+            "extra_args": "--max-model-len 4096",
+            "distributed_executor_backend": backend,
+        },
+    )
+    main = yaml.safe_load(planned.job.files[PLAN])["server"]["extra_args"]
+    part = yaml.safe_load(planned.job.files[SERVER])["server"]["extra_args"]
+    assert main == part
+    assert main[:4] == ["--max-model-len", "4096", "--nnodes", "2"]
+    (companion,) = planned.job.companions
+    assert companion.command[-4:] == ("--head", "{head}", "--node", "{node}")
+    assert companion.nodes == 1
+    assert planned.evaluation.plan.max_restarts == 0
+    assert planned.job.resources.gpus_per_node == 8
+    assert any("Ray" in note for note in planned.notes) is (backend == "ray")
+    assert any("resume" in note for note in planned.notes)
+
+
+@pytest.mark.parametrize(
+    ("execution", "deployment"),
+    [
+        ({"num_nodes": 4, "num_instances": 2}, {}),
+        ({"num_nodes": 3}, {"tensor_parallel_size": 8}),
+        ({"num_nodes": 2}, {"type": "hf"}),
+    ],
+)
+def test_nodes_that_do_not_add_up(tmp_path: Path, execution, deployment):
+    """They are refused when the job is planned."""
+    gres = {"gres": "gpu:8"}  # which alone would be enough
+    with pytest.raises(ConfigurationError):
+        plan(tmp_path, execution=execution | gres, deployment=deployment)
+
+
+def test_nothing_is_deployed(tmp_path: Path):
+    """Then further nodes would be of no use."""
+    planned = plan(tmp_path, execution={"num_nodes": 2}, kind="none")
+    assert planned.job.companions == ()
+    assert any("one node" in note for note in planned.notes)
+
+
+def test_the_flags_of_the_installed_vllm():
+    """The head is told its address; a part serves nothing over HTTP."""
+    flags = VllmEngine().span_flags(2, port=20000)
+    assert flags == (
+        *("--nnodes", "2", "--master-port", "20000"),
+        *("--data-parallel-rpc-port", "20001"),
+    )
+
+
+async def ended(executor: LocalExecutor, job: JobSpec) -> JobState:
+    """Submit the job, and wait for its end."""
+    async with executor:
+        handle = await executor.submit(job, secrets={})
+        async with asyncio.timeout(120):
+            while not (status := (await executor.statuses([handle]))[0]).state.ended:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+    for child in psutil.Process().children():  # the submitter takes the exit code of its child
+        child.wait(30)
+    return status.state
+
+
+@pytest.mark.slow
+async def test_an_evaluation_on_two_servers(house: House):
+    """The companion's server is found, both answer, and nothing is left at the end."""
+    house.model()
+    items, _ = sums(right=40)
+    planned = plan(
+        house.work,
+        execution={"num_nodes": 2, "num_instances": 2},
+        deployment={
+            "tensor_parallel_size": 1,
+            "env_vars": {"VLLM_FAKE_TOKEN_LATENCY": "0.05"},
+        },
+        task=str(house.task(items)),
+        params={"parallelism": 2},
+    )
+    served = yaml.safe_load(planned.job.files[SERVER])
+    served["server"]["host"] = "127.0.0.1"  # both are on this machine
+    folder = planned.job.folder
+    job = replace(
+        planned.job,
+        files={**planned.job.files, SERVER: yaml.safe_dump(served)},
+        resources=Resources(),
+    )
+    settings = LocalSettings(output_dir=str(house.work), kill_grace=20)
+    assert await ended(LocalExecutor(settings, Context()), job) is JobState.COMPLETE
+    samples = journaled(Path(folder) / "run").samples
+    assert (len(samples), set(samples.values())) == (40, {1})
+    assert "joined" in (Path(folder) / "log.txt").read_text()
+    assert list((Path(folder) / "servers").iterdir()) == []
+
+
+def test_a_judge_has_nodes_of_its_own(tmp_path: Path):
+    """As the launcher's own example has it: a second server, which announces itself to the job."""
+    (tmp_path / "graded.jsonl").write_text('{"ask": "Why?"}')
+    (tmp_path / "graded.yaml").write_text(
+        "name: graded\ndata: graded.jsonl\nprompt: '{{ ask }}'\nmetric: judge\n"
+    )
+    judge = {
+        "url": "auxiliary_deployments.judge.chat_url",
+        "model_id": "auxiliary_deployments.judge.model_id",
+        "temperature": 0.0,
+        "request_timeout": 120,
+    }
+    auxiliary = {
+        "type": "vllm", "checkpoint_path": "/judge", "served_model_name": "grader",
+        "tensor_parallel_size": 2, "env_vars": {"HF_TOKEN": "host:HF_TOKEN"},
+    }  # fmt: skip
+    planned = plan(
+        tmp_path,
+        execution={"num_nodes": 1},
+        deployment={"tensor_parallel_size": 2},
+        task="graded.yaml",
+        params={"extra": {"judge": judge}},
+        auxiliary={"judge": auxiliary},
+    )
+    (companion,) = planned.job.companions
+    assert companion.command[-5:] == (
+        "serve", "--config", "judge.yaml", "--announce", "judge-servers",
+    )  # fmt: skip
+    assert companion.environment.secrets == {"HF_TOKEN"}
+    assert "HF_TOKEN" in planned.variables.by_name
+    server = parse(ServeConfig, yaml.safe_load(planned.job.files["judge.yaml"]), origin="test")
+    assert (server.model, server.server.served_model_name) == ("/judge", "grader")
+    assert server.server.host == "0.0.0.0"
+    chosen = planned.evaluation.settings.judge
+    assert chosen is not None
+    assert str(chosen.addresses) == "judge-servers"
+    assert (chosen.request_timeout, chosen.model) == (120.0, None)
+    assert planned.job.resources.nodes == 1
+    assert (planned.gpus, planned.job.resources.gpus_per_node) == (4, 2)
+    for wrong in ({"tensor_parallel_size": 4}, {"num_nodes": 2}):
+        with pytest.raises(ConfigurationError):
+            plan(
+                tmp_path,
+                execution={"num_nodes": 1},
+                deployment={"tensor_parallel_size": 2},
+                task="graded.yaml",
+                params={"extra": {"judge": judge}},
+                auxiliary={"judge": auxiliary | wrong},
+            )
