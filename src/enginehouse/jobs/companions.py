@@ -16,8 +16,6 @@ import yaml
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.configuration import ServeConfig, merged, parse
-from enginehouse.engines.base import SupportsNodes
-from enginehouse.engines.registry import load_engine
 from enginehouse.jobs.base import Companion
 from enginehouse.jobs.configuration import LaunchConfig
 
@@ -75,6 +73,9 @@ def _one_on_each_node(config: LaunchConfig, plan: Mapping[str, Any]) -> Arrangem
 
 
 def _one_over_all_nodes(config: LaunchConfig, plan: Mapping[str, Any], *, job: str) -> Arrangement:
+    from enginehouse.engines.base import SupportsNodes
+    from enginehouse.engines.registry import load_engine
+
     nodes = config.execution.nodes
     engine = load_engine(config.deployment.type)
     if not isinstance(engine, SupportsNodes):
@@ -110,6 +111,35 @@ def _one_over_all_nodes(config: LaunchConfig, plan: Mapping[str, Any], *, job: s
         ),
         files={SERVER: _server_file({**_serve_values(plan), **changes})},
         notes=tuple(notes),
+    )
+
+
+def arrange_judge(config: LaunchConfig, name: str, plan: Mapping[str, Any]) -> Arrangement:
+    """An auxiliary deployment on nodes of its own, given its plan's values for one server.
+
+    Its `plan` is that of those who ask it. Raises ConfigurationError for nodes that it cannot use.
+    """
+    deployment = config.auxiliary_deployments[name]
+    if deployment.num_nodes != deployment.num_instances and deployment.num_nodes > 1:
+        raise ConfigurationError(
+            f"auxiliary_deployments.{name} cannot span {deployment.num_nodes} nodes",
+            why="it has a server on each of its nodes",
+            fix=f"set its num_instances to {deployment.num_nodes}, or its num_nodes to 1",
+        )
+    server = merged(_serve_values(plan), {"server": {"host": "0.0.0.0"}})  # noqa: S104
+    file, folder = f"{name}.yaml", f"{name}-servers"
+    words = ("serve", "--config", file, "--announce", folder)
+    return Arrangement(
+        plan={"addresses": folder, "engine": deployment.type},
+        companions=(
+            Companion(
+                name=name,
+                command=(*config.execution.command_words, *words),
+                nodes=deployment.num_nodes,
+                environment=config.auxiliary_variables[name].environment(),
+            ),
+        ),
+        files={file: _server_file(server)},
     )
 
 

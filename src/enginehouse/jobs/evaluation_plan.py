@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.core.reasoning import ReasoningUse
 from enginehouse.engines.registry import load_engine
+from enginehouse.jobs.companions import Arrangement, arrange_judge
 from enginehouse.jobs.configuration import (
     AdapterConfig,
     DeploymentSettings,
@@ -46,8 +47,9 @@ _ENDPOINTS: Final = {
 class EvaluationPlan:
     """The values of an EvaluationConfig, the tasks that their names stand for, and what to note.
 
-    `variables` are all that the job's main command needs. `judge_gpus` are those of a judge's
-    server of the job's own; they come after the model's.
+    `variables` are all that the job needs. `judge_gpus` are those that a judge's server needs
+    besides the model's, on the same node. If it gets nodes of its own, it is in `companions`, and
+    needs `judge_gpus_per_node` on each.
     """
 
     values: dict[str, Any]
@@ -55,6 +57,8 @@ class EvaluationPlan:
     notes: tuple[str, ...]
     variables: Variables
     judge_gpus: int
+    companions: Arrangement
+    judge_gpus_per_node: int
 
 
 def plan_evaluation(config: LaunchConfig) -> EvaluationPlan:
@@ -73,10 +77,17 @@ def plan_evaluation(config: LaunchConfig) -> EvaluationPlan:
     ]
     values = _with_common_apart(settings) | _answering(config)
     variables = config.variables
-    gpus = 0
+    gpus, gpus_per_node, companions = 0, 0, Arrangement()
     if (judge := _judge_of(config, tasks, notes)) is not None:
         values["judge"] = _judge_values(config, judge)
-        if judge.auxiliary is not None:
+        if judge.auxiliary is not None and config.execution.gives_nodes:
+            auxiliary = config.auxiliary_variables[judge.auxiliary]
+            variables = auxiliary.with_others(variables)
+            gpus_per_node = _gpus(config.auxiliary_deployments[judge.auxiliary])
+            companions = arrange_judge(config, judge.auxiliary, values["judge"])
+            sampling = _judge_sampling(judge.settings)
+            values["judge"] = {**sampling, **companions.plan}
+        elif judge.auxiliary is not None:
             variables = config.auxiliary_passed_on(judge.auxiliary).with_others(variables)
             gpus = _gpus(config.auxiliary_deployments[judge.auxiliary])
     return EvaluationPlan(
@@ -85,6 +96,8 @@ def plan_evaluation(config: LaunchConfig) -> EvaluationPlan:
         notes=tuple(dict.fromkeys(notes)),
         variables=variables,
         judge_gpus=gpus,
+        companions=companions,
+        judge_gpus_per_node=gpus_per_node,
     )
 
 
@@ -238,8 +251,7 @@ def _judge_of(
     return _NamedJudge(settings=first, auxiliary=name)
 
 
-def _judge_values(config: LaunchConfig, judge: _NamedJudge) -> dict[str, Any]:
-    settings = judge.settings
+def _judge_sampling(settings: JudgeSettings) -> dict[str, Any]:
     values = {
         "temperature": settings.temperature,
         "top_p": settings.top_p,
@@ -248,7 +260,12 @@ def _judge_values(config: LaunchConfig, judge: _NamedJudge) -> dict[str, Any]:
         "request_timeout": settings.request_timeout,
         "max_retries": settings.max_retries,
     }
-    sampling = {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _judge_values(config: LaunchConfig, judge: _NamedJudge) -> dict[str, Any]:
+    settings = judge.settings
+    sampling = _judge_sampling(settings)
     if judge.auxiliary is None:
         assert settings.url is not None
         return sampling | {
@@ -260,7 +277,7 @@ def _judge_values(config: LaunchConfig, judge: _NamedJudge) -> dict[str, Any]:
     deployment = config.auxiliary_deployments[judge.auxiliary]
     variables = dict(config.auxiliary_values(judge.auxiliary))
     first = _gpus(config.deployment) * config.execution.instances
-    if first and (own := _gpus(deployment)):
+    if first and not config.execution.gives_nodes and (own := _gpus(deployment)):
         ours = ",".join(str(number) for number in range(first, first + own))
         variables.setdefault("CUDA_VISIBLE_DEVICES", ours)
     return sampling | _served(

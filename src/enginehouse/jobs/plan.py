@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import yaml
 
 from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.configuration import parse
 from enginehouse.jobs.base import JobSpec
 from enginehouse.jobs.companions import arrange_nodes
@@ -58,6 +59,13 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
     resources = config.execution.resources(gpus=gpus)
     if arranged.companions:
         resources = replace(resources, nodes=1)  # the others are the companions'
+    if planned.judge_gpus_per_node > resources.gpus_per_node > 0:
+        raise ConfigurationError(
+            f"the judge needs {planned.judge_gpus_per_node} GPUs on each of its nodes, and a node "
+            f"of the job has {resources.gpus_per_node}",
+            fix="divide the judge into smaller parts, or ask for more GPUs on each node",
+        )
+    judges = planned.companions.companions
     job = JobSpec(
         id=job_id,
         name=config.name,
@@ -70,11 +78,12 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
         files={
             PLAN: _plan_text(evaluation),
             **arranged.files,
+            **planned.companions.files,
             **({EXPORT: _export_text(config)} if config.export else {}),
         },
         environment=planned.variables.environment(),
         resources=resources,
-        companions=arranged.companions,
+        companions=(*arranged.companions, *judges),
         before="\n".join(
             filter(None, (config.deployment.pre_cmd.strip(), config.evaluation.pre_cmd.strip()))
         ),
@@ -86,7 +95,7 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
         notes=(*config.notes, *planned.notes, *arranged.notes),
         job=job,
         created=created,
-        gpus=gpus,
+        gpus=gpus + planned.judge_gpus_per_node * sum(judge.nodes for judge in judges),
         variables=planned.variables,
     )
 
