@@ -33,6 +33,7 @@ from enginehouse.commands.configuration import (
     ChatSettings,
     CheckSettings,
     EvaluationSettings,
+    JudgeConfig,
     ParitySettings,
     ServiceSettings,
     TaskConfig,
@@ -75,6 +76,7 @@ from enginehouse.store.layout import Layout
 from enginehouse.store.runs import RunInfo
 from enginehouse.tasks.base import Measure, TaskInfo
 from enginehouse.tasks.custom import Definition
+from enginehouse.tasks.judging import JudgeDefinition
 from enginehouse.tasks.registry import list_tasks
 from enginehouse.tinker.configuration import TinkerConfig
 from enginehouse.watch.configuration import WatchSettings
@@ -146,6 +148,12 @@ VARIABLES = {
     "LEPTON_WORKSPACE_URL": "The address of its API.",
     "LEPTON_WORKSPACE_ORIGIN_URL": "The origin that its API expects, if it expects one.",
     "LEPTON_CACHE_DIR": "Where `lep login` keeps its file; by default ~/.cache/lepton.",
+    "RAY_API_SERVER_ADDRESS": "The dashboard of the Ray cluster of jobs; execution.address takes "
+    "precedence, and RAY_ADDRESS is used last.",
+    "RAY_AUTH_MODE": "token: the Ray cluster asks for a token.",
+    "RAY_AUTH_TOKEN": "That token.",
+    "RAY_AUTH_TOKEN_PATH": "A file with that token; by default ~/.ray/auth_token.",
+    "RAY_JOB_HEADERS": "A JSON object of headers that requests to the Ray cluster have.",
     "LD_LIBRARY_PATH": "Passed on to engines; `doctor` warns about a CUDA in it.",
     "NO_COLOR": "No colours.",
     "COLUMNS": "The width of tables if the output is not a terminal (default: 100).",
@@ -391,9 +399,12 @@ def configuration() -> Iterator[str]:
     yield from ("", "### serve --config", "", *keys(ServeConfig), "", "### eval --config", "")
     yield "Those of `serve --config`, and:"
     yield from ("", *keys(AskConfig, EvaluationSettings, without=serve), "", "### tasks", "")
-    yield "Each entry of `tasks` is a task's name, or a mapping. Its own `limit`, `samples` and"
-    yield "`max_tokens` go before the evaluation's, also before an option on the command line."
-    yield from ("", *keys(TaskConfig), "", "### watch --config", "")
+    yield "Each entry of `tasks` is a task's name, or a mapping. Its own settings go before the"
+    yield "evaluation's; an option on the command line goes before both."
+    yield from ("", *keys(TaskConfig), "", "### judge", "")
+    yield "The keys of `serve --config`, `url` and `api_key_env` of `eval --config`, and:"
+    yield from ("", *keys(JudgeConfig, without=list(AskConfig.model_fields)), "")
+    yield from ("### watch --config", "")
     yield "Those of `eval --config` but `url`, `api_key_env` and `adapter`; `model` is the base of"
     yield "the adapters, and is evaluated, too. And:"
     yield from ("", *keys(WatchSettings), "", "### gate --policy", "", *keys(Policy), "")
@@ -431,7 +442,7 @@ def configuration() -> Iterator[str]:
     yield from ("", "### server", "", *keys(ServerOptions))
     yield from ("", "### A task's file", "")
     yield "What `--task my.yaml` reads; [tasks.md](tasks.md) shows one."
-    yield from ("", *keys(Definition))
+    yield from ("", *keys(Definition), "", "Below `judge`:", "", *keys(JudgeDefinition))
 
 
 def keys(*models: type[BaseModel], without: Sequence[str] = ()) -> Iterator[str]:

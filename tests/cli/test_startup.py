@@ -30,7 +30,7 @@ HEAVY = {
     ),
     *("enginehouse.evaluation", "enginehouse.client.transport", "enginehouse.servers"),
 }
-MOST_MODULES = 360  # 300 to 350 when this was written, with pydantic's and typer's 200
+MOST_MODULES = 370  # 300 to 350 when this was written, with pydantic's and typer's 200
 LEAST_MODULES = 100  # fewer, and the count counts nothing
 # Every command line runs in a child of one Python that has imported what all of them need anyway.
 PROGRAM = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -31,6 +31,7 @@ def plan(
     task: str = "gsm8k",
     kind: str = "vllm",
     params: dict[str, Any] | None = None,
+    auxiliary: dict[str, Any] | None = None,
 ) -> LaunchPlan:
     """The plan of a launch file for Slurm."""
     served = {"checkpoint_path": str(folder / "tiny")} if kind != "none" else {}
@@ -38,6 +39,7 @@ def plan(
         "defaults": [{"execution": "slurm"}, {"deployment": kind}, "_self_"],
         "execution": {"output_dir": str(folder / "jobs"), **execution},
         "deployment": {**served, **(deployment or {})},
+        "auxiliary_deployments": auxiliary or {},
         "evaluation": {
             "tasks": [{"name": task}],
             "nemo_evaluator_config": {"config": {"params": params or {}}},
@@ -74,10 +76,11 @@ def test_an_instance_on_each_node(tmp_path: Path):
         deployment={"tensor_parallel_size": 4, "adapter": "/adapters/a"},
     )
     asked = planned.evaluation.plan
-    assert (asked.instances, str(asked.addresses)) == (1, "servers")
+    announced = str(planned.job.folder / "servers")
+    assert (asked.instances, str(asked.addresses)) == (1, announced)
     (companion,) = planned.job.companions
     assert (companion.nodes, planned.job.nodes) == (2, 3)
-    assert companion.command[-5:] == ("serve", "--config", SERVER, "--announce", "servers")
+    assert companion.command[-5:] == ("serve", "--config", SERVER, "--announce", announced)
     served = parse(ServeConfig, yaml.safe_load(planned.job.files[SERVER]), origin="test")
     assert served.server.host == "0.0.0.0"
     assert served.server.enable_lora
@@ -172,10 +175,9 @@ async def test_an_evaluation_on_two_servers(house: House):
     )
     served = yaml.safe_load(planned.job.files[SERVER])
     served["server"]["host"] = "127.0.0.1"  # both are on this machine
-    folder = PurePosixPath(house.work / "job")
+    folder = planned.job.folder
     job = replace(
         planned.job,
-        folder=folder,
         files={**planned.job.files, SERVER: yaml.safe_dump(served)},
         resources=Resources(),
     )
@@ -185,3 +187,54 @@ async def test_an_evaluation_on_two_servers(house: House):
     assert (len(samples), set(samples.values())) == (40, {1})
     assert "joined" in (Path(folder) / "log.txt").read_text()
     assert list((Path(folder) / "servers").iterdir()) == []
+
+
+def test_a_judge_has_nodes_of_its_own(tmp_path: Path):
+    """As the launcher's own example has it: a second server, which announces itself to the job."""
+    (tmp_path / "graded.jsonl").write_text('{"ask": "Why?"}')
+    (tmp_path / "graded.yaml").write_text(
+        "name: graded\ndata: graded.jsonl\nprompt: '{{ ask }}'\nmetric: judge\n"
+    )
+    judge = {
+        "url": "auxiliary_deployments.judge.chat_url",
+        "model_id": "auxiliary_deployments.judge.model_id",
+        "temperature": 0.0,
+        "request_timeout": 120,
+    }
+    auxiliary = {
+        "type": "vllm", "checkpoint_path": "/judge", "served_model_name": "grader",
+        "tensor_parallel_size": 2, "env_vars": {"HF_TOKEN": "host:HF_TOKEN"},
+    }  # fmt: skip
+    planned = plan(
+        tmp_path,
+        execution={"num_nodes": 1},
+        deployment={"tensor_parallel_size": 2},
+        task="graded.yaml",
+        params={"extra": {"judge": judge}},
+        auxiliary={"judge": auxiliary},
+    )
+    (companion,) = planned.job.companions
+    assert companion.command[-5:] == (
+        "serve", "--config", "judge.yaml", "--announce", "judge-servers",
+    )  # fmt: skip
+    assert companion.environment.secrets == {"HF_TOKEN"}
+    assert "HF_TOKEN" in planned.variables.by_name
+    server = parse(ServeConfig, yaml.safe_load(planned.job.files["judge.yaml"]), origin="test")
+    assert (server.model, server.server.served_model_name) == ("/judge", "grader")
+    assert server.server.host == "0.0.0.0"
+    chosen = planned.evaluation.settings.judge
+    assert chosen is not None
+    assert str(chosen.addresses) == "judge-servers"
+    assert (chosen.request_timeout, chosen.model) == (120.0, None)
+    assert planned.job.resources.nodes == 1
+    assert (planned.gpus, planned.job.resources.gpus_per_node) == (4, 2)
+    for wrong in ({"tensor_parallel_size": 4}, {"num_nodes": 2}):
+        with pytest.raises(ConfigurationError):
+            plan(
+                tmp_path,
+                execution={"num_nodes": 1},
+                deployment={"tensor_parallel_size": 2},
+                task="graded.yaml",
+                params={"extra": {"judge": judge}},
+                auxiliary={"judge": auxiliary | wrong},
+            )

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from enginehouse.commands.evaluate import run_evaluation
-from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.jobs.launch_file import read_launch
 from enginehouse.jobs.plan import LaunchPlan, plan_launch
 from enginehouse.results.summary import Reasoning
@@ -24,6 +24,7 @@ def plan(
     folder: Path,
     *tasks: Any,
     url: str = "http://127.0.0.1:1/v1/chat/completions",
+    auxiliary_deployments: dict[str, Any] | None = None,
     **everywhere: Any,
 ) -> LaunchPlan:
     """The plan of a launch file with these tasks, for a server that runs already.
@@ -34,6 +35,7 @@ def plan(
         "defaults": [{"execution": "local"}, {"deployment": "none"}, "_self_"],
         "execution": {"output_dir": str(folder / "jobs")},
         "target": {"api_endpoint": {"url": url, "model_id": "fake-model"}},
+        "auxiliary_deployments": auxiliary_deployments or {},
         "evaluation": {
             "tasks": [{"name": t} if isinstance(t, str) else t for t in tasks],
             "nemo_evaluator_config": asked(**everywhere),
@@ -200,6 +202,75 @@ def test_one_task_under_two_names_is_refused(tmp_path):
 def test_a_hosted_api_is_asked_in_its_own_way(tmp_path, url, engine):
     """Others are asked as vLLM is."""
     assert plan(tmp_path, "ifeval", url=url).evaluation.plan.engine == engine
+
+
+@pytest.fixture
+def graded(tmp_path: Path) -> str:
+    """A task of the user's own that a judge scores, as the launch file beside it names it."""
+    (tmp_path / "graded.jsonl").write_text(json.dumps({"ask": "Why?"}))
+    (tmp_path / "graded.yaml").write_text(
+        "name: graded\ndata: graded.jsonl\nprompt: '{{ ask }}'\nmetric: judge\n"
+    )
+    return "graded.yaml"
+
+
+def test_a_judge_that_runs_already(tmp_path, graded, monkeypatch):
+    """Asked as the file says, with the key in the named variable."""
+    judge = {
+        "url": "https://api.openai.com/v1/chat/completions", "model_id": "grader",
+        "api_key": "JUDGE_API_KEY", "backend": "openai", "temperature": 0.1, "top_p": 0.5,
+        "max_tokens": 99, "request_timeout": 120, "max_retries": 16, "parallelism": 4,
+    }  # fmt: skip
+    planned = plan(tmp_path, graded, params={"extra": {"judge": judge}})
+    chosen = planned.evaluation.settings.judge
+    assert chosen is not None
+    assert chosen.url == judge["url"]
+    assert (chosen.model, chosen.engine, chosen.api_key_env) == (
+        "grader",
+        "openai",
+        "JUDGE_API_KEY",
+    )
+    assert (chosen.temperature, chosen.top_p, chosen.max_tokens) == (0.1, 0.5, 99)
+    assert (chosen.request_timeout, chosen.max_retries, chosen.concurrency) == (120.0, 16, 4)
+    assert "JUDGE_API_KEY" in planned.job.environment.secrets
+
+
+def test_an_auxiliary_deployment_judges(tmp_path, graded):
+    """By the names that the launcher gives its address and its model."""
+    judge = {
+        "url": "auxiliary_deployments.grader.chat_url",
+        "model_id": "auxiliary_deployments.grader.model_id",
+    }
+    auxiliary = {
+        "grader": {
+            "type": "vllm", "hf_model_handle": "a/judge", "served_model_name": "grader",
+            "tensor_parallel_size": 2, "env_vars": {"HF_TOKEN": "host:HF_TOKEN"},
+        }
+    }  # fmt: skip
+    planned = plan(
+        tmp_path, graded, params={"extra": {"judge": judge}}, auxiliary_deployments=auxiliary
+    )
+    chosen = planned.evaluation.settings.judge
+    assert chosen is not None
+    assert chosen.model == "a/judge"
+    assert chosen.server.tensor_parallel_size == 2
+    assert chosen.server.env_names == ("HF_TOKEN",)
+    assert planned.gpus == 2
+    assert "HF_TOKEN" in planned.job.environment.secrets
+    with pytest.raises(UnknownNameError):
+        plan(tmp_path, graded, params={"extra": {"judge": judge}})
+
+
+def test_a_judge_is_named_where_it_is_needed(tmp_path, graded):
+    """And only there: otherwise it is not asked, which is noted."""
+    judge = {"url": "http://127.0.0.1:1", "model_id": "grader"}
+    unused = plan(tmp_path, "ifeval", params={"extra": {"judge": judge}})
+    assert unused.evaluation.settings.judge is None
+    assert unused.notes
+    with pytest.raises(ConfigurationError):
+        plan(tmp_path, graded)
+    with pytest.raises(ConfigurationError):
+        plan(tmp_path, graded, params={"extra": {"judge": {"model_id": "grader"}}})
 
 
 async def test_parameters_arrive_at_the_engine(tmp_path, sums, monkeypatch):

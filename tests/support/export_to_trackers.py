@@ -1,6 +1,6 @@
 """Exports runs to the real MLflow and Weights & Biases, and says what is there then, as JSON.
 
-Run by the environment of `exporter_packages.py`: this file, then the folders of two runs, then a
+Run by the environment of tests/jobs/exporters: this file, then the folders of two runs, then a
 folder to write to. The first run is exported, the second, and the first once more with a changed
 figure.
 """

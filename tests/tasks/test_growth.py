@@ -84,10 +84,11 @@ def test_checkers(name, checkers):
 
 
 def _extractors() -> dict[str, Callable[[str], object]]:
-    """Every function of the tasks' modules that takes a text and needs nothing else."""
+    """Every function of tasks and of reasoning that takes a text and needs nothing else."""
     found: dict[str, Callable[[str], object]] = {}
-    for module in pkgutil.walk_packages(enginehouse.tasks.__path__, "enginehouse.tasks."):
-        for name, function in vars(importlib.import_module(module.name)).items():
+    modules = pkgutil.walk_packages(enginehouse.tasks.__path__, "enginehouse.tasks.")
+    for module in (*(module.name for module in modules), "enginehouse.core.reasoning"):
+        for name, function in vars(importlib.import_module(module)).items():
             home = getattr(function, "__module__", "")
             is_reader = home.startswith(("enginehouse.tasks.", "enginehouse.core.reasoning"))
             if inspect.isfunction(function) and is_reader and not name.startswith("_"):
@@ -103,7 +104,14 @@ EXTRACTORS = _extractors()
 
 def test_the_extractors_are_found():
     """Those that the tasks use today, at least."""
-    known = {"strip_reasoning", "final_number", "marked_number", "last_number", "answer_letter"}
+    known = {
+        "strip_reasoning",
+        "separate_reasoning",
+        "final_number",
+        "marked_number",
+        "last_number",
+        "answer_letter",
+    }
     assert known | {"last_tagged", "boxed", "sentences", "loose_versions"} <= EXTRACTORS.keys()
 
 

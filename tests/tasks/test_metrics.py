@@ -158,7 +158,7 @@ async def test_an_installed_module(tmp_path):
     ("metric", "message"),
     [
         ("exactmatch", "did you mean 'exact_match'"),
-        ("bleu", "known: exact_match, contains, number, choice, regex:PATTERN, module:function"),
+        ("bleu", "known: exact_match, contains, number, judge, choice, regex:PATTERN, module:fu"),
         ("regex:(", "not a regular expression"),
         ("nosuchmodule:f", r"cannot import(.|\n)*nosuchmodule"),
         ("broken:f", r"cannot import(.|\n)*SyntaxError"),

@@ -35,7 +35,7 @@ DataOption = Annotated[
 ]
 
 
-@with_config_options(EvaluationConfig)
+@with_config_options(EvaluationConfig, without={"judge"})
 def evaluate(
     *,
     more: Annotated[
@@ -151,7 +151,7 @@ def rescore(
 ) -> None:
     """Score a run's stored answers with the current version of its tasks, and show what changed.
 
-    Nothing is asked again. The previous scores stay in the journal.
+    Nothing is asked again, except of a judge. The previous scores stay in the journal.
     """
     console = Console(json=json, verbose=verbose, quiet=quiet)
     trust = trust_run or _is_trusted_by_user(run)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from enginehouse.watch.submitted import LaunchedWatch
 
 
-@with_config_options(WatchConfig, without={"adapter"})
+@with_config_options(WatchConfig, without={"adapter", "judge"})
 def watch(
     *,
     data: DataOption = None,

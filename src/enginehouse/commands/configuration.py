@@ -123,6 +123,28 @@ class ServiceConfig(ComposedModel):
     settings: ServiceSettings
 
 
+class JudgeConfig(AskConfig):
+    """The model that scores answers, for tasks whose metric is `judge`: its plan and sampling."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling; 1 is off."""
+    max_tokens: Annotated[int, Field(ge=1)] = 1024
+    """Its longest reply, in tokens; one that is cut off is no verdict."""
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """The largest number of requests in flight; by default it follows the server's queue."""
+    request_timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds that one attempt at a request may take; by default 1200."""
+    max_retries: Annotated[int, Field(ge=0)] | None = None
+    """How often a request is sent again after a failure that may pass; by default 4 times."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        return self.model or str(self.path or self.url)
+
+
 class TaskConfig(StrictModel):
     """One task of an evaluation; None means the evaluation's own setting."""
 
@@ -195,6 +217,8 @@ class EvaluationSettings(StrictModel):
     """US dollars per million prompt tokens; with price_output, the report shows the cost."""
     price_output: Annotated[float, Field(ge=0)] | None = None
     """US dollars per million generated tokens."""
+    judge: JudgeConfig | None = None
+    """The model that scores answers, for tasks whose metric is `judge`."""
 
     @property
     def most_in_flight(self) -> int | None:
@@ -246,7 +270,8 @@ class EvaluationSettings(StrictModel):
             )
             for task in self.tasks
         )
-        return self.model_copy(update={"tasks": tasks})
+        judge = self.judge and self.judge.with_absolute_paths()
+        return self.model_copy(update={"tasks": tasks, "judge": judge})
 
 
 class EvaluationConfig(ComposedModel):

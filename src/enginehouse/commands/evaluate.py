@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,24 +15,40 @@ import msgspec
 import yaml
 
 from enginehouse import evaluation
-from enginehouse.commands.configuration import EvaluationConfig, EvaluationSettings, TaskConfig
+from enginehouse.commands.configuration import (
+    EvaluationConfig,
+    EvaluationSettings,
+    JudgeConfig,
+    TaskConfig,
+)
 from enginehouse.commands.foreign_runs import read_config, require_trust
 from enginehouse.commands.kept_variables import is_kept, with_left_out
 from enginehouse.commands.run_sessions import stop_abandoned_servers, working_on
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.incidents import Incident
+from enginehouse.core.sampler import Capability, Delivery
 from enginehouse.deployment.base import Target
 from enginehouse.deployment.configuration import AskConfig, merged, parse
 from enginehouse.deployment.opening import open_deployment
+from enginehouse.dialects.base import require
 from enginehouse.engines.registry import load_engine
-from enginehouse.evaluation import EvaluationSpec, Prices, TaskPlans, TaskSpec
+from enginehouse.evaluation import (
+    EvaluationSpec,
+    Judge,
+    JudgeSpec,
+    Prices,
+    TaskPlans,
+    TaskSpec,
+)
 from enginehouse.processes.sandbox import find_sandbox
 from enginehouse.results.rescoring import Rescoring
 from enginehouse.results.summary import Progress, Report
 from enginehouse.runtime.context import Context, Notify
 from enginehouse.store.runs import Run, RunStatus, create_run, open_run
-from enginehouse.tasks.base import Dataset, ProgramTask, Task
+from enginehouse.tasks.base import Dataset, ProgramTask, Task, is_judged
 from enginehouse.tasks.registry import load_task
+
+_OF_JUDGE = "judge."
 
 OnProgress = Callable[[Progress], None]
 
@@ -148,7 +165,7 @@ async def begin_run(
         tasks=[task.name for task in tasks],
         config=resolved_yaml(config),
         versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},
-        left_out=left_out(plan),
+        left_out=left_out(config),
     )
     context.notify(f"run: {run.info.id}")
     await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
@@ -169,7 +186,10 @@ async def evaluate_on(
     resumed.
     """
     with working_on(planned.run, context):
-        return await _ask(planned, target, progress=progress, retry_failed=retry_failed)
+        async with open_judge(planned.config, planned.tasks, context, run=planned.run) as judge:
+            return await _ask(
+                planned, target, judge=judge, progress=progress, retry_failed=retry_failed
+            )
 
 
 async def _evaluate(
@@ -178,29 +198,77 @@ async def _evaluate(
     """As `evaluate_on`, on a deployment of its own; none is opened if nothing is left to ask."""
     run = planned.run
     with working_on(run, context):
-        if run.journal_path.exists() and not evaluation.count_missing(
-            planned.spec, tasks=planned.tasks, run=run, retry_failed=retry_failed
-        ):
-            return await evaluation.evaluate(
-                planned.spec,
-                tasks=planned.tasks,
-                sampler=None,
-                provenance=None,
-                run=run,
-                progress=progress,
+        missing = None
+        if run.journal_path.exists():
+            missing = evaluation.count_missing(
+                planned.spec, tasks=planned.tasks, run=run, retry_failed=retry_failed
             )
-        server = with_left_out(planned.config.plan.server, run.info.left_out)
-        plan = planned.config.plan.model_copy(update={"server": server})
-        async with open_deployment(
-            plan, context, concurrency=planned.spec.most_in_flight
-        ) as deployment:
+        async with AsyncExitStack() as stack:
+            judge = None
+            if missing is None or missing.samples or missing.judgements:
+                judge = await stack.enter_async_context(
+                    open_judge(planned.config, planned.tasks, context, run=run)
+                )
+            if missing is not None and not missing.samples:
+                return await evaluation.evaluate(
+                    planned.spec,
+                    tasks=planned.tasks,
+                    sampler=None,
+                    provenance=None,
+                    run=run,
+                    judge=judge,
+                    progress=progress,
+                    retry_failed=retry_failed,
+                )
+            server = with_left_out(planned.config.plan.server, _names_of(run, judge=False))
+            plan = planned.config.plan.model_copy(update={"server": server})
+            deployment = await stack.enter_async_context(
+                open_deployment(plan, context, concurrency=planned.spec.most_in_flight)
+            )
             return await _ask(
-                planned, deployment.default, progress=progress, retry_failed=retry_failed
+                planned,
+                deployment.default,
+                judge=judge,
+                progress=progress,
+                retry_failed=retry_failed,
             )
+
+
+@asynccontextmanager
+async def open_judge(
+    config: EvaluationConfig, tasks: TaskPlans, context: Context, *, run: Run
+) -> AsyncIterator[Judge | None]:
+    """The judge of the configuration, for the length of the block; None if no task needs one."""
+    settings = config.settings.judge
+    if settings is None or not any(is_judged(plan.task) for plan in tasks):
+        yield None
+        return
+    server = with_left_out(settings.server, _names_of(run, judge=True))
+    plan = settings.model_copy(update={"server": server})
+    context.notify(f"judge: {settings.name}")
+    async with open_deployment(plan, context, concurrency=settings.concurrency) as deployment:
+        require(deployment.sampler.capabilities, Capability.CHAT, "a judge")
+        yield Judge(
+            deployment.sampler,
+            provenance=deployment.provenance,
+            delivery=Delivery(timeout=settings.request_timeout, max_retries=settings.max_retries),
+        )
+
+
+def _names_of(run: Run, *, judge: bool) -> list[str]:
+    """The variables that were left out of the run's file, of the judge's server or of the other."""
+    if judge:
+        return [n.removeprefix(_OF_JUDGE) for n in run.info.left_out if n.startswith(_OF_JUDGE)]
+    return [name for name in run.info.left_out if not name.startswith(_OF_JUDGE)]
 
 
 async def _ask(
-    planned: PlannedRun, target: Target, *, progress: OnProgress, retry_failed: bool
+    planned: PlannedRun,
+    target: Target,
+    *,
+    judge: Judge | None,
+    progress: OnProgress,
+    retry_failed: bool,
 ) -> Report:
     run, deployment = planned.run, target.deployment
     log = deployment.server.log
@@ -216,6 +284,7 @@ async def _ask(
             sampler=target.sampler,
             provenance=target.provenance,
             run=run,
+            judge=judge,
             progress=progress,
             retry_failed=retry_failed,
         )
@@ -228,7 +297,7 @@ async def rescore_evaluation(
     progress: OnProgress = lambda _: None,
     trust: bool = False,
 ) -> Rescoring:
-    """Score a run's answers again, by its tasks as they are now; nothing is asked.
+    """Score a run's answers again, by its tasks as they are now; only a judge is asked.
 
     Raises UntrustedRunError as `resume_evaluation` does, and what `evaluation.rescore` does.
     """
@@ -240,7 +309,10 @@ async def rescore_evaluation(
             require_trust(run, config, layout=context.layout)
         spec, tasks = await asyncio.to_thread(_plan, config.settings)
         await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
-        return await evaluation.rescore(spec, tasks=tasks, run=run, progress=progress)
+        async with open_judge(config, tasks, context, run=run) as judge:
+            return await evaluation.rescore(
+                spec, tasks=tasks, run=run, judge=judge, progress=progress
+            )
 
 
 async def evaluate(
@@ -261,19 +333,33 @@ async def evaluate(
     return await run_evaluation(config, Context(notify=notify), progress=progress)
 
 
-def left_out(plan: AskConfig) -> list[str]:
-    """The variables of the server's environment whose values are not stored."""
+def left_out(config: EvaluationConfig) -> list[str]:
+    """The variables of the servers' environments whose values are not stored.
+
+    Those of the judge's server begin with "judge.".
+    """
+    judge = config.settings.judge
+    names = _left_out_of(config.plan)
+    return names + [_OF_JUDGE + name for name in (_left_out_of(judge) if judge else ())]
+
+
+def _left_out_of(plan: AskConfig) -> list[str]:
     return sorted(name for name in plan.server.env_vars if not is_kept(name))
 
 
 def resolved_yaml(config: EvaluationConfig) -> str:
     """The whole configuration as a file that can be run again, without what may be a secret."""
     values = config.model_dump(mode="json", exclude_none=True)
-    server = values["server"]
-    hidden = ["api_key"] if server.pop("api_key", None) else []
-    for name in left_out(config.plan):
-        del server["env_vars"][name]
-        hidden.append(f"env_vars.{name}")
+    hidden = []
+    plans: list[tuple[AskConfig, Any, str]] = [(config.plan, values, "")]
+    if (judge := config.settings.judge) is not None:
+        plans.append((judge, values["judge"], _OF_JUDGE))
+    for plan, holder, of in plans:
+        server = holder["server"]
+        hidden += [f"{of}api_key"] if server.pop("api_key", None) else []
+        for name in _left_out_of(plan):
+            del server["env_vars"][name]
+            hidden.append(f"{of}env_vars.{name}")
     head = "# Run it again: enginehouse eval --config FILE\n"
     if hidden:
         head += f"# Left out because they may be secrets: {', '.join(hidden)}\n"
@@ -306,6 +392,11 @@ def _plan(settings: EvaluationSettings) -> tuple[EvaluationSpec, TaskPlans]:
         if task.info.name in loaded:
             raise ConfigurationError(
                 f"the task {task.info.name} is named twice", fix="name each task once"
+            )
+        if is_judged(task) and settings.judge is None:
+            raise ConfigurationError(
+                f"the answers of task {task.info.name} are scored by a judge, and none is named",
+                fix="name a model, or the url of a server, below `judge` in a --config file",
             )
         loaded[task.info.name] = (task, task.load(data=chosen.data, seed=settings.seed))
     spec = _spec(settings, list(loaded))
@@ -351,6 +442,16 @@ def _spec(settings: EvaluationSettings, names: Sequence[str]) -> EvaluationSpec:
         reasoning_end=settings.reasoning_end,
         tool_steps=settings.tool_steps,
         prices=_prices(settings),
+        judge=_judge_spec(settings.judge) if settings.judge else None,
+    )
+
+
+def _judge_spec(judge: JudgeConfig) -> JudgeSpec:
+    return JudgeSpec(
+        model=judge.name,
+        temperature=judge.temperature,
+        top_p=judge.top_p,
+        max_tokens=judge.max_tokens,
     )
 
 
@@ -371,4 +472,8 @@ def _note_complete(run: Run, report: Report) -> None:
 
 
 def _has_failures(report: Report) -> bool:
-    return any(task.outcomes.get("failed", 0) for task in report.tasks)
+    return any(
+        task.outcomes.get("failed", 0)
+        or (task.judge is not msgspec.UNSET and task.outcomes.get("unscored", 0))
+        for task in report.tasks
+    )

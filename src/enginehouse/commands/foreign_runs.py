@@ -61,15 +61,24 @@ def _risks(run: Run, config: EvaluationConfig | ExperimentConfig) -> Iterator[st
             if task.name.endswith((".yaml", ".yml")):
                 yield f"tasks: {task.name} may name a Python function that scores answers"
         yield from _risks_of_asking(config.plan, config.plan.url, "url")
-        if config.plan.addresses is not None:
-            key = config.plan.api_key_env or "your API key, if one is set,"
-            folder = config.plan.addresses
-            yield f"addresses: {key} and the questions would be sent to those named in {folder}"
+        yield from _risks_of_announced(config.plan, "addresses")
+        if (judge := config.settings.judge) is not None:
+            yield from _risks_of_asking(judge, judge.url, "judge.url")
+            yield from _risks_of_announced(judge, "judge.addresses")
     else:
         for provider in config.providers:
             yield from _risks_of_asking(provider, provider.base_url, "base_url")
     if run.info.left_out:
         yield f"run.json: the engine would get your {', '.join(run.info.left_out)}"
+
+
+def _risks_of_announced(plan: AskConfig, key_of_folder: str) -> Iterator[str]:
+    if plan.addresses is not None:
+        key = plan.api_key_env or "your API key, if one is set,"
+        yield (
+            f"{key_of_folder}: {key} and the questions would be sent to those named in "
+            f"{plan.addresses}"
+        )
 
 
 def _risks_of_asking(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Final
-
-import msgspec
+from typing import Final, NamedTuple
 
 
 class ReasoningUse(StrEnum):
@@ -52,7 +50,7 @@ _BARE_FINAL: Final = "assistantfinal"
 _BARE_THOUGHT: Final = re.compile(r"\A\s*(?:analysis|commentary)(?=[A-Z])")
 
 
-class Separated(msgspec.Struct, frozen=True, kw_only=True):
+class Separated(NamedTuple):
     """A text, and the reasoning that was in it; `finished` unless the text ended in it."""
 
     visible: str

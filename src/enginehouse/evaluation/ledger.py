@@ -20,6 +20,7 @@ from enginehouse.evaluation.records import (
     JOURNAL_FORMAT,
     DatasetRecord,
     HeaderRecord,
+    JudgeRecord,
     ProvenanceRecord,
     ReasoningCount,
     Record,
@@ -80,6 +81,7 @@ class TaskLedger:
         self.failures: Counter[str] = Counter()  # error classes, of every attempt
         self.unscored: Counter[str] = Counter()  # why answers have no score: the reasons
         self.reasoning: ReasoningColumn | None = None  # where an answer had reasoning
+        self.judges: set[int] = set()  # ids of those that scored answers
 
     def index(self, record: SampleRecord | ScoreRecord) -> int:
         """Where the record's sample lies in `states`. Raises StoreError if nowhere."""
@@ -125,8 +127,15 @@ class TaskLedger:
         self.measures.clear()
         self.unscored.clear()
         self.reasoning = None
+        self.judges.clear()
         for index, state in enumerate(self.states):
             if state > ASKED and state != FAILED:
+                self.set_state(index, ASKED)
+
+    def discard(self, state: int) -> None:
+        """Discard every score of one outcome; the answers wait to be scored again."""
+        for index, known in enumerate(self.states):
+            if known == state:
                 self.set_state(index, ASKED)
 
     def state_table(self) -> NDArray[np.uint8]:
@@ -167,6 +176,7 @@ class Ledger:
 
     header: HeaderRecord | None = None
     sessions: dict[int, Session] = field(default_factory=dict)
+    judges: dict[int, JudgeRecord] = field(default_factory=dict)
     repairs: list[RepairRecord] = field(default_factory=list)
     tasks: dict[str, TaskLedger] = field(default_factory=dict)
 
@@ -183,6 +193,8 @@ class Ledger:
                 task.begin_scoring(record)
         elif isinstance(record, ProvenanceRecord):
             self.sessions[record.id] = Session(record)
+        elif isinstance(record, JudgeRecord):
+            self.judges[record.id] = record
         elif isinstance(record, RepairRecord):
             self.repairs.append(record)
         else:
@@ -218,6 +230,8 @@ class Ledger:
         task.set_state(index, CODES[record.outcome])
         task.put(index, dict(record.measures))
         task.put_reasoning(index, record.reasoning)
+        if record.judgement is not None:
+            task.judges.add(record.judgement.judge)
         if record.failure is not None:
             reason = record.failure.message[:_LONGEST_REASON]
             task.unscored[reason if len(task.unscored) < _MOST_REASONS else "of other reasons"] += 1

@@ -17,6 +17,7 @@ from enginehouse.core.sampler import Provenance
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.evaluation.ledger import ASKED, Ledger, TaskLedger
 from enginehouse.evaluation.records import DatasetRecord, EvaluationSpec, Record, SampleRecord
+from enginehouse.evaluation.summary import judges_of
 from enginehouse.store.journal import read_journal
 from enginehouse.store.runs import Run
 
@@ -164,11 +165,26 @@ def warnings(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
             if missing:
                 why = missing[0].unknown.get(attribute)
                 yield f"unknown {what} in {label}" + (f": {why}" if why else "")
+    yield from _differing_judges(a, b, tasks)
     yield from _differing_settings(a, b, tasks)
     if a.spec.tool_steps != b.spec.tool_steps:
         steps_a, steps_b = (", ".join(reading.spec.tool_steps) for reading in (a, b))
         yield f"different tool steps: A {steps_a}; B {steps_b}"
     yield from _differing_sampling(a, b, tasks)
+
+
+def _differing_judges(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
+    one, other = (
+        ", ".join(p.model for p in judges_of(reading.ledger, *tasks)) or "none"
+        for reading in (a, b)
+    )
+    if one != other:
+        yield f"different judges: A {one}, B {other}"
+    elif a.spec.judge and b.spec.judge:
+        for option in ("temperature", "top_p", "max_tokens"):
+            first, second = (getattr(reading.spec.judge, option) for reading in (a, b))
+            if first != second:
+                yield f"different {option} of the judge: A {first}, B {second}"
 
 
 def _differing_settings(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:

@@ -53,6 +53,15 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     output: float
 
 
+class JudgeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the judge is sampled, for tasks that have one. `model` is what the user calls it."""
+
+    model: str
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 1024
+
+
 class EvaluationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to evaluate and how to sample; raises ConfigurationError for invalid values.
 
@@ -87,6 +96,7 @@ class EvaluationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     reasoning_end: str | None = None
     request_timeout: float | None = None
     max_retries: int | None = None
+    judge: JudgeSpec | None = None
 
     def __post_init__(self) -> None:
         names = [task.name for task in self.tasks]
@@ -174,6 +184,14 @@ class ProvenanceRecord(
     started: datetime
     provenance: Provenance
     seeded: bool
+
+
+class JudgeRecord(msgspec.Struct, frozen=True, kw_only=True, tag="judge", tag_field="record"):
+    """Who judges answers from here on; one per process that had a judge."""
+
+    id: int
+    started: datetime
+    provenance: Provenance
 
 
 class RepairRecord(msgspec.Struct, frozen=True, kw_only=True, tag="repair", tag_field="record"):
@@ -272,6 +290,17 @@ class SampleRecord(
     failure: Failure | None = None
 
 
+class Judgement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the judge was asked about an answer, and its reply; none if asking it failed.
+
+    `judge` is a JudgeRecord's id.
+    """
+
+    judge: int
+    request: SampleRequest
+    response: SampleResponse | None = None
+
+
 class ReasoningCount(msgspec.Struct, frozen=True, kw_only=True):
     """The reasoning in a written answer, or beside it; `finished` unless the answer ended in it."""
 
@@ -284,7 +313,8 @@ class ScoreRecord(
 ):
     """The score of the sample with the same key; the latest counts.
 
-    `failure` says why an answer is unscored. `reasoning` is absent if the answer had none.
+    `failure` says why an answer is unscored. `reasoning` is absent if the answer had none, and
+    `judgement` if no judge was asked.
     """
 
     task: str
@@ -296,6 +326,15 @@ class ScoreRecord(
     answer: str | None = None
     failure: Failure | None = None
     reasoning: ReasoningCount | None = None
+    judgement: Judgement | None = None
 
 
-Record = HeaderRecord | ProvenanceRecord | RepairRecord | DatasetRecord | SampleRecord | ScoreRecord
+Record = (
+    HeaderRecord
+    | ProvenanceRecord
+    | JudgeRecord
+    | RepairRecord
+    | DatasetRecord
+    | SampleRecord
+    | ScoreRecord
+)

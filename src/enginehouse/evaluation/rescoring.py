@@ -9,6 +9,7 @@ import msgspec
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.evaluation.asking import question_of, with_system
+from enginehouse.evaluation.judge import Judge
 from enginehouse.evaluation.ledger import ASKED, CODES
 from enginehouse.evaluation.plan import TaskPlan, TaskPlans
 from enginehouse.evaluation.records import (
@@ -34,10 +35,13 @@ async def rescore(
     *,
     tasks: TaskPlans,
     run: Run,
+    judge: Judge | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     timings: Timings = _TIMINGS,
 ) -> Rescoring:
-    """Score every answer of `run`'s journal again, by the tasks as they are now. Asks nothing.
+    """Score every answer of `run`'s journal again, by the tasks as they are now.
+
+    Asks nothing but the `judge`, which is needed if a task has one.
 
     The earlier scores stay in the journal and no longer count. If this is stopped halfway, the run
     lacks scores, and `evaluate` or another `rescore` completes it. `progress` as in `evaluate`.
@@ -49,7 +53,12 @@ async def rescore(
         with Journal(run.journal_path, first=HeaderRecord) as journal:
             before = summarise(run)
             async with Evaluation(
-                spec, tasks=tasks, journal=journal, progress=progress, timings=timings
+                spec,
+                tasks=tasks,
+                journal=journal,
+                judge=judge,
+                progress=progress,
+                timings=timings,
             ) as work:
                 states = _begin_scoring(work, run.info.id)
                 run.report_path.unlink(missing_ok=True)  # until all is scored, it would be wrong

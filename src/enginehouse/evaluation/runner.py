@@ -15,12 +15,22 @@ from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Provenance, Sampler
 from enginehouse.evaluation.asking import Asker, Unit, requests_of, require_capabilities
 from enginehouse.evaluation.counting import CountingSampler
-from enginehouse.evaluation.ledger import ASKED, CODES, FAILED, MISSING, Ledger, read_ledger
+from enginehouse.evaluation.judge import Judge
+from enginehouse.evaluation.ledger import (
+    ASKED,
+    CODES,
+    FAILED,
+    MISSING,
+    UNSCORED,
+    Ledger,
+    read_ledger,
+)
 from enginehouse.evaluation.plan import TaskPlan, TaskPlans
 from enginehouse.evaluation.records import (
     JOURNAL_FORMAT,
     EvaluationSpec,
     HeaderRecord,
+    JudgeRecord,
     ProvenanceRecord,
     Record,
     RepairRecord,
@@ -28,7 +38,7 @@ from enginehouse.evaluation.records import (
 )
 from enginehouse.evaluation.remaining import RemainingTime
 from enginehouse.evaluation.schedule import Schedule
-from enginehouse.evaluation.scoring import Pending, begin_score, finish_score
+from enginehouse.evaluation.scoring import Pending, begin_score, finish_judging, finish_score
 from enginehouse.evaluation.scoring_processes import ScoringProcesses
 from enginehouse.evaluation.streaks import GONE_AFTER, Streaks
 from enginehouse.evaluation.summary import summarise
@@ -36,9 +46,10 @@ from enginehouse.results.summary import Progress, Report, TaskProgress
 from enginehouse.runtime.workers import run_workers
 from enginehouse.store.journal import Journal, read_record
 from enginehouse.store.runs import Run, RunStatus
+from enginehouse.tasks.base import ScoringCall, is_judged
 
 MOST_IN_FLIGHT = 1024
-MOST_JUDGED = 256  # answers that wait for a scoring program, before asking waits for them
+MOST_UNSCORED = 256  # answers that wait for a program or a judge, before asking waits for them
 _ANSWERED = tuple(code for code in CODES.values() if code != FAILED)
 
 
@@ -52,27 +63,47 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
 _TIMINGS = Timings()
 
 
+class Missing(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run lacks: samples that were not asked, and answers that no judge has scored."""
+
+    samples: int
+    judgements: int
+
+
 def count_missing(
     spec: EvaluationSpec, *, tasks: TaskPlans, run: Run, retry_failed: bool = False
-) -> int:
-    """How many samples `evaluate` would ask. Raises as `evaluate` does, but needs no sampler."""
+) -> Missing:
+    """What `evaluate` would ask the model, and what already a judge.
+
+    Raises as `evaluate` does, but needs no sampler.
+    """
     with run.hold(), Journal(run.journal_path, first=HeaderRecord) as journal:
         work = Evaluation(spec, tasks=tasks, journal=journal)
         work.prepare(run.info.id)
-        return work.count(_wanted(retry_failed=retry_failed))
+        states = (ASKED, UNSCORED) if retry_failed else (ASKED,)
+        return Missing(
+            samples=work.count(_wanted(retry_failed=retry_failed)),
+            judgements=sum(
+                work.ledger.tasks[name].counts[state]
+                for name, plan in work.plans.items()
+                if is_judged(plan.task)
+                for state in states
+            ),
+        )
 
 
 def _wanted(*, retry_failed: bool) -> tuple[int, ...]:
     return (MISSING, FAILED) if retry_failed else (MISSING,)
 
 
-async def evaluate(
+async def evaluate(  # noqa: PLR0913 (the optional ones are independent of one another)
     spec: EvaluationSpec,
     *,
     tasks: TaskPlans,
     sampler: Sampler | None,
     provenance: Provenance | None,
     run: Run,
+    judge: Judge | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     retry_failed: bool = False,
     timings: Timings = _TIMINGS,
@@ -81,8 +112,10 @@ async def evaluate(
 
     `tasks` is what `plan_tasks` made of the spec. A new run and a resumed one are the same call; a
     finished one asks nothing and needs no sampler (None). Failed samples count as done unless
-    `retry_failed`. `progress` is called from the event loop every half second and at the end.
-    Cancellable at any time: samples in flight are dropped and asked again on resume.
+    `retry_failed`, and so do answers that a judge left unscored. A `judge` is needed if answers of
+    a task that has one are asked, or wait for it. `progress` is called from the event loop every
+    half second and at the end. Cancellable at any time: samples in flight are dropped and asked
+    again on resume.
 
     Raises, leaving the run resumable: ConfigurationError (the spec or the data differ from those
     the run began with), RunLockedError, UnsupportedError (before anything is asked),
@@ -95,9 +128,16 @@ async def evaluate(
         try:
             with Journal(run.journal_path, first=HeaderRecord) as journal:
                 async with Evaluation(
-                    spec, tasks=tasks, journal=journal, progress=progress, timings=timings
+                    spec,
+                    tasks=tasks,
+                    journal=journal,
+                    judge=judge,
+                    progress=progress,
+                    timings=timings,
                 ) as work:
                     work.prepare(run.info.id)
+                    if retry_failed:
+                        work.discard_unjudged()
                     await work.score_waiting()
                     if sampler is not None and provenance is not None:
                         await work.ask_missing(
@@ -122,10 +162,13 @@ class Evaluation:
         *,
         tasks: TaskPlans,
         journal: Journal,
+        judge: Judge | None = None,
         progress: Callable[[Progress], None] = lambda _: None,
         timings: Timings = _TIMINGS,
     ) -> None:
         self.spec = spec
+        self._judge = judge
+        self._judge_id: int | None = None  # once it is in the journal
         self.plans = {plan.name: plan for plan in tasks}
         self.journal = journal
         self.ledger: Ledger = read_ledger(journal.path)
@@ -202,14 +245,42 @@ class Evaluation:
             self.write(begun)
 
     async def _finish(self, pending: Pending) -> None:
-        self.write(await finish_score(pending, self._processes))
+        if isinstance(pending.call, ScoringCall):
+            self.write(await finish_score(pending, self._processes))
+            return
+        plan = self.plans[pending.sample.task]
+        if self._judge is None:
+            raise ConfigurationError(
+                f"the answers of task {plan.name} are scored by a judge, and none was given",
+                fix="name one in the configuration, below `judge`",
+            )
+        if self._judge_id is None:
+            self._judge_id = len(self.ledger.judges)
+            self.write(
+                JudgeRecord(
+                    id=self._judge_id,
+                    started=datetime.now(UTC),
+                    provenance=self._judge.provenance,
+                )
+            )
+        self.write(
+            await finish_judging(
+                pending, self._judge, plan=plan, judge_id=self._judge_id, spec=self.spec
+            )
+        )
+
+    def discard_unjudged(self) -> None:
+        """Have the answers judged again that a judge left unscored."""
+        for name, plan in self.plans.items():
+            if is_judged(plan.task):
+                self.ledger.tasks[name].discard(UNSCORED)
 
     async def _breathe(self) -> None:
         """Yield if others have waited for long, and wait while many answers are being scored."""
         if (now := time.monotonic()) - self._breath > self._timings.breath:
             self._breath = now
             await asyncio.sleep(0)
-        while len(self._scoring) >= MOST_JUDGED:
+        while len(self._scoring) >= MOST_UNSCORED:
             await asyncio.wait(self._scoring, return_when=asyncio.FIRST_COMPLETED)
             self._forget_scored()
 

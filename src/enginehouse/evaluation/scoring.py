@@ -6,11 +6,14 @@ import math
 
 import msgspec
 
-from enginehouse.core.errors import EnginehouseError, ScoringError
+from enginehouse.core.errors import EnginehouseError, ScoringError, ServerGoneError
 from enginehouse.core.reasoning import ReasoningUse, separate_reasoning
+from enginehouse.evaluation.judge import Judge, judgement_of
 from enginehouse.evaluation.plan import TaskPlan
 from enginehouse.evaluation.records import (
+    EvaluationSpec,
     Failure,
+    Judgement,
     ReasoningCount,
     SampleRecord,
     ScoreRecord,
@@ -18,17 +21,17 @@ from enginehouse.evaluation.records import (
 )
 from enginehouse.evaluation.scoring_processes import ScoringProcesses
 from enginehouse.evaluation.tool_calls import score_calls
-from enginehouse.tasks.base import Measure, Outcome, Score, ScoringCall
+from enginehouse.tasks.base import JudgeCall, JudgedTask, Measure, Outcome, Score, ScoringCall
 
 _OF_TASKS = (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSABLE)
 _OF_CALLS = (*_OF_TASKS, Outcome.TRUNCATED)
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """An answer that a scoring program has to score: see `finish_score`."""
+    """An answer that a scoring program or a judge has to score: see `finish_score`."""
 
     sample: SampleRecord
-    call: ScoringCall
+    call: ScoringCall | JudgeCall
     reasoning: ReasoningCount | None = None
 
 
@@ -47,13 +50,15 @@ def begin_score(plan: TaskPlan, sample: SampleRecord) -> ScoreRecord | Pending:
     reasoning: ReasoningCount | None = None
     try:
         if sample.tool_use is not None:
-            score: Score | ScoringCall = score_calls(plan.task, item, sample.tool_use)
+            score: Score | ScoringCall | JudgeCall = score_calls(plan.task, item, sample.tool_use)
         elif sample.continuations is not None:
             score = plan.task.score_choice(item, [c.loglikelihood for c in sample.continuations])
         else:
             text, reasoning = _read(sample, plan.settings)
             score = plan.task.score_text(item, text)
-        if isinstance(score, ScoringCall):
+        if isinstance(score, JudgeCall) and _is_truncated(sample):
+            return _record(sample, Score(outcome=Outcome.TRUNCATED), reasoning=reasoning)
+        if isinstance(score, ScoringCall | JudgeCall):
             return Pending(sample, score, reasoning)
         return _record(sample, _checked(score, sample), reasoning=reasoning)
     except Exception as error:  # noqa: BLE001  a task's code may raise anything
@@ -62,11 +67,38 @@ def begin_score(plan: TaskPlan, sample: SampleRecord) -> ScoreRecord | Pending:
 
 async def finish_score(pending: Pending, processes: ScoringProcesses) -> ScoreRecord:
     """Have the program score the answer. Does not raise: see `begin_score`."""
+    assert isinstance(pending.call, ScoringCall)
     try:
         score = await processes.score(pending.call)
         return _record(pending.sample, _checked(score, pending.sample), reasoning=pending.reasoning)
     except ScoringError as error:
         return _unscored(pending.sample, error, pending.reasoning)
+
+
+async def finish_judging(
+    pending: Pending, judge: Judge, *, plan: TaskPlan, judge_id: int, spec: EvaluationSpec
+) -> ScoreRecord:
+    """Have the judge score the answer.
+
+    If asking it fails, or its reply holds no verdict, the answer is unscored. Raises
+    ServerGoneError if no answer could be judged any more.
+    """
+    assert isinstance(pending.call, JudgeCall)
+    assert isinstance(plan.task, JudgedTask)
+    sample = pending.sample
+    request = judge.request(pending.call, sample, spec=spec)
+    response = None
+    try:
+        response = await judge.ask(request)
+        score = plan.task.score_judgement(plan.item(sample.position), judgement_of(response))
+        record = _record(sample, _checked(score, sample), reasoning=pending.reasoning)
+    except ServerGoneError:
+        raise
+    except Exception as error:  # noqa: BLE001  a task's code may raise anything
+        record = _unscored(sample, error, pending.reasoning)
+    return msgspec.structs.replace(
+        record, judgement=Judgement(judge=judge_id, request=request, response=response)
+    )
 
 
 def _read(sample: SampleRecord, settings: TaskSpec) -> tuple[str, ReasoningCount | None]:
@@ -85,6 +117,10 @@ def _is_written(sample: SampleRecord) -> bool:
     return sample.continuations is None and sample.tool_use is None
 
 
+def _is_truncated(sample: SampleRecord) -> bool:
+    return _is_written(sample) and sample.responses[0].completions[0].finish_reason == "length"
+
+
 def _record(
     sample: SampleRecord,
     score: Score,
@@ -93,8 +129,7 @@ def _record(
     reasoning: ReasoningCount | None = None,
 ) -> ScoreRecord:
     written = _is_written(sample)
-    truncated = written and sample.responses[0].completions[0].finish_reason == "length"
-    outcome = Outcome.TRUNCATED if truncated else score.outcome
+    outcome = Outcome.TRUNCATED if _is_truncated(sample) else score.outcome
     measures = score.measures
     if written and outcome in (Outcome.TRUNCATED, Outcome.UNPARSABLE):
         measures = {name: Measure(0.0, m.weight) for name, m in measures.items()}

@@ -67,12 +67,15 @@ def summarise(run: Run, *, at_k: Sequence[int] | None = None) -> Report:
         complete=complete and spec is not None and len(ledger.tasks) == len(spec.tasks),
         seed=spec.seed if spec else 0,
         temperature=spec.temperature if spec else 0.0,
-        tasks=tuple(_task_report(t, spec, at_k) for t in ledger.tasks.values()) if spec else (),
+        tasks=tuple(_task_report(t, ledger, spec, at_k) for t in ledger.tasks.values())
+        if spec
+        else (),
         throughput=throughput,
         provenance=_answerers(ledger),
         incidents=run.info.incidents,
         notes=(*_notes(ledger, spec), *deaths_in_words(run.info.incidents)),
         cost=_cost(throughput, spec),
+        judges=tuple(judges_of(ledger, *ledger.tasks)) or msgspec.UNSET,
     )
 
 
@@ -147,6 +150,8 @@ def find_sample(run: Run, number: int) -> SampleView:
         measures={n: m.value for n, m in score.measures.items()} if score else {},
         tool_use=_tool_lines(sample.tool_use) if sample.tool_use else (),
         failure=f"{failure.error} ({failure.stage}): {failure.message}" if failure else None,
+        judge_request=score.judgement.request if score and score.judgement else None,
+        judge_response=score.judgement.response if score and score.judgement else None,
     )
 
 
@@ -163,7 +168,9 @@ def _tool_lines(use: ToolUse) -> tuple[str, ...]:
     return (*attempts, *calls)
 
 
-def _task_report(task: TaskLedger, spec: EvaluationSpec, at_k: Sequence[int] | None) -> TaskReport:
+def _task_report(
+    task: TaskLedger, ledger: Ledger, spec: EvaluationSpec, at_k: Sequence[int] | None
+) -> TaskReport:
     record = task.record
     shape = (record.items, record.samples)
     states = task.state_table()
@@ -196,7 +203,18 @@ def _task_report(task: TaskLedger, spec: EvaluationSpec, at_k: Sequence[int] | N
         at_k=() if why_not else tuple(figures_at_k(task, k) for k in ks),
         reasoning=_reasoning(task, spec),
         settings=_own_settings(record.task, spec) or msgspec.UNSET,
+        judge=", ".join(p.model for p in judges_of(ledger, record.task)) or msgspec.UNSET,
     )
+
+
+def judges_of(ledger: Ledger, *tasks: str) -> list[Provenance]:
+    """Every different judge of the tasks' answers, in order."""
+    ids = sorted({number for task in tasks for number in ledger.tasks[task].judges})
+    judges: list[Provenance] = []
+    for number in ids:
+        if (provenance := ledger.judges[number].provenance) not in judges:
+            judges.append(provenance)
+    return judges
 
 
 def _reasoning(task: TaskLedger, spec: EvaluationSpec) -> Reasoning | msgspec.UnsetType:

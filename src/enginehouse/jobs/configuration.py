@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from enginehouse.commands.kept_variables import is_kept
 from enginehouse.core.strict_model import StrictModel
@@ -42,6 +42,9 @@ def texts(values: Any) -> Any:
 
 class Section(StrictModel):
     """A part of a launch file."""
+
+    # nothing shows these docstrings, and reading them takes a tenth of a dry run
+    model_config = ConfigDict(use_attribute_docstrings=False)
 
     not_acted_on: ClassVar[Mapping[str, str]] = {}
     """Keys of the original launcher that are accepted and have no effect, and why."""
@@ -492,6 +495,17 @@ class LaunchConfig:
         passed_on = self.server_variables.by_name
         others = {name: passed_on[name] for name in self.server_names}
         return Variables(by_name=others).with_others(self.job_variables)
+
+    def auxiliary_values(self, name: str) -> Mapping[str, str]:
+        """The variables of an auxiliary deployment that may be stored with a run."""
+        plain = self.auxiliary_variables[name].environment().values
+        return {variable: value for variable, value in plain.items() if is_kept(variable)}
+
+    def auxiliary_passed_on(self, name: str) -> Variables:
+        """Its other variables, which it takes from the job's main command if that serves it."""
+        kept = self.auxiliary_values(name)
+        variables = self.auxiliary_variables[name].by_name
+        return Variables(by_name={n: v for n, v in variables.items() if n not in kept})
 
     @property
     def server_values(self) -> Mapping[str, str]:

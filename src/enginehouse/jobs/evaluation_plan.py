@@ -9,13 +9,23 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.core.reasoning import ReasoningUse
 from enginehouse.engines.registry import load_engine
-from enginehouse.jobs.configuration import AdapterConfig, LaunchConfig, LaunchTask
+from enginehouse.jobs.companions import Arrangement, arrange_judge
+from enginehouse.jobs.configuration import (
+    AdapterConfig,
+    DeploymentSettings,
+    JudgeSettings,
+    LaunchConfig,
+    LaunchTask,
+)
 from enginehouse.jobs.task_names import ResolvedTask, resolve_task
+from enginehouse.jobs.variables import Variables
+from enginehouse.tasks.base import is_judged
 from enginehouse.tasks.registry import load_task
 
+_AUXILIARY: Final = "auxiliary_deployments."
 _HOSTED: Final = ("anthropic", "openai", "openrouter")
 _FILES: Final = {
     "gpqa_diamond": "gpqa_diamond.csv",
@@ -35,11 +45,20 @@ _ENDPOINTS: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """The values of an EvaluationConfig, the tasks that their names stand for, and what to note."""
+    """The values of an EvaluationConfig, the tasks that their names stand for, and what to note.
+
+    `variables` are all that the job needs. `judge_gpus` are those that a judge's server needs
+    besides the model's, on the same node. If it gets nodes of its own, it is in `companions`, and
+    needs `judge_gpus_per_node` on each.
+    """
 
     values: dict[str, Any]
     tasks: tuple[ResolvedTask, ...]
     notes: tuple[str, ...]
+    variables: Variables
+    judge_gpus: int
+    companions: Arrangement
+    judge_gpus_per_node: int
 
 
 def plan_evaluation(config: LaunchConfig) -> EvaluationPlan:
@@ -57,7 +76,29 @@ def plan_evaluation(config: LaunchConfig) -> EvaluationPlan:
         for task, resolved in zip(config.evaluation.tasks, tasks, strict=True)
     ]
     values = _with_common_apart(settings) | _answering(config)
-    return EvaluationPlan(values=values, tasks=tasks, notes=tuple(dict.fromkeys(notes)))
+    variables = config.variables
+    gpus, gpus_per_node, companions = 0, 0, Arrangement()
+    if (judge := _judge_of(config, tasks, notes)) is not None:
+        values["judge"] = _judge_values(config, judge)
+        if judge.auxiliary is not None and config.execution.gives_nodes:
+            auxiliary = config.auxiliary_variables[judge.auxiliary]
+            variables = auxiliary.with_others(variables)
+            gpus_per_node = _gpus(config.auxiliary_deployments[judge.auxiliary])
+            companions = arrange_judge(config, judge.auxiliary, values["judge"])
+            sampling = _judge_sampling(judge.settings)
+            values["judge"] = {**sampling, **companions.plan}
+        elif judge.auxiliary is not None:
+            variables = config.auxiliary_passed_on(judge.auxiliary).with_others(variables)
+            gpus = _gpus(config.auxiliary_deployments[judge.auxiliary])
+    return EvaluationPlan(
+        values=values,
+        tasks=tasks,
+        notes=tuple(dict.fromkeys(notes)),
+        variables=variables,
+        judge_gpus=gpus,
+        companions=companions,
+        judge_gpus_per_node=gpus_per_node,
+    )
 
 
 def _task_settings(
@@ -162,6 +203,90 @@ def _with_common_apart(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"tasks": own, **common}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _NamedJudge:
+    """The judge that tasks name; `auxiliary` is a deployment of the job's, None for a server."""
+
+    settings: JudgeSettings
+    auxiliary: str | None
+
+
+def _judge_of(
+    config: LaunchConfig, tasks: Sequence[ResolvedTask], notes: list[str]
+) -> _NamedJudge | None:
+    """The judge of the tasks that have one; None if none has."""
+    named = {
+        task.name: settings
+        for task in config.evaluation.tasks
+        if (settings := config.evaluation.settings_of(task).params.extra.judge) is not None
+    }
+    judged = [task for task in tasks if task.native and is_judged(load_task(task.name))]
+    if not judged:
+        if named:
+            notes.append("the judge is not asked: no native task here is scored by one")
+        return None
+    if without := [task.written for task in judged if task.written not in named]:
+        raise ConfigurationError(
+            f"answers are scored by a judge, and none is named: {', '.join(without)}",
+            fix="give params.extra.judge its url and model_id; of an auxiliary deployment they "
+            "are auxiliary_deployments.NAME.chat_url and auxiliary_deployments.NAME.model_id",
+        )
+    first, *others = [named[task.written] for task in judged]
+    if any(other != first for other in others):
+        raise ConfigurationError(
+            f"the tasks name different judges: {', '.join(task.written for task in judged)}",
+            why="one job has one judge",
+            fix="launch them as jobs of their own",
+        )
+    if first.url is None:
+        raise ConfigurationError(
+            "params.extra.judge has no url",
+            fix="give its address, or auxiliary_deployments.NAME.chat_url",
+        )
+    if not first.url.startswith(_AUXILIARY):
+        return _NamedJudge(settings=first, auxiliary=None)
+    name = first.url.removeprefix(_AUXILIARY).partition(".")[0]
+    if name not in config.auxiliary_deployments:
+        raise UnknownNameError("auxiliary deployment", name, config.auxiliary_deployments)
+    return _NamedJudge(settings=first, auxiliary=name)
+
+
+def _judge_sampling(settings: JudgeSettings) -> dict[str, Any]:
+    values = {
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "max_tokens": settings.max_tokens,
+        "concurrency": settings.parallelism,
+        "request_timeout": settings.request_timeout,
+        "max_retries": settings.max_retries,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _judge_values(config: LaunchConfig, judge: _NamedJudge) -> dict[str, Any]:
+    settings = judge.settings
+    sampling = _judge_sampling(settings)
+    if judge.auxiliary is None:
+        assert settings.url is not None
+        return sampling | {
+            "url": settings.url,
+            "model": settings.model_id,
+            "api_key_env": settings.api_key,
+            "engine": _hosted_engine(settings.url),
+        }
+    deployment = config.auxiliary_deployments[judge.auxiliary]
+    variables = dict(config.auxiliary_values(judge.auxiliary))
+    first = _gpus(config.deployment) * config.execution.instances
+    if first and not config.execution.gives_nodes and (own := _gpus(deployment)):
+        ours = ",".join(str(number) for number in range(first, first + own))
+        variables.setdefault("CUDA_VISIBLE_DEVICES", ours)
+    return sampling | _served(
+        deployment,
+        env_vars=variables,
+        env_names=tuple(sorted(config.auxiliary_passed_on(judge.auxiliary).by_name)),
+    )
+
+
 def _answering(config: LaunchConfig) -> dict[str, Any]:
     """Who answers: a server of the job's own, or one that runs already."""
     deployment = config.deployment
@@ -179,6 +304,18 @@ def _answering(config: LaunchConfig) -> dict[str, Any]:
             "model": deployment.served_model_name or deployment.model,
             "api_key_env": config.execution.server_key,
         }
+    server = {"env_vars": config.server_values, "env_names": config.server_names}
+    return _served(deployment, **server)
+
+
+def _gpus(deployment: DeploymentSettings) -> int:
+    """The GPUs of one server of the job's own."""
+    is_on_gpus = deployment.deployed and deployment.variant != "cpu"
+    return deployment.gpus if is_on_gpus else 0
+
+
+def _served(deployment: DeploymentSettings, **server: Any) -> dict[str, Any]:
+    """The plan of a server of the job's own; `server` holds more of its options."""
     return {
         "model": deployment.model,
         "path": deployment.fallback,
@@ -195,8 +332,7 @@ def _answering(config: LaunchConfig) -> dict[str, Any]:
             "data_parallel_size": deployment.data_parallel_size,
             "gpu_memory_utilization": deployment.gpu_memory_utilization,
             "extra_args": deployment.extra_args,
-            "env_vars": config.server_values,
-            "env_names": config.server_names,
+            **server,
         },
     }
 

@@ -94,8 +94,8 @@ def check_launch(composition: Composition) -> LaunchConfig:
     variables = _VariableReader(composition, os.environ)
     everywhere = variables.read("env_vars")
     job = everywhere.with_others(variables.read(*_JOB_VARIABLES, *_task_sections(checked)))
-    if (key := checked.target.api_endpoint.api_key_name) and key not in job.by_name:
-        job = job.with_others(Variables(by_name={key: Variable(name=key, host=key)}))
+    keys = {key: Variable(name=key, host=key) for key in _key_names(checked)}
+    job = Variables(by_name=keys).with_others(job)
     server = everywhere.with_others(variables.read(*_SERVER_VARIABLES))
     _refuse_tokens(variables.redacted, composition)
     _refuse_two_values(job, server)
@@ -273,6 +273,14 @@ class _VariableReader:
                 f"{place}: {text} is taken as the name of a variable here; write host:{text}"
             )
         return variable
+
+
+def _key_names(document: LaunchDocument) -> list[str]:
+    """The variables here that hold the keys of servers which run already."""
+    evaluation = document.evaluation
+    judges = [evaluation.settings_of(task).params.extra.judge for task in evaluation.tasks]
+    names = [document.target.api_endpoint.api_key_name, *(j.api_key for j in judges if j)]
+    return [name for name in names if name]
 
 
 def _task_sections(document: LaunchDocument) -> list[str]:

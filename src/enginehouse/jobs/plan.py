@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import yaml
 
 from enginehouse.commands.configuration import EvaluationConfig
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.configuration import parse
 from enginehouse.jobs.base import JobSpec
 from enginehouse.jobs.companions import arrange_nodes
@@ -47,21 +48,29 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
     planned = plan_evaluation(config)
     created = datetime.now(UTC)
     job_id = secrets.token_hex(8)
-    arranged = arrange_nodes(config, planned.values, job=job_id)
+    folder = config.execution.jobs_folder / f"{created:%Y%m%d_%H%M%S}-{job_id}"
+    arranged = arrange_nodes(config, planned.values, job=job_id, folder=folder)
     values = {**planned.values, **arranged.plan}
     evaluation = parse(EvaluationConfig, values, origin=config.origin)
     if config.execution.runs_here:
         evaluation = evaluation.with_absolute_paths()
-    gpus = 0
+    gpus = planned.judge_gpus
     if config.deployment.deployed and config.deployment.variant != "cpu":
-        gpus = config.deployment.gpus * config.execution.instances
+        gpus += config.deployment.gpus * config.execution.instances
     resources = config.execution.resources(gpus=gpus)
     if arranged.companions:
         resources = replace(resources, nodes=1)  # the others are the companions'
+    if planned.judge_gpus_per_node > resources.gpus_per_node > 0:
+        raise ConfigurationError(
+            f"the judge needs {planned.judge_gpus_per_node} GPUs on each of its nodes, and a node "
+            f"of the job has {resources.gpus_per_node}",
+            fix="divide the judge into smaller parts, or ask for more GPUs on each node",
+        )
+    judges = planned.companions.companions
     job = JobSpec(
         id=job_id,
         name=config.name,
-        folder=config.execution.jobs_folder / f"{created:%Y%m%d_%H%M%S}-{job_id}",
+        folder=folder,
         command=(
             *config.execution.command_words,
             *("eval", "--config", PLAN, "--folder", RUN),
@@ -70,11 +79,12 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
         files={
             PLAN: _plan_text(evaluation),
             **arranged.files,
+            **planned.companions.files,
             **({EXPORT: _export_text(config)} if config.export else {}),
         },
-        environment=config.variables.environment(),
+        environment=planned.variables.environment(),
         resources=resources,
-        companions=arranged.companions,
+        companions=(*arranged.companions, *judges),
         before="\n".join(
             filter(None, (config.deployment.pre_cmd.strip(), config.evaluation.pre_cmd.strip()))
         ),
@@ -86,8 +96,8 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
         notes=(*config.notes, *planned.notes, *arranged.notes),
         job=job,
         created=created,
-        gpus=gpus,
-        variables=config.variables,
+        gpus=gpus + planned.judge_gpus_per_node * sum(judge.nodes for judge in judges),
+        variables=planned.variables,
     )
 
 

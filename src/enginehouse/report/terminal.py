@@ -145,6 +145,12 @@ def render_sample(sample: SampleView) -> str:
         ):
             lines += ["", f"continuation {i}: log-likelihood {loglikelihood:.4f}"]
             lines += _prompt(request.prompt)
+    if sample.judge_request is not None:
+        lines += ["", f"the judge was asked ({_parameters(sample.judge_request)}):"]
+        lines += _prompt(sample.judge_request.prompt)
+    if sample.judge_response is not None:
+        lines += ["", f"its reply, {sample.judge_response.model}:"]
+        lines += _completions(sample.judge_response)
     return "\n".join(lines) + "\n"
 
 
@@ -288,6 +294,8 @@ def _facts(report: Report) -> Group:
         if p.dtype:
             reason = f": {p.dtype_reason}" if p.dtype_reason else ", as requested"
             rows.append(("computed in", f"{p.dtype}{reason}"))
+    if isinstance(report.judges, tuple):
+        rows += [("judged by", f"{p.model} at {p.base_url}") for p in report.judges]
     rows.append(("sampling", f"seed {report.seed}, temperature {report.temperature:g}"))
     for task in report.tasks:
         if isinstance(task.settings, Mapping):

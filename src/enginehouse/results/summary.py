@@ -62,7 +62,8 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     `no_headline`. `metrics` are Σ value / Σ weight over the same samples. `subset` is true unless
     every item of the benchmark (`full_size`, None if unknown) was evaluated. `at_k` is empty
     without a headline. `reasoning` is absent if no answer had any. `settings` are the task's own
-    sampling parameters, those that differ from the evaluation's; absent if there are none.
+    sampling parameters, those that differ from the evaluation's; absent if there are none. `judge`
+    is the model that scored the answers; absent for tasks without one.
     """
 
     task: str
@@ -83,6 +84,7 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     at_k: tuple[AtK, ...] = ()
     reasoning: Reasoning | msgspec.UnsetType = msgspec.UNSET
     settings: Mapping[str, float | int | str] | msgspec.UnsetType = msgspec.UNSET
+    judge: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def done(self) -> int:
@@ -114,7 +116,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One run's result. `provenance` lists every different one that answered, in order.
 
     `incidents`: our own servers that died while they worked for it. `cost` is absent if no prices
-    were given.
+    were given. `judges` lists who scored answers; absent if nobody else did.
     """
 
     run: str
@@ -129,6 +131,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     incidents: tuple[Incident, ...] = ()
     cost: Cost | msgspec.UnsetType = msgspec.UNSET
+    judges: tuple[Provenance, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,7 +185,8 @@ class SampleView(msgspec.Struct, frozen=True, kw_only=True):
     `outcome` is None while it is unscored. `loglikelihoods` are those of a choice's
     continuations, None for a written answer. `tool_use` has a line for every attempt to get a tool
     call and for every call that resulted from it. `failure` says why the sample failed or is
-    unscored, as "Class (stage): message".
+    unscored, as "Class (stage): message". What a judge was asked about the answer, and its reply,
+    are None where no judge was.
     """
 
     number: int
@@ -198,3 +202,5 @@ class SampleView(msgspec.Struct, frozen=True, kw_only=True):
     measures: Mapping[str, float]
     failure: str | None
     tool_use: tuple[str, ...] = ()
+    judge_request: SampleRequest | None = None
+    judge_response: SampleResponse | None = None

@@ -124,6 +124,12 @@ class ScoringCall(msgspec.Struct, frozen=True, kw_only=True):
     answer: str | None = None
 
 
+class JudgeCall(msgspec.Struct, frozen=True, kw_only=True):
+    """What a judge, another model, is asked about one answer; the task reads its reply."""
+
+    prompt: ChatPrompt
+
+
 class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What `enginehouse tasks` shows.
 
@@ -167,8 +173,8 @@ class Task(Protocol):
         """What to ask about `item`."""
         ...
 
-    def score_text(self, item: Item, text: str) -> Score | ScoringCall:
-        """Score a written answer, or say which program does.
+    def score_text(self, item: Item, text: str) -> Score | ScoringCall | JudgeCall:
+        """Score a written answer, or say which program or what question to a judge does.
 
         `text` comes without the model's reasoning, unless the user wants that to be scored, too.
         Runs in the event loop, so it must be fast and take linear time. Of a truncated answer only
@@ -197,6 +203,28 @@ class ProgramTask(Task, Protocol):
     def foreign_code(self) -> ScoringProgram | None:
         """The program that runs other people's code on answers, if any."""
         ...
+
+
+@runtime_checkable
+class JudgedTask(Task, Protocol):
+    """A task whose answers may be scored by another model."""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether `score_text` returns a JudgeCall."""
+        ...
+
+    def score_judgement(self, item: Item, judgement: str) -> Score:
+        """Score by what the judge wrote, its reasoning left out.
+
+        Raises ScoringError if that is no verdict: the answer is then unscored, not wrong.
+        """
+        ...
+
+
+def is_judged(task: Task) -> bool:
+    """Whether another model scores the task's answers."""
+    return isinstance(task, JudgedTask) and task.is_judged
 
 
 @runtime_checkable

@@ -23,6 +23,7 @@ from enginehouse.tasks.base import (
     Dataset,
     Generate,
     Item,
+    JudgeCall,
     Score,
     ScoringCall,
     ScoringProgram,
@@ -30,7 +31,16 @@ from enginehouse.tasks.base import (
     TaskInfo,
 )
 from enginehouse.tasks.data import Row, read_rows, user_source
-from enginehouse.tasks.metrics import CHOICE, MEANINGS, REGEX, Judge, ProgramMetric, load_metric
+from enginehouse.tasks.judging import PROMPT, JudgeDefinition, Judging
+from enginehouse.tasks.metrics import (
+    CHOICE,
+    JUDGE,
+    MEANINGS,
+    REGEX,
+    ProgramMetric,
+    TextMetric,
+    load_metric,
+)
 from enginehouse.tasks.multiple_choice import score_loglikelihoods
 from enginehouse.tasks.numbers import right_number
 from enginehouse.tasks.templates import Template
@@ -58,7 +68,9 @@ class Definition(StrictModel):
     system: Text | None = None
     """The system turn, a Jinja template."""
     metric: Text = "exact_match"
-    """exact_match, contains, number, regex:PATTERN, choice, or module:function."""
+    """exact_match, contains, number, regex:PATTERN, judge, choice, or module:function."""
+    judge: JudgeDefinition | None = None
+    """With the metric `judge`: what the judge is asked, and how its verdict reads."""
     answer: Text | None = None
     """The field with the right answer, or a Jinja template for it."""
     choices: Text | None = None
@@ -80,7 +92,9 @@ class Definition(StrictModel):
     @model_validator(mode="after")
     def _consistent(self) -> Definition:
         function = ":" in self.metric and not self.metric.startswith(REGEX)
-        if self.answer is None and not function:
+        if self.judge is not None and self.metric != JUDGE:
+            raise ValueError("'judge' goes with the metric 'judge' only")
+        if self.answer is None and not function and self.metric != JUDGE:
             raise ValueError(f"the metric {self.metric!r} needs 'answer'")
         if self.metric == CHOICE:
             if self.choices is None:
@@ -115,7 +129,7 @@ def load_custom(path: Path) -> CustomTask:
         problems = explain(error, Definition)
         raise ConfigurationError(f"{path}: {'; '.join(problems)}") from error
     metric = None
-    if definition.metric != CHOICE:
+    if definition.metric not in (CHOICE, JUDGE):
         metric = load_metric(
             definition.metric,
             folder=path.parent,
@@ -123,6 +137,8 @@ def load_custom(path: Path) -> CustomTask:
             seconds=definition.scoring_timeout,
         )
     source = metric.source if isinstance(metric, ProgramMetric) else b""
+    if definition.metric == JUDGE:
+        source = PROMPT.encode()
     # Whatever changes prompt or scoring changes the version.
     digest = hashlib.sha256(content + b"\0" + source + b"\0%d" % _SCORING)
     version = int.from_bytes(digest.digest()[:4]) >> 1
@@ -137,7 +153,7 @@ class CustomTask(Task):
         definition: Definition,
         *,
         path: Path,
-        metric: Judge | ProgramMetric | None,
+        metric: TextMetric | ProgramMetric | None,
         version: int,
     ) -> None:
         self._definition = definition
@@ -148,6 +164,9 @@ class CustomTask(Task):
         self._system = (
             Template(definition.system, origin=f"{path}: system") if definition.system else None
         )
+        self._judging = None
+        if definition.metric == JUDGE:
+            self._judging = Judging(definition.judge or JudgeDefinition(), origin=str(path))
         self._answer = (
             Template(definition.answer, origin=f"{path}: answer")
             if definition.answer and re.search(r"\{\{|\{%", definition.answer)
@@ -162,9 +181,9 @@ class CustomTask(Task):
             name=self._definition.name,
             version=self._version,
             description=self._definition.description,
-            kind="generate" if self._metric else "choose",
+            kind="choose" if metric == CHOICE else "generate",
             headline=MEANINGS.get(metric, metric),
-            metrics=() if self._metric else ("acc",),
+            metrics=("acc",) if metric == CHOICE else (),
             licence=self._definition.licence,
             size=None,
             source=self._definition.data,
@@ -193,6 +212,8 @@ class CustomTask(Task):
             if item.id in items:
                 raise row.error(f"the id {item.id!r} occurs more than once")
             self._require_whole(item, row)
+            if self.is_judged:
+                self.score_text(item, "an answer")  # the judge's templates can be filled in
             items[item.id] = item
         return source.dataset(
             tuple(items.values()), licence=self._definition.licence, full_size=len(items)
@@ -214,8 +235,26 @@ class CustomTask(Task):
             stop=definition.stop,
         )
 
-    def score_text(self, item: Item, text: str) -> Score | ScoringCall:
-        """Score by the metric; a program applies a pattern or a function."""
+    @property
+    def is_judged(self) -> bool:
+        """Whether the metric is `judge`."""
+        return self._judging is not None
+
+    def score_judgement(self, item: Item, judgement: str) -> Score:  # noqa: ARG002
+        """Score by the judge's verdict. Raises ScoringError if it gave none."""
+        assert self._judging is not None
+        return self._judging.read(judgement)
+
+    def score_text(self, item: Item, text: str) -> Score | ScoringCall | JudgeCall:
+        """Score by the metric; a program applies a pattern or a function, and a judge is asked."""
+        if self._judging is not None:
+            return self._judging.call(
+                item.data,
+                item=item.id,
+                asked=self._prompt.render(item.data, item=item.id),
+                response=text,
+                reference=self._right(item) if self._definition.answer else None,
+            )
         assert self._metric is not None
         if not isinstance(self._metric, ProgramMetric):
             return self._metric(text, self._right(item))

@@ -17,14 +17,16 @@ from enginehouse.tasks.scoring_programs import describe
 
 REGEX: Final = "regex:"
 CHOICE: Final = "choice"
+JUDGE: Final = "judge"
 MEANINGS: Final = {
     "exact_match": "the text is the answer, apart from white space at both ends",
     "contains": "the answer occurs in the text, in the same case",
     "number": "the number marked #### or boxed, else the last number, equals the answer",
+    JUDGE: "another model finds the answer right",
     CHOICE: "acc_norm: the right choice has the highest log-likelihood per character",
 }
 
-Judge = Callable[[str, str], Score]
+TextMetric = Callable[[str, str], Score]
 """Scores (text, answer)."""
 
 
@@ -55,7 +57,7 @@ def _same_number(text: str, answer: str) -> Score:
     return Score(outcome=_outcome(number == right_number(answer)), answer=written(number))
 
 
-_JUDGES: Final[Mapping[str, Judge]] = {
+_OF_TEXTS: Final[Mapping[str, TextMetric]] = {
     "exact_match": _exact_match,
     "contains": _contains,
     "number": _same_number,
@@ -64,14 +66,15 @@ _JUDGES: Final[Mapping[str, Judge]] = {
 
 def load_metric(
     name: str, *, folder: Path, trusted: bool = False, seconds: float = 10.0
-) -> Judge | ProgramMetric:
-    """The metric called `name` (not "choice"); a module beside the YAML file takes precedence.
+) -> TextMetric | ProgramMetric:
+    """The metric called `name`, not "choice" or "judge".
 
+    A module beside the YAML file takes precedence.
     Raises ConfigurationError for an unknown name, a bad pattern, and a failing import. Blocking for
     patterns and functions: their program is started once to see that it loads.
     """
-    if name in _JUDGES:
-        return _JUDGES[name]
+    if name in _OF_TEXTS:
+        return _OF_TEXTS[name]
     if name.startswith(REGEX):
         pattern = name.removeprefix(REGEX)
         return _loaded(

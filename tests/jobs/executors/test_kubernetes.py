@@ -26,6 +26,8 @@ from enginehouse.jobs.base import (
     Resources,
 )
 from enginehouse.jobs.executors.kubernetes import KubernetesExecutor, KubernetesSettings
+from enginehouse.jobs.launch_file import read_launch
+from enginehouse.jobs.plan import plan_launch
 from enginehouse.runtime.context import Context
 from enginehouse.testing.check_executor import CASES, check_executor
 from enginehouse.testing.fake_kubernetes import FakeKubernetes, running_fake_kubernetes
@@ -155,6 +157,38 @@ def test_gpus_must_suffice() -> None:
     assert settings.resources(gpus=2).gpus_per_node == 4
     with pytest.raises(ConfigurationError):
         settings.resources(gpus=8)
+    three = KubernetesSettings(output_dir="/data", volumes=volumes, num_nodes=3)
+    assert three.resources(gpus=6).gpus_per_node == 2
+    with pytest.raises(ConfigurationError):
+        three.resources(gpus=8)
+
+
+async def test_servers_in_several_pods(tmp_path: Path) -> None:
+    """A server in each pod: the command in the first one, its companions in the others."""
+    values = {
+        "defaults": [{"execution": "kubernetes"}, {"deployment": "vllm"}, "_self_"],
+        "execution": {
+            "output_dir": "/data/jobs",
+            "image": "registry.example/enginehouse:1",
+            "volumes": {"/data": {"claim": "shared"}},
+            "num_nodes": 3,
+            "num_instances": 3,
+        },
+        "deployment": {"checkpoint_path": "/data/model", "tensor_parallel_size": 4},
+        "evaluation": {"tasks": [{"name": "ifeval"}]},
+    }
+    (tmp_path / "launch.yaml").write_text(yaml.safe_dump(values))
+    config = read_launch(tmp_path / "launch.yaml")
+    assert isinstance(config.execution, KubernetesSettings)
+    executor = KubernetesExecutor(config.execution, Context())
+    job = plan_launch(config).job
+    spec = manifests(executor, job)["Job"]["spec"]
+    assert (spec["completions"], spec["parallelism"]) == (3, 3)
+    limits = spec["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits == {"nvidia.com/gpu": "4"}
+    (script,) = [one.text for one in executor.render(job) if one.name == "job.sh"]
+    assert "exec enginehouse eval" in script
+    assert script.count("enginehouse serve") == 2
 
 
 async def test_walltime_interrupts(make: Make, tmp_path: Path) -> None:

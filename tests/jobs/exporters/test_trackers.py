@@ -13,7 +13,7 @@ import pytest
 from tests.support import SUPPORT
 from tests.support.command_line import SOURCE
 from tests.support.comparable_runs import ran, wrong_below
-from tests.support.exporter_packages import ensure_exporter_packages
+from tests.support.package_environment import ensure_packages
 
 from enginehouse.jobs.exporters.figures import labels_of, metrics_of, read_figures
 
@@ -21,9 +21,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="session")
-def exporter_python() -> Path:
-    """The Python of an environment with MLflow and wandb, built on first use."""
-    return ensure_exporter_packages()
+def exporter_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with MLflow, wandb and what Enginehouse itself needs."""
+    parts = (SOURCE.parent / "requirements/base.txt", SUPPORT / "exporter-requirements.txt")
+    requirements = tmp_path_factory.mktemp("exporters") / "requirements.txt"
+    requirements.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return ensure_packages("exporters", requirements=requirements)
 
 
 def exported(python: Path, *words: str | Path) -> dict[str, Any]:
@@ -34,6 +37,7 @@ def exported(python: Path, *words: str | Path) -> dict[str, Any]:
     done = subprocess.run(
         [str(python), str(SUPPORT / "export_to_trackers.py"), *map(str, words)],
         env=env,
+        cwd=words[-1],
         capture_output=True,
         text=True,
         timeout=600,

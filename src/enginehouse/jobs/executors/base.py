@@ -73,6 +73,11 @@ class ExecutionSettings(StrictModel):
         return self.type
 
     @property
+    def gives_nodes(self) -> bool:
+        """Whether each companion of a job gets a node of its own."""
+        return False
+
+    @property
     def runs_here(self) -> bool:
         """Whether a job sees this machine's files under their names here."""
         return False

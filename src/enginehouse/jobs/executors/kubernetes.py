@@ -96,8 +96,12 @@ class KubernetesSettings(ExecutionSettings):
     """The kubeconfig's context; by default its current one."""
     namespace: str | None = None
     """The namespace; by default the context's."""
+    num_nodes: Count = 1
+    """The pods of a job, over all of its servers."""
+    num_instances: Count = 1
+    """The servers: as many as pods, or one over all of them; with one pod, all in that."""
     gpus: Annotated[int, Field(ge=0)] | None = None
-    """The GPUs of each pod."""
+    """The GPUs of each pod; by default, what the servers need."""
     gpu_resource: str = "nvidia.com/gpu"
     """What the cluster calls a GPU."""
     cpus: Count | None = None
@@ -116,6 +120,11 @@ class KubernetesSettings(ExecutionSettings):
     """Annotations of the Job and its pods."""
 
     @property
+    def gives_nodes(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def place(self) -> str:
         """A cluster, as far as the settings tell."""
         return " ".join(str(one) for one in (self.type, self.kubeconfig, self.context))
@@ -125,16 +134,34 @@ class KubernetesSettings(ExecutionSettings):
         """A path inside the pods."""
         return PurePosixPath(self.output_dir)
 
+    @property
+    def nodes(self) -> int:
+        """Each is a pod."""
+        return self.num_nodes
+
+    @property
+    def instances(self) -> int:
+        """The servers that the pods are divided among."""
+        return self.num_instances
+
     def resources(self, *, gpus: int) -> Resources:
-        """What one pod asks for: the GPUs of all servers are those of one pod."""
-        if self.gpus is not None and self.gpus < gpus:
+        """What each pod asks for: its part of the GPUs, or what `gpus` says."""
+        if self.gpus is None and gpus % self.num_nodes:
             raise ConfigurationError(
-                f"the servers need {gpus} GPUs, and execution.gpus is {self.gpus}",
-                why="tensor x pipeline x data parallel are the GPUs of one pod",
-                fix=f"set execution.gpus to {gpus}, or leave it out",
+                f"{gpus} GPUs cannot be divided among {self.num_nodes} pods",
+                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                fix="change these or execution.num_nodes, or set execution.gpus",
+            )
+        if self.gpus is not None and self.gpus * self.num_nodes < gpus:
+            raise ConfigurationError(
+                f"the job needs {gpus} GPUs, and asks for {self.gpus * self.num_nodes} "
+                f"(execution.gpus: {self.gpus}, execution.num_nodes: {self.num_nodes})",
+                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                fix="lower these, raise execution.gpus, or leave it out",
             )
         return Resources(
-            gpus_per_node=gpus if self.gpus is None else self.gpus,
+            nodes=self.num_nodes,
+            gpus_per_node=gpus // self.num_nodes if self.gpus is None else self.gpus,
             cpus_per_node=self.cpus,
             memory_gb=self.memory_gb,
             walltime=self.walltime,
@@ -426,7 +453,7 @@ class KubernetesExecutor:
         if variables := [*self._secret_variables(job)]:
             container["env"] = variables
         if limits := self._limits(job):
-            container["resources"] = {"limits": limits, "requests": limits}
+            container["resources"] = {"limits": limits, "requests": dict(limits)}
         files = {"name": _name(job.id), "items": _items(job)}
         volumes: list[dict[str, Any]] = [
             {"name": "files", "configMap": files},
@@ -750,5 +777,17 @@ def _lines(text: str) -> list[str]:
     return text.rstrip().splitlines()
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def _yaml(manifest: Mapping[str, Any]) -> str:
-    return str(yaml.safe_dump(dict(manifest), sort_keys=False, width=100))
+    return str(yaml.dump(dict(manifest), Dumper=_Dumper, sort_keys=False, width=100))

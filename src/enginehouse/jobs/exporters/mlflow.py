@@ -84,6 +84,8 @@ class MlflowExporter:
                 why=str(error),
                 fix="pip install 'enginehouse[mlflow]'",
             ) from error
+        # MLflow's own seven retries keep silent for four minutes where nothing answers.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         address = self._address()
         try:
             client = mlflow.MlflowClient(tracking_uri=address)

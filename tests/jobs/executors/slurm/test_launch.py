@@ -91,3 +91,12 @@ def test_an_engine_that_ends(slurm_house: House, call):
         "exit_code": 5,
     }
     assert "CUDA out of memory" in job.log()
+
+
+def test_an_instance_on_each_node(slurm_house: House, cluster: SlurmCluster, call):
+    """Two servers answer, one of them a companion that announces itself; both end with the job."""
+    job = Job(call, write_fake_launch(slurm_house, num_nodes=2, num_instances=2))
+    assert job.reach("complete", "failed", "interrupted")["state"] == "complete", job.log()
+    assert set(journaled(job.folder / "run").samples.values()) == {1}
+    cluster.clear()
+    slurm_house.nothing_left()

@@ -55,6 +55,11 @@ class RaySettings(ExecutionSettings):
         return address
 
     @property
+    def gives_nodes(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def place(self) -> str:
         """The cluster: that of the address, or of Ray's variables."""
         return f"ray at {self.address}" if self.address else "ray"

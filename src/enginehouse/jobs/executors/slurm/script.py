@@ -35,6 +35,7 @@ class ExitCode(IntEnum):
 
 
 _LIVE = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "STOPPED")
+_STOP_GRACE = 60  # seconds for companions to stop their servers
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -135,6 +136,7 @@ def _batch_script(job: JobSpec, settings: SlurmSettings) -> str:
         previous_matters=settings.max_walltime is not None,
         command=command,
         companions=companions,
+        stop_grace=_STOP_GRACE,
     )
 
 

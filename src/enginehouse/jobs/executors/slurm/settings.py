@@ -144,6 +144,11 @@ class SlurmSettings(ExecutionSettings):
         return self
 
     @property
+    def gives_nodes(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def nodes(self) -> int:
         """The nodes of a job, over all of its servers."""
         return self.num_nodes
