@@ -149,6 +149,9 @@ VARIABLES = {
     "LEPTON_WORKSPACE_ORIGIN_URL": "The origin that its API expects, if it expects one.",
     "LEPTON_CACHE_DIR": "Where `lep login` keeps its file; by default ~/.cache/lepton.",
     "LD_LIBRARY_PATH": "Passed on to engines; `doctor` warns about a CUDA in it.",
+    "MLFLOW_TRACKING_URI": "The tracking server of the exporter mlflow; `tracking_uri` goes first.",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "How often MLflow repeats a request; by default thrice.",
+    "WANDB_DIR": "The folder of the exporter wandb's files; its key `dir` goes first.",
     "NO_COLOR": "No colours.",
     "COLUMNS": "The width of tables if the output is not a terminal (default: 100).",
 }
