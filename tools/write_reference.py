@@ -155,6 +155,9 @@ VARIABLES = {
     "RAY_AUTH_TOKEN_PATH": "A file with that token; by default ~/.ray/auth_token.",
     "RAY_JOB_HEADERS": "A JSON object of headers that requests to the Ray cluster have.",
     "LD_LIBRARY_PATH": "Passed on to engines; `doctor` warns about a CUDA in it.",
+    "MLFLOW_TRACKING_URI": "The tracking server of the exporter mlflow; `tracking_uri` goes first.",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "How often MLflow repeats a request; by default thrice.",
+    "WANDB_DIR": "The folder of the exporter wandb's files; its key `dir` goes first.",
     "NO_COLOR": "No colours.",
     "COLUMNS": "The width of tables if the output is not a terminal (default: 100).",
 }

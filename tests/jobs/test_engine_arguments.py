@@ -91,7 +91,7 @@ def test_a_script_in_place_of_the_engine_is_refused(command: str):
     with pytest.raises(ConfigurationError, match="command") as caught:
         sort({"command": command})
 
-    assert "generic" in str(caught.value.fix)
+    assert "pre_cmd" in str(caught.value.fix)
 
 
 def test_a_generic_command_is_left_alone():

@@ -189,7 +189,7 @@ def _flags_of(command: str, *, kind: str, place: str) -> list[str]:
             f"{place} is a script of its own, not the command line of {kind}",
             why=f"{kind} is started and watched here, which such a script would escape",
             fix="put the flags into extra_args and what comes before them into pre_cmd; several "
-            "nodes: deployment: vllm_ray; to run the script as it is: deployment: generic",
+            "nodes: deployment: vllm_ray; for a server of your own, deployment: none",
         )
     words = shlex.split(rest)
     named = bool(words) and not words[0].startswith("-")  # the model
