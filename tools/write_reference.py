@@ -148,7 +148,16 @@ VARIABLES = {
     "LEPTON_WORKSPACE_URL": "The address of its API.",
     "LEPTON_WORKSPACE_ORIGIN_URL": "The origin that its API expects, if it expects one.",
     "LEPTON_CACHE_DIR": "Where `lep login` keeps its file; by default ~/.cache/lepton.",
+    "RAY_API_SERVER_ADDRESS": "The dashboard of the Ray cluster of jobs; execution.address takes "
+    "precedence, and RAY_ADDRESS is used last.",
+    "RAY_AUTH_MODE": "token: the Ray cluster asks for a token.",
+    "RAY_AUTH_TOKEN": "That token.",
+    "RAY_AUTH_TOKEN_PATH": "A file with that token; by default ~/.ray/auth_token.",
+    "RAY_JOB_HEADERS": "A JSON object of headers that requests to the Ray cluster have.",
     "LD_LIBRARY_PATH": "Passed on to engines; `doctor` warns about a CUDA in it.",
+    "MLFLOW_TRACKING_URI": "The tracking server of the exporter mlflow; `tracking_uri` goes first.",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "How often MLflow repeats a request; by default thrice.",
+    "WANDB_DIR": "The folder of the exporter wandb's files; its key `dir` goes first.",
     "NO_COLOR": "No colours.",
     "COLUMNS": "The width of tables if the output is not a terminal (default: 100).",
 }

@@ -14,6 +14,8 @@ import yaml
 from tests.support.command_line import Finished, House, journaled, scored, sums, until
 
 from enginehouse.core.errors import ConfigurationError, JobError, StartError
+from enginehouse.jobs.records import JobRecords
+from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
 
 pytestmark = pytest.mark.slow
@@ -150,6 +152,19 @@ def test_killed_launchers_and_supervisors(house: House, call: Call, launches: La
     assert record["status"]["state"] == "interrupted"
     assert call("launch", "kill", listed["id"]).code == 0
     house.nothing_left()
+
+
+def test_a_launcher_killed_before_it_noted_the_handle(
+    house: House, call: Call, launches: Launches, layout: Layout
+):
+    """The job is found again by what its own process wrote."""
+    begun = launches.run(launches.slow())
+    launches.working(begun, samples=1)
+    JobRecords(layout).update(begun["id"], handle=None, submissions=0)
+    killed = call("launch", "kill", begun["id"], "--json")
+    assert killed.code == 0, killed.err
+    assert killed.report["status"]["state"] == "cancelled"
+    assert killed.report["handle"] == begun["handle"]
 
 
 def test_a_launcher_that_is_interrupted(house: House, call: Call, launches: Launches):

@@ -13,7 +13,7 @@ import yaml
 from tests.support.command_line import Finished, House, journaled, scored, sums, until
 from tests.support.ray_cluster import LocalCluster
 
-from enginehouse.core.errors import JobError
+from enginehouse.core.errors import ConfigurationError, JobError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 Call = Callable[..., Finished]
@@ -99,28 +99,31 @@ def test_from_the_file_to_the_run(house: House, call: Call, jobs: Jobs):
     assert SECRET not in (jobs.cluster.ask("/api/jobs/") or b"").decode()
 
 
-def test_time_limit_kill_and_resume(house: House, call: Call, jobs: Jobs):
-    """However a job ends too early, it leaves nothing, and asks only what is missing later."""
-    begun = jobs.run(jobs.file(latency="0.15", walltime=20))
-    run = Path(begun["job"]["folder"]) / "run"
+def test_time_limit(house: House, jobs: Jobs):
+    """A job that takes too long is interrupted, whatever it was doing, and leaves nothing."""
+    begun = jobs.run(jobs.file(latency="1", walltime=15))
     interrupted = jobs.reach(begun["id"], "interrupted", "complete", "failed")
     assert interrupted["status"]["reason"] == "TIMEOUT"
-    first = scored(run)
-    assert 0 < first < 12
+    assert interrupted["status"]["state"] == "interrupted"
     house.nothing_left()
-    resumed = call("launch", "resume", begun["id"], MY_TOKEN=SECRET)
-    assert resumed.code == 0, resumed.err
+
+
+def test_kill_and_resume(house: House, call: Call, jobs: Jobs):
+    """A killed job leaves nothing; resumed, it asks only what is missing."""
+    begun = jobs.run(jobs.file(latency="0.05"))
+    run = Path(begun["job"]["folder"]) / "run"
+    until(lambda: scored(run) >= 2, "no sample is scored", patience=_PATIENCE)
     again = call("launch", "resume", begun["id"], MY_TOKEN=SECRET)
     assert again.code == JobError.exit_code
-    until(lambda: scored(run) > first, "no sample is scored", patience=_PATIENCE)
     killed = call("launch", "kill", begun["id"], "--json")
     assert killed.code == 0, killed.err
     assert killed.report["status"]["state"] == "cancelled"
     house.nothing_left()
-    while jobs.reach(begun["id"], "interrupted", "cancelled", "complete")["status"]["state"] != (
-        "complete"
-    ):
-        assert call("launch", "resume", begun["id"], MY_TOKEN=SECRET).code == 0
+    assert 0 < scored(run) < 12
+    assert call("launch", "resume", begun["id"]).code == ConfigurationError.exit_code
+    resumed = call("launch", "resume", begun["id"], MY_TOKEN=SECRET)
+    assert resumed.code == 0, resumed.err
+    assert jobs.reach(begun["id"], "complete", "failed")["status"]["state"] == "complete"
     assert set(journaled(run).samples.values()) == {1}
     assert len(journaled(run).samples) == 12
 

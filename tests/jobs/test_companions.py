@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -76,10 +76,11 @@ def test_an_instance_on_each_node(tmp_path: Path):
         deployment={"tensor_parallel_size": 4, "adapter": "/adapters/a"},
     )
     asked = planned.evaluation.plan
-    assert (asked.instances, str(asked.addresses)) == (1, "servers")
+    announced = str(planned.job.folder / "servers")
+    assert (asked.instances, str(asked.addresses)) == (1, announced)
     (companion,) = planned.job.companions
     assert (companion.nodes, planned.job.nodes) == (2, 3)
-    assert companion.command[-5:] == ("serve", "--config", SERVER, "--announce", "servers")
+    assert companion.command[-5:] == ("serve", "--config", SERVER, "--announce", announced)
     served = parse(ServeConfig, yaml.safe_load(planned.job.files[SERVER]), origin="test")
     assert served.server.host == "0.0.0.0"
     assert served.server.enable_lora
@@ -174,10 +175,9 @@ async def test_an_evaluation_on_two_servers(house: House):
     )
     served = yaml.safe_load(planned.job.files[SERVER])
     served["server"]["host"] = "127.0.0.1"  # both are on this machine
-    folder = PurePosixPath(house.work / "job")
+    folder = planned.job.folder
     job = replace(
         planned.job,
-        folder=folder,
         files={**planned.job.files, SERVER: yaml.safe_dump(served)},
         resources=Resources(),
     )

@@ -201,7 +201,7 @@ def test_groups_of_the_user_lie_beside_the_file(tmp_path: Path):
     ("override", "hint"),
     [
         ("deployment=vlm", "'vllm'"),
-        ("deployment=nim", "generic"),
+        ("deployment=nim", "deployment: none"),
         ("execution=slrum", "'slurm'"),
         ("foo", "KEY=VALUE"),
         ("a=b=c", "KEY=VALUE"),

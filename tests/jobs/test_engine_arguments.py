@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from enginehouse.core.errors import ConfigurationError
+from enginehouse.engines.registry import ENGINES, load_engine
 from enginehouse.jobs.engine_arguments import EngineArguments, removed_flags, sort_arguments
 
 
@@ -90,7 +91,7 @@ def test_a_script_in_place_of_the_engine_is_refused(command: str):
     with pytest.raises(ConfigurationError, match="command") as caught:
         sort({"command": command})
 
-    assert "generic" in str(caught.value.fix)
+    assert "pre_cmd" in str(caught.value.fix)
 
 
 def test_a_generic_command_is_left_alone():
@@ -130,3 +131,9 @@ def test_what_is_not_a_command_line_is_refused(extra: str):
     """Before anything is submitted."""
     with pytest.raises(ConfigurationError):
         sort({"extra_args": extra})
+
+
+@pytest.mark.parametrize("kind", ENGINES.names())
+def test_removed_flags_are_those_of_the_engine(kind: str):
+    """They are read without the engine's class."""
+    assert removed_flags(kind) == getattr(load_engine(kind), "removed_flags", {})

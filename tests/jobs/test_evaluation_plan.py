@@ -345,3 +345,18 @@ async def test_reasoning_is_counted_and_left_out(tmp_path, sums, monkeypatch):
             assert isinstance(task.reasoning, Reasoning)
             assert task.reasoning.answers == ITEMS
     assert outcomes == {True: ITEMS, False: 0}
+
+
+def test_a_generic_deployment_is_refused(tmp_path):
+    """Its command would be neither watched nor stopped."""
+    path = tmp_path / "launch.yaml"
+    path.write_text(
+        "defaults: [execution: local, deployment: generic, _self_]\n"
+        "execution: {output_dir: jobs}\n"
+        "deployment: {command: serve me, served_model_name: m}\n"
+        "evaluation: {tasks: [{name: gsm8k}]}\n"
+    )
+    with pytest.raises(ConfigurationError, match="generic") as caught:
+        plan_launch(read_launch(path))
+
+    assert "deployment: none" in str(caught.value.fix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,23 @@ async def test_what_an_executor_has_forgotten(tmp_path, cluster, context):
     cluster.said[record.id] = JobStatus(state=JobState.UNKNOWN)
     (kept,) = await refresh([seen], context)
     assert kept.status == JobStatus(state=JobState.INTERRUPTED, reason="NODE_FAIL")
+
+
+async def test_a_launcher_that_ended_before_it_submitted(tmp_path, cluster, context):
+    """Its job is unknown after a while, and can be submitted by resuming it."""
+    record = await launch(plan(tmp_path), context)
+    records = JobRecords(context.layout)
+    being = records.update(record.id, handle=None, status=JobStatus(state=JobState.PENDING))
+    (waiting,) = await refresh([being], context)
+    assert waiting.status.state is JobState.PENDING
+    old = records.update(record.id, created=record.created - timedelta(hours=1))
+    (unknown,) = await refresh([old], context)
+    assert unknown.status.state is JobState.UNKNOWN
+    with pytest.raises(JobError) as never:
+        await kill(unknown, context)
+    assert never.value.kind == "not_submitted"
+    again = await resume(unknown, context)
+    assert (await end(again, context)).status.state is JobState.COMPLETE
 
 
 async def test_an_executor_that_does_not_answer(tmp_path, cluster, context, monkeypatch):

@@ -196,9 +196,8 @@ class HTTPSampler:
         )
 
     async def _close_transports(self) -> None:
-        for transport in self._transports:
-            await transport.close()
-        self._transports.clear()
+        transports, self._transports = self._transports, []
+        await asyncio.gather(*(transport.close() for transport in transports))
 
     @property
     def capabilities(self) -> Capabilities:

@@ -151,8 +151,10 @@ class AiohttpTransport:
 
     async def close(self) -> None:
         """Close every connection. Idempotent."""
-        await self._pooled.close()
-        await self._fresh.close()
+        try:
+            await self._pooled.close()
+        finally:  # cancelled meanwhile, too
+            await self._fresh.close()
 
     async def send(self, request: WireRequest, *, streamed: bool = False) -> WireReply:
         """The reply, whatever its status: whole, or as soon as it begins if `streamed`.

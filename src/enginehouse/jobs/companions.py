@@ -10,14 +10,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.configuration import ServeConfig, merged, parse
-from enginehouse.engines.base import SupportsNodes
-from enginehouse.engines.registry import load_engine
 from enginehouse.jobs.base import Companion
 from enginehouse.jobs.configuration import LaunchConfig
 
@@ -40,8 +39,10 @@ class Arrangement:
     notes: tuple[str, ...] = ()
 
 
-def arrange_nodes(config: LaunchConfig, plan: Mapping[str, Any], *, job: str) -> Arrangement:
-    """What runs where, given the plan's values for one server; `job` is the job's id.
+def arrange_nodes(
+    config: LaunchConfig, plan: Mapping[str, Any], *, job: str, folder: PurePosixPath
+) -> Arrangement:
+    """What runs where, given the plan's values for one server, the job's id and its folder.
 
     Raises ConfigurationError for nodes that cannot be divided among instances like that.
     """
@@ -52,7 +53,7 @@ def arrange_nodes(config: LaunchConfig, plan: Mapping[str, Any], *, job: str) ->
     if nodes == 1:
         return Arrangement(plan={"instances": instances} if instances > 1 else {})
     if instances == nodes:
-        return _one_on_each_node(config, plan)
+        return _one_on_each_node(config, plan, announced=str(folder / ANNOUNCED))
     if instances == 1:
         return _one_over_all_nodes(config, plan, job=job)
     raise ConfigurationError(
@@ -62,19 +63,24 @@ def arrange_nodes(config: LaunchConfig, plan: Mapping[str, Any], *, job: str) ->
     )
 
 
-def _one_on_each_node(config: LaunchConfig, plan: Mapping[str, Any]) -> Arrangement:
+def _one_on_each_node(
+    config: LaunchConfig, plan: Mapping[str, Any], *, announced: str
+) -> Arrangement:
     # reached from the first node, and guarded by a key of its own
     server = merged(_serve_values(plan), {"server": {"host": "0.0.0.0"}})  # noqa: S104
     return Arrangement(
-        plan={"instances": 1, "addresses": ANNOUNCED},
+        plan={"instances": 1, "addresses": announced},
         companions=(
-            _companion(config, "server", "--announce", ANNOUNCED, nodes=config.execution.nodes - 1),
+            _companion(config, "server", "--announce", announced, nodes=config.execution.nodes - 1),
         ),
         files={SERVER: _server_file(server)},
     )
 
 
 def _one_over_all_nodes(config: LaunchConfig, plan: Mapping[str, Any], *, job: str) -> Arrangement:
+    from enginehouse.engines.base import SupportsNodes
+    from enginehouse.engines.registry import load_engine
+
     nodes = config.execution.nodes
     engine = load_engine(config.deployment.type)
     if not isinstance(engine, SupportsNodes):

@@ -269,8 +269,7 @@ def _explained(error: Exception, path: Path) -> ConfigurationError:
         unknown = UnknownNameError(group or "configuration", name, error.options)
         if name in _NOT_SERVED:
             unknown.fix = (
-                "start it yourself, and choose `deployment: none` with target.api_endpoint.url, or "
-                "`deployment: generic` with its command"
+                "start it yourself, and choose `deployment: none` with target.api_endpoint.url"
             )
         return unknown
     message, *rest = (line.strip() for line in str(error).splitlines() if line.strip())

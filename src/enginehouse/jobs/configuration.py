@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from enginehouse.commands.kept_variables import is_kept
 from enginehouse.core.strict_model import StrictModel
@@ -42,6 +42,9 @@ def texts(values: Any) -> Any:
 
 class Section(StrictModel):
     """A part of a launch file."""
+
+    # nothing shows these docstrings, and reading them takes a tenth of a dry run
+    model_config = ConfigDict(use_attribute_docstrings=False)
 
     not_acted_on: ClassVar[Mapping[str, str]] = {}
     """Keys of the original launcher that are accepted and have no effect, and why."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.registry import load_object
 from enginehouse.engines import arguments
 from enginehouse.engines.arguments import Argument
-from enginehouse.engines.registry import ENGINES, load_engine
+from enginehouse.engines.registry import ENGINES
 
 _PARALLEL: Final = {
     "--tensor-parallel-size": "tensor_parallel_size",
@@ -45,6 +46,11 @@ _KEYS: Final = {
         "--dp": "data_parallel_size",
         "--mem-fraction-static": "gpu_memory_utilization",
     },
+}
+# An engine's own class has them as `removed_flags`, but importing it takes as long as the rest.
+_HISTORIES: Final = {
+    "vllm": "enginehouse.engines.vllm.history:REMOVED_FLAGS",
+    "sglang": "enginehouse.engines.sglang.history:REMOVED_FLAGS",
 }
 _OURS: Final = {
     "--host": "the server listens where the client of the same job asks it",
@@ -141,10 +147,10 @@ class _Sorting:
 
 def removed_flags(kind: str) -> Mapping[str, str]:
     """The flags that an engine no longer has, and what to use instead."""
-    from enginehouse.engines.base import SupportsHistory
-
-    engine = load_engine(kind)
-    return engine.removed_flags if isinstance(engine, SupportsHistory) else {}
+    if kind not in _HISTORIES:
+        return {}
+    removed: Mapping[str, str] = load_object(_HISTORIES[kind])
+    return removed
 
 
 def _words(argument: Argument) -> tuple[str, ...]:
@@ -183,7 +189,7 @@ def _flags_of(command: str, *, kind: str, place: str) -> list[str]:
             f"{place} is a script of its own, not the command line of {kind}",
             why=f"{kind} is started and watched here, which such a script would escape",
             fix="put the flags into extra_args and what comes before them into pre_cmd; several "
-            "nodes: deployment: vllm_ray; to run the script as it is: deployment: generic",
+            "nodes: deployment: vllm_ray; for a server of your own, deployment: none",
         )
     words = shlex.split(rest)
     named = bool(words) and not words[0].startswith("-")  # the model

@@ -304,6 +304,13 @@ def _answering(config: LaunchConfig) -> dict[str, Any]:
             "model": deployment.served_model_name or deployment.model,
             "api_key_env": config.execution.server_key,
         }
+    if deployment.type == "generic":
+        raise ConfigurationError(
+            f"{config.origin}: a generic deployment does not run yet with execution: "
+            f"{config.execution.type}",
+            why="its command would be neither watched nor stopped with the job",
+            fix="start the server yourself, and use deployment: none with target.api_endpoint.url",
+        )
     server = {"env_vars": config.server_values, "env_names": config.server_names}
     return _served(deployment, **server)
 

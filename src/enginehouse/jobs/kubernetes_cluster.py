@@ -247,7 +247,8 @@ async def connect(*, kubeconfig: str | None, context: str | None, namespace: str
     configuration = api.Configuration()
     try:
         path = os.pathsep.join([str(Path(p).expanduser()) for p in path.split(os.pathsep)])  # noqa: ASYNC240
-        if await asyncio.to_thread(_only_in_pod, path):
+        is_there = await asyncio.to_thread(_exists, path)
+        if not is_there and "KUBERNETES_SERVICE_HOST" in os.environ:
             config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
             own = await asyncio.to_thread(_own_namespace)
             return Cluster(
@@ -255,6 +256,8 @@ async def connect(*, kubeconfig: str | None, context: str | None, namespace: str
                 namespace=namespace or own,
                 source="the pod's service account",
             )
+        if not is_there:
+            raise FileNotFoundError("there is no such file")  # noqa: TRY301
         loader = await config.load_kube_config(  # type: ignore[no-untyped-call]
             config_file=path,
             context=context,
@@ -277,10 +280,9 @@ async def connect(*, kubeconfig: str | None, context: str | None, namespace: str
     )
 
 
-def _only_in_pod(path: str) -> bool:
-    """Whether this runs in a pod, and there is no kubeconfig at `path`."""
-    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
-    return in_pod and not any(Path(one).exists() for one in path.split(os.pathsep))
+def _exists(path: str) -> bool:
+    """Whether there is any of the kubeconfig files of `path`."""
+    return any(Path(one).exists() for one in path.split(os.pathsep))
 
 
 def _own_namespace() -> str:

@@ -7,7 +7,9 @@ import os
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import yaml
@@ -15,7 +17,7 @@ import yaml
 from enginehouse.core.errors import ConfigurationError, EnginehouseError, JobError
 from enginehouse.deployment.configuration import parse
 from enginehouse.jobs.base import Handle, JobState, JobStatus
-from enginehouse.jobs.executors.base import ExecutionSettings, Executor
+from enginehouse.jobs.executors.base import ExecutionSettings, Executor, SupportsRecovery
 from enginehouse.jobs.executors.registry import EXECUTORS
 from enginehouse.jobs.plan import LaunchPlan
 from enginehouse.jobs.records import JobRecord, JobRecords
@@ -23,6 +25,7 @@ from enginehouse.jobs.task_names import require_native
 from enginehouse.runtime.context import Context
 
 _LONGEST_DIAGNOSIS = 40  # lines
+_LONGEST_SUBMISSION = timedelta(minutes=10)
 
 
 def open_executor(settings: ExecutionSettings, context: Context) -> Executor:
@@ -90,6 +93,8 @@ async def job_logs(record: JobRecord, context: Context, *, follow: bool) -> Asyn
 
 async def kill(record: JobRecord, context: Context) -> JobRecord:
     """End a job; returns when nothing of it is left. Idempotent."""
+    if record.handle is None:
+        (record,) = await refresh([record], context)
     async with open_executor(_settings(record), context) as executor:
         await executor.cancel(_handle(record))
     (ended,) = await refresh([record], context)
@@ -148,22 +153,35 @@ async def _submit(
 
 async def _refresh(records: Sequence[JobRecord], context: Context) -> list[JobRecord]:
     """The records of one place."""
-    submitted = [record for record in records if record.handle is not None]
-    statuses: Sequence[JobStatus] = ()
-    if submitted:
-        async with open_executor(_settings(submitted[0]), context) as executor:
-            try:
-                statuses = await executor.statuses([_handle(record) for record in submitted])
-            except EnginehouseError as error:
-                context.notify(f"{records[0].executor}: {error}")
-                unknown = JobStatus(state=JobState.UNKNOWN, reason="its executor did not answer")
-                return [msgspec.structs.replace(record, status=unknown) for record in records]
-            changed = {
-                record.id: await _changed(record, status, executor, context)
-                for record, status in zip(submitted, statuses, strict=True)
-            }
-            return [changed.get(record.id, record) for record in records]
-    return list(records)
+    async with open_executor(_settings(records[0]), context) as executor:
+        try:
+            records = [await _recovered(record, executor, context) for record in records]
+            submitted = [record for record in records if record.handle is not None]
+            handles = [_handle(record) for record in submitted]
+            statuses = await executor.statuses(handles) if handles else ()
+        except EnginehouseError as error:
+            context.notify(f"{records[0].executor}: {error}")
+            unknown = JobStatus(state=JobState.UNKNOWN, reason="its executor did not answer")
+            return [msgspec.structs.replace(record, status=unknown) for record in records]
+        changed = {
+            record.id: await _changed(record, status, executor, context)
+            for record, status in zip(submitted, statuses, strict=True)
+        }
+        return [changed.get(record.id, record) for record in records]
+
+
+async def _recovered(record: JobRecord, executor: Executor, context: Context) -> JobRecord:
+    """The record, with the handle that a launcher which was killed did not get to note."""
+    if record.handle is not None:
+        return record
+    handle = await executor.find(record.job) if isinstance(executor, SupportsRecovery) else None
+    changes: dict[str, Any] = {"handle": handle, "submissions": record.submissions + 1}
+    if handle is None:
+        if datetime.now(UTC) - record.created < _LONGEST_SUBMISSION:
+            return record
+        reason = "the command that launched it ended before it was submitted"
+        changes = {"status": JobStatus(state=JobState.UNKNOWN, reason=reason)}
+    return await asyncio.to_thread(JobRecords(context.layout).update, record.id, **changes)
 
 
 async def _changed(

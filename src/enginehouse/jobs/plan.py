@@ -48,7 +48,8 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
     planned = plan_evaluation(config)
     created = datetime.now(UTC)
     job_id = secrets.token_hex(8)
-    arranged = arrange_nodes(config, planned.values, job=job_id)
+    folder = config.execution.jobs_folder / f"{created:%Y%m%d_%H%M%S}-{job_id}"
+    arranged = arrange_nodes(config, planned.values, job=job_id, folder=folder)
     values = {**planned.values, **arranged.plan}
     evaluation = parse(EvaluationConfig, values, origin=config.origin)
     if config.execution.runs_here:
@@ -69,7 +70,7 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
     job = JobSpec(
         id=job_id,
         name=config.name,
-        folder=config.execution.jobs_folder / f"{created:%Y%m%d_%H%M%S}-{job_id}",
+        folder=folder,
         command=(
             *config.execution.command_words,
             *("eval", "--config", PLAN, "--folder", RUN),

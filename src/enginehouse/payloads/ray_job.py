@@ -84,7 +84,6 @@ class _Ended(Exception):  # noqa: N818 - the job's end, which may be a success
 
 def main() -> None:
     """Run the job to its end, and exit with its code."""
-    signal.signal(signal.SIGTERM, _on_stop)
     with os.fdopen(3) as values:
         secrets = json.load(values)
     job = json.loads((_HERE / "job.json").read_text(encoding="utf-8"))
@@ -93,6 +92,7 @@ def main() -> None:
     config = json.loads(os.environ.get(_CONFIG, "{}"))
     os.environ[_CONFIG] = json.dumps({**config, "runtime_env": {}})
     ray.init(log_to_driver=False, logging_level="error")
+    signal.signal(signal.SIGTERM, _on_stop)  # in place of Ray's own handler, which ends the process
     group = placement_group(
         [job["resources"]] * len(job["nodes"]),
         strategy="STRICT_SPREAD" if len(job["nodes"]) > 1 else "PACK",

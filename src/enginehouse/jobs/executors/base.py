@@ -188,3 +188,12 @@ class SupportsCheck(Protocol):
     def check(self, job: JobSpec) -> None:
         """Raise JobError, as `submit` would, if this machine cannot run the job."""
         ...
+
+
+@runtime_checkable
+class SupportsRecovery(Protocol):
+    """An executor that finds a job whose launcher was killed before it noted the handle."""
+
+    async def find(self, job: JobSpec) -> Handle | None:
+        """The handle of the job's last submission; None if it was not submitted."""
+        ...

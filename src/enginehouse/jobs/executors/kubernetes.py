@@ -154,8 +154,8 @@ class KubernetesSettings(ExecutionSettings):
             )
         if self.gpus is not None and self.gpus * self.num_nodes < gpus:
             raise ConfigurationError(
-                f"the job needs {gpus} GPUs, and asks for {self.gpus * self.num_nodes}:"
-                f" {self.gpus} for each of {self.num_nodes} pods",
+                f"the job needs {gpus} GPUs, and asks for {self.gpus * self.num_nodes} "
+                f"(execution.gpus: {self.gpus}, execution.num_nodes: {self.num_nodes})",
                 why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
                 fix="lower these, raise execution.gpus, or leave it out",
             )
@@ -453,7 +453,7 @@ class KubernetesExecutor:
         if variables := [*self._secret_variables(job)]:
             container["env"] = variables
         if limits := self._limits(job):
-            container["resources"] = {"limits": limits, "requests": limits}
+            container["resources"] = {"limits": limits, "requests": dict(limits)}
         files = {"name": _name(job.id), "items": _items(job)}
         volumes: list[dict[str, Any]] = [
             {"name": "files", "configMap": files},
@@ -777,5 +777,17 @@ def _lines(text: str) -> list[str]:
     return text.rstrip().splitlines()
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def _yaml(manifest: Mapping[str, Any]) -> str:
-    return str(yaml.safe_dump(dict(manifest), sort_keys=False, width=100))
+    return str(yaml.dump(dict(manifest), Dumper=_Dumper, sort_keys=False, width=100))

@@ -146,6 +146,12 @@ class LocalExecutor:
         """Start the job's process. Raises JobError, and StoreError for a disk that is full."""
         return await asyncio.to_thread(self._submit, job, secrets)
 
+    async def find(self, job: JobSpec) -> Handle | None:
+        """From what the job's process wrote when it began."""
+        folder = Path(job.folder)
+        begun = await asyncio.to_thread(read_begun, folder)
+        return None if begun is None else self._handle(folder, begun.supervisor)
+
     async def statuses(self, handles: Sequence[Handle]) -> Sequence[JobStatus]:
         """Read from the process table and the jobs' folders."""
         return await asyncio.to_thread(lambda: [_status(handle) for handle in handles])
@@ -256,11 +262,14 @@ class LocalExecutor:
             raise
         process.returncode = 0  # it outlives us: Popen is not to warn that it still runs
         assert identity is not None
+        return self._handle(folder, identity)
+
+    def _handle(self, folder: Path, supervisor: ProcessIdentity) -> Handle:
         reference = {
             "host": socket.gethostname(),
-            "pid": str(identity.pid),
-            "started": repr(identity.started),
-            "boot": identity.boot,
+            "pid": str(supervisor.pid),
+            "started": repr(supervisor.started),
+            "boot": supervisor.boot,
         }
         return Handle(executor=self.name, folder=str(folder), reference=reference)
 
