@@ -224,7 +224,7 @@ def test_a_judge_has_nodes_of_its_own(tmp_path: Path):
     assert server.server.host == "0.0.0.0"
     chosen = planned.evaluation.settings.judge
     assert chosen is not None
-    assert str(chosen.addresses) == "judge-servers"
+    assert str(chosen.addresses) == str(planned.job.folder / "judge-servers")
     assert (chosen.request_timeout, chosen.model) == (120.0, None)
     assert planned.job.resources.nodes == 1
     assert (planned.gpus, planned.job.resources.gpus_per_node) == (4, 2)
@@ -280,10 +280,9 @@ async def test_answers_are_judged_by_the_companion(house: House):
     )
     served = yaml.safe_load(planned.job.files["grader.yaml"])
     served["server"]["host"] = "127.0.0.1"  # both are on this machine
-    folder = PurePosixPath(house.work / "job")
+    folder = planned.job.folder
     job = replace(
         planned.job,
-        folder=folder,
         files={**planned.job.files, "grader.yaml": yaml.safe_dump(served)},
         resources=Resources(),
     )
