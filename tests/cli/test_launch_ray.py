@@ -128,6 +128,17 @@ def test_kill_and_resume(house: House, call: Call, jobs: Jobs):
     assert len(journaled(run).samples) == 12
 
 
+def test_a_server_on_each_node(house: House, call: Call, jobs: Jobs):
+    """Two servers on two nodes answer for one evaluation, and both end with it."""
+    begun = jobs.run(jobs.file(num_nodes=2, num_instances=2))
+    ended = jobs.reach(begun["id"], "complete", "failed", "interrupted")
+    said = call("launch", "logs", begun["id"]).out
+    assert ended["status"]["state"] == "complete", said
+    assert "[server] " in said
+    assert len(journaled(Path(begun["job"]["folder"]) / "run").samples) == 12
+    house.nothing_left()
+
+
 @pytest.mark.engine
 def test_the_real_vllm(real_house: House, ray_cluster: LocalCluster):
     """Once with vLLM itself, on the CPUs that Ray reserves for it."""

@@ -236,6 +236,9 @@ def test_gpus_that_do_not_multiply_out():
         settings(gpus_per_node=4).resources(gpus=8)
     assert settings().resources(gpus=8).gpus_per_node == 8
     assert settings(gpus_per_node=0).resources(gpus=8).gpus_per_node == 0
+    assert settings(num_nodes=2).resources(gpus=8).gpus_per_node == 4
+    with pytest.raises(ConfigurationError):
+        settings(num_nodes=3).resources(gpus=8)
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,8 @@ class RayExecutor:
         if names:
             programs += f"\nsecrets.json, mode 600: {', '.join(names)}"
         return [
-            Artifact(name="POST /api/jobs/", text=json.dumps(request, indent=2) + "\n"),
-            Artifact(name="package: job.json", text=json.dumps(described, indent=2) + "\n"),
+            Artifact(name="POST /api/jobs/", text=_json(request)),
+            Artifact(name="package: job.json", text=_json(described)),
             *(Artifact(name=f"package: {name}", text=text) for name, text in job.files.items()),
             Artifact(name="package", text=programs + "\n"),
         ]
@@ -317,6 +317,10 @@ def _node(
 def _environments(job: JobSpec) -> Iterator[Environment]:
     companions: Sequence[Companion] = job.companions
     yield from (job.environment, *(companion.environment for companion in companions))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _program(name: str) -> str:

@@ -27,6 +27,10 @@ class RaySettings(ExecutionSettings):
     """The address of the dashboard; by default RAY_API_SERVER_ADDRESS, or RAY_ADDRESS."""
     python: str = "python3"
     """The Python of the nodes that has Ray."""
+    num_nodes: Annotated[int, Field(ge=1)] = 1
+    """The nodes of a job, over all of its servers."""
+    num_instances: Annotated[int, Field(ge=1)] = 1
+    """The independent servers that the nodes are divided among."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
     """GPUs to reserve on each node; by default as many as the deployment needs."""
     cpus_per_node: Annotated[int, Field(ge=1)] | None = None
@@ -69,19 +73,39 @@ class RaySettings(ExecutionSettings):
         """`output_dir`, on the nodes."""
         return PurePosixPath(self.output_dir)
 
+    @property
+    def nodes(self) -> int:
+        """The nodes of a job, over all of its servers."""
+        return self.num_nodes
+
+    @property
+    def instances(self) -> int:
+        """The servers that the nodes are divided among."""
+        return self.num_instances
+
     def resources(self, *, gpus: int) -> Resources:
-        """One node with `gpus_per_node` GPUs, or with what is needed.
+        """The nodes with `gpus_per_node` GPUs each, or with what is needed.
 
         With `gpus_per_node: 0`, GPUs are neither reserved nor counted.
         """
-        if self.gpus_per_node and gpus > self.gpus_per_node:
+        why = "tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply"
+        if self.gpus_per_node is None and gpus % self.num_nodes:
             raise ConfigurationError(
-                f"the job needs {gpus} GPUs, and execution.gpus_per_node is {self.gpus_per_node}",
-                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
-                fix="lower these, or raise execution.gpus_per_node",
+                f"{gpus} GPUs cannot be divided among {self.num_nodes} nodes",
+                why=why,
+                fix="change these or execution.num_nodes, or set execution.gpus_per_node",
             )
+        if self.gpus_per_node and gpus > self.gpus_per_node * self.num_nodes:
+            raise ConfigurationError(
+                f"the job needs {gpus} GPUs, and asks for {self.gpus_per_node * self.num_nodes}:"
+                f" {self.gpus_per_node} on each of {self.num_nodes} nodes",
+                why=why,
+                fix="lower these, or raise execution.num_nodes or execution.gpus_per_node",
+            )
+        per_node = gpus // self.num_nodes if self.gpus_per_node is None else self.gpus_per_node
         return Resources(
-            gpus_per_node=gpus if self.gpus_per_node is None else self.gpus_per_node,
+            nodes=self.num_nodes,
+            gpus_per_node=per_node,
             cpus_per_node=self.cpus_per_node,
             memory_gb=self.memory_gb,
             walltime=self.walltime,
