@@ -118,6 +118,7 @@ VARIABLES = {
     "line ends between them.",
     "ENGINEHOUSE_LLAMACPP_SERVER": "An existing llama-server, or its folder; `--python` takes "
     "precedence, and PATH is used last.",
+    "ENGINEHOUSE_JOB": "In a job on Slurm, its id; set by Enginehouse.",
     "CC": "The C compiler that builds llama-server.",
     "CXX": "The C++ compiler that builds llama-server.",
     "CUDACXX": "The CUDA compiler that builds llama-server for GPUs.",

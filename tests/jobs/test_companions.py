@@ -224,7 +224,7 @@ def test_a_judge_has_nodes_of_its_own(tmp_path: Path):
     assert server.server.host == "0.0.0.0"
     chosen = planned.evaluation.settings.judge
     assert chosen is not None
-    assert str(chosen.addresses) == "judge-servers"
+    assert str(chosen.addresses) == str(planned.job.folder / "judge-servers")
     assert (chosen.request_timeout, chosen.model) == (120.0, None)
     assert planned.job.resources.nodes == 1
     assert (planned.gpus, planned.job.resources.gpus_per_node) == (4, 2)
@@ -238,3 +238,54 @@ def test_a_judge_has_nodes_of_its_own(tmp_path: Path):
                 params={"extra": {"judge": judge}},
                 auxiliary={"judge": auxiliary | wrong},
             )
+
+
+@pytest.mark.slow
+async def test_answers_are_judged_by_the_companion(house: House):
+    """It is found where it announces itself, and its verdicts are the scores."""
+    house.model()
+    task = house.task(
+        [{"ask": "Which city?", "right": "Paris"}, {"ask": "Which river?", "right": "Seine"}],
+        name="graded",
+        metric="judge",
+        judge={"prompt": "{{ response }}?"},
+    )
+    canned = {
+        "^Paris": "VERDICT: CORRECT",
+        "^Rhone": "VERDICT: INCORRECT",
+        "city": "Paris",
+        "river": "Rhone",
+    }
+    name, _, answers = house.answers(canned).partition("=")
+    judge = {
+        "url": "auxiliary_deployments.grader.chat_url",
+        "model_id": "auxiliary_deployments.grader.model_id",
+        "max_tokens": 50,
+    }
+    planned = plan(
+        house.work,
+        execution={"num_nodes": 1},
+        deployment={"tensor_parallel_size": 1, "env_vars": {name: answers}},
+        task=str(task),
+        params={"extra": {"judge": judge}},
+        auxiliary={
+            "grader": {
+                "type": "vllm",
+                "checkpoint_path": str(house.model("grader")),
+                "served_model_name": "grader",
+                "tensor_parallel_size": 1,
+                "env_vars": {name: answers},
+            }
+        },
+    )
+    served = yaml.safe_load(planned.job.files["grader.yaml"])
+    served["server"]["host"] = "127.0.0.1"  # both are on this machine
+    folder = planned.job.folder
+    job = replace(
+        planned.job,
+        files={**planned.job.files, "grader.yaml": yaml.safe_dump(served)},
+        resources=Resources(),
+    )
+    settings = LocalSettings(output_dir=str(house.work), kill_grace=20)
+    assert await ended(LocalExecutor(settings, Context()), job) is JobState.COMPLETE
+    assert journaled(Path(folder) / "run").counts() == {"correct": 1, "wrong": 1}

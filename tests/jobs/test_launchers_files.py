@@ -1,6 +1,6 @@
 """The launcher's own examples, as users have them, are read as they are."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -57,7 +57,7 @@ def test_every_file_is_here():
 def test_a_file_is_read_and_planned(name: str):
     """Every key is acted on, or listed with a reason."""
     config = read(name)
-    planned = plan_evaluation(config)
+    planned = plan_evaluation(config, folder=PurePosixPath("/job"))
 
     assert len(planned.tasks) == len(config.evaluation.tasks)
     assert all(config.not_acted_on.values())

@@ -233,6 +233,19 @@ def slurm_cluster(*, nodes: int = 2, cpus: int = 64) -> Iterator[SlurmCluster]:
             f"{', '.join(missing)} not in PATH:"
             " apt-get install --no-install-recommends slurm-wlm munge"
         )
+    with ExitStack() as stack:
+        for attempts_left in (2, 1, 0):
+            try:
+                cluster = stack.enter_context(_started(nodes=nodes, cpus=cpus))
+                break
+            except RuntimeError:  # another program may have taken a port that was free
+                if not attempts_left:
+                    raise
+        yield cluster
+
+
+@contextmanager
+def _started(*, nodes: int, cpus: int) -> Iterator[SlurmCluster]:
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # sockets need short paths
     try:
         _configure(folder, nodes=nodes, cpus=cpus)

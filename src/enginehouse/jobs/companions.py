@@ -119,7 +119,9 @@ def _one_over_all_nodes(config: LaunchConfig, plan: Mapping[str, Any], *, job: s
     )
 
 
-def arrange_judge(config: LaunchConfig, name: str, plan: Mapping[str, Any]) -> Arrangement:
+def arrange_judge(
+    config: LaunchConfig, name: str, plan: Mapping[str, Any], *, folder: PurePosixPath
+) -> Arrangement:
     """An auxiliary deployment on nodes of its own, given its plan's values for one server.
 
     Its `plan` is that of those who ask it. Raises ConfigurationError for nodes that it cannot use.
@@ -132,10 +134,10 @@ def arrange_judge(config: LaunchConfig, name: str, plan: Mapping[str, Any]) -> A
             fix=f"set its num_instances to {deployment.num_nodes}, or its num_nodes to 1",
         )
     server = merged(_serve_values(plan), {"server": {"host": "0.0.0.0"}})  # noqa: S104
-    file, folder = f"{name}.yaml", f"{name}-servers"
-    words = ("serve", "--config", file, "--announce", folder)
+    file, announced = f"{name}.yaml", f"{name}-servers"
+    words = ("serve", "--config", file, "--announce", announced)
     return Arrangement(
-        plan={"addresses": folder, "engine": deployment.type},
+        plan={"addresses": str(folder / announced), "engine": deployment.type},
         companions=(
             Companion(
                 name=name,

@@ -61,8 +61,8 @@ class EvaluationPlan:
     judge_gpus_per_node: int
 
 
-def plan_evaluation(config: LaunchConfig) -> EvaluationPlan:
-    """What the job evaluates, and how. Loads no data, and starts nothing.
+def plan_evaluation(config: LaunchConfig, *, folder: PurePosixPath) -> EvaluationPlan:
+    """What the job in `folder` evaluates, and how. Loads no data, and starts nothing.
 
     Tasks of other harnesses are among the tasks; `task_names.require_native` refuses them. Raises
     ConfigurationError for a task that is wrong, or named twice.
@@ -84,7 +84,7 @@ def plan_evaluation(config: LaunchConfig) -> EvaluationPlan:
             auxiliary = config.auxiliary_variables[judge.auxiliary]
             variables = auxiliary.with_others(variables)
             gpus_per_node = _gpus(config.auxiliary_deployments[judge.auxiliary])
-            companions = arrange_judge(config, judge.auxiliary, values["judge"])
+            companions = arrange_judge(config, judge.auxiliary, values["judge"], folder=folder)
             sampling = _judge_sampling(judge.settings)
             values["judge"] = {**sampling, **companions.plan}
         elif judge.auxiliary is not None:

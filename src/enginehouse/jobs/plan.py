@@ -45,10 +45,10 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
     Raises ConfigurationError for tasks that are wrong, and for GPUs that do not add up. Tasks of
     other harnesses are refused when the plan is launched.
     """
-    planned = plan_evaluation(config)
     created = datetime.now(UTC)
     job_id = secrets.token_hex(8)
     folder = config.execution.jobs_folder / f"{created:%Y%m%d_%H%M%S}-{job_id}"
+    planned = plan_evaluation(config, folder=folder)
     arranged = arrange_nodes(config, planned.values, job=job_id, folder=folder)
     values = {**planned.values, **arranged.plan}
     evaluation = parse(EvaluationConfig, values, origin=config.origin)

@@ -209,7 +209,7 @@ def _start_script(job: JobSpec, words: str, environment: Environment, *, number:
 
 def _word(word: str) -> str:
     """A companion's word in shell, with its node's number and the name of the first node."""
-    variables = {"{node}": '"$node"', "{head}": '"$ENGINEHOUSE_HEAD"'}
+    variables = {"{node}": '"$node"', "{head}": '"$head_address"'}
     parts = re.split(r"(\{node\}|\{head\})", word)
     return (
         "".join(variables.get(part) or (shlex.quote(part) if part else "") for part in parts)
