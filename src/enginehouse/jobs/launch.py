@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import yaml
+from filelock import FileLock, Timeout
 
 from enginehouse.core.errors import ConfigurationError, EnginehouseError, JobError
 from enginehouse.deployment.configuration import parse
@@ -102,7 +103,26 @@ async def kill(record: JobRecord, context: Context) -> JobRecord:
 
 
 async def resume(record: JobRecord, context: Context) -> JobRecord:
-    """Submit a job again, which continues where it was. Raises JobError while it has not ended."""
+    """Submit a job again, which continues where it was. Raises JobError while it has not ended.
+
+    Of several launchers that resume a job at the same time, one submits it.
+    """
+    lock = FileLock(context.layout.jobs.with_name(f"{record.id}.lock"), mode=0o600)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise JobError(
+            f"the job {record.id} is being resumed by another command",
+            fix=f"see what became of it: enginehouse launch status {record.short_id}",
+            kind="running",
+        ) from error
+    try:
+        return await _resume(record, context)
+    finally:
+        lock.release()
+
+
+async def _resume(record: JobRecord, context: Context) -> JobRecord:
     (record,) = await refresh([record], context)
     if not record.status.state.ended:
         raise JobError(
@@ -223,11 +243,18 @@ def _settings(record: JobRecord) -> ExecutionSettings:
 
 
 def _handle(record: JobRecord) -> Handle:
+    if record.handle is None and not record.status.state.ended:
+        raise JobError(
+            f"the job {record.id} is not submitted yet",
+            why="the command that launches it is still at it, or was killed",
+            fix="end that command if it still runs, or repeat this one in some minutes",
+            kind="not_submitted",
+        )
     if record.handle is None:
         raise JobError(
             f"the job {record.id} was never submitted",
             why="the command that launched it ended before that",
-            fix="launch it again",
+            fix=f"submit it: enginehouse launch resume {record.short_id}",
             kind="not_submitted",
         )
     return record.handle
