@@ -24,7 +24,7 @@ def read(folder: Path, sections: str, *overrides: str, **kwargs: Any) -> LaunchC
 
 
 def test_the_complete_example_of_the_launchers_page(tmp_path: Path):
-    """Its values arrive, and nothing of it is doubted."""
+    """Its values arrive, and the image alone has no effect."""
     path = tmp_path / "launch.yaml"
     path.write_text(SEED_EXAMPLE)
 
@@ -42,7 +42,7 @@ def test_the_complete_example_of_the_launchers_page(tmp_path: Path):
     }
     assert [task.name for task in config.evaluation.tasks] == ["gpqa_diamond", "ifeval"]
     assert not config.notes
-    assert not config.not_acted_on
+    assert set(config.not_acted_on) == {"deployment.image"}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,22 @@ def test_keys_without_effect_are_listed(tmp_path: Path):
     }
     assert all(config.not_acted_on.values())
     assert config.evaluation.nemo_evaluator_config.params.extra.n_samples == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("deployment.image", "mine"),
+        ("deployment.endpoints.health", "/ping"),
+    ],
+)
+def test_an_override_without_effect_is_listed(tmp_path: Path, key: str, value: str):
+    """What a packaged group says is not."""
+    config = read(tmp_path, DEPLOYED + TASKS, deployment="vllm")
+    assert not config.not_acted_on
+    config = read(tmp_path, DEPLOYED + TASKS, f"{key}={value}", deployment="vllm")
+    (listed,) = config.not_acted_on
+    assert key.startswith(listed)
 
 
 def test_a_task_has_its_own_settings_above_the_general_ones(tmp_path: Path):

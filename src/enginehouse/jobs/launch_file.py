@@ -90,6 +90,11 @@ def check_launch(composition: Composition) -> LaunchConfig:
     without_effect |= {f"execution.{key}": why for key, why in settings.without_effect.items()}
     settings = settings.model_copy(update={"env_vars": ExecutionVariables()})  # read below
     settings = settings.completed(checked.deployment)
+    auxiliary = (f"auxiliary_deployments.{name}" for name in checked.auxiliary_deployments)
+    for place in ("deployment", *auxiliary):
+        for key, why in settings.deployment_without_effect.items():
+            if composition.gives(f"{place}.{key}"):
+                without_effect[f"{place}.{key}"] = why
     export = _exports(checked.export, settings, origin=origin, without_effect=without_effect)
     variables = _VariableReader(composition, os.environ)
     everywhere = variables.read("env_vars")
@@ -103,8 +108,13 @@ def check_launch(composition: Composition) -> LaunchConfig:
         origin=origin,
         name=checked.name or composition.path.stem,
         execution=settings,
-        deployment=checked.deployment,
-        auxiliary_deployments=checked.auxiliary_deployments,
+        deployment=checked.deployment.with_all_copies(
+            nodes=max(settings.nodes // settings.instances, 1)
+        ),
+        auxiliary_deployments={
+            name: auxiliary.with_all_copies(nodes=1)
+            for name, auxiliary in checked.auxiliary_deployments.items()
+        },
         target=checked.target,
         evaluation=checked.evaluation,
         export=export,

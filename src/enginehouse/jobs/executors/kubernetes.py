@@ -144,6 +144,13 @@ class KubernetesSettings(ExecutionSettings):
         """The servers that the pods are divided among."""
         return self.num_instances
 
+    @property
+    def deployment_without_effect(self) -> Mapping[str, str]:
+        """The image of a server alone, if there is one for the whole job."""
+        if self.image is None:
+            return {}
+        return {"image": "the job runs in execution.image, its server too"}
+
     def resources(self, *, gpus: int) -> Resources:
         """What each pod asks for: its part of the GPUs, or what `gpus` says."""
         if self.gpus is None and gpus % self.num_nodes:
