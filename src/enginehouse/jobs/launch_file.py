@@ -89,7 +89,10 @@ def check_launch(composition: Composition) -> LaunchConfig:
     settings = _parsed(settings_class, execution, origin=f"{origin}: execution")
     without_effect |= {f"execution.{key}": why for key, why in settings.without_effect.items()}
     settings = settings.model_copy(update={"env_vars": ExecutionVariables()})  # read below
-    settings = settings.completed(checked.deployment)
+    deployment = checked.deployment.with_all_copies(
+        nodes=max(settings.nodes // settings.instances, 1)
+    )
+    settings = settings.completed(deployment)
     auxiliary = (f"auxiliary_deployments.{name}" for name in checked.auxiliary_deployments)
     for place in ("deployment", *auxiliary):
         for key, why in settings.deployment_without_effect.items():
@@ -108,9 +111,7 @@ def check_launch(composition: Composition) -> LaunchConfig:
         origin=origin,
         name=checked.name or composition.path.stem,
         execution=settings,
-        deployment=checked.deployment.with_all_copies(
-            nodes=max(settings.nodes // settings.instances, 1)
-        ),
+        deployment=deployment,
         auxiliary_deployments={
             name: auxiliary.with_all_copies(nodes=1)
             for name, auxiliary in checked.auxiliary_deployments.items()

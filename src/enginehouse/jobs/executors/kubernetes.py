@@ -89,7 +89,7 @@ class KubernetesSettings(ExecutionSettings):
     volumes: Annotated[Mapping[str, PodVolume], Field(min_length=1)]
     """The volumes by where they are mounted; `output_dir` must lie in one of them."""
     image: str | None = None
-    """The image, with Enginehouse in it; by default deployment.image."""
+    """The image of all pods, with Enginehouse and the engine in it."""
     kubeconfig: str | None = None
     """The kubeconfig file; by default $KUBECONFIG or ~/.kube/config, or the pod's own account."""
     context: str | None = None
@@ -146,9 +146,7 @@ class KubernetesSettings(ExecutionSettings):
 
     @property
     def deployment_without_effect(self) -> Mapping[str, str]:
-        """The image of a server alone, if there is one for the whole job."""
-        if self.image is None:
-            return {}
+        """The image of a server alone."""
         return {"image": "the job runs in execution.image, its server too"}
 
     def resources(self, *, gpus: int) -> Resources:
