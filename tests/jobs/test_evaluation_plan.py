@@ -93,7 +93,7 @@ def test_what_is_said_for_all_is_said_once(tmp_path):
         adapter={"use_system_prompt": True, "custom_system_prompt": "Think step by step."},
     )
     settings = planned.evaluation.settings
-    assert settings.model_dump(exclude_unset=True) == {
+    assert settings.model_dump(exclude_unset=True, exclude_none=True) == {
         "tasks": (
             {"name": "ifeval", "temperature": 0.6},
             {"name": "gsm8k", "temperature": 0.2, "samples": 5},

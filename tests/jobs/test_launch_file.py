@@ -237,6 +237,31 @@ def test_a_token_elsewhere_is_refused(tmp_path: Path):
     assert token not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "deployment.pre_cmd='export WANDB_API_KEY=sesame'",
+        "deployment.pre_cmd='curl https://user:sesame@host/file'",
+        "deployment.extra_args='--api-key sesame'",
+        "deployment.extra_args='--hf-token=sesame'",
+    ],
+)
+def test_a_secret_elsewhere_is_refused(tmp_path: Path, override: str):
+    """By the name that it is given, or by its place."""
+    with pytest.raises(ConfigurationError, match="deployment") as caught:
+        read(tmp_path, DEPLOYED + TASKS, override)
+    assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line", ["export HF_TOKEN=$(cat ~/.token)", "curl https://me:$PW@host", "export A=b"]
+)
+def test_shell_may_look_secrets_up(tmp_path: Path, line: str):
+    """They are not in the file then."""
+    config = read(tmp_path, f"deployment: {{hf_model_handle: a/b, pre_cmd: '{line}'}}\n{TASKS}")
+    assert config.deployment.pre_cmd == line
+
+
 def test_a_token_in_an_executors_own_variables_is_refused(tmp_path: Path):
     """Nobody else reads them; a name is not a token."""
     config = DEPLOYED + TASKS

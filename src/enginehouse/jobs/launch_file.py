@@ -17,7 +17,13 @@ from enginehouse.jobs.configuration import LaunchConfig, LaunchDocument, texts
 from enginehouse.jobs.engine_arguments import sort_arguments
 from enginehouse.jobs.executors.base import ExecutionSettings, ExecutionVariables
 from enginehouse.jobs.executors.registry import EXECUTORS
-from enginehouse.jobs.variables import Variable, Variables, holds_token, parse_variable
+from enginehouse.jobs.variables import (
+    Variable,
+    Variables,
+    assigns_secret,
+    holds_token,
+    parse_variable,
+)
 
 _FIX = "docs/launch.md lists every key"
 HIDDEN = "(not shown)"
@@ -324,8 +330,10 @@ def _refuse_two_values(job: Variables, server: Variables) -> None:
 
 
 def _is_secret_literal(key: str, value: str) -> bool:
-    """Whether it is a secret of variables that an executor reads by itself, such as Lepton's."""
+    """Whether it is a secret in lines of shell, or in variables that an executor reads itself."""
     *_, section, name = ("", *key.split("."))
+    if name in ("pre_cmd", "post_cmd"):
+        return assigns_secret(value)
     if section not in ("env_vars", "envs") or value == HIDDEN:
         return False
     variable = parse_variable(name, value, here={})
@@ -336,7 +344,7 @@ def _refuse_tokens(values: Mapping[str, Any], composition: Composition) -> None:
     for key, value in leaves(values):
         if isinstance(value, str) and (holds_token(value) or _is_secret_literal(key, value)):
             raise ConfigurationError(
-                f"{key} ({composition.place(key)}) holds a token",
+                f"{key} ({composition.place(key)}) holds a token or a password",
                 why="it would be written into scripts and records, and shown by ps",
                 fix="put it into an environment variable, and give its name under env_vars",
             )
