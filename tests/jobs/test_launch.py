@@ -187,6 +187,18 @@ async def test_an_executor_that_does_not_answer(tmp_path, cluster, context, monk
     assert JobRecords(context.layout).find(record.id) == ended
 
 
+async def test_a_record_of_another_version(tmp_path, cluster, context):
+    """It does not keep the states of other jobs from being asked for."""
+    old, new = [await launch(plan(tmp_path), context) for _ in range(2)]
+    ended = await end(new, context)
+    settings = {**old.settings, "key_of_another_version": 1}
+    unreadable = JobRecords(context.layout).update(old.id, settings=settings)
+    told: list[str] = []
+    both = await refresh([unreadable, new], Context(layout=context.layout, notify=told.append))
+    assert [job.status.state for job in both] == [JobState.UNKNOWN, ended.status.state]
+    assert "key_of_another_version" in told[0]
+
+
 async def test_nothing_is_left_of_a_launch_that_fails(tmp_path, cluster, context, monkeypatch):
     """A refusal, a task of another harness, a secret that is not set, and a cancellation."""
     cluster.refusal = JobError("no such partition", kind="unknown_partition")

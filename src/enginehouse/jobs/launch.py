@@ -15,7 +15,7 @@ import msgspec
 import yaml
 from filelock import FileLock, Timeout
 
-from enginehouse.core.errors import ConfigurationError, EnginehouseError, JobError
+from enginehouse.core.errors import ConfigurationError, EnginehouseError, JobError, StoreError
 from enginehouse.deployment.configuration import parse
 from enginehouse.jobs.base import Handle, JobState, JobStatus
 from enginehouse.jobs.executors.base import ExecutionSettings, Executor, SupportsRecovery
@@ -74,12 +74,16 @@ async def refresh(records: Sequence[JobRecord], context: Context) -> list[JobRec
     """The records with the state that their executors tell now, which is also stored.
 
     Each place is asked once for all of its jobs. A job of which its executor knows nothing any
-    more keeps the end that was last seen. Where a place cannot be reached, `context` is notified
-    and the state is UNKNOWN.
+    more keeps the end that was last seen. Where a place cannot be reached, or a record is not one
+    of this version's, `context` is notified and the state is UNKNOWN.
     """
     by_place: dict[tuple[str, str], list[JobRecord]] = defaultdict(list)
     for record in records:
-        by_place[record.executor, _settings(record).place].append(record)
+        try:
+            place = _settings(record).place
+        except EnginehouseError:
+            place = record.id  # its own, where the error is told
+        by_place[record.executor, place].append(record)
     groups = await asyncio.gather(*(_refresh(group, context) for group in by_place.values()))
     refreshed = {record.id: record for group in groups for record in group}
     return [refreshed[record.id] for record in records]
@@ -173,21 +177,23 @@ async def _submit(
 
 async def _refresh(records: Sequence[JobRecord], context: Context) -> list[JobRecord]:
     """The records of one place."""
-    async with open_executor(_settings(records[0]), context) as executor:
-        try:
+    try:
+        async with open_executor(_settings(records[0]), context) as executor:
             records = [await _recovered(record, executor, context) for record in records]
             submitted = [record for record in records if record.handle is not None]
             handles = [_handle(record) for record in submitted]
             statuses = await executor.statuses(handles) if handles else ()
-        except EnginehouseError as error:
-            context.notify(f"{records[0].executor}: {error}")
-            unknown = JobStatus(state=JobState.UNKNOWN, reason="its executor did not answer")
-            return [msgspec.structs.replace(record, status=unknown) for record in records]
-        changed = {
-            record.id: await _changed(record, status, executor, context)
-            for record, status in zip(submitted, statuses, strict=True)
-        }
-        return [changed.get(record.id, record) for record in records]
+            changed = {
+                record.id: await _changed(record, status, executor, context)
+                for record, status in zip(submitted, statuses, strict=True)
+            }
+            return [changed.get(record.id, record) for record in records]
+    except StoreError:
+        raise
+    except EnginehouseError as error:
+        context.notify(f"{records[0].executor}: {error}")
+        unknown = JobStatus(state=JobState.UNKNOWN, reason="its executor did not answer")
+        return [msgspec.structs.replace(record, status=unknown) for record in records]
 
 
 async def _recovered(record: JobRecord, executor: Executor, context: Context) -> JobRecord:
