@@ -205,7 +205,7 @@ async def _recovered(record: JobRecord, executor: Executor, context: Context) ->
     if handle is None:
         if datetime.now(UTC) - record.created < _LONGEST_SUBMISSION:
             return record
-        reason = "the command that launched it ended before it was submitted"
+        reason = "the command that launched it ended before it noted that it was submitted"
         changes = {"status": JobStatus(state=JobState.UNKNOWN, reason=reason)}
     return await asyncio.to_thread(JobRecords(context.layout).update, record.id, **changes)
 

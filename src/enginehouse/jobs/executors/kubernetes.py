@@ -261,10 +261,22 @@ class KubernetesExecutor:
                 raise
         except ApiError as error:
             raise _worded(error, f"the job {job.id} was not submitted", cluster) from error
+        return self._handle(job, cluster, uid)
+
+    async def find(self, job: JobSpec) -> Handle | None:
+        """By the Job's name."""
+        cluster = await self._cluster()
+        try:
+            there = await cluster.read(_BATCH, "jobs", _name(job.id))
+        except ApiError as error:
+            raise _worded(error, f"the job {job.id} was not looked for", cluster) from error
+        return self._handle(job, cluster, there["metadata"]["uid"]) if there else None
+
+    def _handle(self, job: JobSpec, cluster: Cluster, uid: str) -> Handle:
         reference = {
             "server": cluster.address,
             "namespace": cluster.namespace,
-            "name": name,
+            "name": _name(job.id),
             "uid": uid,
             "job": job.id,
             "image": self._image(job),
