@@ -25,7 +25,7 @@ from enginehouse.jobs.variables import (
     parse_variable,
 )
 
-_FIX = "docs/launch.md lists every key"
+_FIX = "docs/launch.md explains the file; docs/coming-from.md lists the keys of the launcher"
 HIDDEN = "(not shown)"
 _SERVER_VARIABLES = ("execution.env_vars.deployment", "deployment.env_vars")
 _JOB_VARIABLES = (
