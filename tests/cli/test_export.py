@@ -37,7 +37,8 @@ def test_runs_to_files(house: House, call, words):
     """By id and by folder, twice; the table says where the figures are."""
     run, other = (call("eval", *words, "--json").report["run"] for _ in range(2))
     path = house.work / "figures.json"
-    done = call("launch", "export", run, str(house.runs[1]), "--to", "json", "--out", str(path))
+    (folder,) = (folder for folder in house.runs if folder.name == other)
+    done = call("launch", "export", run, str(folder), "--to", "json", "--out", str(path))
     assert done.code == 0, done.err
     assert str(path) in done.out
     again = call("launch", "export", run, "--to", "json", "--out", str(path), "--json")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator
-from typing import get_origin
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel, ValidationError, model_validator
@@ -14,6 +14,10 @@ from pydantic import BaseModel, ValidationError, model_validator
 import enginehouse.facades.agent_arena.composing
 import enginehouse.games.public_goods
 import enginehouse.games.red_black
+import enginehouse.jobs.configuration
+import enginehouse.jobs.executors.kubernetes
+import enginehouse.jobs.executors.ray.settings
+import enginehouse.jobs.executors.slurm.settings
 import enginehouse.tasks.custom
 import enginehouse.watch.configuration  # noqa: F401 - models are found among the subclasses
 from enginehouse.core.errors import ConfigurationError
@@ -54,12 +58,34 @@ def test_every_model_of_settings_is_strict():
     assert ours == set(models(StrictModel))
 
 
-@pytest.mark.parametrize(("kind", "name"), FIELDS, ids=[f"{k.__name__}.{n}" for k, n in FIELDS])
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, "inf", "nan", ".inf"])
+def _one_value(kind: type[BaseModel], name: str) -> tuple[Any, Any]:
+    """The type of the keys, if the field is a mapping, and that of the values."""
+    annotation = kind.model_fields[name].annotation
+    if get_origin(annotation) in (dict, Mapping):
+        keys, values = get_args(annotation)
+        return keys, values
+    return None, annotation
+
+
+NUMBERS = (math.inf, -math.inf, math.nan)
+TEXTS = ("inf", "nan", ".inf")
+CASES = [
+    pytest.param(kind, name, value, id=f"{value!r}-{kind.__name__}.{name}")
+    for kind, name in FIELDS
+    # where texts are values, these are three of them
+    for value in (NUMBERS if str in get_args(_one_value(kind, name)[1]) else NUMBERS + TEXTS)
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), CASES)
 def test_no_number_is_infinite_or_nan(kind, name, value):
     """As a number, and as YAML's or a shell's text for one."""
-    shape = get_origin(kind.model_fields[name].annotation)
-    given = [value] if shape is tuple else {1: value} if shape is dict else value
+    keys, _ = _one_value(kind, name)
+    given: object = value
+    if keys is not None:
+        given = {1 if keys is int else "key": value}
+    elif get_origin(kind.model_fields[name].annotation) is tuple:
+        given = [value]
     with pytest.raises(ValidationError) as caught:
         kind.model_validate({name: given})
     kinds = {e["type"] for e in caught.value.errors() if e["loc"][:1] == (name,)}

@@ -62,7 +62,7 @@ class ServerOptions(StrictModel):
     api_key: Annotated[str | None, Field(repr=False)] = None
     """The key that requests must carry; also taken from ENGINEHOUSE_API_KEY."""
     env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
-    """Variables added to the engine's environment (--env NAME=VALUE)."""
+    """Variables for the engine's environment (--env NAME=VALUE; --env NAME for one of yours)."""
     env_names: tuple[str, ...] = ()
     """Variables of this process that the engine gets, too (--env NAME); no value is stored."""
     avoid_quirks: bool = True

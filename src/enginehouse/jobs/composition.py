@@ -26,11 +26,11 @@ _FROM_HERE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}")
 _ANY_FROM_HERE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_][A-Za-z0-9_]*)")
 _TASK_KEY = re.compile(r"^(?P<start>(?:\+\+|\+|~)?evaluation\.tasks\.)(?P<rest>[^=]*)")
 _OVERRIDDEN = re.compile(r"^[+~]*([^=]*).*", re.DOTALL)
-_TIME = re.compile(r"\d+(:\d\d)+")
+_TIME = re.compile(r"\A\d+(:\d\d)+")
 _SELECT = re.compile(r"\$\{\s*oc\.select\s*:")
 _INDEX = re.compile(r"\[(\d+)\]")
 _UNSET = re.compile(r"Environment variable '(\w+)' not found")
-_DOTTED_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)+=")
+_DOTTED_KEY = re.compile(r"\A[A-Za-z_][\w-]*(\.[\w-]+)+=")
 
 
 @dataclass(frozen=True, kw_only=True)

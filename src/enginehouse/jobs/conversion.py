@@ -18,7 +18,7 @@ import yaml
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.deployment.configuration import read_yaml
 
-_VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::-([^}]*))?\}")
+_VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::-([^{}]*))?\}")
 _PROTOCOLS = {"chat_completions": "chat", "completions": "completions"}
 _GENERATION = {"temperature": "temperature", "top_p": "top_p", "max_tokens": "max_new_tokens"}
 _PROXY = {

@@ -62,8 +62,8 @@ _SECRET: Final = {
     "--hf-token": "leave it out, and put HF_TOKEN: host:HF_TOKEN under env_vars",
 }
 _STARTS: Final = {
-    "vllm": re.compile(r"\s*(?:vllm\s+serve|(?:\S*python3?\s+-m\s+)vllm\.entrypoints\S*)\s"),
-    "sglang": re.compile(r"\s*(?:sglang\s+serve|(?:\S*python3?\s+-m\s+)sglang\.launch_server)\s"),
+    "vllm": re.compile(r"\A\s*(?:vllm\s+serve|(?:\S*python3?\s+-m\s+)vllm\.entrypoints\S*)\s"),
+    "sglang": re.compile(r"\A\s*(?:sglang\s+serve|(?:\S*python3?\s+-m\s+)sglang\.launch_server)\s"),
 }
 _SHELL: Final = re.compile(r"[;&|<>`$\n]")
 

@@ -23,7 +23,7 @@ _SECRET_NAME = re.compile(
 _PASSWORD = re.compile(r"://[^\s/:@]*:[^\s/@$]+@")  # of an address; $ begins a variable's name
 _ASSIGNED = re.compile(r"\b([A-Za-z_]\w*)=[\"']?[^\s\"'$`]")
 _HERE = re.compile(r"^\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?$")
-_NAME_LIKE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+_NAME_LIKE = re.compile(r"\A[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 
 
 def is_secret_name(name: str) -> bool:

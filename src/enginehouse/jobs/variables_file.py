@@ -10,7 +10,7 @@ from pathlib import Path
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.system_errors import advice
 
-_ASSIGNMENT = re.compile(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*")
+_ASSIGNMENT = re.compile(r"\A(?:export\s+)?([A-Za-z_]\w*)\s*+=\s*+(.*)")
 
 
 def read_variables_file(path: Path) -> dict[str, str]:
@@ -42,7 +42,7 @@ def read_variables_file(path: Path) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        match = _ASSIGNMENT.fullmatch(line)
+        match = _ASSIGNMENT.fullmatch(line.strip())
         if match is None:
             raise ConfigurationError(
                 f"{path}, line {number} is not NAME=VALUE",

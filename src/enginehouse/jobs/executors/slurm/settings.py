@@ -15,7 +15,7 @@ from enginehouse.core.strict_model import StrictModel
 from enginehouse.jobs.base import Container, Resources
 from enginehouse.jobs.executors.base import ExecutionSettings
 
-_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d)")
+_TIME = re.compile(r"(?:(?P<days>\d{1,6})-)?(?P<hours>\d{1,6}):(?P<minutes>\d\d):(?P<seconds>\d\d)")
 _GPUS = re.compile(r"(?:gres/)?gpu(?::[\w.+-]*[A-Za-z_][\w.+-]*)?(?:[:=](?P<count>\d+))?")
 # What the executor sets itself, and would no longer find its jobs without.
 _OWN_FLAGS = {
