@@ -23,7 +23,6 @@ ASSEMBLED = {
     "the server answered 429",
     "the server answered 500",
     "the server at … refused us: it wants an API key",
-    "the server … ended by itself",
 }
 CATALOGUE = (ROOT / "docs/errors.md").read_text().partition("## What to do")[2]
 QUOTED = sorted(
