@@ -32,11 +32,12 @@ def plan(
     kind: str = "vllm",
     params: dict[str, Any] | None = None,
     auxiliary: dict[str, Any] | None = None,
+    executor: str = "slurm",
 ) -> LaunchPlan:
-    """The plan of a launch file for Slurm."""
+    """The plan of a launch file, for Slurm unless it says otherwise."""
     served = {"checkpoint_path": str(folder / "tiny")} if kind != "none" else {}
     values = {
-        "defaults": [{"execution": "slurm"}, {"deployment": kind}, "_self_"],
+        "defaults": [{"execution": executor}, {"deployment": kind}, "_self_"],
         "execution": {"output_dir": str(folder / "jobs"), **execution},
         "deployment": {**served, **(deployment or {})},
         "auxiliary_deployments": auxiliary or {},
@@ -116,10 +117,46 @@ def test_one_server_over_all_nodes(tmp_path: Path, backend: str | None):
 
 
 @pytest.mark.parametrize(
+    ("instances", "given", "copies"), [(1, 1, 16), (1, 16, 16), (2, 1, 8), (2, 8, 8)]
+)
+def test_copies_on_each_node(tmp_path: Path, instances: int, given: int, copies: int):
+    """Each server gets them all, and their GPUs are asked for."""
+    planned = plan(
+        tmp_path,
+        execution={"num_nodes": 2, "num_instances": instances},
+        deployment={
+            "tensor_parallel_size": 1,
+            "data_parallel_size": given,
+            "data_parallel_size_local": 8,
+        },
+    )
+    assert planned.evaluation.plan.server.data_parallel_size == copies
+    assert (planned.gpus, planned.job.resources.gpus_per_node) == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("executor", "execution", "used"),
+    [
+        ("ray", {"gpus_per_node": 0}, True),
+        ("slurm", {}, False),
+        ("slurm", {"num_nodes": 2, "num_instances": 2}, False),
+    ],
+)
+def test_a_server_over_ray(tmp_path: Path, *, executor: str, execution: dict[str, Any], used: bool):
+    """It spans the cluster that the job runs in; elsewhere the file's wish is answered."""
+    planned = plan(tmp_path, executor=executor, execution=execution, kind="vllm_ray", task="ifeval")
+    flags = planned.evaluation.plan.server.extra_args
+    assert tuple(flags) == (("--distributed-executor-backend", "ray") if used else ())
+    (note,) = planned.notes
+    assert "Ray" in note
+
+
+@pytest.mark.parametrize(
     ("execution", "deployment"),
     [
         ({"num_nodes": 4, "num_instances": 2}, {}),
         ({"num_nodes": 3}, {"tensor_parallel_size": 8}),
+        ({"num_nodes": 2}, {"data_parallel_size": 8, "data_parallel_size_local": 8}),
         ({"num_nodes": 2}, {"type": "hf"}),
     ],
 )

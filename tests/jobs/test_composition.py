@@ -151,6 +151,16 @@ def test_a_variable_that_is_not_set_is_named(tmp_path: Path):
         compose_launch(path)
 
     assert "deep.key" in caught.value.message
+    assert "export SURELY_UNSET_NAME" in str(caught.value.fix)
+
+
+def test_a_key_in_a_list_is_named_as_overrides_write_it(tmp_path: Path):
+    """By its index, without brackets, which Hydra refuses."""
+    path = written(tmp_path, "deep: [{key: '${oc.env:SURELY_UNSET_NAME}'}]\n")
+    with pytest.raises(ConfigurationError) as caught:
+        compose_launch(path)
+    assert "-o deep.0.key=" in str(caught.value.fix)
+    assert compose_launch(path, overrides=["deep.0.key=1"]).values == {"deep": [{"key": 1}]}
 
 
 def test_a_secret_is_not_read_into_other_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

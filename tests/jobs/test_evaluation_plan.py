@@ -74,6 +74,16 @@ def arrived(seen: Path) -> list[dict[str, Any]]:
     return [line["body"] for line in lines if line["path"] == "/v1/chat/completions"]
 
 
+def test_a_folder_with_the_name_of_a_task_is_not_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A local job's paths are absolute, and its tasks' names stay."""
+    (tmp_path / "gsm8k").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (task,) = plan(tmp_path, "gsm8k").evaluation.settings.tasks
+    assert task.name == "gsm8k"
+
+
 def test_what_is_said_for_all_is_said_once(tmp_path):
     """And what is said for one task is that task's alone."""
     own = asked({"temperature": 0.2, "extra": {"n_samples": 5}})
@@ -93,7 +103,7 @@ def test_what_is_said_for_all_is_said_once(tmp_path):
         adapter={"use_system_prompt": True, "custom_system_prompt": "Think step by step."},
     )
     settings = planned.evaluation.settings
-    assert settings.model_dump(exclude_unset=True) == {
+    assert settings.model_dump(exclude_unset=True, exclude_none=True) == {
         "tasks": (
             {"name": "ifeval", "temperature": 0.6},
             {"name": "gsm8k", "temperature": 0.2, "samples": 5},

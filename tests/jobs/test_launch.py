@@ -116,6 +116,19 @@ async def test_resuming(tmp_path, cluster, context, monkeypatch):
     await kill(again, context)
 
 
+async def test_a_job_is_resumed_once(tmp_path, cluster, context):
+    """Of two commands that do it at the same time, one is refused."""
+    ended = await end(await launch(plan(tmp_path, script="exit 3"), context), context)
+    both = await asyncio.gather(
+        resume(ended, context), resume(ended, context), return_exceptions=True
+    )
+    (refused,) = [one for one in both if isinstance(one, JobError)]
+    assert refused.kind == "running"
+    assert len(cluster.submitted) == 2
+    (again,) = [one for one in both if isinstance(one, JobRecord)]
+    await end(again, context)
+
+
 async def test_many_jobs_are_asked_for_at_once(tmp_path, cluster, context):
     """One question for all jobs of a place, and their order is kept."""
     jobs = [await launch(plan(tmp_path), context) for _ in range(5)]
@@ -145,6 +158,9 @@ async def test_a_launcher_that_ended_before_it_submitted(tmp_path, cluster, cont
     being = records.update(record.id, handle=None, status=JobStatus(state=JobState.PENDING))
     (waiting,) = await refresh([being], context)
     assert waiting.status.state is JobState.PENDING
+    with pytest.raises(JobError) as early:
+        await kill(waiting, context)
+    assert early.value.kind == "not_submitted"
     old = records.update(record.id, created=record.created - timedelta(hours=1))
     (unknown,) = await refresh([old], context)
     assert unknown.status.state is JobState.UNKNOWN
@@ -169,6 +185,18 @@ async def test_an_executor_that_does_not_answer(tmp_path, cluster, context, monk
     assert now.status.state is JobState.UNKNOWN
     assert len(told) == 1
     assert JobRecords(context.layout).find(record.id) == ended
+
+
+async def test_a_record_of_another_version(tmp_path, cluster, context):
+    """It does not keep the states of other jobs from being asked for."""
+    old, new = [await launch(plan(tmp_path), context) for _ in range(2)]
+    ended = await end(new, context)
+    settings = {**old.settings, "key_of_another_version": 1}
+    unreadable = JobRecords(context.layout).update(old.id, settings=settings)
+    told: list[str] = []
+    both = await refresh([unreadable, new], Context(layout=context.layout, notify=told.append))
+    assert [job.status.state for job in both] == [JobState.UNKNOWN, ended.status.state]
+    assert "key_of_another_version" in told[0]
 
 
 async def test_nothing_is_left_of_a_launch_that_fails(tmp_path, cluster, context, monkeypatch):

@@ -24,7 +24,7 @@ def read(folder: Path, sections: str, *overrides: str, **kwargs: Any) -> LaunchC
 
 
 def test_the_complete_example_of_the_launchers_page(tmp_path: Path):
-    """Its values arrive, and nothing of it is doubted."""
+    """Its values arrive, and the image alone has no effect."""
     path = tmp_path / "launch.yaml"
     path.write_text(SEED_EXAMPLE)
 
@@ -42,7 +42,7 @@ def test_the_complete_example_of_the_launchers_page(tmp_path: Path):
     }
     assert [task.name for task in config.evaluation.tasks] == ["gpqa_diamond", "ifeval"]
     assert not config.notes
-    assert not config.not_acted_on
+    assert set(config.not_acted_on) == {"deployment.image"}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,22 @@ def test_keys_without_effect_are_listed(tmp_path: Path):
     }
     assert all(config.not_acted_on.values())
     assert config.evaluation.nemo_evaluator_config.params.extra.n_samples == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("deployment.image", "mine"),
+        ("deployment.endpoints.health", "/ping"),
+    ],
+)
+def test_an_override_without_effect_is_listed(tmp_path: Path, key: str, value: str):
+    """What a packaged group says is not."""
+    config = read(tmp_path, DEPLOYED + TASKS, deployment="vllm")
+    assert not config.not_acted_on
+    config = read(tmp_path, DEPLOYED + TASKS, f"{key}={value}", deployment="vllm")
+    (listed,) = config.not_acted_on
+    assert key.startswith(listed)
 
 
 def test_a_task_has_its_own_settings_above_the_general_ones(tmp_path: Path):
@@ -219,6 +235,31 @@ def test_a_token_elsewhere_is_refused(tmp_path: Path):
         read(tmp_path, DEPLOYED + TASKS, f"deployment.extra_args='--hf-token {token}'")
 
     assert token not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "deployment.pre_cmd='export WANDB_API_KEY=sesame'",
+        "deployment.pre_cmd='curl https://user:sesame@host/file'",
+        "deployment.extra_args='--api-key sesame'",
+        "deployment.extra_args='--hf-token=sesame'",
+    ],
+)
+def test_a_secret_elsewhere_is_refused(tmp_path: Path, override: str):
+    """By the name that it is given, or by its place."""
+    with pytest.raises(ConfigurationError, match="deployment") as caught:
+        read(tmp_path, DEPLOYED + TASKS, override)
+    assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line", ["export HF_TOKEN=$(cat ~/.token)", "curl https://me:$PW@host", "export A=b"]
+)
+def test_shell_may_look_secrets_up(tmp_path: Path, line: str):
+    """They are not in the file then."""
+    config = read(tmp_path, f"deployment: {{hf_model_handle: a/b, pre_cmd: '{line}'}}\n{TASKS}")
+    assert config.deployment.pre_cmd == line
 
 
 def test_a_token_in_an_executors_own_variables_is_refused(tmp_path: Path):

@@ -264,7 +264,7 @@ class EvaluationSettings(StrictModel):
         tasks = tuple(
             task.model_copy(
                 update={
-                    "name": absolute_if_exists(task.name),
+                    "name": absolute_if_exists(task.name) if _is_file(task.name) else task.name,
                     "data": absolute_if_exists(task.data),
                 }
             )
@@ -301,10 +301,14 @@ def with_task_paths(values: Mapping[str, Any], *, folder: Path) -> dict[str, Any
     return {**values, "tasks": [_with_paths(task, folder) for task in tasks]}
 
 
+def _is_file(task: str) -> bool:
+    """Whether it names a task's file, and not one of our own tasks."""
+    return task.endswith((".yaml", ".yml"))
+
+
 def _with_paths(task: Any, folder: Path) -> Any:
     if isinstance(task, str):
-        is_file = task.endswith((".yaml", ".yml"))
-        return str(folder / Path(task).expanduser()) if is_file else task
+        return str(folder / Path(task).expanduser()) if _is_file(task) else task
     if not isinstance(task, Mapping):
         return task
     named = {"name": _with_paths(task["name"], folder)} if "name" in task else {}

@@ -51,7 +51,7 @@ def arrange_nodes(
         unused = "nothing is deployed, so the job needs one node only"
         return Arrangement(notes=(unused,) if nodes > 1 else ())
     if nodes == 1:
-        return Arrangement(plan={"instances": instances} if instances > 1 else {})
+        return _on_one_node(config, plan)
     if instances == nodes:
         return _one_on_each_node(config, plan, announced=str(folder / ANNOUNCED))
     if instances == 1:
@@ -61,6 +61,35 @@ def arrange_nodes(
         why="each node runs one, or one spans all nodes, or all are on one node",
         fix=f"ask for {nodes} instances or 1 (num_instances), or for one node (num_nodes)",
     )
+
+
+def _on_one_node(config: LaunchConfig, plan: Mapping[str, Any]) -> Arrangement:
+    instances = config.execution.instances
+    changes: dict[str, Any] = {"instances": instances} if instances > 1 else {}
+    if config.deployment.distributed_executor_backend != "ray":
+        return Arrangement(plan=changes)
+    if not config.execution.has_ray:
+        return Arrangement(plan=changes, notes=_without_ray(config))
+    flags = ("--distributed-executor-backend", "ray")
+    server = {**plan["server"], "extra_args": (*_words(plan["server"]), *flags)}
+    note = (
+        "vLLM reserves its GPUs in the Ray cluster by itself, besides those of the job "
+        "(execution.gpus_per_node: 0 reserves none), and its environment needs the cluster's Ray"
+    )
+    return Arrangement(plan={**changes, "server": server}, notes=(note,))
+
+
+def _without_ray(config: LaunchConfig) -> tuple[str, ...]:
+    """What to note if a server that could use Ray has a node of its own."""
+    if config.deployment.distributed_executor_backend != "ray":
+        return ()
+    return ("Ray is not used: each server is on one node, where vLLM's processes need none",)
+
+
+def _words(server: Mapping[str, Any]) -> tuple[str, ...]:
+    """The engine's flags among the options of a server."""
+    extra = server.get("extra_args") or ()
+    return tuple(shlex.split(extra) if isinstance(extra, str) else extra)
 
 
 def _one_on_each_node(
@@ -74,6 +103,7 @@ def _one_on_each_node(
             _companion(config, "server", "--announce", announced, nodes=config.execution.nodes - 1),
         ),
         files={SERVER: _server_file(server)},
+        notes=_without_ray(config),
     )
 
 
@@ -97,8 +127,7 @@ def _one_over_all_nodes(config: LaunchConfig, plan: Mapping[str, Any], *, job: s
             f"instances (num_instances: {nodes})",
         )
     flags = engine.span_flags(nodes, port=_PORTS[int(job[:8], 16) % len(_PORTS)])
-    extra = plan["server"].get("extra_args") or ()
-    words = (*(shlex.split(extra) if isinstance(extra, str) else extra), *flags)
+    words = (*_words(plan["server"]), *flags)
     # a part that ends takes the others with it: the job fails, and can be resumed
     changes = {"server": {**plan["server"], "extra_args": words}, "max_restarts": 0}
     notes = [
@@ -106,8 +135,8 @@ def _one_over_all_nodes(config: LaunchConfig, plan: Mapping[str, Any], *, job: s
     ]
     if config.deployment.distributed_executor_backend == "ray":
         notes.append(
-            "the nodes are joined by vLLM's own multi-node mode instead of Ray: the result is the "
-            "same, and Ray need not be installed"
+            "the nodes are joined by vLLM's own multi-node mode instead of Ray, which need not be "
+            "installed"
         )
     return Arrangement(
         plan=changes,

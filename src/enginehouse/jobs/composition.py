@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ _TASK_KEY = re.compile(r"^(?P<start>(?:\+\+|\+|~)?evaluation\.tasks\.)(?P<rest>[
 _OVERRIDDEN = re.compile(r"^[+~]*([^=]*).*", re.DOTALL)
 _TIME = re.compile(r"\d+(:\d\d)+")
 _SELECT = re.compile(r"\$\{\s*oc\.select\s*:")
+_INDEX = re.compile(r"\[(\d+)\]")
+_UNSET = re.compile(r"Environment variable '(\w+)' not found")
 _DOTTED_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)+=")
 
 
@@ -36,11 +38,17 @@ class Composition:
     """A launch file with its groups, its overrides applied and its interpolations resolved.
 
     `lines` has the line in the file of each key that the file itself gives, by its dotted path.
+    `overridden` are the keys that are given otherwise.
     """
 
     path: Path
     values: Mapping[str, Any]
     lines: Mapping[str, int]
+    overridden: frozenset[str] = frozenset()
+
+    def gives(self, key: str) -> bool:
+        """Whether a dotted key was given: not only by a packaged group."""
+        return key in self.lines or key in self.overridden
 
     def place(self, key: str) -> str:
         """Where a dotted key was given: a line of the file, or an override."""
@@ -57,12 +65,14 @@ def compose_launch(path: Path, *, overrides: Sequence[str] = ()) -> Composition:
     written = read_yaml(path)
     named = _by_index(overrides, written)
     composed = load_launch(path, overrides=named)
-    own = _own_keys(path, without=[_OVERRIDDEN.sub(r"\1", word) for word in named])
+    overridden = frozenset(_OVERRIDDEN.sub(r"\1", word) for word in named)
+    own = _own_keys(path, without=overridden)
     raw = _as_written(OmegaConf.to_container(composed, resolve=False), own)
     return Composition(
         path=path,
         values=_resolved(raw, path),
         lines={key: line for key, (line, _) in own.items()},
+        overridden=overridden,
     )
 
 
@@ -101,7 +111,9 @@ def resolve_launch(config: DictConfig, *, path: Path) -> Composition:
     """
     _register_resolvers()
     raw = OmegaConf.to_container(config, resolve=False)
-    return Composition(path=path, values=_resolved(raw, path), lines={})
+    values = _resolved(raw, path)
+    keys = frozenset(key for key, _ in leaves(values))
+    return Composition(path=path, values=values, lines={}, overridden=keys)
 
 
 def _resolved(raw: Any, path: Path) -> dict[str, Any]:
@@ -221,7 +233,7 @@ def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
         yield where, value
 
 
-def _own_keys(path: Path, *, without: Sequence[str]) -> dict[str, tuple[int, yaml.Node]]:
+def _own_keys(path: Path, *, without: Collection[str]) -> dict[str, tuple[int, yaml.Node]]:
     """The file's own keys, by their dotted paths: the line and the value of each."""
     root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     return {
@@ -281,9 +293,13 @@ def _explained(error: Exception, path: Path) -> ConfigurationError:
         )
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         cause = error.msg.splitlines()[0] if error.msg else message
+        key = _INDEX.sub(r".\1", str(error.full_key))  # as overrides write it
+        unset = _UNSET.search(cause)
         return ConfigurationError(
-            f"{path}: {error.full_key} could not be resolved",
-            why=cause,
-            fix=f"set what it refers to, or give the key a value: -o {error.full_key}=…",
+            f"{path}: {key} could not be resolved",
+            why=f"it uses {unset[1]}, which is not set in this environment" if unset else cause,
+            fix=f"export {unset[1]} first, or give the key a value: -o {key}=…"
+            if unset
+            else f"set what it refers to, or give the key a value: -o {key}=…",
         )
     return ConfigurationError(f"{path}: {message}", why=" ".join(rest) or None)

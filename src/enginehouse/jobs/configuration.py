@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from enginehouse.commands.kept_variables import is_kept
+from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.deployment.configuration import merged
 from enginehouse.engines import arguments
@@ -52,22 +53,6 @@ class Section(StrictModel):
     """Why any other key has no effect; None where an unknown key is an error."""
 
 
-class Endpoints(Section):
-    """The paths of a deployed server."""
-
-    not_acted_on: ClassVar[Mapping[str, str]] = {
-        "embedding": "no task embeds texts",
-        "ranking": "no task ranks texts",
-    }
-
-    chat: str = "/v1/chat/completions"
-    """The path of chat requests."""
-    completions: str = "/v1/completions"
-    """The path of completions."""
-    health: str = "/health"
-    """The path that answers when the server is ready."""
-
-
 class DeploymentSettings(Section):
     """The section `deployment`: the model under test, and its server.
 
@@ -77,6 +62,7 @@ class DeploymentSettings(Section):
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
         "cache_path": "models are kept in the hub's cache; set HF_HOME in env_vars",
+        "endpoints": "requests go to /v1, and an engine's own paths are known",
     }
 
     type: Literal["vllm", "sglang", "hf", "llamacpp", "generic", "none"]
@@ -100,17 +86,15 @@ class DeploymentSettings(Section):
     data_parallel_size: PositiveInt = 1
     """Copies of the model."""
     data_parallel_size_local: PositiveInt | None = None
-    """Copies of the model on each node."""
+    """Copies of the model on each node of a server, if `data_parallel_size` is left out."""
     distributed_executor_backend: Literal["ray", "mp"] | None = None
-    """How vLLM spans several nodes: over Ray, or by itself."""
+    """How vLLM's processes are joined: over Ray, which needs `execution: ray`, or by itself."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     """The fraction of a GPU's memory that the engine may take."""
     extra_args: tuple[str, ...] = ()
     """Other flags of the engine, as one string or a list."""
     env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Variables of the server."""
-    endpoints: Endpoints = Endpoints()
-    """The server's paths; ours are known, so they matter for generic."""
     pre_cmd: str = ""
     """Lines of shell that run before the server is started."""
     command: str | None = None
@@ -136,12 +120,25 @@ class DeploymentSettings(Section):
 
     @property
     def gpus(self) -> int:
-        """The GPUs of one instance, on all of its nodes: tensor x pipeline x data parallel.
+        """The GPUs of one instance, on all of its nodes: tensor x pipeline x data parallel."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
 
-        With `data_parallel_size_local`, those of one node.
+    def with_all_copies(self, *, nodes: int) -> Self:
+        """The same with `data_parallel_size`, given the nodes that one server spans.
+
+        Raises ConfigurationError if it contradicts `data_parallel_size_local`.
         """
-        copies = self.data_parallel_size_local or self.data_parallel_size
-        return self.tensor_parallel_size * self.pipeline_parallel_size * copies
+        if self.data_parallel_size_local is None:
+            return self
+        copies = self.data_parallel_size_local * nodes
+        if self.data_parallel_size not in (1, copies):
+            raise ConfigurationError(
+                f"data_parallel_size is {self.data_parallel_size}, and not {copies}: "
+                f"data_parallel_size_local ({self.data_parallel_size_local}) on each of the "
+                f"{nodes} nodes of a server",
+                fix="leave one of the two out",
+            )
+        return self.model_copy(update={"data_parallel_size": copies})
 
     @property
     def deployed(self) -> bool:
@@ -176,6 +173,7 @@ class AuxiliaryDeployment(DeploymentSettings):
     not_acted_on: ClassVar[Mapping[str, str]] = {
         **DeploymentSettings.not_acted_on,
         "env_prefix": "no shell variables are named after it",
+        "pre_cmd": "lines of shell run once on each node of the job: use deployment.pre_cmd",
     }
 
     num_nodes: PositiveInt = 1

@@ -57,6 +57,10 @@ _OURS: Final = {
     "--model": "the model is hf_model_handle or checkpoint_path",
     "--model-path": "the model is hf_model_handle or checkpoint_path",
 }
+_SECRET: Final = {
+    "--api-key": "leave it out: a job's servers get keys of their own where they need one",
+    "--hf-token": "leave it out, and put HF_TOKEN: host:HF_TOKEN under env_vars",
+}
 _STARTS: Final = {
     "vllm": re.compile(r"\s*(?:vllm\s+serve|(?:\S*python3?\s+-m\s+)vllm\.entrypoints\S*)\s"),
     "sglang": re.compile(r"\s*(?:sglang\s+serve|(?:\S*python3?\s+-m\s+)sglang\.launch_server)\s"),
@@ -130,6 +134,12 @@ class _Sorting:
         if fix := self._removed.get(argument.flag):
             self.notes.append(
                 f"{self._place}.extra_args: {self._kind} no longer has {argument.flag}; {fix}"
+            )
+        elif argument.values and (fix := _SECRET.get(argument.flag)):
+            raise ConfigurationError(
+                f"{self._place}.extra_args has {argument.flag}",
+                why="its value would be written into scripts and records, and shown by ps",
+                fix=fix,
             )
         elif reason := _OURS.get(argument.flag):
             self.not_acted_on[f"{self._place}.extra_args {argument.flag}"] = reason

@@ -13,8 +13,9 @@ from typing import Any
 
 import msgspec
 import yaml
+from filelock import FileLock, Timeout
 
-from enginehouse.core.errors import ConfigurationError, EnginehouseError, JobError
+from enginehouse.core.errors import ConfigurationError, EnginehouseError, JobError, StoreError
 from enginehouse.deployment.configuration import parse
 from enginehouse.jobs.base import Handle, JobState, JobStatus
 from enginehouse.jobs.executors.base import ExecutionSettings, Executor, SupportsRecovery
@@ -73,12 +74,16 @@ async def refresh(records: Sequence[JobRecord], context: Context) -> list[JobRec
     """The records with the state that their executors tell now, which is also stored.
 
     Each place is asked once for all of its jobs. A job of which its executor knows nothing any
-    more keeps the end that was last seen. Where a place cannot be reached, `context` is notified
-    and the state is UNKNOWN.
+    more keeps the end that was last seen. Where a place cannot be reached, or a record is not one
+    of this version's, `context` is notified and the state is UNKNOWN.
     """
     by_place: dict[tuple[str, str], list[JobRecord]] = defaultdict(list)
     for record in records:
-        by_place[record.executor, _settings(record).place].append(record)
+        try:
+            place = _settings(record).place
+        except EnginehouseError:
+            place = record.id  # its own, where the error is told
+        by_place[record.executor, place].append(record)
     groups = await asyncio.gather(*(_refresh(group, context) for group in by_place.values()))
     refreshed = {record.id: record for group in groups for record in group}
     return [refreshed[record.id] for record in records]
@@ -102,7 +107,26 @@ async def kill(record: JobRecord, context: Context) -> JobRecord:
 
 
 async def resume(record: JobRecord, context: Context) -> JobRecord:
-    """Submit a job again, which continues where it was. Raises JobError while it has not ended."""
+    """Submit a job again, which continues where it was. Raises JobError while it has not ended.
+
+    Of several launchers that resume a job at the same time, one submits it.
+    """
+    lock = FileLock(context.layout.jobs.with_name(f"{record.id}.lock"), mode=0o600)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise JobError(
+            f"the job {record.id} is being resumed by another command",
+            fix=f"see what became of it: enginehouse launch status {record.short_id}",
+            kind="running",
+        ) from error
+    try:
+        return await _resume(record, context)
+    finally:
+        lock.release()
+
+
+async def _resume(record: JobRecord, context: Context) -> JobRecord:
     (record,) = await refresh([record], context)
     if not record.status.state.ended:
         raise JobError(
@@ -153,21 +177,23 @@ async def _submit(
 
 async def _refresh(records: Sequence[JobRecord], context: Context) -> list[JobRecord]:
     """The records of one place."""
-    async with open_executor(_settings(records[0]), context) as executor:
-        try:
+    try:
+        async with open_executor(_settings(records[0]), context) as executor:
             records = [await _recovered(record, executor, context) for record in records]
             submitted = [record for record in records if record.handle is not None]
             handles = [_handle(record) for record in submitted]
             statuses = await executor.statuses(handles) if handles else ()
-        except EnginehouseError as error:
-            context.notify(f"{records[0].executor}: {error}")
-            unknown = JobStatus(state=JobState.UNKNOWN, reason="its executor did not answer")
-            return [msgspec.structs.replace(record, status=unknown) for record in records]
-        changed = {
-            record.id: await _changed(record, status, executor, context)
-            for record, status in zip(submitted, statuses, strict=True)
-        }
-        return [changed.get(record.id, record) for record in records]
+            changed = {
+                record.id: await _changed(record, status, executor, context)
+                for record, status in zip(submitted, statuses, strict=True)
+            }
+            return [changed.get(record.id, record) for record in records]
+    except StoreError:
+        raise
+    except EnginehouseError as error:
+        context.notify(f"{records[0].executor}: {error}")
+        unknown = JobStatus(state=JobState.UNKNOWN, reason="its executor did not answer")
+        return [msgspec.structs.replace(record, status=unknown) for record in records]
 
 
 async def _recovered(record: JobRecord, executor: Executor, context: Context) -> JobRecord:
@@ -179,7 +205,7 @@ async def _recovered(record: JobRecord, executor: Executor, context: Context) ->
     if handle is None:
         if datetime.now(UTC) - record.created < _LONGEST_SUBMISSION:
             return record
-        reason = "the command that launched it ended before it was submitted"
+        reason = "the command that launched it ended before it noted that it was submitted"
         changes = {"status": JobStatus(state=JobState.UNKNOWN, reason=reason)}
     return await asyncio.to_thread(JobRecords(context.layout).update, record.id, **changes)
 
@@ -223,11 +249,18 @@ def _settings(record: JobRecord) -> ExecutionSettings:
 
 
 def _handle(record: JobRecord) -> Handle:
+    if record.handle is None and not record.status.state.ended:
+        raise JobError(
+            f"the job {record.id} is not submitted yet",
+            why="the command that launches it is still at it, or was killed",
+            fix="end that command if it still runs, or repeat this one in some minutes",
+            kind="not_submitted",
+        )
     if record.handle is None:
         raise JobError(
             f"the job {record.id} was never submitted",
             why="the command that launched it ended before that",
-            fix="launch it again",
+            fix=f"submit it: enginehouse launch resume {record.short_id}",
             kind="not_submitted",
         )
     return record.handle

@@ -17,9 +17,15 @@ from enginehouse.jobs.configuration import LaunchConfig, LaunchDocument, texts
 from enginehouse.jobs.engine_arguments import sort_arguments
 from enginehouse.jobs.executors.base import ExecutionSettings, ExecutionVariables
 from enginehouse.jobs.executors.registry import EXECUTORS
-from enginehouse.jobs.variables import Variable, Variables, holds_token, parse_variable
+from enginehouse.jobs.variables import (
+    Variable,
+    Variables,
+    assigns_secret,
+    holds_token,
+    parse_variable,
+)
 
-_FIX = "docs/launch.md lists every key"
+_FIX = "docs/launch.md explains the file; docs/coming-from.md lists the keys of the launcher"
 HIDDEN = "(not shown)"
 _SERVER_VARIABLES = ("execution.env_vars.deployment", "deployment.env_vars")
 _JOB_VARIABLES = (
@@ -89,7 +95,15 @@ def check_launch(composition: Composition) -> LaunchConfig:
     settings = _parsed(settings_class, execution, origin=f"{origin}: execution")
     without_effect |= {f"execution.{key}": why for key, why in settings.without_effect.items()}
     settings = settings.model_copy(update={"env_vars": ExecutionVariables()})  # read below
-    settings = settings.completed(checked.deployment)
+    deployment = checked.deployment.with_all_copies(
+        nodes=max(settings.nodes // settings.instances, 1)
+    )
+    settings = settings.completed(deployment)
+    auxiliary = (f"auxiliary_deployments.{name}" for name in checked.auxiliary_deployments)
+    for place in ("deployment", *auxiliary):
+        for key, why in settings.deployment_without_effect.items():
+            if composition.gives(f"{place}.{key}"):
+                without_effect[f"{place}.{key}"] = why
     export = _exports(checked.export, settings, origin=origin, without_effect=without_effect)
     variables = _VariableReader(composition, os.environ)
     everywhere = variables.read("env_vars")
@@ -103,8 +117,11 @@ def check_launch(composition: Composition) -> LaunchConfig:
         origin=origin,
         name=checked.name or composition.path.stem,
         execution=settings,
-        deployment=checked.deployment,
-        auxiliary_deployments=checked.auxiliary_deployments,
+        deployment=deployment,
+        auxiliary_deployments={
+            name: auxiliary.with_all_copies(nodes=1)
+            for name, auxiliary in checked.auxiliary_deployments.items()
+        },
         target=checked.target,
         evaluation=checked.evaluation,
         export=export,
@@ -313,8 +330,10 @@ def _refuse_two_values(job: Variables, server: Variables) -> None:
 
 
 def _is_secret_literal(key: str, value: str) -> bool:
-    """Whether it is a secret of variables that an executor reads by itself, such as Lepton's."""
+    """Whether it is a secret in lines of shell, or in variables that an executor reads itself."""
     *_, section, name = ("", *key.split("."))
+    if name in ("pre_cmd", "post_cmd"):
+        return assigns_secret(value)
     if section not in ("env_vars", "envs") or value == HIDDEN:
         return False
     variable = parse_variable(name, value, here={})
@@ -325,7 +344,7 @@ def _refuse_tokens(values: Mapping[str, Any], composition: Composition) -> None:
     for key, value in leaves(values):
         if isinstance(value, str) and (holds_token(value) or _is_secret_literal(key, value)):
             raise ConfigurationError(
-                f"{key} ({composition.place(key)}) holds a token",
+                f"{key} ({composition.place(key)}) holds a token or a password",
                 why="it would be written into scripts and records, and shown by ps",
                 fix="put it into an environment variable, and give its name under env_vars",
             )

@@ -22,7 +22,6 @@ from enginehouse.store.private import open_private
 
 _VERSION = 1
 _PATIENCE = 30.0  # seconds that another launcher may take for its own change
-_SHORTEST = 4  # characters of an id's beginning
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):

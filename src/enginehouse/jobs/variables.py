@@ -16,9 +16,12 @@ _LONG_TOKEN = re.compile(  # certain enough to be looked for anywhere in a text
 )
 _TOKEN = re.compile(r"(hf_|sk-|nvapi-|gh[pousr]_|glpat-)\S{4,}")
 _SECRET_NAME = re.compile(
-    r"(^|_)(TOKENS?|(API)?_?KEYS?|SECRETS?|PASS|PASSWORDS?|PASSWD|CREDENTIALS?|AUTH)$",
+    r"(^|_)(TOKENS?|(API)?_?KEYS?|SECRETS?|PASS|PASSWORDS?|PASSWD|PASSPHRASES?|CREDENTIALS?|AUTH)"
+    r"(_FOR_\w+)?$",
     re.IGNORECASE,
 )
+_PASSWORD = re.compile(r"://[^\s/:@]*:[^\s/@$]+@")  # of an address; $ begins a variable's name
+_ASSIGNED = re.compile(r"\b([A-Za-z_]\w*)=[\"']?[^\s\"'$`]")
 _HERE = re.compile(r"^\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?$")
 _NAME_LIKE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 
@@ -29,8 +32,13 @@ def is_secret_name(name: str) -> bool:
 
 
 def holds_token(text: str) -> bool:
-    """Whether somewhere in a text is what hubs and APIs give out as a token."""
-    return _LONG_TOKEN.search(text) is not None
+    """Whether somewhere in a text is a token of a hub or an API, or an address with a password."""
+    return _LONG_TOKEN.search(text) is not None or _PASSWORD.search(text) is not None
+
+
+def assigns_secret(script: str) -> bool:
+    """Whether lines of shell give a variable with a secret's name a value that they contain."""
+    return any(is_secret_name(match[1]) for match in _ASSIGNED.finditer(script))
 
 
 @dataclass(frozen=True, kw_only=True)

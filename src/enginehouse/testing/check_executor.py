@@ -29,7 +29,7 @@ from enginehouse.jobs.base import (
     JobStatus,
     Resources,
 )
-from enginehouse.jobs.executors.base import Executor
+from enginehouse.jobs.executors.base import Executor, SupportsRecovery
 
 SECRET = "hf_a_value_that_must_not_be_seen_anywhere"
 _POLL = 0.1
@@ -292,6 +292,17 @@ async def resumes(subject: Subject) -> None:
     status = await subject.reach(second, JobState.COMPLETE)
     assert status.exit_code in (0, None), status
     assert "again" in await subject.log(second)
+
+
+@case
+async def is_found_again(subject: Subject) -> None:
+    """A launcher that was killed before it noted the handle finds its job, and no other one."""
+    job = subject.job("sleep 60")
+    handle = await subject.submit(job)
+    async with subject.make() as launcher:
+        if isinstance(launcher, SupportsRecovery):
+            assert await launcher.find(job) == handle
+            assert await launcher.find(subject.job("exit 0")) is None
 
 
 @case

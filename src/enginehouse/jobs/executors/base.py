@@ -100,6 +100,16 @@ class ExecutionSettings(StrictModel):
         """The variable of the job that has the key of a server that the executor deploys."""
         return None
 
+    @property
+    def deployment_without_effect(self) -> Mapping[str, str]:
+        """Keys of a deployment that have no effect with these settings, and why."""
+        return {"image": f"{self.type} jobs run without containers"}
+
+    @property
+    def has_ray(self) -> bool:
+        """Whether a job runs in a Ray cluster, which its server may use."""
+        return False
+
     def completed(self, deployment: Any) -> Self:
         """These settings with what the section `deployment` says about where the server runs."""
         del deployment

@@ -89,7 +89,7 @@ class KubernetesSettings(ExecutionSettings):
     volumes: Annotated[Mapping[str, PodVolume], Field(min_length=1)]
     """The volumes by where they are mounted; `output_dir` must lie in one of them."""
     image: str | None = None
-    """The image, with Enginehouse in it; by default deployment.image."""
+    """The image of all pods, with Enginehouse and the engine in it."""
     kubeconfig: str | None = None
     """The kubeconfig file; by default $KUBECONFIG or ~/.kube/config, or the pod's own account."""
     context: str | None = None
@@ -143,6 +143,11 @@ class KubernetesSettings(ExecutionSettings):
     def instances(self) -> int:
         """The servers that the pods are divided among."""
         return self.num_instances
+
+    @property
+    def deployment_without_effect(self) -> Mapping[str, str]:
+        """The image of a server alone."""
+        return {"image": "the job runs in execution.image, its server too"}
 
     def resources(self, *, gpus: int) -> Resources:
         """What each pod asks for: its part of the GPUs, or what `gpus` says."""
@@ -256,10 +261,22 @@ class KubernetesExecutor:
                 raise
         except ApiError as error:
             raise _worded(error, f"the job {job.id} was not submitted", cluster) from error
+        return self._handle(job, cluster, uid)
+
+    async def find(self, job: JobSpec) -> Handle | None:
+        """By the Job's name."""
+        cluster = await self._cluster()
+        try:
+            there = await cluster.read(_BATCH, "jobs", _name(job.id))
+        except ApiError as error:
+            raise _worded(error, f"the job {job.id} was not looked for", cluster) from error
+        return self._handle(job, cluster, there["metadata"]["uid"]) if there else None
+
+    def _handle(self, job: JobSpec, cluster: Cluster, uid: str) -> Handle:
         reference = {
             "server": cluster.address,
             "namespace": cluster.namespace,
-            "name": name,
+            "name": _name(job.id),
             "uid": uid,
             "job": job.id,
             "image": self._image(job),

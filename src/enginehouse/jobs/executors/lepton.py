@@ -166,6 +166,11 @@ class LeptonSettings(ExecutionSettings):
         return PurePosixPath(self.lepton_platform.tasks.mounts[0]["mount_path"]) / self.output_dir
 
     @property
+    def deployment_without_effect(self) -> Mapping[str, str]:
+        """None: the endpoint runs in the deployment's image."""
+        return {}
+
+    @property
     def server_address(self) -> str | None:
         """That of the endpoint, which is not known yet."""
         return ADDRESS if self.endpoint is not None else None

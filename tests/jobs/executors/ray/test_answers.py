@@ -199,6 +199,12 @@ async def test_no_address(monkeypatch: pytest.MonkeyPatch):
             with pytest.raises(JobError) as caught:
                 await executor.submit(_JOB, secrets={"TOKEN": "x"})
         assert caught.value.kind == "no_address"
+    monkeypatch.setenv("RAY_ADDRESS", "http://me:sesame@head:8265")
+    async with RayExecutor(settings(address=None), Context()) as executor:
+        with pytest.raises(JobError) as caught:
+            await executor.submit(_JOB, secrets={"TOKEN": "x"})
+    assert caught.value.kind == "no_address"
+    assert "sesame" not in str(caught.value)
 
 
 async def test_who_asks(served, monkeypatch: pytest.MonkeyPatch, tmp_path):

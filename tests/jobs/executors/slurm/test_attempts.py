@@ -80,7 +80,10 @@ def test_a_requeued_attempt_begins_again():
     assert status([], record).state is JobState.COMPLETE
 
 
-@pytest.mark.parametrize("line", ["", "end", "end x 7", "start 1 nine", "end 1 7 complete"])
+@pytest.mark.parametrize(
+    "line",
+    ["", "\n", "end", "end x 7", "start 1 nine", "end 1 7 complete", "end 1 7 comp - 0"],
+)
 def test_half_a_line_is_left_out(line):
     """A full disk, or a crash, cuts lines off."""
     assert [attempt.state for attempt in read_attempts(f"{BEGUN}{line}", first=7)] == [None]

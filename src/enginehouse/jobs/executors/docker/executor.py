@@ -105,6 +105,14 @@ class DockerExecutor:
             raise
         return Handle(executor=self.name, folder=str(folder), reference={"container": name})
 
+    async def find(self, job: JobSpec) -> Handle | None:
+        """By the container's name; None once it is removed."""
+        names = [one.names for one in await _containers() if job.id in one.names]
+        if not names:
+            return None
+        reference = {"container": names[0]}
+        return Handle(executor=self.name, folder=str(job.folder), reference=reference)
+
     async def statuses(self, handles: Sequence[Handle]) -> Sequence[JobStatus]:
         """Containers that are there run; how others ended is in the jobs' folders."""
         there = {one.names: one.state for one in await _containers()}

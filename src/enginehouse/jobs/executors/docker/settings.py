@@ -72,6 +72,11 @@ class DockerSettings(ExecutionSettings):
                     raise ValueError(f"{outside}: {inside} is not a pair of absolute paths")
         return mounts
 
+    @property
+    def deployment_without_effect(self) -> Mapping[str, str]:
+        """The image of a server alone."""
+        return {"image": "the job runs in execution.image, its server too"}
+
     def resources(self, *, gpus: int) -> Resources:
         """The GPUs that are given, or those that are needed.
 

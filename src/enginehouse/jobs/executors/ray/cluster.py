@@ -104,6 +104,12 @@ def cluster_address(address: str | None) -> str:
             fix="use that of the dashboard, such as http://HEAD:8265",
             kind="no_address",
         )
+    if urlsplit(address).password:
+        raise JobError(
+            "the address of the Ray cluster has a password, which would be kept",
+            fix="leave it out of RAY_API_SERVER_ADDRESS or RAY_ADDRESS, and set RAY_JOB_HEADERS",
+            kind="no_address",
+        )
     return address.rstrip("/")
 
 

@@ -127,8 +127,15 @@ class RayExecutor:
             with suppress(JobError):  # it may have arrived
                 await cluster.stop(submission)
             raise
-        reference = {"address": cluster.address, "submission": submission, "id": job.id}
-        return Handle(executor=self.name, folder=str(job.folder), reference=reference)
+        return self._handle(job, cluster, submission)
+
+    async def find(self, job: JobSpec) -> Handle | None:
+        """By the job's id, which is in the metadata of Ray's job."""
+        cluster = await self._cluster(cluster_address(self._settings.address))
+        for other in await cluster.jobs():
+            if (other.metadata or {}).get(_NOTE) == job.id and other.submission_id:
+                return self._handle(job, cluster, other.submission_id)
+        return None
 
     async def statuses(self, handles: Sequence[Handle]) -> Sequence[JobStatus]:
         """Asked of each cluster once."""
@@ -242,6 +249,10 @@ class RayExecutor:
                 fix=f"`ray job stop {submission} --address {cluster.address}` repeats that",
                 kind="not_stopped",
             ) from error
+
+    def _handle(self, job: JobSpec, cluster: RayCluster, submission: str) -> Handle:
+        reference = {"address": cluster.address, "submission": submission, "id": job.id}
+        return Handle(executor=self.name, folder=str(job.folder), reference=reference)
 
     async def _cluster(self, address: str) -> RayCluster:
         if address not in self._clusters:

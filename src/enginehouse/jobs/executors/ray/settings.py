@@ -64,6 +64,11 @@ class RaySettings(ExecutionSettings):
         return True
 
     @property
+    def has_ray(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def place(self) -> str:
         """The cluster: that of the address, or of Ray's variables."""
         return f"ray at {self.address}" if self.address else "ray"

@@ -64,12 +64,19 @@ def read_attempts(text: str, *, first: int) -> Sequence[Attempt]:
     """The attempts in order, from the Slurm job `first` on. What cannot be read is left out."""
     attempts: list[Attempt] = []
     for line in text.splitlines():
-        event, *fields = line.split()
-        if len(fields) < 2 or not fields[1].isdigit() or (job := int(fields[1])) < first:
+        words = line.split()
+        if len(words) < 3 or not words[2].isdigit() or (job := int(words[2])) < first:
             continue
+        event, *fields = words
         if event == "start":
             attempts.append(Attempt(job))
-        elif event == "end" and len(fields) == 5 and attempts and attempts[-1].job == job:
+        elif (
+            event == "end"
+            and len(fields) == 5
+            and fields[2] in tuple(JobState)
+            and attempts
+            and attempts[-1].job == job
+        ):
             attempts[-1] = Attempt(job, JobState(fields[2]), *_ending(*fields[3:]))
     return attempts
 

@@ -89,6 +89,19 @@ class SlurmExecutor:
             )
         return Handle(executor=self.name, folder=str(job.folder), reference={"job": match[1]})
 
+    async def find(self, job: JobSpec) -> Handle | None:
+        """From Slurm's queue, or from what the job wrote down when it began."""
+        folder = str(job.folder)
+        finished = await self._login.run(_statuses_script([folder]))
+        if finished.code != 0:
+            raise no_answer(finished, self._login)
+        queue, _, record = finished.text.partition("\nfolder|")
+        attempts = read_attempts(record.partition("\n")[2], first=0)
+        known = [one.job for one in (*_entries(queue).get(folder, ()), *attempts)]
+        if not known:
+            return None
+        return Handle(executor=self.name, folder=folder, reference={"job": str(min(known))})
+
     async def statuses(self, handles: Sequence[Handle]) -> Sequence[JobStatus]:
         """Asks Slurm once for all jobs, and reads what they wrote down themselves."""
         if not handles:

@@ -179,6 +179,13 @@ class SlurmSettings(ExecutionSettings):
         }
 
     @property
+    def deployment_without_effect(self) -> Mapping[str, str]:
+        """The image of a server alone."""
+        if self.image is not None:
+            return {"image": "the job runs in execution.image, its server too"}
+        return {"image": "without execution.image, jobs run without containers"}
+
+    @property
     def command_words(self) -> tuple[str, ...]:
         """Enginehouse as it runs here, if sbatch does, too; otherwise the one of the cluster."""
         here = (sys.executable, "-m", "enginehouse")
