@@ -151,6 +151,8 @@ def test_killed_launchers_and_supervisors(house: House, call: Call, launches: La
     record = launches.ended(listed["id"])
     assert record["status"]["state"] == "interrupted"
     assert call("launch", "kill", listed["id"]).code == 0
+    # The reapers have done their work, and end by themselves.
+    until(lambda: not house.processes(), lambda: str(house.processes()))
     house.nothing_left()
 
 

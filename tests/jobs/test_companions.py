@@ -190,8 +190,8 @@ async def ended(executor: LocalExecutor, job: JobSpec) -> JobState:
         async with asyncio.timeout(120):
             while not (status := (await executor.statuses([handle]))[0]).state.ended:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
-    for child in psutil.Process().children():  # the submitter takes the exit code of its child
-        child.wait(30)
+    # The submitter takes the exit code of its child.
+    psutil.Process(int(handle.reference["pid"])).wait(30)
     return status.state
 
 

@@ -35,6 +35,7 @@ time.sleep(60)
 '''
 
 async def main(log, end):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, if it runs the tests, had it ignored
     command = Command(argv=(sys.executable, "-c", TREE), env={})
     process = start_process(command, log=log)
     while "child" not in log.read_text():

@@ -216,7 +216,8 @@ class House:
 
         A lease whose owner was killed is no lease: it goes when the next one is taken.
         """
-        assert [(p.pid, p.cmdline()) for p in self.processes()] == []
+        left = self.processes()
+        assert not left, [str(process) for process in left]
         state = self.home / "state"
         assert list(state.glob("servers/*/server.json")) == []
         layout = Layout(cache=self.home / "cache", state=state, config=self.home / "config")

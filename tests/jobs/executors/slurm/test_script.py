@@ -1,15 +1,24 @@
-"""The scripts of a job, as text; test_executor.py has them run."""
+"""The scripts of a job, mostly as text; test_executor.py has Slurm run them."""
 
 from __future__ import annotations
 
+import os
 import subprocess
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from enginehouse.core.errors import JobError
-from enginehouse.jobs.base import Companion, Container, Environment, JobSpec, Resources
-from enginehouse.jobs.executors.slurm.script import scripts, submission
+from enginehouse.jobs.base import (
+    Companion,
+    Container,
+    Environment,
+    JobSpec,
+    JobState,
+    Resources,
+)
+from enginehouse.jobs.executors.slurm.attempts import ATTEMPTS, Attempt, read_attempts
+from enginehouse.jobs.executors.slurm.script import SCRIPT, scripts, submission
 from enginehouse.jobs.executors.slurm.settings import SlurmSettings
 
 SECRET = "hf_not_to_be_seen"
@@ -136,3 +145,36 @@ def test_a_name_that_is_no_variable_is_refused():
     with pytest.raises(JobError) as caught:
         batch(job(environment=Environment(values={"A;reboot": "x"})))
     assert caught.value.kind == "variable_name"
+
+
+@pytest.mark.parametrize(
+    ("shown", "state", "reason"),
+    [
+        ("JobState=CANCELLED Reason=None Restarts=0", JobState.CANCELLED, "CANCELLED"),
+        ("JobState=TIMEOUT Reason=TimeLimit Restarts=0", JobState.INTERRUPTED, "TIMEOUT"),
+        ("JobState=PENDING Reason=BeginTime Restarts=1", JobState.INTERRUPTED, "REQUEUED"),
+        ("JobState=RUNNING Reason=None Restarts=0", JobState.INTERRUPTED, "SIGTERM"),
+    ],
+)
+def test_the_command_may_end_before_its_script_is_signalled(
+    tmp_path: Path, shown: str, state: JobState, reason: str
+):
+    """Slurm signals one process after the other, and knows why."""
+    spec = job(folder=PurePosixPath(tmp_path), command=("bash", "-c", "kill -TERM $$"))
+    settings = SlurmSettings(output_dir="/jobs")
+    for artifact in scripts(spec, settings):
+        (tmp_path / artifact.name).write_text(artifact.text)
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho 'JobId=7 {shown} TimeLimit=1'\n")
+    scontrol.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", tmp_path / SCRIPT],
+        env={"PATH": path, "SLURM_JOB_ID": "7", "SITE_KEY": "k"},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1, done.stderr
+    (attempt,) = read_attempts((tmp_path / ATTEMPTS).read_text(), first=7)
+    assert attempt == Attempt(7, state, reason, 143)
