@@ -1,7 +1,7 @@
 """Spreads requests over servers that answer alike: instances of one model.
 
 A request goes to the instance with the fewest requests in flight. It goes to another one only when
-its own has died, and only until its reply has begun; whoever asked gets one answer.
+its own has died, and only until its reply has begun; the caller gets one answer.
 """
 
 from __future__ import annotations

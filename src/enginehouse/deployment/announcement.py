@@ -112,7 +112,7 @@ async def _drained(server: Server, engine: Engine) -> None:
 def read_announcements(folder: Path) -> dict[Path, Announcement | ConfigurationError]:
     """What is announced in `folder` now, by file, or why a file announces nothing. Blocking.
 
-    Files of other users are left out, since whoever is announced is sent an API key. A folder that
+    Files of other users are left out, since an announced server is sent an API key. A folder that
     does not exist has none. Raises ConfigurationError for one that cannot be read.
     """
     announcements: dict[Path, Announcement | ConfigurationError] = {}

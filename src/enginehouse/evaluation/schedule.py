@@ -12,7 +12,7 @@ from enginehouse.evaluation.asking import Unit
 class Schedule:
     """The samples of all tasks, task by task, but a task is passed over while its bound is reached.
 
-    Ends, for now, when all that is left is passed over: whoever calls `finish` then takes the next
+    Ends, for now, when all that is left is passed over: the caller of `finish` then takes the next
     one, so that workers may leave when it ends.
     """
 

@@ -5,7 +5,7 @@ relative to it and text), `before` (lines of shell that run first), `command` (a
 `environment` (variables and their values), `from_machine` (variables, and those of this machine
 that they are read from) and `grace` (seconds that the command gets to end by itself).
 
-The end of standard input is the order to stop: whoever started this program is gone, or wants it.
+The end of standard input is the order to stop: the parent is gone, or wants it.
 The exit code is the command's, or 128 and the number of the signal that ended it. Then no process
 that the command started is left, whatever its session. Linux only.
 """

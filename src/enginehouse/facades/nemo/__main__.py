@@ -146,7 +146,7 @@ def _job(reference: str) -> str:
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201 - the process has no console of ours yet
+    print(text, file=sys.stderr)  # noqa: T201 - there is no Console yet
 
 
 def _refuse(text: str) -> NoReturn:

@@ -184,7 +184,7 @@ class LocalExecutor:
         return Path(handle.folder)
 
     async def cancel(self, handle: Handle) -> None:
-        """End the job with all its processes and servers, whoever started them. Idempotent."""
+        """End the job with all its processes and servers, however they were started. Idempotent."""
         folder, supervisor = Path(handle.folder), _identity(handle)
         _require_here(handle)
         if is_alive(supervisor):

@@ -2,7 +2,7 @@
 
 A job's program (`payloads/ray_job.py`) and its files travel as a package, which Ray unpacks where
 it runs. So do the values of secrets: in a file with mode 600, which the first words of the
-entrypoint open and remove. Everything else about a job is shown to whoever can see the dashboard.
+entrypoint open and remove. All else about a job is shown to everyone who can see the dashboard.
 """
 
 from __future__ import annotations
