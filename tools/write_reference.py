@@ -102,6 +102,7 @@ EXIT_CODES = {
     11: "`enginehouse gate`: a metric is worse than the policy allows",
     12: "`enginehouse gate`: no metric is shown to be worse, but there are too few items to tell",
     13: "figures could not be exported",
+    14: "a harness of another project cannot run a task, or it failed",
     130: "Ctrl-C (SIGINT); everything that was started has been stopped, and a run can be resumed",
     141: "nobody reads standard output any more (`| head`)",
     143: "SIGTERM; like Ctrl-C",

@@ -44,6 +44,7 @@ EnginehouseError
 ├── GateError                 a run is worse than a policy allows
 │   └── GateUndecidedError    too few items to tell
 ├── ExportError               figures could not be exported
+├── HarnessError              another project's harness cannot run a task, or it failed
 ├── OpenFilesError            this process cannot open any more files
 └── NoHeadlineError           too many samples, or all matches, failed: there is no score
 
@@ -374,6 +375,22 @@ class RunNotFoundError(StoreError):
 
 class RunLockedError(StoreError):
     """Another process is working on the run."""
+
+
+class HarnessError(EnginehouseError):
+    """Another project's harness cannot run a task, or it failed.
+
+    `kind` says why, where that is known: "unknown_task", "gated_data", "needs_logprobs", "ended" …
+    """
+
+    stage = "harness"
+    exit_code = 14
+
+    def __init__(
+        self, message: str, *, kind: str | None = None, **details: Unpack[Details]
+    ) -> None:
+        super().__init__(message, **details)
+        self.kind = kind
 
 
 class OpenFilesError(EnginehouseError):

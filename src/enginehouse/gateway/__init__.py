@@ -1,0 +1,1 @@
+"""An OpenAI-compatible endpoint of our own, in front of a deployment."""

@@ -1,0 +1,1 @@
+"""Other projects' evaluation harnesses, each as itself, in an environment of its own."""

@@ -1,0 +1,160 @@
+"""What a harness is. Each is a folder in this one.
+
+A harness runs unchanged, as a program in its own environment, and asks the gateway. What it
+reports is read into the structs here, from which a run's journal is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from enginehouse.core.sampler import Capabilities
+from enginehouse.provisioning.environments import EngineEnvironment
+from enginehouse.provisioning.installation import Installation
+from enginehouse.runtime.context import Context
+from enginehouse.tasks.base import Measure, Outcome
+
+
+class HarnessTask(msgspec.Struct, frozen=True, kw_only=True):
+    """A task that a harness has: `name` as the harness writes it, without "lm-eval:".
+
+    `kind` is "generate", "choose" (log-likelihoods), "group", or "" where only loading would tell.
+    """
+
+    name: str
+    description: str = ""
+    kind: str = ""
+
+
+class HarnessEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where and whom a harness asks: `url` without /v1, and the model by the name it is served as.
+
+    `tokenizer` is the served checkpoint's folder, None where that is not on this machine. `chat`:
+    the model has a chat template. `concurrency` is how many requests it should have in flight.
+    """
+
+    url: str
+    api_key: str
+    model: str
+    tokenizer: Path | None
+    chat: bool
+    capabilities: Capabilities
+    concurrency: int
+    max_model_len: int | None = None
+
+
+class HarnessSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How tasks are run; None leaves it to the harness. `limit` bounds the items of each task.
+
+    `include_path` is a folder with the user's own tasks.
+    """
+
+    limit: int | None = None
+    include_path: Path | None = None
+    seed: int = 0
+    temperature: float | None = None
+    max_tokens: int | None = None
+    system: str | None = None
+    few_shot: int | None = None
+    arguments: Mapping[str, Any] = msgspec.field(default_factory=dict)
+
+
+class HarnessMetric(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the harness's own figures, with its own standard error where it states one.
+
+    `filter` is lm-eval's, or the scorer and reducer of inspect; "" where there is none.
+    """
+
+    name: str
+    value: float
+    standard_error: float | None = None
+    filter: str = ""
+    higher_is_better: bool | None = None
+
+
+class HarnessSample(msgspec.Struct, frozen=True, kw_only=True):
+    """What a harness recorded of one item: `item` is its id, unique within the task.
+
+    `prompt` and `answer` are for people to read. `outcome` is that of the task's headline metric
+    where that is 0 or 1 for each sample, None where it is not. `failure` says why the harness
+    could not ask or score it.
+    """
+
+    item: str
+    position: int
+    repeat: int = 0
+    prompt: str = ""
+    answer: str | None = None
+    target: str | None = None
+    outcome: Outcome | None = None
+    measures: Mapping[str, Measure] = msgspec.field(default_factory=dict)
+    failure: str | None = None
+
+
+class HarnessResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A task's result. `headline` names one of `metrics`.
+
+    `task_version` is the harness's; `configuration_digest` is the SHA-256 of the task's whole
+    configuration as the harness resolved it. `subtasks` is what a group consists of; its samples
+    are theirs, and it has none itself.
+    """
+
+    task: str
+    harness: str
+    harness_version: str
+    task_version: str
+    configuration_digest: str
+    headline: str
+    metrics: Sequence[HarnessMetric]
+    samples: Sequence[HarnessSample]
+    full_size: int | None = None
+    source: str = ""
+    licence: str = ""
+    subtasks: tuple[str, ...] = ()
+
+
+class HarnessProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a task is, in samples; `total` is None until it is known."""
+
+    task: str
+    done: int
+    total: int | None
+
+
+OnHarnessProgress = Callable[[HarnessProgress], None]
+
+
+class Harness(Protocol):
+    """One harness; it holds no state."""
+
+    name: str
+    installation: Installation
+
+    async def list_tasks(
+        self, environment: EngineEnvironment, *, include_path: Path | None, context: Context
+    ) -> Sequence[HarnessTask]:
+        """Every task that the installed harness has. Raises HarnessError."""
+        ...
+
+    async def run(
+        self,
+        tasks: Sequence[str],
+        *,
+        endpoint: HarnessEndpoint,
+        settings: HarnessSettings,
+        environment: EngineEnvironment,
+        folder: Path,
+        context: Context,
+        progress: OnHarnessProgress,
+    ) -> Sequence[HarnessResult]:
+        """Run the tasks, in `folder`, which a second run after an interruption is given again.
+
+        Cancelling it ends the harness and all its descendants. Raises HarnessError (kinds
+        "unknown_task" with the nearest names, "needs_logprobs", "gated_data", "ended" with the
+        log's path), and ConfigurationError for settings that this harness does not have.
+        """
+        ...
