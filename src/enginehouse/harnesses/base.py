@@ -55,7 +55,7 @@ class HarnessSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     limit: int | None = None
     include_path: Path | None = None
-    seed: int = 0
+    seed: int | None = None
     temperature: float | None = None
     max_tokens: int | None = None
     system: str | None = None
