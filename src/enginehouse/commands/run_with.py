@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 
 from enginehouse.commands.configuration import RunWithConfig
@@ -10,7 +11,8 @@ from enginehouse.core.errors import ConfigurationError, StopError
 from enginehouse.core.incidents import Incident
 from enginehouse.deployment.opening import open_deployment
 from enginehouse.deployment.running_servers import with_running_server
-from enginehouse.gateway.service import Gateway, GatewayOptions, open_gateway
+from enginehouse.gateway.configuration import GatewayOptions
+from enginehouse.gateway.service import Gateway, open_gateway
 from enginehouse.processes.foreground import require_program, run_in_foreground
 from enginehouse.processes.process import Command
 from enginehouse.runtime.context import Context
@@ -48,7 +50,10 @@ async def run_with(
     require_program(Command(argv=argv, env=os.environ))
     settings = config.settings
     options = GatewayOptions(
-        record=settings.record, replay=settings.replay, adapters=settings.adapters
+        api_key=secrets.token_urlsafe(32),  # others on this machine cannot read our variables
+        record=settings.record,
+        replay=settings.replay,
+        adapters=settings.adapters,
     )
     plan = with_running_server(config.plan, layout=context.layout)
     status: int | None = None
@@ -75,7 +80,8 @@ def variables_for(gateway: Gateway, *, before: Mapping[str, str]) -> dict[str, s
 
     docs/run-with.md says which client reads which.
     """
-    url, key, model = f"{gateway.url}/v1", gateway.api_key or "none", gateway.model
+    url, key, model = f"{gateway.url}/v1", gateway.api_key, gateway.model
+    assert key is not None
     variables = {name: value for name, value in before.items() if name not in _REMOVED}
     variables |= dict.fromkeys(_ADDRESSES, url) | dict.fromkeys(_KEYS, key)
     variables |= dict.fromkeys(_MODELS, model)
