@@ -11,7 +11,7 @@ from typing import ClassVar
 from enginehouse.core.errors import ProvisioningError
 from enginehouse.provisioning.description import Description
 from enginehouse.provisioning.installation import Distribution
-from enginehouse.provisioning.plans import EnvironmentPlan, choose_variant
+from enginehouse.provisioning.plans import EnvironmentPlan, cuda_is_there
 from enginehouse.runtime.context import Notify
 
 
@@ -70,7 +70,7 @@ class Shell:
         """What it runs is unknown before it does; it may use the GPUs here if there are any."""
         return Description(
             version=self.default_version,
-            variant=choose_variant(None),
+            variant="cuda" if cuda_is_there() else "cpu",
             python="",
             identity=str(program),
             packages={},
