@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 # Prints what a client reads, and the answer to one question.
 ASK = """
 import json, os, sys, urllib.request
-body = {"model": os.environ["OPENAI_MODEL"], "max_tokens": 24}
+body = {"model": os.environ["OPENAI_MODEL"], "max_tokens": 24, "temperature": 0}
 body["messages"] = [{"role": "user", "content": sys.argv[1]}]
 request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions")
 request.add_header("Authorization", "Bearer " + os.environ["OPENAI_API_KEY"])

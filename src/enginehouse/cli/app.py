@@ -117,13 +117,13 @@ class _RunningAnother(_Command):
             place = args.index("--")
             own, dashes, command = args[:place], args[place], args[place + 1 :]
         rest = super().parse_args(ctx, own)
-        if not dashes and not ctx.resilient_parsing and (words := ctx.params["command"]):
+        if not dashes and not ctx.resilient_parsing and (words := ctx.params["program"]):
             words = " ".join(words)
             raise ConfigurationError(
                 f"what is to be run must follow `--`, and {words!r} does not",
                 fix=f"enginehouse {ctx.info_name} … -- {words}",
             )
-        ctx.params["command"] = command
+        ctx.params["program"] = command
         return rest
 
 

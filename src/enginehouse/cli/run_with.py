@@ -15,7 +15,7 @@ from enginehouse.runtime.context import Context
 @with_config_options(RunWithConfig, json=False)
 def run_with(
     *,
-    command: Annotated[
+    program: Annotated[
         list[str] | None,
         typer.Argument(metavar="-- COMMAND...", help="The program and its arguments."),
     ] = None,
@@ -32,5 +32,5 @@ def run_with(
     from enginehouse.runtime.interrupts import SignalRoute
 
     signals = SignalRoute()
-    work = run(config, Context(notify=console.note), argv=command or (), signals=signals)
+    work = run(config, Context(notify=console.note), argv=program or (), signals=signals)
     raise typer.Exit(run_async(work, signals=signals))
