@@ -22,6 +22,7 @@ from enginehouse.core.errors import (
     BadRequestError,
     ConfigurationError,
     EnginehouseError,
+    HarnessError,
     OpenFilesError,
     RunLockedError,
     RunNotFoundError,
@@ -134,7 +135,7 @@ class Run:
         """
         if self.info.status is not RunStatus.RUNNING:
             return
-        outside = (ServerError, BadRequestError, OpenFilesError)  # not the run's own fault
+        outside = (ServerError, BadRequestError, HarnessError, OpenFilesError)  # not its own fault
         stopped = isinstance(error, (*outside, asyncio.CancelledError, KeyboardInterrupt))
         try:
             self.finish(RunStatus.INTERRUPTED if stopped else RunStatus.FAILED)
