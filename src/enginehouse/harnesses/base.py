@@ -58,7 +58,7 @@ class HarnessSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     limit: int | None = None
     include_path: Path | None = None
-    seed: int = 0
+    seed: int | None = None
     samples: int | None = None
     temperature: float | None = None
     top_p: float | None = None
