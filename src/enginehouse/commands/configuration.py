@@ -360,7 +360,9 @@ def _absolute_name(task: str) -> str:
 def _with_paths(task: Any, folder: Path) -> Any:
     if isinstance(task, str):
         path = _path_in(task)
-        return task if path is None else task.replace(path, str(folder / Path(path).expanduser()), 1)
+        return (
+            task if path is None else task.replace(path, str(folder / Path(path).expanduser()), 1)
+        )
     if not isinstance(task, Mapping):
         return task
     named = {"name": _with_paths(task["name"], folder)} if "name" in task else {}

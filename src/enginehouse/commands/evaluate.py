@@ -411,9 +411,7 @@ def _plan(settings: EvaluationSettings) -> tuple[EvaluationSpec, TaskPlans]:
                 _require_judge(task, settings)
                 loaded[name] = (task, task.load(data=chosen.data, seed=settings.seed))
         if name in names:
-            raise ConfigurationError(
-                f"the task {name} is named twice", fix="name each task once"
-            )
+            raise ConfigurationError(f"the task {name} is named twice", fix="name each task once")
         names.append(name)
     spec = _spec(settings, names)
     return spec, evaluation.plan_tasks(spec, loaded)

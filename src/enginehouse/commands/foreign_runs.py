@@ -65,10 +65,8 @@ def _risks(run: Run, config: EvaluationConfig | ExperimentConfig) -> Iterator[st
             elif task.name.endswith((".yaml", ".yml")):
                 yield f"tasks: {task.name} may name a Python function that scores answers"
         if config.settings.include_path is not None:
-            yield (
-                f"include_path: tasks in {config.settings.include_path} may hold Python code, which "
-                "would be run"
-            )
+            folder = config.settings.include_path
+            yield f"include_path: tasks in {folder} may hold Python code, which would be run"
         yield from _risks_of_asking(config.plan, config.plan.url, "url")
         yield from _risks_of_announced(config.plan, "addresses")
         if (judge := config.settings.judge) is not None:

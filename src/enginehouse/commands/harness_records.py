@@ -126,9 +126,7 @@ def _task_records(
                 )
 
 
-def _places(
-    samples: Iterable[HarnessSample], *, task: str
-) -> dict[tuple[int, int], HarnessSample]:
+def _places(samples: Iterable[HarnessSample], *, task: str) -> dict[tuple[int, int], HarnessSample]:
     """The samples by position, counted from 0 without gaps, and repeat."""
     ordered = sorted(samples, key=lambda sample: (sample.position, sample.repeat))
     numbers: dict[int, int] = {}
@@ -156,9 +154,7 @@ def _sample_records(
         repeat=repeat,
         provenance=session,
         requests=(),
-        exchange=HarnessExchange(
-            prompt=sample.prompt, answer=sample.answer, target=sample.target
-        ),
+        exchange=HarnessExchange(prompt=sample.prompt, answer=sample.answer, target=sample.target),
         failure=_failure(sample.failure or "") if failed else None,
     )
     if failed:

@@ -1,4 +1,4 @@
-"""The tasks of other projects' harnesses in a run: found, asked through a gateway, and journaled."""
+"""The tasks of other projects' harnesses in a run: each is asked through a gateway of its own."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import re
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
 from enginehouse.commands.configuration import EvaluationConfig, EvaluationSettings
 from enginehouse.commands.harness_records import Traffic, records_of
-from enginehouse.core.errors import HarnessError, UnknownNameError, nearest
+from enginehouse.core.errors import HarnessError, nearest
 from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.deployment.base import Target
 from enginehouse.engines.registry import load_engine
@@ -52,8 +52,10 @@ class ReadyHarness:
 
 
 async def ready_harness(name: str, *, version: str | None, context: Context) -> ReadyHarness:
-    """The harness of that name, installed if it is not. Raises UnknownNameError,
-    ConfigurationError for a version that does not exist, and ProvisioningError.
+    """The harness of that name, installed if it is not.
+
+    Raises UnknownNameError, ConfigurationError for a version that is not published, and
+    ProvisioningError.
     """
     harness = load_harness(name)
     environment = await find_environment(
@@ -67,9 +69,7 @@ async def ready_harnesses(
 ) -> dict[str, ReadyHarness]:
     """Every harness of the tasks, by its name. Raises as `ready_harness` does."""
     names = dict.fromkeys(task.harness for task in tasks if task.harness is not None)
-    return {
-        name: await ready_harness(name, version=version, context=context) for name in names
-    }
+    return {name: await ready_harness(name, version=version, context=context) for name in names}
 
 
 async def require_tasks(config: EvaluationConfig, spec: EvaluationSpec, context: Context) -> None:
@@ -81,9 +81,7 @@ async def require_tasks(config: EvaluationConfig, spec: EvaluationSpec, context:
     if not spec.foreign:
         return
     settings = config.settings
-    ready = await ready_harnesses(
-        spec.foreign, version=settings.harness_version, context=context
-    )
+    ready = await ready_harnesses(spec.foreign, version=settings.harness_version, context=context)
     by_harness: dict[str, list[TaskSpec]] = defaultdict(list)
     for task in spec.foreign:
         by_harness[task.harness or ""].append(task)
@@ -133,7 +131,7 @@ def harness_settings(
     """
     common = {
         name: value
-        for name in ("samples", "temperature", "top_p", "top_k")
+        for name in ("seed", "samples", "temperature", "top_p", "top_k")
         if (value := getattr(spec, name)) != EvaluationSettings.model_fields[name].default
     }
     own = ("samples", "temperature", "top_p", "top_k")
@@ -244,7 +242,7 @@ class HarnessTasks:
         )
 
     def _is_chat(self) -> bool:
-        """Whether conversations can be asked: of a server that is not ours, it has to be assumed."""
+        """Whether there is a chat template; of a server that is not ours, it has to be assumed."""
         if Capability.CHAT not in self.capabilities.supports:
             return False
         ours = self._target.deployment.model is not None

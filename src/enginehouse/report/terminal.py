@@ -156,12 +156,7 @@ def render_sample(sample: SampleView) -> str:
         ):
             lines += ["", f"continuation {i}: log-likelihood {loglikelihood:.4f}"]
             lines += _prompt(request.prompt)
-    if sample.judge_request is not None:
-        lines += ["", f"the judge was asked ({_parameters(sample.judge_request)}):"]
-        lines += _prompt(sample.judge_request.prompt)
-    if sample.judge_response is not None:
-        lines += ["", f"its reply, {sample.judge_response.model}:"]
-        lines += _completions(sample.judge_response)
+    lines += _judgement(sample)
     return "\n".join(lines) + "\n"
 
 
@@ -387,6 +382,17 @@ def throughput_line(throughput: Throughput) -> str:
         f"{rates} ({t.requests:,} requests, {t.generated_tokens:,} + {t.prompt_tokens:,} tokens "
         f"in {t.wall_seconds:,.1f} s)"
     )
+
+
+def _judgement(sample: SampleView) -> list[str]:
+    lines = []
+    if sample.judge_request is not None:
+        lines += ["", f"the judge was asked ({_parameters(sample.judge_request)}):"]
+        lines += _prompt(sample.judge_request.prompt)
+    if sample.judge_response is not None:
+        lines += ["", f"its reply, {sample.judge_response.model}:"]
+        lines += _completions(sample.judge_response)
+    return lines
 
 
 def _exchange(exchange: HarnessExchange) -> list[str]:
