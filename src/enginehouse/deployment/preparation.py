@@ -15,6 +15,7 @@ from enginehouse.core.sampler import Capability
 from enginehouse.deployment.compute_type import ComputeType, choose_type
 from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.dialects.base import require
+from enginehouse.engines import arguments
 from enginehouse.engines.base import (
     Engine,
     LoraFlags,
@@ -68,6 +69,14 @@ class Prepared:
             context=context,
             limits=StartLimits(total=self.plan.start_timeout, silence=self.plan.progress_timeout),
             cpus=cpus,
+        )
+
+    def answer_options(self) -> tuple[str, ...]:
+        """Those of the options that may change answers, as words; not ports, memory or batches."""
+        length = self.options.max_model_len
+        return (
+            *((f"--max-model-len={length}",) if length else ()),
+            *arguments.split(self.options.extra_args),
         )
 
     def quirks(self) -> tuple[Quirk, ...]:
