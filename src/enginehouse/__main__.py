@@ -23,8 +23,7 @@ def main() -> None:
     from enginehouse.report.visible_text import OutputClosed, silence, write_text
 
     arguments = sys.argv[1:]
-    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    verbose = not {"-v", "--verbose"}.isdisjoint(own)
+    verbose = not {"-v", "--verbose"}.isdisjoint(arguments)
     try:
         build_app(arguments)(prog_name="enginehouse")
     except EnginehouseError as error:

@@ -58,11 +58,10 @@ def anchors(document: Path) -> set[str]:
 
 
 def commands_in(text: str) -> Iterator[list[str]]:
-    """The words of every enginehouse command in a shell block, up to another program's (`--`)."""
+    """The words of every enginehouse command in a shell block."""
     for line in text.replace("\\\n", " ").splitlines():
         if line.startswith("enginehouse "):
-            words = shlex.split(line, comments=True)[1:]
-            yield words[: words.index("--")] if "--" in words else words
+            yield shlex.split(line, comments=True)[1:]
 
 
 def options_of(words: list[str]) -> set[str]:
