@@ -206,6 +206,7 @@ class HarnessTasks:
             api_key=secrets.token_urlsafe(24),
             record=folder / "answers",
             replay=True,
+            resume=True,
         )
         began = time.monotonic()
         self._context.notify(f"{task.name}: {name.harness} {one.environment.version} runs it")
