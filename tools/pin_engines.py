@@ -32,6 +32,7 @@ from packaging.utils import parse_wheel_filename
 
 from enginehouse.commands.installations import load_installation
 from enginehouse.provisioning.installation import Distribution
+from enginehouse.provisioning.plans import in_words
 
 LOWEST_PYTHON = "3.11"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
@@ -40,7 +41,7 @@ MACHINES = ("x86_64", "aarch64")
 
 @dataclass(frozen=True)
 class RequirementSet:
-    """One version of an engine, or of the trainer, for one kind of accelerator."""
+    """One version of an engine, the trainer or a harness, for one kind of accelerator."""
 
     engine: str
     version: str
@@ -75,6 +76,8 @@ SETS = (
     RequirementSet("sglang", "0.5.23", "cuda"),
     RequirementSet("trainer", "5.19.0", "cpu"),
     RequirementSet("trainer", "5.19.0", "cuda"),
+    RequirementSet("lm-eval", "0.4.13", "any"),
+    RequirementSet("inspect", "0.3.285", "any"),
 )
 
 
@@ -241,7 +244,7 @@ def render(pinned: RequirementSet, *, upgrade: bool) -> str:
     """The pinned file's whole text."""
     lines = [line for package in resolve(pinned, upgrade=upgrade) for line in lines_of(package)]
     header = (
-        f"# {pinned.engine} {pinned.version} for {pinned.variant}: "
+        f"# {pinned.engine} {pinned.version}{in_words(pinned.variant)}: "
         f"{pinned.distribution.package} and its needs\n"
         f"# on Linux, CPython {PYTHONS[0]} to {PYTHONS[-1]}. Written by tools/pin_engines.py.\n"
     )

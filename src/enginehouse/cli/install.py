@@ -25,8 +25,8 @@ def install(
     engine: Annotated[
         str,
         typer.Argument(
-            help="An engine that runs here (`enginehouse engines` lists them), or trainer, which "
-            "the Tinker service trains with."
+            help="An engine that runs here (`enginehouse engines` lists them); a harness, such as "
+            "lm-eval; or trainer, which the Tinker service trains with."
         ),
     ] = DEFAULT_ENGINE,
     *,
@@ -37,7 +37,7 @@ def install(
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Build an isolated environment for an engine, unless it exists already."""
+    """Build an isolated environment for an engine or a harness, unless it exists already."""
     console = Console(json=json, verbose=verbose, quiet=quiet)
     layout = Layout.from_environment()
     from enginehouse.commands.installations import load_installation

@@ -40,9 +40,10 @@ class Exchange(msgspec.Struct, frozen=True):
 
     `sample` is what the caller asked for; None for requests that generate nothing. `decode` reads
     a whole reply, and raises WireError for one that does not count. `streamed`: the reply is handed
-    over as soon as it begins, undecoded. `limited` is false for requests that take no place among
-    those in flight: adapters must load although requests for them hold every place. `call` is its
-    history, where several instances may answer it.
+    over as soon as its first bytes are there, undecoded; `decode_event` reads its first event, and
+    raises WireError for one that reports an error. `limited` is false for requests that take no
+    place among those in flight: adapters must load although requests for them hold every place.
+    `call` is its history, where several instances may answer it.
     """
 
     wire: WireRequest
@@ -51,6 +52,7 @@ class Exchange(msgspec.Struct, frozen=True):
     streamed: bool = False
     limited: bool = True
     call: Call | None = None
+    decode_event: Callable[[bytes], object] | None = None
 
 
 class Reply(msgspec.Struct):

@@ -49,6 +49,9 @@ from enginehouse.core.sampling import SamplingParameters
 from enginehouse.dialects.base import Dialect, require
 
 DEFAULT_CONCURRENCY = 64
+_NO_TOKENS = TokenPrompt(())
+_PLAIN = SamplingParameters()
+_SCORED_PROMPT = SamplingParameters(prompt_logprobs=0)
 
 
 class HTTPSampler:
@@ -266,18 +269,43 @@ class HTTPSampler:
         `prompt_logprobs` says that it asks for those of its prompt. Raises WireError as `sample`
         does.
         """
-        exchange = Exchange(
-            WireRequest("POST", path, body), sample=_stand_in(prompt_logprobs=prompt_logprobs)
-        )
-        return (await self._send(exchange)).wire.body
+        return (await self.forward(path, body, prompt_logprobs=prompt_logprobs)).wire.body
 
     async def post_streamed(
         self, path: str, body: bytes, *, prompt_logprobs: bool = False
     ) -> Reply:
         """As `post`, for a reply in pieces, which the caller closes."""
-        wire = WireRequest("POST", path, body, fresh=self._wire.closes_streams)
-        sample = _stand_in(prompt_logprobs=prompt_logprobs)
-        return await self._send(Exchange(wire, sample=sample, streamed=True))
+        return await self.forward(path, body, prompt_logprobs=prompt_logprobs, streamed=True)
+
+    async def forward(
+        self,
+        path: str,
+        body: bytes | None,
+        *,
+        model: str | None = None,
+        prompt_logprobs: bool = False,
+        streamed: bool = False,
+        decode: Callable[[Reply], Any] | None = None,
+        decode_event: Callable[[bytes], object] | None = None,
+    ) -> Reply:
+        """The reply to a request that somebody else encoded; without a body it is a GET.
+
+        `model` is the one that it names. A `streamed` reply is closed by the caller. `decode`
+        and `decode_event` are those of an Exchange. Raises WireError as `sample` does, with the
+        body of an error reply.
+        """
+        wire = WireRequest(
+            "GET" if body is None else "POST",
+            path,
+            body,
+            fresh=streamed and self._wire.closes_streams,
+        )
+        sample = None
+        if body is not None:
+            sample = _stand_in(model=model, prompt_logprobs=prompt_logprobs)
+        return await self._send(
+            Exchange(wire, decode, sample, streamed=streamed, decode_event=decode_event)
+        )
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """The engine's own token ids of `text`. Raises WireError."""
@@ -387,10 +415,10 @@ class HTTPSampler:
         return error
 
 
-def _stand_in(*, prompt_logprobs: bool) -> SampleRequest:
+def _stand_in(*, model: str | None, prompt_logprobs: bool) -> SampleRequest:
     """What the layers need to know of a body that they do not read."""
-    parameters = SamplingParameters(prompt_logprobs=0 if prompt_logprobs else None)
-    return SampleRequest(prompt=TokenPrompt(()), parameters=parameters)
+    parameters = _SCORED_PROMPT if prompt_logprobs else _PLAIN
+    return SampleRequest(prompt=_NO_TOKENS, parameters=parameters, model=model)
 
 
 async def _sent_once(send: Forward, exchange: Exchange) -> list[Reply]:

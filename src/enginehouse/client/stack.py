@@ -31,9 +31,11 @@ then waits inside the limit, but only for those that have their places already.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from enginehouse.client.concurrency import ConcurrencyLimit
 from enginehouse.client.exchange import Exchange, Forward, Layer, Reply
@@ -41,7 +43,8 @@ from enginehouse.client.pacing import Pacing
 from enginehouse.client.retry import Retrying
 from enginehouse.client.transport import Transport
 from enginehouse.client.wire import Wire
-from enginehouse.core.errors import WireError
+from enginehouse.core.errors import MalformedResponseError, WireError
+from enginehouse.dialects.server_sent_events import EventParser
 
 Redact = Callable[[WireError], WireError]
 
@@ -88,14 +91,50 @@ class Decoding:
         self._redact = redact
 
     async def send(self, exchange: Exchange, forward: Forward) -> Reply:
-        """The reply with its `answer`; a streamed reply passes as it is."""
+        """The reply with its `answer`; a streamed one as soon as its first bytes are there."""
         reply = await forward(exchange)
-        if exchange.decode is not None and not exchange.streamed:
+        if exchange.streamed:
+            return await self._begun(reply, exchange)
+        if exchange.decode is not None:
             try:
                 reply.answer = exchange.decode(reply)
             except WireError as error:
                 raise self._redact(error) from None
         return reply
+
+    async def _begun(self, reply: Reply, exchange: Exchange) -> Reply:
+        """The streamed reply with its first bytes; servers send headers before they compute."""
+        chunks = reply.wire.chunks
+        assert chunks is not None, "error replies are raised by Retrying"
+        try:
+            first = await _first(chunks)
+            if exchange.decode_event is not None:
+                for event in EventParser().feed(first)[:1]:
+                    exchange.decode_event(event)
+        except WireError as error:
+            reply.close()
+            raise self._redact(error) from None
+        except BaseException:
+            reply.close()
+            raise
+        reply.wire = msgspec.structs.replace(reply.wire, chunks=_after(first, chunks))
+        return reply
+
+
+async def _first(chunks: AsyncIterator[bytes]) -> bytes:
+    async for chunk in chunks:
+        return chunk
+    raise MalformedResponseError(
+        "the stream ended before it began",
+        why="the server closed it without a byte",
+        fix="read the server's log; a server that died while answering looks like this",
+    )
+
+
+async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in rest:
+        yield chunk
 
 
 class WireLayer:
@@ -113,6 +152,7 @@ class WireLayer:
         error: WireError | None = None
         if status != 200:
             error = self._wire.error_reply(status, body, retry_after=reply.wire.retry_after)
+            error.body = body
         elif self._wire.reply_error is not None:
             error = self._wire.reply_error(body)
         if error is not None:

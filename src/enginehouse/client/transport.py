@@ -330,6 +330,7 @@ def redacted(error: WireError, *, api_key: str | None) -> WireError:
         error.message = error.message.replace(api_key, "***")
         error.args = (error.message,)
         error.why = error.why and error.why.replace(api_key, "***")
+        error.body = error.body.replace(api_key.encode(), b"***")
     return error
 
 

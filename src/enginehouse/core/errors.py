@@ -234,11 +234,12 @@ class WireError(EnginehouseError):
     """One request failed.
 
     A server's message can have any length and ends up in journals: `message` and `why` are cut to
-    4,000 characters each.
+    4,000 characters each. `body` is an error reply as it came, empty where there was none.
     """
 
     stage = "wire"
     exit_code = 6
+    body: bytes = b""
 
     def __init__(
         self,

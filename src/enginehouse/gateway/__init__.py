@@ -1,1 +1,1 @@
-"""An OpenAI-compatible endpoint of our own, in front of a deployment."""
+"""An OpenAI-compatible endpoint of our own in front of a deployment."""

@@ -50,14 +50,22 @@ class HarnessEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 class HarnessSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How tasks are run; None leaves it to the harness. `limit` bounds the items of each task.
 
-    `include_path` is a folder with the user's own tasks.
+    `include_path` is a folder with the user's own tasks. `samples` is how often each item is
+    asked. `request_timeout` is in seconds, for each request, and `max_retries` is how often the
+    harness itself sends one again. `arguments` are the task's own. A harness refuses what it cannot
+    do with a ConfigurationError, before it asks anything.
     """
 
     limit: int | None = None
     include_path: Path | None = None
-    seed: int = 0
+    seed: int | None = None
+    samples: int | None = None
     temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
     max_tokens: int | None = None
+    request_timeout: float | None = None
+    max_retries: int | None = None
     system: str | None = None
     few_shot: int | None = None
     arguments: Mapping[str, Any] = msgspec.field(default_factory=dict)
@@ -74,6 +82,11 @@ class HarnessMetric(msgspec.Struct, frozen=True, kw_only=True):
     standard_error: float | None = None
     filter: str = ""
     higher_is_better: bool | None = None
+
+    @property
+    def label(self) -> str:
+        """The name with the filter, as in "exact_match (strict-match)"; unique within a task."""
+        return f"{self.name} ({self.filter})" if self.filter else self.name
 
 
 class HarnessSample(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +109,7 @@ class HarnessSample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HarnessResult(msgspec.Struct, frozen=True, kw_only=True):
-    """A task's result. `headline` names one of `metrics`.
+    """A task's result. `headline` is the label of one of `metrics`.
 
     `task_version` is the harness's; `configuration_digest` is the SHA-256 of the task's whole
     configuration as the harness resolved it. `subtasks` is what a group consists of; its samples
@@ -134,6 +147,10 @@ class Harness(Protocol):
     name: str
     installation: Installation
 
+    def check(self, settings: HarnessSettings) -> None:
+        """Raise ConfigurationError, in words, for settings that this harness does not have."""
+        ...
+
     async def list_tasks(
         self, environment: EngineEnvironment, *, include_path: Path | None, context: Context
     ) -> Sequence[HarnessTask]:
@@ -155,6 +172,6 @@ class Harness(Protocol):
 
         Cancelling it ends the harness and all its descendants. Raises HarnessError (kinds
         "unknown_task" with the nearest names, "needs_logprobs", "gated_data", "ended" with the
-        log's path), and ConfigurationError for settings that this harness does not have.
+        log's path), and what `check` does.
         """
         ...

@@ -17,6 +17,8 @@ from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.provisioning.installation import Installation
 
 VARIANTS = ("cpu", "cuda")
+# The variant of what computes nothing itself, such as an evaluation harness.
+ANY = "any"
 _VARIANTS_IN_WORDS = {"cpu": "CPUs", "cuda": "CUDA"}
 DEVICES = Path("/dev")
 _TORCH = re.compile(r"^(torch|torchvision|torchaudio|torchcodec)==([^\s;+]+)(?=\s|$)", re.MULTILINE)
@@ -77,15 +79,16 @@ class EnvironmentPlan(msgspec.Struct, frozen=True, kw_only=True):
         }
         source = next((text for text, used in places.items() if used), "the registry")
         count = sum(1 for line in self.requirements.splitlines() if "==" in line)
+        packages = "packages    " if self.variant == ANY else "torch from  "
         return (
-            f"{self.engine} {self.version} for {self.variant}, {count} pinned requirements\n"
+            f"{self.engine} {self.version}{in_words(self.variant)}, {count} pinned requirements\n"
             f"  environment  {self.key}\n"
             f"  tested       {self._tested()}\n"
             + (
                 f"  compiled     here, for this processor, in minutes; {self.build_settings}"
                 if self.build_settings
                 else f"  Python       {self.python_version}, {self.base_python}\n"
-                f"  torch from   {source}"
+                f"  {packages} {source}"
             )
         )
 
@@ -109,7 +112,7 @@ def plan_environment(
     Only reads files and the environment. Raises ConfigurationError for what is not pinned: see
     `provisioning.versions` for other versions.
     """
-    variant = choose_variant(variant, has_cuda=has_cuda)
+    variant = choose_variant(installation, variant, has_cuda=has_cuda)
     wanted = version or installation.default_version
     pinned = pinned_version(installation, wanted, variant)
     if pinned is None:
@@ -129,13 +132,32 @@ def plan_environment(
     )
 
 
-def choose_variant(variant: str | None, *, has_cuda: Callable[[], bool] | None = None) -> str:
-    """The wanted variant, or the one for this machine. Raises UnknownNameError."""
+def choose_variant(
+    installation: Installation,
+    variant: str | None,
+    *,
+    has_cuda: Callable[[], bool] | None = None,
+) -> str:
+    """The wanted variant, or the one for this machine.
+
+    Raises UnknownNameError, and ConfigurationError if the installation has no variants.
+    """
+    if ANY in installation.distributions:
+        if variant in {None, ANY}:
+            return ANY
+        raise ConfigurationError(
+            f"{installation.engine} has no variants", fix="leave out --variant"
+        )
     if variant is None:
         return "cuda" if (has_cuda or cuda_is_there)() else "cpu"
     if variant not in VARIANTS:
         raise UnknownNameError("variant", variant, VARIANTS)
     return variant
+
+
+def in_words(variant: str) -> str:
+    """What follows a version: " for cpu", or nothing where there are no variants."""
+    return "" if variant == ANY else f" for {variant}"
 
 
 def cuda_is_there() -> bool:
@@ -178,6 +200,7 @@ def not_pinned(installation: Installation, version: str, variant: str) -> Config
     """The error for a version that cannot be planned without asking a registry."""
     engine = installation.engine
     known = ", ".join(pinned_versions(installation, variant))
+    machine = in_words(variant)
     if not known:
         others = [_VARIANTS_IN_WORDS[v] for v in VARIANTS if pinned_versions(installation, v)]
         return ConfigurationError(
@@ -190,13 +213,13 @@ def not_pinned(installation: Installation, version: str, variant: str) -> Config
         )
     if variant in installation.distributions:
         return ConfigurationError(
-            f"{engine} {version} is neither pinned nor installed here for {variant}",
+            f"{engine} {version} is neither pinned nor installed here{machine}",
             why=f"pinned: {known}",
             fix=f"`enginehouse install {engine} --version {version}` resolves any published "
             "version; or use an install of your own with --python PATH",
         )
     return ConfigurationError(
-        f"{engine} {version} is not pinned here for {variant}",
+        f"{engine} {version} is not pinned here{machine}",
         why=f"pinned: {known}",
         fix="take one of these, or use any other install with --python PATH",
     )
@@ -228,6 +251,6 @@ def cpu_backend(variant: str) -> str | None:
     The CUDA set is pinned to the CUDA libraries of the registry's own torch build, which is the
     one that vLLM's wheel was compiled against: any other backend would not fit it.
     """
-    if variant != "cpu" or find_links() or os.environ.get("UV_TORCH_BACKEND"):
+    if variant == "cuda" or find_links() or os.environ.get("UV_TORCH_BACKEND"):
         return None
     return "cpu"

@@ -37,7 +37,7 @@ _SETTLED = timedelta(days=14)
 # Engines pin these exactly, and torch's own index has no upload times.
 _UNDATED = ("torch", "torchvision", "torchaudio", "triton", "pytorch-triton")
 _KEY = re.compile(
-    r"(?P<engine>[a-z]+)-(?P<version>[^-]+)-(?P<variant>[a-z]+)-py(?P<python>[\d.]+)-[0-9a-f]+"
+    r"(?P<engine>[a-z]+(?:-[a-z]+)*)-(?P<version>[^-]+)-(?P<variant>[a-z]+)-py(?P<python>[\d.]+)-[0-9a-f]+"
 )
 _CPU_BUILD = re.compile(r"^([a-z0-9-]+)==([^\s;]+\+cpu)\b", re.MULTILINE)
 _NEAREST = 2  # on either side
@@ -56,7 +56,7 @@ async def find_plan(
     Raises ConfigurationError for a version that is not published, with the nearest ones, and
     ProvisioningError if its packages do not suit this machine.
     """
-    variant = plans.choose_variant(variant)
+    variant = plans.choose_variant(installation, variant)
     if version != LATEST and (known := _known(installation, version, variant, context.layout)):
         plan = known
     else:
@@ -77,7 +77,7 @@ def known_plan(
 
     Raises ConfigurationError for any other version.
     """
-    variant = plans.choose_variant(variant)
+    variant = plans.choose_variant(installation, variant)
     if plan := _known(installation, version, variant, layout):
         return plan
     assert version is not None
@@ -142,7 +142,9 @@ async def _resolve(
                 fix=f"give one such as {installation.default_version}, or {LATEST}",
             ) from None
     log = new_log(context.layout, f"resolve-{engine}-{version}-{variant}")
-    context.notify(f"environment: resolving {engine} {version} for {variant} (log: {log})")
+    context.notify(
+        f"environment: resolving {engine} {version}{plans.in_words(variant)} (log: {log})"
+    )
     registry = _Registry(engine=engine, variant=variant, distribution=distribution, log=log)
     release = await registry.find(version)
     if plans.pinned_version(installation, release.version, variant):
@@ -250,7 +252,7 @@ class _Registry:
         if "no version of" not in finished.errors:
             raise uv_error(f"cannot look up {self.engine} {version}", finished, log=self.log)
         raise ConfigurationError(
-            f"{self.engine} {version} is not published for {self.variant}",
+            f"{self.engine} {version} is not published{plans.in_words(self.variant)}",
             why=f"the registry has no {package} {version} that this Python can install",
             fix=f"the nearest: {', '.join(await self._nearest(version)) or 'none'}",
             log=self.log,

@@ -1,0 +1,419 @@
+"""HTTP/1.1 for the gateway: requests are read up to a limit, and answered in their order.
+
+Written on asyncio's transports and httptools, because a web framework would take longer over a
+request than everything else that the gateway does with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Final, Protocol
+
+import httptools
+
+_MAX_HEAD: Final = 64 << 10  # bytes of a request line and its headers
+_IDLE: Final = 75.0  # seconds that a connection may be silent between requests
+_SLOW: Final = 60.0  # seconds that a request may be silent before its end
+_SWEEP: Final = 5.0
+_HIGH_WATER: Final = 256 << 10  # bytes that a slow client may leave unread
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+JSON: Final = b"application/json"
+
+
+class ClientGoneError(Exception):
+    """The client has closed the connection: nobody reads the answer."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One request. Names of headers are in lower case; `body` is empty until it is complete."""
+
+    method: str
+    path: str
+    headers: Mapping[bytes, bytes]
+    keep_alive: bool
+    http_1_0: bool = False
+    body: bytes = b""
+
+
+@dataclass(slots=True)
+class Refusal:
+    """An answer that is given without reading the request's body."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Application(Protocol):
+    """What answers requests."""
+
+    max_body: int
+
+    def refuse(self, request: Request) -> Refusal | None:
+        """Why the request is not answered, once its headers are known; None if it is."""
+        ...
+
+    def refuse_size(self) -> Refusal:
+        """The answer to a body of more than `max_body` bytes."""
+        ...
+
+    def refuse_syntax(self, why: str) -> Refusal:
+        """The answer to what is not HTTP, or has too many headers."""
+        ...
+
+    async def answer(self, request: Request, response: Response) -> None:
+        """Answer the request. Cancelled if the client leaves."""
+        ...
+
+
+class Response:
+    """The answer to one request: whole, or a stream of pieces."""
+
+    __slots__ = ("_connection", "_request", "begun", "status")
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        self._connection = connection
+        self._request = request
+        self.begun = False
+        self.status = 0
+
+    def send(
+        self,
+        status: int,
+        body: bytes,
+        *,
+        content_type: bytes = JSON,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        """Send a whole answer."""
+        self.begun = True
+        self.status = status
+        keep_alive = self._request.keep_alive
+        head = _head(status, content_type, headers, keep_alive=keep_alive)
+        shown = b"" if self._request.method == "HEAD" else body
+        self._connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), shown))
+
+    def begin_stream(
+        self, *, content_type: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
+        """Send the head of an answer in pieces."""
+        self.begun = True
+        self.status = 200
+        head = _head(200, content_type, headers, keep_alive=self._request.keep_alive)
+        if self._request.http_1_0:  # it ends with the connection
+            self._request.keep_alive = False
+            self._connection.write(head + b"\r\n")
+        else:
+            self._connection.write(head + b"transfer-encoding: chunked\r\n\r\n")
+
+    async def send_piece(self, piece: bytes) -> None:
+        """Send one piece; waits while the client is slow to read. Raises ClientGoneError."""
+        connection = self._connection
+        if self._request.http_1_0:
+            connection.write(piece)
+        else:
+            connection.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        if connection.paused is not None:
+            await connection.paused
+
+    def end_stream(self) -> None:
+        """End an answer in pieces, which was complete."""
+        if not self._request.http_1_0:
+            self._connection.write(_LAST_CHUNK)
+
+    def break_off(self) -> None:
+        """Close the connection after what was sent; the client sees that there should be more."""
+        self._request.keep_alive = False
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection, which may carry one request after another."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._application = server.application
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._waiting: deque[Request] = deque()  # pipelined
+        self._task: asyncio.Task[None] | None = None
+        self.paused: asyncio.Future[None] | None = None
+        self.heard = server.loop.time()
+        self._reading = False  # a request has begun and is not complete
+        self._refused = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._head_size = 0
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._request: Request | None = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self._server.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol. Nobody reads an answer any more."""
+        del exc
+        self._transport = None
+        self._waiting.clear()
+        self._server.connections.discard(self)
+        self.resume_writing()
+        if self._task is not None:
+            self._task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self.heard = self._server.loop.time()
+        if self._refused:
+            return
+        if self._request is None:
+            self._head_size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(self._application.refuse_syntax("it asks for another protocol"))
+        except httptools.HttpParserError as error:
+            if not self._refused:
+                self._refuse(self._application.refuse_syntax(str(error)))
+        if self._request is None and self._head_size > _MAX_HEAD and not self._refused:
+            self._refuse(
+                self._application.refuse_syntax(f"its head has more than {_MAX_HEAD >> 10} KiB")
+            )
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self.paused = self._server.loop.create_future()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        paused, self.paused = self.paused, None
+        if paused is not None and not paused.done():
+            paused.set_result(None)
+
+    # httptools
+
+    def on_message_begin(self) -> None:
+        """Begin to read a request."""
+        self._reading = True
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the request's target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header."""
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """Decide whether to read on."""
+        parser, headers = self._parser, self._headers
+        url = self._url
+        request = self._request = Request(
+            method=parser.get_method().decode(),
+            path=url.partition(b"?")[0].decode("ascii", "replace"),
+            headers=headers,
+            keep_alive=parser.should_keep_alive(),
+            http_1_0=parser.get_http_version() == "1.0",
+        )
+        refusal = self._application.refuse(request)
+        length = headers.get(b"content-length", b"0")
+        if refusal is None and length.isdigit() and int(length) > self._application.max_body:
+            refusal = self._application.refuse_size()
+        if refusal is not None:
+            self._refuse(refusal)
+        elif headers.get(b"expect", b"").lower() == b"100-continue":
+            self.write(_CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        if self._refused:
+            return
+        self._body_size += len(body)
+        if self._body_size > self._application.max_body:
+            self._refuse(self._application.refuse_size())
+        else:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """Answer the request, or have it wait for the one before it."""
+        self._reading = False
+        if self._refused:
+            return
+        request = self._request
+        assert request is not None, "its head is complete"
+        request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._begin()
+        if self._task is None:
+            self._answer(request)
+        else:
+            self._waiting.append(request)
+            if self._transport is not None:
+                self._transport.pause_reading()
+
+    def _answer(self, request: Request) -> None:
+        task = self._task = self._server.loop.create_task(self._answered(request))
+        self._server.tasks.add(task)
+        task.add_done_callback(self._server.tasks.discard)
+
+    async def _answered(self, request: Request) -> None:
+        try:
+            await self._application.answer(request, Response(self, request))
+        except ClientGoneError:
+            pass
+        finally:
+            self._task = None
+            self._next(request)
+
+    def _next(self, answered: Request) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        if not answered.keep_alive or self._server.stopping:
+            transport.close()
+        elif self._waiting:
+            request = self._waiting.popleft()
+            if not self._waiting:
+                transport.resume_reading()
+            self._answer(request)
+
+    # ours
+
+    def write(self, data: bytes) -> None:
+        """Send bytes. Raises ClientGoneError if the connection is closed."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            raise ClientGoneError
+        transport.write(data)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer without the rest of the request, and close: the rest is not read."""
+        self._refused = True
+        transport = self._transport
+        if transport is None:
+            return
+        head = _head(refusal.status, JSON, refusal.headers, keep_alive=False)
+        if self._task is None:
+            transport.write(b"%bcontent-length: %d\r\n\r\n" % (head, len(refusal.body)))
+            transport.write(refusal.body)
+        self._server.linger(transport)
+
+    def close_if_silent(self, now: float) -> None:
+        """Close it if the client has sent nothing for long, and waits for nothing."""
+        silent = now - self.heard
+        waits = self._task is not None or self._transport is None
+        if not waits and silent > (_SLOW if self._reading else _IDLE):
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection if no request is being answered on it."""
+        if self._task is None and self._transport is not None:
+            self._transport.close()
+
+
+@dataclass(eq=False)
+class HttpServer:
+    """All connections of one application."""
+
+    application: Application
+    loop: asyncio.AbstractEventLoop
+    connections: set[Connection] = field(default_factory=set)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    stopping: bool = False
+
+    def linger(self, transport: asyncio.Transport) -> None:
+        """Close after a moment, in which the client can read why it was refused.
+
+        Closing at once, with bytes unread, would make the client's system throw the answer away.
+        """
+        transport.pause_reading()
+        if transport.can_write_eof():
+            transport.write_eof()
+        self.loop.call_later(1.0, transport.close)
+
+    async def sweep(self) -> None:
+        """Close connections that have been silent for long, until cancelled."""
+        while True:
+            await asyncio.sleep(_SWEEP)
+            now = self.loop.time()
+            for connection in tuple(self.connections):
+                connection.close_if_silent(now)
+
+    async def stop(self, grace: float) -> None:
+        """Let what is being answered end within `grace` seconds, then cancel the rest."""
+        self.stopping = True
+        for connection in tuple(self.connections):
+            connection.close()
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=grace)
+        for task in tuple(self.tasks):
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for connection in tuple(self.connections):
+            connection.close()
+
+
+@asynccontextmanager
+async def serving(
+    application: Application, listener: socket.socket, *, grace: float = 1.0
+) -> AsyncIterator[str]:
+    """Answer on `listener` for the length of the block; yields the URL.
+
+    At the end, requests that are being answered have `grace` seconds.
+    """
+    loop = asyncio.get_running_loop()
+    server = HttpServer(application, loop)
+    listening = await loop.create_server(lambda: Connection(server), sock=listener)
+    sweeping = loop.create_task(server.sweep())
+    host, port = listener.getsockname()[:2]
+    try:
+        yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    finally:
+        sweeping.cancel()
+        listening.close()
+        await server.stop(grace)
+        await asyncio.gather(sweeping, return_exceptions=True)
+
+
+def _head(
+    status: int,
+    content_type: bytes,
+    headers: tuple[tuple[bytes, bytes], ...],
+    *,
+    keep_alive: bool,
+) -> bytes:
+    lines = [_status_line(status), b"content-type: ", content_type, b"\r\n"]
+    for name, value in headers:
+        lines += (name, b": ", value, b"\r\n")
+    if not keep_alive:
+        lines.append(b"connection: close\r\n")
+    return b"".join(lines)
+
+
+_STATUS_LINES: dict[int, bytes] = {}
+
+
+def _status_line(status: int) -> bytes:
+    line = _STATUS_LINES.get(status)
+    if line is None:
+        try:
+            phrase = HTTPStatus(status).phrase
+        except ValueError:
+            phrase = "Unknown"
+        line = _STATUS_LINES[status] = f"HTTP/1.1 {status} {phrase}\r\n".encode()
+    return line
