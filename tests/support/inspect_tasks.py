@@ -90,9 +90,11 @@ def contained() -> Task:
 
 @task
 def gated() -> Task:
+    import httpx
     from huggingface_hub.errors import GatedRepoError
 
-    raise GatedRepoError("Access to dataset a/b is restricted.", response=None)
+    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co/a/b"))
+    raise GatedRepoError("Access to dataset a/b is restricted.", response=response)
 
 
 @task
