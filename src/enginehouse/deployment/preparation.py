@@ -22,8 +22,10 @@ from enginehouse.engines.base import (
     Quirk,
     ServedEngine,
     SupportsAdapters,
+    SupportsConfiguration,
     SupportsDTypes,
     SupportsQuirks,
+    configured,
     is_loopback,
     require_api_key,
     this_machine,
@@ -122,12 +124,13 @@ async def prepare(plan: ServeConfig, context: Context) -> Prepared:
     if plan.adapter is not None:
         plan = await asyncio.to_thread(with_adapters, plan, [plan.adapter])
     options = with_own_variables(with_api_key(plan.server))
-    engine = choose_engine(plan.engine, notify=context.notify)
+    engine = configured(choose_engine(plan.engine, notify=context.notify), options)
     if not isinstance(engine, ServedEngine):
         raise ConfigurationError(
             f"{engine.name} is a hosted API, which cannot be served",
             fix=f"use eval, chat or sample with --engine {engine.name}",
         )
+    _require_no_command(engine, options)
     environment = await find_environment(
         engine.installation,
         python=plan.python,
@@ -170,6 +173,19 @@ async def prepare(plan: ServeConfig, context: Context) -> Prepared:
         if quirk.alone:
             context.notify(f"{quirk.kills} would kill this engine: {quirk.avoided}")
     return prepared
+
+
+def _require_no_command(engine: ServedEngine, options: ServerOptions) -> None:
+    """Refuse what only an engine that is started by the user's own command takes."""
+    if isinstance(engine, SupportsConfiguration):
+        return
+    for field in ("command", "health_path", "only_endpoint"):
+        if getattr(options, field) is not None:
+            raise ConfigurationError(
+                f"{engine.name} cannot have {field}",
+                why=f"{engine.name} is started by Enginehouse, which knows its endpoints",
+                fix="leave it out, or use --engine generic for a server by its own command",
+            )
 
 
 def _compute_type(

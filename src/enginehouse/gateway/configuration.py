@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from enginehouse.core.strict_model import StrictModel
 
@@ -29,3 +29,14 @@ class GatewayOptions(StrictModel):
     """The folder of the journal in which requests and answers are recorded."""
     replay: bool = False
     """Answer a repeated request from the journal, where its answer cannot differ."""
+    resume: bool = False
+    """The program that is recorded was started again: its k-th identical request gets the k-th
+    answer that was recorded before, whatever its temperature."""
+    max_loras: Annotated[int, Field(ge=1)] | None = None
+    """Adapters to load at once into a server that runs already; by default one."""
+
+    @model_validator(mode="after")
+    def _journal_to_replay(self) -> Self:
+        if (self.replay or self.resume) and self.record is None:
+            raise ValueError("nothing can be replayed without a journal: give the folder to record")
+        return self

@@ -62,6 +62,10 @@ class Layout:
         """Benchmark files extracted from packages, one folder per content key."""
         return self.cache / "data"
 
+    def harness_data(self, harness: str) -> Path:
+        """Data sets that another project's harness downloads itself."""
+        return self.cache / "harnesses" / harness
+
     @property
     def digests(self) -> Path:
         """Known digests, one record per file."""

@@ -21,6 +21,7 @@ from enginehouse.core.errors import (
     BadRequestError,
     ConfigurationError,
     EnginehouseError,
+    HarnessError,
     OpenFilesError,
     RunLockedError,
     RunNotFoundError,
@@ -126,7 +127,7 @@ class Run:
         """
         if self.info.status is not RunStatus.RUNNING:
             return
-        outside = (ServerError, BadRequestError, OpenFilesError)  # not the run's own fault
+        outside = (ServerError, BadRequestError, HarnessError, OpenFilesError)  # not its own fault
         stopped = isinstance(error, (*outside, asyncio.CancelledError, KeyboardInterrupt))
         try:
             self.finish(RunStatus.INTERRUPTED if stopped else RunStatus.FAILED)
