@@ -50,7 +50,7 @@ async def _own_tasks(
         return await _listed(payload, environment, request, context=context)
     kept = context.layout.harness_tasks / f"{environment.key}.json"
     with suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode(kept.read_bytes(), type=list[HarnessTask])
+        return _decoded(kept)
     tasks = await _listed(payload, environment, request, context=context)
     with suppress(StoreError):  # keeping it only saves time
         write_whole(kept, msgspec.json.encode(tasks))
@@ -70,4 +70,8 @@ async def _listed(
             folder=file.parent,
             log=new_log(context.layout, f"list-{environment.engine}"),
         )
-        return msgspec.json.decode(file.read_bytes(), type=list[HarnessTask])
+        return _decoded(file)
+
+
+def _decoded(file: Path) -> list[HarnessTask]:
+    return msgspec.json.decode(file.read_bytes(), type=list[HarnessTask])

@@ -29,6 +29,7 @@ from enginehouse.harnesses.registry import load_harness
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.runtime.context import Context
 from enginehouse.tasks.base import Outcome
+from enginehouse.testing.check_harness import CASES, Subject, check_harness
 
 pytestmark = pytest.mark.engine
 
@@ -57,21 +58,25 @@ class Trial:
         self.supports = frozenset(Capability)
         self.heard: list[HarnessProgress] = []
 
+    def endpoint(self, endpoint: OpenAIEndpoint) -> HarnessEndpoint:
+        """As a run describes it."""
+        return HarnessEndpoint(
+            url=endpoint.url,
+            api_key="key",
+            model="served",
+            tokenizer=self.tokenizer,
+            chat=True,
+            capabilities=Capabilities(supports=self.supports),
+            concurrency=8,
+        )
+
     async def run(
         self, endpoint: OpenAIEndpoint, *tasks: str, **settings: Any
     ) -> Sequence[HarnessResult]:
         """Run tasks of `write_tasks`."""
         return await load_harness("lm-eval").run(
             tasks,
-            endpoint=HarnessEndpoint(
-                url=endpoint.url,
-                api_key="key",
-                model="served",
-                tokenizer=self.tokenizer,
-                chat=True,
-                capabilities=Capabilities(supports=self.supports),
-                concurrency=8,
-            ),
+            endpoint=self.endpoint(endpoint),
             settings=HarnessSettings(include_path=self.tasks, **settings),
             environment=self.environment,
             folder=self.folder / "run",
@@ -84,6 +89,21 @@ class Trial:
 def trial(tmp_path: Path, lm_eval_environment: EngineEnvironment) -> Trial:
     """A folder to run lm-eval in."""
     return Trial(tmp_path, lm_eval_environment)
+
+
+async def test_it_keeps_the_promises_of_every_harness(trial: Trial) -> None:
+    """But for the list of its tasks, which takes long and is read in a test of its own."""
+    async with openai_endpoint(answer=answer_sum) as endpoint:
+        subject = Subject(
+            harness=load_harness("lm-eval"),
+            environment=trial.environment,
+            endpoint=trial.endpoint(endpoint),
+            task="sums",
+            folder=trial.folder / "cases",
+            include_path=trial.tasks,
+        )
+        cases = CASES.keys() - {"lists_its_tasks", "unknown_task"}
+        assert await check_harness(subject, only=cases) == []
 
 
 async def test_a_mixed_group_asks_each_kind_in_its_own_way(trial: Trial) -> None:

@@ -6,24 +6,8 @@ from typing import Any
 import pytest
 
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.core.sampler import Capabilities, Capability
-from enginehouse.harnesses.base import HarnessEndpoint, HarnessSettings
+from enginehouse.harnesses.base import HarnessSettings
 from enginehouse.harnesses.registry import load_harness
-from enginehouse.provisioning.environments import EngineEnvironment
-from enginehouse.runtime.context import Context
-
-ENDPOINT = HarnessEndpoint(
-    url="http://127.0.0.1:1",
-    api_key="k",
-    model="m",
-    tokenizer=None,
-    chat=True,
-    capabilities=Capabilities(supports=frozenset(Capability)),
-    concurrency=4,
-)
-ENVIRONMENT = EngineEnvironment(
-    engine="lm-eval", version="1", variant="any", executable=Path("/none"), key=None, flags={}
-)
 
 
 @pytest.mark.parametrize(
@@ -35,18 +19,8 @@ ENVIRONMENT = EngineEnvironment(
         ({"include_path": Path("/does/not/exist")}, "no folder /does/not/exist"),
     ],
 )
-async def test_settings_that_it_does_not_have_are_refused(
-    tmp_path: Path, settings: dict[str, Any], says: str
-) -> None:
-    """Before anything is started."""
+def test_settings_that_it_does_not_have_are_refused(settings: dict[str, Any], says: str) -> None:
+    """In words, and with the name that was probably meant."""
     with pytest.raises(ConfigurationError) as raised:
-        await load_harness("lm-eval").run(
-            ["piqa"],
-            endpoint=ENDPOINT,
-            settings=HarnessSettings(**settings),
-            environment=ENVIRONMENT,
-            folder=tmp_path,
-            context=Context(),
-            progress=lambda _: None,
-        )
+        load_harness("lm-eval").check(HarnessSettings(**settings))
     assert says in str(raised.value)

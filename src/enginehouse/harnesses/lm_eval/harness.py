@@ -42,6 +42,11 @@ class LmEval:
     name = "lm-eval"
     installation = INSTALLATION
 
+    def check(self, settings: HarnessSettings) -> None:
+        """See Harness."""
+        _arguments(settings)
+        _folder(settings.include_path)
+
     async def list_tasks(
         self, environment: EngineEnvironment, *, include_path: Path | None, context: Context
     ) -> Sequence[HarnessTask]:
