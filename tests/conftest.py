@@ -227,6 +227,12 @@ def inspect_environment() -> EngineEnvironment:
 
 
 @pytest.fixture(scope="session")
+def lm_eval_environment() -> EngineEnvironment:
+    """The environment of lm-evaluation-harness, built on first use."""
+    return _environment("lm-eval", variant=None)
+
+
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[LocalCluster]:
     """A Ray cluster of two nodes."""
     with local_cluster() as cluster:
