@@ -49,6 +49,10 @@ COMMANDS = {
     "serve": CommandEntry(
         "enginehouse.cli.serve:serve", "Serve a model until Ctrl-C, or in the background."
     ),
+    "gateway": CommandEntry(
+        "enginehouse.cli.gateway:gateway",
+        "Answer the OpenAI API in front of a model or a running server.",
+    ),
     "ps": CommandEntry("enginehouse.cli.servers:ps", "List servers."),
     "logs": CommandEntry("enginehouse.cli.servers:logs", "Print a server's log."),
     "stop": CommandEntry("enginehouse.cli.servers:stop", "Stop a server."),

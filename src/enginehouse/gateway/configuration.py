@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from enginehouse.core.strict_model import StrictModel
+from enginehouse.deployment.configuration import AskConfig
+
+MAX_BODY: Final = 32 * 2**20
+MAX_IN_FLIGHT: Final = 4096
 
 
 class GatewayOptions(StrictModel):
@@ -19,9 +23,30 @@ class GatewayOptions(StrictModel):
     """The port; by default a free one."""
     api_key: Annotated[str | None, Field(repr=False)] = None
     """The key that requests must carry; one is made where others can reach the gateway."""
-    max_body: Annotated[int, Field(ge=1)] = 32 * 2**20
+    max_body: Annotated[int, Field(ge=1)] = MAX_BODY
     """The largest body of a request, in bytes."""
-    max_in_flight: Annotated[int, Field(ge=1)] = 4096
+    max_in_flight: Annotated[int, Field(ge=1)] = MAX_IN_FLIGHT
+    """Requests that may be in the gateway at once; more are told to come back later."""
+    adapters: Path | None = None
+    """A folder of adapters, each in a folder of its own, whose name requests give as the model."""
+    record: Path | None = None
+    """The folder of the journal in which requests and answers are recorded."""
+    replay: bool = False
+    """Answer a repeated request from the journal, where its answer cannot differ."""
+
+
+class GatewayConfig(AskConfig):
+    """A gateway, and what answers behind it.
+
+    The `server`'s host, port and api_key are the gateway's own: the server behind it listens on
+    loopback.
+    """
+
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """The largest number of requests in flight in the engine; by default it follows its queue."""
+    max_body: Annotated[int, Field(ge=1)] = MAX_BODY
+    """The largest body of a request, in bytes."""
+    max_in_flight: Annotated[int, Field(ge=1)] = MAX_IN_FLIGHT
     """Requests that may be in the gateway at once; more are told to come back later."""
     adapters: Path | None = None
     """A folder of adapters, each in a folder of its own, whose name requests give as the model."""
