@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,24 @@ class Launches:
             },
         }
         return self.house.write(name, yaml.safe_dump(values, sort_keys=False))
+
+    def generic(self, command: str, **env: str) -> Path:
+        """The same with a server by a command of its own."""
+        values = {
+            "defaults": [{"execution": "local"}, {"deployment": "generic"}, "_self_"],
+            "execution": {"output_dir": "jobs"},
+            "deployment": {
+                "command": command,
+                "served_model_name": "theirs",
+                "port": None,
+                "env_vars": self.variables | env,
+            },
+            "evaluation": {
+                "tasks": [{"name": str(self.task)}],
+                "nemo_evaluator_config": {"config": {"params": {"parallelism": 1}}},
+            },
+        }
+        return self.house.write("generic.yaml", yaml.safe_dump(values, sort_keys=False))
 
     def slow(self) -> Path:
         """One whose answers take their time."""
@@ -194,6 +214,51 @@ def test_an_engine_that_exits(house: House, call: Call, launches: Launches, code
     assert str(code) in record["diagnosis"]
     assert first in call("launch", "status", begun["id"]).out
     assert first in call("launch", "info", begun["id"]).out
+    house.nothing_left()
+
+
+# A script rather than a program: what it leaves behind when it is told to stop must end, too.
+OWN_SERVER = (
+    f"sleep 1000 & {sys.executable} -m enginehouse.testing.fake_engine --model "
+    "$SERVED_MODEL_NAME --host $HOST --port $PORT; echo it has ended"
+)
+
+
+def test_a_server_by_its_command(house: House, call: Call, launches: Launches):
+    """It is started, asked at its address, and stopped with everything that its command started."""
+    begun = launches.run(launches.generic(OWN_SERVER))
+    assert launches.ended(begun["id"])["status"]["state"] == "complete"
+    run = Path(begun["job"]["folder"]) / "run"
+    assert "75.0%" in call("show", str(run)).out
+    house.nothing_left()
+
+
+def test_a_server_by_its_command_that_is_killed(house: House, call: Call, launches: Launches):
+    """It is started again while the job runs; `kill` ends both."""
+    begun = launches.run(launches.generic(OWN_SERVER, VLLM_FAKE_TOKEN_LATENCY="0.05"))
+    launches.working(begun, samples=1)
+    (record,) = house.home.glob("state/servers/*/server.json")
+    server = json.loads(record.read_text())["process"]["pid"]
+    psutil.Process(server).send_signal(signal.SIGKILL)
+    until(
+        lambda: json.loads(record.read_text())["process"]["pid"] != server,
+        "it is not started again",
+    )
+    killed = call("launch", "kill", begun["id"], "--json")
+    assert killed.report["status"]["state"] == "cancelled"
+    house.nothing_left()
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_command_that_ends(house: House, call: Call, launches: Launches, code: int):
+    """The job fails at once, with what its output says."""
+    script = f"echo 'torch.OutOfMemoryError: CUDA out of memory.'; exit {code}"
+    begun = launches.run(launches.generic(script))
+    record = launches.ended(begun["id"])
+    assert record["status"]["state"] == "failed"
+    assert record["status"]["exit_code"] == StartError.exit_code
+    assert f"exit code {code}" in record["diagnosis"]
+    assert "CUDA out of memory" in record["diagnosis"]
     house.nothing_left()
 
 

@@ -36,7 +36,11 @@ OWN_FILES = {
 ALL = [load_engine(name) for name in ENGINES.names()]
 SERVED = [engine for engine in ALL if isinstance(engine, ServedEngine)]
 ENGINE = pytest.mark.parametrize("engine", ALL, ids=[engine.name for engine in ALL])
-SERVED_ENGINE = pytest.mark.parametrize("engine", SERVED, ids=[engine.name for engine in SERVED])
+# All but the generic one, which the user installs.
+PROVISIONED = [engine for engine in SERVED if engine.model_format != "none"]
+PROVISIONED_ENGINE = pytest.mark.parametrize(
+    "engine", PROVISIONED, ids=[e.name for e in PROVISIONED]
+)
 
 
 def test_folders_and_registry_agree():
@@ -97,11 +101,11 @@ def test_adapters_are_declared_everywhere_or_nowhere(engine: Engine):
 def test_its_files(engine: Engine):
     """Each fact is in the file of the same name in every folder."""
     files = {path.name for path in (ROOM / engine.name).iterdir()}
-    assert files >= (OWN_FILES if isinstance(engine, ServedEngine) else {"engine.py"})
+    assert files >= (OWN_FILES if engine in PROVISIONED else {"engine.py"})
     assert ("quirks.py" in files) == isinstance(engine, SupportsQuirks)
 
 
-@SERVED_ENGINE
+@PROVISIONED_ENGINE
 def test_it_can_be_installed(engine: ServedEngine):
     """Under its own name, by a payload that is there, in a default version that is pinned."""
     installation = engine.installation
@@ -116,7 +120,7 @@ def test_it_can_be_installed(engine: ServedEngine):
     assert set(installation.distributions) <= set(pinned)
 
 
-@SERVED_ENGINE
+@PROVISIONED_ENGINE
 def test_its_log_can_be_read(engine: ServedEngine):
     """The profile has its name; it knows when the server is ready, and rules of its own."""
     profile = engine.log_profile
@@ -126,7 +130,7 @@ def test_its_log_can_be_read(engine: ServedEngine):
     assert engine.name in profile.words.rebuild
 
 
-@SERVED_ENGINE
+@PROVISIONED_ENGINE
 def test_it_is_started_with_what_is_asked(engine: ServedEngine, tmp_path: Path):
     """On this machine by default options, and on no port of its own choice."""
     assert isinstance(engine.unsuited(this_machine()), str | None)

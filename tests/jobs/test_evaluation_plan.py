@@ -357,16 +357,50 @@ async def test_reasoning_is_counted_and_left_out(tmp_path, sums, monkeypatch):
     assert outcomes == {True: ITEMS, False: 0}
 
 
-def test_a_generic_deployment_is_refused(tmp_path):
-    """Its command would be neither watched nor stopped."""
-    path = tmp_path / "launch.yaml"
+def generic(folder: Path, deployment: str, *, executor: str = "local") -> LaunchPlan:
+    """The plan of a file with a generic deployment."""
+    path = folder / "launch.yaml"
     path.write_text(
-        "defaults: [execution: local, deployment: generic, _self_]\n"
-        "execution: {output_dir: jobs}\n"
-        "deployment: {command: serve me, served_model_name: m}\n"
+        f"defaults: [execution: {executor}, deployment: generic, _self_]\n"
+        f"execution: {{output_dir: {folder}/jobs}}\n"
+        f"deployment: {{{deployment}}}\n"
         "evaluation: {tasks: [{name: gsm8k}]}\n"
     )
-    with pytest.raises(ConfigurationError, match="generic") as caught:
-        plan_launch(read_launch(path))
+    overrides = [] if executor in ("local", "slurm", "ray") else ["++execution.image=i"]
+    overrides += (
+        [f"execution.volumes={{{folder}: {{claim: c}}}}"] if executor == "kubernetes" else []
+    )
+    return plan_launch(read_launch(path, overrides=overrides))
 
-    assert "deployment: none" in str(caught.value.fix)
+
+@pytest.mark.parametrize("executor", ["local", "docker", "slurm", "ray", "kubernetes"])
+def test_a_generic_deployment_is_served_by_its_command(tmp_path, executor):
+    """On every executor the job has the same plan."""
+    words = "command: serve me --port $PORT, served_model_name: m, endpoints: {health: /ready}"
+    planned = generic(tmp_path, words, executor=executor).evaluation.plan
+
+    assert (planned.model, planned.engine) == ("m", "generic")
+    assert planned.server.command == "serve me --port $PORT"
+    assert (planned.server.port, planned.server.health_path) == (8000, "/ready")
+    assert planned.server.only_endpoint is None
+
+
+def test_a_generic_server_may_have_one_endpoint(tmp_path):
+    """Null is one that it lacks."""
+    planned = generic(tmp_path, "command: c, served_model_name: m, endpoints: {completions: null}")
+    assert planned.evaluation.plan.server.only_endpoint == "chat"
+
+
+@pytest.mark.parametrize(
+    "deployment",
+    [
+        "command: '', served_model_name: m",
+        "command: c, served_model_name: m, endpoints: {chat: /chat}",
+        "command: c, served_model_name: m, endpoints: {chat: null, completions: null}",
+        "served_model_name: m",
+    ],
+)
+def test_a_generic_deployment_that_cannot_be_asked(tmp_path, deployment):
+    """It is refused before anything is submitted."""
+    with pytest.raises(ConfigurationError):
+        generic(tmp_path, deployment)

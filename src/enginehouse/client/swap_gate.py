@@ -22,6 +22,11 @@ class SwapGate:
         self._idle.set()
         self._in_flight: set[Attempt] = set()
 
+    @property
+    def digest(self) -> str:
+        """That of the weights that answer, or of those that did before a swap in progress."""
+        return self._digest
+
     async def send(self, exchange: Exchange, forward: Forward) -> Reply:
         """The reply and the digest of the weights that gave it.
 

@@ -14,6 +14,7 @@ from enginehouse.core.reasoning import ReasoningUse
 from enginehouse.core.strict_model import ComposedModel, Fraction, StrictModel
 from enginehouse.core.tool_steps import Step
 from enginehouse.deployment.configuration import AskConfig, ServeConfig, absolute_if_exists
+from enginehouse.harnesses.names import harness_task_name
 
 
 class BenchConfig(ComposedModel):
@@ -149,7 +150,7 @@ class TaskConfig(StrictModel):
     """One task of an evaluation; None means the evaluation's own setting."""
 
     name: str
-    """A task's name, or the path of its YAML file, relative to the configuration file."""
+    """A name, a harness's such as lm-eval:piqa, or a YAML file, relative to the configuration."""
     data: str | None = None
     """Data that replaces the task's own: a file, found in the same way, or hf:owner/name:file."""
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -176,6 +177,24 @@ class TaskConfig(StrictModel):
     """Seconds that one attempt at a request may take."""
     max_retries: Annotated[int, Field(ge=0)] | None = None
     """How often a request is sent again after a failure that may pass."""
+    few_shot: Annotated[int, Field(ge=0)] | None = None
+    """The number of examples before each question, for a harness's task."""
+    arguments: dict[str, Any] | None = None
+    """What else a harness's task takes, by its own names."""
+
+    @model_validator(mode="after")
+    def _as_the_task_is(self) -> Self:
+        if harness_task_name(self.name) is None:
+            given = [n for n in ("few_shot", "arguments") if getattr(self, n) is not None]
+            what = "is for tasks of a harness, as in lm-eval:NAME"
+        else:
+            given = [n for n in ("data", "reasoning_end") if getattr(self, n) is not None]
+            if self.reasoning is ReasoningUse.STRIP_FINISHED:
+                given.append("reasoning")
+            what = "has no effect, because the harness reads its data and scores by itself"
+        if given:
+            raise ValueError(f"of task {self.name}, {', '.join(given)} {what}")
+        return self
 
 
 class EvaluationSettings(StrictModel):
@@ -219,6 +238,10 @@ class EvaluationSettings(StrictModel):
     """US dollars per million generated tokens."""
     judge: JudgeConfig | None = None
     """The model that scores answers, for tasks whose metric is `judge`."""
+    include_path: Path | None = None
+    """A folder with tasks of your own for a harness."""
+    harness_version: str | None = None
+    """The version of the harness whose tasks these are; by default the tested one."""
 
     @property
     def most_in_flight(self) -> int | None:
@@ -259,19 +282,37 @@ class EvaluationSettings(StrictModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_version_is_of_one_harness(self) -> Self:
+        names = [harness_task_name(task.name) for task in self.tasks]
+        harnesses = sorted({name.harness for name in names if name is not None})
+        if not harnesses and (self.include_path or self.harness_version):
+            raise ValueError(
+                "include_path and harness_version are for tasks of a harness, as in lm-eval:NAME"
+            )
+        if self.harness_version and len(harnesses) > 1:
+            raise ValueError(
+                f"harness_version is for one harness, and these are tasks of "
+                f"{', '.join(harnesses)}: evaluate them one by one"
+            )
+        return self
+
     def with_absolute_paths(self) -> Self:
         """The same settings for a process in any folder."""
         tasks = tuple(
             task.model_copy(
                 update={
-                    "name": absolute_if_exists(task.name) if _is_file(task.name) else task.name,
+                    "name": _absolute_name(task.name),
                     "data": absolute_if_exists(task.data),
                 }
             )
             for task in self.tasks
         )
         judge = self.judge and self.judge.with_absolute_paths()
-        return self.model_copy(update={"tasks": tasks, "judge": judge})
+        include_path = self.include_path and self.include_path.expanduser().absolute()
+        return self.model_copy(
+            update={"tasks": tasks, "judge": judge, "include_path": include_path}
+        )
 
 
 class EvaluationConfig(ComposedModel):
@@ -295,20 +336,33 @@ def with_task_paths(values: Mapping[str, Any], *, folder: Path) -> dict[str, Any
 
     What is not in the shape of a list of tasks is left for `parse` to refuse.
     """
-    tasks = values.get("tasks")
-    if not isinstance(tasks, list):
-        return dict(values)
-    return {**values, "tasks": [_with_paths(task, folder) for task in tasks]}
+    found = dict(values)
+    if isinstance(include := values.get("include_path"), str):
+        found["include_path"] = str(folder / Path(include).expanduser())
+    if isinstance(tasks := values.get("tasks"), list):
+        found["tasks"] = [_with_paths(task, folder) for task in tasks]
+    return found
 
 
-def _is_file(task: str) -> bool:
-    """Whether it names a task's file, and not one of our own tasks."""
-    return task.endswith((".yaml", ".yml"))
+def _path_in(task: str) -> str | None:
+    """The file that a task's name is, or begins with: its own YAML file, or a harness's file."""
+    named = harness_task_name(task)
+    file = named.task.partition("@")[0] if named else task
+    return file if file.endswith((".yaml", ".yml", ".py")) else None
+
+
+def _absolute_name(task: str) -> str:
+    if (path := _path_in(task)) is None:
+        return task
+    return task.replace(path, str(absolute_if_exists(path)), 1)
 
 
 def _with_paths(task: Any, folder: Path) -> Any:
     if isinstance(task, str):
-        return str(folder / Path(task).expanduser()) if _is_file(task) else task
+        path = _path_in(task)
+        return (
+            task if path is None else task.replace(path, str(folder / Path(path).expanduser()), 1)
+        )
     if not isinstance(task, Mapping):
         return task
     named = {"name": _with_paths(task["name"], folder)} if "name" in task else {}

@@ -22,6 +22,7 @@ from enginehouse.commands.configuration import (
     TaskConfig,
 )
 from enginehouse.commands.foreign_runs import read_config, require_trust
+from enginehouse.commands.harness_tasks import HarnessTasks, require_tasks
 from enginehouse.commands.kept_variables import is_kept, with_left_out
 from enginehouse.commands.run_sessions import stop_abandoned_servers, working_on
 from enginehouse.core.errors import ConfigurationError
@@ -40,6 +41,7 @@ from enginehouse.evaluation import (
     TaskPlans,
     TaskSpec,
 )
+from enginehouse.harnesses.names import harness_task_name
 from enginehouse.processes.sandbox import find_sandbox
 from enginehouse.results.rescoring import Rescoring
 from enginehouse.results.summary import Progress, Report
@@ -151,7 +153,8 @@ async def begin_run(
 ) -> PlannedRun:
     """Load the data, check that the engine can answer, and make a folder for the run: `folder`.
 
-    Raises TaskError, DataError, UnsupportedError and StoreError; then there is no folder.
+    Raises TaskError, DataError, UnsupportedError and StoreError, for tasks of harnesses what
+    `harness_tasks.require_tasks` does; then there is no folder.
     """
     config = config.with_absolute_paths()
     plan = config.plan
@@ -159,10 +162,11 @@ async def begin_run(
     if plan.engine is not None:
         engine = load_engine(plan.engine)
         evaluation.require_supported(spec, tasks=tasks, capabilities=engine.capabilities(None))
+    await require_tasks(config, spec, context)
     run = create_run(
         folder or context.layout,
         model=plan.model or str(plan.path or plan.url or plan.addresses),
-        tasks=[task.name for task in tasks],
+        tasks=[task.name for task in spec.tasks],
         config=resolved_yaml(config),
         versions={"enginehouse": version("enginehouse"), "python": platform.python_version()},
         left_out=left_out(config),
@@ -188,7 +192,12 @@ async def evaluate_on(
     with working_on(planned.run, context):
         async with open_judge(planned.config, planned.tasks, context, run=planned.run) as judge:
             return await _ask(
-                planned, target, judge=judge, progress=progress, retry_failed=retry_failed
+                planned,
+                target,
+                context,
+                judge=judge,
+                progress=progress,
+                retry_failed=retry_failed,
             )
 
 
@@ -205,11 +214,11 @@ async def _evaluate(
             )
         async with AsyncExitStack() as stack:
             judge = None
-            if missing is None or missing.samples or missing.judgements:
+            if missing is None or missing.asks_model or missing.judgements:
                 judge = await stack.enter_async_context(
                     open_judge(planned.config, planned.tasks, context, run=run)
                 )
-            if missing is not None and not missing.samples:
+            if missing is not None and not missing.asks_model:
                 return await evaluation.evaluate(
                     planned.spec,
                     tasks=planned.tasks,
@@ -228,6 +237,7 @@ async def _evaluate(
             return await _ask(
                 planned,
                 deployment.default,
+                context,
                 judge=judge,
                 progress=progress,
                 retry_failed=retry_failed,
@@ -265,6 +275,7 @@ def _names_of(run: Run, *, judge: bool) -> list[str]:
 async def _ask(
     planned: PlannedRun,
     target: Target,
+    context: Context,
     *,
     judge: Judge | None,
     progress: OnProgress,
@@ -285,6 +296,9 @@ async def _ask(
             provenance=target.provenance,
             run=run,
             judge=judge,
+            foreign=HarnessTasks(
+                planned.config, planned.spec, run=run, target=target, context=context
+            ),
             progress=progress,
             retry_failed=retry_failed,
         )
@@ -385,22 +399,30 @@ def _require_same(run: Run, config: EvaluationConfig) -> None:
 
 
 def _plan(settings: EvaluationSettings) -> tuple[EvaluationSpec, TaskPlans]:
-    """Load the tasks and their data, and choose what is asked. Blocking."""
+    """Load the native tasks and their data, and choose what is asked. Blocking."""
     loaded: dict[str, tuple[Task, Dataset]] = {}
+    names: list[str] = []
     for chosen in settings.tasks:
-        task = load_task(chosen.name)
-        if task.info.name in loaded:
-            raise ConfigurationError(
-                f"the task {task.info.name} is named twice", fix="name each task once"
-            )
-        if is_judged(task) and settings.judge is None:
-            raise ConfigurationError(
-                f"the answers of task {task.info.name} are scored by a judge, and none is named",
-                fix="name a model, or the url of a server, below `judge` in a --config file",
-            )
-        loaded[task.info.name] = (task, task.load(data=chosen.data, seed=settings.seed))
-    spec = _spec(settings, list(loaded))
+        name = chosen.name
+        if harness_task_name(name) is None:
+            task = load_task(name)
+            name = task.info.name
+            if name not in names:
+                _require_judge(task, settings)
+                loaded[name] = (task, task.load(data=chosen.data, seed=settings.seed))
+        if name in names:
+            raise ConfigurationError(f"the task {name} is named twice", fix="name each task once")
+        names.append(name)
+    spec = _spec(settings, names)
     return spec, evaluation.plan_tasks(spec, loaded)
+
+
+def _require_judge(task: Task, settings: EvaluationSettings) -> None:
+    if is_judged(task) and settings.judge is None:
+        raise ConfigurationError(
+            f"the answers of task {task.info.name} are scored by a judge, and none is named",
+            fix="name a model, or the url of a server, below `judge` in a --config file",
+        )
 
 
 def _warn_of_scoring(tasks: TaskPlans, notify: Notify) -> None:
@@ -422,6 +444,7 @@ def _spec(settings: EvaluationSettings, names: Sequence[str]) -> EvaluationSpec:
         tasks=tuple(
             TaskSpec(
                 name=name,
+                harness=_harness_of(name),
                 limit=chosen.limit or settings.limit,
                 **{option: getattr(chosen, option) for option in _TASK_OPTIONS},
             )
@@ -444,6 +467,11 @@ def _spec(settings: EvaluationSettings, names: Sequence[str]) -> EvaluationSpec:
         prices=_prices(settings),
         judge=_judge_spec(settings.judge) if settings.judge else None,
     )
+
+
+def _harness_of(task: str) -> str | None:
+    name = harness_task_name(task)
+    return name.harness if name is not None else None
 
 
 def _judge_spec(judge: JudgeConfig) -> JudgeSpec:

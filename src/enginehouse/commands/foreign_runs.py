@@ -9,6 +9,7 @@ from enginehouse.commands.configuration import EvaluationConfig
 from enginehouse.commands.experiment_configuration import ExperimentConfig, ProviderConfig
 from enginehouse.core.errors import UntrustedRunError
 from enginehouse.deployment.configuration import AskConfig, parse, read_yaml
+from enginehouse.harnesses.names import harness_task_name
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import Run, open_run
 
@@ -58,8 +59,14 @@ def _risks(run: Run, config: EvaluationConfig | ExperimentConfig) -> Iterator[st
     """Every setting that would run code of the configuration's author, or send a key away."""
     if isinstance(config, EvaluationConfig):
         for task in config.settings.tasks:
-            if task.name.endswith((".yaml", ".yml")):
+            if harness_task_name(task.name) is not None:
+                if ".py" in task.name:
+                    yield f"tasks: {task.name} is a Python file, which would be run"
+            elif task.name.endswith((".yaml", ".yml")):
                 yield f"tasks: {task.name} may name a Python function that scores answers"
+        if config.settings.include_path is not None:
+            folder = config.settings.include_path
+            yield f"include_path: tasks in {folder} may hold Python code, which would be run"
         yield from _risks_of_asking(config.plan, config.plan.url, "url")
         yield from _risks_of_announced(config.plan, "addresses")
         if (judge := config.settings.judge) is not None:

@@ -48,6 +48,8 @@ def gateway_options(config: GatewayConfig) -> GatewayOptions:
         adapters=config.adapters,
         record=config.record,
         replay=config.replay,
+        resume=config.resume,
+        max_loras=server.max_loras,
     )
 
 

@@ -70,7 +70,7 @@ async def announced_deployment(
         if prepared is not None:
             starting = own_parts(prepared, context, instances=plan.instances or 1)
             parts = await stack.enter_async_context(starting)
-            group.model = prepared.model
+            group.model, group.answer_options = prepared.model, prepared.answer_options()
             for part in parts:
                 await group.join(part)
             members.require_like(parts[0].deployment.server, prepared)
@@ -264,6 +264,7 @@ class _Members:
             api_key=server.api_key,
             admin_key=server.admin_key,
         )
+        self._group.announced_weights = one.weights_digest
         await self._group.join(part)
         self._like = like
 

@@ -80,10 +80,16 @@ class _AttachedDeployment(Deployment):
         self._context = context
         self._concurrency = concurrency
         self._loading = asyncio.Lock()  # the requests of two proofs together kill some servers
+        self._swapped_in: str | None = None  # the digest of the open checkpoint
 
     @property
     def server(self) -> Server:
         return self._server
+
+    @property
+    def weights_digest(self) -> str | None:
+        """That of the checkpoint whose target is open; the server's own weights are not known."""
+        return self._swapped_in
 
     def open_default(self, adapter: Path | None) -> AbstractAsyncContextManager[Target]:
         """What the plan names: its model, or an adapter of it."""
@@ -145,7 +151,7 @@ class _AttachedDeployment(Deployment):
             own = _own_weights(swapper, folder.parent)
             await swapper.swap(folder)
             notify(f"swapped {folder.name} into the server at {server.base_url}")
-            digest = swapper.current.digest
+            digest = self._swapped_in = swapper.current.digest
             try:
                 async with self._open_base() as target:
                     unknown = dict(target.provenance.unknown)
@@ -168,6 +174,7 @@ class _AttachedDeployment(Deployment):
         self, swapper: WeightSwapper, own: Path, folder: Path
     ) -> WeightsError | None:
         """Swap the server's own weights in again; the error if that failed."""
+        self._swapped_in = None
         try:
             await swapper.swap(own)
         except (WeightsError, ModelError, WireError) as error:

@@ -75,6 +75,8 @@ class Deployment(ABC):
     """What the plan names: the model, or an adapter of it."""
     weights: WeightSwapper | None = None
     """Swaps full weights, for all who ask the server; None where `target` is the only way."""
+    answer_options: tuple[str, ...] = ()
+    """What its server was started with that may change answers, besides what `provenance` says."""
     left_with: Path | None = None
     """A checkpoint that a server which is not ours still answers with, though its target ended."""
     _targets = 0  # how many are open that need the plan's own weights
@@ -195,6 +197,13 @@ class Deployment(ABC):
     def provenance(self) -> Provenance:
         """Who answers `sampler`."""
         return self.default.provenance
+
+    @property
+    def weights_digest(self) -> str | None:
+        """That of the weights which answer now; None if it is not known, or about to change."""
+        if self.weights is not None:
+            return self.weights.gate.digest
+        return self.provenance.weights_digest
 
     @property
     def url(self) -> str:

@@ -16,7 +16,7 @@ from enginehouse.deployment.preparation import prepare
 from enginehouse.deployment.served import served_deployment
 from enginehouse.deployment.several import several_served
 from enginehouse.dialects.base import require
-from enginehouse.engines.base import RemoteEngine
+from enginehouse.engines.base import RemoteEngine, configured
 from enginehouse.engines.registry import load_engine
 from enginehouse.runtime.context import Context
 
@@ -34,7 +34,7 @@ async def open_deployment(
     the server's queue. Raises ConfigurationError, ProvisioningError, ModelError, ServerError,
     AdapterError, and WireError for a server that cannot be used.
     """
-    engine = load_engine(plan.engine)
+    engine = configured(load_engine(plan.engine), plan.server)
     if plan.adapter is not None:
         require(engine.capabilities(None), Capability.ADAPTERS, "LoRA adapters")
     if isinstance(plan, AskConfig) and plan.instances and isinstance(engine, RemoteEngine):

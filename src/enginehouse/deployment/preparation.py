@@ -15,14 +15,17 @@ from enginehouse.core.sampler import Capability
 from enginehouse.deployment.compute_type import ComputeType, choose_type
 from enginehouse.deployment.configuration import ServeConfig
 from enginehouse.dialects.base import require
+from enginehouse.engines import arguments
 from enginehouse.engines.base import (
     Engine,
     LoraFlags,
     Quirk,
     ServedEngine,
     SupportsAdapters,
+    SupportsConfiguration,
     SupportsDTypes,
     SupportsQuirks,
+    configured,
     is_loopback,
     require_api_key,
     this_machine,
@@ -70,6 +73,14 @@ class Prepared:
             cpus=cpus,
         )
 
+    def answer_options(self) -> tuple[str, ...]:
+        """Those of the options that may change answers, as words; not ports, memory or batches."""
+        length = self.options.max_model_len
+        return (
+            *((f"--max-model-len={length}",) if length else ()),
+            *arguments.split(self.options.extra_args),
+        )
+
     def quirks(self) -> tuple[Quirk, ...]:
         """What would kill this engine with these options, and is avoided."""
         if not isinstance(self.engine, SupportsQuirks):
@@ -113,12 +124,13 @@ async def prepare(plan: ServeConfig, context: Context) -> Prepared:
     if plan.adapter is not None:
         plan = await asyncio.to_thread(with_adapters, plan, [plan.adapter])
     options = with_own_variables(with_api_key(plan.server))
-    engine = choose_engine(plan.engine, notify=context.notify)
+    engine = configured(choose_engine(plan.engine, notify=context.notify), options)
     if not isinstance(engine, ServedEngine):
         raise ConfigurationError(
             f"{engine.name} is a hosted API, which cannot be served",
             fix=f"use eval, chat or sample with --engine {engine.name}",
         )
+    _require_no_command(engine, options)
     environment = await find_environment(
         engine.installation,
         python=plan.python,
@@ -161,6 +173,19 @@ async def prepare(plan: ServeConfig, context: Context) -> Prepared:
         if quirk.alone:
             context.notify(f"{quirk.kills} would kill this engine: {quirk.avoided}")
     return prepared
+
+
+def _require_no_command(engine: ServedEngine, options: ServerOptions) -> None:
+    """Refuse what only an engine that is started by the user's own command takes."""
+    if isinstance(engine, SupportsConfiguration):
+        return
+    for field in ("command", "health_path", "only_endpoint"):
+        if getattr(options, field) is not None:
+            raise ConfigurationError(
+                f"{engine.name} cannot have {field}",
+                why=f"{engine.name} is started by Enginehouse, which knows its endpoints",
+                fix="leave it out, or use --engine generic for a server by its own command",
+            )
 
 
 def _compute_type(

@@ -93,6 +93,7 @@ class ServedDeployment(Deployment):
     async def begin(self) -> None:
         """Open the sampler of the plan's model, and of its adapter if it has one."""
         self.engine, self.model = self.prepared.engine, self.prepared.model
+        self.answer_options = self.prepared.answer_options()
         self._turn = asyncio.Lock()  # held while targets that open at once share a step
         sampler = await self.stack.enter_async_context(
             self._sampler(self.server.models[0], self.concurrency)

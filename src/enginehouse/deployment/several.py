@@ -36,7 +36,7 @@ async def several_served(
     """
     group = SeveralDeployment(prepared.engine, context, concurrency=concurrency)
     async with own_parts(prepared, context, instances=instances) as parts:
-        group.model = prepared.model
+        group.model, group.answer_options = prepared.model, prepared.answer_options()
         for part in parts:
             await group.join(part)
         async with group.open_default(prepared.plan.adapter) as group.default:
@@ -149,6 +149,9 @@ class SeveralDeployment(Deployment):
     requests. Swapping weights by hand is for one server: `weights` is None.
     """
 
+    announced_weights: str | None = None
+    """The digest that servers which are not ours say they were started with."""
+
     def __init__(self, engine: Engine, context: Context, *, concurrency: int | None) -> None:
         self.engine = engine
         self.incidents = Incidents()
@@ -168,6 +171,13 @@ class SeveralDeployment(Deployment):
             self._server = part.deployment.server
         assert self._server is not None, "known once a server has joined"
         return self._server
+
+    @property
+    def weights_digest(self) -> str | None:
+        """That of the weights which answer on every server; None if it is not known or differs."""
+        announced = self.announced_weights
+        digests = {part.deployment.weights_digest or announced for part in self._parts}
+        return digests.pop() if len(digests) == 1 else None
 
     async def join(self, part: Part) -> None:
         """Have it answer as everything that is open, then let requests go to it.

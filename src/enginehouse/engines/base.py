@@ -23,7 +23,7 @@ from enginehouse.processes.process import Command
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.installation import Installation
 
-ModelFormat = Literal["checkpoint", "gguf"]
+ModelFormat = Literal["checkpoint", "gguf", "none"]
 
 
 class Engine(Protocol):
@@ -78,15 +78,17 @@ class RemoteEngine(Engine, Protocol):
 class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
     """Paths of a server that are asked outside its dialects.
 
-    `canary` takes a completion of one token; None is /v1/completions, or /v1/chat/completions for
-    an engine that takes no text. `guarded` is a harmless GET that must be refused without a
-    key, which proves that our guard is in place; None where there is no guard.
+    `canary` takes a completion of one token, or a chat if it ends with /chat/completions; None is
+    /v1/completions, or /v1/chat/completions for an engine that takes no text. `guarded` is a
+    harmless GET that must be refused without a key, which proves that the server checks keys; None
+    where that is not asked. `lists_models`: it must list the models that it serves.
     """
 
     health: str = "/health"
     canary: str | None = None
     version: str = "/version"
     guarded: str | None = None
+    lists_models: bool = True
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +143,10 @@ class ServedEngine(Engine, Protocol):
 
     @property
     def model_format(self) -> ModelFormat:
-        """What its servers load: a Hugging Face checkpoint's folder, or a GGUF file."""
+        """What its servers load: a Hugging Face checkpoint's folder, a GGUF file, or none of ours.
+
+        With "none" a model is only a name.
+        """
         ...
 
     @property
@@ -212,6 +217,20 @@ class SupportsHistory(Protocol):
     def removed_flags(self) -> Mapping[str, str]:
         """What to do instead, by flag."""
         ...
+
+
+@runtime_checkable
+class SupportsConfiguration(Protocol):
+    """An engine that is asked in different ways, which the options of its server say."""
+
+    def configured(self, options: ServerOptions) -> ServedEngine:
+        """The engine for servers with these options."""
+        ...
+
+
+def configured(engine: Engine, options: ServerOptions) -> Engine:
+    """The engine for servers with these options."""
+    return engine.configured(options) if isinstance(engine, SupportsConfiguration) else engine
 
 
 class LoraFlags(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,12 @@ class ServerOptions(StrictModel):
 
     host: str = "127.0.0.1"
     """The address to listen on; anything but loopback requires an API key."""
+    command: str | None = None
+    """The command of a generic server, for a shell; it finds HOST, PORT and more in variables."""
+    health_path: Annotated[str, Field(pattern=r"^/")] | None = None
+    """The path at which a generic server answers 200 once it is well; by default /health."""
+    only_endpoint: Literal["chat", "completions"] | None = None
+    """The one endpoint of a generic server that lacks the other."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """The port; by default a free one."""
     tensor_parallel_size: PositiveInt | None = None

@@ -40,6 +40,7 @@ ENGINES = Registry(
         "hf": "enginehouse.engines.hf.engine:HfEngine",
         "llamacpp": "enginehouse.engines.llamacpp.engine:LlamaCppEngine",
         "sglang": "enginehouse.engines.sglang.engine:SglangEngine",
+        "generic": "enginehouse.engines.generic.engine:GenericEngine",
         "megatron": "enginehouse.engines.megatron.engine:MegatronEngine",
         "openai": "enginehouse.engines.openai.engine:OpenAIEngine",
         "anthropic": "enginehouse.engines.anthropic.engine:AnthropicEngine",

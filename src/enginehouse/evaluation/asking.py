@@ -56,7 +56,7 @@ class Asker:
             presence_penalty=spec.presence_penalty,
             frequency_penalty=spec.frequency_penalty,
         )
-        apart = any(task.concurrency is not None for task in spec.tasks)
+        apart = any(task.concurrency is not None for task in spec.native)
         self._shared = _semaphore(spec.concurrency if apart else None)
         self._samplers: dict[str, Sampler] = {}
 

@@ -59,7 +59,12 @@ def compare_runs(a: Run, b: Run) -> Comparison:
         a=describe_run(one),
         b=describe_run(other),
         tasks=tuple(
-            _judge(task, next(corrected), several=several)
+            _judge(
+                task,
+                next(corrected),
+                several=several,
+                lower_is_better=lower_is_better(one.ledger.tasks[task.task]),
+            )
             if task.headline and task.headline.p_value is not None
             else task
             for task in tasks
@@ -91,7 +96,14 @@ def describe_run(reading: Reading) -> Compared:
 
 
 def headline_pairs(a: TaskLedger, b: TaskLedger) -> Pairs:
-    """Which samples of a task are correct, in both runs."""
+    """Which samples of a task are correct, in both runs.
+
+    For a task that a harness measured by another scale: the measure that is its headline, if it
+    has that of single samples.
+    """
+    metric = a.record.headline
+    if a.is_measured and b.is_measured and metric in a.measures and metric in b.measures:
+        return metric_pairs(metric, a, b)
     states = np.stack([a.state_table(), b.state_table()])
     correct = (states == CODES[Outcome.CORRECT]).astype(float)
     return Pairs(values=correct, weights=has_score(states).astype(float))
@@ -105,6 +117,13 @@ def metric_pairs(metric: str, a: TaskLedger, b: TaskLedger) -> Pairs:
         values=np.stack([column.values.reshape(shape) for column in columns]),
         weights=np.stack([column.weights.reshape(shape) for column in columns]),
     )
+
+
+def lower_is_better(task: TaskLedger) -> bool:
+    """Whether its harness says that less is better."""
+    work = task.record.harness
+    figure = work.figure(task.record.headline) if work else None
+    return figure is not None and figure.higher_is_better is False
 
 
 def _compare_task(name: str, a: Reading, b: Reading) -> TaskComparison:
@@ -147,19 +166,24 @@ def _counts(outcome: Outcome, a: TaskLedger, b: TaskLedger) -> OutcomeCounts:
 
 def _metrics(a: TaskLedger, b: TaskLedger) -> list[MetricComparison]:
     metrics = []
-    for name in sorted(a.measures.keys() & b.measures.keys()):
+    names = a.measures.keys() & b.measures.keys()
+    if a.is_measured:
+        names -= {a.record.headline}
+    for name in sorted(names):
         pairs = metric_pairs(name, a, b)
         if (result := compare_paired(pairs.values, pairs.weights)) is not None:
             metrics.append(MetricComparison(metric=name, result=result))
     return metrics
 
 
-def _judge(task: TaskComparison, p_value: float, *, several: bool) -> TaskComparison:
+def _judge(
+    task: TaskComparison, p_value: float, *, several: bool, lower_is_better: bool
+) -> TaskComparison:
     """The task with the verdict for its p-value, which is corrected for `several` tasks."""
     result = task.headline
     assert result is not None
     if p_value <= LEVEL:
-        better = result.difference > 0
+        better = (result.difference > 0) is not lower_is_better
         verdict = Verdict.B_BETTER if better else Verdict.A_BETTER
         words = "B is better" if better else "A is better"
     elif result.detectable is None:

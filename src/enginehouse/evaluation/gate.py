@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from enginehouse.core.errors import ConfigurationError, GateError, GateUndecidedError, nearest
-from enginehouse.evaluation.compare import Pairs, describe_run, headline_pairs, metric_pairs
+from enginehouse.evaluation.compare import (
+    Pairs,
+    describe_run,
+    headline_pairs,
+    lower_is_better,
+    metric_pairs,
+)
 from enginehouse.evaluation.ledger import TaskLedger
 from enginehouse.evaluation.pairing import (
     Reading,
@@ -43,7 +49,7 @@ def judge(run: Run, baseline: Run, policy: Policy) -> Gate:
     """
     before, after = read_run(baseline), read_run(run)
     require_two_runs(before, after)
-    known = list(before.ledger.tasks)
+    known = [name for name, task in before.ledger.tasks.items() if task.states]
     rules = policy.tasks if policy.tasks is not None else {name: TaskRule() for name in known}
     cases = [
         case
@@ -131,8 +137,10 @@ def _cases(
     name: str, rule: TaskRule, policy: Policy, *, before: Reading, after: Reading
 ) -> Iterator[_Case]:
     """The task's headline, then the further metrics that its rule names."""
-    own = _completed(policy, rule)
     one, other = before.ledger.tasks.get(name), after.ledger.tasks.get(name)
+    own = _completed(policy, rule)
+    if rule.lower_is_better is None and one is not None and lower_is_better(one):
+        own = replace(own, lower_is_better=True)
     metrics = {
         metric: _completed(policy, rule, further) for metric, further in rule.metrics.items()
     }
@@ -179,6 +187,8 @@ def _why_absent(name: str, before: Reading, after: Reading) -> str:
 
 def _why_unpaired(name: str, before: Reading, after: Reading) -> str:
     """Why a task of both cannot be compared; empty if it can."""
+    if not before.ledger.tasks[name].states:
+        return "a group has no samples of its own: name its parts"
     without = [
         f"the {label} has no score: {why}"
         for label, reading in (("baseline", before), ("run", after))

@@ -19,6 +19,7 @@ from enginehouse.core.errors import StoreError
 from enginehouse.evaluation.records import (
     JOURNAL_FORMAT,
     DatasetRecord,
+    HarnessEndRecord,
     HeaderRecord,
     JudgeRecord,
     ProvenanceRecord,
@@ -148,8 +149,30 @@ class TaskLedger:
         return has_score(self.state_table())
 
     def outcomes(self) -> dict[str, int]:
-        """How many samples had each outcome."""
-        return {outcome.value: self.counts[code] for outcome, code in CODES.items()}
+        """How many samples had each outcome; only harnesses' samples are measured."""
+        return {
+            outcome.value: self.counts[code]
+            for outcome, code in CODES.items()
+            if outcome is not Outcome.MEASURED or self.record.harness is not None
+        }
+
+    def is_at(self, record: SampleRecord | ScoreRecord, index: int) -> bool:
+        """Whether the record's sample lies there.
+
+        A replaced task's sample may lie nowhere.
+        """
+        where = record.position * self.record.samples + record.repeat
+        return where == index and record.repeat < self.record.samples
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a harness scored it by a scale that knows no right and wrong."""
+        return self.counts[CODES[Outcome.MEASURED]] > 0
+
+    @property
+    def missing(self) -> int:
+        """How many samples were not asked or not scored yet."""
+        return sum(self.counts[: ASKED + 1])
 
 
 def has_score(states: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -160,9 +183,13 @@ def has_score(states: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 @dataclass
 class Session:
-    """What one provenance's samples cost; `begin` and `end` in seconds since the epoch."""
+    """What one provenance's samples cost; `begin` and `end` in seconds since the epoch.
+
+    `answered` counts its samples that did not fail. What harnesses asked for theirs is not in it.
+    """
 
     record: ProvenanceRecord
+    answered: int = 0
     begin: float = float("inf")
     end: float = float("-inf")
     requests: int = 0
@@ -179,6 +206,7 @@ class Ledger:
     judges: dict[int, JudgeRecord] = field(default_factory=dict)
     repairs: list[RepairRecord] = field(default_factory=list)
     tasks: dict[str, TaskLedger] = field(default_factory=dict)
+    harness_ends: list[HarnessEndRecord] = field(default_factory=list)
 
     def add(self, record: Record, *, offset: int) -> None:
         """Add one record. Raises StoreError for one that does not fit."""
@@ -187,7 +215,8 @@ class Ledger:
         elif isinstance(record, SampleRecord):
             self._add_sample(record, offset)
         elif isinstance(record, DatasetRecord):
-            if (task := self.tasks.get(record.task)) is None:
+            task = self.tasks.get(record.task)
+            if task is None or record.harness is not None:
                 self.tasks[record.task] = TaskLedger(record)
             else:
                 task.begin_scoring(record)
@@ -197,6 +226,8 @@ class Ledger:
             self.judges[record.id] = record
         elif isinstance(record, RepairRecord):
             self.repairs.append(record)
+        elif isinstance(record, HarnessEndRecord):
+            self.harness_ends.append(record)
         else:
             if record.format != JOURNAL_FORMAT:
                 raise StoreError(
@@ -216,6 +247,7 @@ class Ledger:
         task.answers[index] = offset
         if (session := self.sessions.get(record.provenance)) is None:
             raise StoreError(f"the journal has a sample of {record.task} without a provenance")
+        session.answered += 1
         for response in record.responses:
             timing = response.timing
             session.begin = min(session.begin, timing.started)
@@ -237,11 +269,27 @@ class Ledger:
             task.unscored[reason if len(task.unscored) < _MOST_REASONS else "of other reasons"] += 1
 
     def waiting(self) -> Iterator[tuple[str, int]]:
-        """Task and journal offset of every answer that has no score yet."""
-        for name, task in self.tasks.items():
+        """Task and journal offset of every answer to our own questions that has no score yet."""
+        for name, task in self.native.items():
             for index, state in enumerate(task.states):
                 if state == ASKED:
                     yield name, task.answers[index]
+
+    @property
+    def native(self) -> dict[str, TaskLedger]:
+        """The tasks that are asked here, not by a harness."""
+        return {name: task for name, task in self.tasks.items() if task.record.harness is None}
+
+    def is_whole(self, name: str, *, retry_failed: bool = False) -> bool:
+        """Whether a harness's task and all its parts are there, scored, and none of it is missing.
+
+        With `retry_failed` nothing of it may have failed, either.
+        """
+        task = self.tasks.get(name)
+        if task is None or task.missing or (retry_failed and task.counts[FAILED]):
+            return False
+        parts = task.record.harness.parts if task.record.harness else ()
+        return all(self.is_whole(part, retry_failed=retry_failed) for part in parts)
 
     def _task(self, record: SampleRecord | ScoreRecord) -> TaskLedger:
         try:

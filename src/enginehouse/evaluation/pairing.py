@@ -17,7 +17,7 @@ from enginehouse.core.sampler import Provenance
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.evaluation.ledger import ASKED, Ledger, TaskLedger
 from enginehouse.evaluation.records import DatasetRecord, EvaluationSpec, Record, SampleRecord
-from enginehouse.evaluation.summary import judges_of
+from enginehouse.evaluation.summary import judges_of, settings_for
 from enginehouse.store.journal import read_journal
 from enginehouse.store.runs import Run
 
@@ -34,6 +34,14 @@ _SETTINGS = {
     "reasoning": "uses of reasoning",
     "reasoning_end": "ends of reasoning",
 }
+_HARNESS_SETTINGS = {
+    "system": "system messages",
+    "temperature": "temperatures",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "max_tokens": "max_tokens",
+}
+"""There, no request says how it was sampled."""
 _DATA = (
     ("version", "task versions", "evaluate one again: prompts or scoring differ"),
     ("digest", "data (by SHA-256)", "evaluate both on the same data, with the same --seed"),
@@ -61,6 +69,8 @@ class Questions:
         position = record.position
         if not self.items[position]:
             self.items[position] = _digest(record.item.encode())
+        if record.exchange is not None and not self.prompts[position]:
+            self.prompts[position] = _digest(record.exchange.prompt.encode())
         if not record.requests:
             return
         request = record.requests[0]
@@ -94,7 +104,7 @@ class Reading:
     @property
     def provenances(self) -> list[Provenance]:
         """Who answered."""
-        return [s.record.provenance for s in self.ledger.sessions.values() if s.requests]
+        return [s.record.provenance for s in self.ledger.sessions.values() if s.answered]
 
 
 def read_run(run: Run) -> Reading:
@@ -104,20 +114,23 @@ def read_run(run: Run) -> Reading:
         record = entry.record
         reading.ledger.add(record, offset=entry.offset)
         if isinstance(record, DatasetRecord):
-            reading.questions.setdefault(record.task, Questions(record))
+            if record.harness is not None or record.task not in reading.questions:
+                reading.questions[record.task] = Questions(record)
         elif isinstance(record, SampleRecord):
             reading.questions[record.task].add(record)
     return reading
 
 
 def common_tasks(a: Reading, b: Reading) -> list[str]:
-    """The tasks of both, each whole in both and asked in the same way.
+    """The tasks of both, each whole in both and asked in the same way; of groups, their parts.
 
     Raises ConfigurationError, naming what differs: the two are one run; no task in common; samples
     missing; another task version, data, number of items or samples, other items or prompts.
     """
     require_two_runs(a, b)
-    common = [name for name in a.ledger.tasks if name in b.ledger.tasks]
+    common = [
+        name for name, task in a.ledger.tasks.items() if task.states and name in b.ledger.tasks
+    ]
     if not common:
         raise ConfigurationError(
             "the runs have no task in common",
@@ -165,6 +178,7 @@ def warnings(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
             if missing:
                 why = missing[0].unknown.get(attribute)
                 yield f"unknown {what} in {label}" + (f": {why}" if why else "")
+    yield from _differing_harnesses(a, b, tasks)
     yield from _differing_judges(a, b, tasks)
     yield from _differing_settings(a, b, tasks)
     if a.spec.tool_steps != b.spec.tool_steps:
@@ -187,12 +201,24 @@ def _differing_judges(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[
                 yield f"different {option} of the judge: A {first}, B {second}"
 
 
+def _differing_harnesses(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
+    differences: defaultdict[str, list[str]] = defaultdict(list)
+    for name in tasks:
+        one, other = (reading.ledger.tasks[name].record.harness for reading in (a, b))
+        if one and other and one.version != other.version:
+            what = f"different versions of {one.name}: A {one.version}, B {other.version}"
+            differences[what].append(name)
+    for text, names in differences.items():
+        yield f"{text} ({', '.join(names)})"
+
+
 def _differing_settings(a: Reading, b: Reading, tasks: Iterable[str]) -> Iterator[str]:
     """What differs between the tasks' settings that does not show in the requests' parameters."""
     differences: defaultdict[str, list[str]] = defaultdict(list)
     for name in tasks:
-        one, other = a.spec.settings_of(name), b.spec.settings_of(name)
-        for option, what in _SETTINGS.items():
+        record = a.ledger.tasks[name].record
+        one, other = settings_for(record, a.spec), settings_for(record, b.spec)
+        for option, what in (_HARNESS_SETTINGS if record.harness else _SETTINGS).items():
             first, second = getattr(one, option), getattr(other, option)
             if first != second:
                 differences[f"different {what}: A {first!r}, B {second!r}"].append(name)
@@ -218,10 +244,13 @@ def _shown(value: object) -> str:
 
 def _require_begun(reading: Reading) -> None:
     header, run = reading.ledger.header, reading.run
-    if header is None or len(reading.ledger.tasks) < len(header.spec.tasks):
+    unbegun = (
+        [t.name for t in header.spec.tasks if t.name not in reading.ledger.tasks] if header else []
+    )
+    if header is None or unbegun:
         raise ConfigurationError(
             f"run {run.info.id} is not complete",
-            why="it has asked nothing yet",
+            why=f"{', '.join(unbegun)} is missing" if unbegun else "it has asked nothing yet",
             fix=f"{_completing(run)}, then compare",
         )
 

@@ -40,8 +40,8 @@ TaskPlans = tuple[TaskPlan, ...]
 
 
 def plan_tasks(spec: EvaluationSpec, tasks: TaskData) -> TaskPlans:
-    """The plan of every task, in the spec's order. Raises UnknownNameError and DataError."""
-    return tuple(_plan(spec, task, tasks) for task in spec.tasks)
+    """The plan of every native task, in the spec's order. Raises UnknownNameError and DataError."""
+    return tuple(_plan(spec, task, tasks) for task in spec.native)
 
 
 def _plan(spec: EvaluationSpec, chosen: TaskSpec, tasks: TaskData) -> TaskPlan:

@@ -11,6 +11,7 @@ import msgspec
 from enginehouse.core.errors import ConfigurationError, EnginehouseError
 from enginehouse.core.reasoning import ReasoningUse
 from enginehouse.core.sampler import Provenance, SampleRequest, SampleResponse
+from enginehouse.results.summary import HarnessExchange, HarnessWork
 from enginehouse.tasks.base import Measure, Outcome
 from enginehouse.tools import CallOutcome, CheckedCall, Step
 
@@ -22,13 +23,19 @@ class TaskSpec(
 ):
     """A task to evaluate; `limit` None takes every item.
 
+    `harness` is whose task it is, unless it is our own; then `name` begins with it, as in
+    "lm-eval:piqa", and `few_shot` and `arguments` are its settings there.
+
     Everything else that is None is the evaluation's own. With a limit the items are the first
     in a seeded order (see `plan.select`) instead of the file's: an unbiased sample, the same for
     every model under the same seed, and a smaller limit's items are among a larger one's.
     """
 
     name: str
+    harness: str | None = None
     limit: int | None = None
+    few_shot: int | None = None
+    arguments: Mapping[str, Any] | None = None
     samples: int | None = None
     max_tokens: int | None = None
     temperature: float | None = None
@@ -114,11 +121,25 @@ class EvaluationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ConfigurationError(message)
 
     def settings_of(self, name: str) -> TaskSpec:
-        """The complete settings of a task: its own, and for the rest the evaluation's."""
-        task = next(task for task in self.tasks if task.name == name)
+        """The complete settings of a task: its own, and for the rest the evaluation's.
+
+        Those of a task that is not named, because it is a part of a harness's group, are the
+        evaluation's.
+        """
+        task = next((task for task in self.tasks if task.name == name), TaskSpec(name=name))
         own = {n: v for n in task.__struct_fields__ if (v := getattr(task, n)) is not None}
         common = {n: getattr(self, n) for n in _COMMON}
         return TaskSpec(**(common | own))
+
+    @property
+    def native(self) -> tuple[TaskSpec, ...]:
+        """The tasks that are asked here."""
+        return tuple(task for task in self.tasks if task.harness is None)
+
+    @property
+    def foreign(self) -> tuple[TaskSpec, ...]:
+        """The tasks that harnesses ask and score."""
+        return tuple(task for task in self.tasks if task.harness is not None)
 
     @property
     def most_in_flight(self) -> int | None:
@@ -202,15 +223,21 @@ class RepairRecord(msgspec.Struct, frozen=True, kw_only=True, tag="repair", tag_
     kept: str
 
 
-class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True, tag="dataset", tag_field="record"):
+class DatasetRecord(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="dataset", tag_field="record"
+):
     """A task's data: `items` are evaluated `samples` times each, out of `full_size` (or unknown).
 
     `headline` says what "correct" means for the task. A further record of a task begins a new
     scoring: the scores before it no longer count, the answers do.
+
+    A task with `harness` was asked and scored by one. Its record is written when it is done, before
+    its samples; a group's is written after those of its parts, and has no items. A further record
+    replaces the task with all its samples.
     """
 
     task: str
-    version: int
+    version: int | str
     headline: str
     source: str
     licence: str
@@ -219,6 +246,7 @@ class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True, tag="dataset", ta
     samples: int
     full_size: int | None
     subset: bool
+    harness: HarnessWork | None = None
 
 
 class Continuation(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,7 +303,8 @@ class SampleRecord(
     The key is (task, position, repeat); `position` counts the evaluated items from 0. A written
     answer has one request and one response; a choice has one of each per continuation, with the
     prompt's log-probabilities reduced to `continuations`; tool calls have one of each per answered
-    attempt, and their result in `tool_use`. `provenance` is a ProvenanceRecord's id.
+    attempt, and their result in `tool_use`. `provenance` is a ProvenanceRecord's id. A sample of a
+    harness has neither requests nor responses, but an `exchange`.
     """
 
     task: str
@@ -287,7 +316,18 @@ class SampleRecord(
     responses: tuple[SampleResponse, ...] = ()
     continuations: tuple[Continuation, ...] | None = None
     tool_use: ToolUse | None = None
+    exchange: HarnessExchange | None = None
     failure: Failure | None = None
+
+
+class HarnessEndRecord(
+    msgspec.Struct, frozen=True, kw_only=True, tag="harness_end", tag_field="record"
+):
+    """A harness did not finish a task, which is run again when the run is resumed."""
+
+    task: str
+    at: datetime
+    failure: Failure
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -337,4 +377,5 @@ Record = (
     | DatasetRecord
     | SampleRecord
     | ScoreRecord
+    | HarnessEndRecord
 )

@@ -46,8 +46,9 @@ async def rescore(
     The earlier scores stay in the journal and no longer count. If this is stopped halfway, the run
     lacks scores, and `evaluate` or another `rescore` completes it. `progress` as in `evaluate`.
 
-    Raises ConfigurationError if a task now asks something other than what was answered (only
-    scoring may differ), RunLockedError and StoreError.
+    Tasks of harnesses keep the scores that these gave. Raises ConfigurationError if a task now asks
+    something other than what was answered (only scoring may differ) or all are of harnesses,
+    RunLockedError and StoreError.
     """
     with run.hold():
         with Journal(run.journal_path, first=HeaderRecord) as journal:
@@ -85,6 +86,7 @@ async def rescore(
                 headline=now.headline,
             )
             for then, now in zip(before.tasks, report.tasks, strict=True)
+            if now.task in changes
         ),
     )
 
@@ -96,12 +98,24 @@ def _begin_scoring(work: Evaluation, run_id: str) -> dict[str, bytes]:
         raise ConfigurationError(
             f"run {run_id} has no answers yet", fix=f"`enginehouse resume {run_id}` asks them"
         )
+    if not work.plans:
+        raise ConfigurationError(
+            f"run {run_id} has no answers that are scored here",
+            why="its tasks were scored by their harnesses",
+            fix="evaluate the model again, with another version of the harness if that scores "
+            "differently (--harness-version)",
+        )
     work.require_same_spec(run_id)
     plans = [plan for plan in work.plans.values() if plan.name in known]
     for plan in plans:
         require_same_size(plan, known[plan.name].record)
     for entry in read_journal(work.journal.path, Record):
-        if isinstance(sample := entry.record, SampleRecord) and sample.failure is None:
+        sample = entry.record
+        if (
+            isinstance(sample, SampleRecord)
+            and sample.failure is None
+            and sample.task in work.plans
+        ):
             require_same_question(
                 work.plans[sample.task], known[sample.task].record, sample, spec=work.spec
             )

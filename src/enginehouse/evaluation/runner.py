@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from enginehouse.core.errors import ConfigurationError
-from enginehouse.core.sampler import Provenance, Sampler
+from enginehouse.core.errors import ConfigurationError, HarnessError
+from enginehouse.core.sampler import Capabilities, Capability, Provenance, Sampler
 from enginehouse.evaluation.asking import Asker, Unit, requests_of, require_capabilities
 from enginehouse.evaluation.counting import CountingSampler
+from enginehouse.evaluation.foreign import ForeignTasks
 from enginehouse.evaluation.judge import Judge
 from enginehouse.evaluation.ledger import (
     ASKED,
@@ -29,12 +31,15 @@ from enginehouse.evaluation.plan import TaskPlan, TaskPlans
 from enginehouse.evaluation.records import (
     JOURNAL_FORMAT,
     EvaluationSpec,
+    Failure,
+    HarnessEndRecord,
     HeaderRecord,
     JudgeRecord,
     ProvenanceRecord,
     Record,
     RepairRecord,
     SampleRecord,
+    TaskSpec,
 )
 from enginehouse.evaluation.remaining import RemainingTime
 from enginehouse.evaluation.schedule import Schedule
@@ -64,10 +69,19 @@ _TIMINGS = Timings()
 
 
 class Missing(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run lacks: samples that were not asked, and answers that no judge has scored."""
+    """What a run lacks: samples that were not asked, and answers that no judge has scored.
+
+    `foreign` are the tasks that their harnesses did not finish.
+    """
 
     samples: int
     judgements: int
+    foreign: tuple[str, ...]
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether the model has to be asked."""
+        return bool(self.samples or self.foreign)
 
 
 def count_missing(
@@ -89,6 +103,7 @@ def count_missing(
                 if is_judged(plan.task)
                 for state in states
             ),
+            foreign=tuple(task.name for task in work.unfinished(retry_failed=retry_failed)),
         )
 
 
@@ -104,6 +119,7 @@ async def evaluate(  # noqa: PLR0913 (the optional ones are independent of one a
     provenance: Provenance | None,
     run: Run,
     judge: Judge | None = None,
+    foreign: ForeignTasks | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     retry_failed: bool = False,
     timings: Timings = _TIMINGS,
@@ -113,15 +129,17 @@ async def evaluate(  # noqa: PLR0913 (the optional ones are independent of one a
     `tasks` is what `plan_tasks` made of the spec. A new run and a resumed one are the same call; a
     finished one asks nothing and needs no sampler (None). Failed samples count as done unless
     `retry_failed`, and so do answers that a judge left unscored. A `judge` is needed if answers of
-    a task that has one are asked, or wait for it. `progress` is called from the event loop every
-    half second and at the end. Cancellable at any time: samples in flight are dropped and asked
-    again on resume.
+    a task that has one are asked, or wait for it. `foreign` runs the tasks of harnesses, after the
+    others; if one fails, those after it are run all the same. `progress` is called from the event
+    loop every half second and at the end. Cancellable at any time: samples in flight are dropped
+    and asked again on resume.
 
     Raises, leaving the run resumable: ConfigurationError (the spec or the data differ from those
     the run began with), RunLockedError, UnsupportedError (before anything is asked),
     ServerGoneError, UnauthorizedError, ForbiddenError or NoCreditError (every request is refused
-    because of the key), TaskError (a task cannot make a question), StoreError (such as a full
-    disk). Failed and unscored samples do not raise: see `require_headlines`.
+    because of the key), TaskError (a task cannot make a question), HarnessError (that of the first
+    task that its harness did not finish), StoreError (such as a full disk). Failed and unscored
+    samples do not raise: see `require_headlines`.
     """
     with run.hold():
         run.update(status=RunStatus.RUNNING, finished=None)
@@ -140,9 +158,13 @@ async def evaluate(  # noqa: PLR0913 (the optional ones are independent of one a
                         work.discard_unjudged()
                     await work.score_waiting()
                     if sampler is not None and provenance is not None:
+                        unfinished = work.expect_foreign(retry_failed=retry_failed)
                         await work.ask_missing(
                             sampler, provenance, wanted=_wanted(retry_failed=retry_failed)
                         )
+                        if unfinished:
+                            assert foreign is not None
+                            await work.run_foreign(foreign, unfinished, provenance)
                 del work  # its state would double the memory that the summary takes
             report = summarise(run)
             run.write_report(msgspec.json.format(msgspec.json.encode(report)))
@@ -179,6 +201,8 @@ class Evaluation:
         self._counted: CountingSampler | None = None
         self._processes = ScoringProcesses()
         self._scoring: set[asyncio.Task[None]] = set()  # answers that a program is scoring
+        self._session: int | None = None  # this process's ProvenanceRecord
+        self._foreign: dict[str, TaskProgress] = {}  # tasks that harnesses have begun
 
     async def __aenter__(self) -> Self:
         return self
@@ -292,7 +316,7 @@ class Evaluation:
 
     def count(self, states: tuple[int, ...]) -> int:
         """How many samples are in one of the states."""
-        return sum(t.counts[state] for t in self.ledger.tasks.values() for state in states)
+        return sum(t.counts[state] for t in self.ledger.native.values() for state in states)
 
     async def ask_missing(
         self, sampler: Sampler, provenance: Provenance, *, wanted: tuple[int, ...]
@@ -301,22 +325,12 @@ class Evaluation:
         if missing := self.count(wanted):
             for plan in self.plans.values():
                 require_capabilities(plan, sampler.capabilities, spec=self.spec)
-            self._require_same_weights(provenance)
-            session = len(self.ledger.sessions)
             self._counted = CountingSampler(sampler)
             asker = Asker(
                 self.spec,
                 self._counted,
-                provenance=session,
+                provenance=self._begin_session(provenance, sampler.capabilities),
                 template=provenance.chat_template_digest,
-            )
-            self.write(
-                ProvenanceRecord(
-                    id=session,
-                    started=datetime.now(UTC),
-                    provenance=provenance,
-                    seeded=asker.seeded,
-                )
             )
             count = min(self.spec.most_in_flight or MOST_IN_FLIGHT, missing)
             schedule = self._schedule(wanted)
@@ -356,11 +370,69 @@ class Evaluation:
                 self.write(record)
         self._progress(self._state())
 
+    def unfinished(self, *, retry_failed: bool) -> list[TaskSpec]:
+        """The tasks that their harnesses have to run: `retry_failed`, also those with failures."""
+        return [
+            task
+            for task in self.spec.foreign
+            if not self.ledger.is_whole(task.name, retry_failed=retry_failed)
+        ]
+
+    def expect_foreign(self, *, retry_failed: bool) -> list[TaskSpec]:
+        """The `unfinished` tasks, which from now on are in the progress."""
+        tasks = self.unfinished(retry_failed=retry_failed)
+        for task in tasks:
+            self._note_foreign(task.name, 0, None)
+        return tasks
+
+    async def run_foreign(
+        self, foreign: ForeignTasks, tasks: Sequence[TaskSpec], provenance: Provenance
+    ) -> None:
+        """Have the tasks run, one after the other, and journal each that is done."""
+        session = self._begin_session(provenance, foreign.capabilities)
+        first: HarnessError | None = None
+        self._started = time.monotonic()
+
+        async def run(task: TaskSpec) -> None:
+            nonlocal first
+            progress = partial(self._note_foreign, task.name)
+            try:
+                for record in await foreign.run(task, session=session, progress=progress):
+                    self.write(record)
+                    await self._breathe()
+            except HarnessError as error:
+                first = first or error
+                failure = Failure.of(error)
+                self.write(HarnessEndRecord(task=task.name, at=datetime.now(UTC), failure=failure))
+            self._foreign.pop(task.name, None)
+
+        await run_workers(run, tasks, count=1, tick=self._report, interval=self._timings.tick)
+        if first is not None:
+            raise first
+
+    def _note_foreign(self, task: str, done: int, total: int | None) -> None:
+        self._foreign[task] = TaskProgress(task=task, done=done, total=total, outcomes={})
+
+    def _begin_session(self, provenance: Provenance, capabilities: Capabilities) -> int:
+        """The id of this process's ProvenanceRecord, which is written once."""
+        if self._session is None:
+            self._require_same_weights(provenance)
+            self._session = len(self.ledger.sessions)
+            self.write(
+                ProvenanceRecord(
+                    id=self._session,
+                    started=datetime.now(UTC),
+                    provenance=provenance,
+                    seeded=Capability.SEED in capabilities.supports,
+                )
+            )
+        return self._session
+
     def _require_same_weights(self, provenance: Provenance) -> None:
         known = {
             session.record.provenance.weights_digest
             for session in self.ledger.sessions.values()
-            if session.requests
+            if session.answered
         } - {None}
         digest = provenance.weights_digest
         if known and known != {digest}:
@@ -403,7 +475,7 @@ class Evaluation:
 
     def _state(self) -> Progress:
         ledger = self.ledger
-        tasks = tuple(
+        tasks = [
             TaskProgress(
                 task=name,
                 done=sum(task.counts[ASKED + 1 :]),
@@ -411,23 +483,29 @@ class Evaluation:
                 outcomes=task.outcomes(),
             )
             for name, task in ledger.tasks.items()
-        )
+            if name not in self._foreign
+        ]
+        tasks += self._foreign.values()
         elapsed = time.monotonic() - self._started
         counted = self._counted
         tokens = counted.generated_tokens if counted else 0
         requests = counted.requests if counted else 0
-        if self._remaining is not None:
-            seconds_left = self._remaining.seconds(answered=requests, elapsed=elapsed)
-        else:  # nothing is asked, at most scored
-            seconds_left = None if self.count((MISSING, ASKED)) else 0.0
         return Progress(
-            tasks=tasks,
+            tasks=tuple(tasks),
             requests=requests,
             elapsed=elapsed,
             generated_tokens=tokens,
             tokens_per_second=tokens / elapsed if tokens and elapsed else None,
-            seconds_left=seconds_left,
+            seconds_left=self._seconds_left(requests, elapsed=elapsed),
         )
+
+    def _seconds_left(self, requests: int, *, elapsed: float) -> float | None:
+        """An estimate; None before there is one, and while harnesses have tasks to run."""
+        if self._foreign:
+            return None
+        if self._remaining is not None:
+            return self._remaining.seconds(answered=requests, elapsed=elapsed)
+        return None if self.count((MISSING, ASKED)) else 0.0  # nothing is asked, at most scored
 
 
 def _differences(one: msgspec.Struct, other: msgspec.Struct) -> list[str]:

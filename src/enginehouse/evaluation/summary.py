@@ -19,19 +19,22 @@ from enginehouse.evaluation.ledger import (
     FAILED,
     UNSCORED,
     Ledger,
-    Session,
     TaskLedger,
     read_ledger,
 )
 from enginehouse.evaluation.records import (
+    DatasetRecord,
     EvaluationSpec,
     Record,
     SampleRecord,
     ScoreRecord,
+    TaskSpec,
     ToolUse,
 )
 from enginehouse.results.summary import (
     Cost,
+    Figure,
+    HarnessWork,
     Reasoning,
     Report,
     SampleView,
@@ -42,6 +45,7 @@ from enginehouse.store.journal import read_journal
 from enginehouse.store.runs import Run
 from enginehouse.tasks.base import Outcome
 
+_SAME: Final = 1e-6  # two computations of one figure
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "max_tokens", "system")
 
 
@@ -56,15 +60,12 @@ def summarise(run: Run, *, at_k: Sequence[int] | None = None) -> Report:
     ledger = read_ledger(run.journal_path)
     spec = ledger.header.spec if ledger.header else None
     records = [session.record for session in ledger.sessions.values()]
-    throughput = _throughput(list(ledger.sessions.values()))
-    complete = bool(ledger.tasks) and not any(
-        sum(task.counts[: ASKED + 1]) for task in ledger.tasks.values()
-    )
+    throughput = _throughput(ledger)
     return Report(
         run=run.info.id,
         folder=str(run.folder),
         model=records[-1].provenance.model if records else run.info.model,
-        complete=complete and spec is not None and len(ledger.tasks) == len(spec.tasks),
+        complete=spec is not None and all(ledger.is_whole(task.name) for task in spec.tasks),
         seed=spec.seed if spec else 0,
         temperature=spec.temperature if spec else 0.0,
         tasks=tuple(_task_report(t, ledger, spec, at_k) for t in ledger.tasks.values())
@@ -88,7 +89,7 @@ def require_headlines(report: Report) -> None:
             again.append(
                 f"`enginehouse resume {report.run} --retry-failed` asks the failed samples again"
             )
-        if any(task.outcomes.get(Outcome.UNSCORED) for task in without):
+        if any(t.outcomes.get(Outcome.UNSCORED) and t.harness is msgspec.UNSET for t in without):
             again.append(f"`enginehouse rescore {report.run}` scores all answers again")
         if not again:
             again.append(f"`enginehouse resume {report.run}` asks the missing samples")
@@ -115,18 +116,7 @@ def find_sample(run: Run, number: int) -> SampleView:
         if index < len(task.states):
             break
         index -= len(task.states)
-    sample: SampleRecord | None = None
-    score: ScoreRecord | None = None
-    for entry in read_journal(run.journal_path, Record):
-        record = entry.record
-        if not isinstance(record, (SampleRecord, ScoreRecord)):
-            continue
-        if record.task != task.record.task or task.index(record) != index:
-            continue
-        if isinstance(record, SampleRecord):
-            sample, score = record, None
-        else:
-            score = record
+    sample, score = _read_sample(run, task, index)
     if sample is None:
         raise ConfigurationError(
             f"sample {number} of run {run.info.id} has not been asked yet",
@@ -152,7 +142,31 @@ def find_sample(run: Run, number: int) -> SampleView:
         failure=f"{failure.error} ({failure.stage}): {failure.message}" if failure else None,
         judge_request=score.judgement.request if score and score.judgement else None,
         judge_response=score.judgement.response if score and score.judgement else None,
+        exchange=sample.exchange,
     )
+
+
+def _read_sample(
+    run: Run, task: TaskLedger, index: int
+) -> tuple[SampleRecord | None, ScoreRecord | None]:
+    """The latest sample of a task at an index, and its score."""
+    sample: SampleRecord | None = None
+    score: ScoreRecord | None = None
+    for entry in read_journal(run.journal_path, Record):
+        record = entry.record
+        if isinstance(record, DatasetRecord) and record.harness is not None:
+            if record.task == task.record.task:  # it replaces the samples before it
+                sample, score = None, None
+            continue
+        if not isinstance(record, (SampleRecord, ScoreRecord)):
+            continue
+        if record.task != task.record.task or not task.is_at(record, index):
+            continue
+        if isinstance(record, SampleRecord):
+            sample, score = record, None
+        else:
+            score = record
+    return sample, score
 
 
 def _tool_lines(use: ToolUse) -> tuple[str, ...]:
@@ -173,22 +187,22 @@ def _task_report(
 ) -> TaskReport:
     record = task.record
     shape = (record.items, record.samples)
-    states = task.state_table()
     scored = task.counted()
     ks = choose_ks(record, spec, at_k)
     why_not = why_no_headline(task, spec.max_failed)
+    headline = None if why_not else _headline(task)
     metrics = {}
     for name, column in sorted(task.measures.items()):
         weights = np.where(scored, column.weights.reshape(shape), 0.0)
         if (figure := figure_of(column.values.reshape(shape), weights)) is not None:
             metrics[name] = figure
+    if task.is_measured:
+        metrics.pop(record.headline, None)  # it is the headline
     return TaskReport(
         task=record.task,
         version=record.version,
         headline_name=record.headline,
-        headline=None
-        if why_not
-        else figure_of((states == CODES[Outcome.CORRECT]).astype(float), scored.astype(float)),
+        headline=headline,
         no_headline=why_not,
         metrics=metrics,
         outcomes=task.outcomes(),
@@ -200,11 +214,33 @@ def _task_report(
         source=record.source,
         licence=record.licence,
         digest=record.digest,
-        at_k=() if why_not else tuple(figures_at_k(task, k) for k in ks),
+        at_k=() if why_not or task.is_measured else tuple(figures_at_k(task, k) for k in ks),
         reasoning=_reasoning(task, spec),
-        settings=_own_settings(record.task, spec) or msgspec.UNSET,
+        settings=_own_settings(record, spec) or msgspec.UNSET,
         judge=", ".join(p.model for p in judges_of(ledger, record.task)) or msgspec.UNSET,
+        harness=record.harness or msgspec.UNSET,
     )
+
+
+def _headline(task: TaskLedger) -> Figure | None:
+    """The share of correct samples; of a measured task the measure of that name, if it has one.
+
+    Where the samples do not allow either, it is the harness's own figure, without an interval.
+    """
+    record = task.record
+    shape = (record.items, record.samples)
+    scored = task.counted()
+    figure: Figure | None = None
+    if not task.is_measured:
+        correct = task.state_table() == CODES[Outcome.CORRECT]
+        figure = figure_of(correct.astype(float), scored.astype(float))
+    elif (column := task.measures.get(record.headline)) is not None:
+        weights = np.where(scored, column.weights.reshape(shape), 0.0)
+        figure = figure_of(column.values.reshape(shape), weights)
+    if figure is not None or record.harness is None:
+        return figure
+    own = record.harness.figure(record.headline)
+    return None if own is None else Figure(value=own.value, interval=None)
 
 
 def judges_of(ledger: Ledger, *tasks: str) -> list[Provenance]:
@@ -225,12 +261,18 @@ def _reasoning(task: TaskLedger, spec: EvaluationSpec) -> Reasoning | msgspec.Un
         answers=answers,
         mean_words=float(column.words.sum()) / answers,
         unfinished=int((~column.finished).sum()),
-        scored=spec.settings_of(task.record.task).reasoning is ReasoningUse.KEEP,
+        scored=settings_for(task.record, spec).reasoning is ReasoningUse.KEEP,
     )
 
 
-def _own_settings(task: str, spec: EvaluationSpec) -> dict[str, float | int | str]:
-    settings = spec.settings_of(task)
+def settings_for(record: DatasetRecord, spec: EvaluationSpec) -> TaskSpec:
+    """The settings of a task in the journal: those of its group, if it is a part of one."""
+    group = record.harness.part_of if record.harness else None
+    return spec.settings_of(group or record.task)
+
+
+def _own_settings(record: DatasetRecord, spec: EvaluationSpec) -> dict[str, float | int | str]:
+    settings = settings_for(record, spec)
     return {
         name: value
         for name in _SAMPLING
@@ -240,6 +282,8 @@ def _own_settings(task: str, spec: EvaluationSpec) -> dict[str, float | int | st
 
 def why_no_headline(task: TaskLedger, max_failed: float) -> str | None:
     """Why the scores so far give no headline; None if they do."""
+    if task.record.harness is not None and not task.states:
+        return None  # a group's samples are those of its parts
     done = sum(task.counts[ASKED + 1 :])
     failed, unscored = task.counts[FAILED], task.counts[UNSCORED]
     without = failed + unscored
@@ -269,14 +313,16 @@ def _answerers(ledger: Ledger) -> tuple[Provenance, ...]:
     """Every different provenance of an answer, in order."""
     provenances: list[Provenance] = []
     for session in ledger.sessions.values():
-        if session.requests and session.record.provenance not in provenances:
+        if session.answered and session.record.provenance not in provenances:
             provenances.append(session.record.provenance)
     return tuple(provenances)
 
 
-def _throughput(sessions: list[Session]) -> Throughput:
-    wall = sum(s.end - s.begin for s in sessions if s.requests)
-    requests = sum(s.requests for s in sessions)
+def _throughput(ledger: Ledger) -> Throughput:
+    sessions = list(ledger.sessions.values())
+    harnesses = [task.record.harness for task in ledger.tasks.values() if task.record.harness]
+    wall = sum(s.end - s.begin for s in sessions if s.requests) + sum(h.seconds for h in harnesses)
+    requests = sum(s.requests for s in sessions) + sum(h.requests for h in harnesses)
     prompt = sum(s.prompt_tokens for s in sessions)
     generated = sum(s.generated_tokens for s in sessions)
     return Throughput(
@@ -309,34 +355,68 @@ def _reasoning_note(task: str, reasoning: Reasoning) -> str:
     return note
 
 
-def _notes(ledger: Ledger, spec: EvaluationSpec | None) -> list[str]:
+def _harness_notes(task: TaskLedger, harness: HarnessWork) -> list[str]:
+    record, notes = task.record, []
+    own = harness.figure(record.headline)
+    ours = _headline(task)
+    if own and ours and abs(own.value - ours.value) > _SAME:
+        notes.append(
+            f"{record.task}: {harness.name} reports {own.value:.4g} as {record.headline}, its "
+            f"samples give {ours.value:.4g}"
+        )
+    if harness.replayed:
+        notes.append(
+            f"{record.task}: {harness.replayed:,} of {harness.requests + harness.replayed:,} "
+            "requests were answered from what an earlier try had recorded"
+        )
+    return notes
+
+
+def _task_notes(task: TaskLedger, spec: EvaluationSpec | None) -> list[str]:
     notes = []
-    for task in ledger.tasks.values():
-        record = task.record
-        settings = spec.settings_of(record.task) if spec else None
-        if record.subset:
-            of = f"{record.full_size:,}" if record.full_size is not None else "an unknown number of"
-            notes.append(f"{record.task}: a subset, {record.items:,} of {of} items")
-        if settings and record.samples < (settings.samples or 1):
-            notes.append(f"{record.task}: asked once per item, its log-likelihoods do not vary")
-        if settings and settings.temperature == 0 and record.samples > 1:
-            notes.append(
-                f"{record.task}: {record.samples} samples per item at temperature 0 differ only "
-                "by the engine's own nondeterminism"
-            )
-        if spec and isinstance(reasoning := _reasoning(task, spec), Reasoning):
-            notes.append(_reasoning_note(record.task, reasoning))
-        if count := task.counts[UNSCORED]:
-            correct = task.counts[CODES[Outcome.CORRECT]]
-            of_all = sum(task.counts[ASKED + 1 :]) - task.counts[FAILED]
-            notes.append(
-                f"{record.task}: {count:,} of {of_all:,} answers could not be scored and are left "
-                f"out (commonest reason: {task.unscored.most_common(1)[0][0]}); with them the "
-                f"score would lie between {correct / of_all:.1%} "
-                f"and {(correct + count) / of_all:.1%}"
-            )
-        if missing := sum(task.counts[: ASKED + 1]):
-            notes.append(f"{record.task}: {missing:,} samples are missing, the run is incomplete")
+    record = task.record
+    settings = settings_for(record, spec) if spec else None
+    if record.subset:
+        of = f"{record.full_size:,}" if record.full_size is not None else "an unknown number of"
+        notes.append(f"{record.task}: a subset, {record.items:,} of {of} items")
+    if settings and not record.harness and record.samples < (settings.samples or 1):
+        notes.append(f"{record.task}: asked once per item, its log-likelihoods do not vary")
+    if settings and not record.harness and settings.temperature == 0 and record.samples > 1:
+        notes.append(
+            f"{record.task}: {record.samples} samples per item at temperature 0 differ only "
+            "by the engine's own nondeterminism"
+        )
+    if spec and isinstance(reasoning := _reasoning(task, spec), Reasoning):
+        notes.append(_reasoning_note(record.task, reasoning))
+    if count := task.counts[UNSCORED]:
+        correct = task.counts[CODES[Outcome.CORRECT]]
+        of_all = sum(task.counts[ASKED + 1 :]) - task.counts[FAILED]
+        notes.append(
+            f"{record.task}: {count:,} of {of_all:,} answers could not be scored and are left "
+            f"out (commonest reason: {task.unscored.most_common(1)[0][0]}); with them the "
+            f"score would lie between {correct / of_all:.1%} "
+            f"and {(correct + count) / of_all:.1%}"
+        )
+    if record.harness:
+        notes += _harness_notes(task, record.harness)
+    if missing := task.missing:
+        notes.append(f"{record.task}: {missing:,} samples are missing, the run is incomplete")
+    return notes
+
+
+def _notes(ledger: Ledger, spec: EvaluationSpec | None) -> list[str]:
+    notes = [note for task in ledger.tasks.values() for note in _task_notes(task, spec)]
+    if spec:
+        notes += [
+            f"{task.name}: {task.harness} has not finished it, the run is incomplete"
+            for task in spec.foreign
+            if task.name not in ledger.tasks
+        ]
+    notes += [
+        f"{end.task}: its harness did not finish it, {end.at:%Y-%m-%d %H:%M} UTC: "
+        f"{end.failure.message}"
+        for end in ledger.harness_ends
+    ]
     if not all(session.record.seeded for session in ledger.sessions.values()):
         notes.append("the engine does not support seeds: the same samples cannot be drawn again")
     notes += [
@@ -347,7 +427,7 @@ def _notes(ledger: Ledger, spec: EvaluationSpec | None) -> list[str]:
     engines = {
         (s.record.provenance.engine_version, s.record.provenance.weights_digest)
         for s in ledger.sessions.values()
-        if s.requests
+        if s.answered
     }
     if len(engines) > 1:
         notes.append("the answers come from different engine versions or weights: see provenance")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 
@@ -18,20 +19,22 @@ from enginehouse.core.errors import (
 )
 from enginehouse.deployment.base import Deployment
 from enginehouse.dialects.openai_errors import stream_error
+from enginehouse.gateway.adapters import AdapterFolder
 from enginehouse.gateway.configuration import GatewayOptions
 from enginehouse.gateway.errors import error_body, event_of, refusal_of
-from enginehouse.gateway.http_server import ClientGoneError, Refusal, Request, Response
+from enginehouse.gateway.http_server import JSON, ClientGoneError, Refusal, Request, Response
 from enginehouse.gateway.metrics import Metrics
-from enginehouse.gateway.models import Models
+from enginehouse.gateway.models import Models, NamedModel
+from enginehouse.gateway.recorder import RecordedReply, RecordedRequest, Recorder
 from enginehouse.gateway.requests import Body, read_body, with_model
-from enginehouse.gateway.streams import require_unaborted, whole_events
+from enginehouse.gateway.streams import is_last, require_unaborted, whole_events
 from enginehouse.runtime.context import Notify
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
 EMBEDDINGS: Final = "/v1/embeddings"
 _PASSED: Final = (CHAT, COMPLETIONS, EMBEDDINGS, "/tokenize", "/detokenize")
-_EVENTS: Final = b"text/event-stream; charset=utf-8"
+EVENTS: Final = b"text/event-stream; charset=utf-8"
 _RETRY_SOON: Final = ((b"retry-after", b"1"),)
 
 _Handler = Callable[[Request, Response], Awaitable[None]]
@@ -50,12 +53,15 @@ class Forwarding:
         options: GatewayOptions,
         *,
         api_key: str | None,
+        recorder: Recorder | None,
+        adapters: AdapterFolder | None,
         notify: Notify,
         failed: Callable[[ServerError], object],
     ) -> None:
         self.max_body = options.max_body
         self.metrics = Metrics()
-        self.models = Models(deployment)
+        self.models = Models(deployment, adapters=adapters)
+        self._recorder = recorder
         self._deployment = deployment
         self._sampler = deployment.sampler
         self._max_in_flight = options.max_in_flight
@@ -175,26 +181,68 @@ class Forwarding:
     async def _forward(self, request: Request, response: Response) -> None:
         self._require_endpoint(request.path)
         body = read_body(request.body)
-        async with self.models.held(body.model) as model:
+        named = await self.models.find(body.model)
+        recorded = await self._recorded(request, named)
+        if recorded is not None and recorded.reply is not None:
+            await self._replay(recorded.reply, response)
+            return
+        async with self.models.held(named) as model:
             content = request.body if model == body.model else with_model(request.body, model)
             if body.stream:
-                await self._stream(request.path, content, body, model, response)
+                await self._stream(request.path, content, body, model, response, recorded)
                 return
             reply = await self._asked(
                 request.path, content, body, model, decode=_require_whole_answer
             )
+            await self._record(recorded, reply, [reply.wire.body], content_type=JSON)
             response.send(200, reply.wire.body)
 
-    async def _stream(
-        self, path: str, content: bytes, body: Body, model: str, response: Response
+    async def _recorded(self, request: Request, named: NamedModel) -> RecordedRequest | None:
+        if self._recorder is None:
+            return None
+        return await self._recorder.find(
+            request.path, request.body, adapter_digest=named.adapter_digest
+        )
+
+    async def _replay(self, reply: RecordedReply, response: Response) -> None:
+        self.metrics.replayed += 1
+        content_type = reply.content_type.encode()
+        if not reply.streamed:
+            response.send(200, reply.body, content_type=content_type)
+            return
+        response.begin_stream(content_type=content_type)
+        await response.send_piece(reply.body)
+        response.end_stream()
+
+    async def _record(
+        self,
+        recorded: RecordedRequest | None,
+        reply: Reply,
+        pieces: list[bytes],
+        *,
+        content_type: bytes,
     ) -> None:
-        reply = await self._sampler.forward(
-            path,
-            content,
-            model=model,
-            prompt_logprobs=body.scores_prompt,
-            streamed=True,
-            decode_event=_require_no_error,
+        """Record an answer before its last piece is sent: what a client has is not asked again."""
+        if recorded is None or self._recorder is None:
+            return
+        whole = RecordedReply(
+            body=b"".join(pieces),
+            content_type=content_type.decode(),
+            streamed=content_type == EVENTS,
+        )
+        await self._recorder.record(recorded, whole, weights_digest=reply.weights_digest)
+
+    async def _stream(
+        self,
+        path: str,
+        content: bytes,
+        body: Body,
+        model: str,
+        response: Response,
+        recorded: RecordedRequest | None,
+    ) -> None:
+        reply = await self._sent(
+            path, content, body, model, streamed=True, decode_event=_require_no_error
         )
         chunks = reply.wire.chunks
         assert chunks is not None, "it was asked for a stream"
@@ -203,8 +251,13 @@ class Forwarding:
             if not content_type.startswith("text/event-stream"):
                 response.send(200, b"".join([chunk async for chunk in chunks]))
                 return
-            response.begin_stream(content_type=_EVENTS)
+            response.begin_stream(content_type=EVENTS)
+            pieces: list[bytes] = []
             async for piece in whole_events(chunks):
+                if recorded is not None:
+                    pieces.append(piece)
+                    if is_last(piece):
+                        await self._record(recorded, reply, pieces, content_type=EVENTS)
                 await response.send_piece(piece)
             response.end_stream()
         finally:
@@ -220,13 +273,29 @@ class Forwarding:
         decode: Callable[[Reply], object],
     ) -> Reply:
         try:
-            return await self._sampler.forward(
-                path, content, model=model, prompt_logprobs=body.scores_prompt, decode=decode
-            )
+            return await self._sent(path, content, body, model, decode=decode)
         except BadRequestError as error:
             if error.status in (404, 405) and not isinstance(error, UnknownModelError):
                 raise self._lacking(path) from None
             raise
+
+    async def _sent(self, path: str, content: bytes, body: Body, model: str, **how: Any) -> Reply:
+        """The sampler's reply; once more if the server has forgotten an adapter in a restart."""
+        forward = partial(
+            self._sampler.forward,
+            path,
+            content,
+            model=model,
+            prompt_logprobs=body.scores_prompt,
+            **how,
+        )
+        try:
+            return await forward()
+        except UnknownModelError:
+            if self.models.adapters is None or model not in self.models.adapters.served_names():
+                raise
+            await self.models.adapters.restore()
+            return await forward()
 
     def _require_endpoint(self, path: str) -> None:
         wire = self._deployment.engine.wire

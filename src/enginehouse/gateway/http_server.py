@@ -25,7 +25,7 @@ _SWEEP: Final = 5.0
 _HIGH_WATER: Final = 256 << 10  # bytes that a slow client may leave unread
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK: Final = b"0\r\n\r\n"
-_JSON: Final = b"application/json"
+JSON: Final = b"application/json"
 
 
 class ClientGoneError(Exception):
@@ -91,7 +91,7 @@ class Response:
         status: int,
         body: bytes,
         *,
-        content_type: bytes = _JSON,
+        content_type: bytes = JSON,
         headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
         """Send a whole answer."""
@@ -312,7 +312,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        head = _head(refusal.status, _JSON, refusal.headers, keep_alive=False)
+        head = _head(refusal.status, JSON, refusal.headers, keep_alive=False)
         if self._task is None:
             transport.write(b"%bcontent-length: %d\r\n\r\n" % (head, len(refusal.body)))
             transport.write(refusal.body)

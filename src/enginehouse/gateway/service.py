@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from enginehouse.core.errors import ServerError
 from enginehouse.deployment.base import Deployment
 from enginehouse.engines.base import is_loopback
+from enginehouse.gateway.adapters import AdapterFolder, open_adapter_folder
 from enginehouse.gateway.configuration import GatewayOptions
 from enginehouse.gateway.forwarding import Forwarding
 from enginehouse.gateway.http_server import serving
 from enginehouse.gateway.metrics import GatewayFigures
+from enginehouse.gateway.recorder import Recorder, open_recorder
 from enginehouse.runtime.context import Context
 from enginehouse.runtime.http_service import listening
 
@@ -55,7 +57,8 @@ async def open_gateway(
     """Answer requests from `deployment` for the length of the block.
 
     Beyond loopback every request must carry an API key, which is made if `options` has none.
-    Raises PortError.
+    Raises PortError, StoreError for a journal that cannot be used, and ConfigurationError,
+    AdapterError or UnsupportedError where adapters cannot be loaded.
     """
     api_key = options.api_key
     if api_key is None and not is_loopback(options.host):
@@ -64,10 +67,36 @@ async def open_gateway(
     def failed(error: ServerError) -> None:
         gateway.fail(error)
 
-    forwarding = Forwarding(
-        deployment, options, api_key=api_key, notify=context.notify, failed=failed
-    )
-    with listening(options.port, host=options.host, option="--port") as listener:
-        async with serving(forwarding, listener) as url:
-            gateway = Gateway(url, api_key=api_key, forwarding=forwarding)
-            yield gateway
+    async with AsyncExitStack() as stack:
+        listener = stack.enter_context(listening(options.port, host=options.host, option="--port"))
+        recorder: Recorder | None = None
+        if options.record is not None:
+            recording = open_recorder(
+                options.record,
+                deployment=deployment,
+                context=context,
+                replay=options.replay,
+                resume=options.resume,
+            )
+            recorder = await stack.enter_async_context(recording)
+        adapters: AdapterFolder | None = None
+        if options.adapters is not None:
+            opening = open_adapter_folder(
+                options.adapters,
+                deployment=deployment,
+                max_loras=options.max_loras,
+                context=context,
+            )
+            adapters = await stack.enter_async_context(opening)
+        forwarding = Forwarding(
+            deployment,
+            options,
+            api_key=api_key,
+            recorder=recorder,
+            adapters=adapters,
+            notify=context.notify,
+            failed=failed,
+        )
+        url = await stack.enter_async_context(serving(forwarding, listener))
+        gateway = Gateway(url, api_key=api_key, forwarding=forwarding)
+        yield gateway

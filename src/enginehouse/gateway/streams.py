@@ -27,6 +27,11 @@ def require_unaborted(body: bytes) -> None:
         )
 
 
+def is_last(piece: bytes | bytearray) -> bool:
+    """Whether a piece of a stream holds its end mark."""
+    return _DONE in piece[-32:]
+
+
 async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The bytes of `chunks`, cut between events; the last piece holds the end mark.
 
@@ -48,9 +53,9 @@ async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             del rest[:end]
         _require_sound(piece)
         yield piece
-        if _DONE in piece[-32:]:
+        if is_last(piece):
             return
-    if _DONE in rest[-32:]:  # without a blank line after it
+    if is_last(rest):  # without a blank line after it
         _require_sound(last := bytes(rest))
         yield last + b"\n\n"
         return

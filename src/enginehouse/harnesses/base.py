@@ -147,6 +147,10 @@ class Harness(Protocol):
     name: str
     installation: Installation
 
+    def check(self, settings: HarnessSettings) -> None:
+        """Raise ConfigurationError, in words, for settings that this harness does not have."""
+        ...
+
     async def list_tasks(
         self, environment: EngineEnvironment, *, include_path: Path | None, context: Context
     ) -> Sequence[HarnessTask]:
@@ -168,6 +172,6 @@ class Harness(Protocol):
 
         Cancelling it ends the harness and all its descendants. Raises HarnessError (kinds
         "unknown_task" with the nearest names, "needs_logprobs", "gated_data", "ended" with the
-        log's path), and ConfigurationError for settings that this harness does not have.
+        log's path), and what `check` does.
         """
         ...

@@ -23,6 +23,7 @@ from enginehouse.jobs.variables import Variables
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
+_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 _CONTAINER = "everything runs in the job's own environment or image, not in one for each task"
 _NO_PROXY = "there is no proxy between the client and the server"
 _REQUESTS = "requests have what the task and the sampling parameters say, and nothing else"
@@ -53,6 +54,36 @@ class Section(StrictModel):
     """Why any other key has no effect; None where an unknown key is an error."""
 
 
+class ServerEndpoints(Section):
+    """The part `endpoints` of a generic deployment; null is an endpoint that the server lacks."""
+
+    chat: str | None = "/v1/chat/completions"
+    """Where it is asked by chat."""
+    completions: str | None = "/v1/completions"
+    """Where it is asked for the continuation of a text."""
+    health: str = "/health"
+    """Where it answers 200 once it is well."""
+
+    @property
+    def only(self) -> str | None:
+        """The one endpoint of a server that lacks the other."""
+        if self.chat is None:
+            return "completions"
+        return "chat" if self.completions is None else None
+
+    @model_validator(mode="after")
+    def _usual_paths(self) -> Self:
+        if self.chat is None and self.completions is None:
+            raise ValueError("a server needs one of the endpoints chat and completions")
+        for name, path in (("chat", self.chat), ("completions", self.completions)):
+            if path not in (None, (usual := _PATHS[name])):
+                raise ValueError(
+                    f"{name} is asked at {usual}, not at {path}: the server needs that path, or "
+                    "null if it has no such endpoint"
+                )
+        return self
+
+
 class DeploymentSettings(Section):
     """The section `deployment`: the model under test, and its server.
 
@@ -62,7 +93,6 @@ class DeploymentSettings(Section):
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
         "cache_path": "models are kept in the hub's cache; set HF_HOME in env_vars",
-        "endpoints": "requests go to /v1, and an engine's own paths are known",
     }
 
     type: Literal["vllm", "sglang", "hf", "llamacpp", "generic", "none"]
@@ -91,6 +121,8 @@ class DeploymentSettings(Section):
     """How vLLM's processes are joined: over Ray, which needs `execution: ray`, or by itself."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     """The fraction of a GPU's memory that the engine may take."""
+    endpoints: ServerEndpoints | None = None
+    """The endpoints of a generic server; those of engines are known."""
     extra_args: tuple[str, ...] = ()
     """Other flags of the engine, as one string or a list."""
     env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
@@ -157,13 +189,11 @@ class DeploymentSettings(Section):
 
     @model_validator(mode="after")
     def _some_model(self) -> Self:
-        if self.type not in ("generic", "none") and self.model is None:
+        if self.deployed and self.command is None and self.model is None:
             raise ValueError(
                 "there is no model: give hf_model_handle, checkpoint_path, or both "
                 "(the path is then used if the handle is not found)"
             )
-        if self.type == "generic" and self.command is None:
-            raise ValueError("a generic deployment needs a command")
         return self
 
 

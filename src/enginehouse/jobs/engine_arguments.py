@@ -65,6 +65,7 @@ _STARTS: Final = {
     "vllm": re.compile(r"\A\s*(?:vllm\s+serve|(?:\S*python3?\s+-m\s+)vllm\.entrypoints\S*)\s"),
     "sglang": re.compile(r"\A\s*(?:sglang\s+serve|(?:\S*python3?\s+-m\s+)sglang\.launch_server)\s"),
 }
+_BY_COMMAND: Final = "generic"
 _SHELL: Final = re.compile(r"[;&|<>`$\n]")
 
 
@@ -90,8 +91,14 @@ def sort_arguments(
     ConfigurationError for a command line that cannot be read.
     """
     kind = values.get("type")
+    if kind == _BY_COMMAND:
+        return _by_command(values, place=place)
+    without_effect = {}
+    if "endpoints" in values:
+        values = {key: value for key, value in values.items() if key != "endpoints"}
+        without_effect[f"{place}.endpoints"] = "requests go to /v1, and an engine's paths are known"
     if kind not in ENGINES.names() or not _is_text(values.get("extra_args") or ""):
-        return EngineArguments(values=values, not_acted_on={})
+        return EngineArguments(values=values, not_acted_on=without_effect)
     words = list(arguments.split(values.get("extra_args") or ()))
     for key in ("base_command", "command"):
         if command := values.get(key):
@@ -103,8 +110,19 @@ def sort_arguments(
     return EngineArguments(
         values={**kept, **sorting.keys, "extra_args": sorting.rest},
         notes=tuple(sorting.notes),
-        not_acted_on=sorting.not_acted_on,
+        not_acted_on=without_effect | sorting.not_acted_on,
     )
+
+
+def _by_command(values: Mapping[str, Any], *, place: str) -> EngineArguments:
+    """A server of the user's own: its command is a script, and not read."""
+    if not values.get("command"):
+        raise ConfigurationError(
+            f"{place} needs its command",
+            why="a generic server is started by a command of yours",
+            fix=f"give {place}.command, such as: my-server --port $PORT",
+        )
+    return EngineArguments(values=values, not_acted_on={})
 
 
 class _Sorting:
@@ -199,7 +217,7 @@ def _flags_of(command: str, *, kind: str, place: str) -> list[str]:
             f"{place} is a script of its own, not the command line of {kind}",
             why=f"{kind} is started and watched here, which such a script would escape",
             fix="put the flags into extra_args and what comes before them into pre_cmd; several "
-            "nodes: deployment: vllm_ray; for a server of your own, deployment: none",
+            "nodes: deployment: vllm_ray; a server by your own command: deployment: generic",
         )
     words = shlex.split(rest)
     named = bool(words) and not words[0].startswith("-")  # the model

@@ -19,6 +19,7 @@ from enginehouse.jobs.configuration import (
     JudgeSettings,
     LaunchConfig,
     LaunchTask,
+    ServerEndpoints,
 )
 from enginehouse.jobs.task_names import ResolvedTask, resolve_task
 from enginehouse.jobs.variables import Variables
@@ -304,13 +305,6 @@ def _answering(config: LaunchConfig) -> dict[str, Any]:
             "model": deployment.served_model_name or deployment.model,
             "api_key_env": config.execution.server_key,
         }
-    if deployment.type == "generic":
-        raise ConfigurationError(
-            f"{config.origin}: a generic deployment does not run yet with execution: "
-            f"{config.execution.type}",
-            why="its command would be neither watched nor stopped with the job",
-            fix="start the server yourself, and use deployment: none with target.api_endpoint.url",
-        )
     server = {"env_vars": config.server_values, "env_names": config.server_names}
     return _served(deployment, **server)
 
@@ -323,6 +317,8 @@ def _gpus(deployment: DeploymentSettings) -> int:
 
 def _served(deployment: DeploymentSettings, **server: Any) -> dict[str, Any]:
     """The plan of a server of the job's own; `server` holds more of its options."""
+    if deployment.command is not None:
+        return _served_by_command(deployment, **server)
     return {
         "model": deployment.model,
         "path": deployment.fallback,
@@ -338,6 +334,24 @@ def _served(deployment: DeploymentSettings, **server: Any) -> dict[str, Any]:
             "pipeline_parallel_size": deployment.pipeline_parallel_size,
             "data_parallel_size": deployment.data_parallel_size,
             "gpu_memory_utilization": deployment.gpu_memory_utilization,
+            "extra_args": deployment.extra_args,
+            **server,
+        },
+    }
+
+
+def _served_by_command(deployment: DeploymentSettings, **server: Any) -> dict[str, Any]:
+    """The same for a server whose command is the user's."""
+    endpoints = deployment.endpoints or ServerEndpoints()
+    return {
+        "model": deployment.served_model_name or deployment.model,
+        "engine": deployment.type,
+        "server": {
+            "command": deployment.command,
+            "health_path": endpoints.health,
+            "only_endpoint": endpoints.only,
+            "served_model_name": deployment.served_model_name,
+            "port": deployment.port,
             "extra_args": deployment.extra_args,
             **server,
         },

@@ -185,7 +185,15 @@ def _command(deployment: Any, port: int) -> Sequence[str]:
         flags = [w for kind, n in sizes.items() for w in (short[kind], str(n))]
         server = ("python3", "-m", "sglang.launch_server", "--model-path", model)
         return (*server, *common, *flags, *extra)
+    if deployment.command is not None:
+        words = ("sh", *extra) if extra else ()
+        return (
+            "/bin/sh",
+            "-c",
+            f'{deployment.command} "$@"' if extra else deployment.command,
+            *words,
+        )
     raise ConfigurationError(
         f"{deployment.type} cannot be an endpoint on Lepton",
-        fix="deployment.type is vllm or sglang there, or none with the url of a server",
+        fix="deployment.type is vllm, sglang or generic there, or none with the url of a server",
     )

@@ -23,8 +23,8 @@ from enginehouse.provisioning.gguf_metadata import read_metadata
 from enginehouse.provisioning.packages import package_file
 from enginehouse.runtime.context import Context
 
-Source = Literal["hub", "folder", "gguf", "bundled"]
-ModelFormat = Literal["checkpoint", "gguf"]
+Source = Literal["hub", "folder", "gguf", "bundled", "name"]
+ModelFormat = Literal["checkpoint", "gguf", "none"]
 _NOT_FROM_HUB = "the model does not come from the hub"
 
 
@@ -75,10 +75,13 @@ async def resolve_model(
 ) -> ResolvedModel:
     """Find, download or convert a model, or else use `fallback_path` if it is given.
 
-    A GGUF file is converted only for an engine that needs a checkpoint. Reports through
+    A GGUF file is converted only for an engine that needs a checkpoint. With the format "none" it
+    is a name, and nothing is looked for. Reports through
     `context.notify` what was chosen and why. Raises ModelError (not found, gated, incomplete) or
     ConfigurationError, each saying what to do; the network is used for hub handles only.
     """
+    if model_format == "none":
+        return _only_named(reference)
     parsed = parse_model_reference(reference)
     resolver = _Resolver(environment=environment, model_format=model_format, context=context)
     try:
@@ -250,6 +253,23 @@ class _Resolver:
             revision=revision,
             notes=(*notes, *checkpoint.notes),
         )
+
+
+def _only_named(reference: str) -> ResolvedModel:
+    """A model that the server's own command finds and loads."""
+    unknown = dict.fromkeys(
+        ("weights_digest", "chat_template_digest", "revision"),
+        "the server's own command loads the model",
+    )
+    return ResolvedModel(
+        reference=reference,
+        name=Path(reference).name if _exists(reference) else reference,
+        source="name",
+        path=reference,
+        weights_digest=None,
+        chat_template_digest=None,
+        unknown=unknown,
+    )
 
 
 def _exists(reference: str) -> bool:

@@ -31,7 +31,8 @@ def engine_row(engine: EngineFacts) -> tuple[str, str, str]:
 
 def _given(engine: EngineFacts) -> str:
     if engine.runs == "here":
-        return "a GGUF file" if engine.model_format == "gguf" else "a checkpoint"
+        needs = {"gguf": "a GGUF file", "none": "a command"}
+        return needs.get(engine.model_format or "", "a checkpoint")
     return next(iter((*engine.key_variables, *engine.url_variables)), "an address")
 
 

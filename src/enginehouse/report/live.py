@@ -16,7 +16,7 @@ from rich.text import Text
 from enginehouse.report.terminal import make_console, redraws
 from enginehouse.report.visible_text import write_text
 from enginehouse.results.experiment_progress import ExperimentProgress
-from enginehouse.results.summary import Progress
+from enginehouse.results.summary import Progress, TaskProgress
 
 State = TypeVar("State")
 
@@ -97,7 +97,7 @@ class PlainLines(Generic[State]):
 
 def task_line(progress: Progress) -> str:
     """The status line, and how far each task is."""
-    tasks = ", ".join(f"{t.task} {t.done:,}/{t.total:,}" for t in progress.tasks)
+    tasks = ", ".join(f"{t.task} {_share(t)}" for t in progress.tasks)
     return f"{status_line(progress)} [{tasks}]"
 
 
@@ -149,10 +149,14 @@ def bars(progress: Progress) -> RenderableType:
     grid.add_column(ratio=1, min_width=3)
     grid.add_column(justify="right", no_wrap=True)
     for task in progress.tasks:
-        bar = ProgressBar(total=max(1, task.total), completed=task.done)
-        grid.add_row(Text(task.task), bar, Text(f"{task.done:,}/{task.total:,}"))
+        bar = ProgressBar(total=max(1, task.total or 1), completed=task.done if task.total else 0)
+        grid.add_row(Text(task.task), bar, Text(_share(task)))
     style = "red" if progress.failed or progress.unscored else ""
     return Group(grid, Text(status_line(progress), style=style))
+
+
+def _share(task: TaskProgress) -> str:
+    return f"{task.done:,}/{'?' if task.total is None else f'{task.total:,}'}"
 
 
 def _duration(seconds: float) -> str:

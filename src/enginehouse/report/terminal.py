@@ -16,7 +16,16 @@ from rich.text import Text
 from enginehouse.core.messages import ChatPrompt, Prompt, TextPrompt
 from enginehouse.core.sampler import SampleRequest, SampleResponse
 from enginehouse.report.visible_text import give_up, visible
-from enginehouse.results.summary import Cost, Figure, Report, SampleView, TaskReport, Throughput
+from enginehouse.results.summary import (
+    Cost,
+    Figure,
+    HarnessExchange,
+    HarnessWork,
+    Report,
+    SampleView,
+    TaskReport,
+    Throughput,
+)
 from enginehouse.store.runs import RunInfo, RunStatus
 
 _TABLE_WIDTH = 78
@@ -135,6 +144,8 @@ def render_sample(sample: SampleView) -> str:
     if sample.requests:
         lines.append(_parameters(sample.requests[0]))
     lines += [_timing(response) for response in sample.responses]
+    if sample.exchange is not None:
+        lines += _exchange(sample.exchange)
     if sample.loglikelihoods is None:
         for request, response in zip_longest(sample.requests, sample.responses):
             lines += ["", *_prompt(request.prompt), *_tools(request)]
@@ -145,12 +156,7 @@ def render_sample(sample: SampleView) -> str:
         ):
             lines += ["", f"continuation {i}: log-likelihood {loglikelihood:.4f}"]
             lines += _prompt(request.prompt)
-    if sample.judge_request is not None:
-        lines += ["", f"the judge was asked ({_parameters(sample.judge_request)}):"]
-        lines += _prompt(sample.judge_request.prompt)
-    if sample.judge_response is not None:
-        lines += ["", f"its reply, {sample.judge_response.model}:"]
-        lines += _completions(sample.judge_response)
+    lines += _judgement(sample)
     return "\n".join(lines) + "\n"
 
 
@@ -189,6 +195,8 @@ def _scores(tasks: Iterable[TaskReport]) -> Table:
     for task in tasks:
         for i, (metric, figure) in enumerate(_figures(task)):
             table.add_row(_name(task) if i == 0 else Text(), Text(metric), *_figure(figure))
+        for metric, score, error in _own_figures(task):
+            table.add_row(Text(), Text(metric), Text(score), Text(error), Text())
     return table
 
 
@@ -199,6 +207,8 @@ def _stacked(task: TaskReport) -> Iterable[Text]:
         yield Text(
             f"  {metric}: {score}, {interval} ({method})" if method else f"  {metric}: {score}"
         )
+    for metric, score, error in _own_figures(task):
+        yield Text(f"  {metric}: {score}" + (f" {error}" if error else ""))
     if task.no_headline:
         yield Text(f"  no score: {task.no_headline}", style="red")
     for row, cells in _at_k_rows(task):
@@ -206,7 +216,8 @@ def _stacked(task: TaskReport) -> Iterable[Text]:
             score, interval, _ = (str(cell) for cell in _figure(figure))
             yield Text(f"  {row}, k = {at.k}: {score}, {interval}")
     yield from _left_out(task, indent="  ")
-    counts = ", ".join(f"{task.outcomes.get(name, 0):,} {name}" for name in _OUTCOMES)
+    names = _outcome_names([task])
+    counts = ", ".join(f"{task.outcomes.get(name, 0):,} {name}" for name in names)
     yield Text(f"  {task.done:,} of {task.samples:,} samples: {counts}")
 
 
@@ -219,15 +230,30 @@ def _figures(task: TaskReport) -> Iterable[tuple[str, Figure | None]]:
     yield from task.metrics.items()
 
 
+def _own_figures(task: TaskReport) -> Iterable[tuple[str, str, str]]:
+    """A harness's own figures: what it is, its value, and the standard error."""
+    if not isinstance(task.harness, HarnessWork):
+        return
+    for figure in task.harness.figures:
+        style = ".1%" if 0 <= figure.value <= 1 else ".4g"
+        error = figure.standard_error
+        yield (
+            f"{figure.name}, by {task.harness.name}",
+            f"{figure.value:{style}}",
+            "" if error is None else f"± {error:{style}} (its standard error)",
+        )
+
+
 def _figure(figure: Figure | None) -> tuple[Text, Text, Text]:
     if figure is None:
         return Text("none", style="red"), Text(), Text()
     interval = figure.interval
+    few = "too few items" if figure.n is not None else "not of single samples"
     # A user's measure need not be a share: anything above 1 is not a percentage.
     style = ".1%" if max(figure.value, interval.high if interval else 0.0) <= 1 else ".3g"
     return (
         Text(f"{figure.value:{style}}"),
-        Text(f"{interval.low:{style}} to {interval.high:{style}}" if interval else "too few items"),
+        Text(f"{interval.low:{style}} to {interval.high:{style}}" if interval else few),
         Text(interval.method if interval else ""),
     )
 
@@ -262,14 +288,22 @@ def _left_out(task: TaskReport, *, indent: str = "") -> Iterable[Text]:
             yield Text(f"{indent}k = {at.k}: {left_out}; they have too few scores", style="yellow")
 
 
-def _outcomes(tasks: Iterable[TaskReport]) -> Table:
-    table = make_table("task", "samples", *_OUTCOMES, right=range(1, 8))
+def _outcome_names(tasks: Iterable[TaskReport]) -> tuple[str, ...]:
+    measured = any(task.outcomes.get("measured") for task in tasks)
+    return (*_OUTCOMES, "measured") if measured else _OUTCOMES
+
+
+def _outcomes(tasks: Sequence[TaskReport]) -> Table:
+    names = _outcome_names(tasks)
+    table = make_table("task", "samples", *names, right=range(1, 2 + len(names)))
     for task in tasks:
+        if not task.samples:  # a group's samples are those of its parts
+            continue
         of = "" if task.done == task.samples else f" of {task.samples:,}"
-        cells = [Text(f"{task.outcomes.get(name, 0):,}") for name in _OUTCOMES]
+        cells = [Text(f"{task.outcomes.get(name, 0):,}") for name in names]
         for name in ("unscored", "failed"):
             if task.outcomes.get(name):
-                cells[_OUTCOMES.index(name)].stylize("bold red")
+                cells[names.index(name)].stylize("bold red")
         table.add_row(Text(task.task), Text(f"{task.done:,}{of}"), *cells)
     return table
 
@@ -285,8 +319,8 @@ def _facts(report: Report) -> Group:
     for task in report.tasks:
         size = f"{task.full_size:,}" if task.full_size is not None else "an unknown number of"
         repeats = f", {task.samples_per_item} samples each" if task.samples_per_item > 1 else ""
-        data = f"version {task.version}; {task.source}; {task.licence}; sha256 {task.digest[:12]}"
-        rows.append((task.task, f"{task.items:,} of {size} items{repeats}; {data}"))
+        items = f"{task.items:,} of {size} items{repeats}; "
+        rows.append((task.task, _items(task, items) + _origin(task)))
     for p in report.provenance:
         engine = f"{p.engine or 'unknown engine'} {p.engine_version or ''}".strip()
         weights = f", weights {p.weights_digest[:12]}" if p.weights_digest else ""
@@ -306,6 +340,21 @@ def _facts(report: Report) -> Group:
         table.add_row(Text(name, style="bold"), Text(value))
     places = (("run", report.run), ("stored in", report.folder))
     return Group(table, *(whole_line(f"{name:<{width}}  ", value) for name, value in places))
+
+
+def _items(task: TaskReport, items: str) -> str:
+    if isinstance(task.harness, HarnessWork) and task.harness.parts:
+        return f"a group of {len(task.harness.parts)}; " + (items if task.items else "")
+    return items
+
+
+def _origin(task: TaskReport) -> str:
+    """Which version of the task it is, and where its data come from."""
+    known = [part for part in (task.source, task.licence) if part]
+    if isinstance(task.harness, HarnessWork):
+        of = f"version {task.version} of {task.harness.name} {task.harness.version}"
+        return "; ".join([of, *known, f"configuration {task.digest[:12]}"])
+    return "; ".join([f"version {task.version}", *known, f"sha256 {task.digest[:12]}"])
 
 
 def whole_line(label: str, value: str) -> Text:
@@ -333,6 +382,26 @@ def throughput_line(throughput: Throughput) -> str:
         f"{rates} ({t.requests:,} requests, {t.generated_tokens:,} + {t.prompt_tokens:,} tokens "
         f"in {t.wall_seconds:,.1f} s)"
     )
+
+
+def _judgement(sample: SampleView) -> list[str]:
+    lines = []
+    if sample.judge_request is not None:
+        lines += ["", f"the judge was asked ({_parameters(sample.judge_request)}):"]
+        lines += _prompt(sample.judge_request.prompt)
+    if sample.judge_response is not None:
+        lines += ["", f"its reply, {sample.judge_response.model}:"]
+        lines += _completions(sample.judge_response)
+    return lines
+
+
+def _exchange(exchange: HarnessExchange) -> list[str]:
+    lines = ["", f"[prompt]\n{exchange.prompt}"]
+    if exchange.answer is not None:
+        lines += ["", f"[answer]\n{exchange.answer}"]
+    if exchange.target is not None:
+        lines += ["", f"[target]\n{exchange.target}"]
+    return lines
 
 
 def _parameters(request: SampleRequest) -> str:

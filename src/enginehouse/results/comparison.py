@@ -54,7 +54,7 @@ class TaskComparison(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     task: str
-    version: int
+    version: int | str
     headline_name: str
     items: int
     samples_per_item: int

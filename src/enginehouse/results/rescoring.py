@@ -17,8 +17,8 @@ class TaskRescoring(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     task: str
-    version_before: int
-    version: int
+    version_before: int | str
+    version: int | str
     answers: int
     changes: Mapping[str, int]
     headline_before: Figure | None
@@ -26,7 +26,10 @@ class TaskRescoring(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rescoring(msgspec.Struct, frozen=True, kw_only=True):
-    """A run after its answers were scored again; nothing was asked."""
+    """A run after its answers were scored again; nothing was asked.
+
+    What a harness scored keeps its scores, and is not among `tasks`.
+    """
 
     report: Report
     tasks: tuple[TaskRescoring, ...]

@@ -53,6 +53,39 @@ class Reasoning(msgspec.Struct, frozen=True, kw_only=True):
     scored: bool
 
 
+class HarnessFigure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A figure that a harness computed, with its own standard error where it states one."""
+
+    name: str
+    value: float
+    standard_error: float | None = None
+    higher_is_better: bool | None = None
+
+
+class HarnessWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a harness reported of one task.
+
+    `figures` are its own; the task's headline is that of the figure with the same name. `digest` is
+    that of the task's configuration. `parts` are the tasks that a group consists of; a part has the
+    group's name in `part_of`, as the run asks for it. `requests` were answered within `seconds`,
+    `replayed` of them from what an earlier try had recorded; they are counted in the task that the
+    run asks for.
+    """
+
+    name: str
+    version: str
+    figures: tuple[HarnessFigure, ...]
+    parts: tuple[str, ...] = ()
+    part_of: str | None = None
+    requests: int = 0
+    replayed: int = 0
+    seconds: float = 0.0
+
+    def figure(self, name: str) -> HarnessFigure | None:
+        """The figure of that name; None if there is none."""
+        return next((figure for figure in self.figures if figure.name == name), None)
+
+
 class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     """One task's result.
 
@@ -64,10 +97,14 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     without a headline. `reasoning` is absent if no answer had any. `settings` are the task's own
     sampling parameters, those that differ from the evaluation's; absent if there are none. `judge`
     is the model that scored the answers; absent for tasks without one.
+
+    `harness` is what another project's harness reported of a task of its own; absent for native
+    tasks. There, the headline is computed from the samples where each of them has an outcome or a
+    measure of the headline's name, with an interval; otherwise it is the harness's own figure.
     """
 
     task: str
-    version: int
+    version: int | str
     headline_name: str
     headline: Figure | None
     no_headline: str | None
@@ -85,6 +122,7 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: Reasoning | msgspec.UnsetType = msgspec.UNSET
     settings: Mapping[str, float | int | str] | msgspec.UnsetType = msgspec.UNSET
     judge: str | msgspec.UnsetType = msgspec.UNSET
+    harness: HarnessWork | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def done(self) -> int:
@@ -135,11 +173,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far one task is; `outcomes` sum to `done`."""
+    """How far one task is; `outcomes` sum to `done`, but for a task that a harness still runs.
+
+    `total` is None until it is known, for a harness's task.
+    """
 
     task: str
     done: int
-    total: int
+    total: int | None
     outcomes: Mapping[str, int]
 
 
@@ -165,8 +206,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        """Samples planned, over all tasks."""
-        return sum(task.total for task in self.tasks)
+        """Samples planned, over all tasks, as far as that is known."""
+        return sum(task.total or 0 for task in self.tasks)
 
     @property
     def failed(self) -> int:
@@ -179,6 +220,14 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         return sum(task.outcomes.get("unscored", 0) for task in self.tasks)
 
 
+class HarnessExchange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a harness recorded of a sample, for people to read; `target` is the right answer."""
+
+    prompt: str = ""
+    answer: str | None = None
+    target: str | None = None
+
+
 class SampleView(msgspec.Struct, frozen=True, kw_only=True):
     """One sample of the journal; `number` counts from 1 through the whole run.
 
@@ -186,7 +235,7 @@ class SampleView(msgspec.Struct, frozen=True, kw_only=True):
     continuations, None for a written answer. `tool_use` has a line for every attempt to get a tool
     call and for every call that resulted from it. `failure` says why the sample failed or is
     unscored, as "Class (stage): message". What a judge was asked about the answer, and its reply,
-    are None where no judge was.
+    are None where no judge was. A harness's sample has no requests, but an `exchange`.
     """
 
     number: int
@@ -204,3 +253,4 @@ class SampleView(msgspec.Struct, frozen=True, kw_only=True):
     tool_use: tuple[str, ...] = ()
     judge_request: SampleRequest | None = None
     judge_response: SampleResponse | None = None
+    exchange: HarnessExchange | None = None

@@ -56,7 +56,8 @@ class HealthMonitor:
     an answer, so that a server that seems idle is not, and `last_answer` when, by `clock`, one of
     them was last answered, which is a sign of work as well. `cores` returns the CPU cores that the
     server has used since the last call, None if they say nothing about its work (on a GPU).
-    `patience`: seconds without any sign of work after which a server counts as failed.
+    `patience`: seconds without any sign of work after which a server counts as failed. `path` is
+    that of its /health, if it is not its engine's.
     """
 
     def __init__(  # noqa: PLR0913 (most are optional, and independent of one another)
@@ -67,6 +68,7 @@ class HealthMonitor:
         model: str,
         exit_code: Callable[[], int | None],
         patience: float,
+        path: str | None = None,
         busy: Callable[[], bool] = lambda: False,
         last_answer: Callable[[], float] = lambda: 0.0,
         cores: Callable[[], float | None] = lambda: None,
@@ -75,6 +77,7 @@ class HealthMonitor:
     ) -> None:
         self._session = session
         self._engine = engine
+        self._path = path or engine.endpoints.health
         self._model = model
         self._exit_code = exit_code
         self._patience = patience
@@ -99,11 +102,11 @@ class HealthMonitor:
         """Check the process and /health only: at most 5 s."""
         if (code := self._exit_code()) is not None:
             return Health(state=ServerState.FAILED, reason=f"it ended with {describe_exit(code)}")
-        status = await self._get_status(self._engine.endpoints.health)
+        status = await self._get_status(self._path)
         if status == _ENGINE_DEAD:
             return Health(
                 state=ServerState.FAILED,
-                reason=f"{self._engine.endpoints.health} says that its engine is dead",
+                reason=f"{self._path} says that its engine is dead",
             )
         if status == 200 or self._blind:
             return _READY
@@ -112,7 +115,7 @@ class HealthMonitor:
         ):
             return Health(state=ServerState.FAILED, reason="it no longer listens on its port")
         said = "does not answer" if status is None else f"answers {status}"
-        return Health(state=ServerState.DEGRADED, reason=f"{self._engine.endpoints.health} {said}")
+        return Health(state=ServerState.DEGRADED, reason=f"{self._path} {said}")
 
     async def look(self) -> Health:
         """Check every sign: milliseconds as a rule, at most 20 s; a canary only if in doubt."""
@@ -206,8 +209,13 @@ class HealthMonitor:
             return False
 
 
-async def glance(base_url: str, *, engine: ServedEngine, timings: Timings = TIMINGS) -> Health:
-    """/health of a server whose process lives: at most 5 s. Stateless, without a canary."""
+async def glance(
+    base_url: str, *, engine: ServedEngine, path: str | None = None, timings: Timings = TIMINGS
+) -> Health:
+    """/health of a server whose process lives: at most 5 s. Stateless, without a canary.
+
+    `path` is where the server says that it is well, if it is not where its engine does.
+    """
     async with open_session(base_url) as session:
         monitor = HealthMonitor(
             session,
@@ -215,6 +223,7 @@ async def glance(base_url: str, *, engine: ServedEngine, timings: Timings = TIMI
             model="",
             exit_code=lambda: None,
             patience=0,
+            path=path,
             timings=timings,
         )
         return await monitor.glance()

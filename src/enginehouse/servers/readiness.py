@@ -115,6 +115,8 @@ async def _probe(
         names = engine.wire.decode_models(body) if status == 200 else None
     except MalformedResponseError:
         names = None
+    if names is None and status in (404, 405) and not engine.endpoints.lists_models:
+        names = (model,)
     if names is None:
         raise StartError(f"the server is healthy, but {path} answered {status}", why=_excerpt(body))
     if model not in names:
@@ -138,7 +140,8 @@ async def _probe(
                 "anyone could change this server without a key",
                 why=f"{path} answered {status} without a key: the middleware that checks it is "
                 "missing",
-                fix="leave out what replaces the engine's front end; please report this version",
+                fix="leave out what replaces the engine's front end; a command of your own must "
+                "check the key in API_KEY, or its server listen on 127.0.0.1",
             )
     return names
 

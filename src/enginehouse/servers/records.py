@@ -43,7 +43,8 @@ class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One of our own servers. It contains no key, only whether the user set one (`has_api_key`).
 
     `key_file` holds the administrative key, if the server has endpoints that load adapters or
-    replace weights; `swaps_weights` says whether it has the latter.
+    replace weights; `swaps_weights` says whether it has the latter. `health_path` is where it says
+    that it is well.
     `starter` is the process that started it; unless `detached`, that process also stops it and
     keeps `state` up to date. `started` is in seconds since the epoch.
     """
@@ -67,6 +68,7 @@ class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
     started: float
     key_file: Path | None = None
     swaps_weights: bool = False
+    health_path: str | None = None
 
 
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -93,7 +93,10 @@ async def survey(
         if status.state is not ServerState.READY:
             return status
         engine = load_served_engine(status.record.engine)
-        health = await glance(status.record.base_url, engine=engine, timings=timings)
+        record = status.record
+        health = await glance(
+            record.base_url, engine=engine, path=record.health_path, timings=timings
+        )
         return msgspec.structs.replace(status, state=health.state)
 
     return list(await asyncio.gather(*map(check, list_servers(layout, ended=ended))))
@@ -278,6 +281,7 @@ class OwnedServer:
                 has_api_key=options.api_key is not None,
                 key_file=file,
                 swaps_weights=options.enable_weight_swap,
+                health_path=self.engine.endpoints.health,
                 lease=self._lease,
                 log=log,
                 started=time.time(),

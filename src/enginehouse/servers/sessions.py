@@ -29,10 +29,11 @@ def one_token_request(engine: ServedEngine, model: str) -> WireRequest:
     """The smallest request that makes an engine compute: a text, or a chat if it takes no text."""
     supports = engine.capabilities(None).supports
     body: dict[str, Any] = {"model": model, "max_tokens": 1, "temperature": 0.0}
-    if Capability.CHAT in supports and Capability.TEXT not in supports:
-        path = "/v1/chat/completions"
+    takes_text = Capability.TEXT in supports or Capability.CHAT not in supports
+    usual = "/v1/completions" if takes_text else "/v1/chat/completions"
+    path = engine.endpoints.canary or usual
+    if path.endswith("/chat/completions"):
         body["messages"] = [{"role": "user", "content": "1"}]
     else:
-        path = "/v1/completions"
         body["prompt"] = "1"
-    return WireRequest("POST", engine.endpoints.canary or path, msgspec.json.encode(body))
+    return WireRequest("POST", path, msgspec.json.encode(body))

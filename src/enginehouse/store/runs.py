@@ -7,9 +7,8 @@ import os
 import re
 import secrets
 import shutil
-import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +21,7 @@ from enginehouse.core.errors import (
     BadRequestError,
     ConfigurationError,
     EnginehouseError,
+    HarnessError,
     OpenFilesError,
     RunLockedError,
     RunNotFoundError,
@@ -32,6 +32,7 @@ from enginehouse.core.errors import (
 from enginehouse.core.incidents import Incident
 from enginehouse.core.system_errors import advice
 from enginehouse.store.files import write_whole
+from enginehouse.store.holders import read_holder, write_holder
 from enginehouse.store.layout import Layout
 from enginehouse.store.private import make_private
 
@@ -80,14 +81,6 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     kind: RunKind = "evaluation"
 
 
-class Holder(msgspec.Struct, frozen=True, kw_only=True):
-    """The process that works on a run."""
-
-    pid: int
-    host: str
-    since: datetime
-
-
 class Run:
     """One run's folder. Anyone may read it; a process that works on it must hold it (`hold`)."""
 
@@ -134,7 +127,7 @@ class Run:
         """
         if self.info.status is not RunStatus.RUNNING:
             return
-        outside = (ServerError, BadRequestError, OpenFilesError)  # not the run's own fault
+        outside = (ServerError, BadRequestError, HarnessError, OpenFilesError)  # not its own fault
         stopped = isinstance(error, (*outside, asyncio.CancelledError, KeyboardInterrupt))
         try:
             self.finish(RunStatus.INTERRUPTED if stopped else RunStatus.FAILED)
@@ -167,10 +160,7 @@ class Run:
         except OSError as error:
             raise StoreError(f"cannot lock {self.folder}", why=str(error)) from error
         try:
-            holder = Holder(pid=os.getpid(), host=socket.gethostname(), since=datetime.now(UTC))
-            with suppress(StoreError):  # it only improves an error message; the disk may be full
-                content = msgspec.json.encode(holder)
-                write_whole(self.folder / "holder.json", content, private=True)
+            write_holder(self.folder)
             yield
         finally:
             self._lock.release()
@@ -190,16 +180,8 @@ class Run:
             return False
 
     def _locked(self) -> RunLockedError:
-        try:
-            data = (self.folder / "holder.json").read_bytes()
-            holder = msgspec.json.decode(data, type=Holder)
-            who = (
-                f"process {holder.pid} on {holder.host}, since {holder.since:%Y-%m-%d %H:%M:%S} UTC"
-            )
-        except (OSError, msgspec.DecodeError, RecursionError):
-            who = "another process"
         return RunLockedError(
-            f"run {self.info.id} is being worked on by {who}",
+            f"run {self.info.id} is being worked on by {read_holder(self.folder)}",
             fix="wait until it ends, or stop that process",
         )
 

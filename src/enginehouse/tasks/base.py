@@ -71,9 +71,10 @@ Question = Generate | Choose | CallTools
 
 
 class Outcome(StrEnum):
-    """The outcome of a sample. The last three are given by the runner, not by tasks.
+    """The outcome of a sample. The last four are given by the runner, not by tasks.
 
-    `unscored`: there is an answer, and scoring it failed or took too long.
+    `unscored`: there is an answer, and scoring it failed or took too long. `measured`: a harness
+    scored it, by a scale that knows no right and wrong.
     """
 
     CORRECT = "correct"
@@ -82,6 +83,7 @@ class Outcome(StrEnum):
     TRUNCATED = "truncated"
     UNSCORED = "unscored"
     FAILED = "failed"
+    MEASURED = "measured"
 
 
 class Measure(msgspec.Struct, frozen=True):

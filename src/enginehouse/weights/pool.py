@@ -46,9 +46,14 @@ def name_of(alias: str, digest: str) -> str:
     return f"{alias}@{digest[:12]}"
 
 
+def is_alias(name: str) -> bool:
+    """Whether a name can be an adapter's alias."""
+    return _ALIAS.fullmatch(name) is not None
+
+
 def require_alias(alias: str) -> None:
     """Raise ConfigurationError for an alias that cannot be part of a name."""
-    if not _ALIAS.fullmatch(alias):
+    if not is_alias(alias):
         raise ConfigurationError(
             f"{alias!r} is not a valid name for an adapter",
             fix="use letters, digits and any of _ . / -",

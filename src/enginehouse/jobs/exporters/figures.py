@@ -13,7 +13,7 @@ from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Provenance
 from enginehouse.deployment.configuration import read_yaml
 from enginehouse.evaluation.summary import summarise
-from enginehouse.results.summary import Figure, Report, TaskReport
+from enginehouse.results.summary import Figure, HarnessWork, Report, TaskReport
 from enginehouse.store.runs import Run
 
 NOT_IN_A_NAME = re.compile(r"[^\w\-. :/]")
@@ -25,11 +25,13 @@ class ExportedFigure(msgspec.Struct, frozen=True, kw_only=True):
 
     `low` and `high` bound its interval at `confidence`, made by `method`; None if too little was
     measured. `n` counts the samples that it was measured on (with k: the items). `subset` is true
-    unless every item of the benchmark was evaluated.
+    unless every item of the benchmark was evaluated. `harness`, as in "lm-eval 0.4.13", is whose
+    task it is, None for native ones; its own figures have its `standard_error` where it states one.
     """
 
     task: str
-    task_version: int
+    task_version: str
+    harness: str | None
     data_digest: str
     subset: bool
     items: int
@@ -41,6 +43,7 @@ class ExportedFigure(msgspec.Struct, frozen=True, kw_only=True):
     confidence: float | None
     method: str | None
     n: int | None
+    standard_error: float | None
     why_none: str | None
 
     @property
@@ -116,6 +119,7 @@ def labels_of(run: ExportedRun) -> dict[str, Any]:
             f"{figure.task}.subset": figure.subset,
             f"{figure.task}.items": figure.items,
             f"{figure.task}.samples_per_item": figure.samples_per_item,
+            f"{figure.task}.harness": figure.harness,
         }
         if figure.why_none:
             labels[f"{figure.name}.why_none"] = figure.why_none
@@ -181,15 +185,28 @@ def _figures(task: TaskReport) -> Iterator[ExportedFigure]:
             yield _figure(task, f"{metric}@{at.k}", at_k, why_none=why)
         for metric, figure in at.best_at_k.items():
             yield _figure(task, f"best@{at.k} {metric}", figure)
+    if isinstance(task.harness, HarnessWork):
+        for own in task.harness.figures:
+            named = f"{task.harness.name} {own.name}"
+            value = Figure(value=own.value, interval=None)
+            yield _figure(task, named, value, standard_error=own.standard_error)
 
 
 def _figure(
-    task: TaskReport, metric: str, figure: Figure | None, *, why_none: str | None = None
+    task: TaskReport,
+    metric: str,
+    figure: Figure | None,
+    *,
+    standard_error: float | None = None,
+    why_none: str | None = None,
 ) -> ExportedFigure:
     interval = figure.interval if figure else None
     return ExportedFigure(
         task=task.task,
-        task_version=task.version,
+        task_version=str(task.version),
+        harness=f"{task.harness.name} {task.harness.version}"
+        if isinstance(task.harness, HarnessWork)
+        else None,
         data_digest=task.digest,
         subset=task.subset,
         items=task.items,
@@ -201,5 +218,6 @@ def _figure(
         confidence=interval.confidence if interval else None,
         method=interval.method if interval else None,
         n=figure.n if figure else None,
+        standard_error=standard_error,
         why_none=why_none,
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import yaml
 from tests.support.command_line import House, journaled, until
 from tests.support.slurm_cluster import SlurmCluster
 from tests.support.slurm_jobs import Job, write_fake_launch
@@ -98,5 +101,26 @@ def test_an_instance_on_each_node(slurm_house: House, cluster: SlurmCluster, cal
     job = Job(call, write_fake_launch(slurm_house, num_nodes=2, num_instances=2))
     assert job.reach("complete", "failed", "interrupted")["state"] == "complete", job.log()
     assert set(journaled(job.folder / "run").samples.values()) == {1}
+    cluster.clear()
+    slurm_house.nothing_left()
+
+
+def test_a_server_by_its_command_on_each_node(slurm_house: House, cluster: SlurmCluster, call):
+    """Two servers answer; the one that other machines reach has a key, and checks it."""
+    program = f"{sys.executable} -m enginehouse.testing.fake_engine --model $SERVED_MODEL_NAME"
+    deployment = {
+        "command": f"VLLM_API_KEY=$API_KEY {program} --host $HOST --port $PORT",
+        "served_model_name": "tiny",
+        "port": None,
+    }
+    written = Path(write_fake_launch(slurm_house, num_nodes=2, num_instances=2))
+    values = yaml.safe_load(written.read_text())
+    values["defaults"][1] = {"deployment": "generic"}
+    values["deployment"] = {"env_vars": values["deployment"]["env_vars"], **deployment}
+    written.write_text(yaml.safe_dump(values, sort_keys=False))
+    job = Job(call, str(written))
+    assert job.reach("complete", "failed", "interrupted")["state"] == "complete", job.log()
+    assert set(journaled(job.folder / "run").samples.values()) == {1}
+    assert "75.0%" in call("show", str(job.folder / "run")).out
     cluster.clear()
     slurm_house.nothing_left()

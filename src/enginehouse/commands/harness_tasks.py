@@ -1,0 +1,285 @@
+"""The tasks of other projects' harnesses in a run: each is asked through a gateway of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from enginehouse.commands.configuration import EvaluationConfig, EvaluationSettings
+from enginehouse.commands.harness_records import Traffic, records_of
+from enginehouse.core.errors import HarnessError, nearest
+from enginehouse.core.sampler import Capabilities, Capability
+from enginehouse.deployment.base import Target
+from enginehouse.engines.registry import load_engine
+from enginehouse.evaluation import EvaluationSpec, TaskSpec
+from enginehouse.evaluation.foreign import OnForeignProgress
+from enginehouse.evaluation.records import Record
+from enginehouse.gateway.service import Gateway, GatewayOptions, open_gateway
+from enginehouse.harnesses.base import (
+    Harness,
+    HarnessEndpoint,
+    HarnessProgress,
+    HarnessSettings,
+    HarnessTask,
+    OnHarnessProgress,
+)
+from enginehouse.harnesses.names import harness_task_name
+from enginehouse.harnesses.registry import load_harness
+from enginehouse.provisioning.environments import EngineEnvironment, find_environment
+from enginehouse.runtime.context import Context
+from enginehouse.store.runs import Run
+
+Result = TypeVar("Result")
+IN_FLIGHT: Final = 128
+"""Requests that a harness has in flight; the gateway holds back what the engine does not take."""
+_FILES: Final = (".py", ".yaml", ".yml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyHarness:
+    """A harness and its environment."""
+
+    harness: Harness
+    environment: EngineEnvironment
+
+
+async def ready_harness(name: str, *, version: str | None, context: Context) -> ReadyHarness:
+    """The harness of that name, installed if it is not.
+
+    Raises UnknownNameError, ConfigurationError for a version that is not published, and
+    ProvisioningError.
+    """
+    harness = load_harness(name)
+    environment = await find_environment(
+        harness.installation, python=None, version=version, variant=None, context=context
+    )
+    return ReadyHarness(harness=harness, environment=environment)
+
+
+async def ready_harnesses(
+    tasks: Iterable[TaskSpec], *, version: str | None, context: Context
+) -> dict[str, ReadyHarness]:
+    """Every harness of the tasks, by its name. Raises as `ready_harness` does."""
+    names = dict.fromkeys(task.harness for task in tasks if task.harness is not None)
+    return {name: await ready_harness(name, version=version, context=context) for name in names}
+
+
+async def require_tasks(config: EvaluationConfig, spec: EvaluationSpec, context: Context) -> None:
+    """Raise an error, before anything is started, for tasks that could not run.
+
+    HarnessError for a task that its harness does not have, or that needs log-probabilities from an
+    engine without them; ConfigurationError for settings that a harness does not have.
+    """
+    if not spec.foreign:
+        return
+    settings = config.settings
+    ready = await ready_harnesses(spec.foreign, version=settings.harness_version, context=context)
+    by_harness: dict[str, list[TaskSpec]] = defaultdict(list)
+    for task in spec.foreign:
+        by_harness[task.harness or ""].append(task)
+        ready[task.harness or ""].harness.check(harness_settings(task, spec, settings))
+    for name, tasks in by_harness.items():
+        one = ready[name]
+        listed = await one.harness.list_tasks(
+            one.environment, include_path=settings.include_path, context=context
+        )
+        known = {task.name: task for task in listed}
+        for task in tasks:
+            _require_task(task.name, known, config=config)
+
+
+def _require_task(name: str, known: Mapping[str, HarnessTask], *, config: EvaluationConfig) -> None:
+    named = harness_task_name(name)
+    assert named is not None
+    if named.task.partition("@")[0].endswith(_FILES):
+        return  # a file of the user's own, which only running it would load
+    if (task := known.get(named.task)) is None:
+        close = nearest(named.task, known)
+        raise HarnessError(
+            f"{named.harness} has no task {named.task!r}",
+            kind="unknown_task",
+            fix=(f"did you mean {named.harness}:{close}? " if close else "")
+            + f"`enginehouse tasks --harness {named.harness} WORD` searches its {len(known):,}",
+        )
+    engine = config.plan.engine
+    if task.kind == "choose" and engine is not None:
+        supports = load_engine(engine).capabilities(None).supports
+        if Capability.PROMPT_LOGPROBS not in supports:
+            raise HarnessError(
+                f"{name} needs log-probabilities of prompts, and {engine} has none",
+                kind="needs_logprobs",
+                fix="use another engine: `enginehouse engines` shows which ones have "
+                f"{Capability.PROMPT_LOGPROBS}",
+            )
+
+
+def harness_settings(
+    task: TaskSpec, spec: EvaluationSpec, settings: EvaluationSettings
+) -> HarnessSettings:
+    """What the harness is told about a task.
+
+    Of the evaluation's settings those that are not at their defaults: those leave it to the
+    harness, which knows what its task is normally run with.
+    """
+    common = {
+        name: value
+        for name in ("seed", "samples", "temperature", "top_p", "top_k")
+        if (value := getattr(spec, name)) != EvaluationSettings.model_fields[name].default
+    }
+    own = ("samples", "temperature", "top_p", "top_k")
+    complete = spec.settings_of(task.name)
+    return HarnessSettings(
+        limit=task.limit,
+        include_path=settings.include_path,
+        seed=spec.seed,
+        **(common | {n: v for n in own if (v := getattr(task, n)) is not None}),
+        max_tokens=complete.max_tokens,
+        request_timeout=complete.request_timeout,
+        max_retries=complete.max_retries,
+        system=complete.system,
+        few_shot=task.few_shot,
+        arguments=task.arguments or {},
+    )
+
+
+class HarnessTasks:
+    """The harness tasks of a run, asked of a target. See `evaluation.foreign.ForeignTasks`.
+
+    Each has a folder in the run's, with the harness's files and a record of what it was answered,
+    from which a second try after an interruption is answered.
+    """
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        spec: EvaluationSpec,
+        *,
+        run: Run,
+        target: Target,
+        context: Context,
+    ) -> None:
+        self._config = config
+        self._spec = spec
+        self._run = run
+        self._target = target
+        self._context = context
+        self._ready: dict[str, ReadyHarness] = {}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the engine supports."""
+        return self._target.sampler.capabilities
+
+    async def run(
+        self, task: TaskSpec, *, session: int, progress: OnForeignProgress
+    ) -> Iterable[Record]:
+        """See ForeignTasks; also raises ServerGoneError if the engine is gone."""
+        name = harness_task_name(task.name)
+        assert name is not None
+        one = await self._harness(name.harness)
+        folder = self._run.folder / "harnesses" / folder_name(task.name)
+        options = GatewayOptions(
+            api_key=secrets.token_urlsafe(24),
+            record=folder / "answers",
+            replay=True,
+        )
+        began = time.monotonic()
+        self._context.notify(f"{task.name}: {name.harness} {one.environment.version} runs it")
+        async with open_gateway(self._target.deployment, options, self._context) as gateway:
+            results = await _while_it_answers(
+                gateway,
+                one.harness.run(
+                    [name.task],
+                    endpoint=self._endpoint(gateway, task),
+                    settings=harness_settings(task, self._spec, self._config.settings),
+                    environment=one.environment,
+                    folder=folder,
+                    context=self._context,
+                    progress=_summed(progress),
+                ),
+            )
+            figures = gateway.figures()
+        return records_of(
+            results,
+            asked=task,
+            session=session,
+            traffic=Traffic(
+                requests=figures.requests - figures.replayed,
+                replayed=figures.replayed,
+                seconds=time.monotonic() - began,
+            ),
+        )
+
+    async def _harness(self, name: str) -> ReadyHarness:
+        if name not in self._ready:
+            version = self._config.settings.harness_version
+            self._ready[name] = await ready_harness(name, version=version, context=self._context)
+        return self._ready[name]
+
+    def _endpoint(self, gateway: Gateway, task: TaskSpec) -> HarnessEndpoint:
+        target, plan = self._target, self._config.plan
+        model = target.deployment.model
+        folder = Path(model.path) if model is not None else None
+        concurrency = task.concurrency or self._spec.concurrency or IN_FLIGHT
+        return HarnessEndpoint(
+            url=gateway.url,
+            api_key=gateway.api_key or "",
+            model=target.sampler.model,
+            tokenizer=folder if folder is not None and folder.is_dir() else None,
+            chat=self._is_chat(),
+            capabilities=self.capabilities,
+            concurrency=min(concurrency, IN_FLIGHT) if task.concurrency is None else concurrency,
+            max_model_len=plan.server.max_model_len,
+        )
+
+    def _is_chat(self) -> bool:
+        """Whether there is a chat template; of a server that is not ours, it has to be assumed."""
+        if Capability.CHAT not in self.capabilities.supports:
+            return False
+        ours = self._target.deployment.model is not None
+        return not ours or self._target.provenance.chat_template_digest is not None
+
+
+def folder_name(task: str) -> str:
+    """The name of a task's folder: readable, and different for different tasks."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", task)[-60:].strip("-.")
+    return f"{readable}-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
+
+
+async def _while_it_answers(gateway: Gateway, work: Awaitable[Result]) -> Result:
+    """The result of `work`, or the error for which the gateway cannot answer any more."""
+    working = asyncio.ensure_future(work)
+    ending = asyncio.ensure_future(gateway.ended())
+    try:
+        await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if ending.done():
+            ending.result()
+        return await working
+    finally:
+        for future in (working, ending):
+            future.cancel()
+        await asyncio.gather(working, ending, return_exceptions=True)
+
+
+def _summed(progress: OnForeignProgress) -> OnHarnessProgress:
+    """Reports of single tasks, added up over the parts of a group."""
+    parts: dict[str, HarnessProgress] = {}
+
+    def report(state: HarnessProgress) -> None:
+        parts[state.task] = state
+        totals = [part.total for part in parts.values()]
+        known = [total for total in totals if total is not None]
+        progress(
+            sum(part.done for part in parts.values()),
+            sum(known) if len(known) == len(totals) else None,
+        )
+
+    return report

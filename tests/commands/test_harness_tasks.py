@@ -1,0 +1,273 @@
+"""Tasks of a harness in a run: evaluated, resumed, shown, compared and refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.support.command_line import House, sums
+
+import enginehouse
+from enginehouse.commands.evaluate import rescore_evaluation, resume_evaluation
+from enginehouse.core.errors import ConfigurationError, HarnessError, UnknownNameError
+from enginehouse.evaluation import find_sample, summarise
+from enginehouse.evaluation.compare import compare_runs
+from enginehouse.evaluation.gate import judge
+from enginehouse.evaluation.policy import Policy
+from enginehouse.jobs.exporters.figures import read_figures
+from enginehouse.results.gate import GateVerdict
+from enginehouse.results.summary import HarnessWork, Progress, Report, TaskReport
+from enginehouse.runtime.context import Context
+from enginehouse.store.layout import Layout
+from enginehouse.store.runs import Run, RunStatus, list_runs, open_run
+from enginehouse.testing.fake_harness import with_fake_harness
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _fake_harness() -> Iterator[None]:
+    with with_fake_harness():
+        yield
+
+
+def canned(*right: int) -> dict[str, str]:
+    """Answers to the fake harness's sums, of which these are right."""
+    answers = {f"^{n} \\+ 1 = ": f"{n + 1} is it" if n in right else "no idea" for n in range(12)}
+    return answers | {"Say something": "three words here"}
+
+
+async def evaluate(
+    house: House, *tasks: Any, right: tuple[int, ...] = (0, 1, 2, 3), **settings: Any
+) -> Report:
+    """Evaluate on a fake engine."""
+    name, _, path = house.answers(canned(*right) | settings.pop("canned", {})).partition("=")
+    server = {"env_vars": {name: path}, "max_model_len": 512}
+    return await enginehouse.evaluate(
+        str(house.model()), tasks=list(tasks), server=server, **settings
+    )
+
+
+def the_run() -> Run:
+    """The only run there is."""
+    (info,) = list_runs(Layout.from_environment())
+    return open_run(Layout.from_environment(), info.id)
+
+
+def figures(task: TaskReport) -> tuple[float | None, HarnessWork]:
+    """The headline, and what the harness said."""
+    assert isinstance(task.harness, HarnessWork)
+    return task.headline.value if task.headline else None, task.harness
+
+
+async def test_beside_a_native_task(house: House):
+    """One report, with the harness's own figure, our interval, and one progress for both."""
+    items, native = sums(right=3, wrong=1)
+    progress: list[Progress] = []
+    report = await evaluate(
+        house, str(house.task(items)), "fake:sums", canned=native, progress=progress.append
+    )
+    assert report.complete
+    ours, theirs = report.tasks
+    assert (ours.task, theirs.task) == ("sums", "fake:sums")
+    assert ours.headline is not None
+    assert ours.headline.value == 0.75
+    value, work = figures(theirs)
+    assert value == pytest.approx(4 / 12)
+    assert work.figures[0].value == pytest.approx(4 / 12)
+    assert work.figures[0].standard_error is not None
+    assert theirs.headline is not None
+    assert theirs.headline.interval is not None
+    assert (theirs.version, work.version, theirs.subset) == ("2.1", "1.0", False)
+    assert theirs.outcomes["correct"] == 4
+    assert theirs.outcomes["wrong"] == 8
+    assert work.requests == 12
+    assert report.throughput.requests == 4 + 12
+    assert (progress[-1].done, progress[-1].total) == (16, 16)
+    assert any(t.task == "fake:sums" and t.total is None for t in progress[0].tasks)
+    house.nothing_left()
+
+
+async def test_settings_reach_the_harness(house: House):
+    """Limits, repeats, system messages; defaults leave them to the harness."""
+    report = await evaluate(
+        house, {"name": "fake:sums", "limit": 3, "samples": 2, "system": "Be brief."}, limit=5
+    )
+    (task,) = report.tasks
+    assert (task.items, task.samples_per_item, task.samples, task.subset) == (3, 2, 6, True)
+    assert "a subset, 3 of 12 items" in report.notes[0]
+    plain = await evaluate(house, "fake:sums", limit=3)
+    assert plain.tasks[0].digest != task.digest
+
+
+async def test_samples_are_shown(house: House):
+    """Prompt, answer and target of a harness's sample."""
+    await evaluate(house, "fake:sums")
+    view = find_sample(the_run(), 2)
+    assert (view.task, view.item, view.outcome) == ("fake:sums", "sums-1", "correct")
+    assert view.exchange is not None
+    assert (view.exchange.prompt, view.exchange.answer) == ("1 + 1 = ?", "2 is it")
+    assert view.exchange.target == "2"
+
+
+async def test_a_group_and_a_scale_without_right_and_wrong(house: House):
+    """The parts have the samples; a measure is the headline where there is no outcome."""
+    report = await evaluate(house, "fake:both")
+    assert [task.task for task in report.tasks] == ["fake:sums", "fake:lengths", "fake:both"]
+    parts, lengths, group = report.tasks
+    assert report.complete
+    assert (group.samples, group.no_headline) == (0, None)
+    assert figures(group)[1].parts == ("fake:sums", "fake:lengths")
+    assert figures(parts)[1].part_of == "fake:both"
+    assert lengths.outcomes["measured"] == 12
+    assert lengths.headline is not None
+    assert lengths.headline.value == 3.0
+    assert lengths.headline.n == 12
+
+
+async def test_a_complete_run_asks_nothing(house: House):
+    """Neither the engine nor the harness is started again."""
+    first = await evaluate(house, "fake:sums")
+    said: list[str] = []
+    again = await resume_evaluation(first.run, Context(notify=said.append))
+    assert again.tasks == first.tasks
+    assert said == [f"run {first.run} is complete: nothing to ask"]
+
+
+@pytest.mark.parametrize("by_signal", [False, True])
+async def test_a_harness_that_ends(house: House, *, by_signal: bool):
+    """The journal says so, other tasks are run, and resume runs it again."""
+    ends = {"name": "fake:sums", "arguments": {"end_after": 5, "by_signal": by_signal}}
+    with pytest.raises(HarnessError, match="ended with") as error:
+        await evaluate(house, ends, "fake:lengths", concurrency=1)
+    assert error.value.kind == "ended"
+    run = the_run()
+    assert run.info.status is RunStatus.INTERRUPTED
+    half = summarise(run)
+    assert not half.complete
+    assert [task.task for task in half.tasks] == ["fake:lengths"]
+    assert any("its harness did not finish it" in note for note in half.notes)
+    assert any("fake has not finished it" in note for note in half.notes)
+    report = await resume_evaluation(run.info.id, Context())
+    assert report.complete
+    sums_again = next(task for task in report.tasks if task.task == "fake:sums")
+    assert figures(sums_again)[0] == pytest.approx(4 / 12)
+    assert sums_again.done == 12
+    house.nothing_left()
+
+
+async def test_failed_samples_are_failed(house: House):
+    """They are counted, leave no headline above the allowed share, and can be tried again."""
+    fails = {"name": "fake:sums", "arguments": {"failed": [2, 5]}}
+    report = await evaluate(house, fails, max_failed=0.5)
+    (task,) = report.tasks
+    assert task.outcomes["failed"] == 2
+    assert task.done == task.samples == 12
+    assert figures(task)[0] == pytest.approx(3 / 10)
+    view = find_sample(the_run(), 3)
+    assert (view.outcome, view.failure) == ("failed", "HarnessError (harness): it was told to fail")
+    again = await resume_evaluation(report.run, Context(), retry_failed=True)
+    assert again.tasks[0].done == 12
+
+
+async def test_cancelled_and_resumed(house: House):
+    """A cancelled run leaves no process, and is resumed."""
+    begun = asyncio.Event()
+
+    def progress(state: Progress) -> None:
+        if any(task.total for task in state.tasks):
+            begun.set()
+
+    hangs = {"name": "fake:sums", "arguments": {"hangs": True}}
+    work = asyncio.create_task(evaluate(house, hangs, progress=progress))
+    await asyncio.wait_for(begun.wait(), 60)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    house.nothing_left()
+    assert the_run().info.status is RunStatus.INTERRUPTED
+
+
+async def test_runs_are_compared_and_gated(house: House):
+    """Items are paired as those of native tasks; a group is compared by its parts."""
+    one = await evaluate(house, "fake:both", right=(0, 1, 2))
+    other = await evaluate(house, "fake:both", right=tuple(range(12)))
+    layout = Layout.from_environment()
+    runs = [open_run(layout, report.run) for report in (one, other)]
+    comparison = compare_runs(*runs)
+    parts, lengths = comparison.tasks
+    assert (parts.task, lengths.task) == ("fake:sums", "fake:lengths")
+    assert parts.headline is not None
+    assert parts.headline.difference == pytest.approx(0.75)
+    assert parts.words == "B is better"
+    gate = judge(runs[0], runs[1], Policy(margin=0.05))
+    assert gate.verdict is GateVerdict.FAIL
+    assert {figure.task for figure in gate.figures} == {"fake:sums", "fake:lengths"}
+    exported = {figure.name: figure for figure in read_figures(runs[0]).figures}
+    assert exported["fake:sums/headline"].value == pytest.approx(0.25)
+    own = exported["fake:sums/fake exact"]
+    assert (own.value, own.harness) == (pytest.approx(0.25), "fake 1.0")
+    assert own.standard_error is not None
+
+
+async def test_other_settings_are_not_compared(house: House):
+    """Another configuration digest is other data."""
+    one = await evaluate(house, "fake:sums")
+    other = await evaluate(house, "fake:sums", system="Be brief.")
+    layout = Layout.from_environment()
+    with pytest.raises(ConfigurationError, match="different data"):
+        compare_runs(*(open_run(layout, report.run) for report in (one, other)))
+
+
+async def test_rescoring_leaves_them_alone(house: House):
+    """A harness's scores are its own."""
+    items, native = sums(right=2)
+    report = await evaluate(house, str(house.task(items)), "fake:sums", canned=native)
+    rescoring = await rescore_evaluation(report.run, Context())
+    assert [task.task for task in rescoring.tasks] == ["sums"]
+    assert rescoring.report.tasks == report.tasks
+    alone = await evaluate(house, "fake:sums")
+    with pytest.raises(ConfigurationError, match="scored here"):
+        await rescore_evaluation(alone.run, Context())
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "error", "words"),
+    [
+        ("fake:sumz", {}, HarnessError, "no task 'sumz'"),
+        ("nothing:sums", {}, UnknownNameError, "nothing"),
+        ("fake:sums", {"top_k": 5}, ConfigurationError, "no top_k"),
+        ({"name": "fake:sums", "data": "x.jsonl"}, {}, ConfigurationError, "no effect"),
+        ({"name": "gsm8k", "few_shot": 3}, {}, ConfigurationError, "few_shot"),
+        ("gsm8k", {"harness_version": "1"}, ConfigurationError, "harness_version"),
+        ("fake:sums", {"harness_version": "9"}, ConfigurationError, "not provisioned"),
+    ],
+)
+async def test_refused_before_anything_starts(
+    house: House, task: Any, settings: dict[str, Any], error: type[Exception], words: str
+):
+    """No server, no run."""
+    said: list[str] = []
+    with pytest.raises(error, match=words):
+        await evaluate(house, task, notify=said.append, **settings)
+    assert list_runs(Layout.from_environment()) == []
+    assert not any("server" in line for line in said)
+
+
+async def test_a_half_written_task_is_run_again(house: House):
+    """A kill while results are journaled loses nothing and counts nothing twice."""
+    report = await evaluate(house, "fake:both")
+    run = the_run()
+    lines = run.journal_path.read_bytes().splitlines(keepends=True)
+    for kept in (len(lines) - 1, len(lines) - 2, 20, 4):
+        run.journal_path.write_bytes(b"".join(lines[:kept]))
+        run.report_path.unlink(missing_ok=True)
+        run.update(status=RunStatus.RUNNING)
+        assert not summarise(run).complete
+        again = await resume_evaluation(run.info.id, Context())
+        assert again.complete
+        assert {t.task: t.outcomes for t in again.tasks} == {
+            t.task: t.outcomes for t in report.tasks
+        }
