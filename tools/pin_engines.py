@@ -77,6 +77,7 @@ SETS = (
     RequirementSet("trainer", "5.19.0", "cpu"),
     RequirementSet("trainer", "5.19.0", "cuda"),
     RequirementSet("lm-eval", "0.4.13", "any"),
+    RequirementSet("inspect", "0.3.285", "any"),
 )
 
 

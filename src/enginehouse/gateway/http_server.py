@@ -164,7 +164,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        stream = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
+        stream = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
         self._transport = stream
         stream.set_write_buffer_limits(high=_HIGH_WATER)
         self._server.connections.add(self)

@@ -24,6 +24,7 @@ def problem_of(name: str, harness_class: Any) -> str | None:
 HARNESSES = Registry(
     "harness",
     {
+        "inspect": "enginehouse.harnesses.inspect.harness:Inspect",
         "lm-eval": "enginehouse.harnesses.lm_eval.harness:LmEval",
     },
     group="enginehouse.harnesses",

@@ -62,6 +62,10 @@ class Layout:
         """Benchmark files extracted from packages, one folder per content key."""
         return self.cache / "data"
 
+    def harness_data(self, harness: str) -> Path:
+        """Data sets that another project's harness downloads itself."""
+        return self.cache / "harnesses" / harness
+
     @property
     def digests(self) -> Path:
         """Known digests, one record per file."""
@@ -71,6 +75,11 @@ class Layout:
     def descriptions(self) -> Path:
         """Descriptions of engine environments that users brought, one record per Python."""
         return self.cache / "descriptions"
+
+    @property
+    def harness_tasks(self) -> Path:
+        """The tasks of evaluation harnesses, one list per environment."""
+        return self.cache / "harness-tasks"
 
     @property
     def logs(self) -> Path:

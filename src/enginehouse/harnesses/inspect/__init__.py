@@ -1,0 +1,1 @@
+"""The UK AI Security Institute's Inspect (inspect_ai), with its collection inspect_evals."""
