@@ -256,7 +256,7 @@ def _show_dry_run(plan: LaunchPlan, console: Console) -> None:
         console.say("# Tasks")
         for task in shown.tasks:
             console.say(f"{task.written} -> {task.name}: {task.meaning}")
-            if not task.native and task.nearest:
+            if not task.native and task.harness is None and task.nearest:
                 console.say(f"  the nearest native tasks: {', '.join(task.nearest)}")
         console.say("\n# Resources")
         console.say(f"GPUs: {shown.gpus_needed} needed, {shown.gpus_asked_for} asked for")

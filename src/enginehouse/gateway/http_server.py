@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import httptools
 
@@ -162,9 +162,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=_HIGH_WATER)
+        stream = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
+        self._transport = stream
+        stream.set_write_buffer_limits(high=_HIGH_WATER)
         self._server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

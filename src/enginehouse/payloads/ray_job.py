@@ -32,6 +32,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 TIMED_OUT, COMPANION_ENDED, NODE_LOST = 240, 241, 242
+_LONGEST_LINE = 1 << 20  # bytes; a longer one is printed in parts
 _HERE = Path(__file__).parent
 _CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -99,10 +100,12 @@ def main() -> None:
         name=job["name"],
     )
     actors: list[Any] = []
+    commands: list[_Command] = []
     try:
         _await(group, job)
         actors.extend(_actors(group, job["resources"]))
-        code = _run(actors, job, secrets)
+        commands.extend(_start(actors, job, secrets))
+        code = _run(commands, walltime=job["walltime"])
     except _Ended as end:
         code = end.code
     except ray.exceptions.RayError as error:
@@ -110,8 +113,7 @@ def main() -> None:
         code = NODE_LOST
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if stops := [actor.stop.remote() for actor in actors]:
-            ray.wait(stops, num_returns=len(stops), timeout=job["grace"] + 10)
+        _stop(actors, commands, patience=job["grace"] + 10)
         remove_placement_group(group)
     sys.exit(code)
 
@@ -145,12 +147,10 @@ def _actors(group: PlacementGroup, resources: dict[str, float]) -> Iterator[Any]
         )
 
 
-def _run(actors: list[Any], job: dict[str, Any], secrets: dict[str, str]) -> int:
-    """The exit code, once a command has ended or the time is up; what is left runs on."""
-    deadline = time.monotonic() + (job["walltime"] or float("inf"))
+def _start(actors: list[Any], job: dict[str, Any], secrets: dict[str, str]) -> Iterator[_Command]:
+    """Start the command of each node that has one, the job's own first, once all are there."""
     program = (_HERE / "ray_node.py").read_text(encoding="utf-8")
-    head = ray.get(actors[0].address.remote())
-    streams = {}
+    head, *_ = ray.get([actor.address.remote() for actor in actors])
     for actor, node in zip(actors, job["nodes"], strict=True):
         if node["command"] is not None:
             order = {
@@ -166,33 +166,94 @@ def _run(actors: list[Any], job: dict[str, Any], secrets: dict[str, str]) -> int
                 "from_machine": node["from_machine"],
                 "grace": job["grace"],
             }
-            streams[actor.run.options(num_returns="streaming").remote(program, order)] = node
+            stream = actor.run.options(num_returns="streaming").remote(program, order)
+            yield _Command(stream, companion=None if node is job["nodes"][0] else node["name"])
+
+
+def _run(commands: list[_Command], *, walltime: float | None) -> int:
+    """The exit code, once a command has ended or the time is up; what is left runs on."""
+    deadline = time.monotonic() + (walltime or float("inf"))
     while time.monotonic() < deadline:
-        ready, _ = ray.wait(list(streams), timeout=1)
-        for stream in ready:
-            is_main, name = streams[stream] is job["nodes"][0], streams[stream]["name"]
-            piece = ray.get(next(stream))
-            if isinstance(piece, int):
-                if is_main:
-                    return piece
-                _say(f"{name} ended by itself, with exit code {piece}")
-                return COMPANION_ENDED
-            _print(piece, name=None if is_main else name)
-    _say(f"the time limit of {job['walltime']} s is over")
+        for command in _ready(commands, timeout=1):
+            command.read()
+            if command.exit_code is None:
+                continue
+            if command.companion is None:
+                return command.exit_code
+            _say(f"{command.companion} ended by itself, with exit code {command.exit_code}")
+            return COMPANION_ENDED
+    _say(f"the time limit of {walltime} s is over")
     return TIMED_OUT
+
+
+def _stop(actors: list[Any], commands: list[_Command], *, patience: float) -> None:
+    """End all commands, and print what they had printed and print until then."""
+    deadline = time.monotonic() + patience
+    stops = [actor.stop.remote() for actor in actors]
+    running = [command for command in commands if command.exit_code is None]
+    while running and (left := deadline - time.monotonic()) > 0:
+        for command in _ready(running, timeout=left):
+            try:
+                command.read()
+            except (ray.exceptions.RayError, StopIteration):  # its node was lost
+                running.remove(command)
+            else:
+                if command.exit_code is not None:
+                    running.remove(command)
+    for command in commands:
+        command.flush()
+    if stops:
+        ray.wait(stops, num_returns=len(stops), timeout=max(deadline - time.monotonic(), 0))
+
+
+def _ready(commands: list[_Command], *, timeout: float) -> list[_Command]:
+    """All commands that have printed something or ended; waits for the first of them."""
+    streams = {command.stream: command for command in commands}
+    ready, _ = ray.wait(list(streams), timeout=timeout)
+    if ready:  # Ray names the first one alone, which may print without a pause
+        ready, _ = ray.wait(list(streams), num_returns=len(streams), timeout=0)
+    return [streams[stream] for stream in ready]
+
+
+class _Command:
+    """A command that an actor runs; its output is printed line by line.
+
+    `companion` is the name of a companion, which stands before each of its lines.
+    """
+
+    def __init__(self, stream: Any, *, companion: str | None) -> None:
+        self.stream = stream
+        self.companion = companion
+        self.exit_code: int | None = None
+        self._line = b""  # begun, and not printed
+
+    def read(self) -> None:
+        """Print the next piece of output, or note the exit code. Raises RayError."""
+        piece = ray.get(next(self.stream))
+        if isinstance(piece, int):
+            self.exit_code = piece
+            self.flush()
+            return
+        *lines, self._line = (self._line + piece).split(b"\n")
+        if len(self._line) > _LONGEST_LINE:
+            lines.append(self._line)
+            self._line = b""
+        self._print(lines)
+
+    def flush(self) -> None:
+        """Print a last line that has no end."""
+        if self._line:
+            self._print([self._line])
+            self._line = b""
+
+    def _print(self, lines: list[bytes]) -> None:
+        prefix = b"" if self.companion is None else f"[{self.companion}] ".encode()
+        sys.stdout.buffer.write(b"".join(prefix + line + b"\n" for line in lines))
+        sys.stdout.buffer.flush()
 
 
 def _say(text: str) -> None:
     print(f"enginehouse: {text}", flush=True)
-
-
-def _print(piece: bytes, *, name: str | None) -> None:
-    if name is not None:
-        ending = b"\n" if piece.endswith(b"\n") else b""
-        lines = piece.removesuffix(b"\n").split(b"\n")
-        piece = b"\n".join(f"[{name}] ".encode() + line for line in lines) + ending
-    sys.stdout.buffer.write(piece)
-    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -342,6 +342,20 @@ async def companions_live_as_long_as_the_command(subject: Subject) -> None:
 
 
 @case
+async def the_log_has_what_companions_print(subject: Subject) -> None:
+    """Also what they printed just before the command ended, and what they print while ending."""
+    script = "trap 'echo last words; exit 0' TERM; echo first words; touch ready; sleep 600 & wait"
+    companion = Companion(name="server", command=("/bin/sh", "-c", script))
+    command = "while ! test -e ready; do sleep 0.1; done; seq 10000"
+    handle = await subject.submit(subject.job(command, companions=(companion,)))
+    await subject.reach(handle, JobState.COMPLETE)
+    said = await subject.log(handle)
+    assert "\n10000\n" in said, said[-600:]
+    assert "first words" in said, said
+    assert "last words" in said, said
+
+
+@case
 async def a_companion_that_ends_fails_the_job(subject: Subject) -> None:
     """If a companion ends by itself, even with exit code 0, the job fails at once."""
     companion = Companion(name="server", command=("/bin/sh", "-c", "exit 0"))
