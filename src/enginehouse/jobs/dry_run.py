@@ -13,7 +13,7 @@ from enginehouse.jobs.base import Artifact
 from enginehouse.jobs.executors.base import Executor, SupportsCheck
 from enginehouse.jobs.launch import open_executor
 from enginehouse.jobs.plan import LaunchPlan
-from enginehouse.jobs.task_names import ResolvedTask, require_native
+from enginehouse.jobs.task_names import ResolvedTask, require_runnable
 from enginehouse.processes.gpus import read_gpus
 from enginehouse.provisioning.model_memory import estimate_memory
 from enginehouse.runtime.context import Context
@@ -79,7 +79,7 @@ def dry_run(plan: LaunchPlan, context: Context) -> DryRun:
 
 def _refusal(executor: Executor, plan: LaunchPlan) -> str | None:
     try:
-        require_native(plan.tasks)
+        require_runnable(plan.tasks)
         if isinstance(executor, SupportsCheck):
             executor.check(plan.job)
     except EnginehouseError as error:
