@@ -35,6 +35,7 @@ from enginehouse.commands.configuration import (
     EvaluationSettings,
     JudgeConfig,
     ParitySettings,
+    RunWithSettings,
     ServiceSettings,
     TaskConfig,
 )
@@ -103,6 +104,8 @@ EXIT_CODES = {
     12: "`enginehouse gate`: no metric is shown to be worse, but there are too few items to tell",
     13: "figures could not be exported",
     14: "a harness of another project cannot run a task, or it failed",
+    126: "`run-with`: the command is not executable; nothing was started",
+    127: "`run-with`: there is no such command; nothing was started",
     130: "Ctrl-C (SIGINT); everything that was started has been stopped, and a run can be resumed",
     141: "nobody reads standard output any more (`| head`)",
     143: "SIGTERM; like Ctrl-C",
@@ -424,6 +427,7 @@ def configuration() -> Iterator[str]:
         ("check", CheckSettings),
         ("chat", ChatSettings),
         ("sample", SampleSettings),
+        ("run-with", RunWithSettings),
         ("arena serve", ServiceSettings),
     ):
         yield from ("", f"### {command} --config", "")

@@ -23,7 +23,8 @@ def main() -> None:
     from enginehouse.report.visible_text import OutputClosed, silence, write_text
 
     arguments = sys.argv[1:]
-    verbose = not {"-v", "--verbose"}.isdisjoint(arguments)
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    verbose = not {"-v", "--verbose"}.isdisjoint(own)
     try:
         build_app(arguments)(prog_name="enginehouse")
     except EnginehouseError as error:

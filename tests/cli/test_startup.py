@@ -67,6 +67,7 @@ WITH_LIMITS = {  # an option that pydantic refuses
     "check": ["x", "--users", "0"],
     "parity": ["x", "--threshold", "-1"],
     "chat": ["x", "--top-p", "2"],
+    "run-with": ["x", "--max-restarts", "-1", "--", "true"],
     "sample": ["x", "--prompts", "p", "--out", "o", "--n", "0"],
 }
 

@@ -58,10 +58,11 @@ def anchors(document: Path) -> set[str]:
 
 
 def commands_in(text: str) -> Iterator[list[str]]:
-    """The words of every enginehouse command in a shell block."""
+    """The words of every enginehouse command in a shell block, up to another program's (`--`)."""
     for line in text.replace("\\\n", " ").splitlines():
         if line.startswith("enginehouse "):
-            yield shlex.split(line, comments=True)[1:]
+            words = shlex.split(line, comments=True)[1:]
+            yield words[: words.index("--")] if "--" in words else words
 
 
 def options_of(words: list[str]) -> set[str]:

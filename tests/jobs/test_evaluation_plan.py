@@ -120,12 +120,35 @@ def test_what_is_said_for_all_is_said_once(tmp_path):
 
 
 def test_other_harnesses_tasks_are_in_the_plan(tmp_path):
-    """A dry run shows them; launching refuses them."""
-    planned = plan(tmp_path, "ifeval", "piqa")
-    assert [(task.name, task.native) for task in planned.tasks] == [
-        ("ifeval", True),
-        ("lm-eval:piqa", False),
+    """With the harness that runs them; what is said for all stays with each task."""
+    planned = plan(
+        tmp_path,
+        "ifeval",
+        "piqa",
+        params={"limit_samples": 10, "temperature": 0.0, "parallelism": 8},
+    )
+    assert [(task.name, task.harness) for task in planned.tasks] == [
+        ("ifeval", None),
+        ("lm-eval:piqa", "lm-eval"),
     ]
+    ours, theirs = planned.evaluation.settings.tasks
+    assert (theirs.name, theirs.limit, theirs.temperature) == ("lm-eval:piqa", 10, 0.0)
+    assert (ours.concurrency, theirs.concurrency) == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"params": {"extra": {"n_samples": 5}}}, "asks each item once"),
+        ({"dataset_dir": "/data"}, "loads the data of its tasks itself"),
+    ],
+)
+def test_what_a_harness_lacks_is_refused_in_words(tmp_path, more, what):
+    """Before anything starts."""
+    task = {"name": "piqa", **{k: v for k, v in more.items() if k == "dataset_dir"}}
+    with pytest.raises(ConfigurationError) as caught:
+        plan(tmp_path, task, params=more.get("params"))
+    assert what in str(caught.value)
 
 
 @pytest.mark.parametrize(

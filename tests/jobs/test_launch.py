@@ -200,14 +200,14 @@ async def test_a_record_of_another_version(tmp_path, cluster, context):
 
 
 async def test_nothing_is_left_of_a_launch_that_fails(tmp_path, cluster, context, monkeypatch):
-    """A refusal, a task of another harness, a secret that is not set, and a cancellation."""
+    """A refusal, a task that no harness here has, a secret that is not set, and a cancellation."""
     cluster.refusal = JobError("no such partition", kind="unknown_partition")
     with pytest.raises(JobError) as refused:
         await launch(plan(tmp_path), context)
     assert refused.value.kind == "unknown_partition"
     cluster.refusal = None
     with pytest.raises(ConfigurationError):
-        await launch(plan(tmp_path, task="lm-evaluation-harness.mmlu"), context)
+        await launch(plan(tmp_path, task="garak.garak"), context)
     with monkeypatch.context() as without:
         without.delenv("MY_TOKEN")
         with pytest.raises(ConfigurationError):

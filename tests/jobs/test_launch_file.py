@@ -90,14 +90,14 @@ def test_keys_without_effect_are_listed(tmp_path: Path):
     config = read(
         tmp_path,
         DEPLOYED + "evaluation:\n  nemo_evaluator_config:\n    config:\n      params:\n"
-        "        temperature: 0.5\n        extra: {n_samples: 2, num_fewshot: 5}\n"
+        "        temperature: 0.5\n        extra: {n_samples: 2, downsampling_ratio: 5}\n"
         "    target: {api_endpoint: {adapter_config: {use_request_logging: true}}}\n"
         "  tasks: [{name: gsm8k, container: x}]\n",
     )
     general = "evaluation.nemo_evaluator_config"
 
     assert set(config.not_acted_on) == {
-        f"{general}.config.params.extra.num_fewshot",
+        f"{general}.config.params.extra.downsampling_ratio",
         f"{general}.target.api_endpoint.adapter_config.use_request_logging",
         "evaluation.tasks.0.container",
     }

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.jobs.task_names import native_spellings, require_native, resolve_task
+from enginehouse.jobs.task_names import native_spellings, require_runnable, resolve_task
 from enginehouse.tasks.registry import TASKS
 
 
@@ -40,38 +40,41 @@ def test_native_tasks_have_the_launchers_names_too(written, name):
         ("piqa", "lm-eval:piqa"),
         ("mbpp", "lm-eval:mbpp"),
         ("lm-evaluation-harness.mmlu", "lm-eval:mmlu"),
-        ("AIME_2025", "inspect:aime2025"),
-        ("simple_evals.AIME_2024", "inspect:aime2024"),
-        ("bigcode-evaluation-harness.mbpp-chat", "inspect:mbpp"),
+        ("AIME_2025", "inspect:inspect_evals/aime2025"),
+        ("simple_evals.AIME_2024", "inspect:inspect_evals/aime2024"),
+        ("bigcode-evaluation-harness.mbpp-chat", "inspect:inspect_evals/mbpp"),
         ("lm-eval:arc_easy", "lm-eval:arc_easy"),
-        ("inspect:gaia", "inspect:gaia"),
-        ("codec.ifeval", "codec.ifeval"),  # about contamination: another benchmark
+        ("inspect:inspect_evals/gaia", "inspect:inspect_evals/gaia"),
     ],
 )
 def test_other_names_are_other_harnesses_tasks(written, name):
-    """They are shown, and refused before anything starts."""
+    """They are shown with the harness that runs them, and let through."""
     task = resolve_task(written, base=Path())
     assert (task.name, task.native) == (name, False)
-    with pytest.raises(ConfigurationError):
-        require_native([task])
+    assert task.harness == name.partition(":")[0]
+    require_runnable([task])
 
 
 @pytest.mark.parametrize(
     ("written", "nearest"),
-    [("ifevl", "ifeval"), ("gsm8k_cot_zeroshot", "gsm8k"), ("bfcl.bfclv3", "bfcl/multiple")],
+    [
+        ("codec.ifeval", "ifeval"),  # about contamination: another benchmark
+        ("nemo-skills.gsm8k_extra", "gsm8k"),
+    ],
 )
 def test_a_refusal_names_the_nearest_native_task(written, nearest):
-    """Misspelt, a variant of the same benchmark, or of the same family."""
+    """Of a harness that neither lm-eval nor inspect replaces."""
     task = resolve_task(written, base=Path())
+    assert (task.name, task.native, task.harness) == (written, False, None)
     assert nearest in task.nearest
     with pytest.raises(ConfigurationError) as caught:
-        require_native([resolve_task("ifeval", base=Path()), task])
+        require_runnable([resolve_task("ifeval", base=Path()), task])
     assert nearest in str(caught.value.fix)
 
 
 def test_native_tasks_are_let_through():
     """Nothing is refused that runs here."""
-    require_native([resolve_task(name, base=Path()) for name in TASKS.names()])
+    require_runnable([resolve_task(name, base=Path()) for name in TASKS.names()])
 
 
 def test_a_harness_that_is_not_known_is_refused():

@@ -10,16 +10,20 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from enginehouse.core.errors import FlagError
+from enginehouse.core.errors import ConfigurationError, FlagError
 from enginehouse.core.registry import load_object
 
 
 @dataclass(frozen=True)
 class CommandEntry:
-    """A command (or a group of commands), and how the list of commands describes it."""
+    """A command (or a group of commands), and how the list of commands describes it.
+
+    `runs_another`: what follows `--` is a command line of its own.
+    """
 
     target: str
     help: str
+    runs_another: bool = False
 
 
 COMMANDS = {
@@ -48,6 +52,15 @@ COMMANDS = {
     "play": CommandEntry("enginehouse.cli.play:play", "Play games between teams of agents."),
     "serve": CommandEntry(
         "enginehouse.cli.serve:serve", "Serve a model until Ctrl-C, or in the background."
+    ),
+    "gateway": CommandEntry(
+        "enginehouse.cli.gateway:gateway",
+        "Answer the OpenAI API in front of a model or a running server.",
+    ),
+    "run-with": CommandEntry(
+        "enginehouse.cli.run_with:run_with",
+        "Run any program with a model behind its OpenAI client.",
+        runs_another=True,
     ),
     "ps": CommandEntry("enginehouse.cli.servers:ps", "List servers."),
     "logs": CommandEntry("enginehouse.cli.servers:logs", "Print a server's log."),
@@ -99,6 +112,25 @@ class _Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+class _RunningAnother(_Command):
+    """A command that runs another one; only what precedes `--` is parsed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own, dashes, command = args, "", []
+        if "--" in args:
+            place = args.index("--")
+            own, dashes, command = args[:place], args[place], args[place + 1 :]
+        rest = super().parse_args(ctx, own)
+        if not dashes and not ctx.resilient_parsing and (words := ctx.params["program"]):
+            words = " ".join(words)
+            raise ConfigurationError(
+                f"what is to be run must follow `--`, and {words!r} does not",
+                fix=f"enginehouse {ctx.info_name} … -- {words}",
+            )
+        ctx.params["program"] = command
+        return rest
+
+
 def build_app(arguments: Sequence[str]) -> typer.Typer:
     """The application. Of its commands, only the one that `arguments` call can be run."""
     app = typer.Typer(
@@ -118,7 +150,8 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         else:
             # A command's own help is longer: its docstring.
             text = entry.help if command is _stub else None
-            app.command(name, help=text, cls=_Command)(command)
+            kind = _RunningAnother if entry.runs_another else _Command
+            app.command(name, help=text, cls=kind)(command)
     return app
 
 

@@ -16,6 +16,7 @@ from enginehouse.report.visible_text import visible_json, write_plain, write_tex
 if TYPE_CHECKING:
     from enginehouse.results.experiment_progress import ExperimentProgress
     from enginehouse.results.summary import Progress
+    from enginehouse.runtime.interrupts import SignalRoute
 
 Result = TypeVar("Result")
 
@@ -85,10 +86,10 @@ def show_traceback() -> None:
     write_text(sys.stderr, traceback.format_exc())
 
 
-def run_async(work: Coroutine[Any, Any, Result]) -> Result:
+def run_async(work: Coroutine[Any, Any, Result], *, signals: SignalRoute | None = None) -> Result:
     """Run `work`, on uvloop if it is installed. Ctrl-C and SIGTERM cancel it, which may clean up.
 
-    Raises Interrupted after such a signal.
+    `signals` may pass them on instead. Raises Interrupted after a signal that has cancelled it.
     """
     import asyncio
     import signal
@@ -99,6 +100,8 @@ def run_async(work: Coroutine[Any, Any, Result]) -> Result:
         received: list[int] = []
 
         def interrupt(number: int) -> None:
+            if signals is not None and signals.take(number):
+                return
             received.append(number)
             task.cancel()
 

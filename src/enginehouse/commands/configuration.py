@@ -100,6 +100,24 @@ class ChatConfig(ComposedModel):
     settings: ChatSettings
 
 
+class RunWithSettings(StrictModel):
+    """What stands between a program and the model."""
+
+    record: Path | None = None
+    """Keep every request and its answer in this folder."""
+    replay: bool = False
+    """With record: answer a request from the folder where its answer is there and repeatable."""
+    adapters: Path | None = None
+    """A folder of LoRA adapters, each of which the program may name as its model."""
+
+
+class RunWithConfig(ComposedModel):
+    """A model for any program that has an OpenAI client."""
+
+    plan: AskConfig
+    settings: RunWithSettings
+
+
 class ServiceSettings(StrictModel):
     """Where scenes connect, and how the model is asked."""
 

@@ -8,10 +8,12 @@ import re
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
+
+import msgspec
 
 from enginehouse.commands.configuration import EvaluationConfig, EvaluationSettings
 from enginehouse.commands.harness_records import Traffic, records_of
@@ -62,6 +64,20 @@ async def ready_harness(name: str, *, version: str | None, context: Context) -> 
         harness.installation, python=None, version=version, variant=None, context=context
     )
     return ReadyHarness(harness=harness, environment=environment)
+
+
+async def list_tasks_of(
+    name: str, *, include_path: Path | None, version: str | None, context: Context
+) -> Sequence[HarnessTask]:
+    """Every task of a harness, by the names that a run takes, such as "lm-eval:piqa".
+
+    Raises as `ready_harness` does, and HarnessError.
+    """
+    one = await ready_harness(name, version=version, context=context)
+    tasks = await one.harness.list_tasks(
+        one.environment, include_path=include_path, context=context
+    )
+    return [msgspec.structs.replace(task, name=f"{name}:{task.name}") for task in tasks]
 
 
 async def ready_harnesses(
@@ -190,6 +206,7 @@ class HarnessTasks:
             api_key=secrets.token_urlsafe(24),
             record=folder / "answers",
             replay=True,
+            resume=True,
         )
         began = time.monotonic()
         self._context.notify(f"{task.name}: {name.harness} {one.environment.version} runs it")

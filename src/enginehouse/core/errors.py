@@ -4,7 +4,9 @@ EnginehouseError
 ├── ConfigurationError        a wrong option, key or value: nothing was started
 │   ├── UnknownNameError      no engine, task, key … of that name; the nearest is named
 │   ├── UntrustedRunError     a run folder from elsewhere that names code to run
-│   └── FlagError             the engine has no such flag (any more)
+│   ├── FlagError             the engine has no such flag (any more)
+│   ├── CommandNotFoundError  `run-with`: there is no such program
+│   └── NotExecutableError    `run-with`: it is there, but cannot be run
 ├── ProvisioningError         an engine environment could not be built or does not work
 ├── ModelError                the model was not found or could not be read
 │   ├── ModelNotFoundError
@@ -139,6 +141,18 @@ class UntrustedRunError(ConfigurationError):
 
 class FlagError(ConfigurationError):
     """The installed engine does not know a flag, or no longer does."""
+
+
+class CommandNotFoundError(ConfigurationError):
+    """The program that `run-with` is to run was not found; a shell's exit code for that."""
+
+    exit_code = 127
+
+
+class NotExecutableError(ConfigurationError):
+    """The program that `run-with` is to run is not executable; a shell's exit code for that."""
+
+    exit_code = 126
 
 
 class ProvisioningError(EnginehouseError):

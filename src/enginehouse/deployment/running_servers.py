@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from yarl import URL
 
 from enginehouse.client.transport import normal_base_url
 from enginehouse.core.errors import AdapterError
+from enginehouse.deployment.configuration import AskConfig
 from enginehouse.engines.base import ServedEngine, SupportsAdapters, is_loopback
 from enginehouse.engines.registry import load_engine, load_served_engine
 from enginehouse.servers.endpoint import API_KEY_VARIABLE, Server, attach_server, server_of
@@ -46,6 +48,22 @@ async def find_running(target: str, *, layout: Layout, api_key: str | None = Non
         own_key = (key or admin_key) if record.has_api_key else None
         server = server_of(record, api_key=own_key, admin_key=admin_key)
     return RunningServer(record=record, server=server, engine=engine)
+
+
+def with_running_server(plan: AskConfig, *, layout: Layout) -> AskConfig:
+    """The plan, of the running server of ours if its model is the name of one.
+
+    A file or folder of the same name is a model.
+    """
+    name = plan.model
+    if name is None or plan.url or plan.path or plan.addresses or Path(name).exists():
+        return plan
+    for status in list_servers(layout):
+        record = status.record
+        if record.name == name and status.pids:
+            server = {"url": record.base_url, "model": None, "engine": plan.engine or record.engine}
+            return plan.model_copy(update=server)
+    return plan
 
 
 def record_at(url: str, *, layout: Layout) -> ServerRecord | None:

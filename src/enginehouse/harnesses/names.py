@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from typing import Final
-
-import msgspec
-
-_PREFIX: Final = re.compile(r"([a-z][a-z0-9_-]*):(?!//)(?=.)")
+from typing import NamedTuple
 
 
-class HarnessTaskName(msgspec.Struct, frozen=True, kw_only=True):
+class HarnessTaskName(NamedTuple):
     """A harness, and a task by the name that it has there."""
 
     harness: str
     task: str
-
-    def __str__(self) -> str:
-        """The name as users write it."""
-        return f"{self.harness}:{self.task}"
 
 
 def harness_task_name(name: str) -> HarnessTaskName | None:
@@ -26,7 +17,7 @@ def harness_task_name(name: str) -> HarnessTaskName | None:
 
     Whether there is such a harness is not looked up.
     """
-    prefix = _PREFIX.match(name)
-    if prefix is None:
+    harness, colon, task = name.partition(":")
+    if not colon or not task or not harness.replace("-", "").replace("_", "").isalnum():
         return None
-    return HarnessTaskName(harness=prefix[1], task=name[prefix.end() :])
+    return HarnessTaskName(harness=harness, task=task)

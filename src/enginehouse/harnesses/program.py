@@ -147,6 +147,7 @@ def _variables(environment: EngineEnvironment, added: Mapping[str, str]) -> dict
         "PYTHONNOUSERSITE": "1",
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
         "no_proxy": loopback,
         "NO_PROXY": loopback,
         **added,

@@ -334,6 +334,10 @@ class ExtraParameters(Section):
 
     n_samples: PositiveInt | None = None
     """How often each item is asked."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """The number of examples before each question, for a harness's task."""
+    arguments: Mapping[str, Any] = {}
+    """What else a harness's task takes, by its own names."""
     judge: JudgeSettings | None = None
     """The model that scores answers."""
 

@@ -12,10 +12,14 @@ from urllib.parse import urlsplit
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.core.reasoning import ReasoningUse
 from enginehouse.engines.registry import load_engine
+from enginehouse.harnesses.base import HarnessSettings
+from enginehouse.harnesses.names import harness_task_name
+from enginehouse.harnesses.registry import load_harness
 from enginehouse.jobs.companions import Arrangement, arrange_judge
 from enginehouse.jobs.configuration import (
     AdapterConfig,
     DeploymentSettings,
+    EvaluatorConfig,
     JudgeSettings,
     LaunchConfig,
     LaunchTask,
@@ -65,8 +69,9 @@ class EvaluationPlan:
 def plan_evaluation(config: LaunchConfig, *, folder: PurePosixPath) -> EvaluationPlan:
     """What the job in `folder` evaluates, and how. Loads no data, and starts nothing.
 
-    Tasks of other harnesses are among the tasks; `task_names.require_native` refuses them. Raises
-    ConfigurationError for a task that is wrong, or named twice.
+    Tasks that no harness here has are among the tasks; `task_names.require_runnable` refuses them.
+    Raises ConfigurationError for a task that is wrong, or named twice, and for parameters that its
+    harness does not have.
     """
     base = Path(config.origin).parent
     tasks = tuple(resolve_task(task.name, base=base) for task in config.evaluation.tasks)
@@ -109,6 +114,13 @@ def _task_settings(
     settings = config.evaluation.settings_of(task)
     parameters, adapter = settings.params, settings.adapter
     _require_endpoint(task, resolved)
+    if not resolved.native:
+        return _harness_settings(task, resolved, settings, notes)
+    notes += [
+        f"{task.name}: params.extra.{name} has no effect on a native task"
+        for name in ("num_fewshot", "arguments")
+        if getattr(parameters.extra, name)
+    ]
     values = {
         "name": resolved.name,
         "data": _data(task, resolved),
@@ -123,6 +135,52 @@ def _task_settings(
         "concurrency": parameters.parallelism,
         "request_timeout": parameters.request_timeout,
         "max_retries": parameters.max_retries,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _harness_settings(
+    task: LaunchTask, resolved: ResolvedTask, settings: EvaluatorConfig, notes: list[str]
+) -> dict[str, Any]:
+    """The entry of a harness's task. Raises ConfigurationError for what the harness lacks."""
+    parameters, adapter = settings.params, settings.adapter
+    if task.dataset_dir is not None:
+        raise ConfigurationError(
+            f"dataset_dir of task {task.name}: {task.dataset_dir}",
+            why=f"{resolved.harness or 'its harness'} loads the data of its tasks itself",
+            fix="leave dataset_dir out; HF_HOME in env_vars names the hub's cache",
+        )
+    if any(
+        given is not None
+        for given in (
+            adapter.process_reasoning_traces,
+            adapter.use_reasoning,
+            adapter.end_reasoning_token,
+        )
+    ):
+        notes.append(
+            f"{task.name}: reasoning is left in the answers that {resolved.harness} scores, unless "
+            "the server takes it out: deployment.extra_args with --reasoning-parser"
+        )
+    own: dict[str, Any] = {
+        "samples": parameters.extra.n_samples,
+        "max_tokens": parameters.max_new_tokens,
+        "temperature": parameters.temperature,
+        "top_p": parameters.top_p,
+        "system": _system(adapter, notes),
+        "few_shot": parameters.extra.num_fewshot,
+        "arguments": dict(parameters.extra.arguments) or None,
+        "request_timeout": parameters.request_timeout,
+        "max_retries": parameters.max_retries,
+    }
+    given = {name: value for name, value in own.items() if value is not None}
+    if resolved.harness is not None:
+        load_harness(resolved.harness).check(HarnessSettings(**given))
+    values = {
+        "name": resolved.name,
+        "limit": parameters.limit_samples,
+        "concurrency": parameters.parallelism,
+        **given,
     }
     return {name: value for name, value in values.items() if value is not None}
 
@@ -152,8 +210,8 @@ def _reasoning(adapter: AdapterConfig, notes: list[str]) -> str | None:
 
 def _data(task: LaunchTask, resolved: ResolvedTask) -> str | None:
     """The file of the task's data, on the machine where the job runs."""
-    if task.dataset_dir is None or not resolved.native:
-        return task.dataset_dir
+    if task.dataset_dir is None:
+        return None
     if PurePosixPath(task.dataset_dir).suffix:
         return task.dataset_dir
     if (file := _FILES.get(resolved.name)) is None:
@@ -193,7 +251,13 @@ def _require_different(tasks: Sequence[ResolvedTask]) -> None:
 
 
 def _with_common_apart(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What all tasks have alike is said once."""
+    """What all tasks have alike is said once.
+
+    A harness's task is given the evaluation's settings only where they are not at their defaults,
+    so that what was said here for it stays with it.
+    """
+    if any(harness_task_name(task["name"]) is not None for task in tasks):
+        return {"tasks": list(tasks)}
     first, *others = tasks
     common = {
         name: value

@@ -22,7 +22,7 @@ from enginehouse.jobs.executors.base import ExecutionSettings, Executor, Support
 from enginehouse.jobs.executors.registry import EXECUTORS
 from enginehouse.jobs.plan import LaunchPlan
 from enginehouse.jobs.records import JobRecord, JobRecords
-from enginehouse.jobs.task_names import require_native
+from enginehouse.jobs.task_names import require_runnable
 from enginehouse.runtime.context import Context
 
 _LONGEST_DIAGNOSIS = 40  # lines
@@ -38,10 +38,10 @@ def open_executor(settings: ExecutionSettings, context: Context) -> Executor:
 async def launch(plan: LaunchPlan, context: Context) -> JobRecord:
     """Submit the plan's job, and remember it. Returns when its executor has accepted it.
 
-    Raises ConfigurationError for tasks that do not run here and for secrets that are not set, and
-    JobError; then, and if it is cancelled, no job and no record is left.
+    Raises ConfigurationError for tasks that no harness here has and for secrets that are not set,
+    and JobError; then, and if it is cancelled, no job and no record is left.
     """
-    require_native(plan.tasks)
+    require_runnable(plan.tasks)
     secrets = plan.variables.secret_values(os.environ)
     records = JobRecords(context.layout)
     record = JobRecord(

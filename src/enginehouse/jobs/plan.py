@@ -40,10 +40,10 @@ class LaunchPlan:
 
 
 def plan_launch(config: LaunchConfig) -> LaunchPlan:
-    """What will run, tasks of other harnesses included. Nothing is written or started.
+    """What will run. Nothing is written or started.
 
-    Raises ConfigurationError for tasks that are wrong, and for GPUs that do not add up. Tasks of
-    other harnesses are refused when the plan is launched.
+    Raises ConfigurationError for tasks that are wrong, and for GPUs that do not add up. Tasks that
+    no harness here has are refused when the plan is launched.
     """
     created = datetime.now(UTC)
     job_id = secrets.token_hex(8)

@@ -13,7 +13,9 @@ from typing import Final
 
 import msgspec
 
-from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.errors import ConfigurationError, UnknownNameError
+from enginehouse.harnesses.names import HarnessTaskName, harness_task_name
+from enginehouse.harnesses.registry import HARNESSES
 from enginehouse.tasks.base import Task
 from enginehouse.tasks.registry import TASKS, load_task
 
@@ -66,7 +68,8 @@ _NAMES_IN_INSPECT: Final = {
     "tau2_bench_retail": "tau2_retail",
     "tau2_bench_telecom": "tau2_telecom",
 }
-"""The launcher's names, in lower case, of benchmarks that inspect_evals 0.28 has under its own."""
+"""The launcher's names, in lower case, and those of the same benchmarks in inspect_evals 0.26."""
+_INSPECT_EVALS: Final = "inspect_evals/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +120,16 @@ class ResolvedTask(msgspec.Struct, frozen=True, kw_only=True):
     """What a name stands for.
 
     `name` is what `enginehouse eval --task` takes. For a task that is not `native` it is
-    lm-eval:NAME or inspect:NAME, or as it was written if neither has it. `meaning` is one sentence:
-    prompt and scorer, or why it does not run. `nearest` are native names.
+    lm-eval:NAME or inspect:NAME, and `harness` the one that runs it, or None where no harness that
+    runs here has it; then the name is as it was written. `meaning` is one sentence: prompt and
+    scorer, or why it does not run. `nearest` are native names.
     """
 
     written: str
     name: str
     native: bool
     meaning: str
+    harness: str | None = None
     nearest: tuple[str, ...] = ()
 
 
@@ -145,18 +150,18 @@ def resolve_task(written: str, *, base: Path) -> ResolvedTask:
     return _foreign(written, _foreign_name(written))
 
 
-def require_native(tasks: Iterable[ResolvedTask]) -> None:
-    """Raise ConfigurationError if a task belongs to another harness."""
-    foreign = [task for task in tasks if not task.native]
-    if not foreign:
+def require_runnable(tasks: Iterable[ResolvedTask]) -> None:
+    """Raise ConfigurationError if a task is neither native nor of a harness that runs here."""
+    without = [task for task in tasks if not task.native and task.harness is None]
+    if not without:
         return
-    near = [f"{task.written}: {', '.join(task.nearest)}" for task in foreign if task.nearest]
-    fix = f"use native tasks ({', '.join(TASKS.names())}), or leave these out"
+    near = [f"{task.written}: {', '.join(task.nearest)}" for task in without if task.nearest]
+    fix = f"leave them out, or use native tasks ({', '.join(TASKS.names())})"
     if near:
         fix += f"; nearest to {'; to '.join(near)}"
     raise ConfigurationError(
-        f"not a native task: {', '.join(_named(task) for task in foreign)}",
-        why="tasks of other harnesses cannot run yet; nothing was started",
+        f"no harness that runs here has: {', '.join(task.written for task in without)}",
+        why=f"the harnesses are {', '.join(HARNESSES.names())}; nothing was started",
         fix=fix,
     )
 
@@ -190,35 +195,45 @@ def _native(written: str, name: str, task: Task, spelling: _Spelling | None = No
     return ResolvedTask(written=written, name=name, native=True, meaning=meaning)
 
 
-def _foreign_name(written: str) -> str:
-    """lm-eval:NAME or inspect:NAME; the name as it is if neither has the task."""
-    if written.startswith((f"{LM_EVAL}:", f"{INSPECT}:")):
-        return written
+def _foreign_name(written: str) -> HarnessTaskName | None:
+    """The harness that runs a task, and its name there; None if none has it."""
+    if (named := harness_task_name(written)) is not None:
+        return named
     harness, dot, name = written.rpartition(".")
     in_inspect = _NAMES_IN_INSPECT.get(name.lower())
-    if not dot:
-        return f"{INSPECT}:{in_inspect}" if in_inspect else f"{LM_EVAL}:{name}"
-    if _hyphenated(harness) not in _HARNESSES:
+    if not dot and in_inspect is None:
+        return HarnessTaskName(harness=LM_EVAL, task=name)
+    if dot and _hyphenated(harness) not in _HARNESSES:
         raise ConfigurationError(
             f"the task {written!r} is of a harness that is not known: {harness!r}",
             fix=f"the harnesses are: {', '.join(_HARNESSES)}; native tasks need none: "
             + ", ".join(TASKS.names()),
         )
-    runner = _HARNESSES[_hyphenated(harness)]
+    runner = _HARNESSES[_hyphenated(harness)] if dot else INSPECT
     if runner is None:
-        return written
-    return f"{runner}:{in_inspect or name}" if runner == INSPECT else f"{runner}:{name}"
+        return None
+    if runner == INSPECT:
+        name = _INSPECT_EVALS + (in_inspect or name)
+    return HarnessTaskName(harness=runner, task=name)
 
 
-def _foreign(written: str, name: str) -> ResolvedTask:
-    meaning = "a task of another harness, which cannot run yet"
-    if not name.startswith((f"{LM_EVAL}:", f"{INSPECT}:")):
-        meaning = "a task of a harness that cannot be run; neither lm-eval nor inspect has it"
+def _foreign(written: str, named: HarnessTaskName | None) -> ResolvedTask:
+    if named is None:
+        return ResolvedTask(
+            written=written,
+            name=written,
+            native=False,
+            meaning="a task that cannot be run; neither lm-eval nor inspect has it",
+            nearest=_nearest(written),
+        )
+    if named.harness not in HARNESSES.names():
+        raise UnknownNameError("harness", named.harness, HARNESSES.names())
     return ResolvedTask(
         written=written,
-        name=name,
+        name=f"{named.harness}:{named.task}",
         native=False,
-        meaning=meaning,
+        meaning=f"the task {named.task} of {named.harness}, which asks and scores it itself",
+        harness=named.harness,
         nearest=_nearest(written),
     )
 
@@ -230,7 +245,3 @@ def _nearest(written: str) -> tuple[str, ...]:
     alike = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     family = [known for known in names if name.startswith(known.partition("/")[0])]
     return tuple(dict.fromkeys([*family, *alike]))
-
-
-def _named(task: ResolvedTask) -> str:
-    return task.written if task.written == task.name else f"{task.written} ({task.name})"

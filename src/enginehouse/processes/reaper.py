@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from enginehouse.processes.tree import ProcessIdentity, ProcessTree
 from enginehouse.store.private import open_private
@@ -29,15 +30,15 @@ class Reaper:
     """The parent's side: from now on the tree of `leader` does not outlive us.
 
     Returns at once: the reaper watches the pipe, so it need not have started watching yet. Its
-    messages are appended to `log`.
+    messages are appended to `log`, if there is one.
     """
 
-    def __init__(self, leader: ProcessIdentity, *, log: Path) -> None:
+    def __init__(self, leader: ProcessIdentity, *, log: Path | None) -> None:
         words = (str(leader.pid), repr(leader.started), leader.boot)
         # The child inherits the mask, so it blocks these signals from the beginning.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         try:
-            with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as output:
+            with _opened(log) as output:
                 self._child = subprocess.Popen(
                     (sys.executable, "-P", "-m", "enginehouse.processes.reaper", *words),
                     stdin=subprocess.PIPE,
@@ -56,6 +57,12 @@ class Reaper:
         """End the reaper but not the tree, which is gone or is meant to outlive us. Idempotent."""
         self._child.kill()
         self._child.communicate()
+
+
+def _opened(log: Path | None) -> BinaryIO:
+    if log is None:
+        return Path(os.devnull).open("ab")
+    return os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
 """A process and everything that descends from it: found, signalled, proved gone.
 
 Descendants are found in three ways, because each misses some: by parent (misses a child whose
-parent died), by session (misses one that started its own session), and by memory (looking
+parent died), by session or process group (misses one that started its own), and by memory (looking
 repeatedly while they live catches those two before they hide). Processes are identified by pid and
 start, so a recycled pid is never signalled.
 """
@@ -68,7 +68,7 @@ def is_alive(identity: ProcessIdentity) -> bool:
 
 
 class ProcessTree:
-    """A session leader and its descendants; the leader need not be our child.
+    """A process and its descendants; it need not be our child, nor the leader of a session.
 
     `orphan_grace`: seconds after SIGTERM for those that have outlived the leader. `kill_wait`:
     seconds until a process that survives SIGKILL is an error.
@@ -113,7 +113,7 @@ class ProcessTree:
             with contextlib.suppress(psutil.Error, OSError):
                 children[process.ppid()].append(process)
                 # If the pid was reused, a session of that number is somebody else's.
-                if not recycled and os.getsid(process.pid) == self.leader.pid:
+                if not recycled and self.leader.pid in _groups(process.pid):
                     self._seen.add(process)
         self._seen = {process for process in self._seen if _is_running(process)}
         unvisited = list(self._seen)
@@ -160,6 +160,11 @@ class ProcessTree:
         _send(signal.SIGKILL, left)
         reap()
         return left
+
+
+def _groups(pid: int) -> tuple[int, int]:
+    """The session and the process group of a process. Raises OSError."""
+    return os.getsid(pid), os.getpgid(pid)
 
 
 def _is_running(process: psutil.Process) -> bool:

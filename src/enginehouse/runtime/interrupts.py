@@ -1,7 +1,8 @@
-"""SIGINT and SIGTERM, held back while something must not be left half done."""
+"""Signals that are held back while something must not be left half done, or passed on."""
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -31,6 +32,39 @@ class Interrupts:
             yield
         finally:
             self._stop = lambda: None
+
+
+class SignalRoute:
+    """Where the signals of a command line go: they cancel its work, or are passed on for a while.
+
+    Whoever runs the work hands SIGINT and SIGTERM to `take` first.
+    """
+
+    _PASSED_ON = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+    def __init__(self) -> None:
+        self._forward: Callable[[int], None] | None = None
+
+    def take(self, number: int) -> bool:
+        """Pass the signal on; False if it is to cancel the work."""
+        if self._forward is None:
+            return False
+        self._forward(number)
+        return True
+
+    @contextmanager
+    def passing_to(self, forward: Callable[[int], None]) -> Iterator[None]:
+        """For the block, call `forward` with each signal that would end us. On the event loop."""
+        loop = asyncio.get_running_loop()
+        self._forward = forward
+        for number in self._PASSED_ON:
+            loop.add_signal_handler(number, forward, number)
+        try:
+            yield
+        finally:
+            for number in self._PASSED_ON:
+                loop.remove_signal_handler(number)
+            self._forward = None
 
 
 @contextmanager

@@ -77,6 +77,11 @@ class Layout:
         return self.cache / "descriptions"
 
     @property
+    def harness_tasks(self) -> Path:
+        """The tasks of evaluation harnesses, one list per environment."""
+        return self.cache / "harness-tasks"
+
+    @property
     def logs(self) -> Path:
         """Logs of installs and conversions."""
         return self.state / "logs"

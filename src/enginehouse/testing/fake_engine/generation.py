@@ -54,18 +54,19 @@ async def chat(request: web.Request) -> web.StreamResponse:
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
     asked: CompletionRequest = parse(await request.read(), CompletionRequest)
-    if asked.prompt == "":
+    prompt = asked.only_prompt
+    if prompt == "":
         raise ApiError(
             "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)",
             parameter="prompt",
         )
-    if asked.prompt == []:
+    if prompt == []:
         raise ApiError("You must pass at least one prompt")
-    if isinstance(asked.prompt, str):
-        text = asked.prompt
+    if isinstance(prompt, str):
+        text = prompt
         ids = _encoded(text, limit=request.app[ENGINE].max_model_len)
     else:
-        ids = asked.prompt
+        ids = prompt
         check_vocabulary(ids)
         text = tokenizer.decode(ids)
     weights = request.app[ENGINE].weights_of(asked.model)
@@ -115,6 +116,7 @@ async def _answer(request: web.Request, asked: Asked, question: Question) -> web
             token_ids=bool(asked.return_token_ids),
             scored=asked.logprob_token_ids,
             named_by_id=bool(asked.return_tokens_as_token_ids),
+            echo=isinstance(asked, CompletionRequest) and bool(asked.echo),
             usage_in_stream=bool((asked.stream_options or {}).get("include_usage")),
         )
         made = _finish(engine, reply)

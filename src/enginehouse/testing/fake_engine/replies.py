@@ -17,7 +17,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a reply is written from; `top` and `prompt_top` None are off.
 
     `tool_parser` None leaves the text as it is. `scored` are ids to score beside each token of a
-    text, instead of the most likely ones; `named_by_id` names its tokens by their ids.
+    text, instead of the most likely ones; `named_by_id` names its tokens by their ids; `echo`
+    repeats the prompt before an answer that does not stream.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     tool_parser: str | None = None
     scored: list[int] | None = None
     named_by_id: bool = False
+    echo: bool = False
 
     def body(self) -> dict[str, Any]:
         """The whole reply of a request that does not stream."""
@@ -88,7 +90,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
             if "tool_calls" in made:
                 choice["finish_reason"] = "tool_calls"
             return choice | {"message": made}
-        return choice | {"text": answer.text} | self._prompt_fields()
+        echoed = self.question.user_text if self.echo else ""
+        return choice | {"text": echoed + answer.text} | self._prompt_fields()
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -132,7 +135,17 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
         values = logprobs(self.question.weights, self.question.ids, answer.ids)
         if self.chat:
             return _chat_logprobs(answer.ids, values, self.top)
-        return self._text_logprobs(answer.ids, values, self.top)
+        scored = self._text_logprobs(answer.ids, values, self.top)
+        if not self.echo:
+            return scored
+        prompt = self.question.ids
+        echoed = self._text_logprobs(prompt, logprobs(self.question.weights, (), prompt), self.top)
+        # Nothing precedes the first token, so it has no probability.
+        echoed["token_logprobs"][0] = echoed["top_logprobs"][0] = None
+        scored["text_offset"] = [
+            len(self.question.user_text) + offset for offset in scored["text_offset"]
+        ]
+        return {name: echoed[name] + scored[name] for name in scored}
 
     def _text_logprobs(
         self, ids: Sequence[int], values: Sequence[float], top: int

@@ -80,10 +80,22 @@ class ChatRequest(Sampling, kw_only=True):
 
 
 class CompletionRequest(Sampling, kw_only=True):
-    """POST /v1/completions; one prompt, as text or token ids."""
+    """POST /v1/completions; one prompt, as text or token ids, or a list with one prompt."""
 
-    prompt: str | list[int]
+    prompt: str | list[int | str | list[int]]
     logprobs: int | None = None
+    echo: bool | None = False
+
+    @property
+    def only_prompt(self) -> str | list[int]:
+        """The prompt. Raises ApiError for several, which vLLM takes and the fake does not."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        if self.prompt and not isinstance(self.prompt[0], int):
+            if len(self.prompt) > 1:
+                raise ApiError("the fake engine takes one prompt at a time", parameter="prompt")
+            return self.prompt[0]
+        return [token for token in self.prompt if isinstance(token, int)]
 
     @property
     def top(self) -> int | None:

@@ -1,0 +1,380 @@
+"""Runs tasks of lm-evaluation-harness, in its environment. See harnesses/lm_eval/harness.py.
+
+The harness is used as its own command uses it: TaskManager, simple_evaluate, and its model classes
+local-chat-completions and local-completions. What is added here: each request goes to the one that
+suits it, so that a group may mix written answers with log-likelihoods; requests are counted; and
+what goes wrong is put into words.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from harness_reports import Failure, Reports, run, write_whole
+from lm_eval import simple_evaluate
+from lm_eval.api.model import LM
+from lm_eval.api.task import Task
+from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+from lm_eval.tasks import TaskManager
+from lm_eval_index import make_manager
+
+WRITTEN = "generate_until"
+_ROLLING_AT_ONCE = 32
+# Words by which the exceptions of many libraries say that a host cannot be reached.
+_UNREACHABLE = (
+    *("ConnectionError", "ConnectError", "ConnectTimeout", "OfflineModeIsEnabled"),
+    *("LocalEntryNotFoundError", "MaxRetryError", "ReadTimeout", "NameResolutionError"),
+)
+
+
+class Progress:
+    """Counts requests, and says how many samples that is."""
+
+    def __init__(self, task: str, reports: Reports) -> None:
+        self._task, self._reports = task, reports
+        self._samples = self._requests = self._done = 0
+
+    def plan(self, task: Task) -> None:
+        """Count what a task is going to ask."""
+        self._samples += len({instance.doc_id for instance in task.instances})
+        self._requests += sum(instance.repeats for instance in task.instances)
+        self._report()
+
+    def count(self, requests: int) -> None:
+        """Count answers."""
+        self._done += requests
+        self._report()
+
+    def _report(self) -> None:
+        share = min(1.0, self._done / self._requests) if self._requests else 0.0
+        self._reports.progress(self._task, math.floor(share * self._samples), self._samples)
+
+
+class Endpoint(LM):
+    """The served model: chat completions for messages, completions for everything else."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        super().__init__()
+        self._request = request
+        self._chat: Any = None
+        self._completions: Any = None
+        self.progress: Progress | None = None
+
+    @property
+    def chat(self) -> Any:
+        """Lm-eval's model for messages."""
+        if self._chat is None:
+            self._chat = self._make(LocalChatCompletion, "/v1/chat/completions")
+        return self._chat
+
+    @property
+    def completions(self) -> Any:
+        """Lm-eval's model for text, with the served checkpoint's tokenizer."""
+        if self._completions is None:
+            tokenizer = self._request["tokenizer"]
+            more: dict[str, Any] = {"tokenizer_backend": None}
+            if tokenizer is not None:
+                more = {"tokenizer_backend": "huggingface", "tokenizer": tokenizer}
+            self._completions = self._make(
+                LocalCompletionsAPI,
+                "/v1/completions",
+                batch_size=self._request["batch_size"],
+                **more,
+            )
+            if tokenizer is not None:
+                self._completions.add_bos_token = self._begins_with_bos()
+        return self._completions
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002, FBT001, FBT002
+        """Each by the model that suits it, in order."""
+        messages = [not isinstance(request.args[0], str) for request in requests]
+        answers: dict[int, str] = {}
+        for wanted, model in ((True, "chat"), (False, "completions")):
+            places = [at for at, is_chat in enumerate(messages) if is_chat is wanted]
+            if places:
+                own = [requests[at] for at in places]
+                written = getattr(self, model).generate_until(own, disable_tqdm=True)
+                answers |= dict(zip(places, written, strict=True))
+        return [answers[at] for at in range(len(requests))]
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002
+        """Through completions that echo the prompt."""
+        self.require_logprobs(None)
+        return self.completions.loglikelihood(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002, FBT001, FBT002
+        """Many documents at once, which lm-eval asks one after another."""
+        self.require_logprobs(None)
+        model = self.completions
+        at_once = min(_ROLLING_AT_ONCE, self._request["concurrency"])
+        # Its windows begin with the prefix token anyway: a second one would be scored.
+        model.add_bos_token, begins_with_bos = False, model.add_bos_token
+        try:
+            with ThreadPoolExecutor(at_once) as threads:
+                return list(
+                    threads.map(lambda one: model.loglikelihood_rolling([one], True)[0], requests)
+                )
+        finally:
+            model.add_bos_token = begins_with_bos
+
+    def require_logprobs(self, task: str | None) -> None:
+        """Raise Failure if this endpoint cannot be asked for log-likelihoods."""
+        asks = f"the task {task} needs" if task else "this task needs"
+        if not self._request["prompt_logprobs"]:
+            raise Failure(
+                f"{asks} log-probabilities of the prompt, which this engine does not return",
+                kind="needs_logprobs",
+                fix="serve the model with vllm, or take a task with written answers",
+            )
+        if self._request["tokenizer"] is None:
+            raise Failure(
+                f"{asks} the model's tokenizer, and the model is not on this machine",
+                kind="needs_tokenizer",
+                fix="name the folder or the hub handle of the model in the argument tokenizer",
+            )
+
+    @property
+    def tokenizer_name(self) -> str:
+        """See LM; only caches of requests use it, and there are none."""
+        return ""
+
+    def _make(self, kind: type[Any], path: str, **more: Any) -> Any:
+        request = self._request
+        return _counting(kind, self)(
+            model=request["model"],
+            base_url=request["url"] + path,
+            num_concurrent=request["concurrency"],
+            max_retries=request["max_retries"] + 1,
+            timeout=request["timeout"],
+            seed=request["request_seed"],
+            max_length=request["max_length"],
+            **more,
+        )
+
+    def _begins_with_bos(self) -> bool:
+        """Whether the engine's own tokenization of a text begins with the BOS token."""
+        tokenizer = self._completions.tokenizer
+        if tokenizer.bos_token_id is None:
+            return False
+        if self._request["template_choices"]:
+            turn = [{"role": "user", "content": "a"}]
+            text = tokenizer.apply_chat_template(turn, tokenize=False)
+            if text.startswith(tokenizer.bos_token):
+                return False
+        return bool(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
+
+
+def _counting(kind: type[Any], endpoint: Endpoint) -> type[Any]:
+    """One of lm-eval's models, which counts its answers and checks that the prompt was echoed."""
+
+    class Counting(kind):  # type: ignore[misc]
+        def parse_generations(self, *arguments: Any, **more: Any) -> list[Any]:
+            return self._counted(super().parse_generations(*arguments, **more))
+
+        def parse_logprobs(self, outputs: Any, tokens: Any, **more: Any) -> list[Any]:
+            replies = outputs if isinstance(outputs, list) else [outputs]
+            choices = [choice for reply in replies for choice in reply["choices"]]
+            echoed = [(c.get("logprobs") or {}).get("token_logprobs") or () for c in choices]
+            if max(map(len, echoed), default=0) < max(map(len, tokens)):
+                raise Failure(
+                    "the engine returned no log-probabilities of the prompt",
+                    kind="needs_logprobs",
+                    why="its /v1/completions does not know echo",
+                    fix="serve the model with vllm, or take a task with written answers",
+                )
+            return self._counted(super().parse_logprobs(outputs=outputs, tokens=tokens, **more))
+
+        def _counted(self, results: list[Any]) -> list[Any]:
+            if endpoint.progress is not None:
+                endpoint.progress.count(len(results))
+            return results
+
+    return Counting
+
+
+class LastWarning(logging.Handler):
+    """Remembers what lm-eval last warned of, which is what the server said."""
+
+    text: str | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See Handler."""
+        if record.levelno == logging.WARNING:
+            self.text = record.getMessage()
+
+
+def main(request: dict[str, Any], reports: Reports) -> None:
+    """Load every task first, so that nothing is asked if one cannot be; then run them in turn."""
+    manager = make_manager(request)
+    endpoint = Endpoint(request)
+    _choose_templates(request, endpoint)
+    loaded = [load(manager, name, request=request, endpoint=endpoint) for name in request["tasks"]]
+    for number, (name, own) in enumerate(zip(request["tasks"], loaded, strict=True)):
+        endpoint.progress = Progress(name, reports)
+        results = evaluate(name, own, manager=manager, endpoint=endpoint, request=request)
+        text = json.dumps(_plain(results), ensure_ascii=False)
+        write_whole(Path(request["results"], f"{number}.json"), text)
+
+
+def load(
+    manager: TaskManager, name: str, *, request: dict[str, Any], endpoint: Endpoint
+) -> list[Any]:
+    """What `simple_evaluate` is given for a name; loads the data sets. Raises Failure."""
+    if not hasattr(manager, "load"):  # before 0.4.10; it is loaded in simple_evaluate
+        return [name]
+    try:
+        found = manager.load([name])
+    except Exception as error:
+        raise _explained(error, name) from error
+    leaves = found["tasks"].values()
+    for task in leaves:
+        if getattr(task, "UNSAFE_CODE", False) and not request["confirm_run_unsafe_code"]:
+            raise _unsafe(task.config.task)
+        if task.OUTPUT_TYPE not in {WRITTEN, None}:
+            endpoint.require_logprobs(name)
+    return [found["groups"][name]] if name in found.get("groups", {}) else list(leaves)
+
+
+def evaluate(
+    name: str,
+    loaded: list[Any],
+    *,
+    manager: TaskManager,
+    endpoint: Endpoint,
+    request: dict[str, Any],
+) -> Any:
+    """One task, group or tag. Raises Failure."""
+    warning = LastWarning()
+    logging.getLogger("lm_eval").addHandler(warning)
+    seeds = {} if request["seed"] is None else dict.fromkeys(SEEDS, request["seed"])
+    try:
+        return simple_evaluate(
+            model=endpoint,
+            tasks=loaded,
+            task_manager=manager,
+            num_fewshot=request["few_shot"],
+            limit=request["limit"],
+            gen_kwargs=request["gen_kwargs"],
+            system_instruction=request["system"],
+            confirm_run_unsafe_code=request["confirm_run_unsafe_code"],
+            log_samples=True,
+            **seeds,
+        )
+    except Failure:
+        raise
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in {"aiohttp", "requests"}:
+            raise Failure(
+                f"a request of {name} failed",
+                kind="request_failed",
+                why=warning.text or f"{type(error).__name__}: {error}",
+            ) from error
+        raise _explained(error, name) from error
+    finally:
+        logging.getLogger("lm_eval").removeHandler(warning)
+
+
+SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+
+
+def _choose_templates(request: dict[str, Any], endpoint: Endpoint) -> None:
+    """Have each task's prompts made for what answers them, and counted.
+
+    Lm-eval itself has one setting for all tasks of a run.
+    """
+    build = Task.build_all_requests
+
+    def build_all_requests(self: Task, **options: Any) -> None:
+        options |= {"apply_chat_template": False, "chat_template": None}
+        options["fewshot_as_multiturn"] = False
+        template = None
+        if self.OUTPUT_TYPE == WRITTEN:
+            template = endpoint.chat if request["chat"] else None
+        elif self.OUTPUT_TYPE is not None:
+            endpoint.require_logprobs(self.config.task)
+            template = endpoint.completions if request["template_choices"] else None
+        if template is not None:
+            options |= {
+                "apply_chat_template": True,
+                "chat_template": template.apply_chat_template,
+                "fewshot_as_multiturn": request["fewshot_as_multiturn"],
+            }
+        build(self, **options)
+        if endpoint.progress is not None:
+            endpoint.progress.plan(self)
+
+    Task.build_all_requests = build_all_requests
+
+
+def _explained(error: Exception, name: str) -> Exception:
+    """A Failure in words, or the error itself if it is not one of the known kinds."""
+    chain = list(_chain(error))
+    names = [kind.__name__ for one in chain for kind in type(one).__mro__]
+    text = f"{type(error).__name__}: {error}"
+    if "GatedRepoError" in names or "gated dataset" in str(error):
+        return Failure(
+            f"the data set of {name} is gated",
+            kind="gated_data",
+            why=text,
+            fix="ask for access on its page at the hub, and set HF_TOKEN",
+        )
+    if any(word in names for word in _UNREACHABLE) or "Couldn't reach" in str(error):
+        return Failure(
+            f"the data set of {name} could not be loaded: the hub is not reached from here",
+            kind="data_unreachable",
+            why=text,
+            fix="check the network and the proxy; or fill the hub's cache (HF_HOME) elsewhere",
+        )
+    if "DatasetNotFoundError" in names:
+        return Failure(f"the data set of {name} was not found", kind="data_not_found", why=text)
+    if "ModuleNotFoundError" in names:
+        missing = next(one for one in chain if isinstance(one, ModuleNotFoundError))
+        return Failure(
+            f"{name} needs the package {missing.name}, which is not in lm-eval's environment",
+            kind="missing_package",
+            why=text,
+            fix="name a Python that has it in ENGINEHOUSE_LM_EVAL_PYTHON",
+        )
+    return error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _unsafe(task: str) -> Failure:
+    return Failure(
+        f"the task {task} runs code that the model writes, on this machine and in no sandbox",
+        kind="unsafe_code",
+        fix="allow it with the argument confirm_run_unsafe_code: true",
+    )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: no number that is not finite, and anything unknown as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, str | bool | int | None):
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [_plain(one) for one in value]
+    if hasattr(value, "item") and not hasattr(value, "__len__"):  # a number of numpy
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, bool | int) else str(value)
+
+
+if __name__ == "__main__":
+    os.chdir(Path(sys.argv[sys.argv.index("--request") + 1]).parent)
+    run(main)
