@@ -221,6 +221,12 @@ def llamacpp_environment() -> EngineEnvironment:
 
 
 @pytest.fixture(scope="session")
+def inspect_environment() -> EngineEnvironment:
+    """The environment of Inspect, built on first use."""
+    return _environment("inspect", variant=None)
+
+
+@pytest.fixture(scope="session")
 def lm_eval_environment() -> EngineEnvironment:
     """The environment of lm-evaluation-harness, built on first use."""
     return _environment("lm-eval", variant=None)
