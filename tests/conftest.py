@@ -189,9 +189,9 @@ def _provisioned(work: Coroutine[object, object, _T]) -> _T:
     return asyncio.run(limited())
 
 
-def _environment(engine: str) -> EngineEnvironment:
+def _environment(engine: str, *, variant: str | None = "cpu") -> EngineEnvironment:
     installation = load_installation(engine)
-    plan = plan_environment(installation, variant="cpu")
+    plan = plan_environment(installation, variant=variant)
     context = Context(layout=Layout.from_environment(), notify=print)
     return _provisioned(ensure_environment(plan, installation=installation, context=context))
 
@@ -218,6 +218,18 @@ def trainer_environment() -> EngineEnvironment:
 def llamacpp_environment() -> EngineEnvironment:
     """A llama-server, compiled on first use."""
     return _environment("llamacpp")
+
+
+@pytest.fixture(scope="session")
+def inspect_environment() -> EngineEnvironment:
+    """The environment of Inspect, built on first use."""
+    return _environment("inspect", variant=None)
+
+
+@pytest.fixture(scope="session")
+def lm_eval_environment() -> EngineEnvironment:
+    """The environment of lm-evaluation-harness, built on first use."""
+    return _environment("lm-eval", variant=None)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ WORDS = {
     "chat": ("m",),
     "check": ("m",),
     "eval": ("m", "--task", "gsm8k"),
+    "gateway": ("m",),
     "parity": ("m",),
     "sample": ("m", "--prompts", "p.jsonl", "--out", "o.jsonl"),
     "serve": ("m",),

@@ -165,6 +165,7 @@ def bases(place: Place, url: str) -> Mapping[str, list[str]]:
         "gate": ["evaluated", "--baseline", "evaluated", "--policy", "policy.yaml"],
         "watch": ["full", "tiny", *task, "--once", "--start-timeout", "0.01"],
         "serve": ["tiny", "--start-timeout", "0.01"],
+        "gateway": ["tiny", "--start-timeout", "0.01"],
         "bench": ["--url", url, "--requests", "1", "--warmup", "0", "--output-tokens", "1"],
         "check": ["--url", url, "--users", "1"],
         "parity": ["tiny", "--start-timeout", "0.01"],

@@ -15,7 +15,7 @@ import enginehouse.facades.agent_arena.composing
 import enginehouse.games.public_goods
 import enginehouse.games.red_black
 import enginehouse.jobs.configuration
-import enginehouse.jobs.executors.kubernetes
+import enginehouse.jobs.executors.kubernetes.executor
 import enginehouse.jobs.executors.ray.settings
 import enginehouse.jobs.executors.slurm.settings
 import enginehouse.tasks.custom

@@ -52,9 +52,9 @@ def check(environment, **options: object):
     ENGINE.check(ServerOptions(**options), environment=environment)
 
 
-def part(environment, **options: object):
+def part(environment, *, over: str | None = None, **options: object):
     """The command of machine 1's part of a server over two machines."""
-    flags = ENGINE.span_flags(2, port=20000)
+    flags = ENGINE.span_flags(2, port=20000, over=over)
     context = LaunchContext(
         environment=environment,
         model_path="/models/m",
@@ -84,6 +84,31 @@ def test_a_server_over_two_machines(cuda):
     own = {"--host", "--port", "--served-model-name", "--middleware", "--api-server-count"}
     assert own <= set(head)
     assert not own & set(worker)
+
+
+def test_a_server_over_two_machines_that_ray_joins(cuda, environment):
+    """Ray is started on both, and vLLM, on the first, is not told how many there are."""
+    flags = ENGINE.span_flags(2, port=20000, over="ray")
+    check(cuda, extra_args=flags, pipeline_parallel_size=2)
+    head = command(cuda, extra_args=flags, pipeline_parallel_size=2).argv
+    own, server = head[: head.index("--")], head[head.index("--") + 1 :]
+    assert own[1].endswith("vllm_over_ray.py")
+    assert own[2] == "head"
+    assert own[own.index("--nodes") + 1] == "2"
+    assert own[own.index("--port") + 1] == "20000"
+    assert server[server.index("--distributed-executor-backend") + 1] == "ray"
+    assert not {"--nnodes", "--master-port", "--node-rank"} & set(server)
+    worker = part(cuda, over="ray")
+    assert worker.argv[2] == "worker"
+    assert worker.argv[worker.argv.index("--head") + 1] == "node0"
+    assert part(environment, over="ray").argv[2] == "worker"  # it needs no `vllm serve`
+
+
+def test_a_server_that_ray_joins_needs_a_port(cuda):
+    """All of its machines must know it."""
+    flags = "--nnodes 2 --distributed-executor-backend ray"
+    with pytest.raises(ConfigurationError, match="master-port"):
+        command(cuda, extra_args=flags)
 
 
 def test_a_build_without_vllm_serve_has_no_parts(environment):

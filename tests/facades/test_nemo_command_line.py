@@ -8,6 +8,9 @@ from tests.support.launch_files import launch_file
 
 from enginehouse.facades.nemo.__main__ import main
 
+USUAL = "--include iter_* --include step_* --ready-marker metadata.json --ready-marker config.yaml"
+OTHERS = "--checkpoint-patterns epoch_* --ready-markers done"
+
 
 def translated(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """The arguments of `enginehouse` for a command of the launcher."""
@@ -37,6 +40,17 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ("logs aefc48", "launch logs --follow aefc48"),
         ("info aefc48.1", "launch info aefc48"),
         ("kill aefc48.1", "launch kill aefc48"),
+        ("kill aefc48.0 aefc48.1 b1", "launch kill aefc48\nlaunch kill b1"),
+        ("info a1 b1 --copy-logs", "launch info a1\nlaunch info b1"),
+        ("logs a1 b1", "launch logs --follow a1\nlaunch logs --follow b1"),
+        (
+            "watch --config e.yaml --watch-dir out -o a.b=c",
+            f"watch out --launch e.yaml --interval 300 {USUAL} --order last -o a.b=c",
+        ),
+        (
+            f"watch --config e.yaml --watch-dir out --once --order oldest {OTHERS}",
+            "watch out --launch e.yaml --once --include epoch_* --ready-marker done --order first",
+        ),
         ("resume aefc48", "launch resume aefc48"),
         ("ls", "launch ls tasks"),
         ("ls tasks --json", "launch ls tasks --json"),
@@ -63,10 +77,54 @@ def test_a_file_of_variables_in_the_current_folder_is_used(capsys: pytest.Captur
     assert translated(capsys, "run", "--config", "a.yaml").endswith("--env-file .env")
 
 
+NEL_WATCH = """
+cluster_config: {hostname: login, username: me, account: a, partition: batch, sbtch_flags: {qos: q}}
+monitoring_config: {directories: [/out/a, /out/b], interval: null, checkpoint_patterns: [step_*]}
+evaluation_configs: [one.yaml]
+"""
+
+
+def test_a_file_of_nel_watch(capsys: pytest.CaptureFixture[str]):
+    """A watch for each of its folders, on its cluster."""
+    Path("watch.yaml").write_text(NEL_WATCH)
+    first, second = translated(capsys, "watch", "--config", "watch.yaml").splitlines()
+    assert first == (
+        "watch /out/a --launch one.yaml --once --include step_* --ready-marker metadata.json "
+        "--ready-marker config.yaml --ready-marker config.json --order last "
+        "-o ++execution.username=me -o ++execution.hostname=login -o ++execution.account=a "
+        "-o ++execution.partition=batch -o ++execution.sbatch_extra_flags.qos=q"
+    )
+    assert second.startswith("watch /out/b")
+    words = ("watch", "--config", "two.yaml", "--watch-config", "watch.yaml")
+    assert "--launch two.yaml" in translated(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "conversion_config: {container: c}",
+        "monitoring_config: {directories: ['me@host:/out']}",
+        "monitoring_config: {directories: []}",
+        "cluster: {}",
+    ],
+)
+def test_a_file_of_nel_watch_that_cannot_be_followed(capsys: pytest.CaptureFixture[str], more: str):
+    """It is refused with what to do."""
+    name = more.partition(":")[0]
+    kept = [line for line in NEL_WATCH.splitlines() if not line.startswith(name)]
+    Path("watch.yaml").write_text("\n".join([*kept, more]))
+    with pytest.raises(SystemExit) as caught:
+        main(["watch", "--config", "watch.yaml"])
+    assert caught.value.code == 2
+    assert "next:" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words",
     [
         "run",
+        "watch --config a.yaml --watch-dir d -n",
+        "watch --config a.yaml --watch-dir d --tmux",
         "run --config a.yaml --config-name b",
         "run --config-dir d",
         "run --config a.yaml --config-mode raw -o a=b",

@@ -29,6 +29,7 @@ from enginehouse.core.errors import (
 )
 from enginehouse.deployment.configuration import AskConfig, ServeConfig, parse
 from enginehouse.deployment.preparation import with_adapters
+from enginehouse.deployment.several import SeveralDeployment
 from enginehouse.gateway.service import GatewayOptions, open_gateway
 from enginehouse.runtime.context import Context
 from enginehouse.testing.fake_engine import running_fake_engine
@@ -284,6 +285,28 @@ class TestOwnServer:
             with pytest.raises(ConfigurationError, match="compete"):
                 async with before(deployment, adapters=folder):
                     pass
+
+
+@pytest.mark.slow
+async def test_several_servers(house: House, folder):
+    """All of them have an adapter that is asked for; one that is killed gets it back."""
+    model = write_checkpoint(house.work / "tiny", shapes=dict(BASE))
+    plan = parse(AskConfig, {"model": str(model), "instances": 2}, origin="test")
+    async with (
+        opened(with_adapters(plan, max_loras=1)) as deployment,
+        before(deployment, adapters=folder) as client,
+    ):
+        assert isinstance(deployment, SeveralDeployment)
+        alone = [await client.text(name) for name in (None, *NAMES)]
+        assert len(set(alone)) == 4
+        asked = (None, *NAMES) * 6
+        assert await asyncio.gather(*map(client.text, asked)) == alone * 6
+        assert all(one.asked >= len(asked) / 3 for one in deployment.instances)
+        victim = deployment.server.pid
+        assert victim is not None
+        asking = [asyncio.create_task(client.text(name)) for name in asked]
+        os.kill(victim, signal.SIGKILL)
+        assert await asyncio.gather(*asking) == alone * 6
 
 
 async def test_a_restarted_foreign_server(house: House, folder, tmp_path):

@@ -1,37 +1,31 @@
-"""Requests that are forwarded to the fake engine."""
+"""Requests that are forwarded to an engine, and what comes back."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import aiohttp
+import openai
 import pytest
+from tests.support.command_line import House
 from tests.support.deployments import opened
+from tests.support.gateways import (
+    CHAT,
+    events_in,
+    gateway_before,
+    gateway_to,
+    running_requests,
+    text_of,
+    until,
+)
 
 from enginehouse.deployment.configuration import AskConfig, parse
-from enginehouse.gateway.service import Gateway, GatewayOptions, open_gateway
-from enginehouse.runtime.context import Context
+from enginehouse.deployment.several import SeveralDeployment
 from enginehouse.testing.fake_engine.process import running_fake_engine
-
-CHAT = {"model": "fake-model", "messages": [{"role": "user", "content": "hello"}]}
-
-
-@asynccontextmanager
-async def gateway_to(url: str, **options: Any) -> AsyncIterator[Gateway]:
-    """A gateway before the server at `url`."""
-    plan = parse(AskConfig, {"url": url}, origin="test")
-    async with (
-        opened(plan) as deployment,
-        open_gateway(deployment, GatewayOptions(**options), Context()) as gateway,
-    ):
-        yield gateway
 
 
 async def test_chat_completions_and_models_are_those_of_the_engine() -> None:
-    """Whole answers, and the names of the models."""
+    """Whole answers, and the names of the models; a request may name none."""
     async with (
         running_fake_engine(answers={"hello": "Good day"}) as engine,
         gateway_to(engine.url) as gateway,
@@ -57,26 +51,28 @@ async def test_a_stream_is_passed_on_to_its_end_mark() -> None:
         client.post("/v1/chat/completions", json=CHAT | {"stream": True}) as reply,
     ):
         assert reply.content_type == "text/event-stream"
-        events = [line[6:] for line in (await reply.text()).splitlines() if line]
+        events = events_in(await reply.text())
     assert events[-1] == "[DONE]"
-    deltas = [json.loads(event)["choices"] for event in events[:-1]]
-    text = "".join(c[0]["delta"].get("content") or "" for c in deltas if c)
-    assert text == "one two three"
+    assert text_of(events) == "one two three"
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status"),
+    ("path", "body", "status", "said"),
     [
-        ("/v1/chat/completions", b"not json", 400),
-        ("/v1/chat/completions", b"[]", 400),
-        ("/v1/chat/completions", json.dumps(CHAT | {"model": "fake-modl"}).encode(), 404),
-        ("/v1/nothing", b"{}", 404),
+        ("/v1/chat/completions", b"not json", 400, "not JSON"),
+        ("/v1/chat/completions", b"", 400, "empty"),
+        ("/v1/chat/completions", b"[]", 400, "object"),
+        ("/v1/chat/completions", b'{"model": 1}', 400, "model"),
+        ("/v1/chat/completions", b'{"model": "fake-modl"}', 404, "fake-model"),
+        ("/v1/chat/completions", b'{"model": "fake-model"}', 400, "messages"),
+        ("/v1/nothing", b"{}", 404, "/v1/chat/completions"),
+        ("/v1/models", b"{}", 405, "GET"),
     ],
 )
 async def test_what_is_wrong_with_a_request_is_said_in_the_form_of_the_openai_api(
-    path: str, body: bytes, status: int
+    path: str, body: bytes, status: int, said: str
 ) -> None:
-    """An error has the fields that clients read."""
+    """An error has the fields that clients read, and names what to do."""
     async with (
         running_fake_engine() as engine,
         gateway_to(engine.url) as gateway,
@@ -85,5 +81,96 @@ async def test_what_is_wrong_with_a_request_is_said_in_the_form_of_the_openai_ap
     ):
         assert reply.status == status
         error = (await reply.json())["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["message"]
+    assert {"message", "type", "param", "code"} <= set(error)
+    assert said in error["message"]
+
+
+async def test_an_error_of_the_engine_passes_as_it_came() -> None:
+    """The engine's status and its whole body."""
+    body = {"model": "fake-model", "prompt": "x", "max_tokens": 10**9}
+    async with (
+        running_fake_engine("--max-model-len", "64") as engine,
+        gateway_to(engine.url) as gateway,
+        aiohttp.ClientSession() as client,
+    ):
+        async with client.post(f"{engine.url}/v1/completions", json=body) as reply:
+            direct = (reply.status, await reply.read())
+        async with client.post(f"{gateway.url}/v1/completions", json=body) as reply:
+            assert (reply.status, await reply.read()) == direct
+    assert direct[0] == 400
+
+
+async def test_what_the_engine_lacks_is_said_with_its_name() -> None:
+    """Embeddings of an engine that has none."""
+    async with (
+        running_fake_engine() as engine,
+        gateway_to(engine.url) as gateway,
+        aiohttp.ClientSession(gateway.url) as client,
+        client.post("/v1/embeddings", json={"model": "fake-model", "input": "x"}) as reply,
+    ):
+        assert reply.status == 501
+        assert "vllm has no /v1/embeddings" in (await reply.json())["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_takes_its_request_with_it(stream: bool) -> None:  # noqa: FBT001
+    """The engine is not left working for nobody."""
+    body = CHAT | {"stream": stream, "max_tokens": 500, "ignore_eos": True}
+    async with (
+        running_fake_engine(token_latency=0.1) as engine,
+        gateway_to(engine.url) as gateway,
+    ):
+        async with aiohttp.ClientSession(gateway.url) as client:
+            if stream:
+                reply = await client.post("/v1/chat/completions", json=body)
+                await reply.content.readany()
+                assert await running_requests(engine.url) == 1
+                reply.close()
+            else:
+                with pytest.raises(TimeoutError):
+                    await client.post(
+                        "/v1/chat/completions", json=body, timeout=aiohttp.ClientTimeout(1)
+                    )
+        await until(lambda: running_requests_are(engine.url, 0))
+        await until(lambda: gateway.figures().abandoned == 1)
+        assert gateway.figures().in_flight == 0
+
+
+async def running_requests_are(url: str, count: int) -> bool:
+    """Whether the engine works on so many requests."""
+    return await running_requests(url) == count
+
+
+async def test_unknown_fields_and_numbers_reach_the_engine_as_they_were_sent(
+    tmp_path,
+) -> None:
+    """Only the model is written anew, where the request names none."""
+    record = tmp_path / "requests.jsonl"
+    body = b'{"prompt":"hello","seed":12345678901234567890123,"new_field":{"a":1.50}}'
+    async with (
+        running_fake_engine(env={"VLLM_FAKE_REQUESTS": str(record)}) as engine,
+        gateway_to(engine.url) as gateway,
+        aiohttp.ClientSession(gateway.url) as client,
+        client.post("/v1/completions", data=body),
+    ):
+        pass
+    sent = json.loads(record.read_text().splitlines()[-1])["body"]
+    assert sent == json.loads(body) | {"model": "fake-model"}
+
+
+@pytest.mark.slow
+async def test_several_servers_share_the_requests(house: House) -> None:
+    """Each of three gets its part."""
+    values = {"model": str(house.model()), "instances": 3}
+    async with (
+        opened(parse(AskConfig, values, origin="test"), concurrency=30) as deployment,
+        gateway_before(deployment) as gateway,
+        openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client,
+    ):
+        assert isinstance(deployment, SeveralDeployment)
+        before = [instance.asked for instance in deployment.instances]
+        for _ in range(9):
+            await client.completions.create(model=gateway.model, prompt="x", max_tokens=1)
+        asked = [instance.asked for instance in deployment.instances]
+        assert [now - then for now, then in zip(asked, before, strict=True)] == [3, 3, 3]
+    house.nothing_left()

@@ -107,6 +107,7 @@ def test_one_server_over_all_nodes(tmp_path: Path, backend: str | None):
     part = yaml.safe_load(planned.job.files[SERVER])["server"]["extra_args"]
     assert main == part
     assert main[:4] == ["--max-model-len", "4096", "--nnodes", "2"]
+    assert (main[-2:] == ["--distributed-executor-backend", "ray"]) is (backend == "ray")
     (companion,) = planned.job.companions
     assert companion.command[-4:] == ("--head", "{head}", "--node", "{node}")
     assert companion.nodes == 1

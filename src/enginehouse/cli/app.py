@@ -53,6 +53,10 @@ COMMANDS = {
     "serve": CommandEntry(
         "enginehouse.cli.serve:serve", "Serve a model until Ctrl-C, or in the background."
     ),
+    "gateway": CommandEntry(
+        "enginehouse.cli.gateway:gateway",
+        "Answer the OpenAI API in front of a model or a running server.",
+    ),
     "run-with": CommandEntry(
         "enginehouse.cli.run_with:run_with",
         "Run any program with a model behind its OpenAI client.",

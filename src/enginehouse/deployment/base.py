@@ -12,6 +12,7 @@ from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import UnknownNameError, WeightsError
 from enginehouse.core.incidents import Incident
 from enginehouse.core.sampler import Provenance
+from enginehouse.deployment.loadable_adapters import LoadableAdapters, ServerAdapters
 from enginehouse.engines.base import Engine, RemoteEngine
 from enginehouse.provisioning.models import ResolvedModel
 from enginehouse.servers.endpoint import Server
@@ -138,6 +139,17 @@ class Deployment(ABC):
         `max_loras` are taken. `for_many` is AdapterPool's. Not beside targets of adapters, which
         keep their places.
         """
+
+    @asynccontextmanager
+    async def loadable_adapters(
+        self, store: AdapterStore | UncopiedAdapters, *, max_loras: int | None = None
+    ) -> AsyncIterator[LoadableAdapters]:
+        """Adapters for many people, as `adapters`, also where several servers answer alike.
+
+        Each of those has all that are in use, and at most `max_loras` of them.
+        """
+        async with self.adapters(store, max_loras=max_loras, for_many=True) as pool:
+            yield LoadableAdapters([ServerAdapters(pool=pool)])
 
     @asynccontextmanager
     async def target_named(self, model: str) -> AsyncIterator[Target]:

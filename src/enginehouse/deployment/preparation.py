@@ -77,6 +77,7 @@ class Prepared:
         """Those of the options that may change answers, as words; not ports, memory or batches."""
         length = self.options.max_model_len
         return (
+            *((self.options.command,) if self.options.command else ()),
             *((f"--max-model-len={length}",) if length else ()),
             *arguments.split(self.options.extra_args),
         )

@@ -16,6 +16,7 @@ from enginehouse.client.spread import Instance, Instances
 from enginehouse.core.errors import ServerGoneError, UnknownNameError, UnsupportedError
 from enginehouse.core.sampler import Provenance
 from enginehouse.deployment.base import Deployment, Incidents, Target
+from enginehouse.deployment.loadable_adapters import LoadableAdapters, ServerAdapters
 from enginehouse.deployment.preparation import Prepared
 from enginehouse.deployment.samplers import make_sampler, say_bound
 from enginehouse.deployment.served import ServedDeployment, served_deployment
@@ -23,6 +24,7 @@ from enginehouse.deployment.shares import Share, divide_machine
 from enginehouse.engines.base import Engine
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
+from enginehouse.weights.store import AdapterStore, UncopiedAdapters
 
 
 @asynccontextmanager
@@ -267,6 +269,23 @@ class SeveralDeployment(Deployment):
             fix="open each adapter as a target, which all of them have; or use one server, with "
             "data_parallel_size for more GPUs",
         )
+
+    @asynccontextmanager
+    async def loadable_adapters(
+        self, store: AdapterStore | UncopiedAdapters, *, max_loras: int | None = None
+    ) -> AsyncIterator[LoadableAdapters]:
+        """See Deployment. Servers that join later do not have them, and are not asked for them."""
+        async with AsyncExitStack() as stack:
+            servers = [
+                ServerAdapters(
+                    pool=await stack.enter_async_context(
+                        part.deployment.adapters(store, max_loras=max_loras, for_many=True)
+                    ),
+                    instance=part.instance,
+                )
+                for part in self._able_parts()
+            ]
+            yield LoadableAdapters(servers)
 
     def _able_parts(self) -> list[Part]:
         """Those that have not been given up. Raises the last one's error if all have."""

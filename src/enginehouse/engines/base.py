@@ -198,8 +198,11 @@ class SupportsNodes(Protocol):
     others a worker runs beside it, which answers nobody.
     """
 
-    def span_flags(self, nodes: int, *, port: int) -> tuple[str, ...]:
-        """What is added to `extra_args` for so many machines; `port` and the next one are free."""
+    def span_flags(self, nodes: int, *, port: int, over: str | None = None) -> tuple[str, ...]:
+        """What is added to `extra_args` for so many machines; `port` and the next one are free.
+
+        `over` is what joins the machines ("ray"); None is the engine's own way.
+        """
         ...
 
     def worker(

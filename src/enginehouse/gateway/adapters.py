@@ -7,19 +7,20 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginehouse.core.errors import AdapterError, ConfigurationError, EnginehouseError
+from enginehouse.core.errors import AdapterError, ConfigurationError
 from enginehouse.core.sampler import Capability
 from enginehouse.core.system_errors import advice
 from enginehouse.deployment.base import Deployment
+from enginehouse.deployment.loadable_adapters import LoadableAdapters
 from enginehouse.deployment.running_servers import largest_rank
 from enginehouse.dialects.base import require
 from enginehouse.runtime.context import Context
 from enginehouse.weights.peft_folder import CONFIG, TENSORS
-from enginehouse.weights.pool import AdapterPool, is_alias
+from enginehouse.weights.pool import is_alias
 from enginehouse.weights.store import AdapterStore, StoredAdapter, UncopiedAdapters
 
 _COARSEST_CLOCK = 2.0  # seconds: how far apart two writes may be that leave a file the same time
@@ -55,11 +56,10 @@ async def open_adapter_folder(
             fix=advice(error, otherwise="check the path given to --adapters"),
         ) from error
     max_rank = await asyncio.to_thread(largest_rank, deployment.server, layout=context.layout)
-    opening = deployment.adapters(UncopiedAdapters(), max_loras=max_loras, for_many=True)
-    async with opening as pool:
+    async with deployment.loadable_adapters(UncopiedAdapters(), max_loras=max_loras) as loadable:
         yield AdapterFolder(
             folder,
-            pool=pool,
+            loadable=loadable,
             store=AdapterStore(context.layout),
             max_rank=max_rank,
             proves=Capability.PROMPT_LOGPROBS in capabilities.supports,
@@ -86,13 +86,13 @@ class AdapterFolder:
         self,
         folder: Path,
         *,
-        pool: AdapterPool,
+        loadable: LoadableAdapters,
         store: AdapterStore,
         max_rank: int | None,
         proves: bool,
     ) -> None:
         self._folder = folder
-        self._pool = pool
+        self._loadable = loadable
         self._store = store
         self._max_rank = max_rank
         self._proves = proves
@@ -111,8 +111,8 @@ class AdapterFolder:
         return tuple(sorted(e.name for e in entries if self._is_adapter(e.name)))
 
     def served_names(self) -> frozenset[str]:
-        """What the server calls those that it has."""
-        return frozenset(adapter.model for adapter in self._pool.adapters())
+        """What the server calls those that it has, or had."""
+        return self._loadable.served_names()
 
     async def find(self, name: str) -> StoredAdapter | None:
         """The content of the adapter `name` now; None if there is no such folder.
@@ -138,22 +138,21 @@ class AdapterFolder:
             async with self._loading:
                 if self._loaded.get(name) != stored.digest:
                     proves = self._proves and not stored.info.is_zero
-                    await self._pool.load(name, stored.path, prove=proves)
+                    await self._loadable.load(name, stored.path, prove=proves)
                     self._loaded[name] = stored.digest
         async with AsyncExitStack() as stack:
             try:
                 # from here to its first await the name stands for this content
-                model = await stack.enter_async_context(self._pool.held(name))
+                model = await stack.enter_async_context(self._loadable.held(name))
             except AdapterError:  # it was lost in a restart, and is loaded from scratch next time
                 if self._loaded.pop(name, None) is not None:
-                    with suppress(EnginehouseError):
-                        await self._pool.unload(name)
+                    await self._loadable.unload(name)
                 raise
             yield model
 
     async def restore(self) -> None:
         """Load again what the server has lost, where nobody but its refusals told so."""
-        await self._pool.restore_unannounced()
+        await self._loadable.restore()
 
     def _is_adapter(self, name: str) -> bool:
         return "/" not in name and is_alias(name) and (self._folder / name / CONFIG).is_file()

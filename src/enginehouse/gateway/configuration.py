@@ -8,17 +8,12 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from enginehouse.core.strict_model import StrictModel
+from enginehouse.deployment.configuration import AskConfig
 
 
-class GatewayOptions(StrictModel):
-    """How a gateway listens, and what it allows."""
+class GatewaySettings(StrictModel):
+    """What a gateway allows and keeps, wherever it listens."""
 
-    host: str = "127.0.0.1"
-    """The address to listen on; anything but loopback requires an API key."""
-    port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    """The port; by default a free one."""
-    api_key: Annotated[str | None, Field(repr=False)] = None
-    """The key that requests must carry; one is made where others can reach the gateway."""
     max_body: Annotated[int, Field(ge=1)] = 32 * 2**20
     """The largest body of a request, in bytes."""
     max_in_flight: Annotated[int, Field(ge=1)] = 4096
@@ -32,11 +27,33 @@ class GatewayOptions(StrictModel):
     resume: bool = False
     """The program that is recorded was started again: its k-th identical request gets the k-th
     answer that was recorded before, whatever its temperature."""
-    max_loras: Annotated[int, Field(ge=1)] | None = None
-    """Adapters to load at once into a server that runs already; by default one."""
 
     @model_validator(mode="after")
     def _journal_to_replay(self) -> Self:
         if (self.replay or self.resume) and self.record is None:
             raise ValueError("nothing can be replayed without a journal: give the folder to record")
         return self
+
+
+class GatewayOptions(GatewaySettings):
+    """How a gateway listens, and what it allows."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on; anything but loopback requires an API key."""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """The port; by default a free one."""
+    api_key: Annotated[str | None, Field(repr=False)] = None
+    """The key that requests must carry; one is made where others can reach the gateway."""
+    max_loras: Annotated[int, Field(ge=1)] | None = None
+    """Adapters to load at once into a server that runs already; by default one."""
+
+
+class GatewayConfig(AskConfig, GatewaySettings):
+    """A gateway, and what answers behind it.
+
+    The `server`'s host, port and api_key are the gateway's own: the server behind it listens on
+    loopback.
+    """
+
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """The largest number of requests in flight in the engine; by default it follows its queue."""

@@ -18,6 +18,7 @@ from typing import Final, Protocol, cast
 import httptools
 
 _MAX_HEAD: Final = 64 << 10  # bytes of a request line and its headers
+_TOO_LONG: Final = f"its head has more than {_MAX_HEAD >> 10} KiB"
 _IDLE: Final = 75.0  # seconds that a connection may be silent between requests
 _SLOW: Final = 60.0  # seconds that a request may be silent before its end
 _SWEEP: Final = 5.0
@@ -153,7 +154,8 @@ class Connection(asyncio.Protocol):
     def _begin(self) -> None:
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
-        self._head_size = 0
+        self._head_size = 0  # bytes that came before the head's end, at most
+        self._fields_size = 0
         self._body: list[bytes] = []
         self._body_size = 0
         self._request: Request | None = None
@@ -192,9 +194,7 @@ class Connection(asyncio.Protocol):
             if not self._refused:
                 self._refuse(self._application.refuse_syntax(str(error)))
         if self._request is None and self._head_size > _MAX_HEAD and not self._refused:
-            self._refuse(
-                self._application.refuse_syntax(f"its head has more than {_MAX_HEAD >> 10} KiB")
-            )
+            self._refuse(self._application.refuse_syntax(_TOO_LONG))
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol."""
@@ -215,10 +215,12 @@ class Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         """Take a piece of the request's target."""
         self._url += url
+        self._fields_size += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""
         self._headers[name.lower()] = value
+        self._fields_size += len(name) + len(value)
 
     def on_headers_complete(self) -> None:
         """Decide whether to read on."""
@@ -231,7 +233,10 @@ class Connection(asyncio.Protocol):
             keep_alive=parser.should_keep_alive(),
             http_1_0=parser.get_http_version() == "1.0",
         )
-        refusal = self._application.refuse(request)
+        if self._fields_size > _MAX_HEAD:
+            refusal: Refusal | None = self._application.refuse_syntax(_TOO_LONG)
+        else:
+            refusal = self._application.refuse(request)
         length = headers.get(b"content-length", b"0")
         if refusal is None and length.isdigit() and int(length) > self._application.max_body:
             refusal = self._application.refuse_size()

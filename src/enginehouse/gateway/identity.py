@@ -27,10 +27,10 @@ _PATIENCE = Timeouts(total=10.0)  # for a server to say what its weights are cal
 class Identity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What decides an answer besides the request and the adapter.
 
-    `weights` is the digest of the weights that answer. Where that is not known, `server` is the
-    address, `model` the name that the server gives its model, `root` the digest of the folder that
-    it says it was started with, and `named` what it calls its weights. `options` are those that it
-    was started with and that may change answers.
+    `weights` is the digest of the weights that answer. Where that is not known, `model` is the name
+    that the server gives its model, `server` its address if it is not ours, `root` the digest of
+    the folder that it says it was started with, and `named` what it calls its weights. `options`
+    are those that it was started with and that may change answers.
     """
 
     weights: str | None = None
@@ -64,12 +64,13 @@ async def identification_of(
         options=deployment.answer_options,
     )
     if deployment.weights_digest is not None:
-        yield Identification(deployment, identity)
+        yield Identification(deployment, identity, known=True)
         return
     engine, server = deployment.engine, deployment.server
     model = deployment.sampler.model
-    identity = msgspec.structs.replace(identity, server=provenance.base_url, model=model)
-    signs = "its model's name, its address and its version"
+    address = None if server.owned else provenance.base_url
+    identity = msgspec.structs.replace(identity, server=address, model=model)
+    signs = f"its model's name, its {'options' if server.owned else 'address'} and its version"
     async with AsyncExitStack() as stack:
         names: WeightsName | None = None
         if isinstance(engine, ServedEngine):
@@ -96,17 +97,26 @@ async def identification_of(
             f"the digest of the weights at {provenance.base_url} is not known: answers are "
             f"recorded under {signs}; record into another folder when its weights change"
         )
-        yield Identification(deployment, identity, names=names)
+        yield Identification(deployment, identity, known=False, names=names)
 
 
 class Identification:
-    """Says who answers, before a request is sent and after it was answered."""
+    """Says who answers, before a request is sent and after it was answered.
+
+    `known`: by the digest of their weights. `names` asks a server that can change them.
+    """
 
     def __init__(
-        self, deployment: Deployment, identity: Identity, *, names: WeightsName | None = None
+        self,
+        deployment: Deployment,
+        identity: Identity,
+        *,
+        known: bool,
+        names: WeightsName | None = None,
     ) -> None:
         self._deployment = deployment
         self._identity = identity
+        self._known = known
         self._names = names
 
     async def now(self) -> Identity | None:
@@ -114,7 +124,7 @@ class Identification:
         digest = self._deployment.weights_digest
         if digest is not None:
             return msgspec.structs.replace(self._identity, weights=digest)
-        if self._identity.server is None:
+        if self._known:
             return None  # of several servers, some have other weights
         if self._names is None:
             return self._identity

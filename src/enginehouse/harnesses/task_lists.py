@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -23,51 +25,53 @@ async def read_tasks(
     *,
     include_path: Path | None,
     context: Context,
+    more: Mapping[str, Any] | None = None,
 ) -> tuple[HarnessTask, ...]:
     """The tasks that a payload lists, by name, and those of `include_path`, which come first.
 
     The payload writes a JSON array of HarnessTask to the `file` of its request; `include_path` None
-    asks for the harness's own. That list is kept for each managed environment. Raises HarnessError.
+    asks for the harness's own. That list is kept for each managed environment. `more` is added
+    to the request. Raises HarnessError.
     """
-    tasks = {task.name: task for task in await _own_tasks(payload, environment, context=context)}
+    own = await _own_tasks(payload, environment, context=context, more=more or {})
+    tasks = {task.name: task for task in own}
     if include_path is not None:
-        added = await _listed(payload, environment, include_path=include_path, context=context)
+        request = {**(more or {}), "include_path": str(include_path)}
+        added = await _listed(payload, environment, request, context=context)
         tasks |= {task.name: task for task in added}
     return tuple(sorted(tasks.values(), key=lambda task: task.name))
 
 
 async def _own_tasks(
-    payload: Path, environment: EngineEnvironment, *, context: Context
+    payload: Path, environment: EngineEnvironment, *, context: Context, more: Mapping[str, Any]
 ) -> Sequence[HarnessTask]:
+    request = {**more, "include_path": None}
     if environment.key is None:  # packages may be added to a user's own install at any time
-        return await _listed(payload, environment, include_path=None, context=context)
+        return await _listed(payload, environment, request, context=context)
     kept = context.layout.harness_tasks / f"{environment.key}.json"
     with suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode(kept.read_bytes(), type=list[HarnessTask])
-    tasks = await _listed(payload, environment, include_path=None, context=context)
+        return _decoded(kept)
+    tasks = await _listed(payload, environment, request, context=context)
     with suppress(StoreError):  # keeping it only saves time
         write_whole(kept, msgspec.json.encode(tasks))
     return tasks
 
 
 async def _listed(
-    payload: Path,
-    environment: EngineEnvironment,
-    *,
-    include_path: Path | None,
-    context: Context,
+    payload: Path, environment: EngineEnvironment, request: Mapping[str, Any], *, context: Context
 ) -> list[HarnessTask]:
-    import tempfile
-
     context.notify(f"{environment.engine}: listing its tasks")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        file = folder / "tasks.json"
+        file = Path(name, "tasks.json")
         await run_program(
             payload,
-            {"file": str(file), "include_path": str(include_path) if include_path else None},
+            {**request, "file": str(file)},
             environment=environment,
-            folder=folder,
+            folder=file.parent,
             log=new_log(context.layout, f"list-{environment.engine}"),
         )
-        return msgspec.json.decode(file.read_bytes(), type=list[HarnessTask])
+        return _decoded(file)
+
+
+def _decoded(file: Path) -> list[HarnessTask]:
+    return msgspec.json.decode(file.read_bytes(), type=list[HarnessTask])

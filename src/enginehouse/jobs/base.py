@@ -46,18 +46,6 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Container:
-    """An image to run in, where the executor runs containers.
-
-    `mounts` maps a path outside to one inside. Both sides are absolute.
-    """
-
-    image: str
-    mounts: Mapping[str, str] = field(default_factory=dict)
-    mount_home: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Environment:
     """The variables of a job, by the name that the job sees.
 
@@ -84,7 +72,6 @@ class Companion:
     command: tuple[str, ...]
     nodes: int = 1
     environment: Environment = Environment()
-    container: Container | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +92,6 @@ class JobSpec:
     files: Mapping[str, str] = field(default_factory=dict)
     environment: Environment = Environment()
     resources: Resources = Resources()
-    container: Container | None = None
     companions: tuple[Companion, ...] = ()
     before: str = ""
 

@@ -126,17 +126,19 @@ def _one_over_all_nodes(config: LaunchConfig, plan: Mapping[str, Any], *, job: s
             fix=f"choose sizes whose product is a multiple of {nodes}, or ask for as many "
             f"instances (num_instances: {nodes})",
         )
-    flags = engine.span_flags(nodes, port=_PORTS[int(job[:8], 16) % len(_PORTS)])
+    over = config.deployment.distributed_executor_backend
+    over = over if over == "ray" else None
+    flags = engine.span_flags(nodes, port=_PORTS[int(job[:8], 16) % len(_PORTS)], over=over)
     words = (*_words(plan["server"]), *flags)
     # a part that ends takes the others with it: the job fails, and can be resumed
     changes = {"server": {**plan["server"], "extra_args": words}, "max_restarts": 0}
     notes = [
         "a server over several nodes is not started again in place: if it dies, resume the job"
     ]
-    if config.deployment.distributed_executor_backend == "ray":
+    if over is not None:
         notes.append(
-            "the nodes are joined by vLLM's own multi-node mode instead of Ray, which need not be "
-            "installed"
+            "Ray is started on each node of the job, and ended with it; the engine's environment "
+            "needs Ray, which vLLM's packages do not include (deployment.python)"
         )
     return Arrangement(
         plan=changes,

@@ -8,12 +8,12 @@ import msgspec
 import psutil
 import yaml
 
-from enginehouse.core.errors import JobError
+from enginehouse.core.errors import EnginehouseError
 from enginehouse.jobs.base import Artifact
 from enginehouse.jobs.executors.base import Executor, SupportsCheck
 from enginehouse.jobs.launch import open_executor
 from enginehouse.jobs.plan import LaunchPlan
-from enginehouse.jobs.task_names import ResolvedTask
+from enginehouse.jobs.task_names import ResolvedTask, require_runnable
 from enginehouse.processes.gpus import read_gpus
 from enginehouse.provisioning.model_memory import estimate_memory
 from enginehouse.runtime.context import Context
@@ -45,7 +45,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
 
     `configuration` is the resolved launch file. `gpus_needed` is for all servers of the job, and
     `gpus_asked_for` on all its nodes. `tasks` says what each name of a task stands for. `refusal`
-    is why the executor would refuse the job, as far as that is known here. `fit` is an estimate;
+    is why the launch would be refused, as far as that is known here. `fit` is an estimate;
     None if the model's size is unknown.
     """
 
@@ -78,11 +78,11 @@ def dry_run(plan: LaunchPlan, context: Context) -> DryRun:
 
 
 def _refusal(executor: Executor, plan: LaunchPlan) -> str | None:
-    if not isinstance(executor, SupportsCheck):
-        return None
     try:
-        executor.check(plan.job)
-    except JobError as error:
+        require_runnable(plan.tasks)
+        if isinstance(executor, SupportsCheck):
+            executor.check(plan.job)
+    except EnginehouseError as error:
         return str(error)
     return None
 

@@ -1,6 +1,6 @@
-"""Lists the tasks of an installed Inspect: those of its packages, and those in a folder.
+"""Lists the tasks of an installed Inspect: those of its packages, or those in a folder.
 
-Run in Inspect's environment with a request (`folder`, `include_path`), it writes tasks.json there.
+Run in Inspect's environment, as harnesses/task_lists.py says.
 """
 
 from __future__ import annotations
@@ -71,14 +71,15 @@ def _titles() -> dict[str, str]:
 
 def main(request: dict[str, Any], reports: Reports) -> None:  # noqa: ARG001
     """List the tasks."""
-    titles = _titles()
-    names = packaged_tasks()
+    titles: dict[str, str] = {}
     if request["include_path"]:
-        names += tasks_in(Path(request["include_path"]))
+        names = tasks_in(Path(request["include_path"]))
+    else:
+        names, titles = packaged_tasks(), _titles()
     tasks = [
         {"name": name, "description": titles.get(name, ""), "kind": "generate"} for name in names
     ]
-    write_whole(Path(request["folder"]) / "tasks.json", json.dumps(tasks))
+    write_whole(Path(request["file"]), json.dumps(tasks))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Lists the tasks of lm-evaluation-harness, in its environment, as JSON in the request's `file`."""
+"""Lists the tasks of lm-evaluation-harness, in its environment, as JSON in the request's `file`.
+
+For those of lm-eval itself, their folders are kept in `places`, too.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 from harness_reports import Reports, run, write_whole
 from lm_eval.tasks import TaskManager
+from lm_eval_index import write_places
 
 _KINDS = {
     "generate_until": "generate",
@@ -21,6 +25,8 @@ def main(request: dict[str, Any], reports: Reports) -> None:  # noqa: ARG001
     """Read every task's YAML, which takes half a minute; no data set is loaded."""
     own = request["include_path"]
     manager = TaskManager(include_path=own, include_defaults=own is None)
+    if own is None:
+        write_places(manager.task_index, Path(request["places"]))
     tasks = [describe(name, entry) for name, entry in manager.task_index.items()]
     write_whole(Path(request["file"]), json.dumps(tasks))
 

@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 from lm_eval.tasks import TaskManager
+from lm_eval_index import make_manager
 
 WRITTEN = "generate_until"
 _ROLLING_AT_ONCE = 32
@@ -217,62 +217,35 @@ def main(request: dict[str, Any], reports: Reports) -> None:
     endpoint = Endpoint(request)
     _choose_templates(request, endpoint)
     loaded = [load(manager, name, request=request, endpoint=endpoint) for name in request["tasks"]]
-    for number, (name, tasks) in enumerate(zip(request["tasks"], loaded, strict=True)):
+    for number, (name, own) in enumerate(zip(request["tasks"], loaded, strict=True)):
         endpoint.progress = Progress(name, reports)
-        results = evaluate(name, tasks, manager=manager, endpoint=endpoint, request=request)
+        results = evaluate(name, own, manager=manager, endpoint=endpoint, request=request)
         text = json.dumps(_plain(results), ensure_ascii=False)
         write_whole(Path(request["results"], f"{number}.json"), text)
-
-
-def make_manager(request: dict[str, Any]) -> TaskManager:
-    """The index of tasks: of the user's own if they are all that is asked for, as it is quick."""
-    own, metadata = request["include_path"], request["metadata"]
-    if own is not None:
-        manager = TaskManager(include_path=own, include_defaults=False, metadata=metadata)
-        if all(_is_complete(name, manager) for name in request["tasks"]):
-            return manager
-    return TaskManager(include_path=own, metadata=metadata)
-
-
-def _is_complete(name: Any, manager: TaskManager) -> bool:
-    """Whether a task, or a group with all its members, is in the index."""
-    entry = manager.task_index.get(name) if isinstance(name, str) else None
-    if entry is None or name in manager.all_subtasks:
-        return entry is not None
-    members = (getattr(entry, "cfg", None) or {}).get("task")
-    return isinstance(members, list) and all(_is_complete(one, manager) for one in members)
 
 
 def load(
     manager: TaskManager, name: str, *, request: dict[str, Any], endpoint: Endpoint
 ) -> list[Any]:
     """What `simple_evaluate` is given for a name; loads the data sets. Raises Failure."""
-    if name not in manager.all_tasks:
-        close = get_close_matches(name, manager.all_tasks, n=3)
-        raise Failure(
-            f"lm-eval has no task called {name!r}",
-            kind="unknown_task",
-            fix=(f"did you mean {' or '.join(close)}? " if close else "")
-            + f"`enginehouse tasks --harness lm-eval WORD` searches all {len(manager.all_tasks):,}",
-        )
     if not hasattr(manager, "load"):  # before 0.4.10; it is loaded in simple_evaluate
         return [name]
     try:
         found = manager.load([name])
     except Exception as error:
         raise _explained(error, name) from error
-    tasks = found["tasks"].values()
-    for task in tasks:
+    leaves = found["tasks"].values()
+    for task in leaves:
         if getattr(task, "UNSAFE_CODE", False) and not request["confirm_run_unsafe_code"]:
             raise _unsafe(task.config.task)
         if task.OUTPUT_TYPE not in {WRITTEN, None}:
             endpoint.require_logprobs(name)
-    return [found["groups"][name]] if name in found.get("groups", {}) else list(tasks)
+    return [found["groups"][name]] if name in found.get("groups", {}) else list(leaves)
 
 
 def evaluate(
     name: str,
-    tasks: list[Any],
+    loaded: list[Any],
     *,
     manager: TaskManager,
     endpoint: Endpoint,
@@ -285,7 +258,7 @@ def evaluate(
     try:
         return simple_evaluate(
             model=endpoint,
-            tasks=tasks,
+            tasks=loaded,
             task_manager=manager,
             num_fewshot=request["few_shot"],
             limit=request["limit"],

@@ -108,11 +108,17 @@ def _original(row: Row) -> Item:
     return _item(row, str(row.index), first=first, second=second, label="label")
 
 
-def _packaged(row: Row) -> Item:
-    # The package keeps `ctx` (ctx_a, a space, ctx_b), not its two parts. ctx_b is the begun last
-    # sentence; WikiHow items have none. In all its 100 items the split is unambiguous.
-    context = row.text("ctx")
+def split_context(context: str) -> tuple[str, str]:
+    """The original's ctx_a and ctx_b of a packaged context, which is both with a space between.
+
+    ctx_b is the begun last sentence; WikiHow items have none. In all of the package's 100 items the
+    split is unambiguous.
+    """
     begun = _LAST_SENTENCE.fullmatch(context)
-    first, second = (begun["a"], begun["b"]) if begun else (context, "")
+    return (begun["a"], begun["b"]) if begun else (context, "")
+
+
+def _packaged(row: Row) -> Item:
+    first, second = split_context(row.text("ctx"))
     place = row.text("id").removeprefix("hellaswag-val-")
     return _item(row, str(int(place)), first=first, second=second, label="expected_index")

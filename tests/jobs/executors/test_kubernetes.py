@@ -17,7 +17,6 @@ from tests.support.leased_ports import free_port
 from enginehouse.core.errors import ConfigurationError, JobError
 from enginehouse.jobs.base import (
     Companion,
-    Container,
     Environment,
     Handle,
     JobSpec,
@@ -25,7 +24,8 @@ from enginehouse.jobs.base import (
     JobStatus,
     Resources,
 )
-from enginehouse.jobs.executors.kubernetes import KubernetesExecutor, KubernetesSettings
+from enginehouse.jobs.executors.kubernetes.executor import KubernetesExecutor
+from enginehouse.jobs.executors.kubernetes.settings import KubernetesSettings
 from enginehouse.jobs.launch_file import read_launch
 from enginehouse.jobs.plan import plan_launch
 from enginehouse.runtime.context import Context
@@ -117,7 +117,6 @@ async def test_manifests_follow_the_published_schema(make: Make, tmp_path: Path)
         tmp_path,
         "true",
         environment=Environment(secrets=frozenset({"KEY"})),
-        container=Container(image="other", mounts={"/data": "/inside"}),
         resources=Resources(gpus_per_node=8, cpus_per_node=16, memory_gb=1.5, walltime=3600),
         companions=(Companion(name="worker", command=("ray", "start"), nodes=2),),
     )
@@ -126,7 +125,7 @@ async def test_manifests_follow_the_published_schema(make: Make, tmp_path: Path)
     for manifest in objects.values():
         kubernetes_validate.validate(manifest, "1.33", strict=True)
         kubernetes_validate.validate(manifest, "1.37", strict=True)
-    kubernetes_validate.validate(executor._reader(handle_of(job)), "1.37", strict=True)
+    kubernetes_validate.validate(executor._manifests.reader(handle_of(job)), "1.37", strict=True)
 
 
 def handle_of(job: JobSpec) -> Handle:

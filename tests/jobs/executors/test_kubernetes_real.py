@@ -23,7 +23,8 @@ from tests.support.kubernetes_node import running_node
 
 from enginehouse.core.errors import JobError
 from enginehouse.jobs.base import Environment, JobSpec, JobState, Resources
-from enginehouse.jobs.executors.kubernetes import KubernetesExecutor, KubernetesSettings
+from enginehouse.jobs.executors.kubernetes.executor import KubernetesExecutor
+from enginehouse.jobs.executors.kubernetes.settings import KubernetesSettings
 from enginehouse.runtime.context import Context
 from enginehouse.testing.check_executor import CASES, check_executor
 

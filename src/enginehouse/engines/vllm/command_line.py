@@ -26,6 +26,7 @@ from enginehouse.engines.checks import (
 )
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.variables import inherited_variables, path_with
+from enginehouse.engines.vllm import over_ray
 from enginehouse.engines.vllm.history import REMOVED_FLAGS
 from enginehouse.engines.vllm.quirks import LORA_PROMPT_LOGPROBS, SEEDED_CHUNKED_PREFILL
 from enginehouse.engines.vllm.tools import tool_flags
@@ -143,9 +144,13 @@ def command(options: ServerOptions, context: LaunchContext) -> Command:
     """A server's command line and whole environment."""
     environment = context.environment
     extra = arguments.split(options.extra_args)
-    named = {argument.flag for argument in arguments.read(extra)}
+    read = arguments.read(extra)
+    named = {argument.flag for argument in read}
+    if spans := over_ray.is_over_ray(read):
+        extra = tuple(over_ray.without_ours(read))
+        named -= {over_ray.NODES, over_ray.PORT}
     typed = tuple(_typed(_with_spare_place(options, environment, named)))
-    argv = (
+    argv: tuple[str, ...] = (
         *_program(context),
         *("--served-model-name", context.served_model_name),
         *("--host", options.host, "--port", str(context.port)),
@@ -156,11 +161,15 @@ def command(options: ServerOptions, context: LaunchContext) -> Command:
         *_head_flags(named),
         *_GUARD,  # the last middleware is asked first
     )
+    if spans:
+        argv = over_ray.head(argv, read, context)
     return Command(argv=argv, env=_variables(options, context, named))
 
 
-def span_flags(nodes: int, *, port: int) -> tuple[str, ...]:
+def span_flags(nodes: int, *, port: int, over: str | None = None) -> tuple[str, ...]:
     """See SupportsNodes; the ports are where the head meets the others."""
+    if over == "ray":
+        return over_ray.span_flags(nodes, port=port)
     return (
         *("--nnodes", str(nodes)),
         *("--master-port", str(port)),
@@ -177,6 +186,12 @@ def _head_flags(named: set[str]) -> Iterator[str]:
 def worker(options: ServerOptions, *, context: LaunchContext, head: str, node: int) -> Command:
     """See SupportsNodes."""
     environment = context.environment
+    extra = arguments.split(options.extra_args)
+    read = arguments.read(extra)
+    named = {argument.flag for argument in read}
+    if over_ray.is_over_ray(read):
+        argv = over_ray.worker(read, context, first=head)
+        return Command(argv=argv, env=_variables(options, context, named))
     program = _program(context)
     if _COMMAND not in program:
         raise UnsupportedError(
@@ -184,8 +199,6 @@ def worker(options: ServerOptions, *, context: LaunchContext, head: str, node: i
             why="`vllm serve` starts the parts on the others, and does not run in this build",
             fix="use the CUDA build, or a server on each machine",
         )
-    extra = arguments.split(options.extra_args)
-    named = {argument.flag for argument in arguments.read(extra)}
     typed = tuple(_typed(_with_spare_place(options, environment, named)))
     # without servers for HTTP, of which their number is asked for
     taken = {*named, *typed, "--api-server-count"}

@@ -101,6 +101,8 @@ def run_eval(
         context.notify(outcome.configuration)
         for artifact in outcome.artifacts:
             context.notify(f"# {artifact.name}\n{artifact.text}")
+        if outcome.refusal:
+            context.notify(f"the launch would be refused: {outcome.refusal}")
         return None
     return _awaited(launch(plan, context)).id
 

@@ -1,16 +1,21 @@
 """`python -m enginehouse.facades.nemo`: the NeMo Evaluator launcher's command line.
 
-The process becomes the `enginehouse launch` command that does the same.
+The process becomes the `enginehouse` command that does the same, or runs one for each job.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from enginehouse.core.errors import EnginehouseError
+from enginehouse.facades.nemo.watching import add_options, watch_commands
+from enginehouse.jobs.variables_file import read_variables_file
 
 _PROGRAM = "python -m enginehouse.facades.nemo"
 _SUFFIXES = {"json": ".json", "csv": ".csv", "parquet": ".parquet"}
@@ -19,13 +24,28 @@ _SUFFIXES = {"json": ".json", "csv": ".csv", "parquet": ".parquet"}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the arguments ask for. Does not return."""
     given = _parser().parse_args(arguments)
-    words = given.words(given)
-    command = [sys.executable, "-m", "enginehouse", *words]
+    commands = given.commands(given)
     if given.print_command:
-        print(*words)  # noqa: T201 - that is what was asked for
+        for words in commands:
+            print(*words)  # noqa: T201 - that is what was asked for
         return
     sys.stdout.flush()
-    os.execv(sys.executable, command)  # noqa: S606 - there is no shell
+    programs = [[sys.executable, "-m", "enginehouse", *words] for words in commands]
+    if len(programs) > 1:
+        sys.exit(_run_all(programs, at_once=given.at_once))
+    os.execv(sys.executable, programs[0])  # noqa: S606 - there is no shell
+
+
+def _run_all(programs: Sequence[Sequence[str]], *, at_once: bool) -> int:
+    """Run them one after the other, or at once; the highest exit code. Ctrl-C reaches them all."""
+    if not at_once:
+        return max(subprocess.run(program, check=False).returncode for program in programs)
+    running = [subprocess.Popen(program) for program in programs]
+    while True:
+        try:
+            return max(process.wait() for process in running)
+        except KeyboardInterrupt:
+            continue  # they end by it, too
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         "--print-command", action="store_true", help="print the arguments of enginehouse instead"
     )
     parser.set_defaults(
-        words=lambda given: ["--version"] if given.version else ["launch", "--help"]
+        commands=lambda given: [["--version"] if given.version else ["launch", "--help"]],
+        at_once=False,
     )
     commands = parser.add_subparsers(title="commands")
 
@@ -52,32 +73,48 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-t", "--tasks", action="append", default=[], help="only this task")
     run.add_argument("-n", "--dry-run", action="store_true", help="show what would run")
     run.add_argument("--env-file", help="a file of variables (default: .env, if there is one)")
-    run.set_defaults(words=_run)
+    run.set_defaults(commands=lambda given: [_run(given)])
 
-    for name, explanation in {"kill": "end a job", "resume": "continue a job"}.items():
-        one = commands.add_parser(name, help=explanation)
-        one.add_argument("id")
-        one.set_defaults(words=lambda given, name=name: ["launch", name, _job(given.id)])
+    _add_commands_of_jobs(commands)
+    return parser
 
-    logs = commands.add_parser("logs", help="follow a job's output")
-    logs.add_argument("id")
-    logs.set_defaults(words=lambda given: ["launch", "logs", "--follow", _job(given.id)])
 
-    info = commands.add_parser("info", help="show everything about a job")
-    info.add_argument("id")
+def _add_commands_of_jobs(commands: Any) -> None:
+    kill = commands.add_parser("kill", help="end jobs")
+    kill.add_argument("ids", nargs="+")
+    kill.set_defaults(commands=lambda given: _for_each("kill", given.ids))
+
+    resume = commands.add_parser("resume", help="continue a job")
+    resume.add_argument("id")
+    resume.set_defaults(commands=lambda given: _for_each("resume", [given.id]))
+
+    logs = commands.add_parser("logs", help="follow the output of jobs")
+    logs.add_argument("ids", nargs="+")
+    logs.set_defaults(commands=lambda given: _for_each("logs --follow", given.ids), at_once=True)
+
+    info = commands.add_parser("info", help="show everything about jobs")
+    info.add_argument("ids", nargs="+")
     for part in ("config", "artifacts", "logs"):
         info.add_argument(f"--{part}", action="store_true", help="part of what is shown")
-    info.set_defaults(words=lambda given: ["launch", "info", _job(given.id)])
+    for part in ("logs", "artifacts"):
+        info.add_argument(
+            f"--copy-{part}", nargs="?", const=".", metavar="DIR", help=f"copy the {part}"
+        )
+    info.set_defaults(commands=_info)
+
+    watch = commands.add_parser("watch", help="evaluate checkpoints as they appear")
+    add_options(watch)
+    watch.set_defaults(commands=_watch, at_once=True)
 
     status = commands.add_parser("status", help="show the state of jobs")
     status.add_argument("ids", nargs="*")
     status.add_argument("--json", action="store_true")
-    status.set_defaults(words=_status)
+    status.set_defaults(commands=lambda given: [_status(given)])
 
     listing = commands.add_parser("ls", help="list tasks or runs")
     listing.add_argument("what", nargs="?", choices=("tasks", "runs"), default="tasks")
     listing.add_argument("--json", action="store_true")
-    listing.set_defaults(words=_listing)
+    listing.set_defaults(commands=lambda given: [_listing(given)])
 
     export = commands.add_parser("export", help="export results")
     export.add_argument("ids", nargs="+")
@@ -87,8 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output-filename", "-fname", help="the file's name")
     export.add_argument("--config", help="a file with a section `export`")
     export.add_argument("-o", "--override", action="append", default=[], help="KEY=VALUE")
-    export.set_defaults(words=_export)
-    return parser
+    export.set_defaults(commands=lambda given: [_export(given)])
 
 
 def _run(given: argparse.Namespace) -> list[str]:
@@ -118,8 +154,47 @@ def _run(given: argparse.Namespace) -> list[str]:
     ]
 
 
+def _info(given: argparse.Namespace) -> list[list[str]]:
+    ids = _different(given.ids)
+    logs, artifacts = (part and Path(part) for part in (given.copy_logs, given.copy_artifacts))
+    if (logs or artifacts) and not given.print_command:
+        from enginehouse.facades.nemo.copying import copy_jobs
+
+        try:
+            copies = copy_jobs(ids, logs=logs, artifacts=artifacts)
+        except EnginehouseError as error:
+            _fail(error)
+        for copy in copies:
+            print(f"copied: {copy}")  # noqa: T201 - there is no Console yet
+    return _for_each("info", ids)
+
+
+def _watch(given: argparse.Namespace) -> list[list[str]]:
+    try:
+        variables = given.env_file or (".env" if Path(".env").is_file() else None)
+        for name, value in (read_variables_file(Path(variables)) if variables else {}).items():
+            os.environ.setdefault(name, value)
+        if given.checkpoint_field or given.state_file or given.resubmit_previous_sessions:
+            _note(
+                "without effect: --checkpoint-field, --state-file, --resubmit-previous-sessions: "
+                "the checkpoint is the deployment's model, and none is evaluated twice"
+            )
+        return watch_commands(given)
+    except EnginehouseError as error:
+        _fail(error)
+
+
+def _for_each(command: str, ids: Sequence[str]) -> list[list[str]]:
+    return [["launch", *command.split(), job] for job in _different(ids)]
+
+
+def _different(references: Sequence[str]) -> list[str]:
+    """The jobs, each once: an invocation's tasks are one job here."""
+    return list(dict.fromkeys(map(_job, references)))
+
+
 def _status(given: argparse.Namespace) -> list[str]:
-    return ["launch", "status", *map(_job, given.ids), *(["--json"] if given.json else [])]
+    return ["launch", "status", *_different(given.ids), *(["--json"] if given.json else [])]
 
 
 def _listing(given: argparse.Namespace) -> list[str]:
@@ -147,6 +222,11 @@ def _job(reference: str) -> str:
 
 def _note(text: str) -> None:
     print(text, file=sys.stderr)  # noqa: T201 - there is no Console yet
+
+
+def _fail(error: EnginehouseError) -> NoReturn:
+    _note(f"error: {error}")
+    sys.exit(error.exit_code)
 
 
 def _refuse(text: str) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from enginehouse.harnesses.base import (
 from enginehouse.harnesses.inspect.installation import INSTALLATION
 from enginehouse.harnesses.inspect.log import read_result
 from enginehouse.harnesses.program import run_program
+from enginehouse.harnesses.task_lists import read_tasks
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.programs import PAYLOADS
 from enginehouse.runtime.context import Context
@@ -57,18 +57,11 @@ class Inspect:
     async def list_tasks(
         self, environment: EngineEnvironment, *, include_path: Path | None, context: Context
     ) -> Sequence[HarnessTask]:
-        """See Harness. Blocks the program, not the caller, for 5 to 15 seconds."""
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            await run_program(
-                _LIST,
-                {"folder": name, "include_path": _absolute(include_path)},
-                environment=environment,
-                folder=folder,
-                log=folder / "inspect.log",
-                variables=_variables(folder, context),
-            )
-            return msgspec.json.decode((folder / "tasks.json").read_bytes(), type=list[HarnessTask])
+        """See Harness."""
+        own = _absolute(include_path)
+        return await read_tasks(
+            _LIST, environment, include_path=Path(own) if own else None, context=context
+        )
 
     async def run(
         self,

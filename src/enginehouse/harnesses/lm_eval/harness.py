@@ -42,6 +42,11 @@ class LmEval:
     name = "lm-eval"
     installation = INSTALLATION
 
+    def check(self, settings: HarnessSettings) -> None:
+        """See Harness."""
+        _arguments(settings)
+        _folder(settings.include_path)
+
     async def list_tasks(
         self, environment: EngineEnvironment, *, include_path: Path | None, context: Context
     ) -> Sequence[HarnessTask]:
@@ -51,6 +56,7 @@ class LmEval:
             environment,
             include_path=_folder(include_path),
             context=context,
+            more={"places": str(_places(environment, context))},
         )
 
     async def run(
@@ -71,6 +77,7 @@ class LmEval:
         request = _request(
             tasks, endpoint=endpoint, settings=settings, arguments=arguments, results=results
         )
+        request["places"] = str(_places(environment, context))
         log = folder / "lm-eval.log"
         context.notify(f"lm-eval {environment.version}: {', '.join(tasks)} (log: {log})")
         await run_program(
@@ -155,6 +162,12 @@ def _generation(settings: HarnessSettings, arguments: LmEvalArguments) -> dict[s
     if settings.temperature:
         given["do_sample"] = True
     return {**given, **arguments.gen_kwargs} or None
+
+
+def _places(environment: EngineEnvironment, context: Context) -> Path:
+    """Where the folders of its tasks are kept: see payloads/lm_eval_index.py."""
+    name = environment.key or f"{environment.engine}-{environment.version}"
+    return context.layout.harness_tasks / f"{name}-folders.json"
 
 
 def _folder(include_path: Path | None) -> Path | None:

@@ -7,7 +7,6 @@ ended, `end.json`. Its process is `enginehouse.jobs.local_process`.
 from __future__ import annotations
 
 import asyncio
-import codecs
 import os
 import shlex
 import shutil
@@ -49,6 +48,7 @@ from enginehouse.jobs.local_process import (
     read_end,
     read_processes,
 )
+from enginehouse.jobs.log_file import read_log
 from enginehouse.processes.gpus import read_gpus
 from enginehouse.processes.tree import (
     ProcessIdentity,
@@ -158,25 +158,13 @@ class LocalExecutor:
 
     async def logs(self, handle: Handle, *, follow: bool) -> AsyncIterator[str]:
         """The content of the job's log; with `follow`, what is appended until it has ended."""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+        async def has_ended() -> bool:
+            return (await self.statuses([handle]))[0].state.ended
+
         path = Path(handle.folder) / LOG
-        try:
-            log = path.open("rb")
-        except OSError as error:
-            raise JobError(
-                f"the log of the job in {handle.folder} cannot be read",
-                why=error.strerror,
-                fix="its folder may have been moved or removed: `enginehouse launch info` shows it",
-                kind="no_log",
-            ) from error
-        with log:
-            while True:
-                ended = not follow or _status(handle).state.ended  # before reading: nothing is lost
-                while content := log.read(1 << 16):
-                    yield decoder.decode(content)
-                if ended:
-                    return
-                await asyncio.sleep(_POLL)
+        async for piece in read_log(path, follow=follow, has_ended=has_ended):
+            yield piece
 
     async def fetch(self, handle: Handle, into: Path) -> Path:
         """The job's own folder."""

@@ -9,7 +9,7 @@ from enginehouse.core.registry import Registry
 EXECUTORS = Registry(
     "executor",
     {
-        "kubernetes": "enginehouse.jobs.executors.kubernetes:KubernetesExecutor",
+        "kubernetes": "enginehouse.jobs.executors.kubernetes.executor:KubernetesExecutor",
         "lepton": "enginehouse.jobs.executors.lepton:LeptonExecutor",
         "local": "enginehouse.jobs.executors.local:LocalExecutor",
         "docker": "enginehouse.jobs.executors.docker.executor:DockerExecutor",

@@ -111,6 +111,7 @@ async def _listening(
         access_log=None,
         keepalive_timeout=float(os.environ.get("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "5")),
         shutdown_timeout=0.1,
+        handler_cancellation=True,  # as vLLM, which aborts what nobody waits for
     )
     await runner.setup()
     try:

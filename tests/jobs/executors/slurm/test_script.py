@@ -11,7 +11,6 @@ import pytest
 from enginehouse.core.errors import JobError
 from enginehouse.jobs.base import (
     Companion,
-    Container,
     Environment,
     JobSpec,
     JobState,
@@ -59,8 +58,12 @@ VARIANTS = {
     "resuming": (job(), {"max_walltime": "10:00:00"}),
     "companions": (job(companions=(COMPANION,)), {"max_walltime": "10:00:00"}),
     "container": (
-        job(container=Container(image="me/image:1", mounts={"/data": "/in"})),
-        {"max_walltime": "10:00:00"},
+        job(),
+        {
+            "max_walltime": "10:00:00",
+            "image": "me/image:1",
+            "mounts": {"deployment": {"/data": "/in"}},
+        },
     ),
     "before": (job(before="set -x\nmodule load cuda"), {}),
 }

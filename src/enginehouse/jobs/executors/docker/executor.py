@@ -8,7 +8,6 @@ flags, or a file of them, Docker would keep them in the container's description.
 from __future__ import annotations
 
 import asyncio
-import codecs
 import re
 import secrets as randomness
 import shlex
@@ -25,6 +24,7 @@ from enginehouse.core.errors import JobError
 from enginehouse.core.system_errors import worded
 from enginehouse.jobs.base import Artifact, Environment, Handle, JobSpec, JobState, JobStatus
 from enginehouse.jobs.executors.docker.settings import DockerSettings
+from enginehouse.jobs.log_file import read_log
 from enginehouse.runtime.context import Context
 from enginehouse.store.files import write_whole
 from enginehouse.store.private import make_private
@@ -120,25 +120,13 @@ class DockerExecutor:
 
     async def logs(self, handle: Handle, *, follow: bool) -> AsyncIterator[str]:
         """The content of the job's log; with `follow`, what is appended until it has ended."""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+        async def has_ended() -> bool:
+            return (await self.statuses([handle]))[0].state.ended
+
         path = Path(handle.folder) / _LOG
-        try:
-            log = path.open("rb")
-        except OSError as error:
-            raise JobError(
-                f"the log of the job in {handle.folder} cannot be read",
-                why=error.strerror,
-                fix="its folder may have been moved or removed: `enginehouse launch info` shows it",
-                kind="no_log",
-            ) from error
-        with log:
-            while True:
-                ended = not follow or (await self.statuses([handle]))[0].state.ended
-                while content := log.read(1 << 16):
-                    yield decoder.decode(content)
-                if ended:
-                    return
-                await asyncio.sleep(_POLL)
+        async for piece in read_log(path, follow=follow, has_ended=has_ended):
+            yield piece
 
     async def fetch(self, handle: Handle, into: Path) -> Path:
         """The job's own folder."""
@@ -159,9 +147,7 @@ class DockerExecutor:
 
     def _create(self, job: JobSpec, *, name: str) -> tuple[str, ...]:
         settings = self._settings
-        image = job.container.image if job.container else settings.image
-        mounts = {**settings.mounts, **(job.container.mounts if job.container else {})}
-        mounts[str(job.folder)] = str(job.folder)
+        mounts = {**settings.mounts, str(job.folder): str(job.folder)}
         gpus = _gpu_flag(settings, job)
         return (
             *("docker", "create", "--interactive", "--rm", "--name", name),
@@ -174,7 +160,7 @@ class DockerExecutor:
             *(("--memory", f"{job.resources.memory_gb}g") if job.resources.memory_gb else ()),
             *(("--cpus", str(job.resources.cpus_per_node)) if job.resources.cpus_per_node else ()),
             *settings.extra_docker_args,
-            *("--entrypoint", "/bin/sh", image, str(job.folder / _SCRIPT)),
+            *("--entrypoint", "/bin/sh", settings.image, str(job.folder / _SCRIPT)),
         )
 
     def _script(self, job: JobSpec) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 import jinja2
 
 from enginehouse.core.errors import JobError
-from enginehouse.jobs.base import Artifact, Container, Environment, JobSpec
+from enginehouse.jobs.base import Artifact, Environment, JobSpec
 from enginehouse.jobs.executors.slurm.attempts import ATTEMPTS, CANCEL
-from enginehouse.jobs.executors.slurm.settings import SlurmSettings
+from enginehouse.jobs.executors.slurm.settings import Container, SlurmSettings
 
 SCRIPT = "job.sh"
 LOG = "log.txt"
@@ -114,14 +114,14 @@ def _batch_script(job: JobSpec, settings: SlurmSettings) -> str:
         step = _step(
             job,
             companion.name,
-            companion.container or settings.container,
+            settings.container,
             first=relative,
             nodes=companion.nodes,
         )
         companions.append({"name": companion.name, "step": step})
         relative += companion.nodes
     command = f"bash {shlex.quote(str(job.folder / _start('command')))}"
-    if (container := job.container or settings.container) is not None:
+    if (container := settings.container) is not None:
         command = _step(job, "command", container, first=0, nodes=1)
     return _TEMPLATES.get_template("job.sh.jinja").render(
         flags=list(_flags(job, settings, walltime=walltime)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,7 +13,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import StrictModel
-from enginehouse.jobs.base import Container, Resources
+from enginehouse.jobs.base import Resources
 from enginehouse.jobs.executors.base import ExecutionSettings
 
 _TIME = re.compile(r"(?:(?P<days>\d{1,6})-)?(?P<hours>\d{1,6}):(?P<minutes>\d\d):(?P<seconds>\d\d)")
@@ -32,6 +33,18 @@ _OWN_FLAGS = {
     "wait": "`enginehouse launch status` and `logs` tell when a job has ended",
     "wrap": "the job runs an evaluation",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """An image that commands run in, by pyxis.
+
+    `mounts` maps a path outside to one inside. Both sides are absolute.
+    """
+
+    image: str
+    mounts: Mapping[str, str]
+    mount_home: bool
 
 
 def _seconds(value: Any) -> Any:
@@ -218,7 +231,7 @@ class SlurmSettings(ExecutionSettings):
 
     @property
     def container(self) -> Container | None:
-        """The container of jobs that bring none of their own."""
+        """The container of all commands of a job; None runs them without one."""
         if self.image is None:
             return None
         mounts = {**self.mounts.deployment, **self.mounts.evaluation}

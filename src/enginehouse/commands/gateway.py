@@ -1,0 +1,61 @@
+"""`enginehouse gateway`: an OpenAI-compatible endpoint in front of a model, until it is stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from enginehouse.deployment.configuration import AskConfig
+from enginehouse.deployment.opening import open_deployment
+from enginehouse.engines.base import require_api_key
+from enginehouse.gateway.configuration import GatewayConfig, GatewayOptions
+from enginehouse.gateway.service import Gateway, open_gateway
+from enginehouse.runtime.context import Context
+from enginehouse.servers.endpoint import API_KEY_VARIABLE
+
+
+async def serve_gateway(
+    config: GatewayConfig, context: Context, *, ready: Callable[[Gateway], None]
+) -> None:
+    """Answer until cancelled; `ready` is given the gateway once it does.
+
+    Raises what `open_deployment` and `open_gateway` do, and ServerGoneError when the server behind
+    it is given up.
+    """
+    options = gateway_options(config)
+    async with (
+        open_deployment(engine_plan(config), context, concurrency=config.concurrency) as deployment,
+        open_gateway(deployment, options, context) as gateway,
+    ):
+        ready(gateway)
+        await gateway.ended()
+
+
+def gateway_options(config: GatewayConfig) -> GatewayOptions:
+    """How the gateway listens: at the address, and with the key, that the configuration names.
+
+    Raises ConfigurationError for a gateway that others can reach and that has no API key.
+    """
+    key = config.server.api_key or os.environ.get(API_KEY_VARIABLE)
+    server = config.server.model_copy(update={"api_key": key})
+    require_api_key(server)
+    return GatewayOptions(
+        host=server.host,
+        port=server.port,
+        api_key=server.api_key,
+        max_body=config.max_body,
+        max_in_flight=config.max_in_flight,
+        adapters=config.adapters,
+        record=config.record,
+        replay=config.replay,
+        resume=config.resume,
+        max_loras=server.max_loras,
+    )
+
+
+def engine_plan(config: GatewayConfig) -> AskConfig:
+    """The plan of what answers: a server of our own listens on loopback, with the same key."""
+    own: dict[str, object] = {"host": "127.0.0.1", "port": None}
+    if config.runs_already:
+        own["api_key"] = None  # that server's key is another one
+    return config.model_copy(update={"server": config.server.model_copy(update=own)})

@@ -1,0 +1,160 @@
+"""The section `execution` of jobs on a Kubernetes cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.core.strict_model import StrictModel
+from enginehouse.jobs.base import Resources
+from enginehouse.jobs.executors.base import ExecutionSettings
+
+Gigabytes = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class PodVolume(StrictModel):
+    """A volume of a job's pods: a claim of the namespace, or a folder of the node."""
+
+    claim: str | None = None
+    """The name of a PersistentVolumeClaim."""
+    host_path: str | None = None
+    """A folder of the node that the pod runs on."""
+    read_only: bool = False
+    """Whether the job may only read it."""
+    mounted_here: str | None = None
+    """Where this machine has the same volume mounted; results are then not copied."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.claim is None) == (self.host_path is None):
+            raise ValueError("give either claim or host_path")
+        return self
+
+
+class KubernetesSettings(ExecutionSettings):
+    """Jobs on a Kubernetes cluster."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        "mode": "one server answers for all tasks of a job",
+    }
+
+    type: Literal["kubernetes"] = "kubernetes"
+    volumes: Annotated[Mapping[str, PodVolume], Field(min_length=1)]
+    """The volumes by where they are mounted; `output_dir` must lie in one of them."""
+    image: str | None = None
+    """The image of all pods, with Enginehouse and the engine in it."""
+    kubeconfig: str | None = None
+    """The kubeconfig file; by default $KUBECONFIG or ~/.kube/config, or the pod's own account."""
+    context: str | None = None
+    """The kubeconfig's context; by default its current one."""
+    namespace: str | None = None
+    """The namespace; by default the context's."""
+    num_nodes: Count = 1
+    """The pods of a job, over all of its servers."""
+    num_instances: Count = 1
+    """The servers: as many as pods, or one over all of them; with one pod, all in that."""
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    """The GPUs of each pod; by default, what the servers need."""
+    gpu_resource: str = "nvidia.com/gpu"
+    """What the cluster calls a GPU."""
+    cpus: Count | None = None
+    """The CPU cores of each pod."""
+    memory_gb: Gigabytes | None = None
+    """The memory of each pod, in GiB."""
+    walltime: Count | None = None
+    """The longest time for a whole job, in seconds, from its first pod on."""
+    secret_variables: Mapping[str, str] = Field(default_factory=dict)
+    """Variables from Secrets that are in the namespace already: `HF_TOKEN: NAME/KEY`."""
+    pod: Mapping[str, Any] = Field(default_factory=dict)
+    """Fields of the pods' spec as Kubernetes names them, above ours: nodeSelector, tolerations."""
+    labels: Mapping[str, str] = Field(default_factory=dict)
+    """Labels of the Job and its pods, such as a queue's."""
+    annotations: Mapping[str, str] = Field(default_factory=dict)
+    """Annotations of the Job and its pods."""
+
+    @property
+    def gives_nodes(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def place(self) -> str:
+        """A cluster, as far as the settings tell."""
+        return " ".join(str(one) for one in (self.type, self.kubeconfig, self.context))
+
+    @property
+    def jobs_folder(self) -> PurePosixPath:
+        """A path inside the pods."""
+        return PurePosixPath(self.output_dir)
+
+    @property
+    def nodes(self) -> int:
+        """Each is a pod."""
+        return self.num_nodes
+
+    @property
+    def instances(self) -> int:
+        """The servers that the pods are divided among."""
+        return self.num_instances
+
+    @property
+    def deployment_without_effect(self) -> Mapping[str, str]:
+        """The image of a server alone."""
+        return {"image": "the job runs in execution.image, its server too"}
+
+    def resources(self, *, gpus: int) -> Resources:
+        """What each pod asks for: its part of the GPUs, or what `gpus` says."""
+        if self.gpus is None and gpus % self.num_nodes:
+            raise ConfigurationError(
+                f"{gpus} GPUs cannot be divided among {self.num_nodes} pods",
+                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                fix="change these or execution.num_nodes, or set execution.gpus",
+            )
+        if self.gpus is not None and self.gpus * self.num_nodes < gpus:
+            raise ConfigurationError(
+                f"the job needs {gpus} GPUs, and asks for {self.gpus * self.num_nodes} "
+                f"(execution.gpus: {self.gpus}, execution.num_nodes: {self.num_nodes})",
+                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                fix="lower these, raise execution.gpus, or leave it out",
+            )
+        return Resources(
+            nodes=self.num_nodes,
+            gpus_per_node=gpus // self.num_nodes if self.gpus is None else self.gpus,
+            cpus_per_node=self.cpus,
+            memory_gb=self.memory_gb,
+            walltime=self.walltime,
+        )
+
+    @field_validator("secret_variables")
+    @classmethod
+    def _name_and_key(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for variable, reference in value.items():
+            if not all(reference.partition("/")):
+                raise ValueError(f"{variable}: {reference!r} is not NAME/KEY of a Secret")
+        return value
+
+    @model_validator(mode="after")
+    def _folder_in_a_volume(self) -> Self:
+        folder = PurePosixPath(self.output_dir)
+        if not folder.is_absolute():
+            raise ValueError("output_dir must be absolute: it is a path inside the pods")
+        path = mount_of(folder, self.volumes)
+        if path is None:
+            raise ValueError(
+                f"output_dir {self.output_dir} is in none of the volumes "
+                f"({', '.join(self.volumes)}): the results would be lost with the pod"
+            )
+        if self.volumes[path].read_only:
+            raise ValueError(f"output_dir is in {path}, which is read_only")
+        return self
+
+
+def mount_of(folder: PurePosixPath, volumes: Mapping[str, PodVolume]) -> str | None:
+    """The longest mount path that the folder is in."""
+    paths = [path for path in volumes if folder.is_relative_to(path)]
+    return max(paths, key=len, default=None)

@@ -1,0 +1,71 @@
+"""`enginehouse gateway` until it is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import urllib.error
+import urllib.request
+
+import pytest
+from tests.support.command_line import House, port_is_free
+
+pytestmark = pytest.mark.slow
+
+
+def ask(url: str, *, key: str | None = None) -> dict[str, object]:
+    """A completion."""
+    headers = {"Content-Type": "application/json"}
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key}"
+    body = json.dumps({"prompt": "the capital"}).encode()
+    request = urllib.request.Request(f"{url}/completions", body, headers)
+    with urllib.request.urlopen(request) as reply:
+        found: dict[str, object] = json.load(reply)
+        return found
+
+
+def test_until_ctrl_c_whatever_happens_to_the_engine(house: House) -> None:
+    """It says how to use it; a killed engine is started again under it; Ctrl-C ends both."""
+    house.model()
+    running = house.start("gateway", "tiny", "--env", house.answers({"capital": "Paris."}))
+    said = running.until("stop:   Ctrl-C")
+    url = re.findall(r"^url: +(http://127\.0\.0\.1:\d+/v1)$", said, re.MULTILINE)[0]
+    assert f"export OPENAI_BASE_URL={url}" in said
+    assert ask(url)["choices"][0]["text"] == "Paris."  # type: ignore[index]
+    (engine,) = house.run("ps", "--json").report
+    os.kill(engine["record"]["process"]["pid"], signal.SIGKILL)
+    assert ask(url)["choices"][0]["text"] == "Paris."  # type: ignore[index]
+    running.interrupt()
+    assert running.end().code == 130
+    house.nothing_left()
+    assert port_is_free(url.removesuffix("/v1"))
+
+
+def test_the_key_is_asked_and_never_shown(house: House) -> None:
+    """From the environment, for the gateway and the engine behind it."""
+    house.model()
+    running = house.start("gateway", "tiny", "--json", ENGINEHOUSE_API_KEY="k3y")
+    said = running.until("}")
+    facts = json.loads(said[: said.index("}") + 1])
+    assert facts["needs_key"] is True
+    with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+        ask(f"{facts['url']}/v1")
+    refused.value.close()
+    assert ask(f"{facts['url']}/v1", key="k3y")["model"] == "tiny"
+    running.interrupt()
+    done = running.end()
+    assert "k3y" not in done.out + done.err
+    files = [file for file in house.home.rglob("*") if file.is_file()]
+    assert not [file for file in files if "k3y" in file.read_text(errors="replace")]
+
+
+def test_beyond_loopback_a_key_is_needed_before_anything_starts(house: House, call) -> None:
+    """As for `serve`."""
+    house.model()
+    done = call("gateway", "tiny", "--host", "0.0.0.0")
+    assert done.code == 2
+    assert "API key" in done.err
+    house.nothing_left()
