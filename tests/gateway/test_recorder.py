@@ -320,7 +320,10 @@ async def test_kill_9_while_recording(tmp_path):
     done = -1
     for _ in range(3):
         process = subprocess.Popen(  # noqa: ASYNC220
-            [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", KILLED, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
         )
         assert process.stdout is not None
         for line in process.stdout:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,8 +25,10 @@ from enginehouse.deployment.swapping import swapper_of
 from enginehouse.gateway.service import Gateway, GatewayOptions, open_gateway
 from enginehouse.runtime.context import Context
 from enginehouse.testing.fake_engine import running_fake_engine
+from enginehouse.testing.fake_vendors import FakeOpenAI, running_fake_vendor
 from enginehouse.weights.checkpoint import digest_of
 
+ROOT = Path(__file__).parents[2]
 COMPLETIONS = "/v1/completions"
 GREEDY = {"prompt": "hello", "temperature": 0, "max_tokens": 8}
 SAMPLED = {"prompt": "hello", "temperature": 1, "max_tokens": 8}
@@ -234,6 +239,72 @@ async def test_weights_that_somebody_else_swaps(house: House, tmp_path):
         assert (await client.text(GREEDY)) == old["choices"][0]["text"]
 
 
+GATEWAY = """
+import asyncio, sys
+from pathlib import Path
+from tests.gateway.test_replaying import at
+
+async def main():
+    async with at(sys.argv[1], record=Path(sys.argv[2]), resume=True) as client:
+        print(client.gateway.url, flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@asynccontextmanager
+async def gateway_process(engine: str, folder: Path) -> AsyncIterator[tuple[str, int]]:
+    """The address and the pid of a gateway in a process of its own, which is killed."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", GATEWAY, engine, str(folder)),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    try:
+        assert process.stdout is not None
+        url = (await process.stdout.readline()).decode().strip()
+        yield url, process.pid
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@pytest.mark.slow
+async def test_a_gateway_that_is_killed(tmp_path):
+    """A program that begins again has every answer that it was given, and asks for the rest."""
+    bodies = [SAMPLED | {"prompt": f"{n % 20}"} for n in range(60)]  # each question three times
+
+    async def program(url: str, given: dict[int, str]) -> None:
+        async with aiohttp.ClientSession(url) as session:
+
+            async def ask(places: list[int]) -> None:
+                for place in places:  # a question's repetitions one after the other
+                    async with session.post(COMPLETIONS, json=bodies[place]) as reply:
+                        given[place] = json.loads(await reply.read())["id"]
+
+            await asyncio.gather(*(ask([n, n + 20, n + 40]) for n in range(20)))
+
+    async with running_fake_engine(token_latency=0.01) as engine:
+        first: dict[int, str] = {}
+        async with gateway_process(engine.url, tmp_path) as (url, pid):
+            running = asyncio.create_task(program(url, first))
+            async with asyncio.timeout(30):
+                while len(first) < 30:  # noqa: ASYNC110 - another process brings it about
+                    await asyncio.sleep(0.005)
+            os.kill(pid, signal.SIGKILL)
+            await asyncio.gather(running, return_exceptions=True)
+        assert 30 <= len(first) < 60
+        second: dict[int, str] = {}
+        async with gateway_process(engine.url, tmp_path) as (url, _):
+            await program(url, second)
+        assert len(set(second.values())) == 60
+        assert {place: second[place] for place in first} == first
+        recorded = (tmp_path / "answers.jsonl").read_text().count('"type":"answer"')
+        assert recorded == 60
+
+
 def serving(model: Path, **server: Any) -> ServeConfig:
     """A server of our own."""
     values = {"model": str(model), "server": {"enable_weight_swap": True} | server}
@@ -310,3 +381,27 @@ def streamed_text(reply: bytes) -> str:
     events = [line[6:] for line in reply.decode().splitlines() if line.startswith("data: {")]
     choices = [json.loads(event)["choices"] for event in events]
     return "".join(one[0]["text"] for one in choices if one)
+
+
+async def test_a_hosted_api(tmp_path, monkeypatch):
+    """It is known by name and address; its seeds are best effort, and make nothing repeatable."""
+    chat = {"model": "fake-model", "messages": [{"role": "user", "content": "hello"}]}
+    path, said = "/v1/chat/completions", list[str]()
+    async with running_fake_vendor(FakeOpenAI()) as vendor:
+        monkeypatch.setenv("OPENAI_API_KEY", "fake-key")
+        monkeypatch.setenv("OPENAI_BASE_URL", vendor.url)
+        plan = parse(AskConfig, {"model": "fake-model", "engine": "openai"}, origin="test")
+        async with (
+            opened(plan) as deployment,
+            before(deployment, record=tmp_path, replay=True, said=said) as client,
+        ):
+            greedy, seeded = chat | {"temperature": 0}, chat | {"seed": 1}
+            first = await client.post(greedy, path)
+            assert first[0] == 200
+            assert await client.post(greedy, path) == first
+            assert await client.post(greedy | {"safety_identifier": "x"}, path) == first
+            for _ in range(2):
+                assert (await client.post(seeded, path))[0] == 200
+        assert len(vendor.bodies) == 3
+        assert "fake-key" not in (tmp_path / "answers.jsonl").read_text()
+    assert any(f"the weights at {vendor.url} is not known" in line for line in said)

@@ -20,6 +20,7 @@ def write_tasks(folder: Path, *, items: int = 6) -> Path:
     sums = [{"question": f"{n} + {n} =", "answer": str(2 * n)} for n in range(items)]
     capitals = [
         {
+            "number": n,
             "country": COUNTRIES[n % len(COUNTRIES)],
             "choices": list(CAPITALS[:4]) if n % 6 < 4 else list(CAPITALS[2:]),
             "label": n % 6 if n % 6 < 4 else n % 6 - 2,
@@ -42,7 +43,7 @@ def write_tasks(folder: Path, *, items: int = 6) -> Path:
     chosen: dict[str, Any] = {
         "task": "capitals",
         "output_type": "multiple_choice",
-        "doc_to_text": "The capital of {{country}} is",
+        "doc_to_text": "Question {{number}}. The capital of {{country}} is",
         "doc_to_target": "label",
         "doc_to_choice": "choices",
         "metric_list": [_mean("acc"), _mean("acc_norm")],

@@ -80,7 +80,10 @@ async def openai_endpoint(
 
 
 def write_byte_tokenizer(folder: Path) -> Path:
-    """A tokenizer for transformers whose tokens are bytes, with a BOS before every text."""
+    """A tokenizer for transformers whose tokens are bytes, with a BOS before every text.
+
+    Other settings of a tokenizer in the folder, such as a chat template, are kept.
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = {byte: chr(byte) for byte in printable}
@@ -112,10 +115,8 @@ def write_byte_tokenizer(folder: Path) -> Path:
         },
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<s>",
-        "eos_token": "<s>",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    settings = folder / "tokenizer_config.json"
+    kept = json.loads(settings.read_text()) if settings.exists() else {}
+    own = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "<s>"}
+    settings.write_text(json.dumps(kept | own))
     return folder

@@ -1,0 +1,133 @@
+"""Runs whose tasks are lm-eval's, in which the engine or lm-eval is killed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from aiohttp import ClientSession
+from tests.support.command_line import House
+from tests.support.lm_eval_tasks import write_tasks
+from tests.support.openai_endpoint import write_byte_tokenizer
+
+import enginehouse
+from enginehouse.commands.evaluate import resume_evaluation
+from enginehouse.core.errors import HarnessError
+from enginehouse.provisioning.environments import EngineEnvironment
+from enginehouse.results.summary import Progress, Report
+from enginehouse.runtime.context import Context
+from enginehouse.store.layout import Layout
+from enginehouse.store.runs import list_runs
+from enginehouse.testing.fake_engine import running_fake_engine
+
+pytestmark = pytest.mark.engine
+
+ITEMS = 60
+REQUESTS = ITEMS + 4 * ITEMS  # a sum is asked once, and each of four capitals is scored
+SUMS = {rf"^{n} \+ {n} =": str(2 * n if n % 3 else 7) for n in range(ITEMS)}
+
+
+@pytest.fixture
+def tasks(house: House, lm_eval_environment: EngineEnvironment) -> Path:
+    """Local tasks, on a machine that has lm-eval and the list of its tasks."""
+    ours, users = Layout.from_environment(), lm_eval_environment.executable.parents[3]
+    assert lm_eval_environment.key is not None
+    ours.environments.mkdir(parents=True, exist_ok=True)
+    (ours.environments / lm_eval_environment.key).symlink_to(
+        users / "environments" / lm_eval_environment.key
+    )
+    (users / "harness-tasks").mkdir(exist_ok=True)
+    ours.harness_tasks.symlink_to(users / "harness-tasks")
+    return write_tasks(house.work / "tasks", items=ITEMS)
+
+
+def scores(report: Report) -> dict[str, Any]:
+    """Every figure of every task, and the outcomes of its samples."""
+    assert report.complete
+    return {t.task: (t.harness and t.harness.figures, t.headline, t.outcomes) for t in report.tasks}
+
+
+def killing(word: str, *moments: int) -> Callable[[Progress], None]:
+    """Kills the processes whose command line has a word, when so many samples are done."""
+    waiting = list(moments)
+
+    def hear(progress: Progress) -> None:
+        if waiting and progress.done >= waiting[0]:
+            found = [p for p in psutil.Process().children(recursive=True) if word in _command(p)]
+            for process in found:
+                process.kill()
+            if found:
+                waiting.pop(0)
+
+    return hear
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+async def test_the_engine_is_killed_twice(house: House, tasks: Path) -> None:
+    """The run is complete, with the scores of an undisturbed one."""
+    model = write_byte_tokenizer(house.model())
+    settings: dict[str, Any] = {
+        "tasks": ["lm-eval:mixed"],
+        "include_path": tasks,
+        "server": {
+            "max_model_len": 512,
+            "env_vars": dict([house.answers(SUMS).split("=", 1)])
+            | {"VLLM_FAKE_TOKEN_LATENCY": "0.2"},
+        },
+        "concurrency": 16,
+    }
+    undisturbed = await enginehouse.evaluate(str(model), **settings)
+    disturbed = await enginehouse.evaluate(
+        str(model), progress=killing("--served-model-name", 10, 40), **settings
+    )
+    assert len(disturbed.incidents) == 2
+    assert scores(disturbed) == scores(undisturbed)
+    sums = next(task for task in disturbed.tasks if task.task == "lm-eval:sums")
+    assert sums.headline is not None
+    assert sums.headline.value == pytest.approx(2 / 3)
+    house.nothing_left()
+
+
+async def test_lm_eval_is_killed(house: House, tasks: Path) -> None:
+    """Resumed, nothing is asked twice of the engine, which is somebody else's."""
+    tokenizer = write_byte_tokenizer(house.work / "tokenizer")
+    task = {"name": "lm-eval:mixed", "arguments": {"tokenizer": str(tokenizer)}}
+    async with running_fake_engine(answers=SUMS, token_latency=0.05) as engine:
+        with pytest.raises(HarnessError, match="ended with signal SIGKILL"):
+            await enginehouse.evaluate(
+                url=engine.url,
+                tasks=[task],
+                include_path=tasks,
+                concurrency=16,
+                progress=killing("run_lm_eval", 30),
+            )
+        before = await _answered(engine.url)
+        (run,) = list_runs(Layout.from_environment())
+        report = await resume_evaluation(run.id, Context())
+        assert await _answered(engine.url) == REQUESTS
+    assert 30 <= before < REQUESTS
+    assert report.complete
+    mixed = next(task.harness for task in report.tasks if task.task == "lm-eval:mixed")
+    assert mixed is not None
+    assert (mixed.requests, mixed.replayed) == (REQUESTS - before, before)
+
+
+async def _answered(url: str) -> int:
+    """How many requests an engine has answered to their end."""
+    async with ClientSession() as client, client.get(f"{url}/metrics") as reply:
+        counts = re.findall(
+            r'^vllm:request_success_total\{.*finished_reason="(?:stop|length)".*\} ([\d.]+)',
+            await reply.text(),
+            re.MULTILINE,
+        )
+    return sum(int(float(count)) for count in counts)
