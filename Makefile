@@ -5,16 +5,20 @@ BIN := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
 # Reading all files to run a few of them takes a quarter of a minute.
-ENGINE_TESTS = $$(grep -rlE 'mark\.(engine|ray)' tests --include='test_*.py' | sort)
+ENGINE_TESTS = $$(grep -rlE 'mark\.(engine|ray|kubernetes)' tests --include='test_*.py' | sort)
 
-.PHONY: demo test test-fast test-browser soak check format docs clean
+.PHONY: demo test test-units test-engines test-fast test-browser soak check format docs clean
 
 demo: $(VENV)/.ready  ## evaluate SmolLM2 on three tasks with a real vLLM
 	$(BIN)/enginehouse eval --config examples/demo.yaml
 
-test: $(VENV)/.ready-dev  ## every test but the long ones of soak, the real engines included
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not engine and not ray and not gpu and not soak and not browser"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(engine or ray) and not gpu and not soak" --durations=25 $(ENGINE_TESTS)
+test: test-units test-engines  ## every test but the long ones of soak, the real engines included
+
+test-units: $(VENV)/.ready-dev  ## the tests without what takes minutes to prepare
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not engine and not ray and not kubernetes and not gpu and not soak and not browser"
+
+test-engines: $(VENV)/.ready-dev  ## the real engines, Ray and Kubernetes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(engine or ray or kubernetes) and not gpu and not soak" --durations=25 $(ENGINE_TESTS)
 
 test-fast: $(VENV)/.ready-dev  ## without the real vLLM and the slow tests, under a minute
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not engine and not gpu and not slow and not soak and not browser"
