@@ -63,8 +63,10 @@ def test_the_words_are_those_of_the_cause_without_markup(failures: Any) -> None:
     """Nobody is told of a RetryError, or of Rich's tags."""
     retried = failure_of(failures, RetryError(ConnectError("no route")))
     assert retried.why == "ConnectError: no route"
-    marked = failure_of(failures, PrerequisiteError("[bold][blue]Docker[/blue][/bold] is away"))
-    assert marked.why == "Docker is away"
+    marked = failure_of(
+        failures, PrerequisiteError("[bold]ERROR[/bold]: No [blue]Docker[/blue]\n\nRun it")
+    )
+    assert marked.why == "No Docker; Run it"
 
 
 def test_a_failure_passes_as_it_is(failures: Any) -> None:
