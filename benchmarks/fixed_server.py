@@ -70,9 +70,9 @@ wrk.headers["Content-Type"] = "application/json"
 @contextmanager
 def fixed_server() -> Iterator[str]:
     """The base URL of a private nginx, stopped when the block ends. Ends us if there is none."""
-    nginx = _program("nginx")
+    nginx = program("nginx")
     with tempfile.TemporaryDirectory() as folder:
-        port = _free_port()
+        port = free_port()
         configuration = Path(folder, "nginx.conf")
         configuration.write_text(
             _CONFIGURATION.format(
@@ -93,12 +93,11 @@ def fixed_server() -> Iterator[str]:
 
 def wrk(url: str, *, concurrency: int, seconds: int) -> float:
     """Requests per second of wrk with one thread: what the server can do."""
-    program = _program("wrk")
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(_SCRIPT.format(body=json.dumps(_QUESTION)))
         script.flush()
-        options = ["-t1", f"-c{concurrency}", f"-d{seconds}s", "-s", script.name]
-        command = [program, *options, f"{url}/v1/chat/completions"]
+        options = ["-t1", f"-c{concurrency}", f"-d{seconds}s", "--timeout", "60s"]
+        command = [program("wrk"), *options, "-s", script.name, f"{url}/v1/chat/completions"]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     if "Non-2xx" in said or "Socket errors" in said:
         sys.exit(f"wrk met errors:\n{said}")
@@ -106,14 +105,16 @@ def wrk(url: str, *, concurrency: int, seconds: int) -> float:
     return float(line.split()[1])
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
+    """The path of a program. Ends us if there is none."""
     found = shutil.which(name) or shutil.which(name, path=_PLACES)
     if found is None:
         sys.exit(f"this benchmark needs {name}: `apt-get install nginx wrk` (or your system's way)")
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

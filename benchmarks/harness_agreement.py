@@ -4,7 +4,8 @@ python benchmarks/harness_agreement.py FOLDER --lm-eval PYTHON: serves SmolLM2 i
 gateway (`run-with`), asks the same items by our tasks and by lm-eval's YAML (of which only the data
 source is replaced), and compares the outcomes. Then both scorers are given the same answers, so
 that scoring alone is compared. What was asked is recorded in FOLDER: the same command asks nothing
-twice. `enginehouse envs` shows where lm-eval's Python is.
+twice. `enginehouse envs` shows where lm-eval's Python is. With --given there is no server: both
+score the data's own texts.
 
 The items are the first ones of the GSM8K test set and of IFEval's prompts in --data, and of the
 hundred HellaSwag items in a package. lm-eval's worked examples for gsm8k come from the training
@@ -57,6 +58,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--lm-eval", type=Path, required=True, help="Python with lm-eval 0.4.13")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--task", action="append", choices=TASKS)
+    parser.add_argument(
+        "--given", action="store_true", help="compare scoring alone, on texts that no model wrote"
+    )
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     asked.folder = asked.folder.absolute()
@@ -64,6 +68,9 @@ def main(arguments: Sequence[str]) -> None:
     if asked.inside:
         for task in asked.task:
             _ask(asked, task)
+        return
+    if asked.given:
+        _compare_given(asked)
         return
     say(machine())
     for task in asked.task:
@@ -82,7 +89,7 @@ def _prepare(asked: argparse.Namespace, task: str) -> None:
         _write(folder / "items.jsonl", list(_hellaswag_rows())[: asked.items])
     else:
         name = {"gsm8k": "gsm8k/test.jsonl", "ifeval": "ifeval/input_data.jsonl"}[task]
-        rows = [json.loads(line) for line in (asked.data / name).read_text().splitlines()]
+        rows = _read(asked.data / name)
         _write(folder / "items.jsonl", rows[: asked.items])
         if task == "gsm8k":
             files["train"] = "examples.jsonl"
@@ -332,6 +339,30 @@ def _compare_scorers(
         _compare_instructions(own, items, answers, scored)
 
 
+def _compare_given(asked: argparse.Namespace) -> None:
+    """Score GSM8K's own solutions, and for IFEval its prompts, alone and three in one text."""
+    asked.items = None  # all of them
+    for task in ("gsm8k", "ifeval"):
+        _prepare(asked, task)
+    rows = _read(asked.folder / "gsm8k/items.jsonl")
+    solutions = {str(place): row["answer"] for place, row in enumerate(rows)}
+    filters = ("flexible-extract", "strict-match")
+    _compare_scorers(asked, "gsm8k", "the data's", solutions, filters, "exact_match")
+    prompts = [row["prompt"] for row in _read(asked.folder / "ifeval/items.jsonl")]
+    alone = {str(place): prompt for place, prompt in enumerate(prompts)}
+    mixed = {
+        str(n): f"<<Title>>\n\n* {prompts[n - 1]}\n\n***\n\n*bold* {prompts[n - 2].upper()}\n\n"
+        f"P.S. {prompt}"
+        for n, prompt in enumerate(prompts)
+    }
+    for whose, texts in (("prompts as", alone), ("three prompts as", mixed)):
+        _compare_scorers(asked, "ifeval", whose, texts, ("none",), "prompt_level_strict_acc")
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 def _compare_numbers(
     whose: str, answers: Mapping[str, str], scored: Mapping[str, Mapping[str, Any]]
 ) -> None:
@@ -384,7 +415,7 @@ def _agreement(what: str, ours: Mapping[str, bool], theirs: Mapping[str, bool]) 
 def _share(what: str, same: int, of: int) -> None:
     interval = wilson(same, of)
     assert interval is not None
-    print(f"{what}: agree on {same} of {of} ({interval.low:.2f} to {interval.high:.2f})")
+    print(f"{what}: agree on {same} of {of} ({interval.low:.1%} to {interval.high:.1%})")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,11 @@ def peer_command(environment: str, program: str) -> list[str]:
     return [str(_python(environment)), str(FOLDER / "peers" / program)]
 
 
+def peer_program(environment: str, program: str) -> list[str]:
+    """How to run a program that the environment's packages install."""
+    return [str(_python(environment).parent / program)]
+
+
 def _python(name: str) -> Path:
     lines = _lines(name)
     digest = hashlib.sha256("\n".join([sys.version, *lines]).encode()).hexdigest()[:12]

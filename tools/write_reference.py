@@ -117,7 +117,11 @@ VARIABLES = {
     "GRAIL_VLLM_PYTHON": "The same, after ENGINEHOUSE_VLLM_PYTHON.",
     "ENGINEHOUSE_HF_PYTHON": "The same for the engine hf.",
     "ENGINEHOUSE_SGLANG_PYTHON": "The same for SGLang.",
+    "ENGINEHOUSE_INSPECT_PYTHON": "The Python of an existing environment for inspect_ai.",
+    "ENGINEHOUSE_LM_EVAL_PYTHON": "The Python of an existing environment for lm-eval.",
     "ENGINEHOUSE_TRAINER_PYTHON": "The Python of an existing environment for training.",
+    "ENGINEHOUSE_BASE_URL": "Where a harness asks; set for its process.",
+    "XDG_CACHE_HOME": "Where Inspect's own tasks keep what they download; by default ~/.cache.",
     "ENGINEHOUSE_TINKER_KEYS": "API keys of the Tinker service: `user=key`, with commas or "
     "line ends between them.",
     "ENGINEHOUSE_LLAMACPP_SERVER": "An existing llama-server, or its folder; `--python` takes "

@@ -28,6 +28,7 @@ FIGURES = (
         "real_engine",
     ),
     *("scripted_matches", "tinker_futures"),
+    *("gateway_memory", "gateway_requests", "gateway_streams"),
 )
 
 

@@ -8,19 +8,22 @@ import re
 import signal
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from tests.support.command_line import House, port_is_free
+from tests.support.tiny_adapters import BASE, write_adapter
+from tests.support.tiny_checkpoints import write_checkpoint
 
 pytestmark = pytest.mark.slow
 
 
-def ask(url: str, *, key: str | None = None) -> dict[str, object]:
+def ask(url: str, *, key: str | None = None, model: str = "tiny") -> dict[str, object]:
     """A completion."""
     headers = {"Content-Type": "application/json"}
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
-    body = json.dumps({"prompt": "the capital"}).encode()
+    body = json.dumps({"model": model, "prompt": "the capital"}).encode()
     request = urllib.request.Request(f"{url}/completions", body, headers)
     with urllib.request.urlopen(request) as reply:
         found: dict[str, object] = json.load(reply)
@@ -69,3 +72,39 @@ def test_beyond_loopback_a_key_is_needed_before_anything_starts(house: House, ca
     assert done.code == 2
     assert "API key" in done.err
     house.nothing_left()
+
+
+def test_adapters_and_a_journal(house: House, tmp_path: Path) -> None:
+    """A request names an adapter; a gateway that was killed goes on with what it had answered."""
+    write_checkpoint(house.work / "tiny", shapes=dict(BASE))
+    write_adapter(tmp_path / "adapters" / "mine")
+    (tmp_path / "adapters" / "broken").mkdir()
+    (tmp_path / "adapters" / "broken" / "adapter_config.json").write_text("{")
+    words = ["gateway", "tiny", "--adapters", str(tmp_path / "adapters")]
+    words += ["--record", str(tmp_path / "journal"), "--resume"]
+
+    def answers() -> list[object]:
+        running = house.start(*words)
+        said = running.until("stop:   Ctrl-C")
+        url = re.findall(r"^url: +(http://127\.0\.0\.1:\d+/v1)$", said, re.MULTILINE)[0]
+        given = [ask(url), ask(url), ask(url, model="mine")]
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask(url, model="broken")
+        assert refused.value.code == 400
+        refused.value.close()
+        running.interrupt()
+        running.end()
+        return [(one["id"], one["choices"]) for one in given]
+
+    first = answers()
+    assert len({json.dumps(one) for one in first}) == 3
+    assert answers() == first
+    house.nothing_left()
+
+
+def test_nothing_is_replayed_without_a_journal(house: House) -> None:
+    """It is said before anything is started."""
+    house.model()
+    refused = house.run("gateway", "tiny", "--replay")
+    assert refused.code == 2
+    assert "give the folder to record" in refused.err

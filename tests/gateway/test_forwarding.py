@@ -18,6 +18,7 @@ from tests.support.gateways import (
     text_of,
     until,
 )
+from yarl import URL
 
 from enginehouse.deployment.configuration import AskConfig, parse
 from enginehouse.deployment.several import SeveralDeployment
@@ -100,15 +101,32 @@ async def test_an_error_of_the_engine_passes_as_it_came() -> None:
     assert direct[0] == 400
 
 
+async def test_a_model_is_shown_by_its_name() -> None:
+    """As OpenAI's library retrieves one; names may hold slashes, as they are or quoted."""
+    async with (
+        running_fake_engine(model="org/fake") as engine,
+        gateway_to(engine.url) as gateway,
+        aiohttp.ClientSession(gateway.url) as client,
+    ):
+        for path in ("/v1/models/org/fake", "/v1/models/org%2Ffake"):
+            async with client.get(URL(path, encoded=True)) as reply:
+                assert (reply.status, (await reply.json())["id"]) == (200, "org/fake")
+        async with client.get("/v1/models/other") as reply:
+            assert reply.status == 404
+            assert (await reply.json())["error"]["code"] == "model_not_found"
+        async with client.post("/v1/models/other") as reply:
+            assert reply.status == 405
+
+
 async def test_what_the_engine_lacks_is_said_with_its_name() -> None:
-    """Embeddings of an engine that has none."""
+    """Embeddings of an engine that has none; clients repeat what is answered with 5xx."""
     async with (
         running_fake_engine() as engine,
         gateway_to(engine.url) as gateway,
         aiohttp.ClientSession(gateway.url) as client,
         client.post("/v1/embeddings", json={"model": "fake-model", "input": "x"}) as reply,
     ):
-        assert reply.status == 501
+        assert reply.status == 404
         assert "vllm has no /v1/embeddings" in (await reply.json())["error"]["message"]
 
 

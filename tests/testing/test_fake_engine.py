@@ -413,3 +413,22 @@ async def test_a_fake_that_does_not_start_says_why():
     with pytest.raises(RuntimeError, match="unrecognized arguments: --swap-space"):
         async with running_fake_engine("--swap-space", "4"):
             pass
+
+
+async def test_an_echoed_prompt_has_its_log_probabilities() -> None:
+    """As vLLM 0.32 writes them: none for the first token, and those of the answer at the end."""
+    wanted = {"temperature": 0, "max_tokens": 1, "logprobs": 1}
+    async with running_fake_engine() as engine:
+        plain = (await ask(engine, TEXT, {"prompt": "Once upon", "prompt_logprobs": 0, **wanted}))[
+            1
+        ]
+        _, body = await ask(engine, TEXT, {"prompt": ["Once upon"], "echo": True, **wanted})
+        status, _ = await ask(engine, TEXT, {"prompt": ["a", "b"], "echo": True, **wanted})
+    (before,), (echoed,) = plain["choices"], body["choices"]
+    assert echoed["text"] == "Once upon" + before["text"]
+    values = echoed["logprobs"]["token_logprobs"]
+    expected = [next(iter(one.values()))["logprob"] for one in before["prompt_logprobs"][1:]]
+    assert values == [None, *expected, *before["logprobs"]["token_logprobs"]]
+    assert echoed["logprobs"]["top_logprobs"][0] is None
+    assert len(echoed["logprobs"]["tokens"]) == len(values) == body["usage"]["total_tokens"]
+    assert status == 400

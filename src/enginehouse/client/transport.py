@@ -130,12 +130,13 @@ class AiohttpTransport:
         if api_key is not None:
             headers |= authorize(_checked_key(api_key))
         self._admin = authorize(_checked_key(admin_key)) if admin_key is not None else None
+        self._default_limits = self._limits(self.timeouts.total)
         self._pooled, self._fresh = (
             aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=headers,
-                timeout=self._limits(self.timeouts.total),
+                timeout=self._default_limits,
             )
             for connector in (
                 aiohttp.TCPConnector(limit=0, keepalive_timeout=keep_alive),
@@ -219,7 +220,7 @@ class AiohttpTransport:
             url = self._urls[request.path] = URL(self.base_url + request.path)
         session = self._fresh if request.fresh else self._pooled
         headers = self._admin if request.administers else None
-        limits = self._limits(self._total(request))
+        limits = None if request.timeout is None else self._limits(request.timeout)
         for pause in (*open_files.PAUSES, None):
             body: bytes | io.BytesIO | None = request.body
             if request.body is not None and len(request.body) > _LARGE_BODY:
@@ -231,7 +232,7 @@ class AiohttpTransport:
                     data=body,
                     headers=headers,
                     allow_redirects=False,
-                    timeout=limits,
+                    timeout=self._default_limits if limits is None else limits,
                 )
             except OSError as error:
                 if not open_files.no_file_left(error):

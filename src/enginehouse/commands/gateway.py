@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 
 from enginehouse.deployment.configuration import AskConfig
 from enginehouse.deployment.opening import open_deployment
+from enginehouse.deployment.preparation import with_adapters
 from enginehouse.engines.base import require_api_key
+from enginehouse.gateway.adapters import readable_adapters
 from enginehouse.gateway.configuration import GatewayConfig, GatewayOptions
 from enginehouse.gateway.service import Gateway, open_gateway
 from enginehouse.runtime.context import Context
@@ -23,8 +26,9 @@ async def serve_gateway(
     it is given up.
     """
     options = gateway_options(config)
+    plan = await asyncio.to_thread(engine_plan, config)
     async with (
-        open_deployment(engine_plan(config), context, concurrency=config.concurrency) as deployment,
+        open_deployment(plan, context, concurrency=config.concurrency) as deployment,
         open_gateway(deployment, options, context) as gateway,
     ):
         ready(gateway)
@@ -54,8 +58,15 @@ def gateway_options(config: GatewayConfig) -> GatewayOptions:
 
 
 def engine_plan(config: GatewayConfig) -> AskConfig:
-    """The plan of what answers: a server of our own listens on loopback, with the same key."""
+    """The plan of what answers: a server of our own listens on loopback, with the same key.
+
+    It takes adapters of the largest rank in the folder of adapters, if there is one. Blocking.
+    Raises UnsupportedError for an engine without adapters.
+    """
     own: dict[str, object] = {"host": "127.0.0.1", "port": None}
     if config.runs_already:
         own["api_key"] = None  # that server's key is another one
-    return config.model_copy(update={"server": config.server.model_copy(update=own)})
+    plan = config.model_copy(update={"server": config.server.model_copy(update=own)})
+    if config.adapters is None or config.runs_already:
+        return plan
+    return with_adapters(plan, readable_adapters(config.adapters))

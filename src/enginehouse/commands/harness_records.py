@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
@@ -36,16 +38,25 @@ def records_of(
 ) -> list[Record]:
     """The records of the task that was `asked` for, those of a group's parts before its own.
 
-    Positions are numbered again, without gaps. A sample that a harness asked some repeats of and
-    not others has failed in those that it left out. Raises HarnessError if the task is not among
-    the results, or samples are in the same place.
+    Parts of which nothing was reported, and figures that are no numbers, are left out. Positions
+    are numbered again, without gaps. A sample that a harness asked some repeats of and not others
+    has failed in those that it left out. Raises HarnessError if nothing was reported, or samples
+    are in the same place.
     """
     own = _own_result(results, asked)
+    reported = {result.task for result in results}
+    parts = tuple(part for part in own.subtasks if part in reported)
+    own = msgspec.structs.replace(own, subtasks=parts)
     records: list[Record] = []
     for result in results:
-        if result is not own:
-            name = f"{asked.harness}:{result.task}"
-            records += _task_records(result, name=name, asked=asked, session=session)
+        if result.task != own.task:
+            known = tuple(part for part in result.subtasks if part in reported)
+            records += _task_records(
+                msgspec.structs.replace(result, subtasks=known),
+                name=f"{asked.harness}:{result.task}",
+                asked=asked,
+                session=session,
+            )
     records += _task_records(own, name=asked.name, asked=asked, session=session, traffic=traffic)
     return records
 
@@ -58,9 +69,24 @@ def _own_result(results: Sequence[HarnessResult], asked: TaskSpec) -> HarnessRes
     for result in results:
         if result.task == name.task:
             return result
-    raise HarnessError(
-        f"{name.harness} reported no result for {name.task}",
-        why=f"it reported: {', '.join(result.task for result in results) or 'nothing'}",
+    if not results:
+        raise HarnessError(f"{name.harness} reported no result for {name.task}")
+    return _tag(name.task, results)
+
+
+def _tag(name: str, results: Sequence[HarnessResult]) -> HarnessResult:
+    """What stands for several tasks under one name, of which nothing is reported itself."""
+    digests = [result.configuration_digest for result in results]
+    return HarnessResult(
+        task=name,
+        harness=results[0].harness,
+        harness_version=results[0].harness_version,
+        task_version="",
+        configuration_digest=hashlib.sha256("\n".join(digests).encode()).hexdigest(),
+        headline="",
+        metrics=(),
+        samples=(),
+        subtasks=tuple(result.task for result in results),
     )
 
 
@@ -95,10 +121,11 @@ def _task_records(
                 HarnessFigure(
                     name=metric.label,
                     value=metric.value,
-                    standard_error=metric.standard_error,
+                    standard_error=_finite(metric.standard_error),
                     higher_is_better=metric.higher_is_better,
                 )
                 for metric in result.metrics
+                if math.isfinite(metric.value)
             ),
             parts=tuple(prefix + part for part in result.subtasks),
             part_of=None if name == asked.name else asked.name,
@@ -169,9 +196,17 @@ def _sample_records(
         position=position,
         repeat=repeat,
         outcome=outcome,
-        measures=sample.measures,
+        measures={
+            name: measure
+            for name, measure in sample.measures.items()
+            if math.isfinite(measure.value) and math.isfinite(measure.weight)
+        },
         failure=None if reason is None else _failure(reason),
     )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _failure(message: str) -> Failure:

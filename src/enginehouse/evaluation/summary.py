@@ -82,7 +82,7 @@ def summarise(run: Run, *, at_k: Sequence[int] | None = None) -> Report:
 
 def require_headlines(report: Report) -> None:
     """Raise NoHeadlineError if a task of a complete run has no headline."""
-    without = [task for task in report.tasks if task.headline is None]
+    without = [task for task in report.tasks if task.headline is None and not task.is_group]
     if without:
         again = []
         if any(task.outcomes.get(Outcome.FAILED) for task in without):

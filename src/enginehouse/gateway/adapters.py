@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from enginehouse.deployment.loadable_adapters import LoadableAdapters
 from enginehouse.deployment.running_servers import largest_rank
 from enginehouse.dialects.base import require
 from enginehouse.runtime.context import Context
-from enginehouse.weights.peft_folder import CONFIG, TENSORS
+from enginehouse.weights.peft_folder import CONFIG, TENSORS, read_peft_folder
 from enginehouse.weights.pool import is_alias
 from enginehouse.weights.store import AdapterStore, StoredAdapter, UncopiedAdapters
 
@@ -47,14 +46,7 @@ async def open_adapter_folder(
             "an adapter of its own and a folder of adapters compete for the server's places",
             fix="put the adapter into the folder, and have requests name it",
         )
-    try:
-        await asyncio.to_thread(os.listdir, folder)
-    except OSError as error:
-        raise ConfigurationError(
-            f"the folder of adapters {folder} cannot be read",
-            why=error.strerror,
-            fix=advice(error, otherwise="check the path given to --adapters"),
-        ) from error
+    await asyncio.to_thread(_names_in, folder)
     max_rank = await asyncio.to_thread(largest_rank, deployment.server, layout=context.layout)
     async with deployment.loadable_adapters(UncopiedAdapters(), max_loras=max_loras) as loadable:
         yield AdapterFolder(
@@ -64,6 +56,28 @@ async def open_adapter_folder(
             max_rank=max_rank,
             proves=Capability.PROMPT_LOGPROBS in capabilities.supports,
         )
+
+
+def readable_adapters(folder: Path) -> list[Path]:
+    """The adapters in `folder` that are whole. Blocking. Raises ConfigurationError."""
+    readable = []
+    for name in _names_in(folder):
+        if is_alias(name) and (folder / name / CONFIG).is_file():
+            with suppress(AdapterError):
+                read_peft_folder(folder / name)
+                readable.append(folder / name)
+    return readable
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise ConfigurationError(
+            f"the folder of adapters {folder} cannot be read",
+            why=error.strerror,
+            fix=advice(error, otherwise="check the path given to --adapters"),
+        ) from error
 
 
 @dataclass(kw_only=True)
@@ -105,10 +119,9 @@ class AdapterFolder:
     def names(self) -> tuple[str, ...]:
         """The names that requests may give. Blocking, for the time of reading one folder."""
         try:
-            entries = list(os.scandir(self._folder))
-        except OSError:
+            return tuple(name for name in _names_in(self._folder) if self._is_adapter(name))
+        except ConfigurationError:  # it was there at the start
             return ()
-        return tuple(sorted(e.name for e in entries if self._is_adapter(e.name)))
 
     def served_names(self) -> frozenset[str]:
         """What the server calls those that it has, or had."""

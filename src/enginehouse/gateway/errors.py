@@ -28,11 +28,11 @@ _SOON: Final = "1"  # seconds after which a client may come again
 
 # The first that fits decides: status, type, code.
 _KINDS: Final[tuple[tuple[type[EnginehouseError], int, str, str | None], ...]] = (
-    # 4xx: the clients of OpenAI's library would ask again otherwise, and kill another engine
+    # 4xx: OpenAI's library would ask again otherwise, Inspect for ever, and kill another engine
     (EngineKilledError, 422, "invalid_request_error", "engine_killed"),
     (UnknownModelError, 404, "invalid_request_error", "model_not_found"),
     (UnknownNameError, 404, "invalid_request_error", "model_not_found"),
-    (UnsupportedError, 501, "invalid_request_error", "unsupported"),
+    (UnsupportedError, 404, "invalid_request_error", "unsupported"),
     (UnauthorizedError, 502, "server_error", "engine_refuses_key"),
     (BadRequestError, 400, "invalid_request_error", None),
     (RateLimitedError, 429, "rate_limit_error", "engine_is_busy"),

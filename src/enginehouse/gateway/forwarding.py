@@ -6,6 +6,7 @@ import hmac
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
+from urllib.parse import unquote
 
 import msgspec
 
@@ -33,6 +34,7 @@ from enginehouse.runtime.context import Notify
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
 EMBEDDINGS: Final = "/v1/embeddings"
+MODELS: Final = "/v1/models"
 _PASSED: Final = (CHAT, COMPLETIONS, EMBEDDINGS, "/tokenize", "/detokenize")
 EVENTS: Final = b"text/event-stream; charset=utf-8"
 _RETRY_SOON: Final = ((b"retry-after", b"1"),)
@@ -72,7 +74,7 @@ class Forwarding:
             "/health": ("GET", self._health),
             "/metrics": ("GET", self._show_metrics),
             "/version": ("GET", self._version),
-            "/v1/models": ("GET", self._list_models),
+            MODELS: ("GET", self._list_models),
             **dict.fromkeys(_PASSED, ("POST", self._forward)),
         }
 
@@ -89,7 +91,7 @@ class Forwarding:
                     code="invalid_api_key",
                     fix="send the header Authorization: Bearer KEY (OPENAI_API_KEY)",
                 )
-        route = self._routes.get(request.path)
+        route = self._route(request)
         if route is None:
             return self._refusal(
                 404,
@@ -114,6 +116,12 @@ class Forwarding:
             )
         return None
 
+    def _route(self, request: Request) -> tuple[str, _Handler] | None:
+        """The method that a path takes, and what answers it."""
+        if request.path.startswith(f"{MODELS}/"):
+            return "GET", self._show_model
+        return self._routes.get(request.path)
+
     def refuse_size(self) -> Refusal:
         """See Application."""
         return self._refusal(
@@ -132,7 +140,9 @@ class Forwarding:
         metrics = self.metrics
         started = metrics.begin()
         try:
-            await self._routes[request.path][1](request, response)
+            route = self._route(request)
+            assert route is not None  # or it would have been refused
+            await route[1](request, response)
         except ClientGoneError:
             metrics.abandoned += 1
             raise
@@ -307,7 +317,7 @@ class Forwarding:
         return UnsupportedError(
             f"the engine {self._deployment.engine.name} has no {path} with this model",
             fix="ask another path, or serve the model with another engine",
-            status=501,
+            status=404,
         )
 
     async def _health(self, request: Request, response: Response) -> None:
@@ -327,11 +337,16 @@ class Forwarding:
 
     async def _list_models(self, request: Request, response: Response) -> None:
         del request
-        data = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "enginehouse"}
-            for name in await self.models.names()
-        ]
+        data = [_model(name) for name in await self.models.names()]
         response.send(200, msgspec.json.encode({"object": "list", "data": data}))
+
+    async def _show_model(self, request: Request, response: Response) -> None:
+        named = await self.models.find(unquote(request.path.removeprefix(f"{MODELS}/")))
+        response.send(200, msgspec.json.encode(_model(named.name)))
+
+
+def _model(name: str) -> dict[str, str | int]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "enginehouse"}
 
 
 def _require_whole_answer(reply: Reply) -> None:

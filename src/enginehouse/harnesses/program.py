@@ -92,7 +92,8 @@ async def run_program(
         raise HarnessError(
             f"{environment.engine} ended with {describe_exit(code)}",
             kind="ended",
-            why=_last_line(log),
+            # One that was killed had no time to say why.
+            why=_last_line(log) if code > 0 else None,
             log=log,
         )
 

@@ -82,7 +82,10 @@ def check_launch(composition: Composition) -> LaunchConfig:
     if isinstance(values.get("evaluation"), list):  # the oldest files list tasks there
         values["evaluation"] = {"tasks": values["evaluation"]}
     settings_class = _settings_class(values.get("execution"), origin)
-    execution = _acted_on(settings_class, values.pop("execution"), "execution", without_effect)
+    chosen = values.pop("execution")
+    if "execution" in composition.overridden:  # the file may be written for another executor
+        chosen = _without_others(settings_class, chosen, without_effect)
+    execution = _acted_on(settings_class, chosen, "execution", without_effect)
     for holder, name, place in _deployments(values):
         ordered = sort_arguments(
             holder[name], place=place, given=lambda key: key in composition.lines
@@ -223,6 +226,23 @@ def _acted_on(kind: Any, values: Any, where: str, without_effect: dict[str, str]
         else:
             kept[key] = _acted_on(section, inner, place, without_effect)
     return kept
+
+
+def _without_others(
+    kind: type[ExecutionSettings], values: Mapping[str, Any], without_effect: dict[str, str]
+) -> Mapping[str, Any]:
+    """The values without keys that only other executors have, added to `without_effect`."""
+    own = kind.model_fields.keys() | kind.not_acted_on.keys()
+    unknown = values.keys() - own
+    others: dict[str, list[str]] = {key: [] for key in unknown}
+    for name in EXECUTORS.names() if unknown else ():
+        other: type[ExecutionSettings] = EXECUTORS.load(name).settings_class
+        for key in unknown & (other.model_fields.keys() | other.not_acted_on.keys()):
+            others[key].append(name)
+    for key, names in sorted(others.items()):
+        if names:
+            without_effect[f"execution.{key}"] = f"it is a key of {', '.join(names)}"
+    return {key: value for key, value in values.items() if not others.get(key)}
 
 
 def _reason_for_unknown(kind: Any, key: str) -> str | None:

@@ -171,6 +171,11 @@ def native_spellings(task: str) -> tuple[str, ...]:
     return tuple(f"{s.harness}.{s.name}" for s in _SPELLINGS if s.task == task)
 
 
+def foreign_spellings() -> tuple[str, ...]:
+    """The launcher's names for benchmarks that have another name in the harness that runs them."""
+    return tuple(_NAMES_IN_INSPECT)
+
+
 def _spelling(written: str) -> _Spelling | None:
     harness, _, name = written.rpartition(".")
     harness = _hyphenated(harness)

@@ -53,7 +53,8 @@ def explained(task: str) -> Iterator[None]:
 
 def failure_of(task: str, message: str, *, names: Collection[str] = ()) -> Failure:
     """The Failure for an error's words and the names of its exceptions' classes."""
-    message = _MARKUP.sub("", message).strip()
+    lines = (line.strip() for line in _MARKUP.sub("", message).splitlines())
+    message = "; ".join(filter(None, lines)).removeprefix("ERROR: ")
     if _GATED.search(message) or "GatedRepoError" in names:
         return Failure(
             f"the data of {task} is gated",

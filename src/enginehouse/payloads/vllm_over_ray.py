@@ -172,7 +172,7 @@ def _await_nodes(
             ray.init(address=address, log_to_driver=False, logging_level="error")
         except Exception:  # noqa: BLE001 - whatever it is, Ray's own output says more
             _require_patience(f"Ray's head at {address} does not answer", deadline, process)
-    signal.signal(signal.SIGTERM, _on_stop)  # in place of Ray's own, which ends the process at once
+    signal.signal(signal.SIGTERM, _on_stop)  # Ray's own would end the process at once
     said = 0
     while (there := sum(node["Alive"] for node in ray.nodes())) < nodes:
         if there != said:
@@ -180,6 +180,7 @@ def _await_nodes(
         said = there
         _require_patience(f"{there} of {nodes} machines have joined", deadline, process)
     ray.shutdown()
+    signal.signal(signal.SIGTERM, _on_stop)  # which that has taken back
     print(f"all {nodes} machines have joined the Ray cluster at {address}", flush=True)
 
 

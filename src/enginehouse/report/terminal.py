@@ -193,6 +193,8 @@ class _Tasks:
 def _scores(tasks: Iterable[TaskReport]) -> Table:
     table = make_table("task", "metric", "score", "95 % interval", "method", right=(2, 3))
     for task in tasks:
+        if task.is_group and task.headline is None:
+            continue  # a name for several tasks
         for i, (metric, figure) in enumerate(_figures(task)):
             table.add_row(_name(task) if i == 0 else Text(), Text(metric), *_figure(figure))
         for metric, score, error in _own_figures(task):

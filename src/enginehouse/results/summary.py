@@ -125,6 +125,11 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     harness: HarnessWork | msgspec.UnsetType = msgspec.UNSET
 
     @property
+    def is_group(self) -> bool:
+        """Whether its samples are those of its parts; it may have no figure of its own."""
+        return isinstance(self.harness, HarnessWork) and not self.samples
+
+    @property
     def done(self) -> int:
         """Samples with an outcome."""
         return sum(self.outcomes.values())

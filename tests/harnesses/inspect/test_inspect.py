@@ -1,19 +1,21 @@
-"""The real Inspect, against the fake engine."""
+"""The real Inspect, against the fake engine, and once against vLLM."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import re
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from tests.support import command_line
 from tests.support.deployments import opened
 from tests.support.inspect_tasks import CAPITALS, answers, write_inspect_tasks
 
@@ -50,6 +52,7 @@ class Trial:
         self.requests = folder / "requests.jsonl"
         self.supports = frozenset(Capability)
         self.chat = True
+        self.model = "fake-model"
         self.heard: list[HarnessProgress] = []
 
     @property
@@ -63,7 +66,7 @@ class Trial:
         return HarnessEndpoint(
             url=url,
             api_key=api_key,
-            model="fake-model",
+            model=self.model,
             tokenizer=None,
             chat=self.chat,
             capabilities=Capabilities(supports=self.supports),
@@ -116,6 +119,16 @@ class Trial:
             open_gateway(deployment, options, self.context) as gateway,
         ):
             yield gateway
+
+
+@pytest.fixture(scope="module")
+def tool_vllm(real_house: command_line.House) -> Iterator[str]:
+    """The URL of a vLLM with SmolLM2 that takes tools."""
+    words = ("--max-model-len", "2048", "--dtype", "float32", "--extra-args", " ".join(HERMES))
+    begun = real_house.run("serve", "smollm2", "--detach", "--name", "tools", *words)
+    assert begun.code == 0, begun.err
+    yield re.findall(r"^url: +(http://\S+)/v1$", begun.out, re.MULTILINE)[0]
+    assert real_house.run("stop", "tools").code == 0
 
 
 @pytest.fixture
@@ -307,3 +320,20 @@ async def test_conformance(trial: Trial) -> None:
             context=trial.context,
         )
         assert await check_harness(subject) == []
+
+
+async def test_tools_with_a_real_engine(trial: Trial, tool_vllm: str) -> None:
+    """SmolLM2 is too weak for right answers; each item is asked, answered and scored."""
+    trial.model = "smollm2"
+    async with trial.gateway(tool_vllm) as gateway:
+        (result,) = await trial.run(
+            gateway.url, "capitals.py@capitals", limit=3, max_tokens=24, temperature=0.0
+        )
+        asked = gateway.figures().requests
+    assert asked >= 6
+    assert [sample.item for sample in result.samples] == ["france", "japan", "kenya"]
+    for sample in result.samples:
+        assert sample.failure is None
+        assert "user: Now in one word" in (sample.answer or "")
+        assert sample.outcome in {Outcome.CORRECT, Outcome.WRONG, Outcome.TRUNCATED}
+    assert {metric.label for metric in result.metrics} == {"accuracy (includes)", "mean (exact)"}

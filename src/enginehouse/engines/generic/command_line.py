@@ -19,7 +19,7 @@ _TAKEN = {
     *("host", "port", "served_model_name", "api_key", "env_vars", "env_names", "avoid_quirks"),
 }
 # Of ours, a command gets what a shell would give it, but no key that is not meant for it.
-_NOT_INHERITED = re.compile(r"ENGINEHOUSE_.*|(.*_)?(TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL)S?")
+_NOT_INHERITED = re.compile(r"^ENGINEHOUSE_|(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL)S?$")
 
 
 def check(options: ServerOptions, environment: EngineEnvironment) -> None:  # noqa: ARG001
@@ -42,7 +42,7 @@ def check(options: ServerOptions, environment: EngineEnvironment) -> None:  # no
 def command(options: ServerOptions, context: LaunchContext) -> Command:
     """The shell that runs the command, and its whole environment."""
     assert options.command is not None, "see check"
-    env = {name: v for name, v in os.environ.items() if not _NOT_INHERITED.fullmatch(name)}
+    env = {name: v for name, v in os.environ.items() if not _NOT_INHERITED.search(name)}
     env |= {
         "HOST": options.host,
         "PORT": str(context.port),

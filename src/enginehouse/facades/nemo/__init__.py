@@ -148,12 +148,12 @@ def kill_job_or_invocation(id: str) -> list[dict[str, Any]]:  # noqa: A002 - the
 
 
 def get_tasks_list() -> list[list[Any]]:
-    """The tasks that run here, by each of their names.
+    """The tasks that run here, by each of their names; not the thousands of lm-eval's own names.
 
     Each has the launcher's seven columns: name, endpoint type, harness, container (none), arch
     (any), description, and type.
     """
-    from enginehouse.jobs.task_names import native_spellings
+    from enginehouse.jobs.task_names import foreign_spellings, native_spellings, resolve_task
     from enginehouse.tasks.registry import TASKS, load_task
 
     rows = []
@@ -162,6 +162,9 @@ def get_tasks_list() -> list[list[Any]]:
         for spelling in (f"enginehouse.{name}", *native_spellings(name)):
             harness, _, task = spelling.rpartition(".")
             rows.append([task, "chat", harness, "", "", info.description, "benchmark"])
+    for name in foreign_spellings():
+        found = resolve_task(name, base=Path())
+        rows.append([name, "chat", found.harness or "", "", "", found.meaning, "benchmark"])
     return rows
 
 

@@ -6,14 +6,34 @@ Each executor is a file in this folder with two classes, its settings and itself
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Protocol, Self, runtime_checkable
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.jobs.base import Artifact, Handle, JobSpec, JobStatus, Resources
+
+_TIME = re.compile(r"(?:(?P<days>\d{1,6})-)?(?P<hours>\d{1,6}):(?P<minutes>\d\d):(?P<seconds>\d\d)")
+
+
+def as_seconds(value: Any) -> Any:
+    """The seconds of HH:MM:SS or D-HH:MM:SS; anything that is not such a text is left as it is.
+
+    YAML reads an unquoted 1:30:00 as the number 5400, so a number is in seconds, too.
+    """
+    if not isinstance(value, str) or value.strip().isdecimal():
+        return value
+    match = _TIME.fullmatch(value.strip())
+    if match is None:
+        raise ValueError("is not a time: write it as HH:MM:SS or D-HH:MM:SS")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+Walltime = Annotated[int, Field(ge=1), BeforeValidator(as_seconds)]
 
 
 class ExecutionVariables(StrictModel):

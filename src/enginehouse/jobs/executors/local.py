@@ -35,7 +35,7 @@ from enginehouse.jobs.base import (
     JobStatus,
     Resources,
 )
-from enginehouse.jobs.executors.base import ExecutionSettings
+from enginehouse.jobs.executors.base import ExecutionSettings, Walltime
 from enginehouse.jobs.local_process import (
     CANCEL,
     END,
@@ -82,7 +82,7 @@ class LocalSettings(ExecutionSettings):
     """The number of GPUs that a job may use; by default all of this machine."""
     num_instances: Annotated[int, Field(ge=1)] = 1
     """The servers that share this machine's GPUs or cores, and the requests."""
-    walltime: Annotated[int, Field(ge=1)] | None = None
+    walltime: Walltime | None = None
     """The longest time for a whole job, in seconds."""
     kill_grace: Annotated[float, Field(gt=0)] = 60.0
     """The longest time for a job to stop its server when it is to end, in seconds."""

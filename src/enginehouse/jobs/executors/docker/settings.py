@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.jobs.base import Resources
-from enginehouse.jobs.executors.base import ExecutionSettings
+from enginehouse.jobs.executors.base import ExecutionSettings, Walltime
 
 # What the executor sets itself, and would no longer find its jobs without.
 _OWN_FLAGS = {
@@ -43,7 +43,7 @@ class DockerSettings(ExecutionSettings):
     """The most shared memory, through which an engine's processes talk."""
     user: str | None = None
     """The user in the container, such as `1000:1000`; by default the image's."""
-    walltime: Annotated[int, Field(ge=1)] | None = None
+    walltime: Walltime | None = None
     """The longest time for a whole job, in seconds."""
     kill_grace: Annotated[int, Field(ge=1)] = 60
     """The longest time for a job to stop its server when it is to end, in seconds."""

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.jobs.base import Resources
-from enginehouse.jobs.executors.base import ExecutionSettings
+from enginehouse.jobs.executors.base import ExecutionSettings, Walltime
 
 Gigabytes = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -66,7 +66,7 @@ class KubernetesSettings(ExecutionSettings):
     """The CPU cores of each pod."""
     memory_gb: Gigabytes | None = None
     """The memory of each pod, in GiB."""
-    walltime: Count | None = None
+    walltime: Walltime | None = None
     """The longest time for a whole job, in seconds, from its first pod on."""
     secret_variables: Mapping[str, str] = Field(default_factory=dict)
     """Variables from Secrets that are in the namespace already: `HF_TOKEN: NAME/KEY`."""

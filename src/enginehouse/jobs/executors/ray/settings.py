@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.jobs.base import Resources
-from enginehouse.jobs.executors.base import ExecutionSettings
+from enginehouse.jobs.executors.base import ExecutionSettings, Walltime
 
 
 class RaySettings(ExecutionSettings):
@@ -39,7 +39,7 @@ class RaySettings(ExecutionSettings):
     """Memory to reserve on each node, in GiB."""
     resources_per_node: Mapping[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Other resources to reserve on each node: `{"accelerator_type:H100": 0.001}`."""
-    walltime: Annotated[int, Field(ge=1)] | None = None
+    walltime: Walltime | None = None
     """The longest time for a job once it has its nodes, in seconds."""
     kill_grace: Annotated[float, Field(gt=0)] = 60.0
     """The longest time for a job to stop its server when it is to end, in seconds."""

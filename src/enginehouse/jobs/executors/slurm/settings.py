@@ -14,9 +14,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.jobs.base import Resources
-from enginehouse.jobs.executors.base import ExecutionSettings
+from enginehouse.jobs.executors.base import ExecutionSettings, as_seconds
 
-_TIME = re.compile(r"(?:(?P<days>\d{1,6})-)?(?P<hours>\d{1,6}):(?P<minutes>\d\d):(?P<seconds>\d\d)")
 _GPUS = re.compile(r"(?:gres/)?gpu(?::[\w.+-]*[A-Za-z_][\w.+-]*)?(?:[:=](?P<count>\d+))?")
 # What the executor sets itself, and would no longer find its jobs without.
 _OWN_FLAGS = {
@@ -48,19 +47,11 @@ class Container:
 
 
 def _seconds(value: Any) -> Any:
-    """The seconds of HH:MM:SS or D-HH:MM:SS.
-
-    YAML reads an unquoted 1:30:00 as the number 5400, so a number is in seconds, too.
-    """
-    if isinstance(value, str):
-        match = _TIME.fullmatch(value.strip())
-        if match is None:
-            raise ValueError("is not a time: write it as HH:MM:SS or D-HH:MM:SS")
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    if isinstance(value, str) and value.strip().isdecimal():
+        raise ValueError("is not a time: write it as HH:MM:SS or D-HH:MM:SS")
     if isinstance(value, int) and value < 60:
         raise ValueError("is less than Slurm's minute: write it as HH:MM:SS")
-    return value
+    return as_seconds(value)
 
 
 Time = Annotated[int, Field(ge=60), BeforeValidator(_seconds)]

@@ -1,0 +1,94 @@
+"""What the gateway costs a real vLLM at 64 streams: python benchmarks/gateway_streams.py.
+
+Serves SmolLM2 (the environment is built on first use) and takes turns: the same requests straight
+to the engine, and through the gateway in front of it. Every answer is a stream of the same length
+(ignore_eos). Tokens per second; the ratio goes to standard output as a row for docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+
+import aiohttp
+import orjson
+import uvloop
+from interleaved import HEAD, machine, paired_ratio, row, say
+from proxies import our_gateway
+
+from enginehouse.deployment.opening import serve
+
+
+async def _measured(asked: argparse.Namespace) -> tuple[list[float], list[float]]:
+    through: list[float] = []
+    straight: list[float] = []
+    async with serve(
+        asked.model, notify=say, max_model_len=1024, max_num_seqs=asked.streams, dtype="float32"
+    ) as ready:
+        with our_gateway(ready.url, "--concurrency", str(asked.streams)) as gateway:
+            await _round(ready.url, ready.models[0], asked)  # fills the prefix cache
+            before = gateway.cpu_seconds()
+            for number in range(asked.rounds):
+                for turn in ("through", "straight")[:: -1 if number % 2 else 1]:
+                    url, rates = ready.url, straight
+                    if turn == "through":
+                        url, rates = gateway.url, through
+                    rates.append(await _round(url, ready.models[0], asked))
+                    say(f"round {number + 1} of {asked.rounds}: {turn} {rates[-1]:,.1f} tokens/s")
+            tokens = asked.rounds * asked.streams * asked.tokens
+            spent = (gateway.cpu_seconds() - before) / tokens
+            say(f"gateway: {spent * 1e6:,.0f} µs of CPU per streamed token")
+    return through, straight
+
+
+async def _round(url: str, model: str, asked: argparse.Namespace) -> float:
+    """Tokens per second over one round, of which every stream must be whole."""
+    timeout = aiohttp.ClientTimeout(total=None)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as client:
+        started = time.perf_counter()
+        bodies = (
+            {
+                "model": model,
+                "messages": [{"role": "user", "content": f"Count from {number}."}],
+                "max_tokens": asked.tokens,
+                "ignore_eos": True,
+                "temperature": 0,
+                "stream": True,
+            }
+            for number in range(asked.streams)
+        )
+        await asyncio.gather(*(_stream(client, url, orjson.dumps(body)) for body in bodies))
+        return float(asked.streams * asked.tokens / (time.perf_counter() - started))
+
+
+async def _stream(client: aiohttp.ClientSession, url: str, body: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    async with client.post(f"{url}/v1/chat/completions", data=body, headers=headers) as reply:
+        last = b""
+        async for chunk in reply.content.iter_any():
+            last = (last + chunk)[-64:]
+    if reply.status != 200 or b"[DONE]" not in last:
+        sys.exit(f"a stream from {url} was not whole: {reply.status} {last!r}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure and print the row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=64)
+    asked = parser.parse_args(arguments)
+    say(machine())
+    through, straight = uvloop.run(_measured(asked))
+    print(HEAD)
+    figure = f"gateway / vLLM alone, tokens/s at {asked.streams} streams"
+    print(row(figure, paired_ratio(through, straight), at_least=0.95))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,83 @@
+"""lm-evaluation-harness as itself on the real vLLM, as tasks of ordinary runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.support.command_line import House, sums, until
+from tests.support.lm_eval_tasks import write_tasks
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
+ITEMS = 12
+
+
+def recorded(house: House) -> int:
+    """How many answers the gateways of all runs have recorded."""
+    files = house.home.glob("state/runs/*/harnesses/*/answers/*.jsonl")
+    return sum(file.read_bytes().count(b"\n") for file in files)
+
+
+def harness_processes(house: House) -> list[int]:
+    """The pids of lm-eval's processes."""
+    pids = []
+    for process in house.processes():
+        with suppress(psutil.Error):
+            if any(Path(word).name == "run_lm_eval.py" for word in process.cmdline()):
+                pids.append(process.pid)
+    return pids
+
+
+def test_killed_resumed_and_compared(house: House):
+    """A native task and two of lm-eval, which is killed in the middle; nothing is asked twice."""
+    items, _ = sums(right=3)
+    folder = write_tasks(house.work / "lm-tasks", items=ITEMS)
+    words = (
+        *("eval", "smollm2", "--dtype", "float32", "--max-model-len", "1024"),
+        *("--task", str(house.task(items)), "--task", "lm-eval:sums", "--task", "lm-eval:capitals"),
+        *("--include-path", str(folder), "--concurrency", "1", "--json"),
+    )
+    running = house.start(*words)
+    until(lambda: recorded(house) >= 4, "lm-eval has asked nothing", patience=900)
+    for pid in harness_processes(house):
+        os.kill(pid, signal.SIGKILL)
+    done = running.end()
+    assert done.code == 14, done.err
+    assert "signal 9" in done.err.lower() or "sigkill" in done.err.lower(), done.err
+    (run,) = house.runs
+    before = recorded(house)
+
+    resumed = house.run("resume", run.name, "--json")
+    assert resumed.code == 0, resumed.err
+    native, first, second = resumed.report["tasks"]
+    assert (first["task"], second["task"]) == ("lm-eval:capitals", "lm-eval:sums")
+    assert native["samples"] == 3
+    for task in (first, second):
+        assert task["items"] == ITEMS
+        assert sum(task["outcomes"].values()) == ITEMS
+        own = task["harness"]["figures"]
+        (headline,) = (f for f in own if f["name"] == task["headline_name"])
+        assert headline["value"] == pytest.approx(task["headline"]["value"])
+    asked = second["harness"]["requests"] + second["harness"]["replayed"]
+    assert second["harness"]["replayed"] >= 1
+    assert asked == ITEMS
+    assert recorded(house) >= before
+    again = house.run("resume", run.name, "--json")
+    assert "nothing to ask" in again.err
+    assert again.report["tasks"] == resumed.report["tasks"]
+    shown = house.run("show", run.name, "--sample", str(3 + ITEMS + 1)).out
+    assert "[prompt]" in shown
+    assert "[answer]" in shown
+
+    other = house.run(*words)
+    assert other.code == 0, other.err
+    compared = house.run("compare", run.name, other.report["run"], "--json")
+    assert compared.code == 0, compared.err
+    names = {task["task"] for task in compared.report["tasks"]}
+    assert names == {"sums", "lm-eval:sums", "lm-eval:capitals"}
+    assert all(task["headline"]["difference"] == 0 for task in compared.report["tasks"])
+    house.nothing_left()
