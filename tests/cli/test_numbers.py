@@ -19,6 +19,7 @@ WORDS = {
     "eval": ("m", "--task", "gsm8k"),
     "gateway": ("m",),
     "parity": ("m",),
+    "run-with": ("m", "--", "true"),
     "sample": ("m", "--prompts", "p.jsonl", "--out", "o.jsonl"),
     "serve": ("m",),
     "tinker serve": ("--base-model", "m"),
@@ -54,6 +55,6 @@ def test_the_options_are_found():
 def test_no_option_takes_it(call, path: str, option: str):
     """Refused before anything is started, by name."""
     for value in ("nan", "inf", "-inf"):
-        done = call(*path.split(), *WORDS[path], f"{option}={value}")
+        done = call(*path.split(), f"{option}={value}", *WORDS[path])
         assert done.code == 2, value
         assert option.removeprefix("--").replace("-", "_") in done.err.replace("-", "_")

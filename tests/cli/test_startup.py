@@ -63,6 +63,7 @@ WITH_LIMITS = {  # an option that pydantic refuses
     "eval": ["x", "--task", "gsm8k", "--limit", "0"],
     "watch": ["out", "--task", "gsm8k", "--samples", "0"],
     "serve": ["x", "--max-num-seqs", "0"],
+    "gateway": ["x", "--max-in-flight", "0"],
     "bench": ["x", "--requests", "0"],
     "check": ["x", "--users", "0"],
     "parity": ["x", "--threshold", "-1"],
