@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -240,20 +240,26 @@ async def test_a_recorded_answer_needs_no_adapter(engine, folder, tmp_path):
         assert await loaded(engine) == []
 
 
+async def nothing_loaded(url: str) -> None:
+    """The gateway has unloaded what it had loaded."""
+    assert await loaded(url) == []
+
+
 @pytest.mark.slow
 class TestOwnServer:
     """On a server of our own."""
 
     async def test_eviction(self, house: House, folder):
         """One place for three."""
-        async with (
-            opened(serving(house, max_loras=1)) as deployment,
-            before(deployment, adapters=folder) as client,
-        ):
+        async with AsyncExitStack() as stack:
+            deployment = await stack.enter_async_context(opened(serving(house, max_loras=1)))
+            stack.push_async_callback(nothing_loaded, deployment.url)
+            client = await stack.enter_async_context(before(deployment, adapters=folder))
             alone = [await client.text(name) for name in NAMES]
             assert len(set(alone)) == 3
             asked = await asyncio.gather(*(client.text(name) for name in NAMES * 3))
             assert asked == alone * 3
+            assert len(await loaded(deployment.url)) == 1
 
     async def test_a_restart(self, house: House, folder):
         """What was loaded is back before requests are answered."""

@@ -12,6 +12,8 @@ from enginehouse.client.spread import Instance
 from enginehouse.core.errors import EnginehouseError
 from enginehouse.weights.pool import AdapterPool
 
+_FAREWELL = 10.0  # seconds
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerAdapters:
@@ -88,6 +90,14 @@ class LoadableAdapters:
         for server in self._servers:
             with suppress(EnginehouseError):
                 await server.pool.unload(alias)
+
+    async def unload_all(self) -> None:
+        """Forget every alias, as far as the servers answer within a few seconds."""
+        aliases = {adapter.alias for server in self._servers for adapter in server.pool.adapters()}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL):
+                for alias in sorted(aliases):
+                    await self.unload(alias)
 
     async def restore(self) -> None:
         """Load again what a server has lost, where only a refused request has told so."""

@@ -49,13 +49,16 @@ async def open_adapter_folder(
     await asyncio.to_thread(_names_in, folder)
     max_rank = await asyncio.to_thread(largest_rank, deployment.server, layout=context.layout)
     async with deployment.loadable_adapters(UncopiedAdapters(), max_loras=max_loras) as loadable:
-        yield AdapterFolder(
-            folder,
-            loadable=loadable,
-            store=AdapterStore(context.layout),
-            max_rank=max_rank,
-            proves=Capability.PROMPT_LOGPROBS in capabilities.supports,
-        )
+        try:
+            yield AdapterFolder(
+                folder,
+                loadable=loadable,
+                store=AdapterStore(context.layout),
+                max_rank=max_rank,
+                proves=Capability.PROMPT_LOGPROBS in capabilities.supports,
+            )
+        finally:
+            await loadable.unload_all()
 
 
 def readable_adapters(folder: Path) -> list[Path]:

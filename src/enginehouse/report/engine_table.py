@@ -39,7 +39,8 @@ def _given(engine: EngineFacts) -> str:
 def print_engines(engines: Sequence[EngineFacts], *, file: IO[str] | None = None) -> None:
     """Print what each engine can do, then what each has been tested with."""
     console = make_console(file or sys.stdout)
-    # one space between columns, so that all engines fit side by side into 80 columns
+    # One space between columns, so that all engines fit side by side into 80 columns, where the
+    # longest names of capabilities take two lines.
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("")
     for engine in engines:

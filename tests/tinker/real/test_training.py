@@ -44,8 +44,9 @@ def test_four_users_at_once_train_as_if_alone(service: TinkerService):
     ]
     together = service.run_program("users", users=users, steps=3, together=True)["logprobs"]
     alone = service.run_program("users", users=users, steps=3, together=False)["logprobs"]
-    # Adam divides by gradients that are rounding alone, so later steps amplify the last digits
-    bounds = (1e-4, 2e-3, 2e-3)
+    # Adam divides by gradients that are rounding alone, so later steps amplify the last digits:
+    # 1e-5 to 4e-5 were measured
+    bounds = (1e-4, 2e-4, 2e-4)
     for user, (one, other) in enumerate(zip(together, alone, strict=True)):
         for step, (steps, others) in enumerate(zip(one, other, strict=True)):
             for row, expected in zip(steps, others, strict=True):
