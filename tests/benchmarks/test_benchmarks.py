@@ -172,3 +172,25 @@ async def test_the_two_loops_ask_a_server_and_print_rate_and_cpu():
             rate, cpu = map(float, done.stdout.split())
             assert rate > 0
             assert 0 < cpu < 1
+
+
+def test_lm_evals_task_keeps_all_but_its_data(load):
+    """harness_agreement.py: the name, the data source and the tags are replaced, nothing else."""
+    lines = [
+        "tag:",
+        "  - a",
+        "task: t",
+        "dataset_path: x",
+        "dataset_name: y",
+        "metric_list:",
+        "  - m",
+    ]
+    assert list(load("harness_agreement")._remaining(lines)) == ["metric_list:", "  - m"]
+
+
+@pytest.mark.parametrize(
+    ("read", "number"), [("$1,234.", "1234"), ("0.50", "0.5"), ("[invalid]", None), ("-", None)]
+)
+def test_what_lm_eval_read_is_compared_as_a_number(load, read: str, number: str | None):
+    """harness_agreement.py: its text in our writing."""
+    assert load("harness_agreement")._plain(read) == number
