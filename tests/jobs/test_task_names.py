@@ -38,7 +38,8 @@ def test_native_tasks_have_the_launchers_names_too(written, name):
     ("written", "name"),
     [
         ("piqa", "lm-eval:piqa"),
-        ("mbpp", "lm-eval:mbpp"),
+        ("mbpp", "inspect:inspect_evals/mbpp"),
+        ("lm-evaluation-harness.mbpp", "lm-eval:mbpp"),
         ("lm-evaluation-harness.mmlu", "lm-eval:mmlu"),
         ("AIME_2025", "inspect:inspect_evals/aime2025"),
         ("simple_evals.AIME_2024", "inspect:inspect_evals/aime2024"),
