@@ -120,6 +120,14 @@ def test_without_the_dashes(call, words: tuple[str, ...]):
     assert "-- python script.py" in done.err
 
 
+def test_nothing_to_replay(call, words: tuple[str, ...]):
+    """--replay needs the folder of an earlier --record."""
+    done = call(*words, "--replay", "--", "true")
+    assert done.code == 2
+    assert "record" in done.err
+    assert "Traceback" not in done.err
+
+
 def test_the_options_of_the_command_are_its_own(house: House, words: tuple[str, ...]):
     """Whatever they are called, a second `--` included."""
     code = "import sys; print(sys.argv[1:])"

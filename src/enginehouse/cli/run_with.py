@@ -17,7 +17,7 @@ def run_with(
     *,
     program: Annotated[
         list[str] | None,
-        typer.Argument(metavar="-- COMMAND...", help="The program and its arguments."),
+        typer.Argument(metavar="-- COMMAND", help="The program and its arguments."),
     ] = None,
     given: Given[RunWithConfig],
     console: Console,

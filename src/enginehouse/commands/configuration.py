@@ -110,6 +110,12 @@ class RunWithSettings(StrictModel):
     adapters: Path | None = None
     """A folder of LoRA adapters, each of which the program may name as its model."""
 
+    @model_validator(mode="after")
+    def _something_to_replay(self) -> Self:
+        if self.replay and self.record is None:
+            raise ValueError("nothing can be replayed without a journal: give the folder to record")
+        return self
+
 
 class RunWithConfig(ComposedModel):
     """A model for any program that has an OpenAI client."""
