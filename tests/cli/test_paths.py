@@ -31,6 +31,9 @@ OTHER_REASONS = (
     "is not on this machine",  # of a server's checkpoint
     "was not ready after",
     "no Megatron server answers",
+    "are for the tasks of a harness",
+    "are for tasks of a harness",
+    "there is nothing to run",
 )
 LAUNCH = """
 defaults: [{execution: local}, {deployment: vllm}, _self_]

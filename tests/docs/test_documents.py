@@ -112,7 +112,7 @@ def test_every_option_named_in_the_text_exists(document: Path) -> None:
     known |= {"--lora-modules", "--no-enable-chunked-prefill", "--max-modellen"}
     known |= {"--ipc", "--shm-size"}  # docker's
     for facade in (SOURCE / "facades/nemo").glob("*.py"):  # the launcher's own options
-        known |= set(facade.read_text().split('"'))
+        known |= set(re.findall(r"--[a-z][a-z-]+", facade.read_text()))
     for command in ("run", "convert", "export"):
         known |= options_of(["launch", command])
     prose = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
