@@ -281,8 +281,7 @@ def test_gpus_that_do_not_multiply_out(house: House, call: Call, launches: Launc
     dry = call("launch", "run", "--config", str(file), "--dry-run", "--json")
     assert dry.report["gpus_needed"] == 8
     assert "8 GPUs" in dry.report["refusal"]
-    assert dry.code == JobError.exit_code
-    assert "8 GPUs" in dry.err
+    assert dry.code == 0, "a file for another machine can be looked at here"
     refused = call("launch", "run", "--config", str(file))
     assert refused.code == JobError.exit_code
     assert not (house.work / "jobs").exists()

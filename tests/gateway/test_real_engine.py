@@ -56,7 +56,8 @@ async def test_the_openai_sdk_and_kills(real_house: House, monkeypatch: pytest.M
         stream = await client.chat.completions.create(**asked(1), stream=True)
         pieces = [c.choices[0].delta.content or "" async for c in stream if c.choices]
         assert "".join(pieces) == await answer(1)
-        tools = asked(2) | {"tools": [TOOL], "tool_choice": "required", "max_tokens": 60}
+        chosen = {"type": "function", "function": {"name": "weather"}}
+        tools = asked(2) | {"tools": [TOOL], "tool_choice": chosen, "max_tokens": 60}
         del tools["extra_body"]
         reply = await client.chat.completions.create(**tools)
         assert reply.choices[0].message.tool_calls[0].function.name == "weather"

@@ -15,7 +15,7 @@ import typer
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.export import export
 from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
-from enginehouse.core.errors import EnginehouseError, JobError
+from enginehouse.core.errors import EnginehouseError
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
@@ -261,11 +261,11 @@ def _show_dry_run(plan: LaunchPlan, console: Console) -> None:
         console.say("\n# Resources")
         console.say(f"GPUs: {shown.gpus_needed} needed, {shown.gpus_asked_for} asked for")
         console.say(f"memory (an estimate): {_fit_in_words(shown.fit)}")
+        if shown.refusal:
+            console.say(f"the launch would be refused here: {shown.refusal}")
         _tell_notes(shown.notes, shown.not_acted_on, console.say)
 
     console.result(shown, text=text)
-    if shown.refusal:
-        raise JobError("the launch would be refused", why=shown.refusal, kind="refused")
 
 
 def _tell_notes(
