@@ -10,9 +10,11 @@ import pytest
 from tests.support.command_line import House, sums
 
 import enginehouse
+from enginehouse.commands.configuration import EvaluationSettings
 from enginehouse.commands.evaluate import rescore_evaluation, resume_evaluation
+from enginehouse.commands.harness_tasks import harness_settings
 from enginehouse.core.errors import ConfigurationError, HarnessError, UnknownNameError
-from enginehouse.evaluation import find_sample, summarise
+from enginehouse.evaluation import EvaluationSpec, TaskSpec, find_sample, summarise
 from enginehouse.evaluation.compare import compare_runs
 from enginehouse.evaluation.gate import judge
 from enginehouse.evaluation.policy import Policy
@@ -100,6 +102,16 @@ async def test_settings_reach_the_harness(house: House):
     assert "a subset, 3 of 12 items" in report.notes[0]
     plain = await evaluate(house, "fake:sums", limit=3)
     assert plain.tasks[0].digest != task.digest
+
+
+@pytest.mark.parametrize(("seed", "sent"), [(0, None), (5, 5)])
+def test_a_seed_is_sent_only_if_it_was_set(seed: int, sent: int | None):
+    """Otherwise lm-eval draws its few-shot examples with its own, as published figures do."""
+    task = TaskSpec(name="lm-eval:piqa", harness="lm-eval", few_shot=5)
+    spec = EvaluationSpec(tasks=(task,), seed=seed)
+    told = harness_settings(task, spec, EvaluationSettings(tasks=["lm-eval:piqa"], seed=seed))
+    assert told.seed == sent
+    assert told.temperature is None
 
 
 async def test_samples_are_shown(house: House):

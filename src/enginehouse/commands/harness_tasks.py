@@ -142,8 +142,8 @@ def harness_settings(
 ) -> HarnessSettings:
     """What the harness is told about a task.
 
-    Of the evaluation's settings those that are not at their defaults: those leave it to the
-    harness, which knows what its task is normally run with.
+    Of the evaluation's settings only those that are not at their defaults are passed on: a default
+    leaves the choice to the harness, which knows how its task is normally run.
     """
     common = {
         name: value
@@ -155,7 +155,6 @@ def harness_settings(
     return HarnessSettings(
         limit=task.limit,
         include_path=settings.include_path,
-        seed=spec.seed,
         **(common | {n: v for n in own if (v := getattr(task, n)) is not None}),
         max_tokens=complete.max_tokens,
         request_timeout=complete.request_timeout,
