@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from tests.support import SUPPORT
 from tests.support.command_line import Finished, House, Running, until
+from tests.support.tiny_adapters import BASE, write_adapter
+from tests.support.tiny_checkpoints import write_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -278,3 +280,19 @@ def test_recorded_and_replayed(house: House, words: tuple[str, ...], tmp_path: P
     house.answers({"capital": "Rome."})
     assert answer("--replay").out == "Paris.\n"
     assert answer().out == "Rome.\n"
+
+
+def test_a_program_names_an_adapter(house: House, tmp_path: Path):
+    """The server is started with room for it, and an unknown name is refused."""
+    write_checkpoint(house.work / "tiny", shapes=dict(BASE))
+    write_adapter(tmp_path / "adapters" / "mine")
+    house.write("ask.py", ASK)
+    words = ("run-with", "tiny", "--adapters", str(tmp_path / "adapters"), "-q", "--", "sh", "-c")
+
+    def code(model: str) -> int:
+        line = f"OPENAI_MODEL={model} exec {sys.executable} ask.py hello"
+        return house.run(*words, line).code
+
+    assert code("mine") == 0
+    assert code("yours") == 1
+    house.nothing_left()

@@ -125,6 +125,22 @@ async def test_more_requests_than_allowed_are_told_to_come_back() -> None:
     assert 'enginehouse_gateway_refused_total{status="503"} 1' in text
 
 
+async def test_names_that_clients_invent_are_one_line_of_the_metrics() -> None:
+    """Their number has no bound, and a quotation mark would break the format."""
+    async with (
+        running_fake_engine() as engine,
+        gateway_to(engine.url) as gateway,
+        aiohttp.ClientSession(gateway.url) as client,
+    ):
+        for name in ("a", "b"):
+            async with client.get(f"/v1/models/{name}") as reply:
+                assert reply.status == 404
+        async with client.get("/metrics") as reply:
+            text = await reply.text()
+    name = "enginehouse_gateway_requests_total"
+    assert f'{name}{{path="/v1/models/NAME",status="404"}} 2' in text
+
+
 async def test_requests_on_one_connection_are_answered_in_their_order() -> None:
     """Pipelined, with the last one closing it."""
     first = post(PATH, BODY)

@@ -33,6 +33,21 @@ async def test_all_bytes_pass_wherever_they_are_cut(size: int, end: bytes) -> No
     assert await passed(whole[n : n + size] for n in range(0, len(whole), size)) == whole
 
 
+async def test_a_model_that_writes_the_end_mark_does_not_end_its_stream() -> None:
+    """Nor is a stream without its end mark taken for a whole one."""
+    quoting = b'data: {"choices":[{"text":"data: [DONE]"}]}\n\n'
+    assert await passed([quoting, EVENT, DONE]) == quoting + EVENT + DONE
+    with pytest.raises(MalformedResponseError):
+        await passed([EVENT, quoting])
+
+
+@pytest.mark.parametrize("mark", [b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n", DONE[:-2]])
+async def test_the_end_mark_in_every_form_that_servers_write(mark: bytes) -> None:
+    """With and without a space, and with either kind of line end."""
+    assert (await passed([EVENT, mark])).startswith(EVENT + mark)
+    assert await passed([EVENT + mark]) in {EVENT + mark, EVENT + mark + b"\n\n"}
+
+
 async def test_part_of_an_event_is_never_passed_on() -> None:
     """So that the error after it can be read."""
     pieces = whole_events(stream([EVENT, EVENT[:30]]))

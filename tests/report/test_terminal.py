@@ -24,7 +24,15 @@ from enginehouse.report.terminal import (
     render_report,
     render_sample,
 )
-from enginehouse.results.summary import AtK, Figure, Report, SampleView, TaskReport, Throughput
+from enginehouse.results.summary import (
+    AtK,
+    Figure,
+    HarnessWork,
+    Report,
+    SampleView,
+    TaskReport,
+    Throughput,
+)
 from enginehouse.statistics.intervals import wilson
 from enginehouse.store.runs import RunInfo, RunStatus
 
@@ -121,6 +129,20 @@ def test_report_says_everything():
         "failed",
     ]
     assert counts.split() == ["gsm8k", "15", "3", "9", "2", "1", "0", "0"]
+
+
+def test_sampling_of_harness_tasks_is_their_own():
+    """Only what was set is sent to a harness, so nothing else is claimed of its tasks."""
+    work = HarnessWork(name="lm-eval", version="0.4.13", figures=())
+    foreign = msgspec.structs.replace(TASK, task="lm-eval:piqa", harness=work)
+    mixed = msgspec.structs.replace(REPORT, tasks=(TASK, foreign), seed=0)
+    shown = text(mixed)
+    assert "seed 0, temperature 0" in shown
+    assert "harness tasks: their own settings" in shown
+    alone = text(msgspec.structs.replace(mixed, tasks=(foreign,)))
+    assert "temperature 0" not in alone
+    seeded = text(msgspec.structs.replace(mixed, tasks=(foreign,), seed=7))
+    assert "harness tasks: seed 7; the rest is their own" in seeded
 
 
 @pytest.mark.parametrize(

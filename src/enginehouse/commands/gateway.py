@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from enginehouse.deployment.configuration import AskConfig
 from enginehouse.deployment.opening import open_deployment
@@ -60,13 +61,21 @@ def gateway_options(config: GatewayConfig) -> GatewayOptions:
 def engine_plan(config: GatewayConfig) -> AskConfig:
     """The plan of what answers: a server of our own listens on loopback, with the same key.
 
-    It takes adapters of the largest rank in the folder of adapters, if there is one. Blocking.
-    Raises UnsupportedError for an engine without adapters.
+    Blocking. Raises as `with_adapter_folder` does.
     """
     own: dict[str, object] = {"host": "127.0.0.1", "port": None}
     if config.runs_already:
         own["api_key"] = None  # that server's key is another one
     plan = config.model_copy(update={"server": config.server.model_copy(update=own)})
-    if config.adapters is None or config.runs_already:
+    return with_adapter_folder(plan, config.adapters)
+
+
+def with_adapter_folder(plan: AskConfig, folder: Path | None) -> AskConfig:
+    """The plan with LoRA enabled for the adapters in `folder`; a running server stays as it is.
+
+    Blocking. Raises UnsupportedError for an engine without adapters, and ConfigurationError for a
+    folder that cannot be read.
+    """
+    if folder is None or plan.runs_already:
         return plan
-    return with_adapters(plan, readable_adapters(config.adapters))
+    return with_adapters(plan, readable_adapters(folder))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 from collections.abc import Mapping, Sequence
 
 from enginehouse.commands.configuration import RunWithConfig
+from enginehouse.commands.gateway import with_adapter_folder
 from enginehouse.core.errors import ConfigurationError, StopError
 from enginehouse.core.incidents import Incident
 from enginehouse.deployment.opening import open_deployment
@@ -54,8 +56,10 @@ async def run_with(
         record=settings.record,
         replay=settings.replay,
         adapters=settings.adapters,
+        max_loras=config.plan.server.max_loras,
     )
     plan = with_running_server(config.plan, layout=context.layout)
+    plan = await asyncio.to_thread(with_adapter_folder, plan, settings.adapters)
     status: int | None = None
     try:
         async with (

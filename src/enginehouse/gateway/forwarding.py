@@ -138,10 +138,10 @@ class Forwarding:
     async def answer(self, request: Request, response: Response) -> None:
         """See Application. Errors are answered; what is no EnginehouseError is also reported."""
         metrics = self.metrics
+        route = self._route(request)
+        assert route is not None  # or it would have been refused
         started = metrics.begin()
         try:
-            route = self._route(request)
-            assert route is not None  # or it would have been refused
             await route[1](request, response)
         except ClientGoneError:
             metrics.abandoned += 1
@@ -161,7 +161,9 @@ class Forwarding:
             metrics.abandoned += 1
             raise
         finally:
-            metrics.end(started, path=request.path, status=response.status)
+            # Of names that clients invent there is no end.
+            path = request.path if request.path in self._routes else f"{MODELS}/NAME"
+            metrics.end(started, path=path, status=response.status)
 
     async def _answer_error(self, error: EnginehouseError, response: Response) -> None:
         if not response.begun:

@@ -14,7 +14,9 @@ from enginehouse.dialects.openai_errors import stream_error
 
 _ABORTED = re.compile(rb'"finish_reason": ?"(?:abort|error)"')
 _ERROR = re.compile(rb'(?:^|\n)data: ?(\{"error"[^\n]*)')
-_DONE = b"data: [DONE]"
+# A line of its own: a text that ends with these characters is in the middle of a line.
+_DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]\s*(?:[\r\n]|\Z)")
+_TAIL = 32  # bytes in which the end mark is searched for
 
 
 def require_unaborted(body: bytes) -> None:
@@ -29,7 +31,7 @@ def require_unaborted(body: bytes) -> None:
 
 def is_last(piece: bytes | bytearray) -> bool:
     """Whether a piece of a stream holds its end mark."""
-    return _DONE in piece[-32:]
+    return _DONE.search(piece, max(0, len(piece) - _TAIL)) is not None
 
 
 async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def problem_of(name: str, harness_class: Any) -> str | None:
     """What is wrong with a plug-in's class; None if nothing is."""
     harness = harness_class()
-    missing = [m for m in ("installation", "list_tasks", "run") if not hasattr(harness, m)]
+    missing = [m for m in ("installation", "check", "list_tasks", "run") if not hasattr(harness, m)]
     if missing:
         return f"lacks: {', '.join(missing)}"
     if harness.name != name:

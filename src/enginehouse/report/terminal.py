@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import IO
 
@@ -332,7 +332,7 @@ def _facts(report: Report) -> Group:
             rows.append(("computed in", f"{p.dtype}{reason}"))
     if isinstance(report.judges, tuple):
         rows += [("judged by", f"{p.model} at {p.base_url}") for p in report.judges]
-    rows.append(("sampling", f"seed {report.seed}, temperature {report.temperature:g}"))
+    rows += [("sampling", line) for line in _sampling(report)]
     for task in report.tasks:
         if isinstance(task.settings, Mapping):
             own = ", ".join(f"{name} {value}" for name, value in task.settings.items())
@@ -342,6 +342,18 @@ def _facts(report: Report) -> Group:
         table.add_row(Text(name, style="bold"), Text(value))
     places = (("run", report.run), ("stored in", report.folder))
     return Group(table, *(whole_line(f"{name:<{width}}  ", value) for name, value in places))
+
+
+def _sampling(report: Report) -> Iterator[str]:
+    """How native tasks were sampled, and harness tasks, which get only what was set."""
+    foreign = [isinstance(task.harness, HarnessWork) for task in report.tasks]
+    if not all(foreign):
+        yield f"seed {report.seed}, temperature {report.temperature:g}"
+    if any(foreign):
+        given = [f"seed {report.seed}"] if report.seed else []
+        given += [f"temperature {report.temperature:g}"] if report.temperature else []
+        own = f"{', '.join(given)}; the rest is their own" if given else "their own settings"
+        yield f"harness tasks: {own}"
 
 
 def _items(task: TaskReport, items: str) -> str:

@@ -67,9 +67,9 @@ class HarnessWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     `figures` are its own; the task's headline is that of the figure with the same name. `digest` is
     that of the task's configuration. `parts` are the tasks that a group consists of; a part has the
-    group's name in `part_of`, as the run asks for it. `requests` were answered within `seconds`,
-    `replayed` of them from what an earlier try had recorded; they are counted in the task that the
-    run asks for.
+    group's name in `part_of`, as the run asks for it. `requests` were answered by the engine
+    within `seconds`, and `replayed` more from what an earlier try had recorded; both are counted in
+    the task that the run asks for.
     """
 
     name: str
