@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import sys
@@ -80,6 +79,8 @@ async def with_patience(connect: Callable[[], Awaitable[_T]], *, base_url: str) 
 
     Raises OpenFilesError if none is given back in time, and what else `connect` raises.
     """
+    import asyncio  # commands that ask nothing import this module, too
+
     for pause in (*PAUSES, None):
         try:
             return await connect()
