@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 import pytest_asyncio
 
+from enginehouse.client.aiohttp_transport import AiohttpTransport
+from enginehouse.client.http1 import Http1Transport
 from enginehouse.core.sampler import Capabilities, Capability, Load
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 
@@ -16,6 +18,8 @@ CAPABILITIES = Capabilities(
     supports=frozenset(Capability) - {Capability.REGEX, Capability.GRAMMAR},
     ignored={"guided_json": "structured.json_schema"},
 )
+CARRIERS = (Http1Transport, AiohttpTransport)
+Carrier = type[Http1Transport] | type[AiohttpTransport]
 Behaviour = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -74,6 +78,13 @@ def raw(data: bytes, *, close: bool = True) -> Behaviour:
             writer.close()
 
     return behave
+
+
+@pytest.fixture(params=CARRIERS, ids=["http1", "aiohttp"])
+def carrier(request: pytest.FixtureRequest) -> Carrier:
+    """Each transport in turn: they fail alike."""
+    made: Carrier = request.param
+    return made
 
 
 @pytest.fixture

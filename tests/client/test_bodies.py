@@ -12,7 +12,7 @@ import pytest
 
 from enginehouse.client.bodies import MAX_ERROR_BYTES, MAX_REPLY_BYTES
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.client.transport import AiohttpTransport, Timeouts, WireRequest
+from enginehouse.client.transport import Timeouts, Transport, WireRequest
 from enginehouse.core.errors import (
     BadRequestError,
     MalformedResponseError,
@@ -23,7 +23,7 @@ from enginehouse.core.messages import TextPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 
-from .conftest import CAPABILITIES, Behaviour, ScriptedServer, raw, reply
+from .conftest import CAPABILITIES, Behaviour, Carrier, ScriptedServer, raw, reply
 
 Start = Callable[..., Awaitable[ScriptedServer]]
 ASK = WireRequest("POST", "/v1/x", b"{}")
@@ -43,11 +43,11 @@ def endless(status: int = 200, *, sent: list[int]) -> Behaviour:
     return behave
 
 
-async def test_an_endless_reply_ends_at_the_limit(scripted: Start):
+async def test_an_endless_reply_ends_at_the_limit(scripted: Start, carrier: Carrier):
     """The connection is closed then, and the error is not one to try again."""
     sent: list[int] = []
     server = await scripted(endless(sent=sent))
-    async with AiohttpTransport(server.url) as transport:
+    async with carrier(server.url) as transport:
         with pytest.raises(ReplyTooLargeError) as caught:
             await transport.send(ASK)
     assert not caught.value.retryable
@@ -55,12 +55,12 @@ async def test_an_endless_reply_ends_at_the_limit(scripted: Start):
     assert MAX_REPLY_BYTES < sum(sent) < 1.5 * MAX_REPLY_BYTES
 
 
-async def test_an_endless_stream_ends_at_the_limit(scripted: Start):
+async def test_an_endless_stream_ends_at_the_limit(scripted: Start, carrier: Carrier):
     """Chunks are handed on until then, and none is kept."""
     server = await scripted(endless(sent=[]))
     received = 0
 
-    async def ask(transport: AiohttpTransport) -> None:
+    async def ask(transport: Transport) -> None:
         nonlocal received
         stream = await transport.send(ASK, streamed=True)
         assert stream.chunks is not None
@@ -68,19 +68,21 @@ async def test_an_endless_stream_ends_at_the_limit(scripted: Start):
             async for chunk in stream.chunks:
                 received += len(chunk)
 
-    async with AiohttpTransport(server.url) as transport:
+    async with carrier(server.url) as transport:
         with pytest.raises(ReplyTooLargeError):
             await ask(transport)
     assert MAX_REPLY_BYTES / 2 < received <= MAX_REPLY_BYTES
 
 
-async def test_a_compressed_bomb_is_counted_as_what_it_unpacks_to(scripted: Start):
+async def test_a_compressed_bomb_is_counted_as_what_it_unpacks_to(
+    scripted: Start, carrier: Carrier
+):
     """A megabyte that becomes a gigabyte; little more than the limit is ever in memory."""
     bomb = gzip.compress(bytes(1 << 20)) * 1024
     server = await scripted(reply(bomb, headers="Content-Encoding: gzip\r\n"))
     tracemalloc.start()
     try:
-        async with AiohttpTransport(server.url) as transport:
+        async with carrier(server.url) as transport:
             with pytest.raises(ReplyTooLargeError):
                 await transport.send(ASK)
         _, peak = tracemalloc.get_traced_memory()
@@ -89,19 +91,21 @@ async def test_a_compressed_bomb_is_counted_as_what_it_unpacks_to(scripted: Star
     assert peak < 4 * MAX_REPLY_BYTES
 
 
-async def test_a_compressed_reply_is_read(scripted: Start):
+async def test_a_compressed_reply_is_read(scripted: Start, carrier: Carrier):
     """Some proxies compress although nobody asked them to."""
     body = gzip.compress(b'{"choices": []}')
     server = await scripted(reply(body, headers="Content-Encoding: gzip\r\n"))
-    async with AiohttpTransport(server.url) as transport:
+    async with carrier(server.url) as transport:
         assert (await transport.send(ASK)).body == b'{"choices": []}'
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_of_an_endless_error_the_beginning_is_read(scripted: Start, *, stream: bool):
+async def test_of_an_endless_error_the_beginning_is_read(
+    scripted: Start, carrier: Carrier, *, stream: bool
+):
     """Its status is what counts."""
     server = await scripted(endless(500, sent=[]))
-    async with AiohttpTransport(server.url) as transport:
+    async with carrier(server.url) as transport:
         read = await transport.send(ASK, streamed=stream)
     assert (read.status, len(read.body), read.chunks) == (500, MAX_ERROR_BYTES, None)
 
@@ -132,16 +136,18 @@ async def test_a_long_error_text_is_cut(scripted: Start, repeats: int):
     ],
     ids=["many headers", "a long header", "a long reason"],
 )
-async def test_endless_headers_are_refused(scripted: Start, head: bytes):
+async def test_endless_headers_are_refused(scripted: Start, head: bytes, carrier: Carrier):
     """As a reply that is not HTTP."""
     server = await scripted(raw(head))
-    async with AiohttpTransport(server.url) as transport:
+    async with carrier(server.url) as transport:
         with pytest.raises(MalformedResponseError):
             await transport.send(ASK)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_reply_that_drips_ends_with_the_total_time(scripted: Start, *, stream: bool):
+async def test_a_reply_that_drips_ends_with_the_total_time(
+    scripted: Start, carrier: Carrier, *, stream: bool
+):
     """A byte every few milliseconds is not silence, so only the total time can end it."""
 
     async def drip(writer: asyncio.StreamWriter) -> None:
@@ -154,13 +160,13 @@ async def test_a_reply_that_drips_ends_with_the_total_time(scripted: Start, *, s
     server = await scripted(drip)
     timeouts = Timeouts(first_byte=5.0, total=0.3)
 
-    async def ask(transport: AiohttpTransport) -> None:
+    async def ask(transport: Transport) -> None:
         reply = await transport.send(ASK, streamed=stream)
         assert reply.chunks is not None
         with closing(reply):
             async for _ in reply.chunks:
                 pass
 
-    async with AiohttpTransport(server.url, timeouts=timeouts) as transport:
+    async with carrier(server.url, timeouts=timeouts) as transport:
         with pytest.raises(RequestTimeoutError):
             await ask(transport)

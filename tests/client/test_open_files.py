@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import resource
 import socket
@@ -18,11 +19,11 @@ from enginehouse.client import open_files
 from enginehouse.client.concurrency import Adaptive
 from enginehouse.client.open_files import most_connections, no_file_left
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.client.transport import AiohttpTransport, WireRequest
+from enginehouse.client.transport import WireRequest
 from enginehouse.core.errors import ConnectionFailedError, OpenFilesError, WireError
 from enginehouse.engines.vllm.engine import VllmEngine
 
-from .conftest import ScriptedServer, reply
+from .conftest import Carrier, ScriptedServer, reply
 
 Start = Callable[..., Awaitable[ScriptedServer]]
 ASK = WireRequest("POST", "/v1/x", b'{"a":1}')
@@ -117,35 +118,41 @@ def test_a_name_that_cannot_be_looked_up_for_want_of_files(monkeypatch: pytest.M
     assert no_file_left(unknown)
 
 
-async def failing(
-    transport: AiohttpTransport, monkeypatch: pytest.MonkeyPatch, number: int, *, times: int
-) -> None:
+def failing(monkeypatch: pytest.MonkeyPatch, number: int, *, times: int) -> None:
     """Let that many connections fail so."""
-    request = transport._pooled.request
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
     left = [times]
 
-    async def ask(*words: Any, **named: Any) -> Any:
+    async def fail(*words: Any, **named: Any) -> Any:
         if left[0]:
             left[0] -= 1
-            raise refused(number)
-        return await request(*words, **named)
+            if (connected := named.get("sock")) is not None:
+                connected.close()
+            raise OSError(number, "it")
+        return await connect(*words, **named)
 
     monkeypatch.setattr(open_files, "PAUSES", (0, 0, 0))
-    monkeypatch.setattr(transport._pooled, "request", ask)
+    monkeypatch.setattr(loop, "create_connection", fail)
 
 
-async def test_a_request_waits_for_a_file(scripted: Start, monkeypatch: pytest.MonkeyPatch):
+async def test_a_request_waits_for_a_file(
+    scripted: Start, monkeypatch: pytest.MonkeyPatch, carrier: Carrier
+):
     """One of the others will give its own back."""
     server = await scripted(reply(b"{}"))
-    async with AiohttpTransport(server.url) as transport:
-        await failing(transport, monkeypatch, errno.EMFILE, times=3)
+    async with carrier(server.url) as transport:
+        failing(monkeypatch, errno.EMFILE, times=3)
         assert (await transport.send(ASK)).status == 200
 
 
-async def test_no_file_at_all_is_nobody_else_s_fault(monkeypatch: pytest.MonkeyPatch):
+async def test_no_file_at_all_is_nobody_else_s_fault(
+    scripted: Start, monkeypatch: pytest.MonkeyPatch, carrier: Carrier
+):
     """No WireError: those are journaled as failures of the request."""
-    async with AiohttpTransport("http://127.0.0.1:9") as transport:
-        await failing(transport, monkeypatch, errno.ENFILE, times=99)
+    server = await scripted(reply(b"{}"))
+    async with carrier(server.url) as transport:
+        failing(monkeypatch, errno.ENFILE, times=99)
         with pytest.raises(OpenFilesError) as caught:
             await transport.send(ASK)
     assert not isinstance(caught.value, WireError)
@@ -153,9 +160,12 @@ async def test_no_file_at_all_is_nobody_else_s_fault(monkeypatch: pytest.MonkeyP
     assert "ulimit -n" in str(caught.value)
 
 
-async def test_a_server_that_refuses_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+async def test_a_server_that_refuses_is_not_waited_for(
+    scripted: Start, monkeypatch: pytest.MonkeyPatch, carrier: Carrier
+):
     """That is its own failure, at once."""
-    async with AiohttpTransport("http://127.0.0.1:9") as transport:
-        await failing(transport, monkeypatch, errno.ECONNREFUSED, times=1)
+    server = await scripted(reply(b"{}"))
+    async with carrier(server.url) as transport:
+        failing(monkeypatch, errno.ECONNREFUSED, times=1)
         with pytest.raises(ConnectionFailedError):
             await transport.send(ASK)

@@ -12,9 +12,12 @@ import aiohttp
 import pytest
 import trustme
 
+from enginehouse.client.aiohttp_transport import AiohttpTransport
 from enginehouse.client.tls import speaks_tls
-from enginehouse.client.transport import AiohttpTransport, WireRequest
+from enginehouse.client.transport import WireRequest
 from enginehouse.core.errors import MalformedResponseError, TlsError
+
+from .conftest import Carrier
 
 ASK = WireRequest("GET", "/v1/models")
 Serve = Callable[..., Awaitable[str]]
@@ -127,10 +130,10 @@ async def test_whether_an_address_speaks_tls(serve: Serve, authority: trustme.CA
     assert not await speaks_tls("http://127.0.0.1:1", patience=5)
 
 
-async def test_a_reply_that_is_not_http_is_no_tls_error(serve: Serve):
+async def test_a_reply_that_is_not_http_is_no_tls_error(serve: Serve, carrier: Carrier):
     """A reply that is read and broken stays what it was."""
     servers = await asyncio.start_server(_garble, "127.0.0.1", 0)
-    async with AiohttpTransport(f"http://127.0.0.1:{servers.sockets[0].getsockname()[1]}") as wire:
+    async with carrier(f"http://127.0.0.1:{servers.sockets[0].getsockname()[1]}") as wire:
         with pytest.raises(MalformedResponseError):
             await wire.send(ASK)
     servers.close()

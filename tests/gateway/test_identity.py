@@ -11,7 +11,7 @@ from tests.support.deployments import opened
 from tests.support.tiny_adapters import BASE
 from tests.support.tiny_checkpoints import write_checkpoint
 
-from enginehouse.client.transport import AiohttpTransport, WireReply, WireRequest
+from enginehouse.client.transport import WireReply, WireRequest, open_transport
 from enginehouse.core.errors import ConnectionFailedError
 from enginehouse.deployment.configuration import AskConfig, ServeConfig, parse
 from enginehouse.engines.vllm.wire import VLLM_WEIGHTS
@@ -153,7 +153,7 @@ async def test_weights_that_are_being_loaded(house: House, tmp_path):
 
 async def rename(url: str, name: str) -> None:
     """Tell a server what its weights are called."""
-    async with AiohttpTransport(url) as transport:
+    async with open_transport(url) as transport:
         assert (await transport.send(VLLM_WEIGHTS.name(name))).status == 200
 
 

@@ -47,6 +47,9 @@ class Admission:
             raise InstanceLostError
         if self.error is not None:
             raise self.error
+        if not call.deaths and self._lets_in_freely():
+            self.in_flight.add(call)
+            return
         queue = (self._fresh, self._suspects, self._isolated)[min(call.deaths, 2)]
         if call.deaths == 1 and call.died_in not in (None, self):
             queue = self._fresh
@@ -128,6 +131,16 @@ class Admission:
                 self._let_in(self._fresh)
             else:
                 return
+
+    def _lets_in_freely(self) -> bool:
+        """Whether nobody waits, and another call may be in flight, so that there is no queue."""
+        return (
+            self.is_open
+            and self._returning is None
+            and not (self._fresh or self._suspects or self._isolated)
+            and (self.limit is None or len(self.in_flight) < self.limit)
+            and not (len(self.in_flight) == 1 and next(iter(self.in_flight)).alone)
+        )
 
     def _next_suspect(self, last: Call) -> None:
         if last is self._returning:

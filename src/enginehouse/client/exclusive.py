@@ -27,9 +27,30 @@ class ExclusiveRequests:
         """Wait until the request may be in flight; requests that generate nothing always may."""
         if exchange.sample is None:
             return await forward(exchange)
+        exclusive = self._is_exclusive(exchange.sample)
+        if self._queue or not self._may_enter(exclusive=exclusive):
+            await self._wait(exclusive=exclusive)
+        else:
+            self._enter(exclusive=exclusive)
+        try:
+            reply = await forward(exchange)
+        except BaseException:
+            self._leave()
+            raise
+        reply.when_closed(self._leave)
+        return reply
+
+    def _may_enter(self, *, exclusive: bool) -> bool:
+        return not self._closed and not (exclusive and self._in_flight)
+
+    def _enter(self, *, exclusive: bool) -> None:
+        self._in_flight += 1
+        self._closed = exclusive
+
+    async def _wait(self, *, exclusive: bool) -> None:
+        """Enter in turn."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append((self._is_exclusive(exchange.sample), waiter))
-        self._advance()
+        self._queue.append((exclusive, waiter))
         try:
             await waiter
         except asyncio.CancelledError:
@@ -38,13 +59,6 @@ class ExclusiveRequests:
             else:  # it was let in just before
                 self._leave()
             raise
-        try:
-            reply = await forward(exchange)
-        except BaseException:
-            self._leave()
-            raise
-        reply.when_closed(self._leave)
-        return reply
 
     def _leave(self) -> None:
         self._in_flight -= 1
@@ -56,9 +70,8 @@ class ExclusiveRequests:
         while self._queue:
             exclusive, waiter = self._queue[0]
             if not waiter.cancelled():
-                if self._closed or (exclusive and self._in_flight):
+                if not self._may_enter(exclusive=exclusive):
                     return
-                self._in_flight += 1
-                self._closed = exclusive
+                self._enter(exclusive=exclusive)
                 waiter.set_result(None)
             self._queue.popleft()

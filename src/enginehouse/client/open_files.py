@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
+
+from enginehouse.core.errors import OpenFilesError
 
 if sys.platform != "win32":
     import resource
@@ -16,6 +20,8 @@ _ENOUGH = 65536
 _RESERVE = 64  # for logs, the journal, child processes, health checks
 _OWN_FILES = (Path("/proc/self/fd"), Path("/dev/fd"))
 _NONE_LEFT = {errno.EMFILE, errno.ENFILE}
+
+_T = TypeVar("_T")
 
 
 def raise_open_file_limit() -> None:
@@ -66,6 +72,29 @@ def no_file_left(error: OSError) -> bool:
     except OSError as second:
         return second.errno in _NONE_LEFT
     return False
+
+
+async def with_patience(connect: Callable[[], Awaitable[_T]], *, base_url: str) -> _T:
+    """What `connect` returns, which is called again while no file descriptor is left for it.
+
+    Raises OpenFilesError if none is given back in time, and what else `connect` raises.
+    """
+    import asyncio  # commands that ask nothing import this module, too
+
+    for pause in (*PAUSES, None):
+        try:
+            return await connect()
+        except OSError as error:
+            if not no_file_left(error):
+                raise
+        if pause is not None:  # until another request closes its connection
+            await asyncio.sleep(pause)
+    raise OpenFilesError(
+        f"no connection to {base_url}: this process has too many open files",
+        why=f"it may open {open_file_limit()} (ulimit -n), or all processes have "
+        "reached the machine's own limit together; the server is not to blame",
+        fix="raise the limit (ulimit -n 65536), or lower --concurrency; then resume",
+    )
 
 
 def _open_now() -> int:

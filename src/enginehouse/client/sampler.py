@@ -19,10 +19,11 @@ from enginehouse.client.retry import Retries, Retrying, Sleep
 from enginehouse.client.spread import Branch, Instance, Instances, Spread
 from enginehouse.client.stack import ServerLayers, WireLayer, build_stack
 from enginehouse.client.transport import (
-    AiohttpTransport,
     Timeouts,
+    Transport,
     WireRequest,
     normal_base_url,
+    open_transport,
     redacted,
 )
 from enginehouse.client.unchecked import Unchecked
@@ -111,7 +112,7 @@ class HTTPSampler:
         self._limit = ConcurrencyLimit(
             concurrency.start if isinstance(concurrency, Adaptive) else concurrency
         )
-        self._transports: list[AiohttpTransport] = []
+        self._transports: list[Transport] = []
         self._keys: set[str] = set()  # which no error shows
         self._send: Forward = _not_entered
         # to the lowest layer, of each server
@@ -164,7 +165,7 @@ class HTTPSampler:
         limit: ConcurrencyLimit | None,
     ) -> Branch:
         """A stack of layers down to connections of its own, which are closed with the sampler."""
-        transport = AiohttpTransport(
+        transport = open_transport(
             base_url,
             api_key=api_key,
             admin_key=admin_key,

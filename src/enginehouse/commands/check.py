@@ -16,7 +16,7 @@ import msgspec
 
 from enginehouse.client.retry import Retries
 from enginehouse.client.sampler import HTTPSampler
-from enginehouse.client.transport import AiohttpTransport, Timeouts, WireRequest
+from enginehouse.client.transport import Timeouts, WireRequest, open_transport
 from enginehouse.commands.configuration import CheckConfig
 from enginehouse.core.errors import (
     MalformedResponseError,
@@ -192,7 +192,7 @@ async def _health(target: _Target) -> str:
     if not isinstance(target.engine, ServedEngine):
         raise UnsupportedError(f"{target.engine.name} has no endpoint for it")
     path = target.engine.endpoints.health
-    async with AiohttpTransport(
+    async with open_transport(
         target.server.base_url,
         api_key=target.server.api_key,
         authorize=target.engine.wire.authorize,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from enginehouse.client.transport import AiohttpTransport, Timeouts
+from enginehouse.client.transport import Timeouts, Transport, open_transport
 from enginehouse.client.wire import WeightEndpoints
 from enginehouse.core.errors import EnginehouseError
 from enginehouse.deployment.base import Deployment
@@ -78,8 +78,8 @@ async def identification_of(
             identity = msgspec.structs.replace(identity, root=root)
             if root is not None:
                 signs += ", and the folder that it says it was started with"
-            transport = await stack.enter_async_context(
-                AiohttpTransport(
+            transport: Transport = await stack.enter_async_context(
+                open_transport(
                     server.base_url,
                     api_key=server.api_key,
                     admin_key=server.admin_key,
@@ -146,7 +146,7 @@ class Identification:
 class WeightsName:
     """Asks a server what it calls its weights: once for all who wait for the next reply."""
 
-    def __init__(self, transport: AiohttpTransport, endpoints: WeightEndpoints) -> None:
+    def __init__(self, transport: Transport, endpoints: WeightEndpoints) -> None:
         self._transport = transport
         self._endpoints = endpoints
         self._running: asyncio.Task[str | None] | None = None

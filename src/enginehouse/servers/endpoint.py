@@ -11,12 +11,12 @@ import msgspec
 
 from enginehouse.client.tls import https_needed, speaks_tls
 from enginehouse.client.transport import (
-    AiohttpTransport,
     Timeouts,
     Transport,
     WireReply,
     WireRequest,
     normal_base_url,
+    open_transport,
     redacted,
 )
 from enginehouse.core.errors import (
@@ -131,7 +131,7 @@ async def attach_server(
     wire = engine.wire
     version = None
     served = isinstance(engine, ServedEngine)
-    async with AiohttpTransport(
+    async with open_transport(
         base,
         api_key=api_key or None,
         authorize=wire.authorize,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from enginehouse.client.transport import AiohttpTransport, Timeouts, WireRequest
+from enginehouse.client.transport import Timeouts, WireRequest, open_transport
 from enginehouse.core.errors import MalformedResponseError
 from enginehouse.engines.base import ServedEngine
 from enginehouse.servers.endpoint import Server
@@ -30,7 +30,7 @@ async def served_models(server: Server, engine: ServedEngine) -> tuple[ServedMod
     """The models that requests may name; the first is the server's own. Raises WireError."""
     path = engine.wire.models_path
     assert path is not None, "a server of our own lists its models"
-    async with AiohttpTransport(
+    async with open_transport(
         server.base_url, api_key=server.api_key, timeouts=Timeouts(total=10)
     ) as transport:
         reply = await transport.send(WireRequest("GET", path))

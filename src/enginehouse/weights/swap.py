@@ -14,7 +14,7 @@ import filelock
 import msgspec
 
 from enginehouse.client.swap_gate import SwapGate
-from enginehouse.client.transport import AiohttpTransport, Timeouts, WireRequest
+from enginehouse.client.transport import Timeouts, Transport, WireRequest, open_transport
 from enginehouse.client.wire import InFlight
 from enginehouse.core.errors import ModelError, UnsupportedError, WeightsError, WireError
 from enginehouse.engines.base import Engine
@@ -84,14 +84,14 @@ class WeightSwapper:
         self._dozes = engine.wire.weights.sleep_flag in (server.command or ())
         self._busy = False
         self._turn = asyncio.Lock()  # held while a swap or a restoration gives orders to the server
-        self._transport: AiohttpTransport | None = None
+        self._transport: Transport | None = None
 
     async def __aenter__(self) -> Self:
         """Raises WeightsError if another process has the right to swap."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         if self._alone:
             self._acquire()
-        self._transport = AiohttpTransport(
+        self._transport = open_transport(
             self._server.base_url,
             api_key=self._server.api_key,
             admin_key=self._server.admin_key,

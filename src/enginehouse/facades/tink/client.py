@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from enginehouse.client.stack import ServerLayers
-from enginehouse.client.transport import AiohttpTransport
+from enginehouse.client.transport import open_transport
 from enginehouse.core.errors import (
     AdapterError,
     ConfigurationError,
@@ -200,7 +200,7 @@ class Client:
         wire, server = self._engine.wire, self.server
         if wire.weights is None:
             raise UnsupportedError(f"a {self._engine.name} server has no such endpoint")
-        async with AiohttpTransport(
+        async with open_transport(
             server.base_url,
             api_key=server.api_key,
             admin_key=server.admin_key,
