@@ -31,7 +31,7 @@ async def test_the_openai_sdk_and_kills(real_house: House, monkeypatch: pytest.M
     server = {
         "max_model_len": 1024,
         "dtype": "float32",
-        "extra_args": "--enable-auto-tool-choice --tool-call-parser hermes",
+        "extra_args": "--enable-auto-tool-choice --tool-call-parser pythonic",
     }
     plan = parse(ServeConfig, {"model": "smollm2", "server": server}, origin="test")
     async with (
