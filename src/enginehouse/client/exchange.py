@@ -92,46 +92,37 @@ class Layer(Protocol):
         """The reply to `exchange`, which `forward` gets from the next layer.
 
         A layer may wait before it forwards, and forward more than once until a reply has begun.
-        What it holds for a streamed reply it holds until that is closed. To abort what it has
-        forwarded, it makes it an `Attempt`; its caller is not cancelled.
+        What it holds for a streamed reply it holds until that is closed. It never cancels its
+        caller's task: to abort an attempt it makes it an `Attempt`.
         """
         ...
 
 
 class Attempt:
-    """One try at an exchange, which can be aborted at any time.
-
-    An abort interrupts the task that awaits `reply`, as asyncio.timeout does, and takes that back:
-    the task's own cancellations are not affected. A task for each try would cost more than a layer.
-    """
+    """One try at an exchange, in a task of its own, which can be aborted at any time."""
 
     def __init__(self, work: Coroutine[Any, Any, Reply]) -> None:
-        self._work = work
-        self._task: asyncio.Task[Any] | None = None
+        self._task = asyncio.get_running_loop().create_task(work)
         self._aborted = False
 
     def abort(self) -> bool:
-        """Have `reply` return None; false if the attempt has ended already. Idempotent."""
-        if self._task is None:
-            return False
-        if not self._aborted:
-            self._aborted = True
-            self._task.cancel()
-        return True
+        """Have `reply` return None; false if the attempt has ended already."""
+        self._aborted = True
+        return self._task.cancel()
 
     async def reply(self) -> Reply | None:
-        """The reply, or None if the attempt was aborted. Raises what the attempt raises."""
-        task = asyncio.current_task()
-        assert task is not None
-        cancellations = task.cancelling()
-        self._task = task
+        """The reply, or None if the attempt was aborted. Raises what the attempt raises.
+
+        If the caller is cancelled, so is the attempt, and has ended when this raises.
+        """
+        caller = asyncio.current_task()
+        assert caller is not None
+        cancellations = caller.cancelling()
         try:
-            return await self._work
+            return await self._task
         except asyncio.CancelledError:
-            if self._aborted and task.cancelling() == cancellations + 1:
+            if self._aborted and caller.cancelling() == cancellations:
                 return None
-            raise  # the task was cancelled, too
-        finally:
-            self._task = None
-            if self._aborted:
-                task.uncancel()
+            if not self._task.cancelled() and self._task.exception() is None:
+                self._task.result().close()  # it had just begun, and nobody will read it
+            raise
