@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import IO
 
+import psutil
 import pytest
 
 from enginehouse.core.errors import HarnessError
@@ -143,3 +145,17 @@ async def test_it_sees_no_secrets_but_those_of_the_hub(trial, monkeypatch):
         "run(main)\n",
         OPENAI_API_KEY="given",
     )
+
+
+async def test_a_program_is_not_left_running_if_its_messages_cannot_be_read(trial, monkeypatch):
+    """It is stopped before the error is raised."""
+
+    async def refuse(_: object, pipe: IO[bytes]) -> None:
+        pipe.close()
+        raise OSError("no more pipes")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "connect_read_pipe", refuse)
+    with pytest.raises(OSError, match="no more pipes"):
+        await trial.run("import time\ntime.sleep(60)\n")
+    commands = [child.cmdline() for child in psutil.Process().children(recursive=True)]
+    assert not any(str(trial.folder) in " ".join(command) for command in commands)

@@ -6,7 +6,8 @@ import pytest
 
 from enginehouse.commands.installations import load_installation
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
-from enginehouse.harnesses.registry import HARNESSES, load_harness
+from enginehouse.harnesses.lm_eval.harness import LmEval
+from enginehouse.harnesses.registry import HARNESSES, load_harness, problem_of
 from enginehouse.provisioning.plans import ANY, plan_environment
 from enginehouse.provisioning.versions import known_plan
 from enginehouse.store.layout import Layout
@@ -52,3 +53,13 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         load_harness("lm_eval")
     with pytest.raises(UnknownNameError, match="did you mean 'lm-eval'"):
         load_installation("lmeval")
+
+
+def test_a_plug_in_without_check_is_refused() -> None:
+    """A run calls it before anything starts, and would end in an AttributeError."""
+
+    class Incomplete(LmEval):
+        check = property()  # type: ignore[assignment]
+
+    assert problem_of("lm-eval", LmEval) is None
+    assert problem_of("lm-eval", Incomplete) == "lacks: check"

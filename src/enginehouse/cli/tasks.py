@@ -11,7 +11,7 @@ import typer
 
 from enginehouse.cli.console import Console
 from enginehouse.cli.options import JsonOption
-from enginehouse.core.errors import ConfigurationError, UnknownNameError
+from enginehouse.core.errors import ConfigurationError, nearest
 
 if TYPE_CHECKING:
     from enginehouse.tasks.base import TaskInfo
@@ -68,7 +68,7 @@ def list_harness_tasks(
     version: str | None,
     console: Console,
 ) -> None:
-    """Print the tasks of a harness, a line for each; its environment is built if need be."""
+    """Print the tasks of a harness, a line for each; its environment is built if it is missing."""
     from enginehouse.cli.console import run_async
     from enginehouse.commands.harness_tasks import list_tasks_of
     from enginehouse.report.terminal import print_rows
@@ -84,8 +84,13 @@ def list_harness_tasks(
     )
     found = [task for task in listed if has_words(f"{task.name} {task.description}", words)]
     if not found:
-        raise UnknownNameError(
-            f"task of {harness} with the words", " ".join(words), [task.name for task in listed]
+        asked = " ".join(words)
+        close = nearest(asked, [task.name.removeprefix(f"{harness}:") for task in listed])
+        raise ConfigurationError(
+            f"none of the {len(listed):,} tasks of {harness} has {asked!r} in its name or text",
+            fix=f"did you mean {harness}:{close}?"
+            if close
+            else "give fewer words, or shorter ones",
         )
 
     def text() -> None:

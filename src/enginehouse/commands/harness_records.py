@@ -38,7 +38,7 @@ def records_of(
 ) -> list[Record]:
     """The records of the task that was `asked` for, those of a group's parts before its own.
 
-    Parts of which nothing was reported, and figures that are no numbers, are left out. Positions
+    Parts of which nothing was reported, and figures that are not finite, are left out. Positions
     are numbered again, without gaps. A sample that a harness asked some repeats of and not others
     has failed in those that it left out. Raises HarnessError if nothing was reported, or samples
     are in the same place.

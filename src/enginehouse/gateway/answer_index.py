@@ -13,7 +13,7 @@ _MERGED_AT = 1 << 16  # additions, which take more room until they are sorted in
 class AnswerIndex:
     """Maps a key to the offsets of its answers, in the order in which they were recorded.
 
-    Only the first 64 bits of a key are kept: whoever reads an answer compares the whole key, and
+    Only the first 64 bits of a key are kept: the reader of an answer compares the whole key, and
     takes two keys that begin alike for a request that is not recorded.
     """
 

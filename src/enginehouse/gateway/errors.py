@@ -24,7 +24,7 @@ from enginehouse.core.errors import (
 )
 from enginehouse.gateway.http_server import Refusal
 
-_SOON: Final = "1"  # seconds after which a client may come again
+_SOON: Final = "1"  # seconds after which a client may ask again
 
 # The first that fits decides: status, type, code.
 _KINDS: Final[tuple[tuple[type[EnginehouseError], int, str, str | None], ...]] = (
@@ -55,9 +55,9 @@ def error_body(
 
 
 def refusal_of(error: EnginehouseError) -> Refusal:
-    """How an error is answered: what the engine itself replied passes as it came.
+    """The answer to an error: the engine's own reply, unchanged, if there is one.
 
-    Not if it refuses our own key, which is not the client's.
+    The exception is an engine that refuses our key, which says nothing about the client's.
     """
     status, kind, code = next(entry[1:] for entry in _KINDS if isinstance(error, entry[0]))
     headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -67,9 +67,10 @@ def refusal_of(error: EnginehouseError) -> Refusal:
     elif isinstance(error, OpenFilesError):
         headers = ((b"retry-after", _SOON.encode()),)
     if isinstance(error, WireError) and not isinstance(error, UnauthorizedError):
-        if error.body and error.status is not None and error.status >= 400:
-            return Refusal(error.status, error.body, headers)
-        status = error.status or status
+        given = error.status or 0
+        if given >= 400 and error.body:
+            return Refusal(given, error.body, headers)
+        status = given if given >= 400 else status
     parameter = "model" if code == "model_not_found" else None
     body = error_body(said(error), kind=kind, code=code, parameter=parameter)
     return Refusal(status, body, headers)
@@ -83,6 +84,5 @@ def said(error: EnginehouseError) -> str:
 
 def event_of(error: EnginehouseError) -> bytes:
     """The last event of a stream that broke."""
-    status, kind, code = next(entry[1:] for entry in _KINDS if isinstance(error, entry[0]))
-    del status
+    _, kind, code = next(entry[1:] for entry in _KINDS if isinstance(error, entry[0]))
     return b"data: %b\n\n" % error_body(said(error), kind=kind, code=code or "stream_broken")

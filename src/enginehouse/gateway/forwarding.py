@@ -136,7 +136,7 @@ class Forwarding:
         return self._refusal(400, f"this is not an HTTP/1.1 request: {why}", code="not_http")
 
     async def answer(self, request: Request, response: Response) -> None:
-        """See Application. Errors are answered; what is no EnginehouseError is also reported."""
+        """See Application. Errors are answered; unexpected ones are reported, too."""
         metrics = self.metrics
         route = self._route(request)
         assert route is not None  # or it would have been refused
@@ -161,7 +161,7 @@ class Forwarding:
             metrics.abandoned += 1
             raise
         finally:
-            # Of names that clients invent there is no end.
+            # One label for all names: clients can invent any number of them.
             path = request.path if request.path in self._routes else f"{MODELS}/NAME"
             metrics.end(started, path=path, status=response.status)
 

@@ -86,7 +86,7 @@ async def open_recorder(
 
 
 class Recorder:
-    """One gateway's journal. `seeds`: the engine heeds the seed of a request."""
+    """One gateway's journal. `seeds`: the engine supports seeds."""
 
     def __init__(
         self,
@@ -143,8 +143,8 @@ class Recorder:
         """Record the answer to a request that `find` returned without one.
 
         `weights_digest` is that of the reply (client.exchange.Reply). An answer that is not whole,
-        or that the engine aborted, is left out. If it cannot be written, that is told once, until
-        writing succeeds again. Blocking, for the time of one write to the page cache.
+        or that the engine aborted, is left out. If it cannot be written, the user is told once,
+        until writing succeeds again. Blocking, for the time of one write to the page cache.
         """
         if not is_whole(reply):
             return

@@ -23,9 +23,9 @@ __all__ = ["Gateway", "GatewayOptions", "open_gateway"]
 
 
 class Gateway:
-    """An open gateway. `url` has no /v1; `model` is what requests get that name none.
+    """An open gateway. `url` has no /v1; `model` is used for requests that name none.
 
-    `api_key` is what they must carry, None if they need no key.
+    `api_key` is the key that requests must carry, None if they need no key.
     """
 
     def __init__(self, url: str, *, api_key: str | None, forwarding: Forwarding) -> None:
@@ -40,7 +40,7 @@ class Gateway:
         return self._forwarding.metrics.figures()
 
     async def ended(self) -> None:
-        """Wait until nothing can be asked any more; raises the ServerError that says why."""
+        """Wait until the deployment is given up; raises the ServerError that says why."""
         await asyncio.shield(self._failure)
 
     def fail(self, error: ServerError) -> None:

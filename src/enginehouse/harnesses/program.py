@@ -84,7 +84,10 @@ async def run_program(
         if message.failure is not None:
             failures.append(message.failure)
 
-    code = await _attend(process, receiving, hear)
+    try:
+        code = await _attend(process, receiving, hear)
+    finally:
+        await process.stop(grace=STOP_GRACE)
     if failures:
         last = failures[-1]
         raise HarnessError(last.message, kind=last.kind, why=last.why, fix=last.fix, log=log)
@@ -106,7 +109,7 @@ def _write_request(request: Mapping[str, Any] | msgspec.Struct, *, folder: Path)
 
 
 async def _attend(process: Process, receiving: int, hear: Callable[[Message], None]) -> int:
-    """Its exit code, once it has ended with all its descendants and every message was read."""
+    """The exit code, once the program and its descendants have ended and all messages are read."""
     reader = asyncio.StreamReader(limit=_LONGEST_MESSAGE)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(receiving, "rb", buffering=0)
@@ -120,7 +123,6 @@ async def _attend(process: Process, receiving: int, hear: Callable[[Message], No
         await process.stop(grace=STOP_GRACE)
         await reading
     finally:
-        await process.stop(grace=STOP_GRACE)
         reading.cancel()
         transport.close()
         with contextlib.suppress(asyncio.CancelledError):

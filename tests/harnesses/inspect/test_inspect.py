@@ -332,10 +332,11 @@ async def test_tools_with_a_real_engine(trial: Trial, tool_vllm: str) -> None:
             gateway.url, "capitals.py@capitals", limit=3, max_tokens=24, temperature=0.0
         )
         asked = gateway.figures().requests
+    assert {sample.item: sample.failure for sample in result.samples} == dict.fromkeys(
+        ("france", "japan", "kenya")
+    )
     assert asked >= 6
-    assert [sample.item for sample in result.samples] == ["france", "japan", "kenya"]
     for sample in result.samples:
-        assert sample.failure is None
         assert "user: Now in one word" in (sample.answer or "")
         assert sample.outcome in {Outcome.CORRECT, Outcome.WRONG, Outcome.TRUNCATED}
     assert {metric.label for metric in result.metrics} == {"accuracy (includes)", "mean (exact)"}
