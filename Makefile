@@ -17,7 +17,9 @@ test: test-units test-engines  ## every test but the long ones of soak, the real
 test-units: $(VENV)/.ready-dev  ## the tests without what takes minutes to prepare
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not engine and not ray and not kubernetes and not gpu and not soak and not browser"
 
+# PREPARING may be a file that is locked as long as something prepares what these tests need.
 test-engines: $(VENV)/.ready-dev  ## the real engines, Ray and Kubernetes
+	$(if $(PREPARING),flock $(PREPARING) true)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(engine or ray or kubernetes) and not gpu and not soak" --durations=25 $(ENGINE_TESTS)
 
 test-fast: $(VENV)/.ready-dev  ## without the real vLLM and the slow tests, under a minute
