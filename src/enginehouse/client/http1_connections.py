@@ -96,7 +96,7 @@ class Incoming:
         self._size = 0  # of the pieces
         self._waiter: asyncio.Future[None] | None = None
 
-    # for whoever asked
+    # for the caller
 
     async def progress(self) -> None:
         """Wait until there is more of it, or it failed."""

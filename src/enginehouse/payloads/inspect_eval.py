@@ -1,7 +1,7 @@
 """Runs Inspect's tasks against an OpenAI-compatible endpoint.
 
 Run in Inspect's environment. The endpoint's address and key are in ENGINEHOUSE_BASE_URL and
-ENGINEHOUSE_API_KEY. Logs are Inspect's own, in `folder`/logs; what a run of ours keeps of each task
+ENGINEHOUSE_API_KEY. Logs are Inspect's own, in `folder`/logs; what a run keeps of each task
 is copied to `folder`/results: NUMBER.json, and NUMBER.jsonl with the samples.
 """
 
@@ -138,7 +138,7 @@ class Runner:
         }
 
     def _copy(self, number: int, name: str, log: Any) -> None:
-        """Write what a run of ours keeps of a log."""
+        """Write what a run keeps of a log."""
         logs = importlib.import_module("inspect_ai.log")
         samples = logs.read_eval_log_samples(
             log.location, all_samples_required=False, resolve_attachments=True
