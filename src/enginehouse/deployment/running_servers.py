@@ -51,7 +51,7 @@ async def find_running(target: str, *, layout: Layout, api_key: str | None = Non
 
 
 def with_running_server(plan: AskConfig, *, layout: Layout) -> AskConfig:
-    """The plan, of the running server of ours if its model is the name of one.
+    """The plan, of our own running server if its model is the name of one.
 
     A file or folder of the same name is a model.
     """

@@ -143,7 +143,7 @@ class ServedEngine(Engine, Protocol):
 
     @property
     def model_format(self) -> ModelFormat:
-        """What its servers load: a Hugging Face checkpoint's folder, a GGUF file, or none of ours.
+        """What its servers load: a Hugging Face checkpoint's folder, a GGUF file, or neither.
 
         With "none" a model is only a name.
         """
