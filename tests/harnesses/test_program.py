@@ -7,6 +7,7 @@ from typing import IO
 
 import psutil
 import pytest
+from tests.support.processes import command_of
 
 from enginehouse.core.errors import HarnessError
 from enginehouse.harnesses import program
@@ -157,5 +158,5 @@ async def test_a_program_is_not_left_running_if_its_messages_cannot_be_read(tria
     monkeypatch.setattr(asyncio.get_running_loop(), "connect_read_pipe", refuse)
     with pytest.raises(OSError, match="no more pipes"):
         await trial.run("import time\ntime.sleep(60)\n")
-    commands = [child.cmdline() for child in psutil.Process().children(recursive=True)]
+    commands = [command_of(child) for child in psutil.Process().children(recursive=True)]
     assert not any(str(trial.folder) in " ".join(command) for command in commands)

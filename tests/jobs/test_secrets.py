@@ -8,6 +8,7 @@ import psutil
 import pytest
 import yaml
 from tests.support.command_line import Finished, House, sums, until
+from tests.support.processes import command_of
 
 pytestmark = pytest.mark.slow
 FROM_HERE, LITERAL = "sesame-from-the-environment", "hf_sesameInTheFile"
@@ -60,7 +61,7 @@ def test_no_secret_is_written_printed_or_shown(house: House, file: Path):
     assert begun.code == 0, begun.err
     job = begun.report["id"]
     until(lambda: _engines(house), "the engine does not start")
-    words = [word for process in house.processes() for word in _command_line(process)]
+    words = [word for process in house.processes() for word in command_of(process)]
     assert any("launch" in word or "local_process" in word for word in words)
     _wait(call, job)
     for command in ("status", "logs", "info"):
@@ -85,12 +86,6 @@ def _engines(house: House) -> list[psutil.Process]:
                 assert environment["HF_HUB_TOKEN"] == FROM_HERE
                 found.append(process)
     return found
-
-
-def _command_line(process: psutil.Process) -> list[str]:
-    with suppress(psutil.Error):
-        return process.cmdline()
-    return []
 
 
 def _wait(call: Callable[..., Finished], job: str) -> None:

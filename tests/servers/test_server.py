@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 import psutil
 import pytest
+from tests.support.processes import command_of
 
 from enginehouse.core.errors import (
     PortError,
@@ -436,7 +437,7 @@ async def test_kill_of_controller_and_reaper_leaves_a_server_that_can_be_stopped
     (reaper,) = (
         child
         for child in psutil.Process(controller.pid).children()
-        if "enginehouse.processes.reaper" in child.cmdline()
+        if "enginehouse.processes.reaper" in command_of(child)
     )
     reaper.kill()
     controller.kill()

@@ -18,6 +18,7 @@ import pytest
 from tests.support import command_line
 from tests.support.deployments import opened
 from tests.support.inspect_tasks import CAPITALS, answers, write_inspect_tasks
+from tests.support.processes import command_of
 
 from enginehouse.core.errors import ConfigurationError, HarnessError
 from enginehouse.core.sampler import Capabilities, Capability
@@ -268,7 +269,7 @@ async def test_killed_and_run_again_it_asks_nothing_twice(trial: Trial) -> None:
             (inspect,) = [
                 child
                 for child in psutil.Process().children(recursive=True)
-                if any("inspect_eval.py" in word for word in child.cmdline())
+                if any("inspect_eval.py" in word for word in command_of(child))
             ]
             os.kill(inspect.pid, signal.SIGKILL)
             with pytest.raises(HarnessError) as raised:

@@ -16,6 +16,7 @@ from tests.support.openai_endpoint import (
     openai_endpoint,
     write_byte_tokenizer,
 )
+from tests.support.processes import command_of
 
 from enginehouse.core.errors import HarnessError
 from enginehouse.core.sampler import Capabilities, Capability
@@ -209,7 +210,7 @@ async def test_one_that_is_killed_ends_with_its_log(trial: Trial) -> None:
 
         def kill(_: HarnessProgress) -> None:
             for child in psutil.Process().children():
-                if any("run_lm_eval" in word for word in child.cmdline()):
+                if any("run_lm_eval" in word for word in command_of(child)):
                     child.kill()
 
         trial.heard = type("Kill", (), {"append": staticmethod(kill)})()  # type: ignore[assignment]

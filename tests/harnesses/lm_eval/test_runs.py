@@ -13,6 +13,7 @@ from aiohttp import ClientSession
 from tests.support.command_line import House
 from tests.support.lm_eval_tasks import write_tasks
 from tests.support.openai_endpoint import write_byte_tokenizer
+from tests.support.processes import command_of
 
 import enginehouse
 from enginehouse.commands.evaluate import resume_evaluation
@@ -57,20 +58,14 @@ def killing(word: str, *moments: int) -> Callable[[Progress], None]:
 
     def hear(progress: Progress) -> None:
         if waiting and progress.done >= waiting[0]:
-            found = [p for p in psutil.Process().children(recursive=True) if word in _command(p)]
+            children = psutil.Process().children(recursive=True)
+            found = [child for child in children if word in " ".join(command_of(child))]
             for process in found:
                 process.kill()
             if found:
                 waiting.pop(0)
 
     return hear
-
-
-def _command(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 async def test_the_engine_is_killed_twice(house: House, tasks: Path) -> None:

@@ -1,1 +1,1 @@
-"""Megatron-LM's text generation server."""
+"""Any server with OpenAI's endpoints, started by a command of the user's."""
