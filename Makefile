@@ -14,8 +14,10 @@ demo: $(VENV)/.ready  ## evaluate SmolLM2 on three tasks with a real vLLM
 
 test: test-units test-engines  ## every test but the long ones of soak, the real engines included
 
+# They wait for most of their time, so three workers are not too many for two cores. A worker that hangs
+# where the limit of a test cannot end it says where, and is replaced.
 test-units: $(VENV)/.ready-dev  ## the tests without what takes minutes to prepare
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not engine and not ray and not kubernetes and not gpu and not soak and not browser"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -o faulthandler_timeout=1000 -o faulthandler_exit_on_timeout=true -m "not engine and not ray and not kubernetes and not gpu and not soak and not browser"
 
 # PREPARING may be a file that is locked as long as something prepares what these tests need.
 test-engines: $(VENV)/.ready-dev  ## the real engines, Ray and Kubernetes
