@@ -33,7 +33,6 @@ OTHER_REASONS = (
     "no Megatron server answers",
     "are for the tasks of a harness",
     "are for tasks of a harness",
-    "there is nothing to run",
 )
 LAUNCH = """
 defaults: [{execution: local}, {deployment: vllm}, _self_]
@@ -169,6 +168,7 @@ def bases(place: Place, url: str) -> Mapping[str, list[str]]:
         "watch": ["full", "tiny", *task, "--once", "--start-timeout", "0.01"],
         "serve": ["tiny", "--start-timeout", "0.01"],
         "gateway": ["tiny", "--start-timeout", "0.01"],
+        "run-with": ["tiny", "--start-timeout", "0.01", "--", "true"],
         "bench": ["--url", url, "--requests", "1", "--warmup", "0", "--output-tokens", "1"],
         "check": ["--url", url, "--users", "1"],
         "parity": ["tiny", "--start-timeout", "0.01"],

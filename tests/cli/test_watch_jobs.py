@@ -132,6 +132,7 @@ def test_what_is_refused(watched: Watched):
         ("--temperature", "1"),
         ("-o", "deployment.nosuch=1"),
         ("-o", "deployment=none", "-o", "++target.api_endpoint.url=http://127.0.0.1:9"),
+        ("-o", "deployment={type: generic, command: serve, served_model_name: m}"),
         ("--include", ""),
     ):
         done = watched.watch(*words)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import gzip
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import closing, suppress
 
 import msgspec
 import pytest
+import uvloop
 
 from enginehouse.client.aiohttp_transport import AiohttpTransport
 from enginehouse.client.http1 import Http1Transport
+from enginehouse.client.http1_connections import Connection
 from enginehouse.client.transport import Timeouts, WireReply, WireRequest, open_transport
 from enginehouse.core.errors import (
     ConnectionFailedError,
     MalformedResponseError,
     RequestTimeoutError,
 )
+from enginehouse.testing.fake_engine import running_fake_engine
 
 from .conftest import Behaviour, Carrier, ScriptedServer, raw, reply
 
@@ -266,3 +269,29 @@ async def test_closing_the_transport_ends_what_is_in_flight(scripted: Start):
     await transport.close()
     with pytest.raises(ConnectionFailedError):
         await sending
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_caller_that_leaves_when_its_connection_is_made(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[Coroutine[None, None, None]], None]
+):
+    """Its transport can be closed all the same: uvloop never says that such a connection ended."""
+
+    async def leave() -> None:
+        async with running_fake_engine() as engine, Http1Transport(engine.url) as transport:
+            asking = asyncio.create_task(transport.send(LOOK))
+            made = Connection.connection_made
+
+            def make_and_leave(self: Connection, to: asyncio.BaseTransport) -> None:
+                made(self, to)
+                asking.cancel()
+
+            monkeypatch.setattr(Connection, "connection_made", make_and_leave)
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            monkeypatch.undo()
+            assert (await transport.send(WireRequest("GET", "/health"))).status == 200
+            async with asyncio.timeout(10):
+                await transport.close()
+
+    run(leave())

@@ -6,10 +6,10 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 import enginehouse.facades.agent_arena.composing
 import enginehouse.games.public_goods
@@ -201,3 +201,25 @@ def test_a_value_is_shown_unless_the_message_is_about_several_keys(window, line)
         House(window=window)
     (explained,) = explain(error.value, House)
     assert explained.endswith(line)
+
+
+class _Part(StrictModel):
+    name: str
+
+
+class _Whole(StrictModel):
+    parts: Annotated[tuple[_Part, ...], Field(min_length=1)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "lines"),
+    [
+        ([{"nam": "x", "name": "y"}], ["unknown key 'parts.0.nam'; did you mean 'name'?"]),
+        ([], ["'parts': Tuple should have at least 1 item after validation, not 0 (got a list)"]),
+    ],
+)
+def test_a_list_of_wrong_parts_is_not_called_too_short(parts, lines):
+    """Only the parts are named."""
+    with pytest.raises(ValidationError) as caught:
+        _Whole.model_validate({"parts": parts})
+    assert explain(caught.value, _Whole) == lines

@@ -86,6 +86,22 @@ def test_a_server_over_two_machines(cuda):
     assert not own & set(worker)
 
 
+@pytest.mark.parametrize(
+    ("extra", "ports"),
+    [
+        (ENGINE.span_flags(2, port=20000), (20000, 20001)),
+        (ENGINE.span_flags(2, port=20000, over="ray"), (20000, 20001)),
+        ("--nnodes=2 --master-port=65535", (65535,)),
+        ("--master-port 20000", ()),
+        ("--nnodes 2", ()),
+        ("", ()),
+    ],
+)
+def test_the_ports_where_parts_meet(extra, ports):
+    """Are known before anything is started, and are the head's."""
+    assert ENGINE.meeting_ports(ServerOptions(extra_args=extra)) == ports
+
+
 def test_a_server_over_two_machines_that_ray_joins(cuda, environment):
     """Ray is started on both, and vLLM, on the first, is not told how many there are."""
     flags = ENGINE.span_flags(2, port=20000, over="ray")

@@ -95,6 +95,10 @@ def test_a_file_of_nel_watch(capsys: pytest.CaptureFixture[str]):
         "-o ++execution.partition=batch -o ++execution.sbatch_extra_flags.qos=q"
     )
     assert second.startswith("watch /out/b")
+    spaced = NEL_WATCH.replace("account: a", "account: 'it''s, mine'")
+    Path("spaced.yaml").write_text(spaced)
+    words = translated(capsys, "watch", "--config", "spaced.yaml")
+    assert r"-o ++execution.account='it\'s, mine'" in words
     words = ("watch", "--config", "two.yaml", "--watch-config", "watch.yaml")
     assert "--launch two.yaml" in translated(capsys, *words)
 

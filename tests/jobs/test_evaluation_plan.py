@@ -164,6 +164,8 @@ def test_what_a_harness_lacks_is_refused_in_words(tmp_path, more, what):
             "strip_finished",
             False,
         ),
+        ({"include_if_reasoning_not_finished": True}, "strip_finished", False),
+        ({"include_if_reasoning_not_finished": False}, None, False),
     ],
 )
 def test_reasoning(tmp_path, adapter, reasoning, noted):
@@ -181,6 +183,26 @@ def test_a_system_prompt_is_used_if_it_is_switched_on(tmp_path, used, system):
     planned = plan(tmp_path, "ifeval", adapter={"custom_system_prompt": "Hi.", **switch})
     assert planned.evaluation.settings.system == system
     assert bool(planned.notes) == (system is None)
+
+
+def test_options_without_effect_beside_others_are_noted(tmp_path):
+    """Each by its name."""
+    for adapter, name in (
+        ({"use_system_prompt": True}, "use_system_prompt"),
+        (
+            {"use_reasoning": False, "include_if_reasoning_not_finished": True},
+            "include_if_reasoning_not_finished",
+        ),
+    ):
+        assert any(
+            note.startswith(name) for note in plan(tmp_path, "ifeval", adapter=adapter).notes
+        )
+    piqa = {"name": "piqa", "endpoint_type": "chat"}
+    notes = plan(tmp_path, piqa, adapter={"include_if_reasoning_not_finished": True}).notes
+    assert [note.partition(" ")[2].partition(" ")[0] for note in notes] == [
+        "reasoning",
+        "endpoint_type",
+    ]
 
 
 def test_data_are_a_file_or_the_folder_of_the_original(tmp_path):
@@ -292,6 +314,21 @@ def test_an_auxiliary_deployment_judges(tmp_path, graded):
     assert "HF_TOKEN" in planned.job.environment.secrets
     with pytest.raises(UnknownNameError):
         plan(tmp_path, graded, params={"extra": {"judge": judge}})
+    auxiliary["grader"] |= {"num_nodes": 2, "num_instances": 2}
+    auxiliary["other"] = {"type": "vllm", "hf_model_handle": "a/b"}
+    own = {"config": {"params": {"extra": {"judge": judge}}}}
+    notes = plan(
+        tmp_path,
+        graded,
+        {"name": "ifeval", "nemo_evaluator_config": own},
+        params={"extra": {"judge": judge}},
+        auxiliary_deployments=auxiliary,
+    ).notes
+    assert [note.partition(":")[0].partition(" ")[0] for note in notes] == [
+        "ifeval",
+        "auxiliary_deployments.grader",
+        "auxiliary_deployments.other",
+    ]
 
 
 def test_a_judge_is_named_where_it_is_needed(tmp_path, graded):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from enginehouse.core.errors import ConfigurationError, JobError
-from enginehouse.jobs.base import JobState, JobStatus
+from enginehouse.jobs.base import Handle, JobSpec, JobState, JobStatus
 from enginehouse.jobs.executors.registry import EXECUTORS
 from enginehouse.jobs.launch import fetch, job_logs, kill, launch, refresh, resume
 from enginehouse.jobs.launch_file import read_launch
@@ -127,6 +127,59 @@ async def test_a_job_is_resumed_once(tmp_path, cluster, context):
     assert len(cluster.submitted) == 2
     (again,) = [one for one in both if isinstance(one, JobRecord)]
     await end(again, context)
+
+
+class Renaming(FakeExecutor):
+    """One whose handles differ from one submission to the next, and that finds the last."""
+
+    async def submit(self, job: JobSpec, *, secrets: Mapping[str, str]) -> Handle:
+        """Say a new name."""
+        await super().submit(job, secrets=secrets)
+        name = f"{job.id}-{len(self.cluster.submitted)}"
+        self.cluster.said[name] = JobStatus(state=JobState.RUNNING)
+        return self._handle(job, name)
+
+    async def find(self, job: JobSpec) -> Handle:
+        """The last submission."""
+        return self._handle(job, f"{job.id}-{len(self.cluster.submitted)}")
+
+    async def cancel(self, handle: Handle) -> None:
+        """Note that it ended."""
+        self.cluster.said[handle.reference["id"]] = JobStatus(state=JobState.CANCELLED)
+
+    def _handle(self, job: JobSpec, name: str) -> Handle:
+        return Handle(executor=self.name, folder=str(job.folder), reference={"id": name})
+
+
+async def test_a_command_that_is_killed_while_it_resumes(tmp_path, cluster, context, monkeypatch):
+    """The job that it submitted is found and can be ended, although its handle was not noted."""
+    monkeypatch.setattr(EXECUTORS, "load", lambda name: Renaming)
+    first = await kill(await launch(plan(tmp_path), context), context)
+    records, update = JobRecords(context.layout), JobRecords.update
+
+    def killed_before(self: JobRecords, job: str, **changes: object) -> JobRecord:
+        if "handle" in changes:
+            raise ZeroDivisionError
+        return update(self, job, **changes)
+
+    with monkeypatch.context() as killing:
+        killing.setattr(JobRecords, "update", killed_before)
+        with pytest.raises(ZeroDivisionError):
+            await resume(first, context)
+    new = f"{first.id}-2"
+    cluster.said[new] = JobStatus(state=JobState.RUNNING)  # after a kill, nothing tidies up
+    left = records.find(first.id)
+    assert left.handle == first.handle
+    (seen,) = await refresh([left], context)
+    assert seen.status.state is JobState.RUNNING
+    with pytest.raises(JobError):
+        await resume(left, context)
+    killed = await kill(records.find(first.id), context)
+    assert killed.status.state is JobState.CANCELLED
+    assert cluster.said[new].state is JobState.CANCELLED
+    again = await resume(killed, context)
+    assert again.handle is not None
+    assert (again.handle.reference["id"], again.resuming) == (f"{first.id}-3", False)
 
 
 async def test_many_jobs_are_asked_for_at_once(tmp_path, cluster, context):

@@ -2,12 +2,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.support.launch_files import SEED_EXAMPLE, AnyExecutor, launch_file
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.jobs.configuration import LaunchConfig
 from enginehouse.jobs.executors.registry import EXECUTORS
 from enginehouse.jobs.launch_file import read_launch
+from enginehouse.jobs.plan import plan_launch
 
 DEPLOYED = "deployment: {hf_model_handle: a/b}\n"
 TASKS = "evaluation: {tasks: [{name: gsm8k}]}\n"
@@ -119,6 +121,87 @@ def test_an_override_without_effect_is_listed(tmp_path: Path, key: str, value: s
     config = read(tmp_path, DEPLOYED + TASKS, f"{key}={value}", deployment="vllm")
     (listed,) = config.not_acted_on
     assert key.startswith(listed)
+
+
+@pytest.mark.parametrize(
+    ("sections", "listed"),
+    [
+        (
+            "target: {api_endpoint: {model_id: m, api_key_name: SOME_KEY, adapter_config: {a: 1}}}",
+            {"model_id", "api_key_name", "adapter_config"},
+        ),
+        (
+            "evaluation: {nemo_evaluator_config: {target: {api_endpoint: {url: u, model_id: m}}}}",
+            {"url", "model_id"},
+        ),
+        (
+            "deployment: {type: hf, distributed_executor_backend: ray}",
+            {"distributed_executor_backend"},
+        ),
+        (
+            "deployment: {type: generic, command: serve, python: /p, gpu_memory_utilization: 0.5}",
+            {"python", "gpu_memory_utilization", "checkpoint_path"},
+        ),
+        (
+            "deployment: {type: generic, command: 'serve ${deployment.checkpoint_path}'}",
+            set(),
+        ),
+    ],
+)
+def test_a_key_that_does_not_fit_the_others_is_listed(
+    tmp_path: Path, sections: str, listed: set[str]
+):
+    """By its path; `deployed` is what the file says otherwise."""
+    values = yaml.safe_load(f"deployment: {{checkpoint_path: /c}}\n{TASKS}")
+    for name, section in yaml.safe_load(sections).items():
+        values[name] = {**values.get(name, {}), **section}
+    config = read(tmp_path, yaml.safe_dump(values), deployment="hf")
+
+    assert {key.rpartition(".")[2] for key in config.not_acted_on} == listed
+    assert not config.variables.environment().secrets, "a key that nobody uses is not needed"
+
+
+def test_nothing_is_deployed_and_a_server_is_described(tmp_path: Path):
+    """Its keys are listed, and its secrets are not needed; an adapter is loaded where it runs."""
+    config = read(
+        tmp_path,
+        "target: {api_endpoint: {url: 'http://127.0.0.1:1'}}\n"
+        "deployment: {checkpoint_path: /c, tensor_parallel_size: 2, adapter: /a, pre_cmd: 'true',\n"
+        "  env_vars: {HF_TOKEN: 'host:HF_TOKEN'}}\n" + TASKS,
+        deployment="none",
+    )
+
+    assert set(config.not_acted_on) == {
+        "deployment.checkpoint_path",
+        "deployment.tensor_parallel_size",
+        "deployment.env_vars",
+    }
+    assert not config.variables.by_name
+    assert plan_launch(config).evaluation.plan.adapter == Path("/a")
+
+
+def test_an_adapter_that_nothing_loads_is_refused(tmp_path: Path):
+    """The base would be evaluated in its place."""
+    with pytest.raises(ConfigurationError, match=r"deployment\.adapter"):
+        read(
+            tmp_path,
+            f"deployment: {{command: serve, adapter: /a, served_model_name: m}}\n{TASKS}",
+            deployment="generic",
+        )
+
+
+def test_a_section_of_comments_alone_is_left_out(tmp_path: Path):
+    """YAML reads it as null."""
+    config = read(
+        tmp_path,
+        "deployment: {hf_model_handle: a/b, env_vars: null}\n"
+        "evaluation: {env_vars: null, nemo_evaluator_config: {config: {params: null}}, tasks: [\n"
+        "  {name: gsm8k, env_vars: null,\n"
+        "   nemo_evaluator_config: {target: {api_endpoint: {adapter_config: null}}}}]}\n"
+        "env_vars: null\ntarget: null\nauxiliary_deployments: null\nexport: null\n",
+    )
+
+    assert config.evaluation.settings_of(config.evaluation.tasks[0]).params.temperature is None
 
 
 def test_a_task_has_its_own_settings_above_the_general_ones(tmp_path: Path):
@@ -244,6 +327,10 @@ def test_a_token_elsewhere_is_refused(tmp_path: Path):
         "deployment.pre_cmd='curl https://user:sesame@host/file'",
         "deployment.extra_args='--api-key sesame'",
         "deployment.extra_args='--hf-token=sesame'",
+        "deployment={type: generic, command: 'HF_TOKEN=sesame serve'}",
+        "deployment={type: generic, command: serve --api-key sesame}",
+        "deployment={type: generic, command: serve, extra_args: --token sesame}",
+        "deployment={type: generic, command: serve, extra_args: [--api-key, sesame]}",
     ],
 )
 def test_a_secret_elsewhere_is_refused(tmp_path: Path, override: str):
@@ -254,12 +341,35 @@ def test_a_secret_elsewhere_is_refused(tmp_path: Path, override: str):
 
 
 @pytest.mark.parametrize(
-    "line", ["export HF_TOKEN=$(cat ~/.token)", "curl https://me:$PW@host", "export A=b"]
+    "line",
+    [
+        "export HF_TOKEN=$(cat ~/.token)",
+        "curl https://me:$PW@host",
+        "export A=b",
+        "serve --api-key $MY_KEY",
+        "serve --api-key --max-new-tokens=8 --eos-token=x",
+    ],
 )
 def test_shell_may_look_secrets_up(tmp_path: Path, line: str):
     """They are not in the file then."""
     config = read(tmp_path, f"deployment: {{hf_model_handle: a/b, pre_cmd: '{line}'}}\n{TASKS}")
     assert config.deployment.pre_cmd == line
+
+
+def test_a_secret_of_the_file_is_not_copied_elsewhere(tmp_path: Path):
+    """As an interpolation would, whatever it looks like."""
+    override = "deployment.extra_args='--secret-phrase ${env_vars.THE_PASSWORD}'"
+    with pytest.raises(ConfigurationError, match=r"deployment\.extra_args") as caught:
+        read(tmp_path, DEPLOYED + TASKS + "env_vars: {THE_PASSWORD: open-sesame}\n", override)
+    assert "open-sesame" not in str(caught.value)
+
+
+def test_a_secret_of_an_auxiliary_deployment_is_noted_and_hidden(tmp_path: Path):
+    """As the deployment's own is."""
+    judge = "{type: vllm, hf_model_handle: a/b, env_vars: {HF_TOKEN: hf_your_token}}"
+    config = read(tmp_path, DEPLOYED + TASKS, f"+auxiliary_deployments.judge={judge}")
+    assert "auxiliary_deployments.judge.env_vars.HF_TOKEN" in config.notes[0]
+    assert "hf_your_token" not in f"{config.values} {config.notes}"
 
 
 def test_a_token_in_an_executors_own_variables_is_refused(tmp_path: Path):

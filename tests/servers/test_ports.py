@@ -125,6 +125,29 @@ def test_a_wanted_port_of_another_home_is_refused(tmp_path):
         release_ports(one, held)
 
 
+def test_further_ports_are_leased(layout):
+    """Where the parts of a server meet: nobody else gets them, and they are checked."""
+    base = lease(layout)
+    release_ports(layout, base)
+    others = (base.internal + 3, base.internal + 4)
+    held = lease_ports(layout, host=LOOPBACK, wanted=None, name="first", others=others)
+    assert held.others == others
+    assert not covered(held) & set(others)
+    for again in ({"others": others[1:], "wanted": None}, {"wanted": others[0]}):
+        with pytest.raises(PortError, match="server first"):
+            lease_ports(layout, host=LOOPBACK, name="second", **again)
+    assert hand_over(layout, held, owner=held.owner).others == others
+
+
+def test_further_ports_that_listen(layout, listener):
+    """Somebody else's are refused with whose they are."""
+    with pytest.raises(PortError, match=f"cannot meet.*{os.getpid()}") as caught:
+        lease_ports(
+            layout, host=LOOPBACK, wanted=None, name="s", others=(listener.getsockname()[1],)
+        )
+    assert "a new job has others" in caught.value.fix
+
+
 def test_a_folder_of_leases_that_is_not_ours(layout, tmp_path, monkeypatch):
     """In a folder for everybody, somebody else may have made it, or a link: it is not used."""
     (tmp_path / "elsewhere").mkdir()

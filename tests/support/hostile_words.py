@@ -38,6 +38,8 @@ def _commands(words: list[str], command: Any) -> Iterator[tuple[list[str], Any]]
 def calls(words: list[str], command: Any, base: list[str], values: list[str]) -> Iterator[Any]:
     """Every call: (option, whether it is typed as a path, value, words)."""
     arguments = [p for p in command.params if p.param_type_name == "argument"]
+    end = base.index("--") if "--" in base else len(base)
+    base, program = base[:end], base[end:]
     for parameter in command.params:
         kind = parameter.type_descriptor.annotation
         if kind not in (str, Path, list[str]):
@@ -51,7 +53,7 @@ def calls(words: list[str], command: Any, base: list[str], values: list[str]) ->
                 rest = [*before, value, *given[place + 1 :], *options]
             else:
                 rest = [*base, f"{parameter.opts[0]}={value}"]
-            yield parameter.name, kind is Path, value, [*words, *rest]
+            yield parameter.name, kind is Path, value, [*words, *rest, *program]
 
 
 def _options(base: list[str]) -> list[str]:

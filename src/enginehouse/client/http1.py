@@ -199,6 +199,7 @@ class Http1Transport:
         if self._pool.is_closed:
             connection.abort()
             raise self._failures.no_reply("the transport was closed meanwhile")
+        self._pool.join(connection)
         return connection
 
 

@@ -278,6 +278,11 @@ class Connection(asyncio.Protocol):
         self._timer_at = math.inf
 
     @property
+    def is_open(self) -> bool:
+        """Whether its end is still to come."""
+        return self._transport is not None
+
+    @property
     def is_usable(self) -> bool:
         """Whether a request can be sent."""
         return self._transport is not None and not self._transport.is_closing()
@@ -332,7 +337,6 @@ class Connection(asyncio.Protocol):
         self._transport = stream
         # a host that has vanished says nothing, and there may be no other limit
         stream.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._pool.join(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
@@ -494,8 +498,13 @@ class Pool:
             self._sweeping = self.loop.call_later(self._keep_alive, self._sweep)
 
     def join(self, connection: Connection) -> None:
-        """The connection is open."""
-        self._connections.add(connection)
+        """The connection belongs to the pool until its end, if that has not come already.
+
+        Not before whoever opens it has got it: one that is cancelled in the moment when it is made
+        is closed by uvloop without a word, and would be waited for in vain.
+        """
+        if connection.is_open:
+            self._connections.add(connection)
 
     def leave(self, connection: Connection) -> None:
         """The connection is closed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, get_args
 
 from pydantic import (
@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from enginehouse.core.errors import nearest
 
@@ -77,7 +78,17 @@ def _parts(kind: type[ComposedModel]) -> dict[str, dict[str, FieldInfo]]:
 
 def explain(error: ValidationError, kind: type[StrictModel]) -> list[str]:
     """One line for each wrong key of `kind`; for an unknown key it names the nearest one."""
-    return [_explain(kind, dict(problem)) for problem in error.errors()]
+    problems = error.errors()
+    places = [problem["loc"] for problem in problems]
+    return [_explain(kind, dict(one)) for one in problems if not _is_consequence(one, places)]
+
+
+def _is_consequence(problem: ErrorDetails, places: Sequence[tuple[int | str, ...]]) -> bool:
+    """Whether a sequence is called too short because its elements are wrong, and left out."""
+    where = problem["loc"]
+    return problem["type"] == "too_short" and any(
+        len(other) > len(where) and other[: len(where)] == where for other in places
+    )
 
 
 def _explain(kind: type[StrictModel], problem: dict[str, Any]) -> str:

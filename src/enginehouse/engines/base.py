@@ -205,11 +205,20 @@ class SupportsNodes(Protocol):
         """
         ...
 
+    def meeting_ports(self, options: ServerOptions) -> tuple[int, ...]:
+        """The ports of the head where the others meet it; none for a server on one machine."""
+        ...
+
     def worker(
         self, options: ServerOptions, *, context: LaunchContext, head: str, node: int
     ) -> Command:
         """The command line of the worker on machine `node` (from 1); `head` is the first one."""
         ...
+
+
+def meeting_ports(engine: Engine, options: ServerOptions) -> tuple[int, ...]:
+    """The ports where the parts of a server with these options meet; none if it has one part."""
+    return engine.meeting_ports(options) if isinstance(engine, SupportsNodes) else ()
 
 
 @runtime_checkable

@@ -66,7 +66,7 @@ def arrange_nodes(
 def _on_one_node(config: LaunchConfig, plan: Mapping[str, Any]) -> Arrangement:
     instances = config.execution.instances
     changes: dict[str, Any] = {"instances": instances} if instances > 1 else {}
-    if config.deployment.distributed_executor_backend != "ray":
+    if not _may_use_ray(config):
         return Arrangement(plan=changes)
     if not config.execution.has_ray:
         return Arrangement(plan=changes, notes=_without_ray(config))
@@ -79,9 +79,14 @@ def _on_one_node(config: LaunchConfig, plan: Mapping[str, Any]) -> Arrangement:
     return Arrangement(plan={**changes, "server": server}, notes=(note,))
 
 
+def _may_use_ray(config: LaunchConfig) -> bool:
+    deployment = config.deployment
+    return deployment.type == "vllm" and deployment.distributed_executor_backend == "ray"
+
+
 def _without_ray(config: LaunchConfig) -> tuple[str, ...]:
     """What to note if a server that could use Ray has a node of its own."""
-    if config.deployment.distributed_executor_backend != "ray":
+    if not _may_use_ray(config):
         return ()
     return ("Ray is not used: each server is on one node, where vLLM's processes need none",)
 
@@ -158,11 +163,12 @@ def arrange_judge(
     Its `plan` is that of those who ask it. Raises ConfigurationError for nodes that it cannot use.
     """
     deployment = config.auxiliary_deployments[name]
-    if deployment.num_nodes != deployment.num_instances and deployment.num_nodes > 1:
+    nodes, instances = deployment.num_nodes, deployment.num_instances
+    if nodes != instances:
         raise ConfigurationError(
-            f"auxiliary_deployments.{name} cannot span {deployment.num_nodes} nodes",
+            f"auxiliary_deployments.{name} cannot have {instances} instances on {nodes} nodes",
             why="it has a server on each of its nodes",
-            fix=f"set its num_instances to {deployment.num_nodes}, or its num_nodes to 1",
+            fix=f"set its num_instances to {nodes}, or its num_nodes to {instances}",
         )
     server = merged(_serve_values(plan), {"server": {"host": "0.0.0.0"}})  # noqa: S104
     file, announced = f"{name}.yaml", f"{name}-servers"

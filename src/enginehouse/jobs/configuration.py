@@ -28,6 +28,11 @@ _CONTAINER = "everything runs in the job's own environment or image, not in one 
 _NO_PROXY = "there is no proxy between the client and the server"
 _REQUESTS = "requests have what the task and the sampling parameters say, and nothing else"
 _LOGGED = "every request and answer is in the run's journal"
+_ONE_SERVER = "one server answers for all tasks: the deployed one, or that of target.api_endpoint"
+_SAID_BY_TASKS = {
+    "type": "each task says whether it asks by chat or completions",
+    "stream": "streaming makes no difference to an answer",
+}
 
 
 def texts(values: Any) -> Any:
@@ -52,6 +57,20 @@ class Section(StrictModel):
     """Keys of the original launcher that are accepted and have no effect, and why."""
     others_not_acted_on: ClassVar[str | None] = None
     """Why any other key has no effect; None where an unknown key is an error."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_sections(cls, values: Any) -> Any:
+        """A section of which every line is a comment is null in YAML."""
+        if not isinstance(values, Mapping):
+            return values
+        return {key: v for key, v in values.items() if v is not None or not cls._is_section(key)}
+
+    @classmethod
+    def _is_section(cls, key: str) -> bool:
+        if (known := cls.model_fields.get(key)) is None or known.is_required():
+            return False
+        return isinstance(known.get_default(call_default_factory=True), Mapping | Section)
 
 
 class ServerEndpoints(Section):
@@ -274,8 +293,8 @@ class ApiEndpoint(Section):
     """A server that runs already, or an API."""
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
-        "type": "each task says whether it asks by chat or completions",
-        "stream": "streaming makes no difference to an answer",
+        **_SAID_BY_TASKS,
+        "adapter_config": "write it under evaluation.nemo_evaluator_config.target.api_endpoint",
     }
 
     url: str | None = None
@@ -284,8 +303,6 @@ class ApiEndpoint(Section):
     """The model's name there."""
     api_key_name: str | None = None
     """The environment variable, here, that holds its key."""
-    adapter_config: AdapterConfig | None = None
-    """How requests and answers are changed."""
 
 
 class TargetSettings(Section):
@@ -380,12 +397,34 @@ class EvaluatorParameters(Section):
     """How a task is asked."""
 
 
+class TaskEndpoint(Section):
+    """The part `api_endpoint` of a nemo_evaluator_config's `target`."""
+
+    not_acted_on: ClassVar[Mapping[str, str]] = {
+        **_SAID_BY_TASKS,
+        "url": _ONE_SERVER,
+        "model_id": _ONE_SERVER,
+        "api_key": _ONE_SERVER,
+        "api_key_name": _ONE_SERVER,
+    }
+
+    adapter_config: AdapterConfig | None = None
+    """How requests and answers are changed."""
+
+
+class TaskTarget(Section):
+    """The part `target` of a nemo_evaluator_config."""
+
+    api_endpoint: TaskEndpoint = TaskEndpoint()
+    """How requests and answers are changed."""
+
+
 class EvaluatorConfig(Section):
     """A `nemo_evaluator_config`: for all tasks, or for one."""
 
     config: EvaluatorParameters = EvaluatorParameters()
     """How a task is asked."""
-    target: TargetSettings = TargetSettings()
+    target: TaskTarget = TaskTarget()
     """How requests and answers are changed."""
 
     @property

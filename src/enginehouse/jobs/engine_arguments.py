@@ -17,6 +17,7 @@ from enginehouse.core.registry import load_object
 from enginehouse.engines import arguments
 from enginehouse.engines.arguments import Argument
 from enginehouse.engines.registry import ENGINES
+from enginehouse.jobs.variables import assigns_secret
 
 _PARALLEL: Final = {
     "--tensor-parallel-size": "tensor_parallel_size",
@@ -61,6 +62,7 @@ _SECRET: Final = {
     "--api-key": "leave it out: a job's servers get keys of their own where they need one",
     "--hf-token": "leave it out, and put HF_TOKEN: host:HF_TOKEN under env_vars",
 }
+_SHOWN: Final = "its value would be written into scripts and records, and shown by ps"
 _STARTS: Final = {
     "vllm": re.compile(r"\A\s*(?:vllm\s+serve|(?:\S*python3?\s+-m\s+)vllm\.entrypoints\S*)\s"),
     "sglang": re.compile(r"\A\s*(?:sglang\s+serve|(?:\S*python3?\s+-m\s+)sglang\.launch_server)\s"),
@@ -122,6 +124,14 @@ def _by_command(values: Mapping[str, Any], *, place: str) -> EngineArguments:
             why="a generic server is started by a command of yours",
             fix=f"give {place}.command, such as: my-server --port $PORT",
         )
+    extra = values.get("extra_args") or ""
+    if _is_text(extra) and assigns_secret(" ".join(arguments.split(extra))):
+        raise ConfigurationError(
+            f"{place}.extra_args gives a key or a password",
+            why=_SHOWN,
+            fix=f"put it into an environment variable, name that under {place}.env_vars, and write "
+            "the flag into the command, as --api-key $MY_KEY",
+        )
     return EngineArguments(values=values, not_acted_on={})
 
 
@@ -155,9 +165,7 @@ class _Sorting:
             )
         elif argument.values and (fix := _SECRET.get(argument.flag)):
             raise ConfigurationError(
-                f"{self._place}.extra_args has {argument.flag}",
-                why="its value would be written into scripts and records, and shown by ps",
-                fix=fix,
+                f"{self._place}.extra_args has {argument.flag}", why=_SHOWN, fix=fix
             )
         elif reason := _OURS.get(argument.flag):
             self.not_acted_on[f"{self._place}.extra_args {argument.flag}"] = reason

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -84,7 +84,9 @@ def plan_evaluation(config: LaunchConfig, *, folder: PurePosixPath) -> Evaluatio
     values = _with_common_apart(settings) | _answering(config)
     variables = config.variables
     gpus, gpus_per_node, companions = 0, 0, Arrangement()
-    if (judge := _judge_of(config, tasks, notes)) is not None:
+    judge = _judge_of(config, tasks, notes)
+    notes += _unused_deployments(config, judge)
+    if judge is not None:
         values["judge"] = _judge_values(config, judge)
         if judge.auxiliary is not None and config.execution.gives_nodes:
             auxiliary = config.auxiliary_variables[judge.auxiliary]
@@ -156,11 +158,17 @@ def _harness_settings(
             adapter.process_reasoning_traces,
             adapter.use_reasoning,
             adapter.end_reasoning_token,
+            adapter.include_if_reasoning_not_finished,
         )
     ):
         notes.append(
             f"{task.name}: reasoning is left in the answers that {resolved.harness} scores, unless "
             "the server takes it out: deployment.extra_args with --reasoning-parser"
+        )
+    if task.endpoint_type is not None:
+        notes.append(
+            f"{task.name}: endpoint_type has no effect; {resolved.harness or 'its harness'} "
+            "chooses how a task is asked"
         )
     own: dict[str, Any] = {
         "samples": parameters.extra.n_samples,
@@ -186,6 +194,8 @@ def _harness_settings(
 
 
 def _system(adapter: AdapterConfig, notes: list[str]) -> str | None:
+    if adapter.custom_system_prompt is None and adapter.use_system_prompt:
+        notes.append("use_system_prompt has no effect, because there is no custom_system_prompt")
     if adapter.custom_system_prompt is None or adapter.use_system_prompt:
         return adapter.custom_system_prompt
     notes.append("custom_system_prompt is not used, because use_system_prompt is not true")
@@ -195,17 +205,19 @@ def _system(adapter: AdapterConfig, notes: list[str]) -> str | None:
 def _reasoning(adapter: AdapterConfig, notes: list[str]) -> str | None:
     """What happens to reasoning; None leaves the evaluation's default, which takes it out."""
     said = [s for s in (adapter.process_reasoning_traces, adapter.use_reasoning) if s is not None]
-    if not said:
-        return None
-    if not any(said):
+    if said and not any(said):
         notes.append(
             "reasoning is scored as part of the answer, because "
             "process_reasoning_traces (or use_reasoning) is false"
         )
+        if adapter.include_if_reasoning_not_finished is not None:
+            notes.append(
+                "include_if_reasoning_not_finished has no effect, because reasoning is scored"
+            )
         return ReasoningUse.KEEP.value
     if adapter.include_if_reasoning_not_finished:
         return ReasoningUse.STRIP_FINISHED.value
-    return ReasoningUse.STRIP.value
+    return ReasoningUse.STRIP.value if said else None
 
 
 def _data(task: LaunchTask, resolved: ResolvedTask) -> str | None:
@@ -290,6 +302,11 @@ def _judge_of(
         if named:
             notes.append("the judge is not asked: no native task here is scored by one")
         return None
+    notes += [
+        f"{task.name}: the judge is not asked, because the task is not scored by one"
+        for task, resolved in zip(config.evaluation.tasks, tasks, strict=True)
+        if task.nemo_evaluator_config.params.extra.judge is not None and resolved not in judged
+    ]
     if without := [task.written for task in judged if task.written not in named]:
         raise ConfigurationError(
             f"answers are scored by a judge, and none is named: {', '.join(without)}",
@@ -314,6 +331,22 @@ def _judge_of(
     if name not in config.auxiliary_deployments:
         raise UnknownNameError("auxiliary deployment", name, config.auxiliary_deployments)
     return _NamedJudge(settings=first, auxiliary=name)
+
+
+def _unused_deployments(config: LaunchConfig, judge: _NamedJudge | None) -> Iterator[str]:
+    """What to note of auxiliary deployments that are not started, or not as the file says."""
+    asked = judge.auxiliary if judge is not None else None
+    for name, deployment in config.auxiliary_deployments.items():
+        place = f"auxiliary_deployments.{name}"
+        if name != asked:
+            yield f"{place} is not started: no task here is scored by it"
+        elif (
+            not config.execution.gives_nodes and deployment.num_nodes * deployment.num_instances > 1
+        ):
+            yield (
+                f"{place}: num_nodes and num_instances have no effect; it is one server, beside "
+                "the model under test"
+            )
 
 
 def _judge_sampling(settings: JudgeSettings) -> dict[str, Any]:
@@ -360,6 +393,7 @@ def _answering(config: LaunchConfig) -> dict[str, Any]:
         return {
             "url": endpoint.url,
             "model": endpoint.model_id,
+            "adapter": deployment.adapter,
             "api_key_env": endpoint.api_key_name,
             "engine": _hosted_engine(endpoint.url or ""),
         }

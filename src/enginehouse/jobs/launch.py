@@ -98,7 +98,7 @@ async def job_logs(record: JobRecord, context: Context, *, follow: bool) -> Asyn
 
 async def kill(record: JobRecord, context: Context) -> JobRecord:
     """End a job; returns when nothing of it is left. Idempotent."""
-    if record.handle is None:
+    if record.handle is None or record.resuming:
         (record,) = await refresh([record], context)
     async with open_executor(_settings(record), context) as executor:
         await executor.cancel(_handle(record))
@@ -157,14 +157,18 @@ async def fetch(record: JobRecord, context: Context, *, into: Path) -> Path:
 async def _submit(
     record: JobRecord, settings: ExecutionSettings, secrets: Mapping[str, str], context: Context
 ) -> JobRecord:
+    records = JobRecords(context.layout)
     async with open_executor(settings, context) as executor:
+        if record.handle is not None:
+            await asyncio.to_thread(records.update, record.id, resuming=True)
         work = asyncio.ensure_future(executor.submit(record.job, secrets=secrets))
         try:
             handle = await asyncio.shield(work)
             return await asyncio.to_thread(
-                JobRecords(context.layout).update,
+                records.update,
                 record.id,
                 handle=handle,
+                resuming=False,
                 status=JobStatus(state=JobState.PENDING),
                 diagnosis=None,
                 submissions=record.submissions + 1,
@@ -184,7 +188,9 @@ async def _refresh(records: Sequence[JobRecord], context: Context) -> list[JobRe
             handles = [_handle(record) for record in submitted]
             statuses = await executor.statuses(handles) if handles else ()
             changed = {
-                record.id: await _changed(record, status, executor, context)
+                record.id: msgspec.structs.replace(
+                    await _changed(record, status, executor, context), handle=record.handle
+                )
                 for record, status in zip(submitted, statuses, strict=True)
             }
             return [changed.get(record.id, record) for record in records]
@@ -198,9 +204,11 @@ async def _refresh(records: Sequence[JobRecord], context: Context) -> list[JobRe
 
 async def _recovered(record: JobRecord, executor: Executor, context: Context) -> JobRecord:
     """The record, with the handle that a launcher which was killed did not get to note."""
-    if record.handle is not None:
+    if record.handle is not None and not record.resuming:
         return record
     handle = await executor.find(record.job) if isinstance(executor, SupportsRecovery) else None
+    if record.handle is not None:
+        return record if handle is None else msgspec.structs.replace(record, handle=handle)
     changes: dict[str, Any] = {"handle": handle, "submissions": record.submissions + 1}
     if handle is None:
         if datetime.now(UTC) - record.created < _LONGEST_SUBMISSION:

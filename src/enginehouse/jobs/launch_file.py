@@ -24,9 +24,12 @@ from enginehouse.jobs.variables import (
     holds_token,
     parse_variable,
 )
+from enginehouse.jobs.without_effect import keys_without_effect
 
 _FIX = "docs/launch.md explains the file; docs/coming-from.md lists the keys of the launcher"
 HIDDEN = "(not shown)"
+_SHELL_KEYS = ("pre_cmd", "post_cmd", "command")
+_SHORTEST_SECRET = 8  # characters; a shorter one may be a word that stands elsewhere by chance
 _SERVER_VARIABLES = ("execution.env_vars.deployment", "deployment.env_vars")
 _JOB_VARIABLES = (
     "execution.env_vars.evaluation",
@@ -97,6 +100,7 @@ def check_launch(composition: Composition) -> LaunchConfig:
     checked = _parsed(LaunchDocument, document, origin=origin)
     settings = _parsed(settings_class, execution, origin=f"{origin}: execution")
     without_effect |= {f"execution.{key}": why for key, why in settings.without_effect.items()}
+    without_effect |= keys_without_effect(checked, given=composition.gives)
     settings = settings.model_copy(update={"env_vars": ExecutionVariables()})  # read below
     deployment = checked.deployment.with_all_copies(
         nodes=max(settings.nodes // settings.instances, 1)
@@ -114,7 +118,13 @@ def check_launch(composition: Composition) -> LaunchConfig:
     keys = {key: Variable(name=key, host=key) for key in _key_names(checked)}
     job = Variables(by_name=keys).with_others(job)
     server = everywhere.with_others(variables.read(*_SERVER_VARIABLES))
-    _refuse_tokens(variables.redacted, composition)
+    if not deployment.deployed:
+        server = Variables()
+    auxiliary_variables = {
+        name: everywhere.with_others(variables.read(f"auxiliary_deployments.{name}.env_vars"))
+        for name in checked.auxiliary_deployments
+    }
+    _refuse_secrets(variables, composition)
     _refuse_two_values(job, server)
     return LaunchConfig(
         origin=origin,
@@ -130,10 +140,7 @@ def check_launch(composition: Composition) -> LaunchConfig:
         export=export,
         job_variables=job,
         server_variables=server,
-        auxiliary_variables={
-            name: everywhere.with_others(variables.read(f"auxiliary_deployments.{name}.env_vars"))
-            for name in checked.auxiliary_deployments
-        },
+        auxiliary_variables=auxiliary_variables,
         notes=(*notes, *variables.notes),
         not_acted_on=without_effect,
         values=variables.redacted,
@@ -273,13 +280,15 @@ def _is_mapping_of_sections(kind: Any, key: str) -> bool:
 class _VariableReader:
     """Reads sections of variables, noting doubts and hiding the values of secrets.
 
-    `redacted` are the composition's values, in which secrets that were read are hidden.
+    `redacted` are the composition's values, in which secrets that were read are hidden; `secrets`
+    are their values.
     """
 
     def __init__(self, composition: Composition, here: Mapping[str, str]) -> None:
         self._composition = composition
         self._here = here
         self.redacted: dict[str, Any] = copy.deepcopy(dict(composition.values))
+        self.secrets: set[str] = set()
         self.notes: list[str] = []
 
     def read(self, *sections: str) -> Variables:
@@ -291,6 +300,7 @@ class _VariableReader:
                 variable = self._parsed(f"{section}.{name}", name, text)
                 if variable.literal is not None and variable.secret:
                     holder[name] = HIDDEN
+                    self.secrets.add(variable.literal)
                 read[name] = variable
         return Variables(by_name=read)
 
@@ -316,7 +326,9 @@ def _key_names(document: LaunchDocument) -> list[str]:
     """The variables here that hold the keys of servers which run already."""
     evaluation = document.evaluation
     judges = [evaluation.settings_of(task).params.extra.judge for task in evaluation.tasks]
-    names = [document.target.api_endpoint.api_key_name, *(j.api_key for j in judges if j)]
+    names = [judge.api_key for judge in judges if judge]
+    if not document.deployment.deployed:
+        names.append(document.target.api_endpoint.api_key_name)
     return [name for name in names if name]
 
 
@@ -349,22 +361,28 @@ def _refuse_two_values(job: Variables, server: Variables) -> None:
             )
 
 
-def _is_secret_literal(key: str, value: str) -> bool:
-    """Whether it is a secret in lines of shell, or in variables that an executor reads itself."""
-    *_, section, name = ("", *key.split("."))
-    if name in ("pre_cmd", "post_cmd"):
-        return assigns_secret(value)
-    if section not in ("env_vars", "envs") or value == HIDDEN:
-        return False
-    variable = parse_variable(name, value, here={})
-    return variable.literal is not None and variable.secret
-
-
-def _refuse_tokens(values: Mapping[str, Any], composition: Composition) -> None:
-    for key, value in leaves(values):
-        if isinstance(value, str) and (holds_token(value) or _is_secret_literal(key, value)):
+def _refuse_secrets(variables: _VariableReader, composition: Composition) -> None:
+    """Raise ConfigurationError for a secret anywhere but in a section of variables."""
+    copied = [secret for secret in variables.secrets if len(secret) >= _SHORTEST_SECRET]
+    for key, value in leaves(variables.redacted):
+        if isinstance(value, str) and (
+            holds_token(value)
+            or _is_secret_literal(key, value)
+            or any(secret in value for secret in copied)
+        ):
             raise ConfigurationError(
                 f"{key} ({composition.place(key)}) holds a token or a password",
                 why="it would be written into scripts and records, and shown by ps",
                 fix="put it into an environment variable, and give its name under env_vars",
             )
+
+
+def _is_secret_literal(key: str, value: str) -> bool:
+    """Whether it is a secret in lines of shell, or in variables that an executor reads itself."""
+    *_, section, name = ("", *key.split("."))
+    if name in _SHELL_KEYS:
+        return assigns_secret(value)
+    if section not in ("env_vars", "envs") or value == HIDDEN:
+        return False
+    variable = parse_variable(name, value, here={})
+    return variable.literal is not None and variable.secret

@@ -28,7 +28,9 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A job, as it was launched and as it was last seen. No value of a secret is in it.
 
     `settings` are those of its executor. `secret_sources` names, for each secret of the job, the
-    variable of the launcher's environment that holds it. `handle` is None until it is submitted.
+    variable of the launcher's environment that holds it. `handle` is None until it is submitted;
+    with `resuming` it may be that of an earlier submission, because a command is submitting the
+    job again, or was killed while it did.
     `diagnosis` is what the job itself said last about its failure. `configuration` is the resolved
     launch file, redacted.
     """
@@ -47,6 +49,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     status: JobStatus = JobStatus(state=JobState.PENDING, reason="it is being submitted")
     diagnosis: str | None = None
     submissions: int = 0
+    resuming: bool = False
 
     @property
     def short_id(self) -> str:

@@ -21,7 +21,11 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _PASSWORD = re.compile(r"://[^\s/:@]*:[^\s/@$]+@")  # of an address; $ begins a variable's name
-_ASSIGNED = re.compile(r"\b([A-Za-z_]\w*)=[\"']?[^\s\"'$`]")
+_ASSIGNED = re.compile(r"(?<![\w-])([A-Za-z_]\w*)=[\"']?[^\s\"'$`]")
+_SECRET_FLAG = re.compile(
+    r"(?<![\w-])--(?:api[-_]key|(?:hf|auth|access)[-_]token|token|password|secret)"
+    r"(?:=|\s+)[\"']?[^\s\"'$`-]"
+)
 _HERE = re.compile(r"^\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?$")
 _NAME_LIKE = re.compile(r"\A[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 
@@ -37,7 +41,9 @@ def holds_token(text: str) -> bool:
 
 
 def assigns_secret(script: str) -> bool:
-    """Whether lines of shell give a variable with a secret's name a value that they contain."""
+    """Whether lines of shell give a secret's variable or flag a value that they contain."""
+    if _SECRET_FLAG.search(script):
+        return True
     return any(is_secret_name(match[1]) for match in _ASSIGNED.finditer(script))
 
 

@@ -64,6 +64,7 @@ def main() -> None:
 
 
 def _on_stop(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one must not interrupt the tidying up
     sys.exit(128 + signal.SIGTERM)
 
 

@@ -15,6 +15,7 @@ import os
 import random
 import socket
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -36,7 +37,8 @@ _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 class PortLease(msgspec.Struct, frozen=True, kw_only=True):
     """An HTTP port and INTERNAL_PORTS ports from `internal` on, for `owner` while it lives.
 
-    `home` is the state folder of the home that leased it.
+    `others` are further ports that were asked for. `home` is the state folder of the home that
+    leased it.
     """
 
     name: str
@@ -44,18 +46,29 @@ class PortLease(msgspec.Struct, frozen=True, kw_only=True):
     internal: int
     owner: ProcessIdentity
     home: str = ""
+    others: tuple[int, ...] = ()
 
 
-def lease_ports(layout: Layout, *, host: str, wanted: int | None, name: str) -> PortLease:
+def lease_ports(
+    layout: Layout, *, host: str, wanted: int | None, name: str, others: Sequence[int] = ()
+) -> PortLease:
     """A lease owned by this process, on `wanted` or on a free port. Blocks for milliseconds.
 
-    Raises PortError: who has the wanted port, that none is free, or that the folder of leases
-    cannot be used; StoreError.
+    `others` are ports that the server also needs, on every address. Raises PortError: who has a
+    port that is asked for, that none is free, or that the folder of leases cannot be used;
+    StoreError.
     """
     with _locked(layout):
         leases = live_leases(layout)
         _require_free(wanted, host=host, leases=leases, home=layout.state)
-        taken = {port for lease in leases for port in _covered(lease)}
+        for port in others:
+            try:
+                _require_free(port, host=_EVERYWHERE, leases=leases, home=layout.state)
+            except PortError as error:
+                error.message = f"the parts of the server cannot meet: {error.message}"
+                error.fix = "stop what has it, or choose another; a new job has others"
+                raise
+        taken = {port for lease in leases for port in _covered(lease)}.union(others)
         for base in _blocks():
             block = range(base, base + _BLOCK)
             if wanted in block or not taken.isdisjoint(block):
@@ -67,6 +80,7 @@ def lease_ports(layout: Layout, *, host: str, wanted: int | None, name: str) -> 
                     internal=base + 1,
                     owner=this_process(),
                     home=str(layout.state),
+                    others=tuple(others),
                 )
                 _write(layout, lease)
                 return lease
@@ -180,7 +194,11 @@ def _blocks() -> list[int]:
 
 
 def _covered(lease: PortLease) -> tuple[int, ...]:
-    return (lease.port, *range(lease.internal, lease.internal + INTERNAL_PORTS))
+    return (
+        lease.port,
+        *range(lease.internal, lease.internal + INTERNAL_PORTS),
+        *lease.others,
+    )
 
 
 def _file(layout: Layout, lease: PortLease) -> Path:

@@ -21,7 +21,12 @@ from enginehouse.core.errors import (
     StoreError,
 )
 from enginehouse.diagnosis import Diagnosis, diagnose_log, explained
-from enginehouse.engines.base import LaunchContext, ServedEngine, is_administered
+from enginehouse.engines.base import (
+    LaunchContext,
+    ServedEngine,
+    is_administered,
+    meeting_ports,
+)
 from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import load_served_engine
 from enginehouse.processes.process import Process, hold_process
@@ -182,7 +187,11 @@ class OwnedServer:
         served = self.options.served_model_name or self.model.name
         folder = make_folder(self.context.layout, model=served, name=name)
         self._lease = lease_ports(
-            self.context.layout, host=self.options.host, wanted=self.options.port, name=folder.name
+            self.context.layout,
+            host=self.options.host,
+            wanted=self.options.port,
+            name=folder.name,
+            others=meeting_ports(self.engine, self.options),
         )
         await self._begin(served, folder=folder, detached=detached)
 

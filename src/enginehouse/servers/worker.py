@@ -53,7 +53,7 @@ async def run_worker(owned: OwnedServer, *, head: str, node: int) -> None:
                 await asyncio.sleep(_LOOK_EVERY)
         finally:
             lease = hand_over(layout, lease, owner=this_process())
-            await process.stop(grace=timings.start_grace)
+            await process.stop(grace=timings.stop_grace)
     finally:
         release_ports(layout, lease)
     raise explained(

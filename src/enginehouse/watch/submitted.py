@@ -32,7 +32,7 @@ from enginehouse.watch.evaluations import Pending
 from enginehouse.watch.journal import AttemptRecord, Status, WatchJournal
 
 _SUBMISSIONS = 3  # of one job, if its executor interrupts it
-_PLACEHOLDER = Path("/checkpoint")
+_PLACEHOLDER = Path("/the-checkpoint-that-appears")
 _HERE = ("local", "docker")  # executors whose jobs share this machine
 
 
@@ -62,6 +62,12 @@ class LaunchedWatch:
             raise ConfigurationError(
                 f"{file} deploys nothing, so there is nothing to put a checkpoint into",
                 fix="choose a deployment in the file, such as `- deployment: vllm`",
+            )
+        if (reason := probe.not_acted_on.get("deployment.checkpoint_path")) is not None:
+            raise ConfigurationError(
+                f"{file} would serve the same for every checkpoint",
+                why=f"deployment.checkpoint_path has no effect in it: {reason}",
+                fix="correct deployment.command",
             )
         own: LaunchConfig | None = None
         with suppress(ConfigurationError):  # it names no model: see `probe` for the rest

@@ -177,6 +177,15 @@ def span_flags(nodes: int, *, port: int, over: str | None = None) -> tuple[str, 
     )
 
 
+def meeting_ports(options: ServerOptions) -> tuple[int, ...]:
+    """See SupportsNodes."""
+    values = {a.flag: a.values for a in arguments.read(arguments.split(options.extra_args))}
+    word, *_ = values.get(over_ray.PORT) or ("",)
+    if over_ray.NODES not in values or not word.isdecimal():
+        return ()
+    return tuple(port for port in (int(word), int(word) + 1) if port < 65_536)
+
+
 def _head_flags(named: set[str]) -> Iterator[str]:
     if "--nnodes" in named and "--master-addr" not in named:
         # as an address: a socket cannot be bound to a name

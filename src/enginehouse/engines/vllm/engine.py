@@ -37,6 +37,7 @@ class VllmEngine:
     command = staticmethod(command_line.command)
     quirks = staticmethod(command_line.quirks)
     span_flags = staticmethod(command_line.span_flags)
+    meeting_ports = staticmethod(command_line.meeting_ports)
     worker = staticmethod(command_line.worker)
     unsuited = staticmethod(needs_linux)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -37,15 +38,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run_all(programs: Sequence[Sequence[str]], *, at_once: bool) -> int:
-    """Run them one after the other, or at once; the highest exit code. Ctrl-C reaches them all."""
-    if not at_once:
-        return max(subprocess.run(program, check=False).returncode for program in programs)
-    running = [subprocess.Popen(program) for program in programs]
-    while True:
-        try:
-            return max(process.wait() for process in running)
-        except KeyboardInterrupt:
-            continue  # they end by it, too
+    """Run them one after the other, or at once; the highest exit code.
+
+    Ctrl-C reaches them all, and SIGTERM ends them.
+    """
+    signal.signal(signal.SIGTERM, _end)
+    groups = [programs] if at_once else [[program] for program in programs]
+    return max(_run_together(group) for group in groups)
+
+
+def _end(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _run_together(programs: Sequence[Sequence[str]]) -> int:
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        running.extend(subprocess.Popen(program) for program in programs)
+        while True:
+            try:
+                codes = [process.wait() for process in running]
+                return max(code if code >= 0 else 128 - code for code in codes)
+            except KeyboardInterrupt:
+                continue  # they end by it, too
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from enginehouse.deployment.configuration import parse, read_yaml
 _MARKERS = ("metadata.json", "config.yaml", "config.json")
 _PATTERNS = ("iter_*", "step_*")
 _HERE = ("localhost", "127.0.0.1")
+_PLAIN = re.compile(r"[\w./@:+-]+")
 
 
 class _Part(StrictModel):
@@ -44,7 +46,7 @@ class _Cluster(_Part):
         places |= {f"sbatch_extra_flags.{name}": value for name, value in flags.items()}
         for name, value in places.items():
             if value is not None:
-                yield f"++execution.{name}={value}"
+                yield f"++execution.{name}={_quoted(str(value))}"
 
 
 class _Monitoring(_Part):
@@ -154,6 +156,14 @@ def _command(
         *("--order", monitoring.order),
         *(word for override in overrides for word in ("-o", override)),
     ]
+
+
+def _quoted(value: str) -> str:
+    """A value as Hydra's overrides take it."""
+    if _PLAIN.fullmatch(value):
+        return value
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ from enginehouse.store.private import make_private
 _SCRIPT, _LOG, _END = "job.sh", "log.txt", "end.txt"
 _LOST = "lost"  # in end.txt until the job says how it ends
 _LABEL = "enginehouse.job"
+_LIVE = ("created", "running", "paused", "restarting")  # states of a container
 _BEGUN = b"begun\n"
 _POLL = 0.1
 _BEGIN = 120.0  # seconds until a container's shell runs, once its image is here
@@ -84,12 +85,15 @@ class DockerExecutor:
         """Make and start the container. Returns when its shell has read the secrets."""
         _require_names(job)
         folder, name = Path(job.folder), f"enginehouse-{job.id}-{randomness.token_hex(2)}"
-        if running := [one for one in await _containers() if job.id in one.names]:
-            raise JobError(
-                f"job {job.id} still runs, in container {running[0].names}",
-                fix="wait until it has ended, or end it with `enginehouse launch kill`",
-                kind="running",
-            )
+        for other in await _containers():
+            if job.id in other.names and other.state in _LIVE:
+                raise JobError(
+                    f"job {job.id} still runs, in container {other.names}",
+                    fix="wait until it has ended, or end it with `enginehouse launch kill`",
+                    kind="running",
+                )
+            if job.id in other.names:  # it has ended, and Docker is about to remove it
+                await _remove(other.names)
         is_new = not await asyncio.to_thread(folder.exists)
         try:
             await asyncio.to_thread(self._write, job)
@@ -136,13 +140,15 @@ class DockerExecutor:
     async def cancel(self, handle: Handle) -> None:
         """Stop the container, and return when it is removed. Idempotent."""
         name = handle.reference["container"]
-        if name not in {one.names for one in await _containers()}:
+        state = {one.names: one.state for one in await _containers()}.get(name)
+        if state is None:
             return
-        with suppress(OSError):  # a full disk: it is interrupted instead of cancelled
-            write_whole(Path(handle.folder) / _END, b"cancelled\n", private=True)
-        grace = self._settings.kill_grace
-        with suppress(JobError):  # it may end by itself meanwhile
-            await _docker("stop", "--time", str(grace), name, patience=grace + _DAEMON)
+        if state in _LIVE:
+            with suppress(OSError):  # a full disk: it is interrupted instead of cancelled
+                await asyncio.to_thread(_note_cancelled, Path(handle.folder))
+            grace = self._settings.kill_grace
+            with suppress(JobError):  # it may end by itself meanwhile
+                await _docker("stop", "--time", str(grace), name, patience=grace + _DAEMON)
         await _remove(name)
 
     def _create(self, job: JobSpec, *, name: str) -> tuple[str, ...]:
@@ -264,6 +270,12 @@ def _status(handle: Handle, there: Mapping[str, str]) -> JobStatus:
     return ends.get(how, killed)
 
 
+def _note_cancelled(folder: Path) -> None:
+    """Say that the job is cancelled, unless it has said already how it ends."""
+    if (folder / _END).read_text().strip() == _LOST:
+        write_whole(folder / _END, b"cancelled\n", private=True)
+
+
 async def _containers() -> Sequence[Container]:
     """The containers of all jobs on this machine."""
     words = ("ps", "--all", "--no-trunc", "--filter", f"label={_LABEL}", "--format", "{{json .}}")
@@ -275,9 +287,15 @@ async def _remove(name: str) -> None:
     """Remove a container, running or not; returns when there is none of that name."""
     with suppress(JobError):  # it is gone, or Docker is removing it
         await _docker("rm", "--force", name)
-    async with asyncio.timeout(_DAEMON):
-        while name in {one.names for one in await _containers()}:  # noqa: ASYNC110
-            await asyncio.sleep(_POLL)
+    deadline = asyncio.get_running_loop().time() + _DAEMON
+    while name in {one.names for one in await _containers()}:
+        if asyncio.get_running_loop().time() > deadline:
+            raise JobError(
+                f"Docker has not removed the container {name} within {_DAEMON:.0f} s",
+                fix=f"`docker rm --force {name}` may say why",
+                kind="not_removed",
+            )
+        await asyncio.sleep(_POLL)
 
 
 async def _start(name: str, secrets: Mapping[str, str]) -> None:

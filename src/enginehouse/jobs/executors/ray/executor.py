@@ -130,10 +130,11 @@ class RayExecutor:
         return self._handle(job, cluster, submission)
 
     async def find(self, job: JobSpec) -> Handle | None:
-        """By the job's id, which is in the metadata of Ray's job."""
+        """By the job's id, which is in the metadata of Ray's job; one that runs comes first."""
         cluster = await self._cluster(cluster_address(self._settings.address))
-        for other in await cluster.jobs():
-            if (other.metadata or {}).get(_NOTE) == job.id and other.submission_id:
+        own = [one for one in await cluster.jobs() if (one.metadata or {}).get(_NOTE) == job.id]
+        for other in sorted(own, key=lambda one: one.ended):
+            if other.submission_id:
                 return self._handle(job, cluster, other.submission_id)
         return None
 
