@@ -323,9 +323,9 @@ def _throughput(ledger: Ledger) -> Throughput:
     harnesses = [task.record.harness for task in ledger.tasks.values() if task.record.harness]
     wall = sum(s.end - s.begin for s in sessions if s.requests) + sum(h.seconds for h in harnesses)
     requests = sum(s.requests for s in sessions) + sum(h.requests for h in harnesses)
-    askers = [*sessions, *harnesses]
-    prompt = sum(asker.prompt_tokens for asker in askers)
-    generated = sum(asker.generated_tokens for asker in askers)
+    prompt = sum(s.prompt_tokens for s in sessions) + sum(h.prompt_tokens for h in harnesses)
+    generated = sum(s.generated_tokens for s in sessions)
+    generated += sum(h.generated_tokens for h in harnesses)
     return Throughput(
         wall_seconds=wall,
         requests=requests,
