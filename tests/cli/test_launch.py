@@ -37,12 +37,17 @@ class Launches:
         self.variables = {name: self.answers}
 
     def file(
-        self, name: str = "launch.yaml", *, env: dict[str, str] | None = None, **deployment: Any
+        self,
+        name: str = "launch.yaml",
+        *,
+        env: dict[str, str] | None = None,
+        instances: int = 1,
+        **deployment: Any,
     ) -> Path:
         """A launch file of twelve samples of the user's own task, one at a time."""
         values = {
             "defaults": [{"execution": "local"}, {"deployment": "vllm"}, "_self_"],
-            "execution": {"output_dir": "jobs"},
+            "execution": {"output_dir": "jobs", "num_instances": instances},
             "deployment": {
                 "checkpoint_path": self.house.model().name,
                 "tensor_parallel_size": 1,
@@ -157,6 +162,29 @@ def test_kill_and_resume(house: House, call: Call, launches: Launches):
     assert launches.ended(begun["id"])["status"]["state"] == "complete"
     assert set(journaled(run).samples.values()) == {1}
     assert len(journaled(run).samples) == 12
+
+
+def test_the_path_is_used_if_the_handle_is_not_found(launches: Launches):
+    """The job decides that where it runs, and says so."""
+    begun = launches.run(launches.file(hf_model_handle="nobody/nothing"), HF_HUB_OFFLINE="1")
+    assert launches.ended(begun["id"])["status"]["state"] == "complete"
+    said = launches.call("launch", "logs", begun["id"]).out
+    assert "nobody/nothing" in said
+    assert launches.house.model().name in said
+
+
+def test_one_of_two_instances_is_killed(house: House, call: Call, launches: Launches):
+    """No sample is lost, and none has two answers."""
+    slow = {"VLLM_FAKE_TOKEN_LATENCY": "0.05"}
+    begun = launches.run(launches.file(env=slow, instances=2, variant="cpu"))
+    run = launches.working(begun, samples=1)
+    servers = [json.loads(r.read_text()) for r in house.home.glob("state/servers/*/server.json")]
+    assert len(servers) == 2
+    psutil.Process(servers[0]["process"]["pid"]).send_signal(signal.SIGKILL)
+    assert launches.ended(begun["id"])["status"]["state"] == "complete"
+    assert list(journaled(run).samples.values()) == [1] * 12
+    assert "75.0%" in call("show", str(run)).out
+    house.nothing_left()
 
 
 def test_killed_launchers_and_supervisors(house: House, call: Call, launches: Launches):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,30 @@ def test_a_job_that_fails_is_a_point(house: House, watched: Watched, call: Any):
     jobs = {one["id"]: one for one in watched.jobs()}
     assert len(jobs) == 3
     assert jobs[job["id"]]["submissions"] == 2
+
+
+def test_the_launchers_own_watch(house: House, watched: Watched):
+    """A file of nel-watch is a watch for each folder; all of them end with the facade."""
+    watched.edit(deployment={"checkpoint_path": "???"})
+    (house.work / "second").mkdir()
+    (watched.out / "step_20").rename(house.work / "second" / "step_20")
+    values = {
+        "monitoring_config": {"directories": ["out", "second"], "interval": 1},
+        "evaluation_configs": [watched.file.name],
+    }
+    file = house.write("nel.yaml", yaml.safe_dump(values))
+    facade = [sys.executable, "-m", "enginehouse.facades.nemo"]
+    watching = house.start_program([*facade, "watch", "--config", str(file)])
+
+    def complete() -> list[Any]:
+        jobs = watched.jobs()
+        return [job for job in jobs if job["status"]["state"] == "complete"]
+
+    until(lambda: len(complete()) == 2, watching.err.read_text)
+    assert sorted(Path(job["model"]).name for job in complete()) == ["step_10", "step_20"]
+    watching.interrupt(signal.SIGTERM)
+    assert watching.end().code == 128 + signal.SIGTERM
+    house.nothing_left()
 
 
 def test_what_is_refused(watched: Watched):

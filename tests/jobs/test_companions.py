@@ -62,6 +62,12 @@ def test_instances_on_one_node(tmp_path: Path):
     assert (planned.gpus, planned.job.resources.gpus_per_node) == (8, 8)
 
 
+def test_instances_on_one_node_that_share_a_port(tmp_path: Path):
+    """They cannot: the key of the file is named."""
+    with pytest.raises(ConfigurationError, match=r"deployment\.port is 8000"):
+        plan(tmp_path, execution={"num_instances": 2}, deployment={"port": 8000})
+
+
 def test_instances_on_a_cpu(tmp_path: Path):
     """They need no GPU."""
     planned = plan(tmp_path, execution={"num_instances": 2}, deployment={"variant": "cpu"})

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -60,14 +63,189 @@ def parts(python: Path, folder: Path, *, port: int, then: str) -> list[subproces
 
 def left(port: int) -> list[psutil.Process]:
     """Every process of the cluster with this port."""
+    named = re.compile(rf"(--port[= ]|:|ray-\d+-){port}(?!\d)")
     found = []
     for process in psutil.process_iter():
         try:
-            if any(str(port) in word for word in process.cmdline()):
+            if named.search(" ".join(process.cmdline())):
                 found.append(process)
         except psutil.Error:
             continue
     return found
+
+
+FAKE_RAY = """
+import os
+from pathlib import Path
+
+_joined = []
+
+def is_initialized():
+    return bool(_joined)
+
+def init(**options):
+    _joined.append(options)
+
+def nodes():
+    return [{"Alive": True}] * int(Path(os.environ["FAKE_RAY"], "nodes").read_text())
+
+def shutdown():
+    _joined.clear()
+"""
+FAKE_START = """
+import os, signal, socket, sys, time
+from pathlib import Path
+
+flags = dict(word.lstrip("-").partition("=")[::2] for word in sys.argv[1:])
+folder = Path(os.environ["FAKE_RAY"])
+starts = folder / "starts"
+starts.write_text(starts.read_text() + "x")
+if len(starts.read_text()) <= int((folder / "failures").read_text()):
+    sys.exit(7)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+if "head" in flags:
+    Path(flags["temp-dir"]).mkdir()
+    listening = socket.create_server((flags["node-ip-address"], int(flags["port"])))
+while not (folder / "die").exists():
+    time.sleep(0.01)
+sys.exit(9)
+"""
+
+
+class FakeRay:
+    """A Ray of which a test says how many machines it has, how often it fails, and when it dies."""
+
+    def __init__(self, folder: Path, *, port: int) -> None:
+        self.folder = folder
+        self.port = port
+        self.log = folder / "log"
+        for name, text in {
+            "ray/__init__.py": FAKE_RAY,
+            "ray/scripts/__init__.py": "",
+            "ray/scripts/scripts.py": FAKE_START,
+            "starts": "",
+        }.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        self.say(nodes=1, failures=0)
+
+    def say(self, **numbers: int) -> None:
+        """How it is from now on."""
+        for name, number in numbers.items():
+            (self.folder / name).write_text(str(number))
+
+    def start(self, *words: str, patience: float = 60) -> subprocess.Popen[bytes]:
+        """A part with it."""
+        common = ("--address", "127.0.0.1", "--port", str(self.port), "--patience", str(patience))
+        role, *others = words
+        with self.log.open("wb") as output:
+            return subprocess.Popen(
+                [sys.executable, PROGRAM, role, *common, *others],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "FAKE_RAY": str(self.folder), "PYTHONPATH": str(self.folder)},
+            )
+
+    def head(self, then: str, *, nodes: int = 1, patience: float = 60) -> subprocess.Popen[bytes]:
+        """The first machine's part, whose server does `then`."""
+        server = (sys.executable, "-c", f"import signal, sys, time; {then}")
+        words = ("--nodes", str(nodes), "--", *server, f"--port={self.port}")
+        return self.start("head", *words, patience=patience)
+
+    def worker(self, *, patience: float) -> subprocess.Popen[bytes]:
+        """Another machine's part."""
+        return self.start("worker", "--head", "127.0.0.1", patience=patience)
+
+    def said(self, text: str) -> bool:
+        """Whether a part has said it."""
+        return text in self.log.read_text()
+
+    def nothing_left(self) -> None:
+        """Assert that every process and the folder of Ray are gone."""
+        assert not left(self.port)
+        assert not Path(f"/tmp/ray-{os.getuid()}-{self.port}").exists()
+
+
+@pytest.fixture
+def fake_ray(tmp_path: Path) -> Iterator[FakeRay]:
+    """In place of Ray's package."""
+    with leased_port() as port:
+        yield FakeRay(tmp_path, port=port)
+        for process in left(port):
+            process.kill()
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_ray_that_does_not_start_at_once(fake_ray: FakeRay, code: int) -> None:
+    """It is tried again; then the exit code is the server's."""
+    fake_ray.say(failures=1)
+    assert fake_ray.head(f"sys.exit({code})").wait(60) == code
+    assert fake_ray.said("trying again")
+    assert fake_ray.said("all 1 machines have joined")
+    fake_ray.nothing_left()
+
+
+def test_a_machine_that_never_joins(fake_ray: FakeRay) -> None:
+    """The head gives up when its time is over, and says who is missing; no server was started."""
+    assert fake_ray.head("print('served')", nodes=2, patience=2).wait(60) == 1
+    assert fake_ray.said("1 of 2 machines have joined, and the time to start is over")
+    assert not fake_ray.said("served")
+    fake_ray.nothing_left()
+
+
+def test_a_head_whose_ray_dies(fake_ray: FakeRay) -> None:
+    """Its server ends, too, and the reason is said."""
+    head = fake_ray.head("print('serving', flush=True); time.sleep(1000)")
+    until(lambda: fake_ray.said("serving"), "no server")
+    fake_ray.say(die=1)
+    assert head.wait(60) == 1
+    assert fake_ray.said("Ray's head has ended by itself")
+    fake_ray.nothing_left()
+
+
+def test_a_second_signal_while_the_server_ends(fake_ray: FakeRay) -> None:
+    """Does not cut that short: nothing is left."""
+    head = fake_ray.head(
+        "signal.signal(15, lambda *_: (print('ending', flush=True), time.sleep(1), "
+        "print('ended', flush=True), sys.exit(0))); print('serving', flush=True); time.sleep(1000)"
+    )
+    until(lambda: fake_ray.said("serving"), "no server")
+    head.send_signal(signal.SIGTERM)
+    until(lambda: fake_ray.said("ending"), "it does not end")
+    head.send_signal(signal.SIGTERM)
+    assert head.wait(60) == 128 + signal.SIGTERM
+    assert fake_ray.said("ended")
+    fake_ray.nothing_left()
+
+
+def test_a_signal_before_all_machines_have_joined(fake_ray: FakeRay) -> None:
+    """Ends Ray, and nothing was served."""
+    head = fake_ray.head("print('served')", nodes=2)
+    until(lambda: fake_ray.said("1 of 2 machines have joined"), "it does not start")
+    head.send_signal(signal.SIGTERM)
+    assert head.wait(60) == 128 + signal.SIGTERM
+    assert not fake_ray.said("served")
+    fake_ray.nothing_left()
+
+
+def test_a_worker_without_a_head(fake_ray: FakeRay) -> None:
+    """It gives up when its time is over."""
+    assert fake_ray.worker(patience=1).wait(60) == 1
+    assert fake_ray.said(
+        f"127.0.0.1:{fake_ray.port} does not answer, and the time to start is over"
+    )
+    fake_ray.nothing_left()
+
+
+def test_a_worker_that_cannot_join(fake_ray: FakeRay) -> None:
+    """It tries until its time is over, and ends with Ray's exit code."""
+    fake_ray.say(failures=1000)
+    with socket.create_server(("127.0.0.1", fake_ray.port)):
+        assert fake_ray.worker(patience=2).wait(60) == 7
+    assert fake_ray.said("trying again")
+    fake_ray.nothing_left()
 
 
 def test_an_environment_without_ray(tmp_path: Path) -> None:

@@ -66,6 +66,12 @@ def arrange_nodes(
 def _on_one_node(config: LaunchConfig, plan: Mapping[str, Any]) -> Arrangement:
     instances = config.execution.instances
     changes: dict[str, Any] = {"instances": instances} if instances > 1 else {}
+    if changes and config.deployment.port is not None:
+        raise ConfigurationError(
+            f"{instances} instances on one node cannot share a port, and deployment.port is "
+            f"{config.deployment.port}",
+            fix="leave deployment.port out, or set it to null: each gets a free one",
+        )
     if not _may_use_ray(config):
         return Arrangement(plan=changes)
     if not config.execution.has_ray:

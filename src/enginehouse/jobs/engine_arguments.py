@@ -129,8 +129,8 @@ def _by_command(values: Mapping[str, Any], *, place: str) -> EngineArguments:
         raise ConfigurationError(
             f"{place}.extra_args gives a key or a password",
             why=_SHOWN,
-            fix=f"put it into an environment variable, name that under {place}.env_vars, and write "
-            "the flag into the command, as --api-key $MY_KEY",
+            fix=f"put it into an environment variable, name that under {place}.env_vars, and have "
+            "the server read it there",
         )
     return EngineArguments(values=values, not_acted_on={})
 
