@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import aiohttp
 import msgspec
@@ -30,7 +31,7 @@ from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import Run, RunStatus, list_runs, open_run
 from enginehouse.testing.fake_engine.process import running_fake_engine
-from enginehouse.testing.fake_harness import with_fake_harness
+from enginehouse.testing.fake_harness import FakeHarness, with_fake_harness
 
 pytestmark = pytest.mark.slow
 
@@ -165,7 +166,10 @@ async def test_a_complete_run_asks_nothing(house: House):
 async def test_a_group_and_one_of_its_parts(house: House, tasks: tuple[str, ...]):
     """The part is asked once, with its group, and is complete; both are shown and compared."""
     progress: list[Progress] = []
-    report = await evaluate(house, *tasks, progress=progress.append)
+    lists = FakeHarness.list_tasks
+    with patch.object(FakeHarness, "list_tasks", autospec=True, side_effect=lists) as listing:
+        report = await evaluate(house, *tasks, progress=progress.append)
+    assert listing.call_count == 1  # not again while an engine waits
     assert report.complete
     assert report.throughput.requests == 24
     assert len({task.task for task in report.tasks}) == len(report.tasks)

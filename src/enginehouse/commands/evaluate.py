@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -41,6 +41,7 @@ from enginehouse.evaluation import (
     TaskPlans,
     TaskSpec,
 )
+from enginehouse.harnesses.contents import Contents
 from enginehouse.harnesses.names import harness_task_name
 from enginehouse.processes.sandbox import find_sandbox
 from enginehouse.results.rescoring import Rescoring
@@ -57,12 +58,16 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """A run, the configuration that it was begun with, and what it asks."""
+    """A run, the configuration that it was begun with, and what it asks.
+
+    `contents` is what its harness tasks consist of; None if the run is resumed.
+    """
 
     run: Run
     config: EvaluationConfig
     spec: EvaluationSpec
     tasks: TaskPlans
+    contents: Mapping[str, Contents] | None = None
 
 
 async def run_evaluation(
@@ -162,7 +167,7 @@ async def begin_run(
     if plan.engine is not None:
         engine = load_engine(plan.engine)
         evaluation.require_supported(spec, tasks=tasks, capabilities=engine.capabilities(None))
-    await require_tasks(config, spec, context)
+    contents = await require_tasks(config, spec, context)
     run = create_run(
         folder or context.layout,
         model=plan.model or str(plan.path or plan.url or plan.addresses),
@@ -173,7 +178,7 @@ async def begin_run(
     )
     context.notify(f"run: {run.info.id}")
     await asyncio.to_thread(_warn_of_scoring, tasks, context.notify)
-    return PlannedRun(run=run, config=config, spec=spec, tasks=tasks)
+    return PlannedRun(run=run, config=config, spec=spec, tasks=tasks, contents=contents)
 
 
 async def evaluate_on(
@@ -297,7 +302,12 @@ async def _ask(
             run=run,
             judge=judge,
             foreign=HarnessTasks(
-                planned.config, planned.spec, run=run, target=target, context=context
+                planned.config,
+                planned.spec,
+                run=run,
+                target=target,
+                context=context,
+                contents=planned.contents,
             ),
             progress=progress,
             retry_failed=retry_failed,

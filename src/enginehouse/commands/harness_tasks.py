@@ -92,14 +92,19 @@ async def ready_harnesses(
     return {name: await ready_harness(name, version=version, context=context) for name in names}
 
 
-async def require_tasks(config: EvaluationConfig, spec: EvaluationSpec, context: Context) -> None:
+async def require_tasks(
+    config: EvaluationConfig, spec: EvaluationSpec, context: Context
+) -> dict[str, Contents]:
     """Raise an error, before anything is started, for tasks that could not run.
+
+    Returns what each of the harness tasks consists of, by the names in the run.
 
     HarnessError for a task that its harness does not have, or that needs log-probabilities from an
     engine without them; ConfigurationError for settings that a harness does not have.
     """
+    contents: dict[str, Contents] = {}
     if not spec.foreign:
-        return
+        return contents
     settings = config.settings
     ready = await ready_harnesses(spec.foreign, version=settings.harness_version, context=context)
     for task in spec.foreign:
@@ -108,7 +113,10 @@ async def require_tasks(config: EvaluationConfig, spec: EvaluationSpec, context:
         known = await _known_tasks(ready[name], settings, context)
         for task in tasks:
             _require_task(task.name, known, config=config)
-        _require_one_way(tasks, known)
+        own = _contents(tasks, known)
+        _require_one_way(tasks, own)
+        contents |= own
+    return contents
 
 
 def _by_harness(tasks: Iterable[TaskSpec]) -> dict[str, list[TaskSpec]]:
@@ -141,12 +149,11 @@ def _contents(tasks: Iterable[TaskSpec], known: Mapping[str, HarnessTask]) -> di
     return contents
 
 
-def _require_one_way(tasks: Sequence[TaskSpec], known: Mapping[str, HarnessTask]) -> None:
+def _require_one_way(tasks: Sequence[TaskSpec], contents: Mapping[str, Contents]) -> None:
     """Raise ConfigurationError for a task that two of one harness's would ask differently.
 
     In a run a name stands for one result. Asked alike, it is one, whoever asks for it.
     """
-    contents = _contents(tasks, known)
     for one, other in itertools.combinations(tasks, 2):
         a, b = contents[one.name], contents[other.name]
         if not (shared := a.names & b.names):
@@ -238,7 +245,10 @@ class HarnessTasks:
         run: Run,
         target: Target,
         context: Context,
+        contents: Mapping[str, Contents] | None = None,
     ) -> None:
+        """`contents` is what `require_tasks` returned; None if it was another process's."""
+        self._contents = contents
         self._config = config
         self._spec = spec
         self._run = run
@@ -267,13 +277,13 @@ class HarnessTasks:
 
     async def in_order(self, tasks: Sequence[TaskSpec]) -> Sequence[TaskSpec]:
         """See ForeignTasks."""
-        contents = await self._contents()
+        contents = await self._read_contents() if self._contents is None else self._contents
         for name, own in contents.items():
             sharing = (before for before in self._record_of if contents[before].names & own.names)
             self._record_of[name] = next((self._record_of[before] for before in sharing), name)
         return sorted(tasks, key=lambda task: sum(task.name in c.names for c in contents.values()))
 
-    async def _contents(self) -> dict[str, Contents]:
+    async def _read_contents(self) -> dict[str, Contents]:
         """What the run's tasks consist of, where several are of one harness."""
         contents: dict[str, Contents] = {}
         by_harness = _by_harness(self._spec.foreign)
