@@ -6,14 +6,19 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+import aiohttp
+import msgspec
 import pytest
 from tests.support.command_line import House, sums
+from tests.support.tiny_adapters import write_adapter
 
 import enginehouse
-from enginehouse.commands.configuration import EvaluationSettings
+from enginehouse.commands.configuration import EvaluationConfig, EvaluationSettings
 from enginehouse.commands.evaluate import rescore_evaluation, resume_evaluation
+from enginehouse.commands.evaluate_together import run_together
 from enginehouse.commands.harness_tasks import harness_settings
 from enginehouse.core.errors import ConfigurationError, HarnessError, UnknownNameError
+from enginehouse.deployment.configuration import parse
 from enginehouse.evaluation import EvaluationSpec, TaskSpec, find_sample, summarise
 from enginehouse.evaluation.compare import compare_runs
 from enginehouse.evaluation.gate import judge
@@ -24,6 +29,7 @@ from enginehouse.results.summary import HarnessWork, Progress, Report, TaskRepor
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import Run, RunStatus, list_runs, open_run
+from enginehouse.testing.fake_engine.process import running_fake_engine
 from enginehouse.testing.fake_harness import with_fake_harness
 
 pytestmark = pytest.mark.slow
@@ -146,6 +152,91 @@ async def test_a_complete_run_asks_nothing(house: House):
     again = await resume_evaluation(first.run, Context(notify=said.append))
     assert again.tasks == first.tasks
     assert said == [f"run {first.run} is complete: nothing to ask"]
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        ("fake:both", "fake:sums"),
+        ("fake:sums", "fake:both"),
+        ("fake:sums", "fake:all", "fake:both"),
+    ],
+)
+async def test_a_group_and_one_of_its_parts(house: House, tasks: tuple[str, ...]):
+    """The part is asked once, with its group, and is complete; both are shown and compared."""
+    progress: list[Progress] = []
+    report = await evaluate(house, *tasks, progress=progress.append)
+    assert report.complete
+    assert report.throughput.requests == 24
+    assert len({task.task for task in report.tasks}) == len(report.tasks)
+    by_name = {task.task: task for task in report.tasks}
+    assert {*tasks} <= by_name.keys()
+    assert by_name["fake:sums"].samples == by_name["fake:sums"].outcomes["correct"] + 8 == 12
+    assert sum(task.samples for task in report.tasks) == 24
+    assert (progress[-1].done, progress[-1].total) == (24, 24)
+    again = await resume_evaluation(report.run, Context())
+    assert again.tasks == report.tasks
+    alone = await evaluate(house, "fake:sums")
+    layout = Layout.from_environment()
+    comparison = compare_runs(*(open_run(layout, r.run) for r in (report, alone)))
+    (shared,) = comparison.tasks
+    assert shared.task == "fake:sums"
+    assert shared.headline is not None
+    assert shared.headline.difference == 0
+
+
+async def test_two_groups_with_a_part_in_common(house: House):
+    """What the first was answered answers the second, also if its answers were left to chance."""
+    report = await evaluate(house, "fake:both", "fake:measures", temperature=1.0)
+    assert report.complete
+    assert report.throughput.requests == 24
+    _, work = figures(report.tasks[-1])
+    assert (work.requests, work.replayed) == (0, 12)
+    assert sum(task.samples for task in report.tasks) == 24
+
+
+async def test_a_part_is_not_asked_twice_after_its_group_has_failed(house: House):
+    """Its answers are in the record that the group is given when it is run again."""
+    settings = {"arguments": {"end_after": 5}}
+    tasks = [{"name": name, **settings} for name in ("fake:both", "fake:sums")]
+    with pytest.raises(HarnessError, match="ended with"):
+        await evaluate(house, *tasks, concurrency=1)
+    run = the_run()
+    # The fake ends once in each folder, so the part has failed, too, without asking anything new.
+    assert summarise(run).tasks == ()
+    report = await resume_evaluation(run.info.id, Context())
+    assert report.complete
+    _, work = figures(report.tasks[-1])
+    assert (work.replayed, work.requests) == (5, 19)
+
+
+async def test_other_settings_of_a_part_are_refused(house: House):
+    """One name cannot stand for two results."""
+    short = {"name": "fake:sums", "limit": 3}
+    with pytest.raises(ConfigurationError, match="both ask fake:sums, in different ways") as error:
+        await evaluate(house, "fake:both", short)
+    assert error.value.why == "the settings differ: limit"
+    with pytest.raises(ConfigurationError, match="in different ways") as error:
+        await evaluate(house, "fake:brief", "fake:sums")
+    assert error.value.why == "a group has settings of its own for fake:sums"
+    assert list_runs(Layout.from_environment()) == []
+
+
+async def test_tokens_and_requests_are_in_the_progress(house: House):
+    """While a harness asks, as for native tasks, and in the report afterwards."""
+    items, native = sums(right=3, wrong=1)
+    progress: list[Progress] = []
+    report = await evaluate(
+        house, str(house.task(items)), "fake:sums", canned=native, progress=progress.append
+    )
+    last = progress[-1]
+    assert last.requests == 4 + 12
+    assert last.generated_tokens == report.throughput.generated_tokens
+    assert last.tokens_per_second
+    _, work = figures(report.tasks[1])
+    assert work.generated_tokens >= 12
+    assert work.prompt_tokens >= 12
+    assert report.throughput.generated_tokens > work.generated_tokens
 
 
 @pytest.mark.parametrize("by_signal", [False, True])
@@ -283,3 +374,67 @@ async def test_a_half_written_task_is_run_again(house: House):
         assert {t.task: t.outcomes for t in again.tasks} == {
             t.task: t.outcomes for t in report.tasks
         }
+
+
+def asked_models(run: Run) -> set[str]:
+    """The models that a run's harness tasks named in their requests."""
+    lines = (
+        msgspec.json.decode(line)
+        for file in run.folder.glob("harnesses/*/answers/*.jsonl")
+        for line in file.read_bytes().splitlines()
+    )
+    return {msgspec.json.decode(line["request"])["model"] for line in lines if "request" in line}
+
+
+def answers_of(run: Run) -> list[str]:
+    """What a run's first samples were answered."""
+    views = (find_sample(run, number) for number in range(1, 4))
+    return [view.exchange.answer or "" for view in views if view.exchange is not None]
+
+
+async def test_a_model_and_its_adapter_on_one_server(house: House):
+    """Each run's harness asks the one that the run is about, and so does its resumption."""
+    model = house.model()
+    adapter = write_adapter(house.work / "step-1", seed=1)
+    settings = {"tasks": ["fake:sums"], "server": {"max_model_len": 512}}
+    configs = [
+        parse(EvaluationConfig, {"model": str(model), **settings, **more}, origin="the test")
+        for more in ({}, {"adapter": str(adapter)})
+    ]
+    together = await run_together(configs, Context())
+    layout = Layout.from_environment()
+    base, adapted = (open_run(layout, report.run) for report in together.reports)
+    (who,) = together.reports[1].provenance
+    assert who.adapter_digest is not None
+    assert who.model == f"step-1@{who.adapter_digest[:12]}"
+    assert asked_models(adapted) == {who.model}
+    assert asked_models(base) == {model.name}
+    assert answers_of(base) != answers_of(adapted)
+    (compared,) = together.comparisons[0].tasks
+    assert compared.task == "fake:sums"
+
+    before = answers_of(adapted)
+    adapted.journal_path.write_bytes(
+        b"".join(adapted.journal_path.read_bytes().splitlines(keepends=True)[:4])
+    )
+    adapted.update(status=RunStatus.RUNNING)
+    again = await resume_evaluation(adapted.info.id, Context())
+    assert again.complete
+    _, work = figures(again.tasks[0])
+    assert (work.replayed, work.requests) == (12, 0)
+    assert answers_of(adapted) == before
+    house.nothing_left()
+
+
+async def test_an_adapter_on_a_server_that_is_not_ours(house: House):
+    """It is loaded for the run, and the harness asks it."""
+    adapter = write_adapter(house.work / "step-1", seed=1)
+    async with running_fake_engine("--enable-lora") as engine:
+        report = await enginehouse.evaluate(
+            None, tasks=["fake:sums"], url=engine.url, adapter=str(adapter)
+        )
+        async with aiohttp.ClientSession(engine.url) as client, client.get("/v1/models") as reply:
+            assert [one["id"] for one in (await reply.json())["data"]] == ["fake-model"]
+    (who,) = report.provenance
+    assert asked_models(the_run()) == {who.model}
+    assert who.model.startswith("step-1")

@@ -32,6 +32,46 @@ def harness_processes(house: House) -> list[int]:
     return pids
 
 
+def kill_engine(house: House, *, killed: set[int]) -> None:
+    """Kill -9 of the running server, once it is ready, unless it was killed before."""
+
+    def ready() -> int | None:
+        (server,) = house.run("ps", "--json").report
+        pid: int = server["record"]["process"]["pid"]
+        return pid if server["state"] == "ready" and pid not in killed else None
+
+    pid = until(ready, "the engine is not started again", patience=600)
+    os.kill(pid, signal.SIGKILL)
+    killed.add(pid)
+
+
+@pytest.mark.soak
+def test_the_engine_is_killed_twice_in_sixty_items(house: House):
+    """Exit code 0, and the same scores as an undisturbed run, in two kinds of tasks."""
+    folder = write_tasks(house.work / "lm-sixty", items=30)
+    words = (
+        *("eval", "smollm2", "--dtype", "float32", "--max-model-len", "1024"),
+        *("--task", "lm-eval:sums", "--task", "lm-eval:capitals"),
+        *("--include-path", str(folder), "--json"),
+    )
+    undisturbed = house.run(*words)
+    assert undisturbed.code == 0, undisturbed.err
+    before, killed = recorded(house), set[int]()
+    running = house.start(*words)
+    for answers in (10, 70):
+        until(lambda n=answers: recorded(house) - before >= n, "it asks nothing", patience=900)
+        kill_engine(house, killed=killed)
+    done = running.end()
+    assert done.code == 0, done.err
+    assert len(done.report["incidents"]) == 2
+    for whole, disturbed in zip(undisturbed.report["tasks"], done.report["tasks"], strict=True):
+        assert disturbed["samples"] == disturbed["items"] == 30
+        for key in ("task", "headline", "outcomes", "metrics", "digest"):
+            assert disturbed[key] == whole[key]
+        assert disturbed["harness"]["figures"] == whole["harness"]["figures"]
+    house.nothing_left()
+
+
 def test_killed_resumed_and_compared(house: House):
     """A native task and two of lm-eval, which is killed in the middle; nothing is asked twice."""
     items, _ = sums(right=3)

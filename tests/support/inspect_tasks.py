@@ -89,15 +89,6 @@ def contained() -> Task:
 
 
 @task
-def gated() -> Task:
-    import httpx
-    from huggingface_hub.errors import GatedRepoError
-
-    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co/a/b"))
-    raise GatedRepoError("Access to dataset a/b is restricted.", response=response)
-
-
-@task
 def on_the_hub() -> Task:
     from inspect_ai.dataset import hf_dataset
 

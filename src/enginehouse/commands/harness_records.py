@@ -26,11 +26,16 @@ _NOTHING = "the harness recorded nothing for it"
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
-    """What a harness asked: `requests` were answered by the engine, `replayed` from the record."""
+    """What a harness asked: `requests` were answered by the engine, `replayed` from the record.
+
+    The tokens are those that the engine stated.
+    """
 
     requests: int
     replayed: int
     seconds: float
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
 
 
 def records_of(
@@ -129,9 +134,7 @@ def _task_records(
             ),
             parts=tuple(prefix + part for part in result.subtasks),
             part_of=None if name == asked.name else asked.name,
-            requests=traffic.requests if traffic else 0,
-            replayed=traffic.replayed if traffic else 0,
-            seconds=traffic.seconds if traffic else 0.0,
+            **(msgspec.structs.asdict(traffic) if traffic else {}),
         ),
     )
     for (position, repeat), sample in places.items():

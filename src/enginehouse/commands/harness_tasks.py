@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import re
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -17,12 +19,12 @@ import msgspec
 
 from enginehouse.commands.configuration import EvaluationConfig, EvaluationSettings
 from enginehouse.commands.harness_records import Traffic, records_of
-from enginehouse.core.errors import HarnessError, nearest
+from enginehouse.core.errors import ConfigurationError, HarnessError, nearest
 from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.deployment.base import Target
 from enginehouse.engines.registry import load_engine
 from enginehouse.evaluation import EvaluationSpec, TaskSpec
-from enginehouse.evaluation.foreign import OnForeignProgress
+from enginehouse.evaluation.foreign import ForeignTraffic, OnForeignProgress
 from enginehouse.evaluation.records import Record
 from enginehouse.gateway.service import Gateway, GatewayOptions, open_gateway
 from enginehouse.harnesses.base import (
@@ -33,6 +35,7 @@ from enginehouse.harnesses.base import (
     HarnessTask,
     OnHarnessProgress,
 )
+from enginehouse.harnesses.contents import Contents, contents_of
 from enginehouse.harnesses.names import harness_task_name
 from enginehouse.harnesses.registry import load_harness
 from enginehouse.provisioning.environments import EngineEnvironment, find_environment
@@ -43,6 +46,7 @@ Result = TypeVar("Result")
 IN_FLIGHT: Final = 128
 """Requests that a harness has in flight; the gateway holds back what the engine does not take."""
 _FILES: Final = (".py", ".yaml", ".yml")
+_WITHOUT_EFFECT: Final = ("name", "concurrency", "request_timeout", "max_retries")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,18 +102,71 @@ async def require_tasks(config: EvaluationConfig, spec: EvaluationSpec, context:
         return
     settings = config.settings
     ready = await ready_harnesses(spec.foreign, version=settings.harness_version, context=context)
-    by_harness: dict[str, list[TaskSpec]] = defaultdict(list)
     for task in spec.foreign:
-        by_harness[task.harness or ""].append(task)
         ready[task.harness or ""].harness.check(harness_settings(task, spec, settings))
-    for name, tasks in by_harness.items():
-        one = ready[name]
-        listed = await one.harness.list_tasks(
-            one.environment, include_path=settings.include_path, context=context
-        )
-        known = {task.name: task for task in listed}
+    for name, tasks in _by_harness(spec.foreign).items():
+        known = await _known_tasks(ready[name], settings, context)
         for task in tasks:
             _require_task(task.name, known, config=config)
+        _require_one_way(tasks, known)
+
+
+def _by_harness(tasks: Iterable[TaskSpec]) -> dict[str, list[TaskSpec]]:
+    by_harness: dict[str, list[TaskSpec]] = defaultdict(list)
+    for task in tasks:
+        by_harness[task.harness or ""].append(task)
+    return by_harness
+
+
+async def _known_tasks(
+    one: ReadyHarness, settings: EvaluationSettings, context: Context
+) -> dict[str, HarnessTask]:
+    listed = await one.harness.list_tasks(
+        one.environment, include_path=settings.include_path, context=context
+    )
+    return {task.name: task for task in listed}
+
+
+def _contents(tasks: Iterable[TaskSpec], known: Mapping[str, HarnessTask]) -> dict[str, Contents]:
+    """What each task of one harness consists of, by the names in the run."""
+    contents = {}
+    for task in tasks:
+        name = harness_task_name(task.name)
+        assert name is not None
+        own = contents_of(name.task, known)
+        contents[task.name] = Contents(
+            names=frozenset(f"{name.harness}:{part}" for part in own.names),
+            changed=frozenset(f"{name.harness}:{part}" for part in own.changed),
+        )
+    return contents
+
+
+def _require_one_way(tasks: Sequence[TaskSpec], known: Mapping[str, HarnessTask]) -> None:
+    """Raise ConfigurationError for a task that two of one harness's would ask differently.
+
+    In a run a name stands for one result. Asked alike, it is one, whoever asks for it.
+    """
+    contents = _contents(tasks, known)
+    for one, other in itertools.combinations(tasks, 2):
+        a, b = contents[one.name], contents[other.name]
+        if not (shared := a.names & b.names):
+            continue
+        different = [
+            field
+            for field in TaskSpec.__struct_fields__
+            if field not in _WITHOUT_EFFECT and getattr(one, field) != getattr(other, field)
+        ]
+        why = f"the settings differ: {', '.join(different)}" if different else None
+        if changed := shared & (a.changed | b.changed):
+            why = f"a group has settings of its own for {min(changed)}"
+        if why is not None:
+            raise ConfigurationError(
+                f"{one.name} and {other.name} both ask {min(shared)}, in different ways",
+                why=why,
+                fix="give both the same settings, or evaluate them in two runs"
+                if different
+                else "evaluate them in two runs",
+            )
 
 
 def _require_task(name: str, known: Mapping[str, HarnessTask], *, config: EvaluationConfig) -> None:
@@ -169,7 +226,8 @@ class HarnessTasks:
     """The harness tasks of a run, asked of a target. See `evaluation.foreign.ForeignTasks`.
 
     Each has a folder in the run's, with the harness's files and a record of what it was answered,
-    from which a second try after an interruption is answered.
+    from which a second try after an interruption is answered. Tasks that have parts in common
+    share a record, so that nothing is asked twice in whichever order they are run.
     """
 
     def __init__(
@@ -187,11 +245,44 @@ class HarnessTasks:
         self._target = target
         self._context = context
         self._ready: dict[str, ReadyHarness] = {}
+        self._record_of: dict[str, str] = {}  # the task whose record it shares; see `in_order`
+        self._before = ForeignTraffic()  # of gateways that are closed
+        self._gateway: Gateway | None = None
 
     @property
     def capabilities(self) -> Capabilities:
         """What the engine supports."""
         return self._target.sampler.capabilities
+
+    @property
+    def traffic(self) -> ForeignTraffic:
+        """See ForeignTasks."""
+        if self._gateway is None:
+            return self._before
+        figures = self._gateway.figures()
+        return ForeignTraffic(
+            requests=self._before.requests + figures.requests - figures.replayed,
+            generated_tokens=self._before.generated_tokens + figures.generated_tokens,
+        )
+
+    async def in_order(self, tasks: Sequence[TaskSpec]) -> Sequence[TaskSpec]:
+        """See ForeignTasks."""
+        contents = await self._contents()
+        for name, own in contents.items():
+            sharing = (before for before in self._record_of if contents[before].names & own.names)
+            self._record_of[name] = next((self._record_of[before] for before in sharing), name)
+        return sorted(tasks, key=lambda task: sum(task.name in c.names for c in contents.values()))
+
+    async def _contents(self) -> dict[str, Contents]:
+        """What the run's tasks consist of, where several are of one harness."""
+        contents: dict[str, Contents] = {}
+        by_harness = _by_harness(self._spec.foreign)
+        for name, tasks in by_harness.items():
+            if len(tasks) > 1:
+                one = await self._harness(name)
+                known = await _known_tasks(one, self._config.settings, self._context)
+                contents |= _contents(tasks, known)
+        return contents
 
     async def run(
         self, task: TaskSpec, *, session: int, progress: OnForeignProgress
@@ -200,16 +291,16 @@ class HarnessTasks:
         name = harness_task_name(task.name)
         assert name is not None
         one = await self._harness(name.harness)
-        folder = self._run.folder / "harnesses" / folder_name(task.name)
+        folder = self._folder(task.name)
         options = GatewayOptions(
             api_key=secrets.token_urlsafe(24),
-            record=folder / "answers",
+            record=self._folder(self._record_of.get(task.name, task.name)) / "answers",
             replay=True,
             resume=True,
         )
         began = time.monotonic()
         self._context.notify(f"{task.name}: {name.harness} {one.environment.version} runs it")
-        async with open_gateway(self._target.deployment, options, self._context) as gateway:
+        async with self._open_gateway(options) as gateway:
             results = await _while_it_answers(
                 gateway,
                 one.harness.run(
@@ -231,8 +322,24 @@ class HarnessTasks:
                 requests=figures.requests - figures.replayed,
                 replayed=figures.replayed,
                 seconds=time.monotonic() - began,
+                prompt_tokens=figures.prompt_tokens,
+                generated_tokens=figures.generated_tokens,
             ),
         )
+
+    @asynccontextmanager
+    async def _open_gateway(self, options: GatewayOptions) -> AsyncIterator[Gateway]:
+        """A gateway whose traffic is counted."""
+        async with open_gateway(self._target.deployment, options, self._context) as gateway:
+            self._gateway = gateway
+            try:
+                yield gateway
+            finally:
+                self._before = self.traffic
+                self._gateway = None
+
+    def _folder(self, task: str) -> Path:
+        return self._run.folder / "harnesses" / folder_name(task)
 
     async def _harness(self, name: str) -> ReadyHarness:
         if name not in self._ready:

@@ -25,11 +25,13 @@ from enginehouse.evaluation.ledger import (
     MISSING,
     UNSCORED,
     Ledger,
+    TaskLedger,
     read_ledger,
 )
 from enginehouse.evaluation.plan import TaskPlan, TaskPlans
 from enginehouse.evaluation.records import (
     JOURNAL_FORMAT,
+    DatasetRecord,
     EvaluationSpec,
     Failure,
     HarnessEndRecord,
@@ -203,6 +205,7 @@ class Evaluation:
         self._scoring: set[asyncio.Task[None]] = set()  # answers that a program is scoring
         self._session: int | None = None  # this process's ProvenanceRecord
         self._foreign: dict[str, TaskProgress] = {}  # tasks that harnesses have begun
+        self._harnesses: ForeignTasks | None = None  # that ran or run them
 
     async def __aenter__(self) -> Self:
         return self
@@ -388,25 +391,36 @@ class Evaluation:
     async def run_foreign(
         self, foreign: ForeignTasks, tasks: Sequence[TaskSpec], provenance: Provenance
     ) -> None:
-        """Have the tasks run, one after the other, and journal each that is done."""
+        """Have the tasks run, one after the other, and journal each that is done.
+
+        A task that a group has asked as a part of it is not run again.
+        """
         session = self._begin_session(provenance, foreign.capabilities)
+        self._harnesses = foreign
         first: HarnessError | None = None
-        self._started = time.monotonic()
+        if self._counted is None:  # no native task was asked before
+            self._started = time.monotonic()
+        done: set[str] = set()
 
         async def run(task: TaskSpec) -> None:
             nonlocal first
             progress = partial(self._note_foreign, task.name)
             try:
-                for record in await foreign.run(task, session=session, progress=progress):
-                    self.write(record)
-                    await self._breathe()
+                if task.name not in done:
+                    for record in await foreign.run(task, session=session, progress=progress):
+                        self.write(record)
+                        if isinstance(record, DatasetRecord):
+                            done.add(record.task)
+                            self._foreign.pop(record.task, None)
+                        await self._breathe()
             except HarnessError as error:
                 first = first or error
                 failure = Failure.of(error)
                 self.write(HarnessEndRecord(task=task.name, at=datetime.now(UTC), failure=failure))
             self._foreign.pop(task.name, None)
 
-        await run_workers(run, tasks, count=1, tick=self._report, interval=self._timings.tick)
+        ordered = await foreign.in_order(tasks)
+        await run_workers(run, ordered, count=1, tick=self._report, interval=self._timings.tick)
         if first is not None:
             raise first
 
@@ -483,13 +497,13 @@ class Evaluation:
                 outcomes=task.outcomes(),
             )
             for name, task in ledger.tasks.items()
-            if name not in self._foreign
+            if not self._is_foreign(name, task)
         ]
         tasks += self._foreign.values()
         elapsed = time.monotonic() - self._started
-        counted = self._counted
-        tokens = counted.generated_tokens if counted else 0
-        requests = counted.requests if counted else 0
+        askers = [self._counted, self._harnesses and self._harnesses.traffic]
+        tokens = sum(asker.generated_tokens for asker in askers if asker)
+        requests = sum(asker.requests for asker in askers if asker)
         return Progress(
             tasks=tuple(tasks),
             requests=requests,
@@ -498,6 +512,11 @@ class Evaluation:
             tokens_per_second=tokens / elapsed if tokens and elapsed else None,
             seconds_left=self._seconds_left(requests, elapsed=elapsed),
         )
+
+    def _is_foreign(self, name: str, task: TaskLedger) -> bool:
+        """Whether a harness's progress stands for the task: its own, or that of its group."""
+        work = task.record.harness
+        return name in self._foreign or (work is not None and work.part_of in self._foreign)
 
     def _seconds_left(self, requests: int, *, elapsed: float) -> float | None:
         """An estimate; None before there is one, and while harnesses have tasks to run."""

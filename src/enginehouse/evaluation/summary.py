@@ -323,8 +323,9 @@ def _throughput(ledger: Ledger) -> Throughput:
     harnesses = [task.record.harness for task in ledger.tasks.values() if task.record.harness]
     wall = sum(s.end - s.begin for s in sessions if s.requests) + sum(h.seconds for h in harnesses)
     requests = sum(s.requests for s in sessions) + sum(h.requests for h in harnesses)
-    prompt = sum(s.prompt_tokens for s in sessions)
+    prompt = sum(s.prompt_tokens for s in sessions) + sum(h.prompt_tokens for h in harnesses)
     generated = sum(s.generated_tokens for s in sessions)
+    generated += sum(h.generated_tokens for h in harnesses)
     return Throughput(
         wall_seconds=wall,
         requests=requests,
@@ -367,7 +368,7 @@ def _harness_notes(task: TaskLedger, harness: HarnessWork) -> list[str]:
     if harness.replayed:
         notes.append(
             f"{record.task}: {harness.replayed:,} of {harness.requests + harness.replayed:,} "
-            "requests were answered from what an earlier try had recorded"
+            "requests were answered from what had been recorded before"
         )
     return notes
 

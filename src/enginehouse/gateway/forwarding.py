@@ -18,6 +18,7 @@ from enginehouse.core.errors import (
     UnknownModelError,
     UnsupportedError,
 )
+from enginehouse.core.sampler import Usage
 from enginehouse.deployment.base import Deployment
 from enginehouse.dialects.openai_errors import stream_error
 from enginehouse.gateway.adapters import AdapterFolder
@@ -29,6 +30,7 @@ from enginehouse.gateway.models import Models, NamedModel
 from enginehouse.gateway.recorder import RecordedReply, RecordedRequest, Recorder
 from enginehouse.gateway.requests import Body, read_body, with_model
 from enginehouse.gateway.streams import is_last, require_unaborted, whole_events
+from enginehouse.gateway.usage import reported_usage, streamed_usage
 from enginehouse.runtime.context import Notify
 
 CHAT: Final = "/v1/chat/completions"
@@ -206,6 +208,7 @@ class Forwarding:
             reply = await self._asked(
                 request.path, content, body, model, decode=_require_whole_answer
             )
+            self.metrics.count_tokens(reported_usage(reply.wire.body))
             await self._record(recorded, reply, [reply.wire.body], content_type=JSON)
             response.send(200, reply.wire.body)
 
@@ -265,13 +268,17 @@ class Forwarding:
                 return
             response.begin_stream(content_type=EVENTS)
             pieces: list[bytes] = []
+            usage: Usage | None = None
             async for piece in whole_events(chunks):
+                usage = streamed_usage(piece) or usage
                 if recorded is not None:
                     pieces.append(piece)
                     if is_last(piece):
                         await self._record(recorded, reply, pieces, content_type=EVENTS)
                 await response.send_piece(piece)
             response.end_stream()
+            if usage is not None:
+                self.metrics.count_tokens(usage)
         finally:
             reply.close()
 

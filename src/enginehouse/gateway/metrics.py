@@ -10,6 +10,8 @@ from typing import Final
 
 import msgspec
 
+from enginehouse.core.sampler import Usage
+
 _BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -17,7 +19,8 @@ class GatewayFigures(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway has done so far.
 
     `requests` were answered, `replayed` of them from the journal; `abandoned` by their clients,
-    `refused` unread. `broken` streams ended with an error after their first byte.
+    `refused` unread. `broken` streams ended with an error after their first byte. Tokens are those
+    that the engine stated in its answers; streams state them where their client asks for it.
     """
 
     requests: int
@@ -27,6 +30,8 @@ class GatewayFigures(msgspec.Struct, frozen=True, kw_only=True):
     refused: int
     broken: int
     errors: int
+    prompt_tokens: int
+    generated_tokens: int
 
 
 class Metrics:
@@ -37,6 +42,8 @@ class Metrics:
         self.replayed = 0
         self.abandoned = 0
         self.broken = 0
+        self.prompt_tokens = 0
+        self.generated_tokens = 0
         self._answered: Counter[tuple[str, int]] = Counter()
         self._refused: Counter[int] = Counter()
         self._buckets = [0] * (len(_BOUNDS) + 1)
@@ -55,6 +62,11 @@ class Metrics:
         self._buckets[bisect_left(_BOUNDS, elapsed)] += 1
         self._seconds += elapsed
 
+    def count_tokens(self, usage: Usage) -> None:
+        """Add what the engine says an answer took."""
+        self.prompt_tokens += usage.prompt_tokens
+        self.generated_tokens += usage.completion_tokens
+
     def refuse(self, status: int) -> None:
         """A request was refused unread."""
         self._refused[status] += 1
@@ -69,6 +81,8 @@ class Metrics:
             refused=self._refused.total(),
             broken=self.broken,
             errors=sum(n for (_, status), n in self._answered.items() if status >= 400),
+            prompt_tokens=self.prompt_tokens,
+            generated_tokens=self.generated_tokens,
         )
 
     def text(self) -> bytes:
@@ -91,6 +105,8 @@ class Metrics:
             ("replayed_total", "Answers from the journal.", "counter", self.replayed),
             ("abandoned_total", "Requests whose client left.", "counter", self.abandoned),
             ("broken_streams_total", "Streams that ended with an error.", "counter", self.broken),
+            ("prompt_tokens_total", "Tokens of prompts.", "counter", self.prompt_tokens),
+            ("generated_tokens_total", "Tokens of answers.", "counter", self.generated_tokens),
         ):
             yield f"# HELP enginehouse_gateway_{what} {words}"
             yield f"# TYPE enginehouse_gateway_{what} {kind}"

@@ -23,11 +23,15 @@ class HarnessTask(msgspec.Struct, frozen=True, kw_only=True):
     """A task that a harness has: `name` as the harness writes it, without "lm-eval:".
 
     `kind` is "generate", "choose" (log-likelihoods), "group", or "" where only loading would tell.
+    `parts` are the tasks and groups that a group asks as they are by themselves, and
+    `changed_parts` those to which it gives settings of its own; neither has their parts in turn.
     """
 
     name: str
     description: str = ""
     kind: str = ""
+    parts: tuple[str, ...] = ()
+    changed_parts: tuple[str, ...] = ()
 
 
 class HarnessEndpoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -48,7 +48,7 @@ async def _own_tasks(
     request = {**more, "include_path": None}
     if environment.key is None:  # packages may be added to a user's own install at any time
         return await _listed(payload, environment, request, context=context)
-    kept = context.layout.harness_tasks / f"{environment.key}.json"
+    kept = context.layout.harness_tasks / f"{environment.key}-tasks.json"
     with suppress(OSError, msgspec.DecodeError):
         return _decoded(kept)
     tasks = await _listed(payload, environment, request, context=context)

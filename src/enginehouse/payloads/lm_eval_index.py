@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def write_places(index: Mapping[str, Any], file: Path) -> None:
 
 
 def _manager(paths: list[str], request: dict[str, Any], **more: Any) -> TaskManager:
-    return TaskManager(include_path=paths or None, metadata=request["metadata"], **more)
+    if "metadata" in signature(TaskManager).parameters:  # not before 0.4.9
+        more["metadata"] = request["metadata"]
+    return TaskManager(include_path=paths or None, **more)
 
 
 def _parents(folder: str) -> set[str]:

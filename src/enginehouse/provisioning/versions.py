@@ -18,7 +18,7 @@ from enginehouse.processes.gpus import cuda_of_driver
 from enginehouse.provisioning import plans
 from enginehouse.provisioning.building import read_record
 from enginehouse.provisioning.installation import Distribution, Installation
-from enginehouse.provisioning.plans import EnvironmentPlan, cuda_version, plan_environment
+from enginehouse.provisioning.plans import ANY, EnvironmentPlan, cuda_version, plan_environment
 from enginehouse.provisioning.programs import Finished, new_log
 from enginehouse.provisioning.uv_program import run_uv, uv_error
 from enginehouse.runtime.context import Context, Notify
@@ -145,7 +145,13 @@ async def _resolve(
     context.notify(
         f"environment: resolving {engine} {version}{plans.in_words(variant)} (log: {log})"
     )
-    registry = _Registry(engine=engine, variant=variant, distribution=distribution, log=log)
+    registry = _Registry(
+        engine=engine,
+        variant=variant,
+        distribution=distribution,
+        python_variables=installation.variables,
+        log=log,
+    )
     release = await registry.find(version)
     if plans.pinned_version(installation, release.version, variant):
         return plan_environment(installation, version=release.version, variant=variant)
@@ -240,6 +246,7 @@ class _Registry:
     engine: str
     variant: str
     distribution: Distribution
+    python_variables: tuple[str, ...]
     log: Path
 
     async def find(self, version: str) -> _Release:
@@ -276,6 +283,11 @@ class _Registry:
                 error.fix = (
                     "take another version; or, if torch's own index is reached from here, unset "
                     "PIP_FIND_LINKS and UV_FIND_LINKS"
+                )
+            if self.variant == ANY and self.python_variables:
+                error.fix = (
+                    "take another version, or name a Python that has this one in "
+                    f"{self.python_variables[0]}"
                 )
             raise error
         return _Lock(requirements=text, torch_backend=torch_backend)

@@ -68,8 +68,8 @@ class HarnessWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     `figures` are its own; the task's headline is that of the figure with the same name. `digest` is
     that of the task's configuration. `parts` are the tasks that a group consists of; a part has the
     group's name in `part_of`, as the run asks for it. `requests` were answered by the engine
-    within `seconds`, and `replayed` more from what an earlier try had recorded; both are counted in
-    the task that the run asks for.
+    within `seconds`, with the tokens that it stated, and `replayed` more from what an earlier try
+    had recorded; all are counted in the task that the run asks for.
     """
 
     name: str
@@ -80,6 +80,8 @@ class HarnessWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     requests: int = 0
     replayed: int = 0
     seconds: float = 0.0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
 
     def figure(self, name: str) -> HarnessFigure | None:
         """The figure of that name; None if there is none."""

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from tests.support import command_line
 from tests.support.deployments import opened
+from tests.support.gated_hub import gated_hub
 from tests.support.inspect_tasks import CAPITALS, answers, write_inspect_tasks
 from tests.support.processes import command_of
 
@@ -232,7 +233,6 @@ async def test_tools_need_an_engine_that_has_them(trial: Trial, known: str) -> N
         ("capitals.py", "unknown_task", "capitals.py@broken, capitals.py@capitals"),
         ("capital.py", "unknown_task", "did you mean capitals.py?"),
         ("gsm8k", "unknown_task", "did you mean inspect_evals/gsm8k"),
-        ("capitals.py@gated", "gated_data", "HF_TOKEN"),
         ("capitals.py@on_the_hub", "data_unreachable", "HF_HOME"),
         ("capitals.py@contained", "needs_sandbox", "Docker"),
         ("capitals.py@in_need", "needs_package", "package_of_nobody"),
@@ -248,6 +248,19 @@ async def test_a_task_that_cannot_run_says_why(
     error = await trial.refusal(task)
     assert error.kind == kind
     assert words in str(error)
+
+
+@pytest.mark.parametrize("token", [None, "hf_of_somebody_else"])
+async def test_gated_data(trial: Trial, monkeypatch: pytest.MonkeyPatch, token: str | None) -> None:
+    """What the libraries of the hub raise is understood."""
+    monkeypatch.setenv("HF_HOME", str(trial.folder / "hub"))
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
+    async with gated_hub() as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        error = await trial.refusal("capitals.py@on_the_hub")
+    assert error.kind == "gated_data"
+    assert "HF_TOKEN" in str(error)
 
 
 async def test_settings_that_it_does_not_have_are_refused(trial: Trial) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from tests.support.gated_hub import GATED, gated_hub
 from tests.support.lm_eval_tasks import CAPITALS, COUNTRIES, write_tasks
 from tests.support.openai_endpoint import (
     BOS,
@@ -26,6 +27,7 @@ from enginehouse.harnesses.base import (
     HarnessResult,
     HarnessSettings,
 )
+from enginehouse.harnesses.contents import contents_of
 from enginehouse.harnesses.registry import load_harness
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.runtime.context import Context
@@ -84,6 +86,12 @@ class Trial:
             context=Context(),
             progress=self.heard.append,
         )
+
+    async def refusal(self, endpoint: OpenAIEndpoint, *tasks: str) -> HarnessError:
+        """The error with which tasks end."""
+        with pytest.raises(HarnessError) as raised:
+            await self.run(endpoint, *tasks)
+        return raised.value
 
 
 @pytest.fixture
@@ -191,15 +199,46 @@ async def test_a_request_that_is_refused_ends_it_with_the_servers_words(trial: T
 
 async def test_data_that_cannot_be_had_is_said_in_words(trial: Trial) -> None:
     """The hub is not reached: no address of it is tried, as it is offline."""
-    text = yaml.safe_load((trial.tasks / "sums.yaml").read_text())
-    text |= {"dataset_path": "enginehouse/there-is-none", "dataset_kwargs": {}}
-    (trial.tasks / "sums.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+    use_data_set(trial, "enginehouse/there-is-none")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         async with openai_endpoint(answer=answer_sum) as endpoint:
             with pytest.raises(HarnessError, match="the hub is not reached from here") as raised:
                 await trial.run(endpoint, "capitals", "sums")
     assert raised.value.kind == "data_unreachable"
+    assert endpoint.requests == []
+
+
+def use_data_set(trial: Trial, name: str) -> None:
+    """Have the sums from the hub."""
+    text = yaml.safe_load((trial.tasks / "sums.yaml").read_text())
+    text |= {"dataset_path": name, "dataset_kwargs": {}}
+    (trial.tasks / "sums.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+
+
+@pytest.mark.parametrize("token", [None, "hf_of_somebody_else"])
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [(GATED, "gated_data", "HF_TOKEN"), ("someone/nothing", "data_not_found", "was not found")],
+)
+async def test_a_hub_that_refuses(
+    trial: Trial,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    kind: str,
+    words: str,
+    token: str | None,
+) -> None:
+    """What the libraries of the hub raise is understood; nothing is asked before."""
+    use_data_set(trial, name)
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setenv("HF_HOME", str(trial.folder / "hub"))
+    async with openai_endpoint(answer=answer_sum) as endpoint, gated_hub() as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        error = await trial.refusal(endpoint, "capitals", "sums")
+    assert error.kind == kind
+    assert words in str(error)
     assert endpoint.requests == []
 
 
@@ -234,6 +273,11 @@ async def test_its_thousands_of_tasks_are_read_once(
     assert known["gsm8k"].description == "openai/gsm8k main"
     assert {known["mmlu"].kind, known["mixed"].kind} == {"group"}
     assert known["sums"].kind == "generate"
+    assert known["mixed"].parts == ("sums", "capitals")
+    subjects = contents_of("mmlu", known)
+    assert {"mmlu_stem", "mmlu_anatomy", "mmlu_world_religions"} <= subjects.names
+    assert not subjects.changed
+    assert {"gsm8k", "mmlu_anatomy"} <= contents_of("openllm", known).changed
 
     async with openai_endpoint(answer=answer_sum) as endpoint:
         with pytest.raises(HarnessError, match="no task called 'hellaswagg'") as raised:

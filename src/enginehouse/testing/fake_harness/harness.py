@@ -30,7 +30,16 @@ _PROGRAM = Path(__file__).with_name("program.py")
 _TASKS = (
     HarnessTask(name="sums", description="Additions, which are right or wrong", kind="generate"),
     HarnessTask(name="lengths", description="How many words an answer has", kind="generate"),
-    HarnessTask(name="both", description="sums and lengths", kind="group"),
+    HarnessTask(
+        name="both", description="sums and lengths", kind="group", parts=("sums", "lengths")
+    ),
+    HarnessTask(name="measures", description="lengths", kind="group", parts=("lengths",)),
+    HarnessTask(
+        name="all", description="both, and lengths", kind="group", parts=("both", "measures")
+    ),
+    HarnessTask(
+        name="brief", description="sums, asked briefly", kind="group", changed_parts=("sums",)
+    ),
 )
 
 

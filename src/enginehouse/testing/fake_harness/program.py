@@ -22,7 +22,14 @@ from urllib.parse import urlsplit
 from enginehouse.payloads.harness_reports import Failure, Reports, run, write_whole
 
 SIZE = 12
-PARTS = {"sums": ("sums",), "lengths": ("lengths",), "both": ("sums", "lengths")}
+PARTS = {
+    "sums": ("sums",),
+    "lengths": ("lengths",),
+    "both": ("sums", "lengths"),
+    "measures": ("lengths",),
+    "all": ("sums", "lengths"),
+    "brief": ("sums",),
+}
 
 
 class Runner:
@@ -155,7 +162,7 @@ def main(request: dict[str, Any], reports: Reports) -> None:
     results = []
     for task in request["tasks"]:
         parts = [runner.part(name) for name in PARTS[task]]
-        if len(parts) > 1:
+        if task not in PARTS[task]:
             group = {
                 **parts[0],
                 "task": task,
