@@ -167,8 +167,8 @@ def _counts(outcome: Outcome, a: TaskLedger, b: TaskLedger) -> OutcomeCounts:
 def _metrics(a: TaskLedger, b: TaskLedger) -> list[MetricComparison]:
     metrics = []
     names = a.measures.keys() & b.measures.keys()
-    if a.is_measured:
-        names -= {a.record.headline}
+    if a.record.harness is not None:
+        names -= {a.record.headline}  # it is the headline
     for name in sorted(names):
         pairs = metric_pairs(name, a, b)
         if (result := compare_paired(pairs.values, pairs.weights)) is not None:

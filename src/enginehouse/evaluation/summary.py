@@ -196,7 +196,7 @@ def _task_report(
         weights = np.where(scored, column.weights.reshape(shape), 0.0)
         if (figure := figure_of(column.values.reshape(shape), weights)) is not None:
             metrics[name] = figure
-    if task.is_measured:
+    if record.harness is not None:
         metrics.pop(record.headline, None)  # it is the headline
     return TaskReport(
         task=record.task,

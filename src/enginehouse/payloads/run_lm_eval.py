@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -253,21 +254,22 @@ def evaluate(
 ) -> Any:
     """One task, group or tag. Raises Failure."""
     warning = LastWarning()
-    logging.getLogger("lm_eval").addHandler(warning)
+    for logger in LOGGERS:
+        logging.getLogger(logger).addHandler(warning)
     seeds = {} if request["seed"] is None else dict.fromkeys(SEEDS, request["seed"])
+    options = {
+        "task_manager": manager,
+        "num_fewshot": request["few_shot"],
+        "limit": request["limit"],
+        "gen_kwargs": _generation(request["gen_kwargs"]),
+        "system_instruction": request["system"],
+        "confirm_run_unsafe_code": request["confirm_run_unsafe_code"],
+        "log_samples": True,
+        **seeds,
+    }
+    known = {name: value for name, value in options.items() if name in _PARAMETERS}
     try:
-        return simple_evaluate(
-            model=endpoint,
-            tasks=loaded,
-            task_manager=manager,
-            num_fewshot=request["few_shot"],
-            limit=request["limit"],
-            gen_kwargs=request["gen_kwargs"],
-            system_instruction=request["system"],
-            confirm_run_unsafe_code=request["confirm_run_unsafe_code"],
-            log_samples=True,
-            **seeds,
-        )
+        return simple_evaluate(model=endpoint, tasks=loaded, **known)
     except Failure:
         raise
     except Exception as error:
@@ -279,9 +281,27 @@ def evaluate(
             ) from error
         raise _explained(error, name) from error
     finally:
-        logging.getLogger("lm_eval").removeHandler(warning)
+        for logger in LOGGERS:
+            logging.getLogger(logger).removeHandler(warning)
 
 
+def _generation(fields: dict[str, Any] | None) -> dict[str, Any] | str | None:
+    """As this version takes it: before 0.4.9 as text, which has no lists. Raises Failure."""
+    if fields is None or "dict" in str(_PARAMETERS["gen_kwargs"].annotation):
+        return fields
+    text = {name: str(value) for name, value in fields.items()}
+    if unsuitable := [n for n in text if isinstance(fields[n], list) or {",", "="} & {*text[n]}]:
+        raise Failure(
+            f"this version of lm-eval cannot be given {', '.join(unsuitable)}",
+            kind="unsupported_version",
+            why="before 0.4.9 it takes gen_kwargs as text, in which commas separate them",
+            fix="take a newer one (harness_version), or leave it out",
+        )
+    return ",".join(f"{name}={value}" for name, value in text.items())
+
+
+_PARAMETERS = signature(simple_evaluate).parameters  # older versions have fewer
+LOGGERS = ("lm_eval", "lm-eval")  # before 0.4.8 the second
 SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 
 

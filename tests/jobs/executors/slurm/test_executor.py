@@ -23,12 +23,12 @@ from enginehouse.testing.check_executor import CASES, check_executor
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 SECRET = "hf_a_value_that_nobody_may_see"
 # Goes on where it was interrupted, as an evaluation does: complete when it is run the second time.
-# Slurm ends one process after the other: the shell may hear of it after its sleep.
+# Slurm ends one process after the other, and the shell may hear of it after its sleep.
 CONTINUES = """\
 [ ! -e begun ] || { echo continued; exit 0; }
 touch begun
 trap 'echo ended cleanly; exit 143' TERM
-while :; do sleep 600 & wait; done
+while :; do sleep 0.2; done
 """
 
 
@@ -107,7 +107,7 @@ async def test_time_limits(cluster: SlurmCluster, tmp_path: Path):
     killed = executor(tmp_path, **common, max_walltime="01:00:00", stop_before=0)
     used_up = executor(tmp_path, **common, max_walltime="00:01:00", stop_before=30)
     alone = executor(tmp_path, **common, stop_before=30)
-    stubborn = "trap 'echo ended; exit 1' TERM; while :; do sleep 600 & wait; done"
+    stubborn = "trap 'echo ended; exit 1' TERM; while :; do sleep 0.2; done"
     handles = {
         "warned": await warned.submit(job(tmp_path, CONTINUES), secrets={}),
         "killed": await killed.submit(job(tmp_path, CONTINUES), secrets={}),
