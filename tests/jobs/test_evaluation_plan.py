@@ -321,11 +321,12 @@ def test_an_auxiliary_deployment_judges(tmp_path, graded):
         tmp_path,
         graded,
         {"name": "ifeval", "nemo_evaluator_config": own},
-        params={"extra": {"judge": judge}},
+        params={"extra": {"judge": judge | {"model_id": "another"}}},
         auxiliary_deployments=auxiliary,
     ).notes
     assert [note.partition(":")[0].partition(" ")[0] for note in notes] == [
         "ifeval",
+        "judge.model_id",
         "auxiliary_deployments.grader",
         "auxiliary_deployments.other",
     ]

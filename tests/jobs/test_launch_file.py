@@ -7,6 +7,7 @@ from tests.support.launch_files import SEED_EXAMPLE, AnyExecutor, launch_file
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.jobs.configuration import LaunchConfig
+from enginehouse.jobs.executors.local import LocalExecutor
 from enginehouse.jobs.executors.registry import EXECUTORS
 from enginehouse.jobs.launch_file import read_launch
 from enginehouse.jobs.plan import plan_launch
@@ -327,15 +328,20 @@ def test_a_token_elsewhere_is_refused(tmp_path: Path):
         "deployment.pre_cmd='curl https://user:sesame@host/file'",
         "deployment.extra_args='--api-key sesame'",
         "deployment.extra_args='--hf-token=sesame'",
+        "+execution.extra_docker_args='-e DEPLOYMENT_TOKEN=sesame'",
+        "+execution.extra_docker_args=[-e, 'DEPLOYMENT_TOKEN=sesame']",
         "deployment={type: generic, command: 'HF_TOKEN=sesame serve'}",
         "deployment={type: generic, command: serve --api-key sesame}",
         "deployment={type: generic, command: serve, extra_args: --token sesame}",
         "deployment={type: generic, command: serve, extra_args: [--api-key, sesame]}",
     ],
 )
-def test_a_secret_elsewhere_is_refused(tmp_path: Path, override: str):
+def test_a_secret_elsewhere_is_refused(
+    tmp_path: Path, override: str, monkeypatch: pytest.MonkeyPatch
+):
     """By the name that it is given, or by its place."""
-    with pytest.raises(ConfigurationError, match="deployment") as caught:
+    monkeypatch.setattr(EXECUTORS, "load", lambda name: LocalExecutor)
+    with pytest.raises(ConfigurationError, match=r"deployment|docker") as caught:
         read(tmp_path, DEPLOYED + TASKS, override)
     assert "sesame" not in str(caught.value)
 

@@ -330,6 +330,13 @@ def _judge_of(
     name = first.url.removeprefix(_AUXILIARY).partition(".")[0]
     if name not in config.auxiliary_deployments:
         raise UnknownNameError("auxiliary deployment", name, config.auxiliary_deployments)
+    deployment = config.auxiliary_deployments[name]
+    own = (f"{_AUXILIARY}{name}.model_id", deployment.served_model_name, deployment.model)
+    if first.model_id is not None and first.model_id not in own:
+        notes.append(
+            f"judge.model_id ({first.model_id}) has no effect: the judge is asked by the name of "
+            f"auxiliary_deployments.{name}"
+        )
     return _NamedJudge(settings=first, auxiliary=name)
 
 

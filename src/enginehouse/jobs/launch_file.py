@@ -28,7 +28,7 @@ from enginehouse.jobs.without_effect import keys_without_effect
 
 _FIX = "docs/launch.md explains the file; docs/coming-from.md lists the keys of the launcher"
 HIDDEN = "(not shown)"
-_SHELL_KEYS = ("pre_cmd", "post_cmd", "command")
+_SHELL_KEYS = {"pre_cmd", "post_cmd", "command", "extra_docker_args"}
 _SHORTEST_SECRET = 8  # characters; a shorter one may be a word that stands elsewhere by chance
 _SERVER_VARIABLES = ("execution.env_vars.deployment", "deployment.env_vars")
 _JOB_VARIABLES = (
@@ -380,7 +380,7 @@ def _refuse_secrets(variables: _VariableReader, composition: Composition) -> Non
 def _is_secret_literal(key: str, value: str) -> bool:
     """Whether it is a secret in lines of shell, or in variables that an executor reads itself."""
     *_, section, name = ("", *key.split("."))
-    if name in _SHELL_KEYS:
+    if _SHELL_KEYS & {section, name}:  # a text, or a word of a list
         return assigns_secret(value)
     if section not in ("env_vars", "envs") or value == HIDDEN:
         return False

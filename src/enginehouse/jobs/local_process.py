@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -48,10 +49,11 @@ class LocalJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of processes.json: a job's own process, and those of its commands."""
+    """The content of processes.json: a job's own process, those of its commands, and where."""
 
     supervisor: ProcessIdentity
     commands: tuple[ProcessIdentity, ...]
+    host: str
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +109,9 @@ async def run_job(folder: Path, *, secrets: Mapping[str, str]) -> End:
             for command in (job.command, *job.companions)
         ]
         begun = Begun(
-            supervisor=supervisor, commands=tuple(command.identity for command in commands)
+            supervisor=supervisor,
+            commands=tuple(command.identity for command in commands),
+            host=socket.gethostname(),
         )
         write_whole(folder / PROCESSES, msgspec.json.encode(begun), private=True)
         processes = [command.begin() for command in commands]

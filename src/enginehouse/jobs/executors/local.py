@@ -150,7 +150,7 @@ class LocalExecutor:
         """From what the job's process wrote when it began."""
         folder = Path(job.folder)
         begun = await asyncio.to_thread(read_begun, folder)
-        return None if begun is None else self._handle(folder, begun.supervisor)
+        return None if begun is None else self._handle(folder, begun.supervisor, host=begun.host)
 
     async def statuses(self, handles: Sequence[Handle]) -> Sequence[JobStatus]:
         """Read from the process table and the jobs' folders."""
@@ -250,11 +250,11 @@ class LocalExecutor:
             raise
         process.returncode = 0  # it outlives us: Popen is not to warn that it still runs
         assert identity is not None
-        return self._handle(folder, identity)
+        return self._handle(folder, identity, host=socket.gethostname())
 
-    def _handle(self, folder: Path, supervisor: ProcessIdentity) -> Handle:
+    def _handle(self, folder: Path, supervisor: ProcessIdentity, *, host: str) -> Handle:
         reference = {
-            "host": socket.gethostname(),
+            "host": host,
             "pid": str(supervisor.pid),
             "started": repr(supervisor.started),
             "boot": supervisor.boot,
@@ -283,12 +283,14 @@ def _await_begin(
 
 def _status(handle: Handle) -> JobStatus:
     folder, supervisor = Path(handle.folder), _identity(handle)
-    if (host := handle.reference["host"]) != socket.gethostname():
-        return JobStatus(state=JobState.UNKNOWN, reason=f"it was started on {host}")
-    if is_alive(supervisor):  # even if it has written its end: something of the job still runs
+    host = handle.reference["host"]
+    is_here = host == socket.gethostname()
+    if is_here and is_alive(supervisor):  # even if it has written its end: something still runs
         return JobStatus(state=JobState.RUNNING)
     if (end := read_end(folder, supervisor=supervisor)) is not None:
         return JobStatus(state=end.state, reason=end.reason, exit_code=end.exit_code)
+    if not is_here:
+        return JobStatus(state=JobState.UNKNOWN, reason=f"it was started on {host}")
     if any(is_alive(command) for command in read_processes(folder, supervisor=supervisor)):
         return JobStatus(state=JobState.RUNNING, reason="its process was killed; it is being ended")
     if not folder.exists():
@@ -346,8 +348,16 @@ def _require_gpus(job: JobSpec) -> None:
 
 def _require_ended(folder: Path) -> None:
     """Raise JobError if a job of this folder still runs."""
-    begun = read_begun(folder)
-    if begun is not None and any(map(is_alive, (begun.supervisor, *begun.commands))):
+    if (begun := read_begun(folder)) is None:
+        return
+    is_here = begun.host == socket.gethostname()
+    if not is_here and read_end(folder, supervisor=begun.supervisor) is None:
+        raise JobError(
+            f"the job in {folder} was started on {begun.host}, and may still run there",
+            fix=f"repeat the command on {begun.host}",
+            kind="other_machine",
+        )
+    if is_here and any(map(is_alive, (begun.supervisor, *begun.commands))):
         raise JobError(
             f"the job in {folder} still runs (pid {begun.supervisor.pid})",
             fix="wait until it has ended, or end it with `enginehouse launch kill`",
