@@ -8,14 +8,22 @@ import random
 import pytest
 from tests.support.layers import Below, exchange, settled, whole_reply
 
-from enginehouse.client.exchange import Exchange, Reply
-from enginehouse.client.exclusive import ExclusiveRequests
+from enginehouse.client.exchange import Exchange, Layer, Reply
+from enginehouse.client.exclusive import ExclusiveRequests, SeparatedScores
 from enginehouse.core.errors import ConnectionFailedError
 from enginehouse.core.messages import TextPrompt
 from enginehouse.core.sampler import SampleRequest
+from enginehouse.core.sampling import SamplingParameters
 
 ALONE = SampleRequest(prompt=TextPrompt("alone"))
 ANY = SampleRequest(prompt=TextPrompt("any"))
+NAMED = SampleRequest(
+    prompt=TextPrompt("named"),
+    parameters=SamplingParameters(logprobs=2, extra={"logprob_token_ids": [7]}),
+)
+CANDIDATES = SampleRequest(
+    prompt=TextPrompt("candidates"), parameters=SamplingParameters(logprobs=1)
+)
 
 
 @pytest.fixture
@@ -27,7 +35,7 @@ def layer() -> ExclusiveRequests:
 class Visit:
     """A request that is in flight until it is told to end."""
 
-    def __init__(self, layer: ExclusiveRequests, request: SampleRequest) -> None:
+    def __init__(self, layer: Layer, request: SampleRequest) -> None:
         self._below = Below()
         self._task = asyncio.create_task(layer.send(exchange(request), self._below))
 
@@ -153,3 +161,41 @@ async def test_an_error_lets_the_next_one_in(layer: ExclusiveRequests):
     await settled()
     assert other.inside
     await other.end()
+
+
+async def test_two_groups_are_kept_apart_and_the_others_pass():
+    """Of a group any number is in flight; who conflicts with it waits, in turn."""
+    first, second = NAMED, CANDIDATES
+    layer = SeparatedScores()
+    inside = [Visit(layer, first), Visit(layer, first), Visit(layer, ANY)]
+    await settled()
+    waiting = Visit(layer, second)
+    late = Visit(layer, first)
+    other = Visit(layer, ANY)
+    await settled()
+    assert all(visit.inside for visit in (*inside, other))
+    assert (waiting.inside, late.inside) == (False, False)
+    await inside[0].end()
+    await settled()
+    assert (waiting.inside, late.inside) == (False, False)
+    await inside[1].end()
+    await settled()
+    assert (waiting.inside, late.inside) == (True, False)
+    await waiting.end()
+    await settled()
+    assert late.inside
+    for visit in (inside[2], other, late):
+        await visit.end()
+
+
+async def test_one_of_a_group_that_gives_up_lets_the_next_one_in():
+    """Its place in the queue is not kept."""
+    first, second = NAMED, CANDIDATES
+    layer = SeparatedScores()
+    inside, waiting, late = Visit(layer, first), Visit(layer, second), Visit(layer, first)
+    await settled()
+    await waiting.give_up()
+    await settled()
+    assert late.inside
+    await inside.end()
+    await late.end()

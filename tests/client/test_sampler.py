@@ -437,5 +437,7 @@ class TestBodiesOfOthers:
             async with sampler(engine.url, model=None, shared=shared) as asking:
                 body = json.dumps({"model": asking.model, "prompt": "Hi", "max_tokens": 1}).encode()
                 await asking.post("/v1/completions", body)
-                await asking.post("/v1/completions", body, prompt_logprobs=True)
+                await asking.post(
+                    "/v1/completions", body, scores=SamplingParameters(prompt_logprobs=0)
+                )
         assert seen == [False, True]

@@ -155,7 +155,7 @@ _MAY_NAME = re.compile(
     r"^(engines|facades|payloads|testing|diagnosis|dialects)/"
     r"|^tinker/(configuration|trainers/opening)\.py"  # kinds of trainers, called as engines are
     # types of deployments in the launchers' files, whose words these are as in facades
-    r"|^jobs/(conversion|engine_arguments|lepton_endpoint)\.py"
+    r"|^jobs/(companions|conversion|engine_arguments|lepton_endpoint|without_effect)\.py"
 )
 
 

@@ -17,6 +17,7 @@ from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.registry import ENGINES
 from enginehouse.engines.vllm.engine import VllmEngine
 from enginehouse.engines.vllm.history import IGNORED_FIELDS, REMOVED_FLAGS
+from enginehouse.engines.vllm.quirks import NAMED_TOKENS
 
 ENGINE = VllmEngine()
 
@@ -171,7 +172,7 @@ def test_an_old_release_is_not_given_what_it_lacks(environment):
     assert "--no-enable-chunked-prefill" in command(environment).argv
     assert "--no-enable-chunked-prefill" not in argv
     assert "--generation-config" not in argv
-    assert not VllmEngine().quirks(ServerOptions(), environment=old)
+    assert VllmEngine().quirks(ServerOptions(), environment=old) == (NAMED_TOKENS,)
 
 
 def test_address_and_name_are_always_said(environment):

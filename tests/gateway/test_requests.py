@@ -19,7 +19,26 @@ from enginehouse.gateway.requests import read_body, with_model
 )
 def test_prompts_whose_log_probabilities_are_wanted(body: bytes, scores: bool) -> None:  # noqa: FBT001
     """They go to the engine alone where it does not survive them together."""
-    assert read_body(body).scores_prompt is scores
+    assert (read_body(body).scores.prompt_logprobs is not None) is scores
+
+
+@pytest.mark.parametrize(
+    ("body", "candidates", "named"),
+    [
+        (b'{"logprobs": 5}', 5, False),
+        (b'{"logprobs": 0}', None, False),
+        (b'{"logprobs": true}', 0, False),
+        (b'{"logprobs": true, "top_logprobs": 3}', 3, False),
+        (b'{"logprobs": "many"}', 0, False),
+        (b'{"logprobs": 2, "logprob_token_ids": [7, 8]}', 2, True),
+        (b"{}", None, False),
+    ],
+)
+def test_candidates_and_named_tokens(body: bytes, candidates: int | None, *, named: bool) -> None:
+    """Where one spoils the other, they are not in the engine at the same time."""
+    scores = read_body(body).scores
+    assert scores.logprobs == candidates
+    assert ("logprob_token_ids" in scores.extra) is named
 
 
 def test_only_the_model_is_replaced() -> None:

@@ -52,7 +52,6 @@ from enginehouse.dialects.base import Dialect, require
 DEFAULT_CONCURRENCY = 64
 _NO_TOKENS = TokenPrompt(())
 _PLAIN = SamplingParameters()
-_SCORED_PROMPT = SamplingParameters(prompt_logprobs=0)
 
 
 class HTTPSampler:
@@ -264,19 +263,18 @@ class HTTPSampler:
         finally:
             reply.close()
 
-    async def post(self, path: str, body: bytes, *, prompt_logprobs: bool = False) -> bytes:
+    async def post(self, path: str, body: bytes, *, scores: SamplingParameters = _PLAIN) -> bytes:
         """The reply to a body that somebody else encoded, for /v1/completions and the like.
 
-        `prompt_logprobs` says that it asks for those of its prompt. Raises WireError as `sample`
-        does.
+        `scores` has the log-probabilities that it asks for. Raises WireError as `sample` does.
         """
-        return (await self.forward(path, body, prompt_logprobs=prompt_logprobs)).wire.body
+        return (await self.forward(path, body, scores=scores)).wire.body
 
     async def post_streamed(
-        self, path: str, body: bytes, *, prompt_logprobs: bool = False
+        self, path: str, body: bytes, *, scores: SamplingParameters = _PLAIN
     ) -> Reply:
         """As `post`, for a reply in pieces, which the caller closes."""
-        return await self.forward(path, body, prompt_logprobs=prompt_logprobs, streamed=True)
+        return await self.forward(path, body, scores=scores, streamed=True)
 
     async def forward(
         self,
@@ -284,15 +282,16 @@ class HTTPSampler:
         body: bytes | None,
         *,
         model: str | None = None,
-        prompt_logprobs: bool = False,
+        scores: SamplingParameters = _PLAIN,
         streamed: bool = False,
         decode: Callable[[Reply], Any] | None = None,
         decode_event: Callable[[bytes], object] | None = None,
     ) -> Reply:
         """The reply to a request that somebody else encoded; without a body it is a GET.
 
-        `model` is the one that it names. A `streamed` reply is closed by the caller. `decode`
-        and `decode_event` are those of an Exchange. Raises WireError as `sample` does, with the
+        `model` is the one that it names, `scores` has the log-probabilities that it asks for. A
+        `streamed` reply is closed by the caller. `decode` and `decode_event` are those of an
+        Exchange. Raises WireError as `sample` does, with the
         body of an error reply.
         """
         wire = WireRequest(
@@ -303,7 +302,7 @@ class HTTPSampler:
         )
         sample = None
         if body is not None:
-            sample = _stand_in(model=model, prompt_logprobs=prompt_logprobs)
+            sample = SampleRequest(prompt=_NO_TOKENS, parameters=scores, model=model)
         return await self._send(
             Exchange(wire, decode, sample, streamed=streamed, decode_event=decode_event)
         )
@@ -414,12 +413,6 @@ class HTTPSampler:
         for key in self._keys:
             error = redacted(error, api_key=key)
         return error
-
-
-def _stand_in(*, model: str | None, prompt_logprobs: bool) -> SampleRequest:
-    """What the layers need to know of a body that they do not read."""
-    parameters = _SCORED_PROMPT if prompt_logprobs else _PLAIN
-    return SampleRequest(prompt=_NO_TOKENS, parameters=parameters, model=model)
 
 
 async def _sent_once(send: Forward, exchange: Exchange) -> list[Reply]:

@@ -2,7 +2,8 @@
 
 From the caller down to the wire:
 
-1. ExclusiveRequests (client.exclusive): a request that the engine survives only alone is alone.
+1. ExclusiveRequests and SeparatedScores (client.exclusive): a request that the engine survives
+   only alone is alone, and those that spoil each other's answers are not in flight together.
 2. ConcurrencyLimit (client.concurrency): as many requests in flight as the user or the server's
    queue allows.
 3. SwapGate (client.swap_gate): nothing is in flight while the weights change.
@@ -54,6 +55,7 @@ class ServerLayers:
     """The layers that all samplers of one server share; None where there is nothing to do."""
 
     exclusive: Layer | None = None
+    separated: Layer | None = None
     gate: Layer | None = None
     redelivery: Layer | None = None
 
@@ -71,6 +73,7 @@ def build_stack(
     send: Forward = wire.send
     layers: tuple[Layer | None, ...] = (
         shared.exclusive,
+        shared.separated,
         limit,
         shared.gate,
         shared.redelivery,

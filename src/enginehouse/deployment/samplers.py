@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from enginehouse.client.exclusive import ExclusiveRequests
+from enginehouse.client.exclusive import ExclusiveRequests, SeparatedScores
 from enginehouse.client.open_files import open_file_limit
 from enginehouse.client.retry import Retries
 from enginehouse.client.sampler import HTTPSampler
@@ -22,6 +22,11 @@ def exclusive_requests(quirks: Sequence[Quirk]) -> ExclusiveRequests | None:
     if not rules:
         return None
     return ExclusiveRequests(lambda request: any(rule(request) for rule in rules))
+
+
+def separated_scores(quirks: Sequence[Quirk]) -> SeparatedScores | None:
+    """The layer for an engine that mixes up what requests score; None for any other."""
+    return SeparatedScores() if any(quirk.mixes_scores for quirk in quirks) else None
 
 
 def say_bound(sampler: HTTPSampler, notify: Notify) -> None:

@@ -18,7 +18,12 @@ from enginehouse.core.sampler import Capability, Provenance
 from enginehouse.deployment.base import Deployment, Incidents, Target
 from enginehouse.deployment.compute_type import type_in_command
 from enginehouse.deployment.preparation import Prepared
-from enginehouse.deployment.samplers import exclusive_requests, make_sampler, say_bound
+from enginehouse.deployment.samplers import (
+    exclusive_requests,
+    make_sampler,
+    say_bound,
+    separated_scores,
+)
 from enginehouse.deployment.supervision import Supervisor, supervised
 from enginehouse.deployment.swapping import swapping
 from enginehouse.runtime.context import Context
@@ -62,6 +67,7 @@ async def served_deployment(
             weights=swapper,
             layers=ServerLayers(
                 exclusive=exclusive_requests(prepared.quirks()),
+                separated=separated_scores(prepared.quirks()),
                 gate=swapper.gate if swapper else None,
                 redelivery=supervisor.redelivery,
             ),

@@ -170,13 +170,16 @@ class ServedEngine(Engine, Protocol):
 class Quirk(msgspec.Struct, frozen=True, kw_only=True):
     """Something that kills an engine, and how it is avoided: by a flag, or by the client.
 
-    `alone` selects the requests that must not run beside any other.
+    `alone` selects the requests that must not run beside any other. `mixes_scores` kills nothing:
+    requests for the log-probabilities of named tokens spoil those of the most likely ones beside
+    them.
     """
 
     name: str
-    kills: str
+    kills: str | None
     avoided: str
     alone: Callable[[SampleRequest], bool] | None = None
+    mixes_scores: bool = False
 
 
 @runtime_checkable

@@ -72,6 +72,6 @@ class ServerOptions(StrictModel):
     env_names: tuple[str, ...] = ()
     """Variables of this process that the engine gets, too (--env NAME); no value is stored."""
     avoid_quirks: bool = True
-    """Avoid requests and options that are known to crash this version of the engine."""
+    """Avoid requests and options that crash this version of the engine, or spoil answers."""
     extra_args: str | Sequence[str] = ()
     """Other flags of the engine, as one string or a list."""

@@ -305,7 +305,7 @@ class Forwarding:
             path,
             content,
             model=model,
-            prompt_logprobs=body.scores_prompt,
+            scores=body.scores,
             **how,
         )
         try:

@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 
 from enginehouse.core.errors import BadRequestError
+from enginehouse.core.sampling import SamplingParameters
+from enginehouse.dialects.openai_bodies import SCORE_FIELDS, scores_asked
 
 
 class Body(msgspec.Struct):
@@ -16,12 +18,14 @@ class Body(msgspec.Struct):
     stream: bool | None = None
     echo: bool | None = None
     logprobs: Any = None
+    top_logprobs: Any = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: Any = None
 
     @property
-    def scores_prompt(self) -> bool:
-        """Whether it asks for log-probabilities of its prompt."""
-        return self.prompt_logprobs is not None or bool(self.echo and self.logprobs is not None)
+    def scores(self) -> SamplingParameters:
+        """The log-probabilities that it asks for."""
+        return scores_asked({name: getattr(self, name) for name in SCORE_FIELDS})
 
 
 _body = msgspec.json.Decoder(Body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 from collections.abc import AsyncIterator
@@ -133,6 +134,21 @@ async def _agree_with_peft(opened: Opened) -> None:
 async def test_vllm(name: str, vllm: Opened) -> None:
     """Every case, with three places for adapters."""
     await CASES[name](vllm.subject())
+
+
+async def test_named_tokens_do_not_spoil_candidates_beside_them(vllm: Opened) -> None:
+    """In one batch, vLLM's sampler would gather the named tokens for everybody."""
+    tokens = vllm.subject().tokens
+    targets = np.full((len(tokens) - 1, 2), 7, np.int64)
+    targets[:, 1] = 11
+    asked = [TokenPrompt(tokens=tokens, max_tokens=1, targets=targets)]
+    asked += [TokenPrompt(tokens=tokens[:n], max_tokens=4, sample_top_k=5) for n in (2, 3, 4, 5)]
+    found = await asyncio.gather(*(vllm.engine.sample(BASE, prompt) for prompt in asked * 3))
+    for sampled in found:
+        for sequence in sampled.sequences:
+            if sequence.top is not None:
+                assert (sequence.top.logprobs > -100).all()
+                assert all(len(set(row)) == 5 for row in sequence.top.token_ids.tolist())
 
 
 async def test_vllm_gives_pefts_values(vllm: Opened) -> None:

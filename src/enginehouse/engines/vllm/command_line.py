@@ -28,7 +28,11 @@ from enginehouse.engines.options import ServerOptions
 from enginehouse.engines.variables import inherited_variables, path_with
 from enginehouse.engines.vllm import over_ray
 from enginehouse.engines.vllm.history import REMOVED_FLAGS
-from enginehouse.engines.vllm.quirks import LORA_PROMPT_LOGPROBS, SEEDED_CHUNKED_PREFILL
+from enginehouse.engines.vllm.quirks import (
+    LORA_PROMPT_LOGPROBS,
+    NAMED_TOKENS,
+    SEEDED_CHUNKED_PREFILL,
+)
 from enginehouse.engines.vllm.tools import tool_flags
 from enginehouse.engines.vllm.wire import VLLM_WEIGHTS
 from enginehouse.processes.process import Command
@@ -223,9 +227,11 @@ def worker(options: ServerOptions, *, context: LaunchContext, head: str, node: i
 
 
 def quirks(options: ServerOptions, environment: EngineEnvironment) -> tuple[Quirk, ...]:
-    """The crashes of the CPU build that requests provoke. See SupportsQuirks."""
-    if environment.variant != "cpu" or not options.avoid_quirks:
+    """What requests spoil for others, and the crashes of the CPU build. See SupportsQuirks."""
+    if not options.avoid_quirks:
         return ()
+    if environment.variant != "cpu":
+        return (NAMED_TOKENS,)
     named = {argument.flag for argument in arguments.read(arguments.split(options.extra_args))}
     avoided = []
     if SEEDED_CHUNKED_PREFILL.avoided in _defaults(
@@ -234,7 +240,7 @@ def quirks(options: ServerOptions, environment: EngineEnvironment) -> tuple[Quir
         avoided.append(SEEDED_CHUNKED_PREFILL)
     if options.enable_lora or "--enable-lora" in named:
         avoided.append(LORA_PROMPT_LOGPROBS)
-    return tuple(avoided)
+    return (*avoided, NAMED_TOKENS)
 
 
 def _with_spare_place(

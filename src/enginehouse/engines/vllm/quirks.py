@@ -1,4 +1,4 @@
-"""What kills vLLM and can be avoided, tried on the CPU build of 0.32.0."""
+"""What kills vLLM, or spoils its answers, and can be avoided; tried on the CPU build of 0.32.0."""
 
 from __future__ import annotations
 
@@ -22,4 +22,12 @@ LORA_PROMPT_LOGPROBS = Quirk(
     kills="a request for prompt log-probabilities beside any other, where LoRA is enabled,",
     avoided="such requests are sent by themselves",
     alone=_wants_prompt_logprobs,
+)
+# In a batch with the former, vLLM's sampler gathers the named tokens for all, and nothing else: the
+# latter get one candidate, and others of log-probability -9999. (v1/sample/sampler.py of 0.32.0.)
+NAMED_TOKENS = Quirk(
+    name="log-probabilities of named tokens beside the most likely ones",
+    kills=None,
+    avoided="requests for either are not in flight at the same time",
+    mixes_scores=True,
 )

@@ -21,6 +21,7 @@ from enginehouse.core.errors import (
     UnknownModelError,
 )
 from enginehouse.deployment.base import Deployment
+from enginehouse.dialects.openai_bodies import scores_asked
 from enginehouse.engines.base import ServedEngine
 from enginehouse.runtime.context import Notify
 from enginehouse.tinker.sampling import base, requests
@@ -28,7 +29,7 @@ from enginehouse.tinker.sampling.amplified import amplified
 from enginehouse.tinker.sampling.base import LogprobScale, Sampled, TokenPrompt, Weights
 from enginehouse.tinker.sampling.errors import as_tinker_errors
 from enginehouse.tinker.sampling.prefixes import draw_alternatives, score_targets, together
-from enginehouse.tinker.sampling.prompts import scores_prompt, tokens_wanted
+from enginehouse.tinker.sampling.prompts import tokens_wanted
 from enginehouse.weights.pool import AdapterPool
 from enginehouse.weights.residence import State
 from enginehouse.weights.served_models import served_models
@@ -152,9 +153,7 @@ class DeployedSampling:
         """See SamplingEngine."""
 
         async def post(model: str) -> bytes:
-            return await self._sampler.post(
-                path, _encoded(body, model), prompt_logprobs=scores_prompt(body)
-            )
+            return await self._sampler.post(path, _encoded(body, model), scores=scores_asked(body))
 
         reply = msgspec.json.decode(await self._answered(weights, post))
         return {**reply, "model": body.get("model")}
@@ -164,7 +163,7 @@ class DeployedSampling:
 
         async def post(model: str) -> Reply:
             return await self._sampler.post_streamed(
-                path, _encoded(body, model), prompt_logprobs=scores_prompt(body)
+                path, _encoded(body, model), scores=scores_asked(body)
             )
 
         await self.prepare(weights)  # what has been streamed cannot be withheld any more

@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+from enginehouse.dialects.openai_bodies import scores_asked
 from enginehouse.runtime.context import Notify
 from enginehouse.tinker.sampling.base import Sampled, SamplingEngine, TokenPrompt, Weights
 from enginehouse.tinker.sampling.errors import as_tinker_errors
 from enginehouse.tinker.sampling.output_layer import OutputLayer
-from enginehouse.tinker.sampling.prompts import scores_prompt
 
 Opening = Callable[[], AbstractAsyncContextManager[SamplingEngine]]
 
@@ -79,12 +79,12 @@ class PairedSampling:
 
     async def complete(self, weights: Weights, path: str, body: Mapping[str, Any]) -> Any:
         """See SamplingEngine."""
-        engine = await self._engine(weights, scored=scores_prompt(body))
+        engine = await self._engine(weights, scored=scores_asked(body).prompt_logprobs is not None)
         return await engine.complete(weights, path, body)
 
     async def stream(self, weights: Weights, path: str, body: Mapping[str, Any]) -> Any:
         """See SamplingEngine."""
-        engine = await self._engine(weights, scored=scores_prompt(body))
+        engine = await self._engine(weights, scored=scores_asked(body).prompt_logprobs is not None)
         return await engine.stream(weights, path, body)
 
     async def forget(self, weights: Weights) -> None:

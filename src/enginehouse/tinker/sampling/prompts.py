@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.sampling.base import TokenPrompt
 
@@ -31,12 +28,6 @@ def tokens_wanted(prompt: TokenPrompt, *, max_length: int) -> int:
             fix=f"ask for at most {room} tokens, or shorten the prompt",
         )
     return prompt.max_tokens
-
-
-def scores_prompt(body: Mapping[str, Any]) -> bool:
-    """Whether an OpenAI body asks for log-probabilities of its prompt."""
-    echoed = bool(body.get("echo")) and body.get("logprobs") is not None
-    return echoed or body.get("prompt_logprobs") is not None
 
 
 def _only_scored(prompt: TokenPrompt) -> bool:
