@@ -75,7 +75,7 @@ def left(port: int) -> list[psutil.Process]:
 
 
 FAKE_RAY = """
-import os
+import os, time
 from pathlib import Path
 
 _joined = []
@@ -84,6 +84,8 @@ def is_initialized():
     return bool(_joined)
 
 def init(**options):
+    while Path(os.environ["FAKE_RAY"], "hang").exists():
+        time.sleep(0.01)
     _joined.append(options)
 
 def nodes():
@@ -187,6 +189,20 @@ def test_ray_that_does_not_start_at_once(fake_ray: FakeRay, code: int) -> None:
     fake_ray.nothing_left()
 
 
+def test_a_head_that_ends_while_it_is_asked(fake_ray: FakeRay) -> None:
+    """It is noticed although Ray's own call hangs, and the head is tried again."""
+    fake_ray.say(hang=1)
+    head = fake_ray.head("sys.exit(0)")
+    until(lambda: any("count" in part.cmdline() for part in left(fake_ray.port)), "nobody asks")
+    fake_ray.say(die=1)
+    until(lambda: fake_ray.said("trying again"), "its end is not noticed")
+    for name in ("die", "hang"):
+        (fake_ray.folder / name).unlink()
+    assert head.wait(60) == 0
+    assert fake_ray.said("all 1 machines have joined")
+    fake_ray.nothing_left()
+
+
 def test_a_machine_that_never_joins(fake_ray: FakeRay) -> None:
     """The head gives up when its time is over, and says who is missing; no server was started."""
     assert fake_ray.head("print('served')", nodes=2, patience=2).wait(60) == 1
@@ -243,7 +259,7 @@ def test_a_worker_that_cannot_join(fake_ray: FakeRay) -> None:
     """It tries until its time is over, and ends with Ray's exit code."""
     fake_ray.say(failures=1000)
     with socket.create_server(("127.0.0.1", fake_ray.port)):
-        assert fake_ray.worker(patience=2).wait(60) == 7
+        assert fake_ray.worker(patience=5).wait(60) == 7
     assert fake_ray.said("trying again")
     fake_ray.nothing_left()
 

@@ -4,8 +4,8 @@ Run by the Python that has vLLM and Ray, on the first machine as
 
     python vllm_over_ray.py head --address IP --port PORT --nodes N --patience S -- COMMAND …
 
-which starts Ray's head there, waits for the others, and then runs COMMAND, the server, with
-RAY_ADDRESS set. On each of the others it is
+which starts Ray's head there, waits for the others (a child of it, `count`, does), and then runs
+COMMAND, the server, with RAY_ADDRESS set. On each of the others it is
 
     python vllm_over_ray.py worker --address IP --head HOST --port PORT --patience S
 
@@ -32,6 +32,7 @@ _SECRETS = ("GUARD_ADMIN_KEY", "GUARD_API_KEY")
 _PATIENT = {"RAY_agent_register_timeout_ms": "120000"}  # a busy machine takes longer than 15 s
 _LONGEST_START = 60.0  # seconds: Ray gives up after 30, without saying by its exit code why
 _AGAIN = "Ray did not start on this machine; trying again"
+_OVER = "and the time to start is over"
 _POLL = 0.2
 _GRACE = 6.0  # seconds: two of them must fit into what a server gets to stop
 
@@ -43,7 +44,7 @@ class _NotStartedError(Exception):
 def main() -> None:
     """Run this machine's part until it ends, or until told to stop."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("role", choices=("head", "worker"))
+    parser.add_argument("role", choices=("head", "worker", "count"))
     parser.add_argument("--address", required=True, help="this machine's")
     parser.add_argument("--head", help="the first machine's name")
     parser.add_argument("--port", type=int, required=True, help="of Ray's head")
@@ -60,6 +61,9 @@ def main() -> None:
     deadline = time.monotonic() + given.patience
     if given.role == "worker":
         sys.exit(_worker(given, deadline=deadline))
+    if given.role == "count":
+        _count(given, deadline=deadline)
+        return
     sys.exit(_head(given, command, deadline=deadline))
 
 
@@ -95,7 +99,7 @@ def _head(given: argparse.Namespace, command: Sequence[str], *, deadline: float)
         try:
             with _ray(words, given, removes=True) as process:
                 _await_port(given.address, given.port, deadline=deadline, process=process)
-                _await_nodes(address, given.nodes, deadline=deadline, process=process)
+                _await_nodes(given, deadline=deadline, process=process)
                 return _serve(command, address=address, process=process)
         except _NotStartedError:
             print(_AGAIN, flush=True)
@@ -122,13 +126,16 @@ def _ray(
         f"--node-ip-address={given.address}",
         *words,
     )
-    env = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     try:
-        with _running(command, {**_PATIENT, **env}) as ray:
+        with _running(command, {**_PATIENT, **_without_secrets()}) as ray:
             yield ray
     finally:
         if removes:
             shutil.rmtree(_folder(given.port), ignore_errors=True)
+
+
+def _without_secrets() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in _SECRETS}
 
 
 def _folder(port: int) -> Path:
@@ -164,42 +171,66 @@ def _await_port(
 
 
 def _await_nodes(
-    address: str, nodes: int, *, deadline: float, process: subprocess.Popen[bytes]
+    given: argparse.Namespace, *, deadline: float, process: subprocess.Popen[bytes]
 ) -> None:
-    """Wait until all machines have joined."""
+    """Wait until all machines have joined.
+
+    A child asks: a call of Ray's may take minutes, and notices neither a signal nor that the head
+    has ended meanwhile.
+    """
+    command = (
+        *(sys.executable, __file__, "count", "--address", given.address),
+        *("--port", str(given.port), "--nodes", str(given.nodes)),
+        *("--patience", str(deadline - time.monotonic())),
+    )
+    with _running(command, _without_secrets()) as child:
+        while (code := child.poll()) is None and process.poll() is None:
+            if time.monotonic() > deadline + _GRACE:
+                sys.exit(f"Ray's head at {given.address} does not answer, {_OVER}")
+            time.sleep(_POLL)
+    if code == 0:
+        return
+    if time.monotonic() < deadline:
+        with suppress(subprocess.TimeoutExpired):  # it may end just after the child that noticed
+            process.wait(_GRACE)
+            raise _NotStartedError
+    sys.exit(code or 1)
+
+
+def _count(given: argparse.Namespace, *, deadline: float) -> None:
+    """Return when all machines have joined."""
     ray = importlib.import_module("ray")
+    address = f"{given.address}:{given.port}"
     while not ray.is_initialized():
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error")
         except Exception:  # noqa: BLE001 - whatever it is, Ray's own output says more
-            _require_patience(f"Ray's head at {address} does not answer", deadline, process)
-    signal.signal(signal.SIGTERM, _on_stop)  # Ray's own would end the process at once
+            _require_patience(f"Ray's head at {address} does not answer", deadline)
     said = 0
-    while (there := sum(node["Alive"] for node in ray.nodes())) < nodes:
+    while (there := sum(node["Alive"] for node in ray.nodes())) < given.nodes:
         if there != said:
-            print(f"{there} of {nodes} machines have joined the Ray cluster", flush=True)
+            print(f"{there} of {given.nodes} machines have joined the Ray cluster", flush=True)
         said = there
-        _require_patience(f"{there} of {nodes} machines have joined", deadline, process)
+        _require_patience(f"{there} of {given.nodes} machines have joined", deadline)
     ray.shutdown()
-    signal.signal(signal.SIGTERM, _on_stop)  # which that has taken back
-    print(f"all {nodes} machines have joined the Ray cluster at {address}", flush=True)
+    print(f"all {given.nodes} machines have joined the Ray cluster at {address}", flush=True)
 
 
 def _address_of(host: str, *, deadline: float) -> str:
     while True:
         with suppress(OSError):
             return socket.gethostbyname(host)
-        _require_patience(f"the name {host} is not known here", deadline, None)
+        _require_patience(f"the name {host} is not known here", deadline)
 
 
 def _require_patience(
-    problem: str, deadline: float, process: subprocess.Popen[bytes] | None
+    problem: str, deadline: float, process: subprocess.Popen[bytes] | None = None
 ) -> None:
     """Sleep for a moment. Exits if there is no time left; raises if Ray has ended."""
     if process is not None and process.poll() is not None and time.monotonic() < deadline:
         raise _NotStartedError
     if time.monotonic() > deadline:
-        sys.exit(f"{problem}, and the time to start is over")
+        sys.exit(f"{problem}, {_OVER}")
     time.sleep(_POLL)
 
 
