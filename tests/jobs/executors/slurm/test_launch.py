@@ -53,7 +53,12 @@ def test_a_time_limit(slurm_house: House, cluster: SlurmCluster, call):
         ),
     )
     job.reach_sample(3)
-    status = until(lambda: s if (s := job.status())["reason"] else None, "", patience=240)
+    cluster.run("scontrol", "update", "PartitionName=batch", "State=DOWN")  # nothing starts
+    try:
+        until(lambda: job.status()["state"] != "running", lambda: str(job.status()), patience=240)
+        status = job.status()
+    finally:
+        cluster.run("scontrol", "update", "PartitionName=batch", "State=UP")
     assert status["state"] == "pending"
     assert "TIMEOUT" in status["reason"]
     assert job.reach("complete", "failed", "interrupted")["state"] == "complete"
