@@ -236,6 +236,14 @@ def test_a_place_for_adapters_stays_empty_on_a_cpu(environment):
     assert places(on_gpu) == []
     assert "--max-loras" not in command(on_cpu).argv
 
+    def drops(at, **options: object) -> bool:
+        return "enginehouse_unloading.Unloading" in command(at, enable_lora=True, **options).argv
+
+    assert drops(on_cpu)
+    assert command(on_cpu, enable_lora=True).argv[-1] == "enginehouse_guard.Guard"
+    assert not drops(on_cpu, avoid_quirks=False)
+    assert not drops(on_gpu)
+
 
 def test_own_defaults_exist_in_the_real_engine(environment, few_cores):
     """What we add by ourselves is checked against the real list, too."""

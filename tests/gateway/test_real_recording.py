@@ -82,6 +82,16 @@ class Client:
         )
         return "".join([piece.choices[0].text async for piece in pieces])
 
+    async def scores(self, model: str = "smollm2") -> list[float]:
+        """The log-probabilities of a greedy completion's tokens."""
+        reply = await self.sdk.completions.create(
+            model=model, prompt=QUESTION, temperature=0, max_tokens=TOKENS, logprobs=1
+        )
+        found = reply.choices[0].logprobs
+        assert found is not None
+        assert found.token_logprobs is not None
+        return found.token_logprobs
+
     @property
     def replayed(self) -> int:
         """How many answers came from the journal."""
@@ -111,6 +121,10 @@ async def test_two_adapters_in_one_place(ready, machine, checkpoint, tmp_path):
         assert len({base, *alone}) == 3
         together = await asyncio.gather(*map(client.text, (*NAMES, "smollm2", "one")))
         assert together == [*alone, base, alone[0]]
+        scores = [await client.scores(name) for name in ("smollm2", *NAMES)]
+        at_once = await asyncio.gather(*map(client.scores, ("smollm2", *NAMES)))
+        for one, other in zip(at_once, scores, strict=True):
+            assert one == pytest.approx(other, abs=1e-3)
         assert await client.stream("two") == alone[1]
         listed = [model.id async for model in client.sdk.models.list()]
         assert listed == ["smollm2", *NAMES]

@@ -148,6 +148,7 @@ async def test_swaps_of_a_real_vllm(ready, tmp_path):
     assert (await sampler.sample(asking())).completions == old.completions
 
 
+@pytest.mark.soak  # bfloat16 is slow on most processors
 async def test_other_types_in_a_real_vllm_of_bfloat16(smollm2, machine, tmp_path):
     """float32 is cast: the same values answer the same, after other ones did not.
 

@@ -87,6 +87,7 @@ _FORBIDDEN = {
 }
 _SWAPPING = (VLLM_WEIGHTS.sleep_flag, "--weight-transfer-config")  # of no use without the endpoints
 _GUARD = ("--middleware", "enginehouse_guard.Guard")
+_UNLOADING = ("--middleware", "enginehouse_unloading.Unloading")
 _COMMAND = "vllm.entrypoints.cli.main"
 _SERVER = "vllm.entrypoints.openai.api_server"
 _FEW_CORES = 4
@@ -163,6 +164,7 @@ def command(options: ServerOptions, context: LaunchContext) -> Command:
         *tool_flags(Path(context.model_path), given=named, known=environment.flags),
         *extra,
         *_head_flags(named),
+        *(_UNLOADING if _has_spare_place(options, environment) else ()),
         *_GUARD,  # the last middleware is asked first
     )
     if spans:
@@ -243,17 +245,22 @@ def quirks(options: ServerOptions, environment: EngineEnvironment) -> tuple[Quir
     return (*avoided, NAMED_TOKENS)
 
 
-def _with_spare_place(
-    options: ServerOptions, environment: EngineEnvironment, named: set[str]
-) -> ServerOptions:
-    """The options, with one more place for adapters than will be used.
+def _has_spare_place(options: ServerOptions, environment: EngineEnvironment) -> bool:
+    """Whether one place for adapters must stay empty.
 
     The CPU build's kernels take a request without an adapter for one of the last place's
     (index -1): it would be answered by whatever adapter is there. Places are filled from the first
-    one on, so that the last of n + 1 stays empty while there are n adapters at most.
+    one on, so the last of n + 1 stays empty while the engine holds n adapters at most: those that
+    are unloaded must leave it, too (_UNLOADING).
     """
-    affected = environment.variant == "cpu" and options.enable_lora and options.avoid_quirks
-    if not affected or "--max-loras" in named:
+    return environment.variant == "cpu" and options.enable_lora and options.avoid_quirks
+
+
+def _with_spare_place(
+    options: ServerOptions, environment: EngineEnvironment, named: set[str]
+) -> ServerOptions:
+    """The options, with one more place for adapters than will be used."""
+    if not _has_spare_place(options, environment) or "--max-loras" in named:
         return options
     places = (options.max_loras or 1) + 1  # 1 is vLLM's default
     return options.model_copy(update={"max_loras": places})
