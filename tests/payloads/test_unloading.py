@@ -11,21 +11,31 @@ from enginehouse.payloads.middleware.enginehouse_unloading import Unloading
 class Server:
     """vLLM's application, as far as the middleware sees it; `done` is what happened, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, held: set[int]) -> None:
         self.done: list[Any] = []
-        self.adapters = {
+        self.names = {
             name: SimpleNamespace(lora_int_id=number) for number, name in enumerate("ab", start=1)
         }
-        models = SimpleNamespace(lora_requests=self.adapters)
-        engine = SimpleNamespace(remove_lora=self._remove)
-        self.state = SimpleNamespace(openai_serving_models=models, engine_client=engine)
+        self.held = held
+        models = SimpleNamespace(lora_requests=self.names)
+        self.state = SimpleNamespace(openai_serving_models=models, engine_client=self)
 
-    async def _remove(self, number: int) -> None:
+    async def list_loras(self) -> list[int]:
+        """What the engine holds."""
+        return list(self.held)
+
+    async def remove_lora(self, number: int) -> None:
+        """Drop one."""
+        self.held.remove(number)
         self.done.append(f"dropped {number}")
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Unload what the query names, if it is there."""
-        found = self.adapters.pop(scope["query"], None)
+        """Unload what the query names, if it is there; or load it as the third."""
+        self.done.append("asked")
+        if scope["path"].endswith("/load_lora_adapter"):
+            self.held.add(3)
+            self.names[scope["query"]] = SimpleNamespace(lora_int_id=3)
+        found = self.names.pop(scope["query"], None) if "unload" in scope["path"] else True
         await send({"type": "http.response.start", "status": 200 if found else 404})
         await send({"type": "http.response.body", "body": b""})
 
@@ -42,14 +52,24 @@ class Server:
 
 async def test_the_engine_drops_what_is_unloaded():
     """Before the answer, so that the next adapter finds its place free."""
-    assert await Server().post("/v1/unload_lora_adapter", "b") == ["dropped 2", 200, "body"]
+    done = await Server(held={1, 2}).post("/v1/unload_lora_adapter", "b")
+    assert done == ["asked", "dropped 2", 200, "body"]
 
 
 async def test_what_is_not_loaded_is_not_dropped():
     """The refusal is passed on."""
-    assert await Server().post("/v1/unload_lora_adapter", "c") == [404, "body"]
+    done = await Server(held={1, 2}).post("/v1/unload_lora_adapter", "c")
+    assert done == ["asked", 404, "body"]
+
+
+async def test_what_came_back_is_dropped_before_the_next_is_loaded():
+    """A request that was being aborted had the engine load it again."""
+    server = Server(held={1, 2, 9})
+    assert await server.post("/v1/load_lora_adapter", "c") == ["dropped 9", "asked", 200, "body"]
+    assert server.held == {1, 2, 3}
 
 
 async def test_other_requests_pass():
-    """Also those after which an adapter is gone for another reason."""
-    assert await Server().post("/v1/load_lora_adapter", "b") == [200, "body"]
+    """Nothing is looked at."""
+    server = Server(held={1, 2, 9})
+    assert await server.post("/v1/completions", "b") == ["asked", 200, "body"]
