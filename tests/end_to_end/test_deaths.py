@@ -43,12 +43,12 @@ def test_seeded_requests_with_chunked_prefill(house: House):
     Each prompt fits into one step; in company they do not, and are computed in pieces.
     """
     rng = random.Random(0)
-    long = [" ".join(rng.choice(WORDS) for _ in range(400)) for _ in range(2)]
+    long = [" ".join(rng.choice(WORDS) for _ in range(400)) for _ in range(4)]
     items = [{"ask": text + " And then?", "right": "1"} for text in (*long, *WORDS[:2])]
     task = house.task(items, name="long", max_tokens=8)
     words = ("--task", str(task), "--temperature", "0.8", "--no-avoid-quirks", "--json")
     chunks = ("--max-model-len", "1024", "--extra-args", "--max-num-batched-tokens 512")
-    incidents = check(house, house.run("eval", "smollm2", *words, *chunks), samples=4)
+    incidents = check(house, house.run("eval", "smollm2", *words, *chunks), samples=6)
     assert incidents
     assert {incident["kind"] for incident in incidents} == {"engine_died"}
     assert all("offset" in str(incident["evidence"]) for incident in incidents)
