@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from aiohttp import web
@@ -54,7 +55,23 @@ def _scope(request: web.Request) -> Message:
         "path": request.path,
         "root_path": "",
         "headers": [(name.lower(), value) for name, value in request.raw_headers],
+        "app": _APPLICATION,
     }
+
+
+class _EngineClient:
+    """vLLM's, as far as middleware asks it."""
+
+    async def list_loras(self) -> list[int]:
+        """Adapters by number; the fake holds none that its API has no name for."""
+        return []
+
+
+_APPLICATION = SimpleNamespace(
+    state=SimpleNamespace(
+        openai_serving_models=SimpleNamespace(lora_requests={}), engine_client=_EngineClient()
+    )
+)
 
 
 def _response(messages: Sequence[Message]) -> web.Response:
