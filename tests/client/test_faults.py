@@ -68,6 +68,8 @@ class Server:
 
     def seen(self, words: str) -> int:
         """How often it was asked."""
+        if not self._state.exists():  # nothing was asked yet
+            return 0
         counts: list[int] = json.loads(self._state.read_text())
         return next(
             count
