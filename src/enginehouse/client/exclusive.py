@@ -1,4 +1,4 @@
-"""Requests that an engine does not bear, or answers wrongly, beside certain others."""
+"""Requests that crash an engine, or get wrong answers, beside certain others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from enginehouse.core.sampler import SampleRequest
 
 
 class _Kind(Enum):
-    """What a request is to a layer; one that is nothing to it never waits."""
+    """What matters to a layer about a request. One of no kind never waits."""
 
     ALONE = auto()
     ANY = auto()

@@ -500,7 +500,7 @@ class Pool:
     def join(self, connection: Connection) -> None:
         """The connection belongs to the pool until its end, if that has not come already.
 
-        Not before whoever opens it has got it: one that is cancelled in the moment when it is made
+        Not before its opener has it: one that is cancelled in the moment when it is made
         is closed by uvloop without a word, and would be waited for in vain.
         """
         if connection.is_open:

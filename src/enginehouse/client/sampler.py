@@ -291,8 +291,7 @@ class HTTPSampler:
 
         `model` is the one that it names, `scores` has the log-probabilities that it asks for. A
         `streamed` reply is closed by the caller. `decode` and `decode_event` are those of an
-        Exchange. Raises WireError as `sample` does, with the
-        body of an error reply.
+        Exchange. Raises WireError as `sample` does, with the body of an error reply.
         """
         wire = WireRequest(
             "GET" if body is None else "POST",

@@ -152,7 +152,7 @@ def _contents(tasks: Iterable[TaskSpec], known: Mapping[str, HarnessTask]) -> di
 def _require_one_way(tasks: Sequence[TaskSpec], contents: Mapping[str, Contents]) -> None:
     """Raise ConfigurationError for a task that two of one harness's would ask differently.
 
-    In a run a name stands for one result. Asked alike, it is one, whoever asks for it.
+    In a run a name stands for one result. Tasks that ask it alike share that result.
     """
     for one, other in itertools.combinations(tasks, 2):
         a, b = contents[one.name], contents[other.name]

@@ -18,7 +18,7 @@ _TAKEN = {
     *("command", "health_path", "only_endpoint", "extra_args"),
     *("host", "port", "served_model_name", "api_key", "env_vars", "env_names", "avoid_quirks"),
 }
-# Of ours, a command gets what a shell would give it, but no key that is not meant for it.
+# A command gets of our variables what a shell would give it, but no key that is not meant for it.
 _NOT_INHERITED = re.compile(
     r"^ENGINEHOUSE_|(?:^|_)(?:TOKEN|KEY|SECRET|PASS|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH)S?"
     r"(?:_FOR_\w+)?$",
