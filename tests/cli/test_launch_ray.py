@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.support.command_line import Finished, House, journaled, scored, sums, until
+from tests.support.command_line import SMALL_VLLM, Finished, House, journaled, scored, sums, until
 from tests.support.ray_cluster import LocalCluster
 
 from enginehouse.core.errors import ConfigurationError, JobError
@@ -142,8 +142,8 @@ def test_a_server_on_each_node(house: House, call: Call, jobs: Jobs):
 @pytest.mark.engine
 def test_the_real_vllm(real_house: House, ray_cluster: LocalCluster):
     """Once with vLLM itself, on the CPUs that Ray reserves for it."""
-    variables = {name: f"lit:{value}" for name, value in real_house.env.items()}
-    variables.pop("OMP_NUM_THREADS", None)
+    passed = ("ENGINEHOUSE_HOME", "HOME", "PYTHONPATH", *SMALL_VLLM)
+    variables = {name: f"lit:{real_house.env[name]}" for name in passed}
     values = {
         "defaults": [{"execution": "ray"}, {"deployment": "vllm"}, "_self_"],
         "execution": {
