@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# Container images set it. Every process would compile all that it imports, and a test run starts thousands.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Reading all files to run a few of them takes a quarter of a minute.
 ENGINE_TESTS = $$(grep -rlE 'mark\.(engine|ray|kubernetes)' tests --include='test_*.py' | sort)

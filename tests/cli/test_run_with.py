@@ -230,7 +230,7 @@ def test_the_engine_is_killed_twice(house: House, call, words: tuple[str, ...]):
     """The program notices nothing, nor does the openai SDK: forty questions, forty answers."""
     script = str(SUPPORT / "openai_questions.py")
     running = house.start(
-        *words, "--env", "VLLM_FAKE_TOKEN_LATENCY=0.5", "--", sys.executable, script, "40"
+        *words, "--env", "VLLM_FAKE_TOKEN_LATENCY=0.2", "--", sys.executable, script, "40"
     )
     killed: set[int] = set()
 

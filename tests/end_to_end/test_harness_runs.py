@@ -9,16 +9,16 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.support.command_line import House, sums, until
+from tests.support.command_line import House, SharedServer, sums, until
 from tests.support.lm_eval_tasks import write_tasks
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 ITEMS = 12
 
 
-def recorded(house: House) -> int:
-    """How many answers the gateways of all runs have recorded."""
-    files = house.home.glob("state/runs/*/harnesses/*/answers/*.jsonl")
+def recorded(run: Path) -> int:
+    """How many answers the gateways of a run have recorded."""
+    files = run.glob("harnesses/*/answers/*.jsonl")
     return sum(file.read_bytes().count(b"\n") for file in files)
 
 
@@ -57,11 +57,13 @@ def test_the_engine_is_killed_twice_in_sixty_items(house: House):
     )
     undisturbed = house.run(*words)
     assert undisturbed.code == 0, undisturbed.err
-    before, killed = recorded(house), set[int]()
+    killed = set[int]()
     running = house.start(*words)
+    running.until("run: ")
+    run = house.runs[-1]
     for answers in (10, 60):
         pid = running_engine(house, killed=killed)
-        until(lambda n=answers: recorded(house) - before >= n, "it asks nothing", patience=900)
+        until(lambda n=answers: recorded(run) >= n, "it asks nothing", patience=900)
         os.kill(pid, signal.SIGKILL)
         killed.add(pid)
     done = running.end()
@@ -75,24 +77,26 @@ def test_the_engine_is_killed_twice_in_sixty_items(house: House):
     house.nothing_left()
 
 
-def test_killed_resumed_and_compared(house: House):
+def test_killed_resumed_and_compared(plain_vllm: SharedServer):
     """A native task and two of lm-eval, which is killed in the middle; nothing is asked twice."""
+    house = plain_vllm.house
     items, _ = sums(right=3)
     folder = write_tasks(house.work / "lm-tasks", items=ITEMS)
     words = (
-        *("eval", "smollm2", "--dtype", "float32", "--max-model-len", "1024"),
+        *("eval", "--url", plain_vllm.url, "--concurrency", "1", "--json"),
         *("--task", str(house.task(items)), "--task", "lm-eval:sums", "--task", "lm-eval:capitals"),
-        *("--include-path", str(folder), "--concurrency", "1", "--json"),
+        *("--include-path", str(folder)),
     )
     running = house.start(*words)
-    until(lambda: recorded(house) >= 4, "lm-eval has asked nothing", patience=900)
+    running.until("run: ")
+    run = house.runs[-1]
+    until(lambda: recorded(run) >= 4, "lm-eval has asked nothing", patience=900)
     for pid in harness_processes(house):
         os.kill(pid, signal.SIGKILL)
     done = running.end()
     assert done.code == 14, done.err
     assert "signal 9" in done.err.lower() or "sigkill" in done.err.lower(), done.err
-    (run,) = house.runs
-    before = recorded(house)
+    before = recorded(run)
 
     resumed = house.run("resume", run.name, "--json")
     assert resumed.code == 0, resumed.err
@@ -108,7 +112,7 @@ def test_killed_resumed_and_compared(house: House):
     asked = second["harness"]["requests"] + second["harness"]["replayed"]
     assert second["harness"]["replayed"] >= 1
     assert asked == ITEMS
-    assert recorded(house) >= before
+    assert recorded(run) >= before
     again = house.run("resume", run.name, "--json")
     assert "nothing to ask" in again.err
     assert again.report["tasks"] == resumed.report["tasks"]
@@ -123,4 +127,4 @@ def test_killed_resumed_and_compared(house: House):
     names = {task["task"] for task in compared.report["tasks"]}
     assert names == {"sums", "lm-eval:sums", "lm-eval:capitals"}
     assert all(task["headline"]["difference"] == 0 for task in compared.report["tasks"])
-    house.nothing_left()
+    assert harness_processes(house) == []

@@ -7,7 +7,6 @@ import re
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 from tests.support.command_line import House, answered, journaled, port_is_free, until, url_of
 
@@ -20,16 +19,15 @@ def test_killed_and_resumed(house: House):
     vLLM is started again and goes on; then the reaper ends all of it, and `resume` the run.
     """
     words = ("--task", "instructions", "--limit", "12", "--concurrency", "2", "--max-tokens", "32")
-    words += ("--max-model-len", "1024", "--env", "VLLM_ENABLE_V1_MULTIPROCESSING=1")
+    words += ("--max-model-len", "1024")
     running = house.start("eval", "smollm2", *words)
     running.until("ready after")
     (run,) = house.runs
     running.interrupt(signal.SIGSTOP)  # on a fast machine it would end while `ps` starts
     (server,) = house.run("ps", "--json").report
-    (core,) = [pid for pid in server["pids"] if "EngineCor" in psutil.Process(pid).name()]
     running.interrupt(signal.SIGCONT)
     until(lambda: answered(run), "no sample is answered")
-    os.kill(core, signal.SIGKILL)
+    os.kill(server["record"]["process"]["pid"], signal.SIGKILL)
     until(lambda: running.err.read_text().count("ready after") == 2, running.err.read_text)
     known = answered(run)
     until(lambda: answered(run) > known, "no sample is answered after the restart")

@@ -24,8 +24,8 @@ TOOL = {
 }
 
 
-async def test_the_openai_sdk_and_kills(real_house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams, tools, log-probabilities; a request that leaves; kill -9 in answers and streams."""
+async def test_the_openai_sdk_and_a_kill(real_house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams, tools, log-probabilities; a request that leaves; kill -9 in answers and a stream."""
     for name, value in real_house.env.items():
         monkeypatch.setenv(name, value)
     server = {
@@ -79,18 +79,16 @@ async def test_the_openai_sdk_and_kills(real_house: House, monkeypatch: pytest.M
         leaving.cancel()
         await until(lambda: _running(deployment.sampler, 0))
 
-        # kill -9 with whole answers in flight, then in a stream
+        # kill -9 with whole answers in flight and in the middle of a stream
         undisturbed = await asyncio.gather(*map(answer, range(4)))
-        answers = [asyncio.create_task(answer(number)) for number in range(4)]
-        await until(lambda: _running(deployment.sampler, 1))
-        os.kill(deployment.server.pid or 0, signal.SIGKILL)
-        assert await asyncio.gather(*answers) == undisturbed
         stream = await client.chat.completions.create(**asked(5, tokens=900), stream=True)
         await anext(aiter(stream))
+        answers = [asyncio.create_task(answer(number)) for number in range(4)]
+        await until(lambda: _running(deployment.sampler, 2))
         os.kill(deployment.server.pid or 0, signal.SIGKILL)
         with pytest.raises(openai.APIError):
             await _drain(stream)
-        assert await answer(1) == undisturbed[1]
+        assert await asyncio.gather(*answers) == undisturbed
         assert gateway.figures().broken == 1
     real_house.nothing_left()
 

@@ -108,9 +108,8 @@ class SlurmCluster:
         self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=lost")
 
     def return_node(self, name: str) -> None:
-        """The node is back, and takes jobs again."""
+        """The node is back, and takes jobs again as soon as it has said so to the controller."""
         self._start_node(name)
-        self.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
         self._await_nodes()
 
     def forget_jobs(self) -> None:
