@@ -24,8 +24,10 @@ TOOL = {
 }
 
 
-async def test_the_openai_sdk_and_a_kill(real_house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams, tools, log-probabilities; a request that leaves; kill -9 in answers and a stream."""
+async def test_the_openai_sdk_and_a_kill(
+    real_house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams, tools, log-probabilities; a client that leaves; kill -9 in answers and a stream."""
     for name, value in real_house.env.items():
         monkeypatch.setenv(name, value)
     server = {
