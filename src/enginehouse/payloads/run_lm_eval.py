@@ -263,13 +263,13 @@ def evaluate(
         "limit": request["limit"],
         "gen_kwargs": _generation(request["gen_kwargs"]),
         "system_instruction": request["system"],
-        "confirm_run_unsafe_code": request["confirm_run_unsafe_code"],
         "log_samples": True,
         **seeds,
     }
-    known = {name: value for name, value in options.items() if name in _PARAMETERS}
+    if _CONFIRM in _PARAMETERS:
+        options[_CONFIRM] = request[_CONFIRM]
     try:
-        return simple_evaluate(model=endpoint, tasks=loaded, **known)
+        return simple_evaluate(model=endpoint, tasks=loaded, **options)
     except Failure:
         raise
     except Exception as error:
@@ -300,7 +300,8 @@ def _generation(fields: dict[str, Any] | None) -> dict[str, Any] | str | None:
     return ",".join(f"{name}={value}" for name, value in text.items())
 
 
-_PARAMETERS = signature(simple_evaluate).parameters  # older versions have fewer
+_PARAMETERS = signature(simple_evaluate).parameters
+_CONFIRM = "confirm_run_unsafe_code"  # from 0.4.8 on, as are the tasks that need it
 LOGGERS = ("lm_eval", "lm-eval")  # before 0.4.8 the second
 SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 
