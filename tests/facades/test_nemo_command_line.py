@@ -58,7 +58,16 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ("export a b --dest mlflow", "launch export a b --to mlflow"),
         (
             "export a --format csv --output-dir d",
-            "launch export a --to csv --out d/processed_results.csv",
+            "launch export a --to local -o format=csv -o output_dir=d",
+        ),
+        ("export a", "launch export a --to local -o output_dir=."),
+        (
+            "export a --config e.yaml --dest wandb --copy-logs -o project=p",
+            "launch export a --to wandb --config e.yaml -o copy_logs=true -o project=p",
+        ),
+        (
+            "export a --config e.yaml --log-metrics acc f1",
+            'launch export a --to local --config e.yaml -o log_metrics=["acc", "f1"]',
         ),
         ("--version", "--version"),
     ],

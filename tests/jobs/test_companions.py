@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import psutil
 import pytest
 import yaml
 from tests.support.command_line import House, journaled, sums
+from tests.support.processes import command_of
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.configuration import ServeConfig, parse
@@ -87,7 +89,9 @@ def test_an_instance_on_each_node(tmp_path: Path):
     assert (asked.instances, str(asked.addresses)) == (1, announced)
     (companion,) = planned.job.companions
     assert (companion.nodes, planned.job.nodes) == (2, 3)
-    assert companion.command[-5:] == ("serve", "--config", SERVER, "--announce", announced)
+    assert companion.command[-6:] == (
+        "serve", "--config", SERVER, "--announce", announced, "--remain",
+    )  # fmt: skip
     served = parse(ServeConfig, yaml.safe_load(planned.job.files[SERVER]), origin="test")
     assert served.server.host == "0.0.0.0"
     assert served.server.enable_lora
@@ -202,35 +206,61 @@ async def ended(executor: LocalExecutor, job: JobSpec) -> JobState:
     return status.state
 
 
-@pytest.mark.slow
-async def test_an_evaluation_on_two_servers(house: House):
-    """The companion's server is found, both answer, and nothing is left at the end."""
+def two_servers(house: House, *, latency: str, **execution: Any) -> JobSpec:
+    """A job of forty samples with two nodes and two servers, both on this machine."""
     house.model()
     items, _ = sums(right=40)
     planned = plan(
         house.work,
-        execution={"num_nodes": 2, "num_instances": 2},
+        execution={"num_nodes": 2, "num_instances": 2, **execution},
         deployment={
             "tensor_parallel_size": 1,
-            "env_vars": {"VLLM_FAKE_TOKEN_LATENCY": "0.05"},
+            "env_vars": {"VLLM_FAKE_TOKEN_LATENCY": latency},
         },
         task=str(house.task(items)),
         params={"parallelism": 2},
     )
     served = yaml.safe_load(planned.job.files[SERVER])
-    served["server"]["host"] = "127.0.0.1"  # both are on this machine
-    folder = planned.job.folder
-    job = replace(
-        planned.job,
-        files={**planned.job.files, SERVER: yaml.safe_dump(served)},
-        resources=Resources(),
-    )
+    served["server"]["host"] = "127.0.0.1"
+    files = {**planned.job.files, SERVER: yaml.safe_dump(served)}
+    return replace(planned.job, files=files, resources=Resources())
+
+
+@pytest.mark.slow
+async def test_an_evaluation_on_two_servers(house: House):
+    """The companion's server is found, both answer, and nothing is left at the end."""
+    job = two_servers(house, latency="0.05")
+    folder = Path(job.folder)
     settings = LocalSettings(output_dir=str(house.work), kill_grace=20)
     assert await ended(LocalExecutor(settings, Context()), job) is JobState.COMPLETE
-    samples = journaled(Path(folder) / "run").samples
+    samples = journaled(folder / "run").samples
     assert (len(samples), set(samples.values())) == (40, {1})
-    assert "joined" in (Path(folder) / "log.txt").read_text()
-    assert list((Path(folder) / "servers").iterdir()) == []
+    assert "joined" in (folder / "log.txt").read_text()
+    assert list((folder / "servers").iterdir()) == []
+
+
+@pytest.mark.slow
+async def test_the_server_of_a_companion_is_given_up(house: House):
+    """The job goes on with the other one, loses no sample, and ends the companion with itself."""
+    job = two_servers(house, latency="0.1")
+    served = yaml.safe_load(job.files[SERVER])
+    job = replace(job, files={**job.files, SERVER: yaml.safe_dump({**served, "max_restarts": 0})})
+    folder, log = Path(job.folder), Path(job.folder) / "log.txt"
+    settings = LocalSettings(output_dir=str(house.work), kill_grace=20)
+    running = asyncio.create_task(ended(LocalExecutor(settings, Context()), job))
+    async with asyncio.timeout(60):
+        while not log.exists() or "joined" not in log.read_text():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    (announcement,) = (folder / "servers").glob("*.json")
+    port = json.loads(announcement.read_bytes())["url"].rpartition(":")[2]
+    (server,) = (p for p in house.processes() if port in command_of(p))
+    server.kill()
+    assert await running is JobState.COMPLETE
+    assert "this command remains until it is ended" in log.read_text()
+    samples = journaled(folder / "run").samples
+    assert (len(samples), set(samples.values())) == (40, {1})
+    assert list((folder / "servers").iterdir()) == []
+    house.nothing_left()
 
 
 def test_a_judge_has_nodes_of_its_own(tmp_path: Path):

@@ -35,6 +35,13 @@ def serve(
             help="Announce the server in a folder, for `addresses: FOLDER` of those who ask.",
         ),
     ] = None,
+    remain: Annotated[
+        bool,
+        typer.Option(
+            "--remain",
+            help="With --announce: when the server is given up, wait to be ended. Others go on.",
+        ),
+    ] = False,
     head: Annotated[
         str | None,
         typer.Option(
@@ -71,6 +78,12 @@ def serve(
             why="no process would take the announcement back when the server ends",
             fix="leave --detach out",
         )
+    if remain and announce is None:
+        raise ConfigurationError(
+            "--remain is for a server that is announced",
+            why="one that answers nobody has no others that go on without it",
+            fix="leave --remain out, or add --announce FOLDER",
+        )
     if head is not None:
         if detach or announce is not None:
             raise ConfigurationError(
@@ -82,7 +95,10 @@ def serve(
     elif detach:
         run_async(serve_detached(settings, context, name=name, ready=ready))
     else:
-        run_async(serve_until_stopped(settings, context, name=name, ready=ready, announce=announce))
+        serving = serve_until_stopped(
+            settings, context, name=name, ready=ready, announce=announce, remain=remain
+        )
+        run_async(serving)
 
 
 def _announce(server: Server, console: Console, *, detached: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -9,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from enginehouse.core.errors import ServerGoneError
 from enginehouse.deployment.adapters import add_adapter
 from enginehouse.deployment.announcement import announced
 from enginehouse.deployment.configuration import ServeConfig
@@ -29,13 +31,15 @@ async def serve_until_stopped(
     name: str | None,
     ready: Callable[[Server], None],
     announce: Path | None = None,
+    remain: bool = False,
 ) -> None:
     """Serve until cancelled, starting the server again if it ends by itself.
 
     `ready` is given the server once it answers, with the plan's adapter loaded; from then on it is
     announced in the folder `announce`, until it is to stop: then it first answers what it has
     accepted. A server that is announced to other machines gets an API key of its own, unless the
-    user has set one. Raises ServerGoneError when the server is given up, and StoreError.
+    user has set one. When the server is given up, it raises ServerGoneError, or with `remain` only
+    says so and waits to be cancelled. Raises StoreError.
     """
     share_key = announce is not None and needs_api_key(plan.server)
     if share_key:
@@ -67,7 +71,13 @@ async def serve_until_stopped(
             )
             await stack.enter_async_context(announcing)
         ready(server)
-        await supervisor.watching
+        try:
+            await supervisor.watching
+        except ServerGoneError as error:
+            if not remain:
+                raise
+            context.notify(f"{error}\nother servers go on; this command remains until it is ended")
+    await asyncio.Event().wait()
 
 
 async def serve_worker(plan: ServeConfig, context: Context, *, head: str, node: int) -> None:

@@ -108,11 +108,10 @@ def _one_on_each_node(
 ) -> Arrangement:
     # reached from the first node, and guarded by a key of its own
     server = merged(_serve_values(plan), {"server": {"host": "0.0.0.0"}})  # noqa: S104
+    words = ("--announce", announced, "--remain")
     return Arrangement(
         plan={"instances": 1, "addresses": announced},
-        companions=(
-            _companion(config, "server", "--announce", announced, nodes=config.execution.nodes - 1),
-        ),
+        companions=(_companion(config, "server", *words, nodes=config.execution.nodes - 1),),
         files={SERVER: _server_file(server)},
         notes=_without_ray(config),
     )
@@ -178,7 +177,8 @@ def arrange_judge(
         )
     server = merged(_serve_values(plan), {"server": {"host": "0.0.0.0"}})  # noqa: S104
     file, announced = f"{name}.yaml", f"{name}-servers"
-    words = ("serve", "--config", file, "--announce", announced)
+    others_go_on = ("--remain",) if nodes > 1 else ()
+    words = ("serve", "--config", file, "--announce", announced, *others_go_on)
     return Arrangement(
         plan={"addresses": str(folder / announced), "engine": deployment.type},
         companions=(

@@ -6,6 +6,7 @@ The process becomes the `enginehouse` command that does the same, or runs one fo
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,6 @@ from enginehouse.facades.nemo.watching import add_options, watch_commands
 from enginehouse.jobs.variables_file import read_variables_file
 
 _PROGRAM = "python -m enginehouse.facades.nemo"
-_SUFFIXES = {"json": ".json", "csv": ".csv", "parquet": ".parquet"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -140,9 +140,12 @@ def _add_commands_of_jobs(commands: Any) -> None:
     export = commands.add_parser("export", help="export results")
     export.add_argument("ids", nargs="+")
     export.add_argument("--dest", default="local", help="local, mlflow, wandb …")
-    export.add_argument("--format", choices=tuple(_SUFFIXES), default="json")
-    export.add_argument("--output-dir", "-out", default=".", help="the folder of the file")
+    export.add_argument("--format", choices=("json", "csv"), help="that of the file (json)")
+    export.add_argument("--output-dir", "-out", help="the folder of the file (.)")
     export.add_argument("--output-filename", "-fname", help="the file's name")
+    export.add_argument("--log-metrics", nargs="+", default=[], help="only these figures")
+    export.add_argument("--copy-logs", action="store_true", help="without effect, as it says")
+    export.add_argument("--only-required", action="store_true", help="without effect, as it says")
     export.add_argument("--config", help="a file with a section `export`")
     export.add_argument("-o", "--override", action="append", default=[], help="KEY=VALUE")
     export.set_defaults(commands=lambda given: [_export(given)])
@@ -223,14 +226,20 @@ def _listing(given: argparse.Namespace) -> list[str]:
 
 
 def _export(given: argparse.Namespace) -> list[str]:
-    words = ["launch", "export", *(_job(one) for one in given.ids)]
+    words = ["launch", "export", *(_job(one) for one in given.ids), "--to", given.dest]
     if given.config:
         words += ["--config", given.config]
     elif given.dest == "local":
-        name = given.output_filename or f"processed_results{_SUFFIXES[given.format]}"
-        words += ["--to", given.format, "--out", str(Path(given.output_dir) / name)]
-    else:
-        words += ["--to", given.dest]
+        given.output_dir = given.output_dir or "."
+    settings = {
+        "format": given.format,
+        "output_dir": given.output_dir,
+        "output_filename": given.output_filename,
+        "log_metrics": json.dumps(given.log_metrics) if given.log_metrics else None,
+        "copy_logs": "true" if given.copy_logs else None,
+        "only_required": "true" if given.only_required else None,
+    }
+    given.override[:0] = [f"{name}={value}" for name, value in settings.items() if value]
     for override in given.override:
         words += ["-o", override]
     return words
