@@ -54,6 +54,17 @@ def error_body(
     return msgspec.json.encode({"error": error})
 
 
+FAILED: Final = Refusal(500, error_body("the gateway failed at this request", kind="server_error"))
+STOPPING: Final = Refusal(
+    503,
+    error_body(
+        "the gateway is stopping and did not finish this answer; ask again when it is back",
+        kind="server_error",
+        code="gateway_stopping",
+    ),
+)
+
+
 def refusal_of(error: EnginehouseError) -> Refusal:
     """The answer to an error: the engine's own reply, unchanged, if there is one.
 
@@ -82,7 +93,12 @@ def said(error: EnginehouseError) -> str:
     return "; ".join(part for part in parts if part)
 
 
+def last_event(body: bytes) -> bytes:
+    """An error's body as the last event of a stream that broke."""
+    return b"data: %b\n\n" % body
+
+
 def event_of(error: EnginehouseError) -> bytes:
-    """The last event of a stream that broke."""
+    """The last event of a stream that an error broke."""
     _, kind, code = next(entry[1:] for entry in _KINDS if isinstance(error, entry[0]))
-    return b"data: %b\n\n" % error_body(said(error), kind=kind, code=code or "stream_broken")
+    return last_event(error_body(said(error), kind=kind, code=code or "stream_broken"))

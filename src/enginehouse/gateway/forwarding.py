@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -23,7 +24,14 @@ from enginehouse.deployment.base import Deployment
 from enginehouse.dialects.openai_errors import stream_error
 from enginehouse.gateway.adapters import AdapterFolder
 from enginehouse.gateway.configuration import GatewayOptions
-from enginehouse.gateway.errors import error_body, event_of, refusal_of
+from enginehouse.gateway.errors import (
+    FAILED,
+    STOPPING,
+    error_body,
+    event_of,
+    last_event,
+    refusal_of,
+)
 from enginehouse.gateway.http_server import JSON, ClientGoneError, Refusal, Request, Response
 from enginehouse.gateway.metrics import Metrics
 from enginehouse.gateway.models import Models, NamedModel
@@ -137,6 +145,11 @@ class Forwarding:
         """See Application."""
         return self._refusal(400, f"this is not an HTTP/1.1 request: {why}", code="not_http")
 
+    def refuse_stopping(self) -> Refusal:
+        """See Application."""
+        self.metrics.refuse(STOPPING.status)
+        return STOPPING
+
     async def answer(self, request: Request, response: Response) -> None:
         """See Application. Errors are answered; unexpected ones are reported, too."""
         metrics = self.metrics
@@ -151,30 +164,30 @@ class Forwarding:
         except EnginehouseError as error:
             if isinstance(error, ServerError):
                 self._failed(error)
-            await self._answer_error(error, response)
+            self._end(response, refusal_of(error), event=event_of(error))
         except Exception as error:  # noqa: BLE001 - the gateway goes on for all others
             self._notify(f"the gateway failed at a request: {type(error).__name__}: {error}")
-            if response.begun:
-                response.break_off()
+            self._end(response, FAILED, event=last_event(FAILED.body))
+        except asyncio.CancelledError:
+            if response.client_gone:
+                metrics.abandoned += 1
             else:
-                body = error_body("the gateway failed at this request", kind="server_error")
-                response.send(500, body)
-        except BaseException:  # cancelled: the client has left
-            metrics.abandoned += 1
+                self._end(response, STOPPING, event=last_event(STOPPING.body))
             raise
         finally:
             # One label for all names: clients can invent any number of them.
             path = request.path if request.path in self._routes else f"{MODELS}/NAME"
             metrics.end(started, path=path, status=response.status)
 
-    async def _answer_error(self, error: EnginehouseError, response: Response) -> None:
-        if not response.begun:
-            refusal = refusal_of(error)
-            response.send(refusal.status, refusal.body, headers=refusal.headers)
+    def _end(self, response: Response, refusal: Refusal, *, event: bytes) -> None:
+        """End the answer with an error: with `event` if it is a stream that has begun."""
+        if response.complete:
             return
-        self.metrics.broken += 1
-        await response.send_piece(event_of(error))
-        response.break_off()
+        if response.begun:
+            self.metrics.broken += 1
+            response.break_off(event)
+        else:
+            response.send(refusal.status, refusal.body, headers=refusal.headers)
 
     def _refusal(
         self,

@@ -22,6 +22,7 @@ _TOO_LONG: Final = f"its head has more than {_MAX_HEAD >> 10} KiB"
 _IDLE: Final = 75.0  # seconds that a connection may be silent between requests
 _SLOW: Final = 60.0  # seconds that a request may be silent before its end
 _SWEEP: Final = 5.0
+_LINGER: Final = 1.0  # seconds in which a client can read the last bytes before the connection ends
 _HIGH_WATER: Final = 256 << 10  # bytes that a slow client may leave unread
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK: Final = b"0\r\n\r\n"
@@ -70,21 +71,38 @@ class Application(Protocol):
         """The answer to what is not HTTP, or has too many headers."""
         ...
 
+    def refuse_stopping(self) -> Refusal:
+        """The answer to a request that was incomplete, or waiting, when the server stopped."""
+        ...
+
     async def answer(self, request: Request, response: Response) -> None:
-        """Answer the request. Cancelled if the client leaves."""
+        """Answer the request.
+
+        Cancelled if the client leaves (see `response.client_gone`), and when the server stops: the
+        answer then has to end without waiting for anything.
+        """
         ...
 
 
 class Response:
-    """The answer to one request: whole, or a stream of pieces."""
+    """The answer to one request: whole, or a stream of pieces.
 
-    __slots__ = ("_connection", "_request", "begun", "status")
+    `complete`: nothing may be sent after what was sent.
+    """
+
+    __slots__ = ("_connection", "_request", "begun", "complete", "status")
 
     def __init__(self, connection: Connection, request: Request) -> None:
         self._connection = connection
         self._request = request
         self.begun = False
+        self.complete = False
         self.status = 0
+
+    @property
+    def client_gone(self) -> bool:
+        """Whether the connection is closed, so that nothing can be sent."""
+        return not self._connection.is_open
 
     def send(
         self,
@@ -95,9 +113,9 @@ class Response:
         headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
         """Send a whole answer."""
-        self.begun = True
+        self.begun = self.complete = True
         self.status = status
-        keep_alive = self._request.keep_alive
+        keep_alive = self._connection.keeps_alive(self._request)
         head = _head(status, content_type, headers, keep_alive=keep_alive)
         shown = b"" if self._request.method == "HEAD" else body
         self._connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), shown))
@@ -108,7 +126,8 @@ class Response:
         """Send the head of an answer in pieces."""
         self.begun = True
         self.status = 200
-        head = _head(200, content_type, headers, keep_alive=self._request.keep_alive)
+        keep_alive = self._connection.keeps_alive(self._request)
+        head = _head(200, content_type, headers, keep_alive=keep_alive)
         if self._request.http_1_0:  # it ends with the connection
             self._request.keep_alive = False
             self._connection.write(head + b"\r\n")
@@ -117,22 +136,32 @@ class Response:
 
     async def send_piece(self, piece: bytes) -> None:
         """Send one piece; waits while the client is slow to read. Raises ClientGoneError."""
-        connection = self._connection
+        self._write_piece(piece)
+        paused = self._connection.paused
+        if paused is not None:
+            await paused
+
+    def _write_piece(self, piece: bytes) -> None:
         if self._request.http_1_0:
-            connection.write(piece)
+            self._connection.write(piece)
         else:
-            connection.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-        if connection.paused is not None:
-            await connection.paused
+            self._connection.write(b"%x\r\n%b\r\n" % (len(piece), piece))
 
     def end_stream(self) -> None:
-        """End an answer in pieces, which was complete."""
+        """End an answer in pieces, all of which were sent."""
+        self.complete = True
         if not self._request.http_1_0:
             self._connection.write(_LAST_CHUNK)
 
-    def break_off(self) -> None:
-        """Close the connection after what was sent; the client sees that there should be more."""
+    def break_off(self, piece: bytes) -> None:
+        """Send one last piece, and close the connection without the end of HTTP's chunks.
+
+        An HTTP/1.0 client sees no difference from a whole answer, so the piece must say what is
+        wrong. Does not wait for a slow client. Raises ClientGoneError.
+        """
+        self.complete = True
         self._request.keep_alive = False
+        self._write_piece(piece)
 
 
 class Connection(asyncio.Protocol):
@@ -149,6 +178,7 @@ class Connection(asyncio.Protocol):
         self.heard = server.loop.time()
         self._reading = False  # a request has begun and is not complete
         self._refused = False
+        self.lost: asyncio.Future[None] = server.loop.create_future()
         self._begin()
 
     def _begin(self) -> None:
@@ -176,6 +206,7 @@ class Connection(asyncio.Protocol):
         self._waiting.clear()
         self._server.connections.discard(self)
         self.resume_writing()
+        self.lost.set_result(None)
         if self._task is not None:
             self._task.cancel()
 
@@ -289,8 +320,10 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        if not answered.keep_alive or self._server.stopping:
+        if not answered.keep_alive:
             transport.close()
+        elif self._server.stopping:
+            self.stop()
         elif self._waiting:
             request = self._waiting.popleft()
             if not self._waiting:
@@ -298,6 +331,15 @@ class Connection(asyncio.Protocol):
             self._answer(request)
 
     # ours
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something can be sent."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def keeps_alive(self, request: Request) -> bool:
+        """Whether the connection outlives the answer to `request`."""
+        return request.keep_alive and not self._server.stopping
 
     def write(self, data: bytes) -> None:
         """Send bytes. Raises ClientGoneError if the connection is closed."""
@@ -321,14 +363,28 @@ class Connection(asyncio.Protocol):
     def close_if_silent(self, now: float) -> None:
         """Close it if the client has sent nothing for long, and waits for nothing."""
         silent = now - self.heard
-        waits = self._task is not None or self._transport is None
-        if not waits and silent > (_SLOW if self._reading else _IDLE):
-            self.close()
-
-    def close(self) -> None:
-        """Close the connection if no request is being answered on it."""
-        if self._task is None and self._transport is not None:
+        if self._task is not None or self._transport is None:
+            return
+        if silent > (_SLOW if self._reading else _IDLE):
             self._transport.close()
+
+    def stop(self) -> None:
+        """Close the connection unless a request is being answered on it.
+
+        A request that has not arrived in full, or waits for its turn, is refused.
+        """
+        if self._task is not None or self._transport is None or self._refused:
+            return
+        if self._reading or self._waiting:
+            self._waiting.clear()
+            self._refuse(self._application.refuse_stopping())
+        else:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close the connection at once; what was not sent yet is lost."""
+        if self._transport is not None:
+            self._transport.abort()
 
 
 @dataclass(eq=False)
@@ -349,7 +405,7 @@ class HttpServer:
         transport.pause_reading()
         if transport.can_write_eof():
             transport.write_eof()
-        self.loop.call_later(1.0, transport.close)
+        self.loop.call_later(_LINGER, transport.close)
 
     async def sweep(self) -> None:
         """Close connections that have been silent for long, until cancelled."""
@@ -360,17 +416,25 @@ class HttpServer:
                 connection.close_if_silent(now)
 
     async def stop(self, grace: float) -> None:
-        """Let what is being answered end within `grace` seconds, then cancel the rest."""
+        """Let what is being answered end within `grace` seconds, then cancel the rest.
+
+        Clients have a moment to read what was sent to them.
+        """
         self.stopping = True
         for connection in tuple(self.connections):
-            connection.close()
+            connection.stop()
         if self.tasks:
             await asyncio.wait(self.tasks, timeout=grace)
         for task in tuple(self.tasks):
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         for connection in tuple(self.connections):
-            connection.close()
+            connection.stop()
+        if self.connections:
+            closing = [connection.lost for connection in self.connections]
+            await asyncio.wait(closing, timeout=_LINGER)
+        for connection in tuple(self.connections):
+            connection.abort()
 
 
 @asynccontextmanager
