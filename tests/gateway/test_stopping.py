@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from tests.support.gateways import CHAT, events_in, gateway_to, post, until
+from tests.support.gateways import CHAT, connected, events_in, gateway_to, post, spoken, until
 
 from enginehouse.testing.fake_engine.process import running_fake_engine
 
@@ -15,12 +15,6 @@ PATH = "/v1/chat/completions"
 LONG = CHAT | {"max_tokens": 500, "ignore_eos": True}
 WHOLE = post(PATH, json.dumps(LONG).encode())
 STREAM = post(PATH, json.dumps(LONG | {"stream": True}).encode())
-
-
-async def connected(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection to the gateway."""
-    host, port = url.removeprefix("http://").rsplit(":", 1)
-    return await asyncio.open_connection(host, int(port))
 
 
 def error_in(body: str) -> dict[str, Any]:
@@ -32,13 +26,12 @@ def error_in(body: str) -> dict[str, Any]:
 @pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
 async def test_an_open_stream_ends_with_an_error(version: bytes) -> None:
     """The end of the connection alone would look like the end of the answer to HTTP/1.0."""
-    async with running_fake_engine(token_latency=0.1) as engine:
+    async with running_fake_engine(token_latency=0.1) as engine, AsyncExitStack() as stack:
         async with gateway_to(engine.url) as gateway:
-            reader, writer = await connected(gateway.url)
+            reader, writer = await stack.enter_async_context(connected(gateway.url))
             writer.write(STREAM.replace(b"HTTP/1.1", version))
             received = await reader.readuntil(b"data: ")
         received += await reader.read()
-        writer.close()
     error = error_in(events_in(received.decode())[-1])
     assert error["code"] == "gateway_stopping"
     assert "stopping" in error["message"]
@@ -48,22 +41,19 @@ async def test_an_open_stream_ends_with_an_error(version: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "busy"),
-    [(WHOLE, True), (WHOLE[:-10], False), (WHOLE[:20], False)],
+    "request_",
+    [WHOLE, WHOLE[:-10], WHOLE[:20]],
     ids=["being answered", "half a body", "half a head"],
 )
-async def test_a_request_without_an_answer_is_refused(request_: bytes, busy: bool) -> None:  # noqa: FBT001
+async def test_a_request_without_an_answer_is_refused(request_: bytes) -> None:
     """With 503 and the reason."""
-    async with running_fake_engine(token_latency=0.1) as engine:
+    async with running_fake_engine(token_latency=0.1) as engine, AsyncExitStack() as stack:
         async with gateway_to(engine.url) as gateway:
-            reader, writer = await connected(gateway.url)
+            reader, writer = await stack.enter_async_context(connected(gateway.url))
             writer.write(request_)
-            if busy:
-                await until(lambda: gateway.figures().in_flight == 1)
-            else:
-                await asyncio.sleep(0.1)
+            await writer.drain()
+            await spoken(gateway.url, b"GET /health HTTP/1.0\r\n\r\n")  # it has read the other, too
         said = await reader.read()
-        writer.close()
     head, _, body = said.decode().partition("\r\n\r\n")
     assert head.startswith("HTTP/1.1 503 ")
     assert "connection: close" in head
@@ -73,13 +63,12 @@ async def test_a_request_without_an_answer_is_refused(request_: bytes, busy: boo
 async def test_a_request_that_waits_for_its_turn_is_refused() -> None:
     """The one before it on the connection was answered in time."""
     quick = post(PATH, json.dumps(CHAT | {"max_tokens": 8, "ignore_eos": True}).encode())
-    async with running_fake_engine(token_latency=0.05) as engine:
+    async with running_fake_engine(token_latency=0.05) as engine, AsyncExitStack() as stack:
         async with gateway_to(engine.url) as gateway:
-            reader, writer = await connected(gateway.url)
+            reader, writer = await stack.enter_async_context(connected(gateway.url))
             writer.write(quick + WHOLE)
             await until(lambda: gateway.figures().in_flight)
         said = await reader.read()
-        writer.close()
     first, second = said.split(b"HTTP/1.1 ")[1:]
     assert (first[:3], second[:3]) == (b"200", b"503")
     assert b'"code":"gateway_stopping"' in second

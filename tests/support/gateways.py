@@ -55,13 +55,20 @@ async def until(condition: Callable[[], Any]) -> None:
 
 async def spoken(url: str, *pieces: bytes) -> bytes:
     """What comes back for these bytes until the other side closes."""
-    host, port = url.removeprefix("http://").rsplit(":", 1)
-    reader, writer = await asyncio.open_connection(host, int(port))
-    try:
+    async with connected(url) as (reader, writer):
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
         return await asyncio.wait_for(reader.read(), 20)
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to the gateway."""
+    host, port = url.removeprefix("http://").rsplit(":", 1)
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        yield reader, writer
     finally:
         writer.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
@@ -90,8 +91,11 @@ class Forwarding:
 
     # Application
 
-    def refuse(self, request: Request) -> Refusal | None:
-        """See Application: the path, the method, the key, and how much is in flight."""
+    def admit(self, request: Request) -> Refusal | None:
+        """See Application: the path, the method, the key, and how much is in flight.
+
+        A request is in flight from its headers on, so that bodies which arrive slowly count, too.
+        """
         if self._key is not None and request.path != "/health":
             kind, _, key = request.headers.get(b"authorization", b"").partition(b" ")
             if kind.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
@@ -116,7 +120,9 @@ class Forwarding:
                 code="method_not_allowed",
                 headers=((b"allow", route[0].encode()),),
             )
-        if route[0] == "POST" and self.metrics.in_flight >= self._max_in_flight:
+        if route[0] == "GET":
+            return None
+        if self.metrics.in_flight >= self._max_in_flight:
             return self._refusal(
                 503,
                 f"{self._max_in_flight} requests are in flight, and the gateway takes no more",
@@ -124,7 +130,15 @@ class Forwarding:
                 fix="ask again after a moment, or fewer at once (--max-in-flight)",
                 headers=_RETRY_SOON,
             )
+        request.in_flight = True
+        self.metrics.in_flight += 1
         return None
+
+    def release(self, request: Request) -> None:
+        """See Application."""
+        if request.in_flight:
+            request.in_flight = False
+            self.metrics.in_flight -= 1
 
     def _route(self, request: Request) -> tuple[str, _Handler] | None:
         """The method that a path takes, and what answers it."""
@@ -155,7 +169,7 @@ class Forwarding:
         metrics = self.metrics
         route = self._route(request)
         assert route is not None  # or it would have been refused
-        started = metrics.begin()
+        started = time.perf_counter()
         try:
             await route[1](request, response)
         except ClientGoneError:
@@ -177,7 +191,7 @@ class Forwarding:
         finally:
             # One label for all names: clients can invent any number of them.
             path = request.path if request.path in self._routes else f"{MODELS}/NAME"
-            metrics.end(started, path=path, status=response.status)
+            metrics.count_answer(started, path=path, status=response.status)
 
     def _end(self, response: Response, refusal: Refusal, *, event: bytes) -> None:
         """End the answer with an error: with `event` if it is a stream that has begun."""

@@ -35,7 +35,10 @@ class ClientGoneError(Exception):
 
 @dataclass(slots=True)
 class Request:
-    """One request. Names of headers are in lower case; `body` is empty until it is complete."""
+    """One request. Names of headers are in lower case; `body` is empty until it is complete.
+
+    `in_flight`: the application counts it among those that it has admitted.
+    """
 
     method: str
     path: str
@@ -43,6 +46,7 @@ class Request:
     keep_alive: bool
     http_1_0: bool = False
     body: bytes = b""
+    in_flight: bool = False
 
 
 @dataclass(slots=True)
@@ -59,8 +63,15 @@ class Application(Protocol):
 
     max_body: int
 
-    def refuse(self, request: Request) -> Refusal | None:
-        """Why the request is not answered, once its headers are known; None if it is."""
+    def admit(self, request: Request) -> Refusal | None:
+        """Take the request once its headers are known, or return why it is not answered.
+
+        `release` follows for each request that is admitted.
+        """
+        ...
+
+    def release(self, request: Request) -> None:
+        """The request has ended: it was answered or refused, or its client left. Idempotent."""
         ...
 
     def refuse_size(self) -> Refusal:
@@ -174,10 +185,11 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._waiting: deque[Request] = deque()  # pipelined
         self._task: asyncio.Task[None] | None = None
+        self._answering: Request | None = None  # what the task answers
         self.paused: asyncio.Future[None] | None = None
         self.heard = server.loop.time()
         self._reading = False  # a request has begun and is not complete
-        self._refused = False
+        self._refusal: Refusal | None = None  # nothing is read after it
         self.lost: asyncio.Future[None] = server.loop.create_future()
         self._begin()
 
@@ -203,7 +215,7 @@ class Connection(asyncio.Protocol):
         """See asyncio.Protocol. Nobody reads an answer any more."""
         del exc
         self._transport = None
-        self._waiting.clear()
+        self._forget_unanswered()
         self._server.connections.discard(self)
         self.resume_writing()
         self.lost.set_result(None)
@@ -213,7 +225,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         self.heard = self._server.loop.time()
-        if self._refused:
+        if self._refusal is not None:
             return
         if self._request is None:
             self._head_size += len(data)
@@ -222,9 +234,8 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._refuse(self._application.refuse_syntax("it asks for another protocol"))
         except httptools.HttpParserError as error:
-            if not self._refused:
-                self._refuse(self._application.refuse_syntax(str(error)))
-        if self._request is None and self._head_size > _MAX_HEAD and not self._refused:
+            self._refuse(self._application.refuse_syntax(str(error)))
+        if self._request is None and self._head_size > _MAX_HEAD:
             self._refuse(self._application.refuse_syntax(_TOO_LONG))
 
     def pause_writing(self) -> None:
@@ -255,6 +266,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Decide whether to read on."""
+        if self._refusal is not None:
+            return
         parser, headers = self._parser, self._headers
         url = self._url
         request = self._request = Request(
@@ -267,7 +280,7 @@ class Connection(asyncio.Protocol):
         if self._fields_size > _MAX_HEAD:
             refusal: Refusal | None = self._application.refuse_syntax(_TOO_LONG)
         else:
-            refusal = self._application.refuse(request)
+            refusal = self._application.admit(request)
         length = headers.get(b"content-length", b"0")
         if refusal is None and length.isdigit() and int(length) > self._application.max_body:
             refusal = self._application.refuse_size()
@@ -278,7 +291,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
-        if self._refused:
+        if self._refusal is not None:
             return
         self._body_size += len(body)
         if self._body_size > self._application.max_body:
@@ -289,7 +302,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Answer the request, or have it wait for the one before it."""
         self._reading = False
-        if self._refused:
+        if self._refusal is not None:
             return
         request = self._request
         assert request is not None, "its head is complete"
@@ -303,32 +316,49 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
 
     def _answer(self, request: Request) -> None:
+        self._answering = request
         task = self._task = self._server.loop.create_task(self._answered(request))
         self._server.tasks.add(task)
-        task.add_done_callback(self._server.tasks.discard)
+        task.add_done_callback(self._end)
 
     async def _answered(self, request: Request) -> None:
         try:
             await self._application.answer(request, Response(self, request))
         except ClientGoneError:
-            pass
-        finally:
-            self._task = None
-            self._next(request)
+            return
 
-    def _next(self, answered: Request) -> None:
+    def _end(self, task: asyncio.Task[None]) -> None:
+        """The task has ended. It may have been cancelled before its first step."""
+        self._server.tasks.discard(task)
+        answered, self._answering, self._task = self._answering, None, None
+        assert answered is not None
+        self._application.release(answered)
         transport = self._transport
         if transport is None:
             return
+        if self._waiting and self._server.stopping:
+            self._refusal = self._application.refuse_stopping()
+            self._forget_unanswered()
         if not answered.keep_alive:
             transport.close()
-        elif self._server.stopping:
-            self.stop()
         elif self._waiting:
             request = self._waiting.popleft()
-            if not self._waiting:
+            if not self._waiting and self._refusal is None:
                 transport.resume_reading()
             self._answer(request)
+        elif self._refusal is not None:
+            self._send_refusal(self._refusal)
+        elif self._server.stopping:
+            self.stop()
+
+    def _forget_unanswered(self) -> None:
+        """Release the requests that have arrived, in full or in part, and will not be answered."""
+        if self._request is not None:
+            self._application.release(self._request)
+        for request in self._waiting:
+            self._application.release(request)
+        self._waiting.clear()
+        self._body.clear()
 
     # ours
 
@@ -349,15 +379,24 @@ class Connection(asyncio.Protocol):
         transport.write(data)
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer without the rest of the request, and close: the rest is not read."""
-        self._refused = True
-        transport = self._transport
-        if transport is None:
+        """Answer without the rest of the request, in its turn, and close: the rest is not read."""
+        if self._refusal is not None or self._transport is None:
             return
-        head = _head(refusal.status, JSON, refusal.headers, keep_alive=False)
+        self._refusal = refusal
+        if self._request is not None:
+            self._application.release(self._request)
+        self._body.clear()
         if self._task is None:
-            transport.write(b"%bcontent-length: %d\r\n\r\n" % (head, len(refusal.body)))
-            transport.write(refusal.body)
+            self._send_refusal(refusal)
+        else:
+            self._transport.pause_reading()
+
+    def _send_refusal(self, refusal: Refusal) -> None:
+        transport = self._transport
+        assert transport is not None
+        head = _head(refusal.status, JSON, refusal.headers, keep_alive=False)
+        transport.write(b"%bcontent-length: %d\r\n\r\n" % (head, len(refusal.body)))
+        transport.write(refusal.body)
         self._server.linger(transport)
 
     def close_if_silent(self, now: float) -> None:
@@ -371,12 +410,11 @@ class Connection(asyncio.Protocol):
     def stop(self) -> None:
         """Close the connection unless a request is being answered on it.
 
-        A request that has not arrived in full, or waits for its turn, is refused.
+        A request that has not arrived in full is refused.
         """
-        if self._task is not None or self._transport is None or self._refused:
+        if self._task is not None or self._transport is None or self._refusal is not None:
             return
-        if self._reading or self._waiting:
-            self._waiting.clear()
+        if self._reading:
             self._refuse(self._application.refuse_stopping())
         else:
             self._transport.close()

@@ -18,6 +18,7 @@ _BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 6
 class GatewayFigures(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway has done so far.
 
+    `in_flight` counts from the headers to the end of the answer, and not what is asked with GET.
     `requests` were answered, `replayed` of them from the journal; `abandoned` by their clients,
     `refused` unread. `broken` streams ended with an error after their first byte. Tokens are those
     that the engine stated in its answers; streams state them where their client asks for it.
@@ -49,14 +50,11 @@ class Metrics:
         self._buckets = [0] * (len(_BOUNDS) + 1)
         self._seconds = 0.0
 
-    def begin(self) -> float:
-        """A request is in flight; returns what `end` is given."""
-        self.in_flight += 1
-        return time.perf_counter()
+    def count_answer(self, started: float, *, path: str, status: int) -> None:
+        """A request has ended with an answer, or with none (status 0).
 
-    def end(self, started: float, *, path: str, status: int) -> None:
-        """The request has ended with an answer, or with none (status 0)."""
-        self.in_flight -= 1
+        `started` is the time of perf_counter at which its body was complete.
+        """
         elapsed = time.perf_counter() - started
         self._answered[path, status] += 1
         self._buckets[bisect_left(_BOUNDS, elapsed)] += 1
@@ -101,7 +99,12 @@ class Metrics:
         for status, count in sorted(self._refused.items()):
             yield f'{name}{{status="{status}"}} {count}'
         for what, words, kind, value in (
-            ("in_flight", "Requests that are being answered.", "gauge", self.in_flight),
+            (
+                "in_flight",
+                "Requests that arrive or are being answered, without GET.",
+                "gauge",
+                self.in_flight,
+            ),
             ("replayed_total", "Answers from the journal.", "counter", self.replayed),
             ("abandoned_total", "Requests whose client left.", "counter", self.abandoned),
             ("broken_streams_total", "Streams that ended with an error.", "counter", self.broken),
