@@ -122,9 +122,10 @@ def test_without_the_dashes(call, words: tuple[str, ...]):
     assert "-- python script.py" in done.err
 
 
-def test_nothing_to_replay(call, words: tuple[str, ...]):
-    """--replay needs the folder of an earlier --record."""
-    done = call(*words, "--replay", "--", "true")
+@pytest.mark.parametrize("option", ["--replay", "--resume"])
+def test_nothing_to_replay(call, words: tuple[str, ...], option: str):
+    """Each needs the folder of an earlier --record."""
+    done = call(*words, option, "--", "true")
     assert done.code == 2
     assert "record" in done.err
     assert "Traceback" not in done.err
@@ -280,6 +281,25 @@ def test_recorded_and_replayed(house: House, words: tuple[str, ...], tmp_path: P
     house.answers({"capital": "Rome."})
     assert answer("--replay").out == "Paris.\n"
     assert answer().out == "Rome.\n"
+
+
+def test_a_sampled_program_is_resumed(house: House, words: tuple[str, ...], tmp_path: Path):
+    """It gets what it was given before, in its order; then the model is asked on."""
+    record = ("--record", str(tmp_path / "record"), "--resume", "-q")
+    house.write("sample.py", ASK.replace('"temperature": 0', '"temperature": 1'))
+    ask = f"{sys.executable} sample.py 'the capital?'"
+
+    def answers(count: int) -> str:
+        line = " && ".join([ask] * count)
+        done = house.run(*words, *record, "--", "sh", "-c", line)
+        assert done.code == 0, done.err
+        return done.out
+
+    assert answers(1) == "Paris.\n"
+    house.answers({"capital": "Rome."})
+    assert answers(2) == "Paris.\nRome.\n"
+    house.answers({"capital": "Oslo."})
+    assert answers(3) == "Paris.\nRome.\nOslo.\n"
 
 
 def test_a_program_names_an_adapter(house: House, tmp_path: Path):

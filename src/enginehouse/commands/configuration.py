@@ -107,12 +107,15 @@ class RunWithSettings(StrictModel):
     """Keep every request and its answer in this folder."""
     replay: bool = False
     """With record: answer a request from the folder where its answer is there and repeatable."""
+    resume: bool = False
+    """With record: the program was started again. Its k-th identical request gets the k-th answer
+    that was recorded before, whatever its temperature."""
     adapters: Path | None = None
     """A folder of LoRA adapters, each of which the program may name as its model."""
 
     @model_validator(mode="after")
     def _something_to_replay(self) -> Self:
-        if self.replay and self.record is None:
+        if (self.replay or self.resume) and self.record is None:
             raise ValueError("nothing can be replayed without a journal: give the folder to record")
         return self
 

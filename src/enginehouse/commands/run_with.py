@@ -55,6 +55,7 @@ async def run_with(
         api_key=secrets.token_urlsafe(32),  # others on this machine cannot read our variables
         record=settings.record,
         replay=settings.replay,
+        resume=settings.resume,
         adapters=settings.adapters,
         max_loras=config.plan.server.max_loras,
     )
