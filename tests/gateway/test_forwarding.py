@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import aiohttp
@@ -20,8 +21,11 @@ from tests.support.gateways import (
 )
 from yarl import URL
 
+from enginehouse.deployment import announcement
 from enginehouse.deployment.configuration import AskConfig, parse
 from enginehouse.deployment.several import SeveralDeployment
+from enginehouse.servers.records import list_servers
+from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine.process import running_fake_engine
 
 
@@ -177,18 +181,45 @@ async def test_unknown_fields_and_numbers_reach_the_engine_as_they_were_sent(
 
 
 @pytest.mark.slow
-async def test_several_servers_share_the_requests(house: House) -> None:
-    """Each of three gets its part."""
-    values = {"model": str(house.model()), "instances": 3}
+async def test_a_slow_server_gets_fewer_requests(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of three that is busy for long is passed over by requests that come meanwhile."""
+    monkeypatch.setattr(announcement, "LOOK_EVERY", 0.1)
+    model = str(house.model())
+    servers = [
+        house.start(
+            *("serve", model, "--announce", "servers", "--name", name),
+            *("--env", f"VLLM_FAKE_TOKEN_LATENCY={latency}"),
+        )
+        for name, latency in (("slow", 1), ("fast", 0), ("faster", 0))
+    ]
+    addresses = {"addresses": str(house.work / "servers")}
     async with (
-        opened(parse(AskConfig, values, origin="test"), concurrency=30) as deployment,
+        opened(parse(AskConfig, addresses, origin="test"), concurrency=6) as deployment,
         gateway_before(deployment) as gateway,
         openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client,
     ):
         assert isinstance(deployment, SeveralDeployment)
-        before = [instance.asked for instance in deployment.instances]
-        for _ in range(9):
-            await client.completions.create(model=gateway.model, prompt="x", max_tokens=1)
-        asked = [instance.asked for instance in deployment.instances]
-        assert [now - then for now, then in zip(asked, before, strict=True)] == [3, 3, 3]
+        instances = deployment.instances
+        await until(lambda: len(instances) == 3)
+        before = {one.base_url: one.asked for one in instances}
+        asking = [
+            client.completions.create(
+                model=gateway.model, prompt="x", max_tokens=4, extra_body={"ignore_eos": True}
+            )
+            for _ in range(36)
+        ]
+        await asyncio.gather(*asking)
+        slow = next(
+            one.record.base_url
+            for one in list_servers(Layout.from_environment())
+            if one.record.name == "slow"
+        )
+        asked = {one.base_url: one.asked - before[one.base_url] for one in instances}
+        assert sum(asked.values()) == 36
+        assert asked.pop(slow) < min(asked.values())
+    for server in servers:
+        server.interrupt()
+        server.end()
     house.nothing_left()
