@@ -22,6 +22,7 @@ from enginehouse.commands.harness_records import Traffic, records_of
 from enginehouse.core.errors import ConfigurationError, HarnessError, nearest
 from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.deployment.base import Target
+from enginehouse.deployment.context_length import context_length
 from enginehouse.engines.registry import load_engine
 from enginehouse.evaluation import EvaluationSpec, TaskSpec
 from enginehouse.evaluation.foreign import ForeignTraffic, OnForeignProgress
@@ -315,7 +316,7 @@ class HarnessTasks:
                 gateway,
                 one.harness.run(
                     [name.task],
-                    endpoint=self._endpoint(gateway, task),
+                    endpoint=await self._endpoint(gateway, task),
                     settings=harness_settings(task, self._spec, self._config.settings),
                     environment=one.environment,
                     folder=folder,
@@ -357,8 +358,8 @@ class HarnessTasks:
             self._ready[name] = await ready_harness(name, version=version, context=self._context)
         return self._ready[name]
 
-    def _endpoint(self, gateway: Gateway, task: TaskSpec) -> HarnessEndpoint:
-        target, plan = self._target, self._config.plan
+    async def _endpoint(self, gateway: Gateway, task: TaskSpec) -> HarnessEndpoint:
+        target = self._target
         model = target.deployment.model
         folder = Path(model.path) if model is not None else None
         concurrency = task.concurrency or self._spec.concurrency or IN_FLIGHT
@@ -370,7 +371,7 @@ class HarnessTasks:
             chat=self._is_chat(),
             capabilities=self.capabilities,
             concurrency=min(concurrency, IN_FLIGHT) if task.concurrency is None else concurrency,
-            max_model_len=plan.server.max_model_len,
+            max_model_len=await context_length(target, self._config.plan.server),
         )
 
     def _is_chat(self) -> bool:

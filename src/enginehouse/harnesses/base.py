@@ -39,6 +39,7 @@ class HarnessEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     `tokenizer` is the served checkpoint's folder, None where that is not on this machine. `chat`:
     the model has a chat template. `concurrency` is how many requests it should have in flight.
+    `max_model_len` is the longest prompt and answer together, in tokens, None if nothing says it.
     """
 
     url: str
