@@ -146,6 +146,16 @@ async def test_the_harness_is_told_how_long_prompts_may_be(house: House):
     assert [endpoint.max_model_len for endpoint in given] == [640]
 
 
+async def test_the_harness_has_the_runs_concurrency(house: House):
+    """As it was given, and 128 if it was not; a task's own comes first."""
+    with fake_engine() as url:
+        async with endpoints() as given:
+            for own, more in ((None, {}), (None, {"concurrency": 300}), (7, {"concurrency": 300})):
+                task = {"name": "fake:sums", "limit": 1, "concurrency": own}
+                await enginehouse.evaluate(url=url, tasks=[task], **more)
+    assert [endpoint.concurrency for endpoint in given] == [128, 300, 7]
+
+
 async def test_samples_are_shown(house: House):
     """Prompt, answer and target of a harness's sample."""
     await evaluate(house, "fake:sums")

@@ -45,7 +45,10 @@ from enginehouse.store.runs import Run
 
 Result = TypeVar("Result")
 IN_FLIGHT: Final = 128
-"""Requests that a harness has in flight; the gateway holds back what the engine does not take."""
+"""Requests that a harness has in flight if the user does not say how many.
+
+The gateway holds back what the engine does not take.
+"""
 _FILES: Final = (".py", ".yaml", ".yml")
 _WITHOUT_EFFECT: Final = ("name", "concurrency", "request_timeout", "max_retries")
 
@@ -362,7 +365,6 @@ class HarnessTasks:
         target = self._target
         model = target.deployment.model
         folder = Path(model.path) if model is not None else None
-        concurrency = task.concurrency or self._spec.concurrency or IN_FLIGHT
         return HarnessEndpoint(
             url=gateway.url,
             api_key=gateway.api_key or "",
@@ -370,7 +372,7 @@ class HarnessTasks:
             tokenizer=folder if folder is not None and folder.is_dir() else None,
             chat=self._is_chat(),
             capabilities=self.capabilities,
-            concurrency=min(concurrency, IN_FLIGHT) if task.concurrency is None else concurrency,
+            concurrency=task.concurrency or self._spec.concurrency or IN_FLIGHT,
             max_model_len=await context_length(target, self._config.plan.server),
         )
 
