@@ -275,7 +275,7 @@ class HarnessTasks:
             return self._before
         figures = self._gateway.figures()
         return ForeignTraffic(
-            requests=self._before.requests + figures.requests - figures.replayed,
+            requests=self._before.requests + figures.completed,
             generated_tokens=self._before.generated_tokens + figures.generated_tokens,
         )
 
@@ -333,7 +333,7 @@ class HarnessTasks:
             asked=task,
             session=session,
             traffic=Traffic(
-                requests=figures.requests - figures.replayed,
+                requests=figures.completed,
                 replayed=figures.replayed,
                 seconds=time.monotonic() - began,
                 prompt_tokens=figures.prompt_tokens,
