@@ -379,6 +379,8 @@ async def test_rescoring_leaves_them_alone(house: House):
     ("task", "settings", "error", "words"),
     [
         ("fake:sumz", {}, HarnessError, "no task 'sumz'"),
+        ("fake:nothing.py@sums", {}, HarnessError, "there is no file nothing.py"),
+        ("fake:sums.yaml", {}, HarnessError, "no task 'sums.yaml'"),
         ("nothing:sums", {}, UnknownNameError, "nothing"),
         ("fake:sums", {"top_k": 5}, ConfigurationError, "no top_k"),
         ({"name": "fake:sums", "data": "x.jsonl"}, {}, ConfigurationError, "no effect"),

@@ -35,6 +35,7 @@ from enginehouse.harnesses.base import (
     HarnessSettings,
     HarnessTask,
     OnHarnessProgress,
+    SupportsTaskFiles,
 )
 from enginehouse.harnesses.contents import Contents, contents_of
 from enginehouse.harnesses.names import harness_task_name
@@ -49,7 +50,6 @@ IN_FLIGHT: Final = 128
 
 The gateway holds back what the engine does not take.
 """
-_FILES: Final = (".py", ".yaml", ".yml")
 _WITHOUT_EFFECT: Final = ("name", "concurrency", "request_timeout", "max_retries")
 
 
@@ -116,7 +116,7 @@ async def require_tasks(
     for name, tasks in _by_harness(spec.foreign).items():
         known = await _known_tasks(ready[name], settings, context)
         for task in tasks:
-            _require_task(task.name, known, config=config)
+            _require_task(task.name, known, harness=ready[name].harness, config=config)
         own = _contents(tasks, known)
         _require_one_way(tasks, own)
         contents |= own
@@ -180,11 +180,19 @@ def _require_one_way(tasks: Sequence[TaskSpec], contents: Mapping[str, Contents]
             )
 
 
-def _require_task(name: str, known: Mapping[str, HarnessTask], *, config: EvaluationConfig) -> None:
+def _require_task(
+    name: str,
+    known: Mapping[str, HarnessTask],
+    *,
+    harness: Harness,
+    config: EvaluationConfig,
+) -> None:
     named = harness_task_name(name)
     assert named is not None
-    if named.task.partition("@")[0].endswith(_FILES):
-        return  # a file of the user's own, which only running it would load
+    if isinstance(harness, SupportsTaskFiles) and harness.find_file(
+        named.task, include_path=config.settings.include_path
+    ):
+        return  # only running it would load the file
     if (task := known.get(named.task)) is None:
         close = nearest(named.task, known)
         raise HarnessError(
