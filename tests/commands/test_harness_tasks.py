@@ -400,6 +400,17 @@ async def test_refused_before_anything_starts(
     assert not any("server" in line for line in said)
 
 
+@pytest.mark.parametrize(("task", "why"), [("choices", None), ("exam", "choices is a part of it")])
+async def test_choices_on_an_engine_without_log_probabilities(
+    house: House, task: str, why: str | None
+):
+    """They are refused before anything starts, also where only a part of a group has them."""
+    with pytest.raises(HarnessError, match=f"fake:{task} needs log-probabilities") as raised:
+        await evaluate(house, f"fake:{task}", engine="sglang")
+    assert (raised.value.kind, raised.value.why) == ("needs_logprobs", why)
+    assert list_runs(Layout.from_environment()) == []
+
+
 async def test_a_half_written_task_is_run_again(house: House):
     """A kill while results are journaled loses nothing and counts nothing twice."""
     report = await evaluate(house, "fake:both")

@@ -193,7 +193,7 @@ def _require_task(
         named.task, include_path=config.settings.include_path
     ):
         return  # only running it would load the file
-    if (task := known.get(named.task)) is None:
+    if named.task not in known:
         close = nearest(named.task, known)
         raise HarnessError(
             f"{named.harness} has no task {named.task!r}",
@@ -202,12 +202,15 @@ def _require_task(
             + f"`enginehouse tasks --harness {named.harness} WORD` searches its {len(known):,}",
         )
     engine = config.plan.engine
-    if task.kind == "choose" and engine is not None:
+    parts = sorted(contents_of(named.task, known).names & known.keys())
+    choices = [part for part in parts if known[part].kind == "choose"]
+    if choices and engine is not None:
         supports = load_engine(engine).capabilities(None).supports
         if Capability.PROMPT_LOGPROBS not in supports:
             raise HarnessError(
                 f"{name} needs log-probabilities of prompts, and {engine} has none",
                 kind="needs_logprobs",
+                why=None if choices == [named.task] else f"{choices[0]} is a part of it",
                 fix="use another engine: `enginehouse engines` shows which ones have "
                 f"{Capability.PROMPT_LOGPROBS}",
             )
