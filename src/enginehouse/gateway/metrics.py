@@ -19,14 +19,16 @@ class GatewayFigures(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway has done so far.
 
     `in_flight` counts from the headers to the end of the answer, and not what is asked with GET.
-    `requests` were answered, `replayed` of them from the journal; `abandoned` by their clients,
-    `refused` unread. `broken` streams ended with an error after their first byte. Tokens are those
-    that the engine stated in its answers; streams state them where their client asks for it.
+    `requests` were answered, `replayed` of them from the journal, and `completed` by the engine,
+    without an error; `abandoned` by their clients, `refused` unread. `broken` streams ended with an
+    error after their first byte. Tokens are those that the engine stated in its answers; streams
+    state them where their client asks for it.
     """
 
     requests: int
     in_flight: int
     replayed: int
+    completed: int
     abandoned: int
     refused: int
     broken: int
@@ -41,6 +43,7 @@ class Metrics:
     def __init__(self) -> None:
         self.in_flight = 0
         self.replayed = 0
+        self.completed = 0
         self.abandoned = 0
         self.broken = 0
         self.prompt_tokens = 0
@@ -75,6 +78,7 @@ class Metrics:
             requests=sum(n for (_, status), n in self._answered.items() if status),
             in_flight=self.in_flight,
             replayed=self.replayed,
+            completed=self.completed,
             abandoned=self.abandoned,
             refused=self._refused.total(),
             broken=self.broken,
