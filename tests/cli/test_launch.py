@@ -308,7 +308,7 @@ def test_gpus_that_do_not_multiply_out(house: House, call: Call, launches: Launc
     file = launches.file(tensor_parallel_size=4, data_parallel_size=2)
     dry = call("launch", "run", "--config", str(file), "--dry-run", "--json")
     assert dry.report["gpus_needed"] == 8
-    assert "8 GPUs" in dry.report["refusal"]
+    assert "8 GPUs" in dry.report["refusals"][0]
     assert dry.code == 0, "a file for another machine can be looked at here"
     refused = call("launch", "run", "--config", str(file))
     assert refused.code == JobError.exit_code

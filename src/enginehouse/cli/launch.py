@@ -261,8 +261,8 @@ def _show_dry_run(plan: LaunchPlan, console: Console) -> None:
         console.say("\n# Resources")
         console.say(f"GPUs: {shown.gpus_needed} needed, {shown.gpus_asked_for} asked for")
         console.say(f"memory (an estimate): {_fit_in_words(shown.fit)}")
-        if shown.refusal:
-            console.say(f"the launch would be refused here: {shown.refusal}")
+        for refusal in shown.refusals:
+            console.say(f"`launch run` would be refused here: {refusal}")
         _tell_notes(shown.notes, shown.not_acted_on, console.say)
 
     console.result(shown, text=text)

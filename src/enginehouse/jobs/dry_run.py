@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 import psutil
@@ -44,8 +46,8 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     """A launch that did not happen. No value of a secret is in it.
 
     `configuration` is the resolved launch file. `gpus_needed` is for all servers of the job, and
-    `gpus_asked_for` on all its nodes. `tasks` says what each name of a task stands for. `refusal`
-    is why the launch would be refused, as far as that is known here. `fit` is an estimate;
+    `gpus_asked_for` on all its nodes. `tasks` says what each name of a task stands for. `refusals`
+    are why the launch would be refused, as far as that is known here. `fit` is an estimate;
     None if the model's size is unknown.
     """
 
@@ -56,7 +58,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     not_acted_on: Mapping[str, str]
     gpus_needed: int
     gpus_asked_for: int
-    refusal: str | None
+    refusals: tuple[str, ...]
     fit: Fit | None
 
 
@@ -72,19 +74,26 @@ def dry_run(plan: LaunchPlan, context: Context) -> DryRun:
         not_acted_on=plan.config.not_acted_on,
         gpus_needed=plan.gpus,
         gpus_asked_for=plan.job.nodes * resources.gpus_per_node,
-        refusal=_refusal(executor, plan),
+        refusals=_refusals(executor, plan),
         fit=_fit(plan),
     )
 
 
-def _refusal(executor: Executor, plan: LaunchPlan) -> str | None:
-    try:
-        require_runnable(plan.tasks)
-        if isinstance(executor, SupportsCheck):
-            executor.check(plan.job)
-    except EnginehouseError as error:
-        return str(error)
-    return None
+def _refusals(executor: Executor, plan: LaunchPlan) -> tuple[str, ...]:
+    """What `launch` would say. All of it: it is read to prepare the launch."""
+    checks: list[Callable[[], Any]] = [
+        lambda: require_runnable(plan.tasks),
+        lambda: plan.variables.secret_values(os.environ),
+    ]
+    if isinstance(executor, SupportsCheck):
+        checks.append(lambda: executor.check(plan.job))
+    refusals = []
+    for check in checks:
+        try:
+            check()
+        except EnginehouseError as error:
+            refusals.append(str(error))
+    return tuple(refusals)
 
 
 def _fit(plan: LaunchPlan) -> Fit | None:

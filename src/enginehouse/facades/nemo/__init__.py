@@ -101,8 +101,8 @@ def run_eval(
         context.notify(outcome.configuration)
         for artifact in outcome.artifacts:
             context.notify(f"# {artifact.name}\n{artifact.text}")
-        if outcome.refusal:
-            context.notify(f"the launch would be refused: {outcome.refusal}")
+        for refusal in outcome.refusals:
+            context.notify(f"the launch would be refused: {refusal}")
         return None
     return _awaited(launch(plan, context)).id
 

@@ -1,0 +1,66 @@
+"""What a dry run says beyond the plan: refusals, and whether the model fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.support.launch_files import launch_file
+
+from enginehouse.core.errors import ConfigurationError
+from enginehouse.jobs.dry_run import DryRun, dry_run
+from enginehouse.jobs.launch import launch
+from enginehouse.jobs.launch_file import read_launch
+from enginehouse.jobs.plan import plan_launch
+from enginehouse.runtime.context import Context
+from enginehouse.store.layout import Layout
+
+TASKS = "evaluation: {tasks: [{name: gsm8k_cot_instruct}]}\n"
+DEPLOYED = "deployment: {checkpoint_path: model, tensor_parallel_size: 1}\n"
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def shown(folder: Path, sections: str, *overrides: str, deployment: str = "vllm") -> DryRun:
+    """The dry run of a small launch file with these sections."""
+    path = launch_file(folder, sections=sections, deployment=deployment)
+    return dry_run(plan_launch(read_launch(path, overrides=overrides)), Context())
+
+
+UNSET = DEPLOYED + TASKS + "env_vars: {HF_TOKEN: host:FIRST_UNSET, OTHER_KEY: host:SECOND_UNSET}\n"
+UNSET_KEY = TASKS + (
+    "target: {api_endpoint: {url: 'http://127.0.0.1:1/v1', model_id: a, api_key_name: UNSET_KEY}}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("sections", "deployment", "names"),
+    [
+        (UNSET, "vllm", ("FIRST_UNSET", "SECOND_UNSET")),
+        (UNSET_KEY, "none", ("UNSET_KEY",)),
+    ],
+)
+async def test_unset_variables(
+    tmp_path: Path, layout: Layout, sections: str, deployment: str, names: tuple[str, ...]
+):
+    """All are named, as at the launch, which is refused."""
+    refusals = shown(tmp_path, sections, deployment=deployment).refusals
+    plan = plan_launch(read_launch(tmp_path / "launch.yaml"))
+    with pytest.raises(ConfigurationError) as caught:
+        await launch(plan, Context(layout=layout))
+
+    assert str(caught.value) in refusals
+    assert all(name in str(caught.value) for name in names)
+
+
+def test_every_refusal_is_said(tmp_path: Path):
+    """One does not hide the others."""
+    refusals = shown(tmp_path, UNSET, "deployment.tensor_parallel_size=64").refusals
+
+    assert [("FIRST_UNSET" in text, "64 GPUs" in text) for text in refusals] == [
+        (True, False),
+        (False, True),
+    ]
