@@ -303,6 +303,18 @@ def test_dry_run(house: House, call: Call, launches: Launches):
     assert after == []
 
 
+def test_a_launch_says_what_its_tasks_are(call: Call, launches: Launches):
+    """Also without a dry run, if they run under another name."""
+    file = launches.file(env={"HF_TOKEN": "host:HF_TOKEN"})
+    named = yaml.safe_load(file.read_text())
+    named["evaluation"]["tasks"] = [{"name": "gsm8k_cot_instruct"}]
+    file.write_text(yaml.safe_dump(named))
+    refused = call("launch", "run", "--config", str(file))
+    assert refused.code == ConfigurationError.exit_code
+    assert "HF_TOKEN" in refused.err
+    assert "task: gsm8k_cot_instruct -> gsm8k: our own task gsm8k" in refused.err
+
+
 def test_gpus_that_do_not_multiply_out(house: House, call: Call, launches: Launches):
     """More GPUs than there are: said in the dry run, refused at the launch, nothing left."""
     file = launches.file(tensor_parallel_size=4, data_parallel_size=2)

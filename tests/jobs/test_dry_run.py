@@ -11,11 +11,12 @@ from enginehouse.core.errors import ConfigurationError
 from enginehouse.jobs.dry_run import DryRun, dry_run
 from enginehouse.jobs.launch import launch
 from enginehouse.jobs.launch_file import read_launch
+from enginehouse.jobs.launch_report import launch_lines
 from enginehouse.jobs.plan import plan_launch
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
-TASKS = "evaluation: {tasks: [{name: gsm8k_cot_instruct}]}\n"
+TASKS = "evaluation: {tasks: [{name: gsm8k_cot_instruct}, {name: ifeval}]}\n"
 DEPLOYED = "deployment: {checkpoint_path: model, tensor_parallel_size: 1}\n"
 
 
@@ -54,6 +55,15 @@ async def test_unset_variables(
 
     assert str(caught.value) in refusals
     assert all(name in str(caught.value) for name in names)
+
+
+def test_tasks_that_run_under_another_name(tmp_path: Path):
+    """The launch says which prompt and scorer each of them is, and nothing about the others."""
+    path = launch_file(tmp_path, sections=DEPLOYED + TASKS)
+    (line,) = [one for one in launch_lines(plan_launch(read_launch(path))) if "task: " in one]
+
+    assert line.startswith("task: gsm8k_cot_instruct -> gsm8k: our own task gsm8k: ")
+    assert "no examples there, four here" in line
 
 
 def test_every_refusal_is_said(tmp_path: Path):
