@@ -8,10 +8,10 @@ import pytest
 from tests.support.launch_files import launch_file
 
 from enginehouse.core.errors import ConfigurationError
-from enginehouse.jobs.dry_run import DryRun, dry_run
+from enginehouse.jobs.dry_run import DryRun, Fit, dry_run
 from enginehouse.jobs.launch import launch
 from enginehouse.jobs.launch_file import read_launch
-from enginehouse.jobs.launch_report import launch_lines
+from enginehouse.jobs.launch_report import fit_in_words, launch_lines
 from enginehouse.jobs.plan import plan_launch
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
@@ -64,6 +64,41 @@ def test_tasks_that_run_under_another_name(tmp_path: Path):
 
     assert line.startswith("task: gsm8k_cot_instruct -> gsm8k: our own task gsm8k: ")
     assert "no examples there, four here" in line
+
+
+def fit(
+    *, available: int | None, cache_per_token: int | None = 131_072, executor: str = "local"
+) -> Fit:
+    """16 GB of weights on a GPU."""
+    return Fit(
+        weights=16_000_000_000,
+        cache_per_token=cache_per_token,
+        available=available,
+        executor=executor,
+        source="the hub",
+    )
+
+
+@pytest.mark.parametrize(
+    ("estimate", "words"),
+    [
+        (None, "the model's size is unknown"),
+        (fit(available=72_000_000_000), "fits into 72.0 GB with up to 427,246 tokens"),
+        (fit(available=15_000_000_000), "does not fit into 15.0 GB"),
+        (fit(available=72_000_000_000, cache_per_token=None), "of weights on each GPU (the hub)"),
+        (
+            fit(available=None, executor="slurm"),
+            "not known for the executor slurm: each needs more than 20.3 GB for 32,768 tokens",
+        ),
+        (
+            fit(available=None, executor="lepton", cache_per_token=None),
+            "not known for the executor lepton: each needs more than 16.0 GB",
+        ),
+    ],
+)
+def test_whether_the_model_fits(estimate: Fit | None, words: str):
+    """Every answer is a sentence."""
+    assert words in fit_in_words(estimate)
 
 
 def test_every_refusal_is_said(tmp_path: Path):

@@ -17,7 +17,7 @@ from enginehouse.jobs.launch import open_executor
 from enginehouse.jobs.plan import LaunchPlan
 from enginehouse.jobs.task_names import ResolvedTask, require_runnable
 from enginehouse.processes.gpus import read_gpus
-from enginehouse.provisioning.model_memory import estimate_memory
+from enginehouse.provisioning.model_memory import checkpoint_memory, estimate_memory
 from enginehouse.runtime.context import Context
 
 
@@ -25,13 +25,15 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     """An estimate of what one GPU must hold, in bytes; without GPUs, the machine's memory.
 
     `weights` are its share of the weights, `cache_per_token` that of one token's KV cache, and
-    `available` what the engine may take of it. None is unknown. What else the engine needs
-    (activations, CUDA graphs, the runtime) is not in it, so there must be some room.
+    `available` what the engine may take of it. None is unknown; the memory of GPUs is known for
+    the executor `local` alone. What else the engine needs (activations, CUDA graphs, the runtime)
+    is not in it, so there must be some room.
     """
 
     weights: int
     cache_per_token: int | None
     available: int | None
+    executor: str
     source: str
 
     @property
@@ -99,8 +101,11 @@ def _refusals(executor: Executor, plan: LaunchPlan) -> tuple[str, ...]:
 def _fit(plan: LaunchPlan) -> Fit | None:
     """What the tensor and pipeline parallel parts of one instance hold."""
     deployment = plan.config.deployment
-    names = (deployment.hf_model_handle, deployment.checkpoint_path)
-    memory = next((size for name in names if name and (size := estimate_memory(name))), None)
+    memory = None
+    if deployment.hf_model_handle:
+        memory = estimate_memory(deployment.hf_model_handle)
+    if memory is None and deployment.checkpoint_path:
+        memory = checkpoint_memory(deployment.checkpoint_path)
     if memory is None:
         return None
     parts = deployment.tensor_parallel_size * deployment.pipeline_parallel_size
@@ -109,6 +114,7 @@ def _fit(plan: LaunchPlan) -> Fit | None:
         weights=memory.weights // parts,
         cache_per_token=None if token is None else -(-token // parts),
         available=_available(plan),
+        executor=plan.config.execution.type,
         source=memory.source,
     )
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:  # a launch does not wait for what only a dry run imports
     from enginehouse.jobs.plan import LaunchPlan
     from enginehouse.jobs.task_names import ResolvedTask
 
+_TOKENS = 32_768  # of the KV cache, where what a GPU needs is stated: a few conversations
+
 
 def launch_lines(plan: LaunchPlan) -> Iterator[str]:
     """What a user should know of a launch: tasks of another name, doubts, keys without effect."""
@@ -42,17 +44,28 @@ def dry_run_lines(dry_run: DryRun) -> Iterator[str]:
 def fit_in_words(fit: Fit | None) -> str:
     """Whether the model fits, as far as that is known."""
     if fit is None:
-        return "the model's size is not known here"
+        return "the model's size is unknown: no checkpoint of it is here, and the hub gave no sizes"
     said = f"{fit.weights / 1e9:.2f} GB of weights on each GPU ({fit.source})"
     if fit.cache_per_token is not None:
         said += f", {fit.cache_per_token / 1e3:.1f} kB of KV cache per token"
     if fit.available is None:
-        return f"{said}; how much a GPU has is not known here"
+        return (
+            f"{said}; the GPUs' memory is not known for the executor {fit.executor}: each needs "
+            f"more than {_needed(fit)}"
+        )
     if fit.weights > fit.available:
         return f"{said}: does not fit into {fit.available / 1e9:.1f} GB"
     if fit.tokens is None:
         return f"{said}, of {fit.available / 1e9:.1f} GB"
     return f"{said}: fits into {fit.available / 1e9:.1f} GB with up to {fit.tokens:,} tokens"
+
+
+def _needed(fit: Fit) -> str:
+    """What a GPU must have, with the KV cache of a few conversations where that is known."""
+    if fit.cache_per_token is None:
+        return f"{fit.weights / 1e9:.1f} GB"
+    total = fit.weights + _TOKENS * fit.cache_per_token
+    return f"{total / 1e9:.1f} GB for {_TOKENS:,} tokens at a time"
 
 
 def _task(task: ResolvedTask) -> str:
