@@ -16,12 +16,14 @@ import yaml
 from tests.support.command_line import Finished, House, journaled, scored, sums, until
 
 from enginehouse.core.errors import ConfigurationError, JobError, StartError
+from enginehouse.jobs.local_process import END
 from enginehouse.jobs.records import JobRecords
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
 
 pytestmark = pytest.mark.slow
 Call = Callable[..., Finished]
+AT_ONCE = 15.0  # seconds, on a busy machine; an engine may take many minutes to be ready
 SECRET = "hf_notARealTokenButLongEnoughToBeOne"
 
 
@@ -103,6 +105,12 @@ class Launches:
             return None if record["status"]["state"] in ("pending", "running") else record
 
         return until(look, lambda: f"it does not end:\n{self.call('launch', 'logs', job).out}")
+
+    def seconds_to_fail(self, record: Any) -> float:
+        """From the last words of the only server that there was to the job's end."""
+        (log,) = self.house.home.glob("state/servers/*/server.log")
+        end = Path(record["job"]["folder"]) / END
+        return end.stat().st_mtime - log.stat().st_mtime
 
     def working(self, record: Any, *, samples: int = 2) -> Path:
         """The run of a job that has scored some samples."""
@@ -239,7 +247,8 @@ def test_an_engine_that_exits(house: House, call: Call, launches: Launches, code
     assert record["status"]["state"] == "failed"
     assert record["status"]["exit_code"] == StartError.exit_code
     first = record["diagnosis"].splitlines()[0]
-    assert str(code) in record["diagnosis"]
+    assert f"exit code {code}" in record["diagnosis"]
+    assert launches.seconds_to_fail(record) < AT_ONCE
     assert first in call("launch", "status", begun["id"]).out
     assert first in call("launch", "info", begun["id"]).out
     house.nothing_left()
@@ -286,6 +295,7 @@ def test_a_command_that_ends(house: House, call: Call, launches: Launches, code:
     assert record["status"]["state"] == "failed"
     assert record["status"]["exit_code"] == StartError.exit_code
     assert f"exit code {code}" in record["diagnosis"]
+    assert launches.seconds_to_fail(record) < AT_ONCE
     assert "CUDA out of memory" in record["diagnosis"]
     house.nothing_left()
 
