@@ -57,6 +57,44 @@ async def test_unset_variables(
     assert all(name in str(caught.value) for name in names)
 
 
+LEPTON = """
+execution:
+  type: lepton
+  output_dir: jobs
+  evaluation_tasks: {resource_shape: cpu.small}
+  lepton_platform: {tasks: {mounts: [{path: /here, mount_path: /workspace}]}}
+"""
+KUBERNETES = """
+execution:
+  type: kubernetes
+  output_dir: /results/jobs
+  volumes: {/results: {claim: shared}}
+"""
+RAY = "execution: {type: ray, output_dir: /jobs}\n"
+ENDPOINT = "target: {api_endpoint: {url: 'http://127.0.0.1:1/v1', model_id: a}}\n"
+
+
+@pytest.mark.parametrize(
+    ("execution", "advice"),
+    [
+        (LEPTON, "execution.image"),
+        (KUBERNETES, "execution.image"),
+        (RAY, "execution.address"),
+    ],
+)
+def test_settings_that_submit_would_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, execution: str, advice: str
+):
+    """Executors that need nothing but their settings to know that say it before the launch."""
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "launch.yaml"
+    path.write_text("defaults: [{deployment: none}, _self_]\n" + execution + ENDPOINT + TASKS)
+    (refusal,) = dry_run(plan_launch(read_launch(path)), Context()).refusals
+
+    assert advice in refusal
+
+
 def test_tasks_that_run_under_another_name(tmp_path: Path):
     """The launch says which prompt and scorer each of them is, and nothing about the others."""
     path = launch_file(tmp_path, sections=DEPLOYED + TASKS)
