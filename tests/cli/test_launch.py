@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import socket
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -338,6 +340,30 @@ def test_gpus_that_do_not_multiply_out(house: House, call: Call, launches: Launc
     assert call("launch", "ls", "runs", "--json").report == []
     limited = call("launch", "run", "--config", str(file), "-o", "+execution.gpus=4")
     assert limited.code == ConfigurationError.exit_code
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="there is no ssh")
+def test_a_login_node_that_cannot_be_reached(house: House, call: Call, launches: Launches):
+    """An error of its own that says what to check; no record, no folder, no process is left."""
+    values = yaml.safe_load(launches.file().read_text())
+    values["defaults"][0] = {"execution": "slurm/default"}
+    with socket.socket() as closed:  # it is bound, and nobody listens
+        closed.bind(("127.0.0.1", 0))
+        options = {"Port": closed.getsockname()[1]}
+        values["execution"] = {
+            "hostname": "127.0.0.1",
+            "account": "mine",
+            "output_dir": str(house.work / "jobs"),
+            "ssh_options": options,
+        }
+        file = house.write("slurm.yaml", yaml.safe_dump(values, sort_keys=False))
+        refused = call("launch", "run", "--config", str(file))
+    assert refused.code == JobError.exit_code
+    assert "the login node 127.0.0.1 could not be reached" in refused.err
+    assert "check that `ssh 127.0.0.1` works" in refused.err
+    assert not (house.work / "jobs").exists()
+    assert call("launch", "ls", "runs", "--json").report == []
+    house.nothing_left()
 
 
 def test_secrets_are_nowhere(house: House, call: Call, launches: Launches):
