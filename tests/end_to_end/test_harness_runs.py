@@ -58,9 +58,11 @@ def test_the_engine_is_killed_twice_in_sixty_items(house: House):
     undisturbed = house.run(*words)
     assert undisturbed.code == 0, undisturbed.err
     killed = set[int]()
+    known = house.runs
     running = house.start(*words)
-    running.until("run: ")
-    run = house.runs[-1]
+    (run,) = until(
+        lambda: [one for one in house.runs if one not in known], "no run is begun", patience=900
+    )
     for answers in (10, 60):
         pid = running_engine(house, killed=killed)
         until(lambda n=answers: recorded(run) >= n, "it asks nothing", patience=900)
@@ -87,9 +89,11 @@ def test_killed_resumed_and_compared(plain_vllm: SharedServer):
         *("--task", str(house.task(items)), "--task", "lm-eval:sums", "--task", "lm-eval:capitals"),
         *("--include-path", str(folder)),
     )
+    known = house.runs
     running = house.start(*words)
-    running.until("run: ")
-    run = house.runs[-1]
+    (run,) = until(
+        lambda: [one for one in house.runs if one not in known], "no run is begun", patience=900
+    )
     until(lambda: recorded(run) >= 4, "lm-eval has asked nothing", patience=900)
     for pid in harness_processes(house):
         os.kill(pid, signal.SIGKILL)
