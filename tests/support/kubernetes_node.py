@@ -165,6 +165,7 @@ async def running_node(address: str, token: str, folder: Path) -> AsyncIterator[
             (end,) = await asyncio.gather(work, return_exceptions=True)
             await node.close()
             await runner.cleanup()
+            await asyncio.sleep(0.1)  # a TLS connection ends when its other end has heard of it
             assert isinstance(end, asyncio.CancelledError), end
 
 
