@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -11,6 +12,7 @@ import aiohttp
 import msgspec
 import pytest
 from tests.support.command_line import House, sums
+from tests.support.foreign_server import fake_engine
 from tests.support.tiny_adapters import write_adapter
 
 import enginehouse
@@ -24,6 +26,7 @@ from enginehouse.evaluation import EvaluationSpec, TaskSpec, find_sample, summar
 from enginehouse.evaluation.compare import compare_runs
 from enginehouse.evaluation.gate import judge
 from enginehouse.evaluation.policy import Policy
+from enginehouse.harnesses.base import HarnessEndpoint
 from enginehouse.jobs.exporters.figures import read_figures
 from enginehouse.results.gate import GateVerdict
 from enginehouse.results.summary import HarnessWork, Progress, Report, TaskReport
@@ -119,6 +122,38 @@ def test_a_seed_is_sent_only_if_it_was_set(seed: int, sent: int | None):
     told = harness_settings(task, spec, EvaluationSettings(tasks=["lm-eval:piqa"], seed=seed))
     assert told.seed == sent
     assert told.temperature is None
+
+
+@asynccontextmanager
+async def endpoints() -> AsyncIterator[list[HarnessEndpoint]]:
+    """The endpoints that the fake harness is given in the block."""
+    given: list[HarnessEndpoint] = []
+    run = FakeHarness.run
+
+    async def remembering(self: FakeHarness, tasks: Any, **more: Any) -> Any:
+        given.append(more["endpoint"])
+        return await run(self, tasks, **more)
+
+    with patch.object(FakeHarness, "run", remembering):
+        yield given
+
+
+async def test_the_harness_is_told_how_long_prompts_may_be(house: House):
+    """By the server, whose options are not ours where it runs elsewhere."""
+    with fake_engine("--max-model-len", "640") as url:
+        async with endpoints() as given:
+            await enginehouse.evaluate(url=url, tasks=["fake:sums"], server={"max_model_len": 9})
+    assert [endpoint.max_model_len for endpoint in given] == [640]
+
+
+async def test_the_harness_has_the_runs_concurrency(house: House):
+    """As it was given, and 128 if it was not; a task's own comes first."""
+    with fake_engine() as url:
+        async with endpoints() as given:
+            for own, more in ((None, {}), (None, {"concurrency": 300}), (7, {"concurrency": 300})):
+                task = {"name": "fake:sums", "limit": 1, "concurrency": own}
+                await enginehouse.evaluate(url=url, tasks=[task], **more)
+    assert [endpoint.concurrency for endpoint in given] == [128, 300, 7]
 
 
 async def test_samples_are_shown(house: House):
@@ -347,6 +382,8 @@ async def test_rescoring_leaves_them_alone(house: House):
     ("task", "settings", "error", "words"),
     [
         ("fake:sumz", {}, HarnessError, "no task 'sumz'"),
+        ("fake:nothing.py@sums", {}, HarnessError, "there is no file nothing.py"),
+        ("fake:sums.yaml", {}, HarnessError, "no task 'sums.yaml'"),
         ("nothing:sums", {}, UnknownNameError, "nothing"),
         ("fake:sums", {"top_k": 5}, ConfigurationError, "no top_k"),
         ({"name": "fake:sums", "data": "x.jsonl"}, {}, ConfigurationError, "no effect"),
@@ -364,6 +401,17 @@ async def test_refused_before_anything_starts(
         await evaluate(house, task, notify=said.append, **settings)
     assert list_runs(Layout.from_environment()) == []
     assert not any("server" in line for line in said)
+
+
+@pytest.mark.parametrize(("task", "why"), [("choices", None), ("exam", "choices is a part of it")])
+async def test_choices_on_an_engine_without_log_probabilities(
+    house: House, task: str, why: str | None
+):
+    """They are refused before anything starts, also where only a part of a group has them."""
+    with pytest.raises(HarnessError, match=f"fake:{task} needs log-probabilities") as raised:
+        await evaluate(house, f"fake:{task}", engine="sglang")
+    assert (raised.value.kind, raised.value.why) == ("needs_logprobs", why)
+    assert list_runs(Layout.from_environment()) == []
 
 
 async def test_a_half_written_task_is_run_again(house: House):

@@ -40,7 +40,10 @@ async def test_chat_completions_and_models_are_those_of_the_engine() -> None:
         async with client.get("/v1/models") as reply:
             assert [one["id"] for one in (await reply.json())["data"]] == ["fake-model"]
         assert gateway.model == "fake-model"
-        assert gateway.figures().requests == 3
+        async with client.post("/v1/completions", json={"prompt": 5}) as reply:
+            assert reply.status == 400
+        assert gateway.figures().requests == 4
+        assert gateway.figures().completed == 2
 
 
 async def test_a_stream_is_passed_on_to_its_end_mark() -> None:

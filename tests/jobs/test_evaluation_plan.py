@@ -136,6 +136,28 @@ def test_other_harnesses_tasks_are_in_the_plan(tmp_path):
     assert (ours.concurrency, theirs.concurrency) == (8, 8)
 
 
+def test_lm_eval_has_the_tokenizer_of_a_model_elsewhere(tmp_path):
+    """Its log-likelihoods are asked as tokens; what the task says itself comes first."""
+    own = {"params": {"extra": {"tokenizer": "org/model"}}}
+    planned = plan(
+        tmp_path,
+        "piqa",
+        {
+            "name": "lm-evaluation-harness.winogrande",
+            "nemo_evaluator_config": asked({"extra": {"arguments": {"tokenizer": "/mine"}}}),
+        },
+        "AIME_2025",
+        **own,
+    )
+    tasks = planned.evaluation.settings.tasks
+    assert [task.arguments for task in tasks] == [
+        {"tokenizer": "org/model"},
+        {"tokenizer": "/mine"},
+        None,
+    ]
+    assert any("AIME_2025: params.extra.tokenizer has no effect" in n for n in planned.notes)
+
+
 @pytest.mark.parametrize(
     ("more", "what"),
     [

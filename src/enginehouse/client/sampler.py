@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -49,6 +49,7 @@ from enginehouse.core.sampler import (
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.dialects.base import Dialect, require
 
+T = TypeVar("T")
 DEFAULT_CONCURRENCY = 64
 _NO_TOKENS = TokenPrompt(())
 _PLAIN = SamplingParameters()
@@ -320,10 +321,10 @@ class HTTPSampler:
 
     async def models(self) -> tuple[str, ...]:
         """The names that the server lists. Raises WireError."""
-        names: tuple[str, ...] = await self._list(self._wire.decode_models)
-        return names
+        return await self.read_models(self._wire.decode_models)
 
-    async def _list(self, decode: Callable[[bytes], Any]) -> Any:
+    async def read_models(self, decode: Callable[[bytes], T]) -> T:
+        """The server's list of models, as `decode` reads it. Raises WireError."""
         path = self._wire.models_path
         if path is None:
             raise UnsupportedError(
@@ -332,7 +333,8 @@ class HTTPSampler:
         exchange = Exchange(
             WireRequest("GET", path), lambda reply: decode(reply.wire.body), limited=False
         )
-        return (await self._send(exchange)).answer
+        models: T = (await self._send(exchange)).answer
+        return models
 
     async def load_adapter(self, name: str, *, path: str) -> str:
         """Load the LoRA adapter in `path`, a folder as the server sees it, under `name`.
@@ -401,7 +403,7 @@ class HTTPSampler:
         body = dialect.encode(request, model=model, capabilities=self._capabilities, stream=stream)
         if (read := self._wire.unchecked) is not None:
             if self._unchecked is None:
-                self._unchecked = await self._list(read)
+                self._unchecked = await self.read_models(read)
             self._unchecked.require_answerable(request, model=model)
         fresh = stream and self._wire.closes_streams
         delivery = request.delivery

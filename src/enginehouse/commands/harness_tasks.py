@@ -22,6 +22,7 @@ from enginehouse.commands.harness_records import Traffic, records_of
 from enginehouse.core.errors import ConfigurationError, HarnessError, nearest
 from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.deployment.base import Target
+from enginehouse.deployment.context_length import context_length
 from enginehouse.engines.registry import load_engine
 from enginehouse.evaluation import EvaluationSpec, TaskSpec
 from enginehouse.evaluation.foreign import ForeignTraffic, OnForeignProgress
@@ -34,6 +35,7 @@ from enginehouse.harnesses.base import (
     HarnessSettings,
     HarnessTask,
     OnHarnessProgress,
+    SupportsTaskFiles,
 )
 from enginehouse.harnesses.contents import Contents, contents_of
 from enginehouse.harnesses.names import harness_task_name
@@ -44,8 +46,10 @@ from enginehouse.store.runs import Run
 
 Result = TypeVar("Result")
 IN_FLIGHT: Final = 128
-"""Requests that a harness has in flight; the gateway holds back what the engine does not take."""
-_FILES: Final = (".py", ".yaml", ".yml")
+"""Requests that a harness has in flight if the user does not say how many.
+
+The gateway holds back what the engine does not take.
+"""
 _WITHOUT_EFFECT: Final = ("name", "concurrency", "request_timeout", "max_retries")
 
 
@@ -112,7 +116,7 @@ async def require_tasks(
     for name, tasks in _by_harness(spec.foreign).items():
         known = await _known_tasks(ready[name], settings, context)
         for task in tasks:
-            _require_task(task.name, known, config=config)
+            _require_task(task.name, known, harness=ready[name].harness, config=config)
         own = _contents(tasks, known)
         _require_one_way(tasks, own)
         contents |= own
@@ -176,12 +180,20 @@ def _require_one_way(tasks: Sequence[TaskSpec], contents: Mapping[str, Contents]
             )
 
 
-def _require_task(name: str, known: Mapping[str, HarnessTask], *, config: EvaluationConfig) -> None:
+def _require_task(
+    name: str,
+    known: Mapping[str, HarnessTask],
+    *,
+    harness: Harness,
+    config: EvaluationConfig,
+) -> None:
     named = harness_task_name(name)
     assert named is not None
-    if named.task.partition("@")[0].endswith(_FILES):
-        return  # a file of the user's own, which only running it would load
-    if (task := known.get(named.task)) is None:
+    if isinstance(harness, SupportsTaskFiles) and harness.find_file(
+        named.task, include_path=config.settings.include_path
+    ):
+        return  # only running it would load the file
+    if named.task not in known:
         close = nearest(named.task, known)
         raise HarnessError(
             f"{named.harness} has no task {named.task!r}",
@@ -190,12 +202,15 @@ def _require_task(name: str, known: Mapping[str, HarnessTask], *, config: Evalua
             + f"`enginehouse tasks --harness {named.harness} WORD` searches its {len(known):,}",
         )
     engine = config.plan.engine
-    if task.kind == "choose" and engine is not None:
+    parts = sorted(contents_of(named.task, known).names & known.keys())
+    choices = [part for part in parts if known[part].kind == "choose"]
+    if choices and engine is not None:
         supports = load_engine(engine).capabilities(None).supports
         if Capability.PROMPT_LOGPROBS not in supports:
             raise HarnessError(
                 f"{name} needs log-probabilities of prompts, and {engine} has none",
                 kind="needs_logprobs",
+                why=None if choices == [named.task] else f"{choices[0]} is a part of it",
                 fix="use another engine: `enginehouse engines` shows which ones have "
                 f"{Capability.PROMPT_LOGPROBS}",
             )
@@ -271,7 +286,7 @@ class HarnessTasks:
             return self._before
         figures = self._gateway.figures()
         return ForeignTraffic(
-            requests=self._before.requests + figures.requests - figures.replayed,
+            requests=self._before.requests + figures.completed,
             generated_tokens=self._before.generated_tokens + figures.generated_tokens,
         )
 
@@ -315,7 +330,7 @@ class HarnessTasks:
                 gateway,
                 one.harness.run(
                     [name.task],
-                    endpoint=self._endpoint(gateway, task),
+                    endpoint=await self._endpoint(gateway, task),
                     settings=harness_settings(task, self._spec, self._config.settings),
                     environment=one.environment,
                     folder=folder,
@@ -329,7 +344,7 @@ class HarnessTasks:
             asked=task,
             session=session,
             traffic=Traffic(
-                requests=figures.requests - figures.replayed,
+                requests=figures.completed,
                 replayed=figures.replayed,
                 seconds=time.monotonic() - began,
                 prompt_tokens=figures.prompt_tokens,
@@ -357,11 +372,10 @@ class HarnessTasks:
             self._ready[name] = await ready_harness(name, version=version, context=self._context)
         return self._ready[name]
 
-    def _endpoint(self, gateway: Gateway, task: TaskSpec) -> HarnessEndpoint:
-        target, plan = self._target, self._config.plan
+    async def _endpoint(self, gateway: Gateway, task: TaskSpec) -> HarnessEndpoint:
+        target = self._target
         model = target.deployment.model
         folder = Path(model.path) if model is not None else None
-        concurrency = task.concurrency or self._spec.concurrency or IN_FLIGHT
         return HarnessEndpoint(
             url=gateway.url,
             api_key=gateway.api_key or "",
@@ -369,8 +383,8 @@ class HarnessTasks:
             tokenizer=folder if folder is not None and folder.is_dir() else None,
             chat=self._is_chat(),
             capabilities=self.capabilities,
-            concurrency=min(concurrency, IN_FLIGHT) if task.concurrency is None else concurrency,
-            max_model_len=plan.server.max_model_len,
+            concurrency=task.concurrency or self._spec.concurrency or IN_FLIGHT,
+            max_model_len=await context_length(target, self._config.plan.server),
         )
 
     def _is_chat(self) -> bool:

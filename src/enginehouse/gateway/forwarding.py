@@ -204,6 +204,7 @@ class Forwarding:
             content = request.body if model == body.model else with_model(request.body, model)
             if body.stream:
                 await self._stream(request.path, content, body, model, response, recorded)
+                self.metrics.completed += 1
                 return
             reply = await self._asked(
                 request.path, content, body, model, decode=_require_whole_answer
@@ -211,6 +212,7 @@ class Forwarding:
             self.metrics.count_tokens(reported_usage(reply.wire.body))
             await self._record(recorded, reply, [reply.wire.body], content_type=JSON)
             response.send(200, reply.wire.body)
+            self.metrics.completed += 1
 
     async def _recorded(self, request: Request, named: NamedModel) -> RecordedRequest | None:
         if self._recorder is None:

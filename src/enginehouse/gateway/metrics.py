@@ -18,14 +18,16 @@ _BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 6
 class GatewayFigures(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway has done so far.
 
-    `requests` were answered, `replayed` of them from the journal; `abandoned` by their clients,
-    `refused` unread. `broken` streams ended with an error after their first byte. Tokens are those
-    that the engine stated in its answers; streams state them where their client asks for it.
+    `requests` were answered, `replayed` of them from the journal, and `completed` by the engine,
+    without an error; `abandoned` by their clients, `refused` unread. `broken` streams ended with an
+    error after their first byte. Tokens are those that the engine stated in its answers; streams
+    state them where their client asks for it.
     """
 
     requests: int
     in_flight: int
     replayed: int
+    completed: int
     abandoned: int
     refused: int
     broken: int
@@ -40,6 +42,7 @@ class Metrics:
     def __init__(self) -> None:
         self.in_flight = 0
         self.replayed = 0
+        self.completed = 0
         self.abandoned = 0
         self.broken = 0
         self.prompt_tokens = 0
@@ -77,6 +80,7 @@ class Metrics:
             requests=sum(n for (_, status), n in self._answered.items() if status),
             in_flight=self.in_flight,
             replayed=self.replayed,
+            completed=self.completed,
             abandoned=self.abandoned,
             refused=self._refused.total(),
             broken=self.broken,

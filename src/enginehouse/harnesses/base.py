@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -39,6 +39,7 @@ class HarnessEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     `tokenizer` is the served checkpoint's folder, None where that is not on this machine. `chat`:
     the model has a chat template. `concurrency` is how many requests it should have in flight.
+    `max_model_len` is the longest prompt and answer together, in tokens, None if nothing says it.
     """
 
     url: str
@@ -177,5 +178,18 @@ class Harness(Protocol):
         Cancelling it ends the harness and all its descendants. Raises HarnessError (kinds
         "unknown_task" with the nearest names, "needs_logprobs", "gated_data", "ended" with the
         log's path), and what `check` does.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsTaskFiles(Protocol):
+    """A Harness whose tasks may be in files of the user's own, which are not in its list."""
+
+    def find_file(self, task: str, *, include_path: Path | None) -> Path | None:
+        """The file that a task's name begins with; None if it is no file's.
+
+        A relative path starts at the working directory, or else at `include_path`. Raises
+        HarnessError (kind "unknown_task") for a file that does not exist.
         """
         ...

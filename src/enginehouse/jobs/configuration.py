@@ -345,8 +345,7 @@ class ExtraParameters(Section):
     others_not_acted_on: ClassVar[str | None] = "no task that runs here has such a parameter"
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
-        "tokenizer": "log-probabilities come from the server, which has the model's tokenizer",
-        "tokenizer_backend": "log-probabilities come from the server, which has the tokenizer",
+        "tokenizer_backend": "a harness's tokenizer is always one of Hugging Face's",
     }
 
     n_samples: PositiveInt | None = None
@@ -355,6 +354,9 @@ class ExtraParameters(Section):
     """The number of examples before each question, for a harness's task."""
     arguments: Mapping[str, Any] = {}
     """What else a harness's task takes, by its own names."""
+    tokenizer: str | None = None
+    """The folder or hub handle of the model's tokenizer, for lm-eval's tasks where the evaluation
+    does not have the model's files: of a server elsewhere, or a generic one."""
     judge: JudgeSettings | None = None
     """The model that scores answers."""
 

@@ -117,10 +117,10 @@ def _task_settings(
     parameters, adapter = settings.params, settings.adapter
     _require_endpoint(task, resolved)
     if not resolved.native:
-        return _harness_settings(task, resolved, settings, notes)
+        return _harness_settings(config, task, resolved, settings, notes)
     notes += [
         f"{task.name}: params.extra.{name} has no effect on a native task"
-        for name in ("num_fewshot", "arguments")
+        for name in ("num_fewshot", "arguments", "tokenizer")
         if getattr(parameters.extra, name)
     ]
     values = {
@@ -142,7 +142,11 @@ def _task_settings(
 
 
 def _harness_settings(
-    task: LaunchTask, resolved: ResolvedTask, settings: EvaluatorConfig, notes: list[str]
+    config: LaunchConfig,
+    task: LaunchTask,
+    resolved: ResolvedTask,
+    settings: EvaluatorConfig,
+    notes: list[str],
 ) -> dict[str, Any]:
     """The entry of a harness's task. Raises ConfigurationError for what the harness lacks."""
     parameters, adapter = settings.params, settings.adapter
@@ -170,6 +174,12 @@ def _harness_settings(
             f"{task.name}: endpoint_type has no effect; {resolved.harness or 'its harness'} "
             "chooses how a task is asked"
         )
+    arguments = dict(parameters.extra.arguments)
+    if (tokenizer := parameters.extra.tokenizer) is not None:
+        if (reason := _why_not_tokenized(config, resolved)) is None:
+            arguments.setdefault("tokenizer", tokenizer)
+        else:
+            notes.append(f"{task.name}: params.extra.tokenizer has no effect; {reason}")
     own: dict[str, Any] = {
         "samples": parameters.extra.n_samples,
         "max_tokens": parameters.max_new_tokens,
@@ -177,7 +187,7 @@ def _harness_settings(
         "top_p": parameters.top_p,
         "system": _system(adapter, notes),
         "few_shot": parameters.extra.num_fewshot,
-        "arguments": dict(parameters.extra.arguments) or None,
+        "arguments": arguments or None,
         "request_timeout": parameters.request_timeout,
         "max_retries": parameters.max_retries,
     }
@@ -191,6 +201,16 @@ def _harness_settings(
         **given,
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _why_not_tokenized(config: LaunchConfig, resolved: ResolvedTask) -> str | None:
+    """Why a task does not need the file's tokenizer; None if it does."""
+    if resolved.harness != "lm-eval":
+        return f"{resolved.harness or 'its harness'} asks with text"
+    is_elsewhere = not config.deployment.deployed or config.execution.server_address is not None
+    if is_elsewhere or config.deployment.type == "generic":
+        return None
+    return "the deployed model has its own"
 
 
 def _system(adapter: AdapterConfig, notes: list[str]) -> str | None:

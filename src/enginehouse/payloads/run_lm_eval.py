@@ -14,7 +14,6 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,10 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from lm_eval_index import make_manager
 
 WRITTEN = "generate_until"
-_ROLLING_AT_ONCE = 32
 # Words by which the exceptions of many libraries say that a host cannot be reached.
 _UNREACHABLE = (
     *("ConnectionError", "ConnectError", "ConnectTimeout", "OfflineModeIsEnabled"),
@@ -112,19 +111,18 @@ class Endpoint(LM):
         return self.completions.loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002, FBT001, FBT002
-        """Many documents at once, which lm-eval asks one after another."""
+        """All documents at once, which lm-eval's models ask one after another."""
         self.require_logprobs(None)
         model = self.completions
-        at_once = min(_ROLLING_AT_ONCE, self._request["concurrency"])
-        # Its windows begin with the prefix token anyway: a second one would be scored.
+        # Windows begin with the prefix token anyway: a second one would be scored.
         model.add_bos_token, begins_with_bos = False, model.add_bos_token
         try:
-            with ThreadPoolExecutor(at_once) as threads:
-                return list(
-                    threads.map(lambda one: model.loglikelihood_rolling([one], True)[0], requests)
-                )
+            documents = [_windows(model, request.args[0]) for request in requests]
         finally:
             model.add_bos_token = begins_with_bos
+        windows = [window for document in documents for window in document]
+        scores = iter(model._loglikelihood_tokens(windows) if windows else ())  # noqa: SLF001
+        return [sum(next(scores)[0] for _ in document) for document in documents]
 
     def require_logprobs(self, task: str | None) -> None:
         """Raise Failure if this endpoint cannot be asked for log-likelihoods."""
@@ -171,6 +169,17 @@ class Endpoint(LM):
             if text.startswith(tokenizer.bos_token):
                 return False
         return bool(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
+
+
+def _windows(model: Any, text: str) -> list[tuple[None, list[int], list[int]]]:
+    """A text's tokens in pieces that fit into the model, each with what comes before it."""
+    windows = get_rolling_token_windows(
+        token_list=model.tok_encode(text),
+        prefix_token=model.prefix_token_id,
+        max_seq_len=model.max_length - 1,
+        context_len=1,
+    )
+    return [(None, *make_disjoint_window(window)) for window in windows]
 
 
 def _counting(kind: type[Any], endpoint: Endpoint) -> type[Any]:

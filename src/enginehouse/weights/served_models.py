@@ -36,10 +36,15 @@ async def served_models(server: Server, engine: ServedEngine) -> tuple[ServedMod
         reply = await transport.send(WireRequest("GET", path))
     if reply.status != 200:
         raise engine.wire.error_reply(reply.status, reply.body, retry_after=None)
+    return decode_served_models(reply.body)
+
+
+def decode_served_models(body: bytes) -> tuple[ServedModel, ...]:
+    """The models in a reply of GET /v1/models, at least one. Raises MalformedResponseError."""
     try:
-        models = msgspec.json.decode(reply.body, type=_Models).data
+        models = msgspec.json.decode(body, type=_Models).data
     except (msgspec.MsgspecError, RecursionError) as error:
         raise MalformedResponseError("the list of models is invalid", why=str(error)) from error
     if not models:
-        raise MalformedResponseError(f"the server at {server.base_url} lists no model")
+        raise MalformedResponseError("the server lists no model")
     return tuple(models)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.support.gated_hub import GATED, gated_hub
 from tests.support.lm_eval_tasks import CAPITALS, COUNTRIES, write_tasks
 from tests.support.openai_endpoint import (
     BOS,
+    UNLIKELY,
     OpenAIEndpoint,
     openai_endpoint,
     write_byte_tokenizer,
@@ -59,6 +61,7 @@ class Trial:
         self.tasks = write_tasks(folder / "tasks")
         self.tokenizer: Path | None = write_byte_tokenizer(folder / "tokenizer")
         self.supports = frozenset(Capability)
+        self.concurrency = 8
         self.heard: list[HarnessProgress] = []
 
     def endpoint(self, endpoint: OpenAIEndpoint) -> HarnessEndpoint:
@@ -70,7 +73,7 @@ class Trial:
             tokenizer=self.tokenizer,
             chat=True,
             capabilities=Capabilities(supports=self.supports),
-            concurrency=8,
+            concurrency=self.concurrency,
         )
 
     async def run(
@@ -168,6 +171,19 @@ async def test_limits_examples_and_generation_are_passed_on(trial: Trial) -> Non
     assert [body["prompt"][0][:2] for body in endpoint.bodies(TEXT)] == [[BOS, ord("T")]] * 2
     assert letters.metrics[0].name == "bits_per_byte"
     assert [sample.outcome for sample in letters.samples] == [None, None]
+
+
+async def test_rolling_log_likelihoods_have_the_whole_concurrency(trial: Trial) -> None:
+    """All windows of all documents are asked at once, and each document has the sum of its own."""
+    write_tasks(trial.tasks, items=40)
+    trial.concurrency = 40
+    async with openai_endpoint(answer=str) as endpoint:
+        endpoint.at_once = 40
+        (letters,) = await trial.run(endpoint, "letters")
+    texts = [f"Text {n}: a b c d e f g." for n in range(40)]
+    bits = sum(map(len, texts)) * -UNLIKELY / log(2)
+    assert letters.metrics[0].value == pytest.approx(bits / sum(map(len, texts)))
+    assert len(endpoint.bodies(TEXT)) == 40
 
 
 @pytest.mark.parametrize("lacking", ["capability", "tokenizer", "echo"])

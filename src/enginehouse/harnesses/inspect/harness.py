@@ -54,6 +54,25 @@ class Inspect:
                 fix="give it as one of the task's arguments, such as fewshot: 5",
             )
 
+    def find_file(self, task: str, *, include_path: Path | None) -> Path | None:
+        """See SupportsTaskFiles: FILE.py, with or without "@task"."""
+        file = task.partition("@")[0]
+        if not file.endswith(".py"):
+            return None
+        places = [Path(file).absolute()]
+        if include_path is not None:
+            places.append(include_path.absolute() / file)
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            close = include_path and nearest(file, [p.name for p in include_path.glob("*.py")])
+            raise HarnessError(
+                f"inspect has no task {task!r}",
+                kind="unknown_task",
+                why=f"there is no file {' or '.join(map(str, places))}",
+                fix=f"did you mean {close}?" if close else "name the file by its whole path",
+            )
+        return path.resolve()
+
     async def list_tasks(
         self, environment: EngineEnvironment, *, include_path: Path | None, context: Context
     ) -> Sequence[HarnessTask]:
@@ -80,7 +99,7 @@ class Inspect:
             **msgspec.structs.asdict(settings),
             "include_path": _absolute(settings.include_path),
             "tasks": [
-                {"name": task, "spec": _specification(task, settings.include_path)}
+                {"name": task, "spec": self._specification(task, settings.include_path)}
                 for task in tasks
             ],
             "folder": _absolute(folder),
@@ -107,30 +126,17 @@ class Inspect:
             for number in range(len(tasks))
         ]
 
+    def _specification(self, task: str, include_path: Path | None) -> str:
+        """What Inspect loads: a task's name, or the absolute path of a file with the name in it."""
+        path = self.find_file(task, include_path=include_path)
+        if path is None:
+            return task
+        _, separator, name = task.partition("@")
+        return f"{path}{separator}{name}"
+
 
 def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.absolute())
-
-
-def _specification(task: str, include_path: Path | None) -> str:
-    """What Inspect loads: a task's name, or the absolute path of a file, with or without "@task".
-
-    A relative path starts at the working directory, or else at `include_path`.
-    """
-    file, separator, name = task.partition("@")
-    if not file.endswith(".py"):
-        return task
-    places = [Path(file).absolute(), *([include_path.absolute() / file] if include_path else [])]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        close = include_path and nearest(file, [p.name for p in include_path.glob("*.py")])
-        raise HarnessError(
-            f"inspect has no task {task!r}",
-            kind="unknown_task",
-            why=f"there is no file {' or '.join(map(str, places))}",
-            fix=f"did you mean {close}?" if close else "name the file by its whole path",
-        )
-    return f"{path.resolve()}{separator}{name}"
 
 
 def _variables(folder: Path, context: Context) -> dict[str, str]:

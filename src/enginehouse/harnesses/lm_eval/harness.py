@@ -78,6 +78,11 @@ class LmEval:
             tasks, endpoint=endpoint, settings=settings, arguments=arguments, results=results
         )
         request["places"] = str(_places(environment, context))
+        if endpoint.max_model_len is None and request["tokenizer"] is not None:
+            context.notify(
+                f"{', '.join(tasks)}: the server does not say how long a prompt may be, so lm-eval "
+                f"cuts off the beginning of those with more than {MAX_LENGTH:,} tokens"
+            )
         log = folder / "lm-eval.log"
         context.notify(f"lm-eval {environment.version}: {', '.join(tasks)} (log: {log})")
         await run_program(

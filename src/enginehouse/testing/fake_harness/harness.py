@@ -40,6 +40,10 @@ _TASKS = (
     HarnessTask(
         name="brief", description="sums, asked briefly", kind="group", changed_parts=("sums",)
     ),
+    HarnessTask(name="choices", description="Of these nothing is asked", kind="choose"),
+    HarnessTask(
+        name="exam", description="sums and choices", kind="group", parts=("sums", "choices")
+    ),
 )
 
 
@@ -82,6 +86,15 @@ class FakeHarness:
         refused = [name for name in ("top_k", "few_shot") if getattr(settings, name) is not None]
         if refused:
             raise ConfigurationError(f"the fake harness has no {', '.join(refused)}")
+
+    def find_file(self, task: str, *, include_path: Path | None) -> Path | None:  # noqa: ARG002
+        """See SupportsTaskFiles. It runs none."""
+        path = Path(task.partition("@")[0])
+        if path.suffix != ".py":
+            return None
+        if not path.is_file():
+            raise HarnessError(f"there is no file {path}", kind="unknown_task")
+        return path
 
     async def list_tasks(
         self,

@@ -54,22 +54,27 @@ class Runner:
             "temperature": request["temperature"] or 0.0,
             "max_tokens": request["max_tokens"] or 16,
         }
-        address = urlsplit(request["url"])
-        connection = HTTPConnection(address.hostname or "", address.port, timeout=60)
-        with closing(connection):
-            headers = {
-                "Authorization": f"Bearer {request['api_key']}",
-                "Content-Type": "application/json",
-            }
-            connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-            reply = connection.getresponse()
-            content = json.load(reply)
-        if reply.status != HTTPStatus.OK:
-            raise Failure(f"the model answered with status {reply.status}", why=str(content))
+        content = self.send("POST", "/v1/chat/completions", json.dumps(body))
         answer: str = content["choices"][0]["message"]["content"]
         self.answered += 1
         self.misbehave()
         return answer
+
+    def send(self, method: str, path: str, body: str | None = None) -> Any:
+        """The content of the reply to a request."""
+        address = urlsplit(self.request["url"])
+        connection = HTTPConnection(address.hostname or "", address.port, timeout=60)
+        with closing(connection):
+            headers = {
+                "Authorization": f"Bearer {self.request['api_key']}",
+                "Content-Type": "application/json",
+            }
+            connection.request(method, path, body, headers)
+            reply = connection.getresponse()
+            content = json.load(reply)
+        if reply.status != HTTPStatus.OK:
+            raise Failure(f"the model answered with status {reply.status}", why=str(content))
+        return content
 
     def misbehave(self) -> None:
         """End, if it is time to."""
@@ -159,6 +164,7 @@ def main(request: dict[str, Any], reports: Reports) -> None:
     runner = Runner(request, reports)
     if request["arguments"].get("gated"):
         raise Failure("the data set is gated", kind="gated_data", fix="ask its owners")
+    runner.send("GET", "/v1/models")  # as many programs do first
     results = []
     for task in request["tasks"]:
         parts = [runner.part(name) for name in PARTS[task]]

@@ -1,0 +1,60 @@
+"""How long prompts may be, by whatever says it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from enginehouse.client.sampler import HTTPSampler
+from enginehouse.core.sampler import Capabilities
+from enginehouse.deployment.context_length import context_length
+from enginehouse.engines.options import ServerOptions
+
+BASE = {"id": "base", "max_model_len": 640}
+ADAPTER = {"id": "adapter", "parent": "base", "max_model_len": None}
+
+
+async def length_of(listed: Any, *, model: str = "base", folder: Path | None = None) -> int | None:
+    """For a model on a server with this list; of our own if it has a folder."""
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response(listed, status=200 if listed else 404)
+
+    application = web.Application()
+    application.router.add_get("/v1/models", models)
+    ours = folder and SimpleNamespace(path=str(folder))
+    capabilities = Capabilities(supports=frozenset())
+    async with (
+        TestServer(application) as server,
+        HTTPSampler(str(server.make_url("")), model=model, capabilities=capabilities) as sampler,
+    ):
+        target: Any = SimpleNamespace(sampler=sampler, deployment=SimpleNamespace(model=ours))
+        return await context_length(target, ServerOptions())
+
+
+@pytest.mark.parametrize(
+    ("model", "length"), [("base", 640), ("adapter", 640), ("alias", 640), ("other", None)]
+)
+async def test_the_servers_list_says_it(model: str, length: int | None):
+    """An adapter is as long as its model; another model of the server is not."""
+    listed = {"data": [BASE, ADAPTER, {"id": "other"}]}
+    assert await length_of(listed, model=model) == length
+
+
+@pytest.mark.parametrize("listed", [None, {"data": [{"id": "base"}]}, {"models": []}])
+async def test_otherwise_a_checkpoint_of_ours_does(tmp_path: Path, listed: Any):
+    """Nothing does where there is none, or it does not say it."""
+    assert await length_of(listed) is None
+    assert await length_of(listed, folder=tmp_path) is None
+    for config in (
+        {"max_position_embeddings": 99},
+        {"text_config": {"max_position_embeddings": 99}},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert await length_of(listed, folder=tmp_path) == 99
