@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import socket
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -16,12 +18,14 @@ import yaml
 from tests.support.command_line import Finished, House, journaled, scored, sums, until
 
 from enginehouse.core.errors import ConfigurationError, JobError, StartError
+from enginehouse.jobs.local_process import END
 from enginehouse.jobs.records import JobRecords
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
 
 pytestmark = pytest.mark.slow
 Call = Callable[..., Finished]
+AT_ONCE = 15.0  # seconds, on a busy machine; an engine may take many minutes to be ready
 SECRET = "hf_notARealTokenButLongEnoughToBeOne"
 
 
@@ -103,6 +107,12 @@ class Launches:
             return None if record["status"]["state"] in ("pending", "running") else record
 
         return until(look, lambda: f"it does not end:\n{self.call('launch', 'logs', job).out}")
+
+    def seconds_to_fail(self, record: Any) -> float:
+        """From the last words of the only server that there was to the job's end."""
+        (log,) = self.house.home.glob("state/servers/*/server.log")
+        end = Path(record["job"]["folder"]) / END
+        return end.stat().st_mtime - log.stat().st_mtime
 
     def working(self, record: Any, *, samples: int = 2) -> Path:
         """The run of a job that has scored some samples."""
@@ -239,7 +249,8 @@ def test_an_engine_that_exits(house: House, call: Call, launches: Launches, code
     assert record["status"]["state"] == "failed"
     assert record["status"]["exit_code"] == StartError.exit_code
     first = record["diagnosis"].splitlines()[0]
-    assert str(code) in record["diagnosis"]
+    assert f"exit code {code}" in record["diagnosis"]
+    assert launches.seconds_to_fail(record) < AT_ONCE
     assert first in call("launch", "status", begun["id"]).out
     assert first in call("launch", "info", begun["id"]).out
     house.nothing_left()
@@ -286,6 +297,7 @@ def test_a_command_that_ends(house: House, call: Call, launches: Launches, code:
     assert record["status"]["state"] == "failed"
     assert record["status"]["exit_code"] == StartError.exit_code
     assert f"exit code {code}" in record["diagnosis"]
+    assert launches.seconds_to_fail(record) < AT_ONCE
     assert "CUDA out of memory" in record["diagnosis"]
     house.nothing_left()
 
@@ -303,12 +315,24 @@ def test_dry_run(house: House, call: Call, launches: Launches):
     assert after == []
 
 
+def test_a_launch_says_what_its_tasks_are(call: Call, launches: Launches):
+    """Also without a dry run, if they run under another name."""
+    file = launches.file(env={"HF_TOKEN": "host:HF_TOKEN"})
+    named = yaml.safe_load(file.read_text())
+    named["evaluation"]["tasks"] = [{"name": "gsm8k_cot_instruct"}]
+    file.write_text(yaml.safe_dump(named))
+    refused = call("launch", "run", "--config", str(file))
+    assert refused.code == ConfigurationError.exit_code
+    assert "HF_TOKEN" in refused.err
+    assert "task: gsm8k_cot_instruct -> gsm8k: our own task gsm8k" in refused.err
+
+
 def test_gpus_that_do_not_multiply_out(house: House, call: Call, launches: Launches):
     """More GPUs than there are: said in the dry run, refused at the launch, nothing left."""
     file = launches.file(tensor_parallel_size=4, data_parallel_size=2)
     dry = call("launch", "run", "--config", str(file), "--dry-run", "--json")
     assert dry.report["gpus_needed"] == 8
-    assert "8 GPUs" in dry.report["refusal"]
+    assert "8 GPUs" in dry.report["refusals"][0]
     assert dry.code == 0, "a file for another machine can be looked at here"
     refused = call("launch", "run", "--config", str(file))
     assert refused.code == JobError.exit_code
@@ -316,6 +340,30 @@ def test_gpus_that_do_not_multiply_out(house: House, call: Call, launches: Launc
     assert call("launch", "ls", "runs", "--json").report == []
     limited = call("launch", "run", "--config", str(file), "-o", "+execution.gpus=4")
     assert limited.code == ConfigurationError.exit_code
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="there is no ssh")
+def test_a_login_node_that_cannot_be_reached(house: House, call: Call, launches: Launches):
+    """An error of its own that says what to check; no record, no folder, no process is left."""
+    values = yaml.safe_load(launches.file().read_text())
+    values["defaults"][0] = {"execution": "slurm/default"}
+    with socket.socket() as closed:  # it is bound, and nobody listens
+        closed.bind(("127.0.0.1", 0))
+        options = {"Port": closed.getsockname()[1]}
+        values["execution"] = {
+            "hostname": "127.0.0.1",
+            "account": "mine",
+            "output_dir": str(house.work / "jobs"),
+            "ssh_options": options,
+        }
+        file = house.write("slurm.yaml", yaml.safe_dump(values, sort_keys=False))
+        refused = call("launch", "run", "--config", str(file))
+    assert refused.code == JobError.exit_code
+    assert "the login node 127.0.0.1 could not be reached" in refused.err
+    assert "check that `ssh 127.0.0.1` works" in refused.err
+    assert not (house.work / "jobs").exists()
+    assert call("launch", "ls", "runs", "--json").report == []
+    house.nothing_left()
 
 
 def test_secrets_are_nowhere(house: House, call: Call, launches: Launches):

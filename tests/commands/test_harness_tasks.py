@@ -352,6 +352,9 @@ async def test_runs_are_compared_and_gated(house: House):
     own = exported["fake:sums/fake exact"]
     assert (own.value, own.harness) == (pytest.approx(0.25), "fake 1.0")
     assert own.standard_error is not None
+    assert own.low == pytest.approx(0.25 - 1.96 * own.standard_error, abs=1e-4)
+    assert own.high == pytest.approx(0.25 + 1.96 * own.standard_error, abs=1e-4)
+    assert (own.confidence, own.method) == (0.95, "normal, from the harness's standard error")
 
 
 async def test_other_settings_are_not_compared(house: House):

@@ -66,11 +66,15 @@ def test_a_notebook_runs_an_evaluation(house: House, overrides: dict[str, Any]):
 
 
 def test_a_dry_run_launches_nothing(house: House, overrides: dict[str, Any], capsys: Any):
-    """It shows what would run."""
+    """It shows what would run, as the command line's dry run does."""
     config = RunConfig.from_hydra(hydra_overrides=["deployment=vllm"], dict_overrides=overrides)
 
     assert run_eval(config, dry_run=True) is None
-    assert str(house.model()) in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert str(house.model()) in shown
+    assert "our own task sums: " in shown
+    assert "GPUs: 1 needed, 1 asked for" in shown
+    assert "memory (an estimate): " in shown
     assert not (house.work / "results").exists()
     assert not house.home.exists()
 

@@ -88,6 +88,17 @@ def test_unknown_keys_are_refused_with_the_nearest(tmp_path: Path, override: str
         read(tmp_path, DEPLOYED + TASKS, override)
 
 
+@pytest.mark.parametrize("kind", ["nim", "trtllm"])
+@pytest.mark.parametrize("place", ["deployment", "auxiliary_deployments.judge"])
+def test_types_that_are_not_served_here(tmp_path: Path, kind: str, place: str):
+    """The advice is that for the group of this name, whatever the packaged group brings along."""
+    with pytest.raises(ConfigurationError) as caught:
+        read(tmp_path, DEPLOYED + TASKS, f"{place}.type={kind}")
+
+    assert f"{place}.type: {kind} " in str(caught.value)
+    assert "deployment: none" in str(caught.value.fix)
+
+
 def test_keys_without_effect_are_listed(tmp_path: Path):
     """Each with its path and a reason, and the rest is acted on."""
     config = read(

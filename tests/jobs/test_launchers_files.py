@@ -1,9 +1,13 @@
 """The launcher's own examples, as users have them, are read as they are."""
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import pytest
+from tests.support.launch_files import SEED_EXAMPLE
+from typer.testing import CliRunner
 
+from enginehouse.cli.app import build_app
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.jobs.configuration import LaunchConfig
 from enginehouse.jobs.conversion import convert
@@ -35,11 +39,29 @@ MANDATORY = {
     "slurm_vllm_multinode_ray_tp_pp": SLURM,
 }
 """What each file marks as mandatory, with a value."""
+WITHOUT_EFFECT = {
+    "lepton_vllm": {"execution.lepton_platform.tasks.api_tokens"},
+    "slurm_vllm_auxiliary_judge": {
+        "evaluation.nemo_evaluator_config.config.params.extra.judge.backend",
+        "execution.mounts",
+    },
+}
+"""Keys of some files that a dry run must list, as they cannot be acted on."""
 
 
 @pytest.fixture(autouse=True)
 def _user(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("USER", "me")
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder; the hub is not asked."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return folder
 
 
 def read(name: str) -> LaunchConfig:
@@ -62,6 +84,40 @@ def test_a_file_is_read_and_planned(name: str):
     assert len(planned.tasks) == len(config.evaluation.tasks)
     assert all(config.not_acted_on.values())
     assert config.execution.type == name.partition("_")[0]
+
+
+def dry_run(path: Path, overrides: Sequence[str] = ()) -> str:
+    """What `enginehouse launch run --dry-run` prints, run in this process."""
+    words = ["launch", "run", "--config", str(path), "--dry-run"]
+    for override in overrides:
+        words += ["-o", override]
+    result = CliRunner().invoke(build_app(words), words)
+    assert result.exit_code == 0, result.exception or result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize("name", sorted(MANDATORY))
+def test_a_dry_run_of_a_file(name: str, offline: Path):
+    """It succeeds, names every task, lists what has no effect, and writes nothing."""
+    given = [f"{key}={value}" for key, value in MANDATORY[name].items()]
+    shown = dry_run(HERE / f"{name}.yaml", given)
+
+    config = read(name)
+    assert all(f"\n{task.name} -> " in shown for task in config.evaluation.tasks)
+    for key in config.not_acted_on.keys() | WITHOUT_EFFECT.get(name, set()):
+        assert f"without effect: {key}: " in shown
+    assert not list(offline.iterdir())
+
+
+def test_a_dry_run_of_the_complete_example(tmp_path: Path, offline: Path):
+    """The one of the launcher's page on vLLM."""
+    path = tmp_path / "launch.yaml"
+    path.write_text(SEED_EXAMPLE)
+    shown = dry_run(path)
+
+    assert "GPUs: 8 needed, 8 asked for" in shown
+    assert "without effect: deployment.image: " in shown
+    assert not list(offline.iterdir())
 
 
 @pytest.mark.parametrize("name", sorted(name for name, given in MANDATORY.items() if given))

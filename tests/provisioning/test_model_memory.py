@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
@@ -133,6 +135,34 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert (found.weights, found.cache_per_token, found.source) == (10, 131072, "the hub")
     assert missing is None
     assert set(tokens) == {"Bearer mine"}
+
+
+def test_a_hub_that_does_not_answer_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The size is unknown after a second, although each part of the answer arrives at once."""
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while not ended.wait(0.1):
+                    self.wfile.write(b" ")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    ended = Event()
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        begun = time.monotonic()
+        found = estimate_memory("meta/llama")
+        seconds = time.monotonic() - begun
+        ended.set()
+        server.shutdown()
+    assert found is None
+    assert 1.0 <= seconds < 3.0
 
 
 def test_what_cannot_be_read_is_unknown(checkpoint: Path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +19,6 @@ from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
 if TYPE_CHECKING:
-    from enginehouse.jobs.dry_run import Fit
     from enginehouse.jobs.plan import LaunchPlan
     from enginehouse.jobs.records import JobRecord
     from enginehouse.results.summary import Report
@@ -63,17 +61,18 @@ def run(
     console = Console(json=json, verbose=verbose, quiet=quiet)
     from enginehouse.jobs.launch import launch as submit
     from enginehouse.jobs.launch_file import read_launch
+    from enginehouse.jobs.launch_report import launch_lines
     from enginehouse.jobs.plan import plan_launch
     from enginehouse.jobs.variables_file import read_variables_file
 
     for name, value in (read_variables_file(env_file) if env_file else {}).items():
         os.environ.setdefault(name, value)
-    settings = read_launch(config, overrides=override or (), tasks=task or ())
-    plan = plan_launch(settings)
+    plan = plan_launch(read_launch(config, overrides=override or (), tasks=task or ()))
     if dry_run:
         _show_dry_run(plan, console)
         return
-    _tell_notes(plan.notes, settings.not_acted_on, console.note)
+    for line in launch_lines(plan):
+        console.note(line)
     record = run_async(submit(plan, Context(notify=console.note)))
 
     def text() -> None:
@@ -244,52 +243,15 @@ launch.command()(export)
 
 def _show_dry_run(plan: LaunchPlan, console: Console) -> None:
     from enginehouse.jobs.dry_run import dry_run
+    from enginehouse.jobs.launch_report import dry_run_lines
 
     shown = dry_run(plan, Context(notify=console.note))
 
     def text() -> None:
-        console.say("# The resolved configuration")
-        console.say(shown.configuration)
-        for artifact in shown.artifacts:
-            console.say(f"# {artifact.name}")
-            console.say(artifact.text)
-        console.say("# Tasks")
-        for task in shown.tasks:
-            console.say(f"{task.written} -> {task.name}: {task.meaning}")
-            if not task.native and task.harness is None and task.nearest:
-                console.say(f"  the nearest native tasks: {', '.join(task.nearest)}")
-        console.say("\n# Resources")
-        console.say(f"GPUs: {shown.gpus_needed} needed, {shown.gpus_asked_for} asked for")
-        console.say(f"memory (an estimate): {_fit_in_words(shown.fit)}")
-        if shown.refusal:
-            console.say(f"the launch would be refused here: {shown.refusal}")
-        _tell_notes(shown.notes, shown.not_acted_on, console.say)
+        for line in dry_run_lines(shown):
+            console.say(line)
 
     console.result(shown, text=text)
-
-
-def _tell_notes(
-    notes: Sequence[str], not_acted_on: Mapping[str, str], tell: Callable[[str], None]
-) -> None:
-    for note in notes:
-        tell(f"note: {note}")
-    for key, reason in not_acted_on.items():
-        tell(f"without effect: {key}: {reason}")
-
-
-def _fit_in_words(fit: Fit | None) -> str:
-    if fit is None:
-        return "the model's size is not known here"
-    said = f"{fit.weights / 1e9:.2f} GB of weights on each GPU ({fit.source})"
-    if fit.cache_per_token is not None:
-        said += f", {fit.cache_per_token / 1e3:.1f} kB of KV cache per token"
-    if fit.available is None:
-        return f"{said}; how much a GPU has is not known here"
-    if fit.weights > fit.available:
-        return f"{said}: does not fit into {fit.available / 1e9:.1f} GB"
-    if fit.tokens is None:
-        return f"{said}, of {fit.available / 1e9:.1f} GB"
-    return f"{said}: fits into {fit.available / 1e9:.1f} GB with up to {fit.tokens:,} tokens"
 
 
 def _print_jobs(records: list[JobRecord], console: Console) -> None:

@@ -21,6 +21,7 @@ from enginehouse.jobs.variables import is_secret_name
 
 _GROUPS = "pkg://enginehouse.jobs.conf"
 _NOT_SERVED = ("nim", "trtllm")  # the original launcher runs NVIDIA's containers of them
+_SERVE_YOURSELF = "start it yourself, and choose `deployment: none` with target.api_endpoint.url"
 _MISSING = "???"
 _FROM_HERE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}")
 _ANY_FROM_HERE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_][A-Za-z0-9_]*)")
@@ -131,6 +132,16 @@ def _resolved(raw: Any, path: Path) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise _explained(error, path) from error
     return values  # type: ignore[return-value]
+
+
+def refuse_unserved(deployment: Mapping[str, Any], *, place: str) -> None:
+    """Raise ConfigurationError for a deployment, at a dotted path, of a type that runs nowhere."""
+    if (kind := deployment.get("type")) in _NOT_SERVED:
+        raise ConfigurationError(
+            f"{place}.type: {kind} cannot be started here",
+            why="the original launcher runs NVIDIA's container of it",
+            fix=_SERVE_YOURSELF,
+        )
 
 
 def _refuse_other_formats(written: Mapping[str, Any], path: Path) -> None:
@@ -280,9 +291,7 @@ def _explained(error: Exception, path: Path) -> ConfigurationError:
         group, _, name = error.missing_cfg_file.rpartition("/")
         unknown = UnknownNameError(group or "configuration", name, error.options)
         if name in _NOT_SERVED:
-            unknown.fix = (
-                "start it yourself, and choose `deployment: none` with target.api_endpoint.url"
-            )
+            unknown.fix = _SERVE_YOURSELF
         return unknown
     message, *rest = (line.strip() for line in str(error).splitlines() if line.strip())
     if isinstance(error, OverrideParseException):

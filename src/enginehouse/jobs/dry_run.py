@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 import psutil
@@ -15,7 +17,7 @@ from enginehouse.jobs.launch import open_executor
 from enginehouse.jobs.plan import LaunchPlan
 from enginehouse.jobs.task_names import ResolvedTask, require_runnable
 from enginehouse.processes.gpus import read_gpus
-from enginehouse.provisioning.model_memory import estimate_memory
+from enginehouse.provisioning.model_memory import checkpoint_memory, estimate_memory
 from enginehouse.runtime.context import Context
 
 
@@ -23,13 +25,15 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     """An estimate of what one GPU must hold, in bytes; without GPUs, the machine's memory.
 
     `weights` are its share of the weights, `cache_per_token` that of one token's KV cache, and
-    `available` what the engine may take of it. None is unknown. What else the engine needs
-    (activations, CUDA graphs, the runtime) is not in it, so there must be some room.
+    `available` what the engine may take of it. None is unknown; the memory of GPUs is known for
+    the executor `local` alone. What else the engine needs (activations, CUDA graphs, the runtime)
+    is not in it, so there must be some room.
     """
 
     weights: int
     cache_per_token: int | None
     available: int | None
+    executor: str
     source: str
 
     @property
@@ -44,8 +48,8 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     """A launch that did not happen. No value of a secret is in it.
 
     `configuration` is the resolved launch file. `gpus_needed` is for all servers of the job, and
-    `gpus_asked_for` on all its nodes. `tasks` says what each name of a task stands for. `refusal`
-    is why the launch would be refused, as far as that is known here. `fit` is an estimate;
+    `gpus_asked_for` on all its nodes. `tasks` says what each name of a task stands for. `refusals`
+    are why the launch would be refused, as far as that is known here. `fit` is an estimate;
     None if the model's size is unknown.
     """
 
@@ -56,7 +60,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     not_acted_on: Mapping[str, str]
     gpus_needed: int
     gpus_asked_for: int
-    refusal: str | None
+    refusals: tuple[str, ...]
     fit: Fit | None
 
 
@@ -72,26 +76,36 @@ def dry_run(plan: LaunchPlan, context: Context) -> DryRun:
         not_acted_on=plan.config.not_acted_on,
         gpus_needed=plan.gpus,
         gpus_asked_for=plan.job.nodes * resources.gpus_per_node,
-        refusal=_refusal(executor, plan),
+        refusals=_refusals(executor, plan),
         fit=_fit(plan),
     )
 
 
-def _refusal(executor: Executor, plan: LaunchPlan) -> str | None:
-    try:
-        require_runnable(plan.tasks)
-        if isinstance(executor, SupportsCheck):
-            executor.check(plan.job)
-    except EnginehouseError as error:
-        return str(error)
-    return None
+def _refusals(executor: Executor, plan: LaunchPlan) -> tuple[str, ...]:
+    """What `launch` would say. All of it: it is read to prepare the launch."""
+    checks: list[Callable[[], Any]] = [
+        lambda: require_runnable(plan.tasks),
+        lambda: plan.variables.secret_values(os.environ),
+    ]
+    if isinstance(executor, SupportsCheck):
+        checks.append(lambda: executor.check(plan.job))
+    refusals = []
+    for check in checks:
+        try:
+            check()
+        except EnginehouseError as error:
+            refusals.append(str(error))
+    return tuple(refusals)
 
 
 def _fit(plan: LaunchPlan) -> Fit | None:
     """What the tensor and pipeline parallel parts of one instance hold."""
     deployment = plan.config.deployment
-    names = (deployment.hf_model_handle, deployment.checkpoint_path)
-    memory = next((size for name in names if name and (size := estimate_memory(name))), None)
+    memory = None
+    if deployment.hf_model_handle:
+        memory = estimate_memory(deployment.hf_model_handle)
+    if memory is None and deployment.checkpoint_path:
+        memory = checkpoint_memory(deployment.checkpoint_path)
     if memory is None:
         return None
     parts = deployment.tensor_parallel_size * deployment.pipeline_parallel_size
@@ -100,6 +114,7 @@ def _fit(plan: LaunchPlan) -> Fit | None:
         weights=memory.weights // parts,
         cache_per_token=None if token is None else -(-token // parts),
         available=_available(plan),
+        executor=plan.config.execution.type,
         source=memory.source,
     )
 

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 from enginehouse.commands.kept_variables import is_kept
 from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
 from enginehouse.deployment.configuration import parse
-from enginehouse.jobs.composition import Composition, compose_launch, leaves
+from enginehouse.jobs.composition import Composition, compose_launch, leaves, refuse_unserved
 from enginehouse.jobs.configuration import LaunchConfig, LaunchDocument, texts
 from enginehouse.jobs.engine_arguments import sort_arguments
 from enginehouse.jobs.executors.base import ExecutionSettings, ExecutionVariables
@@ -90,6 +90,7 @@ def check_launch(composition: Composition) -> LaunchConfig:
         chosen = _without_others(settings_class, chosen, without_effect)
     execution = _acted_on(settings_class, chosen, "execution", without_effect)
     for holder, name, place in _deployments(values):
+        refuse_unserved(holder[name], place=place)
         ordered = sort_arguments(
             holder[name], place=place, given=lambda key: key in composition.lines
         )

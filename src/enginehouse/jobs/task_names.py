@@ -134,6 +134,12 @@ class ResolvedTask(msgspec.Struct, frozen=True, kw_only=True):
     harness: str | None = None
     nearest: tuple[str, ...] = ()
 
+    @property
+    def renamed(self) -> bool:
+        """Whether the task that runs has another name than the one that was written."""
+        is_file = self.written.endswith((".yaml", ".yml"))
+        return self.written != self.name and not is_file
+
 
 def resolve_task(written: str, *, base: Path) -> ResolvedTask:
     """What a name in a launch configuration stands for; loads no data.

@@ -11,16 +11,19 @@ import os
 import struct
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
+from threading import Thread
 from typing import Any
-from urllib.error import URLError
 
 import msgspec
 
 _HUB = "https://huggingface.co"
-_SECONDS = 2.0
+_SECONDS = 1.0  # for all requests to the hub together
 _LARGEST_HEADER = 100_000_000  # bytes; that of safetensors itself
 _LARGEST_REPLY = 10_000_000
+_UNREADABLE = (OSError, HTTPException, ValueError, struct.error, LookupError, TypeError)
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float64": 8}
 
 
@@ -42,16 +45,24 @@ class ModelMemory(msgspec.Struct, frozen=True, kw_only=True):
 def estimate_memory(model: str) -> ModelMemory | None:
     """The memory of a checkpoint folder or of a model of the hub; None if it is unknown.
 
-    Blocks for seconds if the hub has to be asked and does not answer. Never raises.
+    Blocks for a second if the hub has to be asked and does not answer. Never raises.
     """
-    folder = Path(model).expanduser()
     try:
-        if folder.is_dir():
-            return _of_folder(folder, source=str(folder))
+        if Path(model).expanduser().is_dir():
+            return checkpoint_memory(model)
         if (cached := _cached(model)) is not None:
             return _of_folder(cached, source="the hub's cache")
-        return None if _is_offline() or model.count("/") != 1 else _of_hub(model)
-    except (OSError, URLError, ValueError, struct.error, LookupError, TypeError):
+    except _UNREADABLE:
+        return None
+    return None if _is_offline() or model.count("/") != 1 else _of_hub_in_time(model)
+
+
+def checkpoint_memory(folder: str) -> ModelMemory | None:
+    """The memory of a checkpoint folder; None if it is not there or cannot be read."""
+    path = Path(folder).expanduser()
+    try:
+        return _of_folder(path, source=str(path))
+    except _UNREADABLE:
         return None
 
 
@@ -112,6 +123,24 @@ def _cached(model: str) -> Path | None:
 
 def _is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _of_hub_in_time(model: str) -> ModelMemory | None:
+    """What the hub says of a model; None if it has not said it in time.
+
+    The time of looking up the hub's address, and of an answer that comes in drops, has no limit
+    of its own. So another thread asks, and is not waited for any longer.
+    """
+    answers: list[ModelMemory | None] = []
+
+    def ask() -> None:
+        with suppress(*_UNREADABLE):
+            answers.append(_of_hub(model))
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_SECONDS)
+    return answers[0] if answers else None
 
 
 def _of_hub(model: str) -> ModelMemory | None:

@@ -80,30 +80,24 @@ def run_eval(
 ) -> str | None:
     """Launch a configuration; returns the job's id when it is submitted.
 
-    With `dry_run`, print the resolved configuration and everything that would be written or run,
-    and return None. Raises EnginehouseError.
+    With `dry_run`, print what `enginehouse launch run --dry-run` prints, and return None. Raises
+    EnginehouseError.
     """
     from enginehouse.jobs.launch import launch
+    from enginehouse.jobs.launch_report import dry_run_lines, launch_lines
     from enginehouse.jobs.plan import plan_launch
 
     composition = resolve_launch(cfg, path=Path("the configuration"))
-    config = check_launch(with_tasks(composition, tasks or ()))
-    plan = plan_launch(config)
+    plan = plan_launch(check_launch(with_tasks(composition, tasks or ())))
     context = Context(notify=print)
-    for note in plan.notes:
-        context.notify(f"note: {note}")
-    for key, reason in config.not_acted_on.items():
-        context.notify(f"without effect: {key}: {reason}")
     if dry_run:
         from enginehouse.jobs.dry_run import dry_run as shown
 
-        outcome = shown(plan, context)
-        context.notify(outcome.configuration)
-        for artifact in outcome.artifacts:
-            context.notify(f"# {artifact.name}\n{artifact.text}")
-        if outcome.refusal:
-            context.notify(f"the launch would be refused: {outcome.refusal}")
+        for line in dry_run_lines(shown(plan, context)):
+            context.notify(line)
         return None
+    for line in launch_lines(plan):
+        context.notify(line)
     return _awaited(launch(plan, context)).id
 
 

@@ -1,6 +1,6 @@
 """What an executor is: it submits, watches, fetches and cancels jobs on one kind of machine.
 
-Each executor is a file in this folder with two classes, its settings and itself, and is named in
+Each executor is a file or a folder here with two classes, its settings and itself, and is named in
 `registry.py`. All pass the suite in `enginehouse.testing.check_executor`.
 """
 

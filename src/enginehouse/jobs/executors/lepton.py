@@ -239,12 +239,28 @@ class LeptonExecutor:
         described["spec"]["container"]["command"] = ["/bin/sh", "-c", "(job.sh)"]
         return [*artifacts, Artifact(name="job.json", text=_json(described))]
 
+    def check(self, job: JobSpec) -> None:
+        """Raise JobError for a job without an image, and for one with further nodes."""
+        if self._settings.image is None:
+            raise JobError(
+                "jobs on Lepton need an image",
+                fix="execution.image names one with Enginehouse in it",
+                kind="no_image",
+            )
+        if job.companions:
+            raise JobError(
+                "a job on Lepton has no further nodes",
+                why=f"this one has companions: {', '.join(one.name for one in job.companions)}",
+                fix="use an endpoint with several replicas (deployment.lepton_config.max_replicas)",
+                kind="no_companions",
+            )
+
     async def submit(self, job: JobSpec, *, secrets: Mapping[str, str]) -> Handle:
         """Create the secrets, the endpoint and the job; blocks until the endpoint has an address.
 
         An ended job of the same name is replaced.
         """
-        _require_possible(job, self._settings)
+        self.check(job)
         workspace = self._workspace()
         await self._remove_ended(workspace, _name(job))
         groups = await self._node_groups(workspace)
@@ -488,23 +504,6 @@ def _status(job: Mapping[str, Any] | None) -> JobStatus:
         reason=None if known else word,
         exit_code=0 if state is JobState.COMPLETE else None,
     )
-
-
-def _require_possible(job: JobSpec, settings: LeptonSettings) -> None:
-    """Raise JobError for a job that Lepton cannot run."""
-    if settings.image is None:
-        raise JobError(
-            "jobs on Lepton need an image",
-            fix="execution.image names one with Enginehouse in it",
-            kind="no_image",
-        )
-    if job.companions:
-        raise JobError(
-            "a job on Lepton has no further nodes",
-            why=f"this one has companions: {', '.join(one.name for one in job.companions)}",
-            fix="use an endpoint with several replicas (deployment.lepton_config.max_replicas)",
-            kind="no_companions",
-        )
 
 
 def _name(job: JobSpec) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from statistics import NormalDist
 from typing import Any
 
 import msgspec
@@ -13,9 +14,11 @@ from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.sampler import Provenance
 from enginehouse.deployment.configuration import read_yaml
 from enginehouse.evaluation.summary import summarise
-from enginehouse.results.summary import Figure, HarnessWork, Report, TaskReport
+from enginehouse.results.summary import Figure, HarnessFigure, HarnessWork, Report, TaskReport
+from enginehouse.statistics.intervals import Interval
 from enginehouse.store.runs import Run
 
+_CONFIDENCE = 0.95
 NOT_IN_A_NAME = re.compile(r"[^\w\-. :/]")
 """What trackers refuse in the name of a metric or a tag."""
 
@@ -26,7 +29,8 @@ class ExportedFigure(msgspec.Struct, frozen=True, kw_only=True):
     `low` and `high` bound its interval at `confidence`, made by `method`; None if too little was
     measured. `n` counts the samples that it was measured on (with k: the items). `subset` is true
     unless every item of the benchmark was evaluated. `harness`, as in "lm-eval 0.4.13", is whose
-    task it is, None for native ones; its own figures have its `standard_error` where it states one.
+    task it is, None for native ones; its own figures have its `standard_error` where it states one,
+    and an interval made from that.
     """
 
     task: str
@@ -188,8 +192,22 @@ def _figures(task: TaskReport) -> Iterator[ExportedFigure]:
     if isinstance(task.harness, HarnessWork):
         for own in task.harness.figures:
             named = f"{task.harness.name} {own.name}"
-            value = Figure(value=own.value, interval=None)
+            value = Figure(value=own.value, interval=_interval(own))
             yield _figure(task, named, value, standard_error=own.standard_error)
+
+
+def _interval(figure: HarnessFigure) -> Interval | None:
+    """The normal interval, value ± 1.96 standard errors; None if the harness states no error."""
+    error = figure.standard_error
+    if error is None:
+        return None
+    half = NormalDist().inv_cdf(0.5 + _CONFIDENCE / 2) * error
+    return Interval(
+        low=figure.value - half,
+        high=figure.value + half,
+        confidence=_CONFIDENCE,
+        method="normal, from the harness's standard error",
+    )
 
 
 def _figure(

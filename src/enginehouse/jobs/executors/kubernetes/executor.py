@@ -78,12 +78,18 @@ class KubernetesExecutor:
         ]
         return [Artifact(name="job.sh", text=script), *artifacts]
 
+    def check(self, job: JobSpec) -> None:
+        """Raise JobError for a job without an image."""
+        del job
+        self._manifests.image()
+
     async def submit(self, job: JobSpec, *, secrets: Mapping[str, str]) -> Handle:
         """Create the Job, then what it owns; an ended Job of the same name is replaced.
 
         Blocks until the ended one is gone.
         """
-        manifest = self._manifests.job(job)  # its errors come before any request
+        self.check(job)  # its errors come before any request
+        manifest = self._manifests.job(job)
         cluster = await self._cluster()
         name = manifest["metadata"]["name"]
         try:
@@ -122,7 +128,7 @@ class KubernetesExecutor:
             "name": name_of(job.id),
             "uid": uid,
             "job": job.id,
-            "image": self._manifests.image,
+            "image": self._manifests.image(),
         }
         return Handle(executor=self.name, folder=str(job.folder), reference=reference)
 

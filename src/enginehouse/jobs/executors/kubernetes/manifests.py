@@ -26,6 +26,7 @@ BATCH = "batch/v1"
 MANAGED = {"app.kubernetes.io/managed-by": "enginehouse"}
 JOB_LABEL = "enginehouse/job"
 _FILES = "/enginehouse-job"  # where the script and the job's files are mounted
+_NO_IMAGE = "(missing: execution.image)"
 _GRACE = 60  # seconds between SIGTERM and SIGKILL: servers are stopped and the journal is closed
 _LARGEST = 900_000  # bytes of a job's files; a ConfigMap holds 1 MiB
 _COPY_LIFE = 3600  # seconds until a pod that only reads a volume ends by itself
@@ -81,7 +82,7 @@ class Manifests:
     def _pod(self, job: JobSpec) -> dict[str, Any]:
         container: dict[str, Any] = {
             "name": "job",
-            "image": self.image,
+            "image": self._settings.image or _NO_IMAGE,
             "command": ["/bin/sh", f"{_FILES}/job.sh"],
             "volumeMounts": [
                 {"name": "files", "mountPath": _FILES, "readOnly": True},
@@ -238,7 +239,6 @@ class Manifests:
             limits["memory"] = f"{round(resources.memory_gb * 1024)}Mi"
         return limits
 
-    @property
     def image(self) -> str:
         """The image of all pods. Raises JobError if none is named."""
         if self._settings.image is None:

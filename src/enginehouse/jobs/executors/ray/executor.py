@@ -101,6 +101,11 @@ class RayExecutor:
             Artifact(name="package", text=programs + "\n"),
         ]
 
+    def check(self, job: JobSpec) -> None:
+        """Raise JobError if no usable address of a cluster is given."""
+        del job
+        cluster_address(self._settings.address)
+
     async def submit(self, job: JobSpec, *, secrets: Mapping[str, str]) -> Handle:
         """Upload the job's package, and submit it."""
         cluster = await self._cluster(cluster_address(self._settings.address))
