@@ -22,7 +22,7 @@ from enginehouse.commands.harness_records import Traffic, records_of
 from enginehouse.core.errors import ConfigurationError, HarnessError, nearest
 from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.deployment.base import Target
-from enginehouse.deployment.context_length import context_length
+from enginehouse.deployment.served_checkpoint import checkpoint_folder, context_length
 from enginehouse.engines.registry import load_engine
 from enginehouse.evaluation import EvaluationSpec, TaskSpec
 from enginehouse.evaluation.foreign import ForeignTraffic, OnForeignProgress
@@ -374,13 +374,11 @@ class HarnessTasks:
 
     async def _endpoint(self, gateway: Gateway, task: TaskSpec) -> HarnessEndpoint:
         target = self._target
-        model = target.deployment.model
-        folder = Path(model.path) if model is not None else None
         return HarnessEndpoint(
             url=gateway.url,
             api_key=gateway.api_key or "",
             model=target.sampler.model,
-            tokenizer=folder if folder is not None and folder.is_dir() else None,
+            tokenizer=await checkpoint_folder(target),
             chat=self._is_chat(),
             capabilities=self.capabilities,
             concurrency=task.concurrency or self._spec.concurrency or IN_FLIGHT,

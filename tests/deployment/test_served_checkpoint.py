@@ -1,8 +1,10 @@
-"""How long prompts may be, by whatever says it."""
+"""Where a served checkpoint lies and how long prompts may be, by whatever says it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,15 +15,18 @@ from aiohttp.test_utils import TestServer
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.sampler import Capabilities
-from enginehouse.deployment.context_length import context_length
+from enginehouse.deployment.served_checkpoint import checkpoint_folder, context_length
 from enginehouse.engines.options import ServerOptions
 
 BASE = {"id": "base", "max_model_len": 640}
 ADAPTER = {"id": "adapter", "parent": "base", "max_model_len": None}
 
 
-async def length_of(listed: Any, *, model: str = "base", folder: Path | None = None) -> int | None:
-    """For a model on a server with this list; of our own if it has a folder."""
+@asynccontextmanager
+async def target_of(
+    listed: Any, *, model: str = "base", folder: Path | None = None
+) -> AsyncIterator[Any]:
+    """A model on a server with this list; of our own if it has a folder."""
 
     async def models(_: web.Request) -> web.Response:
         return web.json_response(listed, status=200 if listed else 404)
@@ -34,8 +39,32 @@ async def length_of(listed: Any, *, model: str = "base", folder: Path | None = N
         TestServer(application) as server,
         HTTPSampler(str(server.make_url("")), model=model, capabilities=capabilities) as sampler,
     ):
-        target: Any = SimpleNamespace(sampler=sampler, deployment=SimpleNamespace(model=ours))
+        yield SimpleNamespace(sampler=sampler, deployment=SimpleNamespace(model=ours))
+
+
+async def length_of(listed: Any, **how: Any) -> int | None:
+    """That of such a model."""
+    async with target_of(listed, **how) as target:
         return await context_length(target, ServerOptions())
+
+
+@pytest.mark.parametrize("model", ["base", "adapter", "alias"])
+async def test_the_folder_is_the_one_that_the_server_names(tmp_path: Path, model: str):
+    """If it is on this machine; an adapter's own folder has no tokenizer."""
+    adapter = ADAPTER | {"root": str(tmp_path / "adapter")}
+    for folder, found in ((tmp_path, tmp_path), (tmp_path / "elsewhere", None)):
+        listed = {"data": [BASE | {"root": str(folder)}, adapter]}
+        async with target_of(listed, model=model) as target:
+            assert await checkpoint_folder(target) == found
+
+
+@pytest.mark.parametrize("listed", [None, {"data": [BASE]}])
+async def test_the_folder_of_our_own(tmp_path: Path, listed: Any):
+    """It is known, and nobody else's is where nothing says it."""
+    async with target_of(listed, folder=tmp_path) as target:
+        assert await checkpoint_folder(target) == tmp_path
+    async with target_of(listed) as target:
+        assert await checkpoint_folder(target) is None
 
 
 @pytest.mark.parametrize(

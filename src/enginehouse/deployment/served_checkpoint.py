@@ -1,7 +1,8 @@
-"""How many tokens a prompt and its answer may have together."""
+"""The checkpoint that a target serves: where it lies, and how long prompts may be."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,19 @@ from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import BadRequestError, MalformedResponseError, UnsupportedError
 from enginehouse.deployment.base import Target
 from enginehouse.engines.options import ServerOptions
-from enginehouse.weights.served_models import decode_served_models
+from enginehouse.weights.served_models import ServedModel, decode_served_models
+
+
+async def checkpoint_folder(target: Target) -> Path | None:
+    """The folder of the checkpoint, without an adapter's; None if it is not on this machine.
+
+    For a server that is not ours, it is the one that its list of models names. Raises WireError.
+    """
+    model = target.deployment.model
+    folder = model.path if model is not None else (await _listed(target.sampler)).root
+    if folder is None or not await asyncio.to_thread(Path(folder).is_dir):
+        return None
+    return Path(folder)
 
 
 async def context_length(target: Target, options: ServerOptions) -> int | None:
@@ -19,22 +32,22 @@ async def context_length(target: Target, options: ServerOptions) -> int | None:
     The server's own list of models comes first. For a server of our own that does not say it, the
     `options` that it was started with and then its checkpoint do. Raises WireError.
     """
-    if (listed := await _listed_length(target.sampler)) is not None:
+    if (listed := (await _listed(target.sampler)).max_model_len) is not None:
         return listed
     if (model := target.deployment.model) is None:
         return None  # the options have no effect on a server that is not ours
     return options.max_model_len or _length_of(Path(model.path))
 
 
-async def _listed_length(sampler: HTTPSampler) -> int | None:
-    """That of the sampler's model; an adapter has that of its model."""
+async def _listed(sampler: HTTPSampler) -> ServedModel:
+    """The sampler's model as the server lists it; an adapter's is the model that it belongs to."""
     try:
         models = await sampler.read_models(decode_served_models)
     except (BadRequestError, MalformedResponseError, UnsupportedError):
-        return None  # there is no list, or it has another form
-    lengths = {model.id: model.max_model_len for model in models}
-    named = next((model for model in models if model.id == sampler.model), models[0])
-    return named.max_model_len or lengths.get(named.parent or "")
+        return ServedModel(id=sampler.model)  # there is no list, or it has another form
+    named = {model.id: model for model in models}
+    model = named.get(sampler.model, models[0])
+    return named.get(model.parent or "", model)
 
 
 def _length_of(checkpoint: Path) -> int | None:
