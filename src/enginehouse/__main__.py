@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
+
+_COLLECTED_AFTER = 50_000  # objects; with Python's 700, a sixth of a start is spent on collecting
 
 
 def main() -> None:
     """Run the command line. docs/errors.md lists the exit codes."""
+    gc.set_threshold(_COLLECTED_AFTER)
     from enginehouse.cli.standard_streams import allow_any_text, open_missing_streams
     from enginehouse.client.open_files import raise_open_file_limit
 
