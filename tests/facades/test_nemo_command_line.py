@@ -55,6 +55,10 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ("ls", "launch ls tasks"),
         ("ls tasks --json", "launch ls tasks --json"),
         ("ls runs", "launch ls runs"),
+        (
+            "ls runs --limit 3 --since 2d --executor slurm",
+            "launch ls runs --executor slurm --since 2d --limit 3",
+        ),
         ("export a b --dest mlflow", "launch export a b --to mlflow"),
         (
             "export a --format csv --output-dir d",

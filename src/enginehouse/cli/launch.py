@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +16,7 @@ import typer
 from enginehouse.cli.console import Console, run_async
 from enginehouse.cli.export import export
 from enginehouse.cli.options import JsonOption, QuietOption, VerboseOption
-from enginehouse.core.errors import EnginehouseError
+from enginehouse.core.errors import ConfigurationError, EnginehouseError
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
@@ -278,20 +280,60 @@ def _print_jobs(records: list[JobRecord], console: Console) -> None:
 
 
 @listing.command("runs")
-def list_runs(*, json: JsonOption = False) -> None:
+def list_runs(
+    *,
+    executor: Annotated[
+        str | None, typer.Option("--executor", help="Only jobs of this executor.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since",
+            help="Only jobs launched since then: 2026-12-01, 2026-12-01T10:30, or 2d, 5h.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most so many jobs, the latest.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
     """List every job that was launched, the latest first, as it was last seen."""
     console = Console(json=json)
     from enginehouse.jobs.records import JobRecords
 
-    records = JobRecords(Layout.from_environment()).all()
+    known = JobRecords(Layout.from_environment()).all()
+    begin = None if since is None else _moment(since)
+    records = [
+        record
+        for record in known
+        if (executor is None or record.executor == executor)
+        and (begin is None or record.created >= begin)
+    ][:limit]
 
     def text() -> None:
         if records:
             _print_jobs(records, console)
+        elif known:
+            console.note(f"none of {len(known)} jobs is like that")
         else:
             console.note("no job was launched yet; `enginehouse launch run` launches one")
 
     console.result(records, text=text)
+
+
+def _moment(text: str) -> datetime:
+    """A day or a time of this machine's clock, or how long ago it was."""
+    ago = re.fullmatch(r"(\d{1,6})([dhm])", text)
+    if ago is not None:
+        unit = {"d": "days", "h": "hours", "m": "minutes"}[ago[2]]
+        return datetime.now(UTC) - timedelta(**{unit: int(ago[1])})
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError as error:
+        raise ConfigurationError(
+            f"--since {text!r} is no time",
+            fix="write a day or a time (2026-12-01T10:30), or how long ago (2d, 5h, 30m)",
+        ) from error
 
 
 @listing.command("tasks")

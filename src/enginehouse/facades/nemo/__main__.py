@@ -135,6 +135,8 @@ def _add_commands_of_jobs(commands: Any) -> None:
     listing = commands.add_parser("ls", help="list tasks or runs")
     listing.add_argument("what", nargs="?", choices=("tasks", "runs"), default="tasks")
     listing.add_argument("--json", action="store_true")
+    for option in ("executor", "since", "limit"):
+        listing.add_argument(f"--{option}", help="of runs: only these")
     listing.set_defaults(commands=lambda given: [_listing(given)])
 
     export = commands.add_parser("export", help="export results")
@@ -222,7 +224,11 @@ def _status(given: argparse.Namespace) -> list[str]:
 
 
 def _listing(given: argparse.Namespace) -> list[str]:
-    return ["launch", "ls", given.what, *(["--json"] if given.json else [])]
+    words = ["launch", "ls", given.what, *(["--json"] if given.json else [])]
+    for option in ("executor", "since", "limit"):
+        if (value := getattr(given, option)) is not None:
+            words += [f"--{option}", value]
+    return words
 
 
 def _export(given: argparse.Namespace) -> list[str]:
