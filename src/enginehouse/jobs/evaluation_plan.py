@@ -208,7 +208,7 @@ def _why_not_tokenized(config: LaunchConfig, resolved: ResolvedTask) -> str | No
     if resolved.harness != "lm-eval":
         return f"{resolved.harness or 'its harness'} asks with text"
     is_elsewhere = not config.deployment.deployed or config.execution.server_address is not None
-    if is_elsewhere or config.deployment.type == "generic":
+    if is_elsewhere or config.deployment.command is not None:
         return None
     return "the deployed model has its own"
 
