@@ -45,6 +45,8 @@ class Portal(Generic[T]):
         """Await `work`, given what the block yielded. Raises RuntimeError when closed."""
         answer = self._thread.submit(work)
         try:
+            while not wait([answer], timeout=_LOOK_EVERY).done:
+                pass
             return answer.result()
         except CancelledError:
             raise self._thread.closed_error() from None
