@@ -14,6 +14,8 @@ from harness_reports import Failure, write_whole
 from lm_eval import tasks
 from lm_eval.tasks import TaskManager
 
+_ROOT = Path(tasks.__file__).parent
+
 
 def make_manager(request: dict[str, Any]) -> TaskManager:
     """The index of tasks: of the folders that hold what is asked for, as all take half a minute.
@@ -31,7 +33,7 @@ def make_manager(request: dict[str, Any]) -> TaskManager:
         print("reading every task of lm-eval", flush=True)
         write_places(TaskManager().task_index, file)
     places = json.loads(file.read_text(encoding="utf-8"))
-    folders = {places[name] for name in names if places.get(name)}
+    folders = {str(_ROOT / places[name]) for name in names if places.get(name)}
     outermost = [one for one in sorted(folders) if folders.isdisjoint(_parents(one))]
     manager = _manager([*outermost, *own], request, include_defaults=False)
     for name in names:
@@ -42,7 +44,10 @@ def make_manager(request: dict[str, Any]) -> TaskManager:
 
 
 def write_places(index: Mapping[str, Any], file: Path) -> None:
-    """Keep the folder of each of lm-eval's names; see `_place`."""
+    """Keep the folder of each of lm-eval's names; see `_place`.
+
+    It is kept within the folder of all tasks, as the environment may be reached by another path.
+    """
     write_whole(file, json.dumps({name: _place(name, index) for name in index}))
 
 
@@ -62,8 +67,12 @@ def _place(name: str, index: Mapping[str, Any]) -> str:
     It must be a single one: of a tag, the index has only the members in the last folder.
     """
     folders = _folders(name, index)
-    place = os.path.commonpath(folders) if folders else ""
-    return "" if place == str(Path(tasks.__file__).parent) else place
+    if not folders:
+        return ""
+    place = Path(os.path.commonpath(folders))
+    if place == _ROOT:
+        return ""
+    return str(place.relative_to(_ROOT) if place.is_relative_to(_ROOT) else place)
 
 
 def _folders(task: Any, index: Mapping[str, Any]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from math import log
 from pathlib import Path
@@ -33,6 +34,7 @@ from enginehouse.harnesses.contents import contents_of
 from enginehouse.harnesses.registry import load_harness
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.runtime.context import Context
+from enginehouse.store.layout import Layout
 from enginehouse.tasks.base import Outcome
 from enginehouse.testing.check_harness import CASES, Subject, check_harness
 
@@ -306,4 +308,6 @@ async def test_its_thousands_of_tasks_are_read_once(
                 await trial.run(endpoint, "sums", "mmlu")
     assert raised.value.kind == "data_unreachable"
     assert endpoint.requests == []
+    kept = Layout.from_environment().harness_tasks / f"{lm_eval_environment.key}-places.json"
+    assert json.loads(kept.read_bytes())["mmlu"] == "mmlu/default"  # wherever it is installed
     assert "reading every task" not in (trial.folder / "run/lm-eval.log").read_text()

@@ -172,7 +172,7 @@ def _generation(settings: HarnessSettings, arguments: LmEvalArguments) -> dict[s
 def _places(environment: EngineEnvironment, context: Context) -> Path:
     """Where the folders of its tasks are kept: see payloads/lm_eval_index.py."""
     name = environment.key or f"{environment.engine}-{environment.version}"
-    return context.layout.harness_tasks / f"{name}-folders.json"
+    return context.layout.harness_tasks / f"{name}-places.json"
 
 
 def _folder(include_path: Path | None) -> Path | None:
