@@ -65,7 +65,7 @@ def test_jobs_are_chosen(call: Callable[..., Finished], words: tuple[str, ...], 
     assert "".join(record["id"][0] for record in found) == listed
 
 
-@pytest.mark.parametrize("since", ["yesterday", "2026-13-01", "5w", ""])
+@pytest.mark.parametrize("since", ["yesterday", "2026-13-01", "5w", "", "999999d"])
 def test_what_is_no_time_is_refused(call: Callable[..., Finished], since: str):
     """With what would be one."""
     done = call("launch", "ls", "runs", "--since", since)
@@ -75,4 +75,4 @@ def test_what_is_no_time_is_refused(call: Callable[..., Finished], since: str):
 
 def test_none_is_like_that(call: Callable[..., Finished]):
     """It does not read as if nothing had ever been launched."""
-    assert "none of 3 jobs" in call("launch", "ls", "runs", "--executor", "ray").err
+    assert "none of the 3 jobs" in call("launch", "ls", "runs", "--executor", "ray").err

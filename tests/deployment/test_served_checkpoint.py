@@ -58,6 +58,14 @@ async def test_the_folder_is_the_one_that_the_server_names(tmp_path: Path, model
             assert await checkpoint_folder(target) == found
 
 
+async def test_a_handle_is_not_taken_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where a folder has that name."""
+    (tmp_path / "org/model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    async with target_of({"data": [BASE | {"root": "org/model"}]}) as target:
+        assert await checkpoint_folder(target) is None
+
+
 @pytest.mark.parametrize("listed", [None, {"data": [BASE]}])
 async def test_the_folder_of_our_own(tmp_path: Path, listed: Any):
     """It is known, and nobody else's is where nothing says it."""

@@ -301,8 +301,8 @@ def list_runs(
     console = Console(json=json)
     from enginehouse.jobs.records import JobRecords
 
-    known = JobRecords(Layout.from_environment()).all()
     begin = None if since is None else _moment(since)
+    known = JobRecords(Layout.from_environment()).all()
     records = [
         record
         for record in known
@@ -314,7 +314,7 @@ def list_runs(
         if records:
             _print_jobs(records, console)
         elif known:
-            console.note(f"none of {len(known)} jobs is like that")
+            console.note(f"none of the {len(known)} jobs matches")
         else:
             console.note("no job was launched yet; `enginehouse launch run` launches one")
 
@@ -324,14 +324,14 @@ def list_runs(
 def _moment(text: str) -> datetime:
     """A day or a time of this machine's clock, or how long ago it was."""
     ago = re.fullmatch(r"(\d{1,6})([dhm])", text)
-    if ago is not None:
+    try:
+        if ago is None:
+            return datetime.fromisoformat(text).astimezone()
         unit = {"d": "days", "h": "hours", "m": "minutes"}[ago[2]]
         return datetime.now(UTC) - timedelta(**{unit: int(ago[1])})
-    try:
-        return datetime.fromisoformat(text).astimezone()
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ConfigurationError(
-            f"--since {text!r} is no time",
+            f"--since {text!r} is not a time",
             fix="write a day or a time (2026-12-01T10:30), or how long ago (2d, 5h, 30m)",
         ) from error
 

@@ -17,13 +17,16 @@ from enginehouse.weights.served_models import ServedModel, decode_served_models
 async def checkpoint_folder(target: Target) -> Path | None:
     """The folder of the checkpoint, without an adapter's; None if it is not on this machine.
 
-    For a server that is not ours, it is the one that its list of models names. Raises WireError.
+    For a server that is not ours, it is the one that its list of models names by its whole path:
+    a hub handle may also be a folder's name here. Raises WireError.
     """
-    model = target.deployment.model
-    folder = model.path if model is not None else (await _listed(target.sampler)).root
-    if folder is None or not await asyncio.to_thread(Path(folder).is_dir):
-        return None
-    return Path(folder)
+    if (model := target.deployment.model) is not None:
+        folder = Path(model.path)
+    else:
+        folder = Path((await _listed(target.sampler)).root or "")
+        if not folder.is_absolute():
+            return None
+    return folder if await asyncio.to_thread(folder.is_dir) else None
 
 
 async def context_length(target: Target, options: ServerOptions) -> int | None:

@@ -37,7 +37,7 @@ class Interrupts:
 class SignalRoute:
     """Where the signals of a command line go: they cancel its work, or are passed on for a while.
 
-    Whoever runs the work hands SIGINT and SIGTERM to `take` first.
+    What runs the work hands SIGINT and SIGTERM to `take` first.
     """
 
     _PASSED_ON = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)

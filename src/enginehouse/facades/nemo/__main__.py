@@ -235,18 +235,17 @@ def _export(given: argparse.Namespace) -> list[str]:
     words = ["launch", "export", *(_job(one) for one in given.ids), "--to", given.dest]
     if given.config:
         words += ["--config", given.config]
-    elif given.dest == "local":
-        given.output_dir = given.output_dir or "."
+    here = "." if given.dest == "local" and not given.config else None
     settings = {
         "format": given.format,
-        "output_dir": given.output_dir,
+        "output_dir": given.output_dir or here,
         "output_filename": given.output_filename,
         "log_metrics": json.dumps(given.log_metrics) if given.log_metrics else None,
         "copy_logs": "true" if given.copy_logs else None,
         "only_required": "true" if given.only_required else None,
     }
-    given.override[:0] = [f"{name}={value}" for name, value in settings.items() if value]
-    for override in given.override:
+    own = [f"{name}={value}" for name, value in settings.items() if value]
+    for override in (*own, *given.override):
         words += ["-o", override]
     return words
 

@@ -380,3 +380,4 @@ async def test_a_job_begins_again_without_what_the_last_attempt_left(
     await slurm.cancel(first)
     second = await slurm.submit(spec, secrets={})
     await reach(slurm, second, JobState.COMPLETE)
+    assert "continued" in await said(slurm, second)
