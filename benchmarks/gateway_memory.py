@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
         done = 0.0
         while done < asked.requests:
             done += 2 * wrk(gateway.url, concurrency=asked.concurrency, seconds=2)
-            if done * 10 > asked.requests * (len(readings) + 1):
+            if done >= asked.requests or done * 10 > asked.requests * (len(readings) + 1):
                 readings.append((done, gateway.resident()))
                 say(f"after {readings[-1][0]:,.0f} requests: {readings[-1][1]:.1f} MB")
     (early, first), (late, last) = readings[0], readings[-1]
